@@ -1,0 +1,1 @@
+"""Experiments as files. base.py declares every key; the others are diffs."""

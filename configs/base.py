@@ -1,0 +1,94 @@
+"""Every key that a config may have, with its meaning and unit.
+
+A key that is not declared here is an error. Values are R1-Zero's where they
+are published (DeepSeek-R1, second version, section 2); the clip range of
+R1-Zero is not, so 0.2 stands there, the usual one.
+"""
+
+import ml_collections
+
+from configs import models
+
+
+def optimizer(learning_rate: float) -> dict:
+  return dict(
+      learning_rate=learning_rate,  # Peak.
+      warmup_steps=0,  # Updates, linear from 0.
+      decay='constant',  # Or 'cosine', down to learning_rate · final_ratio.
+      final_ratio=0.1,
+      beta1=0.9,
+      beta2=0.95,
+      weight_decay=0.1,  # On matrices only.
+      clip_norm=1.0,  # Of the global gradient.
+  )
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  # The stages, in order: 'pretrain', 'rl'.
+  config.stages = ('pretrain', 'rl')
+  # The base model that RL starts from: 'shipped' with the package; 'pretrain',
+  # made by the stage of that name, or found if this config made it before;
+  # 'random'; or a .safetensors file.
+  config.init = 'pretrain'
+
+  config.model = models.deepseek_v3()
+  config.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)  # −1: what is left.
+  # 'character', or the folder of a Hugging Face tokenizer.
+  config.tokenizer = dict(source='character')
+
+  config.data = dict(
+      task='arithmetic',  # A synthetic task, or 'math', 'countdown_file'.
+      path='',  # Of the JSONL file; relative to $R1JAX_DATA or to here.
+      eval_path='',  # Its held-out sibling.
+      template='r1_zero',  # See r1jax/data/template.py.
+      max_prompt_tokens=1024,  # A longer prompt is an error.
+  )
+  # The noisy web that the base model reads: see r1jax/data/tasks.py.
+  config.corpus = dict(
+      direct=0.75, direct_right=0.12, slip=0.08, noticed=0.5, malformed=0.06)
+
+  config.pretrain = dict(
+      steps=2000,
+      batch_size=64,  # Rows of packed documents.
+      length_tokens=128,  # Of a row.
+      microbatches=1,  # Gradients are summed over them.
+      balance_speed=1e-3,  # γ of the routing bias (V3 section 4.2).
+      optimizer=optimizer(2.2e-4),
+      checkpoint_every=500,  # Steps.
+      keep_checkpoints=2,
+      log_every=10,  # Steps a line in metrics.jsonl.
+  )
+  config.rl = dict(
+      steps=10400,
+      prompts_per_step=32,
+      group_size=16,  # G.
+      max_new_tokens=32768,
+      temperature=1.0,
+      minibatches=16,  # Updates a rollout.
+      microbatches=1,  # Gradients of one update are summed over them.
+      clip_low=0.2,  # ε_low.
+      clip_high=0.2,  # ε_high.
+      kl_coef=0.001,  # β; 0 keeps no reference policy.
+      reference_every=400,  # Steps between replacements of the reference.
+      scale_by_std=True,  # Advantages are divided by the group's deviation.
+      # Where old log-probabilities come from: 'rollout', as sampled, or
+      # 'recompute', by the trainer, where sampler and trainer differ.
+      old_logp='rollout',
+      balance_speed=1e-3,
+      reward=dict(accuracy=1.0, format=1.0),  # Weights.
+      optimizer=optimizer(3e-6),
+      eval_every=100,  # Steps; also before the first and after the last.
+      checkpoint_every=100,
+      keep_checkpoints=2,
+      train_samples=8,  # Training completions saved at each evaluation.
+  )
+  config.eval = dict(
+      num_problems=128,
+      samples=8,  # k, a problem.
+      batch_size=64,  # Problems sampled at once.
+      temperature=0.6,  # DeepSeek-R1 section 3.
+      top_p=0.95,
+  )
+  return config

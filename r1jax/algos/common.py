@@ -1,0 +1,79 @@
+"""What every objective shares: log-probabilities in chunks, KL estimators."""
+
+import jax
+import jax.numpy as jnp
+
+
+def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
+               chunk_tokens: int = 8192):
+  """Log-probability of each target and entropy of its distribution.
+
+  Logits exist for one chunk of tokens at a time, in the forward and in the
+  backward pass: [B, T, V] is never stored.
+
+  Args:
+    hidden_BTD: The model's output after its final norm.
+    head_DV: The output projection.
+    target_BT: int32; target_BT[b, t] is predicted from hidden_BTD[b, t].
+    temperature: Divides the logits, as the sampler did.
+    chunk_tokens: Tokens a chunk; B·T is padded up to a multiple of it.
+
+  Returns:
+    logp_BT and entropy_BT, float32, in nats. No gradient flows to the entropy.
+  """
+  B, T, D = hidden_BTD.shape
+  rows = B * T
+
+  def chunk(args):
+    hidden, target = args
+    logits = (hidden @ head_DV).astype(jnp.float32) / temperature
+    logp = jax.nn.log_softmax(logits)
+    entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
+    chosen = jnp.take_along_axis(logp, target[:, None], -1)[:, 0]
+    return chosen, jax.lax.stop_gradient(entropy)
+
+  hidden, target = hidden_BTD.reshape(rows, D), target_BT.reshape(rows)
+  if rows <= chunk_tokens:
+    logp, entropy = chunk((hidden, target))
+  else:
+    spare = -rows % chunk_tokens
+    hidden = jnp.pad(hidden, ((0, spare), (0, 0)))
+    target = jnp.pad(target, (0, spare))
+    logp, entropy = jax.lax.map(
+        jax.checkpoint(chunk), (hidden.reshape(-1, chunk_tokens, D),
+                                target.reshape(-1, chunk_tokens)))
+    logp, entropy = (x.reshape(-1)[:rows] for x in (logp, entropy))
+  return logp.reshape(B, T), entropy.reshape(B, T)
+
+
+def masked_sum(x, mask):
+  """Sum where mask, without letting a NaN outside it through."""
+  return jnp.sum(jnp.where(mask, x, 0))
+
+
+def masked_mean(x, mask):
+  """Mean where mask; 0 where nothing is."""
+  return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+_MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it the estimate says nothing.
+
+
+def kl(kind: str, logp, ref_logp):
+  """Per-token estimate of KL(policy ‖ reference) from the policy's samples.
+
+  With r = ref_logp − logp (Schulman, 'Approximating KL divergence'; k3 is
+  DeepSeekMath eq. 4):
+    k1 = −r            unbiased, may be negative
+    k2 = r² / 2        biased, low variance
+    k3 = eʳ − r − 1    unbiased, never negative
+  """
+  r = jnp.clip((ref_logp - logp).astype(jnp.float32),
+               -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  if kind == 'k1':
+    return -r
+  if kind == 'k2':
+    return 0.5 * r * r
+  if kind == 'k3':
+    return jnp.expm1(r) - r
+  raise ValueError(f"kl: unknown estimator {kind!r}; there are 'k1', 'k2', 'k3'")

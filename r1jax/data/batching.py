@@ -1,0 +1,118 @@
+"""From prompts and documents to arrays; resumable by position, on Grain."""
+
+from collections.abc import Callable, Sequence
+
+import grain
+import numpy as np
+
+from r1jax.data import tasks
+from r1jax.data.template import Template
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.errors import UserError
+from r1jax.records import Prompt, PromptBatch, TokenBatch
+
+
+def pad_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
+                width_tokens: int) -> PromptBatch:
+  """Tokenises and pads on the left; see PromptBatch for an example.
+
+  Raises:
+    UserError: a prompt is longer than `width_tokens`.
+  """
+  tokens_PT = np.full((len(prompts), width_tokens), tokenizer.pad_id, np.int32)
+  valid_PT = np.zeros((len(prompts), width_tokens), bool)
+  for row, prompt in enumerate(prompts):
+    ids = tokenizer.prompt(prompt.text)
+    if len(ids) > width_tokens:
+      raise UserError(
+          f'data: prompt {prompt.id} has {len(ids)} tokens, more than '
+          f'max_prompt_tokens = {width_tokens}; raise '
+          '--config.data.max_prompt_tokens or drop the row')
+    if not ids:
+      raise UserError(f'data: prompt {prompt.id} is empty')
+    tokens_PT[row, width_tokens - len(ids):] = ids
+    valid_PT[row, width_tokens - len(ids):] = True
+  return PromptBatch(tokens_PT=tokens_PT, valid_PT=valid_PT)
+
+
+def check_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
+                  width_tokens: int):
+  """Tokenises every row of a finite source: a long one fails at start-up."""
+  for index in range(len(prompts)):
+    pad_prompts([prompts[index]], tokenizer, width_tokens)
+
+
+def prompt_batches(prompts: Sequence[Prompt], batch_size: int, seed: int,
+                   shuffle: bool):
+  """An endless Grain iterator over lists of Prompts."""
+  dataset = grain.MapDataset.source(prompts)
+  if shuffle:
+    dataset = dataset.shuffle(seed)
+  dataset = dataset.repeat().batch(batch_size, batch_fn=list)
+  return iter(dataset.to_iter_dataset(_READ))
+
+
+class WebCorpus(Sequence):
+  """Batch i of packed synthetic documents, a pure function of (seed, i).
+
+  Rows are filled in turn: a document that does not fit any more opens the next
+  row, and what it left is padding.
+  """
+
+  def __init__(self, task: str, web: tasks.Web, template: Template,
+               tokenizer: Tokenizer, batch_size: int, length_tokens: int,
+               seed: int, num_batches: int):
+    self._task, self._web, self._template = task, web, template
+    self._tokenizer, self._seed = tokenizer, seed
+    self._shape, self._num_batches = (batch_size, length_tokens), num_batches
+
+  def __len__(self) -> int:
+    return self._num_batches
+
+  def __getitem__(self, index: int) -> TokenBatch:
+    rng = np.random.default_rng([self._seed, index])
+    return pack(lambda: self._document(rng), *self._shape,
+                self._tokenizer.pad_id)
+
+  def _document(self, rng: np.random.Generator) -> list[int]:
+    question, response = tasks.document(rng, self._task, self._web)
+    return [*self._tokenizer.prompt(self._template.render(question)),
+            *self._tokenizer.encode(response), self._tokenizer.stop_ids[0]]
+
+
+def pack(draw: Callable[[], list[int]], batch_size: int, length_tokens: int,
+         pad_id: int) -> TokenBatch:
+  """Fills rows with whole documents; see TokenBatch for an example.
+
+  Raises:
+    UserError: a document is longer than a row.
+  """
+  shape = (batch_size, length_tokens)
+  tokens = np.full(shape, pad_id, np.int32)
+  target = np.full(shape, pad_id, np.int32)
+  weight, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
+  ids = draw()
+  for row in range(batch_size):
+    start, count = 0, 0
+    while (end := start + len(ids)) <= length_tokens:
+      count += 1
+      tokens[row, start:end] = ids
+      target[row, start:end - 1] = ids[1:]
+      weight[row, start:end - 1] = 1
+      segment[row, start:end] = count
+      position[row, start:end] = np.arange(len(ids))
+      start, ids = end, draw()
+    if not count:
+      raise UserError(
+          f'data: a document of {len(ids)} tokens does not fit into '
+          f'length_tokens = {length_tokens}')
+  return TokenBatch(tokens_BT=tokens, target_BT=target, weight_BT=weight,
+                    segment_BT=segment, position_BT=position)
+
+
+def token_batches(corpus: WebCorpus):
+  """A Grain iterator over TokenBatches, made ahead in a thread."""
+  return iter(grain.MapDataset.source(corpus).to_iter_dataset(_READ))
+
+
+_READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

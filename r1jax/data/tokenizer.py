@@ -1,0 +1,122 @@
+"""One tokenizer class: the miniature's characters, or a folder from a hub."""
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from r1jax.errors import UserError
+
+CHARACTER = 'character'  # The name that a config gives instead of a folder.
+
+_SPECIAL = ('<pad>', '<bos>', '<eos>', '<think>', '</think>', '<answer>',
+            '</answer>', 'User:', 'Assistant:')
+_ALPHABET = '\n' + ''.join(chr(code) for code in range(32, 127))
+
+
+class Tokenizer:
+  """Text to ids and back.
+
+  Attributes:
+    vocab_size: Largest id + 1; the model's vocabulary may be larger.
+    pad_id: Fills arrays. It may equal a stop id: masks never compare ids.
+    bos_id: Opens every prompt, or None where the family has none.
+    stop_ids: Any of them ends a completion.
+    source: What the config named.
+  """
+
+  def __init__(self, core: tokenizers.Tokenizer, source: str, pad_id: int,
+               bos_id: int | None, stop_ids: Sequence[int]):
+    self._core = core
+    self.source = source
+    self.pad_id = pad_id
+    self.bos_id = bos_id
+    self.stop_ids = tuple(stop_ids)
+    self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of the text, with no BOS or EOS added.
+
+    Raises:
+      UserError: a character that the character tokenizer does not have.
+    """
+    encoding = self._core.encode(text, add_special_tokens=False)
+    if self.source == CHARACTER and -1 in (ids := [
+        -1 if token == '<unk>' else 0 for token in encoding.tokens]):
+      start, end = encoding.offsets[ids.index(-1)]
+      raise UserError(
+          f'tokenizer: the character tokenizer has no {text[start:end]!r}; it '
+          'knows printable ASCII and the newline')
+    return encoding.ids
+
+  def prompt(self, text: str) -> list[int]:
+    """Ids of a prompt, with exactly one BOS where the family has one."""
+    ids = self.encode(text)
+    if self.bos_id is None or ids[:1] == [self.bos_id]:
+      return ids
+    return [self.bos_id] + ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._core.decode(list(ids), skip_special_tokens=False)
+
+  def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+    return self._core.decode_batch(
+        [list(row) for row in rows], skip_special_tokens=False)
+
+
+def load(source: str) -> Tokenizer:
+  """Returns the tokenizer that a config names: 'character', or a folder.
+
+  A folder holds tokenizer.json (or .json.gz) and tokenizer_config.json, as on
+  the Hugging Face hub.
+
+  Raises:
+    UserError: a file is missing or is not what it should be.
+  """
+  if source == CHARACTER:
+    return _character()
+  folder = Path(source).expanduser()
+  packed = folder / 'tokenizer.json.gz'
+  plain = folder / 'tokenizer.json'
+  path = plain if plain.exists() else packed
+  if not path.exists():
+    raise UserError(
+        f'tokenizer: no tokenizer.json in {folder}; give the folder of a '
+        f"Hugging Face tokenizer, or '{CHARACTER}', in "
+        '--config.tokenizer.source')
+  try:
+    opened = gzip.open(path, 'rt') if path == packed else open(path)
+    with opened as file:
+      core = tokenizers.Tokenizer.from_str(file.read())
+    settings = json.loads((folder / 'tokenizer_config.json').read_text())
+  except Exception as error:  # tokenizers raises bare Exception.
+    raise UserError(f'tokenizer: cannot read {folder}: {error}') from error
+
+  def id_of(name: str) -> int | None:
+    token = settings.get(name)
+    token = token['content'] if isinstance(token, dict) else token
+    return core.token_to_id(token) if token else None
+
+  eos = id_of('eos_token')
+  if eos is None:
+    raise UserError(f'tokenizer: {folder} names no eos_token')
+  pad = id_of('pad_token')
+  bos = id_of('bos_token') if settings.get('add_bos_token', True) else None
+  return Tokenizer(core, source, pad_id=eos if pad is None else pad,
+                   bos_id=bos, stop_ids=(eos,))
+
+
+def _character() -> Tokenizer:
+  names = [*_SPECIAL, *_ALPHABET, '<unk>']
+  vocab = {name: index for index, name in enumerate(names)}
+  core = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))
+  core.pre_tokenizer = pre_tokenizers.Split(
+      tokenizers.Regex(r'[\s\S]'), behavior='isolated')
+  core.decoder = decoders.Fuse()
+  core.add_special_tokens(
+      [tokenizers.AddedToken(name, normalized=False) for name in _SPECIAL])
+  return Tokenizer(core, CHARACTER, pad_id=vocab['<pad>'], bos_id=None,
+                   stop_ids=(vocab['<eos>'],))

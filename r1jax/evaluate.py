@@ -1,0 +1,117 @@
+"""Held-out evaluation: pass@1 and cons@k with their uncertainty."""
+
+from collections import Counter
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import numpy as np
+
+from r1jax.data import batching, tasks, template
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.errors import UserError
+from r1jax.records import Prompt, Scored
+from r1jax.rewards import answers
+from r1jax.rewards.combine import RuleReward, completion_texts
+from r1jax.rollout.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Numbers under their metric names, and the completions behind them."""
+
+  metrics: dict[str, float]
+  samples: list[dict]
+
+
+class Evaluator:
+  """Samples every problem k times (k = the engine's group size).
+
+  Raises:
+    UserError: the batch does not divide the problems.
+  """
+
+  def __init__(self, engine: Engine, prompts: Sequence[Prompt],
+               tokenizer: Tokenizer, reward: RuleReward, opens_think: bool,
+               width_tokens: int, batch_size: int):
+    if len(prompts) % batch_size:
+      raise UserError(
+          f'eval: {len(prompts)} problems do not divide into batches of '
+          f'{batch_size}; change --config.eval.num_problems or '
+          '--config.eval.batch_size')
+    self._engine, self._prompts, self._tokenizer = engine, prompts, tokenizer
+    self._reward, self._opens_think = reward, opens_think
+    self._width, self._batch = width_tokens, batch_size
+
+  def run(self, params, key: jax.Array) -> Report:
+    rows = []
+    for start in range(0, len(self._prompts), self._batch):
+      prompts = [self._prompts[i] for i in range(start, start + self._batch)]
+      batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
+      rollout = jax.device_get(self._engine.generate(
+          params, batch, jax.random.fold_in(key, start)))
+      texts = completion_texts(
+          rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
+          self._tokenizer.decode_batch)
+      scored = self._reward.score(texts, prompts)
+      rows += sample_rows(prompts, scored, rollout.length_B, rollout.finish_B)
+    return Report(self._metrics(rows), rows)
+
+  def _metrics(self, rows: list[dict]) -> dict[str, float]:
+    k = self._engine.config.group_size
+    num = len(self._prompts)
+    assert len(rows) == num * k, (len(rows), num, k)
+    right_PK = np.array([row['accuracy'] for row in rows]).reshape(num, k)
+    per_problem = right_PK.mean(1)
+    voted = [
+        majority(rows[p * k:(p + 1) * k], self._prompts[p], self._opens_think)
+        for p in range(num)]
+    mean = lambda name: float(np.mean([row[name] for row in rows]))
+    return {
+        'eval/pass@1': float(per_problem.mean()),
+        # Problems are the independent draws, so the error is over them.
+        'eval/pass@1_stderr': float(
+            per_problem.std(ddof=1) / np.sqrt(num)) if num > 1 else 0.0,
+        f'eval/cons@{k}': float(np.mean(voted)),
+        'eval/format': mean('format'),
+        'eval/response_length/mean': mean('tokens'),
+        'eval/self_correction': float(np.mean(
+            [self_corrects(row['completion']) for row in rows])),
+        'eval/truncated': mean('truncated'),
+    }
+
+
+def majority(rows: list[dict], prompt: Prompt, opens_think: bool) -> bool:
+  """cons@k of one problem: is the most frequent answer right?
+
+  Missing answers do not vote; a tie goes to the answer that came first.
+  """
+  votes = Counter(
+      answer for row in rows
+      if (answer := template.parse(row['completion'], opens_think).answer))
+  if not votes:
+    return False
+  return answers.is_right(
+      votes.most_common(1)[0][0], prompt.answer, prompt.source)
+
+
+def self_corrects(completion: str) -> bool:
+  """Does the thought stop and repair a step?"""
+  thought = completion.split('</think>')[0]
+  return tasks.CORRECTION in thought.lower()
+
+
+def sample_rows(prompts: Sequence[Prompt], scored: Scored,
+                length_B, finish_B) -> list[dict]:
+  """One JSON-ready row a completion."""
+  group_size = len(scored.texts) // len(prompts)
+  return [{
+      'id': prompts[b // group_size].id,
+      'question': prompts[b // group_size].question,
+      'gold': prompts[b // group_size].answer,
+      'completion': text,
+      'accuracy': float(scored.parts['accuracy'][b]),
+      'format': float(scored.parts['format'][b]),
+      'tokens': int(length_B[b]),
+      'truncated': float(finish_B[b] == 0),
+  } for b, text in enumerate(scored.texts)]

@@ -1,0 +1,163 @@
+"""The command line: flags → a stage, an evaluation, some samples.
+
+  r1jax train --config=configs/r1_zero_tiny.py --workdir=runs/zero
+"""
+
+from collections.abc import Callable
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from r1jax.errors import UserError
+
+USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
+
+usage: r1jax COMMAND --config=FILE [--config.KEY=VALUE ...] [flags]
+
+commands:
+  train    run the config's stages:   r1jax train --config=C --workdir=DIR
+  eval     pass@1 and cons@k:         r1jax eval --config=C [--workdir=DIR]
+  sample   complete prompts:          r1jax sample --config=C --prompt=TEXT
+  config   print a config, resolved:  r1jax config --config=C
+
+`r1jax COMMAND --help` shows its flags; configs/base.py declares every key.
+Without --workdir, eval and sample use the base model that the config names.
+"""
+
+BAD_INPUT = 2  # Exit code.
+
+
+def _train(config, values):
+  from r1jax.stages import pipeline
+  if not values.workdir:
+    raise UserError('train: give --workdir=DIR, where the run is kept')
+  pipeline.train(config, values.workdir)
+
+
+def _eval(config, values):
+  import jax
+  from r1jax.stages import build
+  parts, params = _weights(config, values)
+  found = build.evaluator(config, parts).run(params, jax.random.key(config.seed))
+  for name, value in found.metrics.items():
+    print(f'{name} {value:.4f}')
+
+
+def _sample(config, values):
+  import jax
+  from r1jax.data import batching, template
+  from r1jax.records import Prompt
+  from r1jax.rewards.combine import completion_texts
+  from r1jax.stages import build
+  if not values.prompt:
+    raise UserError('sample: give at least one --prompt=TEXT')
+  parts, params = _weights(config, values)
+  engine = build.rl_engine(config, parts)
+  prompts = [
+      Prompt(id=f'--prompt {i}', text=parts.template.render(question),
+             question=question, answer='', source='')
+      for i, question in enumerate(values.prompt, 1)]
+  for index, prompt in enumerate(prompts):
+    batch = batching.pad_prompts(
+        [prompt], parts.tokenizer, config.data.max_prompt_tokens)
+    rollout = jax.device_get(engine.generate(
+        params, batch, jax.random.fold_in(jax.random.key(config.seed), index)))
+    print(f'{prompt.question}')
+    for text in completion_texts(
+        rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
+        parts.tokenizer.decode_batch):
+      read = template.parse(text, parts.template.opens_think)
+      print(f'  thought: {read.thought}\n  answer:  {read.answer}')
+
+
+def _config(config, values):
+  del values
+  print(config, end='')
+
+
+def _weights(config, values):
+  from r1jax.stages import build, pipeline
+  parts = build.parts(config)
+  if values.workdir:
+    return parts, pipeline.trained_params(config, parts, values.workdir)
+  return parts, pipeline.base_params(config, parts)
+
+
+COMMANDS: dict[str, Callable] = {
+    'train': _train, 'eval': _eval, 'sample': _sample, 'config': _config}
+
+
+def _flags(command: str):
+  """The flags of a command, apart from absl's global ones."""
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+      'config', None, 'The experiment: a file with get_config(). Override a '
+      'key with --config.KEY=VALUE.', flag_values=values)
+  flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
+                    flag_values=values)
+  if command != 'config':
+    flags.DEFINE_string('workdir', '', 'Where the run is kept.',
+                        flag_values=values)
+  if command == 'sample':
+    flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated.',
+                              flag_values=values)
+  return values, config
+
+
+def run(argv: list[str]) -> None:
+  """Runs one command.
+
+  Raises:
+    UserError: for anything that the person who typed it can mend.
+  """
+  if not argv or argv[0] in ('-h', '--help', 'help'):
+    print(USAGE, end='')
+    return
+  command, rest = argv[0], argv[1:]
+  if command not in COMMANDS:
+    raise UserError(
+        f'unknown command {command!r}; there are {", ".join(COMMANDS)}')
+  values, holder = _flags(command)
+  if any(arg in ('-h', '--help') for arg in rest):
+    print(f'usage: r1jax {command} --config=FILE [flags]\n'
+          + values.main_module_help())
+    return
+  _check_config_flag(rest)
+  try:
+    extra = values(['r1jax', *rest])[1:]
+  except (flags.Error, AttributeError, KeyError, TypeError,
+          ValueError) as error:
+    raise UserError(_one_line(error)) from error
+  if extra:
+    raise UserError(f'unexpected argument {extra[0]!r}')
+  COMMANDS[command](holder.value, values)
+
+
+def _check_config_flag(args: list[str]):
+  paths = [arg.split('=', 1)[1] for arg in args
+           if arg.startswith(('--config=', '-config='))]
+  if not paths:
+    raise UserError('give --config=FILE, for example '
+                    '--config=configs/r1_zero_tiny.py')
+  path = paths[0].split(':')[0]
+  if not os.path.exists(path):
+    raise UserError(f'config: no file {path}')
+
+
+def _one_line(error: Exception) -> str:
+  text = str(error.args[0] if isinstance(error, KeyError) else error)
+  return 'config: ' + ' '.join(text.split())
+
+
+def main():
+  try:
+    run(sys.argv[1:])
+  except UserError as error:
+    print(f'r1jax: {error}', file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+if __name__ == '__main__':
+  main()

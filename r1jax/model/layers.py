@@ -1,0 +1,81 @@
+"""The small parts: weights with named axes, RMSNorm, embedding, SwiGLU, RoPE."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from r1jax.model.config import ModelConfig
+from r1jax.sharding import Layout
+
+
+def weight(module: nn.Module, name: str, letters: str, shape: tuple[int, ...],
+           std: float) -> jax.Array:
+  """Declares a normal(0, std) weight, its dimensions named by letters.
+
+  Returns it in the compute dtype; the stored master is float32.
+  """
+  init = nn.with_partitioning(nn.initializers.normal(std), tuple(letters))
+  value = module.param(name, init, shape, jnp.float32)
+  return value.astype(module.config.compute_dtype)
+
+
+def linear(x: jax.Array, w: jax.Array) -> jax.Array:
+  """x [..., D] times w [D, ...] → [..., ...], as one two-dimensional product.
+
+  Its gradient with respect to w then contracts one axis, not several, which
+  halves its time on CPU.
+  """
+  y = x.reshape(-1, x.shape[-1]) @ w.reshape(w.shape[0], -1)
+  return y.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x²) + ε) · scale over the last axis, in float32."""
+
+  eps: float
+  letter: str = 'D'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    # The axis of a norm's scale is never split: it is too small to pay.
+    init = nn.with_partitioning(nn.initializers.ones, ('1',))
+    scale = self.param('scale', init, x.shape[-1:], jnp.float32)
+    x32 = x.astype(jnp.float32)
+    rms = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)
+    return (x32 * rms * scale).astype(x.dtype)
+
+
+class SwiGLU(nn.Module):
+  """down(silu(gate(x)) · up(x)): [..., D] → [..., D]."""
+
+  config: ModelConfig
+  layout: Layout
+  ffn_dim: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    D, F, std = self.config.d_model, self.ffn_dim, self.config.init_std
+    gate_DF = weight(self, 'gate', 'DF', (D, F), std)
+    up_DF = weight(self, 'up', 'DF', (D, F), std)
+    down_FD = weight(self, 'down', 'FD', (F, D), std)
+    hidden = jax.nn.silu(linear(x, gate_DF)) * linear(x, up_DF)
+    return linear(hidden, down_FD)
+
+
+def rotate(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
+  """Rotary embedding over adjacent pairs (RoFormer, eq. 34), in float32.
+
+  Pair i of R/2, (x[2i], x[2i+1]), turns by position · theta^(-2i/R).
+
+  Args:
+    x: [..., R]
+    position: int32, broadcastable to x.shape[:-1].
+    theta: Base of the frequencies.
+  """
+  R = x.shape[-1]
+  freq = theta ** (-jnp.arange(0, R, 2, dtype=jnp.float32) / R)
+  angle = position[..., None].astype(jnp.float32) * freq
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+  pairs = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+  return pairs.reshape(x.shape).astype(x.dtype)

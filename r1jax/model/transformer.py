@@ -1,0 +1,209 @@
+"""The transformer: embed → scanned blocks → norm → logits.
+
+Layers of one kind (dense, then MoE) are stacked along L and scanned, so that
+program size and compile time do not grow with depth.
+"""
+
+from typing import NamedTuple
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from r1jax.model.config import ModelConfig
+from r1jax.model.layers import RMSNorm, SwiGLU, weight
+from r1jax.model.mla import MLA
+from r1jax.model.moe import MoE
+from r1jax.sharding import Layout
+
+
+@chex.dataclass(frozen=True)
+class LatentCache:
+  """Latents of P prompts and of the G samples that continue each.
+
+  Attributes:
+    prefix: One [L, P, S, X] a stack of layers: the prompts.
+    own: One [L, P, G, S, X] a stack: each sample's own tokens.
+    valid_PS: bool, False on the prompts' padding.
+    length_P: int32, tokens in each prompt.
+  """
+
+  prefix: tuple[jax.Array, ...]
+  own: tuple[jax.Array, ...]
+  valid_PS: jax.Array
+  length_P: jax.Array
+
+
+class Output(NamedTuple):
+  """hidden_BTD after the final norm; latents and expert loads by stack."""
+
+  hidden_BTD: jax.Array
+  latents: tuple[jax.Array, ...]  # [L, B, T, X] each
+  load_LE: jax.Array  # MoE layers only, float32
+
+
+class Block(nn.Module):
+  config: ModelConfig
+  layout: Layout
+  is_moe: bool
+
+  def setup(self):
+    c = self.config
+    self.attention_norm = RMSNorm(c.norm_eps)
+    self.attention = MLA(c, self.layout)
+    self.ffn_norm = RMSNorm(c.norm_eps)
+    if self.is_moe:
+      self.ffn = MoE(c, self.layout)
+    else:
+      self.ffn = SwiGLU(c, self.layout, c.ffn_dim)
+
+  def feed_forward(self, x, counted):
+    h = self.ffn_norm(x)
+    if not self.is_moe:
+      return x + self.ffn(h), jnp.zeros((0,))
+    flat, load_E = self.ffn(h.reshape(-1, h.shape[-1]), counted.reshape(-1))
+    return x + flat.reshape(h.shape), load_E
+
+  def __call__(self, x_BTD, position_BT, segment_BT):
+    mix_BTD, latent_BTX = self.attention(
+        self.attention_norm(x_BTD), position_BT, segment_BT)
+    x_BTD = self.layout.constrain(x_BTD + mix_BTD, 'BTD')
+    x_BTD, load_E = self.feed_forward(x_BTD, segment_BT > 0)
+    return self.layout.constrain(x_BTD, 'BTD'), (latent_BTX, load_E)
+
+  def decode(self, carry, layer, prefix_PSX, valid_PS, position_PG, slot):
+    """Carries the own-token latents of the stack and writes in place."""
+    x_PGD, own_LPGSX = carry
+    h_PGD = self.attention_norm(x_PGD)
+    new_PGX = self.attention.latent(h_PGD, position_PG)
+    own_LPGSX = jax.lax.dynamic_update_slice(
+        own_LPGSX, new_PGX[None, :, :, None].astype(own_LPGSX.dtype),
+        (layer, 0, 0, slot, 0))
+    x_PGD += self.attention.decode(
+        h_PGD, position_PG, prefix_PSX, valid_PS, own_LPGSX[layer], slot)
+    x_PGD, _ = self.feed_forward(x_PGD, jnp.ones(x_PGD.shape[:2], bool))
+    return (self.layout.constrain(x_PGD, 'PGD'), own_LPGSX), None
+
+
+def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
+  """`layers` blocks of one kind, their parameters stacked along L."""
+  over_layers = dict(
+      variable_axes={'params': 0}, split_rngs={'params': True}, length=layers,
+      metadata_params={nn.PARTITION_NAME: 'L'})
+  block = nn.remat(Block) if config.remat else Block
+  scanned = nn.scan(block, methods={
+      '__call__': dict(over_layers, in_axes=(nn.broadcast, nn.broadcast)),
+      'decode': dict(over_layers, in_axes=(0, 0) + (nn.broadcast,) * 3)})
+  return scanned(config, layout, is_moe)
+
+
+class Transformer(nn.Module):
+  config: ModelConfig
+  layout: Layout
+
+  def setup(self):
+    c = self.config
+    self.embedding_VD = weight(
+        self, 'embedding', 'VD', (c.vocab_size, c.d_model), c.init_std)
+    stacks = []
+    if c.first_k_dense:
+      self.dense_layers = _stack(c, self.layout, False, c.first_k_dense)
+      stacks.append((self.dense_layers, c.first_k_dense))
+    if c.num_moe_layers:
+      self.moe_layers = _stack(c, self.layout, True, c.num_moe_layers)
+      stacks.append((self.moe_layers, c.num_moe_layers))
+    self.stacks = stacks
+    self.norm = RMSNorm(c.norm_eps)
+    self.head_DV = weight(
+        self, 'head', 'DV', (c.d_model, c.vocab_size), c.init_std)
+
+  def __call__(self, tokens_BT, position_BT, segment_BT) -> Output:
+    """The full forward pass, without logits: they are asked for in chunks.
+
+    Args:
+      tokens_BT: int32.
+      position_BT: int32, each token's place in its document.
+      segment_BT: int32; a token attends within its segment, 0 is padding.
+    """
+    x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BTD')
+    latents, loads = [], [jnp.zeros((0, self.config.num_experts))]
+    for (stack, _) in self.stacks:
+      x_BTD, (latent_LBTX, load_LE) = stack(x_BTD, position_BT, segment_BT)
+      latents.append(latent_LBTX)
+      if load_LE.shape[-1]:
+        loads.append(load_LE)
+    return Output(self.norm(x_BTD), tuple(latents), jnp.concatenate(loads))
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """[..., D] → float32 [..., V]."""
+    return (hidden @ self.head_DV).astype(jnp.float32)
+
+  def prefill(self, tokens_PT, valid_PT, group_size: int, budget_tokens: int):
+    """Reads the prompts, left-padded, once for all samples of each.
+
+    Returns:
+      The last token's logits [P, V] and a cache with room for `budget_tokens`
+      own tokens of each of `group_size` samples.
+    """
+    position_PT = positions(valid_PT)
+    out = self(tokens_PT, position_PT, valid_PT.astype(jnp.int32))
+    P = tokens_PT.shape[0]
+    own = tuple(
+        jnp.zeros((l.shape[0], P, group_size, budget_tokens, l.shape[-1]),
+                  l.dtype) for l in out.latents)
+    cache = LatentCache(prefix=out.latents, own=own, valid_PS=valid_PT,
+                        length_P=valid_PT.sum(-1, dtype=jnp.int32))
+    return self.logits(out.hidden_BTD[:, -1]), cache
+
+  def decode(self, tokens_PG, cache: LatentCache, slot):
+    """Appends one token to each sample, at own slot `slot`.
+
+    Returns:
+      Logits [P, G, V] for the token after it, and the cache.
+    """
+    x_PGD = self.layout.constrain(self.embedding_VD[tokens_PG], 'PGD')
+    position_PG = jnp.broadcast_to(
+        cache.length_P[:, None] + slot, tokens_PG.shape)
+    own = []
+    for (stack, layers), prefix, own_LPGSX in zip(
+        self.stacks, cache.prefix, cache.own):
+      (x_PGD, own_LPGSX), _ = stack.decode(
+          (x_PGD, own_LPGSX), jnp.arange(layers), prefix, cache.valid_PS,
+          position_PG, slot)
+      own.append(own_LPGSX)
+    return self.logits(self.norm(x_PGD)), cache.replace(own=tuple(own))
+
+
+def positions(valid_BT: jax.Array) -> jax.Array:
+  """Place of each token among the valid ones: [0 0 1 1 1] → [0 0 0 1 2]."""
+  return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), -1) - 1, 0)
+
+
+def parameter_shapes(model: Transformer):
+  """Boxed shapes: nn.Partitioned leaves that carry the dimension letters."""
+  one = jnp.zeros((1, 1), jnp.int32)
+  return jax.eval_shape(model.init, jax.random.key(0), one, one, one)['params']
+
+
+def parameter_shardings(model: Transformer, layout: Layout):
+  """The NamedSharding of every parameter, after checking that it divides."""
+  def shard(path, boxed):
+    name = '/'.join(str(getattr(k, 'key', k)) for k in path)
+    layout.check(name, boxed.value.shape, boxed.names)
+    return jax.sharding.NamedSharding(
+        layout.mesh, layout.weight_spec(boxed.names))
+
+  return jax.tree_util.tree_map_with_path(
+      shard, parameter_shapes(model),
+      is_leaf=lambda x: isinstance(x, nn.Partitioned))
+
+
+def init_params(model: Transformer, key: jax.Array):
+  """Fresh parameters, made in place on the mesh: plain nested dicts."""
+  def make(key):
+    one = jnp.zeros((1, 1), jnp.int32)
+    return nn.meta.unbox(model.init(key, one, one, one)['params'])
+
+  shardings = parameter_shardings(model, model.layout)
+  return jax.jit(make, out_shardings=shardings)(key)

@@ -1,0 +1,133 @@
+"""The typed records on the arrows of the data flow, and the dimension table.
+
+An array's name ends in its shape, one letter a dimension; the same letters are
+einsum indices and sharding axes:
+
+  B sequences (= P·G)    P prompts              G samples a prompt
+  T tokens               S cache slots          D model width
+  N heads                K kv heads             M = N/K
+  H head                 J query-key head (= H + R in MLA)
+  R rope part            C kv latent            X latent cache entry (= C + R)
+  Q query latent         U value head           F ffn width
+  E experts              A active experts       V vocabulary
+  L layers               W blocks
+"""
+
+from collections.abc import Sequence
+
+import chex
+import numpy as np
+
+FINISH_LENGTH = 0  # Ran into the token budget: truncated.
+FINISH_STOP = 1  # Sampled an end-of-sequence token.
+
+
+@chex.dataclass(frozen=True)
+class Prompt:
+  """One question, on the host.
+
+  Attributes:
+    id: Unique within its source; names the row in errors and samples.
+    text: The templated prompt, exactly as the tokenizer sees it.
+    question: The bare question.
+    answer: The gold answer, in the form that the source's grader reads.
+    source: Which grader scores it: 'arithmetic', 'countdown' or 'math'.
+  """
+
+  id: str
+  text: str
+  question: str
+  answer: str
+  source: str
+
+
+@chex.dataclass(frozen=True)
+class PromptBatch:
+  """Tokenised prompts, padded on the left so that all end in one column.
+
+  Example, T = 5, prompts [7, 8, 9] and [7, 8, 9, 4, 5]:
+    tokens_PT = [[0, 0, 7, 8, 9], [7, 8, 9, 4, 5]]
+    valid_PT  = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+
+  Attributes:
+    tokens_PT: int32.
+    valid_PT: bool, False on padding. Never derived from token ids.
+  """
+
+  tokens_PT: chex.Array
+  valid_PT: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class Rollout:
+  """G completions for each of P prompts; row b belongs to prompt b // G.
+
+  Prompt columns come first, completion columns after them, one T axis.
+
+  Attributes:
+    tokens_BT: int32, prompt (left-padded) then completion (right-padded).
+    valid_BT: bool, True on prompt and completion tokens.
+    mask_BT: bool, True on completion tokens, the stop token among them.
+    logp_BT: float32 log-probability of each token under the distribution that
+      it was sampled from; 0 outside mask_BT.
+    finish_B: int32, FINISH_STOP or FINISH_LENGTH.
+    length_B: int32, completion tokens, the stop token among them.
+  """
+
+  tokens_BT: chex.Array
+  valid_BT: chex.Array
+  mask_BT: chex.Array
+  logp_BT: chex.Array
+  finish_B: chex.Array
+  length_B: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class Scored:
+  """Rewards, on the host.
+
+  Attributes:
+    reward_B: float32, the weighted sum of the parts.
+    parts: Name to float32 [B]: 'accuracy', 'format'.
+    texts: B decoded completions.
+  """
+
+  reward_B: np.ndarray
+  parts: dict[str, np.ndarray]
+  texts: Sequence[str]
+
+
+@chex.dataclass(frozen=True)
+class RLBatch:
+  """What a policy update reads.
+
+  Attributes:
+    rollout: The sampled sequences.
+    adv_B: float32, one advantage a sequence.
+    old_logp_BT: float32, log-probabilities under the sampling policy.
+    ref_logp_BT: float32, under the reference policy.
+  """
+
+  rollout: Rollout
+  adv_B: chex.Array
+  old_logp_BT: chex.Array
+  ref_logp_BT: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class TokenBatch:
+  """Packed documents for next-token prediction.
+
+  Documents [7, 8, 9] and [4, 5] packed into T = 6, one spare column:
+    tokens_BT   = [7, 8, 9, 4, 5, 0]
+    target_BT   = [8, 9, 0, 5, 0, 0]   the next token of the same document
+    weight_BT   = [1, 1, 0, 1, 0, 0]   0 where a document ends, and on padding
+    segment_BT  = [1, 1, 1, 2, 2, 0]   0 on padding
+    position_BT = [0, 1, 2, 0, 1, 0]
+  """
+
+  tokens_BT: chex.Array
+  target_BT: chex.Array
+  weight_BT: chex.Array
+  segment_BT: chex.Array
+  position_BT: chex.Array

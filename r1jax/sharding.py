@@ -1,0 +1,130 @@
+"""The mesh, and which of its axes each dimension letter is split over.
+
+A `Layout` is a mesh and two tables from letters to mesh axes: one for weights,
+one for activations. They differ because the same letter plays two roles: the
+D of a weight is split over `fsdp` to save memory, the D of an activation is
+whole. Mesh-axis names are written in this module and nowhere else.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r1jax.errors import UserError
+
+MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
+
+_Axes = tuple[tuple[str, tuple[str, ...]], ...]
+
+# Training: batch over data and fsdp, weights over fsdp × tensor, experts apart.
+TRAIN_WEIGHTS: _Axes = (
+    ('V', ('tensor',)),
+    ('D', ('fsdp',)),
+    ('N', ('tensor',)),
+    ('F', ('tensor',)),
+    ('E', ('expert',)),
+)
+# Decoding: weights stay whole over fsdp, so that a step gathers nothing.
+DECODE_WEIGHTS: _Axes = tuple(
+    (letter, axes) for letter, axes in TRAIN_WEIGHTS if letter != 'D'
+)
+ACTIVATIONS: _Axes = (
+    ('B', ('data', 'fsdp')),
+    ('P', ('data', 'fsdp')),
+    ('N', ('tensor',)),
+    ('F', ('tensor',)),
+    ('V', ('tensor',)),
+    ('E', ('expert',)),
+)
+
+
+def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
+  """Returns a mesh over MESH_AXES; one axis may be -1: all that is left.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  unknown = set(shape) - set(MESH_AXES)
+  if unknown:
+    raise UserError(
+        f'mesh: unknown axis {sorted(unknown)[0]!r}; use {MESH_AXES}')
+  sizes = {axis: int(shape.get(axis, 1)) for axis in MESH_AXES}
+  free = [axis for axis, size in sizes.items() if size == -1]
+  if len(free) > 1 or any(s < 1 and s != -1 for s in sizes.values()):
+    raise UserError(
+        f'mesh: sizes are at least 1, and at most one is -1; got {sizes}')
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if free and len(devices) % fixed == 0:
+    sizes[free[0]] = len(devices) // fixed
+  if math.prod(sizes.values()) != len(devices):
+    wanted = ' × '.join(f'{axis}={size}' for axis, size in sizes.items())
+    raise UserError(
+        f'mesh: {wanted} does not make the {len(devices)} devices here; '
+        'change --config.mesh.*')
+  return jax.make_mesh(
+      tuple(sizes.values()), MESH_AXES,
+      axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh with its letter → mesh axes tables. Hashable, hence static."""
+
+  mesh: Mesh
+  weights: _Axes = TRAIN_WEIGHTS
+  activations: _Axes = ACTIVATIONS
+
+  def weight_spec(self, letters: str | tuple) -> PartitionSpec:
+    return _spec(letters, self.weights)
+
+  def activation_spec(self, letters: str) -> PartitionSpec:
+    return _spec(letters, self.activations)
+
+  def constrain(self, x: jax.Array, letters: str) -> jax.Array:
+    """Pins an activation's sharding, by the letters of its shape."""
+    sharding = NamedSharding(self.mesh, self.activation_spec(letters))
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+  def sharding(self, letters: str) -> NamedSharding:
+    return NamedSharding(self.mesh, self.activation_spec(letters))
+
+  def replicated(self) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  def decoding(self) -> 'Layout':
+    return dataclasses.replace(self, weights=DECODE_WEIGHTS)
+
+  def size(self, letter: str) -> int:
+    """How many parts an activation's dimension `letter` is cut into."""
+    axes = dict(self.activations).get(letter, ())
+    return math.prod(self.mesh.shape[axis] for axis in axes)
+
+  def check(self, name: str, shape: tuple[int, ...], letters: str | tuple):
+    """Raises UserError if the mesh does not divide a weight of this shape."""
+    for size, letter in zip(shape, letters):
+      axes = dict(self.weights).get(letter, ())
+      parts = math.prod(self.mesh.shape[axis] for axis in axes)
+      if size % parts:
+        raise UserError(
+            f'mesh: {name} has {letter} = {size}, which does not divide over '
+            f'{" × ".join(axes)} = {parts}; change --config.mesh.*')
+
+
+def _spec(letters: str | tuple, table: _Axes) -> PartitionSpec:
+  axes = [dict(table).get(letter) for letter in letters]
+  used = [axis for group in axes for axis in group or ()]
+  twice = {axis for axis in used if used.count(axis) > 1}
+  if twice:
+    raise ValueError(
+        f'two of the letters {"".join(letters)!r} are split over the mesh axis '
+        f'{twice.pop()!r}; give one of them another axis in sharding.py')
+  return PartitionSpec(*axes)
+
+
+def reshard(tree, shardings):
+  """Moves a tree between layouts: a jitted identity."""
+  return jax.jit(lambda t: t, out_shardings=shardings)(tree)

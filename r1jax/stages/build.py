@@ -1,0 +1,159 @@
+"""From a ConfigDict to the parts that a stage runs. Below here, no ConfigDict.
+
+Everything is made and checked before a run writes anything.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import ml_collections
+
+from r1jax.data import batching, datasets, tasks, template, tokenizer
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.errors import UserError
+from r1jax.evaluate import Evaluator
+from r1jax.model.config import ModelConfig
+from r1jax.model.transformer import Transformer, parameter_shardings
+from r1jax.records import Prompt
+from r1jax.rewards.combine import RuleReward
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.sampling import SamplingConfig
+from r1jax.sharding import Layout, make_mesh
+from r1jax.train.optimizer import OptimizerConfig
+
+SHIPPED_BASE = Path(__file__).parents[1] / 'assets' / 'base_tiny.safetensors'
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What every stage needs."""
+
+  model: Transformer
+  tokenizer: Tokenizer
+  template: template.Template
+
+
+def parts(config: ml_collections.ConfigDict) -> Parts:
+  """The model on its mesh, and how text becomes its tokens."""
+  layout = Layout(make_mesh(config.mesh))
+  model = Transformer(ModelConfig(**config.model), layout)
+  parameter_shardings(model, layout)
+  source = config.tokenizer.source
+  if source != tokenizer.CHARACTER:
+    source = str(datasets.resolve(source))
+  text = tokenizer.load(source)
+  if text.vocab_size > config.model.vocab_size:
+    raise UserError(
+        f'tokenizer: {config.tokenizer.source} has {text.vocab_size} ids, more '
+        f'than config.model.vocab_size = {config.model.vocab_size}; raise it')
+  return Parts(model, text, template.get(config.data.template))
+
+
+def corpus(config: ml_collections.ConfigDict, made: Parts) -> batching.WebCorpus:
+  c = config.pretrain
+  _divides('pretrain.batch_size', c.batch_size, c.microbatches,
+           made.model.layout)
+  return batching.WebCorpus(
+      config.data.task, tasks.Web(**config.corpus), made.template,
+      made.tokenizer, c.batch_size, c.length_tokens, config.seed, c.steps)
+
+
+def prompts(config: ml_collections.ConfigDict, made: Parts,
+            split: str) -> Sequence[Prompt]:
+  """The training prompts, or the first eval.num_problems held-out ones."""
+  data, held_out = config.data, split == tasks.HELD_OUT
+  if data.task in _FILE_GRADERS:
+    path = data.eval_path if held_out else data.path
+    limit = config.eval.num_problems if held_out else None
+    rows = datasets.FilePrompts(
+        path, _FILE_GRADERS[data.task], made.template, limit)
+    if held_out and len(rows) < limit:
+      raise UserError(f'eval: {path} has {len(rows)} rows, fewer than '
+                      f'config.eval.num_problems = {limit}')
+    batching.check_prompts(rows, made.tokenizer, data.max_prompt_tokens)
+    return rows
+  length = config.eval.num_problems if held_out else datasets.ENDLESS
+  stream = datasets.SyntheticPrompts(
+      data.task, split, 0 if held_out else config.seed, made.template, length)
+  batching.pad_prompts([stream[0]], made.tokenizer, data.max_prompt_tokens)
+  return stream
+
+
+_FILE_GRADERS = {'math': 'math', 'countdown_file': 'countdown'}
+
+
+def evaluator(config: ml_collections.ConfigDict, made: Parts) -> Evaluator:
+  c = config.eval
+  _divides('eval.batch_size', c.batch_size, 1, made.model.layout)
+  _fits_context(config)
+  engine = Engine(made.model, SamplingConfig(
+      group_size=c.samples, max_new_tokens=config.rl.max_new_tokens,
+      temperature=c.temperature, top_p=c.top_p,
+      stop_ids=made.tokenizer.stop_ids))
+  return Evaluator(
+      engine, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
+      reward(config, made), made.template.opens_think,
+      config.data.max_prompt_tokens, c.batch_size)
+
+
+def reward(config: ml_collections.ConfigDict, made: Parts) -> RuleReward:
+  return RuleReward(config.rl.reward.to_dict(), made.template.opens_think)
+
+
+def rl_engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
+  c, layout = config.rl, made.model.layout
+  if c.group_size < 2:
+    raise UserError(
+        f'rl: group_size must be at least 2, got {c.group_size}: an advantage '
+        'is relative to the other samples of its group')
+  if c.temperature <= 0:
+    raise UserError(f'rl: temperature must be above 0, got {c.temperature}')
+  _divides('rl.prompts_per_step', c.prompts_per_step, 1, layout)
+  _divides('rl.prompts_per_step × rl.group_size',
+           c.prompts_per_step * c.group_size, c.minibatches * c.microbatches,
+           layout)
+  if c.old_logp not in ('rollout', 'recompute'):
+    raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
+                    f'{c.old_logp!r}')
+  _fits_context(config)
+  return Engine(made.model, SamplingConfig(
+      group_size=c.group_size, max_new_tokens=c.max_new_tokens,
+      temperature=c.temperature, top_p=1.0, stop_ids=made.tokenizer.stop_ids))
+
+
+def optimizer_config(section: ml_collections.ConfigDict) -> OptimizerConfig:
+  return OptimizerConfig(**section.optimizer)
+
+
+def _fits_context(config: ml_collections.ConfigDict):
+  prompt, new = config.data.max_prompt_tokens, config.rl.max_new_tokens
+  if prompt + new > config.model.max_context:
+    raise UserError(
+        f'data.max_prompt_tokens = {prompt} and rl.max_new_tokens = {new} '
+        f'exceed model.max_context = {config.model.max_context}')
+
+
+def _divides(name: str, rows: int, parts_: int, layout: Layout):
+  """Rows split into parts_, and each part over the mesh."""
+  over = layout.size('B')
+  if rows < 1 or rows % (parts_ * over):
+    raise UserError(
+        f'{name} = {rows} does not divide into {parts_} batches over the '
+        f'mesh\'s data × fsdp = {over}')
+
+
+def base_file(config: ml_collections.ConfigDict) -> Path:
+  """Where a base made by this config is kept for the next run to find."""
+  made_by = {
+      key: config[key].to_dict() for key in ('model', 'tokenizer', 'corpus',
+                                              'pretrain')}
+  made_by |= {'seed': config.seed, 'task': config.data.task,
+              'template': config.data.template}
+  text = json.dumps(made_by, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+  cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()
+  return cache / 'bases' / f'{digest}.safetensors'

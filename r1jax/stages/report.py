@@ -1,0 +1,68 @@
+"""What stays of a run for a person: a picture and five lines."""
+
+from pathlib import Path
+
+import matplotlib
+matplotlib.use('Agg')
+from matplotlib import pyplot  # noqa: E402: after the backend is chosen.
+
+from r1jax.train import metrics
+
+
+def write(directory: Path, k: int):
+  """Draws curves.png and writes and prints summary.txt from metrics.jsonl."""
+  rows = metrics.read(directory / 'metrics.jsonl')
+  evals = [row for row in rows if 'eval/pass@1' in row]
+  _draw([row for row in rows if 'reward/mean' in row], evals, k,
+        directory / 'curves.png')
+  text = summary(rows[-1]['step'], evals[0], evals[-1], k)
+  (directory / 'summary.txt').write_text(text)
+  print(text, end='')
+
+
+def summary(steps: int, first: dict, last: dict, k: int) -> str:
+  def line(name: str, key: str, digits: int = 3) -> str:
+    return f'{name:<16} {first[key]:.{digits}f} → {last[key]:.{digits}f}'
+
+  return '\n'.join([
+      line('pass@1', 'eval/pass@1')
+      + f"  (± {last['eval/pass@1_stderr']:.3f}, {steps} steps)",
+      line(f'cons@{k}', f'eval/cons@{k}'),
+      line('format', 'eval/format'),
+      line('response length', 'eval/response_length/mean', 1) + ' tokens',
+      line('self-corrections', 'eval/self_correction'),
+  ]) + '\n'
+
+
+def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
+  figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.4))
+  steps = [row['step'] for row in train]
+  eval_steps = [row['step'] for row in evals]
+
+  def trace(axis, key, label):
+    axis.plot(steps, [row[key] for row in train], label=label, lw=1)
+
+  def mark(axis, key, label):
+    axis.plot(eval_steps, [row[key] for row in evals], 'o-', label=label, ms=4)
+
+  trace(axes[0], 'reward/accuracy', 'accuracy')
+  trace(axes[0], 'reward/format', 'format')
+  axes[0].set_title('reward')
+  mark(axes[1], f'eval/cons@{k}', f'cons@{k}')
+  mark(axes[1], 'eval/pass@1', 'pass@1')
+  axes[1].set_title('held-out problems')
+  trace(axes[2], 'response_length/mean', 'training')
+  mark(axes[2], 'eval/response_length/mean', 'held-out')
+  axes[2].set_title('response length (tokens)')
+  trace(axes[3], 'response/self_correction', 'training')
+  mark(axes[3], 'eval/self_correction', 'held-out')
+  axes[3].set_title('share with a self-correction')
+  for axis in axes:
+    axis.set_xlabel('step')
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+  for axis in axes[:2]:
+    axis.set_ylim(-0.02, 1.02)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  pyplot.close(figure)

@@ -1,0 +1,209 @@
+"""Reinforcement learning: the one RL step, repeated (see `RL.run`)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from r1jax import evaluate
+from r1jax.algos import advantage
+from r1jax.data import batching, tasks
+from r1jax.records import RLBatch, Rollout, Scored
+from r1jax.rewards.combine import completion_texts
+from r1jax.stages import build, report
+from r1jax.train import optimizer, state as train_state, step as train_step
+from r1jax.train import weights
+from r1jax.train.checkpoint import Checkpointer
+from r1jax.train.metrics import MetricsWriter, Progress
+
+NAME = 'rl'
+
+# Streams of randomness: a key is a function of (seed, stream, step).
+_ROLLOUT, _SHUFFLE, _EVAL = range(3)
+
+
+@chex.dataclass(frozen=True)
+class RLState:
+  """The policy in training, and the reference it is kept near to.
+
+  Attributes:
+    train: Policy parameters and optimiser.
+    reference: Parameters, or None where β is 0.
+  """
+
+  train: train_state.TrainState
+  reference: Any
+
+
+class RL:
+  """Built and checked first, run after the workdir is claimed."""
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    c = self._config = config.rl
+    self._eval_samples = config.eval.samples
+    self._seed = config.seed
+    self._parts = parts
+    self._width = config.data.max_prompt_tokens
+    self._prompts = build.prompts(config, parts, tasks.TRAIN)
+    self._endless = config.data.task in tasks.TASKS
+    self._engine = build.rl_engine(config, parts)
+    self._reward = build.reward(config, parts)
+    self._evaluator = build.evaluator(config, parts)
+    model = parts.model
+    self._tx = optimizer.make(
+        build.optimizer_config(c), c.steps * c.minibatches)
+    self._logp = train_step.score(model, c.temperature)
+    self._update = train_step.policy(
+        model, self._tx, c.temperature, c.clip_low, c.clip_high, c.kl_coef,
+        c.minibatches, c.microbatches, c.balance_speed)
+    self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+  def run(self, directory: Path, base_params, about: dict) -> Path:
+    """Trains, or goes on from a checkpoint; returns the weights' file.
+
+    A step's lines are: prompts → rollout → rewards → advantages → scores →
+    update. Only the parameters flow back.
+    """
+    c = self._config
+    data = batching.prompt_batches(
+        self._prompts, c.prompts_per_step, self._seed,
+        shuffle=not self._endless)
+    checkpoints = Checkpointer(
+        directory / 'checkpoints', c.keep_checkpoints, self._seed)
+    restored = checkpoints.restore(self._target(base_params))
+    start = restored[0] if restored else 0
+    writer = MetricsWriter(directory, start)
+    progress = Progress(NAME, start, c.steps, plain_every=10)
+    shown: dict[str, str] = {}
+    if restored:
+      _, state, position = restored
+      data.set_state(position)
+    else:
+      state = self._fresh(base_params)
+      writer.write(0, self._evaluate(state, 0, directory, [], shown))
+
+    for step in range(start + 1, c.steps + 1):
+      prompts = next(data)
+      batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
+      rollout = self._engine.generate(
+          state.train.params, batch, self._key(_ROLLOUT, step))
+      texts, lengths, finish_B = self._texts(rollout)
+      scored = self._reward.score(texts, prompts)
+      adv_B, varied_P = advantage.group(
+          jnp.asarray(scored.reward_B), jnp.arange(len(texts)) // c.group_size,
+          len(prompts), scale_by_std=c.scale_by_std)
+      rl_batch = self._score(state, rollout, adv_B)
+      train, metrics = self._update(
+          state.train, rl_batch, self._key(_SHUFFLE, step))
+      state = state.replace(train=train)
+      if c.kl_coef and step % c.reference_every == 0:
+        state = state.replace(reference=self._copy(train.params))
+
+      values = jax.device_get(metrics) | _told(
+          scored, lengths, finish_B, varied_P)
+      if not c.kl_coef:
+        del values['kl']
+      if step % c.eval_every == 0 or step == c.steps:
+        told = evaluate.sample_rows(
+            prompts, scored, lengths, finish_B)[:c.train_samples]
+        values |= self._evaluate(state, step, directory, told, shown)
+      self._tell(writer, progress, step, values, lengths, shown)
+      if step % c.checkpoint_every == 0 or step == c.steps:
+        checkpoints.save(step, state, data.get_state())
+    progress.close()
+    writer.close()
+    checkpoints.close()
+    path = directory / 'model.safetensors'
+    weights.save(path, state.train.params, 'float32', about)
+    report.write(directory, self._eval_samples)
+    return path
+
+  def latest(self, directory: Path, base_params):
+    """Policy parameters of the newest checkpoint, or None."""
+    checkpoints = Checkpointer(
+        directory / 'checkpoints', self._config.keep_checkpoints, self._seed)
+    restored = checkpoints.restore(self._target(base_params))
+    checkpoints.close()
+    return restored and restored[1].train.params
+
+  def _fresh(self, base_params) -> RLState:
+    layout = train_state.shardings(self._parts.model, self._tx)
+    train = jax.jit(lambda p: train_state.create(p, self._tx),
+                    out_shardings=layout)(self._copy(base_params))
+    reference = self._copy(base_params) if self._config.kl_coef else None
+    return RLState(train=train, reference=reference)
+
+  def _target(self, base_params) -> RLState:
+    """The state as shapes and shardings: what a restore aims at."""
+    layout = train_state.shardings(self._parts.model, self._tx)
+    train = train_state.abstract(base_params, self._tx, layout)
+    return RLState(
+        train=train, reference=train.params if self._config.kl_coef else None)
+
+  def _key(self, stream: int, step: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(self._seed), stream)
+    return jax.random.fold_in(key, step)
+
+  def _texts(self, rollout: Rollout):
+    """The hop to the host: completions as text, their lengths and ends."""
+    tokens_BT, mask_BT, finish_B, length_B = jax.device_get(
+        (rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
+         rollout.length_B))
+    texts = completion_texts(
+        tokens_BT, mask_BT, finish_B, self._parts.tokenizer.decode_batch)
+    return texts, length_B, finish_B
+
+  def _score(self, state: RLState, rollout: Rollout, adv_B) -> RLBatch:
+    old_logp_BT = rollout.logp_BT
+    if self._config.old_logp == 'recompute':
+      old_logp_BT = self._logp(state.train.params, rollout)
+    ref_logp_BT = old_logp_BT
+    if state.reference is not None:
+      ref_logp_BT = self._logp(state.reference, rollout)
+    return RLBatch(rollout=rollout, adv_B=adv_B, old_logp_BT=old_logp_BT,
+                   ref_logp_BT=ref_logp_BT)
+
+  def _evaluate(self, state: RLState, step: int, directory: Path,
+                train_rows: list[dict], shown: dict) -> dict[str, float]:
+    found = self._evaluator.run(state.train.params, self._key(_EVAL, step))
+    folder = directory / 'samples'
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f'step_{step:06d}.jsonl', 'w') as file:
+      for kind, rows in (('eval', found.samples), ('train', train_rows)):
+        for row in rows:
+          file.write(json.dumps({'kind': kind} | row) + '\n')
+    shown['pass@1'] = f"{found.metrics['eval/pass@1']:.3f}"
+    return found.metrics
+
+  def _tell(self, writer, progress, step, values, lengths, shown):
+    secs = progress.step_secs()
+    speed = {'speed/tokens_per_sec': lengths.sum() / secs,
+             'speed/completions_per_sec': len(lengths) / secs}
+    writer.write(step, values, speed)
+    progress.update(step, {
+        'reward': f"{values['reward/mean']:.3f}",
+        'accuracy': f"{values['reward/accuracy']:.3f}",
+        'length': f"{values['response_length/mean']:.1f}"} | shown | {
+        'compl/s': f"{speed['speed/completions_per_sec']:.0f}",
+        'tok/s': f"{speed['speed/tokens_per_sec']:,.0f}"})
+
+
+def _told(scored: Scored, length_B, finish_B, varied_P) -> dict[str, float]:
+  """What the rollout says of the policy, in the field's names."""
+  parts = {f'reward/{name}': np.mean(part)
+           for name, part in scored.parts.items()}
+  return parts | {
+      'reward/mean': np.mean(scored.reward_B),
+      'reward/std': np.std(scored.reward_B),
+      'response_length/mean': np.mean(length_B),
+      'response_length/max': np.max(length_B),
+      'response/truncated': np.mean(finish_B == 0),
+      'response/self_correction': np.mean(
+          [evaluate.self_corrects(text) for text in scored.texts]),
+      'zero_variance_groups': np.mean(~np.asarray(varied_P)),
+  }

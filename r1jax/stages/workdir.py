@@ -1,0 +1,65 @@
+"""A run's directory: whose it is, and that only one process writes to it."""
+
+import fcntl
+import json
+from pathlib import Path
+
+from r1jax.errors import UserError
+
+
+def flatten(config: dict, prefix: str = '') -> dict:
+  """{'rl': {'steps': 3}} → {'rl.steps': 3}, with JSON's types."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+class Workdir:
+  """Claims a directory for a config, or says why it cannot.
+
+  Raises:
+    UserError: it belongs to another config, another process is in it, or it
+      cannot be written to. Nothing in it was changed.
+  """
+
+  def __init__(self, path: str, config: dict):
+    self.path = Path(path).expanduser()
+    record = self.path / 'config.json'
+    if record.exists():
+      self._compare(flatten(json.loads(record.read_text())), flatten(config))
+    elif self.path.exists() and any(
+        entry.name != '.lock' for entry in self.path.iterdir()):
+      raise UserError(
+          f'workdir: {self.path} is not empty and holds no run of r1jax; use '
+          'another --workdir')
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = open(self.path / '.lock', 'w')
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+          f'workdir: another run is writing to {self.path}; wait for it or use '
+          'another --workdir') from error
+    except OSError as error:
+      raise UserError(f'workdir: cannot write to {self.path}: {error}') from error
+    if not record.exists():
+      partial = record.with_suffix('.partial')
+      partial.write_text(json.dumps(config, indent=2) + '\n')
+      partial.replace(record)
+
+  def _compare(self, theirs: dict, ours: dict):
+    differ = [
+        f'{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here'
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)]
+    if differ:
+      raise UserError(
+          f'workdir: {self.path} belongs to another config: '
+          f'{"; ".join(differ)}; use another --workdir')
+
+  def stage(self, name: str) -> Path:
+    return self.path / name

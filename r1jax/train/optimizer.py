@@ -1,0 +1,66 @@
+"""AdamW with clipping and a warm-up schedule, from the config's numbers."""
+
+import dataclasses
+
+import jax
+import optax
+
+from r1jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW.
+
+  Attributes:
+    learning_rate: Peak.
+    warmup_steps: Linear, from 0.
+    decay: 'constant', or 'cosine' to learning_rate · final_ratio.
+    final_ratio: Where the cosine ends.
+    beta1: First moment.
+    beta2: Second moment.
+    weight_decay: Decoupled; on matrices only, never on norms or biases.
+    clip_norm: Global gradient norm.
+  """
+
+  learning_rate: float
+  warmup_steps: int
+  decay: str
+  final_ratio: float
+  beta1: float
+  beta2: float
+  weight_decay: float
+  clip_norm: float
+
+
+def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+  peak, warmup = config.learning_rate, config.warmup_steps
+  if config.decay == 'cosine':
+    after = optax.cosine_decay_schedule(
+        peak, max(total_steps - warmup, 1), config.final_ratio)
+  elif config.decay == 'constant':
+    after = optax.constant_schedule(peak)
+  else:
+    raise UserError("optimizer: decay must be 'constant' or 'cosine', got "
+                    f'{config.decay!r}')
+  if not warmup:
+    return after
+  return optax.join_schedules(
+      [optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make(config: OptimizerConfig,
+         total_steps: int) -> optax.GradientTransformation:
+  """Updates are counted from 0; `total_steps` is where the cosine ends."""
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      optax.adamw(schedule(config, total_steps), config.beta1, config.beta2,
+                  weight_decay=config.weight_decay, mask=_decayed))
+
+
+def _decayed(params):
+  """True on matrices; False on norm scales and routing biases."""
+  def is_matrix(path, _):
+    return path[-1].key not in ('scale', 'bias')
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,0 +1,193 @@
+"""The jitted steps: next-token prediction, scoring, and the policy update."""
+
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.algos import common, grpo
+from r1jax.model import moe
+from r1jax.model.transformer import Transformer, positions
+from r1jax.records import RLBatch, Rollout, TokenBatch
+from r1jax.train.state import TrainState
+
+
+def supervised(model: Transformer, tx: optax.GradientTransformation,
+               balance_speed: float, microbatches: int) -> Callable:
+  """Returns step(state, TokenBatch) → (state, metrics), jitted."""
+
+  def loss_fn(params, batch: TokenBatch, total_weight):
+    out = model.apply({'params': params}, batch.tokens_BT, batch.position_BT,
+                      batch.segment_BT)
+    logp_BT, entropy_BT = common.token_logp(
+        out.hidden_BTD, _head(model, params), batch.target_BT)
+    loss = -jnp.sum(logp_BT * batch.weight_BT) / total_weight
+    metrics = {
+        'loss': loss,
+        'entropy': jnp.sum(entropy_BT * batch.weight_BT) / total_weight}
+    return loss, (metrics, out.load_LE)
+
+  @partial(jax.jit, donate_argnums=0)
+  def step(state: TrainState, batch: TokenBatch):
+    batch = _constrain(model, batch)
+    total = batch.weight_BT.sum()
+    grads, metrics, load_LE = _accumulate(
+        lambda p, micro: loss_fn(p, micro, total), state.params, batch,
+        microbatches)
+    state, applied = _apply(state, tx, grads, load_LE, balance_speed)
+    return state, metrics | applied
+
+  return step
+
+
+def score(model: Transformer, temperature: float) -> Callable:
+  """Returns logp(params, rollout) → [B, T], jitted; 0 outside the mask."""
+
+  @jax.jit
+  def logp(params, rollout: Rollout):
+    rollout = _constrain(model, rollout)
+    return _rollout_logp(model, params, rollout, temperature)[0]
+
+  return logp
+
+
+def policy(model: Transformer, tx: optax.GradientTransformation,
+           temperature: float, clip_low: float, clip_high: float,
+           kl_coef: float, minibatches: int, microbatches: int,
+           balance_speed: float) -> Callable:
+  """Returns step(state, RLBatch, key) → (state, metrics), jitted.
+
+  One inner epoch: the rows are shuffled and cut into `minibatches`, each an
+  optimiser update, each summed over `microbatches`. The first update meets the
+  policy that sampled, so its ratio is 1; 'ratio/first_max' says how far off.
+  """
+
+  def loss_fn(params, batch: RLBatch, live_tokens):
+    rollout = batch.rollout
+    logp_BT, entropy_BT, load_LE = _rollout_logp(
+        model, params, rollout, temperature)
+    loss, metrics = grpo.loss(
+        logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_B,
+        rollout.mask_BT, live_tokens, clip_low, clip_high, kl_coef)
+    metrics['entropy'] = (
+        common.masked_sum(entropy_BT, rollout.mask_BT)
+        / jnp.maximum(live_tokens, 1))
+    gap = jnp.abs(logp_BT - batch.old_logp_BT)
+    worst = jnp.max(jnp.where(rollout.mask_BT, gap, 0.0))
+    return loss, (metrics, load_LE, worst)
+
+  def update(state: TrainState, batch: RLBatch):
+    live = jnp.sum(batch.rollout.mask_BT)
+
+    def micro_loss(params, micro):
+      loss, (metrics, load_LE, worst) = loss_fn(params, micro, live)
+      return loss, (metrics, (load_LE, worst))
+
+    grads, metrics, (load_LE, worst) = _accumulate(
+        micro_loss, state.params, batch, microbatches)
+    state, applied = _apply(state, tx, grads, load_LE, balance_speed)
+    return state, (metrics | applied, worst)
+
+  @partial(jax.jit, donate_argnums=0)
+  def step(state: TrainState, batch: RLBatch, key: jax.Array):
+    batch = _constrain(model, batch)
+    order_B = jax.random.permutation(key, batch.adv_B.shape[0])
+    batch = jax.tree.map(lambda x: _split(x[order_B], minibatches), batch)
+    state, (metrics, worst) = jax.lax.scan(update, state, batch)
+    # grad_norm and the like are means over the updates of this step.
+    means = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
+    means['skipped_updates'] = metrics['skipped_updates'].sum()
+    means['logp_gap/first_max'] = worst[0]
+    return state, means
+
+  return step
+
+
+def _rollout_logp(model, params, rollout: Rollout, temperature):
+  """Log-probability and entropy of each token, given those before it.
+
+  Token t is predicted at t − 1, so the outputs shift right by one column:
+    tokens   = [a, b, c]
+    hidden   = [h(a), h(ab), h(abc)]
+    logp_BT  = [0, log p(b | a), log p(c | ab)]
+  """
+  segment_BT = rollout.valid_BT.astype(jnp.int32)
+  out = model.apply({'params': params}, rollout.tokens_BT,
+                    positions(rollout.valid_BT), segment_BT)
+  logp, entropy = common.token_logp(
+      out.hidden_BTD[:, :-1], _head(model, params), rollout.tokens_BT[:, 1:],
+      temperature)
+  shift = lambda x: jnp.where(
+      rollout.mask_BT, jnp.pad(x, ((0, 0), (1, 0))), 0.0)
+  return shift(logp), shift(entropy), out.load_LE
+
+
+def _head(model: Transformer, params) -> jax.Array:
+  return params['head'].astype(model.config.compute_dtype)
+
+
+def _constrain(model: Transformer, batch):
+  def pin(x):
+    return model.layout.constrain(x, 'BT'[:x.ndim])
+
+  return jax.tree.map(pin, batch)
+
+
+def _split(x, parts: int):
+  return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+
+def _accumulate(loss_fn, params, batch, microbatches: int):
+  """Sums gradients, metrics and extras over microbatches of the rows.
+
+  Extras named worst are summed too: with several microbatches they bound it.
+  """
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def one(micro):
+    (_, (metrics, extras)), grads = grad_fn(params, micro)
+    return grads, metrics, extras
+
+  if microbatches == 1:
+    return one(batch)
+  micros = jax.tree.map(lambda x: _split(x, microbatches), batch)
+  first = jax.tree.map(lambda x: x[0], micros)
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+  total, _ = jax.lax.scan(
+      lambda acc, micro: (jax.tree.map(jnp.add, acc, one(micro)), None),
+      zeros, micros)
+  return total
+
+
+def _apply(state: TrainState, tx, grads, load_LE, balance_speed: float):
+  """One optimiser update and one step of expert balancing.
+
+  A gradient that is not finite leaves everything as it was, and is counted.
+  """
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(norm)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {'grad_norm': norm,
+             'skipped_updates': 1.0 - finite.astype(jnp.float32)}
+  if load_LE.shape[0]:
+    ffn = params['moe_layers']['ffn']
+    bias_LE = moe.balanced_bias(ffn['bias'], load_LE, balance_speed)
+    params = _replace(params, ('moe_layers', 'ffn', 'bias'), bias_LE)
+    mean_L = jnp.maximum(load_LE.mean(-1), 1e-9)
+    metrics['moe/max_violation'] = jnp.max(load_LE.max(-1) / mean_L - 1)
+  new = TrainState(updates=state.updates + 1, params=params,
+                   opt_state=opt_state)
+  chex.assert_trees_all_equal_structs(new, state)
+  kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+  return kept, metrics
+
+
+def _replace(tree: dict, path: tuple[str, ...], value) -> dict:
+  head, *rest = path
+  inner = _replace(tree[head], tuple(rest), value) if rest else value
+  return {**tree, head: inner}

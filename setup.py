@@ -1,0 +1,43 @@
+"""Packaging. Versions are bounded where an API that we use has moved before."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name='r1jax',
+    version='0.1.0',
+    description='DeepSeek-R1, from a base model to its distillations, in JAX',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['r1jax*', 'configs*']),
+    package_data={'r1jax': ['assets/*']},
+    install_requires=[
+        'absl-py>=2.1',
+        'chex>=0.1.89,<0.2',
+        'flax>=0.12,<0.13',
+        'grain>=0.2.10,<0.3',
+        'jax>=0.8,<0.12',
+        'matplotlib>=3.8,<4',
+        'math-verify[antlr4_13_2]>=0.8,<0.10',
+        'ml-collections>=1.0,<2',
+        'numpy>=1.26,<3',
+        'optax>=0.2.5,<0.3',
+        'orbax-checkpoint>=0.11.20,<0.13',
+        'rich>=13,<16',
+        'safetensors>=0.5,<0.9',
+        'tensorboardX>=2.6,<3',
+        'tokenizers>=0.21,<0.24',
+    ],
+    extras_require={
+        'test': ['pytest>=8,<10', 'nbclient>=0.10,<0.12', 'nbformat>=5.10,<6',
+                 'ipykernel>=6.29,<8'],
+        'notebooks': ['jupyterlab>=4.2,<5', 'ipykernel>=6.29,<8'],
+        'serve': ['fastapi>=0.115,<1', 'uvicorn>=0.30,<1'],
+        'tpu': ['jax[tpu]>=0.8,<0.12'],
+        'dev': ['ruff>=0.6,<1', 'build>=1.2,<2'],
+    },
+    entry_points={'console_scripts': ['r1jax = r1jax.main:main']},
+)
