@@ -47,7 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
   )
   # The noisy web that the base model reads: see r1jax/data/tasks.py.
   config.corpus = dict(
-      direct=0.75, direct_right=0.12, slip=0.08, noticed=0.5, malformed=0.06)
+      direct=0.75, direct_right=0.12, slip=0.08, noticed=0.5, reconsidered=0.4,
+      malformed=0.06)
 
   config.pretrain = dict(
       steps=2000,
@@ -91,4 +92,4 @@ def get_config() -> ml_collections.ConfigDict:
       temperature=0.6,  # DeepSeek-R1 section 3.
       top_p=0.95,
   )
-  return config
+  return config.lock()  # From here on, a new key is an error.

@@ -18,7 +18,7 @@ def get_config():
   config.data.template = 'r1_zero_brief'
   config.data.max_prompt_tokens = 12
   config.pretrain.update(
-      steps=2000, batch_size=86, length_tokens=96, checkpoint_every=200)
+      steps=1500, batch_size=86, length_tokens=96, checkpoint_every=200)
   config.pretrain.optimizer.update(
       learning_rate=2e-3, warmup_steps=100, decay='cosine')
   return config

@@ -4,13 +4,16 @@
 """
 
 from collections.abc import Callable
+import difflib
 import os
+import re
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 from r1jax.errors import UserError
+from r1jax.settings import flatten
 
 USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
 
@@ -89,12 +92,13 @@ COMMANDS: dict[str, Callable] = {
     'train': _train, 'eval': _eval, 'sample': _sample, 'config': _config}
 
 
-def _flags(command: str):
+def _flags(command: str, args: list[str]):
   """The flags of a command, apart from absl's global ones."""
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
       'config', None, 'The experiment: a file with get_config(). Override a '
-      'key with --config.KEY=VALUE.', flag_values=values)
+      'key with --config.KEY=VALUE.', flag_values=values,
+      sys_argv=['r1jax', *args])
   flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
                     flag_values=values)
   if command != 'config':
@@ -119,36 +123,50 @@ def run(argv: list[str]) -> None:
   if command not in COMMANDS:
     raise UserError(
         f'unknown command {command!r}; there are {", ".join(COMMANDS)}')
-  values, holder = _flags(command)
+  values, holder = _flags(command, rest)
   if any(arg in ('-h', '--help') for arg in rest):
     print(f'usage: r1jax {command} --config=FILE [flags]\n'
-          + values.main_module_help())
+          + values.get_help())
     return
-  _check_config_flag(rest)
+  _check_keys(rest)
+  config = _parsed(values, holder, rest)
+  COMMANDS[command](config, values)
+
+
+def _parsed(values: flags.FlagValues, holder, args: list[str]):
   try:
-    extra = values(['r1jax', *rest])[1:]
-  except (flags.Error, AttributeError, KeyError, TypeError,
-          ValueError) as error:
-    raise UserError(_one_line(error)) from error
+    extra = values(['r1jax', *args])[1:]
+    config = holder.value
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
+          ImportError, SyntaxError) as error:
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    text = re.sub(r'Other fields present:.*(?=Did you mean)', '', text,
+                  flags=re.DOTALL)
+    raise UserError('config: ' + ' '.join(text.split())) from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}')
-  COMMANDS[command](holder.value, values)
+  return config
 
 
-def _check_config_flag(args: list[str]):
-  paths = [arg.split('=', 1)[1] for arg in args
-           if arg.startswith(('--config=', '-config='))]
+def _check_keys(args: list[str]):
+  """Loads the config file alone and looks every overridden key up in it."""
+  paths = [arg for arg in args if arg.startswith(('--config=', '-config='))]
   if not paths:
     raise UserError('give --config=FILE, for example '
                     '--config=configs/r1_zero_tiny.py')
-  path = paths[0].split(':')[0]
-  if not os.path.exists(path):
+  path = paths[-1].split('=', 1)[1]
+  if not os.path.isfile(path):
     raise UserError(f'config: no file {path}')
-
-
-def _one_line(error: Exception) -> str:
-  text = str(error.args[0] if isinstance(error, KeyError) else error)
-  return 'config: ' + ' '.join(text.split())
+  config = _parsed(*_flags('config', paths[-1:]), paths[-1:])
+  known = flatten(config.to_dict())
+  sections = {key.rsplit('.', n)[0] for key in known for n in range(1, 4)}
+  for arg in args:
+    if arg.startswith(('--config.', '-config.')):
+      key = arg.split('=')[0].split('.', 1)[1]
+      if key not in known and key not in sections:
+        near = difflib.get_close_matches(key, known, 1, 0)
+        raise UserError(
+            f'config: unknown key {key}; did you mean {near[0]}?')
 
 
 def main():

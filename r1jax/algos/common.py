@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 
 
+MAX_CHUNK_LOGITS = 1 << 26  # 256 MiB of float32.
+
+
 def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
-               chunk_tokens: int = 8192):
+               chunk_tokens: int | None = None):
   """Log-probability of each target and entropy of its distribution.
 
   Logits exist for one chunk of tokens at a time, in the forward and in the
@@ -16,13 +19,16 @@ def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
     head_DV: The output projection.
     target_BT: int32; target_BT[b, t] is predicted from hidden_BTD[b, t].
     temperature: Divides the logits, as the sampler did.
-    chunk_tokens: Tokens a chunk; B·T is padded up to a multiple of it.
+    chunk_tokens: Tokens a chunk; B·T is padded up to a multiple of it. None:
+      as many as keep a chunk's logits within MAX_CHUNK_LOGITS numbers.
 
   Returns:
     logp_BT and entropy_BT, float32, in nats. No gradient flows to the entropy.
   """
   B, T, D = hidden_BTD.shape
   rows = B * T
+  if chunk_tokens is None:
+    chunk_tokens = max(MAX_CHUNK_LOGITS // head_DV.shape[1], 1)
 
   def chunk(args):
     hidden, target = args
@@ -68,7 +74,7 @@ def kl(kind: str, logp, ref_logp):
     k2 = r² / 2        biased, low variance
     k3 = eʳ − r − 1    unbiased, never negative
   """
-  r = jnp.clip((ref_logp - logp).astype(jnp.float32),
+  r = jnp.clip(jnp.float32(ref_logp) - jnp.float32(logp),
                -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
   if kind == 'k1':
     return -r

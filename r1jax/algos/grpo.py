@@ -30,8 +30,11 @@ def loss(logp_BT, old_logp_BT, ref_logp_BT, adv_B, mask_BT, live_tokens,
   Returns:
     The loss and a dict of metrics; all of them sum over microbatches.
   """
-  log_ratio_BT = jnp.where(mask_BT, logp_BT - old_logp_BT, 0.0)
-  ratio_BT = jnp.exp(log_ratio_BT)
+  # Masked first: a NaN outside would reach the gradient through any mask that
+  # comes after it.
+  logp_BT, old_logp_BT, ref_logp_BT = (
+      jnp.where(mask_BT, x, 0.0) for x in (logp_BT, old_logp_BT, ref_logp_BT))
+  ratio_BT = jnp.exp(logp_BT - old_logp_BT)
   clipped_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
   adv_B1 = adv_B[:, None]
   gain_BT = jnp.minimum(ratio_BT * adv_B1, clipped_BT * adv_B1)

@@ -13,6 +13,8 @@ import numpy as np
 
 from r1jax.errors import UserError
 
+CORRECTION = 'wait'  # The word that opens a repair.
+
 TRAIN, HELD_OUT = 'train', 'held_out'
 _SPLIT_SALT = {TRAIN: 0, HELD_OUT: 1}
 
@@ -34,6 +36,8 @@ class Web:
     direct_right: Share of the guesses that are right.
     slip: Chance that a reasoning step goes wrong.
     noticed: Share of slips that the writer notices and repairs after "wait".
+    reconsidered: Share of thoughts that open with a guess and take it back
+      with "wait" before they reason.
     malformed: Share of documents whose tags are broken.
   """
 
@@ -41,6 +45,7 @@ class Web:
   direct_right: float
   slip: float
   noticed: float
+  reconsidered: float
   malformed: float
 
   def __post_init__(self):
@@ -95,6 +100,8 @@ def document(rng: np.random.Generator, task: str, web: Web) -> tuple[str, str]:
     thought = answer
   else:
     thought, answer = family.think(rng, made, web)
+    if rng.random() < web.reconsidered:
+      thought = f'{family.guess(rng, made)} {CORRECTION} {thought}'
   parts = ['<think>', thought, '</think>', '<answer>', answer, '</answer>']
   if rng.random() < web.malformed:
     del parts[int(rng.choice([0, 2, 3, 5]))]  # Lose one tag.
@@ -110,7 +117,6 @@ def get(name: str) -> Task:
 # --- Chained arithmetic: 7+5-3+9-4, left to right, never below zero. ---------
 
 _TERMS = 5
-CORRECTION = 'wait'  # The word that opens a repair.
 
 
 def _draw_arithmetic(rng: np.random.Generator) -> Problem:

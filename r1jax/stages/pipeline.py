@@ -8,8 +8,9 @@ import ml_collections
 
 from r1jax.errors import UserError
 from r1jax.model import transformer
+from r1jax.settings import flatten
 from r1jax.stages import build, rl, supervised
-from r1jax.stages.workdir import Workdir, flatten
+from r1jax.stages.workdir import Workdir
 from r1jax.train import weights
 
 _STAGES = (supervised.NAME, rl.NAME)

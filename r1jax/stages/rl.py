@@ -57,10 +57,10 @@ class RL:
     model = parts.model
     self._tx = optimizer.make(
         build.optimizer_config(c), c.steps * c.minibatches)
-    self._logp = train_step.score(model, c.temperature)
+    self._logp = train_step.score(model, c.temperature, self._width)
     self._update = train_step.policy(
-        model, self._tx, c.temperature, c.clip_low, c.clip_high, c.kl_coef,
-        c.minibatches, c.microbatches, c.balance_speed)
+        model, self._tx, c.temperature, self._width, c.clip_low, c.clip_high,
+        c.kl_coef, c.minibatches, c.microbatches, c.balance_speed)
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
   def run(self, directory: Path, base_params, about: dict) -> Path:

@@ -5,17 +5,7 @@ import json
 from pathlib import Path
 
 from r1jax.errors import UserError
-
-
-def flatten(config: dict, prefix: str = '') -> dict:
-  """{'rl': {'steps': 3}} → {'rl.steps': 3}, with JSON's types."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
+from r1jax.settings import flatten
 
 
 class Workdir:

@@ -43,19 +43,24 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
   return step
 
 
-def score(model: Transformer, temperature: float) -> Callable:
-  """Returns logp(params, rollout) → [B, T], jitted; 0 outside the mask."""
+def score(model: Transformer, temperature: float,
+          prompt_tokens: int) -> Callable:
+  """Returns logp(params, rollout) → [B, T], jitted; 0 outside the mask.
+
+  Rollouts have `prompt_tokens` columns of prompt before their completions.
+  """
 
   @jax.jit
   def logp(params, rollout: Rollout):
     rollout = _constrain(model, rollout)
-    return _rollout_logp(model, params, rollout, temperature)[0]
+    return _rollout_logp(
+        model, params, rollout, temperature, prompt_tokens)[0]
 
   return logp
 
 
 def policy(model: Transformer, tx: optax.GradientTransformation,
-           temperature: float, clip_low: float, clip_high: float,
+           temperature: float, prompt_tokens: int, clip_low: float, clip_high: float,
            kl_coef: float, minibatches: int, microbatches: int,
            balance_speed: float) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
@@ -68,7 +73,7 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   def loss_fn(params, batch: RLBatch, live_tokens):
     rollout = batch.rollout
     logp_BT, entropy_BT, load_LE = _rollout_logp(
-        model, params, rollout, temperature)
+        model, params, rollout, temperature, prompt_tokens)
     loss, metrics = grpo.loss(
         logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_B,
         rollout.mask_BT, live_tokens, clip_low, clip_high, kl_coef)
@@ -106,23 +111,28 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   return step
 
 
-def _rollout_logp(model, params, rollout: Rollout, temperature):
+def _rollout_logp(model, params, rollout: Rollout, temperature,
+                  prompt_tokens: int):
   """Log-probability and entropy of each token, given those before it.
 
-  Token t is predicted at t − 1, so the outputs shift right by one column:
+  Token t is predicted at t − 1, and only completions are asked for. With one
+  column of prompt, a:
     tokens   = [a, b, c]
     hidden   = [h(a), h(ab), h(abc)]
     logp_BT  = [0, log p(b | a), log p(c | ab)]
   """
-  segment_BT = rollout.valid_BT.astype(jnp.int32)
-  out = model.apply({'params': params}, rollout.tokens_BT,
-                    positions(rollout.valid_BT), segment_BT)
+  out = model.apply(
+      {'params': params}, rollout.tokens_BT, positions(rollout.valid_BT),
+      rollout.valid_BT.astype(jnp.int32))
   logp, entropy = common.token_logp(
-      out.hidden_BTD[:, :-1], _head(model, params), rollout.tokens_BT[:, 1:],
-      temperature)
-  shift = lambda x: jnp.where(
-      rollout.mask_BT, jnp.pad(x, ((0, 0), (1, 0))), 0.0)
-  return shift(logp), shift(entropy), out.load_LE
+      out.hidden_BTD[:, prompt_tokens - 1:-1], _head(model, params),
+      rollout.tokens_BT[:, prompt_tokens:], temperature)
+
+  def whole(x):
+    x_BT = jnp.pad(x, ((0, 0), (prompt_tokens, 0)))
+    return jnp.where(rollout.mask_BT, x_BT, 0.0)
+
+  return whole(logp), whole(entropy), out.load_LE
 
 
 def _head(model: Transformer, params) -> jax.Array:

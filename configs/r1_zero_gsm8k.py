@@ -1,0 +1,30 @@
+"""The R1-Zero loop on the real GSM8K, with the Qwen2.5 tokenizer.
+
+A small random model and a few steps: it shows that real files, a real
+tokenizer and math-verify run through the same loop, not that it learns.
+R1JAX_DATA names a folder with math/gsm8k_train.jsonl, math/gsm8k_test.jsonl
+(openai/grade-school-math, as rows of id, question, answer) and
+tokenizer/qwen2.5/ (tokenizer.json, tokenizer_config.json of Qwen2.5).
+
+  R1JAX_DATA=data r1jax train --config=configs/r1_zero_gsm8k.py \
+    --workdir=runs/gsm8k
+"""
+
+from configs import base, models
+
+
+def get_config():
+  config = base.get_config()
+  config.stages = ('rl',)
+  config.init = 'random'
+  config.model = models.small_qwen_vocab()
+  config.tokenizer.source = 'tokenizer/qwen2.5'
+  config.data.update(
+      task='math', path='math/gsm8k_train.jsonl',
+      eval_path='math/gsm8k_test.jsonl', template='r1_zero',
+      max_prompt_tokens=320)
+  config.rl.update(
+      steps=4, prompts_per_step=4, group_size=4, max_new_tokens=64,
+      minibatches=2, eval_every=2, checkpoint_every=2)
+  config.eval.update(num_problems=8, samples=2, batch_size=8)
+  return config

@@ -1,0 +1,12 @@
+"""A config as flat keys: how keys are compared, suggested and recorded."""
+
+
+def flatten(config: dict, prefix: str = '') -> dict:
+  """{'rl': {'steps': 3}} → {'rl.steps': 3}, with JSON's types."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat

@@ -1,0 +1,120 @@
+"""Padding, packing and position."""
+
+import numpy as np
+import pytest
+
+from r1jax.data import batching, datasets, tasks, template, tokenizer
+from r1jax.errors import UserError
+from r1jax.records import Prompt
+
+_WEB = tasks.Web(direct=0.5, direct_right=0.2, slip=0.1, noticed=0.5,
+                 reconsidered=0.2, malformed=0.1)
+
+
+def _prompt(text: str) -> Prompt:
+  return Prompt(id='row-1', text=text, question=text, answer='', source='')
+
+
+def test_prompts_are_padded_on_the_left():
+  text = tokenizer.load('character')
+  batch = batching.pad_prompts([_prompt('12'), _prompt('1234')], text, 5)
+  assert batch.valid_PT.tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
+  assert batch.tokens_PT[0, 3:].tolist() == text.encode('12')
+
+
+def test_a_long_or_empty_prompt_is_named():
+  text = tokenizer.load('character')
+  with pytest.raises(UserError, match='row-1 has 6 tokens.*max_prompt_tokens'):
+    batching.pad_prompts([_prompt('123456')], text, 5)
+  with pytest.raises(UserError, match='row-1 is empty'):
+    batching.pad_prompts([_prompt('')], text, 5)
+
+
+def test_packing_shifts_within_documents():
+  """The example of TokenBatch, to the number."""
+  documents = iter([[7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6]])
+  batch = batching.pack(lambda: next(documents), 2, 6, pad_id=0)
+  assert batch.tokens_BT.tolist() == [[7, 8, 9, 4, 5, 0], [1, 2, 3, 4, 5, 6]]
+  assert batch.target_BT[0].tolist() == [8, 9, 0, 5, 0, 0]
+  assert batch.weight_BT.tolist() == [[1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 0, 0]]
+  assert batch.segment_BT.tolist() == [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 2]]
+  assert batch.position_BT.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 0]]
+
+
+def test_a_document_longer_than_a_row_is_an_error():
+  with pytest.raises(UserError, match='document of 7 tokens'):
+    batching.pack(lambda: [1] * 7, 1, 6, 0)
+
+
+def _corpus(seed=0):
+  return batching.WebCorpus(
+      'arithmetic', _WEB, template.get('r1_zero_brief'),
+      tokenizer.load('character'), 4, 96, seed, 50)
+
+
+def test_a_corpus_batch_is_a_function_of_seed_and_index():
+  a, b = _corpus()[7], _corpus()[7]
+  np.testing.assert_array_equal(a.tokens_BT, b.tokens_BT)
+  assert (a.tokens_BT != _corpus(1)[7].tokens_BT).any()
+  assert (a.tokens_BT != _corpus()[8].tokens_BT).any()
+
+
+def test_iterators_go_on_where_they_were():
+  data = batching.token_batches(_corpus())
+  for _ in range(3):
+    next(data)
+  position = data.get_state()
+  want = next(data)
+  again = batching.token_batches(_corpus())
+  again.set_state(position)
+  np.testing.assert_array_equal(next(again).tokens_BT, want.tokens_BT)
+
+
+def test_file_prompts_shuffle_repeat_and_resume():
+  rows = [_prompt(str(i)) for i in range(10)]
+  make = lambda: batching.prompt_batches(rows, 4, seed=1, shuffle=True)
+  data = make()
+  seen = [prompt.text for _ in range(5) for prompt in next(data)]
+  assert sorted(seen) == sorted([p.text for p in rows] * 2)
+  assert seen[:10] != [p.text for p in rows]
+  again = make()
+  next(again)
+  position = again.get_state()
+  resumed = make()
+  resumed.set_state(position)
+  assert [p.text for p in next(resumed)] == seen[4:8]
+
+
+@pytest.mark.parametrize('line,message', [
+    ('{', 'bad.jsonl:2 is not JSON'),
+    ('[1]', 'bad.jsonl:2 is not a JSON object'),
+    ('{"id": "b", "question": "q"}', "bad.jsonl:2 needs .* 'answer'"),
+    ('{"id": "b", "question": "", "answer": "1"}', "'question'"),
+    ('{"id": "b", "question": "q", "answer": 3}', "'answer', got 3"),
+])
+def test_a_malformed_row_is_named(tmp_path, line, message):
+  path = tmp_path / 'bad.jsonl'
+  path.write_text('{"id": "a", "question": "q", "answer": "1"}\n' + line)
+  with pytest.raises(UserError, match=message):
+    datasets.FilePrompts(str(path), 'math', template.get('r1_zero'))
+
+
+def test_a_missing_or_empty_file_is_named(tmp_path, monkeypatch):
+  monkeypatch.delenv('R1JAX_DATA', raising=False)
+  with pytest.raises(UserError, match='no math/none.jsonl; set R1JAX_DATA'):
+    datasets.FilePrompts('math/none.jsonl', 'math', template.get('r1_zero'))
+  (tmp_path / 'empty.jsonl').write_text('')
+  monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
+  with pytest.raises(UserError, match='has no rows'):
+    datasets.FilePrompts('empty.jsonl', 'math', template.get('r1_zero'))
+
+
+def test_real_files_are_read(shared):
+  folder = shared / 'data'
+  rows = datasets.FilePrompts(
+      str(folder / 'math/gsm8k_train.jsonl'), 'math', template.get('r1_zero'))
+  assert len(rows) == 7473 and rows[0].answer == '72'
+  rows = datasets.FilePrompts(
+      str(folder / 'countdown/countdown_train.jsonl'), 'countdown',
+      template.get('r1_zero'))
+  assert len(rows) == 10240

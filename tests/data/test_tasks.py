@@ -1,0 +1,91 @@
+"""Synthetic problems: right, split by content, in the stated proportions."""
+
+import numpy as np
+import pytest
+
+from r1jax.data import datasets, tasks, template
+from r1jax.errors import UserError
+from r1jax.rewards import answers
+
+_CLEAN = tasks.Web(direct=0, direct_right=0, slip=0, noticed=0, reconsidered=0,
+                   malformed=0)
+
+
+@pytest.mark.parametrize('task', sorted(tasks.TASKS))
+def test_problems_are_a_function_of_seed_and_index(task):
+  one = [tasks.problem(task, tasks.TRAIN, 3, i) for i in range(50)]
+  two = [tasks.problem(task, tasks.TRAIN, 3, i) for i in reversed(range(50))]
+  assert one == two[::-1]
+  assert one != [tasks.problem(task, tasks.TRAIN, 4, i) for i in range(50)]
+
+
+@pytest.mark.parametrize('task', sorted(tasks.TASKS))
+def test_train_and_held_out_never_meet(task):
+  rng = np.random.default_rng(0)
+  train = {tasks.problem(task, tasks.TRAIN, s, i).question
+           for s in (0, 1) for i in range(1000)}
+  train |= {tasks.document(rng, task, _CLEAN)[0] for _ in range(1000)}
+  held = {tasks.problem(task, tasks.HELD_OUT, s, i).question
+          for s in (0, 1) for i in range(200)}
+  assert not train & held
+
+
+def test_arithmetic_answers_are_right():
+  for i in range(300):
+    made = tasks.problem('arithmetic', tasks.TRAIN, 0, i)
+    assert str(eval(made.question)) == made.answer  # Digits, + and - alone.
+    assert int(made.answer) >= 0
+
+
+@pytest.mark.parametrize('task', sorted(tasks.TASKS))
+def test_clean_thoughts_arrive_at_the_right_answer(task):
+  prompts = datasets.SyntheticPrompts(
+      task, tasks.TRAIN, 0, template.get('r1_zero_brief'))
+  rng, family = np.random.default_rng(0), tasks.get(task)
+  for i in range(200):
+    made = tasks.problem(task, tasks.TRAIN, 0, i)
+    _, answer = family.think(rng, made, _CLEAN)
+    assert answers.is_right(answer, prompts[i].answer, task)
+    assert not answers.is_right(
+        family.guess(rng, made), prompts[i].answer, task)
+
+
+def test_the_corpus_has_the_stated_proportions():
+  web = tasks.Web(direct=0.6, direct_right=0.2, slip=0.1, noticed=0.5,
+                  reconsidered=0.3, malformed=0.05)
+  rng = np.random.default_rng(0)
+  direct = right = repaired = slipped = broken = steps = taken_back = 0
+  total = 6000
+  for _ in range(total):
+    question, response = tasks.document(rng, 'arithmetic', web)
+    read = template.parse(response)
+    if not read.well_formed:
+      broken += 1
+      continue
+    if '=' not in read.thought:
+      direct += 1
+      right += read.answer == str(eval(question))
+      continue
+    first = read.thought.split(' ')[0]
+    taken_back += '=' not in first
+    chain = [w for w in read.thought.split(' ') if '=' in w]
+    for word, after in zip(chain, read.thought.split(' ')[1:] + ['']):
+      left, value = word.split('=')
+      slipped += eval(left) != int(value)
+    repaired += read.thought.count('wait') - ('=' not in first)
+    steps += 4
+  thoughts = total - direct - broken
+  assert abs(broken / total - 0.05) < 0.01
+  assert abs(direct / (total - broken) - 0.6) < 0.02
+  assert abs(right / direct - 0.2) < 0.02
+  assert abs(slipped / steps - 0.1) < 0.012
+  assert abs(repaired / slipped - 0.5) < 0.05
+  assert abs(taken_back / thoughts - 0.3) < 0.03
+
+
+def test_wrong_names_and_shares_are_refused():
+  with pytest.raises(UserError, match="unknown 'algebra'"):
+    tasks.get('algebra')
+  with pytest.raises(UserError, match='slip is a share'):
+    tasks.Web(direct=0, direct_right=0, slip=1.5, noticed=0, reconsidered=0,
+              malformed=0)

@@ -1,0 +1,65 @@
+"""The model against a NumPy oracle, causality, and packing."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import forward, make, small_config
+from tests.reference import transformer as oracle
+
+_TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9))
+
+
+@pytest.mark.parametrize('changes', [
+    {},
+    {'q_lora_rank': 0},
+    {'first_k_dense': 0},
+    {'first_k_dense': 3},
+    {'num_expert_groups': 1, 'topk_groups': 1},
+    {'num_shared_experts': 0, 'experts_per_token': 3},
+    {'moe_dispatch': 'ragged'},
+    {'remat': True},
+], ids=str)
+def test_logits_equal_the_numpy_oracle(changes):
+  config = small_config(**changes)
+  model, params = make(config)
+  got = forward(model, params, _TOKENS)
+  params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  T = _TOKENS.shape[1]
+  for row, tokens in enumerate(_TOKENS):
+    want = oracle.logits(
+        params64, tokens, np.arange(T), np.ones(T), config)
+    np.testing.assert_allclose(got[row], want, atol=2e-4, rtol=2e-4)
+
+
+def test_a_token_never_sees_the_future():
+  model, params = make(small_config())
+  changed = _TOKENS.copy()
+  changed[:, 5:] = (changed[:, 5:] + 1) % 32
+  a, b = forward(model, params, _TOKENS), forward(model, params, changed)
+  np.testing.assert_allclose(a[:, :5], b[:, :5], atol=1e-5)
+  assert np.abs(a[:, 5:] - b[:, 5:]).max() > 0.1
+
+
+def test_packed_documents_do_not_meet():
+  model, params = make(small_config())
+  first, second = _TOKENS[0, :4], _TOKENS[1, :5]
+  packed = np.concatenate([first, second])[None]
+  position = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+  segment = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2]])
+  got = forward(model, params, packed, position, segment)
+  np.testing.assert_allclose(
+      got[0, :4], forward(model, params, first[None])[0], atol=1e-5)
+  np.testing.assert_allclose(
+      got[0, 4:], forward(model, params, second[None])[0], atol=1e-5)
+
+
+def test_layers_are_scanned():
+  """The program does not grow with depth."""
+  def size(layers):
+    model, params = make(small_config(num_layers=layers))
+    jaxpr = jax.make_jaxpr(lambda p: model.apply(
+        {'params': p}, _TOKENS, _TOKENS * 0, _TOKENS * 0))(params)
+    return len(str(jaxpr).split('\n'))
+
+  assert size(8) == size(3)

@@ -1,0 +1,169 @@
+"""Whole runs through the command line: end to end, killed, resumed, refused."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+
+_SMALL = '--config=tests/configs/small.py'
+
+
+def _command(*args):
+  return [sys.executable, '-m', 'r1jax.main', *args]
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  """One device, a fresh cache of bases, the tests' compilation cache."""
+  import jax
+  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='')
+  env['R1JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+  env['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
+  env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+  return env
+
+
+def _run(environment, *args, code=0):
+  done = subprocess.run(
+      _command(*args), env=environment, cwd=ROOT, capture_output=True,
+      text=True, timeout=300)
+  assert done.returncode == code, done.stdout + done.stderr
+  return done
+
+
+@pytest.fixture(scope='module')
+def finished(environment, tmp_path_factory):
+  """An uninterrupted run: its workdir and what it printed."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  return workdir, _run(
+      environment, 'train', _SMALL, f'--workdir={workdir}').stdout
+
+
+def _rows(workdir, stage='rl'):
+  text = (workdir / stage / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_one_command_leaves_everything_a_person_looks_at(finished):
+  workdir, printed = finished
+  rows = _rows(workdir)
+  assert [row['step'] for row in rows] == list(range(7))
+  assert {'reward/mean', 'reward/accuracy', 'reward/format', 'kl', 'entropy',
+          'clip_fraction', 'grad_norm', 'response_length/mean',
+          'zero_variance_groups'} <= rows[1].keys()
+  for step in (0, 3, 6):
+    assert {'eval/pass@1', 'eval/cons@2', 'eval/format',
+            'eval/self_correction',
+            'eval/response_length/mean'} <= rows[step].keys()
+    saved = (workdir / f'rl/samples/step_{step:06d}.jsonl').read_text()
+    kinds = [json.loads(line)['kind'] for line in saved.splitlines()]
+    assert kinds.count('eval') == 16
+    assert kinds.count('train') == (0 if step == 0 else 8)
+  assert rows[1]['logp_gap/first_max'] < 1e-4
+  assert [row['step'] for row in _rows(workdir, 'pretrain')] == [1, 2, 3, 4]
+  assert (workdir / 'rl/curves.png').stat().st_size > 10000
+  assert list((workdir / 'rl/tensorboard').iterdir())
+  summary = (workdir / 'rl/summary.txt').read_text()
+  assert summary.count('\n') == 5 and summary in printed
+  assert 'tok/s' in printed and 'compl/s' in printed and 'ETA' in printed
+
+
+def test_the_second_run_finds_the_base_and_repeats_the_first(
+    finished, environment, tmp_path):
+  """Another workdir, the same config: no pre-training, the same numbers."""
+  workdir, _ = finished
+  printed = _run(environment, 'train', _SMALL,
+                 f'--workdir={tmp_path / "second"}').stdout
+  assert 'found the base of this config' in printed
+  assert _rows(tmp_path / 'second') == _rows(workdir)
+
+
+def test_a_finished_run_has_nothing_to_do(finished, environment):
+  workdir, _ = finished
+  before = (workdir / 'rl/metrics.jsonl').read_bytes()
+  printed = _run(environment, 'train', _SMALL, f'--workdir={workdir}').stdout
+  assert 'nothing to do' in printed
+  assert (workdir / 'rl/metrics.jsonl').read_bytes() == before
+
+
+def _kill_when(process, path, lines):
+  """kill -9, once the file has that many lines."""
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and process.poll() is None:
+    if path.exists() and path.read_text().count('\n') >= lines:
+      process.send_signal(signal.SIGKILL)
+      process.wait()
+      return
+    time.sleep(0.005)
+  process.kill()
+  raise AssertionError(f'{path} never had {lines} lines')
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    finished, environment, tmp_path):
+  """kill -9 three times, in both stages: every number and weight the same."""
+  workdir, _ = finished
+  environment = dict(environment, R1JAX_CACHE=str(tmp_path / 'cache'))
+  cut = tmp_path / 'cut'
+  # Pre-training after step 3, RL before and after its first checkpoint.
+  for stage, lines in (('pretrain', 3), ('rl', 2), ('rl', 5)):
+    process = subprocess.Popen(
+        _command('train', _SMALL, f'--workdir={cut}'), env=environment,
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _kill_when(process, cut / stage / 'metrics.jsonl', lines)
+  _run(environment, 'train', _SMALL, f'--workdir={cut}')
+  for stage in ('pretrain', 'rl'):
+    assert _rows(cut, stage) == _rows(workdir, stage)
+    for name in ('metrics.jsonl', 'model.safetensors'):
+      if (stage, name) == ('pretrain', 'model.safetensors'):
+        continue  # Compared through the run that it started.
+      assert ((cut / stage / name).read_bytes()
+              == (workdir / stage / name).read_bytes())
+
+
+def test_eval_and_sample_read_a_run(finished, environment):
+  workdir, _ = finished
+  printed = _run(environment, 'eval', _SMALL, f'--workdir={workdir}').stdout
+  assert 'eval/pass@1 ' in printed and 'eval/cons@2 ' in printed
+  printed = _run(environment, 'sample', _SMALL, f'--workdir={workdir}',
+                 '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1').stdout
+  assert printed.count('thought:') == 8 and '9-1-1-1-1' in printed
+
+
+def test_another_config_is_refused_and_nothing_changes(finished, environment):
+  workdir, _ = finished
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  done = _run(environment, 'train', _SMALL, f'--workdir={workdir}',
+              '--config.rl.group_size=2', '--config.seed=1', code=2)
+  assert 'rl.group_size is 4 there and 2 here' in done.stderr
+  assert 'seed is 0 there and 1 here' in done.stderr
+  assert done.stderr.count('\n') == 1
+  assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+
+
+def test_two_runs_on_one_workdir_are_refused(finished, environment):
+  workdir, _ = finished
+  with open(workdir / '.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    done = _run(environment, 'train', _SMALL, f'--workdir={workdir}', code=2)
+  assert 'another run is writing' in done.stderr
+
+
+@pytest.mark.parametrize('name', ['gsm8k', 'countdown'])
+def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
+  environment = dict(environment, R1JAX_DATA=str(shared / 'data'))
+  workdir = tmp_path / name
+  _run(environment, 'train', f'--config=configs/r1_zero_{name}.py',
+       f'--workdir={workdir}', '--config.rl.steps=2',
+       '--config.rl.max_new_tokens=16')
+  rows = _rows(workdir)
+  assert [row['step'] for row in rows] == [0, 1, 2]
+  assert rows[2]['entropy'] > 5  # A random model under 150,000 tokens.
+  assert (workdir / 'rl/checkpoints/2').is_dir()

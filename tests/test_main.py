@@ -1,0 +1,122 @@
+"""Bad input: one clear line, exit code 2, nothing written or lost."""
+
+import subprocess
+import sys
+
+import pytest
+
+from r1jax import main
+from r1jax.errors import UserError
+from tests.conftest import ROOT
+
+_SMALL = f'--config={ROOT}/tests/configs/small.py'
+
+
+def _refused(tmp_path, *args):
+  """The error of a train command; asserts that nothing was written."""
+  workdir = tmp_path / 'run'
+  with pytest.raises(UserError) as caught:
+    main.run(['train', _SMALL, f'--workdir={workdir}',
+              '--config.mesh.data=8', *args])
+  assert not workdir.exists()
+  message = str(caught.value)
+  assert '\n' not in message
+  return message
+
+
+@pytest.mark.parametrize('args,parts', [
+    (['--config.rl.grop_size=8'], ['rl.grop_size', 'rl.group_size']),
+    (['--config.r1.steps=8'], ['r1.steps', 'rl']),
+    (['--config.rl.group_size=many'], ['group_size', 'many']),
+    (['--confg.rl.group_size=2'], ['confg.rl.group_size']),
+    (['--config.rl.group_size=1'], ['group_size must be at least 2']),
+    (['--config.rl.temperature=0.0'], ['temperature must be above 0']),
+    (['--config.rl.old_logp=none'], ["old_logp must be 'rollout'"]),
+    (['--config.rl.reward.acuracy=1.0'], ['acuracy', 'accuracy']),
+    (['--config.rl.minibatches=3'], ['16 does not divide', '3 batches']),
+    (['--config.rl.max_new_tokens=200'],
+     ['max_new_tokens = 200', 'max_context = 128']),
+    (['--config.data.max_prompt_tokens=5'],
+     ['arithmetic-train-0-0', '11 tokens', 'max_prompt_tokens = 5']),
+    (['--config.model.vocab_size=50'], ['106 ids', 'vocab_size = 50']),
+    (['--config.tokenizer.source=no/where'], ['no/where']),
+    (['--config.data.task=algebra'], ["'algebra'", 'arithmetic']),
+    (['--config.data.template=r2'], ["'r2'", 'r1_zero']),
+    (['--config.data.task=math', '--config.data.path=none.jsonl'],
+     ['none.jsonl', 'R1JAX_DATA']),
+    (['--config.init=none.safetensors', '--config.stages=("rl",)'],
+     ['none.safetensors']),
+    (['--config.init=shipped'], ['does not fit config.model', 'shape']),
+    (['--config.stages=("rl","pretrain")'], ['stages', 'in that order']),
+    (['--config.mesh.tensor=3'], ['tensor=3', '8 devices']),
+    (['--config.mesh.data=1', '--config.mesh.expert=8'],
+     ['E = 4', 'expert = 8']),
+    (['--config.eval.num_problems=9'], ['9 problems', 'batches of 8']),
+    (['--config.model.num_expert_groups=3'],
+     ['num_expert_groups = 3', 'num_experts = 4']),
+    (['--config.corpus.slip=2.0'], ['slip', '2.0']),
+    (['--config.pretrain.length_tokens=20'], ['length_tokens = 20']),
+    (['extra'], ["'extra'"]),
+], ids=lambda value: ' '.join(value) if value[0].startswith('-') else '')
+def test_bad_input_is_one_line_that_names_it(tmp_path, args, parts):
+  message = _refused(tmp_path, *args)
+  for part in parts:
+    assert part in message
+
+
+def test_a_malformed_data_file_is_named_with_its_line(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"id": "a", "question": "q", "answer": "1"}\noops\n')
+  message = _refused(tmp_path, '--config.data.task=math',
+                     f'--config.data.path={path}')
+  assert f'{path}:2' in message
+
+
+def test_a_long_row_of_a_file_is_named(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"id": "row-a", "question": "%s", "answer": "1"}\n'
+                  % ('9' * 100))
+  message = _refused(
+      tmp_path, '--config.data.task=math', f'--config.data.path={path}',
+      f'--config.data.eval_path={path}', '--config.stages=("rl",)',
+      '--config.init=random')
+  assert 'row-a has 102 tokens' in message
+
+
+def test_a_folder_that_is_not_a_run_is_not_touched(tmp_path):
+  (tmp_path / 'thesis.txt').write_text('mine')
+  with pytest.raises(UserError, match='is not empty and holds no run'):
+    main.run(['train', _SMALL, f'--workdir={tmp_path}'])
+  assert [p.name for p in tmp_path.iterdir()] == ['thesis.txt']
+
+
+@pytest.mark.parametrize('argv,part', [
+    (['trian'], "unknown command 'trian'"),
+    (['train'], '--config=FILE'),
+    (['train', '--config=none.py'], 'none.py'),
+    (['train', _SMALL], '--workdir'),
+    (['sample', _SMALL], '--prompt'),
+    (['eval', _SMALL, '--workdir=no/run'], 'no/run holds no run'),
+])
+def test_a_wrong_command_says_what_is_missing(argv, part):
+  with pytest.raises(UserError, match=part):
+    main.run(argv)
+
+
+def test_help_and_config(capsys):
+  main.run(['--help'])
+  shown = capsys.readouterr().out
+  for command in main.COMMANDS:
+    assert f'\n  {command} ' in shown
+  main.run(['config', _SMALL, '--config.rl.group_size=2'])
+  assert 'group_size: 2' in capsys.readouterr().out
+  main.run(['train', '--help'])
+  assert '--workdir' in capsys.readouterr().out
+
+
+def test_exit_code_and_no_traceback():
+  done = subprocess.run(
+      [sys.executable, '-m', 'r1jax.main', 'train', '--config=none.py'],
+      capture_output=True, text=True, cwd=ROOT)
+  assert done.returncode == 2
+  assert done.stderr == 'r1jax: config: no file none.py\n'

@@ -1,0 +1,190 @@
+"""One update: however it is split, on one device or eight, the same."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.errors import UserError
+from r1jax.model import transformer
+from r1jax.model.transformer import Transformer
+from r1jax.records import RLBatch, Rollout, TokenBatch
+from r1jax.sharding import Layout, make_mesh
+from r1jax.train import optimizer, state as train_state, step as train_step
+from tests.conftest import make, one_device, small_config
+
+_OPTIMIZER = optimizer.OptimizerConfig(
+    learning_rate=1e-2, warmup_steps=0, decay='constant', final_ratio=0.1,
+    beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0)
+_PROMPT, _OWN, _ROWS = 4, 8, 16
+
+
+def _rollout(seed=0) -> Rollout:
+  """Completions of very different lengths, one of them empty of signal."""
+  rng = np.random.default_rng(seed)
+  T = _PROMPT + _OWN
+  length_B = rng.integers(1, _OWN + 1, _ROWS)
+  start_B = rng.integers(0, _PROMPT, _ROWS)
+  column = np.arange(T)
+  mask = (column >= _PROMPT) & (column < _PROMPT + length_B[:, None])
+  return Rollout(
+      tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
+      valid_BT=mask | ((column < _PROMPT) & (column >= start_B[:, None])),
+      mask_BT=mask, logp_BT=np.zeros((_ROWS, T), np.float32),
+      finish_B=np.ones(_ROWS, np.int32), length_B=length_B.astype(np.int32))
+
+
+def _rl_batch(model, params) -> RLBatch:
+  rollout = _rollout()
+  old = train_step.score(model, 1.0, _PROMPT)(params, rollout)
+  rng = np.random.default_rng(1)
+  noise = 0.3 * rng.normal(size=old.shape).astype(np.float32)
+  return RLBatch(rollout=rollout,
+                 adv_B=rng.normal(size=_ROWS).astype(np.float32),
+                 old_logp_BT=old, ref_logp_BT=old + noise)
+
+
+def _policy(model, tx, minibatches=1, microbatches=1):
+  return train_step.policy(model, tx, 1.0, _PROMPT, 0.2, 0.2, 0.1,
+                           minibatches, microbatches, 1e-3)
+
+
+def _update(model, params, batch, **split):
+  tx = optimizer.make(_OPTIMIZER, 10)
+  state = train_state.create(jax.tree.map(jnp.copy, params), tx)
+  return _policy(model, tx, **split)(state, batch, jax.random.key(0))
+
+
+def _assert_same(got, want, atol):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol),
+               jax.device_get(got), jax.device_get(want))
+
+
+def test_microbatches_do_not_change_the_update():
+  """Global token normalisation: 1, 2 and 4 parts give one gradient."""
+  model, params = make(small_config())
+  batch = _rl_batch(model, params)
+  whole, metrics = _update(model, params, batch)
+  for parts in (2, 4):
+    state, split = _update(model, params, batch, microbatches=parts)
+    _assert_same(state.opt_state, whole.opt_state, 1e-6)
+    for name in ('loss', 'kl', 'entropy', 'grad_norm', 'clip_fraction'):
+      np.testing.assert_allclose(split[name], metrics[name], atol=1e-5)
+
+
+def test_supervised_microbatches_do_not_change_the_update():
+  model, params = make(small_config())
+  rng = np.random.default_rng(0)
+  shape = (8, 10)
+  batch = TokenBatch(
+      tokens_BT=rng.integers(0, 32, shape), target_BT=rng.integers(0, 32, shape),
+      weight_BT=(rng.random(shape) < 0.5).astype(np.int32),
+      segment_BT=np.ones(shape, np.int32),
+      position_BT=np.tile(np.arange(10), (8, 1)))
+  tx = optimizer.make(_OPTIMIZER, 10)
+  outs = []
+  for parts in (1, 4):
+    state = train_state.create(jax.tree.map(jnp.copy, params), tx)
+    outs.append(train_step.supervised(model, tx, 1e-3, parts)(state, batch))
+  _assert_same(outs[0][0].opt_state, outs[1][0].opt_state, 1e-6)
+  np.testing.assert_allclose(outs[0][1]['loss'], outs[1][1]['loss'], rtol=1e-5)
+
+
+def test_first_update_on_fresh_samples_has_ratio_one():
+  model, params = make(small_config())
+  _, metrics = _update(model, params, _rl_batch(model, params))
+  np.testing.assert_allclose(metrics['ratio/mean'], 1, atol=1e-6)
+  assert metrics['clip_fraction'] == 0
+  assert metrics['logp_gap/first_max'] < 1e-5
+  assert metrics['kl'] > 0
+
+
+def test_later_minibatches_are_off_policy():
+  model, params = make(small_config())
+  state, metrics = _update(
+      model, params, _rl_batch(model, params), minibatches=4)
+  assert state.updates == 4
+  assert abs(float(metrics['ratio/mean']) - 1) > 1e-6
+  assert metrics['logp_gap/first_max'] < 1e-5
+
+
+def test_zero_advantage_and_no_kl_leave_the_policy():
+  """All groups agree: only weight decay and balancing may move anything."""
+  model, params = make(small_config())
+  batch = _rl_batch(model, params)
+  batch = batch.replace(adv_B=np.zeros(_ROWS, np.float32),
+                        ref_logp_BT=batch.old_logp_BT)
+  tx = optimizer.make(dataclasses.replace(_OPTIMIZER, weight_decay=0.0), 10)
+  state, metrics = _policy(model, tx)(
+      train_state.create(jax.tree.map(jnp.copy, params), tx), batch,
+      jax.random.key(0))
+  assert metrics['grad_norm'] == 0
+  np.testing.assert_array_equal(state.params['head'], params['head'])
+
+
+@pytest.mark.parametrize('poison', [np.nan, np.inf])
+def test_a_poisoned_batch_changes_nothing_and_is_counted(poison):
+  model, params = make(small_config())
+  batch = _rl_batch(model, params)
+  adv_B = np.array(batch.adv_B)
+  adv_B[3] = poison
+  state, metrics = _update(model, params, batch.replace(adv_B=adv_B))
+  _assert_same(state.params, params, 0)
+  assert state.updates == 0 and metrics['skipped_updates'] == 1
+
+
+def test_every_update_balances_the_experts():
+  model, params = make(small_config())
+  state, _ = _update(model, params, _rl_batch(model, params))
+  moved = (state.params['moe_layers']['ffn']['bias']
+           - params['moe_layers']['ffn']['bias'])
+  np.testing.assert_allclose(np.abs(moved).max(), 1e-3, rtol=1e-3)
+  # And nothing else moved it: no gradient, no weight decay.
+  assert set(np.round(np.abs(np.asarray(moved)).ravel(), 6)) <= {0.0, 0.001}
+
+
+_MESHES = [
+    dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2),
+    dict(data=2, tensor=2, expert=2), dict(fsdp=2, expert=4),
+    dict(data=4, tensor=2)]
+
+
+@pytest.mark.parametrize('shape', _MESHES, ids=str)
+def test_eight_devices_equal_one(shape):
+  """Forward and one optimiser step, float32, to 1e-5."""
+  config = small_config(q_lora_rank=16, kv_lora_rank=16)
+  model, params = make(config)
+  batch = _rl_batch(model, params)
+  want_logp = train_step.score(model, 1.0, _PROMPT)(params, batch.rollout)
+  want, want_metrics = _update(model, params, batch)
+
+  layout = Layout(make_mesh(shape))
+  wide = Transformer(config, layout)
+  spread = jax.device_put(
+      jax.device_get(params), transformer.parameter_shardings(wide, layout))
+  batch = jax.tree.map(np.asarray, batch)
+  got_logp = train_step.score(wide, 1.0, _PROMPT)(spread, batch.rollout)
+  np.testing.assert_allclose(got_logp, want_logp, atol=1e-5)
+  got, metrics = _update(wide, spread, batch)
+  _assert_same(got.params, want.params, 1e-5)
+  np.testing.assert_allclose(metrics['loss'], want_metrics['loss'], atol=1e-5)
+  assert any(not s.sharding.is_fully_replicated
+             for s in jax.tree.leaves(got.params)) or 'data=8' in str(layout)
+
+
+def test_a_mesh_that_does_not_divide_is_named():
+  with pytest.raises(UserError, match='does not make the 8 devices'):
+    make_mesh(dict(data=3))
+  with pytest.raises(UserError, match="unknown axis 'model'"):
+    make_mesh(dict(model=2))
+  layout = Layout(make_mesh(dict(tensor=8)))
+  model = Transformer(small_config(), layout)
+  with pytest.raises(UserError, match='N = 2, which does not divide'):
+    transformer.parameter_shardings(model, layout)
+
+
+def test_two_letters_on_one_mesh_axis_fail_loudly():
+  with pytest.raises(ValueError, match="mesh axis 'tensor'"):
+    one_device().weight_spec('NF')
