@@ -14,10 +14,11 @@ def get_config():
   config.stages = ('pretrain', 'rl')
   config.init = 'shipped'
   config.rl.update(
-      steps=100, prompts_per_step=32, group_size=16, max_new_tokens=64,
-      minibatches=2, reference_every=50, eval_every=20, checkpoint_every=20)
+      steps=80, prompts_per_step=32, group_size=16, max_new_tokens=64,
+      minibatches=2, microbatches=4, reference_every=40, eval_every=10,
+      checkpoint_every=10)
   config.rl.optimizer.update(
-      learning_rate=3e-4, warmup_steps=5, weight_decay=0.0)
+      learning_rate=3e-4, warmup_steps=5, decay='cosine', weight_decay=0.0)
   # The policy itself is measured, not a cooler one.
   config.eval.update(
       num_problems=128, samples=8, batch_size=64, temperature=1.0, top_p=1.0)

@@ -12,12 +12,16 @@ from tests.conftest import ROOT
 _SMALL = f'--config={ROOT}/tests/configs/small.py'
 
 
+# Tests see eight devices; every batch divides over them.
+_EIGHT = ('--config.mesh.data=8', '--config.rl.prompts_per_step=8')
+
+
 def _refused(tmp_path, *args):
   """The error of a train command; asserts that nothing was written."""
   workdir = tmp_path / 'run'
   with pytest.raises(UserError) as caught:
     main.run(['train', _SMALL, f'--workdir={workdir}',
-              '--config.mesh.data=8', *args])
+              *_EIGHT, *args])
   assert not workdir.exists()
   message = str(caught.value)
   assert '\n' not in message
@@ -33,7 +37,7 @@ def _refused(tmp_path, *args):
     (['--config.rl.temperature=0.0'], ['temperature must be above 0']),
     (['--config.rl.old_logp=none'], ["old_logp must be 'rollout'"]),
     (['--config.rl.reward.acuracy=1.0'], ['acuracy', 'accuracy']),
-    (['--config.rl.minibatches=3'], ['16 does not divide', '3 batches']),
+    (['--config.rl.minibatches=3'], ['32 does not divide', '3 batches']),
     (['--config.rl.max_new_tokens=200'],
      ['max_new_tokens = 200', 'max_context = 128']),
     (['--config.data.max_prompt_tokens=5'],
@@ -42,7 +46,8 @@ def _refused(tmp_path, *args):
     (['--config.tokenizer.source=no/where'], ['no/where']),
     (['--config.data.task=algebra'], ["'algebra'", 'arithmetic']),
     (['--config.data.template=r2'], ["'r2'", 'r1_zero']),
-    (['--config.data.task=math', '--config.data.path=none.jsonl'],
+    (['--config.data.task=math', '--config.data.path=none.jsonl',
+      '--config.stages=("rl",)'],
      ['none.jsonl', 'R1JAX_DATA']),
     (['--config.init=none.safetensors', '--config.stages=("rl",)'],
      ['none.safetensors']),
@@ -68,7 +73,7 @@ def test_a_malformed_data_file_is_named_with_its_line(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"id": "a", "question": "q", "answer": "1"}\noops\n')
   message = _refused(tmp_path, '--config.data.task=math',
-                     f'--config.data.path={path}')
+                     f'--config.data.path={path}', '--config.stages=("rl",)')
   assert f'{path}:2' in message
 
 
@@ -86,7 +91,7 @@ def test_a_long_row_of_a_file_is_named(tmp_path):
 def test_a_folder_that_is_not_a_run_is_not_touched(tmp_path):
   (tmp_path / 'thesis.txt').write_text('mine')
   with pytest.raises(UserError, match='is not empty and holds no run'):
-    main.run(['train', _SMALL, f'--workdir={tmp_path}'])
+    main.run(['train', _SMALL, f'--workdir={tmp_path}', *_EIGHT])
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.txt']
 
 

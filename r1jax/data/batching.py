@@ -52,11 +52,15 @@ def prompt_batches(prompts: Sequence[Prompt], batch_size: int, seed: int,
   return iter(dataset.to_iter_dataset(_READ))
 
 
+_TRIES = 20  # For a document that fits a row; then pack() names the length.
+
+
 class WebCorpus(Sequence):
   """Batch i of packed synthetic documents, a pure function of (seed, i).
 
-  Rows are filled in turn: a document that does not fit any more opens the next
-  row, and what it left is padding.
+  A document that no row can hold, one with a repair at every step, is drawn
+  again. Rows are filled in turn: a document that does not fit any more opens
+  the next row, and what it left is padding.
   """
 
   def __init__(self, task: str, web: tasks.Web, template: Template,
@@ -75,9 +79,13 @@ class WebCorpus(Sequence):
                 self._tokenizer.pad_id)
 
   def _document(self, rng: np.random.Generator) -> list[int]:
-    question, response = tasks.document(rng, self._task, self._web)
-    return [*self._tokenizer.prompt(self._template.render(question)),
-            *self._tokenizer.encode(response), self._tokenizer.stop_ids[0]]
+    for _ in range(_TRIES):
+      question, response = tasks.document(rng, self._task, self._web)
+      ids = [*self._tokenizer.prompt(self._template.render(question)),
+             *self._tokenizer.encode(response), self._tokenizer.stop_ids[0]]
+      if len(ids) <= self._shape[1]:
+        break
+    return ids
 
 
 def pack(draw: Callable[[], list[int]], batch_size: int, length_tokens: int,

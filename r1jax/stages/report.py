@@ -20,6 +20,18 @@ def write(directory: Path, k: int):
   print(text, end='')
 
 
+def write_loss(directory: Path):
+  """Draws loss.png from the metrics.jsonl of a supervised stage."""
+  rows = metrics.read(directory / 'metrics.jsonl')
+  figure, axis = pyplot.subplots(figsize=(6, 3.4))
+  axis.plot([row['step'] for row in rows], [row['loss'] for row in rows], lw=1)
+  axis.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')
+  axis.grid(alpha=0.3, which='both')
+  figure.tight_layout()
+  figure.savefig(directory / 'loss.png', dpi=110)
+  pyplot.close(figure)
+
+
 def summary(steps: int, first: dict, last: dict, k: int) -> str:
   def line(name: str, key: str, digits: int = 3) -> str:
     return f'{name:<16} {first[key]:.{digits}f} → {last[key]:.{digits}f}'

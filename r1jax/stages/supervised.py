@@ -7,7 +7,7 @@ import ml_collections
 
 from r1jax.data import batching
 from r1jax.model import transformer
-from r1jax.stages import build
+from r1jax.stages import build, report
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
 from r1jax.train.checkpoint import Checkpointer
@@ -67,4 +67,5 @@ class Pretrain:
     checkpoints.close()
     path = directory / 'model.safetensors'
     weights.save(path, state.params, 'bfloat16', about)
+    report.write_loss(directory)
     return path

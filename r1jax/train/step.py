@@ -12,6 +12,7 @@ from r1jax.algos import common, grpo
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer, positions
 from r1jax.records import RLBatch, Rollout, TokenBatch
+from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
 
 
@@ -30,7 +31,7 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
         'entropy': jnp.sum(entropy_BT * batch.weight_BT) / total_weight}
     return loss, (metrics, out.load_LE)
 
-  @partial(jax.jit, donate_argnums=0)
+  @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: TokenBatch):
     batch = _constrain(model, batch)
     total = batch.weight_BT.sum()
@@ -96,7 +97,7 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     state, applied = _apply(state, tx, grads, load_LE, balance_speed)
     return state, (metrics | applied, worst)
 
-  @partial(jax.jit, donate_argnums=0)
+  @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
     batch = _constrain(model, batch)
     order_B = jax.random.permutation(key, batch.adv_B.shape[0])
@@ -144,6 +145,11 @@ def _constrain(model: Transformer, batch):
     return model.layout.constrain(x, 'BT'[:x.ndim])
 
   return jax.tree.map(pin, batch)
+
+
+def _outputs(model: Transformer, tx):
+  """The state leaves a step laid out as it came; metrics are whole."""
+  return train_state.shardings(model, tx), model.layout.replicated()
 
 
 def _split(x, parts: int):

@@ -21,6 +21,7 @@ def save(path: Path, params, dtype: str, about: dict):
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
   save_file(flat, partial, metadata={'about': json.dumps(about)})
+  partial.chmod(0o644)
   partial.replace(path)  # Atomic: a reader never meets half a file.
 
 

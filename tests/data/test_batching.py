@@ -32,7 +32,7 @@ def test_a_long_or_empty_prompt_is_named():
 
 def test_packing_shifts_within_documents():
   """The example of TokenBatch, to the number."""
-  documents = iter([[7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6]])
+  documents = iter([[7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6], [7] * 6])
   batch = batching.pack(lambda: next(documents), 2, 6, pad_id=0)
   assert batch.tokens_BT.tolist() == [[7, 8, 9, 4, 5, 0], [1, 2, 3, 4, 5, 6]]
   assert batch.target_BT[0].tolist() == [8, 9, 0, 5, 0, 0]

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
+from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch
 from r1jax.rollout import sampling
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingConfig
+from r1jax.sharding import Layout, make_mesh
 from r1jax.train import step as train_step
 from tests.conftest import forward, make, small_config
 
@@ -106,6 +108,20 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch():
   other = engine.generate(
       params, jax.tree.map(lambda x: x[:1], _prompts()), jax.random.key(6))
   assert (np.asarray(other.tokens_BT) != np.asarray(alone.tokens_BT)).any()
+
+
+def test_eight_devices_sample_what_one_does():
+  config = small_config()
+  model, params = make(config)
+  want = Engine(model, _CONFIG).generate(
+      params, _prompts(), jax.random.key(2))
+  layout = Layout(make_mesh(dict(data=2, tensor=2, expert=2)))
+  wide = Transformer(config, layout)
+  spread = jax.device_put(
+      jax.device_get(params), parameter_shardings(wide, layout))
+  got = Engine(wide, _CONFIG).generate(spread, _prompts(), jax.random.key(2))
+  np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
+  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
 
 
 def test_samples_of_a_group_differ_and_follow_the_distribution():
