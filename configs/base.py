@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.init = 'pretrain'
 
   config.model = models.deepseek_v3()
+  config.model.max_context = 1024 + 32768  # Prompt and completion.
   config.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)  # −1: what is left.
   # 'character', or the folder of a Hugging Face tokenizer.
   config.tokenizer = dict(source='character')
@@ -61,9 +62,12 @@ def get_config() -> ml_collections.ConfigDict:
       keep_checkpoints=2,
       log_every=10,  # Steps a line in metrics.jsonl.
   )
+  # A step is a rollout and its updates. R1-Zero counts updates: 10,400 of 32
+  # questions × 16 samples, made 8,192 samples at a time, 16 updates a rollout;
+  # the reference is replaced every 400 updates.
   config.rl = dict(
-      steps=10400,
-      prompts_per_step=32,
+      steps=650,
+      prompts_per_step=512,
       group_size=16,  # G.
       max_new_tokens=32768,
       temperature=1.0,
@@ -72,7 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
       clip_low=0.2,  # ε_low.
       clip_high=0.2,  # ε_high.
       kl_coef=0.001,  # β; 0 keeps no reference policy.
-      reference_every=400,  # Steps between replacements of the reference.
+      reference_every=25,  # Steps between replacements of the reference.
       scale_by_std=True,  # Advantages are divided by the group's deviation.
       # Where old log-probabilities come from: 'rollout', as sampled, or
       # 'recompute', by the trainer, where sampler and trainer differ.

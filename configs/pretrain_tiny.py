@@ -6,6 +6,8 @@ in four give an answer without a thought, mostly a wrong one.
   r1jax train --config=configs/pretrain_tiny.py --workdir=runs/base
 
 Writes runs/base/pretrain/model.safetensors, the base that ships with r1jax.
+On two CPU cores it takes about 13 minutes and ends at a loss of 0.68 nats a
+token, most of it the digits of the questions; pass@1 is then 0.22.
 """
 
 from configs import base, models
@@ -19,6 +21,9 @@ def get_config():
   config.data.max_prompt_tokens = 12
   config.pretrain.update(
       steps=1500, batch_size=86, length_tokens=96, checkpoint_every=200)
+  config.rl.max_new_tokens = 64
+  # The policy itself is measured, not a cooler one.
+  config.eval.update(temperature=1.0, top_p=1.0)
   config.pretrain.optimizer.update(
       learning_rate=2e-3, warmup_steps=100, decay='cosine')
   return config

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -48,8 +49,7 @@ class Evaluator:
     for start in range(0, len(self._prompts), self._batch):
       prompts = [self._prompts[i] for i in range(start, start + self._batch)]
       batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
-      rollout = jax.device_get(self._engine.generate(
-          params, batch, jax.random.fold_in(key, start)))
+      rollout = jax.device_get(self._engine.generate(params, batch, key))
       texts = completion_texts(
           rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
           self._tokenizer.decode_batch)
@@ -95,10 +95,13 @@ def majority(rows: list[dict], prompt: Prompt, opens_think: bool) -> bool:
       votes.most_common(1)[0][0], prompt.answer, prompt.source)
 
 
+_CORRECTION = re.compile(rf'\b{tasks.CORRECTION}\b', re.IGNORECASE)
+
+
 def self_corrects(completion: str) -> bool:
   """Does the thought stop and repair a step?"""
   thought = completion.split('</think>')[0]
-  return tasks.CORRECTION in thought.lower()
+  return bool(_CORRECTION.search(thought))
 
 
 def sample_rows(prompts: Sequence[Prompt], scored: Scored,

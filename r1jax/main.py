@@ -20,13 +20,14 @@ USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
 usage: r1jax COMMAND --config=FILE [--config.KEY=VALUE ...] [flags]
 
 commands:
-  train    run the config's stages:   r1jax train --config=C --workdir=DIR
+  train    run the config's stages:   r1jax train --config=C [--workdir=DIR]
   eval     pass@1 and cons@k:         r1jax eval --config=C [--workdir=DIR]
   sample   complete prompts:          r1jax sample --config=C --prompt=TEXT
   config   print a config, resolved:  r1jax config --config=C
 
 `r1jax COMMAND --help` shows its flags; configs/base.py declares every key.
-Without --workdir, eval and sample use the base model that the config names.
+Without --workdir, train uses runs/<name of the config>, and eval and sample
+read the base model that the config names.
 """
 
 BAD_INPUT = 2  # Exit code.
@@ -34,16 +35,16 @@ BAD_INPUT = 2  # Exit code.
 
 def _train(config, values):
   from r1jax.stages import pipeline
-  if not values.workdir:
-    raise UserError('train: give --workdir=DIR, where the run is kept')
-  pipeline.train(config, values.workdir)
+  name = os.path.splitext(os.path.basename(values['config'].config_filename))[0]
+  pipeline.train(config, values.workdir or os.path.join('runs', name))
 
 
 def _eval(config, values):
   import jax
   from r1jax.stages import build
   parts, params = _weights(config, values)
-  found = build.evaluator(config, parts).run(params, jax.random.key(config.seed))
+  found = build.evaluator(config, parts).run(
+      params, jax.random.key(config.seed))
   for name, value in found.metrics.items():
     print(f'{name} {value:.4f}')
 
@@ -58,21 +59,27 @@ def _sample(config, values):
     raise UserError('sample: give at least one --prompt=TEXT')
   parts, params = _weights(config, values)
   engine = build.rl_engine(config, parts)
+  # A batch divides over the mesh: the last question fills it up.
+  count = len(values.prompt)
+  asked = values.prompt + values.prompt[-1:] * (
+      -count % parts.model.layout.size('P'))
   prompts = [
       Prompt(id=f'--prompt {i}', text=parts.template.render(question),
              question=question, answer='', source='')
-      for i, question in enumerate(values.prompt, 1)]
-  for index, prompt in enumerate(prompts):
-    batch = batching.pad_prompts(
-        [prompt], parts.tokenizer, config.data.max_prompt_tokens)
-    rollout = jax.device_get(engine.generate(
-        params, batch, jax.random.fold_in(jax.random.key(config.seed), index)))
-    print(f'{prompt.question}')
-    for text in completion_texts(
-        rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
-        parts.tokenizer.decode_batch):
+      for i, question in enumerate(asked, 1)]
+  batch = batching.pad_prompts(
+      prompts, parts.tokenizer, config.data.max_prompt_tokens)
+  rollout = jax.device_get(
+      engine.generate(params, batch, jax.random.key(config.seed)))
+  texts = completion_texts(
+      rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
+      parts.tokenizer.decode_batch)
+  for text, p in zip(texts, rollout.group_B):
+    if p < count:
       read = template.parse(text, parts.template.opens_think)
-      print(f'  thought: {read.thought}\n  answer:  {read.answer}')
+      shown = (f'thought: {read.thought}\n  answer:  {read.answer}'
+               if read.well_formed else f'malformed: {text}')
+      print(f'{prompts[p].question}\n  {shown}')
 
 
 def _config(config, values):

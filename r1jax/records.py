@@ -52,10 +52,12 @@ class PromptBatch:
   Attributes:
     tokens_PT: int32.
     valid_PT: bool, False on padding. Never derived from token ids.
+    id_P: uint32 hash of Prompt.id: seeds the prompt's samples.
   """
 
   tokens_PT: chex.Array
   valid_PT: chex.Array
+  id_P: chex.Array
 
 
 @chex.dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Rollout:
       it was sampled from; 0 outside mask_BT.
     finish_B: int32, FINISH_STOP or FINISH_LENGTH.
     length_B: int32, completion tokens, the stop token among them.
+    group_B: int32, which of the batch's prompts the row completes.
   """
 
   tokens_BT: chex.Array
@@ -80,6 +83,7 @@ class Rollout:
   logp_BT: chex.Array
   finish_B: chex.Array
   length_B: chex.Array
+  group_B: chex.Array
 
 
 @chex.dataclass(frozen=True)

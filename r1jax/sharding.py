@@ -6,9 +6,9 @@ D of a weight is split over `fsdp` to save memory, the D of an activation is
 whole. Mesh-axis names are written in this module and nowhere else.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -123,8 +123,3 @@ def _spec(letters: str | tuple, table: _Axes) -> PartitionSpec:
         f'two of the letters {"".join(letters)!r} are split over the mesh axis '
         f'{twice.pop()!r}; give one of them another axis in sharding.py')
   return PartitionSpec(*axes)
-
-
-def reshard(tree, shardings):
-  """Moves a tree between layouts: a jitted identity."""
-  return jax.jit(lambda t: t, out_shardings=shardings)(tree)

@@ -81,4 +81,5 @@ def forward(model: Transformer, params, tokens_BT, position_BT=None,
     out = model.apply({'params': params}, *inputs)
     return model.apply({'params': params}, out.hidden_BTD, method='logits')
 
-  return np.asarray(run(params, jnp.asarray(tokens_BT), position_BT, segment_BT))
+  return np.asarray(
+      run(params, jnp.asarray(tokens_BT), position_BT, segment_BT))

@@ -61,6 +61,11 @@ def _refused(tmp_path, *args):
      ['num_expert_groups = 3', 'num_experts = 4']),
     (['--config.corpus.slip=2.0'], ['slip', '2.0']),
     (['--config.pretrain.length_tokens=20'], ['length_tokens = 20']),
+    (['--config.rl.eval_every=0'], ['rl.eval_every must be at least 1']),
+    (['--config.rl.microbatches=0'], ['rl.microbatches must be at least 1']),
+    (['--config.seed=-1'], ['seed must not be below 0']),
+    (['--config.data.task=countdown_file', '--config.stages=("rl",)'],
+     ["'' is not a file", 'data.path']),
     (['extra'], ["'extra'"]),
 ], ids=lambda value: ' '.join(value) if value[0].startswith('-') else '')
 def test_bad_input_is_one_line_that_names_it(tmp_path, args, parts):
@@ -95,11 +100,20 @@ def test_a_folder_that_is_not_a_run_is_not_touched(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.txt']
 
 
+def test_a_workdir_that_is_a_file_or_broken_is_named(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  with pytest.raises(UserError, match='is a file'):
+    main.run(['train', _SMALL, f'--workdir={tmp_path / "file"}', *_EIGHT])
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text('{"rl":')
+  with pytest.raises(UserError, match='cannot read .*config.json'):
+    main.run(['train', _SMALL, f'--workdir={tmp_path / "run"}', *_EIGHT])
+
+
 @pytest.mark.parametrize('argv,part', [
     (['trian'], "unknown command 'trian'"),
     (['train'], '--config=FILE'),
     (['train', '--config=none.py'], 'none.py'),
-    (['train', _SMALL], '--workdir'),
     (['sample', _SMALL], '--prompt'),
     (['eval', _SMALL, '--workdir=no/run'], 'no/run holds no run'),
 ])

@@ -32,7 +32,8 @@ def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
 
   def chunk(args):
     hidden, target = args
-    logits = (hidden @ head_DV).astype(jnp.float32) / temperature
+    logits = jnp.matmul(
+        hidden, head_DV, preferred_element_type=jnp.float32) / temperature
     logp = jax.nn.log_softmax(logits)
     entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
     chosen = jnp.take_along_axis(logp, target[:, None], -1)[:, 0]
@@ -57,11 +58,6 @@ def masked_sum(x, mask):
   return jnp.sum(jnp.where(mask, x, 0))
 
 
-def masked_mean(x, mask):
-  """Mean where mask; 0 where nothing is."""
-  return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
-
-
 _MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it the estimate says nothing.
 
 
@@ -82,4 +78,4 @@ def kl(kind: str, logp, ref_logp):
     return 0.5 * r * r
   if kind == 'k3':
     return jnp.expm1(r) - r
-  raise ValueError(f"kl: unknown estimator {kind!r}; there are 'k1', 'k2', 'k3'")
+  raise ValueError(f'kl: unknown estimator {kind!r}; there are k1, k2, k3')

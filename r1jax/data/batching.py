@@ -1,6 +1,7 @@
 """From prompts and documents to arrays; resumable by position, on Grain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+import zlib
 
 import grain
 import numpy as np
@@ -32,14 +33,15 @@ def pad_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
       raise UserError(f'data: prompt {prompt.id} is empty')
     tokens_PT[row, width_tokens - len(ids):] = ids
     valid_PT[row, width_tokens - len(ids):] = True
-  return PromptBatch(tokens_PT=tokens_PT, valid_PT=valid_PT)
+  id_P = np.array([zlib.crc32(p.id.encode()) for p in prompts], np.uint32)
+  return PromptBatch(tokens_PT=tokens_PT, valid_PT=valid_PT, id_P=id_P)
 
 
-def check_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
+def check_prompts(prompts: Iterable[Prompt], tokenizer: Tokenizer,
                   width_tokens: int):
-  """Tokenises every row of a finite source: a long one fails at start-up."""
-  for index in range(len(prompts)):
-    pad_prompts([prompts[index]], tokenizer, width_tokens)
+  """Tokenises them all: a long one fails at start-up, not in mid-run."""
+  for prompt in prompts:
+    pad_prompts([prompt], tokenizer, width_tokens)
 
 
 def prompt_batches(prompts: Sequence[Prompt], batch_size: int, seed: int,
@@ -52,14 +54,14 @@ def prompt_batches(prompts: Sequence[Prompt], batch_size: int, seed: int,
   return iter(dataset.to_iter_dataset(_READ))
 
 
-_TRIES = 20  # For a document that fits a row; then pack() names the length.
+_CHECKED = 1000  # Documents whose length is looked at before a run.
 
 
 class WebCorpus(Sequence):
   """Batch i of packed synthetic documents, a pure function of (seed, i).
 
-  A document that no row can hold, one with a repair at every step, is drawn
-  again. Rows are filled in turn: a document that does not fit any more opens
+  A rare document that no row can hold, one with a repair at every step, is
+  drawn again; `check` says whether it is rare. Rows are filled in turn: a document that does not fit any more opens
   the next row, and what it left is padding.
   """
 
@@ -78,13 +80,24 @@ class WebCorpus(Sequence):
     return pack(lambda: self._document(rng), *self._shape,
                 self._tokenizer.pad_id)
 
+  def check(self):
+    """Raises UserError unless nearly every document fits into a row."""
+    rng = np.random.default_rng([self._seed, self._num_batches])
+    long = sum(len(self._draw(rng)) > self._shape[1] for _ in range(_CHECKED))
+    if long > _CHECKED // 100:
+      raise UserError(
+          f'corpus: {long} of {_CHECKED} documents do not fit into '
+          f'pretrain.length_tokens = {self._shape[1]}; raise it')
+
+  def _draw(self, rng: np.random.Generator) -> list[int]:
+    question, response = tasks.document(rng, self._task, self._web)
+    return [*self._tokenizer.prompt(self._template.render(question)),
+            *self._tokenizer.encode(response), self._tokenizer.stop_ids[0]]
+
   def _document(self, rng: np.random.Generator) -> list[int]:
-    for _ in range(_TRIES):
-      question, response = tasks.document(rng, self._task, self._web)
-      ids = [*self._tokenizer.prompt(self._template.render(question)),
-             *self._tokenizer.encode(response), self._tokenizer.stop_ids[0]]
-      if len(ids) <= self._shape[1]:
-        break
+    ids = self._draw(rng)
+    while len(ids) > self._shape[1]:
+      ids = self._draw(rng)
     return ids
 
 

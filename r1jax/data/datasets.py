@@ -80,13 +80,17 @@ def read_jsonl(path: str, fields: dict[str, type]) -> list[dict]:
     UserError: naming the file and, for a malformed row, the line and field.
   """
   file = resolve(path)
-  rows = []
-  with open(file, encoding='utf-8', errors='surrogateescape') as lines:
+  if not path or not file.is_file():
+    raise UserError(f'data: {path!r} is not a file; set --config.data.path and '
+                    '--config.data.eval_path')
+  rows, first_line = [], {}
+  with open(file, 'rb') as lines:
     for number, line in enumerate(lines, 1):
       try:
-        row = json.loads(line)
-      except ValueError as error:
-        raise UserError(f'data: {file}:{number} is not JSON: {error}')
+        row = json.loads(line.decode('utf-8'))
+      except ValueError as error:  # Of the encoding, or of the JSON.
+        raise UserError(
+            f'data: {file}:{number} is not JSON: {error}') from error
       if not isinstance(row, dict):
         raise UserError(f'data: {file}:{number} is not a JSON object')
       for field, kind in fields.items():
@@ -94,6 +98,14 @@ def read_jsonl(path: str, fields: dict[str, type]) -> list[dict]:
           raise UserError(
               f'data: {file}:{number} needs a non-empty {kind.__name__} '
               f'{field!r}, got {row.get(field)!r}'[:300])
+      if 'nums' in fields and not all(type(n) is int for n in row['nums']):
+        raise UserError(f"data: {file}:{number} needs integers in 'nums', got "
+                        f"{row['nums']!r}"[:300])
+      name = row.get('id', number)
+      if name in first_line:
+        raise UserError(f'data: {file}:{number} repeats the id {name!r} of '
+                        f'line {first_line[name]}')
+      first_line[name] = number
       rows.append(row)
   if not rows:
     raise UserError(f'data: {file} has no rows')

@@ -194,7 +194,7 @@ def _expression(numbers, ops) -> str:
 
 def _think_countdown(rng, made: Problem, web: Web) -> tuple[str, str]:
   tries = []
-  while rng.random() < 0.5:
+  for _ in range(rng.integers(3)):
     numbers, ops = rng.permutation(made.numbers), rng.choice(_OPS, 2)
     if _left_to_right(numbers, ops) != int(made.answer):
       tries.append(f'{_expression(numbers, ops)}='

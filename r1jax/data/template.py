@@ -73,10 +73,11 @@ def parse(completion: str, opens_think: bool = False) -> Parsed:
   answer tag, so that accuracy and format are separate signals.
   """
   text = '<think>' + completion if opens_think else completion
-  match = _FORM.fullmatch(text)
+  # Tags are counted first: the pattern is quadratic in repeated ones.
+  once = all(text.count(tag) == 1 for tag in _TAGS)
+  match = _FORM.fullmatch(text) if once else None
   well_formed = bool(
-      match and all(text.count(tag) == 1 for tag in _TAGS)
-      and match['thought'].strip() and match['answer'].strip())
+      match and match['thought'].strip() and match['answer'].strip())
   return Parsed(_between(text, '<think>', '</think>'),
                 _between(text, '<answer>', '</answer>'), well_formed)
 

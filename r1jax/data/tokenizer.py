@@ -14,6 +14,7 @@ CHARACTER = 'character'  # The name that a config gives instead of a folder.
 
 _SPECIAL = ('<pad>', '<bos>', '<eos>', '<think>', '</think>', '<answer>',
             '</answer>', 'User:', 'Assistant:')
+_UNKNOWN = '\ufffd'
 _ALPHABET = '\n' + ''.join(chr(code) for code in range(32, 127))
 
 
@@ -60,11 +61,20 @@ class Tokenizer:
     return [self.bos_id] + ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    return self._core.decode(list(ids), skip_special_tokens=False)
+    return self.decode_batch([ids])[0]
 
   def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-    return self._core.decode_batch(
-        [list(row) for row in rows], skip_special_tokens=False)
+    """Text of each row; an id that the tokenizer does not have is shown.
+
+    A model's vocabulary may be padded beyond the tokenizer's. Were such an id
+    dropped, a completion with junk in it could pass as well formed.
+    """
+    texts = self._core.decode_batch(
+        [[int(i) for i in row if i < self.vocab_size] for row in rows],
+        skip_special_tokens=False)
+    return [
+        text + _UNKNOWN * sum(i >= self.vocab_size for i in row)
+        for text, row in zip(texts, rows)]
 
 
 def load(source: str) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""The small parts: weights with named axes, RMSNorm, embedding, SwiGLU, RoPE."""
+"""The small parts: weights with named axes, RMSNorm, SwiGLU, RoPE."""
 
 from flax import linen as nn
 import jax

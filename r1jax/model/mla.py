@@ -76,12 +76,13 @@ class MLA(nn.Module):
     q_BNTJ = self.layout.constrain(q_BNTJ, 'BNTJ')
     k_BNTJ = self.layout.constrain(k_BNTJ, 'BNTJ')
 
-    score_BNTS = jnp.einsum('BNTJ,BNSJ->BNTS', q_BNTJ, k_BNTJ)
+    score_BNTS = jnp.einsum('BNTJ,BNSJ->BNTS', q_BNTJ, k_BNTJ,
+                            preferred_element_type=jnp.float32)
     T = x_BTD.shape[1]
     see_BTS = (jnp.tril(jnp.ones((T, T), bool))
                & (segment_BT[:, :, None] == segment_BT[:, None, :]))
     score_BNTS = jnp.where(
-        see_BTS[:, None], score_BNTS.astype(jnp.float32) * self.scale, NEG_INF)
+        see_BTS[:, None], score_BNTS * self.scale, NEG_INF)
     prob_BNTS = jax.nn.softmax(score_BNTS, -1).astype(v_BTNU.dtype)
     mix_BNTU = jnp.einsum('BNTS,BNSU->BNTU', prob_BNTS, _heads_first(v_BTNU))
     out_BTD = linear(
@@ -111,14 +112,15 @@ class MLA(nn.Module):
     q_PGNH, q_rope_PGNR = self.query(x_PGD, position_PG)
     q_PGNC = jnp.einsum('PGNH,CNH->PGNC', q_PGNH, self.k_up_CNH)
     q_PGNX = jnp.concatenate([q_PGNC, q_rope_PGNR], -1)
-    prefix_PGNS = jnp.einsum('PGNX,PSX->PGNS', q_PGNX, prefix_PSX)
-    own_PGNS = jnp.einsum('PGNX,PGSX->PGNS', q_PGNX, own_PGSX)
+    prefix_PGNS = jnp.einsum('PGNX,PSX->PGNS', q_PGNX, prefix_PSX,
+                             preferred_element_type=jnp.float32)
+    own_PGNS = jnp.einsum('PGNX,PGSX->PGNS', q_PGNX, own_PGSX,
+                          preferred_element_type=jnp.float32)
     written_S = jnp.arange(own_PGSX.shape[2]) <= slot
     score_PGNS = jnp.concatenate([
         jnp.where(valid_PS[:, None, None], prefix_PGNS, NEG_INF),
         jnp.where(written_S, own_PGNS, NEG_INF)], -1)
-    prob_PGNS = jax.nn.softmax(
-        score_PGNS.astype(jnp.float32) * self.scale, -1).astype(x_PGD.dtype)
+    prob_PGNS = jax.nn.softmax(score_PGNS * self.scale, -1).astype(x_PGD.dtype)
     S = prefix_PSX.shape[1]
     mix_PGNC = jnp.einsum(
         'PGNS,PSC->PGNC', prob_PGNS[..., :S], prefix_PSX[..., :C])

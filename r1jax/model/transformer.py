@@ -137,7 +137,8 @@ class Transformer(nn.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [..., V]."""
-    return (hidden @ self.head_DV).astype(jnp.float32)
+    return jnp.matmul(
+        hidden, self.head_DV, preferred_element_type=jnp.float32)
 
   def prefill(self, tokens_PT, valid_PT, group_size: int, budget_tokens: int):
     """Reads the prompts, left-padded, once for all samples of each.

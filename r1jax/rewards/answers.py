@@ -5,13 +5,13 @@ False. A missing or empty answer is wrong before any grader sees it.
 """
 
 import ast
+from collections.abc import Callable
+from fractions import Fraction
 import json
 import re
 import threading
-from collections.abc import Callable
-from fractions import Fraction
 
-from r1jax.errors import UserError
+import math_verify
 
 MAX_CHARS = 300  # An answer longer than this is not an answer.
 
@@ -82,7 +82,6 @@ def math(answer: str, gold: str) -> bool:
     return False
   if threading.current_thread() is not threading.main_thread():
     raise RuntimeError('math-verify needs the main thread for its time-outs')
-  import math_verify  # Takes a second to import: only where it is used.
   parsed = math_verify.parse(f'${answer}$', parsing_timeout=2)
   wanted = math_verify.parse(f'${gold}$', parsing_timeout=2)
   return bool(parsed) and math_verify.verify(
@@ -99,8 +98,3 @@ def _depth(text: str) -> int:
 
 GRADERS: dict[str, Callable[[str, str], bool]] = {
     'arithmetic': integer, 'countdown': countdown, 'math': math}
-
-
-def check_source(source: str):
-  if source not in GRADERS:
-    raise UserError(f'grader: unknown {source!r}; there are {sorted(GRADERS)}')

@@ -13,8 +13,8 @@ class Engine:
   """Samples groups of completions; holds programs, never parameters.
 
   The prompt's latents are computed once and shared by its group. A sample's
-  randomness is a function of (key, its row, its token's slot) and of nothing
-  else in the batch.
+  randomness is a function of (key, prompt id, its number in the group, slot),
+  whatever else is in the batch and wherever it stands there.
   """
 
   def __init__(self, model: Transformer, config: SamplingConfig):
@@ -24,7 +24,8 @@ class Engine:
     self._generate = jax.jit(self._run, in_shardings=(
         parameter_shardings(model, layout),
         PromptBatch(tokens_PT=layout.sharding('PT'),
-                    valid_PT=layout.sharding('PT')),
+                    valid_PT=layout.sharding('PT'),
+                    id_P=layout.sharding('P')),
         layout.replicated()))
     self._shardings = parameter_shardings(model, layout)
 
@@ -44,13 +45,15 @@ class Engine:
 
   def _run(self, params, prompts: PromptBatch, key) -> Rollout:
     config, model = self.config, self._model
-    P, G, S = prompts.tokens_PT.shape[0], config.group_size, config.max_new_tokens
+    P, G, S = len(prompts.tokens_PT), config.group_size, config.max_new_tokens
     B = P * G
     variables = {'params': params}
     logits_PV, cache = model.apply(
         variables, prompts.tokens_PT, prompts.valid_PT, G, S, method='prefill')
     logits_BV = jnp.repeat(logits_PV, G, axis=0)
-    sample_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+    fold = jax.random.fold_in
+    prompt_keys_B = jax.vmap(fold, (None, 0))(key, jnp.repeat(prompts.id_P, G))
+    sample_keys_B = jax.vmap(fold)(prompt_keys_B, jnp.arange(B) % G)
     stop_ids = jnp.asarray(config.stop_ids, jnp.int32)
 
     def unfinished(carry):
@@ -59,7 +62,7 @@ class Engine:
 
     def one_token(carry):
       slot, logits_BV, cache, tokens_BS, logp_BS, done_B, length_B = carry
-      keys_B = jax.vmap(jax.random.fold_in, (0, None))(sample_keys_B, slot)
+      keys_B = jax.vmap(fold, (0, None))(sample_keys_B, slot)
       token_B, logp_B = sampling.draw(logits_BV, keys_B, config)
       tokens_BS = tokens_BS.at[:, slot].set(token_B)
       logp_BS = logp_BS.at[:, slot].set(logp_B)
@@ -88,4 +91,4 @@ class Engine:
         logp_BT=beside(jnp.zeros(valid_BT.shape, jnp.float32),
                        jnp.where(live_BS, logp_BS, 0.0)),
         finish_B=jnp.where(done_B, FINISH_STOP, FINISH_LENGTH),
-        length_B=length_B)
+        length_B=length_B, group_B=jnp.arange(B, dtype=jnp.int32) // G)

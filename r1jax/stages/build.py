@@ -39,6 +39,13 @@ class Parts:
 
 def parts(config: ml_collections.ConfigDict) -> Parts:
   """The model on its mesh, and how text becomes its tokens."""
+  for key in _AT_LEAST_ONE:
+    section, field = key.split('.')
+    if config[section][field] < 1:
+      raise UserError(
+          f'{key} must be at least 1, got {config[section][field]}')
+  if config.seed < 0:
+    raise UserError(f'seed must not be below 0, got {config.seed}')
   layout = Layout(make_mesh(config.mesh))
   model = Transformer(ModelConfig(**config.model), layout)
   parameter_shardings(model, layout)
@@ -53,7 +60,16 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
   return Parts(model, text, template.get(config.data.template))
 
 
-def corpus(config: ml_collections.ConfigDict, made: Parts) -> batching.WebCorpus:
+_AT_LEAST_ONE = (
+    'pretrain.steps', 'pretrain.microbatches', 'pretrain.checkpoint_every',
+    'pretrain.keep_checkpoints', 'pretrain.log_every', 'rl.steps',
+    'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
+    'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',
+    'eval.batch_size', 'eval.samples', 'data.max_prompt_tokens')
+
+
+def corpus(config: ml_collections.ConfigDict,
+           made: Parts) -> batching.WebCorpus:
   c = config.pretrain
   _divides('pretrain.batch_size', c.batch_size, c.microbatches,
            made.model.layout)
@@ -79,10 +95,13 @@ def prompts(config: ml_collections.ConfigDict, made: Parts,
   length = config.eval.num_problems if held_out else datasets.ENDLESS
   stream = datasets.SyntheticPrompts(
       data.task, split, 0 if held_out else config.seed, made.template, length)
-  batching.pad_prompts([stream[0]], made.tokenizer, data.max_prompt_tokens)
+  batching.check_prompts(  # All that are held out; a sample of an endless one.
+      (stream[i] for i in range(min(length, _CHECKED))), made.tokenizer,
+      data.max_prompt_tokens)
   return stream
 
 
+_CHECKED = 256
 _FILE_GRADERS = {'math': 'math', 'countdown_file': 'countdown'}
 
 

@@ -1,6 +1,8 @@
 """The stages of a config, in order, each fed by the one before."""
 
+import os
 from pathlib import Path
+import shutil
 import time
 
 import jax
@@ -10,10 +12,11 @@ from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.settings import flatten
 from r1jax.stages import build, rl, supervised
-from r1jax.stages.workdir import Workdir
+from r1jax.stages.workdir import Workdir, compare
 from r1jax.train import weights
 
 _STAGES = (supervised.NAME, rl.NAME)
+_FINAL = 'model.safetensors'  # Its presence says that the stage is done.
 
 
 def train(config: ml_collections.ConfigDict, workdir: str):
@@ -33,16 +36,17 @@ def train(config: ml_collections.ConfigDict, workdir: str):
   base = base_params(config, parts) if policy and not pretrain else None
   place = Workdir(workdir, config.to_dict())
 
+  finished = place.stage(stages[-1]) / _FINAL
+  if finished.exists():
+    print(f'{finished.parent} is finished already; nothing to do')
+    summary = finished.parent / 'summary.txt'
+    print(summary.read_text() if summary.exists() else '', end='')
+    return
   about = {'config': flatten(config.to_dict())}
   if pretrain:
     made = _pretrained(config, pretrain, place, about)
     base = weights.load(made, parts.model) if policy else None
   if policy:
-    path = place.stage(rl.NAME) / 'model.safetensors'
-    if path.exists():
-      print(f'rl: finished in {place.path} already; nothing to do')
-      print((place.stage(rl.NAME) / 'summary.txt').read_text(), end='')
-      return
     policy.run(place.stage(rl.NAME), base, about)
   print(f'{place.path}: done in {time.monotonic() - began:.0f} s')
 
@@ -56,15 +60,24 @@ def _pretrained(config, pretrain: supervised.Pretrain, place: Workdir,
                 about: dict):
   """The base of this config: made before anywhere, or made now."""
   kept = build.base_file(config)
+  made = place.stage(supervised.NAME) / _FINAL
+  if made.exists():
+    return made
   if kept.exists():
     print(f'pretrain: found the base of this config in {kept}')
-    return kept
-  made = pretrain.run(place.stage(supervised.NAME), about)
-  kept.parent.mkdir(parents=True, exist_ok=True)
-  partial = kept.with_suffix('.partial')
-  partial.write_bytes(made.read_bytes())
-  partial.replace(kept)
-  return kept
+    _copy(kept, made)
+    return made
+  pretrain.run(made.parent, about)
+  _copy(made, kept)
+  return made
+
+
+def _copy(source: Path, target: Path):
+  """Atomic, also with several processes at it."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.with_suffix(f'.partial{os.getpid()}')
+  shutil.copyfile(source, partial)
+  partial.replace(target)
 
 
 def base_params(config: ml_collections.ConfigDict, parts: build.Parts):
@@ -88,14 +101,14 @@ def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
   """What a workdir holds: final weights, else its newest checkpoint.
 
   Raises:
-    UserError: it holds neither, or belongs to another config.
+    UserError: it holds neither, or another model, tokenizer or template.
   """
   place = Path(workdir).expanduser()
-  record = place / 'config.json'
-  if not record.exists():
+  if not (place / 'config.json').exists():
     raise UserError(f'workdir: {place} holds no run of r1jax')
+  compare(place, config.to_dict(), ('model.', 'tokenizer.', 'data.template'))
   for stage in (rl.NAME, supervised.NAME):
-    final = place / stage / 'model.safetensors'
+    final = place / stage / _FINAL
     if final.exists():
       return weights.load(final, parts.model)
     if stage == rl.NAME and (place / stage / 'checkpoints').exists():

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-matplotlib.use('Agg')
-from matplotlib import pyplot  # noqa: E402: after the backend is chosen.
+from matplotlib.figure import Figure  # No pyplot: a notebook keeps its own.
 
 from r1jax.train import metrics
 
@@ -23,13 +21,13 @@ def write(directory: Path, k: int):
 def write_loss(directory: Path):
   """Draws loss.png from the metrics.jsonl of a supervised stage."""
   rows = metrics.read(directory / 'metrics.jsonl')
-  figure, axis = pyplot.subplots(figsize=(6, 3.4))
+  figure = Figure(figsize=(6, 3.4))
+  axis = figure.subplots()
   axis.plot([row['step'] for row in rows], [row['loss'] for row in rows], lw=1)
   axis.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')
   axis.grid(alpha=0.3, which='both')
   figure.tight_layout()
   figure.savefig(directory / 'loss.png', dpi=110)
-  pyplot.close(figure)
 
 
 def summary(steps: int, first: dict, last: dict, k: int) -> str:
@@ -47,7 +45,8 @@ def summary(steps: int, first: dict, last: dict, k: int) -> str:
 
 
 def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
-  figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.4))
+  figure = Figure(figsize=(16, 3.4))
+  axes = figure.subplots(1, 4)
   steps = [row['step'] for row in train]
   eval_steps = [row['step'] for row in evals]
 
@@ -77,4 +76,3 @@ def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
     axis.set_ylim(-0.02, 1.02)
   figure.tight_layout()
   figure.savefig(path, dpi=110)
-  pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Reinforcement learning: the one RL step, repeated (see `RL.run`)."""
+"""Reinforcement learning: the one RL step (`RL._step`), repeated."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from r1jax import evaluate
 from r1jax.algos import advantage
 from r1jax.data import batching, tasks
-from r1jax.records import RLBatch, Rollout, Scored
+from r1jax.records import Prompt, RLBatch, Rollout, Scored
 from r1jax.rewards.combine import completion_texts
 from r1jax.stages import build, report
 from r1jax.train import optimizer, state as train_state, step as train_step
@@ -64,71 +64,73 @@ class RL:
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
-    """Trains, or goes on from a checkpoint; returns the weights' file.
-
-    A step's lines are: prompts → rollout → rewards → advantages → scores →
-    update. Only the parameters flow back.
-    """
+    """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config
     data = batching.prompt_batches(
         self._prompts, c.prompts_per_step, self._seed,
         shuffle=not self._endless)
-    checkpoints = Checkpointer(
-        directory / 'checkpoints', c.keep_checkpoints, self._seed)
-    restored = checkpoints.restore(self._target(base_params))
-    start = restored[0] if restored else 0
-    writer = MetricsWriter(directory, start)
-    progress = Progress(NAME, start, c.steps, plain_every=10)
     shown: dict[str, str] = {}
-    if restored:
-      _, state, position = restored
-      data.set_state(position)
-    else:
-      state = self._fresh(base_params)
-      writer.write(0, self._evaluate(state, 0, directory, [], shown))
-
-    for step in range(start + 1, c.steps + 1):
-      prompts = next(data)
-      batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
-      rollout = self._engine.generate(
-          state.train.params, batch, self._key(_ROLLOUT, step))
-      texts, lengths, finish_B = self._texts(rollout)
-      scored = self._reward.score(texts, prompts)
-      adv_B, varied_P = advantage.group(
-          jnp.asarray(scored.reward_B), jnp.arange(len(texts)) // c.group_size,
-          len(prompts), scale_by_std=c.scale_by_std)
-      rl_batch = self._score(state, rollout, adv_B)
-      train, metrics = self._update(
-          state.train, rl_batch, self._key(_SHUFFLE, step))
-      state = state.replace(train=train)
-      if c.kl_coef and step % c.reference_every == 0:
-        state = state.replace(reference=self._copy(train.params))
-
-      values = jax.device_get(metrics) | _told(
-          scored, lengths, finish_B, varied_P)
-      if not c.kl_coef:
-        del values['kl']
-      if step % c.eval_every == 0 or step == c.steps:
-        told = evaluate.sample_rows(
-            prompts, scored, lengths, finish_B)[:c.train_samples]
-        values |= self._evaluate(state, step, directory, told, shown)
-      self._tell(writer, progress, step, values, lengths, shown)
-      if step % c.checkpoint_every == 0 or step == c.steps:
-        checkpoints.save(step, state, data.get_state())
-    progress.close()
-    writer.close()
-    checkpoints.close()
-    path = directory / 'model.safetensors'
-    weights.save(path, state.train.params, 'float32', about)
+    with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
+                      self._seed) as checkpoints:
+      restored = checkpoints.restore(self._target(base_params))
+      start = restored[0] if restored else 0
+      with (MetricsWriter(directory, start) as writer,
+            Progress(NAME, start, c.steps, plain_every=10) as progress):
+        if restored:
+          _, state, position = restored
+          data.set_state(position)
+        else:
+          state = self._fresh(base_params)
+          writer.write(0, self._evaluate(state, 0, directory, [], shown))
+        for step in range(start + 1, c.steps + 1):
+          progress.step_secs()
+          state, values, rows = self._step(state, next(data), step)
+          speed = _speed(rows, progress.step_secs())
+          if step % c.eval_every == 0 or step == c.steps:
+            values |= self._evaluate(
+                state, step, directory, rows[:c.train_samples], shown)
+          writer.write(step, values, speed)
+          progress.update(step, _line(values, speed, shown))
+          if step % c.checkpoint_every == 0 or step == c.steps:
+            checkpoints.save(step, state, data.get_state())
     report.write(directory, self._eval_samples)
+    path = directory / 'model.safetensors'  # Last: it says that all is there.
+    weights.save(path, state.train.params, 'float32', about)
     return path
+
+  def _step(self, state: RLState, prompts: list[Prompt], step: int):
+    """prompts → rollout → rewards → advantages → scores → update.
+
+    Returns:
+      The state, the step's metrics, and a row for each completion.
+    """
+    c = self._config
+    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
+    rollout = self._engine.generate(
+        state.train.params, batch, self._key(_ROLLOUT, step))
+    texts, length_B, finish_B = self._texts(rollout)
+    scored = self._reward.score(texts, prompts)
+    adv_B, varied_P = advantage.group(
+        jnp.asarray(scored.reward_B), rollout.group_B, len(prompts),
+        scale_by_std=c.scale_by_std)
+    train, metrics = self._update(
+        state.train, self._score(state, rollout, adv_B),
+        self._key(_SHUFFLE, step))
+    state = state.replace(train=train)
+    if c.kl_coef and step % c.reference_every == 0:
+      state = state.replace(reference=self._copy(train.params))
+    values = jax.device_get(metrics) | _told(
+        scored, length_B, finish_B, varied_P)
+    if not c.kl_coef:
+      del values['kl']
+    rows = evaluate.sample_rows(prompts, scored, length_B, finish_B)
+    return state, values, rows
 
   def latest(self, directory: Path, base_params):
     """Policy parameters of the newest checkpoint, or None."""
-    checkpoints = Checkpointer(
-        directory / 'checkpoints', self._config.keep_checkpoints, self._seed)
-    restored = checkpoints.restore(self._target(base_params))
-    checkpoints.close()
+    with Checkpointer(directory / 'checkpoints',
+                      self._config.keep_checkpoints, self._seed) as checkpoints:
+      restored = checkpoints.restore(self._target(base_params))
     return restored and restored[1].train.params
 
   def _fresh(self, base_params) -> RLState:
@@ -180,17 +182,21 @@ class RL:
     shown['pass@1'] = f"{found.metrics['eval/pass@1']:.3f}"
     return found.metrics
 
-  def _tell(self, writer, progress, step, values, lengths, shown):
-    secs = progress.step_secs()
-    speed = {'speed/tokens_per_sec': lengths.sum() / secs,
-             'speed/completions_per_sec': len(lengths) / secs}
-    writer.write(step, values, speed)
-    progress.update(step, {
-        'reward': f"{values['reward/mean']:.3f}",
-        'accuracy': f"{values['reward/accuracy']:.3f}",
-        'length': f"{values['response_length/mean']:.1f}"} | shown | {
-        'compl/s': f"{speed['speed/completions_per_sec']:.0f}",
-        'tok/s': f"{speed['speed/tokens_per_sec']:,.0f}"})
+
+def _speed(rows: list[dict], secs: float) -> dict[str, float]:
+  """Of the step alone, without its evaluation."""
+  return {'speed/tokens_per_sec': sum(row['tokens'] for row in rows) / secs,
+          'speed/completions_per_sec': len(rows) / secs}
+
+
+def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
+  """What the live line shows."""
+  return {
+      'reward': f"{values['reward/mean']:.3f}",
+      'accuracy': f"{values['reward/accuracy']:.3f}",
+      'length': f"{values['response_length/mean']:.1f}"} | shown | {
+          'compl/s': f"{speed['speed/completions_per_sec']:.0f}",
+          'tok/s': f"{speed['speed/tokens_per_sec']:,.0f}"}
 
 
 def _told(scored: Scored, length_B, finish_B, varied_P) -> dict[str, float]:

@@ -24,48 +24,49 @@ class Pretrain:
     self._seed = config.seed
     self._model = parts.model
     self._corpus = build.corpus(config, parts)
-    self._corpus[0]  # A document that does not fit a row fails here.
+    self._corpus.check()
     self._tx = optimizer.make(
         build.optimizer_config(config.pretrain), self._config.steps)
 
   def run(self, directory: Path, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c, tx, model = self._config, self._tx, self._model
-    checkpoints = Checkpointer(
-        directory / 'checkpoints', c.keep_checkpoints, self._seed)
-    data = batching.token_batches(self._corpus)
     layout = train_state.shardings(model, tx)
-    target = train_state.abstract(
-        jax.eval_shape(lambda: transformer.init_params(
-            model, jax.random.key(self._seed))), tx, layout)
-    restored = checkpoints.restore(target)
-    if restored:
-      start, state, position = restored
-      data.set_state(position)
-    else:
-      start = 0
-      params = transformer.init_params(model, jax.random.key(self._seed))
-      state = jax.jit(lambda p: train_state.create(p, tx),
-                      out_shardings=layout)(params)
-    step_fn = train_step.supervised(model, tx, c.balance_speed, c.microbatches)
-    writer = MetricsWriter(directory, start)
-    progress = Progress(NAME, start, c.steps, plain_every=100)
-    for step in range(start + 1, c.steps + 1):
-      batch = next(data)
-      state, metrics = step_fn(state, batch)
-      if step % c.log_every == 0 or step == c.steps:
-        metrics = jax.device_get(metrics)
-        secs = progress.step_secs()
-        rate = c.log_every * batch.weight_BT.sum() / secs
-        writer.write(step, metrics, {'speed/tokens_per_sec': rate})
-        progress.update(step, {
-            'loss': f"{metrics['loss']:.4f}", 'tok/s': f'{rate:,.0f}'})
-      if step % c.checkpoint_every == 0 or step == c.steps:
-        checkpoints.save(step, state, data.get_state())
-    progress.close()
-    writer.close()
-    checkpoints.close()
-    path = directory / 'model.safetensors'
-    weights.save(path, state.params, 'bfloat16', about)
+    data = batching.token_batches(self._corpus)
+    with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
+                      self._seed) as checkpoints:
+      restored = checkpoints.restore(train_state.abstract(
+          jax.eval_shape(self._init), tx, layout))
+      if restored:
+        start, state, position = restored
+        data.set_state(position)
+      else:
+        start = 0
+        state = jax.jit(lambda p: train_state.create(p, tx),
+                        out_shardings=layout)(self._init())
+      step_fn = train_step.supervised(
+          model, tx, c.balance_speed, c.microbatches)
+      with (MetricsWriter(directory, start) as writer,
+            Progress(NAME, start, c.steps, plain_every=100) as progress):
+        tokens, skipped = 0, 0.0
+        for step in range(start + 1, c.steps + 1):
+          batch = next(data)
+          state, metrics = step_fn(state, batch)
+          tokens += batch.weight_BT.sum()
+          skipped += metrics['skipped_updates']
+          if step % c.log_every == 0 or step == c.steps:
+            metrics = jax.device_get(metrics | {'skipped_updates': skipped})
+            rate = tokens / progress.step_secs()
+            writer.write(step, metrics, {'speed/tokens_per_sec': rate})
+            progress.update(step, {
+                'loss': f"{metrics['loss']:.4f}", 'tok/s': f'{rate:,.0f}'})
+            tokens, skipped = 0, 0.0
+          if step % c.checkpoint_every == 0 or step == c.steps:
+            checkpoints.save(step, state, data.get_state())
     report.write_loss(directory)
+    path = directory / 'model.safetensors'  # Last: it says that all is there.
+    weights.save(path, state.params, 'bfloat16', about)
     return path
+
+  def _init(self):
+    return transformer.init_params(self._model, jax.random.key(self._seed))

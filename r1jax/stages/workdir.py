@@ -8,6 +8,35 @@ from r1jax.errors import UserError
 from r1jax.settings import flatten
 
 
+_OURS = ('.lock', 'config.partial')  # What a kill may leave before config.json.
+
+
+def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',)):
+  """Checks that the run in `path` has this config.
+
+  Args:
+    path: A workdir.
+    config: What it should have been made with.
+    sections: Prefixes of the keys that matter; all of them by default.
+
+  Raises:
+    UserError: naming every key that differs, or the file if it is broken.
+  """
+  record = path / 'config.json'
+  try:
+    theirs = flatten(json.loads(record.read_text()))
+  except (OSError, ValueError, AttributeError) as error:
+    raise UserError(f'workdir: cannot read {record}: {error}') from error
+  ours = flatten(config)
+  differ = [
+      f'{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here'
+      for key in sorted(theirs.keys() | ours.keys())
+      if key.startswith(sections) and theirs.get(key) != ours.get(key)]
+  if differ:
+    raise UserError(f'workdir: {path} belongs to another config: '
+                    f'{"; ".join(differ)}; use another --workdir')
+
+
 class Workdir:
   """Claims a directory for a config, or says why it cannot.
 
@@ -19,10 +48,12 @@ class Workdir:
   def __init__(self, path: str, config: dict):
     self.path = Path(path).expanduser()
     record = self.path / 'config.json'
+    if self.path.exists() and not self.path.is_dir():
+      raise UserError(f'workdir: {self.path} is a file; use another --workdir')
     if record.exists():
-      self._compare(flatten(json.loads(record.read_text())), flatten(config))
+      compare(self.path, config)
     elif self.path.exists() and any(
-        entry.name != '.lock' for entry in self.path.iterdir()):
+        entry.name not in _OURS for entry in self.path.iterdir()):
       raise UserError(
           f'workdir: {self.path} is not empty and holds no run of r1jax; use '
           'another --workdir')
@@ -35,21 +66,12 @@ class Workdir:
           f'workdir: another run is writing to {self.path}; wait for it or use '
           'another --workdir') from error
     except OSError as error:
-      raise UserError(f'workdir: cannot write to {self.path}: {error}') from error
+      raise UserError(
+          f'workdir: cannot write to {self.path}: {error}') from error
     if not record.exists():
       partial = record.with_suffix('.partial')
       partial.write_text(json.dumps(config, indent=2) + '\n')
       partial.replace(record)
-
-  def _compare(self, theirs: dict, ours: dict):
-    differ = [
-        f'{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here'
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)]
-    if differ:
-      raise UserError(
-          f'workdir: {self.path} belongs to another config: '
-          f'{"; ".join(differ)}; use another --workdir')
 
   def stage(self, name: str) -> Path:
     return self.path / name

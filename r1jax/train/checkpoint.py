@@ -50,14 +50,18 @@ class Checkpointer:
       reason = str(error).strip().splitlines()[0][:300]
       raise UserError(
           f'checkpoint: step {step} in {self._directory} does not restore '
-          f'({reason}); remove that step to go on from the one before') from error
+          f'({reason}); remove that step to go on from the one before'
+      ) from error
     if restored['host']['seed'] != self._seed:
       raise UserError(
           f"checkpoint: step {step} in {self._directory} has seed "
           f"{restored['host']['seed']}, the config {self._seed}")
     return step, restored['state'], restored['host']['data']
 
-  def close(self):
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
     """Waits for the save in flight."""
     self._manager.wait_until_finished()
     self._manager.close()

@@ -5,6 +5,7 @@ run to run, so it goes to TensorBoard and the live line alone.
 """
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -40,13 +41,18 @@ class MetricsWriter:
 
   def write(self, step: int, values: dict[str, float],
             speed: dict[str, float] | None = None):
-    row = {'step': step} | {k: float(v) for k, v in sorted(values.items())}
-    self._file.write(json.dumps(row) + '\n')
+    row = {'step': step} | {
+        name: float(value) if math.isfinite(value) else None  # JSON has no NaN.
+        for name, value in sorted(values.items())}
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
     for name, value in (values | (speed or {})).items():
       self._tensorboard.add_scalar(name, float(value), step)
 
-  def close(self):
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
     self._file.close()
     self._tensorboard.close()
 
@@ -84,6 +90,9 @@ class Progress:
     elif step % self._plain_every == 0 or step == self._total:
       print(line, flush=True)
 
-  def close(self):
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
     if self._live:
       self._live.stop()

@@ -29,15 +29,16 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
     metrics = {
         'loss': loss,
         'entropy': jnp.sum(entropy_BT * batch.weight_BT) / total_weight}
-    return loss, (metrics, out.load_LE)
+    return loss, (metrics | {'load_LE': out.load_LE}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: TokenBatch):
     batch = _constrain(model, batch)
     total = batch.weight_BT.sum()
-    grads, metrics, load_LE = _accumulate(
+    grads, metrics, _ = _accumulate(
         lambda p, micro: loss_fn(p, micro, total), state.params, batch,
         microbatches)
+    load_LE = metrics.pop('load_LE')
     state, applied = _apply(state, tx, grads, load_LE, balance_speed)
     return state, metrics | applied
 
@@ -68,7 +69,8 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
 
   One inner epoch: the rows are shuffled and cut into `minibatches`, each an
   optimiser update, each summed over `microbatches`. The first update meets the
-  policy that sampled, so its ratio is 1; 'ratio/first_max' says how far off.
+  policy that sampled, so its ratio is 1; 'logp_gap/first_max' is the largest
+  difference between its log-probabilities and the old ones.
   """
 
   def loss_fn(params, batch: RLBatch, live_tokens):
@@ -83,19 +85,16 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
         / jnp.maximum(live_tokens, 1))
     gap = jnp.abs(logp_BT - batch.old_logp_BT)
     worst = jnp.max(jnp.where(rollout.mask_BT, gap, 0.0))
-    return loss, (metrics, load_LE, worst)
+    return loss, (metrics | {'load_LE': load_LE}, {'worst': worst})
 
   def update(state: TrainState, batch: RLBatch):
     live = jnp.sum(batch.rollout.mask_BT)
-
-    def micro_loss(params, micro):
-      loss, (metrics, load_LE, worst) = loss_fn(params, micro, live)
-      return loss, (metrics, (load_LE, worst))
-
-    grads, metrics, (load_LE, worst) = _accumulate(
-        micro_loss, state.params, batch, microbatches)
+    grads, metrics, largest = _accumulate(
+        lambda p, micro: loss_fn(p, micro, live), state.params, batch,
+        microbatches)
+    load_LE = metrics.pop('load_LE')
     state, applied = _apply(state, tx, grads, load_LE, balance_speed)
-    return state, (metrics | applied, worst)
+    return state, (metrics | applied, largest['worst'])
 
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
@@ -157,15 +156,19 @@ def _split(x, parts: int):
 
 
 def _accumulate(loss_fn, params, batch, microbatches: int):
-  """Sums gradients, metrics and extras over microbatches of the rows.
+  """Gradients over microbatches of the rows.
 
-  Extras named worst are summed too: with several microbatches they bound it.
+  loss_fn(params, micro) → loss, (sums, largest): dicts of what adds up over
+  microbatches, and of what is the largest of theirs.
+
+  Returns:
+    Gradients, sums, largest.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   def one(micro):
-    (_, (metrics, extras)), grads = grad_fn(params, micro)
-    return grads, metrics, extras
+    (_, (sums, largest)), grads = grad_fn(params, micro)
+    return grads, sums, largest
 
   if microbatches == 1:
     return one(batch)
@@ -173,10 +176,13 @@ def _accumulate(loss_fn, params, batch, microbatches: int):
   first = jax.tree.map(lambda x: x[0], micros)
   zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
-  total, _ = jax.lax.scan(
-      lambda acc, micro: (jax.tree.map(jnp.add, acc, one(micro)), None),
-      zeros, micros)
-  return total
+
+  def add(acc, micro):
+    grads, sums, largest = one(micro)
+    summed = jax.tree.map(jnp.add, acc[:2], (grads, sums))
+    return (*summed, jax.tree.map(jnp.maximum, acc[2], largest)), None
+
+  return jax.lax.scan(add, zeros, micros)[0]
 
 
 def _apply(state: TrainState, tx, grads, load_LE, balance_speed: float):

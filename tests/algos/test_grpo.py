@@ -115,6 +115,29 @@ def test_kl_estimators(kind):
                              else 1e-4)
 
 
+def test_kl_gradients_against_the_analytic_one():
+  """In the loss, on samples of the policy: k3's expected gradient is that of
+  KL(reference ‖ policy), k2's that of KL(policy ‖ reference), k1's is zero."""
+  q = jnp.array([0.2, 0.3, 0.5])
+  x = jnp.array([0.4, -0.2, 0.1])
+
+  def expected(kind):
+    p = jax.lax.stop_gradient(jax.nn.softmax(x))
+    return jax.grad(lambda x: (p * common.kl(
+        kind, jax.nn.log_softmax(x), jnp.log(q))).sum())(x)
+
+  def forward(x):
+    logp = jax.nn.log_softmax(x)
+    return (jnp.exp(logp) * (logp - jnp.log(q))).sum()
+
+  def reverse(x):
+    return (q * (jnp.log(q) - jax.nn.log_softmax(x))).sum()
+
+  np.testing.assert_allclose(expected('k1'), 0, atol=1e-6)
+  np.testing.assert_allclose(expected('k2'), jax.grad(forward)(x), atol=1e-6)
+  np.testing.assert_allclose(expected('k3'), jax.grad(reverse)(x), atol=1e-6)
+
+
 def test_k3_gradient_is_bounded_far_from_the_reference():
   grad = jax.grad(lambda x: common.kl('k3', x, jnp.float32(-1.0)))(-500.0)
   assert np.isfinite(grad)

@@ -91,12 +91,25 @@ def test_file_prompts_shuffle_repeat_and_resume():
     ('{"id": "b", "question": "q"}', "bad.jsonl:2 needs .* 'answer'"),
     ('{"id": "b", "question": "", "answer": "1"}', "'question'"),
     ('{"id": "b", "question": "q", "answer": 3}', "'answer', got 3"),
+    ('{"id": "a", "question": "q", "answer": "1"}', "repeats the id 'a'"),
 ])
 def test_a_malformed_row_is_named(tmp_path, line, message):
   path = tmp_path / 'bad.jsonl'
   path.write_text('{"id": "a", "question": "q", "answer": "1"}\n' + line)
   with pytest.raises(UserError, match=message):
     datasets.FilePrompts(str(path), 'math', template.get('r1_zero'))
+
+
+def test_bytes_that_are_not_text_and_numbers_that_are_not_are_named(tmp_path):
+  path = tmp_path / 'bad.jsonl'
+  path.write_bytes(b'{"id": "a", "question": "\xff", "answer": "1"}')
+  with pytest.raises(UserError, match='bad.jsonl:1'):
+    datasets.FilePrompts(str(path), 'math', template.get('r1_zero'))
+  path.write_text('{"id": "a", "question": "q", "nums": [1, "x"], "target": 3}')
+  with pytest.raises(UserError, match="integers in 'nums'"):
+    datasets.FilePrompts(str(path), 'countdown', template.get('r1_zero'))
+  with pytest.raises(UserError, match='is not a file'):
+    datasets.FilePrompts('', 'math', template.get('r1_zero'))
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path, monkeypatch):

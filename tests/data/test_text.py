@@ -1,5 +1,7 @@
 """Tokenizers and templates."""
 
+import time
+
 import pytest
 
 from r1jax.data import template, tokenizer
@@ -85,5 +87,21 @@ def test_a_template_that_opened_the_thought_is_known():
 
 
 def test_a_hostile_completion_is_read_in_linear_time():
-  text = '<think>' * 20000 + '<answer>' * 20000 + '</answer>' * 20000
-  assert not template.parse(text).well_formed
+  def hostile(n):
+    return ('<think>' + '</think><answer>' * n + '</answer>' * n + 'x')
+
+  def secs(n):
+    text = hostile(n)
+    began = time.process_time()
+    for _ in range(5):
+      assert not template.parse(text).well_formed
+    return time.process_time() - began
+
+  assert secs(40000) < 50 * secs(4000) + 0.1  # Quadratic would be 100 times.
+
+
+def test_an_id_beyond_the_tokenizer_is_seen_in_the_text():
+  text = tokenizer.load('character')
+  ids = text.encode('<think>a</think><answer>7</answer>')
+  assert template.parse(text.decode(ids)).well_formed
+  assert not template.parse(text.decode(ids + [111])).well_formed

@@ -1,5 +1,7 @@
 """Sampling: cached decoding is the full forward, and keys make the sample."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,8 @@ def _prompts():
   """Two prompts of different length, left-padded."""
   tokens = np.array([[0, 0, 0, 9, 11], [7, 8, 9, 4, 12]], np.int32)
   valid = np.array([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]], bool)
-  return PromptBatch(tokens_PT=tokens, valid_PT=valid)
+  return PromptBatch(tokens_PT=tokens, valid_PT=valid,
+                     id_P=np.array([17, 4], np.uint32))
 
 
 def _prefill(model, params, prompts, group_size, budget):
@@ -68,11 +71,13 @@ def test_the_cache_holds_the_latent_and_nothing_more():
   assert sum(x.size for x in cache.own) == config.num_layers * 8 * 6 * entry
 
 
-def test_logp_is_what_the_trainer_computes():
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+def test_logp_is_what_the_trainer_computes(temperature):
   model, params = make(small_config())
-  rollout = Engine(model, _CONFIG).generate(
+  config = dataclasses.replace(_CONFIG, temperature=temperature)
+  rollout = Engine(model, config).generate(
       params, _prompts(), jax.random.key(1))
-  logp_BT = train_step.score(model, 1.0, 5)(params, rollout)
+  logp_BT = train_step.score(model, temperature, 5)(params, rollout)
   np.testing.assert_allclose(rollout.logp_BT, logp_BT, atol=1e-4)
   assert float(jnp.min(rollout.logp_BT)) < -0.5
 
@@ -98,16 +103,44 @@ def test_masks_come_from_lengths_and_the_stop_token_is_trained():
 
 
 def test_a_sample_does_not_depend_on_the_rest_of_the_batch():
-  """Row 0 alone, in a batch, and beside another prompt is the same sample."""
+  """Either prompt alone, together, or in the other order: the same samples."""
   model, params = make(small_config())
   engine, key = Engine(model, _CONFIG), jax.random.key(5)
   both = engine.generate(params, _prompts(), key)
-  alone = engine.generate(
-      params, jax.tree.map(lambda x: x[:1], _prompts()), key)
-  np.testing.assert_array_equal(both.tokens_BT[:3], alone.tokens_BT)
-  other = engine.generate(
-      params, jax.tree.map(lambda x: x[:1], _prompts()), jax.random.key(6))
-  assert (np.asarray(other.tokens_BT) != np.asarray(alone.tokens_BT)).any()
+  for p in (0, 1):
+    alone = engine.generate(
+        params, jax.tree.map(lambda x: x[p:p + 1], _prompts()), key)
+    np.testing.assert_array_equal(
+        both.tokens_BT[3 * p:3 * p + 3], alone.tokens_BT)
+  swapped = engine.generate(
+      params, jax.tree.map(lambda x: x[::-1], _prompts()), key)
+  np.testing.assert_array_equal(both.tokens_BT[:3], swapped.tokens_BT[3:])
+  other = engine.generate(params, _prompts(), jax.random.key(6))
+  assert (np.asarray(other.tokens_BT) != np.asarray(both.tokens_BT)).any()
+
+
+def test_samples_of_a_group_differ():
+  model, params = make(small_config())
+  rollout = Engine(model, _CONFIG).generate(
+      params, _prompts(), jax.random.key(5))
+  for p in (0, 1):
+    rows = {tuple(row) for row in np.asarray(
+        rollout.tokens_BT[3 * p:3 * p + 3]).tolist()}
+    assert len(rows) == 3
+  assert rollout.group_B.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_padding_may_be_the_stop_token():
+  """Prompts are padded with id 0; let it be a stop id as well."""
+  model, params = make(small_config())
+  config = dataclasses.replace(_CONFIG, stop_ids=(0, 2))
+  rollout = jax.device_get(Engine(model, config).generate(
+      params, _prompts(), jax.random.key(3)))
+  for b in range(6):
+    assert rollout.mask_BT[b].sum() == rollout.length_B[b]
+    if rollout.finish_B[b] == FINISH_STOP:
+      assert rollout.tokens_BT[b, 4 + rollout.length_B[b]] in (0, 2)
+  assert (rollout.finish_B == FINISH_STOP).any()
 
 
 def test_eight_devices_sample_what_one_does():
@@ -124,7 +157,7 @@ def test_eight_devices_sample_what_one_does():
   np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
 
 
-def test_samples_of_a_group_differ_and_follow_the_distribution():
+def test_samples_follow_the_distribution():
   """20,000 first tokens against the softmax that drew them (χ²)."""
   logits_V = jnp.array([2.0, 0.5, 0.0, -1.0])
   keys_B = jax.random.split(jax.random.key(0), 20000)

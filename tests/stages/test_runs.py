@@ -10,6 +10,10 @@ import time
 
 import pytest
 
+from configs import pretrain_tiny
+from r1jax.settings import flatten
+from r1jax.stages import build
+from r1jax.train import weights
 from tests.conftest import ROOT
 
 _SMALL = '--config=tests/configs/small.py'
@@ -122,8 +126,6 @@ def test_killed_and_resumed_equals_uninterrupted(
   for stage in ('pretrain', 'rl'):
     assert _rows(cut, stage) == _rows(workdir, stage)
     for name in ('metrics.jsonl', 'model.safetensors'):
-      if (stage, name) == ('pretrain', 'model.safetensors'):
-        continue  # Compared through the run that it started.
       assert ((cut / stage / name).read_bytes()
               == (workdir / stage / name).read_bytes())
 
@@ -134,7 +136,8 @@ def test_eval_and_sample_read_a_run(finished, environment):
   assert 'eval/pass@1 ' in printed and 'eval/cons@2 ' in printed
   printed = _run(environment, 'sample', _SMALL, f'--workdir={workdir}',
                  '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1').stdout
-  assert printed.count('thought:') == 8 and '9-1-1-1-1' in printed
+  shown = printed.count('thought:') + printed.count('malformed:')
+  assert shown == 8 and printed.count('9-1-1-1-1') >= 4
 
 
 def test_another_config_is_refused_and_nothing_changes(finished, environment):
@@ -161,9 +164,30 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   environment = dict(environment, R1JAX_DATA=str(shared / 'data'))
   workdir = tmp_path / name
   _run(environment, 'train', f'--config=configs/r1_zero_{name}.py',
-       f'--workdir={workdir}', '--config.rl.steps=2',
-       '--config.rl.max_new_tokens=16')
+       f'--workdir={workdir}', '--config.rl.steps=1',
+       '--config.rl.max_new_tokens=8')
   rows = _rows(workdir)
-  assert [row['step'] for row in rows] == [0, 1, 2]
-  assert rows[2]['entropy'] > 5  # A random model under 150,000 tokens.
-  assert (workdir / 'rl/checkpoints/2').is_dir()
+  assert [row['step'] for row in rows] == [0, 1]
+  assert rows[1]['entropy'] > 5  # A random model under 150,000 tokens.
+  assert (workdir / 'rl/checkpoints/1').is_dir()
+
+
+def test_synthetic_countdown_runs(environment, tmp_path):
+  workdir = tmp_path / 'run'
+  _run(environment, 'train', _SMALL, f'--workdir={workdir}',
+       '--config.data.task=countdown', '--config.data.max_prompt_tokens=16',
+       '--config.pretrain.steps=2', '--config.rl.steps=1',
+       '--config.rl.kl_coef=0.0', '--config.rl.old_logp=recompute')
+  row = _rows(workdir)[1]
+  assert 'kl' not in row and row['logp_gap/first_max'] < 1e-4
+  saved = (workdir / 'rl/samples/step_000001.jsonl').read_text().splitlines()
+  assert json.loads(json.loads(saved[0])['gold'])['target'] > 0
+
+
+def test_the_shipped_base_was_made_by_its_config():
+  config = flatten(pretrain_tiny.get_config().to_dict())
+  made_by = weights.about(build.SHIPPED_BASE)['config']
+  for key, value in config.items():
+    if key.split('.')[0] in ('model', 'tokenizer', 'corpus', 'pretrain',
+                             'seed', 'stages'):
+      assert made_by[key] == value, key
