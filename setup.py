@@ -32,7 +32,8 @@ setuptools.setup(
         'tokenizers>=0.21,<0.24',
     ],
     extras_require={
-        'test': ['pytest>=8,<10', 'pytest-xdist>=3.6,<4', 'nbclient>=0.10,<0.12', 'nbformat>=5.10,<6',
+        'test': ['pytest>=8,<10', 'pytest-xdist>=3.6,<4',
+                 'nbclient>=0.10,<0.12', 'nbformat>=5.10,<6',
                  'ipykernel>=6.29,<8'],
         'notebooks': ['jupyterlab>=4.2,<5', 'ipykernel>=6.29,<8'],
         'serve': ['fastapi>=0.115,<1', 'uvicorn>=0.30,<1'],

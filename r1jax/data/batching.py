@@ -61,8 +61,9 @@ class WebCorpus(Sequence):
   """Batch i of packed synthetic documents, a pure function of (seed, i).
 
   A rare document that no row can hold, one with a repair at every step, is
-  drawn again; `check` says whether it is rare. Rows are filled in turn: a document that does not fit any more opens
-  the next row, and what it left is padding.
+  drawn again; `check` says whether it is rare. Rows are filled in turn: a
+  document that does not fit any more opens the next row, and what it left is
+  padding.
   """
 
   def __init__(self, task: str, web: tasks.Web, template: Template,

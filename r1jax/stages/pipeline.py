@@ -61,14 +61,17 @@ def _pretrained(config, pretrain: supervised.Pretrain, place: Workdir,
   """The base of this config: made before anywhere, or made now."""
   kept = build.base_file(config)
   made = place.stage(supervised.NAME) / _FINAL
-  if made.exists():
-    return made
-  if kept.exists():
-    print(f'pretrain: found the base of this config in {kept}')
-    _copy(kept, made)
-    return made
-  pretrain.run(made.parent, about)
-  _copy(made, kept)
+  if not made.exists():
+    if kept.exists():
+      print(f'pretrain: found the base of this config in {kept}')
+      _copy(kept, made)
+    else:
+      pretrain.run(made.parent, about)
+  if not kept.exists():
+    try:
+      _copy(made, kept)
+    except OSError as error:  # The run itself lacks nothing.
+      print(f'pretrain: the base is not kept for the next run: {error}')
   return made
 
 

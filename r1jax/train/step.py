@@ -62,9 +62,9 @@ def score(model: Transformer, temperature: float,
 
 
 def policy(model: Transformer, tx: optax.GradientTransformation,
-           temperature: float, prompt_tokens: int, clip_low: float, clip_high: float,
-           kl_coef: float, minibatches: int, microbatches: int,
-           balance_speed: float) -> Callable:
+           temperature: float, prompt_tokens: int, clip_low: float,
+           clip_high: float, kl_coef: float, minibatches: int,
+           microbatches: int, balance_speed: float) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
   One inner epoch: the rows are shuffled and cut into `minibatches`, each an

@@ -14,6 +14,7 @@ def get_config():
       steps=4, batch_size=8, checkpoint_every=2, log_every=1)
   config.rl.update(
       steps=6, prompts_per_step=4, group_size=4, max_new_tokens=16,
-      minibatches=2, microbatches=1, reference_every=3, eval_every=3, checkpoint_every=2)
+      minibatches=2, microbatches=1, reference_every=3, eval_every=3,
+      checkpoint_every=2)
   config.eval.update(num_problems=8, samples=2, batch_size=8)
   return config
