@@ -27,7 +27,7 @@ setuptools.setup(
         'optax>=0.2.5,<0.3',
         'orbax-checkpoint>=0.11.20,<0.13',
         'rich>=13,<16',
-        'safetensors>=0.5,<0.9',
+        'safetensors>=0.8,<0.9',
         'tensorboardX>=2.6,<3',
         'tokenizers>=0.21,<0.24',
     ],

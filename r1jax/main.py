@@ -6,6 +6,7 @@
 from collections.abc import Callable
 import difflib
 import os
+from pathlib import Path
 import re
 import sys
 
@@ -24,6 +25,10 @@ commands:
   eval     pass@1 and cons@k:         r1jax eval --config=C [--workdir=DIR]
   sample   complete prompts:          r1jax sample --config=C --prompt=TEXT
   config   print a config, resolved:  r1jax config --config=C
+  info     parameters, FLOPs, memory: r1jax info --config=C
+  import-hf  a checkpoint of Hugging Face's form to ours:
+                                      r1jax import-hf DIR --out=OURS
+  export-hf  and back:                r1jax export-hf OURS --out=DIR
 
 `r1jax COMMAND --help` shows its flags; configs/base.py declares every key.
 Without --workdir, train uses runs/<name of the config>, and eval and sample
@@ -87,6 +92,22 @@ def _config(config, values):
   print(config, end='')
 
 
+def _info(config, values):
+  import jax
+  from r1jax.stages import info
+  info.show(config, values.devices or jax.device_count())
+
+
+def _import_hf(values, folder: str):
+  from r1jax.stages import convert
+  convert.import_hf(Path(folder), Path(values.out))
+
+
+def _export_hf(values, source: str):
+  from r1jax.stages import convert
+  convert.export_hf(Path(source), Path(values.out), values.dtype)
+
+
 def _weights(config, values):
   from r1jax.stages import build, pipeline
   parts = build.parts(config)
@@ -96,7 +117,11 @@ def _weights(config, values):
 
 
 COMMANDS: dict[str, Callable] = {
-    'train': _train, 'eval': _eval, 'sample': _sample, 'config': _config}
+    'train': _train, 'eval': _eval, 'sample': _sample, 'config': _config,
+    'info': _info}
+# These read a checkpoint, which says all that a config would.
+CONVERSIONS: dict[str, Callable] = {
+    'import-hf': _import_hf, 'export-hf': _export_hf}
 
 
 def _flags(command: str, args: list[str]):
@@ -108,9 +133,12 @@ def _flags(command: str, args: list[str]):
       sys_argv=['r1jax', *args])
   flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
                     flag_values=values)
-  if command != 'config':
+  if command not in ('config', 'info'):
     flags.DEFINE_string('workdir', '', 'Where the run is kept.',
                         flag_values=values)
+  if command == 'info':
+    flags.DEFINE_integer('devices', 0, 'Of the mesh; without it, those here.',
+                         lower_bound=0, flag_values=values)
   if command == 'sample':
     flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated.',
                               flag_values=values)
@@ -127,9 +155,11 @@ def run(argv: list[str]) -> None:
     print(USAGE, end='')
     return
   command, rest = argv[0], argv[1:]
+  if command in CONVERSIONS:
+    return _convert(command, rest)
   if command not in COMMANDS:
-    raise UserError(
-        f'unknown command {command!r}; there are {", ".join(COMMANDS)}')
+    raise UserError(f'unknown command {command!r}; there are '
+                    f'{", ".join([*COMMANDS, *CONVERSIONS])}')
   values, holder = _flags(command, rest)
   if any(arg in ('-h', '--help') for arg in rest):
     print(f'usage: r1jax {command} --config=FILE [flags]\n'
@@ -138,6 +168,33 @@ def run(argv: list[str]) -> None:
   _check_keys(rest)
   config = _parsed(values, holder, rest)
   COMMANDS[command](config, values)
+
+
+def _convert(command: str, args: list[str]):
+  values = flags.FlagValues()
+  flags.DEFINE_string('out', '', 'The folder to write; new, or empty.',
+                      flag_values=values)
+  flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
+                    flag_values=values)
+  if command == 'export-hf':
+    flags.DEFINE_enum(
+        'dtype', '', ['', 'float32', 'bfloat16'],
+        "What to write; without it, each tensor's own.", flag_values=values)
+  usage = f'r1jax {command} {_FROM[command]} --out=FOLDER'
+  if any(arg in ('-h', '--help') for arg in args):
+    print(f'usage: {usage} [flags]\n' + values.get_help())
+    return
+  try:
+    paths = values(['r1jax', *args])[1:]
+  except flags.Error as error:
+    raise UserError(f'{command}: {error}') from error
+  if len(paths) != 1 or not values.out:
+    raise UserError(f'usage: {usage}')
+  CONVERSIONS[command](values, paths[0])
+  print(f'{command}: wrote {values.out}')
+
+
+_FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER'}
 
 
 def _parsed(values: flags.FlagValues, holder, args: list[str]):

@@ -24,6 +24,7 @@ TRAIN_WEIGHTS: _Axes = (
     ('V', ('tensor',)),
     ('D', ('fsdp',)),
     ('N', ('tensor',)),
+    ('K', ('tensor',)),
     ('F', ('tensor',)),
     ('E', ('expert',)),
 )
@@ -35,19 +36,19 @@ ACTIVATIONS: _Axes = (
     ('B', ('data', 'fsdp')),
     ('P', ('data', 'fsdp')),
     ('N', ('tensor',)),
+    ('K', ('tensor',)),
     ('F', ('tensor',)),
     ('V', ('tensor',)),
     ('E', ('expert',)),
 )
 
 
-def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
-  """Returns a mesh over MESH_AXES; one axis may be -1: all that is left.
+def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
+  """Sizes of MESH_AXES; one axis may be -1: all that is left.
 
   Raises:
     UserError: the axes do not multiply to the number of devices.
   """
-  devices = jax.devices() if devices is None else devices
   unknown = set(shape) - set(MESH_AXES)
   if unknown:
     raise UserError(
@@ -58,13 +59,20 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
     raise UserError(
         f'mesh: sizes are at least 1, and at most one is -1; got {sizes}')
   fixed = math.prod(size for size in sizes.values() if size != -1)
-  if free and len(devices) % fixed == 0:
-    sizes[free[0]] = len(devices) // fixed
-  if math.prod(sizes.values()) != len(devices):
+  if free and devices % fixed == 0:
+    sizes[free[0]] = devices // fixed
+  if math.prod(sizes.values()) != devices:
     wanted = ' × '.join(f'{axis}={size}' for axis, size in sizes.items())
     raise UserError(
-        f'mesh: {wanted} does not make the {len(devices)} devices here; '
+        f'mesh: {wanted} does not make the {devices} devices here; '
         'change --config.mesh.*')
+  return sizes
+
+
+def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
+  """Returns a mesh of the given devices, or of all; see mesh_sizes."""
+  devices = jax.devices() if devices is None else devices
+  sizes = mesh_sizes(shape, len(devices))
   return jax.make_mesh(
       tuple(sizes.values()), MESH_AXES,
       axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
@@ -103,11 +111,15 @@ class Layout:
     axes = dict(self.activations).get(letter, ())
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
+  def weight_parts(self, letters: str | tuple) -> int:
+    """How many parts a weight of these dimensions is cut into."""
+    return math.prod(self.mesh.shape[axis] for letter in letters
+                     for axis in dict(self.weights).get(letter, ()))
+
   def check(self, name: str, shape: tuple[int, ...], letters: str | tuple):
     """Raises UserError if the mesh does not divide a weight of this shape."""
     for size, letter in zip(shape, letters):
-      axes = dict(self.weights).get(letter, ())
-      parts = math.prod(self.mesh.shape[axis] for axis in axes)
+      axes, parts = dict(self.weights).get(letter, ()), self.weight_parts(letter)
       if size % parts:
         raise UserError(
             f'mesh: {name} has {letter} = {size}, which does not divide over '

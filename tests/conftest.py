@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 
 from configs import models  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
+from r1jax.model.rope import RopeConfig  # noqa: E402
 from r1jax.model.transformer import Transformer, init_params  # noqa: E402
 from r1jax.sharding import Layout, make_mesh  # noqa: E402
 
@@ -46,11 +47,23 @@ def shared() -> Path:
 
 def small_config(**changes) -> ModelConfig:
   """A model of a few thousand parameters with every mechanism of V3."""
-  return ModelConfig(**(models.tiny() | dict(
+  return from_dict(models.tiny() | dict(
       d_model=16, num_layers=3, num_heads=2, q_lora_rank=12, kv_lora_rank=8,
       qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, ffn_dim=32,
       expert_ffn_dim=12, num_experts=8, vocab_size=32, init_std=0.3,
-      num_expert_groups=4, topk_groups=2) | changes))
+      num_expert_groups=4, topk_groups=2) | changes)
+
+
+def dense_config(**changes) -> ModelConfig:
+  """A dense model of a few thousand parameters, Qwen2's and Qwen3's at once."""
+  return from_dict(models.llama3_1_8b() | dict(
+      d_model=16, num_layers=2, first_k_dense=2, num_heads=4, num_kv_heads=2,
+      head_dim=6, ffn_dim=32, vocab_size=32, init_std=0.3, dtype='float32',
+      remat=False, qkv_bias=True, qk_norm=True, max_context=128) | changes)
+
+
+def from_dict(fields: dict) -> ModelConfig:
+  return ModelConfig(**fields | {'rope': RopeConfig(**fields['rope'])})
 
 
 def one_device() -> Layout:

@@ -5,32 +5,43 @@ import dataclasses
 import jax.numpy as jnp
 
 from r1jax.errors import UserError
+from r1jax.model.rope import RopeConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A DeepSeek-V3 transformer (technical report, section 2.1) of any size.
+  """A transformer of any size: DeepSeek-V3 (technical report, section 2.1), or
+  a dense one of the families that it is distilled into.
 
   Attributes:
     vocab_size: V, at least the tokenizer's.
     num_layers: L, the dense layers included.
     first_k_dense: How many of the first layers have a dense FFN, not MoE.
     d_model: D.
+    tie_embeddings: The embedding is the output head too.
+    attention: 'mla', or 'gqa' for grouped-query attention.
     num_heads: N.
-    q_lora_rank: Q, the query latent; 0 for a full-rank query.
-    kv_lora_rank: C, the key-value latent.
-    qk_nope_head_dim: H, the part of a query-key head without position.
-    qk_rope_head_dim: R, the rotated part, one key for all heads. Even.
-    v_head_dim: U.
+    q_lora_rank: MLA: Q, the query latent; 0 for a full-rank query.
+    kv_lora_rank: MLA: C, the key-value latent.
+    qk_nope_head_dim: MLA: H, the part of a query-key head without position.
+    qk_rope_head_dim: MLA: R, the rotated part, one key for all heads. Even.
+    v_head_dim: MLA: U.
+    num_kv_heads: GQA: K, which divides N.
+    head_dim: GQA: H, of queries, keys and values. Even.
+    qkv_bias: GQA: biases on the three projections (Qwen2).
+    qk_norm: GQA: RMSNorm on every query and key head (Qwen3).
+    rope: Position.
     ffn_dim: F of the dense layers.
-    expert_ffn_dim: F of one expert.
+    expert_ffn_dim: I, the width of one expert.
     num_experts: E, the routed experts.
     num_shared_experts: Experts that every token passes through.
     experts_per_token: A.
+    affinity: Of a token to the experts: 'sigmoid' (V3) or 'softmax' (V2).
     num_expert_groups: Experts are split into this many groups...
     topk_groups: ...of which a token may use this many.
-    routed_scaling: Factor on the normalised gate weights.
-    rope_theta: Base of the rotary frequencies.
+    group_score: A group is ranked by its 'top2' sum (V3) or its 'max' (V2).
+    normalise_gates: Gate weights sum to 1 before they are scaled.
+    routed_scaling: Factor on the gate weights.
     norm_eps: RMSNorm's ε.
     init_std: Standard deviation of the normal initialisation.
     max_context: Longest sequence in tokens, prompt and completion together.
@@ -43,21 +54,30 @@ class ModelConfig:
   num_layers: int
   first_k_dense: int
   d_model: int
+  tie_embeddings: bool
+  attention: str
   num_heads: int
   q_lora_rank: int
   kv_lora_rank: int
   qk_nope_head_dim: int
   qk_rope_head_dim: int
   v_head_dim: int
+  num_kv_heads: int
+  head_dim: int
+  qkv_bias: bool
+  qk_norm: bool
+  rope: RopeConfig
   ffn_dim: int
   expert_ffn_dim: int
   num_experts: int
   num_shared_experts: int
   experts_per_token: int
+  affinity: str
   num_expert_groups: int
   topk_groups: int
+  group_score: str
+  normalise_gates: bool
   routed_scaling: float
-  rope_theta: float
   norm_eps: float
   init_std: float
   max_context: int
@@ -70,18 +90,29 @@ class ModelConfig:
       if not ok:
         raise UserError(f'model: {message}')
 
-    for field in ('vocab_size', 'num_layers', 'd_model', 'num_heads',
-                  'kv_lora_rank', 'qk_nope_head_dim', 'v_head_dim',
-                  'max_context'):
+    at_least_one = ['vocab_size', 'num_layers', 'd_model', 'num_heads',
+                    'max_context']
+    at_least_one += {
+        'mla': ['kv_lora_rank', 'qk_nope_head_dim', 'v_head_dim'],
+        'gqa': ['num_kv_heads', 'head_dim']}.get(self.attention, [])
+    for field in at_least_one:
       need(getattr(self, field) >= 1, f'{field} must be at least 1')
-    need(self.qk_rope_head_dim % 2 == 0, 'qk_rope_head_dim must be even, got '
-         f'{self.qk_rope_head_dim}')
+    for field, known in (
+        ('attention', ('mla', 'gqa')), ('affinity', ('sigmoid', 'softmax')),
+        ('group_score', ('top2', 'max')),
+        ('moe_dispatch', ('auto', 'blocks', 'ragged'))):
+      value = getattr(self, field)
+      need(value in known, f'{field} must be one of {known}, got {value!r}')
+    rotated = 'qk_rope_head_dim' if self.attention == 'mla' else 'head_dim'
+    need(getattr(self, rotated) % 2 == 0,
+         f'{rotated} must be even, got {getattr(self, rotated)}')
+    if self.attention == 'gqa':
+      need(self.num_heads % self.num_kv_heads == 0,
+           f'num_kv_heads = {self.num_kv_heads} does not divide '
+           f'num_heads = {self.num_heads}')
     need(0 <= self.first_k_dense <= self.num_layers,
          f'first_k_dense = {self.first_k_dense} is not within 0 and '
          f'num_layers = {self.num_layers}')
-    need(self.moe_dispatch in ('auto', 'blocks', 'ragged'),
-         f"moe_dispatch must be 'auto', 'blocks' or 'ragged', got "
-         f'{self.moe_dispatch!r}')
     if self.num_moe_layers:
       groups, experts = self.num_expert_groups, self.num_experts
       need(groups >= 1 and experts % groups == 0,
@@ -102,3 +133,10 @@ class ModelConfig:
   @property
   def compute_dtype(self):
     return jnp.dtype(self.dtype)
+
+  @property
+  def cache_width(self) -> int:
+    """X: numbers that a token leaves in the cache of one layer."""
+    if self.attention == 'mla':
+      return self.kv_lora_rank + self.qk_rope_head_dim
+    return 2 * self.num_kv_heads * self.head_dim

@@ -1,4 +1,4 @@
-"""The small parts: weights with named axes, RMSNorm, SwiGLU, RoPE."""
+"""The small parts: weights with named axes, RMSNorm, SwiGLU."""
 
 from flax import linen as nn
 import jax
@@ -33,7 +33,6 @@ class RMSNorm(nn.Module):
   """x / sqrt(mean(x²) + ε) · scale over the last axis, in float32."""
 
   eps: float
-  letter: str = 'D'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -60,22 +59,3 @@ class SwiGLU(nn.Module):
     down_FD = weight(self, 'down', 'FD', (F, D), std)
     hidden = jax.nn.silu(linear(x, gate_DF)) * linear(x, up_DF)
     return linear(hidden, down_FD)
-
-
-def rotate(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
-  """Rotary embedding over adjacent pairs (RoFormer, eq. 34), in float32.
-
-  Pair i of R/2, (x[2i], x[2i+1]), turns by position · theta^(-2i/R).
-
-  Args:
-    x: [..., R]
-    position: int32, broadcastable to x.shape[:-1].
-    theta: Base of the frequencies.
-  """
-  R = x.shape[-1]
-  freq = theta ** (-jnp.arange(0, R, 2, dtype=jnp.float32) / R)
-  angle = position[..., None].astype(jnp.float32) * freq
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-  pairs = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-  return pairs.reshape(x.shape).astype(x.dtype)

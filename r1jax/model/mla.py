@@ -11,11 +11,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model.attention import attend, attend_cached
 from r1jax.model.config import ModelConfig
-from r1jax.model.layers import RMSNorm, linear, rotate, weight
+from r1jax.model.layers import RMSNorm, linear, weight
+from r1jax.model.rope import rotate
 from r1jax.sharding import Layout
 
-NEG_INF = -1e30  # Finite, so that a row with nothing to attend to has no NaN.
+LATENT_NORM_EPS = 1e-6  # Of the two latents' norms, whatever config.norm_eps.
 
 
 class MLA(nn.Module):
@@ -29,32 +31,33 @@ class MLA(nn.Module):
         c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.init_std)
     if Q:
       self.q_down_DQ = weight(self, 'q_down', 'DQ', (D, Q), std)
-      self.q_norm = RMSNorm(c.norm_eps)
+      self.q_norm = RMSNorm(LATENT_NORM_EPS)
       self.q_up_QNJ = weight(self, 'q_up', 'QNJ', (Q, N, H + R), std)
     else:
       self.q_DNJ = weight(self, 'q', 'DNJ', (D, N, H + R), std)
     self.kv_down_DX = weight(self, 'kv_down', 'DX', (D, C + R), std)
-    self.kv_norm = RMSNorm(c.norm_eps)
+    self.kv_norm = RMSNorm(LATENT_NORM_EPS)
     self.k_up_CNH = weight(self, 'k_up', 'CNH', (C, N, H), std)
     self.v_up_CNU = weight(self, 'v_up', 'CNU', (C, N, U), std)
     self.out_NUD = weight(self, 'out', 'NUD', (N, U, D), std)
-    self.scale = (H + R) ** -0.5
+    self.scale = (H + R) ** -0.5 * c.rope.softmax_factor
 
-  def latent(self, x: jax.Array, position: jax.Array) -> jax.Array:
+  def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
     """What the cache stores: [..., D] → [..., X], normed c then rotated key."""
-    C, theta = self.config.kv_lora_rank, self.config.rope_theta
+    C = self.config.kv_lora_rank
     down = linear(x, self.kv_down_DX)
-    key = rotate(down[..., C:], position, theta)
+    key = rotate(down[..., C:], position, self.config.rope)
     return jnp.concatenate([self.kv_norm(down[..., :C]), key], -1)
 
   def query(self, x: jax.Array, position: jax.Array):
     """[..., D] → the plain part [..., N, H] and the rotated [..., N, R]."""
-    H, theta = self.config.qk_nope_head_dim, self.config.rope_theta
+    H = self.config.qk_nope_head_dim
     if self.config.q_lora_rank:
       q = linear(self.q_norm(linear(x, self.q_down_DQ)), self.q_up_QNJ)
     else:
       q = linear(x, self.q_DNJ)
-    return q[..., :H], rotate(q[..., H:], position[..., None], theta)
+    return q[..., :H], rotate(
+        q[..., H:], position[..., None], self.config.rope)
 
   def __call__(self, x_BTD, position_BT, segment_BT):
     """Causal attention within segments, expanded form.
@@ -62,31 +65,18 @@ class MLA(nn.Module):
     Returns:
       [B, T, D], and the latents [B, T, X] for a cache.
     """
-    C = self.config.kv_lora_rank
+    C, N = self.config.kv_lora_rank, self.config.num_heads
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
-    latent_BTX = self.latent(x_BTD, position_BT)
+    latent_BTX = self.entry(x_BTD, position_BT)
     c_BTC, k_rope_BTR = latent_BTX[..., :C], latent_BTX[..., C:]
-    k_BTNH = linear(c_BTC, self.k_up_CNH)
-    v_BTNU = linear(c_BTC, self.v_up_CNU)
     # One product serves both parts of the score: the rotated key is repeated.
-    N = self.config.num_heads
-    q_BNTJ = _heads_first(jnp.concatenate([q_BTNH, q_rope_BTNR], -1))
+    q_BTNJ = jnp.concatenate([q_BTNH, q_rope_BTNR], -1)
     k_rope_BTNR = jnp.repeat(k_rope_BTR[:, :, None], N, axis=2)
-    k_BNTJ = _heads_first(jnp.concatenate([k_BTNH, k_rope_BTNR], -1))
-    q_BNTJ = self.layout.constrain(q_BNTJ, 'BNTJ')
-    k_BNTJ = self.layout.constrain(k_BNTJ, 'BNTJ')
-
-    score_BNTS = jnp.einsum('BNTJ,BNSJ->BNTS', q_BNTJ, k_BNTJ,
-                            preferred_element_type=jnp.float32)
-    T = x_BTD.shape[1]
-    see_BTS = (jnp.tril(jnp.ones((T, T), bool))
-               & (segment_BT[:, :, None] == segment_BT[:, None, :]))
-    score_BNTS = jnp.where(
-        see_BTS[:, None], score_BNTS * self.scale, NEG_INF)
-    prob_BNTS = jax.nn.softmax(score_BNTS, -1).astype(v_BTNU.dtype)
-    mix_BNTU = jnp.einsum('BNTS,BNSU->BNTU', prob_BNTS, _heads_first(v_BTNU))
+    k_BTNJ = jnp.concatenate([linear(c_BTC, self.k_up_CNH), k_rope_BTNR], -1)
+    mix_BTNU = attend(q_BTNJ, k_BTNJ, linear(c_BTC, self.v_up_CNU), segment_BT,
+                      self.scale, self.layout)
     out_BTD = linear(
-        mix_BNTU.swapaxes(1, 2).reshape(*x_BTD.shape[:2], -1),
+        mix_BTNU.reshape(*x_BTD.shape[:2], -1),
         self.out_NUD.reshape(-1, self.config.d_model))
     return out_BTD, latent_BTX
 
@@ -112,24 +102,19 @@ class MLA(nn.Module):
     q_PGNH, q_rope_PGNR = self.query(x_PGD, position_PG)
     q_PGNC = jnp.einsum('PGNH,CNH->PGNC', q_PGNH, self.k_up_CNH)
     q_PGNX = jnp.concatenate([q_PGNC, q_rope_PGNR], -1)
-    prefix_PGNS = jnp.einsum('PGNX,PSX->PGNS', q_PGNX, prefix_PSX,
-                             preferred_element_type=jnp.float32)
-    own_PGNS = jnp.einsum('PGNX,PGSX->PGNS', q_PGNX, own_PGSX,
-                          preferred_element_type=jnp.float32)
-    written_S = jnp.arange(own_PGSX.shape[2]) <= slot
-    score_PGNS = jnp.concatenate([
-        jnp.where(valid_PS[:, None, None], prefix_PGNS, NEG_INF),
-        jnp.where(written_S, own_PGNS, NEG_INF)], -1)
-    prob_PGNS = jax.nn.softmax(score_PGNS * self.scale, -1).astype(x_PGD.dtype)
-    S = prefix_PSX.shape[1]
-    mix_PGNC = jnp.einsum(
-        'PGNS,PSC->PGNC', prob_PGNS[..., :S], prefix_PSX[..., :C])
-    mix_PGNC += jnp.einsum(
-        'PGNS,PGSC->PGNC', prob_PGNS[..., S:], own_PGSX[..., :C])
+    P, G, N, X = q_PGNX.shape
+    # Every head of every sample is one row of a product with the one latent.
+    of_prefix, of_own = attend_cached(
+        jnp.einsum('PRX,PSX->PRS', q_PGNX.reshape(P, G * N, X), prefix_PSX,
+                   preferred_element_type=jnp.float32)[:, None],
+        jnp.einsum('PGNX,PGSX->PGNS', q_PGNX, own_PGSX,
+                   preferred_element_type=jnp.float32)[:, :, None],
+        valid_PS, slot, self.scale)
+    mix_PRC = jnp.einsum('PRS,PSC->PRC', of_prefix[:, 0].astype(x_PGD.dtype),
+                         prefix_PSX[..., :C])
+    mix_PGNC = mix_PRC.reshape(P, G, N, C) + jnp.einsum(
+        'PGNS,PGSC->PGNC', of_own[:, :, 0].astype(x_PGD.dtype),
+        own_PGSX[..., :C])
     mix_PGNU = jnp.einsum('PGNC,CNU->PGNU', mix_PGNC, self.v_up_CNU)
     return jnp.einsum('PGNU,NUD->PGD', mix_PGNU, self.out_NUD)
 
-
-def _heads_first(x_BTNH: jax.Array) -> jax.Array:
-  """The layout that a batched matrix product wants."""
-  return x_BTNH.swapaxes(1, 2)

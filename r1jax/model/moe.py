@@ -12,15 +12,17 @@ from r1jax.sharding import Layout
 
 
 def route(affinity_BE, bias_E, config: ModelConfig):
-  """Group-limited top-k over sigmoid affinities (V3 eq. 13–16).
+  """Group-limited top-k over affinities (V3 eq. 13–16).
 
   The bias chooses and nothing else: a group's score is the sum of its two
   best biased affinities; the gate weights are the unbiased affinities of the
-  chosen experts, normalised to 1 and scaled.
+  chosen experts, normalised to 1 and scaled. DeepSeek-V2 scores a group by
+  its best expert, and does not normalise.
 
   Args:
     affinity_BE: float32 in (0, 1).
     bias_E: float32, the selection bias.
+    config: The model's.
 
   Returns:
     expert_BA int32 and gate_BA float32.
@@ -30,14 +32,16 @@ def route(affinity_BE, bias_E, config: ModelConfig):
   biased_BE = affinity_BE + bias_E
   if groups > 1:
     grouped = biased_BE.reshape(B, groups, E // groups)
-    best_two = jax.lax.top_k(grouped, min(2, E // groups))[0].sum(-1)
-    chosen = jax.lax.top_k(best_two, config.topk_groups)[1]
+    counted = min(2 if config.group_score == 'top2' else 1, E // groups)
+    score = jax.lax.top_k(grouped, counted)[0].sum(-1)
+    chosen = jax.lax.top_k(score, config.topk_groups)[1]
     allowed = jax.nn.one_hot(chosen, groups, dtype=bool).any(1)
     biased_BE = jnp.where(
         jnp.repeat(allowed, E // groups, axis=1), biased_BE, -jnp.inf)
   expert_BA = jax.lax.top_k(biased_BE, config.experts_per_token)[1]
   gate_BA = jnp.take_along_axis(affinity_BE, expert_BA, axis=1)
-  gate_BA /= gate_BA.sum(-1, keepdims=True) + 1e-20
+  if config.normalise_gates:
+    gate_BA /= gate_BA.sum(-1, keepdims=True) + 1e-20
   return expert_BA, gate_BA * config.routed_scaling
 
 
@@ -138,7 +142,9 @@ class MoE(nn.Module):
     up_EDF = weight(self, 'up', 'EDF', (E, D, F), std)
     down_EFD = weight(self, 'down', 'EFD', (E, F, D), std)
 
-    affinity_BE = jax.nn.sigmoid(x_BD.astype(jnp.float32) @ router_DE)
+    to_affinity = {
+        'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}[c.affinity]
+    affinity_BE = to_affinity(x_BD.astype(jnp.float32) @ router_DE)
     expert_BA, gate_BA = route(
         affinity_BE, jax.lax.stop_gradient(bias_E), c)
 

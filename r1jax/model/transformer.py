@@ -11,6 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model.attention import GQA
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import RMSNorm, SwiGLU, weight
 from r1jax.model.mla import MLA
@@ -19,8 +20,8 @@ from r1jax.sharding import Layout
 
 
 @chex.dataclass(frozen=True)
-class LatentCache:
-  """Latents of P prompts and of the G samples that continue each.
+class Cache:
+  """What P prompts left in each layer, and the G samples that continue each.
 
   Attributes:
     prefix: One [L, P, S, X] a stack of layers: the prompts.
@@ -36,10 +37,10 @@ class LatentCache:
 
 
 class Output(NamedTuple):
-  """hidden_BTD after the final norm; latents and expert loads by stack."""
+  """hidden_BTD after the final norm; cache entries and expert loads."""
 
   hidden_BTD: jax.Array
-  latents: tuple[jax.Array, ...]  # [L, B, T, X] each
+  entries: tuple[jax.Array, ...]  # One [L, B, T, X] a stack of layers.
   load_LE: jax.Array  # MoE layers only, float32
 
 
@@ -51,7 +52,8 @@ class Block(nn.Module):
   def setup(self):
     c = self.config
     self.attention_norm = RMSNorm(c.norm_eps)
-    self.attention = MLA(c, self.layout)
+    attention = {'mla': MLA, 'gqa': GQA}[c.attention]
+    self.attention = attention(c, self.layout)
     self.ffn_norm = RMSNorm(c.norm_eps)
     if self.is_moe:
       self.ffn = MoE(c, self.layout)
@@ -66,17 +68,17 @@ class Block(nn.Module):
     return x + flat.reshape(h.shape), load_E
 
   def __call__(self, x_BTD, position_BT, segment_BT):
-    mix_BTD, latent_BTX = self.attention(
+    mix_BTD, entry_BTX = self.attention(
         self.attention_norm(x_BTD), position_BT, segment_BT)
     x_BTD = self.layout.constrain(x_BTD + mix_BTD, 'BTD')
     x_BTD, load_E = self.feed_forward(x_BTD, segment_BT > 0)
-    return self.layout.constrain(x_BTD, 'BTD'), (latent_BTX, load_E)
+    return self.layout.constrain(x_BTD, 'BTD'), (entry_BTX, load_E)
 
   def decode(self, carry, layer, prefix_PSX, valid_PS, position_PG, slot):
-    """Carries the own-token latents of the stack and writes in place."""
+    """Carries the stack's entries of own tokens and writes in place."""
     x_PGD, own_LPGSX = carry
     h_PGD = self.attention_norm(x_PGD)
-    new_PGX = self.attention.latent(h_PGD, position_PG)
+    new_PGX = self.attention.entry(h_PGD, position_PG)
     own_LPGSX = jax.lax.dynamic_update_slice(
         own_LPGSX, new_PGX[None, :, :, None].astype(own_LPGSX.dtype),
         (layer, 0, 0, slot, 0))
@@ -115,8 +117,11 @@ class Transformer(nn.Module):
       stacks.append((self.moe_layers, c.num_moe_layers))
     self.stacks = stacks
     self.norm = RMSNorm(c.norm_eps)
-    self.head_DV = weight(
-        self, 'head', 'DV', (c.d_model, c.vocab_size), c.init_std)
+    if c.tie_embeddings:
+      self.head_DV = self.embedding_VD.T
+    else:
+      self.head_DV = weight(
+          self, 'head', 'DV', (c.d_model, c.vocab_size), c.init_std)
 
   def __call__(self, tokens_BT, position_BT, segment_BT) -> Output:
     """The full forward pass, without logits: they are asked for in chunks.
@@ -127,13 +132,13 @@ class Transformer(nn.Module):
       segment_BT: int32; a token attends within its segment, 0 is padding.
     """
     x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BTD')
-    latents, loads = [], [jnp.zeros((0, self.config.num_experts))]
+    entries, loads = [], [jnp.zeros((0, self.config.num_experts))]
     for (stack, _) in self.stacks:
-      x_BTD, (latent_LBTX, load_LE) = stack(x_BTD, position_BT, segment_BT)
-      latents.append(latent_LBTX)
+      x_BTD, (entry_LBTX, load_LE) = stack(x_BTD, position_BT, segment_BT)
+      entries.append(entry_LBTX)
       if load_LE.shape[-1]:
         loads.append(load_LE)
-    return Output(self.norm(x_BTD), tuple(latents), jnp.concatenate(loads))
+    return Output(self.norm(x_BTD), tuple(entries), jnp.concatenate(loads))
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [..., V]."""
@@ -151,13 +156,13 @@ class Transformer(nn.Module):
     out = self(tokens_PT, position_PT, valid_PT.astype(jnp.int32))
     P = tokens_PT.shape[0]
     own = tuple(
-        jnp.zeros((l.shape[0], P, group_size, budget_tokens, l.shape[-1]),
-                  l.dtype) for l in out.latents)
-    cache = LatentCache(prefix=out.latents, own=own, valid_PS=valid_PT,
+        jnp.zeros((e.shape[0], P, group_size, budget_tokens, e.shape[-1]),
+                  e.dtype) for e in out.entries)
+    cache = Cache(prefix=out.entries, own=own, valid_PS=valid_PT,
                         length_P=valid_PT.sum(-1, dtype=jnp.int32))
     return self.logits(out.hidden_BTD[:, -1]), cache
 
-  def decode(self, tokens_PG, cache: LatentCache, slot):
+  def decode(self, tokens_PG, cache: Cache, slot):
     """Appends one token to each sample, at own slot `slot`.
 
     Returns:
@@ -174,6 +179,21 @@ class Transformer(nn.Module):
           position_PG, slot)
       own.append(own_LPGSX)
     return self.logits(self.norm(x_PGD)), cache.replace(own=tuple(own))
+
+
+STACKS = ('dense_layers', 'moe_layers')
+
+
+def is_stacked(path: str) -> bool:
+  """Whether the parameter at this path has a leading L."""
+  return path.split('/', 1)[0] in STACKS
+
+
+def output_head(model: Transformer, params) -> jax.Array:
+  """[D, V] in the compute dtype: what turns hidden states into logits."""
+  head = (params['embedding'].T if model.config.tie_embeddings
+          else params['head'])
+  return head.astype(model.config.compute_dtype)
 
 
 def positions(valid_BT: jax.Array) -> jax.Array:

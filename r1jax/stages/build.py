@@ -17,6 +17,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import Evaluator
 from r1jax.model.config import ModelConfig
+from r1jax.model.rope import RopeConfig
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import Prompt
 from r1jax.rewards.combine import RuleReward
@@ -47,7 +48,7 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
   if config.seed < 0:
     raise UserError(f'seed must not be below 0, got {config.seed}')
   layout = Layout(make_mesh(config.mesh))
-  model = Transformer(ModelConfig(**config.model), layout)
+  model = Transformer(model_config(config.model), layout)
   parameter_shardings(model, layout)
   source = config.tokenizer.source
   if source != tokenizer.CHARACTER:
@@ -58,6 +59,11 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
         f'tokenizer: {config.tokenizer.source} has {text.vocab_size} ids, more '
         f'than config.model.vocab_size = {config.model.vocab_size}; raise it')
   return Parts(model, text, template.get(config.data.template))
+
+
+def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
+  fields = dict(section)
+  return ModelConfig(**fields | {'rope': RopeConfig(**fields['rope'])})
 
 
 _AT_LEAST_ONE = (

@@ -10,7 +10,7 @@ import optax
 
 from r1jax.algos import common, grpo
 from r1jax.model import moe
-from r1jax.model.transformer import Transformer, positions
+from r1jax.model.transformer import Transformer, output_head, positions
 from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
@@ -24,7 +24,7 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
     out = model.apply({'params': params}, batch.tokens_BT, batch.position_BT,
                       batch.segment_BT)
     logp_BT, entropy_BT = common.token_logp(
-        out.hidden_BTD, _head(model, params), batch.target_BT)
+        out.hidden_BTD, output_head(model, params), batch.target_BT)
     loss = -jnp.sum(logp_BT * batch.weight_BT) / total_weight
     metrics = {
         'loss': loss,
@@ -125,7 +125,7 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
       {'params': params}, rollout.tokens_BT, positions(rollout.valid_BT),
       rollout.valid_BT.astype(jnp.int32))
   logp, entropy = common.token_logp(
-      out.hidden_BTD[:, prompt_tokens - 1:-1], _head(model, params),
+      out.hidden_BTD[:, prompt_tokens - 1:-1], output_head(model, params),
       rollout.tokens_BT[:, prompt_tokens:], temperature)
 
   def whole(x):
@@ -133,10 +133,6 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
     return jnp.where(rollout.mask_BT, x_BT, 0.0)
 
   return whole(logp), whole(entropy), out.load_LE
-
-
-def _head(model: Transformer, params) -> jax.Array:
-  return params['head'].astype(model.config.compute_dtype)
 
 
 def _constrain(model: Transformer, batch):

@@ -1,62 +1,123 @@
-"""Parameters alone, as safetensors: what one stage hands to the next."""
+"""Parameters alone, as safetensors: what one stage hands to the next.
 
+A tensor's name is its path, with the number of its layer where a stack of
+layers has it: 'moe_layers/0/ffn/gate'. So no tensor is larger than a layer.
+"""
+
+from collections.abc import Callable
+import dataclasses
 import json
 from pathlib import Path
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
-import safetensors
-from safetensors.flax import load_file, save_file
+import numpy as np
+from safetensors.numpy import save_file
 
 from r1jax.errors import UserError
 from r1jax.model import transformer
+from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
+from r1jax.settings import flatten
+from r1jax.storage import Reader
 
 
 def save(path: Path, params, dtype: str, about: dict):
-  """Writes parameters, named by their path, and `about` as metadata."""
+  """Writes parameters into one file, and `about` as its metadata."""
   flat = traverse_util.flatten_dict(jax.device_get(params), sep='/')
-  flat = {name: jnp.asarray(value, dtype) for name, value in flat.items()}
+  named = {}
+  for name, value in flat.items():
+    value = np.asarray(value).astype(jnp.dtype(dtype))
+    if transformer.is_stacked(name):
+      named |= {stored_name(name, i): layer for i, layer in enumerate(value)}
+    else:
+      named[name] = value
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
-  save_file(flat, partial, metadata={'about': json.dumps(about)})
+  save_file(named, partial, metadata={'about': json.dumps(about)})
   partial.chmod(0o644)
   partial.replace(path)  # Atomic: a reader never meets half a file.
 
 
+def stored_name(name: str, layer: int) -> str:
+  """'moe_layers/ffn/gate', 3 → 'moe_layers/3/ffn/gate'."""
+  stack, rest = name.split('/', 1)
+  return f'{stack}/{layer}/{rest}'
+
+
 def about(path: Path) -> dict:
-  """The metadata of a file."""
-  with safetensors.safe_open(path, 'numpy') as file:
-    return json.loads((file.metadata() or {}).get('about', '{}'))
+  """The metadata of a file, or of a folder."""
+  return json.loads(Reader(path).metadata.get('about', '{}'))
 
 
 def load(path: Path, model: Transformer):
   """Reads parameters into the model's layout, as float32.
 
+  Each device reads its own part, so that the host holds no more than that.
+
   Raises:
-    UserError: naming the file and every missing, unknown or misshaped tensor.
+    UserError: naming the file, and every field of config.model or tensor that
+      does not fit.
   """
   if not path.exists():
     raise UserError(f'weights: no file {path}')
-  try:
-    flat = load_file(path)
-  except (safetensors.SafetensorError, OSError, ValueError) as error:
-    raise UserError(f'weights: cannot read {path}: {error}') from error
-  wanted = {
+  reader = Reader(path)
+  shapes = {
       name: box.value.shape for name, box in traverse_util.flatten_dict(
           transformer.parameter_shapes(model), sep='/').items()}
-  wrong = [f'{name} is missing' for name in wanted if name not in flat]
-  wrong += [f'{name} is unknown' for name in flat if name not in wanted]
+  _check(reader, shapes, model.config)
+  shardings = traverse_util.flatten_dict(
+      transformer.parameter_shardings(model, model.layout), sep='/')
+  params = {
+      name: jax.make_array_from_callback(
+          shape, shardings[name], _reads(reader, name, shape))
+      for name, shape in shapes.items()}
+  return traverse_util.unflatten_dict(params, sep='/')
+
+
+def _reads(reader: Reader, name: str, shape: tuple[int, ...]) -> Callable:
+  """What makes the part of a parameter that one device wants."""
+  def part(index):
+    if not transformer.is_stacked(name):
+      return reader.read(name, index).astype(np.float32)
+    layers = range(shape[0])[index[0]]
+    return np.stack([
+        reader.read(stored_name(name, layer), index[1:]).astype(np.float32)
+        for layer in layers])
+
+  return part
+
+
+def _check(reader: Reader, shapes: dict, config: ModelConfig):
+  said = json.loads(reader.metadata.get('about', '{}')).get('config', {})
+  ours = flatten({'model': dataclasses.asdict(config)})
+  differ = [
+      f'{key} is {said[key]!r} there and {value!r} here'
+      for key, value in ours.items()
+      if key in said and said[key] != value and key not in _FREE]
+  if differ:
+    raise UserError(
+        f'weights: {reader.path} is of another model: {"; ".join(differ)}')
+  wanted = {}
+  for name, shape in shapes.items():
+    if transformer.is_stacked(name):
+      wanted |= {stored_name(name, i): shape[1:] for i in range(shape[0])}
+    else:
+      wanted[name] = shape
+  wrong = [f'{name} is missing' for name in wanted if name not in reader]
+  wrong += [f'{name} is unknown' for name in reader.shapes
+            if name not in wanted]
   wrong += [
-      f'{name} has shape {flat[name].shape}, the model {shape}'
+      f'{name} has shape {reader.shapes[name]}, the model {shape}'
       for name, shape in wanted.items()
-      if name in flat and flat[name].shape != shape]
+      if name in reader and reader.shapes[name] != shape]
   if wrong:
     shown = '; '.join(wrong[:8]) + (' …' if len(wrong) > 8 else '')
-    raise UserError(f'weights: {path} does not fit config.model: {shown}')
-  params = traverse_util.unflatten_dict(
-      {name: value.astype(jnp.float32) for name, value in flat.items()},
-      sep='/')
-  return jax.device_put(
-      params, transformer.parameter_shardings(model, model.layout))
+    raise UserError(
+        f'weights: {reader.path} does not fit config.model: {shown}')
+
+
+# What the same weights may be run with.
+_FREE = tuple(f'model.{field}' for field in (
+    'init_std', 'max_context', 'dtype', 'remat', 'moe_dispatch'))

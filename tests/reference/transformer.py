@@ -43,9 +43,9 @@ def mla(p, x_TD, position_T, segment_T, config):
       q_NJ = np.einsum('d,dnj->nj', x_TD[t], p['q'])
     down = x_TD[t] @ p['kv_down']
     latent = rms_norm(down[:C], p['kv_norm']['scale'], c.norm_eps)
-    k_rope = rope(down[C:], position_T[t], c.rope_theta)
+    k_rope = rope(down[C:], position_T[t], c.rope.theta)
     queries.append([np.concatenate(
-        [q[:H], rope(q[H:], position_T[t], c.rope_theta)]) for q in q_NJ])
+        [q[:H], rope(q[H:], position_T[t], c.rope.theta)]) for q in q_NJ])
     keys.append([np.concatenate([latent @ p['k_up'][:, n], k_rope])
                  for n in range(c.num_heads)])
     values.append([latent @ p['v_up'][:, n] for n in range(c.num_heads)])

@@ -1,0 +1,87 @@
+"""Between checkpoints of Hugging Face's form and ours, tensor by tensor."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from r1jax import hf
+from r1jax.errors import UserError
+from r1jax.model.config import ModelConfig
+from r1jax.model.rope import RopeConfig
+from r1jax.settings import flatten
+from r1jax.storage import INDEX, Reader, SINGLE, Writer
+from r1jax.train import weights
+
+SHARD_BYTES = 4 << 30
+
+
+def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
+  """Writes our form of a checkpoint of theirs into the folder `out`.
+
+  One of our tensors, at most a layer's experts, and one shard are in memory
+  at a time.
+
+  Raises:
+    UserError: `out` is in use, or what hf.read_config and hf.read_tensors say.
+  """
+  _vacant('import-hf', out)
+  fields = hf.read_config(folder)
+  config = _model_config(fields)
+  about = {'config': flatten({'model': fields}), 'from': str(folder)}
+  tensors = hf.read_tensors(folder, config)
+  first = next(tensors)  # Every check is made before anything is written.
+  writer = Writer(out, shard_bytes, {'about': json.dumps(about)})
+  writer.add(*first)
+  for name, array in tensors:
+    writer.add(name, array)
+  writer.close()
+
+
+def export_hf(source: Path, out: Path, dtype: str = '',
+              shard_bytes: int = SHARD_BYTES):
+  """Writes their form of a file or folder of ours into the folder `out`.
+
+  Raises:
+    UserError: `out` is in use, or the source does not say its architecture.
+  """
+  _vacant('export-hf', out)
+  source = Path(source).expanduser()
+  if source.is_dir() and not any(
+      (source / name).exists() for name in (SINGLE, INDEX)):
+    raise UserError(f'export-hf: {source} holds no {SINGLE}; give the folder '
+                    'of a finished stage, or of import-hf')
+  said = weights.about(source).get('config')
+  if not said:
+    raise UserError(f'export-hf: {source} does not say what model it holds')
+  config = _model_config(_section(said, 'model.'))
+  kept = np.dtype(dtype) if dtype else None
+  hf.write_tensors(out, config, Reader(source), kept, shard_bytes)
+
+
+def architecture(source: Path) -> dict:
+  """The config.model of a file or folder of ours."""
+  return _section(weights.about(source)['config'], 'model.')
+
+
+def _section(flat: dict, prefix: str) -> dict:
+  """The inverse of flatten, below a prefix."""
+  section: dict = {}
+  for key, value in flat.items():
+    if key.startswith(prefix):
+      *path, last = key.removeprefix(prefix).split('.')
+      inner = section
+      for part in path:
+        inner = inner.setdefault(part, {})
+      inner[last] = value
+  return section
+
+
+def _model_config(fields: dict) -> ModelConfig:
+  return ModelConfig(**fields | {'rope': RopeConfig(**fields['rope'])})
+
+
+def _vacant(command: str, out: Path):
+  out = Path(out).expanduser()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(f'{command}: {out} exists already; give another --out')

@@ -1,0 +1,131 @@
+"""What a config's model is, counted and not run: `r1jax info`."""
+
+import dataclasses
+import math
+
+from flax import linen as nn, traverse_util
+import jax
+import ml_collections
+from rich.console import Console
+from rich.table import Table
+
+from r1jax.model import transformer
+from r1jax.model.config import ModelConfig
+from r1jax.model.transformer import Transformer
+from r1jax.sharding import Layout, make_mesh, mesh_sizes
+from r1jax.stages import build
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+  """Counts of one architecture.
+
+  Attributes:
+    total: Parameters; the routing biases are not counted among them.
+    active: Parameters that one token meets: its experts_per_token experts
+      and the shared ones. The embedding's one row is not counted.
+    cache_bytes: That a token leaves in the cache, in the compute dtype.
+    forward_flops: A token's matrix products, without attention's core.
+    attention_flops: Attention's core for one token, for each token of its
+      context: scores and mixing, all layers.
+  """
+
+  total: int
+  active: int
+  cache_bytes: int
+  forward_flops: int
+  attention_flops: int
+
+
+def count(config: ModelConfig) -> Info:
+  total = active = 0
+  for name, box in _parameters(config).items():
+    if name.endswith('ffn/bias'):
+      continue
+    size = math.prod(box.value.shape)
+    total += size
+    if name == 'embedding' and not config.tie_embeddings:
+      continue  # A lookup, not a product.
+    if 'E' in box.names:
+      size = size // config.num_experts * config.experts_per_token
+    active += size
+  if config.attention == 'mla':
+    head = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+  else:
+    head = 2 * config.head_dim
+  return Info(
+      total=total, active=active,
+      cache_bytes=(config.num_layers * config.cache_width
+                   * config.compute_dtype.itemsize),
+      forward_flops=2 * active,
+      attention_flops=2 * config.num_layers * config.num_heads * head)
+
+
+def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
+  """The most that one device of a mesh holds.
+
+  Raises:
+    UserError: the mesh does not divide a parameter.
+  """
+  held = 0
+  for name, box in _parameters(config).items():
+    layout.check(name, box.value.shape, box.names)
+    held += math.prod(box.value.shape) // layout.weight_parts(box.names)
+  return held
+
+
+def show(config: ml_collections.ConfigDict, devices: int):
+  """Prints the table."""
+  model = build.model_config(config.model)
+  found = count(model)
+  sizes = mesh_sizes(config.mesh, devices)
+  layout = Layout(jax.sharding.AbstractMesh(
+      tuple(sizes.values()), tuple(sizes)))
+  held = parameters_per_device(model, layout)
+  context = config.data.max_prompt_tokens + config.rl.max_new_tokens
+  core = found.attention_flops * context // 2  # A token sees half of it.
+  mesh = ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
+  reference = bool(config.rl.kl_coef)
+  rows = [
+      ('parameters', f'{found.total:,}', _short(found.total)),
+      ('  met by one token', f'{found.active:,}', _short(found.active)),
+      ('cache, bytes a token', f'{found.cache_bytes:,}', ''),
+      (f'  of one sequence of {context:,} tokens',
+       f'{found.cache_bytes * context:,}',
+       _short(found.cache_bytes * context, 'B')),
+      ('forward FLOPs a token', f'{found.forward_flops:,}',
+       _short(found.forward_flops)),
+      (f'  attention core, mean of {context:,} tokens', f'{core:,}',
+       _short(core)),
+      ('training FLOPs a token, 3 × both',
+       f'{3 * (found.forward_flops + core):,}',
+       _short(3 * (found.forward_flops + core))),
+      (f'a device of {mesh}', '', ''),
+      ('  weights, float32', f'{4 * held:,}', _short(4 * held, 'B')),
+      ('  Adam moments, float32', f'{8 * held:,}', _short(8 * held, 'B')),
+      ('  gradients, float32', f'{4 * held:,}', _short(4 * held, 'B')),
+  ]
+  if reference:
+    rows.append(('  reference policy, float32', f'{4 * held:,}',
+                 _short(4 * held, 'B')))
+  table = Table(show_header=False, box=None)
+  table.add_column()
+  table.add_column(justify='right')
+  table.add_column(justify='right')
+  for row in rows:
+    table.add_row(*row)
+  Console().print(table)
+
+
+def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
+  one = Layout(make_mesh({}, jax.devices()[:1]))
+  return traverse_util.flatten_dict(
+      transformer.parameter_shapes(Transformer(config, one)), sep='/')
+
+
+def _short(number: float, unit: str = '') -> str:
+  for name in ('', 'K', 'M', 'G' if unit else 'B', 'T', 'P', 'E'):
+    if number < 1000:
+      break
+    number /= 1000
+  return f'{number:.4g} {name}{unit}'.strip()
