@@ -57,6 +57,10 @@ def get_config() -> ml_collections.ConfigDict:
       length_tokens=128,  # Of a row.
       microbatches=1,  # Gradients are summed over them.
       balance_speed=1e-3,  # γ of the routing bias (V3 section 4.2).
+      balance_loss=1e-4,  # α of the sequence-wise balance loss.
+      # λ of multi-token prediction, and what it becomes after a share of the
+      # steps (V3: after 10T of 14.8T tokens).
+      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68),
       optimizer=optimizer(2.2e-4),
       checkpoint_every=500,  # Steps.
       keep_checkpoints=2,
@@ -82,6 +86,8 @@ def get_config() -> ml_collections.ConfigDict:
       # 'recompute', by the trainer, where sampler and trainer differ.
       old_logp='rollout',
       balance_speed=1e-3,
+      balance_loss=0.0,
+      mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.
       reward=dict(accuracy=1.0, format=1.0),  # Weights.
       optimizer=optimizer(3e-6),
       eval_every=100,  # Steps; also before the first and after the last.

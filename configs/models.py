@@ -21,7 +21,8 @@ _V3 = dict(
     ffn_dim=18432, expert_ffn_dim=2048, num_experts=256, num_shared_experts=1,
     experts_per_token=8, affinity='sigmoid', num_expert_groups=8,
     topk_groups=4, group_score='top2', normalise_gates=True,
-    routed_scaling=2.5, vocab_size=129280, norm_eps=1e-6, init_std=0.006,
+    routed_scaling=2.5, capacity_factor=0.0, mtp_depth=0,
+    scalar_head=False, vocab_size=129280, norm_eps=1e-6, init_std=0.006,
     max_context=4096, dtype='bfloat16', remat=True, moe_dispatch='auto')
 
 # Dense: what the mixture of experts and MLA need is not there.

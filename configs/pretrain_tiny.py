@@ -20,7 +20,8 @@ def get_config():
   config.data.template = 'r1_zero_brief'
   config.data.max_prompt_tokens = 12
   config.pretrain.update(
-      steps=1500, batch_size=86, length_tokens=96, checkpoint_every=200)
+      steps=1500, batch_size=86, length_tokens=96, checkpoint_every=200,
+      balance_loss=0.0)  # The bias alone keeps eight experts busy.
   config.rl.max_new_tokens = 64
   # The policy itself is measured, not a cooler one.
   config.eval.update(temperature=1.0, top_p=1.0)

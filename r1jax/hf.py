@@ -95,6 +95,15 @@ _MOE_FFN = (
     Row('ffn/shared/up', 'DZ', 'mlp.shared_experts.up_proj.weight', 'ZD'),
     Row('ffn/shared/down', 'ZD', 'mlp.shared_experts.down_proj.weight', 'DZ'),
 )
+_MTP = (  # Of a layer beyond the last; `merge` takes G = 2 D numbers.
+    Row('merge', 'GD', 'eh_proj.weight', 'DG'),
+    Row('ahead_norm/scale', 'D', 'enorm.weight', 'D'),
+    Row('hidden_norm/scale', 'D', 'hnorm.weight', 'D'),
+    Row('norm/scale', 'D', 'shared_head.norm.weight', 'D'),
+)
+# What each such layer repeats of the model itself.
+_MTP_SHARED = {'embed_tokens.weight': 'embedding',
+               'shared_head.head.weight': 'head'}
 # The tables of each family: attention, dense layers' FFN, MoE layers' FFN.
 FAMILIES = {
     'deepseek_v3': (_MLA, _DENSE_FFN, _MOE_FFN),
@@ -110,6 +119,11 @@ def family(config: ModelConfig) -> str:
   Raises:
     UserError: no family of theirs has this architecture.
   """
+  if config.scalar_head:
+    raise UserError('export-hf: no family has a scalar head')
+  if config.mtp_depth and config.attention != 'mla':
+    raise UserError('export-hf: no family has look-ahead modules (mtp_depth) '
+                    'with grouped-query attention')
   if config.attention == 'mla':
     if (config.affinity, config.group_score) != ('sigmoid', 'top2'):
       raise UserError('export-hf: deepseek_v3 routes by sigmoid affinities and '
@@ -132,7 +146,7 @@ def _sizes(c: ModelConfig) -> dict[str, int]:
       C=c.kv_lora_rank, J=c.qk_nope_head_dim + c.qk_rope_head_dim,
       U=c.v_head_dim, X=c.cache_width, Y=c.qk_nope_head_dim + c.v_head_dim,
       F=c.ffn_dim, I=c.expert_ffn_dim, E=c.num_experts,
-      Z=c.expert_ffn_dim * c.num_shared_experts)
+      Z=c.expert_ffn_dim * c.num_shared_experts, G=2 * c.d_model)
 
 
 def _groups(axes: str) -> list[str]:
@@ -185,18 +199,26 @@ def places(config: ModelConfig) -> list[Place]:
   """Where everything lies, in the order of the layers."""
   attention, dense, moe = FAMILIES[family(config)]
   absent = _absent(config)
+
+  def layer(number: int, ours: str, rows: tuple[Row, ...]):
+    for row in rows:
+      if row.ours not in absent:
+        name = f'model.layers.{number}.{row.theirs}'
+        experts = range(config.num_experts) if '{e}' in name else (0,)
+        yield Place(f'{ours}/{row.ours}', row,
+                    tuple(name.format(e=e) for e in experts))
+
   found = [Place(row.ours, row, (row.theirs[1:],)) for row in _TOP[:1]]
-  for layer in range(config.num_layers):
-    is_dense = layer < config.first_k_dense
-    index = layer if is_dense else layer - config.first_k_dense
-    stack = 'dense_layers' if is_dense else 'moe_layers'
-    for row in _BLOCK + attention + (dense if is_dense else moe):
-      if row.ours in absent:
-        continue
-      name = f'model.layers.{layer}.{row.theirs}'
-      experts = range(config.num_experts) if '{e}' in name else (0,)
-      found.append(Place(f'{stack}/{index}/{row.ours}', row,
-                         tuple(name.format(e=e) for e in experts)))
+  first_moe = config.first_k_dense
+  for i in range(first_moe):
+    found += layer(i, f'dense_layers/{i}', _BLOCK + attention + dense)
+  for i in range(config.num_moe_layers):
+    found += layer(first_moe + i, f'moe_layers/{i}', _BLOCK + attention + moe)
+  for i in range(config.mtp_depth):
+    number = config.num_layers + i
+    found += layer(number, f'mtp/{i}', _MTP)
+    found += layer(number, f'mtp/{i}/block', _BLOCK + attention + (
+        moe if config.num_moe_layers else dense))
   found += [Place(row.ours, row, (row.theirs[1:],)) for row in _TOP[1:]
             if row.ours not in absent]
   return found
@@ -265,6 +287,13 @@ def write_tensors(folder: Path, config: ModelConfig, source: Reader,
         router_bias = place.row.ours == 'ffn/bias'  # Theirs stays float32.
         writer.add(name, tensor.astype(
             np.float32 if router_bias else dtype or tensor.dtype))
+  for i in range(config.mtp_depth):
+    for name, ours in _MTP_SHARED.items():
+      if ours in source:
+        array = np.ascontiguousarray(
+            source.read(ours) if ours == 'embedding' else source.read(ours).T)
+        writer.add(f'model.layers.{config.num_layers + i}.{name}',
+                   array.astype(dtype or array.dtype))
   write_text(Path(folder) / 'config.json',
              json.dumps(write_config(config, dtype), indent=2) + '\n')
   writer.close()
@@ -293,8 +322,10 @@ def _check(reader: Reader, found: list[Place], sizes, config: ModelConfig):
 
 
 def _ignored(config: ModelConfig) -> re.Pattern:
-  """What holds nothing: frequencies that old checkpoints list, a tied head."""
+  """What says nothing new: old checkpoints' frequencies, and copies."""
   names = [r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq']
+  names += [re.escape(f'model.layers.{config.num_layers + i}.{name}')
+            for i in range(config.mtp_depth) for name in _MTP_SHARED]
   if config.tie_embeddings:
     names.append(r'lm_head\.weight')
   return re.compile('|'.join(names))
@@ -381,6 +412,8 @@ def _architecture(kind: str, h: dict) -> dict:
       topk_groups=h['topk_group'] if moe else 0, group_score='top2',
       normalise_gates=h.get('norm_topk_prob', True),
       routed_scaling=h['routed_scaling_factor'] if moe else 1.0,
+      capacity_factor=0.0,
+      mtp_depth=h.get('num_nextn_predict_layers') or 0, scalar_head=False,
       norm_eps=h['rms_norm_eps'],
       init_std=h.get('initializer_range', 0.02),
       max_context=h['max_position_embeddings'], dtype='bfloat16', remat=True,
@@ -439,7 +472,7 @@ def write_config(c: ModelConfig, dtype: np.dtype | None) -> dict:
       num_experts_per_tok=c.experts_per_token, n_group=c.num_expert_groups,
       topk_group=c.topk_groups, norm_topk_prob=c.normalise_gates,
       routed_scaling_factor=c.routed_scaling, scoring_func='sigmoid',
-      topk_method='noaux_tc', num_nextn_predict_layers=0)
+      topk_method='noaux_tc', num_nextn_predict_layers=c.mtp_depth)
 
 
 def _their_rope(r: RopeConfig) -> dict | None:

@@ -19,27 +19,36 @@ MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 
 _Axes = tuple[tuple[str, tuple[str, ...]], ...]
 
-# Training: batch over data and fsdp, weights over fsdp × tensor, experts apart.
+# A lower-case letter names a dimension of a weight that stays whole.
+#
+# Training: the batch lies over data, fsdp and expert, so all three hold
+# different tokens and weights are gathered over the last two when they are
+# used. Routed experts stay where they are: E over expert × tensor, and tokens
+# come to them. Within a layer heads and FFN width lie over tensor, between
+# layers the sequence does ('t').
 TRAIN_WEIGHTS: _Axes = (
     ('V', ('tensor',)),
-    ('D', ('fsdp',)),
+    ('D', ('fsdp', 'expert')),
+    ('Q', ('fsdp', 'expert')),
+    ('C', ('fsdp', 'expert')),
     ('N', ('tensor',)),
     ('K', ('tensor',)),
     ('F', ('tensor',)),
-    ('E', ('expert',)),
+    ('E', ('expert', 'tensor')),
+    ('I', ('fsdp',)),
 )
 # Decoding: weights stay whole over fsdp, so that a step gathers nothing.
 DECODE_WEIGHTS: _Axes = tuple(
-    (letter, axes) for letter, axes in TRAIN_WEIGHTS if letter != 'D'
+    (letter, axes) for letter, axes in TRAIN_WEIGHTS if letter not in 'DQCI'
 )
 ACTIVATIONS: _Axes = (
-    ('B', ('data', 'fsdp')),
-    ('P', ('data', 'fsdp')),
+    ('B', ('data', 'fsdp', 'expert')),
+    ('P', ('data', 'fsdp', 'expert')),
+    ('t', ('tensor',)),
     ('N', ('tensor',)),
     ('K', ('tensor',)),
     ('F', ('tensor',)),
     ('V', ('tensor',)),
-    ('E', ('expert',)),
 )
 
 
@@ -92,9 +101,17 @@ class Layout:
   def activation_spec(self, letters: str) -> PartitionSpec:
     return _spec(letters, self.activations)
 
+  def fitting_spec(self, shape: tuple[int, ...],
+                   letters: str) -> PartitionSpec:
+    """An activation's; a dimension that its axes do not divide stays whole."""
+    fits = ''.join(
+        letter if size % self.size(letter) == 0 else '_'
+        for size, letter in zip(shape, letters, strict=True))
+    return self.activation_spec(fits)
+
   def constrain(self, x: jax.Array, letters: str) -> jax.Array:
     """Pins an activation's sharding, by the letters of its shape."""
-    sharding = NamedSharding(self.mesh, self.activation_spec(letters))
+    sharding = NamedSharding(self.mesh, self.fitting_spec(x.shape, letters))
     return jax.lax.with_sharding_constraint(x, sharding)
 
   def sharding(self, letters: str) -> NamedSharding:
@@ -111,15 +128,28 @@ class Layout:
     axes = dict(self.activations).get(letter, ())
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
+  def weight_axes(self, letter: str) -> tuple[str, ...]:
+    return dict(self.weights).get(letter, ())
+
+  def parts(self, spec: PartitionSpec) -> int:
+    """How many parts an array of this spec is cut into."""
+    return math.prod(
+        self.mesh.shape[axis] for entry in spec if entry is not None
+        for axis in ((entry,) if isinstance(entry, str) else entry))
+
+  @property
+  def platform(self) -> str:
+    return self.mesh.devices.flat[0].platform
+
   def weight_parts(self, letters: str | tuple) -> int:
     """How many parts a weight of these dimensions is cut into."""
     return math.prod(self.mesh.shape[axis] for letter in letters
-                     for axis in dict(self.weights).get(letter, ()))
+                     for axis in self.weight_axes(letter))
 
   def check(self, name: str, shape: tuple[int, ...], letters: str | tuple):
     """Raises UserError if the mesh does not divide a weight of this shape."""
     for size, letter in zip(shape, letters):
-      axes, parts = dict(self.weights).get(letter, ()), self.weight_parts(letter)
+      axes, parts = self.weight_axes(letter), self.weight_parts(letter)
       if size % parts:
         raise UserError(
             f'mesh: {name} has {letter} = {size}, which does not divide over '

@@ -5,10 +5,12 @@ from pathlib import Path
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Eight virtual devices, before JAX starts; tests that need one use one.
+# Eight virtual devices, before JAX starts; tests that need one use one. The
+# compiler's lighter passes: tests compile much and run little.
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8')
+    + ' --xla_force_host_platform_device_count=8'
+    + ' --xla_backend_optimization_level=1')
 
 import jax  # noqa: E402: after the environment is set.
 import jax.numpy as jnp  # noqa: E402
@@ -48,9 +50,9 @@ def shared() -> Path:
 def small_config(**changes) -> ModelConfig:
   """A model of a few thousand parameters with every mechanism of V3."""
   return from_dict(models.tiny() | dict(
-      d_model=16, num_layers=3, num_heads=2, q_lora_rank=12, kv_lora_rank=8,
+      d_model=16, num_layers=3, num_heads=2, q_lora_rank=16, kv_lora_rank=8,
       qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, ffn_dim=32,
-      expert_ffn_dim=12, num_experts=8, vocab_size=32, init_std=0.3,
+      expert_ffn_dim=16, num_experts=8, vocab_size=32, init_std=0.3,
       num_expert_groups=4, topk_groups=2) | changes)
 
 

@@ -42,6 +42,10 @@ class ModelConfig:
     group_score: A group is ranked by its 'top2' sum (V3) or its 'max' (V2).
     normalise_gates: Gate weights sum to 1 before they are scaled.
     routed_scaling: Factor on the gate weights.
+    capacity_factor: Room that a device has for the pairs of another one, over
+      their mean; pairs beyond it are dropped. 0: room for all (dropless).
+    mtp_depth: Modules of multi-token prediction; 0 for none.
+    scalar_head: A head for values or rewards, beside the language model's.
     norm_eps: RMSNorm's ε.
     init_std: Standard deviation of the normal initialisation.
     max_context: Longest sequence in tokens, prompt and completion together.
@@ -78,6 +82,9 @@ class ModelConfig:
   group_score: str
   normalise_gates: bool
   routed_scaling: float
+  capacity_factor: float
+  mtp_depth: int
+  scalar_head: bool
   norm_eps: float
   init_std: float
   max_context: int
@@ -110,6 +117,8 @@ class ModelConfig:
       need(self.num_heads % self.num_kv_heads == 0,
            f'num_kv_heads = {self.num_kv_heads} does not divide '
            f'num_heads = {self.num_heads}')
+    need(self.mtp_depth >= 0,
+         f'mtp_depth must not be below 0, got {self.mtp_depth}')
     need(0 <= self.first_k_dense <= self.num_layers,
          f'first_k_dense = {self.first_k_dense} is not within 0 and '
          f'num_layers = {self.num_layers}')
@@ -121,6 +130,8 @@ class ModelConfig:
       need(1 <= self.topk_groups <= groups,
            f'topk_groups = {self.topk_groups} is not within 1 and '
            f'num_expert_groups = {groups}')
+      need(self.capacity_factor >= 0, 'capacity_factor must not be below 0, '
+           f'got {self.capacity_factor}')
       reach = self.topk_groups * (experts // groups)
       need(1 <= self.experts_per_token <= reach,
            f'experts_per_token = {self.experts_per_token} is not within 1 and '

@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     # The axis of a norm's scale is never split: it is too small to pay.
-    init = nn.with_partitioning(nn.initializers.ones, ('1',))
+    init = nn.with_partitioning(nn.initializers.ones, ('d',))
     scale = self.param('scale', init, x.shape[-1:], jnp.float32)
     x32 = x.astype(jnp.float32)
     rms = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)

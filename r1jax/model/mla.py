@@ -30,12 +30,12 @@ class MLA(nn.Module):
     H, R, U, std = (
         c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.init_std)
     if Q:
-      self.q_down_DQ = weight(self, 'q_down', 'DQ', (D, Q), std)
+      self.q_down_DQ = weight(self, 'q_down', 'Dq', (D, Q), std)
       self.q_norm = RMSNorm(LATENT_NORM_EPS)
       self.q_up_QNJ = weight(self, 'q_up', 'QNJ', (Q, N, H + R), std)
     else:
       self.q_DNJ = weight(self, 'q', 'DNJ', (D, N, H + R), std)
-    self.kv_down_DX = weight(self, 'kv_down', 'DX', (D, C + R), std)
+    self.kv_down_DX = weight(self, 'kv_down', 'Dx', (D, C + R), std)
     self.kv_norm = RMSNorm(LATENT_NORM_EPS)
     self.k_up_CNH = weight(self, 'k_up', 'CNH', (C, N, H), std)
     self.v_up_CNU = weight(self, 'v_up', 'CNU', (C, N, U), std)

@@ -1,5 +1,12 @@
-"""DeepSeekMoE with auxiliary-loss-free balancing (V3 section 2.1.2)."""
+"""DeepSeekMoE: routing, dispatch, expert parallelism (V3 section 2.1.2).
 
+Tokens are sorted by expert and multiplied group by group. On a mesh each
+device routes its own tokens and sends them to the devices that hold their
+experts, by one all-to-all there and one back.
+"""
+
+import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -11,7 +18,35 @@ from r1jax.model.layers import SwiGLU, weight
 from r1jax.sharding import Layout
 
 
-def route(affinity_BE, bias_E, config: ModelConfig):
+class Routing(NamedTuple):
+  """What one MoE layer tells of its routing; stacked along L by the scan.
+
+  Attributes:
+    load_E: float32, how many counted tokens chose each expert.
+    balance: Scalar, the sequence-wise balance loss without its α (V3 eq.
+      17–20), the mean over sequences. 1 when the load is even.
+    dropped: Scalar float32, (token, expert) pairs that found no room.
+  """
+
+  load_E: jax.Array
+  balance: jax.Array
+  dropped: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Balancing:
+  """How the load of the experts is kept even.
+
+  Attributes:
+    speed: γ of the selection bias, 0 leaves it alone (V3 section 2.1.2).
+    loss: α of the sequence-wise balance loss (V3 eq. 17).
+  """
+
+  speed: float
+  loss: float
+
+
+def route(affinity, bias_E, config: ModelConfig):
   """Group-limited top-k over affinities (V3 eq. 13–16).
 
   The bias chooses and nothing else: a group's score is the sum of its two
@@ -20,73 +55,95 @@ def route(affinity_BE, bias_E, config: ModelConfig):
   its best expert, and does not normalise.
 
   Args:
-    affinity_BE: float32 in (0, 1).
+    affinity: float32 [..., E] in (0, 1).
     bias_E: float32, the selection bias.
     config: The model's.
 
   Returns:
-    expert_BA int32 and gate_BA float32.
+    expert int32 [..., A] and gate float32 [..., A].
   """
-  B, E = affinity_BE.shape
-  groups = config.num_expert_groups
-  biased_BE = affinity_BE + bias_E
+  E, groups = config.num_experts, config.num_expert_groups
+  biased = affinity + bias_E
   if groups > 1:
-    grouped = biased_BE.reshape(B, groups, E // groups)
+    grouped = biased.reshape(*biased.shape[:-1], groups, E // groups)
     counted = min(2 if config.group_score == 'top2' else 1, E // groups)
     score = jax.lax.top_k(grouped, counted)[0].sum(-1)
     chosen = jax.lax.top_k(score, config.topk_groups)[1]
-    allowed = jax.nn.one_hot(chosen, groups, dtype=bool).any(1)
-    biased_BE = jnp.where(
-        jnp.repeat(allowed, E // groups, axis=1), biased_BE, -jnp.inf)
-  expert_BA = jax.lax.top_k(biased_BE, config.experts_per_token)[1]
-  gate_BA = jnp.take_along_axis(affinity_BE, expert_BA, axis=1)
+    allowed = jax.nn.one_hot(chosen, groups, dtype=bool).any(-2)
+    biased = jnp.where(
+        jnp.repeat(allowed, E // groups, axis=-1), biased, -jnp.inf)
+  expert = jax.lax.top_k(biased, config.experts_per_token)[1]
+  return expert, gates(affinity, expert, config)
+
+
+def gates(affinity, expert, config: ModelConfig):
+  """The weights of chosen experts: [..., E] at [..., A] → [..., A]."""
+  gate = jnp.take_along_axis(affinity, expert, axis=-1)
   if config.normalise_gates:
-    gate_BA /= gate_BA.sum(-1, keepdims=True) + 1e-20
-  return expert_BA, gate_BA * config.routed_scaling
+    gate /= gate.sum(-1, keepdims=True) + 1e-20
+  return gate * config.routed_scaling
+
+
+def balance_loss(affinity_BTE, expert_BTA, counted_BT):
+  """Σ_i f_i P_i of each sequence, their mean (V3 eq. 17–20, without α).
+
+  f_i = E / (A T) · tokens that chose expert i; P_i = the mean of i's share of
+  a token's affinities. Only counted tokens enter; a row is one sequence.
+
+  Returns:
+    The loss, and load_E: how many counted tokens chose each expert.
+  """
+  E, A = affinity_BTE.shape[-1], expert_BTA.shape[-1]
+  counted_BT1 = counted_BT[..., None].astype(jnp.float32)
+  tokens_B1 = jnp.maximum(counted_BT1.sum(1), 1)
+  chose_BTE = jax.nn.one_hot(expert_BTA, E).sum(-2) * counted_BT1
+  load_BE = chose_BTE.sum(1)
+  share_BTE = affinity_BTE / (affinity_BTE.sum(-1, keepdims=True) + 1e-20)
+  P_BE = (share_BTE * counted_BT1).sum(1) / tokens_B1
+  rows = jnp.maximum(jnp.any(counted_BT, 1).sum(), 1)
+  loss = jnp.sum(E / A * load_BE / tokens_B1 * P_BE) / rows
+  return loss, load_BE.sum(0)
 
 
 class Dispatch(NamedTuple):
-  """Where each (token, choice) pair is computed: slots sorted by expert.
+  """Where each row is computed: slots sorted by expert.
 
-  'ragged': a slot a pair, back to back; `size_E` slots for each expert.
+  'ragged': a slot a row, back to back; `size_E` slots for each expert.
   'blocks': each expert's slots are padded up to whole blocks of one size;
   `expert_W` is the expert of each block.
 
   Attributes:
-    token_S: The token in each slot; an empty slot repeats token 0, and nothing
-      ever reads its result.
-    slot_BA: The slot of each pair.
-    size_E: int32, pairs of each expert.
+    row_S: The row in each slot; an empty slot repeats row 0, and nothing ever
+      reads its result.
+    slot_R: The slot of each row.
+    size_E: int32, rows of each expert.
     expert_W: int32, or None for 'ragged'.
   """
 
-  token_S: jax.Array
-  slot_BA: jax.Array
+  row_S: jax.Array
+  slot_R: jax.Array
   size_E: jax.Array
   expert_W: jax.Array | None
 
 
-def plan(expert_BA, num_experts: int, dispatch: str) -> Dispatch:
-  """Sorts the pairs by expert. 'auto' is 'blocks' on CPU, else 'ragged'."""
-  if dispatch == 'auto':
-    dispatch = 'blocks' if jax.default_backend() == 'cpu' else 'ragged'
-  (B, A), E = expert_BA.shape, num_experts
-  pairs = B * A
-  expert_of_pair = expert_BA.reshape(-1)
-  order = jnp.argsort(expert_of_pair, stable=True)  # The pair in each rank.
-  size_E = jnp.bincount(expert_of_pair, length=E).astype(jnp.int32)
-  slot_of_rank, slots, expert_W = jnp.arange(pairs), pairs, None
+def plan(expert_R, num_experts: int, dispatch: str) -> Dispatch:
+  """Sorts rows by expert; a row with expert E has none, and comes last."""
+  R, E = expert_R.shape[0], num_experts
+  order = jnp.argsort(expert_R, stable=True)  # The row in each rank.
+  size_E = jnp.bincount(expert_R, length=E + 1).astype(jnp.int32)
+  slot_of_rank, slots, expert_W = jnp.arange(R), R, None
   if dispatch == 'blocks':
-    block = block_slots(pairs, E)
+    block = block_slots(R, E)
     blocks_E = -(-size_E // block)
-    W = -(-pairs // block) + E  # Each expert pads less than one block.
+    W = -(-R // block) + E + 1  # Each expert pads less than one block.
     slots = W * block
-    expert_W = jnp.repeat(jnp.arange(E), blocks_E, total_repeat_length=W)
+    expert_W = jnp.minimum(
+        jnp.repeat(jnp.arange(E + 1), blocks_E, total_repeat_length=W), E - 1)
     shift_E = (_starts(blocks_E) * block) - _starts(size_E)
-    slot_of_rank += jnp.repeat(shift_E, size_E, total_repeat_length=pairs)
-  token_S = jnp.zeros(slots, jnp.int32).at[slot_of_rank].set(order // A)
-  slot_BA = jnp.zeros(pairs, jnp.int32).at[order].set(slot_of_rank)
-  return Dispatch(token_S, slot_BA.reshape(B, A), size_E, expert_W)
+    slot_of_rank += jnp.repeat(shift_E, size_E, total_repeat_length=R)
+  row_S = jnp.zeros(slots, jnp.int32).at[slot_of_rank].set(order)
+  slot_R = jnp.zeros(R, jnp.int32).at[order].set(slot_of_rank)
+  return Dispatch(row_S, slot_R, size_E[:E], expert_W)
 
 
 def grouped_matmul(x_SD, w_EDF, where: Dispatch):
@@ -104,9 +161,9 @@ def grouped_matmul(x_SD, w_EDF, where: Dispatch):
   return y_WbF.reshape(x_SD.shape[0], -1)
 
 
-def block_slots(pairs: int, experts: int) -> int:
-  """A power of two in [16, 256], near half an expert's fair share of pairs."""
-  share = max(pairs // (2 * experts), 1)
+def block_slots(rows: int, experts: int) -> int:
+  """A power of two in [16, 256], near half an expert's fair share of rows."""
+  share = max(rows // (2 * experts), 1)
   return min(256, max(16, 1 << (share.bit_length() - 1)))
 
 
@@ -114,54 +171,160 @@ def _starts(size_E):
   return jnp.cumsum(size_E) - size_E
 
 
+def _experts(x_RD, row_of_pair, expert_R, weights, dispatch: str):
+  """SwiGLU of each pair's expert: pairs [R] of rows of x → [R, D]."""
+  gate_EDI, up_EDI, down_EID = weights
+  where = plan(expert_R, gate_EDI.shape[0], dispatch)
+  x_SD = x_RD[row_of_pair[where.row_S]]
+  hidden_SI = (jax.nn.silu(grouped_matmul(x_SD, gate_EDI, where))
+               * grouped_matmul(x_SD, up_EDI, where))
+  return grouped_matmul(hidden_SI, down_EID, where)[where.slot_R]
+
+
+def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str):
+  """All experts are here."""
+  R, A = expert_RA.shape
+  out = _experts(x_RD, jnp.arange(R * A) // A, expert_RA.reshape(-1), weights,
+                 dispatch)
+  y_RD = jnp.einsum('RAD,RA->RD', out.reshape(R, A, -1),
+                    gate_RA.astype(out.dtype))
+  del valid_R  # What padding becomes is never read.
+  return y_RD, jnp.zeros(())
+
+
+def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
+               axes: tuple[str, ...], shards: int, capacity_factor: float):
+  """Experts lie on `shards` devices; runs on each of them (shard_map).
+
+  A device has `room` slots for each other one: with a capacity factor that
+  many times the mean, and pairs beyond it are dropped and counted; without
+  one as many as could ever be needed, and none is dropped.
+  """
+  (R, A), D = expert_RA.shape, x_RD.shape[-1]
+  here = weights[0].shape[0]  # Experts of this device.
+  if capacity_factor:
+    room = min(-(-int(capacity_factor * R * A) // shards), R * min(A, here))
+  else:
+    room = R * min(A, here)
+  pair_expert = jnp.where(
+      valid_R[:, None], expert_RA, shards * here).reshape(-1)
+  order = jnp.argsort(pair_expert, stable=True)  # Pairs, by expert.
+  target = pair_expert[order] // here  # `shards` for those that go nowhere.
+  count = jnp.bincount(target, length=shards + 1)
+  rank = jnp.arange(R * A) - _starts(count)[target]
+  goes = (target < shards) & (rank < room)
+  slot = jnp.where(goes, target * room + rank, shards * room)
+  row_of_slot = jnp.zeros(shards * room, jnp.int32).at[slot].set(
+      order // A, mode='drop')
+  expert_of_slot = jnp.full(shards * room, here, jnp.int32).at[slot].set(
+      pair_expert[order] % here, mode='drop')
+
+  swap = partial(jax.lax.all_to_all, axis_name=axes, split_axis=0,
+                 concat_axis=0, tiled=True)
+  came_SD = swap(x_RD[row_of_slot])
+  out_SD = _experts(came_SD, jnp.arange(shards * room), swap(expert_of_slot),
+                    weights, dispatch)
+  back_SD = swap(out_SD)
+  slot_of_pair = jnp.zeros(R * A, jnp.int32).at[order].set(slot)
+  found = slot_of_pair < shards * room
+  out = jnp.where(found[:, None], back_SD.at[slot_of_pair].get(
+      mode='clip'), 0)
+  y_RD = jnp.einsum('RAD,RA->RD', out.reshape(R, A, D),
+                    gate_RA.astype(out.dtype))
+  return y_RD, jnp.sum((target < shards) & ~goes).astype(jnp.float32)
+
+
 class MoE(nn.Module):
-  """Routed experts plus shared ones; every token is served (dropless)."""
+  """Routed experts plus shared ones."""
 
   config: ModelConfig
   layout: Layout
 
   @nn.compact
-  def __call__(self, x_BD, counted_B):
+  def __call__(self, x_BTD, counted_BT):
     """Applies the experts.
 
     Args:
-      x_BD: Tokens, all sequences flattened into one axis.
-      counted_B: bool; only these tokens count as load. Padding does not.
+      x_BTD: Tokens.
+      counted_BT: bool; only these tokens count. Padding does not.
 
     Returns:
-      y_BD, and load_E: float32, how many counted tokens chose each expert.
+      y_BTD, and a Routing.
     """
     c = self.config
-    D, E = x_BD.shape[-1], c.num_experts
-    F, std = c.expert_ffn_dim, c.init_std
-    init = nn.with_partitioning(nn.initializers.normal(std), ('D', '1'))
+    D, E, I = c.d_model, c.num_experts, c.expert_ffn_dim
+    init = nn.with_partitioning(nn.initializers.normal(c.init_std), ('D', 'e'))
     router_DE = self.param('router', init, (D, E), jnp.float32)
-    init = nn.with_partitioning(nn.initializers.zeros, ('1',))
+    init = nn.with_partitioning(nn.initializers.zeros, ('e',))
     bias_E = self.param('bias', init, (E,), jnp.float32)
-    gate_EDF = weight(self, 'gate', 'EDF', (E, D, F), std)
-    up_EDF = weight(self, 'up', 'EDF', (E, D, F), std)
-    down_EFD = weight(self, 'down', 'EFD', (E, F, D), std)
+    weights = (weight(self, 'gate', 'EdI', (E, D, I), c.init_std),
+               weight(self, 'up', 'EdI', (E, D, I), c.init_std),
+               weight(self, 'down', 'EId', (E, I, D), c.init_std))
 
+    x_BTD = self.layout.constrain(x_BTD, 'BtD')
     to_affinity = {
         'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}[c.affinity]
-    affinity_BE = to_affinity(x_BD.astype(jnp.float32) @ router_DE)
-    expert_BA, gate_BA = route(
-        affinity_BE, jax.lax.stop_gradient(bias_E), c)
-
-    where = plan(expert_BA, E, c.moe_dispatch)
-    x_SD = x_BD[where.token_S]
-    hidden_SF = (jax.nn.silu(grouped_matmul(x_SD, gate_EDF, where))
-                 * grouped_matmul(x_SD, up_EDF, where))
-    out_SD = grouped_matmul(hidden_SF, down_EFD, where)
-    y_BD = jnp.einsum(
-        'BAD,BA->BD', out_SD[where.slot_BA], gate_BA.astype(out_SD.dtype))
+    affinity_BTE = to_affinity(jnp.einsum(
+        'BTD,DE->BTE', x_BTD.astype(jnp.float32), router_DE))
+    expert_BTA, gate_BTA = route(
+        affinity_BTE, jax.lax.stop_gradient(bias_E), c)
+    y_BTD, dropped = _dispatched(
+        x_BTD, expert_BTA, gate_BTA, counted_BT, weights, c, self.layout)
     if c.num_shared_experts:
-      shared = SwiGLU(c, self.layout, F * c.num_shared_experts, name='shared')
-      y_BD += shared(x_BD)
+      shared = SwiGLU(c, self.layout, I * c.num_shared_experts, name='shared')
+      y_BTD += shared(x_BTD)
 
-    load_E = jnp.zeros(E).at[expert_BA].add(
-        counted_B[:, None].astype(jnp.float32))
-    return y_BD, load_E
+    balance, load_E = balance_loss(affinity_BTE, expert_BTA, counted_BT)
+    return y_BTD, Routing(load_E, balance, dropped)
+
+
+def _dispatched(x_BTD, expert_BTA, gate_BTA, valid_BT, weights,
+                config: ModelConfig, layout: Layout):
+  """The routed experts' sum for every token, and how many pairs it lost."""
+  dispatch = config.moe_dispatch
+  if dispatch == 'auto':
+    dispatch = 'blocks' if layout.platform == 'cpu' else 'ragged'
+
+  def flat(function, x, expert, gate, valid, *weights):
+    rows = x.shape[0] * x.shape[1]
+    y, dropped = function(
+        x.reshape(rows, -1), expert.reshape(rows, -1), gate.reshape(rows, -1),
+        valid.reshape(rows), weights, dispatch)
+    return y.reshape(x.shape), dropped
+
+  if layout.mesh.size == 1:
+    return flat(_local, x_BTD, expert_BTA, gate_BTA, valid_BT, *weights)
+
+  tokens = layout.fitting_spec(x_BTD.shape[:2], 'Bt')
+  axes = layout.weight_axes('E')
+  shards, split_I = layout.weight_parts('E'), layout.weight_axes('I')
+  function = _local if shards == 1 else partial(
+      _exchanged, axes=axes, shards=shards,
+      capacity_factor=config.capacity_factor)
+  # Tokens that an axis does not divide are sent by each of its devices.
+  copies = layout.mesh.size / layout.parts(tokens)
+
+  def on_device(x, expert, gate, valid, gate_EDI, up_EDI, down_EID):
+    if split_I:
+      gather = partial(jax.lax.all_gather, axis_name=split_I, tiled=True)
+      gate_EDI, up_EDI = gather(gate_EDI, axis=2), gather(up_EDI, axis=2)
+      down_EID = gather(down_EID, axis=1)
+    y, dropped = flat(function, x, expert, gate, valid, gate_EDI, up_EDI,
+                      down_EID)
+    return y, jax.lax.psum(dropped, layout.mesh.axis_names) / copies
+
+  spec = jax.sharding.PartitionSpec
+  by_weight = [layout.weight_spec(letters) for letters in ('EdI', 'EdI', 'EId')]
+  return jax.shard_map(
+      on_device, mesh=layout.mesh,
+      in_specs=(spec(*tokens, None),) * 3 + (tokens, *by_weight),
+      out_specs=(spec(*tokens, None), spec()), check_vma=False)(
+          x_BTD, expert_BTA, gate_BTA, valid_BT, *weights)
+
+
+BIAS = {  # Where each stack keeps its selection bias.
+    'moe_layers': ('moe_layers', 'ffn', 'bias'),
+    'mtp': ('mtp', 'block', 'ffn', 'bias')}
 
 
 def balanced_bias(bias_LE, load_LE, speed: float):
@@ -172,3 +335,27 @@ def balanced_bias(bias_LE, load_LE, speed: float):
   """
   mean_L1 = load_LE.mean(-1, keepdims=True)
   return bias_LE + speed * jnp.sign(mean_L1 - load_LE)
+
+
+def load_metrics(load_LE) -> dict[str, jax.Array]:
+  """How uneven the load of each layer is, and the worst layer by name.
+
+  Violation (V3 section 4.5.3's MaxVio) is the most loaded expert's load over
+  the mean, less 1; entropy is that of the load as a distribution, over its
+  maximum ln E; a dead expert got no token at all.
+  """
+  mean_L = jnp.maximum(load_LE.mean(-1), 1e-9)
+  violation_L = load_LE.max(-1) / mean_L - 1
+  share_LE = load_LE / jnp.maximum(load_LE.sum(-1, keepdims=True), 1e-9)
+  entropy_L = -jnp.sum(
+      share_LE * jnp.log(jnp.maximum(share_LE, 1e-30)), -1) / jnp.log(
+          load_LE.shape[-1])
+  dead_L = jnp.sum(load_LE == 0, -1).astype(jnp.float32)
+  by_layer = {}
+  for i in range(load_LE.shape[0]):
+    by_layer |= {f'moe/layer_{i}/violation': violation_L[i],
+                 f'moe/layer_{i}/entropy': entropy_L[i],
+                 f'moe/layer_{i}/dead': dead_L[i]}
+  return {'moe/max_violation': violation_L.max(),
+          'moe/min_entropy': entropy_L.min(),
+          'moe/dead_experts': dead_L.sum()} | by_layer

@@ -4,6 +4,7 @@ Layers of one kind (dense, then MoE) are stacked along L and scanned, so that
 program size and compile time do not grow with depth.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -15,7 +16,8 @@ from r1jax.model.attention import GQA
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import RMSNorm, SwiGLU, weight
 from r1jax.model.mla import MLA
-from r1jax.model.moe import MoE
+from r1jax.model.moe import MoE, Routing
+from r1jax.model.mtp import MTP, shift
 from r1jax.sharding import Layout
 
 
@@ -37,11 +39,11 @@ class Cache:
 
 
 class Output(NamedTuple):
-  """hidden_BTD after the final norm; cache entries and expert loads."""
+  """hidden_BTD after the final norm; cache entries; what the experts saw."""
 
   hidden_BTD: jax.Array
   entries: tuple[jax.Array, ...]  # One [L, B, T, X] a stack of layers.
-  load_LE: jax.Array  # MoE layers only, float32
+  routing: dict[str, Routing]  # By stack of MoE layers, with a leading L.
 
 
 class Block(nn.Module):
@@ -60,19 +62,19 @@ class Block(nn.Module):
     else:
       self.ffn = SwiGLU(c, self.layout, c.ffn_dim)
 
-  def feed_forward(self, x, counted):
-    h = self.ffn_norm(x)
+  def feed_forward(self, x_BTD, counted_BT):
+    h_BTD = self.ffn_norm(x_BTD)
     if not self.is_moe:
-      return x + self.ffn(h), jnp.zeros((0,))
-    flat, load_E = self.ffn(h.reshape(-1, h.shape[-1]), counted.reshape(-1))
-    return x + flat.reshape(h.shape), load_E
+      return x_BTD + self.ffn(h_BTD), None
+    y_BTD, routing = self.ffn(h_BTD, counted_BT)
+    return x_BTD + y_BTD, routing
 
   def __call__(self, x_BTD, position_BT, segment_BT):
     mix_BTD, entry_BTX = self.attention(
         self.attention_norm(x_BTD), position_BT, segment_BT)
-    x_BTD = self.layout.constrain(x_BTD + mix_BTD, 'BTD')
-    x_BTD, load_E = self.feed_forward(x_BTD, segment_BT > 0)
-    return self.layout.constrain(x_BTD, 'BTD'), (entry_BTX, load_E)
+    x_BTD = self.layout.constrain(x_BTD + mix_BTD, 'BtD')
+    x_BTD, routing = self.feed_forward(x_BTD, segment_BT > 0)
+    return self.layout.constrain(x_BTD, 'BtD'), (entry_BTX, routing)
 
   def decode(self, carry, layer, prefix_PSX, valid_PS, position_PG, slot):
     """Carries the stack's entries of own tokens and writes in place."""
@@ -100,6 +102,15 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
   return scanned(config, layout, is_moe)
 
 
+def _mtp(config: ModelConfig, layout: Layout):
+  """The look-ahead modules, stacked along their depth."""
+  module = nn.remat(MTP) if config.remat else MTP
+  return nn.scan(
+      module, variable_axes={'params': 0}, split_rngs={'params': True},
+      length=config.mtp_depth, in_axes=(0, nn.broadcast, nn.broadcast),
+      metadata_params={nn.PARTITION_NAME: 'L'})(config, layout, Block)
+
+
 class Transformer(nn.Module):
   config: ModelConfig
   layout: Layout
@@ -122,6 +133,10 @@ class Transformer(nn.Module):
     else:
       self.head_DV = weight(
           self, 'head', 'DV', (c.d_model, c.vocab_size), c.init_std)
+    if c.scalar_head:
+      self.scalar_D1 = weight(self, 'scalar', 'Dv', (c.d_model, 1), 0.0)
+    if c.mtp_depth:
+      self.mtp = _mtp(c, self.layout)
 
   def __call__(self, tokens_BT, position_BT, segment_BT) -> Output:
     """The full forward pass, without logits: they are asked for in chunks.
@@ -131,14 +146,42 @@ class Transformer(nn.Module):
       position_BT: int32, each token's place in its document.
       segment_BT: int32; a token attends within its segment, 0 is padding.
     """
-    x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BTD')
-    entries, loads = [], [jnp.zeros((0, self.config.num_experts))]
+    x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
+    entries, routing = [], {}
     for (stack, _) in self.stacks:
-      x_BTD, (entry_LBTX, load_LE) = stack(x_BTD, position_BT, segment_BT)
+      x_BTD, (entry_LBTX, routed) = stack(x_BTD, position_BT, segment_BT)
       entries.append(entry_LBTX)
-      if load_LE.shape[-1]:
-        loads.append(load_LE)
-    return Output(self.norm(x_BTD), tuple(entries), jnp.concatenate(loads))
+      if routed is not None:
+        routing[stack.name] = routed
+    return Output(self.norm(x_BTD), tuple(entries), routing)
+
+  def look_ahead(self, hidden_BTD, tokens_BT, position_BT, segment_BT):
+    """The multi-token prediction modules (V3 section 2.2).
+
+    Args:
+      hidden_BTD: Of __call__; the rest as its arguments.
+
+    Returns:
+      hidden_KBTD: [k − 1] is of the module that predicts k + 1 tokens on; and
+      its routing, by stack.
+    """
+    ahead_KBTD = jnp.stack([
+        self.embedding_VD[shift(tokens_BT, k + 1)]
+        for k in range(self.config.mtp_depth)])
+    _, (hidden_KBTD, routed) = self.mtp(
+        hidden_BTD, ahead_KBTD, position_BT, segment_BT)
+    return hidden_KBTD, {} if routed is None else {'mtp': routed}
+
+  def scalars(self, hidden: jax.Array) -> jax.Array:
+    """[..., D] → float32 [...]: values, or rewards, of every token."""
+    return jnp.matmul(hidden, self.scalar_D1,
+                      preferred_element_type=jnp.float32)[..., 0]
+
+  def everything(self, tokens_BT, position_BT, segment_BT):
+    """Passes through every parameter: what initialisation calls."""
+    hidden_BTD = self(tokens_BT, position_BT, segment_BT).hidden_BTD
+    if self.config.mtp_depth:
+      self.look_ahead(hidden_BTD, tokens_BT, position_BT, segment_BT)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [..., V]."""
@@ -181,7 +224,7 @@ class Transformer(nn.Module):
     return self.logits(self.norm(x_PGD)), cache.replace(own=tuple(own))
 
 
-STACKS = ('dense_layers', 'moe_layers')
+STACKS = ('dense_layers', 'moe_layers', 'mtp')
 
 
 def is_stacked(path: str) -> bool:
@@ -196,6 +239,13 @@ def output_head(model: Transformer, params) -> jax.Array:
   return head.astype(model.config.compute_dtype)
 
 
+def last_of(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
+  """Each row's value at its last valid token: a reward model's answer."""
+  T = valid_BT.shape[1]
+  last_B = T - 1 - jnp.argmax(valid_BT[:, ::-1], 1)
+  return jnp.take_along_axis(x_BT, last_B[:, None], 1)[:, 0]
+
+
 def positions(valid_BT: jax.Array) -> jax.Array:
   """Place of each token among the valid ones: [0 0 1 1 1] → [0 0 0 1 2]."""
   return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), -1) - 1, 0)
@@ -204,7 +254,8 @@ def positions(valid_BT: jax.Array) -> jax.Array:
 def parameter_shapes(model: Transformer):
   """Boxed shapes: nn.Partitioned leaves that carry the dimension letters."""
   one = jnp.zeros((1, 1), jnp.int32)
-  return jax.eval_shape(model.init, jax.random.key(0), one, one, one)['params']
+  init = partial(model.init, method='everything')
+  return jax.eval_shape(init, jax.random.key(0), one, one, one)['params']
 
 
 def parameter_shardings(model: Transformer, layout: Layout):
@@ -224,7 +275,8 @@ def init_params(model: Transformer, key: jax.Array):
   """Fresh parameters, made in place on the mesh: plain nested dicts."""
   def make(key):
     one = jnp.zeros((1, 1), jnp.int32)
-    return nn.meta.unbox(model.init(key, one, one, one)['params'])
+    return nn.meta.unbox(model.init(
+        key, one, one, one, method='everything')['params'])
 
   shardings = parameter_shardings(model, model.layout)
   return jax.jit(make, out_shardings=shardings)(key)

@@ -77,6 +77,11 @@ _AT_LEAST_ONE = (
 def corpus(config: ml_collections.ConfigDict,
            made: Parts) -> batching.WebCorpus:
   c = config.pretrain
+  depth = config.model.mtp_depth
+  if c.length_tokens < depth + 2:
+    raise UserError(
+        f'pretrain: rows of length_tokens = {c.length_tokens} hold no target '
+        f'for model.mtp_depth = {depth}; they need {depth + 2}')
   _divides('pretrain.batch_size', c.batch_size, c.microbatches,
            made.model.layout)
   return batching.WebCorpus(
@@ -141,6 +146,9 @@ def rl_engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
   _divides('rl.prompts_per_step × rl.group_size',
            c.prompts_per_step * c.group_size, c.minibatches * c.microbatches,
            layout)
+  if c.mtp_weight and not config.model.mtp_depth:
+    raise UserError(f'rl: mtp_weight = {c.mtp_weight} needs look-ahead '
+                    'modules, but model.mtp_depth is 0')
   if c.old_logp not in ('rollout', 'recompute'):
     raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
                     f'{c.old_logp!r}')

@@ -13,6 +13,7 @@ import numpy as np
 from r1jax import evaluate
 from r1jax.algos import advantage
 from r1jax.data import batching, tasks
+from r1jax.model.moe import Balancing
 from r1jax.records import Prompt, RLBatch, Rollout, Scored
 from r1jax.rewards.combine import completion_texts
 from r1jax.stages import build, report
@@ -60,7 +61,8 @@ class RL:
     self._logp = train_step.score(model, c.temperature, self._width)
     self._update = train_step.policy(
         model, self._tx, c.temperature, self._width, c.clip_low, c.clip_high,
-        c.kl_coef, c.minibatches, c.microbatches, c.balance_speed)
+        c.kl_coef, c.minibatches, c.microbatches,
+        Balancing(c.balance_speed, c.balance_loss), c.mtp_weight)
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
   def run(self, directory: Path, base_params, about: dict) -> Path:

@@ -7,6 +7,7 @@ import ml_collections
 
 from r1jax.data import batching
 from r1jax.model import transformer
+from r1jax.model.moe import Balancing
 from r1jax.stages import build, report
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
@@ -45,7 +46,10 @@ class Pretrain:
         state = jax.jit(lambda p: train_state.create(p, tx),
                         out_shardings=layout)(self._init())
       step_fn = train_step.supervised(
-          model, tx, c.balance_speed, c.microbatches)
+          model, tx, Balancing(c.balance_speed, c.balance_loss),
+          train_step.LookAhead(c.mtp.weight, c.mtp.later_weight,
+                               round(c.mtp.switch_share * c.steps)),
+          c.microbatches)
       with (MetricsWriter(directory, start) as writer,
             Progress(NAME, start, c.steps, plain_every=100) as progress):
         tokens, skipped = 0, 0.0

@@ -61,6 +61,6 @@ def make(config: OptimizerConfig,
 def _decayed(params):
   """True on matrices; False on norm scales and routing biases."""
   def is_matrix(path, _):
-    return path[-1].key not in ('scale', 'bias')
+    return not path[-1].key.endswith(('scale', 'bias'))
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)

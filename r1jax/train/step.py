@@ -1,6 +1,7 @@
 """The jitted steps: next-token prediction, scoring, and the policy update."""
 
 from collections.abc import Callable
+import dataclasses
 from functools import partial
 
 import chex
@@ -9,37 +10,67 @@ import jax.numpy as jnp
 import optax
 
 from r1jax.algos import common, grpo
-from r1jax.model import moe
+from r1jax.model import moe, mtp
+from r1jax.model.mtp import shift
 from r1jax.model.transformer import Transformer, output_head, positions
 from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
 
 
+@dataclasses.dataclass(frozen=True)
+class LookAhead:
+  """Weight of the multi-token prediction loss (V3 section 4.2).
+
+  Attributes:
+    weight: λ at first.
+    later_weight: λ after that.
+    switch_updates: Optimiser updates until then.
+  """
+
+  weight: float
+  later_weight: float
+  switch_updates: int
+
+  def at(self, updates) -> jax.Array:
+    return jnp.where(
+        updates < self.switch_updates, self.weight, self.later_weight)
+
+
 def supervised(model: Transformer, tx: optax.GradientTransformation,
-               balance_speed: float, microbatches: int) -> Callable:
+               balancing: moe.Balancing, look_ahead: LookAhead,
+               microbatches: int) -> Callable:
   """Returns step(state, TokenBatch) → (state, metrics), jitted."""
 
-  def loss_fn(params, batch: TokenBatch, total_weight):
-    out = model.apply({'params': params}, batch.tokens_BT, batch.position_BT,
-                      batch.segment_BT)
+  def loss_fn(params, batch: TokenBatch, total_weight, updates):
+    inputs = batch.tokens_BT, batch.position_BT, batch.segment_BT
+    out = model.apply({'params': params}, *inputs)
     logp_BT, entropy_BT = common.token_logp(
         out.hidden_BTD, output_head(model, params), batch.target_BT)
     loss = -jnp.sum(logp_BT * batch.weight_BT) / total_weight
     metrics = {
         'loss': loss,
         'entropy': jnp.sum(entropy_BT * batch.weight_BT) / total_weight}
-    return loss, (metrics | {'load_LE': out.load_LE}, {})
+    routing = out.routing
+    if model.config.mtp_depth:
+      ahead, routed = _ahead_loss(
+          model, params, out.hidden_BTD, inputs, batch.target_BT,
+          batch.weight_BT, total_weight)
+      loss += look_ahead.at(updates) * ahead
+      metrics['mtp/loss'] = ahead
+      routing = routing | routed
+    loss += _balance(routing, balancing, microbatches)
+    return loss, (metrics | {'routing': routing}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: TokenBatch):
     batch = _constrain(model, batch)
     total = batch.weight_BT.sum()
     grads, metrics, _ = _accumulate(
-        lambda p, micro: loss_fn(p, micro, total), state.params, batch,
-        microbatches)
-    load_LE = metrics.pop('load_LE')
-    state, applied = _apply(state, tx, grads, load_LE, balance_speed)
+        lambda p, micro: loss_fn(p, micro, total, state.updates),
+        state.params, batch, microbatches)
+    routing = metrics.pop('routing')
+    state, applied = _apply(state, tx, grads, routing, balancing)
     return state, metrics | applied
 
   return step
@@ -64,18 +95,21 @@ def score(model: Transformer, temperature: float,
 def policy(model: Transformer, tx: optax.GradientTransformation,
            temperature: float, prompt_tokens: int, clip_low: float,
            clip_high: float, kl_coef: float, minibatches: int,
-           microbatches: int, balance_speed: float) -> Callable:
+           microbatches: int, balancing: moe.Balancing,
+           mtp_weight: float = 0.0) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
   One inner epoch: the rows are shuffled and cut into `minibatches`, each an
   optimiser update, each summed over `microbatches`. The first update meets the
   policy that sampled, so its ratio is 1; 'logp_gap/first_max' is the largest
-  difference between its log-probabilities and the old ones.
+  difference between its log-probabilities and the old ones. With a weight λ
+  the multi-token prediction modules go on learning from the completions, and
+  nothing else learns from them.
   """
 
   def loss_fn(params, batch: RLBatch, live_tokens):
     rollout = batch.rollout
-    logp_BT, entropy_BT, load_LE = _rollout_logp(
+    logp_BT, entropy_BT, out = _rollout_logp(
         model, params, rollout, temperature, prompt_tokens)
     loss, metrics = grpo.loss(
         logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_B,
@@ -83,17 +117,29 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     metrics['entropy'] = (
         common.masked_sum(entropy_BT, rollout.mask_BT)
         / jnp.maximum(live_tokens, 1))
+    routing = out.routing
+    if mtp_weight:
+      inputs = _inputs(rollout)
+      only_mtp = jax.lax.stop_gradient(params) | {'mtp': params['mtp']}
+      ahead, routed = _ahead_loss(
+          model, only_mtp, jax.lax.stop_gradient(out.hidden_BTD), inputs,
+          shift(rollout.tokens_BT, 1),
+          shift(rollout.mask_BT, 1).astype(jnp.float32), live_tokens)
+      loss += mtp_weight * ahead
+      metrics['mtp/loss'] = ahead
+      routing = routing | routed
+    loss += _balance(routing, balancing, microbatches)
     gap = jnp.abs(logp_BT - batch.old_logp_BT)
     worst = jnp.max(jnp.where(rollout.mask_BT, gap, 0.0))
-    return loss, (metrics | {'load_LE': load_LE}, {'worst': worst})
+    return loss, (metrics | {'routing': routing}, {'worst': worst})
 
   def update(state: TrainState, batch: RLBatch):
     live = jnp.sum(batch.rollout.mask_BT)
     grads, metrics, largest = _accumulate(
         lambda p, micro: loss_fn(p, micro, live), state.params, batch,
         microbatches)
-    load_LE = metrics.pop('load_LE')
-    state, applied = _apply(state, tx, grads, load_LE, balance_speed)
+    routing = metrics.pop('routing')
+    state, applied = _apply(state, tx, grads, routing, balancing)
     return state, (metrics | applied, largest['worst'])
 
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
@@ -121,9 +167,7 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
     hidden   = [h(a), h(ab), h(abc)]
     logp_BT  = [0, log p(b | a), log p(c | ab)]
   """
-  out = model.apply(
-      {'params': params}, rollout.tokens_BT, positions(rollout.valid_BT),
-      rollout.valid_BT.astype(jnp.int32))
+  out = model.apply({'params': params}, *_inputs(rollout))
   logp, entropy = common.token_logp(
       out.hidden_BTD[:, prompt_tokens - 1:-1], output_head(model, params),
       rollout.tokens_BT[:, prompt_tokens:], temperature)
@@ -132,7 +176,39 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
     x_BT = jnp.pad(x, ((0, 0), (prompt_tokens, 0)))
     return jnp.where(rollout.mask_BT, x_BT, 0.0)
 
-  return whole(logp), whole(entropy), out.load_LE
+  return whole(logp), whole(entropy), out
+
+
+def _inputs(rollout: Rollout):
+  """Tokens, positions and segments, as the model takes them."""
+  return (rollout.tokens_BT, positions(rollout.valid_BT),
+          rollout.valid_BT.astype(jnp.int32))
+
+
+def _ahead_loss(model: Transformer, params, hidden_BTD, inputs, target_BT,
+                weight_BT, total_weight):
+  """Mean cross-entropy of the look-ahead modules (V3 eq. 24, 25, without λ).
+
+  Returns:
+    The loss, and the modules' routing.
+  """
+  hidden_KBTD, routing = model.apply(
+      {'params': params}, hidden_BTD, *inputs, method='look_ahead')
+  head, depth, total = output_head(model, params), model.config.mtp_depth, 0.0
+  for k in range(depth):
+    target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)
+    logp_BT, _ = common.token_logp(hidden_KBTD[k], head, target)
+    total -= jnp.sum(logp_BT * weight) / jnp.maximum(total_weight, 1)
+  return total / depth, routing
+
+
+def _balance(routing: dict[str, moe.Routing], balancing: moe.Balancing,
+             microbatches: int):
+  """α times the balance loss of all layers, a microbatch's share of it."""
+  if not balancing.loss:
+    return 0.0
+  layers = sum(routed.balance.sum() for routed in routing.values())
+  return balancing.loss * layers / microbatches
 
 
 def _constrain(model: Transformer, batch):
@@ -181,28 +257,39 @@ def _accumulate(loss_fn, params, batch, microbatches: int):
   return jax.lax.scan(add, zeros, micros)[0]
 
 
-def _apply(state: TrainState, tx, grads, load_LE, balance_speed: float):
+def _apply(state: TrainState, tx, grads, routing: dict[str, moe.Routing],
+           balancing: moe.Balancing):
   """One optimiser update and one step of expert balancing.
 
   A gradient that is not finite leaves everything as it was, and is counted.
   """
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = {'grad_norm': norm,
              'skipped_updates': 1.0 - finite.astype(jnp.float32)}
-  if load_LE.shape[0]:
-    ffn = params['moe_layers']['ffn']
-    bias_LE = moe.balanced_bias(ffn['bias'], load_LE, balance_speed)
-    params = _replace(params, ('moe_layers', 'ffn', 'bias'), bias_LE)
-    mean_L = jnp.maximum(load_LE.mean(-1), 1e-9)
-    metrics['moe/max_violation'] = jnp.max(load_LE.max(-1) / mean_L - 1)
+  for stack, routed in routing.items():
+    path = moe.BIAS[stack]
+    bias_LE = moe.balanced_bias(
+        _leaf(params, path), routed.load_E, balancing.speed)
+    params = _replace(params, path, bias_LE)
+  if routing:
+    metrics |= moe.load_metrics(
+        jnp.concatenate([routed.load_E for routed in routing.values()]))
+    metrics['moe/dropped'] = sum(
+        routed.dropped.sum() for routed in routing.values())
   new = TrainState(updates=state.updates + 1, params=params,
                    opt_state=opt_state)
   chex.assert_trees_all_equal_structs(new, state)
   kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
   return kept, metrics
+
+
+def _leaf(tree: dict, path: tuple[str, ...]):
+  for key in path:
+    tree = tree[key]
+  return tree
 
 
 def _replace(tree: dict, path: tuple[str, ...], value) -> dict:

@@ -1,5 +1,6 @@
 """Routing, dispatch and balancing against NumPy."""
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from r1jax.errors import UserError
 from r1jax.model import moe
-from tests.conftest import small_config
+from r1jax.sharding import Layout, make_mesh
+from tests.conftest import one_device, small_config
 from tests.reference import transformer as oracle
 
 
@@ -54,8 +56,9 @@ def test_dispatch_is_dropless_and_exact(case, dispatch):
   w_EDF = rng.normal(size=(E, D, F)).astype(np.float32)
 
   def run(x, w):
-    where = moe.plan(jnp.asarray(expert_BA), E, dispatch)
-    return moe.grouped_matmul(x[where.token_S], w, where)[where.slot_BA]
+    where = moe.plan(jnp.asarray(expert_BA).reshape(-1), E, dispatch)
+    out = moe.grouped_matmul(x[where.row_S // A], w, where)[where.slot_R]
+    return out.reshape(B, A, F)
 
   np.testing.assert_allclose(
       run(x_BD, w_EDF), _dense(x_BD, w_EDF, expert_BA), atol=1e-5)
@@ -73,9 +76,9 @@ def test_dispatch_is_dropless_and_exact(case, dispatch):
 def test_blocks_cost_little_more_than_the_ideal_product():
   """At E = 16 the padding stays below a half, and far below E times."""
   pairs, experts = 16384, 16
-  expert_BA = jax.random.randint(jax.random.key(0), (pairs, 1), 0, experts)
-  where = moe.plan(expert_BA, experts, 'blocks')
-  assert pairs <= where.token_S.shape[0] < 1.5 * pairs
+  expert_R = jax.random.randint(jax.random.key(0), (pairs,), 0, experts)
+  where = moe.plan(expert_R, experts, 'blocks')
+  assert pairs <= where.row_S.shape[0] < 1.5 * pairs
 
 
 def test_balancing_moves_bias_against_the_load():
@@ -94,3 +97,105 @@ def test_balancing_moves_bias_against_the_load():
 def test_a_wrong_architecture_is_named(changes, message):
   with pytest.raises(UserError, match=message):
     small_config(**changes)
+
+
+def test_softmax_routing_is_that_of_v2():
+  """Groups by their best expert; gates neither biased nor normalised."""
+  config = small_config(
+      affinity='softmax', group_score='max', normalise_gates=False,
+      routed_scaling=16.0, num_expert_groups=4, topk_groups=2,
+      experts_per_token=2)
+  rng = np.random.default_rng(0)
+  affinity = jax.nn.softmax(rng.normal(size=(50, 8)).astype(np.float32) * 2)
+  expert_BA, gate_BA = moe.route(affinity, jnp.zeros(8), config)
+  for row, experts, gates in zip(np.asarray(affinity), expert_BA, gate_BA):
+    best = np.argsort(-row.reshape(4, 2).max(1))[:2]
+    allowed = [e for e in range(8) if e // 2 in best]
+    want = sorted(allowed, key=lambda e: -row[e])[:2]
+    assert set(np.asarray(experts).tolist()) == set(want)
+    np.testing.assert_allclose(gates, 16 * row[np.asarray(experts)], rtol=1e-6)
+
+
+def test_the_balance_loss_equals_numpy_and_ignores_padding():
+  """V3 eq. 17–20, by loops."""
+  rng = np.random.default_rng(0)
+  B, T, E, A = 3, 7, 6, 2
+  affinity = rng.uniform(0.1, 0.9, (B, T, E)).astype(np.float32)
+  expert = np.argsort(-affinity + rng.normal(size=affinity.shape), -1)[..., :A]
+  counted = np.arange(T) < np.array([7, 4, 0])[:, None]
+  total, rows = 0.0, 0
+  for b in range(B):
+    seen = [t for t in range(T) if counted[b, t]]
+    if not seen:
+      continue
+    rows += 1
+    for i in range(E):
+      f = E / (A * len(seen)) * sum(i in expert[b, t] for t in seen)
+      P = np.mean([affinity[b, t, i] / affinity[b, t].sum() for t in seen])
+      total += f * P
+  loss, load = moe.balance_loss(affinity, jnp.asarray(expert), counted)
+  np.testing.assert_allclose(loss, total / rows, rtol=1e-5)
+  np.testing.assert_array_equal(
+      load, np.bincount(expert[counted].reshape(-1), minlength=E))
+
+
+def test_load_metrics_name_the_worst_layer():
+  load = jnp.array([[5., 5., 5., 5.], [20., 0., 0., 0.]])
+  found = moe.load_metrics(load)
+  assert found['moe/max_violation'] == 3
+  assert found['moe/dead_experts'] == 3
+  assert found['moe/layer_0/violation'] == 0
+  np.testing.assert_allclose(found['moe/layer_0/entropy'], 1, rtol=1e-6)
+  np.testing.assert_allclose(found['moe/min_entropy'], 0, atol=1e-6)
+
+
+_ONE_LAYER = dict(num_layers=1, first_k_dense=0, num_shared_experts=0)
+
+
+def _moe_layer(shape, **changes):
+  """One MoE layer's output, gradients and routing, on a mesh."""
+  config = small_config(**_ONE_LAYER, **changes)
+  mesh = make_mesh(shape, jax.devices()[:int(np.prod(list(shape.values())))])
+  module = moe.MoE(config, Layout(mesh))
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(8, 6, 16)).astype(np.float32)
+  counted = np.arange(6) < rng.integers(1, 7, (8, 1))
+  params = nn.meta.unbox(moe.MoE(config, one_device()).init(
+      jax.random.key(1), x, counted)['params'])
+
+  @jax.jit
+  def run(params, x):
+    y, routing = module.apply({'params': params}, x, counted)
+    y = jnp.where(counted[..., None], y, 0)
+    return jnp.mean(y ** 2), (y, routing)
+
+  (_, (y, routing)), grads = jax.value_and_grad(
+      run, (0, 1), has_aux=True)(jax.device_get(params), x)
+  return jax.device_get((y, routing, grads))
+
+
+@pytest.mark.parametrize('shape', [
+    dict(data=4), dict(expert=4), dict(tensor=2, expert=4),
+    dict(fsdp=2, expert=2, tensor=2), dict(tensor=8), dict(data=2, tensor=4)],
+    ids=str)
+@pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
+def test_expert_parallelism_is_exact(shape, dispatch):
+  """Output, load and every gradient, where the experts are elsewhere."""
+  want = _moe_layer(dict(data=1), moe_dispatch=dispatch)
+  got = _moe_layer(shape, moe_dispatch=dispatch)
+  assert got[1].dropped == 0
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+      got, want)
+
+
+def test_a_capacity_drops_and_counts():
+  """Room for one pair a device: the rest is lost, counted, and not NaN."""
+  exact, _, _ = _moe_layer(dict(expert=4))
+  y, routing, grads = _moe_layer(dict(expert=4), capacity_factor=0.3)
+  assert routing.dropped > 0
+  assert jax.tree.all(jax.tree.map(lambda g: np.isfinite(g).all(), grads))
+  assert not np.allclose(y, exact, atol=1e-3)
+  y, routing, _ = _moe_layer(dict(expert=4), capacity_factor=4.0)
+  assert routing.dropped == 0
+  np.testing.assert_allclose(y, exact, atol=1e-5)

@@ -88,23 +88,56 @@ def moe(p, x, config):
   return out
 
 
-def logits(params, tokens_T, position_T, segment_T, config):
-  """The whole model for one sequence: [T, V]."""
+def block(p, x_TD, position_T, segment_T, dense, config):
+  c = config
+  normed = np.stack([
+      rms_norm(x, p['attention_norm']['scale'], c.norm_eps) for x in x_TD])
+  x_TD = x_TD + mla(p['attention'], normed, position_T, segment_T, c)
+  for t in range(len(x_TD)):
+    h = rms_norm(x_TD[t], p['ffn_norm']['scale'], c.norm_eps)
+    x_TD[t] += swiglu(p['ffn'], h) if dense else moe(p['ffn'], h, c)
+  return x_TD
+
+
+def hidden(params, tokens_T, position_T, segment_T, config):
+  """The states after the final norm: [T, D]."""
   c = config
   x_TD = params['embedding'][tokens_T]
   for layer in range(c.num_layers):
     dense = layer < c.first_k_dense
     stack = params['dense_layers' if dense else 'moe_layers']
     p = _layer(stack, layer if dense else layer - c.first_k_dense)
-    normed = np.stack([
-        rms_norm(x, p['attention_norm']['scale'], c.norm_eps) for x in x_TD])
-    x_TD = x_TD + mla(p['attention'], normed, position_T, segment_T, c)
-    for t in range(len(x_TD)):
-      h = rms_norm(x_TD[t], p['ffn_norm']['scale'], c.norm_eps)
-      x_TD[t] += swiglu(p['ffn'], h) if dense else moe(p['ffn'], h, c)
-  x_TD = np.stack(
+    x_TD = block(p, x_TD, position_T, segment_T, dense, c)
+  return np.stack(
       [rms_norm(x, params['norm']['scale'], c.norm_eps) for x in x_TD])
-  return x_TD @ params['head']
+
+
+def logits(params, tokens_T, position_T, segment_T, config):
+  """The whole model for one sequence: [T, V]."""
+  return hidden(
+      params, tokens_T, position_T, segment_T, config) @ params['head']
+
+
+def look_ahead(params, tokens_T, position_T, segment_T, config):
+  """V3 eq. 21–23: the normed state of each module, [T, D] each."""
+  h_TD = hidden(params, tokens_T, position_T, segment_T, config)
+  found = []
+  for k in range(config.mtp_depth):
+    p = _layer(params['mtp'], k)
+    x_TD = []
+    for i in range(len(tokens_T)):
+      ahead = params['embedding'][
+          tokens_T[min(i + k + 1, len(tokens_T) - 1)]]
+      x_TD.append(np.concatenate([
+          rms_norm(ahead, p['ahead_norm']['scale'], config.norm_eps),
+          rms_norm(h_TD[i], p['hidden_norm']['scale'], config.norm_eps),
+      ]) @ p['merge'])
+    x_TD = block(
+        p['block'], np.stack(x_TD), position_T, segment_T, False, config)
+    h_TD = np.stack(
+        [rms_norm(x, p['norm']['scale'], config.norm_eps) for x in x_TD])
+    found.append(h_TD)
+  return found
 
 
 def _layer(stack, index):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.model import transformer
+from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout, make_mesh
@@ -19,6 +19,9 @@ _OPTIMIZER = optimizer.OptimizerConfig(
     learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=0.1,
     beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0)
 _PROMPT, _OWN, _ROWS = 4, 8, 16
+_BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
+_LOOK_AHEAD = train_step.LookAhead(
+    weight=0.3, later_weight=0.1, switch_updates=5)
 
 
 def _rollout(seed=0) -> Rollout:
@@ -47,9 +50,11 @@ def _rl_batch(model, params) -> RLBatch:
                  old_logp_BT=old, ref_logp_BT=old + noise)
 
 
-def _policy(model, tx, minibatches=1, microbatches=1, kl_coef=0.1):
+def _policy(model, tx, minibatches=1, microbatches=1, kl_coef=0.1,
+            mtp_weight=0.0):
   return train_step.policy(model, tx, 1.0, _PROMPT, 0.2, 0.2, kl_coef,
-                           minibatches, microbatches, 1e-3)
+                           minibatches, microbatches, _BALANCING,
+                           mtp_weight)
 
 
 def _update(model, params, batch, **split):
@@ -64,17 +69,16 @@ def _assert_same(got, want, atol):
 
 
 def test_microbatches_do_not_change_the_update():
-  """Global token normalisation: 1, 2 and 4 parts give one gradient."""
+  """Global token normalisation: 1 and 4 parts give one gradient."""
   model, params = make(small_config())
   batch = _rl_batch(model, params)
   whole, metrics = _update(model, params, batch)
-  for parts in (2, 4):
-    state, split = _update(model, params, batch, microbatches=parts)
-    _assert_same(state.opt_state, whole.opt_state, 1e-6)
-    _assert_same(state.params['moe_layers']['ffn']['bias'],
-                 whole.params['moe_layers']['ffn']['bias'], 0)
-    for name in ('loss', 'kl', 'entropy', 'grad_norm', 'clip_fraction'):
-      np.testing.assert_allclose(split[name], metrics[name], atol=1e-5)
+  state, split = _update(model, params, batch, microbatches=4)
+  _assert_same(state.opt_state, whole.opt_state, 1e-6)
+  _assert_same(state.params['moe_layers']['ffn']['bias'],
+               whole.params['moe_layers']['ffn']['bias'], 0)
+  for name in ('loss', 'kl', 'entropy', 'grad_norm', 'clip_fraction'):
+    np.testing.assert_allclose(split[name], metrics[name], atol=1e-5)
 
 
 def test_supervised_microbatches_do_not_change_the_update():
@@ -91,7 +95,9 @@ def test_supervised_microbatches_do_not_change_the_update():
   outs = []
   for parts in (1, 4):
     state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-    outs.append(train_step.supervised(model, tx, 1e-3, parts)(state, batch))
+    step = train_step.supervised(
+        model, tx, _BALANCING, _LOOK_AHEAD, parts)
+    outs.append(step(state, batch))
   _assert_same(outs[0][0].opt_state, outs[1][0].opt_state, 1e-6)
   np.testing.assert_allclose(outs[0][1]['loss'], outs[1][1]['loss'], rtol=1e-5)
 
@@ -123,7 +129,7 @@ def test_zero_advantage_and_no_kl_leave_the_policy():
   state, metrics = _policy(model, tx, kl_coef=0.0)(
       train_state.create(jax.tree.map(jnp.copy, params), tx), batch,
       jax.random.key(0))
-  assert metrics['grad_norm'] == 0
+  assert metrics['grad_norm'] < 1e-1  # The balance loss, on routers alone.
   np.testing.assert_array_equal(state.params['head'], params['head'])
 
 
@@ -158,11 +164,13 @@ _MESHES = [
 @pytest.mark.parametrize('shape', _MESHES, ids=str)
 def test_eight_devices_equal_one(shape):
   """Forward and one optimiser step, float32, to 1e-5."""
-  config = small_config(q_lora_rank=16, kv_lora_rank=16)
+  mtp_depth = int('expert' in shape)  # Its module too, where it costs least.
+  config = small_config(kv_lora_rank=16, mtp_depth=mtp_depth)
   model, params = make(config)
   batch = _rl_batch(model, params)
   want_logp = train_step.score(model, 1.0, _PROMPT)(params, batch.rollout)
-  want, want_metrics = _update(model, params, batch)
+  want, want_metrics = _update(
+      model, params, batch, mtp_weight=0.3 * mtp_depth)
 
   layout = Layout(make_mesh(shape))
   wide = Transformer(config, layout)
@@ -171,7 +179,9 @@ def test_eight_devices_equal_one(shape):
   batch = jax.tree.map(np.asarray, batch)
   got_logp = train_step.score(wide, 1.0, _PROMPT)(spread, batch.rollout)
   np.testing.assert_allclose(got_logp, want_logp, atol=1e-5)
-  got, metrics = _update(wide, spread, batch)
+  got, metrics = _update(
+      wide, spread, batch, mtp_weight=0.3 * mtp_depth)
+  assert metrics['moe/dropped'] == 0
   _assert_same(got.params, want.params, 1e-5)
   np.testing.assert_allclose(metrics['loss'], want_metrics['loss'], atol=1e-5)
   # It stays laid out as declared: the next step meets the same program.

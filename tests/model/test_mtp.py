@@ -1,0 +1,85 @@
+"""Multi-token prediction against NumPy, and its masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.model import mtp
+from r1jax.model.transformer import last_of
+from tests.conftest import make, small_config
+from tests.reference import transformer as oracle
+
+_TOKENS = np.random.default_rng(0).integers(0, 32, (1, 9))
+_POSITION = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3]])
+_SEGMENT = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2]])
+
+
+@pytest.mark.parametrize('depth', [1, 2])
+def test_every_module_equals_the_numpy_oracle(depth):
+  config = small_config(mtp_depth=depth)
+  model, params = make(config)
+  ahead = params['mtp']['block']['ffn']
+  ahead['bias'] = 0.3 * jax.random.normal(
+      jax.random.key(8), ahead['bias'].shape)
+
+  @jax.jit
+  def run(params):
+    out = model.apply({'params': params}, _TOKENS, _POSITION, _SEGMENT)
+    return model.apply({'params': params}, out.hidden_BTD, _TOKENS, _POSITION,
+                       _SEGMENT, method='look_ahead')
+
+  hidden_KBTD, routing = run(params)
+  params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  want = oracle.look_ahead(
+      params64, _TOKENS[0], _POSITION[0], _SEGMENT[0], config)
+  for k in range(depth):
+    # The last k + 1 places of the row have no token to look at.
+    np.testing.assert_allclose(
+        hidden_KBTD[k, 0, :-k - 1], want[k][:-k - 1], atol=2e-4)
+  assert routing['mtp'].load_E.shape == (depth, config.num_experts)
+  assert routing['mtp'].load_E.sum() == depth * 9 * config.experts_per_token
+
+
+def test_targets_end_with_their_document():
+  target = np.array([[8, 9, 0, 5, 0, 0]])
+  weight = np.array([[1., 1., 0., 1., 0., 0.]])
+  segment = np.array([[1, 1, 1, 2, 2, 0]])
+  got, counts = mtp.targets(target, weight, segment, 1)
+  np.testing.assert_array_equal(counts, [[1, 0, 0, 0, 0, 0]])
+  assert got[0, 0] == 9
+  _, counts = mtp.targets(target, weight, segment, 2)
+  np.testing.assert_array_equal(counts, np.zeros((1, 6)))
+
+
+def test_look_ahead_sees_the_next_token_and_no_more():
+  """Module 1 at place i reads tokens up to i + 1."""
+  model, params = make(small_config(mtp_depth=1))
+
+  @jax.jit
+  def run(tokens):
+    segment, position = tokens * 0 + 1, np.arange(9)[None]
+    out = model.apply({'params': params}, tokens, position, segment)
+    return model.apply({'params': params}, out.hidden_BTD, tokens, position,
+                       segment, method='look_ahead')[0][0, 0]
+
+  changed = _TOKENS.copy()
+  changed[0, 5] = (changed[0, 5] + 1) % 32
+  moved = np.abs(run(_TOKENS) - run(changed)).max(-1)
+  assert (moved[:4] < 1e-6).all()
+  assert moved[4] > 1e-3
+
+
+def test_a_reward_is_read_at_the_last_token():
+  x = jnp.arange(8.).reshape(2, 4)
+  valid = jnp.array([[0, 1, 1, 0], [1, 1, 1, 1]], bool)
+  np.testing.assert_array_equal(last_of(x, valid), [2, 7])
+
+
+def test_the_scalar_head_is_one_number_a_token():
+  model, params = make(small_config(scalar_head=True))
+  params['scalar'] = jax.random.normal(jax.random.key(0), (16, 1))
+  out = model.apply({'params': params}, _TOKENS, _POSITION, _SEGMENT)
+  values = model.apply({'params': params}, out.hidden_BTD, method='scalars')
+  np.testing.assert_allclose(
+      values, out.hidden_BTD @ np.asarray(params['scalar'])[:, 0], atol=1e-5)
