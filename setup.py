@@ -37,7 +37,9 @@ setuptools.setup(
                  'ipykernel>=6.29,<8'],
         'notebooks': ['jupyterlab>=4.2,<5', 'ipykernel>=6.29,<8'],
         'serve': ['fastapi>=0.115,<1', 'uvicorn>=0.30,<1'],
-        'tpu': ['jax[tpu]>=0.8,<0.12'],
+        # Not by jax[tpu], which pins an older one: its compiler makes the
+        # gradient of ragged_dot as dear as a dense expansion.
+        'tpu': ['libtpu>=0.0.52,<0.1'],
         'dev': ['ruff>=0.6,<1', 'build>=1.2,<2'],
     },
     entry_points={'console_scripts': ['r1jax = r1jax.main:main']},

@@ -20,6 +20,7 @@ def optimizer(learning_rate: float) -> dict:
       beta2=0.95,
       weight_decay=0.1,  # On matrices only.
       clip_norm=1.0,  # Of the global gradient.
+      moment_dtype='float32',  # Or 'bfloat16', as V3.
   )
 
 

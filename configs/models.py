@@ -17,13 +17,15 @@ _V3 = dict(
     num_layers=61, first_k_dense=3, d_model=7168, tie_embeddings=False,
     attention='mla', num_heads=128, q_lora_rank=1536, kv_lora_rank=512,
     qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, num_kv_heads=0,
-    head_dim=0, qkv_bias=False, qk_norm=False, rope=rope(1e4, 'adjacent'),
+    head_dim=0, qkv_bias=False, qk_norm=False, attention_kernel='auto',
+    rope=rope(1e4, 'adjacent'),
     ffn_dim=18432, expert_ffn_dim=2048, num_experts=256, num_shared_experts=1,
     experts_per_token=8, affinity='sigmoid', num_expert_groups=8,
     topk_groups=4, group_score='top2', normalise_gates=True,
     routed_scaling=2.5, capacity_factor=0.0, mtp_depth=0,
     scalar_head=False, vocab_size=129280, norm_eps=1e-6, init_std=0.006,
-    max_context=4096, dtype='bfloat16', remat=True, moe_dispatch='auto')
+    max_context=4096, dtype='bfloat16', param_dtype='float32', fp8=False,
+    remat=True, moe_dispatch='auto')
 
 # Dense: what the mixture of experts and MLA need is not there.
 _DENSE = _V3 | dict(

@@ -401,7 +401,7 @@ def _architecture(kind: str, h: dict) -> dict:
       num_kv_heads=0 if mla else h['num_key_value_heads'],
       head_dim=0 if mla else h.get('head_dim') or h['hidden_size'] // heads,
       qkv_bias=kind == 'qwen2', qk_norm=kind == 'qwen3',
-      rope=_rope(h, 'adjacent' if mla else 'halves'),
+      attention_kernel='auto', rope=_rope(h, 'adjacent' if mla else 'halves'),
       ffn_dim=h['intermediate_size'],
       expert_ffn_dim=h['moe_intermediate_size'] if moe else 0,
       num_experts=h['n_routed_experts'] if moe else 0,
@@ -416,8 +416,8 @@ def _architecture(kind: str, h: dict) -> dict:
       mtp_depth=h.get('num_nextn_predict_layers') or 0, scalar_head=False,
       norm_eps=h['rms_norm_eps'],
       init_std=h.get('initializer_range', 0.02),
-      max_context=h['max_position_embeddings'], dtype='bfloat16', remat=True,
-      moe_dispatch='auto')
+      max_context=h['max_position_embeddings'], dtype='bfloat16',
+      param_dtype='float32', fp8=False, remat=True, moe_dispatch='auto')
 
 
 def _rope(h: dict, pairs: str) -> dict:

@@ -26,6 +26,7 @@ commands:
   sample   complete prompts:          r1jax sample --config=C --prompt=TEXT
   config   print a config, resolved:  r1jax config --config=C
   info     parameters, FLOPs, memory: r1jax info --config=C
+  aot      compile for an absent TPU: r1jax aot --config=C --topology=v5p:8x8x16
   import-hf  a checkpoint of Hugging Face's form to ours:
                                       r1jax import-hf DIR --out=OURS
   export-hf  and back:                r1jax export-hf OURS --out=DIR
@@ -98,6 +99,13 @@ def _info(config, values):
   info.show(config, values.devices or jax.device_count())
 
 
+def _aot(config, values):
+  from r1jax.launch import aot
+  code = aot.show(config, values.topology)
+  if code:
+    sys.exit(code)
+
+
 def _import_hf(values, folder: str):
   from r1jax.stages import convert
   convert.import_hf(Path(folder), Path(values.out))
@@ -118,7 +126,7 @@ def _weights(config, values):
 
 COMMANDS: dict[str, Callable] = {
     'train': _train, 'eval': _eval, 'sample': _sample, 'config': _config,
-    'info': _info}
+    'info': _info, 'aot': _aot}
 # These read a checkpoint, which says all that a config would.
 CONVERSIONS: dict[str, Callable] = {
     'import-hf': _import_hf, 'export-hf': _export_hf}
@@ -133,12 +141,15 @@ def _flags(command: str, args: list[str]):
       sys_argv=['r1jax', *args])
   flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
                     flag_values=values)
-  if command not in ('config', 'info'):
+  if command in ('train', 'eval', 'sample'):
     flags.DEFINE_string('workdir', '', 'Where the run is kept.',
                         flag_values=values)
   if command == 'info':
     flags.DEFINE_integer('devices', 0, 'Of the mesh; without it, those here.',
                          lower_bound=0, flag_values=values)
+  if command == 'aot':
+    flags.DEFINE_string('topology', 'v5p:8x8x16', 'Chip and shape of a slice.',
+                        flag_values=values)
   if command == 'sample':
     flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated.',
                               flag_values=values)

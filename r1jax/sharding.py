@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from r1jax.errors import UserError
@@ -82,9 +83,11 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   """Returns a mesh of the given devices, or of all; see mesh_sizes."""
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(shape, len(devices))
-  return jax.make_mesh(
-      tuple(sizes.values()), MESH_AXES,
-      axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+  # Torus axes may be split: tensor = 2 is shorter than any axis of a pod.
+  return Mesh(
+      mesh_utils.create_device_mesh(
+          tuple(sizes.values()), devices, allow_split_physical_axes=True),
+      MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,11 @@ class Layout:
 
   def replicated(self) -> NamedSharding:
     return NamedSharding(self.mesh, PartitionSpec())
+
+  def alone(self) -> 'Layout':
+    """The same tables on the first device."""
+    first = self.mesh.devices.flat[0]
+    return dataclasses.replace(self, mesh=make_mesh({}, [first]))
 
   def decoding(self) -> 'Layout':
     return dataclasses.replace(self, weights=DECODE_WEIGHTS)

@@ -56,7 +56,7 @@ def _refused(tmp_path, *args):
     (['--config.stages=("rl","pretrain")'], ['stages', 'in that order']),
     (['--config.mesh.tensor=3'], ['tensor=3', '8 devices']),
     (['--config.mesh.data=1', '--config.mesh.expert=8'],
-     ['E = 4', 'expert = 8']),
+     ['E = 4', 'expert × tensor = 8']),
     (['--config.eval.num_problems=9'], ['9 problems', 'batches of 8']),
     (['--config.model.num_expert_groups=3'],
      ['num_expert_groups = 3', 'num_experts = 4']),

@@ -3,15 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+from r1jax.sharding import Layout
 
-MAX_CHUNK_LOGITS = 1 << 26  # 256 MiB of float32.
+MAX_CHUNK_LOGITS = 1 << 26  # On one device: 256 MiB of float32.
 
 
 def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
-               chunk_tokens: int | None = None):
+               chunk_tokens: int | None = None, layout: Layout | None = None):
   """Log-probability of each target and entropy of its distribution.
 
-  Logits exist for one chunk of tokens at a time, in the forward and in the
+  Logits exist for one chunk of columns at a time, in the forward and in the
   backward pass: [B, T, V] is never stored.
 
   Args:
@@ -19,38 +20,45 @@ def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
     head_DV: The output projection.
     target_BT: int32; target_BT[b, t] is predicted from hidden_BTD[b, t].
     temperature: Divides the logits, as the sampler did.
-    chunk_tokens: Tokens a chunk; B·T is padded up to a multiple of it. None:
-      as many as keep a chunk's logits within MAX_CHUNK_LOGITS numbers.
+    chunk_tokens: Tokens a chunk, in whole columns of B; T is padded up to a
+      multiple. None: as many as keep a device's logits within
+      MAX_CHUNK_LOGITS numbers.
+    layout: Of a mesh; None for one device.
 
   Returns:
     logp_BT and entropy_BT, float32, in nats. No gradient flows to the entropy.
   """
   B, T, D = hidden_BTD.shape
-  rows = B * T
+  devices = layout.mesh.size if layout else 1
   if chunk_tokens is None:
-    chunk_tokens = max(MAX_CHUNK_LOGITS // head_DV.shape[1], 1)
+    chunk_tokens = MAX_CHUNK_LOGITS // head_DV.shape[1] * devices
+  columns = min(max(chunk_tokens // B, 1), T)
+  if devices > 1:
+    hidden_BTD = layout.constrain(hidden_BTD, 'BTD')
 
   def chunk(args):
-    hidden, target = args
+    hidden_BtD, target_Bt = args
+    if devices == 1:  # One product, whose gradient contracts one axis.
+      hidden_BtD, target_Bt = hidden_BtD.reshape(-1, D), target_Bt.reshape(-1)
     logits = jnp.matmul(
-        hidden, head_DV, preferred_element_type=jnp.float32) / temperature
+        hidden_BtD, head_DV, preferred_element_type=jnp.float32) / temperature
     logp = jax.nn.log_softmax(logits)
     entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
-    chosen = jnp.take_along_axis(logp, target[:, None], -1)[:, 0]
-    return chosen, jax.lax.stop_gradient(entropy)
+    chosen = jnp.take_along_axis(logp, target_Bt[..., None], -1)[..., 0]
+    return (chosen.reshape(B, -1),
+            jax.lax.stop_gradient(entropy).reshape(B, -1))
 
-  hidden, target = hidden_BTD.reshape(rows, D), target_BT.reshape(rows)
-  if rows <= chunk_tokens:
-    logp, entropy = chunk((hidden, target))
-  else:
-    spare = -rows % chunk_tokens
-    hidden = jnp.pad(hidden, ((0, spare), (0, 0)))
-    target = jnp.pad(target, (0, spare))
-    logp, entropy = jax.lax.map(
-        jax.checkpoint(chunk), (hidden.reshape(-1, chunk_tokens, D),
-                                target.reshape(-1, chunk_tokens)))
-    logp, entropy = (x.reshape(-1)[:rows] for x in (logp, entropy))
-  return logp.reshape(B, T), entropy.reshape(B, T)
+  if columns == T:
+    return chunk((hidden_BTD, target_BT))
+
+  def split(x):
+    x = jnp.pad(x, ((0, 0), (0, -T % columns)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(B, -1, columns, *x.shape[2:]).swapaxes(0, 1)
+
+  found = jax.lax.map(
+      jax.checkpoint(chunk), (split(hidden_BTD), split(target_BT)))
+  logp, entropy = (x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in found)
+  return logp, entropy
 
 
 def masked_sum(x, mask):

@@ -6,31 +6,55 @@ An attention module has three methods, and MLA in mla.py has the same:
   decode(x_PGD, …) → [P, G, D], one token for each of P·G sequences.
 """
 
+from functools import partial
+
 from flax import linen as nn
 import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from r1jax.model.config import ModelConfig
-from r1jax.model.layers import RMSNorm, linear, weight
+from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
 from r1jax.model.rope import rotate
 from r1jax.sharding import Layout
 
 NEG_INF = -1e30  # Finite, so that a row with nothing to attend to has no NaN.
 
 
-def attend(q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout):
+def attend(q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout,
+           kernel: str):
   """Causal attention within segments; softmax in float32.
 
   Query heads n·M … n·M + M − 1 share key head n, with M = N/K.
 
+  Args:
+    q_BTNH: Queries.
+    k_BTKH: Keys.
+    v_BTKU: Values.
+    segment_BT: int32; tokens of other segments are not seen.
+    scale: Of the scores.
+    layout: Of the mesh.
+    kernel: 'plain'; 'splash', JAX's fused kernel for TPU, which is interpreted
+      elsewhere; or 'auto': splash on TPU.
+
   Returns:
     [B, T, N, U]
   """
-  B, T, N, _ = q_BTNH.shape
-  K, U = v_BTKU.shape[2:]
+  if kernel == 'auto':
+    kernel = 'splash' if layout.platform == 'tpu' else 'plain'
   q_BNTH, k_BKTH, v_BKTU = (
       layout.constrain(x.swapaxes(1, 2), 'BNTH')  # As a matrix product wants.
       for x in (q_BTNH, k_BTKH, v_BTKU))
+  function = {'plain': _plain, 'splash': _splash}[kernel]
+  mix_BNTU = function(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout)
+  return mix_BNTU.swapaxes(1, 2)
+
+
+def _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout):
+  del layout
+  B, N, T, _ = q_BNTH.shape
+  K = k_BKTH.shape[1]
   q_BKRH = q_BNTH.reshape(B, K, N // K * T, -1)  # R = M·T rows.
   score_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k_BKTH,
                           preferred_element_type=jnp.float32)
@@ -42,7 +66,51 @@ def attend(q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout):
   prob_BKRS = jax.nn.softmax(score_BKMTS, -1).astype(v_BKTU.dtype).reshape(
       B, K, -1, T)
   mix_BKRU = jnp.einsum('BKRS,BKSU->BKRU', prob_BKRS, v_BKTU)
-  return mix_BKRU.reshape(B, N, T, U).swapaxes(1, 2)
+  return mix_BKRU.reshape(B, N, T, -1)
+
+
+_LANES = 128  # Splash works on whole tiles of so many tokens.
+
+
+def _splash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout):
+  T = q_BNTH.shape[2]
+  spare = -T % _LANES
+  if spare:  # Tokens of a segment of their own, after all others.
+    pad = ((0, 0), (0, 0), (0, spare), (0, 0))
+    q_BNTH, k_BKTH, v_BKTU = (jnp.pad(x, pad) for x in (q_BNTH, k_BKTH, v_BKTU))
+    segment_BT = jnp.pad(segment_BT, pad[1:3], constant_values=-1)
+  heads_spec = layout.fitting_spec(k_BKTH.shape, 'BNTH')
+  rows_spec = PartitionSpec(heads_spec[0])
+  interpret = layout.platform != 'tpu'
+
+  def on_device(q_BNTH, k_BKTH, v_BKTU, segment_BT):
+    kernel = _splash_kernel(*q_BNTH.shape[1:3], interpret)
+
+    def one(q, k, v, segment):
+      return kernel(q, k, v, splash.SegmentIds(q=segment, kv=segment))
+
+    return jax.vmap(one)(q_BNTH, k_BKTH, v_BKTU, segment_BT)
+
+  mix_BNTU = jax.shard_map(
+      on_device, mesh=layout.mesh, in_specs=(heads_spec,) * 3 + (rows_spec,),
+      out_specs=heads_spec, check_vma=False)(
+          q_BNTH * scale, k_BKTH, v_BKTU, segment_BT)
+  return mix_BNTU[:, :, :T]
+
+
+def _splash_kernel(heads: int, tokens: int, interpret: bool):
+  def block(limit):
+    return next(b for b in (2048, 1024, 512, 256, _LANES)
+                if b <= limit and tokens % b == 0)
+
+  # The backward kernel keeps a copy of dq for each of its key blocks: few.
+  return splash.make_splash_mha(
+      splash.MultiHeadMask([splash.CausalMask((tokens, tokens))] * heads),
+      block_sizes=splash.BlockSizes(
+          block_q=block(512), block_kv=block(512), block_q_dkv=block(512),
+          block_kv_dkv=block(2048), block_kv_dkv_compute=block(512),
+          use_fused_bwd_kernel=True),
+      head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
 def attend_cached(prefix_PKRS, own_PGKMS, valid_PS, slot, scale: float):
@@ -88,11 +156,15 @@ class GQA(nn.Module):
       self.v_bias_KH = weight(self, 'v_bias', 'KH', (K, H), 0.0)
     if c.qk_norm:
       self.q_norm, self.k_norm = RMSNorm(c.norm_eps), RMSNorm(c.norm_eps)
+    shared = dict(layout=self.layout, fp8=c.fp8)
+    self.times = partial(linear, **shared)
+    self.merge = partial(merge_heads, **shared)
     self.scale = H ** -0.5 * c.rope.softmax_factor
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
     """[..., D] → [..., X]: rotated keys, then values, of all K heads."""
-    k, v = linear(x, self.k_DKH), linear(x, self.v_DKH)
+    k = self.times(x, self.k_DKH)
+    v = self.times(x, self.v_DKH)
     if self.config.qkv_bias:
       k, v = k + self.k_bias_KH, v + self.v_bias_KH
     if self.config.qk_norm:
@@ -102,7 +174,7 @@ class GQA(nn.Module):
 
   def query(self, x: jax.Array, position: jax.Array) -> jax.Array:
     """[..., D] → [..., N, H], rotated."""
-    q = linear(x, self.q_DNH)
+    q = self.times(x, self.q_DNH)
     if self.config.qkv_bias:
       q += self.q_bias_NH
     if self.config.qk_norm:
@@ -119,8 +191,9 @@ class GQA(nn.Module):
     entry_BTX = self.entry(x_BTD, position_BT)
     k_BTKH, v_BTKH = self._keys_values(entry_BTX)
     mix_BTNH = attend(self.query(x_BTD, position_BT), k_BTKH, v_BTKH,
-                      segment_BT, self.scale, self.layout)
-    return self._out(mix_BTNH), entry_BTX
+                      segment_BT, self.scale, self.layout,
+                      self.config.attention_kernel)
+    return self.merge(mix_BTNH, self.out_NHD), entry_BTX
 
   def decode(self, x_PGD, position_PG, prefix_PSX, valid_PS, own_PGSX, slot):
     """See MLA.decode: the same arguments, over K heads of keys and values."""
@@ -141,8 +214,5 @@ class GQA(nn.Module):
     mix_PGKMH = mix_PKRH.reshape(P, K, G, -1, c.head_dim).swapaxes(1, 2)
     mix_PGKMH += jnp.einsum(
         'PGKMS,PGSKH->PGKMH', of_own.astype(x_PGD.dtype), own_v)
-    return self._out(mix_PGKMH.reshape(P, G, c.num_heads, c.head_dim))
-
-  def _out(self, mix: jax.Array) -> jax.Array:
-    flat = mix.reshape(*mix.shape[:-2], -1)
-    return linear(flat, self.out_NHD.reshape(-1, self.config.d_model))
+    return self.merge(mix_PGKMH.reshape(P, G, c.num_heads, c.head_dim),
+                      self.out_NHD)

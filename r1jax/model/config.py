@@ -30,6 +30,7 @@ class ModelConfig:
     head_dim: GQA: H, of queries, keys and values. Even.
     qkv_bias: GQA: biases on the three projections (Qwen2).
     qk_norm: GQA: RMSNorm on every query and key head (Qwen3).
+    attention_kernel: 'plain', 'splash' (TPU), or 'auto', which picks one.
     rope: Position.
     ffn_dim: F of the dense layers.
     expert_ffn_dim: I, the width of one expert.
@@ -49,7 +50,9 @@ class ModelConfig:
     norm_eps: RMSNorm's ε.
     init_std: Standard deviation of the normal initialisation.
     max_context: Longest sequence in tokens, prompt and completion together.
-    dtype: Of the activations; parameters are float32.
+    dtype: Of the activations, and of weights where they are used.
+    param_dtype: Of the weights that the optimiser updates.
+    fp8: Products of attention's projections, FFN and experts in FP8.
     remat: Recompute each layer in the backward pass.
     moe_dispatch: 'blocks' (fast on CPU), 'ragged' (TPU, GPU), or 'auto'.
   """
@@ -70,6 +73,7 @@ class ModelConfig:
   head_dim: int
   qkv_bias: bool
   qk_norm: bool
+  attention_kernel: str
   rope: RopeConfig
   ffn_dim: int
   expert_ffn_dim: int
@@ -89,6 +93,8 @@ class ModelConfig:
   init_std: float
   max_context: int
   dtype: str
+  param_dtype: str
+  fp8: bool
   remat: bool
   moe_dispatch: str
 
@@ -107,6 +113,8 @@ class ModelConfig:
     for field, known in (
         ('attention', ('mla', 'gqa')), ('affinity', ('sigmoid', 'softmax')),
         ('group_score', ('top2', 'max')),
+        ('param_dtype', ('float32', 'bfloat16')),
+        ('attention_kernel', ('auto', 'plain', 'splash')),
         ('moe_dispatch', ('auto', 'blocks', 'ragged'))):
       value = getattr(self, field)
       need(value in known, f'{field} must be one of {known}, got {value!r}')

@@ -1,9 +1,12 @@
 """The small parts: weights with named axes, RMSNorm, SwiGLU."""
 
+from functools import partial
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model import quant
 from r1jax.model.config import ModelConfig
 from r1jax.sharding import Layout
 
@@ -12,21 +15,37 @@ def weight(module: nn.Module, name: str, letters: str, shape: tuple[int, ...],
            std: float) -> jax.Array:
   """Declares a normal(0, std) weight, its dimensions named by letters.
 
-  Returns it in the compute dtype; the stored master is float32.
+  Returns it in the compute dtype; the master is stored in param_dtype.
   """
   init = nn.with_partitioning(nn.initializers.normal(std), tuple(letters))
-  value = module.param(name, init, shape, jnp.float32)
+  value = module.param(
+      name, init, shape, jnp.dtype(module.config.param_dtype))
   return value.astype(module.config.compute_dtype)
 
 
-def linear(x: jax.Array, w: jax.Array) -> jax.Array:
-  """x [..., D] times w [D, ...] → [..., ...], as one two-dimensional product.
+def linear(x: jax.Array, w: jax.Array, layout: Layout,
+           fp8: bool) -> jax.Array:
+  """x [..., D] times w [D, ...] → [..., ...].
 
-  Its gradient with respect to w then contracts one axis, not several, which
-  halves its time on CPU.
+  On one device as one two-dimensional product: its gradient with respect to w
+  then contracts one axis, not several, which halves its time on CPU. On a mesh
+  x keeps its axes, for those that are split cannot be joined.
   """
-  y = x.reshape(-1, x.shape[-1]) @ w.reshape(w.shape[0], -1)
+  w_DF = w.reshape(w.shape[0], -1)
+  x_TD = x if layout.mesh.size > 1 else x.reshape(-1, x.shape[-1])
+  y = quant.product(_matmul, x_TD, w_DF) if fp8 else _matmul(x_TD, w_DF)
   return y.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+def _matmul(x, w_DF):
+  return jnp.tensordot(x, w_DF, 1)
+
+
+def merge_heads(mix: jax.Array, w_NUD: jax.Array, layout: Layout,
+                fp8: bool) -> jax.Array:
+  """Attention's output projection: [..., N, U] → [..., D]."""
+  flat = mix.reshape(*mix.shape[:-2], -1)
+  return linear(flat, w_NUD.reshape(-1, w_NUD.shape[-1]), layout, fp8)
 
 
 class RMSNorm(nn.Module):
@@ -57,5 +76,5 @@ class SwiGLU(nn.Module):
     gate_DF = weight(self, 'gate', 'DF', (D, F), std)
     up_DF = weight(self, 'up', 'DF', (D, F), std)
     down_FD = weight(self, 'down', 'FD', (F, D), std)
-    hidden = jax.nn.silu(linear(x, gate_DF)) * linear(x, up_DF)
-    return linear(hidden, down_FD)
+    times = partial(linear, layout=self.layout, fp8=self.config.fp8)
+    return times(jax.nn.silu(times(x, gate_DF)) * times(x, up_DF), down_FD)

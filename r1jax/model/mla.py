@@ -7,13 +7,15 @@ the query and the output instead, and so attends to the latent cache itself:
 C + R numbers a token and layer, no more.
 """
 
+from functools import partial
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from r1jax.model.attention import attend, attend_cached
 from r1jax.model.config import ModelConfig
-from r1jax.model.layers import RMSNorm, linear, weight
+from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
 from r1jax.model.rope import rotate
 from r1jax.sharding import Layout
 
@@ -40,12 +42,15 @@ class MLA(nn.Module):
     self.k_up_CNH = weight(self, 'k_up', 'CNH', (C, N, H), std)
     self.v_up_CNU = weight(self, 'v_up', 'CNU', (C, N, U), std)
     self.out_NUD = weight(self, 'out', 'NUD', (N, U, D), std)
+    shared = dict(layout=self.layout, fp8=c.fp8)
+    self.times = partial(linear, **shared)
+    self.merge = partial(merge_heads, **shared)
     self.scale = (H + R) ** -0.5 * c.rope.softmax_factor
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
     """What the cache stores: [..., D] → [..., X], normed c then rotated key."""
     C = self.config.kv_lora_rank
-    down = linear(x, self.kv_down_DX)
+    down = self.times(x, self.kv_down_DX)
     key = rotate(down[..., C:], position, self.config.rope)
     return jnp.concatenate([self.kv_norm(down[..., :C]), key], -1)
 
@@ -53,9 +58,10 @@ class MLA(nn.Module):
     """[..., D] → the plain part [..., N, H] and the rotated [..., N, R]."""
     H = self.config.qk_nope_head_dim
     if self.config.q_lora_rank:
-      q = linear(self.q_norm(linear(x, self.q_down_DQ)), self.q_up_QNJ)
+      low = self.q_norm(self.times(x, self.q_down_DQ))
+      q = self.times(low, self.q_up_QNJ)
     else:
-      q = linear(x, self.q_DNJ)
+      q = self.times(x, self.q_DNJ)
     return q[..., :H], rotate(
         q[..., H:], position[..., None], self.config.rope)
 
@@ -72,13 +78,12 @@ class MLA(nn.Module):
     # One product serves both parts of the score: the rotated key is repeated.
     q_BTNJ = jnp.concatenate([q_BTNH, q_rope_BTNR], -1)
     k_rope_BTNR = jnp.repeat(k_rope_BTR[:, :, None], N, axis=2)
-    k_BTNJ = jnp.concatenate([linear(c_BTC, self.k_up_CNH), k_rope_BTNR], -1)
-    mix_BTNU = attend(q_BTNJ, k_BTNJ, linear(c_BTC, self.v_up_CNU), segment_BT,
-                      self.scale, self.layout)
-    out_BTD = linear(
-        mix_BTNU.reshape(*x_BTD.shape[:2], -1),
-        self.out_NUD.reshape(-1, self.config.d_model))
-    return out_BTD, latent_BTX
+    k_BTNH = self.times(c_BTC, self.k_up_CNH)
+    k_BTNJ = jnp.concatenate([k_BTNH, k_rope_BTNR], -1)
+    v_BTNU = self.times(c_BTC, self.v_up_CNU)
+    mix_BTNU = attend(q_BTNJ, k_BTNJ, v_BTNU, segment_BT, self.scale,
+                      self.layout, self.config.attention_kernel)
+    return self.merge(mix_BTNU, self.out_NUD), latent_BTX
 
   def decode(self, x_PGD, position_PG, prefix_PSX, valid_PS, own_PGSX, slot):
     """One token for each of P·G sequences, absorbed form.

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model import quant
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import SwiGLU, weight
 from r1jax.sharding import Layout
@@ -171,21 +172,35 @@ def _starts(size_E):
   return jnp.cumsum(size_E) - size_E
 
 
-def _experts(x_RD, row_of_pair, expert_R, weights, dispatch: str):
+def _products(where: Dispatch, fp8: bool):
+  """grouped_matmul for one dispatch, in FP8 if wanted."""
+  if not fp8:
+    return lambda x_SD, w_EDF: grouped_matmul(x_SD, w_EDF, where)
+  return lambda x_SD, w_EDF: quant.product(
+      _grouped, x_SD, w_EDF, where.size_E, where.expert_W)
+
+
+def _grouped(x_SD, w_EDF, size_E, expert_W):
+  return grouped_matmul(
+      x_SD, w_EDF, Dispatch(None, None, size_E, expert_W))
+
+
+def _experts(x_RD, row_of_pair, expert_R, weights, dispatch: str, fp8: bool):
   """SwiGLU of each pair's expert: pairs [R] of rows of x → [R, D]."""
   gate_EDI, up_EDI, down_EID = weights
   where = plan(expert_R, gate_EDI.shape[0], dispatch)
   x_SD = x_RD[row_of_pair[where.row_S]]
-  hidden_SI = (jax.nn.silu(grouped_matmul(x_SD, gate_EDI, where))
-               * grouped_matmul(x_SD, up_EDI, where))
-  return grouped_matmul(hidden_SI, down_EID, where)[where.slot_R]
+  times = _products(where, fp8)
+  hidden_SI = jax.nn.silu(times(x_SD, gate_EDI)) * times(x_SD, up_EDI)
+  return times(hidden_SI, down_EID)[where.slot_R]
 
 
-def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str):
+def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
+           fp8: bool):
   """All experts are here."""
   R, A = expert_RA.shape
   out = _experts(x_RD, jnp.arange(R * A) // A, expert_RA.reshape(-1), weights,
-                 dispatch)
+                 dispatch, fp8)
   y_RD = jnp.einsum('RAD,RA->RD', out.reshape(R, A, -1),
                     gate_RA.astype(out.dtype))
   del valid_R  # What padding becomes is never read.
@@ -193,7 +208,7 @@ def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str):
 
 
 def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
-               axes: tuple[str, ...], shards: int, capacity_factor: float):
+               fp8: bool, axes: tuple[str, ...], shards: int, capacity_factor: float):
   """Experts lie on `shards` devices; runs on each of them (shard_map).
 
   A device has `room` slots for each other one: with a capacity factor that
@@ -223,7 +238,7 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
                  concat_axis=0, tiled=True)
   came_SD = swap(x_RD[row_of_slot])
   out_SD = _experts(came_SD, jnp.arange(shards * room), swap(expert_of_slot),
-                    weights, dispatch)
+                    weights, dispatch, fp8)
   back_SD = swap(out_SD)
   slot_of_pair = jnp.zeros(R * A, jnp.int32).at[order].set(slot)
   found = slot_of_pair < shards * room
@@ -289,7 +304,7 @@ def _dispatched(x_BTD, expert_BTA, gate_BTA, valid_BT, weights,
     rows = x.shape[0] * x.shape[1]
     y, dropped = function(
         x.reshape(rows, -1), expert.reshape(rows, -1), gate.reshape(rows, -1),
-        valid.reshape(rows), weights, dispatch)
+        valid.reshape(rows), weights, dispatch, config.fp8)
     return y.reshape(x.shape), dropped
 
   if layout.mesh.size == 1:

@@ -47,7 +47,8 @@ class MTP(nn.Module):
     both = jnp.concatenate(
         [RMSNorm(c.norm_eps, name='ahead_norm')(ahead_BTD),
          RMSNorm(c.norm_eps, name='hidden_norm')(h_BTD)], -1)
-    x_BTD = self.layout.constrain(linear(both, merge_dD), 'BtD')
+    x_BTD = self.layout.constrain(linear(
+        both, merge_dD, self.layout, c.fp8), 'BtD')
     x_BTD, (_, routing) = self.block(
         c, self.layout, bool(c.num_moe_layers), name='block')(
             x_BTD, position_BT, segment_BT)

@@ -252,9 +252,13 @@ def positions(valid_BT: jax.Array) -> jax.Array:
 
 
 def parameter_shapes(model: Transformer):
-  """Boxed shapes: nn.Partitioned leaves that carry the dimension letters."""
+  """Boxed shapes: nn.Partitioned leaves that carry the dimension letters.
+
+  They do not depend on the mesh, which may not even divide them.
+  """
   one = jnp.zeros((1, 1), jnp.int32)
-  init = partial(model.init, method='everything')
+  alone = model.clone(layout=model.layout.alone())
+  init = partial(alone.init, method='everything')
   return jax.eval_shape(init, jax.random.key(0), one, one, one)['params']
 
 

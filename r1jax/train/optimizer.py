@@ -21,6 +21,7 @@ class OptimizerConfig:
     beta2: Second moment.
     weight_decay: Decoupled; on matrices only, never on norms or biases.
     clip_norm: Global gradient norm.
+    moment_dtype: Of both moments: 'float32', or 'bfloat16' (V3 section 3.3).
   """
 
   learning_rate: float
@@ -31,6 +32,7 @@ class OptimizerConfig:
   beta2: float
   weight_decay: float
   clip_norm: float
+  moment_dtype: str
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -52,10 +54,32 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make(config: OptimizerConfig,
          total_steps: int) -> optax.GradientTransformation:
   """Updates are counted from 0; `total_steps` is where the cosine ends."""
+  if config.moment_dtype not in ('float32', 'bfloat16'):
+    raise UserError("optimizer: moment_dtype must be 'float32' or 'bfloat16', "
+                    f'got {config.moment_dtype!r}')
   return optax.chain(
       optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(schedule(config, total_steps), config.beta1, config.beta2,
-                  weight_decay=config.weight_decay, mask=_decayed))
+      _stored_as(config.moment_dtype,
+                 optax.scale_by_adam(config.beta1, config.beta2)),
+      optax.add_decayed_weights(config.weight_decay, _decayed),
+      optax.scale_by_learning_rate(schedule(config, total_steps)))
+
+
+def _stored_as(dtype: str, adam: optax.GradientTransformation):
+  """Adam that computes in float32 and keeps its moments in `dtype`."""
+  def cast(state, to):
+    return state._replace(mu=optax.tree.cast(state.mu, to),
+                          nu=optax.tree.cast(state.nu, to))
+
+  def init(params):
+    return cast(adam.init(params), dtype)
+
+  def update(grads, state, params=None):
+    grads = optax.tree.cast(grads, 'float32')
+    updates, state = adam.update(grads, cast(state, 'float32'), params)
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(init, update)
 
 
 def _decayed(params):

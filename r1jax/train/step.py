@@ -46,7 +46,8 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
     inputs = batch.tokens_BT, batch.position_BT, batch.segment_BT
     out = model.apply({'params': params}, *inputs)
     logp_BT, entropy_BT = common.token_logp(
-        out.hidden_BTD, output_head(model, params), batch.target_BT)
+        out.hidden_BTD, output_head(model, params), batch.target_BT,
+        layout=model.layout)
     loss = -jnp.sum(logp_BT * batch.weight_BT) / total_weight
     metrics = {
         'loss': loss,
@@ -170,7 +171,8 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
   out = model.apply({'params': params}, *_inputs(rollout))
   logp, entropy = common.token_logp(
       out.hidden_BTD[:, prompt_tokens - 1:-1], output_head(model, params),
-      rollout.tokens_BT[:, prompt_tokens:], temperature)
+      rollout.tokens_BT[:, prompt_tokens:], temperature,
+      layout=model.layout)
 
   def whole(x):
     x_BT = jnp.pad(x, ((0, 0), (prompt_tokens, 0)))
@@ -197,7 +199,8 @@ def _ahead_loss(model: Transformer, params, hidden_BTD, inputs, target_BT,
   head, depth, total = output_head(model, params), model.config.mtp_depth, 0.0
   for k in range(depth):
     target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)
-    logp_BT, _ = common.token_logp(hidden_KBTD[k], head, target)
+    logp_BT, _ = common.token_logp(
+        hidden_KBTD[k], head, target, layout=model.layout)
     total -= jnp.sum(logp_BT * weight) / jnp.maximum(total_weight, 1)
   return total / depth, routing
 

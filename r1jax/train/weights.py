@@ -52,7 +52,7 @@ def about(path: Path) -> dict:
 
 
 def load(path: Path, model: Transformer):
-  """Reads parameters into the model's layout, as float32.
+  """Reads parameters into the model's layout, in its param_dtype.
 
   Each device reads its own part, so that the host holds no more than that.
 
@@ -63,27 +63,29 @@ def load(path: Path, model: Transformer):
   if not path.exists():
     raise UserError(f'weights: no file {path}')
   reader = Reader(path)
-  shapes = {
-      name: box.value.shape for name, box in traverse_util.flatten_dict(
-          transformer.parameter_shapes(model), sep='/').items()}
+  boxes = traverse_util.flatten_dict(
+      transformer.parameter_shapes(model), sep='/')
+  shapes = {name: box.value.shape for name, box in boxes.items()}
+  dtypes = {name: box.value.dtype for name, box in boxes.items()}
   _check(reader, shapes, model.config)
   shardings = traverse_util.flatten_dict(
       transformer.parameter_shardings(model, model.layout), sep='/')
   params = {
       name: jax.make_array_from_callback(
-          shape, shardings[name], _reads(reader, name, shape))
+          shape, shardings[name], _reads(reader, name, shape, dtypes[name]))
       for name, shape in shapes.items()}
   return traverse_util.unflatten_dict(params, sep='/')
 
 
-def _reads(reader: Reader, name: str, shape: tuple[int, ...]) -> Callable:
+def _reads(reader: Reader, name: str, shape: tuple[int, ...],
+           dtype) -> Callable:
   """What makes the part of a parameter that one device wants."""
   def part(index):
     if not transformer.is_stacked(name):
-      return reader.read(name, index).astype(np.float32)
+      return reader.read(name, index).astype(dtype)
     layers = range(shape[0])[index[0]]
     return np.stack([
-        reader.read(stored_name(name, layer), index[1:]).astype(np.float32)
+        reader.read(stored_name(name, layer), index[1:]).astype(dtype)
         for layer in layers])
 
   return part
@@ -121,4 +123,4 @@ def _check(reader: Reader, shapes: dict, config: ModelConfig):
 # What the same weights may be run with.
 _FREE = tuple(f'model.{field}' for field in (
     'init_std', 'max_context', 'dtype', 'remat', 'moe_dispatch',
-    'capacity_factor'))
+    'capacity_factor', 'attention_kernel', 'param_dtype', 'fp8'))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from tests.conftest import dense_config, forward, make, small_config
+from r1jax.model.attention import attend
+from tests.conftest import (
+    dense_config, forward, make, one_device, small_config)
 
 
 @pytest.mark.parametrize('config', [
@@ -62,3 +64,24 @@ def test_the_cache_holds_what_the_config_says():
 def test_a_wrong_attention_is_named(changes, message):
   with pytest.raises(UserError, match=message):
     dense_config(**changes)
+
+
+@pytest.mark.parametrize('heads,kv_heads,tokens', [(2, 2, 200), (4, 2, 128)])
+def test_the_fused_kernel_equals_the_plain_one(heads, kv_heads, tokens):
+  """Packed segments, a length that is no whole tile, value and gradients."""
+  rng = np.random.default_rng(0)
+
+  def draw(n, width):
+    return jnp.asarray(rng.normal(size=(2, tokens, n, width)), jnp.float32)
+
+  q, k, v = draw(heads, 24), draw(kv_heads, 24), draw(kv_heads, 16)
+  segment = jnp.asarray(np.arange(tokens) >= [[70], [tokens]], jnp.int32)
+  cotangent = draw(heads, 16)
+  found = []
+  for kernel in ('plain', 'splash'):
+    out, vjp = jax.vjp(jax.jit(
+        lambda *qkv, kernel=kernel: attend(
+            *qkv, segment, 0.2, one_device(), kernel)), q, k, v)
+    found.append((out, *vjp(cotangent)))
+  for plain, fused in zip(*found):
+    np.testing.assert_allclose(fused, plain, atol=2e-5)

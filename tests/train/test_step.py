@@ -17,7 +17,8 @@ from tests.conftest import make, one_device, small_config
 
 _OPTIMIZER = optimizer.OptimizerConfig(
     learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=0.1,
-    beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0)
+    beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0,
+    moment_dtype='float32')
 _PROMPT, _OWN, _ROWS = 4, 8, 16
 _BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
 _LOOK_AHEAD = train_step.LookAhead(

@@ -1,0 +1,189 @@
+"""A whole step compiled for a TPU slice that is not there: `r1jax aot`.
+
+XLA's TPU compiler (package libtpu) needs a description of the slice, not the
+slice. What it says of memory is what a run would meet.
+"""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+import re
+import resource
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from r1jax.errors import UserError
+from r1jax.launch import flops
+from r1jax.model import transformer
+from r1jax.model.moe import Balancing
+from r1jax.model.transformer import Transformer
+from r1jax.records import RLBatch, Rollout
+from r1jax.sharding import Layout, make_mesh
+from r1jax.stages import build, info
+from r1jax.train import optimizer, state as train_state, step as train_step
+
+# High-bandwidth memory of one device, bytes; Google Cloud's documentation.
+HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
+DOES_NOT_FIT = 3  # Exit code.
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What the compiler said of one update.
+
+  Attributes:
+    tokens: In one update, over all devices.
+    arguments_bytes: Of one device: state and batch.
+    temporaries_bytes: Of one device, beside its arguments.
+    peak_bytes: The most that one device holds at once.
+    matmul_flops: Of all devices, by kind; see flops.count.
+    model_flops: 6 · active parameters · tokens.
+    compile_secs: Wall time of tracing and compiling.
+    host_bytes: Peak memory of this process.
+  """
+
+  tokens: int
+  arguments_bytes: int
+  temporaries_bytes: int
+  peak_bytes: int
+  matmul_flops: dict[str, float]
+  model_flops: float
+  compile_secs: float
+  host_bytes: int
+
+
+class DoesNotFit(Exception):
+  """The compiler ran out of the chip's memory; its largest buffers."""
+
+  def __init__(self, reason: str, buffers: list[str]):
+    super().__init__(reason)
+    self.buffers = buffers
+
+
+def topology(name: str):
+  """The devices of a slice that is not there, e.g. 'v5p:8x8x16'.
+
+  Raises:
+    UserError: no such slice, or no libtpu.
+  """
+  # The compiler asks no metadata server, and leaves a TPU that is here alone.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  from jax.experimental import topologies
+  chip = name.split(':')[0]
+  if chip not in HBM_BYTES or not re.fullmatch(r'\w+:\d+x\d+(x\d+)?', name):
+    raise UserError(
+        f'aot: {name!r} is no topology; give one of '
+        f'{", ".join(HBM_BYTES)} and its shape, for example v5p:8x8x16')
+  try:
+    return topologies.get_topology_desc(name, 'tpu').devices
+  except Exception as error:
+    reason = str(error).strip().splitlines()[0][:200]
+    raise UserError(
+        f'aot: the compiler has no {name} ({reason}); it comes with '
+        "pip install 'r1jax[tpu]'") from error
+
+
+def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
+  """Compiles one GRPO update of a config; no array is ever allocated.
+
+  Raises:
+    DoesNotFit: it needs more than a chip has.
+  """
+  layout = Layout(make_mesh(config.mesh, devices))
+  model = Transformer(build.model_config(config.model), layout)
+  c, began = config.rl, time.monotonic()
+  rows = c.prompts_per_step * c.group_size // c.minibatches
+  width = config.data.max_prompt_tokens
+  tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches)
+  update = train_step.policy(
+      model, tx, c.temperature, width, c.clip_low, c.clip_high, c.kl_coef,
+      1, c.microbatches, Balancing(c.balance_speed, c.balance_loss),
+      c.mtp_weight)
+  args = (_state(model, tx), _batch(layout, rows, width + c.max_new_tokens),
+          jax.ShapeDtypeStruct((), jax.random.key(0).dtype,
+                               sharding=layout.replicated()))
+  traced = update.trace(*args)
+  counted = flops.count(traced.jaxpr.jaxpr)
+  lowered = traced.lower()
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      compiled = lowered.compile(compiler_options={'xla_dump_to': folder})
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      raise DoesNotFit(str(error).splitlines()[0],
+                       _largest_buffers(folder)) from error
+  memory = compiled.memory_analysis()
+  tokens = rows * (width + c.max_new_tokens)
+  return Compiled(
+      tokens=tokens, arguments_bytes=memory.argument_size_in_bytes,
+      temporaries_bytes=memory.temp_size_in_bytes,
+      peak_bytes=memory.peak_memory_in_bytes,
+      matmul_flops=counted,
+      model_flops=6.0 * info.count(model.config).active * tokens,
+      compile_secs=time.monotonic() - began,
+      host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _state(model: Transformer, tx) -> train_state.TrainState:
+  params = jax.tree.map(
+      lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
+      transformer.parameter_shapes(model), is_leaf=lambda x: hasattr(x, 'names'))
+  return train_state.abstract(params, tx, train_state.shardings(model, tx))
+
+
+def _batch(layout: Layout, rows: int, tokens: int) -> RLBatch:
+  def array(letters, dtype):
+    return jax.ShapeDtypeStruct(
+        (rows, tokens)[:len(letters)], dtype, sharding=layout.sharding(letters))
+
+  return RLBatch(
+      rollout=Rollout(
+          tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool),
+          mask_BT=array('BT', bool), logp_BT=array('BT', jnp.float32),
+          finish_B=array('B', jnp.int32), length_B=array('B', jnp.int32),
+          group_B=array('B', jnp.int32)),
+      adv_B=array('B', jnp.float32), old_logp_BT=array('BT', jnp.float32),
+      ref_logp_BT=array('BT', jnp.float32))
+
+
+def _largest_buffers(folder: str) -> list[str]:
+  """From the compiler's own report: '49.00GiB  bf16[1,3670016,7168]'."""
+  reports = sorted(Path(folder).glob('*jit_step*memory-usage-report.txt'))
+  if not reports:
+    return []
+  rows = re.findall(r'\);\s+([\d.]+\wiB);[^;]*;[^;]*;(.*)',
+                    reports[-1].read_text())
+  return [f'{size:>10}  {shapes.strip()[:100]}' for size, shapes in rows[:12]]
+
+
+def show(config: ml_collections.ConfigDict, name: str) -> int:
+  """Compiles, prints the table; returns the exit code."""
+  devices = topology(name)
+  try:
+    found = compile_update(config, devices)
+  except DoesNotFit as error:
+    print(f'{name}: {error}\nthe largest buffers are')
+    print('\n'.join(error.buffers))
+    return DOES_NOT_FIT
+  limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
+  matmul = sum(found.matmul_flops.values())
+  core = found.matmul_flops['kernel']
+  print(f'{name}: {len(devices)} devices; one GRPO update of '
+        f'{found.tokens:,} tokens')
+  print(f'  arguments     {found.arguments_bytes / GB:8.2f} GB a device')
+  print(f'  temporaries   {found.temporaries_bytes / GB:8.2f} GB')
+  print(f'  peak          {found.peak_bytes / GB:8.2f} GB of '
+        f'{limit / GB:.1f} GB')
+  print(f'  matmul FLOPs  {matmul - core:.3e}, '
+        f'{(matmul - core) / found.model_flops:.2f} × 6·N_active·tokens')
+  print(f'  attention     {core:.3e} in kernels, their whole grid')
+  print(f'  compiled in   {found.compile_secs:.0f} s, with '
+        f'{found.host_bytes / GB:.1f} GB of host memory')
+  return 0

@@ -1,0 +1,72 @@
+"""FLOPs of a program, counted from its jaxpr.
+
+XLA's own count sees a scanned layer once; here a scan counts as often as it
+runs, and a shard_map as often as there are devices. Only matrix products are
+counted: everything else is small beside them.
+"""
+
+from collections.abc import Callable
+import math
+
+from jax.extend import core
+
+
+def count(jaxpr: core.Jaxpr, devices: int = 1) -> dict[str, float]:
+  """FLOPs of all devices together, by kind.
+
+  Returns:
+    'dense': ordinary matrix products; 'grouped': ragged ones, every row that
+    has room counted; 'kernel': within Pallas kernels, over their whole grid,
+    the blocks that a causal mask skips included.
+  """
+  total = {'dense': 0.0, 'grouped': 0.0, 'kernel': 0.0}
+  for eqn in jaxpr.eqns:
+    name, times, inner_devices, kind = eqn.primitive.name, 1, devices, None
+    if name == 'dot_general':
+      total['dense'] += _dot(eqn)
+    elif name.startswith('ragged_dot'):
+      total['grouped'] += _ragged(eqn)
+    elif name == 'scan':
+      times = eqn.params['length']
+    elif name == 'shard_map':
+      times = eqn.params['mesh'].size
+    elif name == 'pallas_call':
+      times, kind = math.prod(eqn.params['grid_mapping'].grid), 'kernel'
+    for inner in _inner(eqn.params):
+      for key, flops in count(inner, inner_devices).items():
+        total[kind or key] += times * flops
+  return total
+
+
+def _inner(params: dict):
+  """The jaxprs in an equation's parameters."""
+  for value in params.values():
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+      if isinstance(item, core.ClosedJaxpr):
+        yield item.jaxpr
+      elif isinstance(item, core.Jaxpr):
+        yield item
+
+
+def _dot(eqn) -> float:
+  (contracted, _), _ = eqn.params['dimension_numbers']
+  lhs, out = eqn.invars[0].aval, eqn.outvars[0].aval
+  return 2.0 * math.prod(out.shape) * math.prod(
+      lhs.shape[axis] for axis in contracted)
+
+
+def _ragged(eqn) -> float:
+  """Rows × width × width: each row meets one group's matrix.
+
+  [S, D] × [E, D, F] → [S, F], and for the weights' gradient
+  [S, D] × [S, F] → [E, D, F]: 2 · S · D · F both times.
+  """
+  lhs, rhs, out = (v.aval.shape for v in (*eqn.invars[:2], eqn.outvars[0]))
+  if len(out) == 3:
+    return 2.0 * lhs[0] * out[1] * out[2]
+  return 2.0 * math.prod(lhs) * out[-1] if len(rhs) == 3 else math.nan
+
+
+def of(function: Callable, *args) -> dict[str, float]:
+  """Of a jitted function at these (abstract) arguments."""
+  return count(function.trace(*args).jaxpr.jaxpr)

@@ -1,0 +1,97 @@
+"""FP8 products against NumPy, group by group."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from r1jax.model import moe, quant
+from tests.conftest import dense_config, forward, make, small_config
+
+_RNG = np.random.default_rng(0)
+
+
+def _round(group):
+  """One group of numbers under one scale, in NumPy."""
+  scale = np.float32(np.abs(group).max() / 448) or np.float32(1)
+  return (group / scale).astype(ml_dtypes.float8_e4m3fn).astype(
+      np.float32) * scale
+
+
+def _tiles(x, axis):
+  """Rounds every 128 numbers of a matrix along an axis."""
+  x = np.moveaxis(np.float32(x), axis, -1)
+  out = np.zeros_like(x)
+  for row in range(x.shape[0]):
+    for start in range(0, x.shape[1], 128):
+      out[row, start:start + 128] = _round(x[row, start:start + 128])
+  return np.moveaxis(out, -1, axis)
+
+
+def _blocks(w):
+  out = np.zeros_like(w)
+  for i in range(0, w.shape[0], 128):
+    for j in range(0, w.shape[1], 128):
+      out[i:i + 128, j:j + 128] = _round(w[i:i + 128, j:j + 128])
+  return out
+
+
+def _draw(*shape):
+  """Rows and columns of very different sizes: scales matter."""
+  size = 10.0 ** _RNG.uniform(-3, 3, shape[-1])
+  return (_RNG.normal(size=shape) * size).astype(np.float32)
+
+
+def test_all_three_products_are_v3s():
+  """Sizes that are no whole tile; the weight's gradient is along tokens."""
+  x, w, dy = _draw(150, 200), _draw(200, 130), _draw(150, 130)
+  y, vjp = jax.vjp(jax.jit(
+      lambda x, w: quant.product(jnp.matmul, x, w)), x, w)
+  dx, dw = vjp(dy)
+  want = _tiles(x, 1) @ _blocks(w)
+  np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4 * want.std())
+  want = _tiles(dy, 1) @ _blocks(w).T
+  np.testing.assert_allclose(dx, want, rtol=1e-4, atol=1e-4 * want.std())
+  want = _tiles(_tiles(x, 1), 0).T @ _tiles(dy, 0)
+  np.testing.assert_allclose(dw, want, rtol=1e-4, atol=1e-4 * want.std())
+
+
+def test_zeros_stay_zeros():
+  x, w = jnp.zeros((3, 200)), jnp.zeros((200, 5))
+  y, vjp = jax.vjp(lambda x, w: quant.product(jnp.matmul, x, w), x, w)
+  assert not np.asarray(y).any()
+  assert not any(np.asarray(g).any() for g in vjp(jnp.zeros_like(y)))
+
+
+@pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
+def test_grouped_products_round_each_experts_weight(dispatch):
+  rows, E = 40, 3
+  x, w = _draw(rows, 140), np.stack([_draw(140, 8) for _ in range(E)])
+  expert = _RNG.integers(0, E, rows).astype(np.int32)
+
+  @jax.jit
+  def run(x, w):
+    where = moe.plan(jnp.asarray(expert), E, dispatch)
+    out = moe._products(where, True)(x[where.row_S], w)
+    return out[where.slot_R]
+
+  want = np.stack([_tiles(x, 1)[r] @ _blocks(w[e])
+                   for r, e in enumerate(expert)])
+  np.testing.assert_allclose(
+      run(x, w), want, rtol=1e-4, atol=1e-4 * want.std())
+
+
+@pytest.mark.parametrize('config', [
+    partial(small_config, first_k_dense=3), dense_config], ids=['mla', 'gqa'])
+def test_a_model_in_fp8_is_near_and_not_the_same(config):
+  """Without routing: another choice of experts is no small difference."""
+  tokens = _RNG.integers(0, 32, (2, 9))
+  model, params = make(config())
+  exact = forward(model, params, tokens)
+  model, _ = make(config(fp8=True))
+  rounded = forward(model, params, tokens)
+  error = np.abs(rounded - exact).mean() / np.abs(exact).mean()
+  assert 1e-4 < error < 0.2
