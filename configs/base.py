@@ -31,7 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.stages = ('pretrain', 'rl')
   # The base model that RL starts from: 'shipped' with the package; 'pretrain',
   # made by the stage of that name, or found if this config made it before;
-  # 'random'; or a .safetensors file.
+  # 'random'; or weights of ours: a
+  # .safetensors file, or a folder that import-hf wrote.
   config.init = 'pretrain'
 
   config.model = models.deepseek_v3()

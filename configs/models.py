@@ -24,8 +24,8 @@ _V3 = dict(
     topk_groups=4, group_score='top2', normalise_gates=True,
     routed_scaling=2.5, capacity_factor=0.0, mtp_depth=0,
     scalar_head=False, vocab_size=129280, norm_eps=1e-6, init_std=0.006,
-    max_context=4096, dtype='bfloat16', param_dtype='float32', fp8=False,
-    remat=True, moe_dispatch='auto')
+    max_context=4096, dtype='bfloat16', fp8=False, remat=True,
+    moe_dispatch='auto')
 
 # Dense: what the mixture of experts and MLA need is not there.
 _DENSE = _V3 | dict(
@@ -110,7 +110,7 @@ def imported(source: str) -> dict:
 
 
 def tiny() -> dict:
-  """The miniature: every mechanism of V3, 0.7M parameters, characters."""
+  """The miniature: V3's attention and experts, 0.7M parameters, characters."""
   return _V3 | dict(
       num_layers=4, first_k_dense=1, d_model=96, num_heads=2, q_lora_rank=48,
       kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=32,

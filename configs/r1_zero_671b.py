@@ -6,13 +6,17 @@ are unpublished are marked in configs/base.py.
   r1jax info --config=configs/r1_zero_671b.py --devices=1024
   r1jax aot --config=configs/r1_zero_671b.py --topology=v5p:8x8x16
 
+It is for these two commands. A run needs more: imported weights in
+config.init, a tokenizer, questions, and a layout for sampling on several hosts.
+
 One update of 512 sequences × 8,192 tokens, float32 weights and moments, peaks
 at 20.0 GB a chip of v5p:8x8x16 (95 GiB), costs 1.50 × 6·N_active·tokens in
 matrix products, and compiles in 153 s with 4.2 GB of host memory (two cores,
-libtpu 0.0.52; attention's kernels are counted apart).
+libtpu 0.0.52; attention's kernels are counted apart). The reference policy,
+2.6 GB a chip, is not among the update's arguments.
 
-Sequences end at 8,192 tokens here, which 1,024 chips of v5p hold; R1-Zero's
-own limit is --config.rl.max_new_tokens=32768, and 65536 after step 8200.
+Sequences end at 8,192 tokens here; R1-Zero's own limit is
+--config.rl.max_new_tokens=32768, and 65536 after step 8200.
 """
 
 from configs import base, models

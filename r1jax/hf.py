@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 import re
 
-from flax import traverse_util
 import numpy as np
 
 from r1jax.errors import UserError
@@ -124,6 +123,13 @@ def family(config: ModelConfig) -> str:
   if config.mtp_depth and config.attention != 'mla':
     raise UserError('export-hf: no family has look-ahead modules (mtp_depth) '
                     'with grouped-query attention')
+  pairs = 'adjacent' if config.attention == 'mla' else 'halves'
+  if config.rope.pairs != pairs:
+    raise UserError(f'export-hf: every family with {config.attention} rotates '
+                    f'{pairs} pairs; this model does not')
+  if config.attention == 'gqa' and config.rope.scaling == 'yarn':
+    raise UserError('export-hf: YaRN with grouped-query attention is scaled '
+                    'otherwise there')
   if config.attention == 'mla':
     if (config.affinity, config.group_score) != ('sigmoid', 'top2'):
       raise UserError('export-hf: deepseek_v3 routes by sigmoid affinities and '
@@ -270,13 +276,17 @@ def write_tensors(folder: Path, config: ModelConfig, source: Reader,
     folder: Gets config.json and the safetensors.
     config: The model's.
     source: Our tensors, by stored name.
-    dtype: Of what is written; None keeps each tensor's.
+    dtype: Of what is written; None keeps that of the embedding.
     shard_bytes: At most so much in one file.
   """
-  sizes = _sizes(config)
+  sizes, found = _sizes(config), places(config)
+  absent = [place.ours for place in found if place.ours not in source]
+  if absent:
+    raise UserError(f'export-hf: {source.path} lacks {_few(absent)}')
+  dtype = dtype or source.dtype('embedding')
   writer = Writer(folder, shard_bytes, {'format': 'pt'})
   waiting: dict[str, list] = {}
-  for place in places(config):
+  for place in found:
     array = source.read(place.ours)
     by_expert = '{e}' in place.row.theirs
     for e, name in enumerate(place.theirs):
@@ -286,14 +296,14 @@ def write_tensors(folder: Path, config: ModelConfig, source: Reader,
         tensor = _to_theirs(waiting.pop(name), sizes)
         router_bias = place.row.ours == 'ffn/bias'  # Theirs stays float32.
         writer.add(name, tensor.astype(
-            np.float32 if router_bias else dtype or tensor.dtype))
+            np.float32 if router_bias else dtype))
   for i in range(config.mtp_depth):
     for name, ours in _MTP_SHARED.items():
       if ours in source:
         array = np.ascontiguousarray(
             source.read(ours) if ours == 'embedding' else source.read(ours).T)
         writer.add(f'model.layers.{config.num_layers + i}.{name}',
-                   array.astype(dtype or array.dtype))
+                   array.astype(dtype))
   write_text(Path(folder) / 'config.json',
              json.dumps(write_config(config, dtype), indent=2) + '\n')
   writer.close()
@@ -318,7 +328,12 @@ def _check(reader: Reader, found: list[Place], sizes, config: ModelConfig):
   if wrong:
     raise UserError(
         f'import-hf: {reader.path} does not hold what its config.json says: '
-        + '; '.join(sorted(set(wrong))))
+        + _few(sorted(set(wrong))))
+
+
+def _few(names: list[str], most: int = 40) -> str:
+  more = f'; and {len(names) - most} more' if len(names) > most else ''
+  return '; '.join(names[:most]) + more
 
 
 def _ignored(config: ModelConfig) -> re.Pattern:
@@ -337,6 +352,10 @@ def _read(reader: Reader, name: str) -> np.ndarray:
     return tensor
   scale = reader.read(f'{name}_scale_inv').astype(np.float32)
   rows, columns = tensor.shape
+  if scale.shape != (-(-rows // BLOCK), -(-columns // BLOCK)):
+    raise UserError(
+        f'import-hf: {name}_scale_inv has shape {scale.shape}; {name} of '
+        f'{tensor.shape} in blocks of {BLOCK} × {BLOCK} needs another')
   spread = np.repeat(np.repeat(scale, BLOCK, 0), BLOCK, 1)[:rows, :columns]
   return tensor.astype(np.float32) * spread
 
@@ -354,11 +373,12 @@ def read_config(folder: Path) -> dict:
   path = Path(folder).expanduser() / 'config.json'
   try:
     theirs = json.loads(path.read_text())
-  except FileNotFoundError as error:
-    raise UserError(f'import-hf: no file {path}') from error
+  except OSError as error:
+    raise UserError(f'import-hf: no file {path}; give the folder of a '
+                    'checkpoint') from error
   except ValueError as error:
     raise UserError(f'import-hf: {path} is not JSON ({error})') from error
-  kind = theirs.get('model_type')
+  kind = theirs.get('model_type') if isinstance(theirs, dict) else None
   if kind not in FAMILIES:
     raise UserError(
         f'import-hf: {path} has model_type {kind!r}; there are '
@@ -417,7 +437,7 @@ def _architecture(kind: str, h: dict) -> dict:
       norm_eps=h['rms_norm_eps'],
       init_std=h.get('initializer_range', 0.02),
       max_context=h['max_position_embeddings'], dtype='bfloat16',
-      param_dtype='float32', fp8=False, remat=True, moe_dispatch='auto')
+      fp8=False, remat=True, moe_dispatch='auto')
 
 
 def _rope(h: dict, pairs: str) -> dict:
@@ -430,6 +450,10 @@ def _rope(h: dict, pairs: str) -> dict:
   if kind not in ('default', 'yarn', 'llama3'):
     raise UserError(f'import-hf: config.json has rope_type {kind!r}; there '
                     'are default, yarn and llama3')
+  if kind == 'yarn' and (
+      pairs == 'halves' or said.get('attention_factor') is not None):
+    raise UserError('import-hf: config.json scales YaRN by attention_factor, '
+                    'or without MLA; only mscale with MLA is supported')
   return dict(
       theta=theta, pairs=pairs, scaling='none' if kind == 'default' else kind,
       factor=said.get('factor', 1.0),
@@ -447,7 +471,7 @@ _ARCHITECTURES = {
     'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
 
 
-def write_config(c: ModelConfig, dtype: np.dtype | None) -> dict:
+def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
   """config.json in the keys of hub checkpoints."""
   kind = family(c)
   made = dict(
@@ -458,7 +482,7 @@ def write_config(c: ModelConfig, dtype: np.dtype | None) -> dict:
       max_position_embeddings=c.max_context, rms_norm_eps=c.norm_eps,
       initializer_range=c.init_std, tie_word_embeddings=c.tie_embeddings,
       rope_theta=c.rope.theta, rope_scaling=_their_rope(c.rope),
-      torch_dtype=str(np.dtype(dtype or np.float32)))
+      torch_dtype=str(np.dtype(dtype)))
   if c.attention == 'gqa':
     return made | dict(
         num_key_value_heads=c.num_kv_heads, head_dim=c.head_dim)

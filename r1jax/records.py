@@ -10,7 +10,7 @@ einsum indices and sharding axes:
   R rope part            C kv latent            X latent cache entry (= C + R)
   Q query latent         U value head           F ffn width
   E experts              A active experts       V vocabulary
-  L layers               W blocks
+  L layers               W blocks               Z look-ahead depth
 """
 
 from collections.abc import Sequence

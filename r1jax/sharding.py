@@ -136,6 +136,9 @@ class Layout:
     axes = dict(self.activations).get(letter, ())
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
+  def activation_axes(self, letter: str) -> tuple[str, ...]:
+    return dict(self.activations).get(letter, ())
+
   def weight_axes(self, letter: str) -> tuple[str, ...]:
     return dict(self.weights).get(letter, ())
 

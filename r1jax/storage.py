@@ -120,7 +120,10 @@ class Writer:
     self._pending: dict[str, np.ndarray] = {}
     self._shards: list[list[str]] = []
     self._bytes = self._total = 0
-    self._folder.mkdir(parents=True, exist_ok=True)
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(f'cannot write to {self._folder}: {error}') from error
 
   def add(self, name: str, tensor: np.ndarray):
     if self._pending and self._bytes + tensor.nbytes > self._limit:
@@ -146,8 +149,12 @@ class Writer:
 
   def _flush(self):
     self._shards.append(list(self._pending))
-    save_file(self._pending, self._folder / _part(len(self._shards)),
-              metadata=self._metadata)
+    part = self._folder / _part(len(self._shards))
+    try:
+      save_file(self._pending, part, metadata=self._metadata)
+      part.chmod(0o644)
+    except (OSError, safetensors.SafetensorError) as error:
+      raise UserError(f'cannot write {part}: {error}') from error
     self._pending, self._bytes = {}, 0
 
 

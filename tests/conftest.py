@@ -19,7 +19,6 @@ import pytest  # noqa: E402
 
 from configs import models  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
-from r1jax.model.rope import RopeConfig  # noqa: E402
 from r1jax.model.transformer import Transformer, init_params  # noqa: E402
 from r1jax.sharding import Layout, make_mesh  # noqa: E402
 
@@ -48,7 +47,7 @@ def shared() -> Path:
 
 
 def small_config(**changes) -> ModelConfig:
-  """A model of a few thousand parameters with every mechanism of V3."""
+  """A model of a few thousand parameters with V3's attention and experts."""
   return from_dict(models.tiny() | dict(
       d_model=16, num_layers=3, num_heads=2, q_lora_rank=16, kv_lora_rank=8,
       qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, ffn_dim=32,
@@ -64,8 +63,7 @@ def dense_config(**changes) -> ModelConfig:
       remat=False, qkv_bias=True, qk_norm=True, max_context=128) | changes)
 
 
-def from_dict(fields: dict) -> ModelConfig:
-  return ModelConfig(**fields | {'rope': RopeConfig(**fields['rope'])})
+from_dict = ModelConfig.from_dict
 
 
 def one_device() -> Layout:

@@ -1,4 +1,4 @@
-"""Real checkpoints' form: logits against transformers', and back bit for bit."""
+"""Real checkpoints' form: transformers' logits, and back bit for bit."""
 
 import json
 from pathlib import Path
@@ -109,7 +109,7 @@ def _their_norms(folder, model, grads) -> dict[str, float]:
   with tempfile.TemporaryDirectory() as where:
     weights.save(Path(where) / 'model.safetensors', grads, 'float32', {})
     hf.write_tensors(Path(where) / 'hf', model.config,
-                     hf.Reader(Path(where)), None, 1 << 40)
+                     hf.Reader(Path(where)), np.float32, 1 << 40)
     flat = load_file(Path(where) / 'hf' / 'model.safetensors')
   squares: dict[str, float] = {}
   for name, value in flat.items():
@@ -250,3 +250,36 @@ def test_a_checkpoint_of_another_architecture_is_refused(shared, tmp_path):
   model = Transformer(from_dict(fields), one_device())
   with pytest.raises(UserError, match='model.rope.theta is 1000000.0 there'):
     weights.load(tmp_path / 'ours', model)
+
+
+def test_export_refuses_before_it_writes(tmp_path):
+  """Another rotation, a head that they lack, a file that says nothing."""
+  from configs import models
+  from r1jax.settings import flatten
+  for changes, message in (
+      ({'rope': models.rope(1e4, 'adjacent')}, "rotates halves pairs"),
+      ({'scalar_head': True}, 'scalar head'),
+      ({}, 'lacks embedding')):
+    about = {'config': flatten({'model': models.llama3_1_8b() | changes})}
+    file = tmp_path / 'model.safetensors'
+    save_file({'nothing': np.zeros(1)}, file,
+              metadata={'about': json.dumps(about)})
+    with pytest.raises(UserError, match=message):
+      convert.export_hf(file, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+  save_file({'nothing': np.zeros(1)}, file)
+  with pytest.raises(UserError, match='does not say what model'):
+    convert.export_hf(file, tmp_path / 'out')
+  about['config'].pop('model.attention')
+  save_file({'nothing': np.zeros(1)}, file,
+            metadata={'about': json.dumps(about)})
+  with pytest.raises(UserError, match='attention is missing'):
+    convert.export_hf(file, tmp_path / 'out')
+
+
+def test_a_scale_of_other_blocks_is_refused(tmp_path):
+  save_file({'w': np.zeros((200, 130), np.float32),
+             'w_scale_inv': np.ones((4, 3), np.float32)},
+            tmp_path / 'model.safetensors')
+  with pytest.raises(UserError, match='blocks of 128 × 128'):
+    hf._read(hf.Reader(tmp_path), 'w')

@@ -38,10 +38,11 @@ def main():
     expert_BA = jax.lax.top_k(jax.random.uniform(keys[2], (B, E)), A)[1]
     rows = jnp.repeat(x_BD, A, axis=0)
 
-    def dispatched(kind):
+    def dispatched(kind, expert_BA=expert_BA, A=A, E=E):
       def product(x, w):
-        where = moe.plan(expert_BA, E, kind)
-        return moe.grouped_matmul(x[where.token_S], w, where)[where.slot_BA]
+        where = moe.plan(expert_BA.reshape(-1), E, kind)
+        out = moe.grouped_matmul(x[where.row_S // A], w, where)
+        return out[where.slot_R]
 
       return product
 

@@ -29,8 +29,8 @@ def main():
   flags.add_argument('--seeds', default='0,1,2')
   args = flags.parse_args()
   commit = subprocess.run(
-      ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True,
-      check=True).stdout.strip()
+      ['git', 'describe', '--always', '--dirty'], capture_output=True,
+      text=True, check=True).stdout.strip()
   rows = []
   for seed in args.seeds.split(','):
     workdir = Path(args.out) / f'seed{seed}'

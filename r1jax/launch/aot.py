@@ -1,11 +1,11 @@
-"""A whole step compiled for a TPU slice that is not there: `r1jax aot`.
+"""An update compiled for a TPU slice that is not there: `r1jax aot`.
 
 XLA's TPU compiler (package libtpu) needs a description of the slice, not the
-slice. What it says of memory is what a run would meet.
+slice. What it says of memory is of the GRPO update alone: the reference policy
+and what sampling needs are not among its arguments.
 """
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 import re
@@ -74,19 +74,22 @@ def topology(name: str):
   # The compiler asks no metadata server, and leaves a TPU that is here alone.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  from jax.experimental import topologies
   chip = name.split(':')[0]
   if chip not in HBM_BYTES or not re.fullmatch(r'\w+:\d+x\d+(x\d+)?', name):
     raise UserError(
         f'aot: {name!r} is no topology; give one of '
         f'{", ".join(HBM_BYTES)} and its shape, for example v5p:8x8x16')
   try:
+    import libtpu  # noqa: F401
+  except ImportError as error:
+    raise UserError("aot: the compiler is not installed: pip install "
+                    "'r1jax[tpu]'") from error
+  from jax.experimental import topologies
+  try:
     return topologies.get_topology_desc(name, 'tpu').devices
   except Exception as error:
-    reason = str(error).strip().splitlines()[0][:200]
-    raise UserError(
-        f'aot: the compiler has no {name} ({reason}); it comes with '
-        "pip install 'r1jax[tpu]'") from error
+    reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+    raise UserError(f'aot: the compiler has no {name} ({reason})') from error
 
 
 def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
@@ -95,12 +98,15 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
   Raises:
     DoesNotFit: it needs more than a chip has.
   """
+  build.check_counts(config)
   layout = Layout(make_mesh(config.mesh, devices))
+  build.check_rl(config, layout)
   model = Transformer(build.model_config(config.model), layout)
   c, began = config.rl, time.monotonic()
   rows = c.prompts_per_step * c.group_size // c.minibatches
   width = config.data.max_prompt_tokens
-  tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches)
+  tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches,
+                      untrained=() if c.mtp_weight else ('mtp',))
   update = train_step.policy(
       model, tx, c.temperature, width, c.clip_low, c.clip_high, c.kl_coef,
       1, c.microbatches, Balancing(c.balance_speed, c.balance_loss),
@@ -134,7 +140,8 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
 def _state(model: Transformer, tx) -> train_state.TrainState:
   params = jax.tree.map(
       lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
-      transformer.parameter_shapes(model), is_leaf=lambda x: hasattr(x, 'names'))
+      transformer.parameter_shapes(model),
+      is_leaf=lambda x: hasattr(x, 'names'))
   return train_state.abstract(params, tx, train_state.shardings(model, tx))
 
 

@@ -11,7 +11,7 @@ import math
 from jax.extend import core
 
 
-def count(jaxpr: core.Jaxpr, devices: int = 1) -> dict[str, float]:
+def count(jaxpr: core.Jaxpr) -> dict[str, float]:
   """FLOPs of all devices together, by kind.
 
   Returns:
@@ -21,7 +21,7 @@ def count(jaxpr: core.Jaxpr, devices: int = 1) -> dict[str, float]:
   """
   total = {'dense': 0.0, 'grouped': 0.0, 'kernel': 0.0}
   for eqn in jaxpr.eqns:
-    name, times, inner_devices, kind = eqn.primitive.name, 1, devices, None
+    name, times, kind = eqn.primitive.name, 1, None
     if name == 'dot_general':
       total['dense'] += _dot(eqn)
     elif name.startswith('ragged_dot'):
@@ -33,7 +33,7 @@ def count(jaxpr: core.Jaxpr, devices: int = 1) -> dict[str, float]:
     elif name == 'pallas_call':
       times, kind = math.prod(eqn.params['grid_mapping'].grid), 'kernel'
     for inner in _inner(eqn.params):
-      for key, flops in count(inner, inner_devices).items():
+      for key, flops in count(inner).items():
         total[kind or key] += times * flops
   return total
 

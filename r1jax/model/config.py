@@ -1,5 +1,6 @@
 """The architecture as data."""
 
+from collections.abc import Mapping
 import dataclasses
 
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ class ModelConfig:
     norm_eps: RMSNorm's ε.
     init_std: Standard deviation of the normal initialisation.
     max_context: Longest sequence in tokens, prompt and completion together.
-    dtype: Of the activations, and of weights where they are used.
-    param_dtype: Of the weights that the optimiser updates.
+    dtype: Of the activations, and of weights where they are used; what the
+      optimiser updates is float32.
     fp8: Products of attention's projections, FFN and experts in FP8.
     remat: Recompute each layer in the backward pass.
     moe_dispatch: 'blocks' (fast on CPU), 'ragged' (TPU, GPU), or 'auto'.
@@ -93,7 +94,6 @@ class ModelConfig:
   init_std: float
   max_context: int
   dtype: str
-  param_dtype: str
   fp8: bool
   remat: bool
   moe_dispatch: str
@@ -113,11 +113,13 @@ class ModelConfig:
     for field, known in (
         ('attention', ('mla', 'gqa')), ('affinity', ('sigmoid', 'softmax')),
         ('group_score', ('top2', 'max')),
-        ('param_dtype', ('float32', 'bfloat16')),
+        ('dtype', ('float32', 'bfloat16', 'float16')),
         ('attention_kernel', ('auto', 'plain', 'splash')),
         ('moe_dispatch', ('auto', 'blocks', 'ragged'))):
       value = getattr(self, field)
       need(value in known, f'{field} must be one of {known}, got {value!r}')
+    need(not self.first_k_dense or self.ffn_dim >= 1,
+         'ffn_dim must be at least 1')
     rotated = 'qk_rope_head_dim' if self.attention == 'mla' else 'head_dim'
     need(getattr(self, rotated) % 2 == 0,
          f'{rotated} must be even, got {getattr(self, rotated)}')
@@ -138,12 +140,24 @@ class ModelConfig:
       need(1 <= self.topk_groups <= groups,
            f'topk_groups = {self.topk_groups} is not within 1 and '
            f'num_expert_groups = {groups}')
+      need(self.expert_ffn_dim >= 1, 'expert_ffn_dim must be at least 1')
       need(self.capacity_factor >= 0, 'capacity_factor must not be below 0, '
            f'got {self.capacity_factor}')
       reach = self.topk_groups * (experts // groups)
       need(1 <= self.experts_per_token <= reach,
            f'experts_per_token = {self.experts_per_token} is not within 1 and '
            f'the {reach} experts of the chosen groups')
+
+  @classmethod
+  def from_dict(cls, fields: Mapping, where: str = 'model') -> 'ModelConfig':
+    """From nested fields; `where` names them in an error."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    wrong = [f'{name} is missing' for name in sorted(known - set(fields))]
+    wrong += [f'{name} is unknown' for name in sorted(set(fields) - known)]
+    if wrong:
+      raise UserError(f'{where}: {"; ".join(wrong)}; it was written by another '
+                      'version, make it again')
+    return cls(**dict(fields) | {'rope': RopeConfig(**fields['rope'])})
 
   @property
   def num_moe_layers(self) -> int:

@@ -15,11 +15,10 @@ def weight(module: nn.Module, name: str, letters: str, shape: tuple[int, ...],
            std: float) -> jax.Array:
   """Declares a normal(0, std) weight, its dimensions named by letters.
 
-  Returns it in the compute dtype; the master is stored in param_dtype.
+  Returns it in the compute dtype; the stored master is float32.
   """
   init = nn.with_partitioning(nn.initializers.normal(std), tuple(letters))
-  value = module.param(
-      name, init, shape, jnp.dtype(module.config.param_dtype))
+  value = module.param(name, init, shape, jnp.float32)
   return value.astype(module.config.compute_dtype)
 
 

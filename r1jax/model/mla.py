@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model import quant
 from r1jax.model.attention import attend, attend_cached
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
@@ -105,7 +106,13 @@ class MLA(nn.Module):
     """
     C = self.config.kv_lora_rank
     q_PGNH, q_rope_PGNR = self.query(x_PGD, position_PG)
-    q_PGNC = jnp.einsum('PGNH,CNH->PGNC', q_PGNH, self.k_up_CNH)
+    k_up_CNH, v_up_CNU = self.k_up_CNH, self.v_up_CNU
+    if self.config.fp8:  # What the expanded form multiplies, rounded as there.
+      k_up_CNH, v_up_CNU = _rounded(k_up_CNH), _rounded(v_up_CNU)
+      prefix_PSX, own_PGSX = (
+          jnp.concatenate([quant.tiles(x[..., :C], -1), x[..., C:]], -1)
+          for x in (prefix_PSX, own_PGSX))
+    q_PGNC = jnp.einsum('PGNH,CNH->PGNC', q_PGNH, k_up_CNH)
     q_PGNX = jnp.concatenate([q_PGNC, q_rope_PGNR], -1)
     P, G, N, X = q_PGNX.shape
     # Every head of every sample is one row of a product with the one latent.
@@ -120,6 +127,11 @@ class MLA(nn.Module):
     mix_PGNC = mix_PRC.reshape(P, G, N, C) + jnp.einsum(
         'PGNS,PGSC->PGNC', of_own[:, :, 0].astype(x_PGD.dtype),
         own_PGSX[..., :C])
-    mix_PGNU = jnp.einsum('PGNC,CNU->PGNU', mix_PGNC, self.v_up_CNU)
-    return jnp.einsum('PGNU,NUD->PGD', mix_PGNU, self.out_NUD)
+    mix_PGNU = jnp.einsum('PGNC,CNU->PGNU', mix_PGNC, v_up_CNU)
+    return self.merge(mix_PGNU.astype(x_PGD.dtype), self.out_NUD)
+
+
+def _rounded(w_CNH: jax.Array) -> jax.Array:
+  """In FP8 blocks of the matrix that the expanded form multiplies with."""
+  return quant.blocks(w_CNH.reshape(w_CNH.shape[0], -1)).reshape(w_CNH.shape)
 

@@ -7,6 +7,7 @@ experts, by one all-to-all there and one back.
 
 import dataclasses
 from functools import partial
+import math
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -208,7 +209,8 @@ def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
 
 
 def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
-               fp8: bool, axes: tuple[str, ...], shards: int, capacity_factor: float):
+               fp8: bool, axes: tuple[str, ...], shards: int,
+               capacity_factor: float):
   """Experts lie on `shards` devices; runs on each of them (shard_map).
 
   A device has `room` slots for each other one: with a capacity factor that
@@ -218,7 +220,8 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
   (R, A), D = expert_RA.shape, x_RD.shape[-1]
   here = weights[0].shape[0]  # Experts of this device.
   if capacity_factor:
-    room = min(-(-int(capacity_factor * R * A) // shards), R * min(A, here))
+    mean = R * A / shards
+    room = min(math.ceil(capacity_factor * mean), R * min(A, here))
   else:
     room = R * min(A, here)
   pair_expert = jnp.where(
@@ -353,7 +356,7 @@ def balanced_bias(bias_LE, load_LE, speed: float):
 
 
 def load_metrics(load_LE) -> dict[str, jax.Array]:
-  """How uneven the load of each layer is, and the worst layer by name.
+  """How uneven the load of each MoE layer is, counted from the first of them.
 
   Violation (V3 section 4.5.3's MaxVio) is the most loaded expert's load over
   the mean, less 1; entropy is that of the load as a distribution, over its

@@ -52,6 +52,9 @@ class RopeConfig:
       if value not in known:
         raise UserError(
             f'model.rope: {field} must be one of {known}, got {value!r}')
+    if self.theta <= 1:
+      raise UserError(
+          f'model.rope: theta must be above 1, got {self.theta}')
     if self.scaling != 'none' and (
         self.factor < 1 or self.original_context < 1):
       raise UserError(

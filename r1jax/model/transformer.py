@@ -162,15 +162,15 @@ class Transformer(nn.Module):
       hidden_BTD: Of __call__; the rest as its arguments.
 
     Returns:
-      hidden_KBTD: [k − 1] is of the module that predicts k + 1 tokens on; and
-      its routing, by stack.
+      hidden_ZBTD, along depth: [k − 1] is of the module that predicts k + 1
+      tokens on; and the modules' routing, by stack.
     """
-    ahead_KBTD = jnp.stack([
+    ahead_ZBTD = jnp.stack([
         self.embedding_VD[shift(tokens_BT, k + 1)]
         for k in range(self.config.mtp_depth)])
-    _, (hidden_KBTD, routed) = self.mtp(
-        hidden_BTD, ahead_KBTD, position_BT, segment_BT)
-    return hidden_KBTD, {} if routed is None else {'mtp': routed}
+    _, (hidden_ZBTD, routed) = self.mtp(
+        hidden_BTD, ahead_ZBTD, position_BT, segment_BT)
+    return hidden_ZBTD, {} if routed is None else {'mtp': routed}
 
   def scalars(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [...]: values, or rewards, of every token."""

@@ -1,5 +1,7 @@
 """The sampler: one prefill a prompt, then decoding that stays on the device."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +22,9 @@ class Engine:
   def __init__(self, model: Transformer, config: SamplingConfig):
     self.config = config
     layout = model.layout.decoding()
-    self._model = model.clone(layout=layout)
+    # A sample depends on itself alone: no pair of it is dropped for others'.
+    self._model = model.clone(layout=layout, config=dataclasses.replace(
+        model.config, capacity_factor=0.0))
     self._generate = jax.jit(self._run, in_shardings=(
         parameter_shardings(model, layout),
         PromptBatch(tokens_PT=layout.sharding('PT'),

@@ -17,7 +17,6 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import Evaluator
 from r1jax.model.config import ModelConfig
-from r1jax.model.rope import RopeConfig
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import Prompt
 from r1jax.rewards.combine import RuleReward
@@ -38,8 +37,8 @@ class Parts:
   template: template.Template
 
 
-def parts(config: ml_collections.ConfigDict) -> Parts:
-  """The model on its mesh, and how text becomes its tokens."""
+def check_counts(config: ml_collections.ConfigDict):
+  """Numbers that are at least 1, whatever else is true."""
   for key in _AT_LEAST_ONE:
     section, field = key.split('.')
     if config[section][field] < 1:
@@ -47,6 +46,11 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
           f'{key} must be at least 1, got {config[section][field]}')
   if config.seed < 0:
     raise UserError(f'seed must not be below 0, got {config.seed}')
+
+
+def parts(config: ml_collections.ConfigDict) -> Parts:
+  """The model on its mesh, and how text becomes its tokens."""
+  check_counts(config)
   layout = Layout(make_mesh(config.mesh))
   model = Transformer(model_config(config.model), layout)
   parameter_shardings(model, layout)
@@ -62,8 +66,7 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
 
 
 def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
-  fields = dict(section)
-  return ModelConfig(**fields | {'rope': RopeConfig(**fields['rope'])})
+  return ModelConfig.from_dict(section)
 
 
 _AT_LEAST_ONE = (
@@ -134,8 +137,9 @@ def reward(config: ml_collections.ConfigDict, made: Parts) -> RuleReward:
   return RuleReward(config.rl.reward.to_dict(), made.template.opens_think)
 
 
-def rl_engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
-  c, layout = config.rl, made.model.layout
+def check_rl(config: ml_collections.ConfigDict, layout: Layout):
+  """What a rollout and its updates need of the numbers in config.rl."""
+  c = config.rl
   if c.group_size < 2:
     raise UserError(
         f'rl: group_size must be at least 2, got {c.group_size}: an advantage '
@@ -153,6 +157,11 @@ def rl_engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
     raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
                     f'{c.old_logp!r}')
   _fits_context(config)
+
+
+def rl_engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
+  c = config.rl
+  check_rl(config, made.model.layout)
   return Engine(made.model, SamplingConfig(
       group_size=c.group_size, max_new_tokens=c.max_new_tokens,
       temperature=c.temperature, top_p=1.0, stop_ids=made.tokenizer.stop_ids))
@@ -176,7 +185,7 @@ def _divides(name: str, rows: int, parts_: int, layout: Layout):
   if rows < 1 or rows % (parts_ * over):
     raise UserError(
         f'{name} = {rows} does not divide into {parts_} batches over the '
-        f'mesh\'s data × fsdp = {over}')
+        f'mesh\'s {" × ".join(layout.activation_axes("B"))} = {over}')
 
 
 def base_file(config: ml_collections.ConfigDict) -> Path:

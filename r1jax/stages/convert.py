@@ -8,7 +8,6 @@ import numpy as np
 from r1jax import hf
 from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig
-from r1jax.model.rope import RopeConfig
 from r1jax.settings import flatten
 from r1jax.storage import INDEX, Reader, SINGLE, Writer
 from r1jax.train import weights
@@ -25,9 +24,9 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
   Raises:
     UserError: `out` is in use, or what hf.read_config and hf.read_tensors say.
   """
-  _vacant('import-hf', out)
+  out = _vacant('import-hf', out)
   fields = hf.read_config(folder)
-  config = _model_config(fields)
+  config = ModelConfig.from_dict(fields)
   about = {'config': flatten({'model': fields}), 'from': str(folder)}
   tensors = hf.read_tensors(folder, config)
   first = next(tensors)  # Every check is made before anything is written.
@@ -45,7 +44,7 @@ def export_hf(source: Path, out: Path, dtype: str = '',
   Raises:
     UserError: `out` is in use, or the source does not say its architecture.
   """
-  _vacant('export-hf', out)
+  out = _vacant('export-hf', out)
   source = Path(source).expanduser()
   if source.is_dir() and not any(
       (source / name).exists() for name in (SINGLE, INDEX)):
@@ -54,14 +53,20 @@ def export_hf(source: Path, out: Path, dtype: str = '',
   said = weights.about(source).get('config')
   if not said:
     raise UserError(f'export-hf: {source} does not say what model it holds')
-  config = _model_config(_section(said, 'model.'))
+  config = ModelConfig.from_dict(_section(said, 'model.'), str(source))
   kept = np.dtype(dtype) if dtype else None
   hf.write_tensors(out, config, Reader(source), kept, shard_bytes)
 
 
 def architecture(source: Path) -> dict:
   """The config.model of a file or folder of ours."""
-  return _section(weights.about(source)['config'], 'model.')
+  said = weights.about(source).get('config')
+  if not said:
+    raise UserError(f'{source} does not say what model it holds; r1jax '
+                    'import-hf makes a folder that does')
+  fields = _section(said, 'model.')
+  ModelConfig.from_dict(fields, str(source))
+  return fields
 
 
 def _section(flat: dict, prefix: str) -> dict:
@@ -77,11 +82,12 @@ def _section(flat: dict, prefix: str) -> dict:
   return section
 
 
-def _model_config(fields: dict) -> ModelConfig:
-  return ModelConfig(**fields | {'rope': RopeConfig(**fields['rope'])})
-
-
-def _vacant(command: str, out: Path):
+def _vacant(command: str, out: Path) -> Path:
+  """The folder to write; what a killed conversion left in it goes."""
   out = Path(out).expanduser()
+  if out.is_dir():
+    for partial in out.glob('shard-*.partial'):
+      partial.unlink()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f'{command}: {out} exists already; give another --out')
+  return out

@@ -5,6 +5,7 @@ import math
 
 from flax import linen as nn, traverse_util
 import jax
+import jax.numpy as jnp
 import ml_collections
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +59,8 @@ def count(config: ModelConfig) -> Info:
       cache_bytes=(config.num_layers * config.cache_width
                    * config.compute_dtype.itemsize),
       forward_flops=2 * active,
-      attention_flops=2 * config.num_layers * config.num_heads * head)
+      attention_flops=(2 * (config.num_layers + config.mtp_depth)
+                       * config.num_heads * head))
 
 
 def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
@@ -85,6 +87,8 @@ def show(config: ml_collections.ConfigDict, devices: int):
   context = config.data.max_prompt_tokens + config.rl.max_new_tokens
   core = found.attention_flops * context // 2  # A token sees half of it.
   mesh = ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
+  moments = config.rl.optimizer.moment_dtype
+  wide = jnp.dtype(moments).itemsize
   reference = bool(config.rl.kl_coef)
   rows = [
       ('parameters', f'{found.total:,}', _short(found.total)),
@@ -102,7 +106,8 @@ def show(config: ml_collections.ConfigDict, devices: int):
        _short(3 * (found.forward_flops + core))),
       (f'a device of {mesh}', '', ''),
       ('  weights, float32', f'{4 * held:,}', _short(4 * held, 'B')),
-      ('  Adam moments, float32', f'{8 * held:,}', _short(8 * held, 'B')),
+      (f'  Adam moments, {moments}', f'{2 * wide * held:,}',
+       _short(2 * wide * held, 'B')),
       ('  gradients, float32', f'{4 * held:,}', _short(4 * held, 'B')),
   ]
   if reference:

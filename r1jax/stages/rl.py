@@ -57,7 +57,8 @@ class RL:
     self._evaluator = build.evaluator(config, parts)
     model = parts.model
     self._tx = optimizer.make(
-        build.optimizer_config(c), c.steps * c.minibatches)
+        build.optimizer_config(c), c.steps * c.minibatches,
+        untrained=() if c.mtp_weight else ('mtp',))
     self._logp = train_step.score(model, c.temperature, self._width)
     self._update = train_step.policy(
         model, self._tx, c.temperature, self._width, c.clip_low, c.clip_high,

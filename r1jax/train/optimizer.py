@@ -1,6 +1,7 @@
 """AdamW with clipping and a warm-up schedule, from the config's numbers."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import optax
@@ -51,9 +52,15 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
       [optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def make(config: OptimizerConfig,
-         total_steps: int) -> optax.GradientTransformation:
-  """Updates are counted from 0; `total_steps` is where the cosine ends."""
+def make(config: OptimizerConfig, total_steps: int,
+         untrained: tuple[str, ...] = ()) -> optax.GradientTransformation:
+  """Updates are counted from 0.
+
+  Args:
+    config: The numbers.
+    total_steps: Where the cosine ends.
+    untrained: Parts of the model that get no gradient, and so no decay.
+  """
   if config.moment_dtype not in ('float32', 'bfloat16'):
     raise UserError("optimizer: moment_dtype must be 'float32' or 'bfloat16', "
                     f'got {config.moment_dtype!r}')
@@ -61,7 +68,8 @@ def make(config: OptimizerConfig,
       optax.clip_by_global_norm(config.clip_norm),
       _stored_as(config.moment_dtype,
                  optax.scale_by_adam(config.beta1, config.beta2)),
-      optax.add_decayed_weights(config.weight_decay, _decayed),
+      optax.add_decayed_weights(
+          config.weight_decay, partial(_decayed, untrained=untrained)),
       optax.scale_by_learning_rate(schedule(config, total_steps)))
 
 
@@ -82,9 +90,10 @@ def _stored_as(dtype: str, adam: optax.GradientTransformation):
   return optax.GradientTransformation(init, update)
 
 
-def _decayed(params):
-  """True on matrices; False on norm scales and routing biases."""
+def _decayed(params, untrained: tuple[str, ...]):
+  """True on matrices that are trained; False on scales and biases."""
   def is_matrix(path, _):
-    return not path[-1].key.endswith(('scale', 'bias'))
+    return (path[0].key not in untrained
+            and not path[-1].key.endswith(('scale', 'bias')))
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)

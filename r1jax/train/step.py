@@ -194,13 +194,13 @@ def _ahead_loss(model: Transformer, params, hidden_BTD, inputs, target_BT,
   Returns:
     The loss, and the modules' routing.
   """
-  hidden_KBTD, routing = model.apply(
+  hidden_ZBTD, routing = model.apply(
       {'params': params}, hidden_BTD, *inputs, method='look_ahead')
   head, depth, total = output_head(model, params), model.config.mtp_depth, 0.0
   for k in range(depth):
     target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)
     logp_BT, _ = common.token_logp(
-        hidden_KBTD[k], head, target, layout=model.layout)
+        hidden_ZBTD[k], head, target, layout=model.layout)
     total -= jnp.sum(logp_BT * weight) / jnp.maximum(total_weight, 1)
   return total / depth, routing
 

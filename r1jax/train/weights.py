@@ -52,7 +52,7 @@ def about(path: Path) -> dict:
 
 
 def load(path: Path, model: Transformer):
-  """Reads parameters into the model's layout, in its param_dtype.
+  """Reads parameters into the model's layout, as float32.
 
   Each device reads its own part, so that the host holds no more than that.
 
@@ -60,6 +60,7 @@ def load(path: Path, model: Transformer):
     UserError: naming the file, and every field of config.model or tensor that
       does not fit.
   """
+  path = path.expanduser()
   if not path.exists():
     raise UserError(f'weights: no file {path}')
   reader = Reader(path)
@@ -123,4 +124,4 @@ def _check(reader: Reader, shapes: dict, config: ModelConfig):
 # What the same weights may be run with.
 _FREE = tuple(f'model.{field}' for field in (
     'init_std', 'max_context', 'dtype', 'remat', 'moe_dispatch',
-    'capacity_factor', 'attention_kernel', 'param_dtype', 'fp8'))
+    'capacity_factor', 'attention_kernel', 'fp8'))

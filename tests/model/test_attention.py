@@ -13,9 +13,10 @@ from tests.conftest import (
 
 @pytest.mark.parametrize('config', [
     small_config(), dense_config(),
+    small_config(fp8=True, first_k_dense=3), dense_config(fp8=True),
     dense_config(num_kv_heads=4, qk_norm=False),
     dense_config(num_kv_heads=1, tie_embeddings=True)],
-    ids=['mla', 'gqa', 'mha', 'mqa'])
+    ids=['mla', 'gqa', 'mla in fp8', 'gqa in fp8', 'mha', 'mqa'])
 def test_a_group_that_shares_a_prefix_decodes_as_the_full_forward(config):
   """Two prompts of different lengths, three samples each."""
   model, params = make(config)

@@ -199,3 +199,8 @@ def test_a_capacity_drops_and_counts():
   y, routing, _ = _moe_layer(dict(expert=4), capacity_factor=4.0)
   assert routing.dropped == 0
   np.testing.assert_allclose(y, exact, atol=1e-5)
+
+
+def test_a_tiny_capacity_still_has_room_for_one():
+  y, routing, _ = _moe_layer(dict(expert=4), capacity_factor=1e-6)
+  assert np.isfinite(y).all() and routing.dropped > 0

@@ -29,14 +29,14 @@ def test_every_module_equals_the_numpy_oracle(depth):
     return model.apply({'params': params}, out.hidden_BTD, _TOKENS, _POSITION,
                        _SEGMENT, method='look_ahead')
 
-  hidden_KBTD, routing = run(params)
+  hidden_ZBTD, routing = run(params)
   params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   want = oracle.look_ahead(
       params64, _TOKENS[0], _POSITION[0], _SEGMENT[0], config)
   for k in range(depth):
     # The last k + 1 places of the row have no token to look at.
     np.testing.assert_allclose(
-        hidden_KBTD[k, 0, :-k - 1], want[k][:-k - 1], atol=2e-4)
+        hidden_ZBTD[k, 0, :-k - 1], want[k][:-k - 1], atol=2e-4)
   assert routing['mtp'].load_E.shape == (depth, config.num_experts)
   assert routing['mtp'].load_E.sum() == depth * 9 * config.experts_per_token
 

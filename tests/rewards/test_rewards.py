@@ -1,12 +1,10 @@
 """Graders and the combined reward."""
 
-import json
 import threading
 
 import numpy as np
 import pytest
 
-from r1jax.data import template
 from r1jax.data.datasets import countdown_answer, read_jsonl
 from r1jax.errors import UserError
 from r1jax.records import Prompt
