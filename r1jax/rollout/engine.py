@@ -25,13 +25,9 @@ class Engine:
     # A sample depends on itself alone: no pair of it is dropped for others'.
     self._model = model.clone(layout=layout, config=dataclasses.replace(
         model.config, capacity_factor=0.0))
-    self._generate = jax.jit(self._run, in_shardings=(
-        parameter_shardings(model, layout),
-        PromptBatch(tokens_PT=layout.sharding('PT'),
-                    valid_PT=layout.sharding('PT'),
-                    id_P=layout.sharding('P')),
-        layout.replicated()))
     self._shardings = parameter_shardings(model, layout)
+    self._generate = jax.jit(self._run, in_shardings=(
+        self._shardings, layout.replicated(), layout.replicated()))
 
   def generate(self, params, prompts: PromptBatch, key: jax.Array) -> Rollout:
     """Completes every prompt `group_size` times.
@@ -49,6 +45,8 @@ class Engine:
 
   def _run(self, params, prompts: PromptBatch, key) -> Rollout:
     config, model = self.config, self._model
+    asked = len(prompts.tokens_PT) * config.group_size
+    prompts = self._filled(prompts)
     P, G, S = len(prompts.tokens_PT), config.group_size, config.max_new_tokens
     B = P * G
     variables = {'params': params}
@@ -88,7 +86,7 @@ class Engine:
     prompt_BT = jnp.repeat(prompts.tokens_PT, G, axis=0)
     valid_BT = jnp.repeat(prompts.valid_PT, G, axis=0)
     beside = lambda left, right: jnp.concatenate([left, right], 1)
-    return Rollout(
+    rollout = Rollout(
         tokens_BT=beside(prompt_BT, jnp.where(live_BS, tokens_BS, 0)),
         valid_BT=beside(valid_BT, live_BS),
         mask_BT=beside(jnp.zeros_like(valid_BT), live_BS),
@@ -96,3 +94,12 @@ class Engine:
                        jnp.where(live_BS, logp_BS, 0.0)),
         finish_B=jnp.where(done_B, FINISH_STOP, FINISH_LENGTH),
         length_B=length_B, group_B=jnp.arange(B, dtype=jnp.int32) // G)
+    return jax.tree.map(lambda x: x[:asked], rollout)
+
+  def _filled(self, prompts: PromptBatch) -> PromptBatch:
+    """Repeats the last prompt until the mesh divides them."""
+    layout = self._model.layout
+    P, over = len(prompts.tokens_PT), layout.size('P')
+    row_P = jnp.minimum(jnp.arange(-(-P // over) * over), P - 1)
+    return jax.tree.map(
+        lambda x: layout.constrain(x[row_P], 'PT'[:x.ndim]), prompts)

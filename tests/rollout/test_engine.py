@@ -144,6 +144,7 @@ def test_padding_may_be_the_stop_token():
 
 
 def test_eight_devices_sample_what_one_does():
+  """Two prompts over four parts of a batch: the mesh need not divide them."""
   config = small_config()
   model, params = make(config)
   want = Engine(model, _CONFIG).generate(
