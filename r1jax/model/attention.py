@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from r1jax.model import quant
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
 from r1jax.model.rope import rotate
@@ -57,7 +58,7 @@ def _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout):
   K = k_BKTH.shape[1]
   q_BKRH = q_BNTH.reshape(B, K, N // K * T, -1)  # R = M·T rows.
   score_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k_BKTH,
-                          preferred_element_type=jnp.float32)
+                          preferred_element_type=quant.wide(q_BNTH.dtype))
   see_BTS = (jnp.tril(jnp.ones((T, T), bool))
              & (segment_BT[:, :, None] == segment_BT[:, None, :]))
   score_BKMTS = jnp.where(
@@ -205,9 +206,9 @@ class GQA(nn.Module):
     q_PKRH = q_PGKMH.swapaxes(1, 2).reshape(P, K, -1, c.head_dim)
     of_prefix, of_own = attend_cached(
         jnp.einsum('PKRH,PSKH->PKRS', q_PKRH, prefix_k,
-                   preferred_element_type=jnp.float32),
+                   preferred_element_type=quant.wide(q_PKRH.dtype)),
         jnp.einsum('PGKMH,PGSKH->PGKMS', q_PGKMH, own_k,
-                   preferred_element_type=jnp.float32),
+                   preferred_element_type=quant.wide(q_PKRH.dtype)),
         valid_PS, slot, self.scale)
     mix_PKRH = jnp.einsum(
         'PKRS,PSKH->PKRH', of_prefix.astype(x_PGD.dtype), prefix_v)

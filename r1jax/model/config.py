@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from r1jax.errors import UserError
@@ -113,11 +114,13 @@ class ModelConfig:
     for field, known in (
         ('attention', ('mla', 'gqa')), ('affinity', ('sigmoid', 'softmax')),
         ('group_score', ('top2', 'max')),
-        ('dtype', ('float32', 'bfloat16', 'float16')),
+        ('dtype', ('float32', 'bfloat16', 'float16', 'float64')),
         ('attention_kernel', ('auto', 'plain', 'splash')),
         ('moe_dispatch', ('auto', 'blocks', 'ragged'))):
       value = getattr(self, field)
       need(value in known, f'{field} must be one of {known}, got {value!r}')
+    need(self.dtype != 'float64' or jax.config.jax_enable_x64,
+         "dtype 'float64' needs the environment variable JAX_ENABLE_X64=1")
     need(not self.first_k_dense or self.ffn_dim >= 1,
          'ffn_dim must be at least 1')
     rotated = 'qk_rope_head_dim' if self.attention == 'mla' else 'head_dim'

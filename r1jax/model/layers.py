@@ -48,7 +48,7 @@ def merge_heads(mix: jax.Array, w_NUD: jax.Array, layout: Layout,
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x²) + ε) · scale over the last axis, in float32."""
+  """x / sqrt(mean(x²) + ε) · scale over the last axis, in float32 at least."""
 
   eps: float
 
@@ -57,9 +57,9 @@ class RMSNorm(nn.Module):
     # The axis of a norm's scale is never split: it is too small to pay.
     init = nn.with_partitioning(nn.initializers.ones, ('d',))
     scale = self.param('scale', init, x.shape[-1:], jnp.float32)
-    x32 = x.astype(jnp.float32)
-    rms = jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.eps)
-    return (x32 * rms * scale).astype(x.dtype)
+    wide = x.astype(quant.wide(x.dtype))
+    rms = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
+    return (wide * rms * scale).astype(x.dtype)
 
 
 class SwiGLU(nn.Module):

@@ -118,9 +118,9 @@ class MLA(nn.Module):
     # Every head of every sample is one row of a product with the one latent.
     of_prefix, of_own = attend_cached(
         jnp.einsum('PRX,PSX->PRS', q_PGNX.reshape(P, G * N, X), prefix_PSX,
-                   preferred_element_type=jnp.float32)[:, None],
+                   preferred_element_type=quant.wide(q_PGNX.dtype))[:, None],
         jnp.einsum('PGNX,PGSX->PGNS', q_PGNX, own_PGSX,
-                   preferred_element_type=jnp.float32)[:, :, None],
+                   preferred_element_type=quant.wide(q_PGNX.dtype))[:, :, None],
         valid_PS, slot, self.scale)
     mix_PRC = jnp.einsum('PRS,PSC->PRC', of_prefix[:, 0].astype(x_PGD.dtype),
                          prefix_PSX[..., :C])

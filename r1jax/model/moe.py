@@ -131,9 +131,10 @@ class Dispatch(NamedTuple):
 def plan(expert_R, num_experts: int, dispatch: str) -> Dispatch:
   """Sorts rows by expert; a row with expert E has none, and comes last."""
   R, E = expert_R.shape[0], num_experts
-  order = jnp.argsort(expert_R, stable=True)  # The row in each rank.
+  # The row in each rank.
+  order = jnp.argsort(expert_R, stable=True).astype(jnp.int32)
   size_E = jnp.bincount(expert_R, length=E + 1).astype(jnp.int32)
-  slot_of_rank, slots, expert_W = jnp.arange(R), R, None
+  slot_of_rank, slots, expert_W = jnp.arange(R, dtype=jnp.int32), R, None
   if dispatch == 'blocks':
     block = block_slots(R, E)
     blocks_E = -(-size_E // block)
@@ -283,7 +284,7 @@ class MoE(nn.Module):
     to_affinity = {
         'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}[c.affinity]
     affinity_BTE = to_affinity(jnp.einsum(
-        'BTD,DE->BTE', x_BTD.astype(jnp.float32), router_DE))
+        'BTD,DE->BTE', x_BTD.astype(quant.wide(x_BTD.dtype)), router_DE))
     expert_BTA, gate_BTA = route(
         affinity_BTE, jax.lax.stop_gradient(bias_E), c)
     y_BTD, dropped = _dispatched(

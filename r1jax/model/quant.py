@@ -1,4 +1,4 @@
-"""Block-scaled FP8 products (DeepSeek-V3 section 3.3).
+"""Precision: block-scaled FP8 products (DeepSeek-V3 section 3.3).
 
 Every operand of a product is rounded to E4M3 with a scale of its own for each
 small group of numbers: activations and gradients in tiles of 1 × 128 along the
@@ -15,6 +15,11 @@ import jax.numpy as jnp
 
 BLOCK = 128  # Numbers a tile; weights are scaled in BLOCK × BLOCK.
 E4M3_MAX = 448.0
+
+
+def wide(dtype):
+  """What norms, sums and angles are computed in: float32 at least."""
+  return jnp.promote_types(dtype, jnp.float32)
 
 
 def _rounded(groups: jax.Array, axes: tuple[int, ...]) -> jax.Array:

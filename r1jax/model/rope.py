@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.errors import UserError
+from r1jax.model import quant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +109,21 @@ class RopeConfig:
 
 
 def rotate(x: jax.Array, position: jax.Array, config: RopeConfig) -> jax.Array:
-  """Turns every pair of x by position · frequency, in float32.
+  """Turns every pair of x by position · frequency, in float32 at least.
 
   Args:
     x: [..., R]
     position: int32, broadcastable to x.shape[:-1].
     config: Frequencies, and what makes a pair.
   """
-  angle = (position[..., None].astype(jnp.float32)
+  angle = (position[..., None].astype(quant.wide(x.dtype))
            * config.frequencies(x.shape[-1]))
   cos, sin = (config.magnitude * f(angle) for f in (jnp.cos, jnp.sin))
-  x32 = x.astype(jnp.float32)
+  wide = x.astype(quant.wide(x.dtype))
   if config.pairs == 'adjacent':
-    a, b = x32[..., 0::2], x32[..., 1::2]
+    a, b = wide[..., 0::2], wide[..., 1::2]
     turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
     return turned.reshape(x.shape).astype(x.dtype)
-  a, b = jnp.split(x32, 2, -1)
+  a, b = jnp.split(wide, 2, -1)
   turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
   return turned.astype(x.dtype)

@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model import quant
 from r1jax.model.attention import GQA
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import RMSNorm, SwiGLU, weight
@@ -175,7 +176,7 @@ class Transformer(nn.Module):
   def scalars(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [...]: values, or rewards, of every token."""
     return jnp.matmul(hidden, self.scalar_D1,
-                      preferred_element_type=jnp.float32)[..., 0]
+                      preferred_element_type=quant.wide(hidden.dtype))[..., 0]
 
   def everything(self, tokens_BT, position_BT, segment_BT):
     """Passes through every parameter: what initialisation calls."""
@@ -186,7 +187,8 @@ class Transformer(nn.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [..., V]."""
     return jnp.matmul(
-        hidden, self.head_DV, preferred_element_type=jnp.float32)
+        hidden, self.head_DV,
+        preferred_element_type=quant.wide(hidden.dtype))
 
   def prefill(self, tokens_PT, valid_PT, group_size: int, budget_tokens: int):
     """Reads the prompts, left-padded, once for all samples of each.
