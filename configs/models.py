@@ -25,7 +25,7 @@ _V3 = dict(
     routed_scaling=2.5, capacity_factor=0.0, mtp_depth=0,
     scalar_head=False, vocab_size=129280, norm_eps=1e-6, init_std=0.006,
     max_context=4096, dtype='bfloat16', fp8=False, remat=True,
-    moe_dispatch='auto')
+    unroll=1, moe_dispatch='auto')
 
 # Dense: what the mixture of experts and MLA need is not there.
 _DENSE = _V3 | dict(

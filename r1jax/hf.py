@@ -437,7 +437,7 @@ def _architecture(kind: str, h: dict) -> dict:
       norm_eps=h['rms_norm_eps'],
       init_std=h.get('initializer_range', 0.02),
       max_context=h['max_position_embeddings'], dtype='bfloat16',
-      fp8=False, remat=True, moe_dispatch='auto')
+      fp8=False, remat=True, unroll=1, moe_dispatch='auto')
 
 
 def _rope(h: dict, pairs: str) -> dict:

@@ -53,7 +53,7 @@ def ours() -> dict[str, float]:
     with open(os.path.join(folder, 'config.json'), 'w') as file:
       json.dump(SHAPES, file)
     fields = hf.read_config(folder)
-  fields |= dict(dtype='float32', remat=False)
+  fields |= dict(dtype='float32', remat=False, unroll=3)
   model = transformer.Transformer(
       ModelConfig.from_dict(fields), Layout(make_mesh({})))
   tx = optimizer.make(optimizer.OptimizerConfig(

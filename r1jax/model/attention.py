@@ -1,4 +1,4 @@
-"""Attention itself, and grouped-query attention with it.
+"""Grouped-query attention, and attention of one new token over a cache.
 
 An attention module has three methods, and MLA in mla.py has the same:
   entry(x, position) → [..., X], what a token leaves in the cache of a layer;
@@ -10,108 +10,14 @@ from functools import partial
 
 from flax import linen as nn
 import jax
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from r1jax.model import quant
 from r1jax.model.config import ModelConfig
+from r1jax.model.kernels import NEG_INF, attend
 from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
 from r1jax.model.rope import rotate
 from r1jax.sharding import Layout
-
-NEG_INF = -1e30  # Finite, so that a row with nothing to attend to has no NaN.
-
-
-def attend(q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout,
-           kernel: str):
-  """Causal attention within segments; softmax in float32.
-
-  Query heads n·M … n·M + M − 1 share key head n, with M = N/K.
-
-  Args:
-    q_BTNH: Queries.
-    k_BTKH: Keys.
-    v_BTKU: Values.
-    segment_BT: int32; tokens of other segments are not seen.
-    scale: Of the scores.
-    layout: Of the mesh.
-    kernel: 'plain'; 'splash', JAX's fused kernel for TPU, which is interpreted
-      elsewhere; or 'auto': splash on TPU.
-
-  Returns:
-    [B, T, N, U]
-  """
-  if kernel == 'auto':
-    kernel = 'splash' if layout.platform == 'tpu' else 'plain'
-  q_BNTH, k_BKTH, v_BKTU = (
-      layout.constrain(x.swapaxes(1, 2), 'BNTH')  # As a matrix product wants.
-      for x in (q_BTNH, k_BTKH, v_BTKU))
-  function = {'plain': _plain, 'splash': _splash}[kernel]
-  mix_BNTU = function(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout)
-  return mix_BNTU.swapaxes(1, 2)
-
-
-def _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout):
-  del layout
-  B, N, T, _ = q_BNTH.shape
-  K = k_BKTH.shape[1]
-  q_BKRH = q_BNTH.reshape(B, K, N // K * T, -1)  # R = M·T rows.
-  score_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k_BKTH,
-                          preferred_element_type=quant.wide(q_BNTH.dtype))
-  see_BTS = (jnp.tril(jnp.ones((T, T), bool))
-             & (segment_BT[:, :, None] == segment_BT[:, None, :]))
-  score_BKMTS = jnp.where(
-      see_BTS[:, None, None], score_BKRS.reshape(B, K, -1, T, T) * scale,
-      NEG_INF)
-  prob_BKRS = jax.nn.softmax(score_BKMTS, -1).astype(v_BKTU.dtype).reshape(
-      B, K, -1, T)
-  mix_BKRU = jnp.einsum('BKRS,BKSU->BKRU', prob_BKRS, v_BKTU)
-  return mix_BKRU.reshape(B, N, T, -1)
-
-
-_LANES = 128  # Splash works on whole tiles of so many tokens.
-
-
-def _splash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout):
-  T = q_BNTH.shape[2]
-  spare = -T % _LANES
-  if spare:  # Tokens of a segment of their own, after all others.
-    pad = ((0, 0), (0, 0), (0, spare), (0, 0))
-    q_BNTH, k_BKTH, v_BKTU = (jnp.pad(x, pad) for x in (q_BNTH, k_BKTH, v_BKTU))
-    segment_BT = jnp.pad(segment_BT, pad[1:3], constant_values=-1)
-  heads_spec = layout.fitting_spec(k_BKTH.shape, 'BNTH')
-  rows_spec = PartitionSpec(heads_spec[0])
-  interpret = layout.platform != 'tpu'
-
-  def on_device(q_BNTH, k_BKTH, v_BKTU, segment_BT):
-    kernel = _splash_kernel(*q_BNTH.shape[1:3], interpret)
-
-    def one(q, k, v, segment):
-      return kernel(q, k, v, splash.SegmentIds(q=segment, kv=segment))
-
-    return jax.vmap(one)(q_BNTH, k_BKTH, v_BKTU, segment_BT)
-
-  mix_BNTU = jax.shard_map(
-      on_device, mesh=layout.mesh, in_specs=(heads_spec,) * 3 + (rows_spec,),
-      out_specs=heads_spec, check_vma=False)(
-          q_BNTH * scale, k_BKTH, v_BKTU, segment_BT)
-  return mix_BNTU[:, :, :T]
-
-
-def _splash_kernel(heads: int, tokens: int, interpret: bool):
-  def block(limit):
-    return next(b for b in (2048, 1024, 512, 256, _LANES)
-                if b <= limit and tokens % b == 0)
-
-  # The backward kernel keeps a copy of dq for each of its key blocks: few.
-  return splash.make_splash_mha(
-      splash.MultiHeadMask([splash.CausalMask((tokens, tokens))] * heads),
-      block_sizes=splash.BlockSizes(
-          block_q=block(512), block_kv=block(512), block_q_dkv=block(512),
-          block_kv_dkv=block(2048), block_kv_dkv_compute=block(512),
-          use_fused_bwd_kernel=True),
-      head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
 def attend_cached(prefix_PKRS, own_PGKMS, valid_PS, slot, scale: float):

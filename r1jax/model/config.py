@@ -32,7 +32,7 @@ class ModelConfig:
     head_dim: GQA: H, of queries, keys and values. Even.
     qkv_bias: GQA: biases on the three projections (Qwen2).
     qk_norm: GQA: RMSNorm on every query and key head (Qwen3).
-    attention_kernel: 'plain', 'splash' (TPU), or 'auto', which picks one.
+    attention_kernel: One of model/kernels.py, or 'auto', which picks one.
     rope: Position.
     ffn_dim: F of the dense layers.
     expert_ffn_dim: I, the width of one expert.
@@ -56,6 +56,7 @@ class ModelConfig:
       optimiser updates is float32.
     fp8: Products of attention's projections, FFN and experts in FP8.
     remat: Recompute each layer in the backward pass.
+    unroll: Layers in one turn of the scan: more compile longer, copy less.
     moe_dispatch: 'blocks' (fast on CPU), 'ragged' (TPU, GPU), or 'auto'.
   """
 
@@ -97,6 +98,7 @@ class ModelConfig:
   dtype: str
   fp8: bool
   remat: bool
+  unroll: int
   moe_dispatch: str
 
   def __post_init__(self):
@@ -104,7 +106,7 @@ class ModelConfig:
       if not ok:
         raise UserError(f'model: {message}')
 
-    at_least_one = ['vocab_size', 'num_layers', 'd_model', 'num_heads',
+    at_least_one = ['vocab_size', 'num_layers', 'd_model', 'num_heads', 'unroll',
                     'max_context']
     at_least_one += {
         'mla': ['kv_lora_rank', 'qk_nope_head_dim', 'v_head_dim'],
@@ -115,7 +117,7 @@ class ModelConfig:
         ('attention', ('mla', 'gqa')), ('affinity', ('sigmoid', 'softmax')),
         ('group_score', ('top2', 'max')),
         ('dtype', ('float32', 'bfloat16', 'float16', 'float64')),
-        ('attention_kernel', ('auto', 'plain', 'splash')),
+        ('attention_kernel', ('auto', 'plain', 'blocked', 'splash')),
         ('moe_dispatch', ('auto', 'blocks', 'ragged'))):
       value = getattr(self, field)
       need(value in known, f'{field} must be one of {known}, got {value!r}')

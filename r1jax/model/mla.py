@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.model import quant
-from r1jax.model.attention import attend, attend_cached
+from r1jax.model.attention import attend_cached
 from r1jax.model.config import ModelConfig
+from r1jax.model.kernels import attend
 from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
 from r1jax.model.rope import rotate
 from r1jax.sharding import Layout

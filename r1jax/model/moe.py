@@ -1,8 +1,8 @@
 """DeepSeekMoE: routing, dispatch, expert parallelism (V3 section 2.1.2).
 
-Tokens are sorted by expert and multiplied group by group. On a mesh each
-device routes its own tokens and sends them to the devices that hold their
-experts, by one all-to-all there and one back.
+On a mesh each device routes its own tokens and sends them to the devices that
+hold their experts, by one all-to-all there and one back. What the experts do
+with them is in experts.py.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model import quant
+from r1jax.model import experts, quant
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import SwiGLU, weight
 from r1jax.sharding import Layout
@@ -107,105 +107,12 @@ def balance_loss(affinity_BTE, expert_BTA, counted_BT):
   return loss, load_BE.sum(0)
 
 
-class Dispatch(NamedTuple):
-  """Where each row is computed: slots sorted by expert.
-
-  'ragged': a slot a row, back to back; `size_E` slots for each expert.
-  'blocks': each expert's slots are padded up to whole blocks of one size;
-  `expert_W` is the expert of each block.
-
-  Attributes:
-    row_S: The row in each slot; an empty slot repeats row 0, and nothing ever
-      reads its result.
-    slot_R: The slot of each row.
-    size_E: int32, rows of each expert.
-    expert_W: int32, or None for 'ragged'.
-  """
-
-  row_S: jax.Array
-  slot_R: jax.Array
-  size_E: jax.Array
-  expert_W: jax.Array | None
-
-
-def plan(expert_R, num_experts: int, dispatch: str) -> Dispatch:
-  """Sorts rows by expert; a row with expert E has none, and comes last."""
-  R, E = expert_R.shape[0], num_experts
-  # The row in each rank.
-  order = jnp.argsort(expert_R, stable=True).astype(jnp.int32)
-  size_E = jnp.bincount(expert_R, length=E + 1).astype(jnp.int32)
-  slot_of_rank, slots, expert_W = jnp.arange(R, dtype=jnp.int32), R, None
-  if dispatch == 'blocks':
-    block = block_slots(R, E)
-    blocks_E = -(-size_E // block)
-    W = -(-R // block) + E + 1  # Each expert pads less than one block.
-    slots = W * block
-    expert_W = jnp.minimum(
-        jnp.repeat(jnp.arange(E + 1), blocks_E, total_repeat_length=W), E - 1)
-    shift_E = (_starts(blocks_E) * block) - _starts(size_E)
-    slot_of_rank += jnp.repeat(shift_E, size_E, total_repeat_length=R)
-  row_S = jnp.zeros(slots, jnp.int32).at[slot_of_rank].set(order)
-  slot_R = jnp.zeros(R, jnp.int32).at[order].set(slot_of_rank)
-  return Dispatch(row_S, slot_R, size_E[:E], expert_W)
-
-
-def grouped_matmul(x_SD, w_EDF, where: Dispatch):
-  """Every slot times the matrix of its expert: [S, F].
-
-  XLA's ragged_dot is a fused kernel on TPU, but on CPU it multiplies every row
-  with every expert. There the slots lie in blocks, and one batched product
-  costs at most E blocks more than the ideal. Both give the same numbers.
-  """
-  if where.expert_W is None:
-    return jax.lax.ragged_dot(x_SD, w_EDF, where.size_E)
-  W = where.expert_W.shape[0]
-  x_WbD = x_SD.reshape(W, -1, x_SD.shape[-1])
-  y_WbF = jnp.einsum('WbD,WDF->WbF', x_WbD, w_EDF[where.expert_W])
-  return y_WbF.reshape(x_SD.shape[0], -1)
-
-
-def block_slots(rows: int, experts: int) -> int:
-  """A power of two in [16, 256], near half an expert's fair share of rows."""
-  share = max(rows // (2 * experts), 1)
-  return min(256, max(16, 1 << (share.bit_length() - 1)))
-
-
-def _starts(size_E):
-  return jnp.cumsum(size_E) - size_E
-
-
-def _products(where: Dispatch, fp8: bool):
-  """grouped_matmul for one dispatch, in FP8 if wanted."""
-  if not fp8:
-    return lambda x_SD, w_EDF: grouped_matmul(x_SD, w_EDF, where)
-  return lambda x_SD, w_EDF: quant.product(
-      _grouped, x_SD, w_EDF, where.size_E, where.expert_W)
-
-
-def _grouped(x_SD, w_EDF, size_E, expert_W):
-  return grouped_matmul(
-      x_SD, w_EDF, Dispatch(None, None, size_E, expert_W))
-
-
-def _experts(x_RD, row_of_pair, expert_R, weights, dispatch: str, fp8: bool):
-  """SwiGLU of each pair's expert: pairs [R] of rows of x → [R, D]."""
-  gate_EDI, up_EDI, down_EID = weights
-  where = plan(expert_R, gate_EDI.shape[0], dispatch)
-  x_SD = x_RD[row_of_pair[where.row_S]]
-  times = _products(where, fp8)
-  hidden_SI = jax.nn.silu(times(x_SD, gate_EDI)) * times(x_SD, up_EDI)
-  return times(hidden_SI, down_EID)[where.slot_R]
-
-
 def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
            fp8: bool):
   """All experts are here."""
-  R, A = expert_RA.shape
-  out = _experts(x_RD, jnp.arange(R * A) // A, expert_RA.reshape(-1), weights,
-                 dispatch, fp8)
-  y_RD = jnp.einsum('RAD,RA->RD', out.reshape(R, A, -1),
-                    gate_RA.astype(out.dtype))
   del valid_R  # What padding becomes is never read.
+  out_RAD = experts.swiglu(x_RD, expert_RA, weights, dispatch, fp8)
+  y_RD = jnp.einsum('RAD,RA->RD', out_RAD, gate_RA.astype(out_RAD.dtype))
   return y_RD, jnp.zeros(())
 
 
@@ -230,7 +137,7 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
   order = jnp.argsort(pair_expert, stable=True)  # Pairs, by expert.
   target = pair_expert[order] // here  # `shards` for those that go nowhere.
   count = jnp.bincount(target, length=shards + 1)
-  rank = jnp.arange(R * A) - _starts(count)[target]
+  rank = jnp.arange(R * A) - (jnp.cumsum(count) - count)[target]
   goes = (target < shards) & (rank < room)
   slot = jnp.where(goes, target * room + rank, shards * room)
   row_of_slot = jnp.zeros(shards * room, jnp.int32).at[slot].set(
@@ -241,9 +148,9 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
   swap = partial(jax.lax.all_to_all, axis_name=axes, split_axis=0,
                  concat_axis=0, tiled=True)
   came_SD = swap(x_RD[row_of_slot])
-  out_SD = _experts(came_SD, jnp.arange(shards * room), swap(expert_of_slot),
-                    weights, dispatch, fp8)
-  back_SD = swap(out_SD)
+  out_S1D = experts.swiglu(
+      came_SD, swap(expert_of_slot)[:, None], weights, dispatch, fp8)
+  back_SD = swap(out_S1D[:, 0])
   slot_of_pair = jnp.zeros(R * A, jnp.int32).at[order].set(slot)
   found = slot_of_pair < shards * room
   out = jnp.where(found[:, None], back_SD.at[slot_of_pair].get(

@@ -98,7 +98,8 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
       metadata_params={nn.PARTITION_NAME: 'L'})
   block = nn.remat(Block) if config.remat else Block
   scanned = nn.scan(block, methods={
-      '__call__': dict(over_layers, in_axes=(nn.broadcast, nn.broadcast)),
+      '__call__': dict(over_layers, unroll=config.unroll,
+                       in_axes=(nn.broadcast, nn.broadcast)),
       'decode': dict(over_layers, in_axes=(0, 0) + (nn.broadcast,) * 3)})
   return scanned(config, layout, is_moe)
 

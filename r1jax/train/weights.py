@@ -123,5 +123,5 @@ def _check(reader: Reader, shapes: dict, config: ModelConfig):
 
 # What the same weights may be run with.
 _FREE = tuple(f'model.{field}' for field in (
-    'init_std', 'max_context', 'dtype', 'remat', 'moe_dispatch',
+    'init_std', 'max_context', 'dtype', 'remat', 'unroll', 'moe_dispatch',
     'capacity_factor', 'attention_kernel', 'fp8'))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.model.attention import attend
+from r1jax.model import kernels
+from r1jax.model.kernels import attend
+from r1jax.sharding import Layout, make_mesh
 from tests.conftest import (
     dense_config, forward, make, one_device, small_config)
 
@@ -67,22 +69,50 @@ def test_a_wrong_attention_is_named(changes, message):
     dense_config(**changes)
 
 
-@pytest.mark.parametrize('heads,kv_heads,tokens', [(2, 2, 200), (4, 2, 128)])
-def test_the_fused_kernel_equals_the_plain_one(heads, kv_heads, tokens):
-  """Packed segments, a length that is no whole tile, value and gradients."""
+def _attend_and_gradients(kernel, heads, kv_heads, tokens, layout):
+  """Packed segments; the last token of the second row is padding."""
   rng = np.random.default_rng(0)
 
   def draw(n, width):
     return jnp.asarray(rng.normal(size=(2, tokens, n, width)), jnp.float32)
 
   q, k, v = draw(heads, 24), draw(kv_heads, 24), draw(kv_heads, 16)
-  segment = jnp.asarray(np.arange(tokens) >= [[70], [tokens]], jnp.int32)
+  segment = jnp.asarray(np.arange(tokens) >= [[70], [tokens - 1]], jnp.int32)
   cotangent = draw(heads, 16)
-  found = []
-  for kernel in ('plain', 'splash'):
-    out, vjp = jax.vjp(jax.jit(
-        lambda *qkv, kernel=kernel: attend(
-            *qkv, segment, 0.2, one_device(), kernel)), q, k, v)
-    found.append((out, *vjp(cotangent)))
-  for plain, fused in zip(*found):
+  out, vjp = jax.vjp(jax.jit(
+      lambda *qkv: attend(*qkv, segment, 0.2, layout, kernel)), q, k, v)
+  return out, *vjp(cotangent)
+
+
+@pytest.mark.parametrize('kernel,heads,kv_heads,tokens', [
+    ('splash', 2, 2, 200), ('splash', 4, 2, 128), ('blocked', 2, 2, 200),
+    ('blocked', 4, 2, 128), ('blocked', 4, 1, 90), ('blocked', 2, 2, 2)])
+def test_a_fused_kernel_equals_the_plain_one(kernel, heads, kv_heads, tokens):
+  """Lengths that are no whole tile, shared keys; value and gradients."""
+  shape = heads, kv_heads, tokens, one_device()
+  for plain, fused in zip(_attend_and_gradients('plain', *shape),
+                          _attend_and_gradients(kernel, *shape)):
     np.testing.assert_allclose(fused, plain, atol=2e-5)
+
+
+def test_a_fused_kernel_loops_over_rows_and_blocks(monkeypatch):
+  """Seven blocks of at most 16 columns, one row at a time."""
+  shape = 4, 2, 100, one_device()
+  want = _attend_and_gradients('plain', *shape)
+  monkeypatch.setattr(kernels, '_BLOCK', 16)
+  monkeypatch.setattr(kernels, '_CACHED_SCORES', 1)
+  for plain, fused in zip(want, _attend_and_gradients('blocked', *shape)):
+    np.testing.assert_allclose(fused, plain, atol=2e-5)
+
+
+def test_a_fused_kernel_on_a_mesh_equals_one_device():
+  layout = Layout(make_mesh(dict(data=2, tensor=4)))
+  for one, eight in zip(_attend_and_gradients('blocked', 4, 4, 90,
+                                              one_device()),
+                        _attend_and_gradients('blocked', 4, 4, 90, layout)):
+    np.testing.assert_allclose(eight, one, atol=2e-5)
+
+
+def test_long_sequences_unroll_few_blocks():
+  assert len(kernels._spans(100_000)) == 16
+  assert kernels._spans(100) == [(0, 64), (64, 100)]

@@ -41,46 +41,6 @@ def test_bias_selects_but_does_not_weigh():
   np.testing.assert_allclose(gate_BA, 1.0)
 
 
-def _dense(x_BD, w_EDF, expert_BA):
-  return np.einsum('BD,BADF->BAF', x_BD, w_EDF[expert_BA])
-
-
-@pytest.mark.parametrize('case', ['even', 'one expert', 'some empty', 'few'])
-@pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
-def test_dispatch_is_dropless_and_exact(case, dispatch):
-  rng = np.random.default_rng(0)
-  B, A, E, D, F = (3 if case == 'few' else 301), 2, 8, 5, 6
-  pool = {'one expert': [3], 'some empty': [0, 5, 7]}.get(case, range(E))
-  expert_BA = rng.choice(list(pool), (B, A)).astype(np.int32)
-  x_BD = rng.normal(size=(B, D)).astype(np.float32)
-  w_EDF = rng.normal(size=(E, D, F)).astype(np.float32)
-
-  def run(x, w):
-    where = moe.plan(jnp.asarray(expert_BA).reshape(-1), E, dispatch)
-    out = moe.grouped_matmul(x[where.row_S // A], w, where)[where.slot_R]
-    return out.reshape(B, A, F)
-
-  np.testing.assert_allclose(
-      run(x_BD, w_EDF), _dense(x_BD, w_EDF, expert_BA), atol=1e-5)
-  cotangent = rng.normal(size=(B, A, F)).astype(np.float32)
-  dx, dw = jax.vjp(run, x_BD, w_EDF)[1](cotangent)
-  want_dw = np.zeros_like(w_EDF)
-  for b in range(B):
-    for a in range(A):
-      want_dw[expert_BA[b, a]] += np.outer(x_BD[b], cotangent[b, a])
-  np.testing.assert_allclose(dw, want_dw, atol=1e-4)
-  np.testing.assert_allclose(
-      dx, np.einsum('BAF,BADF->BD', cotangent, w_EDF[expert_BA]), atol=1e-4)
-
-
-def test_blocks_cost_little_more_than_the_ideal_product():
-  """At E = 16 the padding stays below a half, and far below E times."""
-  pairs, experts = 16384, 16
-  expert_R = jax.random.randint(jax.random.key(0), (pairs,), 0, experts)
-  where = moe.plan(expert_R, experts, 'blocks')
-  assert pairs <= where.row_S.shape[0] < 1.5 * pairs
-
-
 def test_balancing_moves_bias_against_the_load():
   bias = moe.balanced_bias(jnp.zeros((1, 4)), jnp.array([[9., 1., 5., 5.]]),
                            0.001)

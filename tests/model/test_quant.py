@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from r1jax.model import moe, quant
+from r1jax.model import experts, quant
 from tests.conftest import dense_config, forward, make, small_config
 
 _RNG = np.random.default_rng(0)
@@ -68,20 +68,24 @@ def test_zeros_stay_zeros():
 
 @pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
 def test_grouped_products_round_each_experts_weight(dispatch):
-  rows, E = 40, 3
-  x, w = _draw(rows, 140), np.stack([_draw(140, 8) for _ in range(E)])
-  expert = _RNG.integers(0, E, rows).astype(np.int32)
+  rows, E, D, I = 40, 3, 140, 8
+  x, expert = _draw(rows, D), _RNG.integers(0, E, (rows, 1)).astype(np.int32)
+  gate, up = (np.stack([_draw(D, I) / 1e3 for _ in range(E)])
+              for _ in range(2))
+  down = np.stack([_draw(I, D) for _ in range(E)])
+  got = jax.jit(lambda x, *weights: experts.swiglu(
+      x, expert, weights, dispatch, True))(x, gate, up, down)[:, 0]
 
-  @jax.jit
-  def run(x, w):
-    where = moe.plan(jnp.asarray(expert), E, dispatch)
-    out = moe._products(where, True)(x[where.row_S], w)
-    return out[where.slot_R]
+  def one(x, e):
+    g, u = (_tiles(x[None], 1) @ _blocks(w[e]) for w in (gate, up))
+    hidden = (g * (1 + np.tanh(g.astype(np.float64) / 2)) / 2 * u).astype(
+        np.float32)
+    return (_tiles(hidden, 1) @ _blocks(down[e]))[0]
 
-  want = np.stack([_tiles(x, 1)[r] @ _blocks(w[e])
-                   for r, e in enumerate(expert)])
-  np.testing.assert_allclose(
-      run(x, w), want, rtol=1e-4, atol=1e-4 * want.std())
+  want = np.stack([one(x[r], e) for r, e in enumerate(expert[:, 0])])
+  # Roundings of the hidden layer may fall apart by the last bit of a float32.
+  close = np.isclose(got, want, rtol=1e-4, atol=1e-4 * want.std())
+  assert close.mean() > 0.99
 
 
 @pytest.mark.parametrize('config', [

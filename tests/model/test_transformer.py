@@ -19,6 +19,8 @@ _TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9))
     {'num_shared_experts': 0, 'experts_per_token': 3},
     {'moe_dispatch': 'ragged'},
     {'remat': True},
+    {'unroll': 2},
+    {'attention_kernel': 'plain'},
 ], ids=str)
 def test_logits_equal_the_numpy_oracle(changes):
   config = small_config(**changes)

@@ -1,0 +1,195 @@
+"""SwiGLU of every token's experts: pairs sorted by expert, group by group.
+
+A pair is a token and one of its A experts: pair p belongs to token p // A.
+XLA's ragged_dot is a fused kernel on TPU, but on CPU it multiplies every row
+with every expert. There a loop walks over blocks of pairs that share an
+expert; it ends at the last block that holds any, and all that a block needs
+stays in a processor's cache. Both give the same numbers.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.model import quant
+
+
+def swiglu(x_RD, expert_RA, weights, dispatch: str, fp8: bool) -> jax.Array:
+  """down_e(silu(gate_e(x)) · up_e(x)) for each expert e of each token.
+
+  Args:
+    x_RD: Tokens.
+    expert_RA: int32; E stands for no expert, whose result is never read.
+    weights: gate [E, D, I], up [E, D, I], down [E, I, D].
+    dispatch: 'ragged' or 'blocks'.
+    fp8: Products in FP8.
+
+  Returns:
+    [R, A, D], not weighted.
+  """
+  pair_expert = expert_RA.reshape(-1)
+  function = {'ragged': _ragged, 'blocks': _in_blocks}[dispatch]
+  return function(x_RD, pair_expert, weights, fp8).reshape(
+      *expert_RA.shape, -1)
+
+
+def _ragged(x_RD, pair_expert, weights, fp8: bool):
+  gate_EDI, up_EDI, down_EID = weights
+  pairs = pair_expert.shape[0]
+  order = jnp.argsort(pair_expert, stable=True)
+  size_E = jnp.bincount(
+      pair_expert, length=gate_EDI.shape[0]).astype(jnp.int32)
+
+  def times(x_SD, w_EDF):
+    if fp8:
+      return quant.product(jax.lax.ragged_dot, x_SD, w_EDF, size_E)
+    return jax.lax.ragged_dot(x_SD, w_EDF, size_E)
+
+  x_SD = x_RD[order // (pairs // x_RD.shape[0])]
+  hidden_SI = jax.nn.silu(times(x_SD, gate_EDI)) * times(x_SD, up_EDI)
+  rank = jnp.zeros(pairs, jnp.int32).at[order].set(
+      jnp.arange(pairs, dtype=jnp.int32))
+  return times(hidden_SI, down_EID)[rank]
+
+
+class Blocks(NamedTuple):
+  """Slots sorted by expert, each expert's padded up to whole blocks.
+
+  Attributes:
+    pair_S: The pair in each slot; one beyond the last where there is none.
+    slot_of_pair: Its reverse; one beyond the last for a pair of no expert.
+    expert_W: The expert of each block.
+    used: How many blocks hold pairs; they come first.
+  """
+
+  pair_S: jax.Array
+  slot_of_pair: jax.Array
+  expert_W: jax.Array
+  used: jax.Array
+
+
+def plan(pair_expert, experts: int) -> Blocks:
+  """Sorts pairs by expert; those of expert E have no slot."""
+  pairs, E = pair_expert.shape[0], experts
+  block = block_slots(pairs, E)
+  order = jnp.argsort(pair_expert, stable=True).astype(jnp.int32)
+  size_E = jnp.bincount(pair_expert, length=E).astype(jnp.int32)
+  blocks_E = -(-size_E // block)
+  W = -(-pairs // block) + E  # Each expert pads less than one block.
+  expert_W = jnp.repeat(
+      jnp.arange(E, dtype=jnp.int32), blocks_E, total_repeat_length=W)
+  starts = lambda size: jnp.cumsum(size) - size
+  shift_E = starts(blocks_E) * block - starts(size_E)
+  rank = jnp.arange(pairs, dtype=jnp.int32)
+  slot_of_rank = jnp.where(
+      rank < size_E.sum(),
+      rank + jnp.repeat(shift_E, size_E, total_repeat_length=pairs), W * block)
+  return Blocks(
+      pair_S=jnp.full(W * block, pairs, jnp.int32).at[slot_of_rank].set(
+          order, mode='drop'),
+      slot_of_pair=jnp.zeros(pairs, jnp.int32).at[order].set(slot_of_rank),
+      expert_W=expert_W, used=blocks_E.sum())
+
+
+def block_slots(pairs: int, experts: int) -> int:
+  """A power of two in [16, 128], near half an expert's fair share of pairs."""
+  share = max(pairs // (2 * experts), 1)
+  return min(128, max(16, 1 << (share.bit_length() - 1)))
+
+
+def _in_blocks(x_RD, pair_expert, weights, fp8: bool):
+  return _blocks(x_RD, weights, plan(pair_expert, weights[0].shape[0]), fp8)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _blocks(x_RD, weights, where: Blocks, fp8: bool):
+  return _blocks_forward(x_RD, weights, where, fp8)[0]
+
+
+def _blocks_forward(x_RD, weights, where: Blocks, fp8: bool):
+  gate_EDI, up_EDI, down_EID = weights
+  slots, A = where.pair_S.shape[0], _per_token(x_RD, where)
+  D, I = gate_EDI.shape[1:]
+  times = partial(_times, fp8=fp8)
+
+  def one(block):
+    w, gate_SI, up_SI, out_SD = block
+    e, pair = where.expert_W[w], _block(where.pair_S, w, where)
+    x = _gather(x_RD, pair // A)
+    gate, up = times(x, gate_EDI[e]), times(x, up_EDI[e])
+    out = times(_activate(gate, up), down_EID[e])
+    return (w + 1, _put(gate_SI, gate, w), _put(up_SI, up, w),
+            _put(out_SD, out, w))
+
+  empty = lambda width: jnp.zeros((slots, width), x_RD.dtype)
+  _, gate_SI, up_SI, out_SD = jax.lax.while_loop(
+      lambda block: block[0] < where.used, one,
+      (jnp.int32(0), empty(I), empty(I), empty(D)))
+  return _gather(out_SD, where.slot_of_pair), (
+      x_RD, weights, where, gate_SI, up_SI)
+
+
+def _blocks_backward(fp8: bool, kept, d_out):
+  x_RD, weights, where, gate_SI, up_SI = kept
+  gate_EDI, up_EDI, down_EID = weights
+  A = _per_token(x_RD, where)
+
+  def gradients(x, w, dy):  # Of their product, which is not made again.
+    return jax.vjp(partial(_times, fp8=fp8), x, w)[1](dy)
+
+  def one(block):
+    w, dx_SD, d_gate_EDI, d_up_EDI, d_down_EID = block
+    e, pair = where.expert_W[w], _block(where.pair_S, w, where)
+    x, dy = _gather(x_RD, pair // A), _gather(d_out, pair)
+    hidden, activation = jax.vjp(
+        _activate, _block(gate_SI, w, where), _block(up_SI, w, where))
+    d_hidden, d_down = gradients(hidden, down_EID[e], dy)
+    d_gate_out, d_up_out = activation(d_hidden)
+    dx_of_gate, d_gate = gradients(x, gate_EDI[e], d_gate_out)
+    dx_of_up, d_up = gradients(x, up_EDI[e], d_up_out)
+    return (w + 1, _put(dx_SD, dx_of_gate + dx_of_up, w),
+            d_gate_EDI.at[e].add(d_gate), d_up_EDI.at[e].add(d_up),
+            d_down_EID.at[e].add(d_down))
+
+  empty = lambda like: jnp.zeros(like.shape, quant.wide(like.dtype))
+  _, dx_SD, *d_weights = jax.lax.while_loop(
+      lambda block: block[0] < where.used, one,
+      (jnp.int32(0), jnp.zeros((where.pair_S.shape[0], x_RD.shape[1]),
+                               x_RD.dtype), *map(empty, weights)))
+  dx_RD = _gather(dx_SD, where.slot_of_pair).reshape(
+      x_RD.shape[0], A, -1).sum(1)
+  return (dx_RD.astype(x_RD.dtype),
+          tuple(d.astype(w.dtype) for d, w in zip(d_weights, weights)), None)
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _per_token(x_RD, where: Blocks) -> int:
+  return where.slot_of_pair.shape[0] // x_RD.shape[0]
+
+
+def _block(x_S, w, where: Blocks):
+  """The slots of block w."""
+  size = where.pair_S.shape[0] // where.expert_W.shape[0]
+  return jax.lax.dynamic_slice_in_dim(x_S, w * size, size)
+
+
+def _put(x_S, part, w):
+  return jax.lax.dynamic_update_slice_in_dim(
+      x_S, part.astype(x_S.dtype), w * part.shape[0], 0)
+
+
+def _gather(x, rows):
+  """Rows of x; zeros for a row beyond its last."""
+  return x.at[rows].get(mode='fill', fill_value=0)
+
+
+def _activate(gate, up):
+  return jax.nn.silu(gate) * up
+
+
+def _times(x, w, fp8: bool):
+  return quant.product(jnp.matmul, x, w) if fp8 else x @ w
