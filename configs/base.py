@@ -87,6 +87,8 @@ def get_config() -> ml_collections.ConfigDict:
       # Where old log-probabilities come from: 'rollout', as sampled, or
       # 'recompute', by the trainer, where sampler and trainer differ.
       old_logp='rollout',
+      # Training sends each token to the experts that the sampler sent it to.
+      routing_replay=False,
       balance_speed=1e-3,
       balance_loss=0.0,
       mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.

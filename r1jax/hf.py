@@ -407,6 +407,7 @@ def _refuse(path: Path, theirs: dict):
 def _architecture(kind: str, h: dict) -> dict:
   mla, layers = kind == 'deepseek_v3', h['num_hidden_layers']
   heads, moe = h['num_attention_heads'], kind == 'deepseek_v3'
+  stored = h.get('torch_dtype') or h.get('dtype')
   return dict(
       vocab_size=h['vocab_size'], num_layers=layers,
       first_k_dense=h['first_k_dense_replace'] if moe else layers,
@@ -436,7 +437,8 @@ def _architecture(kind: str, h: dict) -> dict:
       mtp_depth=h.get('num_nextn_predict_layers') or 0, scalar_head=False,
       norm_eps=h['rms_norm_eps'],
       init_std=h.get('initializer_range', 0.02),
-      max_context=h['max_position_embeddings'], dtype='bfloat16',
+      max_context=h['max_position_embeddings'],
+      dtype='float32' if stored == 'float32' else 'bfloat16',
       fp8=False, remat=True, unroll=1, moe_dispatch='auto')
 
 

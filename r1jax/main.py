@@ -5,13 +5,15 @@
 
 from collections.abc import Callable
 import difflib
+import json
 import os
 from pathlib import Path
 import re
 import sys
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+import yaml
 
 from r1jax.errors import UserError
 from r1jax.settings import flatten
@@ -36,7 +38,7 @@ Without --workdir, train uses runs/<name of the config>, and eval and sample
 read the base model that the config names.
 """
 
-BAD_INPUT = 2  # Exit code.
+BAD_INPUT, INTERRUPTED = 2, 130  # Exit codes.
 
 
 def _train(config, values):
@@ -65,14 +67,10 @@ def _sample(config, values):
     raise UserError('sample: give at least one --prompt=TEXT')
   parts, params = _weights(config, values)
   engine = build.rl_engine(config, parts)
-  # A batch divides over the mesh: the last question fills it up.
-  count = len(values.prompt)
-  asked = values.prompt + values.prompt[-1:] * (
-      -count % parts.model.layout.size('P'))
   prompts = [
       Prompt(id=f'--prompt {i}', text=parts.template.render(question),
              question=question, answer='', source='')
-      for i, question in enumerate(asked, 1)]
+      for i, question in enumerate(values.prompt, 1)]
   batch = batching.pad_prompts(
       prompts, parts.tokenizer, config.data.max_prompt_tokens)
   rollout = jax.device_get(
@@ -81,16 +79,15 @@ def _sample(config, values):
       rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
       parts.tokenizer.decode_batch)
   for text, p in zip(texts, rollout.group_B):
-    if p < count:
-      read = template.parse(text, parts.template.opens_think)
-      shown = (f'thought: {read.thought}\n  answer:  {read.answer}'
-               if read.well_formed else f'malformed: {text}')
-      print(f'{prompts[p].question}\n  {shown}')
+    read = template.parse(text, parts.template.opens_think)
+    shown = (f'thought: {read.thought}\n  answer:  {read.answer}'
+             if read.well_formed else f'malformed: {text}')
+    print(f'{prompts[p].question}\n  {shown}')
 
 
 def _config(config, values):
   del values
-  print(config, end='')
+  print(yaml.safe_dump(json.loads(config.to_json())), end='')
 
 
 def _info(config, values):
@@ -165,7 +162,7 @@ def run(argv: list[str]) -> None:
   if not argv or argv[0] in ('-h', '--help', 'help'):
     print(USAGE, end='')
     return
-  command, rest = argv[0], argv[1:]
+  command, rest = argv[0], _joined(argv[1:])
   if command in CONVERSIONS:
     return _convert(command, rest)
   if command not in COMMANDS:
@@ -202,9 +199,13 @@ def _convert(command: str, args: list[str]):
   if len(paths) != 1 or not values.out:
     raise UserError(f'usage: {usage}')
   CONVERSIONS[command](values, paths[0])
-  print(f'{command}: wrote {values.out}')
+  print(f'{command}: wrote {values.out}{_NEXT[command].format(values.out)}')
 
 
+_NEXT = {
+    'import-hf': "\nIn a config: config.model = models.imported('{0}'); "
+                 "config.init = '{0}'",
+    'export-hf': ''}
 _FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER'}
 
 
@@ -215,24 +216,42 @@ def _parsed(values: flags.FlagValues, holder, args: list[str]):
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
           ImportError, SyntaxError) as error:
     text = str(error.args[0] if isinstance(error, KeyError) else error)
+    if "'get_config'" in text:
+      text = 'this file has no function get_config()'
     text = re.sub(r'Other fields present:.*(?=Did you mean)', '', text,
                   flags=re.DOTALL)
-    raise UserError('config: ' + ' '.join(text.split())) from error
+    raise UserError(
+        f'config: {_file_of(args)}: ' + ' '.join(text.split())) from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}')
   return config
 
 
-def _check_keys(args: list[str]):
-  """Loads the config file alone and looks every overridden key up in it."""
+def _joined(args: list[str]) -> list[str]:
+  """`--config FILE` as `--config=FILE`."""
+  for i, arg in enumerate(args[:-1]):
+    if arg in ('--config', '-config'):
+      return [*args[:i], f'{arg}={args[i + 1]}', *args[i + 2:]]
+  return args
+
+
+def _file_of(args: list[str]) -> str:
   paths = [arg for arg in args if arg.startswith(('--config=', '-config='))]
   if not paths:
     raise UserError('give --config=FILE, for example '
                     '--config=configs/r1_zero_tiny.py')
-  path = paths[-1].split('=', 1)[1]
+  return paths[-1].split('=', 1)[1]
+
+
+def _check_keys(args: list[str]):
+  """Loads the config file alone and looks every overridden key up in it."""
+  path = _file_of(args)
   if not os.path.isfile(path):
     raise UserError(f'config: no file {path}')
-  config = _parsed(*_flags('config', paths[-1:]), paths[-1:])
+  alone = [f'--config={path}']
+  config = _parsed(*_flags('config', alone), alone)
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'config: {path}: get_config() returns no ConfigDict')
   known = flatten(config.to_dict())
   sections = {key.rsplit('.', n)[0] for key in known for n in range(1, 4)}
   for arg in args:
@@ -250,6 +269,14 @@ def main():
   except UserError as error:
     print(f'r1jax: {error}', file=sys.stderr)
     sys.exit(BAD_INPUT)
+  except KeyboardInterrupt:
+    again = ('; the same command goes on from the newest checkpoint'
+             if sys.argv[1] == 'train' else '')
+    print(f'\nr1jax: interrupted{again}', file=sys.stderr)
+    sys.exit(INTERRUPTED)
+  except BrokenPipeError:  # Whoever read the output wants no more of it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 if __name__ == '__main__':

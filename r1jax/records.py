@@ -75,6 +75,8 @@ class Rollout:
     finish_B: int32, FINISH_STOP or FINISH_LENGTH.
     length_B: int32, completion tokens, the stop token among them.
     group_B: int32, which of the batch's prompts the row completes.
+    experts_BTLA: uint16, the experts of each token in each MoE layer, or None;
+      meaningless where valid_BT is False.
   """
 
   tokens_BT: chex.Array
@@ -84,6 +86,7 @@ class Rollout:
   finish_B: chex.Array
   length_B: chex.Array
   group_B: chex.Array
+  experts_BTLA: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Reader:
       raise UserError(f'weights: no file {file}') from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
       raise UserError(
-          f'weights: cannot read {file} ({error}); fetch it again') from error
+          f'weights: cannot read {file} ({error}); it is no safetensors file, or a broken one') from error
     self._files[file] = opened
 
   def __contains__(self, name: str) -> bool:

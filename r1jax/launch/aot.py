@@ -82,8 +82,8 @@ def topology(name: str):
   try:
     import libtpu  # noqa: F401
   except ImportError as error:
-    raise UserError("aot: the compiler is not installed: pip install "
-                    "'r1jax[tpu]'") from error
+    raise UserError('aot: the compiler is not installed; in the checkout: '
+                    "pip install -e '.[tpu]'") from error
   from jax.experimental import topologies
   try:
     return topologies.get_topology_desc(name, 'tpu').devices

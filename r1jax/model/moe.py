@@ -28,11 +28,13 @@ class Routing(NamedTuple):
     balance: Scalar, the sequence-wise balance loss without its α (V3 eq.
       17–20), the mean over sequences. 1 when the load is even.
     dropped: Scalar float32, (token, expert) pairs that found no room.
+    expert_BTA: int32, the experts of each token.
   """
 
   load_E: jax.Array
   balance: jax.Array
   dropped: jax.Array
+  expert_BTA: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,12 +169,14 @@ class MoE(nn.Module):
   layout: Layout
 
   @nn.compact
-  def __call__(self, x_BTD, counted_BT):
+  def __call__(self, x_BTD, counted_BT, replay_BTA=None):
     """Applies the experts.
 
     Args:
       x_BTD: Tokens.
       counted_BT: bool; only these tokens count. Padding does not.
+      replay_BTA: int, the experts to use instead of choosing any; their gate
+        weights are computed as ever.
 
     Returns:
       y_BTD, and a Routing.
@@ -192,8 +196,12 @@ class MoE(nn.Module):
         'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}[c.affinity]
     affinity_BTE = to_affinity(jnp.einsum(
         'BTD,DE->BTE', x_BTD.astype(quant.wide(x_BTD.dtype)), router_DE))
-    expert_BTA, gate_BTA = route(
-        affinity_BTE, jax.lax.stop_gradient(bias_E), c)
+    if replay_BTA is None:
+      expert_BTA, gate_BTA = route(
+          affinity_BTE, jax.lax.stop_gradient(bias_E), c)
+    else:
+      expert_BTA = replay_BTA.astype(jnp.int32)
+      gate_BTA = gates(affinity_BTE, expert_BTA, c)
     y_BTD, dropped = _dispatched(
         x_BTD, expert_BTA, gate_BTA, counted_BT, weights, c, self.layout)
     if c.num_shared_experts:
@@ -201,7 +209,7 @@ class MoE(nn.Module):
       y_BTD += shared(x_BTD)
 
     balance, load_E = balance_loss(affinity_BTE, expert_BTA, counted_BT)
-    return y_BTD, Routing(load_E, balance, dropped)
+    return y_BTD, Routing(load_E, balance, dropped, expert_BTA)
 
 
 def _dispatched(x_BTD, expert_BTA, gate_BTA, valid_BT, weights,

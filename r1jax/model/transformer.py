@@ -63,22 +63,26 @@ class Block(nn.Module):
     else:
       self.ffn = SwiGLU(c, self.layout, c.ffn_dim)
 
-  def feed_forward(self, x_BTD, counted_BT):
+  def feed_forward(self, x_BTD, counted_BT, replay_BTA=None):
     h_BTD = self.ffn_norm(x_BTD)
     if not self.is_moe:
       return x_BTD + self.ffn(h_BTD), None
-    y_BTD, routing = self.ffn(h_BTD, counted_BT)
+    y_BTD, routing = self.ffn(h_BTD, counted_BT, replay_BTA)
     return x_BTD + y_BTD, routing
 
-  def __call__(self, x_BTD, position_BT, segment_BT):
+  def __call__(self, x_BTD, position_BT, segment_BT, replay_BTA=None):
     mix_BTD, entry_BTX = self.attention(
         self.attention_norm(x_BTD), position_BT, segment_BT)
     x_BTD = self.layout.constrain(x_BTD + mix_BTD, 'BtD')
-    x_BTD, routing = self.feed_forward(x_BTD, segment_BT > 0)
+    x_BTD, routing = self.feed_forward(x_BTD, segment_BT > 0, replay_BTA)
     return self.layout.constrain(x_BTD, 'BtD'), (entry_BTX, routing)
 
   def decode(self, carry, layer, prefix_PSX, valid_PS, position_PG, slot):
-    """Carries the stack's entries of own tokens and writes in place."""
+    """Carries the stack's entries of own tokens and writes in place.
+
+    Returns:
+      The carry, and the experts of the new token, or None.
+    """
     x_PGD, own_LPGSX = carry
     h_PGD = self.attention_norm(x_PGD)
     new_PGX = self.attention.entry(h_PGD, position_PG)
@@ -87,8 +91,9 @@ class Block(nn.Module):
         (layer, 0, 0, slot, 0))
     x_PGD += self.attention.decode(
         h_PGD, position_PG, prefix_PSX, valid_PS, own_LPGSX[layer], slot)
-    x_PGD, _ = self.feed_forward(x_PGD, jnp.ones(x_PGD.shape[:2], bool))
-    return (self.layout.constrain(x_PGD, 'PGD'), own_LPGSX), None
+    x_PGD, routing = self.feed_forward(x_PGD, jnp.ones(x_PGD.shape[:2], bool))
+    chosen_PGA = routing.expert_BTA if self.is_moe else None
+    return (self.layout.constrain(x_PGD, 'PGD'), own_LPGSX), chosen_PGA
 
 
 def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
@@ -99,7 +104,7 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
   block = nn.remat(Block) if config.remat else Block
   scanned = nn.scan(block, methods={
       '__call__': dict(over_layers, unroll=config.unroll,
-                       in_axes=(nn.broadcast, nn.broadcast)),
+                       in_axes=(nn.broadcast, nn.broadcast, 0)),
       'decode': dict(over_layers, in_axes=(0, 0) + (nn.broadcast,) * 3)})
   return scanned(config, layout, is_moe)
 
@@ -140,18 +145,25 @@ class Transformer(nn.Module):
     if c.mtp_depth:
       self.mtp = _mtp(c, self.layout)
 
-  def __call__(self, tokens_BT, position_BT, segment_BT) -> Output:
+  def __call__(self, tokens_BT, position_BT, segment_BT,
+               replay_BTLA=None) -> Output:
     """The full forward pass, without logits: they are asked for in chunks.
 
     Args:
       tokens_BT: int32.
       position_BT: int32, each token's place in its document.
       segment_BT: int32; a token attends within its segment, 0 is padding.
+      replay_BTLA: int, the experts to use in each MoE layer (routing replay);
+        None: each layer chooses.
     """
     x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
     entries, routing = [], {}
     for (stack, _) in self.stacks:
-      x_BTD, (entry_LBTX, routed) = stack(x_BTD, position_BT, segment_BT)
+      replay_LBTA = None
+      if replay_BTLA is not None and stack.is_moe:
+        replay_LBTA = jnp.moveaxis(replay_BTLA, 2, 0)
+      x_BTD, (entry_LBTX, routed) = stack(
+          x_BTD, position_BT, segment_BT, replay_LBTA)
       entries.append(entry_LBTX)
       if routed is not None:
         routing[stack.name] = routed
@@ -195,8 +207,9 @@ class Transformer(nn.Module):
     """Reads the prompts, left-padded, once for all samples of each.
 
     Returns:
-      The last token's logits [P, V] and a cache with room for `budget_tokens`
-      own tokens of each of `group_size` samples.
+      The last token's logits [P, V]; a cache with room for `budget_tokens` own
+      tokens of each of `group_size` samples; and the experts of each token,
+      [P, T, L, A], L of the MoE layers, or None without any.
     """
     position_PT = positions(valid_PT)
     out = self(tokens_PT, position_PT, valid_PT.astype(jnp.int32))
@@ -206,25 +219,31 @@ class Transformer(nn.Module):
                   e.dtype) for e in out.entries)
     cache = Cache(prefix=out.entries, own=own, valid_PS=valid_PT,
                         length_P=valid_PT.sum(-1, dtype=jnp.int32))
-    return self.logits(out.hidden_BTD[:, -1]), cache
+    routed = out.routing.get('moe_layers')
+    chosen_PTLA = routed and jnp.moveaxis(routed.expert_BTA, 0, 2)
+    return self.logits(out.hidden_BTD[:, -1]), cache, chosen_PTLA
 
   def decode(self, tokens_PG, cache: Cache, slot):
     """Appends one token to each sample, at own slot `slot`.
 
     Returns:
-      Logits [P, G, V] for the token after it, and the cache.
+      Logits [P, G, V] for the token after it; the cache; and the experts of
+      the token, [P, G, L, A], or None.
     """
     x_PGD = self.layout.constrain(self.embedding_VD[tokens_PG], 'PGD')
     position_PG = jnp.broadcast_to(
         cache.length_P[:, None] + slot, tokens_PG.shape)
-    own = []
+    own, chosen_PGLA = [], None
     for (stack, layers), prefix, own_LPGSX in zip(
         self.stacks, cache.prefix, cache.own):
-      (x_PGD, own_LPGSX), _ = stack.decode(
+      (x_PGD, own_LPGSX), chosen_LPGA = stack.decode(
           (x_PGD, own_LPGSX), jnp.arange(layers), prefix, cache.valid_PS,
           position_PG, slot)
       own.append(own_LPGSX)
-    return self.logits(self.norm(x_PGD)), cache.replace(own=tuple(own))
+      if chosen_LPGA is not None:
+        chosen_PGLA = jnp.moveaxis(chosen_LPGA, 0, 2)
+    return (self.logits(self.norm(x_PGD)), cache.replace(own=tuple(own)),
+            chosen_PGLA)
 
 
 STACKS = ('dense_layers', 'moe_layers', 'mtp')

@@ -153,6 +153,9 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   if c.mtp_weight and not config.model.mtp_depth:
     raise UserError(f'rl: mtp_weight = {c.mtp_weight} needs look-ahead '
                     'modules, but model.mtp_depth is 0')
+  if c.routing_replay and not config.model.num_experts:
+    raise UserError('rl: routing_replay needs experts, but model.num_experts '
+                    'is 0')
   if c.old_logp not in ('rollout', 'recompute'):
     raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
                     f'{c.old_logp!r}')
@@ -164,7 +167,8 @@ def rl_engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
   check_rl(config, made.model.layout)
   return Engine(made.model, SamplingConfig(
       group_size=c.group_size, max_new_tokens=c.max_new_tokens,
-      temperature=c.temperature, top_p=1.0, stop_ids=made.tokenizer.stop_ids))
+      temperature=c.temperature, top_p=1.0,
+      stop_ids=made.tokenizer.stop_ids), record_routing=c.routing_replay)
 
 
 def optimizer_config(section: ml_collections.ConfigDict) -> OptimizerConfig:

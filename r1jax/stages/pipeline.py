@@ -95,8 +95,11 @@ def base_params(config: ml_collections.ConfigDict, parts: build.Parts):
           "init: no base was pre-trained with this config yet; add 'pretrain' "
           'to config.stages')
     return weights.load(kept, parts.model)
-  path = build.SHIPPED_BASE if init == 'shipped' else init
-  return weights.load(Path(path), parts.model)
+  path = build.SHIPPED_BASE if init == 'shipped' else Path(init).expanduser()
+  if not path.exists():
+    raise UserError(f"init: {init!r} is neither 'shipped', 'pretrain' nor "
+                    "'random', nor a file or folder of weights")
+  return weights.load(path, parts.model)
 
 
 def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,

@@ -81,10 +81,13 @@ class RL:
             Progress(NAME, start, c.steps, plain_every=10) as progress):
         if restored:
           _, state, position = restored
+          progress.tell(f'goes on after step {start}')
           data.set_state(position)
         else:
           state = self._fresh(base_params)
+          progress.tell('compiles, and evaluates the base')
           writer.write(0, self._evaluate(state, 0, directory, [], shown))
+          progress.tell(f"starts at pass@1 {shown['pass@1']}")
         for step in range(start + 1, c.steps + 1):
           progress.step_secs()
           state, values, rows = self._step(state, next(data), step)
@@ -169,7 +172,8 @@ class RL:
       old_logp_BT = self._logp(state.train.params, rollout)
     ref_logp_BT = old_logp_BT
     if state.reference is not None:
-      ref_logp_BT = self._logp(state.reference, rollout)
+      ref_logp_BT = self._logp(  # Which chooses experts of its own.
+          state.reference, rollout.replace(experts_BTLA=None))
     return RLBatch(rollout=rollout, adv_B=adv_B, old_logp_BT=old_logp_BT,
                    ref_logp_BT=ref_logp_BT)
 

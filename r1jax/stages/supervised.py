@@ -52,6 +52,8 @@ class Pretrain:
           c.microbatches)
       with (MetricsWriter(directory, start) as writer,
             Progress(NAME, start, c.steps, plain_every=100) as progress):
+        if start:
+          progress.tell(f'goes on after step {start}')
         tokens, skipped = 0, 0.0
         for step in range(start + 1, c.steps + 1):
           batch = next(data)

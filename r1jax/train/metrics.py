@@ -79,6 +79,11 @@ class Progress:
     secs, self._last = now - self._last, now
     return secs
 
+  def tell(self, text: str):
+    """A line of its own. Time left is counted from the last of them."""
+    self._console.print(f'{self._stage} {text}', highlight=False)
+    self._began = time.monotonic()
+
   def update(self, step: int, numbers: dict[str, str]):
     done = max(step - self._start, 1)
     left = (time.monotonic() - self._began) / done * (self._total - step)

@@ -61,7 +61,7 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
       metrics['mtp/loss'] = ahead
       routing = routing | routed
     loss += _balance(routing, balancing, microbatches)
-    return loss, (metrics | {'routing': routing}, {})
+    return loss, (metrics | {'routing': _loads(routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: TokenBatch):
@@ -82,6 +82,7 @@ def score(model: Transformer, temperature: float,
   """Returns logp(params, rollout) → [B, T], jitted; 0 outside the mask.
 
   Rollouts have `prompt_tokens` columns of prompt before their completions.
+  Where they hold their experts, these are used again.
   """
 
   @jax.jit
@@ -132,7 +133,7 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     loss += _balance(routing, balancing, microbatches)
     gap = jnp.abs(logp_BT - batch.old_logp_BT)
     worst = jnp.max(jnp.where(rollout.mask_BT, gap, 0.0))
-    return loss, (metrics | {'routing': routing}, {'worst': worst})
+    return loss, (metrics | {'routing': _loads(routing)}, {'worst': worst})
 
   def update(state: TrainState, batch: RLBatch):
     live = jnp.sum(batch.rollout.mask_BT)
@@ -168,7 +169,8 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
     hidden   = [h(a), h(ab), h(abc)]
     logp_BT  = [0, log p(b | a), log p(c | ab)]
   """
-  out = model.apply({'params': params}, *_inputs(rollout))
+  out = model.apply(
+      {'params': params}, *_inputs(rollout), rollout.experts_BTLA)
   logp, entropy = common.token_logp(
       out.hidden_BTD[:, prompt_tokens - 1:-1], output_head(model, params),
       rollout.tokens_BT[:, prompt_tokens:], temperature,
@@ -205,6 +207,12 @@ def _ahead_loss(model: Transformer, params, hidden_BTD, inputs, target_BT,
   return total / depth, routing
 
 
+def _loads(routing: dict[str, moe.Routing]):
+  """What adds up over microbatches: not which expert was whose."""
+  return {stack: routed._replace(expert_BTA=None)
+          for stack, routed in routing.items()}
+
+
 def _balance(routing: dict[str, moe.Routing], balancing: moe.Balancing,
              microbatches: int):
   """α times the balance loss of all layers, a microbatch's share of it."""
@@ -216,7 +224,7 @@ def _balance(routing: dict[str, moe.Routing], balancing: moe.Balancing,
 
 def _constrain(model: Transformer, batch):
   def pin(x):
-    return model.layout.constrain(x, 'BT'[:x.ndim])
+    return model.layout.constrain(x, 'BTLA'[:x.ndim])
 
   return jax.tree.map(pin, batch)
 

@@ -95,10 +95,14 @@ def _reads(reader: Reader, name: str, shape: tuple[int, ...],
 def _check(reader: Reader, shapes: dict, config: ModelConfig):
   said = json.loads(reader.metadata.get('about', '{}')).get('config', {})
   ours = flatten({'model': dataclasses.asdict(config)})
+  free = FREE
+  if {said.get(_SCALING), ours[_SCALING]} == {'none'}:
+    free += tuple(key for key in ours if key.startswith('model.rope.')
+                  and key not in _UNSCALED)
   differ = [
       f'{key} is {said[key]!r} there and {value!r} here'
       for key, value in ours.items()
-      if key in said and said[key] != value and key not in _FREE]
+      if key in said and said[key] != value and key not in free]
   if differ:
     raise UserError(
         f'weights: {reader.path} is of another model: {"; ".join(differ)}')
@@ -122,6 +126,9 @@ def _check(reader: Reader, shapes: dict, config: ModelConfig):
 
 
 # What the same weights may be run with.
-_FREE = tuple(f'model.{field}' for field in (
+FREE = tuple(f'model.{field}' for field in (
     'init_std', 'max_context', 'dtype', 'remat', 'unroll', 'moe_dispatch',
     'capacity_factor', 'attention_kernel', 'fp8'))
+# Without scaling, position depends on these keys of rope alone.
+_SCALING = 'model.rope.scaling'
+_UNSCALED = (_SCALING, 'model.rope.theta', 'model.rope.pairs')

@@ -28,13 +28,13 @@ def test_a_group_that_shares_a_prefix_decodes_as_the_full_forward(config):
   prompt = rng.integers(0, 32, (P, S)).astype(np.int32)
   after = rng.integers(0, 32, (P, G, own)).astype(np.int32)
   variables = {'params': params}
-  logits, cache = jax.jit(
+  logits, cache, _ = jax.jit(
       lambda v: model.apply(v, prompt, valid, G, own, method='prefill')
   )(variables)
   step = jax.jit(lambda v, t, c, s: model.apply(v, t, c, s, method='decode'))
   got = [np.repeat(np.asarray(logits)[:, None], G, 1)]
   for slot in range(own):
-    logits, cache = step(variables, after[:, :, slot], cache, jnp.int32(slot))
+    logits, cache, _ = step(variables, after[:, :, slot], cache, jnp.int32(slot))
     got.append(np.asarray(logits))
   got = np.stack(got, 2)
   for p in range(P):
@@ -48,7 +48,7 @@ def test_the_cache_holds_what_the_config_says():
   for config in (small_config(), dense_config()):
     model, params = make(config)
     tokens = np.zeros((2, 3), np.int32)
-    _, cache = model.apply(
+    _, cache, _ = model.apply(
         {'params': params}, tokens, tokens == 0, 1, 4, method='prefill')
     held = sum(x.size for x in cache.own)
     assert held == 2 * 4 * config.num_layers * config.cache_width

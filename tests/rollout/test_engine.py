@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
+from r1jax.model import transformer
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch
 from r1jax.rollout import sampling
@@ -42,12 +43,12 @@ def test_cached_decoding_equals_the_full_forward(changes):
   model, params = make(small_config(**changes))
   prompts, G, S = _prompts(), 2, 6
   own = np.random.default_rng(0).integers(0, 32, (2, G, S))
-  logits_PV, cache = _prefill(model, params, prompts, G, S)
+  logits_PV, cache, _ = _prefill(model, params, prompts, G, S)
   decode = jax.jit(lambda t, c, s: model.apply(
       {'params': params}, t, c, s, method='decode'))
   got = []
   for slot in range(S):
-    logits_PGV, cache = decode(jnp.asarray(own[:, :, slot]), cache, slot)
+    logits_PGV, cache, _ = decode(jnp.asarray(own[:, :, slot]), cache, slot)
     got.append(np.asarray(logits_PGV))
   for p in range(2):
     prompt = prompts.tokens_PT[p][prompts.valid_PT[p]]
@@ -65,7 +66,7 @@ def test_the_cache_holds_the_latent_and_nothing_more():
   config = small_config()
   model, params = make(config)
   prompts = _prompts()
-  _, cache = _prefill(model, params, prompts, 4, 6)
+  _, cache, _ = _prefill(model, params, prompts, 4, 6)
   entry = config.kv_lora_rank + config.qk_rope_head_dim
   assert sum(x.size for x in cache.prefix) == config.num_layers * 2 * 5 * entry
   assert sum(x.size for x in cache.own) == config.num_layers * 8 * 6 * entry
@@ -80,6 +81,47 @@ def test_logp_is_what_the_trainer_computes(temperature):
   logp_BT = train_step.score(model, temperature, 5)(params, rollout)
   np.testing.assert_allclose(rollout.logp_BT, logp_BT, atol=1e-4)
   assert float(jnp.min(rollout.logp_BT)) < -0.5
+
+
+def _choices(model, params, rollout):
+  """The experts of each token in a full forward pass that chooses freely."""
+  out = model.apply(
+      {'params': params}, rollout.tokens_BT,
+      transformer.positions(rollout.valid_BT),
+      rollout.valid_BT.astype(np.int32))
+  return jnp.moveaxis(out.routing['moe_layers'].expert_BTA, 0, 2)
+
+
+def test_recorded_experts_are_those_of_the_full_forward():
+  model, params = make(small_config())
+  rollout = Engine(model, _CONFIG, record_routing=True).generate(
+      params, _prompts(), jax.random.key(1))
+  want = np.sort(_choices(model, params, rollout), -1)
+  got = np.sort(rollout.experts_BTLA, -1)
+  np.testing.assert_array_equal(got[rollout.valid_BT], want[rollout.valid_BT])
+  plain = Engine(model, _CONFIG).generate(
+      params, _prompts(), jax.random.key(1))
+  assert plain.experts_BTLA is None
+  np.testing.assert_array_equal(plain.tokens_BT, rollout.tokens_BT)
+
+
+def test_training_replays_the_experts_that_sampled():
+  """After the router moved: other choices, unless the old are replayed."""
+  model, params = make(small_config())
+  rollout = Engine(model, _CONFIG, record_routing=True).generate(
+      params, _prompts(), jax.random.key(1))
+  router = params['moe_layers']['ffn']['router']
+  moved = params | {'moe_layers': params['moe_layers'] | {
+      'ffn': params['moe_layers']['ffn'] | {
+          'bias': params['moe_layers']['ffn']['bias'] + jax.random.normal(
+              jax.random.key(2), (router.shape[0], router.shape[-1]))}}}
+  free = _choices(model, moved, rollout)
+  assert (np.sort(free, -1) != np.sort(rollout.experts_BTLA, -1)).any()
+  # The bias selects only: with the old choices nothing else has changed.
+  score = train_step.score(model, 1.0, 5)
+  np.testing.assert_allclose(score(moved, rollout), rollout.logp_BT, atol=1e-4)
+  chosen = score(moved, rollout.replace(experts_BTLA=None))
+  assert np.abs(chosen - rollout.logp_BT).max() > 1e-3
 
 
 def test_masks_come_from_lengths_and_the_stop_token_is_trained():
