@@ -117,7 +117,7 @@ class ModelConfig:
         ('attention', ('mla', 'gqa')), ('affinity', ('sigmoid', 'softmax')),
         ('group_score', ('top2', 'max')),
         ('dtype', ('float32', 'bfloat16', 'float16', 'float64')),
-        ('attention_kernel', ('auto', 'plain', 'blocked', 'splash')),
+        ('attention_kernel', ('auto', 'plain', 'blocked', 'flash', 'splash')),
         ('moe_dispatch', ('auto', 'blocks', 'ragged'))):
       value = getattr(self, field)
       need(value in known, f'{field} must be one of {known}, got {value!r}')

@@ -8,6 +8,7 @@ the logarithm of each row's softmax denominator, as flash attention does.
 from functools import partial
 
 import jax
+from jax.experimental.pallas.ops.gpu import attention as flash
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -15,7 +16,6 @@ from jax.sharding import PartitionSpec
 from r1jax.model import quant
 from r1jax.sharding import Layout
 
-KERNELS = ('plain', 'blocked', 'splash')
 NEG_INF = -1e30  # Finite, so that a row with nothing to attend to has no NaN.
 
 
@@ -33,25 +33,35 @@ def attend(q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout,
     scale: Of the scores.
     layout: Of the mesh.
     kernel: 'plain'; 'blocked', products that fit a processor's cache, for any
-      device; 'splash', JAX's fused kernel for TPU, which is interpreted
-      elsewhere; or 'auto': splash on TPU, else blocked.
+      device; 'flash' and 'splash', JAX's fused kernels for GPU and for TPU,
+      which are interpreted elsewhere; or 'auto': the device's own, and blocked
+      where it has none. On GPU wide numbers are blocked too: the fused kernel
+      would multiply them in TF32.
 
   Returns:
     [B, T, N, U]
   """
   if kernel == 'auto':
-    kernel = 'splash' if layout.platform == 'tpu' else 'blocked'
+    kernel = _best(layout.platform, q_BTNH.dtype)
   q_BNTH, k_BKTH, v_BKTU = (
       layout.constrain(x.swapaxes(1, 2), 'BNTH')  # As a matrix product wants.
       for x in (q_BTNH, k_BTKH, v_BTKU))
   if kernel == 'plain':
     mix_BNTU = _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale)
   else:
-    function = _blocked if kernel == 'blocked' else partial(
-        _splash, interpret=layout.platform != 'tpu')
+    function = {
+        'blocked': _blocked,
+        'flash': partial(_flash, interpret=layout.platform != 'gpu'),
+        'splash': partial(_splash, interpret=layout.platform != 'tpu')}[kernel]
     mix_BNTU = _on_each_device(
         function, q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout)
   return mix_BNTU.swapaxes(1, 2)
+
+
+def _best(platform: str, dtype) -> str:
+  if platform == 'tpu':
+    return 'splash'
+  return 'flash' if platform == 'gpu' and dtype.itemsize == 2 else 'blocked'
 
 
 def _on_each_device(function, q_BNTH, k_BKTH, v_BKTU, segment_BT,
@@ -220,19 +230,38 @@ def _masked(score, scale: float, see):
   return jnp.where(see, score * scale, NEG_INF)
 
 
-_LANES = 128  # Splash works on whole tiles of so many tokens.
+_TILE = 128  # The fused kernels work on whole tiles of so many tokens.
+
+
+def _padded(multiple: int, segment_BT, *x_BNTH):
+  """Up to whole tiles, by tokens of a segment of their own, after all others."""
+  pad = (0, -segment_BT.shape[1] % multiple)
+  return (jnp.pad(segment_BT, ((0, 0), pad), constant_values=-1),
+          *(jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))) for x in x_BNTH))
+
+
+def _flash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float,
+           interpret: bool):
+  (_, N, T, H), (_, K, _, U) = q_BNTH.shape, v_BKTU.shape
+  segment_BT, *qkv = _padded(_TILE, segment_BT, q_BNTH, k_BKTH, v_BKTU)
+  wide = max(H, U)  # The kernel knows one width.
+  q, k, v = (
+      jnp.pad(x, ((0, 0),) * 3 + ((0, wide - x.shape[-1]),)).swapaxes(1, 2)
+      for x in qkv)
+  mix_BTNH = flash.mha(
+      q, *(jnp.repeat(x, N // K, axis=2) for x in (k, v)), segment_BT,
+      sm_scale=scale, causal=True, interpret=interpret)
+  return mix_BTNH.swapaxes(1, 2)[:, :, :T, :U]
 
 
 def _splash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float,
             interpret: bool):
   N, T = q_BNTH.shape[1:3]
   # Blocks are a divisor of the length: beyond one block, pad to whole ones.
-  spare = -T % (_LANES if T <= _SPLASH_BLOCK else _SPLASH_BLOCK)
-  if spare:  # Tokens of a segment of their own, after all others.
-    pad = ((0, 0), (0, 0), (0, spare), (0, 0))
-    q_BNTH, k_BKTH, v_BKTU = (jnp.pad(x, pad) for x in (q_BNTH, k_BKTH, v_BKTU))
-    segment_BT = jnp.pad(segment_BT, pad[1:3], constant_values=-1)
-  kernel = _splash_kernel(N, T + spare, interpret)
+  segment_BT, q_BNTH, k_BKTH, v_BKTU = _padded(
+      _TILE if T <= _SPLASH_BLOCK else _SPLASH_BLOCK,
+      segment_BT, q_BNTH, k_BKTH, v_BKTU)
+  kernel = _splash_kernel(N, q_BNTH.shape[2], interpret)
 
   def one(q, k, v, segment):
     return kernel(q, k, v, splash.SegmentIds(q=segment, kv=segment))
@@ -245,7 +274,7 @@ _SPLASH_BLOCK = 512
 
 def _splash_kernel(heads: int, tokens: int, interpret: bool):
   def block(limit):
-    return next(b for b in (2048, 1024, 512, 256, _LANES)
+    return next(b for b in (2048, 1024, 512, 256, _TILE)
                 if b <= limit and tokens % b == 0)
 
   # The backward kernel keeps a copy of dq for each of its key blocks: few.

@@ -85,14 +85,40 @@ def _attend_and_gradients(kernel, heads, kv_heads, tokens, layout):
 
 
 @pytest.mark.parametrize('kernel,heads,kv_heads,tokens', [
-    ('splash', 2, 2, 200), ('splash', 4, 2, 128), ('blocked', 2, 2, 200),
-    ('blocked', 4, 2, 128), ('blocked', 4, 1, 90), ('blocked', 2, 2, 2)])
+    ('splash', 2, 2, 200), ('splash', 4, 2, 128), ('flash', 2, 2, 200),
+    ('flash', 4, 2, 128), ('blocked', 2, 2, 200), ('blocked', 4, 2, 128), ('blocked', 4, 1, 90), ('blocked', 2, 2, 2)])
 def test_a_fused_kernel_equals_the_plain_one(kernel, heads, kv_heads, tokens):
   """Lengths that are no whole tile, shared keys; value and gradients."""
   shape = heads, kv_heads, tokens, one_device()
   for plain, fused in zip(_attend_and_gradients('plain', *shape),
                           _attend_and_gradients(kernel, *shape)):
     np.testing.assert_allclose(fused, plain, atol=2e-5)
+
+
+def test_the_fused_kernel_of_a_gpu_compiles_to_triton():
+  """For MLA's true widths: what interpretation here cannot tell."""
+  shapes = [jax.ShapeDtypeStruct((1, 2, 300, width), jnp.bfloat16)
+            for width in (192, 192, 128)]
+
+  def gradient(q, k, v, segment):
+    def loss(*qkv):
+      return kernels._flash(*qkv, segment, 0.1, False).astype(
+          jnp.float32).sum()
+    return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+  triton = '__gpu$xla.gpu.triton'
+  lowered = jax.export.export(
+      jax.jit(gradient), platforms=['cuda'], disabled_checks=[
+          jax.export.DisabledSafetyCheck.custom_call(triton)])(
+              *shapes, jax.ShapeDtypeStruct((1, 300), jnp.int32))
+  assert lowered.mlir_module().count(f'custom_call @{triton}') == 3
+
+
+@pytest.mark.parametrize('platform,dtype,kernel', [
+    ('tpu', 'float32', 'splash'), ('gpu', 'bfloat16', 'flash'),
+    ('gpu', 'float32', 'blocked'), ('cpu', 'bfloat16', 'blocked')])
+def test_a_device_gets_its_own_kernel(platform, dtype, kernel):
+  assert kernels._best(platform, jnp.dtype(dtype)) == kernel
 
 
 def test_a_fused_kernel_loops_over_rows_and_blocks(monkeypatch):
