@@ -1,19 +1,21 @@
-"""Time of one MoE product on this machine, by dispatch, against the ideal.
+"""Time of one MoE layer's experts on this machine, by dispatch.
 
   python experiments/benchmarks/moe_dispatch.py
 
-The ideal is one dense product with as many rows as there are (token, expert)
-pairs. Each row of the table is the best of several calls in one process.
+The ideal is one dense SwiGLU with as many rows as there are (token, expert)
+pairs. Each number is the best of several calls in one process.
 """
 
+from functools import partial
 import time
 
 import jax
 import jax.numpy as jnp
 
-from r1jax.model import moe
+from r1jax.model import experts
 
-SHAPES = ((8192, 2, 96, 64, 8), (8192, 2, 128, 64, 16), (2048, 8, 128, 64, 64))
+SHAPES = ((8192, 2, 96, 64, 8), (4096, 4, 256, 128, 16),
+          (2048, 8, 128, 64, 64))
 REPEATS = 10
 
 
@@ -28,31 +30,30 @@ def best_ms(function, *args) -> float:
   return min(times) * 1e3
 
 
+def ideal(x_RD, weights, A: int):
+  gate_DI, up_DI, down_ID = (w[0] for w in weights)
+  x = jnp.repeat(x_RD, A, axis=0)
+  return (jax.nn.silu(x @ gate_DI) * (x @ up_DI)) @ down_ID
+
+
 def main():
-  print('B      A  D    F   E   | forward ms: ideal blocks ragged '
+  print('R      A  D    I   E   | forward ms: ideal blocks ragged '
         '| with gradient: ideal blocks ragged')
-  for B, A, D, F, E in SHAPES:
-    keys = jax.random.split(jax.random.key(0), 3)
-    x_BD = jax.random.normal(keys[0], (B, D))
-    w_EDF = jax.random.normal(keys[1], (E, D, F))
-    expert_BA = jax.lax.top_k(jax.random.uniform(keys[2], (B, E)), A)[1]
-    rows = jnp.repeat(x_BD, A, axis=0)
-
-    def dispatched(kind, expert_BA=expert_BA, A=A, E=E):
-      def product(x, w):
-        where = moe.plan(expert_BA.reshape(-1), E, kind)
-        out = moe.grouped_matmul(x[where.row_S // A], w, where)
-        return out[where.slot_R]
-
-      return product
-
-    functions = [(lambda x, w: x @ w[0], rows),
-                 (dispatched('blocks'), x_BD), (dispatched('ragged'), x_BD)]
-    forward = [best_ms(f, x, w_EDF) for f, x in functions]
+  for R, A, D, I, E in SHAPES:
+    keys = jax.random.split(jax.random.key(0), 5)
+    x_RD = jax.random.normal(keys[0], (R, D))
+    weights = tuple(0.1 * jax.random.normal(key, shape) for key, shape in zip(
+        keys[1:4], ((E, D, I), (E, D, I), (E, I, D))))
+    expert_RA = jax.lax.top_k(jax.random.uniform(keys[4], (R, E)), A)[1]
+    pairs = expert_RA, jnp.full((R, A), 1 / A)
+    functions = [partial(ideal, A=A)] + [
+        lambda x, w, kind=kind, pairs=pairs: experts.swiglu(
+            x, *pairs, w, kind, False) for kind in ('blocks', 'ragged')]
+    forward = [best_ms(f, x_RD, weights) for f in functions]
     backward = [
         best_ms(jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) ** 2), (0, 1)),
-                x, w_EDF) for f, x in functions]
-    print(f'{B:<6} {A:<2} {D:<4} {F:<3} {E:<3} |'
+                x_RD, weights) for f in functions]
+    print(f'{R:<6} {A:<2} {D:<4} {I:<3} {E:<3} |'
           + ''.join(f'{ms:9.2f}' for ms in forward) + ' |'
           + ''.join(f'{ms:9.2f}' for ms in backward))
 

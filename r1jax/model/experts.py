@@ -16,42 +16,49 @@ import jax.numpy as jnp
 from r1jax.model import quant
 
 
-def swiglu(x_RD, expert_RA, weights, dispatch: str, fp8: bool) -> jax.Array:
-  """down_e(silu(gate_e(x)) · up_e(x)) for each expert e of each token.
+def swiglu(x_RD, expert_RA, share_RA, weights, dispatch: str,
+           fp8: bool) -> jax.Array:
+  """Σ_a share_a · down_e(silu(gate_e(x)) · up_e(x)), e the a-th expert.
+
+  The share enters before the last product: its gradient is then a sum over I
+  numbers, and no expert's output has to be kept for it.
 
   Args:
     x_RD: Tokens.
-    expert_RA: int32; E stands for no expert, whose result is never read.
+    expert_RA: int32; E stands for no expert, which adds nothing.
+    share_RA: The gate weight of each of them.
     weights: gate [E, D, I], up [E, D, I], down [E, I, D].
     dispatch: 'ragged' or 'blocks'.
     fp8: Products in FP8.
 
   Returns:
-    [R, A, D], not weighted.
+    [R, D]
   """
-  pair_expert = expert_RA.reshape(-1)
   function = {'ragged': _ragged, 'blocks': _in_blocks}[dispatch]
-  return function(x_RD, pair_expert, weights, fp8).reshape(
-      *expert_RA.shape, -1)
+  return function(x_RD, expert_RA.reshape(-1),
+                  share_RA.reshape(-1).astype(x_RD.dtype), weights, fp8)
 
 
-def _ragged(x_RD, pair_expert, weights, fp8: bool):
+def _ragged(x_RD, pair_expert, pair_share, weights, fp8: bool):
   gate_EDI, up_EDI, down_EID = weights
-  pairs = pair_expert.shape[0]
+  (R, D), pairs, E = x_RD.shape, pair_expert.shape[0], gate_EDI.shape[0]
   order = jnp.argsort(pair_expert, stable=True)
-  size_E = jnp.bincount(
-      pair_expert, length=gate_EDI.shape[0]).astype(jnp.int32)
+  size_E = jnp.bincount(pair_expert, length=E).astype(jnp.int32)
+  # Rows of no group come last. What a product makes of them is undefined.
+  grouped = jnp.arange(pairs) < size_E.sum()
+  only = lambda x: jnp.where(jnp.expand_dims(grouped, range(1, x.ndim)), x, 0)
 
   def times(x_SD, w_EDF):
     if fp8:
       return quant.product(jax.lax.ragged_dot, x_SD, w_EDF, size_E)
     return jax.lax.ragged_dot(x_SD, w_EDF, size_E)
 
-  x_SD = x_RD[order // (pairs // x_RD.shape[0])]
-  hidden_SI = jax.nn.silu(times(x_SD, gate_EDI)) * times(x_SD, up_EDI)
+  x_SD = only(x_RD[order // (pairs // R)])
+  hidden_SI = _activate(times(x_SD, gate_EDI), times(x_SD, up_EDI),
+                        only(pair_share[order])[:, None])
   rank = jnp.zeros(pairs, jnp.int32).at[order].set(
       jnp.arange(pairs, dtype=jnp.int32))
-  return times(hidden_SI, down_EID)[rank]
+  return _sum_of_pairs(only(times(hidden_SI, down_EID))[rank], R)
 
 
 class Blocks(NamedTuple):
@@ -99,16 +106,17 @@ def block_slots(pairs: int, experts: int) -> int:
   return min(128, max(16, 1 << (share.bit_length() - 1)))
 
 
-def _in_blocks(x_RD, pair_expert, weights, fp8: bool):
-  return _blocks(x_RD, weights, plan(pair_expert, weights[0].shape[0]), fp8)
+def _in_blocks(x_RD, pair_expert, pair_share, weights, fp8: bool):
+  return _blocks(x_RD, pair_share, weights,
+                 plan(pair_expert, weights[0].shape[0]), fp8)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _blocks(x_RD, weights, where: Blocks, fp8: bool):
-  return _blocks_forward(x_RD, weights, where, fp8)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocks(x_RD, pair_share, weights, where: Blocks, fp8: bool):
+  return _blocks_forward(x_RD, pair_share, weights, where, fp8)[0]
 
 
-def _blocks_forward(x_RD, weights, where: Blocks, fp8: bool):
+def _blocks_forward(x_RD, pair_share, weights, where: Blocks, fp8: bool):
   gate_EDI, up_EDI, down_EID = weights
   slots, A = where.pair_S.shape[0], _per_token(x_RD, where)
   D, I = gate_EDI.shape[1:]
@@ -117,9 +125,9 @@ def _blocks_forward(x_RD, weights, where: Blocks, fp8: bool):
   def one(block):
     w, gate_SI, up_SI, out_SD = block
     e, pair = where.expert_W[w], _block(where.pair_S, w, where)
-    x = _gather(x_RD, pair // A)
+    x, share = _gather(x_RD, pair // A), _gather(pair_share, pair)
     gate, up = times(x, gate_EDI[e]), times(x, up_EDI[e])
-    out = times(_activate(gate, up), down_EID[e])
+    out = times(_activate(gate, up, share[:, None]), down_EID[e])
     return (w + 1, _put(gate_SI, gate, w), _put(up_SI, up, w),
             _put(out_SD, out, w))
 
@@ -127,12 +135,12 @@ def _blocks_forward(x_RD, weights, where: Blocks, fp8: bool):
   _, gate_SI, up_SI, out_SD = jax.lax.while_loop(
       lambda block: block[0] < where.used, one,
       (jnp.int32(0), empty(I), empty(I), empty(D)))
-  return _gather(out_SD, where.slot_of_pair), (
-      x_RD, weights, where, gate_SI, up_SI)
+  y_RD = _sum_of_pairs(_gather(out_SD, where.slot_of_pair), x_RD.shape[0])
+  return y_RD, (x_RD, pair_share, weights, where, gate_SI, up_SI)
 
 
-def _blocks_backward(fp8: bool, kept, d_out):
-  x_RD, weights, where, gate_SI, up_SI = kept
+def _blocks_backward(fp8: bool, kept, dy_RD):
+  x_RD, pair_share, weights, where, gate_SI, up_SI = kept
   gate_EDI, up_EDI, down_EID = weights
   A = _per_token(x_RD, where)
 
@@ -140,27 +148,29 @@ def _blocks_backward(fp8: bool, kept, d_out):
     return jax.vjp(partial(_times, fp8=fp8), x, w)[1](dy)
 
   def one(block):
-    w, dx_SD, d_gate_EDI, d_up_EDI, d_down_EID = block
+    w, dx_SD, d_share_S, d_gate_EDI, d_up_EDI, d_down_EID = block
     e, pair = where.expert_W[w], _block(where.pair_S, w, where)
-    x, dy = _gather(x_RD, pair // A), _gather(d_out, pair)
+    x, dy, share = (_gather(x_RD, pair // A), _gather(dy_RD, pair // A),
+                    _gather(pair_share, pair))
     hidden, activation = jax.vjp(
-        _activate, _block(gate_SI, w, where), _block(up_SI, w, where))
+        _activate, _block(gate_SI, w, where), _block(up_SI, w, where),
+        share[:, None])
     d_hidden, d_down = gradients(hidden, down_EID[e], dy)
-    d_gate_out, d_up_out = activation(d_hidden)
+    d_gate_out, d_up_out, d_share = activation(d_hidden)
     dx_of_gate, d_gate = gradients(x, gate_EDI[e], d_gate_out)
     dx_of_up, d_up = gradients(x, up_EDI[e], d_up_out)
     return (w + 1, _put(dx_SD, dx_of_gate + dx_of_up, w),
-            d_gate_EDI.at[e].add(d_gate), d_up_EDI.at[e].add(d_up),
-            d_down_EID.at[e].add(d_down))
+            _put(d_share_S, d_share[:, 0], w), d_gate_EDI.at[e].add(d_gate),
+            d_up_EDI.at[e].add(d_up), d_down_EID.at[e].add(d_down))
 
   empty = lambda like: jnp.zeros(like.shape, quant.wide(like.dtype))
-  _, dx_SD, *d_weights = jax.lax.while_loop(
+  slots = where.pair_S.shape[0]
+  _, dx_SD, d_share_S, *d_weights = jax.lax.while_loop(
       lambda block: block[0] < where.used, one,
-      (jnp.int32(0), jnp.zeros((where.pair_S.shape[0], x_RD.shape[1]),
-                               x_RD.dtype), *map(empty, weights)))
-  dx_RD = _gather(dx_SD, where.slot_of_pair).reshape(
-      x_RD.shape[0], A, -1).sum(1)
-  return (dx_RD.astype(x_RD.dtype),
+      (jnp.int32(0), jnp.zeros((slots, x_RD.shape[1]), x_RD.dtype),
+       jnp.zeros(slots, pair_share.dtype), *map(empty, weights)))
+  return (_sum_of_pairs(_gather(dx_SD, where.slot_of_pair), x_RD.shape[0]),
+          _gather(d_share_S, where.slot_of_pair),
           tuple(d.astype(w.dtype) for d, w in zip(d_weights, weights)), None)
 
 
@@ -187,8 +197,14 @@ def _gather(x, rows):
   return x.at[rows].get(mode='fill', fill_value=0)
 
 
-def _activate(gate, up):
-  return jax.nn.silu(gate) * up
+def _activate(gate, up, share):
+  return jax.nn.silu(gate) * up * share
+
+
+def _sum_of_pairs(x_PD, tokens: int):
+  """[R·A, D] → [R, D]: a token's pairs lie side by side."""
+  x_RAD = x_PD.reshape(tokens, -1, x_PD.shape[-1])
+  return x_RAD.sum(1, dtype=quant.wide(x_PD.dtype)).astype(x_PD.dtype)
 
 
 def _times(x, w, fp8: bool):

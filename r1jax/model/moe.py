@@ -113,9 +113,8 @@ def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
            fp8: bool):
   """All experts are here."""
   del valid_R  # What padding becomes is never read.
-  out_RAD = experts.swiglu(x_RD, expert_RA, weights, dispatch, fp8)
-  y_RD = jnp.einsum('RAD,RA->RD', out_RAD, gate_RA.astype(out_RAD.dtype))
-  return y_RD, jnp.zeros(())
+  return experts.swiglu(
+      x_RD, expert_RA, gate_RA, weights, dispatch, fp8), jnp.zeros(())
 
 
 def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
@@ -142,24 +141,23 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
   rank = jnp.arange(R * A) - (jnp.cumsum(count) - count)[target]
   goes = (target < shards) & (rank < room)
   slot = jnp.where(goes, target * room + rank, shards * room)
-  row_of_slot = jnp.zeros(shards * room, jnp.int32).at[slot].set(
-      order // A, mode='drop')
-  expert_of_slot = jnp.full(shards * room, here, jnp.int32).at[slot].set(
-      pair_expert[order] % here, mode='drop')
+
+  def slots(none, of_pair):  # `none` where no pair has come.
+    return jnp.full(shards * room, none, of_pair.dtype).at[slot].set(
+        of_pair, mode='drop')
 
   swap = partial(jax.lax.all_to_all, axis_name=axes, split_axis=0,
                  concat_axis=0, tiled=True)
-  came_SD = swap(x_RD[row_of_slot])
-  out_S1D = experts.swiglu(
-      came_SD, swap(expert_of_slot)[:, None], weights, dispatch, fp8)
-  back_SD = swap(out_S1D[:, 0])
+  came_SD = swap(x_RD.at[slots(R, order // A)].get(mode='fill', fill_value=0))
+  out_SD = experts.swiglu(
+      came_SD, swap(slots(here, pair_expert[order] % here))[:, None],
+      swap(slots(0, gate_RA.reshape(-1)[order]))[:, None], weights, dispatch,
+      fp8)
   slot_of_pair = jnp.zeros(R * A, jnp.int32).at[order].set(slot)
-  found = slot_of_pair < shards * room
-  out = jnp.where(found[:, None], back_SD.at[slot_of_pair].get(
-      mode='clip'), 0)
-  y_RD = jnp.einsum('RAD,RA->RD', out.reshape(R, A, D),
-                    gate_RA.astype(out.dtype))
-  return y_RD, jnp.sum((target < shards) & ~goes).astype(jnp.float32)
+  pairs = swap(out_SD).at[slot_of_pair].get(mode='fill', fill_value=0)
+  y_RD = pairs.reshape(R, A, D).sum(1, dtype=quant.wide(x_RD.dtype))
+  return y_RD.astype(x_RD.dtype), jnp.sum(
+      (target < shards) & ~goes).astype(jnp.float32)
 
 
 class MoE(nn.Module):

@@ -14,24 +14,29 @@ def _silu(x):
   return x / (1 + np.exp(-x))
 
 
-def _loop(x_RD, gate_EDI, up_EDI, down_EID, expert_RA, cotangent_RAD):
+def _loop(x_RD, share_RA, gate_EDI, up_EDI, down_EID, expert_RA,
+          cotangent_RD):
   """The output, and the gradients of its product with the cotangent."""
-  out = np.zeros(cotangent_RAD.shape)
-  grads = [np.zeros(a.shape) for a in (x_RD, gate_EDI, up_EDI, down_EID)]
+  out = np.zeros(cotangent_RD.shape)
+  grads = [np.zeros(a.shape)
+           for a in (x_RD, share_RA, gate_EDI, up_EDI, down_EID)]
   for (r, a), e in np.ndenumerate(expert_RA):
     if e == len(gate_EDI):
       continue
-    x, dy = x_RD[r].astype(np.float64), cotangent_RAD[r, a]
-    g, u = x @ gate_EDI[e], x @ up_EDI[e]
-    out[r, a] = _silu(g) * u @ down_EID[e]
+    x, dy = x_RD[r].astype(np.float64), cotangent_RD[r]
+    share, g, u = share_RA[r, a], x @ gate_EDI[e], x @ up_EDI[e]
+    alone = _silu(g) * u @ down_EID[e]
+    out[r] += share * alone
+    grads[1][r, a] = alone @ dy
+    dy = share * dy
     dh = down_EID[e] @ dy
     sigmoid = 1 / (1 + np.exp(-g))
     dg = dh * u * sigmoid * (1 + g * (1 - sigmoid))
     du = dh * _silu(g)
     grads[0][r] += gate_EDI[e] @ dg + up_EDI[e] @ du
-    grads[1][e] += np.outer(x, dg)
-    grads[2][e] += np.outer(x, du)
-    grads[3][e] += np.outer(_silu(g) * u, dy)
+    grads[2][e] += np.outer(x, dg)
+    grads[3][e] += np.outer(x, du)
+    grads[4][e] += np.outer(_silu(g) * u, dy)
   return out, grads
 
 
@@ -45,13 +50,12 @@ def test_dispatch_is_dropless_and_exact(case, dispatch):
           'some none': [1, 4, 8]}.get(case, range(E))
   expert = rng.choice(list(pool), (R, A)).astype(np.int32)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  arrays = draw(R, D), draw(E, D, I), draw(E, D, I), draw(E, I, D)
-  cotangent = draw(R, A, D) * (expert < E)[..., None]
+  arrays = draw(R, D), draw(R, A), draw(E, D, I), draw(E, D, I), draw(E, I, D)
+  cotangent = draw(R, D)
 
   @jax.jit
-  def run(x, *weights):
-    out = experts.swiglu(x, expert, weights, dispatch, False)
-    return jnp.where((expert < E)[..., None], out, 0)
+  def run(x, share, *weights):
+    return experts.swiglu(x, expert, share, weights, dispatch, False)
 
   out, vjp = jax.vjp(run, *arrays)
   want, want_grads = _loop(*arrays, expert, cotangent)
@@ -75,13 +79,15 @@ def test_both_dispatches_agree_in_bfloat16():
   R, A, E, D, I = 400, 2, 2, 8, 16
   expert = rng.integers(0, E, (R, A)).astype(np.int32)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
-  x, weights = draw(R, D), (draw(E, D, I), draw(E, D, I), draw(E, I, D))
-  cotangent = draw(R, A, D)
+  x, share = draw(R, D), draw(R, A)
+  weights = draw(E, D, I), draw(E, D, I), draw(E, I, D)
+  cotangent = draw(R, D)
   found = []
   for dispatch in ('blocks', 'ragged'):
     run = jax.jit(partial(experts.swiglu, dispatch=dispatch, fp8=False))
     found.append(jax.vjp(
-        lambda x, w, run=run: run(x, expert, w), x, weights)[1](cotangent))
+        lambda *args, run=run: run(args[0], expert, *args[1:]), x, share,
+        weights)[1](cotangent))
   for blocks, ragged in zip(*map(jax.tree.leaves, found), strict=True):
     assert blocks.dtype == jnp.bfloat16
     blocks, ragged = (np.asarray(x, np.float32) for x in (blocks, ragged))
