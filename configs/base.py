@@ -99,10 +99,18 @@ def get_config() -> ml_collections.ConfigDict:
       keep_checkpoints=2,
       train_samples=8,  # Training completions saved at each evaluation.
   )
+  # The sampler. What it draws does not depend on these sizes.
+  config.rollout = dict(
+      rows=512,  # Completions that decode at once.
+      page_tokens=16,  # Of a page of the cache.
+      chunk_tokens=16,  # Tokens a row between two looks of the host.
+      prefill_tokens=2048,  # Of prompts, that one call reads.
+      cache_tokens=0,  # Of the whole cache; 0: as many as all rows may need.
+      cache_int8=False,  # Keep the cache in 8 bits.
+  )
   config.eval = dict(
       num_problems=128,
       samples=8,  # k, a problem.
-      batch_size=64,  # Problems sampled at once.
       temperature=0.6,  # DeepSeek-R1 section 3.
       top_p=0.95,
   )

@@ -28,5 +28,5 @@ def get_config():
   config.rl.update(
       steps=4, prompts_per_step=4, group_size=4, max_new_tokens=64,
       minibatches=2, eval_every=2, checkpoint_every=2)
-  config.eval.update(num_problems=8, samples=2, batch_size=8)
+  config.eval.update(num_problems=8, samples=2)
   return config

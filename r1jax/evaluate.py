@@ -10,11 +10,11 @@ import numpy as np
 
 from r1jax.data import batching, tasks, template
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.errors import UserError
 from r1jax.records import Prompt, Scored
 from r1jax.rewards import answers
 from r1jax.rewards.combine import RuleReward, completion_texts
 from r1jax.rollout.engine import Engine
+from r1jax.rollout.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,40 +26,28 @@ class Report:
 
 
 class Evaluator:
-  """Samples every problem k times (k = the engine's group size).
-
-  Raises:
-    UserError: the batch does not divide the problems.
-  """
+  """Samples every problem k times."""
 
   def __init__(self, engine: Engine, prompts: Sequence[Prompt],
                tokenizer: Tokenizer, reward: RuleReward, opens_think: bool,
-               width_tokens: int, batch_size: int):
-    if len(prompts) % batch_size:
-      raise UserError(
-          f'eval: {len(prompts)} problems do not divide into batches of '
-          f'{batch_size}; change --config.eval.num_problems or '
-          '--config.eval.batch_size')
+               width_tokens: int, k: int, how: Sampling):
     self._engine, self._prompts, self._tokenizer = engine, prompts, tokenizer
     self._reward, self._opens_think = reward, opens_think
-    self._width, self._batch = width_tokens, batch_size
+    self._width, self._k, self._how = width_tokens, k, how
 
   def run(self, params, key: jax.Array) -> Report:
-    rows = []
-    for start in range(0, len(self._prompts), self._batch):
-      prompts = [self._prompts[i] for i in range(start, start + self._batch)]
-      batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
-      rollout = jax.device_get(self._engine.generate(params, batch, key))
-      texts = completion_texts(
-          rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
-          self._tokenizer.decode_batch)
-      scored = self._reward.score(texts, prompts)
-      rows += sample_rows(prompts, scored, rollout.length_B, rollout.finish_B)
+    prompts = [self._prompts[i] for i in range(len(self._prompts))]
+    batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
+    rollout = self._engine.generate(params, batch, self._k, self._how, key)
+    texts = completion_texts(
+        rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
+        self._tokenizer.decode_batch)
+    scored = self._reward.score(texts, prompts)
+    rows = sample_rows(prompts, scored, rollout.length_B, rollout.finish_B)
     return Report(self._metrics(rows), rows)
 
   def _metrics(self, rows: list[dict]) -> dict[str, float]:
-    k = self._engine.config.group_size
-    num = len(self._prompts)
+    k, num = self._k, len(self._prompts)
     assert len(rows) == num * k, (len(rows), num, k)
     right_PK = np.array([row['accuracy'] for row in rows]).reshape(num, k)
     per_problem = right_PK.mean(1)

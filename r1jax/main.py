@@ -51,7 +51,7 @@ def _eval(config, values):
   import jax
   from r1jax.stages import build
   parts, params = _weights(config, values)
-  found = build.evaluator(config, parts).run(
+  found = build.evaluator(config, parts, build.engine(config, parts)).run(
       params, jax.random.key(config.seed))
   for name, value in found.metrics.items():
     print(f'{name} {value:.4f}')
@@ -59,30 +59,30 @@ def _eval(config, values):
 
 def _sample(config, values):
   import jax
-  from r1jax.data import batching, template
-  from r1jax.records import Prompt
-  from r1jax.rewards.combine import completion_texts
-  from r1jax.stages import build
-  if not values.prompt:
-    raise UserError('sample: give at least one --prompt=TEXT')
+  from r1jax.stages import build, complete
+  questions = complete.questions_of(values.prompt, values.prompts)
   parts, params = _weights(config, values)
-  engine = build.rl_engine(config, parts)
-  prompts = [
-      Prompt(id=f'--prompt {i}', text=parts.template.render(question),
-             question=question, answer='', source='')
-      for i, question in enumerate(values.prompt, 1)]
-  batch = batching.pad_prompts(
-      prompts, parts.tokenizer, config.data.max_prompt_tokens)
-  rollout = jax.device_get(
-      engine.generate(params, batch, jax.random.key(config.seed)))
-  texts = completion_texts(
-      rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
-      parts.tokenizer.decode_batch)
-  for text, p in zip(texts, rollout.group_B):
-    read = template.parse(text, parts.template.opens_think)
-    shown = (f'thought: {read.thought}\n  answer:  {read.answer}'
-             if read.well_formed else f'malformed: {text}')
-    print(f'{prompts[p].question}\n  {shown}')
+  how = build.rl_sampling(config, parts, **{
+      field: value for field in ('temperature', 'top_p', 'top_k', 'min_p')
+      if (value := getattr(values, field)) is not None})
+  completer = complete.Completer(
+      parts, build.engine(config, parts), params, how, values.samples,
+      jax.random.key(config.seed))
+  if questions:
+    if not completer.answer(questions):
+      sys.exit(BAD_INPUT)
+    return
+  terminal = sys.stdin.isatty()
+  while question := _asked(terminal):
+    completer.answer([question])
+
+
+def _asked(terminal: bool) -> str:
+  """The next line that is typed or piped in; '' at the end."""
+  try:
+    return input('> ' if terminal else '').strip()
+  except EOFError:
+    return ''
 
 
 def _config(config, values):
@@ -148,8 +148,19 @@ def _flags(command: str, args: list[str]):
     flags.DEFINE_string('topology', 'v5p:8x8x16', 'Chip and shape of a slice.',
                         flag_values=values)
   if command == 'sample':
-    flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated.',
+    flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated. '
+                              'Without any, they are read from the terminal.',
                               flag_values=values)
+    flags.DEFINE_string('prompts', '', 'A file with a question a line.',
+                        flag_values=values)
+    flags.DEFINE_integer('samples', 1, 'Completions a question.',
+                         lower_bound=1, flag_values=values)
+    for name, meaning in (
+        ('temperature', 'Instead of config.rl.temperature; 0 is greedy.'),
+        ('top_p', 'Nucleus mass.'), ('min_p', 'Least relative probability.')):
+      flags.DEFINE_float(name, None, meaning, flag_values=values)
+    flags.DEFINE_integer('top_k', None, 'Only so many tokens.',
+                         flag_values=values)
   return values, config
 
 

@@ -10,7 +10,8 @@ einsum indices and sharding axes:
   R rope part            C kv latent            X latent cache entry (= C + R)
   Q query latent         U value head           F ffn width
   E experts              A active experts       V vocabulary
-  L layers               W blocks               Z look-ahead depth
+  L layers               W blocks; pages a row  Y pages of the cache's pool
+  Z look-ahead depth; parts of a cache entry
 """
 
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ class Rollout:
     mask_BT: bool, True on completion tokens, the stop token among them.
     logp_BT: float32 log-probability of each token under the distribution that
       it was sampled from; 0 outside mask_BT.
+    model_logp_BT: The same at temperature 1, with nothing cut.
     finish_B: int32, FINISH_STOP or FINISH_LENGTH.
     length_B: int32, completion tokens, the stop token among them.
     group_B: int32, which of the batch's prompts the row completes.
@@ -83,6 +85,7 @@ class Rollout:
   valid_BT: chex.Array
   mask_BT: chex.Array
   logp_BT: chex.Array
+  model_logp_BT: chex.Array
   finish_B: chex.Array
   length_B: chex.Array
   group_B: chex.Array

@@ -44,7 +44,7 @@ DECODE_WEIGHTS: _Axes = tuple(
 )
 ACTIVATIONS: _Axes = (
     ('B', ('data', 'fsdp', 'expert')),
-    ('P', ('data', 'fsdp', 'expert')),
+    ('Y', ('data', 'fsdp', 'expert')),
     ('t', ('tensor',)),
     ('N', ('tensor',)),
     ('K', ('tensor',)),

@@ -18,8 +18,10 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import models  # noqa: E402
+from r1jax.model import cache  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
 from r1jax.model.transformer import Transformer, init_params  # noqa: E402
+from r1jax.rollout.engine import Engine, EngineConfig  # noqa: E402
 from r1jax.sharding import Layout, make_mesh  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,69 @@ def make(config: ModelConfig, layout: Layout | None = None, seed: int = 0):
     ffn = params['moe_layers']['ffn']
     ffn['bias'] = 0.3 * jax.random.normal(jax.random.key(7), ffn['bias'].shape)
   return model, params
+
+
+def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
+              chunk_tokens: int = 4, **sizes):
+  """Logits of cached decoding, which is told its tokens.
+
+  Reads each prompt but its last token into pages, then feeds that token and
+  those of `after` one by one, moving them to pages after every chunk.
+
+  Args:
+    prompts: B lists of tokens.
+    after: [B, n].
+    sizes: Of the engine.
+
+  Returns:
+    NumPy [B, 1 + n, V]: after the prompt, and after each token of `after`.
+  """
+  B, n = after.shape
+  longest = max(map(len, prompts))
+  engine = Engine(model, EngineConfig(
+      rows=B, context_tokens=longest + n + 1, page_tokens=page_tokens,
+      chunk_tokens=chunk_tokens, **sizes))
+  W = engine.places
+  table_BW = 1 + np.arange(B * W).reshape(B, W)
+  held_B = np.array([len(p) - 1 for p in prompts])
+  tokens_BT = np.zeros((B, longest), np.int32)
+  for row, prompt in zip(tokens_BT, prompts):
+    row[:len(prompt) - 1] = prompt[:-1]
+
+  def context(tokens_B):  # Pages are filled to the brim, one after another.
+    fill = tokens_B[:, None] - page_tokens * np.arange(W)
+    return cache.Context(
+        table_BW=jnp.asarray(table_BW, jnp.int32), next_B=jnp.asarray(tokens_B),
+        fill_BW=jnp.asarray(np.clip(fill, 0, page_tokens), jnp.int32))
+
+  pages, _ = jax.jit(engine._run_fill)(
+      params, engine.new_pages(), context(np.zeros(B, int)), tokens_BT, held_B)
+  fed_Bn = np.concatenate([[[p[-1]] for p in prompts], after], 1)
+
+  @jax.jit
+  def step(params, pages, context, columns, token_B, column):
+    hidden, columns, _ = model.apply(
+        {'params': params}, token_B[:, None],
+        context.fill_BW.sum(-1)[:, None] + column, jnp.ones((B, 1), bool),
+        jnp.broadcast_to(jnp.arange(chunk_tokens) <= column,
+                         (B, 1, chunk_tokens)),
+        columns, column, pages, context, method='extend')
+    return model.apply({'params': params}, hidden[:, 0],
+                       method='logits'), columns
+
+  found = []
+  for start in range(0, n + 1, chunk_tokens):
+    columns = engine._columns(B, chunk_tokens)
+    some = fed_Bn[:, start:start + chunk_tokens].astype(np.int32)
+    here = context(held_B + start)
+    for column in range(some.shape[1]):
+      logits, columns = step(
+          params, pages, here, columns, some[:, column], jnp.int32(column))
+      found.append(np.asarray(logits))
+    kept = jnp.broadcast_to(
+        jnp.arange(chunk_tokens) < some.shape[1], (B, chunk_tokens))
+    pages = jax.jit(engine._flush)(pages, here, columns, kept)
+  return np.stack(found, 1)
 
 
 def forward(model: Transformer, params, tokens_BT, position_BT=None,

@@ -15,7 +15,7 @@ from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
 from r1jax.stages import convert
 from r1jax.train import weights
-from tests.conftest import forward, from_dict, one_device
+from tests.conftest import continued, forward, from_dict, one_device
 
 FAMILIES = ('deepseek_v3', 'deepseek_v3_yarn', 'deepseek_v3_noqlora',
             'qwen2', 'qwen3', 'llama3')
@@ -59,23 +59,12 @@ def test_left_padded_rows_give_their_logits(oracle):
 
 
 def test_cached_decoding_gives_their_logits_token_by_token(oracle):
-  """A prompt of 20 in the prefix, 28 tokens after it, one at a time."""
+  """Prompts of 2 to 32 tokens in pages, 16 tokens after them, one at a time."""
   _, model, params, reference = oracle
   tokens, mask = reference['tokens_b'], reference['mask_b'].astype(bool)
-  cut, T = 32, tokens.shape[1]
-  variables = {'params': params}
-  last, cache, _ = jax.jit(
-      lambda v, t, m: model.apply(v, t, m, 1, T - cut, method='prefill')
-  )(variables, tokens[:, :cut].astype(np.int32), mask[:, :cut])
-  step = jax.jit(
-      lambda v, t, c, s: model.apply(v, t, c, s, method='decode'))
-  got = [np.asarray(last)]
-  for slot in range(T - cut):
-    logits, cache, _ = step(
-        variables, tokens[:, cut + slot, None].astype(np.int32), cache,
-        jnp.int32(slot))
-    got.append(np.asarray(logits[:, 0]))
-  got = np.stack(got, 1)
+  cut = 32
+  prompts = [row[:cut][live[:cut]] for row, live in zip(tokens, mask)]
+  got = continued(model, params, prompts, tokens[:, cut:], page_tokens=8)
   assert _worst(got, reference['logits_b'][:, cut - 1:]) <= _TOLERANCE
 
 

@@ -57,7 +57,9 @@ def _refused(tmp_path, *args):
     (['--config.mesh.tensor=3'], ['tensor=3', '8 devices']),
     (['--config.mesh.data=1', '--config.mesh.expert=8'],
      ['E = 4', 'expert × tensor = 8']),
-    (['--config.eval.num_problems=9'], ['9 problems', 'batches of 8']),
+    (['--config.rollout.rows=0'], ['rows must be at least 1, got 0']),
+    (['--config.rollout.cache_tokens=20'], [
+        'cache_tokens = 20 holds no request', 'context_tokens = 28']),
     (['--config.model.num_expert_groups=3'],
      ['num_expert_groups = 3', 'num_experts = 4']),
     (['--config.corpus.slip=2.0'], ['slip', '2.0']),
@@ -115,7 +117,8 @@ def test_a_workdir_that_is_a_file_or_broken_is_named(tmp_path):
     (['trian'], "unknown command 'trian'"),
     (['train'], '--config=FILE'),
     (['train', '--config=none.py'], 'none.py'),
-    (['sample', _SMALL], '--prompt'),
+    (['sample', _SMALL, '--prompt= '], 'a --prompt is empty'),
+    (['sample', _SMALL, '--prompts=none.txt'], 'cannot read none.txt'),
     (['eval', _SMALL, '--workdir=no/run'], 'no/run holds no run'),
 ])
 def test_a_wrong_command_says_what_is_missing(argv, part):

@@ -173,8 +173,19 @@ class ModelConfig:
     return jnp.dtype(self.dtype)
 
   @property
-  def cache_width(self) -> int:
-    """X: numbers that a token leaves in the cache of one layer."""
+  def cache_heads(self) -> int:
+    """K: key heads of a cached token; MLA's one latent serves all heads."""
+    return 1 if self.attention == 'mla' else self.num_kv_heads
+
+  @property
+  def cache_parts(self) -> tuple[int, int]:
+    """What the numbers of a key head are: MLA's c and rotated key, or a key
+    and a value."""
     if self.attention == 'mla':
-      return self.kv_lora_rank + self.qk_rope_head_dim
-    return 2 * self.num_kv_heads * self.head_dim
+      return self.kv_lora_rank, self.qk_rope_head_dim
+    return self.head_dim, self.head_dim
+
+  @property
+  def cache_width(self) -> int:
+    """Numbers that a token leaves in the cache of one layer."""
+    return self.cache_heads * sum(self.cache_parts)

@@ -13,8 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model import quant
-from r1jax.model.attention import attend_cached
+from r1jax.model import cache, quant
 from r1jax.model.config import ModelConfig
 from r1jax.model.kernels import attend
 from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
@@ -50,7 +49,11 @@ class MLA(nn.Module):
     self.scale = (H + R) ** -0.5 * c.rope.softmax_factor
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
-    """What the cache stores: [..., D] → [..., X], normed c then rotated key."""
+    """What the cache stores: [..., D] → [..., 1, X]."""
+    return self._latent(x, position)[..., None, :]
+
+  def _latent(self, x, position):
+    """[..., D] → [..., X]: normed c, then the rotated key."""
     C = self.config.kv_lora_rank
     down = self.times(x, self.kv_down_DX)
     key = rotate(down[..., C:], position, self.config.rope)
@@ -68,14 +71,10 @@ class MLA(nn.Module):
         q[..., H:], position[..., None], self.config.rope)
 
   def __call__(self, x_BTD, position_BT, segment_BT):
-    """Causal attention within segments, expanded form.
-
-    Returns:
-      [B, T, D], and the latents [B, T, X] for a cache.
-    """
+    """Causal attention within segments, expanded form → [B, T, D]."""
     C, N = self.config.kv_lora_rank, self.config.num_heads
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
-    latent_BTX = self.entry(x_BTD, position_BT)
+    latent_BTX = self._latent(x_BTD, position_BT)
     c_BTC, k_rope_BTR = latent_BTX[..., :C], latent_BTX[..., C:]
     # One product serves both parts of the score: the rotated key is repeated.
     q_BTNJ = jnp.concatenate([q_BTNH, q_rope_BTNR], -1)
@@ -85,51 +84,31 @@ class MLA(nn.Module):
     v_BTNU = self.times(c_BTC, self.v_up_CNU)
     mix_BTNU = attend(q_BTNJ, k_BTNJ, v_BTNU, segment_BT, self.scale,
                       self.layout, self.config.attention_kernel)
-    return self.merge(mix_BTNU, self.out_NUD), latent_BTX
+    return self.merge(mix_BTNU, self.out_NUD)
 
-  def decode(self, x_PGD, position_PG, prefix_PSX, valid_PS, own_PGSX, slot):
-    """One token for each of P·G sequences, absorbed form.
+  def extend(self, x_BTD, position_BT, view: cache.View):
+    """T more tokens of each row, absorbed form → [B, T, D].
 
     A query in latent space, q·k = (q W_kᵀ)·c, makes attention a matrix product
-    with the cache; the G samples of a prompt share one copy of its prefix.
-
-    Args:
-      x_PGD: The new token's activations.
-      position_PG: Its position.
-      prefix_PSX: Latents of the prompt, shared by the group.
-      valid_PS: False on the prompt's padding.
-      own_PGSX: Latents of each sample's own tokens, slots 0 … slot valid, the
-        new token's among them.
-      slot: Scalar, the new token's slot.
-
-    Returns:
-      [P, G, D]
+    with the cache: every head of a row multiplies the one latent.
     """
-    C = self.config.kv_lora_rank
-    q_PGNH, q_rope_PGNR = self.query(x_PGD, position_PG)
+    c, C = self.config, self.config.kv_lora_rank
+    q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
     k_up_CNH, v_up_CNU = self.k_up_CNH, self.v_up_CNU
-    if self.config.fp8:  # What the expanded form multiplies, rounded as there.
+    split = lambda x: (x, x[..., :C])
+    if c.fp8:  # What the expanded form multiplies, rounded as there.
       k_up_CNH, v_up_CNU = _rounded(k_up_CNH), _rounded(v_up_CNU)
-      prefix_PSX, own_PGSX = (
-          jnp.concatenate([quant.tiles(x[..., :C], -1), x[..., C:]], -1)
-          for x in (prefix_PSX, own_PGSX))
-    q_PGNC = jnp.einsum('PGNH,CNH->PGNC', q_PGNH, k_up_CNH)
-    q_PGNX = jnp.concatenate([q_PGNC, q_rope_PGNR], -1)
-    P, G, N, X = q_PGNX.shape
-    # Every head of every sample is one row of a product with the one latent.
-    of_prefix, of_own = attend_cached(
-        jnp.einsum('PRX,PSX->PRS', q_PGNX.reshape(P, G * N, X), prefix_PSX,
-                   preferred_element_type=quant.wide(q_PGNX.dtype))[:, None],
-        jnp.einsum('PGNX,PGSX->PGNS', q_PGNX, own_PGSX,
-                   preferred_element_type=quant.wide(q_PGNX.dtype))[:, :, None],
-        valid_PS, slot, self.scale)
-    mix_PRC = jnp.einsum('PRS,PSC->PRC', of_prefix[:, 0].astype(x_PGD.dtype),
-                         prefix_PSX[..., :C])
-    mix_PGNC = mix_PRC.reshape(P, G, N, C) + jnp.einsum(
-        'PGNS,PGSC->PGNC', of_own[:, :, 0].astype(x_PGD.dtype),
-        own_PGSX[..., :C])
-    mix_PGNU = jnp.einsum('PGNC,CNU->PGNU', mix_PGNC, v_up_CNU)
-    return self.merge(mix_PGNU.astype(x_PGD.dtype), self.out_NUD)
+      def split(x):
+        rounded = quant.tiles(x[..., :C], -1).astype(x.dtype)
+        return jnp.concatenate([rounded, x[..., C:]], -1), rounded
+    q_BTNC = jnp.einsum('BTNH,CNH->BTNC', q_BTNH, k_up_CNH)
+    q_BTNX = jnp.concatenate(
+        [q_BTNC.astype(x_BTD.dtype), q_rope_BTNR], -1)
+    mix_BTKNC = cache.attend(
+        q_BTNX[:, :, None], view, split, c.cache_parts, self.scale,
+        self.layout, 'BTkNX')
+    mix_BTNU = jnp.einsum('BTNC,CNU->BTNU', mix_BTKNC[:, :, 0], v_up_CNU)
+    return self.merge(mix_BTNU.astype(x_BTD.dtype), self.out_NUD)
 
 
 def _rounded(w_CNH: jax.Array) -> jax.Array:

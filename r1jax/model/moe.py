@@ -111,10 +111,11 @@ def balance_loss(affinity_BTE, expert_BTA, counted_BT):
 
 def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
            fp8: bool):
-  """All experts are here."""
-  del valid_R  # What padding becomes is never read.
+  """All experts are here. Padding goes to none of them: it is never read."""
+  here = weights[0].shape[0]
   return experts.swiglu(
-      x_RD, expert_RA, gate_RA, weights, dispatch, fp8), jnp.zeros(())
+      x_RD, jnp.where(valid_R[:, None], expert_RA, here), gate_RA, weights,
+      dispatch, fp8), jnp.zeros(())
 
 
 def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,

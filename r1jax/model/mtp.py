@@ -49,7 +49,7 @@ class MTP(nn.Module):
          RMSNorm(c.norm_eps, name='hidden_norm')(h_BTD)], -1)
     x_BTD = self.layout.constrain(linear(
         both, merge_dD, self.layout, c.fp8), 'BtD')
-    x_BTD, (_, routing) = self.block(
+    x_BTD, routing = self.block(
         c, self.layout, bool(c.num_moe_layers), name='block')(
             x_BTD, position_BT, segment_BT)
     h_BTD = RMSNorm(c.norm_eps, name='norm')(x_BTD)

@@ -7,12 +7,11 @@ program size and compile time do not grow with depth.
 from functools import partial
 from typing import NamedTuple
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model import quant
+from r1jax.model import cache, quant
 from r1jax.model.attention import GQA
 from r1jax.model.config import ModelConfig
 from r1jax.model.layers import RMSNorm, SwiGLU, weight
@@ -22,28 +21,10 @@ from r1jax.model.mtp import MTP, shift
 from r1jax.sharding import Layout
 
 
-@chex.dataclass(frozen=True)
-class Cache:
-  """What P prompts left in each layer, and the G samples that continue each.
-
-  Attributes:
-    prefix: One [L, P, S, X] a stack of layers: the prompts.
-    own: One [L, P, G, S, X] a stack: each sample's own tokens.
-    valid_PS: bool, False on the prompts' padding.
-    length_P: int32, tokens in each prompt.
-  """
-
-  prefix: tuple[jax.Array, ...]
-  own: tuple[jax.Array, ...]
-  valid_PS: jax.Array
-  length_P: jax.Array
-
-
 class Output(NamedTuple):
-  """hidden_BTD after the final norm; cache entries; what the experts saw."""
+  """hidden_BTD after the final norm, and what the experts saw."""
 
   hidden_BTD: jax.Array
-  entries: tuple[jax.Array, ...]  # One [L, B, T, X] a stack of layers.
   routing: dict[str, Routing]  # By stack of MoE layers, with a leading L.
 
 
@@ -71,29 +52,32 @@ class Block(nn.Module):
     return x_BTD + y_BTD, routing
 
   def __call__(self, x_BTD, position_BT, segment_BT, replay_BTA=None):
-    mix_BTD, entry_BTX = self.attention(
+    x_BTD += self.attention(
         self.attention_norm(x_BTD), position_BT, segment_BT)
-    x_BTD = self.layout.constrain(x_BTD + mix_BTD, 'BtD')
-    x_BTD, routing = self.feed_forward(x_BTD, segment_BT > 0, replay_BTA)
-    return self.layout.constrain(x_BTD, 'BtD'), (entry_BTX, routing)
+    x_BTD, routing = self.feed_forward(
+        self.layout.constrain(x_BTD, 'BtD'), segment_BT > 0, replay_BTA)
+    return self.layout.constrain(x_BTD, 'BtD'), routing
 
-  def decode(self, carry, layer, prefix_PSX, valid_PS, position_PG, slot):
-    """Carries the stack's entries of own tokens and writes in place.
+  def extend(self, carry, layer, pages, context, position_BT, live_BT,
+             see_BTS, column):
+    """T more tokens a row; carries the stack's columns, written in place.
 
     Returns:
-      The carry, and the experts of the new token, or None.
+      The carry, and the experts of the tokens, or None.
     """
-    x_PGD, own_LPGSX = carry
-    h_PGD = self.attention_norm(x_PGD)
-    new_PGX = self.attention.entry(h_PGD, position_PG)
-    own_LPGSX = jax.lax.dynamic_update_slice(
-        own_LPGSX, new_PGX[None, :, :, None].astype(own_LPGSX.dtype),
-        (layer, 0, 0, slot, 0))
-    x_PGD += self.attention.decode(
-        h_PGD, position_PG, prefix_PSX, valid_PS, own_LPGSX[layer], slot)
-    x_PGD, routing = self.feed_forward(x_PGD, jnp.ones(x_PGD.shape[:2], bool))
-    chosen_PGA = routing.expert_BTA if self.is_moe else None
-    return (self.layout.constrain(x_PGD, 'PGD'), own_LPGSX), chosen_PGA
+    x_BTD, columns_LBKSX = carry
+    h_BTD = self.attention_norm(x_BTD)
+    entry_BTKX = self.attention.entry(h_BTD, position_BT)
+    columns_LBKSX = jax.lax.dynamic_update_slice(
+        columns_LBKSX,
+        entry_BTKX.swapaxes(1, 2)[None].astype(columns_LBKSX.dtype),
+        (layer, 0, 0, column, 0))
+    x_BTD += self.attention.extend(h_BTD, position_BT, cache.View(
+        pages=pages, layer=layer, context=context,
+        columns_BKSX=columns_LBKSX[layer], see_BTS=see_BTS))
+    x_BTD, routing = self.feed_forward(x_BTD, live_BT)
+    chosen_BTA = routing.expert_BTA if self.is_moe else None
+    return (self.layout.constrain(x_BTD, 'BtD'), columns_LBKSX), chosen_BTA
 
 
 def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
@@ -105,7 +89,7 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
   scanned = nn.scan(block, methods={
       '__call__': dict(over_layers, unroll=config.unroll,
                        in_axes=(nn.broadcast, nn.broadcast, 0)),
-      'decode': dict(over_layers, in_axes=(0, 0) + (nn.broadcast,) * 3)})
+      'extend': dict(over_layers, in_axes=(0,) + (nn.broadcast,) * 6)})
   return scanned(config, layout, is_moe)
 
 
@@ -157,17 +141,15 @@ class Transformer(nn.Module):
         None: each layer chooses.
     """
     x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
-    entries, routing = [], {}
+    routing = {}
     for (stack, _) in self.stacks:
       replay_LBTA = None
       if replay_BTLA is not None and stack.is_moe:
         replay_LBTA = jnp.moveaxis(replay_BTLA, 2, 0)
-      x_BTD, (entry_LBTX, routed) = stack(
-          x_BTD, position_BT, segment_BT, replay_LBTA)
-      entries.append(entry_LBTX)
+      x_BTD, routed = stack(x_BTD, position_BT, segment_BT, replay_LBTA)
       if routed is not None:
         routing[stack.name] = routed
-    return Output(self.norm(x_BTD), tuple(entries), routing)
+    return Output(self.norm(x_BTD), routing)
 
   def look_ahead(self, hidden_BTD, tokens_BT, position_BT, segment_BT):
     """The multi-token prediction modules (V3 section 2.2).
@@ -203,47 +185,33 @@ class Transformer(nn.Module):
         hidden, self.head_DV,
         preferred_element_type=quant.wide(hidden.dtype))
 
-  def prefill(self, tokens_PT, valid_PT, group_size: int, budget_tokens: int):
-    """Reads the prompts, left-padded, once for all samples of each.
+  def extend(self, tokens_BT, position_BT, live_BT, see_BTS, columns, column,
+             pages, context: cache.Context):
+    """Continues B rows, whose tokens so far lie in a cache, by T tokens each.
+
+    Args:
+      tokens_BT: int32.
+      position_BT: int32, the place of each in its row.
+      live_BT: bool; of the others nothing is read.
+      see_BTS: bool, which columns of this call each token sees.
+      columns: By stack, [L, B, K, S, X]: the entries of this call, ...
+      column: ... where the T new ones are written from this column on.
+      pages: By stack: the pool.
+      context: Where the rows' tokens lie in it.
 
     Returns:
-      The last token's logits [P, V]; a cache with room for `budget_tokens` own
-      tokens of each of `group_size` samples; and the experts of each token,
-      [P, T, L, A], L of the MoE layers, or None without any.
+      hidden_BTD after the final norm; the columns; and the experts of the
+      tokens, [B, T, L, A], L of the MoE layers, or None without any.
     """
-    position_PT = positions(valid_PT)
-    out = self(tokens_PT, position_PT, valid_PT.astype(jnp.int32))
-    P = tokens_PT.shape[0]
-    own = tuple(
-        jnp.zeros((e.shape[0], P, group_size, budget_tokens, e.shape[-1]),
-                  e.dtype) for e in out.entries)
-    cache = Cache(prefix=out.entries, own=own, valid_PS=valid_PT,
-                        length_P=valid_PT.sum(-1, dtype=jnp.int32))
-    routed = out.routing.get('moe_layers')
-    chosen_PTLA = routed and jnp.moveaxis(routed.expert_BTA, 0, 2)
-    return self.logits(out.hidden_BTD[:, -1]), cache, chosen_PTLA
-
-  def decode(self, tokens_PG, cache: Cache, slot):
-    """Appends one token to each sample, at own slot `slot`.
-
-    Returns:
-      Logits [P, G, V] for the token after it; the cache; and the experts of
-      the token, [P, G, L, A], or None.
-    """
-    x_PGD = self.layout.constrain(self.embedding_VD[tokens_PG], 'PGD')
-    position_PG = jnp.broadcast_to(
-        cache.length_P[:, None] + slot, tokens_PG.shape)
-    own, chosen_PGLA = [], None
-    for (stack, layers), prefix, own_LPGSX in zip(
-        self.stacks, cache.prefix, cache.own):
-      (x_PGD, own_LPGSX), chosen_LPGA = stack.decode(
-          (x_PGD, own_LPGSX), jnp.arange(layers), prefix, cache.valid_PS,
-          position_PG, slot)
-      own.append(own_LPGSX)
-      if chosen_LPGA is not None:
-        chosen_PGLA = jnp.moveaxis(chosen_LPGA, 0, 2)
-    return (self.logits(self.norm(x_PGD)), cache.replace(own=tuple(own)),
-            chosen_PGLA)
+    x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
+    columns, chosen_BTLA = dict(columns), None
+    for stack, layers in self.stacks:
+      (x_BTD, columns[stack.name]), chosen_LBTA = stack.extend(
+          (x_BTD, columns[stack.name]), jnp.arange(layers), pages[stack.name],
+          context, position_BT, live_BT, see_BTS, column)
+      if chosen_LBTA is not None:
+        chosen_BTLA = jnp.moveaxis(chosen_LBTA, 0, 2)
+    return self.norm(x_BTD), columns, chosen_BTLA
 
 
 STACKS = ('dense_layers', 'moe_layers', 'mtp')

@@ -1,74 +1,261 @@
 """Drawing one token from logits, with the probability that it had."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r1jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """How completions are drawn.
+class Sampling:
+  """How one completion is drawn.
+
+  In this order: logit_bias and banned tokens, repetition penalty, temperature,
+  top_k, top_p, min_p. RL needs the last three off, or a correction: what they
+  cut away biases the ratio.
 
   Attributes:
-    group_size: G, samples a prompt.
-    max_new_tokens: Budget of one completion.
+    max_new_tokens: Budget.
+    stop_ids: Any of them ends the completion, and is part of it.
+    stop_strings: Any of them ends it too, at the token that completes it.
     temperature: Divides the logits; 0 is greedy.
+    top_k: Only so many of the most likely tokens; 0 for all.
     top_p: Nucleus mass within (0, 1]; 1 keeps every token.
-    stop_ids: Any of them ends a completion, and is part of it.
+    min_p: A token's least probability, over that of the most likely.
+    repetition_penalty: Divides positive logits of tokens that prompt or
+      completion hold already, and multiplies negative ones (CTRL, section
+      4.1); 1 for none.
+    banned_ids: Never drawn.
+    logit_bias: Token to what is added to its logit.
+    best: The most likely tokens to report with each one drawn; 0 for none.
   """
 
-  group_size: int
   max_new_tokens: int
-  temperature: float
-  top_p: float
   stop_ids: tuple[int, ...]
+  stop_strings: tuple[str, ...] = ()
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  repetition_penalty: float = 1.0
+  banned_ids: tuple[int, ...] = ()
+  logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+  best: int = 0
 
   def __post_init__(self):
-    if self.group_size < 1:
-      raise UserError(
-          f'sampling: group_size must be at least 1, got {self.group_size}')
-    if self.max_new_tokens < 1:
-      raise UserError('sampling: max_new_tokens must be at least 1, got '
-                      f'{self.max_new_tokens}')
-    if self.temperature < 0:
-      raise UserError(
-          f'sampling: temperature must not be below 0, got {self.temperature}')
-    if not 0 < self.top_p <= 1:
-      raise UserError(
-          f'sampling: top_p must lie within (0, 1], got {self.top_p}')
+    def need(ok, field, wanted):
+      if not ok:
+        raise UserError(
+            f'sampling: {field} must {wanted}, got {getattr(self, field)}')
+
+    need(self.max_new_tokens >= 1, 'max_new_tokens', 'be at least 1')
+    need(self.temperature >= 0, 'temperature', 'not be below 0')
+    need(self.top_k >= 0, 'top_k', 'not be below 0')
+    need(0 < self.top_p <= 1, 'top_p', 'lie within (0, 1]')
+    need(0 <= self.min_p <= 1, 'min_p', 'lie within [0, 1]')
+    need(self.repetition_penalty > 0, 'repetition_penalty', 'be above 0')
+    need(self.best >= 0, 'best', 'not be below 0')
+    need(all(self.stop_strings), 'stop_strings', 'not hold an empty one')
+
+  def check(self, vocab_size: int):
+    """Raises UserError if it names a token that the model does not have."""
+    for field in ('stop_ids', 'banned_ids', 'logit_bias'):
+      for token in getattr(self, field):
+        if not 0 <= token < vocab_size:
+          raise UserError(f'sampling: {field} has {token}, which is not within '
+                          f'the vocabulary of {vocab_size}')
+    if len(set(self.banned_ids)) >= vocab_size:
+      raise UserError('sampling: banned_ids leaves no token to draw')
+    if self.best > vocab_size:
+      raise UserError(f'sampling: best = {self.best} is more than the '
+                      f'vocabulary of {vocab_size}')
+
+  @property
+  def bias(self) -> dict[int, float]:
+    return dict(self.logit_bias) | {t: -np.inf for t in self.banned_ids}
 
 
-def draw(logits_BV, keys_B, config: SamplingConfig):
-  """One token a row, each from its own key.
+class Features(NamedTuple):
+  """What a program that draws must be able to do. Static."""
 
-  Returns:
-    token_B int32, and logp_B float32: its log-probability under the
-    distribution it was drawn from (after temperature and top-p). Greedy gives
-    the log-probability at temperature 1.
+  cuts: bool = False
+  penalty: bool = False
+  stops: int = 4
+  biases: int = 0
+  best: int = 0
+
+
+def features(requests: Sequence[Sampling]) -> Features:
+  """What all of these need together; widths are powers of two, so that few
+  programs serve all."""
+  def width(count: int) -> int:
+    return 1 << (count - 1).bit_length() if count else 0
+
+  of = lambda f: max(map(f, requests))
+  return Features(
+      cuts=any(r.top_k or r.top_p < 1 or r.min_p for r in requests),
+      penalty=any(r.repetition_penalty != 1 for r in requests),
+      stops=width(max(of(lambda r: len(r.stop_ids)), 4)),
+      biases=width(of(lambda r: len(r.bias))),
+      best=of(lambda r: r.best))
+
+
+@chex.dataclass(frozen=True)
+class Draws:
+  """Sampling for the B rows of one call; None where no row needs it.
+
+  Attributes:
+    key_B2: uint32, the raw key of each sample.
+    made_B: int32, tokens drawn so far: the n-th draw uses the key folded by n.
+    left_B: int32, how many more the row may draw; 0 for an empty row.
+    temperature_B: float32.
+    stop_BS: int32, padded with −1.
+    top_k_B, top_p_B, min_p_B, penalty_B: See Sampling.
+    bias_id_BS, bias_BS: int32 and float32, padded with the vocabulary's size.
+    seen_BV: bool, tokens of prompt and completion.
   """
-  if config.temperature == 0:
-    token_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
-    return token_B, _chosen(jax.nn.log_softmax(logits_BV), token_B)
-  logits_BV = logits_BV / config.temperature
-  if config.top_p < 1:
-    logits_BV = nucleus(logits_BV, config.top_p)
-  token_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV)
-  return (token_B.astype(jnp.int32),
-          _chosen(jax.nn.log_softmax(logits_BV), token_B))
+
+  key_B2: chex.Array
+  made_B: chex.Array
+  left_B: chex.Array
+  temperature_B: chex.Array
+  stop_BS: chex.Array
+  top_k_B: chex.Array | None = None
+  top_p_B: chex.Array | None = None
+  min_p_B: chex.Array | None = None
+  penalty_B: chex.Array | None = None
+  bias_id_BS: chex.Array | None = None
+  bias_BS: chex.Array | None = None
+  seen_BV: chex.Array | None = None
 
 
-def nucleus(logits_BV, top_p: float):
-  """Keeps the smallest set of most likely tokens with mass ≥ top_p."""
-  order_BV = jnp.argsort(-logits_BV, -1)
-  sorted_BV = jnp.take_along_axis(logits_BV, order_BV, -1)
-  prob_BV = jax.nn.softmax(sorted_BV, -1)
+class Drawn(NamedTuple):
+  """One token a row.
+
+  Attributes:
+    token_B: int32.
+    logp_B: float32, its log-probability in the distribution that it was drawn
+      from, after all that Sampling asks for. A greedy choice has 0.
+    model_logp_B: float32, its log-probability at temperature 1, nothing cut.
+    best_id_BS, best_logp_BS: The most likely tokens at temperature 1.
+  """
+
+  token_B: jax.Array
+  logp_B: jax.Array
+  model_logp_B: jax.Array
+  best_id_BS: jax.Array | None
+  best_logp_BS: jax.Array | None
+
+
+def draw(logits_BV, draws: Draws, step, best: int = 0) -> Drawn:
+  """The made_B + step-th token of each row, each from its own key."""
+  plain_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32))
+  logits_BV = shaped(logits_BV.astype(jnp.float32), draws)
+  key_B = jax.vmap(jax.random.fold_in)(
+      jax.random.wrap_key_data(draws.key_B2), draws.made_B + step)
+  token_B = jax.vmap(jax.random.categorical)(key_B, logits_BV)
+  greedy_B = draws.temperature_B == 0
+  token_B = jnp.where(greedy_B, jnp.argmax(logits_BV, -1), token_B)
+  logp_B = jnp.where(
+      greedy_B, 0.0, _chosen(jax.nn.log_softmax(logits_BV), token_B))
+  found = jax.lax.top_k(plain_BV, best) if best else (None, None)
+  return Drawn(
+      token_B=token_B.astype(jnp.int32), logp_B=logp_B,
+      model_logp_B=_chosen(plain_BV, token_B), best_id_BS=found[1],
+      best_logp_BS=found[0])
+
+
+def shaped(logits_BV, draws: Draws):
+  """Logits of the distribution that is drawn from; −inf for what is cut.
+
+  A greedy row is biased and penalised, and otherwise as it was.
+  """
+  if draws.bias_BS is not None:
+    rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    logits_BV = logits_BV.at[rows_B1, draws.bias_id_BS].add(
+        draws.bias_BS, mode='drop')
+  if draws.seen_BV is not None:
+    penalty_B1 = draws.penalty_B[:, None]
+    logits_BV = jnp.where(
+        draws.seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty_B1,
+                                 logits_BV * penalty_B1), logits_BV)
+  temperature_B1 = draws.temperature_B[:, None]
+  logits_BV /= jnp.where(temperature_B1 > 0, temperature_B1, 1.0)
+  if draws.top_p_B is not None:
+    logits_BV = cut(logits_BV, draws.top_k_B, draws.top_p_B, draws.min_p_B)
+  return logits_BV
+
+
+def cut(logits_BV, top_k_B, top_p_B, min_p_B):
+  """−inf for every token below the least that top_k, top_p and min_p keep.
+
+  The nucleus is the smallest set of most likely tokens with mass ≥ top_p,
+  among those that top_k left. Tokens as likely as the last one kept stay.
+  """
+  V = logits_BV.shape[-1]
+  sorted_BV = -jnp.sort(-logits_BV, -1)
+  in_k_BV = (top_k_B[:, None] == 0) | (jnp.arange(V) < top_k_B[:, None])
+  prob_BV = jax.nn.softmax(jnp.where(in_k_BV, sorted_BV, -jnp.inf), -1)
   before_BV = jnp.cumsum(prob_BV, -1) - prob_BV
-  sorted_BV = jnp.where(before_BV < top_p, sorted_BV, -jnp.inf)
-  rank_BV = jnp.argsort(order_BV, -1)
-  return jnp.take_along_axis(sorted_BV, rank_BV, -1)
+  keep_BV = (in_k_BV & ((before_BV < top_p_B[:, None])
+                        | (top_p_B[:, None] >= 1))
+             & (prob_BV >= min_p_B[:, None] * prob_BV[:, :1]))
+  least_B1 = jnp.min(
+      jnp.where(keep_BV, sorted_BV, jnp.inf), -1, keepdims=True)
+  return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+
+
+def stack(requests: Sequence[Sampling | None], key_B2, made_B, left_B,
+          wanted: Features, vocab_size: int, seen=None) -> Draws:
+  """NumPy rows for these requests; None for an empty row.
+
+  Args:
+    requests: B of them.
+    key_B2, made_B, left_B: See Draws.
+    wanted: What the program can do.
+    vocab_size: V.
+    seen: For each row the tokens that it holds, where there is a penalty.
+  """
+  B = len(requests)
+
+  def of(field: str, dtype, empty):
+    return np.array([empty if r is None else getattr(r, field)
+                     for r in requests], dtype)
+
+  def padded(width: int, rows, dtype, empty):
+    found = np.full((B, width), empty, dtype)
+    for row, values in zip(found, rows):
+      row[:len(values)] = list(values)
+    return found
+
+  some = [r.stop_ids if r else () for r in requests]
+  draws = Draws(
+      key_B2=key_B2, made_B=made_B, left_B=left_B,
+      temperature_B=of('temperature', np.float32, 1.0),
+      stop_BS=padded(wanted.stops, some, np.int32, -1))
+  if wanted.cuts:
+    draws = draws.replace(
+        top_k_B=of('top_k', np.int32, 0), top_p_B=of('top_p', np.float32, 1),
+        min_p_B=of('min_p', np.float32, 0))
+  if wanted.biases:
+    bias = [r.bias if r else {} for r in requests]
+    draws = draws.replace(
+        bias_id_BS=padded(wanted.biases, bias, np.int32, vocab_size),
+        bias_BS=padded(wanted.biases, [b.values() for b in bias], np.float32,
+                       0))
+  if wanted.penalty:
+    seen_BV = np.zeros((B, vocab_size), bool)
+    for row, tokens in zip(seen_BV, seen):
+      row[tokens] = True
+    draws = draws.replace(
+        penalty_B=of('repetition_penalty', np.float32, 1), seen_BV=seen_BV)
+  return draws
 
 
 def _chosen(logp_BV, token_B):

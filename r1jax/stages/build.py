@@ -20,8 +20,8 @@ from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import Prompt
 from r1jax.rewards.combine import RuleReward
-from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import Sampling
 from r1jax.sharding import Layout, make_mesh
 from r1jax.train.optimizer import OptimizerConfig
 
@@ -74,7 +74,7 @@ _AT_LEAST_ONE = (
     'pretrain.keep_checkpoints', 'pretrain.log_every', 'rl.steps',
     'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
     'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',
-    'eval.batch_size', 'eval.samples', 'data.max_prompt_tokens')
+    'eval.samples', 'data.max_prompt_tokens')
 
 
 def corpus(config: ml_collections.ConfigDict,
@@ -119,18 +119,25 @@ _CHECKED = 256
 _FILE_GRADERS = {'math': 'math', 'countdown_file': 'countdown'}
 
 
-def evaluator(config: ml_collections.ConfigDict, made: Parts) -> Evaluator:
-  c = config.eval
-  _divides('eval.batch_size', c.batch_size, 1, made.model.layout)
+def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
+  """The sampler of everything in a run: rollouts, evaluations, samples."""
   _fits_context(config)
-  engine = Engine(made.model, SamplingConfig(
-      group_size=c.samples, max_new_tokens=config.rl.max_new_tokens,
-      temperature=c.temperature, top_p=c.top_p,
-      stop_ids=made.tokenizer.stop_ids))
+  return Engine(
+      made.model, EngineConfig(
+          context_tokens=config.data.max_prompt_tokens
+          + config.rl.max_new_tokens, **config.rollout),
+      record_routing=config.rl.routing_replay, decode=made.tokenizer.decode)
+
+
+def evaluator(config: ml_collections.ConfigDict, made: Parts,
+              sampler: Engine) -> Evaluator:
+  c = config.eval
   return Evaluator(
-      engine, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
+      sampler, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
       reward(config, made), made.template.opens_think,
-      config.data.max_prompt_tokens, c.batch_size)
+      config.data.max_prompt_tokens, c.samples, Sampling(
+          max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
+          top_p=c.top_p, stop_ids=made.tokenizer.stop_ids))
 
 
 def reward(config: ml_collections.ConfigDict, made: Parts) -> RuleReward:
@@ -146,7 +153,9 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
         'is relative to the other samples of its group')
   if c.temperature <= 0:
     raise UserError(f'rl: temperature must be above 0, got {c.temperature}')
-  _divides('rl.prompts_per_step', c.prompts_per_step, 1, layout)
+  if c.prompts_per_step < 1:
+    raise UserError('rl: prompts_per_step must be at least 1, got '
+                    f'{c.prompts_per_step}')
   _divides('rl.prompts_per_step × rl.group_size',
            c.prompts_per_step * c.group_size, c.minibatches * c.microbatches,
            layout)
@@ -162,13 +171,13 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   _fits_context(config)
 
 
-def rl_engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
-  c = config.rl
-  check_rl(config, made.model.layout)
-  return Engine(made.model, SamplingConfig(
-      group_size=c.group_size, max_new_tokens=c.max_new_tokens,
-      temperature=c.temperature, top_p=1.0,
-      stop_ids=made.tokenizer.stop_ids), record_routing=c.routing_replay)
+def rl_sampling(config: ml_collections.ConfigDict, made: Parts,
+                **changes) -> Sampling:
+  """Nothing is cut away: the ratio would be biased by the mass kept."""
+  return Sampling(**dict(
+      max_new_tokens=config.rl.max_new_tokens,
+      temperature=config.rl.temperature,
+      stop_ids=made.tokenizer.stop_ids) | changes)
 
 
 def optimizer_config(section: ml_collections.ConfigDict) -> OptimizerConfig:

@@ -52,9 +52,11 @@ class RL:
     self._width = config.data.max_prompt_tokens
     self._prompts = build.prompts(config, parts, tasks.TRAIN)
     self._endless = config.data.task in tasks.TASKS
-    self._engine = build.rl_engine(config, parts)
+    build.check_rl(config, parts.model.layout)
+    self._engine = build.engine(config, parts)
+    self._sampling = build.rl_sampling(config, parts)
     self._reward = build.reward(config, parts)
-    self._evaluator = build.evaluator(config, parts)
+    self._evaluator = build.evaluator(config, parts, self._engine)
     model = parts.model
     self._tx = optimizer.make(
         build.optimizer_config(c), c.steps * c.minibatches,
@@ -113,8 +115,11 @@ class RL:
     c = self._config
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
     rollout = self._engine.generate(
-        state.train.params, batch, self._key(_ROLLOUT, step))
-    texts, length_B, finish_B = self._texts(rollout)
+        state.train.params, batch, c.group_size, self._sampling,
+        self._key(_ROLLOUT, step))
+    texts = completion_texts(
+        rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
+        self._parts.tokenizer.decode_batch)
     scored = self._reward.score(texts, prompts)
     adv_B, varied_P = advantage.group(
         jnp.asarray(scored.reward_B), rollout.group_B, len(prompts),
@@ -126,10 +131,11 @@ class RL:
     if c.kl_coef and step % c.reference_every == 0:
       state = state.replace(reference=self._copy(train.params))
     values = jax.device_get(metrics) | _told(
-        scored, length_B, finish_B, varied_P)
+        scored, rollout.length_B, rollout.finish_B, varied_P)
     if not c.kl_coef:
       del values['kl']
-    rows = evaluate.sample_rows(prompts, scored, length_B, finish_B)
+    rows = evaluate.sample_rows(
+        prompts, scored, rollout.length_B, rollout.finish_B)
     return state, values, rows
 
   def latest(self, directory: Path, base_params):
@@ -156,15 +162,6 @@ class RL:
   def _key(self, stream: int, step: int) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(self._seed), stream)
     return jax.random.fold_in(key, step)
-
-  def _texts(self, rollout: Rollout):
-    """The hop to the host: completions as text, their lengths and ends."""
-    tokens_BT, mask_BT, finish_B, length_B = jax.device_get(
-        (rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
-         rollout.length_B))
-    texts = completion_texts(
-        tokens_BT, mask_BT, finish_B, self._parts.tokenizer.decode_batch)
-    return texts, length_B, finish_B
 
   def _score(self, state: RLState, rollout: Rollout, adv_B) -> RLBatch:
     old_logp_BT = rollout.logp_BT

@@ -16,5 +16,5 @@ def get_config():
       steps=6, prompts_per_step=4, group_size=4, max_new_tokens=16,
       minibatches=2, microbatches=1, reference_every=3, eval_every=3,
       checkpoint_every=2)
-  config.eval.update(num_problems=8, samples=2, batch_size=8)
+  config.eval.update(num_problems=8, samples=2)
   return config

@@ -1,4 +1,4 @@
-"""Decoding over a shared prefix equals the full forward, for every kind."""
+"""Cached decoding equals the full forward, for every kind of attention."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,10 @@ import pytest
 from r1jax.errors import UserError
 from r1jax.model import kernels
 from r1jax.model.kernels import attend
+from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import (
-    dense_config, forward, make, one_device, small_config)
+    continued, dense_config, forward, make, one_device, small_config)
 
 
 @pytest.mark.parametrize('config', [
@@ -19,40 +20,55 @@ from tests.conftest import (
     dense_config(num_kv_heads=4, qk_norm=False),
     dense_config(num_kv_heads=1, tie_embeddings=True)],
     ids=['mla', 'gqa', 'mla in fp8', 'gqa in fp8', 'mha', 'mqa'])
-def test_a_group_that_shares_a_prefix_decodes_as_the_full_forward(config):
-  """Two prompts of different lengths, three samples each."""
+def test_cached_decoding_equals_the_full_forward(config):
+  """Token by token over pages of three, rows of different lengths."""
   model, params = make(config)
   rng = np.random.default_rng(0)
-  P, G, S, own = 2, 3, 5, 4
-  valid = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
-  prompt = rng.integers(0, 32, (P, S)).astype(np.int32)
-  after = rng.integers(0, 32, (P, G, own)).astype(np.int32)
-  variables = {'params': params}
-  logits, cache, _ = jax.jit(
-      lambda v: model.apply(v, prompt, valid, G, own, method='prefill')
-  )(variables)
-  step = jax.jit(lambda v, t, c, s: model.apply(v, t, c, s, method='decode'))
-  got = [np.repeat(np.asarray(logits)[:, None], G, 1)]
-  for slot in range(own):
-    logits, cache, _ = step(variables, after[:, :, slot], cache, jnp.int32(slot))
-    got.append(np.asarray(logits))
-  got = np.stack(got, 2)
-  for p in range(P):
-    for g in range(G):
-      tokens = np.concatenate([prompt[p][valid[p]], after[p, g]])
-      want = forward(model, params, tokens[None])[0, valid[p].sum() - 1:]
-      np.testing.assert_allclose(got[p, g], want, atol=2e-5)
+  prompts = [rng.integers(0, 32, n) for n in (1, 3, 4, 9)]
+  after = rng.integers(0, 32, (len(prompts), 7))
+  got = continued(model, params, prompts, after)
+  for b, prompt in enumerate(prompts):
+    want = forward(model, params, np.concatenate([prompt, after[b]])[None])
+    np.testing.assert_allclose(got[b], want[0, len(prompt) - 1:], atol=2e-5)
 
 
 def test_the_cache_holds_what_the_config_says():
+  """MLA: C + R numbers a token and layer, and nothing more."""
   for config in (small_config(), dense_config()):
-    model, params = make(config)
-    tokens = np.zeros((2, 3), np.int32)
-    _, cache, _ = model.apply(
-        {'params': params}, tokens, tokens == 0, 1, 4, method='prefill')
-    held = sum(x.size for x in cache.own)
-    assert held == 2 * 4 * config.num_layers * config.cache_width
-  assert small_config().cache_width == 8 + 4  # C + R, and nothing more.
+    model, _ = make(config)
+    engine = Engine(model, EngineConfig(
+        rows=2, context_tokens=12, page_tokens=4, cache_tokens=40))
+    tokens = 40 + 4  # A page is nobody's.
+    assert engine.cache_bytes == (
+        tokens * config.num_layers * config.cache_width * 4)
+  assert small_config().cache_width == 8 + 4
+
+
+@pytest.mark.parametrize('config,worst', [
+    (small_config(first_k_dense=3), 0.05), (dense_config(), 0.05)],
+    ids=['mla', 'gqa'])
+def test_an_8_bit_cache_is_near(config, worst):
+  """Within a part of its largest number, an entry is off by 1 / 254."""
+  model, params = make(config)
+  rng = np.random.default_rng(1)
+  prompts, after = [rng.integers(0, 32, 6)] * 2, rng.integers(0, 32, (2, 8))
+  want = continued(model, params, prompts, after)
+  got = continued(model, params, prompts, after, cache_int8=True)
+  assert 0 < np.abs(got - want).max() < worst * np.abs(want).max()
+  pages = Engine(model, EngineConfig(
+      rows=2, context_tokens=12, cache_int8=True)).new_pages()
+  assert {x.entry_LYKSX.dtype for x in pages.values()} == {jnp.dtype('int8')}
+
+
+def test_a_whole_cache_in_pages_equals_one_page():
+  """Where a page ends does not change a bit of what is seen."""
+  model, params = make(small_config())
+  rng = np.random.default_rng(2)
+  prompts, after = [rng.integers(0, 32, 11)] * 3, rng.integers(0, 32, (3, 6))
+  one = continued(model, params, prompts, after, page_tokens=32)
+  for page_tokens, chunk_tokens in ((1, 1), (2, 5), (16, 2)):
+    many = continued(model, params, prompts, after, page_tokens, chunk_tokens)
+    np.testing.assert_allclose(many, one, atol=2e-6)
 
 
 @pytest.mark.parametrize('changes,message', [

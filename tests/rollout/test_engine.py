@@ -1,4 +1,4 @@
-"""Sampling: cached decoding is the full forward, and keys make the sample."""
+"""Sampling: the keys make the sample, and nothing around it does."""
 
 import dataclasses
 
@@ -11,15 +11,15 @@ from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch
-from r1jax.rollout import sampling
-from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampling import SamplingConfig
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
 from r1jax.train import step as train_step
-from tests.conftest import forward, make, small_config
+from tests.conftest import dense_config, forward, make, small_config
 
-_CONFIG = SamplingConfig(group_size=3, max_new_tokens=10, temperature=1.0,
-                         top_p=1.0, stop_ids=(2, 5))
+_HOW = Sampling(max_new_tokens=10, stop_ids=(2, 5))
+_SIZES = EngineConfig(rows=8, context_tokens=32, page_tokens=4, chunk_tokens=4)
 
 
 def _prompts():
@@ -30,57 +30,136 @@ def _prompts():
                      id_P=np.array([17, 4], np.uint32))
 
 
-def _prefill(model, params, prompts, group_size, budget):
-  return jax.jit(lambda p, tokens, valid: model.apply(
-      {'params': p}, tokens, valid, group_size, budget, method='prefill'))(
-          params, prompts.tokens_PT, prompts.valid_PT)
+def _request(prompt, seed: int = 0, **changes) -> Request:
+  key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+  return Request(name=f'#{seed}', prompt=np.asarray(prompt, np.int32), key=key,
+                 sampling=dataclasses.replace(_HOW, **changes))
 
 
-@pytest.mark.parametrize('changes', [{}, {'q_lora_rank': 0},
-                                     {'first_k_dense': 0}], ids=str)
-def test_cached_decoding_equals_the_full_forward(changes):
-  """Absorbed attention over the latent cache, token by token, row by row."""
-  model, params = make(small_config(**changes))
-  prompts, G, S = _prompts(), 2, 6
-  own = np.random.default_rng(0).integers(0, 32, (2, G, S))
-  logits_PV, cache, _ = _prefill(model, params, prompts, G, S)
-  decode = jax.jit(lambda t, c, s: model.apply(
-      {'params': params}, t, c, s, method='decode'))
-  got = []
-  for slot in range(S):
-    logits_PGV, cache, _ = decode(jnp.asarray(own[:, :, slot]), cache, slot)
-    got.append(np.asarray(logits_PGV))
-  for p in range(2):
-    prompt = prompts.tokens_PT[p][prompts.valid_PT[p]]
-    for g in range(G):
-      row = np.concatenate([prompt, own[p, g]])[None]
-      want = forward(model, params, row)[0]
-      np.testing.assert_allclose(logits_PV[p], want[len(prompt) - 1],
-                                 atol=1e-4)
-      for slot in range(S):
-        np.testing.assert_allclose(
-            got[slot][p, g], want[len(prompt) + slot], atol=1e-4)
+@pytest.fixture(scope='module')
+def small():
+  """A model, its parameters, and an engine that compiles once."""
+  model, params = make(small_config())
+  return model, params, Engine(model, _SIZES, decode=_text)
 
 
-def test_the_cache_holds_the_latent_and_nothing_more():
-  config = small_config()
-  model, params = make(config)
-  prompts = _prompts()
-  _, cache, _ = _prefill(model, params, prompts, 4, 6)
-  entry = config.kv_lora_rank + config.qk_rope_head_dim
-  assert sum(x.size for x in cache.prefix) == config.num_layers * 2 * 5 * entry
-  assert sum(x.size for x in cache.own) == config.num_layers * 8 * 6 * entry
+def _text(ids) -> str:
+  return ''.join(chr(97 + i) if i < 26 else '_' for i in ids)
+
+
+def _three(engine, params, key, prompts=None, how=_HOW):
+  return engine.generate(params, prompts or _prompts(), 3, how, key)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
-def test_logp_is_what_the_trainer_computes(temperature):
-  model, params = make(small_config())
-  config = dataclasses.replace(_CONFIG, temperature=temperature)
-  rollout = Engine(model, config).generate(
-      params, _prompts(), jax.random.key(1))
+def test_logp_is_what_the_trainer_computes(small, temperature):
+  model, params, engine = small
+  how = dataclasses.replace(_HOW, temperature=temperature)
+  rollout = _three(engine, params, jax.random.key(1), how=how)
   logp_BT = train_step.score(model, temperature, 5)(params, rollout)
   np.testing.assert_allclose(rollout.logp_BT, logp_BT, atol=1e-4)
-  assert float(jnp.min(rollout.logp_BT)) < -0.5
+  plain_BT = train_step.score(model, 1.0, 5)(params, rollout)
+  np.testing.assert_allclose(rollout.model_logp_BT, plain_BT, atol=1e-4)
+  assert rollout.logp_BT.min() < -0.5
+
+
+def test_greedy_tokens_are_the_argmax_of_the_full_forward(small):
+  model, params, engine = small
+  made, = engine.run(params, [_request(
+      [9, 11, 4], temperature=0.0, stop_ids=(), max_new_tokens=8)])
+  want = forward(model, params, made.context[None])[0].argmax(-1)
+  assert made.tokens == want[2:-1].tolist()
+
+
+def test_a_sample_does_not_depend_on_the_sampler_s_sizes(small):
+  """Few rows, small or few pages, short chunks: the same, bit for bit."""
+  model, params, engine = small
+  key = jax.random.key(5)
+  want = _three(engine, params, key)
+  for changes in (
+      dict(rows=1, prefill_tokens=1), dict(rows=3, chunk_tokens=3),
+      dict(page_tokens=16, chunk_tokens=16)):
+    other = Engine(model, dataclasses.replace(_SIZES, **changes))
+    got = _three(other, params, key)
+    np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT, str(changes))
+    np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_the_rest_of_the_batch(small):
+  """Either prompt alone, together, or in the other order: the same samples."""
+  _, params, engine = small
+  key = jax.random.key(5)
+  both = _three(engine, params, key)
+  for p in (0, 1):
+    alone = _three(engine, params, key,
+                   jax.tree.map(lambda x: x[p:p + 1], _prompts()))
+    np.testing.assert_array_equal(
+        both.tokens_BT[3 * p:3 * p + 3], alone.tokens_BT)
+  swapped = _three(engine, params, key,
+                   jax.tree.map(lambda x: x[::-1], _prompts()))
+  np.testing.assert_array_equal(both.tokens_BT[:3], swapped.tokens_BT[3:])
+  other = _three(engine, params, jax.random.key(6))
+  assert (other.tokens_BT != both.tokens_BT).any()
+
+
+def test_a_short_pool_makes_rows_give_way_and_changes_nothing(small):
+  model, params, engine = small
+  requests = [_request([3, 4, n], n, max_new_tokens=20, stop_ids=())
+              for n in range(6)]
+  want = engine.run(params, requests)
+  tight = Engine(model, dataclasses.replace(
+      _SIZES, context_tokens=23, cache_tokens=44)).session(params)
+  got = [tight.submit(request) for request in requests]
+  for _ in tight:
+    pass
+  assert tight._schedule.preempted > 0
+  assert [c.tokens for c in got] == [c.tokens for c in want]
+  np.testing.assert_allclose([c.logp for c in got], [c.logp for c in want],
+                             atol=1e-5)
+
+
+def test_what_one_session_begins_another_ends(small):
+  """Stopped half-way and taken up again: the same tokens, each with the
+  version of the policy that drew it."""
+  _, params, engine = small
+  requests = [_request([3, 4, n], n, max_new_tokens=20, stop_ids=())
+              for n in range(4)]
+  want = engine.run(params, requests)
+  first = engine.session(params, version=7)
+  for request in requests:
+    first.submit(request)
+  first.turn()
+  begun = first.unfinished()
+  assert [len(c.tokens) for c in begun] == [4] * 4
+  second = engine.session(params, version=8)
+  for completion in begun:
+    second.submit(completion.request, completion)
+  for _ in second:
+    pass
+  assert [c.tokens for c in begun] == [c.tokens for c in want]
+  assert begun[0].version == [7] * 4 + [8] * 16
+
+
+def test_uneven_lengths_are_refilled_without_recompiling(small):
+  """Forty requests of all lengths through eight rows: two programs, and about
+  as many forward passes as the tokens need."""
+  model, params, _ = small
+  engine = Engine(model, dataclasses.replace(_SIZES, chunk_tokens=2))
+  engine.run(params, [_request([1, 2], n) for n in range(40)])
+  for rows in (1, 2, 3):  # The narrower programs, too.
+    engine.run(params, [_request([1, 2], n) for n in range(rows)])
+  compiled = engine.programs()
+  rng = np.random.default_rng(0)
+  lengths = rng.geometric(0.2, 40).clip(1, 20)
+  session = engine.session(params)
+  made = [session.submit(_request(
+      rng.integers(0, 32, rng.integers(1, 12)), n, stop_ids=(),
+      max_new_tokens=int(length))) for n, length in enumerate(lengths)]
+  for _ in session:
+    pass
+  assert [len(c.tokens) for c in made] == lengths.tolist()
+  assert engine.programs() == compiled
+  assert session.steps < 1.6 * lengths.sum() / 8 + lengths.max()
 
 
 def _choices(model, params, rollout):
@@ -92,46 +171,52 @@ def _choices(model, params, rollout):
   return jnp.moveaxis(out.routing['moe_layers'].expert_BTA, 0, 2)
 
 
-def test_recorded_experts_are_those_of_the_full_forward():
-  model, params = make(small_config())
-  rollout = Engine(model, _CONFIG, record_routing=True).generate(
-      params, _prompts(), jax.random.key(1))
-  want = np.sort(_choices(model, params, rollout), -1)
-  got = np.sort(rollout.experts_BTLA, -1)
-  np.testing.assert_array_equal(got[rollout.valid_BT], want[rollout.valid_BT])
-  plain = Engine(model, _CONFIG).generate(
-      params, _prompts(), jax.random.key(1))
+@pytest.fixture(scope='module')
+def recorded(small):
+  model, params, _ = small
+  engine = Engine(model, _SIZES, record_routing=True)
+  return _three(engine, params, jax.random.key(1))
+
+
+def test_recorded_experts_are_those_of_the_full_forward(small, recorded):
+  model, params, engine = small
+  want = np.sort(_choices(model, params, recorded), -1)
+  got = np.sort(recorded.experts_BTLA, -1)
+  # The last token drawn was never fed.
+  fed = recorded.valid_BT & np.roll(recorded.valid_BT, -1, 1)
+  fed[:, -1] = False
+  np.testing.assert_array_equal(got[fed], want[fed])
+  plain = _three(engine, params, jax.random.key(1))
   assert plain.experts_BTLA is None
-  np.testing.assert_array_equal(plain.tokens_BT, rollout.tokens_BT)
+  np.testing.assert_array_equal(plain.tokens_BT, recorded.tokens_BT)
 
 
-def test_training_replays_the_experts_that_sampled():
+def test_training_replays_the_experts_that_sampled(small, recorded):
   """After the router moved: other choices, unless the old are replayed."""
-  model, params = make(small_config())
-  rollout = Engine(model, _CONFIG, record_routing=True).generate(
-      params, _prompts(), jax.random.key(1))
+  model, params, _ = small
   router = params['moe_layers']['ffn']['router']
   moved = params | {'moe_layers': params['moe_layers'] | {
       'ffn': params['moe_layers']['ffn'] | {
           'bias': params['moe_layers']['ffn']['bias'] + jax.random.normal(
               jax.random.key(2), (router.shape[0], router.shape[-1]))}}}
-  free = _choices(model, moved, rollout)
-  assert (np.sort(free, -1) != np.sort(rollout.experts_BTLA, -1)).any()
+  free = _choices(model, moved, recorded)
+  assert (np.sort(free, -1) != np.sort(recorded.experts_BTLA, -1)).any()
   # The bias selects only: with the old choices nothing else has changed.
   score = train_step.score(model, 1.0, 5)
-  np.testing.assert_allclose(score(moved, rollout), rollout.logp_BT, atol=1e-4)
-  chosen = score(moved, rollout.replace(experts_BTLA=None))
-  assert np.abs(chosen - rollout.logp_BT).max() > 1e-3
+  np.testing.assert_allclose(
+      score(moved, recorded), recorded.logp_BT, atol=1e-4)
+  chosen = score(moved, recorded.replace(experts_BTLA=None))
+  assert np.abs(chosen - recorded.logp_BT).max() > 1e-3
 
 
-def test_masks_come_from_lengths_and_the_stop_token_is_trained():
-  model, params = make(small_config())
-  rollout = jax.device_get(Engine(model, _CONFIG).generate(
-      params, _prompts(), jax.random.key(3)))
-  own = rollout.tokens_BT[:, 5:]
-  seen = set()
+def test_masks_come_from_lengths_and_the_stop_token_is_trained(small):
+  """Id 0 pads, and may stop as well."""
+  _, params, engine = small
+  how = dataclasses.replace(_HOW, stop_ids=(0, 2, 5))
+  rollout = _three(engine, params, jax.random.key(3), how=how)
+  own, seen = rollout.tokens_BT[:, 5:], set()
   for b in range(6):
-    stops = np.flatnonzero(np.isin(own[b], _CONFIG.stop_ids)
+    stops = np.flatnonzero(np.isin(own[b], how.stop_ids)
                            & rollout.mask_BT[b, 5:])
     length = rollout.length_B[b]
     if rollout.finish_B[b] == FINISH_STOP:
@@ -144,108 +229,98 @@ def test_masks_come_from_lengths_and_the_stop_token_is_trained():
   assert seen == {FINISH_STOP, FINISH_LENGTH}
 
 
-def test_a_sample_does_not_depend_on_the_rest_of_the_batch():
-  """Either prompt alone, together, or in the other order: the same samples."""
-  model, params = make(small_config())
-  engine, key = Engine(model, _CONFIG), jax.random.key(5)
-  both = engine.generate(params, _prompts(), key)
+def test_samples_of_a_group_differ(small):
+  _, params, engine = small
+  rollout = _three(engine, params, jax.random.key(5))
   for p in (0, 1):
-    alone = engine.generate(
-        params, jax.tree.map(lambda x: x[p:p + 1], _prompts()), key)
-    np.testing.assert_array_equal(
-        both.tokens_BT[3 * p:3 * p + 3], alone.tokens_BT)
-  swapped = engine.generate(
-      params, jax.tree.map(lambda x: x[::-1], _prompts()), key)
-  np.testing.assert_array_equal(both.tokens_BT[:3], swapped.tokens_BT[3:])
-  other = engine.generate(params, _prompts(), jax.random.key(6))
-  assert (np.asarray(other.tokens_BT) != np.asarray(both.tokens_BT)).any()
-
-
-def test_samples_of_a_group_differ():
-  model, params = make(small_config())
-  rollout = Engine(model, _CONFIG).generate(
-      params, _prompts(), jax.random.key(5))
-  for p in (0, 1):
-    rows = {tuple(row) for row in np.asarray(
-        rollout.tokens_BT[3 * p:3 * p + 3]).tolist()}
+    rows = {tuple(row) for row in rollout.tokens_BT[3 * p:3 * p + 3].tolist()}
     assert len(rows) == 3
   assert rollout.group_B.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_padding_may_be_the_stop_token():
-  """Prompts are padded with id 0; let it be a stop id as well."""
-  model, params = make(small_config())
-  config = dataclasses.replace(_CONFIG, stop_ids=(0, 2))
-  rollout = jax.device_get(Engine(model, config).generate(
-      params, _prompts(), jax.random.key(3)))
-  for b in range(6):
-    assert rollout.mask_BT[b].sum() == rollout.length_B[b]
-    if rollout.finish_B[b] == FINISH_STOP:
-      assert rollout.tokens_BT[b, 4 + rollout.length_B[b]] in (0, 2)
-  assert (rollout.finish_B == FINISH_STOP).any()
+def test_stop_strings_end_a_completion_where_they_are_complete(small):
+  _, params, engine = small
+  free, = engine.run(params, [_request([9, 4], stop_ids=())])
+  string = _text(free.tokens)[4:7]  # Beyond the first chunk of four.
+  made, = engine.run(
+      params, [_request([9, 4], stop_ids=(), stop_strings=(string,))])
+  end = _text(free.tokens).index(string) + 3
+  assert made.tokens == free.tokens[:end] and made.finish == 'stop'
+  assert len(made.logp) == len(made.model_logp) == end
 
 
-def test_eight_devices_sample_what_one_does():
+def test_requests_of_one_batch_have_settings_of_their_own(small):
+  model, params, engine = small
+  plain = _request([9, 4], 1, stop_ids=())
+  want, = engine.run(params, [plain])
+  greedy = _request([9, 4], 2, temperature=0.0, stop_ids=(), best=3)
+  banned = _request([9, 4], 1, stop_ids=(), banned_ids=(want.tokens[0],))
+  got = engine.run(params, [plain, greedy, banned])
+  assert got[0].tokens == want.tokens and not got[0].best
+  assert want.tokens[0] not in got[2].tokens
+  logits = forward(model, params, got[1].context[None])[0]
+  for t, best in enumerate(got[1].best):
+    logp_V = jax.nn.log_softmax(logits[1 + t])
+    assert [token for token, _ in best] == np.argsort(-logp_V)[:3].tolist()
+    np.testing.assert_allclose([p for _, p in best], np.sort(-logp_V)[:3] * -1,
+                               atol=1e-4)
+  again, = engine.run(params, [_request(
+      [9, 4], 3, temperature=0.0, repetition_penalty=1e6, stop_ids=(),
+      max_new_tokens=6)])
+  assert len({9, 4, *again.tokens}) == 8  # Nothing comes twice.
+
+
+@pytest.mark.parametrize('config', [
+    small_config(), dense_config(num_heads=4, num_kv_heads=2)],
+    ids=['mla', 'gqa'])
+def test_eight_devices_sample_what_one_does(config):
   """Two prompts over four parts of a batch: the mesh need not divide them."""
-  config = small_config()
   model, params = make(config)
-  want = Engine(model, _CONFIG).generate(
-      params, _prompts(), jax.random.key(2))
-  layout = Layout(make_mesh(dict(data=2, tensor=2, expert=2)))
+  want = _three(Engine(model, _SIZES), params, jax.random.key(2))
+  experts = 2 if config.num_experts else 1
+  layout = Layout(make_mesh(dict(data=-1, tensor=2, expert=experts)))
   wide = Transformer(config, layout)
   spread = jax.device_put(
       jax.device_get(params), parameter_shardings(wide, layout))
-  got = Engine(wide, _CONFIG).generate(spread, _prompts(), jax.random.key(2))
+  got = _three(Engine(wide, _SIZES), spread, jax.random.key(2))
   np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
   np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
 
 
-def test_samples_follow_the_distribution():
-  """20,000 first tokens against the softmax that drew them (χ²)."""
-  logits_V = jnp.array([2.0, 0.5, 0.0, -1.0])
-  keys_B = jax.random.split(jax.random.key(0), 20000)
-  token_B, logp_B = sampling.draw(
-      jnp.tile(logits_V, (20000, 1)), keys_B, _CONFIG)
-  want_V = np.asarray(jax.nn.softmax(logits_V))
-  count_V = np.bincount(token_B, minlength=4)
-  chi2 = ((count_V - 20000 * want_V) ** 2 / (20000 * want_V)).sum()
-  assert chi2 < 16.3  # 0.1 % of χ² with three degrees of freedom.
-  np.testing.assert_allclose(logp_B, np.log(want_V)[token_B], atol=1e-5)
-
-
-def test_greedy_and_nucleus():
-  logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-  kept = jax.nn.softmax(sampling.nucleus(logits, 0.7))
-  np.testing.assert_allclose(kept, [[0.625, 0.375, 0, 0]], atol=1e-6)
-  np.testing.assert_allclose(
-      jax.nn.softmax(sampling.nucleus(logits, 0.4)), [[1, 0, 0, 0]], atol=1e-6)
-  greedy = SamplingConfig(group_size=1, max_new_tokens=1, temperature=0.0,
-                          top_p=1.0, stop_ids=(2,))
-  token_B, _ = sampling.draw(logits, jax.random.split(jax.random.key(0), 1),
-                             greedy)
-  assert token_B.tolist() == [0]
-
-
-def test_a_new_batch_and_new_parameters_do_not_recompile():
-  model, params = make(small_config())
-  engine = Engine(model, _CONFIG)
-  first = engine.generate(params, _prompts(), jax.random.key(0))
+def test_nothing_of_an_old_policy_survives_in_a_cache(small):
+  model, params, engine = small
+  first = _three(engine, params, jax.random.key(0))
+  programs = engine.programs()
   changed = jax.tree.map(lambda x: x * 1.5, params)
-  second = engine.generate(changed, _prompts(), jax.random.key(0))
-  assert engine._generate._cache_size() == 1
-  # Nothing of the old policy survives in a cache.
-  fresh = Engine(model, _CONFIG).generate(
-      changed, _prompts(), jax.random.key(0))
+  second = _three(engine, changed, jax.random.key(0))
+  assert engine.programs() == programs
+  fresh = _three(Engine(model, _SIZES), changed, jax.random.key(0))
   np.testing.assert_array_equal(second.tokens_BT, fresh.tokens_BT)
-  assert (np.asarray(first.logp_BT) != np.asarray(second.logp_BT)).any()
+  assert (first.logp_BT != second.logp_BT).any()
 
 
-@pytest.mark.parametrize('changes,message', [
-    ({'group_size': 0}, 'group_size'), ({'max_new_tokens': 0}, 'max_new'),
-    ({'temperature': -1.0}, 'temperature'), ({'top_p': 0.0}, 'top_p'),
-    ({'top_p': 1.5}, 'top_p')])
-def test_a_wrong_setting_is_named(changes, message):
-  settings = dict(group_size=2, max_new_tokens=4, temperature=1.0, top_p=1.0,
-                  stop_ids=(2,))
-  with pytest.raises(UserError, match=message):
-    SamplingConfig(**(settings | changes))
+def test_a_request_that_cannot_be_served_is_named_and_the_others_go_on(small):
+  _, params, engine = small
+  session = engine.session(params)
+  good = session.submit(_request([1, 2], 0))
+  for n, (request, message) in enumerate([
+      (_request([], 1), 'request #1: the prompt is empty'),
+      (_request([1] * 30, 2), 'prompt of 30 and max_new_tokens of 10 exceed '
+       'context_tokens = 32'),
+      (_request([1, 40], 3), 'token outside of the vocabulary of 32'),
+      (_request([1], 4, stop_ids=(77,)), '#4: .*stop_ids has 77')]):
+    with pytest.raises(UserError, match=message):
+      session.submit(request)
+  assert [c for finished in session for c in finished] == [good]
+  assert good.finish
+
+
+def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
+  model, *_ = small
+  with pytest.raises(UserError, match='cache_tokens = 20 holds no request of '
+                     'context_tokens = 32; it needs 36'):
+    Engine(model, dataclasses.replace(_SIZES, cache_tokens=20))
+  with pytest.raises(UserError, match='GB a device'):
+    Engine(model, dataclasses.replace(_SIZES, cache_tokens=1 << 42))
+  with pytest.raises(UserError, match='rollout: rows must be at least 1'):
+    dataclasses.replace(_SIZES, rows=0)

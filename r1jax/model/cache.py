@@ -1,0 +1,231 @@
+"""What decoding keeps of a context: pages of a pool, and this call's columns.
+
+A row's context is a list of pages, each with room for S tokens and some number
+of them in it. Rows that share a prefix list the same pages. A call reads the
+pages, and collects the entries of its own tokens in columns beside them, one
+column for all rows; `flush` then appends the columns that count to the rows'
+last pages. So a call writes to the pool once, whatever it decodes.
+
+A token's entry is X numbers for each of K key heads; in MLA one head, whose
+key is the latent and the rotated part, and whose value is the latent again.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from r1jax.model import quant
+from r1jax.model.kernels import NEG_INF
+from r1jax.sharding import Layout
+
+_SPAN_TOKENS = 64  # Of each row, that one turn of the loop over pages reads.
+
+
+@chex.dataclass(frozen=True)
+class Pages:
+  """The pool of one stack of layers.
+
+  Attributes:
+    entry_LYKSX: In the model's dtype, or int8.
+    scale_LYKSZ: float32, of each of the Z parts of an int8 entry; else None.
+  """
+
+  entry_LYKSX: jax.Array
+  scale_LYKSZ: jax.Array | None
+
+
+@chex.dataclass(frozen=True)
+class Context:
+  """Where B rows find their tokens in the pool.
+
+  On a mesh each part of the batch has its own part of the pool, and counts its
+  pages from 0.
+
+  Attributes:
+    table_BW: int32, the pages of each row, in order, used ones first.
+    fill_BW: int32, the tokens in each; 0 for a page that is not used yet.
+    next_B: int32, where the row's next token goes, w · S + its place in page w.
+  """
+
+  table_BW: jax.Array
+  fill_BW: jax.Array
+  next_B: jax.Array
+
+
+@chex.dataclass(frozen=True)
+class View:
+  """The context of B rows as the attention of one layer sees it.
+
+  Attributes:
+    pages: The pool of the layer's stack.
+    layer: The layer's number in the stack.
+    context: Which pages, and how much of them.
+    columns_BKSX: The entries of this call, the new tokens' among them.
+    see_BTS: bool, which of them each new token sees. At least one.
+  """
+
+  pages: Pages
+  layer: jax.Array
+  context: Context
+  columns_BKSX: jax.Array
+  see_BTS: jax.Array
+
+
+def empty(layers: int, pages: int, heads: int, page_tokens: int,
+          parts: tuple[int, ...], dtype, int8: bool) -> Pages:
+  """A pool of so many pages; an entry's X numbers fall into `parts`."""
+  shape = layers, pages, heads, page_tokens
+  if not int8:
+    return Pages(entry_LYKSX=jnp.zeros((*shape, sum(parts)), dtype),
+                 scale_LYKSZ=None)
+  return Pages(entry_LYKSX=jnp.zeros((*shape, sum(parts)), jnp.int8),
+               scale_LYKSZ=jnp.zeros((*shape, len(parts)), jnp.float32))
+
+
+def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
+           scale: float, layout: Layout, letters: str):
+  """Attention of T new tokens a row to its pages and to this call's columns.
+
+  The softmax is summed up page by page, in float32.
+
+  Args:
+    q_BTKMX: M queries share a key head.
+    view: What they look at.
+    split: Of entries [..., X] into keys [..., X'] and values [..., U].
+    parts: See `empty`.
+    scale: Of the scores.
+    layout: Of the mesh.
+    letters: Of q's dimensions on the mesh.
+
+  Returns:
+    [B, T, K, M, U]
+  """
+  def local(q_BTKMX, pages, layer, context, columns_BKSX, see_BTS):
+    return _attend(q_BTKMX, View(
+        pages=pages, layer=layer, context=context, columns_BKSX=columns_BKSX,
+        see_BTS=see_BTS), split, parts, scale)
+
+  args = (q_BTKMX, view.pages, view.layer, view.context, view.columns_BKSX,
+          view.see_BTS)
+  if layout.mesh.size == 1:
+    return local(*args)
+  of_q = layout.fitting_spec(q_BTKMX.shape, letters)
+  rows, heads = of_q[0], of_q[2]
+  return jax.shard_map(
+      local, mesh=layout.mesh,
+      in_specs=(of_q, PartitionSpec(None, rows, heads), PartitionSpec(),
+                PartitionSpec(rows), PartitionSpec(rows, heads),
+                PartitionSpec(rows)),
+      out_specs=of_q, check_vma=False)(*args)
+
+
+def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
+            scale: float):
+  B, T, K, M, _ = q_BTKMX.shape
+  dtype, wide = q_BTKMX.dtype, quant.wide(q_BTKMX.dtype)
+  q_BKRX = q_BTKMX.swapaxes(1, 2).reshape(B, K, T * M, -1)
+  S, W = view.pages.entry_LYKSX.shape[3], view.context.table_BW.shape[1]
+  span = max(1, min(_SPAN_TOKENS // S, W))
+  pad = ((0, 0), (0, -W % span))
+  table_BW, fill_BW = (
+      jnp.pad(x_BW, pad)
+      for x_BW in (view.context.table_BW, view.context.fill_BW))
+
+  def scores(key_BKSX, see_B1S):
+    score = jnp.einsum('BKRX,BKSX->BKRS', q_BKRX, key_BKSX,
+                       preferred_element_type=wide) * scale
+    return jnp.where(see_B1S[:, None], score, NEG_INF)
+
+  def weigh(prob_BKRS, value_BKSU):
+    return jnp.einsum('BKRS,BKSU->BKRU', prob_BKRS.astype(dtype), value_BKSU,
+                      preferred_element_type=wide)
+
+  key, value = split(view.columns_BKSX)
+  score = scores(key, jnp.repeat(view.see_BTS, M, axis=1))
+  top = score.max(-1, keepdims=True)
+  prob = jnp.exp(score - top)
+  carry = top, prob.sum(-1, keepdims=True), weigh(prob, value)
+
+  def some_pages(turn, carry):
+    top, total, mix = carry
+    take = lambda x_BW: jax.lax.dynamic_slice_in_dim(
+        x_BW, turn * span, span, axis=1)
+    table, fill = take(table_BW), take(fill_BW)
+    entry_BwKSX = _read(view.pages, view.layer, table, parts, dtype)
+    key, value = split(
+        entry_BwKSX.swapaxes(1, 2).reshape(B, K, span * S, -1))
+    filled = (jnp.arange(S) < fill[..., None]).reshape(B, 1, span * S)
+    score = scores(key, filled)
+    higher = jnp.maximum(top, score.max(-1, keepdims=True))
+    prob, rest = jnp.exp(score - higher), jnp.exp(top - higher)
+    return (higher, total * rest + prob.sum(-1, keepdims=True),
+            mix * rest + weigh(prob, value))
+
+  used = jnp.max(jnp.sum(fill_BW > 0, -1))
+  _, total, mix_BKRU = jax.lax.fori_loop(
+      0, -(-used // span), some_pages, carry)
+  mix_BKTMU = (mix_BKRU / total).astype(dtype).reshape(B, K, T, M, -1)
+  return mix_BKTMU.swapaxes(1, 2)
+
+
+def _read(pages: Pages, layer, table_Bw, parts: tuple[int, ...], dtype):
+  """The entries of some pages, [B, w, K, S, X]."""
+  entry = pages.entry_LYKSX[layer, table_Bw]
+  if pages.scale_LYKSZ is None:
+    return entry
+  scale = pages.scale_LYKSZ[layer, table_Bw]
+  return (entry * _spread(scale, parts)).astype(dtype)
+
+
+def _spread(scale, parts: tuple[int, ...]):
+  """One scale a part, [..., Z], as one a number, [..., X]."""
+  return jnp.concatenate([
+      jnp.broadcast_to(scale[..., z:z + 1], (*scale.shape[:-1], size))
+      for z, size in enumerate(parts)], -1)
+
+
+def flush(pages: Pages, context: Context, columns_LBKSX, kept_BS,
+          parts: tuple[int, ...], layout: Layout) -> Pages:
+  """Appends the columns that are kept to their rows' pages.
+
+  Example, pages of S = 4, a row with next = 6 and kept = [1, 0, 1, 1]: columns
+  0, 2 and 3 go to places 2 and 3 of its page 1 and place 0 of its page 2.
+  """
+  def local(pages, context, columns_LBKSX, kept_BS):
+    S, Y = pages.entry_LYKSX.shape[3], pages.entry_LYKSX.shape[1]
+    at_BS = context.next_B[:, None] + jnp.cumsum(kept_BS, -1) - 1
+    page_BS = jnp.take_along_axis(
+        context.table_BW, jnp.where(kept_BS, at_BS // S, 0), 1)
+    place = (slice(None), jnp.where(kept_BS, page_BS, Y), slice(None),
+             at_BS % S)  # Beyond the pool: dropped.
+    columns_BSLKX = columns_LBKSX.transpose(1, 3, 0, 2, 4)
+    put = lambda pool, new: pool.at[place].set(
+        new.astype(pool.dtype), mode='drop')
+    if pages.scale_LYKSZ is None:
+      return pages.replace(entry_LYKSX=put(pages.entry_LYKSX, columns_BSLKX))
+    scale_BSLKZ, rounded = _as_int8(columns_BSLKX, parts)
+    return Pages(entry_LYKSX=put(pages.entry_LYKSX, rounded),
+                 scale_LYKSZ=put(pages.scale_LYKSZ, scale_BSLKZ))
+
+  if layout.mesh.size == 1:
+    return local(pages, context, columns_LBKSX, kept_BS)
+  rows = layout.fitting_spec(kept_BS.shape, 'B_')[0]
+  heads = layout.fitting_spec(columns_LBKSX.shape, 'LBKSX')[2]
+  of_pages = PartitionSpec(None, rows, heads)
+  return jax.shard_map(
+      local, mesh=layout.mesh,
+      in_specs=(of_pages, PartitionSpec(rows), of_pages, PartitionSpec(rows)),
+      out_specs=of_pages, check_vma=False)(
+          pages, context, columns_LBKSX, kept_BS)
+
+
+def _as_int8(x, parts: tuple[int, ...]):
+  """Scales [..., Z] and the numbers over them, within ±127."""
+  ends = [sum(parts[:z]) for z in range(1, len(parts))]
+  largest = jnp.stack([jnp.abs(part.astype(jnp.float32)).max(-1)
+                       for part in jnp.split(x, ends, -1)], -1)
+  scale = jnp.where(largest > 0, largest / 127, 1.0)
+  return scale, jnp.round(x / _spread(scale, parts)).astype(jnp.int8)

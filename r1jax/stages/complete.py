@@ -1,0 +1,111 @@
+"""Completions for a person: prompts from flags, a file or the terminal."""
+
+from collections.abc import Iterable
+import sys
+
+import jax
+import numpy as np
+
+from r1jax.data import template
+from r1jax.errors import UserError
+from r1jax.rollout import engine as rollout
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.scheduler import Completion, Request
+from r1jax.stages.build import Parts
+
+
+class Completer:
+  """Completes questions in the template of a run, under one policy."""
+
+  def __init__(self, parts: Parts, engine: Engine, params, how: Sampling,
+               samples: int, key: jax.Array):
+    self._parts, self._how, self._key = parts, how, key
+    self._samples = samples
+    self._session = engine.session(params)
+    self._asked = 0
+
+  def answer(self, questions: Iterable[str]) -> bool:
+    """Prints every completion; one alone is streamed as it is drawn.
+
+    A question that cannot be served is told, and the others go on.
+
+    Returns:
+      Whether all of them were served.
+    """
+    text = self._parts.tokenizer
+    taken, all_served = {}, True
+    for question in questions:
+      self._asked += 1
+      prompt = np.array(
+          text.prompt(self._parts.template.render(question)), np.int32)
+      keys_G2 = rollout.sample_keys(
+          self._key, np.array([self._asked], np.uint32), self._samples)[0]
+      for g, key in enumerate(keys_G2):
+        request = Request(name=f'{question!r}', prompt=prompt, key=key,
+                          sampling=self._how)
+        try:
+          taken[self._session.submit(request)] = question
+        except UserError as error:
+          print(f'r1jax: {error}', file=sys.stderr)
+          all_served = False
+          break
+    if len(taken) == 1:
+      self._stream(*taken.items())
+    else:
+      for finished in self._session:
+        for completion in finished:
+          self._tell(completion, taken[completion])
+    return all_served
+
+  def _stream(self, item: tuple[Completion, str]):
+    completion, question = item
+    print(question)
+    shown = ''
+    for _ in self._session:
+      # Half a character is shown when the other half is there.
+      text = self._text(completion).rstrip('\ufffd')
+      print(text[len(shown):], end='', flush=True)
+      shown = text
+    print()
+    print(self._read(completion))
+
+  def _tell(self, completion: Completion, question: str):
+    print(f'{question}\n{self._read(completion)}', flush=True)
+
+  def _read(self, completion: Completion) -> str:
+    """The reasoning and the answer apart, or why they cannot be."""
+    text = self._text(completion)
+    read = template.parse(text, self._parts.template.opens_think)
+    tail = f'  ({len(completion.tokens)} tokens, {completion.finish})'
+    if read.well_formed:
+      return f'  thought: {read.thought}\n  answer:  {read.answer}\n{tail}'
+    return f'  malformed: {text}\n{tail}'
+
+  def _text(self, completion: Completion) -> str:
+    tokens = completion.tokens
+    if tokens and tokens[-1] in self._how.stop_ids:
+      tokens = tokens[:-1]
+    return self._parts.tokenizer.decode(tokens)
+
+
+def questions_of(prompts: list[str], path: str) -> Iterable[str]:
+  """From --prompt flags and the lines of a file.
+
+  Raises:
+    UserError: a prompt is empty, or the file cannot be read.
+  """
+  for prompt in prompts:
+    if not prompt.strip():
+      raise UserError('sample: a --prompt is empty')
+  if not path:
+    return prompts
+  try:
+    with open(path) as file:
+      lines = [line.rstrip('\n') for line in file]
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'sample: cannot read {path}: {error}') from error
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      raise UserError(f'sample: {path}:{number}: the line is empty')
+  return prompts + lines

@@ -1,0 +1,141 @@
+"""One draw: its distribution, what is cut, and the probabilities it tells."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.errors import UserError
+from r1jax.rollout import sampling
+from r1jax.rollout.sampling import Sampling
+
+_PLAIN = Sampling(max_new_tokens=4, stop_ids=(2,))
+
+
+def _draw(logits_V, rows: int = 1, seen=None, seed: int = 0, best: int = 0,
+          **changes):
+  """So many draws from the same logits, each from a key of its own."""
+  how = dataclasses.replace(_PLAIN, **changes)
+  keys = np.asarray(jax.random.key_data(
+      jax.random.split(jax.random.key(seed), rows)))
+  ones = np.ones(rows, np.int32)
+  draws = sampling.stack(
+      [how] * rows, keys, 0 * ones, ones, sampling.features([how]),
+      len(logits_V), [seen] * rows)
+  return jax.jit(sampling.draw, static_argnames='best')(
+      jnp.tile(jnp.asarray(logits_V, jnp.float32), (rows, 1)), draws, 0,
+      best=best)
+
+
+def _softmax(x):
+  e = np.exp(x - np.max(x))
+  return e / e.sum()
+
+
+def _kept(probabilities, **changes) -> list[int]:
+  """Which tokens can be drawn."""
+  drawn = _draw(np.log(probabilities), 500, **changes)
+  return sorted(set(drawn.token_B.tolist()))
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.5, 2.0])
+def test_samples_follow_the_distribution(temperature):
+  """20,000 draws against the softmax (χ²), and both log-probabilities."""
+  logits_V = np.array([2.0, 0.5, 0.0, -1.0])
+  drawn = _draw(logits_V, 20000, temperature=temperature)
+  want_V = _softmax(logits_V / temperature)
+  count_V = np.bincount(drawn.token_B, minlength=4)
+  chi2 = ((count_V - 20000 * want_V) ** 2 / (20000 * want_V)).sum()
+  assert chi2 < 16.3  # 0.1 % of χ² with three degrees of freedom.
+  np.testing.assert_allclose(
+      drawn.logp_B, np.log(want_V)[drawn.token_B], atol=1e-5)
+  np.testing.assert_allclose(
+      drawn.model_logp_B, np.log(_softmax(logits_V))[drawn.token_B], atol=1e-5)
+
+
+def test_what_is_cut_and_what_is_left():
+  p = np.array([0.15, 0.5, 0.05, 0.3])
+  assert _kept(p) == [0, 1, 2, 3]
+  assert _kept(p, top_k=2) == [1, 3]
+  assert _kept(p, top_p=0.8) == [1, 3]
+  assert _kept(p, top_p=0.81) == [0, 1, 3]
+  assert _kept(p, top_p=0.2) == [1]
+  assert _kept(p, min_p=0.25) == [0, 1, 3]
+  assert _kept(p, min_p=0.31) == [1, 3]
+  # The nucleus is of what top_k left: 0.5 and 0.3 are 62.5 % and 37.5 %.
+  assert _kept(p, top_k=2, top_p=0.6) == [1]
+  drawn = _draw(np.log(p), 50, top_k=2)
+  want = np.log(np.array([0, 0.625, 0, 0.375]) + 1e-30)
+  np.testing.assert_allclose(drawn.logp_B, want[drawn.token_B], atol=1e-5)
+  np.testing.assert_allclose(
+      drawn.model_logp_B, np.log(p)[drawn.token_B], atol=1e-5)
+
+
+def test_bans_biases_and_the_repetition_penalty():
+  p = np.array([0.4, 0.3, 0.2, 0.1])
+  assert _kept(p, banned_ids=(0, 3)) == [1, 2]
+  drawn = _draw(np.log(p), 20, temperature=0.0, logit_bias={3: 5.0})
+  assert set(drawn.token_B.tolist()) == {3}
+  # CTRL: a positive logit is divided, a negative one multiplied.
+  logits = np.array([1.0, 0.9, -1.0, -1.1])
+  assert _draw(logits, temperature=0.0, seen=[0],
+               repetition_penalty=1.2).token_B.tolist() == [1]
+  penalised = np.array([1.0, 0.9, -2.0, -1.1])
+  drawn = _draw(logits, 4000, seen=[2], repetition_penalty=2.0)
+  np.testing.assert_allclose(
+      drawn.logp_B, np.log(_softmax(penalised))[drawn.token_B], atol=1e-5)
+
+
+def test_greedy_is_exact_and_certain():
+  drawn = _draw([0.1, 3.0, 2.9, -1.0], 8, temperature=0.0)
+  assert drawn.token_B.tolist() == [1] * 8
+  assert drawn.logp_B.tolist() == [0.0] * 8
+  np.testing.assert_allclose(
+      drawn.model_logp_B, np.log(_softmax([0.1, 3.0, 2.9, -1.0])[1]),
+      atol=1e-6)
+
+
+def test_the_most_likely_tokens_are_told():
+  drawn = _draw(np.log([0.1, 0.6, 0.3]), 3, best=2)
+  assert drawn.best_id_BS.tolist() == [[1, 2]] * 3
+  np.testing.assert_allclose(
+      drawn.best_logp_BS, [[np.log(0.6), np.log(0.3)]] * 3, atol=1e-6)
+
+
+def test_rows_of_one_batch_are_drawn_in_their_own_way():
+  hows = [dataclasses.replace(_PLAIN, temperature=0.0),
+          dataclasses.replace(_PLAIN, top_k=1), _PLAIN, None]
+  draws = sampling.stack(
+      hows, np.zeros((4, 2), np.uint32), np.zeros(4, np.int32),
+      np.array([1, 1, 1, 0], np.int32),
+      sampling.features([h for h in hows if h]), 5)
+  shaped = sampling.shaped(jnp.tile(jnp.arange(5.0), (4, 1)), draws)
+  np.testing.assert_array_equal(shaped[0], np.arange(5.0))
+  assert np.isfinite(shaped[1]).tolist() == [False] * 4 + [True]
+  np.testing.assert_array_equal(shaped[2], np.arange(5.0))
+  assert draws.stop_BS[:, 0].tolist() == [2, 2, 2, -1]
+
+
+@pytest.mark.parametrize('changes,message', [
+    ({'max_new_tokens': 0}, 'max_new_tokens must be at least 1, got 0'),
+    ({'temperature': -1.0}, 'temperature must not be below 0, got -1.0'),
+    ({'top_p': 0.0}, r'top_p must lie within \(0, 1\], got 0.0'),
+    ({'top_p': 1.5}, 'top_p'), ({'min_p': 1.5}, 'min_p'),
+    ({'top_k': -1}, 'top_k'), ({'repetition_penalty': 0.0}, 'repetition'),
+    ({'stop_strings': ('',)}, 'stop_strings')])
+def test_a_wrong_setting_is_named(changes, message):
+  with pytest.raises(UserError, match=message):
+    dataclasses.replace(_PLAIN, **changes)
+
+
+@pytest.mark.parametrize('changes,message', [
+    ({'stop_ids': (2, 40)}, 'stop_ids has 40, .* vocabulary of 32'),
+    ({'banned_ids': (-1,)}, 'banned_ids has -1'),
+    ({'logit_bias': {99: 1.0}}, 'logit_bias has 99'),
+    ({'banned_ids': tuple(range(32))}, 'leaves no token'),
+    ({'best': 33}, 'best = 33 is more than the vocabulary of 32')])
+def test_a_token_outside_the_vocabulary_is_named(changes, message):
+  with pytest.raises(UserError, match=message):
+    dataclasses.replace(_PLAIN, **changes).check(32)

@@ -1,0 +1,136 @@
+"""Host policy alone: rows, pages, sharing, giving way. No device."""
+
+import numpy as np
+
+from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.scheduler import Completion, Request, Scheduler
+
+
+def _request(prompt, new: int = 8, name='r') -> Completion:
+  return Completion(Request(
+      name=name, prompt=np.asarray(prompt, np.int32),
+      key=np.zeros(2, np.uint32),
+      sampling=Sampling(max_new_tokens=new, stop_ids=(1,))))
+
+
+def _scheduler(**changes) -> Scheduler:
+  return Scheduler(**dict(
+      rows=4, parts=1, pages=20, page_tokens=4, chunk_tokens=4) | changes)
+
+
+def _pages(row):
+  return [page.number for page in row.pages]
+
+
+def _draw(schedule: Scheduler, tokens: int = 4):
+  """Every running row draws so many tokens, or what it has left."""
+  schedule.reserve()
+  for rows in schedule.running:
+    for row in list(rows):
+      count = min(tokens, row.completion.left)
+      row.completion.tokens.extend([7] * count)
+      schedule.wrote(row, count)
+      if not row.completion.left:
+        schedule.finish(row)
+
+
+def test_a_group_shares_one_copy_of_its_prompt_and_one_reading():
+  schedule = _scheduler()
+  for _ in range(4):
+    schedule.submit(_request(range(11)))
+  jobs = schedule.place()
+  assert len(jobs) == 1 and jobs[0].tokens.tolist() == list(range(10))
+  rows = schedule.running[0]
+  assert len({tuple(_pages(row)) for row in rows}) == 1
+  assert [page.fill for page in rows[0].pages] == [4, 4, 2]
+  _draw(schedule)
+  # What a row draws goes to a page that it alone has, from its first place on.
+  own = [_pages(row)[3:] for row in rows]
+  assert len({number for pages in own for number in pages}) == 4
+  assert all(row.next == 3 * 4 + 4 for row in rows)
+
+
+def test_a_longer_prompt_reads_only_what_is_new_to_it():
+  schedule = _scheduler()
+  schedule.submit(_request(range(10)))  # Pages of 4, 4 and 1.
+  schedule.submit(_request([*range(8), 90, 91, 92, 93, 94]))
+  first, second = schedule.place()
+  assert second.tokens.tolist() == [90, 91, 92, 93]
+  assert second.before == first.pages[:2]
+  # The pages that it looks at are read first.
+  assert second.after is first and not second.ready
+  first.done = len(first.tokens)
+  assert second.ready
+
+
+def test_a_prompt_is_found_again_until_its_pages_are_needed():
+  schedule = _scheduler(pages=8)
+  schedule.submit(_request(range(9), new=4))
+  assert len(schedule.place()) == 1
+  _draw(schedule)
+  assert schedule.idle
+  schedule.submit(_request(range(9), new=4))
+  assert not schedule.place()  # Nobody held the pages; they were there.
+  _draw(schedule)
+  schedule.submit(_request(range(50, 71), new=4))  # Five pages, and one more.
+  schedule.place()
+  _draw(schedule)
+  schedule.submit(_request(range(9), new=4))
+  assert len(schedule.place()) == 1
+
+
+def test_no_page_is_lost_or_held_twice():
+  """A hundred requests of all lengths through a pool that is often full."""
+  rng = np.random.default_rng(0)
+  schedule = _scheduler(rows=5, pages=14)
+  made = [_request(rng.integers(0, 3, rng.integers(1, 14)),
+                   int(rng.integers(1, 20))) for _ in range(100)]
+  for completion in made:
+    schedule.submit(completion)
+  for _ in range(1000):
+    if schedule.idle:
+      break
+    for job in schedule.place():
+      job.done = len(job.tokens)
+    _draw(schedule)
+    rows = schedule.running[0]
+    own = [n for row in rows for n in _pages(row)[row.own:]]
+    shared = {n for row in rows for n in _pages(row)[:row.own]}
+    assert len(own) == len(set(own)) and not shared & set(own)
+    pool = schedule._pools[0]
+    assert pool.available + len(own) + len(shared) == 13
+    assert 0 not in shared | set(own)
+  assert schedule.idle and schedule.preempted > 0
+  assert all(len(c.tokens) == c.request.sampling.max_new_tokens for c in made)
+  assert schedule._pools[0].available == 13
+
+
+def test_the_youngest_gives_way_and_goes_on_with_what_it_made():
+  schedule = _scheduler(rows=2, pages=6)
+  old, young = _request(range(4), 12), _request(range(10, 14), 12)
+  schedule.submit(old)
+  schedule.submit(young)
+  schedule.place()
+  while schedule.preempted == 0:
+    _draw(schedule)
+  assert schedule.unfinished() == [old, young]
+  assert 0 < len(young.tokens) < 12
+  while old.left:
+    _draw(schedule)
+  job, = schedule.place()
+  # Read again: the prompt and all it made, but for the last token.
+  held = np.concatenate([page_tokens for page_tokens in [young.context[:-1]]])
+  found = sum(page.fill for page in job.before)
+  assert found + len(job.tokens) == len(held)
+  assert job.tokens.tolist() == held[found:].tolist()
+
+
+def test_parts_of_a_mesh_have_pools_of_their_own():
+  schedule = _scheduler(rows=2, parts=2, pages=9)
+  for name in range(4):
+    schedule.submit(_request([name // 2] * 9, name=name))
+  jobs = schedule.place()
+  # A prompt's second sample goes where its pages are.
+  assert [[row.completion.request.name for row in rows]
+          for rows in schedule.running] == [[0, 1], [2, 3]]
+  assert [job.part for job in jobs] == [0, 1]
