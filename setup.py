@@ -15,7 +15,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=['r1jax*', 'configs*']),
     package_data={'r1jax': ['assets/*']},
     install_requires=[
-        'absl-py>=2.1',
+        'absl-py>=2.1,<3',
         'chex>=0.1.89,<0.2',
         'flax>=0.12,<0.13',
         'grain>=0.2.10,<0.3',

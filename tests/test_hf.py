@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from configs import models
 from r1jax import hf
 from r1jax.errors import UserError
+from r1jax.model.config import RUN_DEFAULTS
 from r1jax.model.transformer import Transformer
+from r1jax.settings import flatten
 from r1jax.stages import convert
+from r1jax.stages.build import SHIPPED_BASE
 from r1jax.train import weights
 from tests.conftest import continued, forward, from_dict, one_device
 
@@ -143,6 +147,36 @@ def test_both_forms_of_config_say_the_same(shared, tmp_path, name):
   assert hub == new
 
 
+def test_the_shipped_base_goes_out_and_comes_back(tmp_path):
+  """It is older than some fields: those do not change what weights mean."""
+  convert.export_hf(SHIPPED_BASE, tmp_path / 'theirs')
+  convert.import_hf(tmp_path / 'theirs', tmp_path / 'ours')
+  fields = models.imported(str(tmp_path / 'ours'))
+  told = models.imported(str(SHIPPED_BASE))
+  for field in fields.keys() - RUN_DEFAULTS.keys() - {'rope'}:
+    assert fields[field] == told[field], field
+  before, after = hf.Reader(SHIPPED_BASE), hf.Reader(tmp_path / 'ours')
+  assert before.shapes == after.shapes
+  for name in before.shapes:
+    np.testing.assert_array_equal(
+        before.read(name).astype(np.float32),
+        after.read(name).astype(np.float32), name)
+  model = Transformer(from_dict(told), one_device())
+  weights.load(tmp_path / 'ours', model)
+
+
+def test_a_field_that_says_what_weights_mean_may_not_be_missing(tmp_path):
+  file = tmp_path / 'model.safetensors'
+  said = flatten({'model': models.tiny()})
+  for field in ('num_shared_experts', 'rope.theta'):
+    about = {'config': {
+        key: value for key, value in said.items() if key != f'model.{field}'}}
+    save_file({'nothing': np.zeros(1)}, file,
+              metadata={'about': json.dumps(about)})
+    with pytest.raises(UserError, match=f'{field} is missing'):
+      models.imported(str(file))
+
+
 def _broken(shared, tmp_path, change, config=None) -> str:
   """The error after `change(tensors)` and an update of config.json."""
   folder = tmp_path / 'hf'
@@ -244,8 +278,6 @@ def test_a_checkpoint_of_another_architecture_is_refused(shared, tmp_path):
 
 def test_export_refuses_before_it_writes(tmp_path):
   """Another rotation, a head that they lack, a file that says nothing."""
-  from configs import models
-  from r1jax.settings import flatten
   for changes, message in (
       ({'rope': models.rope(1e4, 'adjacent')}, "rotates halves pairs"),
       ({'scalar_head': True}, 'scalar head'),

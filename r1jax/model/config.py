@@ -10,6 +10,14 @@ from r1jax.errors import UserError
 from r1jax.model.rope import RopeConfig
 
 
+# The fields that do not change what weights mean. A checkpoint that is older
+# than one of them is taken to have said this.
+RUN_DEFAULTS = dict(
+    init_std=0.02, max_context=4096, dtype='bfloat16', remat=True, unroll=1,
+    moe_dispatch='auto', capacity_factor=0.0, attention_kernel='auto',
+    fp8=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A transformer of any size: DeepSeek-V3 (technical report, section 2.1), or
@@ -156,9 +164,9 @@ class ModelConfig:
   @classmethod
   def from_dict(cls, fields: Mapping, where: str = 'model') -> 'ModelConfig':
     """From nested fields; `where` names them in an error."""
-    known = {field.name for field in dataclasses.fields(cls)}
-    wrong = [f'{name} is missing' for name in sorted(known - set(fields))]
-    wrong += [f'{name} is unknown' for name in sorted(set(fields) - known)]
+    wrong = _misfits(cls, fields)
+    if 'rope' in fields:
+      wrong += _misfits(RopeConfig, fields['rope'], 'rope.')
     if wrong:
       raise UserError(f'{where}: {"; ".join(wrong)}; it was written by another '
                       'version, make it again')
@@ -189,3 +197,11 @@ class ModelConfig:
   def cache_width(self) -> int:
     """Numbers that a token leaves in the cache of one layer."""
     return self.cache_heads * sum(self.cache_parts)
+
+
+def _misfits(cls: type, fields: Mapping, prefix: str = '') -> list[str]:
+  """What a mapping lacks of a dataclass, or has too much."""
+  known = {field.name for field in dataclasses.fields(cls)}
+  wrong = [f'{prefix}{x} is missing' for x in sorted(known - set(fields))]
+  return wrong + [
+      f'{prefix}{x} is unknown' for x in sorted(set(fields) - known)]

@@ -7,7 +7,7 @@ import numpy as np
 
 from r1jax import hf
 from r1jax.errors import UserError
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import ModelConfig, RUN_DEFAULTS
 from r1jax.settings import flatten
 from r1jax.storage import INDEX, Reader, SINGLE, Writer
 from r1jax.train import weights
@@ -50,21 +50,23 @@ def export_hf(source: Path, out: Path, dtype: str = '',
       (source / name).exists() for name in (SINGLE, INDEX)):
     raise UserError(f'export-hf: {source} holds no {SINGLE}; give the folder '
                     'of a finished stage, or of import-hf')
-  said = weights.about(source).get('config')
-  if not said:
-    raise UserError(f'export-hf: {source} does not say what model it holds')
-  config = ModelConfig.from_dict(_section(said, 'model.'), str(source))
+  config = ModelConfig.from_dict(architecture(source))
   kept = np.dtype(dtype) if dtype else None
   hf.write_tensors(out, config, Reader(source), kept, shard_bytes)
 
 
 def architecture(source: Path) -> dict:
-  """The config.model of a file or folder of ours."""
+  """The config.model of a file or folder of ours.
+
+  Raises:
+    UserError: it does not say, or says it without a field that tells what the
+      weights mean.
+  """
   said = weights.about(source).get('config')
   if not said:
     raise UserError(f'{source} does not say what model it holds; r1jax '
                     'import-hf makes a folder that does')
-  fields = _section(said, 'model.')
+  fields = RUN_DEFAULTS | _section(said, 'model.')
   ModelConfig.from_dict(fields, str(source))
   return fields
 

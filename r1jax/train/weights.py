@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from r1jax.errors import UserError
 from r1jax.model import transformer
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import ModelConfig, RUN_DEFAULTS
 from r1jax.model.transformer import Transformer
 from r1jax.settings import flatten
 from r1jax.storage import Reader
@@ -126,9 +126,7 @@ def _check(reader: Reader, shapes: dict, config: ModelConfig):
 
 
 # What the same weights may be run with.
-FREE = tuple(f'model.{field}' for field in (
-    'init_std', 'max_context', 'dtype', 'remat', 'unroll', 'moe_dispatch',
-    'capacity_factor', 'attention_kernel', 'fp8'))
+FREE = tuple(f'model.{field}' for field in RUN_DEFAULTS)
 # Without scaling, position depends on these keys of rope alone.
 _SCALING = 'model.rope.scaling'
 _UNSCALED = (_SCALING, 'model.rope.theta', 'model.rope.pairs')
