@@ -17,9 +17,9 @@ import re
 import numpy as np
 
 from r1jax.errors import UserError
+from r1jax.hf_config import family, write_config
 from r1jax.model.config import ModelConfig
 from r1jax.model.quant import BLOCK
-from r1jax.model.rope import RopeConfig
 from r1jax.storage import Reader, Writer, write_text
 
 
@@ -110,37 +110,6 @@ FAMILIES = {
     'qwen2': (_GQA, _DENSE_FFN, ()),
     'qwen3': (_GQA, _DENSE_FFN, ()),
 }
-
-
-def family(config: ModelConfig) -> str:
-  """The model_type under which a config of ours is exported.
-
-  Raises:
-    UserError: no family of theirs has this architecture.
-  """
-  if config.scalar_head:
-    raise UserError('export-hf: no family has a scalar head')
-  if config.mtp_depth and config.attention != 'mla':
-    raise UserError('export-hf: no family has look-ahead modules (mtp_depth) '
-                    'with grouped-query attention')
-  pairs = 'adjacent' if config.attention == 'mla' else 'halves'
-  if config.rope.pairs != pairs:
-    raise UserError(f'export-hf: every family with {config.attention} rotates '
-                    f'{pairs} pairs; this model does not')
-  if config.attention == 'gqa' and config.rope.scaling == 'yarn':
-    raise UserError('export-hf: YaRN with grouped-query attention is scaled '
-                    'otherwise there')
-  if config.attention == 'mla':
-    if (config.affinity, config.group_score) != ('sigmoid', 'top2'):
-      raise UserError('export-hf: deepseek_v3 routes by sigmoid affinities and '
-                      'the top-2 sum of a group; this model does not')
-    return 'deepseek_v3'
-  if config.num_moe_layers or config.qk_norm and config.qkv_bias:
-    raise UserError('export-hf: no family has grouped-query attention with '
-                    'these experts, or with both qk_norm and qkv_bias')
-  if config.qk_norm:
-    return 'qwen3'
-  return 'qwen2' if config.qkv_bias else 'llama'
 
 
 def _sizes(c: ModelConfig) -> dict[str, int]:
@@ -358,156 +327,3 @@ def _read(reader: Reader, name: str) -> np.ndarray:
         f'{tensor.shape} in blocks of {BLOCK} × {BLOCK} needs another')
   spread = np.repeat(np.repeat(scale, BLOCK, 0), BLOCK, 1)[:rows, :columns]
   return tensor.astype(np.float32) * spread
-
-
-def read_config(folder: Path) -> dict:
-  """The architecture that a checkpoint's config.json describes.
-
-  Returns:
-    The fields of ModelConfig, those that a file cannot know at their defaults
-    for training: dtype, remat, dispatch.
-
-  Raises:
-    UserError: no such file, another family, or a feature that we do not have.
-  """
-  path = Path(folder).expanduser() / 'config.json'
-  try:
-    theirs = json.loads(path.read_text())
-  except OSError as error:
-    raise UserError(f'import-hf: no file {path}; give the folder of a '
-                    'checkpoint') from error
-  except ValueError as error:
-    raise UserError(f'import-hf: {path} is not JSON ({error})') from error
-  kind = theirs.get('model_type') if isinstance(theirs, dict) else None
-  if kind not in FAMILIES:
-    raise UserError(
-        f'import-hf: {path} has model_type {kind!r}; there are '
-        f'{", ".join(FAMILIES)}')
-  _refuse(path, theirs)
-  try:
-    return _architecture(kind, theirs)
-  except KeyError as error:
-    raise UserError(f'import-hf: {path} lacks {error.args[0]!r}') from error
-
-
-_ONLY = {  # Keys whose other values change the model in ways that we lack.
-    'hidden_act': ('silu',), 'attention_bias': (False,), 'mlp_bias': (False,),
-    'use_sliding_window': (False,), 'scoring_func': ('sigmoid',),
-    'topk_method': ('noaux_tc',), 'moe_layer_freq': (1,),
-    'rope_interleave': (True,), 'norm_topk_prob': (True, False)}
-
-
-def _refuse(path: Path, theirs: dict):
-  for key, known in _ONLY.items():
-    if theirs.get(key, known[0]) not in known:
-      raise UserError(f'import-hf: {path} has {key} = {theirs[key]!r}; only '
-                      f'{known[0]!r} is supported')
-
-
-def _architecture(kind: str, h: dict) -> dict:
-  mla, layers = kind == 'deepseek_v3', h['num_hidden_layers']
-  heads, moe = h['num_attention_heads'], kind == 'deepseek_v3'
-  stored = h.get('torch_dtype') or h.get('dtype')
-  return dict(
-      vocab_size=h['vocab_size'], num_layers=layers,
-      first_k_dense=h['first_k_dense_replace'] if moe else layers,
-      d_model=h['hidden_size'],
-      tie_embeddings=h.get('tie_word_embeddings', False),
-      attention='mla' if mla else 'gqa', num_heads=heads,
-      q_lora_rank=(h['q_lora_rank'] or 0) if mla else 0,
-      kv_lora_rank=h['kv_lora_rank'] if mla else 0,
-      qk_nope_head_dim=h['qk_nope_head_dim'] if mla else 0,
-      qk_rope_head_dim=h['qk_rope_head_dim'] if mla else 0,
-      v_head_dim=h['v_head_dim'] if mla else 0,
-      num_kv_heads=0 if mla else h['num_key_value_heads'],
-      head_dim=0 if mla else h.get('head_dim') or h['hidden_size'] // heads,
-      qkv_bias=kind == 'qwen2', qk_norm=kind == 'qwen3',
-      attention_kernel='auto', rope=_rope(h, 'adjacent' if mla else 'halves'),
-      ffn_dim=h['intermediate_size'],
-      expert_ffn_dim=h['moe_intermediate_size'] if moe else 0,
-      num_experts=h['n_routed_experts'] if moe else 0,
-      num_shared_experts=(h['n_shared_experts'] or 0) if moe else 0,
-      experts_per_token=h['num_experts_per_tok'] if moe else 0,
-      affinity='sigmoid',
-      num_expert_groups=h['n_group'] if moe else 0,
-      topk_groups=h['topk_group'] if moe else 0, group_score='top2',
-      normalise_gates=h.get('norm_topk_prob', True),
-      routed_scaling=h['routed_scaling_factor'] if moe else 1.0,
-      capacity_factor=0.0,
-      mtp_depth=h.get('num_nextn_predict_layers') or 0, scalar_head=False,
-      norm_eps=h['rms_norm_eps'],
-      init_std=h.get('initializer_range', 0.02),
-      max_context=h['max_position_embeddings'],
-      dtype='float32' if stored == 'float32' else 'bfloat16',
-      fp8=False, remat=True, unroll=1, moe_dispatch='auto')
-
-
-def _rope(h: dict, pairs: str) -> dict:
-  """From `rope_theta` and `rope_scaling`, or newer `rope_parameters`."""
-  said = h.get('rope_parameters') or h.get('rope_scaling') or {}
-  theta = said.get('rope_theta', h.get('rope_theta'))
-  if theta is None:
-    raise KeyError('rope_theta')
-  kind = said.get('rope_type', said.get('type', 'default'))
-  if kind not in ('default', 'yarn', 'llama3'):
-    raise UserError(f'import-hf: config.json has rope_type {kind!r}; there '
-                    'are default, yarn and llama3')
-  if kind == 'yarn' and (
-      pairs == 'halves' or said.get('attention_factor') is not None):
-    raise UserError('import-hf: config.json scales YaRN by attention_factor, '
-                    'or without MLA; only mscale with MLA is supported')
-  return dict(
-      theta=theta, pairs=pairs, scaling='none' if kind == 'default' else kind,
-      factor=said.get('factor', 1.0),
-      original_context=said.get('original_max_position_embeddings',
-                                h['max_position_embeddings']),
-      beta_fast=said.get('beta_fast', 32.0),
-      beta_slow=said.get('beta_slow', 1.0), mscale=said.get('mscale', 1.0),
-      mscale_all_dim=said.get('mscale_all_dim', 0.0),
-      low_freq_factor=said.get('low_freq_factor', 1.0),
-      high_freq_factor=said.get('high_freq_factor', 4.0))
-
-
-_ARCHITECTURES = {
-    'deepseek_v3': 'DeepseekV3ForCausalLM', 'llama': 'LlamaForCausalLM',
-    'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
-
-
-def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
-  """config.json in the keys of hub checkpoints."""
-  kind = family(c)
-  made = dict(
-      architectures=[_ARCHITECTURES[kind]], model_type=kind,
-      vocab_size=c.vocab_size, hidden_size=c.d_model,
-      intermediate_size=c.ffn_dim, num_hidden_layers=c.num_layers,
-      num_attention_heads=c.num_heads, hidden_act='silu',
-      max_position_embeddings=c.max_context, rms_norm_eps=c.norm_eps,
-      initializer_range=c.init_std, tie_word_embeddings=c.tie_embeddings,
-      rope_theta=c.rope.theta, rope_scaling=_their_rope(c.rope),
-      torch_dtype=str(np.dtype(dtype)))
-  if c.attention == 'gqa':
-    return made | dict(
-        num_key_value_heads=c.num_kv_heads, head_dim=c.head_dim)
-  return made | dict(
-      num_key_value_heads=c.num_heads, q_lora_rank=c.q_lora_rank or None,
-      kv_lora_rank=c.kv_lora_rank, qk_nope_head_dim=c.qk_nope_head_dim,
-      qk_rope_head_dim=c.qk_rope_head_dim, v_head_dim=c.v_head_dim,
-      first_k_dense_replace=c.first_k_dense,
-      moe_intermediate_size=c.expert_ffn_dim, moe_layer_freq=1,
-      n_routed_experts=c.num_experts, n_shared_experts=c.num_shared_experts,
-      num_experts_per_tok=c.experts_per_token, n_group=c.num_expert_groups,
-      topk_group=c.topk_groups, norm_topk_prob=c.normalise_gates,
-      routed_scaling_factor=c.routed_scaling, scoring_func='sigmoid',
-      topk_method='noaux_tc', num_nextn_predict_layers=c.mtp_depth)
-
-
-def _their_rope(r: RopeConfig) -> dict | None:
-  if r.scaling == 'none':
-    return None
-  made = dict(rope_type=r.scaling, type=r.scaling, factor=r.factor,
-              original_max_position_embeddings=r.original_context)
-  if r.scaling == 'yarn':
-    return made | dict(beta_fast=r.beta_fast, beta_slow=r.beta_slow,
-                       mscale=r.mscale, mscale_all_dim=r.mscale_all_dim)
-  return made | dict(low_freq_factor=r.low_freq_factor,
-                     high_freq_factor=r.high_freq_factor)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import models
-from r1jax import hf
+from r1jax import hf, hf_config
 from r1jax.errors import UserError
 from r1jax.model.config import RUN_DEFAULTS
 from r1jax.model.transformer import Transformer
@@ -38,7 +38,7 @@ def oracle(request, shared, tmp_path_factory):
 
 
 def _model(folder: Path) -> Transformer:
-  fields = hf.read_config(folder) | dict(dtype='float32', remat=False)
+  fields = hf_config.read_config(folder) | dict(dtype='float32', remat=False)
   return Transformer(from_dict(fields), one_device())
 
 
@@ -133,15 +133,15 @@ def test_a_round_trip_is_bit_equal(oracle, tmp_path):
   for name, tensor in before.items():
     assert tensor.dtype == after[name].dtype
     assert tensor.tobytes() == after[name].tobytes(), name
-  again = hf.read_config(tmp_path / 'theirs')
-  assert again == hf.read_config(folder)
+  again = hf_config.read_config(tmp_path / 'theirs')
+  assert again == hf_config.read_config(folder)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_both_forms_of_config_say_the_same(shared, tmp_path, name):
   folder = shared / 'oracle' / name
   shutil.copy(folder / 'config_hub.json', tmp_path / 'config.json')
-  hub, new = hf.read_config(tmp_path), hf.read_config(folder)
+  hub, new = hf_config.read_config(tmp_path), hf_config.read_config(folder)
   for field in ('init_std', 'dtype'):
     hub.pop(field), new.pop(field)
   assert hub == new
@@ -216,7 +216,22 @@ def test_every_wrong_tensor_is_listed_at_once(shared, tmp_path):
     ({'num_experts_per_tok': 9}, ['experts_per_token = 9', '8 experts']),
     ({'rope_parameters': {'rope_theta': 1e4, 'rope_type': 'longrope'}},
      ["'longrope'", 'yarn']),
-    ({'rope_parameters': {}}, ['rope_theta']),
+    ({'rope_parameters': {}}, ['rope_theta', 'a number']),
+    ({'model_type': ['llama']}, ['model_type', 'deepseek_v3, llama, qwen2']),
+    ({'hidden_size': None}, ['hidden_size = null', 'a whole number']),
+    ({'hidden_size': '64'}, ['hidden_size = "64"', 'a whole number']),
+    ({'hidden_size': 64.0}, ['hidden_size = 64.0', 'a whole number']),
+    ({'num_hidden_layers': True}, ['num_hidden_layers = true', 'a whole']),
+    ({'num_attention_heads': 0}, ['num_attention_heads = 0', 'at least 1']),
+    ({'n_group': 'four'}, ['n_group = "four"', 'a whole number']),
+    ({'first_k_dense_replace': None}, ['first_k_dense_replace = null']),
+    ({'first_k_dense_replace': -1}, ['first_k_dense_replace', 'at least 0']),
+    ({'rms_norm_eps': 'small'}, ['rms_norm_eps = "small"', 'a number']),
+    ({'norm_topk_prob': 'yes'}, ['norm_topk_prob', 'true or false']),
+    ({'rope_parameters': 'yarn'}, ['rope_parameters = "yarn"', 'an object']),
+    ({'rope_parameters': {'rope_theta': '1e4'}},
+     ['rope_parameters has rope_theta = "1e4"', 'a number']),
+    ({'dtype': 32}, ['dtype = 32', 'a string']),
 ], ids=lambda value: str(value)[:30])
 def test_a_config_that_we_cannot_run_is_named(shared, tmp_path, config, parts):
   message = _broken(shared, tmp_path, lambda tensors: None, config)
@@ -269,7 +284,7 @@ def test_shards_hold_what_one_file_holds(shared, tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused(shared, tmp_path):
   """The same shapes, another rotation: no shape would have told."""
   convert.import_hf(shared / 'oracle' / 'qwen2', tmp_path / 'ours')
-  fields = hf.read_config(shared / 'oracle' / 'qwen2')
+  fields = hf_config.read_config(shared / 'oracle' / 'qwen2')
   fields['rope']['theta'] = 1e4
   model = Transformer(from_dict(fields), one_device())
   with pytest.raises(UserError, match='model.rope.theta is 1000000.0 there'):

@@ -43,7 +43,7 @@ def best_cpu_secs(step) -> float:
 def ours() -> dict[str, float]:
   import jax
   import numpy as np
-  from r1jax import hf
+  from r1jax import hf_config
   from r1jax.model import moe, transformer
   from r1jax.model.config import ModelConfig
   from r1jax.records import TokenBatch
@@ -52,7 +52,7 @@ def ours() -> dict[str, float]:
   with tempfile.TemporaryDirectory() as folder:
     with open(os.path.join(folder, 'config.json'), 'w') as file:
       json.dump(SHAPES, file)
-    fields = hf.read_config(folder)
+    fields = hf_config.read_config(folder)
   fields |= dict(dtype='float32', remat=False, unroll=3)
   model = transformer.Transformer(
       ModelConfig.from_dict(fields), Layout(make_mesh({})))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r1jax import hf
+from r1jax import hf, hf_config
 from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig, RUN_DEFAULTS
 from r1jax.settings import flatten
@@ -22,10 +22,11 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
   at a time.
 
   Raises:
-    UserError: `out` is in use, or what hf.read_config and hf.read_tensors say.
+    UserError: `out` is in use, or what hf_config.read_config and
+      hf.read_tensors say.
   """
   out = _vacant('import-hf', out)
-  fields = hf.read_config(folder)
+  fields = hf_config.read_config(folder)
   config = ModelConfig.from_dict(fields)
   about = {'config': flatten({'model': fields}), 'from': str(folder)}
   tensors = hf.read_tensors(folder, config)
