@@ -8,9 +8,11 @@ reads: theirs is a matrix with N·J rows, head-major, and Q columns; ours has
 the axes Q, N, J. Torch keeps a linear layer as [out, in], we as [in, out].
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
+import functools
 import json
+import math
 from pathlib import Path
 import re
 
@@ -20,7 +22,7 @@ from r1jax.errors import UserError
 from r1jax.hf_config import family, write_config
 from r1jax.model.config import ModelConfig
 from r1jax.model.quant import BLOCK
-from r1jax.storage import Reader, Writer, write_text
+from r1jax.storage import Reader, Tensor, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +102,6 @@ _MTP = (  # Of a layer beyond the last; `merge` takes G = 2 D numbers.
     Row('hidden_norm/scale', 'D', 'hnorm.weight', 'D'),
     Row('norm/scale', 'D', 'shared_head.norm.weight', 'D'),
 )
-# What each such layer repeats of the model itself.
-_MTP_SHARED = {'embed_tokens.weight': 'embedding',
-               'shared_head.head.weight': 'head'}
 # The tables of each family: attention, dense layers' FFN, MoE layers' FFN.
 FAMILIES = {
     'deepseek_v3': (_MLA, _DENSE_FFN, _MOE_FFN),
@@ -130,7 +129,7 @@ def _groups(axes: str) -> list[str]:
 
 
 def _their_shape(row: Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
-  return tuple(int(np.prod([sizes[letter] for letter in group]))
+  return tuple(math.prod(sizes[letter] for letter in group)
                for group in _groups(row.axes))
 
 
@@ -147,8 +146,11 @@ def _to_ours(tensor: np.ndarray, row: Row, sizes) -> np.ndarray:
   return np.transpose(split, [letters.index(letter) for letter in ours])
 
 
-def _to_theirs(parts: list[tuple[Row, np.ndarray]], sizes) -> np.ndarray:
-  """The inverse; a tensor of theirs may be made of two of ours."""
+def _to_theirs(parts: list[tuple[Row, np.ndarray]]) -> np.ndarray:
+  """The inverse, but for the axes: those in brackets are still apart.
+
+  A tensor of theirs may be made of two of ours.
+  """
   pieces = []
   for row, array in parts:
     ours = row.letters.removeprefix('E') if '{e}' in row.theirs else row.letters
@@ -157,8 +159,7 @@ def _to_theirs(parts: list[tuple[Row, np.ndarray]], sizes) -> np.ndarray:
       letters = letters.replace('Y', 'H' if row.part == 'first' else 'U')
     pieces.append(np.transpose(array, [ours.index(x) for x in letters]))
   axis = ''.join(_groups(parts[0][0].axes)).find('Y')
-  whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
-  return np.ascontiguousarray(whole).reshape(_their_shape(parts[0][0], sizes))
+  return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,23 +219,35 @@ def _absent(c: ModelConfig) -> set[str]:
   return absent
 
 
-def read_tensors(folder: Path,
-                 config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-  """Our stored names and arrays, one at a time, in the order of the layers.
+def read_tensors(folder: Path, config: ModelConfig) -> list[Tensor]:
+  """Our tensors, in the order of the layers, out of a checkpoint of theirs.
 
-  A tensor with a `_scale_inv` beside it is FP8 in 128 × 128 blocks (V3
-  section 3.3) and comes back in float32.
+  All is checked here; numbers are read when they are written, one tensor of
+  theirs at a time. A tensor with a `_scale_inv` beside it is FP8 in 128 × 128
+  blocks (V3 section 3.3) and comes back in float32; every other keeps its
+  dtype, and a stack of experts has their widest.
 
   Raises:
-    UserError: naming every missing, unknown or misshaped tensor, at once.
+    UserError: naming every missing, unknown or misshaped tensor, at once; or
+      a copy that is none.
   """
   reader, sizes, found = Reader(folder), _sizes(config), places(config)
   _check(reader, found, sizes, config)
-  for place in found:
-    arrays = [_to_ours(_read(reader, name), place.row, sizes)
-              for name in place.theirs]
-    yield place.ours, (
-        np.stack(arrays) if '{e}' in place.row.theirs else arrays[0])
+  for copy, main in _copies(config).items():
+    if copy in reader and not _same(reader, copy, main):
+      raise UserError(f'import-hf: {copy} of {reader.path} should repeat '
+                      f'{main}, but differs; models with their own are not '
+                      'supported')
+
+  def piece(place: Place, name: str):
+    return _to_ours(_read(reader, name), place.row, sizes)
+
+  return [
+      Tensor(place.ours, _widest(_dtype(reader, name) for name in place.theirs),
+             tuple(sizes[letter] for letter in place.row.letters),
+             tuple(functools.partial(piece, place, name)
+                   for name in place.theirs))
+      for place in found]
 
 
 def write_tensors(folder: Path, config: ModelConfig, source: Reader,
@@ -245,37 +258,99 @@ def write_tensors(folder: Path, config: ModelConfig, source: Reader,
     folder: Gets config.json and the safetensors.
     config: The model's.
     source: Our tensors, by stored name.
-    dtype: Of what is written; None keeps that of the embedding.
+    dtype: Of what is written, the router's bias apart, which stays float32;
+      None keeps that of each tensor.
     shard_bytes: At most so much in one file.
+
+  Raises:
+    UserError: naming every missing or misshaped tensor, at once.
   """
   sizes, found = _sizes(config), places(config)
-  absent = [place.ours for place in found if place.ours not in source]
-  if absent:
-    raise UserError(f'export-hf: {source.path} lacks {_few(absent)}')
-  dtype = dtype or source.dtype('embedding')
-  writer = Writer(folder, shard_bytes, {'format': 'pt'})
-  waiting: dict[str, list] = {}
+  _check_source(source, found, sizes)
+  made: dict[str, Tensor] = {}
+  waiting: dict[str, list[tuple[Place, tuple]]] = {}
   for place in found:
-    array = source.read(place.ours)
     by_expert = '{e}' in place.row.theirs
     for e, name in enumerate(place.theirs):
-      parts = waiting.setdefault(name, [])
-      parts.append((place.row, array[e] if by_expert else array))
-      if not place.row.part or place.row.part == 'last':
-        tensor = _to_theirs(waiting.pop(name), sizes)
-        router_bias = place.row.ours == 'ffn/bias'  # Theirs stays float32.
-        writer.add(name, tensor.astype(
-            np.float32 if router_bias else dtype))
+      index = (slice(e, e + 1),) if by_expert else ()
+      waiting.setdefault(name, []).append((place, index))
+      if place.row.part != 'first':
+        made[name] = _their_tensor(
+            name, waiting.pop(name), source, sizes, dtype)
+  for copy, main in _copies(config).items():
+    if copy != _HEAD:
+      made[copy] = dataclasses.replace(made[main], name=copy)
+  said = write_config(config, dtype or source.dtype('embedding'))
+  write(folder, list(made.values()), shard_bytes, {'format': 'pt'},
+        {'config.json': json.dumps(said, indent=2) + '\n'})
+
+
+def _their_tensor(name: str, parts: list[tuple[Place, tuple]], source: Reader,
+                  sizes, dtype: np.dtype | None) -> Tensor:
+  """A tensor of theirs; parts are places of ours and the slices of them."""
+  first = parts[0][0].row
+  if dtype is None:
+    dtype = _widest(source.dtype(place.ours) for place, _ in parts)
+  elif first.ours == 'ffn/bias':
+    dtype = np.dtype(np.float32)
+
+  def read(place: Place, index: tuple) -> np.ndarray:
+    array = source.read(place.ours, index)
+    return array[0] if index else array  # One expert's.
+
+  def piece() -> np.ndarray:
+    return _to_theirs([(place.row, read(place, index))
+                       for place, index in parts])
+
+  return Tensor(name, np.dtype(dtype), _their_shape(first, sizes), (piece,))
+
+
+def _widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+  """The one of them, or what holds the numbers of each."""
+  kinds = set(dtypes)
+  if len(kinds) == 1:
+    return kinds.pop()
+  return max(kinds | {np.dtype(np.float32)}, key=lambda kind: kind.itemsize)
+
+
+_EMBEDDING, _HEAD = (row.theirs[1:] for row in (_TOP[0], _TOP[2]))
+
+
+def _copies(config: ModelConfig) -> dict[str, str]:
+  """Tensors of theirs that repeat another, to the name of that one."""
+  copies = {_HEAD: _EMBEDDING} if config.tie_embeddings else {}
   for i in range(config.mtp_depth):
-    for name, ours in _MTP_SHARED.items():
-      if ours in source:
-        array = np.ascontiguousarray(
-            source.read(ours) if ours == 'embedding' else source.read(ours).T)
-        writer.add(f'model.layers.{config.num_layers + i}.{name}',
-                   array.astype(dtype))
-  write_text(Path(folder) / 'config.json',
-             json.dumps(write_config(config, dtype), indent=2) + '\n')
-  writer.close()
+    layer = f'model.layers.{config.num_layers + i}'
+    copies |= {f'{layer}.embed_tokens.weight': _EMBEDDING,
+               f'{layer}.shared_head.head.weight': copies.get(_HEAD, _HEAD)}
+  return copies
+
+
+def _same(reader: Reader, one: str, other: str) -> bool:
+  """Compares a few rows at a time: these are the largest tensors."""
+  if reader.shapes[one] != reader.shapes[other]:
+    return False
+  rows, columns = reader.shapes[one]
+  step = max(1, (1 << 20) // columns)
+  for start in range(0, rows, step):
+    part = (slice(start, min(start + step, rows)),)
+    a, b = (reader.read(name, part).astype(np.float64) for name in (one, other))
+    if not np.array_equal(a, b, equal_nan=True):
+      return False
+  return True
+
+
+def _check_source(source: Reader, found: list[Place], sizes):
+  wrong = []
+  for place in found:
+    want = tuple(sizes[letter] for letter in place.row.letters)
+    if place.ours not in source:
+      wrong.append(place.ours)
+    elif source.shapes[place.ours] != want:
+      wrong.append(f'{place.ours} of shape {want}, it has '
+                   f'{source.shapes[place.ours]}')
+  if wrong:
+    raise UserError(f'export-hf: {source.path} lacks {_few(wrong)}')
 
 
 def _check(reader: Reader, found: list[Place], sizes, config: ModelConfig):
@@ -285,19 +360,32 @@ def _check(reader: Reader, found: list[Place], sizes, config: ModelConfig):
     for name in place.theirs:
       if name not in reader:
         wrong.append(f'{name} is missing')
-      elif name not in known and reader.shapes[name] != want:
-        wrong.append(f'{name} has shape {reader.shapes[name]}, config.json '
-                     f'says {want}')
+      elif name not in known:
+        wrong += _misshapen(reader, name, want)
       known.add(name)
-  ignored = _ignored(config)
+  copies = _copies(config)
   wrong += [
       f'{name} is unknown' for name in reader.shapes
-      if name not in known and name.removesuffix('_scale_inv') not in known
-      and not ignored.fullmatch(name)]
+      if name not in known and name.removesuffix(_SCALE) not in known
+      and name not in copies and not re.fullmatch(_FREQUENCIES, name)]
   if wrong:
     raise UserError(
         f'import-hf: {reader.path} does not hold what its config.json says: '
         + _few(sorted(set(wrong))))
+
+
+def _misshapen(reader: Reader, name: str, want: tuple[int, ...]) -> list[str]:
+  """What is wrong with the shape of a tensor, or with that of its scale."""
+  wrong = []
+  if reader.shapes[name] != want:
+    wrong.append(f'{name} has shape {reader.shapes[name]}, config.json says '
+                 f'{want}')
+  scale = reader.shapes.get(name + _SCALE)
+  blocks = tuple(-(-size // BLOCK) for size in want)
+  if scale is not None and (len(want) != 2 or scale != blocks):
+    wrong.append(f'{name}{_SCALE} has shape {scale}; {name} of {want} in '
+                 f'blocks of {BLOCK} × {BLOCK} needs another')
+  return wrong
 
 
 def _few(names: list[str], most: int = 40) -> str:
@@ -305,25 +393,26 @@ def _few(names: list[str], most: int = 40) -> str:
   return '; '.join(names[:most]) + more
 
 
-def _ignored(config: ModelConfig) -> re.Pattern:
-  """What says nothing new: old checkpoints' frequencies, and copies."""
-  names = [r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq']
-  names += [re.escape(f'model.layers.{config.num_layers + i}.{name}')
-            for i in range(config.mtp_depth) for name in _MTP_SHARED]
-  if config.tie_embeddings:
-    names.append(r'lm_head\.weight')
-  return re.compile('|'.join(names))
+_SCALE = '_scale_inv'
+# Of old checkpoints; they follow from config.json.
+_FREQUENCIES = r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq'
+
+
+def _dtype(reader: Reader, name: str) -> np.dtype:
+  if name + _SCALE in reader:
+    return np.dtype(np.float32)
+  return reader.dtype(name)
 
 
 def _read(reader: Reader, name: str) -> np.ndarray:
+  """A tensor of theirs; out of FP8 and its scales, row of blocks by row."""
   tensor = reader.read(name)
-  if f'{name}_scale_inv' not in reader:
+  if name + _SCALE not in reader:
     return tensor
-  scale = reader.read(f'{name}_scale_inv').astype(np.float32)
-  rows, columns = tensor.shape
-  if scale.shape != (-(-rows // BLOCK), -(-columns // BLOCK)):
-    raise UserError(
-        f'import-hf: {name}_scale_inv has shape {scale.shape}; {name} of '
-        f'{tensor.shape} in blocks of {BLOCK} × {BLOCK} needs another')
-  spread = np.repeat(np.repeat(scale, BLOCK, 0), BLOCK, 1)[:rows, :columns]
-  return tensor.astype(np.float32) * spread
+  scale = reader.read(name + _SCALE).astype(np.float32)
+  wide = np.empty(tensor.shape, np.float32)
+  for i, scale_row in enumerate(scale):
+    rows = slice(i * BLOCK, (i + 1) * BLOCK)
+    spread = np.repeat(scale_row, BLOCK)[:tensor.shape[1]]
+    wide[rows] = tensor[rows].astype(np.float32) * spread
+  return wide

@@ -1,23 +1,30 @@
 """Safetensors in and out: named tensors in one file, or in shards of a folder.
 
 Nothing is read before it is asked for, and then no more than the slice that
-was asked for; nothing is written before its shard is full.
+was asked for; what is written goes from memory piece by piece.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from r1jax.errors import UserError
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _FP8 = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2}
+_DTYPES = {code: np.dtype(kind) for code, kind in (_FP8 | {
+    'F64': np.float64, 'F32': np.float32, 'F16': np.float16,
+    'BF16': ml_dtypes.bfloat16, 'I64': np.int64, 'I32': np.int32,
+    'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}).items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_SLAB_BYTES = 8 << 20  # Copied at once on the way to the disk.
 
 
 class Reader:
@@ -51,7 +58,8 @@ class Reader:
       raise UserError(f'weights: no file {file}') from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
       raise UserError(
-          f'weights: cannot read {file} ({error}); it is no safetensors file, or a broken one') from error
+          f'weights: cannot read {file} ({error}); it is no safetensors '
+          'file, or a broken one') from error
     self._files[file] = opened
 
   def __contains__(self, name: str) -> bool:
@@ -59,9 +67,11 @@ class Reader:
 
   def dtype(self, name: str) -> np.dtype:
     code = self._slice(name).get_dtype()
-    if code in _FP8:
-      return np.dtype(_FP8[code])
-    return self._slice(name)[_nothing(self.shapes[name])].dtype
+    if code not in _DTYPES:
+      raise UserError(
+          f'weights: {name} of {self._file_of[name]} is {code}; there are '
+          f'{", ".join(_DTYPES)}')
+    return _DTYPES[code]
 
   def read(self, name: str, index: tuple = ()) -> np.ndarray:
     """The tensor, or the part of it that a tuple of slices names."""
@@ -85,10 +95,6 @@ class Reader:
                      tuple(entry['shape']))
 
 
-def _nothing(shape: tuple[int, ...]) -> tuple:
-  return (slice(0, 0),) * len(shape) if shape else ()
-
-
 def _shards(path: Path) -> list[Path]:
   if not path.is_dir():
     return [path]
@@ -105,57 +111,116 @@ def _shards(path: Path) -> list[Path]:
   raise UserError(f'weights: {path} has neither {SINGLE} nor {INDEX}')
 
 
-class Writer:
-  """Tensors into shards of at most `shard_bytes`, and an index at the end.
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor to be written: all is known of it but its numbers.
 
-  One shard is in memory at a time. A single shard is one file, SINGLE,
-  without an index. The index, or the single file, appears last: before it,
-  the folder holds no checkpoint.
+  Attributes:
+    name: In the file.
+    dtype: In the file; pieces are converted to it.
+    shape: In the file.
+    pieces: Each reads an array. One after the other, in C order, these hold
+      the tensor's numbers; only one is in memory at a time.
   """
 
-  def __init__(self, folder: Path, shard_bytes: int,
-               metadata: Mapping[str, str]):
-    self._folder, self._limit = Path(folder), shard_bytes
-    self._metadata = dict(metadata)
-    self._pending: dict[str, np.ndarray] = {}
-    self._shards: list[list[str]] = []
-    self._bytes = self._total = 0
-    try:
-      self._folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise UserError(f'cannot write to {self._folder}: {error}') from error
+  name: str
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  pieces: tuple[Callable[[], np.ndarray], ...]
 
-  def add(self, name: str, tensor: np.ndarray):
-    if self._pending and self._bytes + tensor.nbytes > self._limit:
-      self._flush()
-    self._pending[name] = np.ascontiguousarray(tensor)
-    self._bytes += tensor.nbytes
-    self._total += tensor.nbytes
+  @property
+  def nbytes(self) -> int:
+    return math.prod(self.shape) * self.dtype.itemsize
 
-  def close(self):
-    self._flush()
-    count = len(self._shards)
-    if count == 1:
-      os.replace(self._folder / _part(1), self._folder / SINGLE)
+
+def write(folder: Path, tensors: Sequence[Tensor], shard_bytes: int,
+          metadata: Mapping[str, str], beside: Mapping[str, str] | None = None):
+  """Tensors into shards of at most `shard_bytes`, and an index at the end.
+
+  A single shard is one file, SINGLE, without an index. The index, or the
+  single file, appears last: before it, the folder holds no checkpoint.
+
+  Args:
+    folder: Is made where it is not there.
+    tensors: In the order in which they fill the shards.
+    shard_bytes: A tensor that is larger has a shard of its own.
+    metadata: Of every shard.
+    beside: Texts by the names of their files in the folder.
+
+  Raises:
+    UserError: the folder or a file cannot be written.
+  """
+  folder = Path(folder)
+  shards = _split(tensors, shard_bytes)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, shard in enumerate(shards, 1):
+      _write_shard(folder / _part(i), shard, metadata)
+    for name, text in (beside or {}).items():
+      write_text(folder / name, text)
+    if len(shards) == 1:
+      os.replace(folder / _part(1), folder / SINGLE)
       return
-    weight_map = {}
-    for i, names in enumerate(self._shards, 1):
-      file = f'model-{i:05d}-of-{count:05d}.safetensors'
-      os.replace(self._folder / _part(i), self._folder / file)
-      weight_map |= {name: file for name in names}
-    write_text(self._folder / INDEX, json.dumps(
-        {'metadata': {'total_size': self._total},
-         'weight_map': weight_map}, indent=1))
+    file_of = {}
+    for i, shard in enumerate(shards, 1):
+      file = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
+      os.replace(folder / _part(i), folder / file)
+      file_of |= {tensor.name: file for tensor in shard}
+    write_text(folder / INDEX, json.dumps(
+        {'metadata': {'total_size': sum(t.nbytes for t in tensors)},
+         'weight_map': file_of}, indent=1))
+  except OSError as error:
+    raise UserError(f'cannot write to {folder}: {error}') from error
 
-  def _flush(self):
-    self._shards.append(list(self._pending))
-    part = self._folder / _part(len(self._shards))
-    try:
-      save_file(self._pending, part, metadata=self._metadata)
-      part.chmod(0o644)
-    except (OSError, safetensors.SafetensorError) as error:
-      raise UserError(f'cannot write {part}: {error}') from error
-    self._pending, self._bytes = {}, 0
+
+def _split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
+  shards, room = [[]], limit
+  for tensor in tensors:
+    if shards[-1] and tensor.nbytes > room:
+      shards.append([])
+      room = limit
+    shards[-1].append(tensor)
+    room -= tensor.nbytes
+  return shards
+
+
+def _write_shard(path: Path, tensors: Sequence[Tensor],
+                 metadata: Mapping[str, str]):
+  """The header's length in 8 bytes, the header in JSON, then the numbers."""
+  header: dict = {'__metadata__': dict(metadata)}
+  end = 0
+  # The widest first, so that each lies at a multiple of its own width: torch
+  # maps no others.
+  for tensor in sorted(tensors, key=lambda t: -t.dtype.itemsize):
+    start, end = end, end + tensor.nbytes
+    header[tensor.name] = {
+        'dtype': _CODES[tensor.dtype], 'shape': list(tensor.shape),
+        'data_offsets': [start, end]}
+  text = json.dumps(header, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  with open(path, 'wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for tensor in tensors:
+      start, end = (
+          8 + len(text) + x for x in header[tensor.name]['data_offsets'])
+      file.seek(start)
+      for read in tensor.pieces:
+        _write_array(file, read(), tensor.dtype)
+      assert file.tell() == end, f'{tensor.name} has pieces of another size'
+
+
+def _write_array(file, array: np.ndarray, dtype: np.dtype):
+  for slab in _slabs(array):
+    whole = np.ascontiguousarray(slab, dtype)  # The array may be transposed.
+    file.write(whole.reshape(-1).view(np.uint8).data)
+
+
+def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:
+  """Parts of about _SLAB_BYTES along the first axis."""
+  array = np.atleast_1d(array)
+  rows = max(1, len(array) * _SLAB_BYTES // max(1, array.nbytes))
+  for start in range(0, len(array), rows):
+    yield array[start:start + rows]
 
 
 def _part(number: int) -> str:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from r1jax import hf, hf_config
+from r1jax import hf, hf_config, storage
 from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig, RUN_DEFAULTS
 from r1jax.settings import flatten
-from r1jax.storage import INDEX, Reader, SINGLE, Writer
+from r1jax.storage import INDEX, Reader, SINGLE
 from r1jax.train import weights
 
 SHARD_BYTES = 4 << 30
@@ -18,8 +18,7 @@ SHARD_BYTES = 4 << 30
 def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
   """Writes our form of a checkpoint of theirs into the folder `out`.
 
-  One of our tensors, at most a layer's experts, and one shard are in memory
-  at a time.
+  One tensor of theirs is in memory at a time.
 
   Raises:
     UserError: `out` is in use, or what hf_config.read_config and
@@ -30,12 +29,7 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
   config = ModelConfig.from_dict(fields)
   about = {'config': flatten({'model': fields}), 'from': str(folder)}
   tensors = hf.read_tensors(folder, config)
-  first = next(tensors)  # Every check is made before anything is written.
-  writer = Writer(out, shard_bytes, {'about': json.dumps(about)})
-  writer.add(*first)
-  for name, array in tensors:
-    writer.add(name, array)
-  writer.close()
+  storage.write(out, tensors, shard_bytes, {'about': json.dumps(about)})
 
 
 def export_hf(source: Path, out: Path, dtype: str = '',
