@@ -5,11 +5,14 @@
 
 from collections.abc import Callable
 import difflib
+import importlib.machinery
+import importlib.util
 import json
 import os
 from pathlib import Path
 import re
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -221,21 +224,61 @@ _FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER'}
 
 
 def _parsed(values: flags.FlagValues, holder, args: list[str]):
+  """The config with its overrides; the file alone is known to load."""
   try:
     extra = values(['r1jax', *args])[1:]
     config = holder.value
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
-          ImportError, SyntaxError) as error:
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    if "'get_config'" in text:
-      text = 'this file has no function get_config()'
-    text = re.sub(r'Other fields present:.*(?=Did you mean)', '', text,
-                  flags=re.DOTALL)
-    raise UserError(
-        f'config: {_file_of(args)}: ' + ' '.join(text.split())) from error
+  except Exception as error:
+    raise UserError(f'config: {_file_of(args)}: {_text(error)}') from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}')
   return config
+
+
+def _alone(path: str) -> ConfigDict:
+  """What get_config() of a file returns.
+
+  Raises:
+    UserError: whatever it is that the file raises, with its line.
+  """
+  loader = importlib.machinery.SourceFileLoader('r1jax_config', path)
+  module = importlib.util.module_from_spec(
+      importlib.util.spec_from_loader(loader.name, loader))
+  sys.modules[loader.name] = module  # A dataclass looks its module up.
+  try:
+    loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+      raise UserError('this file has no function get_config()')
+    config = module.get_config()
+  except (Exception, SystemExit) as error:
+    told = [_text(error)]
+    if not isinstance(error, UserError):
+      told.insert(0, type(error).__name__)
+    raise UserError(': '.join(
+        [f'config: {path}{_line(error, path)}', *filter(None, told)])
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'config: {path}: get_config() returns no ConfigDict')
+  return config
+
+
+def _line(error: BaseException, path: str) -> str:
+  """':12', the line of the file in which an error arose; '' outside it."""
+  lines = [frame.lineno
+           for frame in traceback.extract_tb(error.__traceback__)
+           if frame.filename == path]
+  if isinstance(error, SyntaxError) and error.filename == path:
+    lines.append(error.lineno)
+  return f':{lines[-1]}' if lines else ''
+
+
+def _text(error: BaseException) -> str:
+  """In one line, without the list of every key of a ConfigDict."""
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args else
+             error.msg if isinstance(error, SyntaxError) else error)
+  text = re.sub(r'Other fields present:.*(?=Did you mean)', '', text,
+                flags=re.DOTALL)
+  return ' '.join(text.split())
 
 
 def _joined(args: list[str]) -> list[str]:
@@ -259,11 +302,7 @@ def _check_keys(args: list[str]):
   path = _file_of(args)
   if not os.path.isfile(path):
     raise UserError(f'config: no file {path}')
-  alone = [f'--config={path}']
-  config = _parsed(*_flags('config', alone), alone)
-  if not isinstance(config, ConfigDict):
-    raise UserError(f'config: {path}: get_config() returns no ConfigDict')
-  known = flatten(config.to_dict())
+  known = flatten(_alone(path).to_dict())
   sections = {key.rsplit('.', n)[0] for key in known for n in range(1, 4)}
   for arg in args:
     if arg.startswith(('--config.', '-config.')):

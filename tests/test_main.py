@@ -126,6 +126,36 @@ def test_a_wrong_command_says_what_is_missing(argv, part):
     main.run(argv)
 
 
+@pytest.mark.parametrize('body,said', [
+    ('rate = learning_rate', "1: NameError: name 'learning_rate' is not"),
+    ('\ndef get_config():\n  return 1 / 0', '3: ZeroDivisionError: division'),
+    ('def get_config():\n  return open("none.txt")',
+     '2: FileNotFoundError: [Errno 2] No such file'),
+    ('import r1jax.nothing', '1: ModuleNotFoundError: No module named'),
+    ('def get_config()', "1: SyntaxError: expected ':'"),
+    ('def get_config():\n  raise ValueError("one\\ntwo")',
+     '2: ValueError: one two'),
+    ('assert False', '1: AssertionError'),
+    ('{}["lr"]', '1: KeyError: lr'),
+    ('raise SystemExit(3)', '1: SystemExit: 3'),
+    ('from configs import models\nmodels.imported("no/weights")',
+     '2: weights: no file no/weights'),
+    ('from configs import base\n\n\ndef get_config():\n'
+     '  config = base.get_config()\n  config.sed = 1\n  return config',
+     '6: AttributeError: \'Key "sed" does not exist'),
+    ('seed = 1', 'bad.py: this file has no function get_config()'),
+    ('def get_config():\n  return {}', 'bad.py: get_config() returns no'),
+], ids=lambda value: value.split('\n')[-1][:30])
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, body, said):
+  path = tmp_path / 'bad.py'
+  path.write_text(body)
+  with pytest.raises(UserError) as caught:
+    main.run(['config', f'--config={path}'])
+  message = str(caught.value)
+  assert message.startswith(f'config: {path}:')
+  assert said in message and '\n' not in message
+
+
 def test_help_and_config(capsys):
   main.run(['--help'])
   shown = capsys.readouterr().out
