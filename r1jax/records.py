@@ -33,6 +33,7 @@ class Prompt:
     question: The bare question.
     answer: The gold answer, in the form that the source's grader reads.
     source: Which grader scores it: 'arithmetic', 'countdown' or 'math'.
+    where: 'path:line' of a row of a file; for errors.
   """
 
   id: str
@@ -40,6 +41,7 @@ class Prompt:
   question: str
   answer: str
   source: str
+  where: str = ''
 
 
 @chex.dataclass(frozen=True)

@@ -64,6 +64,8 @@ def _refused(tmp_path, *args):
      ['num_expert_groups = 3', 'num_experts = 4']),
     (['--config.corpus.slip=2.0'], ['slip', '2.0']),
     (['--config.pretrain.length_tokens=20'], ['length_tokens = 20']),
+    (['--config.pretrain.length_tokens=129'],
+     ['pretrain.length_tokens = 129', 'model.max_context = 128']),
     (['--config.rl.eval_every=0'], ['rl.eval_every must be at least 1']),
     (['--config.rl.microbatches=0'], ['rl.microbatches must be at least 1']),
     (['--config.seed=-1'], ['seed must not be below 0']),

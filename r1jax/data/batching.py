@@ -18,19 +18,25 @@ def pad_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
   """Tokenises and pads on the left; see PromptBatch for an example.
 
   Raises:
-    UserError: a prompt is longer than `width_tokens`.
+    UserError: a prompt is empty, longer than `width_tokens`, or holds what the
+      tokenizer does not know; named by its id and its line of a file.
   """
   tokens_PT = np.full((len(prompts), width_tokens), tokenizer.pad_id, np.int32)
   valid_PT = np.zeros((len(prompts), width_tokens), bool)
   for row, prompt in enumerate(prompts):
-    ids = tokenizer.prompt(prompt.text)
+    place = f'{prompt.where}: ' if prompt.where else ''
+    named = f'data: {place}prompt {prompt.id}'
+    try:
+      ids = tokenizer.prompt(prompt.text)
+    except UserError as error:
+      raise UserError(f'{named}: {error}') from error
     if len(ids) > width_tokens:
       raise UserError(
-          f'data: prompt {prompt.id} has {len(ids)} tokens, more than '
+          f'{named} has {len(ids)} tokens, more than '
           f'max_prompt_tokens = {width_tokens}; raise '
           '--config.data.max_prompt_tokens or drop the row')
     if not ids:
-      raise UserError(f'data: prompt {prompt.id} is empty')
+      raise UserError(f'{named} is empty')
     tokens_PT[row, width_tokens - len(ids):] = ids
     valid_PT[row, width_tokens - len(ids):] = True
   id_P = np.array([zlib.crc32(p.id.encode()) for p in prompts], np.uint32)

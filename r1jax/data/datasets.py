@@ -47,6 +47,7 @@ class FilePrompts(Sequence):
                limit: int | None = None):
     self._template, self._grader = template, grader
     self._rows = read_jsonl(path, _FIELDS[grader])[:limit]
+    self._file = resolve(path)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -59,7 +60,8 @@ class FilePrompts(Sequence):
       answer = row['answer']
     return Prompt(
         id=row['id'], text=self._template.render(row['question']),
-        question=row['question'], answer=answer, source=self._grader)
+        question=row['question'], answer=answer, source=self._grader,
+        where=f'{self._file}:{index + 1}')  # Every line is a row.
 
 
 _FIELDS = {

@@ -6,6 +6,7 @@ import jax
 import ml_collections
 
 from r1jax.data import batching
+from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.moe import Balancing
 from r1jax.stages import build, report
@@ -24,6 +25,10 @@ class Pretrain:
     self._config = config.pretrain
     self._seed = config.seed
     self._model = parts.model
+    length, context = config.pretrain.length_tokens, config.model.max_context
+    if length > context:
+      raise UserError(f'pretrain.length_tokens = {length} exceeds '
+                      f'model.max_context = {context}')
     self._corpus = build.corpus(config, parts)
     self._corpus.check()
     self._tx = optimizer.make(

@@ -30,6 +30,22 @@ def test_a_long_or_empty_prompt_is_named():
     batching.pad_prompts([_prompt('')], text, 5)
 
 
+def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"id": "a", "question": "1+1", "answer": "2"}\n'
+                  '{"id": "b", "question": "1+é", "answer": "3"}\n')
+  rows = datasets.FilePrompts(str(path), 'math', template.get('r1_zero_brief'))
+  text = tokenizer.load('character')
+  with pytest.raises(UserError) as caught:
+    batching.check_prompts(rows, text, 32)
+  assert str(caught.value).startswith(f'data: {path}:2: prompt b: ')
+  assert "no 'é'" in str(caught.value)
+  with pytest.raises(UserError, match='rows.jsonl:1: prompt a has '):
+    batching.check_prompts(rows, text, 2)
+  with pytest.raises(UserError, match="data: prompt row-1: .* no 'é'"):
+    batching.pad_prompts([_prompt('é')], text, 5)
+
+
 def test_packing_shifts_within_documents():
   """The example of TokenBatch, to the number."""
   documents = iter([[7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6], [7] * 6])
