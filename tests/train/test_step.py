@@ -69,6 +69,12 @@ def _assert_same(got, want, atol):
                jax.device_get(got), jax.device_get(want))
 
 
+def _moments(state):
+  """First moments and roots of the second: both in a gradient's unit."""
+  adam = state.opt_state[1]
+  return adam.mu, jax.tree.map(np.sqrt, jax.device_get(adam.nu))
+
+
 def test_microbatches_do_not_change_the_update():
   """Global token normalisation: 1 and 4 parts give one gradient."""
   model, params = make(small_config())
@@ -164,7 +170,12 @@ _MESHES = [
 
 @pytest.mark.parametrize('shape', _MESHES, ids=str)
 def test_eight_devices_equal_one(shape):
-  """Forward and one optimiser step, float32, to 1e-5."""
+  """Forward and one optimiser step, float32, to 1e-5.
+
+  Adam's first step is ±1 however large a gradient is, and clipping hides its
+  scale from the moments: so the norm before clipping is compared, then the
+  moments, and parameters last.
+  """
   mtp_depth = int('expert' in shape)  # Its module too, where it costs least.
   config = small_config(kv_lora_rank=16, mtp_depth=mtp_depth)
   model, params = make(config)
@@ -183,6 +194,9 @@ def test_eight_devices_equal_one(shape):
   got, metrics = _update(
       wide, spread, batch, mtp_weight=0.3 * mtp_depth)
   assert metrics['moe/dropped'] == 0
+  np.testing.assert_allclose(
+      metrics['grad_norm'], want_metrics['grad_norm'], rtol=1e-4)
+  _assert_same(_moments(got), _moments(want), 1e-6)
   _assert_same(got.params, want.params, 1e-5)
   np.testing.assert_allclose(metrics['loss'], want_metrics['loss'], atol=1e-5)
   # It stays laid out as declared: the next step meets the same program.
