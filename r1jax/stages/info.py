@@ -21,10 +21,14 @@ from r1jax.stages import build
 class Info:
   """Counts of one architecture.
 
+  The look-ahead modules stand apart, as in published sizes: a policy without
+  them is the same policy.
+
   Attributes:
     total: Parameters; the routing biases are not counted among them.
     active: Parameters that one token meets: its experts_per_token experts
       and the shared ones. The embedding's one row is not counted.
+    look_ahead: Parameters of the look-ahead modules, in neither of the two.
     cache_bytes: That a token leaves in the cache, in the compute dtype.
     forward_flops: A token's matrix products, without attention's core.
     attention_flops: Attention's core for one token, for each token of its
@@ -33,17 +37,21 @@ class Info:
 
   total: int
   active: int
+  look_ahead: int
   cache_bytes: int
   forward_flops: int
   attention_flops: int
 
 
 def count(config: ModelConfig) -> Info:
-  total = active = 0
+  total = active = look_ahead = 0
   for name, box in _parameters(config).items():
     if name.endswith('ffn/bias'):
       continue
     size = math.prod(box.value.shape)
+    if name.startswith('mtp/'):
+      look_ahead += size
+      continue
     total += size
     if name == 'embedding' and not config.tie_embeddings:
       continue  # A lookup, not a product.
@@ -55,12 +63,11 @@ def count(config: ModelConfig) -> Info:
   else:
     head = 2 * config.head_dim
   return Info(
-      total=total, active=active,
+      total=total, active=active, look_ahead=look_ahead,
       cache_bytes=(config.num_layers * config.cache_width
                    * config.compute_dtype.itemsize),
       forward_flops=2 * active,
-      attention_flops=(2 * (config.num_layers + config.mtp_depth)
-                       * config.num_heads * head))
+      attention_flops=2 * config.num_layers * config.num_heads * head)
 
 
 def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
@@ -91,8 +98,13 @@ def show(config: ml_collections.ConfigDict, devices: int):
   wide = jnp.dtype(moments).itemsize
   reference = bool(config.rl.kl_coef)
   rows = [
-      ('parameters', f'{found.total:,}', _short(found.total)),
-      ('  met by one token', f'{found.active:,}', _short(found.active)),
+      ('parameters', f'{found.total:,}', _size(found.total)),
+      ('  met by one token', f'{found.active:,}', _size(found.active)),
+  ]
+  if model.mtp_depth:
+    rows.append(('look-ahead modules, apart', f'{found.look_ahead:,}',
+                 _size(found.look_ahead)))
+  rows += [
       ('cache, bytes a token', f'{found.cache_bytes:,}', ''),
       (f'  of one sequence of {context:,} tokens',
        f'{found.cache_bytes * context:,}',
@@ -126,6 +138,15 @@ def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
   one = Layout(make_mesh({}, jax.devices()[:1]))
   return traverse_util.flatten_dict(
       transformer.parameter_shapes(Transformer(config, one)), sep='/')
+
+
+def _size(parameters: int) -> str:
+  """As models are called: 671B, 37B, 1.54B, 711K."""
+  for name in ('', 'K', 'M', 'B', 'T'):
+    if parameters < 999.5:
+      break
+    parameters /= 1000
+  return f'{parameters:.{2 if name and parameters < 10 else 0}f}{name}'
 
 
 def _short(number: float, unit: str = '') -> str:

@@ -28,16 +28,35 @@ def test_named_sizes_have_their_published_parameters(
   assert found.cache_bytes == cache_bytes
 
 
-def test_v3_activates_37_billion():
-  config = build.model_config(ml_collections.ConfigDict(models.deepseek_v3()))
-  assert round(info.count(config).active / 1e9) == 37
+# DeepSeek's README_WEIGHTS: '671B', '36.7B' active, which the report rounds to
+# 37B, and '11.5B unique parameters' of one look-ahead module.
+@pytest.mark.parametrize('mtp_depth', [0, 1])
+def test_v3_has_671_billion_and_activates_37(mtp_depth):
+  config = build.model_config(ml_collections.ConfigDict(
+      models.deepseek_v3() | dict(mtp_depth=mtp_depth)))
+  found = info.count(config)
+  assert found.total == pytest.approx(671.0e9, rel=0.005)
+  assert found.active == pytest.approx(36.7e9, rel=0.005)
+  assert found.look_ahead == pytest.approx(mtp_depth * 11.5e9, rel=0.01)
+  assert found.cache_bytes == 61 * (512 + 64) * 2  # bf16
+
+
+@pytest.mark.parametrize('mtp_depth', [0, 1])
+def test_info_prints_the_published_sizes(capsys, mtp_depth):
+  main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024',
+            f'--config.model.mtp_depth={mtp_depth}'])
+  printed = capsys.readouterr().out
+  assert '70,272' in printed
+  rows = [line.rsplit(maxsplit=2) for line in printed.splitlines()]
+  shown = {row[0].strip(): row[1:] for row in rows}
+  assert shown['parameters'] == ['671,026,404,352', '671B']
+  assert shown['met by one token'][1] == '37B'
+  assert ('look-ahead modules, apart' in shown) == bool(mtp_depth)
 
 
 def test_info_shows_a_mesh_that_is_not_here(capsys):
   main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024'])
-  shown = capsys.readouterr().out
-  assert '671,026,404,352' in shown
-  assert '70,272' in shown
+  assert 'data 1 × fsdp 8' in capsys.readouterr().out
   with pytest.raises(UserError, match='expert=3 does not make the 1024'):
     main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024',
               '--config.mesh.expert=3'])
