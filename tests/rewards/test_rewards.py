@@ -1,5 +1,7 @@
 """Graders and the combined reward."""
 
+import math
+import random
 import threading
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from r1jax.data.datasets import countdown_answer, read_jsonl
 from r1jax.errors import UserError
 from r1jax.records import Prompt
-from r1jax.rewards import answers
+from r1jax.rewards import answers, magnitude
 from r1jax.rewards.combine import RuleReward, completion_texts
 
 
@@ -58,10 +60,63 @@ def test_math_is_graded_by_equivalence_and_bombs_are_wrong(
   assert answers.is_right(answer, gold, 'math') == right
 
 
-def test_gold_answers_of_gsm8k_pass_the_guard(shared):
+def _golds(shared) -> list[str]:
+  names = ('gsm8k_train', 'gsm8k_test', 'math_train12k', 'math500', 'aime24',
+           'amc23')
+  return [row['answer'] for name in names for row in read_jsonl(
+      str(shared / f'data/math/{name}.jsonl'), {'answer': str})]
+
+
+def test_the_guard_lets_every_gold_answer_pass(shared):
+  golds = _golds(shared)
+  assert len(golds) == 21360
+  assert [gold for gold in golds if answers.is_bomb(gold)] == []
+
+
+@pytest.mark.parametrize('answer', [
+    '9^9^9', '9**9**9', '9^{9^{9}}', '10^{10^{10}}', '10^{99}^{99}',
+    '(10^{999})^{999}', '\\left(10^{999}\\right)^{999}', '|10|^{99999}',
+    '10000000!', '(10!)!', '10^{10!}', '\\frac{1}{100000!}', '2^{100000000}',
+    '2^(-(10^6))', '2^{1{,}000{,}000}', '2^{1\\,000\\,000}',
+    '2^\\frac{9999999}{1}', '10_{2}^{99999}', '\\binom{99999}{50000}',
+    '\\prod_{k=1}^{99999} k', '(' * 30 + '1' + ')' * 30])
+def test_the_guard_refuses_what_would_explode(answer):
+  assert answers.is_bomb(answer)
+
+
+@pytest.mark.parametrize('answer,gold', [
+    ('2 \\cdot 2^{4949}', '2^{4950}'), ('4^{2475}', '2^{4950}'),
+    ('\\frac{1}{2003! \\cdot 2004}', '\\frac{1}{2004!}'),
+    ('2^{2^{3}}', '256'), ('(2^3)^4', '4096')])
+def test_large_numbers_within_the_bound_are_graded(answer, gold):
+  assert answers.is_right(answer, gold, 'math')
+
+
+def test_no_number_has_more_digits_than_its_bound():
+  """Random expressions, in plain and in LaTeX notation, and their values."""
+  rng = random.Random(0)
+
+  def draw(depth):
+    if not depth:
+      number = rng.choice([0, 1, 2, 3, 7, 10, 12])
+      return str(number), number
+    (left, a), (right, b) = draw(depth - 1), draw(rng.randrange(depth))
+    kind = rng.choice('+*^!')
+    if kind == '^' and abs(b) * math.log10(abs(a) + 2) < 1000:
+      return f'({left})^{{{right}}}', a ** b
+    if kind == '!' and a <= 200:
+      return f'({left})!', math.factorial(a)
+    if kind == '*':
+      return f'({left})\\cdot({right})', a * b
+    return f'{left}+{right}', a + b
+
+  for _ in range(3000):
+    text, value = draw(rng.randrange(5))
+    assert math.log10(value or 1) <= magnitude.digits(text), text
+
+
+def test_gold_answers_of_gsm8k_are_graded_by_value(shared):
   rows = read_jsonl(str(shared / 'data/math/gsm8k_test.jsonl'), {'answer': str})
-  assert all(answers.is_right(row['answer'], row['answer'], 'math')
-             for row in rows)
   assert sum(answers.is_right(row['answer'] + '.0', row['answer'], 'math')
              for row in rows[:50]) >= 48
 
