@@ -119,7 +119,10 @@ def logits(params, tokens_T, position_T, segment_T, config):
 
 
 def look_ahead(params, tokens_T, position_T, segment_T, config):
-  """V3 eq. 21–23: the normed state of each module, [T, D] each."""
+  """V3 eq. 21–23: the normed state of each module, [T, D] each.
+
+  Beyond the end of the row token 0 stands in; what comes of it is not used.
+  """
   h_TD = hidden(params, tokens_T, position_T, segment_T, config)
   found = []
   for k in range(config.mtp_depth):
@@ -127,7 +130,7 @@ def look_ahead(params, tokens_T, position_T, segment_T, config):
     x_TD = []
     for i in range(len(tokens_T)):
       ahead = params['embedding'][
-          tokens_T[min(i + k + 1, len(tokens_T) - 1)]]
+          tokens_T[i + k + 1] if i + k + 1 < len(tokens_T) else 0]
       x_TD.append(np.concatenate([
           rms_norm(ahead, p['ahead_norm']['scale'], config.norm_eps),
           rms_norm(h_TD[i], p['hidden_norm']['scale'], config.norm_eps),

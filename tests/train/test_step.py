@@ -140,6 +140,26 @@ def test_zero_advantage_and_no_kl_leave_the_policy():
   np.testing.assert_array_equal(state.params['head'], params['head'])
 
 
+def test_looking_ahead_teaches_its_modules_and_nothing_else():
+  """Without advantages, KL and balance loss it is all that has a gradient."""
+  model, params = make(small_config(mtp_depth=1, num_layers=2))
+  rollout = _rollout()
+  batch = RLBatch(rollout=rollout, adv_B=np.zeros(_ROWS, np.float32),
+                  old_logp_BT=rollout.logp_BT, ref_logp_BT=rollout.logp_BT)
+  tx = optimizer.make(_OPTIMIZER, 10)
+  step = train_step.policy(
+      model, tx, 1.0, _PROMPT, 0.2, 0.2, 0.0, 1, 1,
+      moe.Balancing(speed=1e-3, loss=0.0), mtp_weight=0.3)
+  state, metrics = step(
+      train_state.create(params, tx), batch, jax.random.key(0))
+  assert metrics['mtp/loss'] > 1
+  learnt = jax.tree.map(lambda x: np.abs(x).max(), state.opt_state[1].mu)
+  modules = learnt.pop('mtp')
+  assert not any(jax.tree.leaves(learnt))
+  assert modules['block']['ffn'].pop('bias') == 0  # It only chooses.
+  assert min(jax.tree.leaves(modules)) > 1e-6
+
+
 @pytest.mark.parametrize('poison', [np.nan, np.inf])
 def test_a_poisoned_batch_changes_nothing_and_is_counted(poison):
   model, params = make(small_config())

@@ -1,0 +1,126 @@
+"""A supervised step against NumPy: look-ahead loss, its weight, balancing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.model.moe import Balancing
+from r1jax.records import TokenBatch
+from r1jax.train import optimizer, state as train_state, step as train_step
+from tests.conftest import make, small_config
+from tests.reference import transformer as oracle
+
+_DEPTH, _SPEED = 2, 1e-3
+_CONFIG = small_config(mtp_depth=_DEPTH)
+# An update that neither clips nor decays: moments are (1 − β₁) · gradient.
+_OPTIMIZER = optimizer.OptimizerConfig(
+    learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=0.1,
+    beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=1e9,
+    moment_dtype='float32')
+_LOOK_AHEAD = train_step.LookAhead(
+    weight=0.3, later_weight=0.1, switch_updates=5)
+
+
+def _batch() -> TokenBatch:
+  """Rows of two documents each, the last row with padding behind them."""
+  segment_BT = np.array([[1] * 4 + [2] * 6, [1] * 7 + [2] * 3,
+                         [1] * 8 + [2] * 2, [1] * 5 + [2] * 2 + [0] * 3])
+  tokens_BT = np.random.default_rng(0).integers(0, 32, segment_BT.shape)
+  position_BT = np.array([
+      [t - list(row).index(segment) for t, segment in enumerate(row)]
+      for row in segment_BT])
+  follows = ((segment_BT[:, 1:] == segment_BT[:, :-1])
+             & (segment_BT[:, 1:] > 0))
+  return TokenBatch(
+      tokens_BT=tokens_BT,
+      target_BT=np.pad(tokens_BT[:, 1:] * follows, ((0, 0), (0, 1))),
+      weight_BT=np.pad(follows, ((0, 0), (0, 1))).astype(np.int32),
+      segment_BT=segment_BT, position_BT=position_BT)
+
+
+def _model():
+  model, params = make(_CONFIG)
+  ahead = params['mtp']['block']['ffn']
+  ahead['bias'] = 0.3 * jax.random.normal(
+      jax.random.key(8), ahead['bias'].shape)
+  return model, params
+
+
+@pytest.fixture(scope='module')
+def stepped():
+  """Parameters, and by updates made before it: the step's state, metrics."""
+  model, params = _model()
+  tx = optimizer.make(_OPTIMIZER, 10)
+  step = train_step.supervised(
+      model, tx, Balancing(_SPEED, 0.0), _LOOK_AHEAD, microbatches=2)
+  found = {}
+  for made in (0, 4, 5):
+    state = train_state.create(jax.tree.map(jnp.copy, params), tx)
+    found[made] = step(state.replace(updates=jnp.int32(made)), _batch())
+  return params, found
+
+
+def _look_ahead_loss(params64, batch, modules):
+  """Module k at place i is asked for token i + k + 2 of the same document.
+
+  V3 eq. 24 divides by the tokens that the main model is asked for.
+  """
+  total = 0.0
+  for b, segment_T in enumerate(batch.segment_BT):
+    for k, h_TD in enumerate(modules[b]):
+      for i in range(len(segment_T) - k - 2):
+        if segment_T[i] and segment_T[i] == segment_T[i + k + 2]:
+          prob_V = oracle.softmax(h_TD[i] @ params64['head'])
+          total -= np.log(prob_V[batch.tokens_BT[b, i + k + 2]])
+  return total / batch.weight_BT.sum() / _DEPTH
+
+
+def _bias(params, layer):
+  """Of a MoE layer, those of the look-ahead modules counted last."""
+  biases_LE = np.concatenate([
+      params['moe_layers']['ffn']['bias'],
+      params['mtp']['block']['ffn']['bias']])
+  return biases_LE[layer]
+
+
+def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
+  """Of a whole step in two microbatches, every module and MoE layer."""
+  chosen = []  # By row, then layer, then token.
+  route = oracle.route
+  monkeypatch.setattr(oracle, 'route', lambda *args: chosen.append(
+      list(gate := route(*args))) or gate)
+  (params, found), batch = stepped, _batch()
+  state, metrics = found[0]
+  params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  modules = [
+      oracle.look_ahead(params64, *row, _CONFIG) for row in zip(
+          batch.tokens_BT, batch.position_BT, batch.segment_BT)]
+  np.testing.assert_allclose(
+      metrics['mtp/loss'], _look_ahead_loss(params64, batch, modules),
+      rtol=1e-4)
+
+  B, T = batch.tokens_BT.shape
+  layers = _CONFIG.num_moe_layers + _DEPTH
+  chosen_BLTA = np.array(chosen).reshape(B, layers, T, -1)
+  for layer in range(layers):
+    load_E = np.bincount(
+        chosen_BLTA[:, layer][batch.segment_BT > 0].ravel(),
+        minlength=_CONFIG.num_experts)
+    short_E = np.sign(load_E.mean() - load_E)
+    assert {-1, 1} <= set(short_E)
+    np.testing.assert_allclose(
+        _bias(state.params, layer),
+        _bias(params, layer) + _SPEED * short_E, atol=1e-7)
+
+
+def test_the_weight_of_looking_ahead_falls_at_its_switch(stepped):
+  np.testing.assert_allclose(_LOOK_AHEAD.at(4), 0.3)
+  np.testing.assert_allclose(_LOOK_AHEAD.at(5), 0.1)
+  # And the step uses it: nothing but this loss reaches the modules.
+  before, after = (
+      jax.device_get(stepped[1][made][0].opt_state[1].mu['mtp'])
+      for made in (4, 5))
+  assert np.abs(before['merge']).max() > 1e-4
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b, atol=1e-6),
+               before, after)
