@@ -125,8 +125,7 @@ class Layout:
 
   def alone(self) -> 'Layout':
     """The same tables on the first device."""
-    first = self.mesh.devices.flat[0]
-    return dataclasses.replace(self, mesh=make_mesh({}, [first]))
+    return dataclasses.replace(self, mesh=make_mesh({}, [self.device]))
 
   def decoding(self) -> 'Layout':
     return dataclasses.replace(self, weights=DECODE_WEIGHTS)
@@ -149,8 +148,13 @@ class Layout:
         for axis in ((entry,) if isinstance(entry, str) else entry))
 
   @property
+  def device(self) -> jax.Device:
+    """The first; the others are like it."""
+    return self.mesh.devices.flat[0]
+
+  @property
   def platform(self) -> str:
-    return self.mesh.devices.flat[0].platform
+    return self.device.platform
 
   def weight_parts(self, letters: str | tuple) -> int:
     """How many parts a weight of these dimensions is cut into."""

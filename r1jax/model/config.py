@@ -65,7 +65,8 @@ class ModelConfig:
     fp8: Products of attention's projections, FFN and experts in FP8.
     remat: Recompute each layer in the backward pass.
     unroll: Layers in one turn of the scan: more compile longer, copy less.
-    moe_dispatch: 'blocks' (fast on CPU), 'ragged' (TPU, GPU), or 'auto'.
+    moe_dispatch: 'blocks' (fast on CPU; all that an FP8 unit multiplies),
+      'ragged' (TPU, GPU), or 'auto'.
   """
 
   vocab_size: int

@@ -5,6 +5,12 @@ XLA's ragged_dot is a fused kernel on TPU, but on CPU it multiplies every row
 with every expert. There a loop walks over blocks of pairs that share an
 expert; it ends at the last block that holds any, and all that a block needs
 stays in a processor's cache. Both give the same numbers.
+
+In FP8 the blocks are what an FP8 unit multiplies: one expert's rows, and one
+tile of them. XLA has no ragged_dot that promotes partial sums, nor a cheap one
+of E4M3 numbers: 'ragged' simulates FP8 on every device. Tiles along tokens
+are made of the pairs that meet on a device, in either case: the gradients of
+experts' weights, in FP8 alone, depend on how many devices there are.
 """
 
 from functools import partial
@@ -14,10 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.model import quant
+from r1jax.sharding import Layout
 
 
 def swiglu(x_RD, expert_RA, share_RA, weights, dispatch: str,
-           fp8: bool) -> jax.Array:
+           fp8: bool, units: Layout | None = None) -> jax.Array:
   """Σ_a share_a · down_e(silu(gate_e(x)) · up_e(x)), e the a-th expert.
 
   The share enters before the last product: its gradient is then a sum over I
@@ -30,13 +37,18 @@ def swiglu(x_RD, expert_RA, share_RA, weights, dispatch: str,
     weights: gate [E, D, I], up [E, D, I], down [E, I, D].
     dispatch: 'ragged' or 'blocks'.
     fp8: Products in FP8.
+    units: A mesh of this device, whose FP8 unit multiplies the blocks; None
+      simulates.
 
   Returns:
     [R, D]
   """
-  function = {'ragged': _ragged, 'blocks': _in_blocks}[dispatch]
-  return function(x_RD, expert_RA.reshape(-1),
-                  share_RA.reshape(-1).astype(x_RD.dtype), weights, fp8)
+  pair_expert = expert_RA.reshape(-1)
+  pair_share = share_RA.reshape(-1).astype(x_RD.dtype)
+  if dispatch == 'ragged':
+    return _ragged(x_RD, pair_expert, pair_share, weights, fp8)
+  where = plan(pair_expert, weights[0].shape[0])
+  return _blocks(x_RD, pair_share, weights, where, fp8, units)
 
 
 def _ragged(x_RD, pair_expert, pair_share, weights, fp8: bool):
@@ -50,7 +62,7 @@ def _ragged(x_RD, pair_expert, pair_share, weights, fp8: bool):
 
   def times(x_SD, w_EDF):
     if fp8:
-      return quant.product(jax.lax.ragged_dot, x_SD, w_EDF, size_E)
+      return quant.product(jax.lax.ragged_dot, None, x_SD, w_EDF, size_E)
     return jax.lax.ragged_dot(x_SD, w_EDF, size_E)
 
   x_SD = only(x_RD[order // (pairs // R)])
@@ -106,21 +118,18 @@ def block_slots(pairs: int, experts: int) -> int:
   return min(128, max(16, 1 << (share.bit_length() - 1)))
 
 
-def _in_blocks(x_RD, pair_expert, pair_share, weights, fp8: bool):
-  return _blocks(x_RD, pair_share, weights,
-                 plan(pair_expert, weights[0].shape[0]), fp8)
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _blocks(x_RD, pair_share, weights, where: Blocks, fp8: bool,
+            units: Layout | None):
+  return _blocks_forward(x_RD, pair_share, weights, where, fp8, units)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocks(x_RD, pair_share, weights, where: Blocks, fp8: bool):
-  return _blocks_forward(x_RD, pair_share, weights, where, fp8)[0]
-
-
-def _blocks_forward(x_RD, pair_share, weights, where: Blocks, fp8: bool):
+def _blocks_forward(x_RD, pair_share, weights, where: Blocks, fp8: bool,
+                    units: Layout | None):
   gate_EDI, up_EDI, down_EID = weights
   slots, A = where.pair_S.shape[0], _per_token(x_RD, where)
   D, I = gate_EDI.shape[1:]
-  times = partial(_times, fp8=fp8)
+  times = partial(_times, fp8=fp8, units=units)
 
   def one(block):
     w, gate_SI, up_SI, out_SD = block
@@ -139,13 +148,13 @@ def _blocks_forward(x_RD, pair_share, weights, where: Blocks, fp8: bool):
   return y_RD, (x_RD, pair_share, weights, where, gate_SI, up_SI)
 
 
-def _blocks_backward(fp8: bool, kept, dy_RD):
+def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_RD):
   x_RD, pair_share, weights, where, gate_SI, up_SI = kept
   gate_EDI, up_EDI, down_EID = weights
   A = _per_token(x_RD, where)
 
   def gradients(x, w, dy):  # Of their product, which is not made again.
-    return jax.vjp(partial(_times, fp8=fp8), x, w)[1](dy)
+    return jax.vjp(partial(_times, fp8=fp8, units=units), x, w)[1](dy)
 
   def one(block):
     w, dx_SD, d_share_S, d_gate_EDI, d_up_EDI, d_down_EID = block
@@ -207,5 +216,5 @@ def _sum_of_pairs(x_PD, tokens: int):
   return x_RAD.sum(1, dtype=quant.wide(x_PD.dtype)).astype(x_PD.dtype)
 
 
-def _times(x, w, fp8: bool):
-  return quant.product(jnp.matmul, x, w) if fp8 else x @ w
+def _times(x, w, fp8: bool, units: Layout | None):
+  return quant.product(jnp.matmul, units, x, w) if fp8 else x @ w

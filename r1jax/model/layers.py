@@ -32,7 +32,11 @@ def linear(x: jax.Array, w: jax.Array, layout: Layout,
   """
   w_DF = w.reshape(w.shape[0], -1)
   x_TD = x if layout.mesh.size > 1 else x.reshape(-1, x.shape[-1])
-  y = quant.product(_matmul, x_TD, w_DF) if fp8 else _matmul(x_TD, w_DF)
+  if fp8:
+    units = layout if quant.has_unit(layout.device) else None
+    y = quant.product(_matmul, units, x_TD, w_DF)
+  else:
+    y = _matmul(x_TD, w_DF)
   return y.reshape(*x.shape[:-1], *w.shape[1:])
 
 

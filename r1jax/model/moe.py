@@ -5,6 +5,7 @@ hold their experts, by one all-to-all there and one back. What the experts do
 with them is in experts.py.
 """
 
+from collections.abc import Callable
 import dataclasses
 from functools import partial
 import math
@@ -109,18 +110,14 @@ def balance_loss(affinity_BTE, expert_BTA, counted_BT):
   return loss, load_BE.sum(0)
 
 
-def _local(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
-           fp8: bool):
+def _local(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable):
   """All experts are here. Padding goes to none of them: it is never read."""
-  here = weights[0].shape[0]
-  return experts.swiglu(
-      x_RD, jnp.where(valid_R[:, None], expert_RA, here), gate_RA, weights,
-      dispatch, fp8), jnp.zeros(())
+  expert_RA = jnp.where(valid_R[:, None], expert_RA, weights[0].shape[0])
+  return swiglu(x_RD, expert_RA, gate_RA, weights), jnp.zeros(())
 
 
-def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
-               fp8: bool, axes: tuple[str, ...], shards: int,
-               capacity_factor: float):
+def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable,
+               axes: tuple[str, ...], shards: int, capacity_factor: float):
   """Experts lie on `shards` devices; runs on each of them (shard_map).
 
   A device has `room` slots for each other one: with a capacity factor that
@@ -150,10 +147,9 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, dispatch: str,
   swap = partial(jax.lax.all_to_all, axis_name=axes, split_axis=0,
                  concat_axis=0, tiled=True)
   came_SD = swap(x_RD.at[slots(R, order // A)].get(mode='fill', fill_value=0))
-  out_SD = experts.swiglu(
+  out_SD = swiglu(
       came_SD, swap(slots(here, pair_expert[order] % here))[:, None],
-      swap(slots(0, gate_RA.reshape(-1)[order]))[:, None], weights, dispatch,
-      fp8)
+      swap(slots(0, gate_RA.reshape(-1)[order]))[:, None], weights)
   slot_of_pair = jnp.zeros(R * A, jnp.int32).at[order].set(slot)
   pairs = swap(out_SD).at[slot_of_pair].get(mode='fill', fill_value=0)
   y_RD = pairs.reshape(R, A, D).sum(1, dtype=quant.wide(x_RD.dtype))
@@ -214,15 +210,19 @@ class MoE(nn.Module):
 def _dispatched(x_BTD, expert_BTA, gate_BTA, valid_BT, weights,
                 config: ModelConfig, layout: Layout):
   """The routed experts' sum for every token, and how many pairs it lost."""
+  native = config.fp8 and quant.has_unit(layout.device)
   dispatch = config.moe_dispatch
   if dispatch == 'auto':
-    dispatch = 'blocks' if layout.platform == 'cpu' else 'ragged'
+    blocks = native or layout.platform == 'cpu'
+    dispatch = 'blocks' if blocks else 'ragged'
+  swiglu = partial(experts.swiglu, dispatch=dispatch, fp8=config.fp8,
+                   units=layout.alone() if native else None)
 
   def flat(function, x, expert, gate, valid, *weights):
     rows = x.shape[0] * x.shape[1]
     y, dropped = function(
         x.reshape(rows, -1), expert.reshape(rows, -1), gate.reshape(rows, -1),
-        valid.reshape(rows), weights, dispatch, config.fp8)
+        valid.reshape(rows), weights, swiglu)
     return y.reshape(x.shape), dropped
 
   if layout.mesh.size == 1:

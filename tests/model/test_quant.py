@@ -1,15 +1,19 @@
-"""FP8 products against NumPy, group by group."""
+"""FP8 products against NumPy, group by group, on either path."""
 
 from functools import partial
+import re
+from types import SimpleNamespace
 
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from r1jax.model import experts, quant
-from tests.conftest import dense_config, forward, make, small_config
+from tests.conftest import (
+    dense_config, forward, make, one_device, small_config)
 
 _RNG = np.random.default_rng(0)
 
@@ -45,37 +49,134 @@ def _draw(*shape):
   return (_RNG.normal(size=shape) * size).astype(np.float32)
 
 
-def test_all_three_products_are_v3s():
-  """Sizes that are no whole tile; the weight's gradient is along tokens."""
-  x, w, dy = _draw(150, 200), _draw(200, 130), _draw(150, 130)
-  y, vjp = jax.vjp(jax.jit(
-      lambda x, w: quant.product(jnp.matmul, x, w)), x, w)
-  dx, dw = vjp(dy)
-  want = _tiles(x, 1) @ _blocks(w)
-  np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4 * want.std())
-  want = _tiles(dy, 1) @ _blocks(w).T
-  np.testing.assert_allclose(dx, want, rtol=1e-4, atol=1e-4 * want.std())
-  want = _tiles(_tiles(x, 1), 0).T @ _tiles(dy, 0)
-  np.testing.assert_allclose(dw, want, rtol=1e-4, atol=1e-4 * want.std())
+# Sizes that are whole tiles, that are none, and some smaller than one.
+_SHAPES = [(150, 200, 130), (256, 128, 384), (1, 300, 7), (129, 5, 128)]
 
 
-def test_zeros_stay_zeros():
+def _gradients(multiply, units, x, w, dy):
+  """y, dx and dw of a product, jitted."""
+
+  @jax.jit
+  def run(x, w, dy):
+    y, vjp = jax.vjp(partial(quant.product, multiply, units), x, w)
+    return y, *vjp(dy)
+
+  return run(x, w, dy)
+
+
+def _assert_close(got, want):
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * want.std())
+
+
+def _assert_same_terms(got, want, x, w, dy):
+  """y, dx, dw up to the rounding of their sums, in any order, to float32.
+
+  That is a few of the last bits of what the terms' absolute values sum to.
+  """
+  w = np.abs(w).reshape(w.shape[0], -1)
+  x, dy = np.abs(x).reshape(-1, w.shape[0]), np.abs(dy).reshape(-1, w.shape[1])
+  for a, b, terms in zip(got, want, (x @ w, dy @ w.T, x.T @ dy)):
+    assert (np.abs(a - b).reshape(terms.shape) <= 3e-6 * terms).all()
+
+
+@pytest.mark.parametrize('T, D, F', _SHAPES)
+@pytest.mark.parametrize('native', [False, True], ids=['simulated', 'native'])
+def test_all_three_products_are_v3s(native, T, D, F):
+  """The weight's gradient is rounded along tokens."""
+  x, w, dy = _draw(T, D), _draw(D, F), _draw(T, F)
+  y, dx, dw = _gradients(
+      jnp.matmul, one_device() if native else None, x, w, dy)
+  _assert_close(y, _tiles(x, 1) @ _blocks(w))
+  _assert_close(dx, _tiles(dy, 1) @ _blocks(w).T)
+  _assert_close(dw, _tiles(_tiles(x, 1), 0).T @ _tiles(dy, 0))
+
+
+@pytest.mark.parametrize('T, D, F', _SHAPES)
+def test_an_fp8_unit_computes_what_is_simulated(T, D, F):
+  """The same numbers, but for the order of float32 sums; rows end tiles."""
+  args = _draw(2, T, D), _draw(D, F), _draw(2, T, F)
+  _assert_same_terms(_gradients(jnp.matmul, one_device(), *args),
+                     _gradients(jnp.matmul, None, *args), *args)
+
+
+def _dots(jaxpr):
+  """Every dot_general of a jaxpr and of those within it."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      yield eqn
+    for inner in core.jaxprs_in_params(eqn.params):
+      yield from _dots(inner)
+
+
+def test_what_an_fp8_unit_multiplies_is_e4m3():
+  """Three products of one stretch each; no dequantised copy among operands."""
+
+  @jax.jit
+  def run(x, w, dy):
+    y, vjp = jax.vjp(partial(quant.product, jnp.matmul, one_device()), x, w)
+    return y, *vjp(dy)
+
+  traced = run.trace(*(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (
+      (2, 150, 200), (200, 130), (2, 150, 130))))
+  dots = list(_dots(traced.jaxpr.jaxpr))
+  assert len(dots) == 3
+  for dot in dots:
+    (contracted, _), batch = dot.params['dimension_numbers']
+    assert [v.aval.dtype for v in dot.invars] == [jnp.float8_e4m3fn] * 2
+    assert [dot.invars[0].aval.shape[i] for i in contracted] == [128]
+    assert batch == ((), ())
+    assert dot.outvars[0].aval.dtype == jnp.float32
+  for platform in 'cuda', 'tpu':
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    lines = re.findall(r'stablehlo.dot_general.* : (.*)', text)
+    assert len(lines) == 3
+    for line in lines:
+      assert re.fullmatch(r'\(tensor<[\dx]+xf8E4M3FN>, tensor<[\dx]+xf8E4M3FN>'
+                          r'\) -> tensor<[\dx]+xf32>', line), line
+
+
+@pytest.mark.parametrize('platform, kind, capability, want', [
+    ('gpu', 'NVIDIA A100-SXM4-80GB', '8.0', False),
+    ('gpu', 'NVIDIA L4', '8.9', True),
+    ('gpu', 'NVIDIA H100 80GB HBM3', '9.0', True),
+    ('gpu', 'NVIDIA B200', '10.0', True),
+    ('gpu', 'AMD Instinct MI300X', 'gfx942', False),
+    ('tpu', 'TPU v4', None, False), ('tpu', 'TPU v5 lite', None, False),
+    ('tpu', 'TPU v5', None, False), ('tpu', 'TPU v6 lite', None, False),
+    ('tpu', 'TPU7x', None, True), ('tpu', 'unheard of', None, False)])
+def test_which_devices_have_an_fp8_unit(platform, kind, capability, want):
+  device = SimpleNamespace(platform=platform, device_kind=kind)
+  if capability:
+    device.compute_capability = capability
+  assert quant.has_unit(device) == want
+  assert not quant.has_unit(jax.devices('cpu')[0])
+
+
+@pytest.fixture(params=[False, True], ids=['simulated', 'native'])
+def native(request, monkeypatch):
+  """As if the devices had FP8 units, and as if they had none."""
+  monkeypatch.setattr(quant, 'has_unit', lambda device: request.param)
+  return request.param
+
+
+def test_zeros_stay_zeros(native):
   x, w = jnp.zeros((3, 200)), jnp.zeros((200, 5))
-  y, vjp = jax.vjp(lambda x, w: quant.product(jnp.matmul, x, w), x, w)
-  assert not np.asarray(y).any()
-  assert not any(np.asarray(g).any() for g in vjp(jnp.zeros_like(y)))
+  for found in _gradients(jnp.matmul, one_device() if native else None, x, w,
+                          jnp.zeros((3, 5))):
+    assert not np.asarray(found).any()
 
 
-@pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
-def test_grouped_products_round_each_experts_weight(dispatch):
+@pytest.mark.parametrize('dispatch, native', [
+    ('blocks', False), ('blocks', True), ('ragged', False)])
+def test_grouped_products_round_each_experts_weight(dispatch, native):
   rows, E, D, I = 40, 3, 140, 8
   x, expert = _draw(rows, D), _RNG.integers(0, E, (rows, 1)).astype(np.int32)
   gate, up = (np.stack([_draw(D, I) / 1e3 for _ in range(E)])
               for _ in range(2))
   down = np.stack([_draw(I, D) for _ in range(E)])
   got = jax.jit(lambda x, *weights: experts.swiglu(
-      x, expert, jnp.ones(expert.shape), weights, dispatch, True))(
-          x, gate, up, down)
+      x, expert, jnp.ones(expert.shape), weights, dispatch, True,
+      one_device() if native else None))(x, gate, up, down)
 
   def one(x, e):
     g, u = (_tiles(x[None], 1) @ _blocks(w[e]) for w in (gate, up))
