@@ -73,10 +73,11 @@ def tiles(x: jax.Array, axis: int) -> jax.Array:
   """x with every 128 numbers along an axis rounded together, float32."""
   axis %= x.ndim
   size = x.shape[axis]
+  tile = min(BLOCK, size)  # A short row is one tile, and needs no padding.
   pad = [(0, 0)] * x.ndim
-  pad[axis] = (0, -size % BLOCK)
+  pad[axis] = (0, -size % tile)
   wide = jnp.pad(x.astype(jnp.float32), pad)
-  shape = (*x.shape[:axis], -1, BLOCK, *x.shape[axis + 1:])
+  shape = (*x.shape[:axis], -1, tile, *x.shape[axis + 1:])
   found = _rounded(wide.reshape(shape), (axis + 1,)).reshape(wide.shape)
   return jax.lax.slice_in_dim(found, 0, size, axis=axis)
 

@@ -1,4 +1,4 @@
-"""FP8 products against NumPy, group by group, on either path."""
+"""FP8 products against NumPy, group by group, on either path and any mesh."""
 
 from functools import partial
 import re
@@ -11,7 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from r1jax.model import experts, quant
+from r1jax.model import experts, layers, quant
+from r1jax.model.transformer import Transformer
+from r1jax.sharding import Layout, make_mesh
 from tests.conftest import (
     dense_config, forward, make, one_device, small_config)
 
@@ -157,6 +159,54 @@ def native(request, monkeypatch):
   """As if the devices had FP8 units, and as if they had none."""
   monkeypatch.setattr(quant, 'has_unit', lambda device: request.param)
   return request.param
+
+
+@pytest.mark.parametrize('B, T', [(4, 150), (3, 131)], ids=['split', 'whole'])
+def test_eight_devices_make_the_tiles_of_one(native, B, T):
+  """Tiles along tokens end with a row, wherever the row lies."""
+  x, w, dy = _draw(B, T, 200), _draw(200, 2, 70), _draw(B, T, 2, 70)
+  mesh = Layout(make_mesh({'fsdp': 2, 'tensor': 2, 'expert': 2}))
+
+  def compiled(layout):
+    def run(x, w, dy):
+      y, vjp = jax.vjp(partial(
+          layers.linear, layout=layout, fp8=True), x, w)
+      return y, *vjp(dy)
+    return jax.jit(run).lower(x, w, dy).compile()
+
+  on_mesh = compiled(mesh)
+  _assert_same_terms(on_mesh(x, w, dy), compiled(one_device())(x, w, dy),
+                     x, w, dy)
+  # A loop over stretches waits for nobody.
+  loops = on_mesh.as_text().split('\nENTRY')[0]
+  assert not native or not re.search(r' (all-|collective-|reduce-sc)', loops)
+
+
+def test_a_models_gradient_in_fp8_is_the_same_on_eight_devices(native):
+  """Up to numbers that another order of sums rounds to a neighbour in E4M3."""
+  tokens = _RNG.integers(0, 32, (4, 150))
+  position = np.broadcast_to(np.arange(150), tokens.shape)
+
+  config = dense_config(fp8=True, num_layers=1, first_k_dense=1,
+                        max_context=256, attention_kernel='plain')
+  params = jax.device_get(make(config)[1])
+
+  @partial(jax.jit, static_argnums=0)
+  def gradient(layout, params):
+
+    def loss(params):
+      hidden_BTD = Transformer(config, layout).apply(
+          {'params': params}, tokens, position,
+          np.ones_like(tokens)).hidden_BTD
+      return jnp.mean(jnp.sin(3 * hidden_BTD))
+
+    return jax.value_and_grad(loss)(params)
+
+  want = gradient(one_device(), params)
+  got = gradient(Layout(make_mesh({'fsdp': 4, 'tensor': 2})), params)
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-4)
+  for a, b in zip(*map(jax.tree.leaves, jax.device_get((got[1], want[1])))):
+    assert np.abs(a - b).mean() <= 0.01 * np.abs(b).mean()
 
 
 def test_zeros_stay_zeros(native):
