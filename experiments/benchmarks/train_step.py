@@ -40,22 +40,28 @@ def best_cpu_secs(step) -> float:
   return min(times)
 
 
+def model_of(shapes: dict, **changes):
+  """Ours, of a config.json's contents, on one device."""
+  from r1jax import hf_config
+  from r1jax.model import transformer
+  from r1jax.model.config import ModelConfig
+  from r1jax.sharding import Layout, make_mesh
+  with tempfile.TemporaryDirectory() as folder:
+    with open(os.path.join(folder, 'config.json'), 'w') as file:
+      json.dump(shapes, file)
+    fields = hf_config.read_config(folder)
+  fields |= dict(dtype='float32', remat=False) | changes
+  return transformer.Transformer(
+      ModelConfig.from_dict(fields), Layout(make_mesh({})))
+
+
 def ours() -> dict[str, float]:
   import jax
   import numpy as np
-  from r1jax import hf_config
   from r1jax.model import moe, transformer
-  from r1jax.model.config import ModelConfig
   from r1jax.records import TokenBatch
-  from r1jax.sharding import Layout, make_mesh
   from r1jax.train import optimizer, state as train_state, step as train_step
-  with tempfile.TemporaryDirectory() as folder:
-    with open(os.path.join(folder, 'config.json'), 'w') as file:
-      json.dump(SHAPES, file)
-    fields = hf_config.read_config(folder)
-  fields |= dict(dtype='float32', remat=False, unroll=3)
-  model = transformer.Transformer(
-      ModelConfig.from_dict(fields), Layout(make_mesh({})))
+  model = model_of(SHAPES, unroll=3)
   tx = optimizer.make(optimizer.OptimizerConfig(
       learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=1.0,
       beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0,

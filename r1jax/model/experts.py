@@ -53,7 +53,7 @@ def swiglu(x_RD, expert_RA, share_RA, weights, dispatch: str,
 
 def _ragged(x_RD, pair_expert, pair_share, weights, fp8: bool):
   gate_EDI, up_EDI, down_EID = weights
-  (R, D), pairs, E = x_RD.shape, pair_expert.shape[0], gate_EDI.shape[0]
+  R, pairs, E = x_RD.shape[0], pair_expert.shape[0], gate_EDI.shape[0]
   order = jnp.argsort(pair_expert, stable=True)
   size_E = jnp.bincount(pair_expert, length=E).astype(jnp.int32)
   # Rows of no group come last. What a product makes of them is undefined.

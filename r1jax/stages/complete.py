@@ -8,7 +8,7 @@ import numpy as np
 
 from r1jax.data import template
 from r1jax.errors import UserError
-from r1jax.rollout import engine as rollout
+from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion, Request
@@ -39,7 +39,7 @@ class Completer:
       self._asked += 1
       prompt = np.array(
           text.prompt(self._parts.template.render(question)), np.int32)
-      keys_G2 = rollout.sample_keys(
+      keys_G2 = assemble.sample_keys(
           self._key, np.array([self._asked], np.uint32), self._samples)[0]
       for g, key in enumerate(keys_G2):
         request = Request(name=f'{question!r}', prompt=prompt, key=key,

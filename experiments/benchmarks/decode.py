@@ -1,0 +1,184 @@
+"""Sampling from a small DeepSeek-V3, beside transformers and beside itself.
+
+  python experiments/benchmarks/decode.py --peer-python=VENV/bin/python
+
+VENV has torch and transformers; r1jax needs neither. The model is that of
+train_step.py, float32, pinned to one core and measured in CPU-seconds after a
+warm-up, all in one run:
+
+  peer     32 prompts of 64 tokens, 256 new ones each, temperature 1.
+  tail     256 requests with lengths of a long tail (mean 20 % of 256), through
+           32 rows that are refilled, and in static batches of 32.
+  context  Cost of a token after 256 … 8192 others, and the bytes it reads.
+  group    16 samples of a 512-token prompt, against one sample.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+from train_step import SHAPES, model_of
+
+ROWS, PROMPT, NEW, STEPS = 32, 64, 256, 3
+
+
+def ours() -> dict:
+  import jax
+  import numpy as np
+  from r1jax.model import transformer
+  from r1jax.rollout.engine import Engine, EngineConfig
+  from r1jax.rollout.sampling import Sampling
+  from r1jax.rollout.scheduler import Request
+  model = model_of(SHAPES)
+  params = transformer.init_params(model, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  keys = np.asarray(jax.random.key_data(jax.random.split(
+      jax.random.key(1), 256)))
+
+  def engine(**changes) -> Engine:
+    return Engine(model, EngineConfig(**dict(
+        rows=ROWS, context_tokens=PROMPT + NEW, page_tokens=64,
+        chunk_tokens=32) | changes))
+
+  def request(n: int, new: int, prompt: int = PROMPT) -> Request:
+    return Request(
+        name=n, prompt=rng.integers(2, 512, prompt).astype(np.int32),
+        key=keys[n % 256], sampling=Sampling(max_new_tokens=new, stop_ids=()))
+
+  def best(run, warm: int = 1, times: int = STEPS) -> float:
+    secs = []
+    for i in range(warm + times):
+      began = time.process_time()
+      run()
+      secs.append(time.process_time() - began)
+    return min(secs[warm:])
+
+  found = {}
+  static = engine(chunk_tokens=NEW)
+  batch = [request(n, NEW) for n in range(ROWS)]
+  sampler = engine()
+  found['peer'] = ROWS * NEW / best(lambda: sampler.run(params, batch))
+
+  lengths = np.minimum(rng.exponential(0.2 * NEW * 1.08, 256) + 1, NEW)
+  tail = [request(n, int(length)) for n, length in enumerate(lengths)]
+  refilled = best(lambda: sampler.run(params, tail))
+  batches = best(lambda: [
+      static.run(params, tail[i:i + ROWS]) for i in range(0, 256, ROWS)])
+  found['tail'] = dict(
+      mean_tokens=float(lengths.mean()), tokens=int(sum(
+          r.sampling.max_new_tokens for r in tail)),
+      refilled_secs=refilled, static_secs=batches)
+
+  found['context'] = []
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
+  for tokens in (256, 512, 1024, 2048, 4096, 8192):
+    rows = 8
+    long = engine(rows=rows, context_tokens=tokens + 128, chunk_tokens=16)
+    session = long.session(params)
+    for n in range(rows):
+      session.submit(request(n, 65, tokens))
+    session.turn()  # Reads the prompts.
+    secs = best(session.turn, 0) / 16
+    entry = model.config.num_layers * model.config.cache_width * 4
+    found['context'].append(dict(
+        context=tokens, step_ms=secs * 1e3,
+        cache_MB=rows * tokens * entry / 1e6, weights_MB=weights / 1e6))
+
+  shared = engine(rows=16, context_tokens=512 + 32, chunk_tokens=16)
+  one = request(0, 16, 512)
+  group = [Request(name=n, prompt=one.prompt, key=keys[n],
+                   sampling=one.sampling) for n in range(16)]
+  prompt_pages, reading = {}, {}
+  for name, requests in (('one', [one]), ('sixteen', group)):
+    def read():
+      session = shared.session(params)
+      for item in requests:
+        session.submit(item)
+      jobs = session._schedule.place()
+      began = time.process_time()
+      session._read(jobs)
+      jax.block_until_ready(session._pages)
+      reading[name] = min(
+          reading.get(name, 1e9), time.process_time() - began)
+      prompt_pages[name] = len({
+          page.number for row in session._schedule.running[0]
+          for page in row.pages})
+    for _ in range(4):
+      read()
+  found['group'] = dict(prefill_secs=reading, prompt_pages=prompt_pages)
+  return found
+
+
+def peer() -> dict:
+  import torch
+  import transformers
+  torch.set_num_threads(1)
+  config = transformers.DeepseekV3Config(**{
+      key: value for key, value in SHAPES.items()
+      if key not in ('architectures', 'model_type', 'torch_dtype')})
+  prompts = torch.randint(2, 512, (ROWS, PROMPT))
+  found = {}
+  for attention in ('eager', 'sdpa'):
+    config._attn_implementation = attention
+    model = transformers.DeepseekV3ForCausalLM(config).eval()
+    secs = []
+    for _ in range(2):
+      began = time.process_time()
+      with torch.no_grad():
+        model.generate(prompts, max_new_tokens=NEW, min_new_tokens=NEW,
+                       do_sample=True, temperature=1.0, top_k=0,
+                       pad_token_id=0)
+      secs.append(time.process_time() - began)
+    found[attention] = ROWS * NEW / min(secs)
+  return found
+
+
+def main():
+  flags = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  flags.add_argument('--peer-python', required=True)
+  flags.add_argument('--run', choices=('ours', 'peer'))
+  args = flags.parse_args()
+  if args.run:
+    print(json.dumps({'ours': ours, 'peer': peer}[args.run]()))
+    return
+  found = {}
+  for run, python in (('ours', sys.executable), ('peer', args.peer_python)):
+    out = subprocess.run(
+        ['taskset', '-c', '0', python, __file__, '--run', run,
+         '--peer-python', python], capture_output=True, text=True,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+    if out.returncode:
+      sys.exit(out.stderr)
+    found[run] = json.loads(out.stdout.splitlines()[-1])
+  mine, best = found['ours'], max(found['peer'].values())
+  print('peer: tokens a CPU-second, and ours over it')
+  print(f"  {'r1jax':<24} {mine['peer']:7.0f}")
+  for name, speed in found['peer'].items():
+    print(f"  {'transformers, ' + name:<24} {speed:7.0f}  "
+          f"{mine['peer'] / speed:.2f}")
+  print(f"  over its best: {mine['peer'] / best:.2f}")
+  tail = mine['tail']
+  print(f"tail: {tail['tokens']} tokens, mean {tail['mean_tokens']:.0f}: "
+        f"refilled {tail['refilled_secs']:.2f} s, static batches "
+        f"{tail['static_secs']:.2f} s, "
+        f"{tail['static_secs'] / tail['refilled_secs']:.2f}×")
+  print('context: ms a step of 8 rows; MB of cache, and of weights, it reads')
+  for row in mine['context']:
+    print(f"  {row['context']:<6} {row['step_ms']:8.2f} {row['cache_MB']:8.1f} "
+          f"{row['weights_MB']:6.1f}")
+  first, last = mine['context'][0], mine['context'][-1]
+  print(f"  from first to last: {last['step_ms'] / first['step_ms']:.2f}× the "
+        f"time, {(last['cache_MB'] + last['weights_MB']) / (first['cache_MB'] + first['weights_MB']):.2f}× the bytes")
+  group = mine['group']
+  print('group: prefill CPU-seconds and pages of the prompt: one sample '
+        f"{group['prefill_secs']['one']:.3f}, {group['prompt_pages']['one']}; "
+        f"sixteen {group['prefill_secs']['sixteen']:.3f}, "
+        f"{group['prompt_pages']['sixteen']}")
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,77 @@
+"""Between batches of prompts and requests: keys, and the Rollout that RL
+reads."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch, Rollout
+from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.scheduler import Completion, Request
+
+
+def requests(prompts: PromptBatch, group_size: int, how: Sampling,
+             key: jax.Array) -> list[Request]:
+  """G of each prompt, side by side; see sample_keys."""
+  keys_PG2 = sample_keys(key, prompts.id_P, group_size)
+  rows = zip(np.asarray(prompts.tokens_PT), np.asarray(prompts.valid_PT))
+  return [
+      Request(name=(p, g), prompt=tokens_T[valid_T], key=keys_PG2[p, g],
+              sampling=how, group=p)
+      for p, (tokens_T, valid_T) in enumerate(rows) for g in range(group_size)]
+
+
+@partial(jax.jit, static_argnums=2)
+def _folded(key, id_P, group_size: int):
+  fold = jax.random.fold_in
+  key_P = jax.vmap(fold, (None, 0))(key, id_P)
+  key_PG = jax.vmap(jax.vmap(fold, (None, 0)), (0, None))(
+      key_P, jnp.arange(group_size))
+  return jax.random.key_data(key_PG)
+
+
+def sample_keys(key, id_P, group_size: int) -> np.ndarray:
+  """Raw keys, uint32 [P, G, 2]: sample g of a prompt with this id draws from
+  the key folded by the id, then by g."""
+  return np.asarray(_folded(key, np.asarray(id_P), group_size))
+
+
+def as_rollout(prompts: PromptBatch, group_size: int, max_new_tokens: int,
+               made: Sequence[Completion]) -> Rollout:
+  """Row b of the rollout is the b-th completion, of prompt b // G."""
+  B, S = len(made), max_new_tokens
+  tokens_BS = np.zeros((B, S), np.int32)
+  logp_BS, model_logp_BS = np.zeros((2, B, S), np.float32)
+  length_B = np.array([len(c.tokens) for c in made], np.int32)
+  for b, c in enumerate(made):
+    tokens_BS[b, :length_B[b]] = c.tokens
+    logp_BS[b, :length_B[b]] = c.logp
+    model_logp_BS[b, :length_B[b]] = c.model_logp
+  prompt_BT = np.repeat(np.asarray(prompts.tokens_PT), group_size, axis=0)
+  valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
+  live_BS = np.arange(S) < length_B[:, None]
+  beside = lambda left, right: np.concatenate([left, right], 1)
+  nothing = np.zeros(valid_BT.shape, np.float32)
+  T = prompt_BT.shape[1]
+  experts_BTLA = None
+  if made[0].prompt_experts is not None:
+    experts_BTLA = np.zeros(
+        (B, T + S, *made[0].prompt_experts.shape[1:]), np.uint16)
+    for b, c in enumerate(made):
+      known = np.concatenate([c.prompt_experts, np.stack(c.experts)])
+      start = T - len(c.request.prompt)
+      experts_BTLA[b, start:start + len(known)] = known
+  return Rollout(
+      tokens_BT=beside(prompt_BT, tokens_BS),
+      valid_BT=beside(valid_BT, live_BS),
+      mask_BT=beside(np.zeros_like(valid_BT), live_BS),
+      logp_BT=beside(nothing, logp_BS),
+      model_logp_BT=beside(nothing, model_logp_BS),
+      finish_B=np.array([FINISH_STOP if c.finish == 'stop' else FINISH_LENGTH
+                         for c in made], np.int32),
+      length_B=length_B,
+      group_B=np.arange(B, dtype=np.int32) // group_size,
+      experts_BTLA=experts_BTLA)
