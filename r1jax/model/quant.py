@@ -9,7 +9,8 @@ the contracted axis at a time; each stretch's sums are scaled and added in
 float32, which is V3's promotion of partial sums. XLA has no product that
 promotes within: a matrix of partial sums goes to memory and back for every
 stretch, and bounds the speed. Where the device has no FP8 unit the same
-numbers are simulated: operands are multiplied as float32.
+numbers are simulated by float32 products at the highest precision: by default
+TPUs round their operands to bfloat16, GPUs to TF32.
 """
 
 from collections.abc import Callable
@@ -113,7 +114,8 @@ def product(multiply: Callable, units: Layout | None, x: jax.Array,
   """
   if units:
     return _tokens_product(units, _tiles(x, -1), _blocks(w)).astype(x.dtype)
-  return multiply(tiles(x, -1), blocks(w), *rest).astype(x.dtype)
+  with jax.default_matmul_precision('highest'):
+    return multiply(tiles(x, -1), blocks(w), *rest).astype(x.dtype)
 
 
 def _forward(multiply, units, x, w, *rest):
@@ -128,10 +130,11 @@ def _backward(multiply, units, kept, dy):
     dx = _tokens_product(units, _tiles(dy, -1), _blocks(w.T))
     dw = _weight_product(units, _tiles(once, -2), _tiles(dy, -2))
   else:
-    dx = jax.vjp(lambda x: multiply(x, blocks(w), *rest),
-                 x.astype(jnp.float32))[1](tiles(dy, -1))[0]
-    dw = jax.vjp(lambda w: multiply(tiles(once, -2), w, *rest),
-                 w.astype(jnp.float32))[1](tiles(dy, -2))[0]
+    with jax.default_matmul_precision('highest'):
+      dx = jax.vjp(lambda x: multiply(x, blocks(w), *rest),
+                   x.astype(jnp.float32))[1](tiles(dy, -1))[0]
+      dw = jax.vjp(lambda w: multiply(tiles(once, -2), w, *rest),
+                   w.astype(jnp.float32))[1](tiles(dy, -2))[0]
   return (dx.astype(x.dtype), dw.astype(w.dtype)) + (None,) * len(rest)
 
 
