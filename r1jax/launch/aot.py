@@ -30,6 +30,7 @@ from r1jax.train import optimizer, state as train_state, step as train_step
 # High-bandwidth memory of one device, bytes; Google Cloud's documentation.
 HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
 DOES_NOT_FIT = 3  # Exit code.
+_REASON_CHARS = 240  # Of a message that goes on with whole programs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,10 @@ class Compiled:
     temporaries_bytes: Of one device, beside its arguments.
     peak_bytes: The most that one device holds at once.
     matmul_flops: Of all devices, by kind; see flops.count.
-    model_flops: 6 · active parameters · tokens.
+    model_flops: 6 · active parameters · tokens; without attention's core,
+      and without look-ahead modules.
+    attention_flops: What that core must cost beside it: scores and mixing of
+      the tokens that a causal mask leaves, three times for the gradient.
     compile_secs: Wall time of tracing and compiling.
     host_bytes: Peak memory of this process.
   """
@@ -53,6 +57,7 @@ class Compiled:
   peak_bytes: int
   matmul_flops: dict[str, float]
   model_flops: float
+  attention_flops: float
   compile_secs: float
   host_bytes: int
 
@@ -123,16 +128,19 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      raise DoesNotFit(str(error).splitlines()[0],
+      # What ran out of which memory may stand on the second line.
+      raise DoesNotFit(' '.join(str(error).split())[:_REASON_CHARS],
                        _largest_buffers(folder)) from error
-  memory = compiled.memory_analysis()
-  tokens = rows * (width + c.max_new_tokens)
+  memory, sizes = compiled.memory_analysis(), info.count(model.config)
+  T = width + c.max_new_tokens
+  tokens = rows * T
   return Compiled(
       tokens=tokens, arguments_bytes=memory.argument_size_in_bytes,
       temporaries_bytes=memory.temp_size_in_bytes,
       peak_bytes=memory.peak_memory_in_bytes,
       matmul_flops=counted,
-      model_flops=6.0 * info.count(model.config).active * tokens,
+      model_flops=6.0 * sizes.active * tokens,
+      attention_flops=3.0 * sizes.attention_flops * tokens * (T + 1) / 2,
       compile_secs=time.monotonic() - began,
       host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
@@ -180,17 +188,29 @@ def show(config: ml_collections.ConfigDict, name: str) -> int:
     print('\n'.join(error.buffers))
     return DOES_NOT_FIT
   limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
-  matmul = sum(found.matmul_flops.values())
-  core = found.matmul_flops['kernel']
   print(f'{name}: {len(devices)} devices; one GRPO update of '
         f'{found.tokens:,} tokens')
   print(f'  arguments     {found.arguments_bytes / GB:8.2f} GB a device')
   print(f'  temporaries   {found.temporaries_bytes / GB:8.2f} GB')
   print(f'  peak          {found.peak_bytes / GB:8.2f} GB of '
         f'{limit / GB:.1f} GB')
-  print(f'  matmul FLOPs  {matmul - core:.3e}, '
-        f'{(matmul - core) / found.model_flops:.2f} × 6·N_active·tokens')
-  print(f'  attention     {core:.3e} in kernels, their whole grid')
+  print('\n'.join(_flop_rows(found)))
   print(f'  compiled in   {found.compile_secs:.0f} s, with '
         f'{found.host_bytes / GB:.1f} GB of host memory')
   return 0
+
+
+def _flop_rows(found: Compiled) -> list[str]:
+  """Matrix products and attention's core, each beside what it must cost."""
+  core = found.matmul_flops['kernel']
+  matmul = sum(found.matmul_flops.values()) - core
+  rows = [f'  matmul FLOPs  {matmul:.3e} = {matmul / found.model_flops:.2f} × '
+          f'6·N_active·tokens ({found.model_flops:.3e})']
+  must = f'3 × causal scores and mixing ({found.attention_flops:.3e})'
+  if not core:
+    return rows + [f'    attention   at least {must},',
+                   '                among them: it runs in no kernels']
+  return rows + [
+      f'    attention   {core:.3e} = {core / found.attention_flops:.2f} × '
+      f'{must},', '                not among them: in kernels, masked blocks '
+      'counted too']

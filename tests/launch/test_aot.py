@@ -1,5 +1,11 @@
 """FLOPs counted from jaxprs, and the compile for an absent slice."""
 
+import os
+from pathlib import Path
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -8,7 +14,11 @@ import pytest
 from r1jax import main
 from r1jax.errors import UserError
 from r1jax.launch import aot, flops
-from r1jax.sharding import make_mesh
+from r1jax.model import kernels
+from r1jax.sharding import Layout, make_mesh
+from r1jax.stages import build, info
+from tests.configs import small
+from tests.conftest import ROOT, one_device
 
 
 def test_products_in_scans_count_as_often_as_they_run():
@@ -54,6 +64,189 @@ def test_grouped_products_and_their_gradients_count_by_row():
   found = flops.of(jax.jit(jax.grad(loss, (0, 1))), jnp.ones((5, 4)),
                    jnp.ones((2, 4, 6)))
   assert found['grouped'] == 3 * 2 * 5 * 4 * 6
+
+
+def test_a_kernel_counts_its_whole_grid_forward_and_backward():
+  """Splash: two products forward, five backward, masked blocks among them."""
+  B, T, N, H, U = 2, 1024, 3, 192, 128
+  q = jnp.ones((B, T, N, H))
+  v = jnp.ones((B, T, N, U))
+  segment = jnp.ones((B, T), jnp.int32)
+
+  def mix(q, k, v):
+    return kernels.attend(
+        q, k, v, segment, 1.0, one_device(), 'splash').sum()
+
+  forward = 2 * B * N * T * T * (H + U)
+  backward = 2 * B * N * T * T * (3 * H + 2 * U)
+  assert flops.of(jax.jit(mix), q, q, v)['kernel'] == forward
+  assert flops.of(jax.jit(jax.grad(mix, (0, 1, 2))), q, q, v)['kernel'] == (
+      forward + backward)
+
+
+def _small(**changes):
+  config = small.get_config()
+  config.mesh = dict(data=2, fsdp=2, tensor=1, expert=2)
+  config.rl.prompts_per_step = 8
+  config.model.update(changes)
+  return config
+
+
+def test_an_update_is_compiled_and_measured_without_its_arrays():
+  """Experts on a mesh: what a device is given, and how much of it fits."""
+  config = _small()
+  found = aot.compile_update(config, jax.devices())
+  c, T = config.rl, config.data.max_prompt_tokens + config.rl.max_new_tokens
+  assert found.tokens == 8 * c.group_size // c.minibatches * T
+  model = build.model_config(config.model)
+  held = info.parameters_per_device(
+      model, Layout(make_mesh(config.mesh)))
+  state_bytes = 3 * 4 * held  # Weights and two moments.
+  batch_bytes = 20 * found.tokens // 8  # Five arrays of at most 4 bytes.
+  assert state_bytes < found.arguments_bytes < state_bytes + batch_bytes
+  assert found.peak_bytes > found.arguments_bytes
+  assert found.compile_secs > 0 and found.host_bytes > 1e8
+
+
+def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
+  """Every product by hand; attention's core is in it, there is no kernel."""
+  config = _small(first_k_dense=2)
+  found = aot.compile_update(config, jax.devices())
+  m, own = config.model, config.rl.max_new_tokens
+  T = config.data.max_prompt_tokens + own
+  rows, N = found.tokens // T, m.num_heads
+  J, U = m.qk_nope_head_dim + m.qk_rope_head_dim, m.v_head_dim
+  layer = (
+      m.d_model * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim)
+      + N * (m.q_lora_rank * J + m.kv_lora_rank * (m.qk_nope_head_dim + U)
+             + U * m.d_model) + 3 * m.d_model * m.ffn_dim)
+  head = m.d_model * m.vocab_size
+  products = 6 * rows * (m.num_layers * T * layer + own * head)
+  # One block of the blocked kernel: two products, and five for the gradient.
+  core = 2 * rows * m.num_layers * N * T * T * ((J + U) + (3 * J + 2 * U))
+  assert found.matmul_flops == dict(
+      dense=products + core, grouped=0, kernel=0)
+  norms = m.d_model + m.num_layers * (
+      2 * m.d_model + m.q_lora_rank + m.kv_lora_rank)  # N counts them too.
+  assert found.model_flops == 6 * found.tokens * (
+      m.num_layers * layer + head + norms)
+  pairs = rows * sum(t + 1 for t in range(T))
+  assert found.attention_flops == 3 * 2 * m.num_layers * N * (J + U) * pairs
+
+
+# As the compiler writes it; ours are the rows, not the two lines above them.
+_REPORT = """Memory Space: default (color=0)
+Total bytes: 61462150656 (57.24GiB)
+  cumulative_size;       size;       offset; used_by_n_values; shapes_list
+  ------------------------------------------------------------
+   19.07GiB( 66%);   19.07GiB;            0;               12; f32[128,40000]
+   23.84GiB( 83%);    4.77GiB;  20480000000;                3; 2×bf16[7,9]
+"""
+
+
+def _aot(capsys, monkeypatch, *args):
+  """The command with these devices as the slice: exit code, what it said."""
+  monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
+  try:
+    main.run(['aot', f'--config={ROOT}/tests/configs/small.py',
+              '--topology=v5p:2x2x2', '--config.rl.prompts_per_step=8', *args])
+  except SystemExit as stop:
+    return stop.code, capsys.readouterr().out
+  return 0, capsys.readouterr().out
+
+
+def test_what_does_not_fit_exits_with_3_and_names_the_buffers(
+    capsys, monkeypatch):
+  def fail(self, compiler_options):
+    folder = Path(compiler_options['xla_dump_to'])
+    (folder / 'module_0.jit_step.x.memory-usage-report.txt').write_text(_REPORT)
+    raise jax.errors.JaxRuntimeError(
+        'RESOURCE_EXHAUSTED: E1001:\nRan out of vmem for %splash.\n'
+        + 'x' * 999)
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+  code, printed = _aot(capsys, monkeypatch)
+  assert code == aot.DOES_NOT_FIT == 3
+  reason, *rest = printed.splitlines()
+  assert reason.startswith(
+      'v5p:2x2x2: RESOURCE_EXHAUSTED: E1001: Ran out of vmem for %splash. xx')
+  assert len(reason) < 300
+  assert rest == [
+      'the largest buffers are',
+      '  19.07GiB  f32[128,40000]', '   4.77GiB  2×bf16[7,9]']
+
+
+def test_another_failure_of_the_compiler_is_not_called_a_lack_of_memory(
+    capsys, monkeypatch):
+  def fail(self, compiler_options):
+    raise jax.errors.JaxRuntimeError('INTERNAL: no idea')
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no idea'):
+    _aot(capsys, monkeypatch)
+
+
+def _table(printed: str) -> dict[str, list[float]]:
+  """Numbers by row: {'peak': [4.55, 102.0], ...}."""
+  number = r'(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w·])'
+  return {
+      line[:16].strip(): [float(x.replace(',', ''))
+                          for x in re.findall(number, line[16:])]
+      for line in printed.splitlines()[1:]}
+
+
+@pytest.mark.parametrize('kernel', [0.0, 8e15])
+def test_the_table_sets_each_flop_count_beside_its_yardstick(
+    capsys, monkeypatch, kernel):
+  monkeypatch.setattr(aot, 'compile_update', lambda config, devices: (
+      aot.Compiled(
+          tokens=4_194_304, arguments_bytes=2 * 10 ** 9,
+          temporaries_bytes=5 * 10 ** 9, peak_bytes=6 * 10 ** 9,
+          matmul_flops=dict(dense=1e16, grouped=5e15, kernel=kernel),
+          model_flops=1e16, attention_flops=2e15, compile_secs=3.0,
+          host_bytes=10 ** 9)))
+  code, printed = _aot(capsys, monkeypatch)
+  rows = _table(printed)
+  assert code == 0
+  assert printed.startswith(
+      'v5p:2x2x2: 8 devices; one GRPO update of 4,194,304 tokens\n')
+  assert rows['arguments'] == [2] and rows['temporaries'] == [5]
+  assert rows['peak'] == [6, 102.0]
+  assert rows['matmul FLOPs'] == [1.5e16, 1.5, 1e16]
+  if kernel:
+    assert rows['attention'] == [8e15, 4, 3, 2e15]
+    assert 'not among them' in printed
+  else:
+    assert rows['attention'] == [3, 2e15]
+    assert 'among them: it runs in no kernels' in printed
+  assert max(map(len, printed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize('topology,vocab_size,code,parts', [
+    ('v5p:2x2x1', 1024, 0, ['v5p:2x2x1: 4 devices', 'in kernels']),
+    ('v5e:2x2', 40_000_000, aot.DOES_NOT_FIT,
+     ['Ran out of memory on HBM', 'GiB  f32[128,40000000]'])])
+def test_the_tpu_compiler_says_whether_it_fits(
+    topology, vocab_size, code, parts):
+  """In a process of its own, whose environment asks for no TPU."""
+  pytest.importorskip('libtpu')
+  env = dict(
+      os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='', TPU_SKIP_MDS_QUERY='1',
+      ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+      JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
+      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5')
+  done = subprocess.run(
+      [sys.executable, '-m', 'r1jax.main', 'aot',
+       '--config=tests/configs/small_tpu.py', f'--topology={topology}',
+       f'--config.model.vocab_size={vocab_size}'],
+      env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == code, done.stderr
+  for part in parts:
+    assert part in done.stdout
+  if not code:
+    rows = _table(done.stdout)
+    assert 1.1 < rows['matmul FLOPs'][1] < 1.6
+    assert rows['attention'][0] > rows['attention'][3]
 
 
 @pytest.mark.parametrize('name', ['v9:2x2', 'v5p', 'v5p:8', 'v5p:8x8x'])
