@@ -122,10 +122,14 @@ _FILE_GRADERS = {'math': 'math', 'countdown_file': 'countdown'}
 def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
   """The sampler of everything in a run: rollouts, evaluations, samples."""
   _fits_context(config)
+  asked = max(config.rl.prompts_per_step * config.rl.group_size,
+              config.eval.num_problems * config.eval.samples)
+  sizes = config.rollout.to_dict() | {
+      'rows': min(config.rollout.rows, asked),
+      'context_tokens': config.data.max_prompt_tokens
+                        + config.rl.max_new_tokens}
   return Engine(
-      made.model, EngineConfig(
-          context_tokens=config.data.max_prompt_tokens
-          + config.rl.max_new_tokens, **config.rollout),
+      made.model, EngineConfig(**sizes),
       record_routing=config.rl.routing_replay, decode=made.tokenizer.decode)
 
 

@@ -135,9 +135,15 @@ def test_eval_and_sample_read_a_run(finished, environment):
   printed = _run(environment, 'eval', _SMALL, f'--workdir={workdir}').stdout
   assert 'eval/pass@1 ' in printed and 'eval/cons@2 ' in printed
   printed = _run(environment, 'sample', _SMALL, f'--workdir={workdir}',
-                 '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1').stdout
+                 '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1',
+                 '--samples=3').stdout
   shown = printed.count('thought:') + printed.count('malformed:')
-  assert shown == 8 and printed.count('9-1-1-1-1') >= 4
+  assert shown == 6 and printed.count('9-1-1-1-1') >= 3
+  # A question that does not fit is told; the other one is answered.
+  done = _run(environment, 'sample', _SMALL, f'--workdir={workdir}',
+              f'--prompt={"+".join("1" * 20)}', '--prompt=1+1', code=2)
+  assert 'exceed context_tokens' in done.stderr
+  assert done.stdout.startswith('1+1') and 'tokens, ' in done.stdout
 
 
 def test_another_config_is_refused_and_nothing_changes(finished, environment):

@@ -37,6 +37,7 @@ def _rollout(seed=0) -> Rollout:
       tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
       valid_BT=mask | ((column < _PROMPT) & (column >= start_B[:, None])),
       mask_BT=mask, logp_BT=np.zeros((_ROWS, T), np.float32),
+      model_logp_BT=np.zeros((_ROWS, T), np.float32),
       finish_B=np.ones(_ROWS, np.int32), length_B=length_B.astype(np.int32),
       group_B=np.arange(_ROWS, dtype=np.int32) // 4)
 
