@@ -10,10 +10,10 @@ It is for these two commands. A run needs more: imported weights in
 config.init, a tokenizer, questions, and a layout for sampling on several hosts.
 
 One update of 512 sequences × 8,192 tokens, float32 weights and moments, peaks
-at 20.0 GB a chip of v5p:8x8x16 (95 GiB), costs 1.50 × 6·N_active·tokens in
-matrix products, and compiles in 153 s with 4.2 GB of host memory (two cores,
-libtpu 0.0.52; attention's kernels are counted apart). The reference policy,
-2.6 GB a chip, is not among the update's arguments.
+at 20.0 GB a chip of v5p:8x8x16 (95 GiB), costs 1.43 × 6·N_active·tokens in
+matrix products (attention's kernels, 0.86 × that, are a row of their own), and
+compiles in four minutes with 4.4 GB of host memory (two busy cores, libtpu
+0.0.52). The reference policy, 2.6 GB a chip, is not among its arguments.
 
 A first look at five layers, full width, on fewer chips:
 

@@ -159,7 +159,7 @@ class Engine:
     need(self._decode or not request.sampling.stop_strings,
          'stop strings need a tokenizer')
     V = self.model.config.vocab_size
-    need(0 <= min(request.prompt) <= max(request.prompt) < V,
+    need(0 <= request.prompt.min() and request.prompt.max() < V,
          f'the prompt has a token outside of the vocabulary of {V}')
     try:
       request.sampling.check(V)
@@ -174,6 +174,7 @@ class Engine:
     return rows, columns
 
   def new_pages(self):
+    """An empty pool, by stack, laid out on the mesh."""
     return self._make_pages()
 
   def _empty(self):

@@ -74,6 +74,11 @@ class Completion:
     return self.request.sampling.max_new_tokens - len(self.tokens)
 
   @property
+  def last(self) -> int:
+    """The token that is fed next."""
+    return self.tokens[-1] if self.tokens else int(self.request.prompt[-1])
+
+  @property
   def context(self) -> np.ndarray:
     """int32, prompt and what was drawn."""
     return np.concatenate(

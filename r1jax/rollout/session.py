@@ -124,8 +124,9 @@ class Session:
         np.array([len(c.tokens) if c else 0 for c in made], np.int32),
         np.array([c.left if c else 0 for c in made], np.int32),
         self._features, engine.model.config.vocab_size,
-        [c.context if c else [] for c in made])
-    token_B = np.array([c.context[-1] if c else 0 for c in made], np.int32)
+        [c.context if c else [] for c in made]
+        if self._features.penalty else None)
+    token_B = np.array([c.last if c else 0 for c in made], np.int32)
     self._pages, told = engine._draw(
         self._params, self._pages, self._context([
             row and (row.pages, [page.fill for page in row.pages], row.next)
