@@ -15,12 +15,9 @@ warm-up, all in one run:
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 
-from train_step import SHAPES, model_of
+import peer
 
 ROWS, PROMPT, NEW, STEPS = 32, 64, 256, 3
 
@@ -32,7 +29,7 @@ def ours() -> dict:
   from r1jax.rollout.engine import Engine, EngineConfig
   from r1jax.rollout.sampling import Sampling
   from r1jax.rollout.scheduler import Request
-  model = model_of(SHAPES)
+  model = peer.model_of()
   params = transformer.init_params(model, jax.random.key(0))
   rng = np.random.default_rng(0)
   keys = np.asarray(jax.random.key_data(jax.random.split(
@@ -112,18 +109,12 @@ def ours() -> dict:
   return found
 
 
-def peer() -> dict:
+def peers() -> dict:
   import torch
-  import transformers
-  torch.set_num_threads(1)
-  config = transformers.DeepseekV3Config(**{
-      key: value for key, value in SHAPES.items()
-      if key not in ('architectures', 'model_type', 'torch_dtype')})
   prompts = torch.randint(2, 512, (ROWS, PROMPT))
   found = {}
   for attention in ('eager', 'sdpa'):
-    config._attn_implementation = attention
-    model = transformers.DeepseekV3ForCausalLM(config).eval()
+    model = peer.theirs(attention).eval()
     secs = []
     for _ in range(2):
       began = time.process_time()
@@ -143,17 +134,10 @@ def main():
   flags.add_argument('--run', choices=('ours', 'peer'))
   args = flags.parse_args()
   if args.run:
-    print(json.dumps({'ours': ours, 'peer': peer}[args.run]()))
+    print(json.dumps({'ours': ours, 'peer': peers}[args.run]()))
     return
-  found = {}
-  for run, python in (('ours', sys.executable), ('peer', args.peer_python)):
-    out = subprocess.run(
-        ['taskset', '-c', '0', python, __file__, '--run', run,
-         '--peer-python', python], capture_output=True, text=True,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu'})
-    if out.returncode:
-      sys.exit(out.stderr)
-    found[run] = json.loads(out.stdout.splitlines()[-1])
+  found = {run: peer.pinned(__file__, run, args.peer_python)
+           for run in ('ours', 'peer')}
   mine, best = found['ours'], max(found['peer'].values())
   print('peer: tokens a CPU-second, and ours over it')
   print(f"  {'r1jax':<24} {mine['peer']:7.0f}")
@@ -171,8 +155,9 @@ def main():
     print(f"  {row['context']:<6} {row['step_ms']:8.2f} {row['cache_MB']:8.1f} "
           f"{row['weights_MB']:6.1f}")
   first, last = mine['context'][0], mine['context'][-1]
+  read = lambda row: row['cache_MB'] + row['weights_MB']
   print(f"  from first to last: {last['step_ms'] / first['step_ms']:.2f}× the "
-        f"time, {(last['cache_MB'] + last['weights_MB']) / (first['cache_MB'] + first['weights_MB']):.2f}× the bytes")
+        f"time, {read(last) / read(first):.2f}× the bytes")
   group = mine['group']
   print('group: prefill CPU-seconds and pages of the prompt: one sample '
         f"{group['prefill_secs']['one']:.3f}, {group['prompt_pages']['one']}; "

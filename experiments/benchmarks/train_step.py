@@ -9,24 +9,12 @@ CPU-seconds, the best of several steps after warm-up, in turns in one run.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 
+import peer
+
 BATCH, TOKENS, STEPS, ROUNDS = 8, 512, 4, 2
-SHAPES = dict(
-    architectures=['DeepseekV3ForCausalLM'], model_type='deepseek_v3',
-    hidden_act='silu', vocab_size=512, hidden_size=256, intermediate_size=1024,
-    moe_intermediate_size=128, num_hidden_layers=4, num_attention_heads=8,
-    num_key_value_heads=8, n_shared_experts=1, n_routed_experts=16,
-    num_experts_per_tok=4, n_group=4, topk_group=2, first_k_dense_replace=1,
-    norm_topk_prob=True, routed_scaling_factor=2.5, kv_lora_rank=64,
-    q_lora_rank=96, qk_rope_head_dim=16, v_head_dim=32, qk_nope_head_dim=32,
-    max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=10000.0,
-    tie_word_embeddings=False, num_nextn_predict_layers=0, pad_token_id=0,
-    eos_token_id=1, torch_dtype='float32')
 
 
 def best_cpu_secs(step) -> float:
@@ -40,28 +28,13 @@ def best_cpu_secs(step) -> float:
   return min(times)
 
 
-def model_of(shapes: dict, **changes):
-  """Ours, of a config.json's contents, on one device."""
-  from r1jax import hf_config
-  from r1jax.model import transformer
-  from r1jax.model.config import ModelConfig
-  from r1jax.sharding import Layout, make_mesh
-  with tempfile.TemporaryDirectory() as folder:
-    with open(os.path.join(folder, 'config.json'), 'w') as file:
-      json.dump(shapes, file)
-    fields = hf_config.read_config(folder)
-  fields |= dict(dtype='float32', remat=False) | changes
-  return transformer.Transformer(
-      ModelConfig.from_dict(fields), Layout(make_mesh({})))
-
-
 def ours() -> dict[str, float]:
   import jax
   import numpy as np
   from r1jax.model import moe, transformer
   from r1jax.records import TokenBatch
   from r1jax.train import optimizer, state as train_state, step as train_step
-  model = model_of(SHAPES, unroll=3)
+  model = peer.model_of(unroll=3)
   tx = optimizer.make(optimizer.OptimizerConfig(
       learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=1.0,
       beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0,
@@ -85,19 +58,13 @@ def ours() -> dict[str, float]:
   return {'r1jax': best_cpu_secs(once)}
 
 
-def peer() -> dict[str, float]:
+def peers() -> dict[str, float]:
   import torch
-  import transformers
-  torch.set_num_threads(1)
-  config = transformers.DeepseekV3Config(**{
-      key: value for key, value in SHAPES.items()
-      if key not in ('architectures', 'model_type', 'torch_dtype')})
   tokens = torch.randint(0, 512, (BATCH, TOKENS))
   found = {}
   for attention in ('eager', 'sdpa'):
     for compiled in (False, True):
-      config._attn_implementation = attention
-      model = transformers.DeepseekV3ForCausalLM(config)
+      model = peer.theirs(attention)
       run = torch.compile(model) if compiled else model
       tx = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
@@ -121,16 +88,12 @@ def main():
   flags.add_argument('--run', choices=('ours', 'peer'))
   args = flags.parse_args()
   if args.run:
-    print(json.dumps({'ours': ours, 'peer': peer}[args.run]()))
+    print(json.dumps({'ours': ours, 'peer': peers}[args.run]()))
     return
   best: dict[str, float] = {}
   for _ in range(ROUNDS):
-    for run, python in (('ours', sys.executable), ('peer', args.peer_python)):
-      out = subprocess.run(
-          ['taskset', '-c', '0', python, __file__, '--run', run,
-           '--peer-python', python], capture_output=True, text=True,
-          check=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
-      for name, secs in json.loads(out.stdout.splitlines()[-1]).items():
+    for run in ('ours', 'peer'):
+      for name, secs in peer.pinned(__file__, run, args.peer_python).items():
         best[name] = min(secs, best.get(name, secs))
   mine = best['r1jax']
   print('CPU-seconds a step, and ours over it')
