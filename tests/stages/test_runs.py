@@ -2,10 +2,8 @@
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -15,63 +13,33 @@ from r1jax.settings import flatten
 from r1jax.stages import build
 from r1jax.train import weights
 from tests.conftest import ROOT
-
-_SMALL = '--config=tests/configs/small.py'
-
-
-def _command(*args):
-  return [sys.executable, '-m', 'r1jax.main', *args]
-
-
-@pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  """One device, a fresh cache of bases, the tests' compilation cache."""
-  import jax
-  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='')
-  env['R1JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
-  env['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
-  env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
-  return env
-
-
-def _run(environment, *args, code=0):
-  done = subprocess.run(
-      _command(*args), env=environment, cwd=ROOT, capture_output=True,
-      text=True, timeout=300)
-  assert done.returncode == code, done.stdout + done.stderr
-  return done
-
+from tests.stages.conftest import SMALL, command, rows, run
 
 @pytest.fixture(scope='module')
 def finished(environment, tmp_path_factory):
   """An uninterrupted run: its workdir and what it printed."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
-  return workdir, _run(
-      environment, 'train', _SMALL, f'--workdir={workdir}').stdout
-
-
-def _rows(workdir, stage='rl'):
-  text = (workdir / stage / 'metrics.jsonl').read_text()
-  return [json.loads(line) for line in text.splitlines()]
+  return workdir, run(
+      environment, 'train', SMALL, f'--workdir={workdir}').stdout
 
 
 def test_one_command_leaves_everything_a_person_looks_at(finished):
   workdir, printed = finished
-  rows = _rows(workdir)
-  assert [row['step'] for row in rows] == list(range(7))
+  lines = rows(workdir)
+  assert [row['step'] for row in lines] == list(range(7))
   assert {'reward/mean', 'reward/accuracy', 'reward/format', 'kl', 'entropy',
           'clip_fraction', 'grad_norm', 'response_length/mean',
-          'zero_variance_groups'} <= rows[1].keys()
+          'zero_variance_groups'} <= lines[1].keys()
   for step in (0, 3, 6):
     assert {'eval/pass@1', 'eval/cons@2', 'eval/format',
             'eval/self_correction',
-            'eval/response_length/mean'} <= rows[step].keys()
+            'eval/response_length/mean'} <= lines[step].keys()
     saved = (workdir / f'rl/samples/step_{step:06d}.jsonl').read_text()
     kinds = [json.loads(line)['kind'] for line in saved.splitlines()]
     assert kinds.count('eval') == 16
     assert kinds.count('train') == (0 if step == 0 else 8)
-  assert rows[1]['logp_gap/first_max'] < 1e-4
-  assert [row['step'] for row in _rows(workdir, 'pretrain')] == [1, 2, 3, 4]
+  assert lines[1]['logp_gap/first_max'] < 1e-4
+  assert [row['step'] for row in rows(workdir, 'pretrain')] == [1, 2, 3, 4]
   assert (workdir / 'rl/curves.png').stat().st_size > 10000
   assert list((workdir / 'rl/tensorboard').iterdir())
   summary = (workdir / 'rl/summary.txt').read_text()
@@ -83,16 +51,16 @@ def test_the_second_run_finds_the_base_and_repeats_the_first(
     finished, environment, tmp_path):
   """Another workdir, the same config: no pre-training, the same numbers."""
   workdir, _ = finished
-  printed = _run(environment, 'train', _SMALL,
+  printed = run(environment, 'train', SMALL,
                  f'--workdir={tmp_path / "second"}').stdout
   assert 'found the base of this config' in printed
-  assert _rows(tmp_path / 'second') == _rows(workdir)
+  assert rows(tmp_path / 'second') == rows(workdir)
 
 
 def test_a_finished_run_has_nothing_to_do(finished, environment):
   workdir, _ = finished
   before = (workdir / 'rl/metrics.jsonl').read_bytes()
-  printed = _run(environment, 'train', _SMALL, f'--workdir={workdir}').stdout
+  printed = run(environment, 'train', SMALL, f'--workdir={workdir}').stdout
   assert 'nothing to do' in printed
   assert (workdir / 'rl/metrics.jsonl').read_bytes() == before
 
@@ -119,12 +87,12 @@ def test_killed_and_resumed_equals_uninterrupted(
   # Pre-training after step 3, RL before and after its first checkpoint.
   for stage, lines in (('pretrain', 3), ('rl', 2), ('rl', 5)):
     process = subprocess.Popen(
-        _command('train', _SMALL, f'--workdir={cut}'), env=environment,
+        command('train', SMALL, f'--workdir={cut}'), env=environment,
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _kill_when(process, cut / stage / 'metrics.jsonl', lines)
-  _run(environment, 'train', _SMALL, f'--workdir={cut}')
+  run(environment, 'train', SMALL, f'--workdir={cut}')
   for stage in ('pretrain', 'rl'):
-    assert _rows(cut, stage) == _rows(workdir, stage)
+    assert rows(cut, stage) == rows(workdir, stage)
     for name in ('metrics.jsonl', 'model.safetensors'):
       assert ((cut / stage / name).read_bytes()
               == (workdir / stage / name).read_bytes())
@@ -132,15 +100,15 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 def test_eval_and_sample_read_a_run(finished, environment):
   workdir, _ = finished
-  printed = _run(environment, 'eval', _SMALL, f'--workdir={workdir}').stdout
+  printed = run(environment, 'eval', SMALL, f'--workdir={workdir}').stdout
   assert 'eval/pass@1 ' in printed and 'eval/cons@2 ' in printed
-  printed = _run(environment, 'sample', _SMALL, f'--workdir={workdir}',
+  printed = run(environment, 'sample', SMALL, f'--workdir={workdir}',
                  '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1',
                  '--samples=3').stdout
   shown = printed.count('thought:') + printed.count('malformed:')
   assert shown == 6 and printed.count('9-1-1-1-1') >= 3
   # A question that does not fit is told; the other one is answered.
-  done = _run(environment, 'sample', _SMALL, f'--workdir={workdir}',
+  done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
               f'--prompt={"+".join("1" * 20)}', '--prompt=1+1', code=2)
   assert 'exceed context_tokens' in done.stderr
   assert done.stdout.startswith('1+1') and 'tokens, ' in done.stdout
@@ -149,7 +117,7 @@ def test_eval_and_sample_read_a_run(finished, environment):
 def test_another_config_is_refused_and_nothing_changes(finished, environment):
   workdir, _ = finished
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
-  done = _run(environment, 'train', _SMALL, f'--workdir={workdir}',
+  done = run(environment, 'train', SMALL, f'--workdir={workdir}',
               '--config.rl.group_size=2', '--config.seed=1', code=2)
   assert 'rl.group_size is 4 there and 2 here' in done.stderr
   assert 'seed is 0 there and 1 here' in done.stderr
@@ -161,34 +129,8 @@ def test_two_runs_on_one_workdir_are_refused(finished, environment):
   workdir, _ = finished
   with open(workdir / '.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    done = _run(environment, 'train', _SMALL, f'--workdir={workdir}', code=2)
+    done = run(environment, 'train', SMALL, f'--workdir={workdir}', code=2)
   assert 'another run is writing' in done.stderr
-
-
-@pytest.mark.parametrize('name', ['gsm8k', 'countdown'])
-def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
-  environment = dict(environment, R1JAX_DATA=str(shared / 'data'))
-  workdir = tmp_path / name
-  _run(environment, 'train', f'--config=configs/r1_zero_{name}.py',
-       f'--workdir={workdir}', '--config.rl.steps=1',
-       '--config.rl.max_new_tokens=8')
-  rows = _rows(workdir)
-  assert [row['step'] for row in rows] == [0, 1]
-  assert rows[1]['entropy'] > 5  # A random model under 150,000 tokens.
-  assert (workdir / 'rl/checkpoints/1').is_dir()
-
-
-def test_synthetic_countdown_runs(environment, tmp_path):
-  workdir = tmp_path / 'run'
-  _run(environment, 'train', _SMALL, f'--workdir={workdir}',
-       '--config.data.task=countdown', '--config.data.max_prompt_tokens=16',
-       '--config.pretrain.steps=2', '--config.rl.steps=1',
-       '--config.rl.kl_coef=0.0', '--config.rl.old_logp=recompute',
-       '--config.rl.routing_replay=True')
-  row = _rows(workdir)[1]
-  assert 'kl' not in row and row['logp_gap/first_max'] < 1e-4
-  saved = (workdir / 'rl/samples/step_000001.jsonl').read_text().splitlines()
-  assert json.loads(json.loads(saved[0])['gold'])['target'] > 0
 
 
 def test_the_shipped_base_was_made_by_its_config():
