@@ -52,7 +52,7 @@ def test_the_second_run_finds_the_base_and_repeats_the_first(
   """Another workdir, the same config: no pre-training, the same numbers."""
   workdir, _ = finished
   printed = run(environment, 'train', SMALL,
-                 f'--workdir={tmp_path / "second"}').stdout
+                f'--workdir={tmp_path / "second"}').stdout
   assert 'found the base of this config' in printed
   assert rows(tmp_path / 'second') == rows(workdir)
 
@@ -103,13 +103,13 @@ def test_eval_and_sample_read_a_run(finished, environment):
   printed = run(environment, 'eval', SMALL, f'--workdir={workdir}').stdout
   assert 'eval/pass@1 ' in printed and 'eval/cons@2 ' in printed
   printed = run(environment, 'sample', SMALL, f'--workdir={workdir}',
-                 '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1',
-                 '--samples=3').stdout
+                '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1',
+                '--samples=3').stdout
   shown = printed.count('thought:') + printed.count('malformed:')
   assert shown == 6 and printed.count('9-1-1-1-1') >= 3
   # A question that does not fit is told; the other one is answered.
   done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
-              f'--prompt={"+".join("1" * 20)}', '--prompt=1+1', code=2)
+             f'--prompt={"+".join("1" * 20)}', '--prompt=1+1', code=2)
   assert 'exceed context_tokens' in done.stderr
   assert done.stdout.startswith('1+1') and 'tokens, ' in done.stdout
 
@@ -118,7 +118,7 @@ def test_another_config_is_refused_and_nothing_changes(finished, environment):
   workdir, _ = finished
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
   done = run(environment, 'train', SMALL, f'--workdir={workdir}',
-              '--config.rl.group_size=2', '--config.seed=1', code=2)
+             '--config.rl.group_size=2', '--config.seed=1', code=2)
   assert 'rl.group_size is 4 there and 2 here' in done.stderr
   assert 'seed is 0 there and 1 here' in done.stderr
   assert done.stderr.count('\n') == 1

@@ -12,9 +12,9 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   environment = dict(environment, R1JAX_DATA=str(shared / 'data'))
   workdir = tmp_path / name
   run(environment, 'train', f'--config=configs/r1_zero_{name}.py',
-       f'--workdir={workdir}', '--config.rl.steps=1',
-       '--config.rl.max_new_tokens=8',
-       '--config.data.max_prompt_tokens=320')  # One width: compiled once.
+      f'--workdir={workdir}', '--config.rl.steps=1',
+      '--config.rl.max_new_tokens=8',
+      '--config.data.max_prompt_tokens=320')  # One width: compiled once.
   lines = rows(workdir)
   assert [row['step'] for row in lines] == [0, 1]
   assert lines[1]['entropy'] > 5  # A random model under 150,000 tokens.
@@ -24,10 +24,10 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
 def test_synthetic_countdown_runs(environment, tmp_path):
   workdir = tmp_path / 'run'
   run(environment, 'train', SMALL, f'--workdir={workdir}',
-       '--config.data.task=countdown', '--config.data.max_prompt_tokens=16',
-       '--config.pretrain.steps=2', '--config.rl.steps=1',
-       '--config.rl.kl_coef=0.0', '--config.rl.old_logp=recompute',
-       '--config.rl.routing_replay=True')
+      '--config.data.task=countdown', '--config.data.max_prompt_tokens=16',
+      '--config.pretrain.steps=2', '--config.rl.steps=1',
+      '--config.rl.kl_coef=0.0', '--config.rl.old_logp=recompute',
+      '--config.rl.routing_replay=True')
   row = rows(workdir)[1]
   assert 'kl' not in row and row['logp_gap/first_max'] < 1e-4
   saved = (workdir / 'rl/samples/step_000001.jsonl').read_text().splitlines()
