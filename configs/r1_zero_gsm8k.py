@@ -6,7 +6,7 @@ R1JAX_DATA names a folder with math/gsm8k_train.jsonl, math/gsm8k_test.jsonl
 (openai/grade-school-math, as rows of id, question, answer) and
 tokenizer/qwen2.5/ (tokenizer.json, tokenizer_config.json of Qwen2.5).
 
-On two CPU cores it takes about a minute; its rewards stay at 0.
+On two CPU cores it takes two to three minutes; its rewards stay at 0.
 
   R1JAX_DATA=data r1jax train --config=configs/r1_zero_gsm8k.py \
     --workdir=runs/gsm8k

@@ -71,21 +71,22 @@ def _sample(config, values):
   completer = complete.Completer(
       parts, build.engine(config, parts), params, how, values.samples,
       jax.random.key(config.seed))
-  if questions:
-    if not completer.answer(questions):
-      sys.exit(BAD_INPUT)
-    return
-  terminal = sys.stdin.isatty()
-  while question := _asked(terminal):
-    completer.answer([question])
+  if not questions and sys.stdin.isatty():
+    for question in _typed():
+      completer.answer([question])
+  elif not completer.answer(questions or complete.piped(sys.stdin)):
+    sys.exit(BAD_INPUT)
 
 
-def _asked(terminal: bool) -> str:
-  """The next line that is typed or piped in; '' at the end."""
-  try:
-    return input('> ' if terminal else '').strip()
-  except EOFError:
-    return ''
+def _typed():
+  """What a person types, line by line, until the end of input."""
+  while True:
+    try:
+      line = input('> ').strip()
+    except EOFError:
+      return
+    if line:
+      yield line
 
 
 def _config(config, values):

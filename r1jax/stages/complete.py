@@ -37,8 +37,13 @@ class Completer:
     taken, all_served = {}, True
     for question in questions:
       self._asked += 1
-      prompt = np.array(
-          text.prompt(self._parts.template.render(question)), np.int32)
+      try:
+        prompt = np.array(
+            text.prompt(self._parts.template.render(question)), np.int32)
+      except UserError as error:
+        print(f'r1jax: {question!r}: {error}', file=sys.stderr)
+        all_served = False
+        continue
       keys_G2 = assemble.sample_keys(
           self._key, np.array([self._asked], np.uint32), self._samples)[0]
       for g, key in enumerate(keys_G2):
@@ -89,7 +94,7 @@ class Completer:
     return self._parts.tokenizer.decode(tokens)
 
 
-def questions_of(prompts: list[str], path: str) -> Iterable[str]:
+def questions_of(prompts: list[str], path: str) -> list[str]:
   """From --prompt flags and the lines of a file.
 
   Raises:
@@ -105,7 +110,22 @@ def questions_of(prompts: list[str], path: str) -> Iterable[str]:
       lines = [line.rstrip('\n') for line in file]
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'sample: cannot read {path}: {error}') from error
+  return prompts + _checked(lines, path)
+
+
+def piped(stdin) -> list[str]:
+  """The lines of another program's output.
+
+  Raises:
+    UserError: there are none, or one is empty.
+  """
+  return _checked([line.rstrip('\n') for line in stdin], 'standard input')
+
+
+def _checked(lines: list[str], where: str) -> list[str]:
+  if not lines:
+    raise UserError(f'sample: {where} holds no question')
   for number, line in enumerate(lines, 1):
     if not line.strip():
-      raise UserError(f'sample: {path}:{number}: the line is empty')
-  return prompts + lines
+      raise UserError(f'sample: {where}:{number}: the line is empty')
+  return lines

@@ -94,11 +94,12 @@ class RL:
           progress.step_secs()
           state, values, rows = self._step(state, next(data), step)
           speed = _speed(rows, progress.step_secs())
-          if step % c.eval_every == 0 or step == c.steps:
+          evaluates = step % c.eval_every == 0 or step == c.steps
+          if evaluates:
             values |= self._evaluate(
                 state, step, directory, rows[:c.train_samples], shown)
           writer.write(step, values, speed)
-          progress.update(step, _line(values, speed, shown))
+          progress.update(step, _line(values, speed, shown), keep=evaluates)
           if step % c.checkpoint_every == 0 or step == c.steps:
             checkpoints.save(step, state, data.get_state())
     report.write(directory, self._eval_samples)

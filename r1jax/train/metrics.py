@@ -84,7 +84,9 @@ class Progress:
     self._console.print(f'{self._stage} {text}', highlight=False)
     self._began = time.monotonic()
 
-  def update(self, step: int, numbers: dict[str, str]):
+  def update(self, step: int, numbers: dict[str, str], keep: bool = False):
+    """Shows the step. Without a terminal it is printed if it is one of
+    `plain_every`, the last, or to `keep`."""
     done = max(step - self._start, 1)
     left = (time.monotonic() - self._began) / done * (self._total - step)
     shown = '  '.join(f'{name} {value}' for name, value in numbers.items())
@@ -92,7 +94,7 @@ class Progress:
             f'ETA {int(left) // 60}:{int(left) % 60:02d}')
     if self._live:
       self._live.update(Text(line, no_wrap=True, overflow='ellipsis'))
-    elif step % self._plain_every == 0 or step == self._total:
+    elif keep or step % self._plain_every == 0 or step == self._total:
       print(line, flush=True)
 
   def __enter__(self):

@@ -112,6 +112,9 @@ def test_eval_and_sample_read_a_run(finished, environment):
              f'--prompt={"+".join("1" * 20)}', '--prompt=1+1', code=2)
   assert 'exceed context_tokens' in done.stderr
   assert done.stdout.startswith('1+1') and 'tokens, ' in done.stdout
+  done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
+             '--prompt=1+é', '--prompt=1+1', code=2)
+  assert "'1+é': tokenizer:" in done.stderr and '1+1' in done.stdout
 
 
 def test_another_config_is_refused_and_nothing_changes(finished, environment):
