@@ -26,9 +26,13 @@ def test_cached_decoding_equals_the_full_forward(config):
   prompts = [rng.integers(0, 32, n) for n in (1, 3, 4, 9)]
   after = rng.integers(0, 32, (len(prompts), 7))
   got = continued(model, params, prompts, after)
+  rows = np.zeros((len(prompts), 16), int)  # What follows a row is not seen.
+  for row, prompt, rest in zip(rows, prompts, after):
+    row[:len(prompt) + 7] = np.concatenate([prompt, rest])
+  want = forward(model, params, rows)
   for b, prompt in enumerate(prompts):
-    want = forward(model, params, np.concatenate([prompt, after[b]])[None])
-    np.testing.assert_allclose(got[b], want[0, len(prompt) - 1:], atol=2e-5)
+    np.testing.assert_allclose(
+        got[b], want[b, len(prompt) - 1:len(prompt) + 7], atol=2e-5)
 
 
 def test_the_cache_holds_what_the_config_says():
