@@ -45,7 +45,6 @@ class Session:
         config.chunk_tokens)
     self._features = sampling.Features()
     self.steps = 0  # Forward passes of the decoding program.
-    self.turns = 0
 
   def submit(self, request: Request,
              begun: Completion | None = None) -> Completion:
@@ -77,7 +76,6 @@ class Session:
     rows = _side_by_side(running, width)
     told = self._chunk(rows)
     self.steps += int(told.count_B.max())
-    self.turns += 1
     finished = []
     for b, row in enumerate(rows):
       if row is not None and self._take(row, b, told):
