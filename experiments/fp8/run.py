@@ -15,13 +15,10 @@ sys.path.insert(0, str(HERE.parent))
 import study  # noqa: E402: found beside the studies.
 
 SIZE = {  # Wide enough for several tiles of 128 in every product.
-    'pretrain.steps': 600, 'pretrain.log_every': 5, 'pretrain.batch_size': 32,
+    'pretrain.steps': 700, 'pretrain.log_every': 5, 'pretrain.batch_size': 64,
     'model.dtype': 'bfloat16', 'model.d_model': 256, 'model.num_layers': 3,
     'model.num_heads': 4, 'model.q_lora_rank': 128, 'model.kv_lora_rank': 128,
-    'model.ffn_dim': 512, 'model.expert_ffn_dim': 128,
-    # Thoughts without slips or guesses. On the noisy web it is chance when a
-    # run begins to compute, and that alone moves its loss by several percent.
-    'corpus.direct': 0.0, 'corpus.slip': 0.0, 'corpus.malformed': 0.0}
+    'model.ffn_dim': 512, 'model.expert_ffn_dim': 128}
 LATE = 20  # Lines that the final loss is the mean of: 100 steps.
 
 
