@@ -103,10 +103,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.rollout = dict(
       rows=512,  # Completions that decode at once.
       page_tokens=16,  # Of a page of the cache.
-      chunk_tokens=16,  # Tokens a row between two looks of the host.
+      chunk_steps=16,  # Forward passes between two looks of the host.
       prefill_tokens=2048,  # Of prompts, that one call reads.
       cache_tokens=0,  # Of the whole cache; 0: as many as all rows may need.
       cache_int8=False,  # Keep the cache in 8 bits.
+      # Guess a token ahead with the first look-ahead module. Samples have the
+      # same distribution; a run draws others.
+      speculative=False,
   )
   config.eval = dict(
       num_problems=128,

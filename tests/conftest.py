@@ -83,7 +83,7 @@ def make(config: ModelConfig, layout: Layout | None = None, seed: int = 0):
 
 
 def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
-              chunk_tokens: int = 4, **sizes):
+              chunk_steps: int = 4, **sizes):
   """Logits of cached decoding, which is told its tokens.
 
   Reads each prompt but its last token into pages, then feeds that token and
@@ -101,7 +101,7 @@ def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
   longest = max(map(len, prompts))
   engine = Engine(model, EngineConfig(
       rows=B, context_tokens=longest + n + 1, page_tokens=page_tokens,
-      chunk_tokens=chunk_tokens, **sizes))
+      chunk_steps=chunk_steps, **sizes))
   W = engine.places
   table_BW = 1 + np.arange(B * W).reshape(B, W)
   held_B = np.array([len(p) - 1 for p in prompts])
@@ -115,7 +115,7 @@ def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
         table_BW=jnp.asarray(table_BW, jnp.int32), next_B=jnp.asarray(tokens_B),
         fill_BW=jnp.asarray(np.clip(fill, 0, page_tokens), jnp.int32))
 
-  pages, _ = jax.jit(engine._run_fill)(
+  pages, _ = jax.jit(engine.programs.fill)(
       params, engine.new_pages(), context(np.zeros(B, int)), tokens_BT, held_B)
   fed_Bn = np.concatenate([[[p[-1]] for p in prompts], after], 1)
 
@@ -124,24 +124,24 @@ def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
     hidden, columns, _ = model.apply(
         {'params': params}, token_B[:, None],
         context.fill_BW.sum(-1)[:, None] + column, jnp.ones((B, 1), bool),
-        jnp.broadcast_to(jnp.arange(chunk_tokens) <= column,
-                         (B, 1, chunk_tokens)),
+        jnp.broadcast_to(jnp.arange(chunk_steps) <= column,
+                         (B, 1, chunk_steps)),
         columns, column, pages, context, method='extend')
     return model.apply({'params': params}, hidden[:, 0],
                        method='logits'), columns
 
   found = []
-  for start in range(0, n + 1, chunk_tokens):
-    columns = engine._columns(B, chunk_tokens)
-    some = fed_Bn[:, start:start + chunk_tokens].astype(np.int32)
+  for start in range(0, n + 1, chunk_steps):
+    columns = engine.programs._columns(B, chunk_steps)
+    some = fed_Bn[:, start:start + chunk_steps].astype(np.int32)
     here = context(held_B + start)
     for column in range(some.shape[1]):
       logits, columns = step(
           params, pages, here, columns, some[:, column], jnp.int32(column))
       found.append(np.asarray(logits))
     kept = jnp.broadcast_to(
-        jnp.arange(chunk_tokens) < some.shape[1], (B, chunk_tokens))
-    pages = jax.jit(engine._flush)(pages, here, columns, kept)
+        jnp.arange(chunk_steps) < some.shape[1], (B, chunk_steps))
+    pages = jax.jit(engine.programs._flush)(pages, here, columns, kept, None)
   return np.stack(found, 1)
 
 

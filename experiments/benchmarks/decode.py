@@ -38,7 +38,7 @@ def ours() -> dict:
   def engine(**changes) -> Engine:
     return Engine(model, EngineConfig(**dict(
         rows=ROWS, context_tokens=PROMPT + NEW, page_tokens=64,
-        chunk_tokens=32) | changes))
+        chunk_steps=32) | changes))
 
   def request(n: int, new: int, prompt: int = PROMPT) -> Request:
     return Request(
@@ -54,7 +54,7 @@ def ours() -> dict:
     return min(secs[warm:])
 
   found = {}
-  static = engine(chunk_tokens=NEW)
+  static = engine(chunk_steps=NEW)
   batch = [request(n, NEW) for n in range(ROWS)]
   sampler = engine()
   found['peer'] = ROWS * NEW / best(lambda: sampler.run(params, batch))
@@ -73,7 +73,7 @@ def ours() -> dict:
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   for tokens in (256, 512, 1024, 2048, 4096, 8192):
     rows = 8
-    long = engine(rows=rows, context_tokens=tokens + 128, chunk_tokens=16)
+    long = engine(rows=rows, context_tokens=tokens + 128, chunk_steps=16)
     session = long.session(params)
     for n in range(rows):
       session.submit(request(n, 65, tokens))
@@ -84,7 +84,7 @@ def ours() -> dict:
         context=tokens, step_ms=secs * 1e3,
         cache_MB=rows * tokens * entry / 1e6, weights_MB=weights / 1e6))
 
-  shared = engine(rows=16, context_tokens=512 + 32, chunk_tokens=16)
+  shared = engine(rows=16, context_tokens=512 + 32, chunk_steps=16)
   one = request(0, 16, 512)
   group = [Request(name=n, prompt=one.prompt, key=keys[n],
                    sampling=one.sampling) for n in range(16)]

@@ -31,10 +31,13 @@ class Pages:
   Attributes:
     entry_LYKSX: In the model's dtype, or int8.
     scale_LYKSZ: float32, of each of the Z parts of an int8 entry; else None.
+    hidden_YD: Of the stack that looks ahead: the model's state at the last
+      token of each page, which the token after it is joined with. Else None.
   """
 
   entry_LYKSX: jax.Array
   scale_LYKSZ: jax.Array | None
+  hidden_YD: jax.Array | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class View:
     context: Which pages, and how much of them.
     columns_BKSX: The entries of this call, the new tokens' among them.
     see_BTS: bool, which of them each new token sees. At least one.
+    skip: Tokens of the pages, from a row's first on, of which nothing is seen.
   """
 
   pages: Pages
@@ -72,6 +76,7 @@ class View:
   context: Context
   columns_BKSX: jax.Array
   see_BTS: jax.Array
+  skip: int = 0
 
 
 def empty(layers: int, pages: int, heads: int, page_tokens: int,
@@ -106,10 +111,10 @@ def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
   def local(q_BTKMX, pages, layer, context, columns_BKSX, see_BTS):
     return _attend(q_BTKMX, View(
         pages=pages, layer=layer, context=context, columns_BKSX=columns_BKSX,
-        see_BTS=see_BTS), split, parts, scale)
+        see_BTS=see_BTS, skip=view.skip), split, parts, scale)
 
-  args = (q_BTKMX, view.pages, view.layer, view.context, view.columns_BKSX,
-          view.see_BTS)
+  args = (q_BTKMX, view.pages.replace(hidden_YD=None), view.layer,
+          view.context, view.columns_BKSX, view.see_BTS)
   if layout.mesh.size == 1:
     return local(*args)
   of_q = layout.fitting_spec(q_BTKMX.shape, letters)
@@ -158,6 +163,7 @@ def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
     key, value = split(
         entry_BwKSX.swapaxes(1, 2).reshape(B, K, span * S, -1))
     filled = (jnp.arange(S) < fill[..., None]).reshape(B, 1, span * S)
+    filled &= turn * span * S + jnp.arange(span * S) >= view.skip
     score = scores(key, filled)
     higher = jnp.maximum(top, score.max(-1, keepdims=True))
     prob, rest = jnp.exp(score - higher), jnp.exp(top - higher)
@@ -188,38 +194,67 @@ def _spread(scale, parts: tuple[int, ...]):
 
 
 def flush(pages: Pages, context: Context, columns_LBKSX, kept_BS,
-          parts: tuple[int, ...], layout: Layout) -> Pages:
+          parts: tuple[int, ...], layout: Layout, hidden_BSD=None) -> Pages:
   """Appends the columns that are kept to their rows' pages.
 
   Example, pages of S = 4, a row with next = 6 and kept = [1, 0, 1, 1]: columns
   0, 2 and 3 go to places 2 and 3 of its page 1 and place 0 of its page 2.
+
+  Args:
+    pages, context: Of the rows.
+    columns_LBKSX: Entries.
+    kept_BS: bool.
+    parts: See `empty`.
+    layout: Of the mesh.
+    hidden_BSD: The model's state at each column, where the pages keep it.
   """
-  def local(pages, context, columns_LBKSX, kept_BS):
+  def local(pages, context, columns_LBKSX, kept_BS, hidden_BSD):
     S, Y = pages.entry_LYKSX.shape[3], pages.entry_LYKSX.shape[1]
     at_BS = context.next_B[:, None] + jnp.cumsum(kept_BS, -1) - 1
     page_BS = jnp.take_along_axis(
         context.table_BW, jnp.where(kept_BS, at_BS // S, 0), 1)
-    place = (slice(None), jnp.where(kept_BS, page_BS, Y), slice(None),
-             at_BS % S)  # Beyond the pool: dropped.
+    page_BS = jnp.where(kept_BS, page_BS, Y)  # Beyond the pool: dropped.
+    place = (slice(None), page_BS, slice(None), at_BS % S)
     columns_BSLKX = columns_LBKSX.transpose(1, 3, 0, 2, 4)
     put = lambda pool, new: pool.at[place].set(
         new.astype(pool.dtype), mode='drop')
+    if hidden_BSD is not None:
+      last_BS = (at_BS % S == S - 1) | (at_BS == at_BS[:, -1:])
+      pages = pages.replace(hidden_YD=pages.hidden_YD.at[
+          jnp.where(last_BS, page_BS, Y)].set(hidden_BSD, mode='drop'))
     if pages.scale_LYKSZ is None:
       return pages.replace(entry_LYKSX=put(pages.entry_LYKSX, columns_BSLKX))
     scale_BSLKZ, rounded = _as_int8(columns_BSLKX, parts)
-    return Pages(entry_LYKSX=put(pages.entry_LYKSX, rounded),
-                 scale_LYKSZ=put(pages.scale_LYKSZ, scale_BSLKZ))
+    return pages.replace(entry_LYKSX=put(pages.entry_LYKSX, rounded),
+                         scale_LYKSZ=put(pages.scale_LYKSZ, scale_BSLKZ))
 
+  args = pages, context, columns_LBKSX, kept_BS, hidden_BSD
   if layout.mesh.size == 1:
-    return local(pages, context, columns_LBKSX, kept_BS)
+    return local(*args)
   rows = layout.fitting_spec(kept_BS.shape, 'B_')[0]
   heads = layout.fitting_spec(columns_LBKSX.shape, 'LBKSX')[2]
-  of_pages = PartitionSpec(None, rows, heads)
+  of_rows, of_columns = PartitionSpec(rows), PartitionSpec(None, rows, heads)
+  of_pages = Pages(entry_LYKSX=of_columns, scale_LYKSZ=of_columns,
+                   hidden_YD=of_rows)
   return jax.shard_map(
       local, mesh=layout.mesh,
-      in_specs=(of_pages, PartitionSpec(rows), of_pages, PartitionSpec(rows)),
-      out_specs=of_pages, check_vma=False)(
-          pages, context, columns_LBKSX, kept_BS)
+      in_specs=(of_pages, of_rows, of_columns, of_rows, of_rows),
+      out_specs=of_pages, check_vma=False)(*args)
+
+
+def last_hidden(pages: Pages, context: Context, layout: Layout) -> jax.Array:
+  """The model's state at each row's last token, [B, D]; any, if it has none."""
+  def local(hidden_YD, context):
+    last_B = jnp.maximum(jnp.sum(context.fill_BW > 0, -1) - 1, 0)
+    return hidden_YD[jnp.take_along_axis(
+        context.table_BW, last_B[:, None], 1)[:, 0]]
+
+  args = pages.hidden_YD, context
+  if layout.mesh.size == 1:
+    return local(*args)
+  rows = PartitionSpec(layout.fitting_spec(context.table_BW.shape, 'B_')[0])
+  return jax.shard_map(local, mesh=layout.mesh, in_specs=(rows, rows),
+                       out_specs=rows, check_vma=False)(*args)
 
 
 def _as_int8(x, parts: tuple[int, ...]):

@@ -19,19 +19,27 @@ from r1jax.sharding import Layout
 
 
 class MTP(nn.Module):
-  """One module; they are scanned over depth.
+  """One module; in training they are scanned over depth.
 
   Attributes:
     config: The model's.
     layout: The model's.
-    block: Makes a transformer block.
+    make_block: Makes a transformer block.
   """
 
   config: ModelConfig
   layout: Layout
-  block: type[nn.Module]
+  make_block: type[nn.Module]
 
-  @nn.compact
+  def setup(self):
+    c = self.config
+    D = c.d_model
+    self.ahead_norm = RMSNorm(c.norm_eps)
+    self.hidden_norm = RMSNorm(c.norm_eps)
+    self.merge_dD = weight(self, 'merge', 'dD', (2 * D, D), c.init_std)
+    self.block = self.make_block(c, self.layout, bool(c.num_moe_layers))
+    self.norm = RMSNorm(c.norm_eps)
+
   def __call__(self, h_BTD, ahead_BTD, position_BT, segment_BT):
     """Returns h_k, normed for the head, twice; and the block's routing.
 
@@ -41,19 +49,35 @@ class MTP(nn.Module):
       position_BT: Of the tokens of h.
       segment_BT: Theirs too.
     """
-    c = self.config
-    D = c.d_model
-    merge_dD = weight(self, 'merge', 'dD', (2 * D, D), c.init_std)
-    both = jnp.concatenate(
-        [RMSNorm(c.norm_eps, name='ahead_norm')(ahead_BTD),
-         RMSNorm(c.norm_eps, name='hidden_norm')(h_BTD)], -1)
-    x_BTD = self.layout.constrain(linear(
-        both, merge_dD, self.layout, c.fp8), 'BtD')
     x_BTD, routing = self.block(
-        c, self.layout, bool(c.num_moe_layers), name='block')(
-            x_BTD, position_BT, segment_BT)
-    h_BTD = RMSNorm(c.norm_eps, name='norm')(x_BTD)
+        self._joined(h_BTD, ahead_BTD), position_BT, segment_BT)
+    h_BTD = self.norm(x_BTD)
     return h_BTD, (h_BTD, routing)
+
+  def extend(self, h_BTD, ahead_BTD, position_BT, live_BT, see_BTS,
+             columns_LBKSX, column, pages, context):
+    """The same over a cache, whose entry of a place lies with the token ahead
+    of it: the first token of a row has none.
+
+    Args:
+      h_BTD, ahead_BTD, position_BT: See __call__.
+      live_BT, see_BTS, column, context: See Transformer.extend.
+      columns_LBKSX: L = 1.
+      pages: The module's pool.
+
+    Returns:
+      h_1, normed for the head; and the columns.
+    """
+    (x_BTD, columns_LBKSX), _ = self.block.extend(
+        (self._joined(h_BTD, ahead_BTD), columns_LBKSX), 0, pages, context,
+        position_BT, live_BT, see_BTS, column, skip=1)
+    return self.norm(x_BTD), columns_LBKSX
+
+  def _joined(self, h_BTD, ahead_BTD):
+    both = jnp.concatenate(
+        [self.ahead_norm(ahead_BTD), self.hidden_norm(h_BTD)], -1)
+    return self.layout.constrain(linear(
+        both, self.merge_dD, self.layout, self.config.fp8), 'BtD')
 
 
 def shift(x_BT: jax.Array, by: int) -> jax.Array:

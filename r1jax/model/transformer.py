@@ -59,8 +59,10 @@ class Block(nn.Module):
     return self.layout.constrain(x_BTD, 'BtD'), routing
 
   def extend(self, carry, layer, pages, context, position_BT, live_BT,
-             see_BTS, column):
+             see_BTS, column, skip: int = 0):
     """T more tokens a row; carries the stack's columns, written in place.
+
+    Of the first `skip` tokens of a row nothing is seen.
 
     Returns:
       The carry, and the experts of the tokens, or None.
@@ -74,7 +76,7 @@ class Block(nn.Module):
         (layer, 0, 0, column, 0))
     x_BTD += self.attention.extend(h_BTD, position_BT, cache.View(
         pages=pages, layer=layer, context=context,
-        columns_BKSX=columns_LBKSX[layer], see_BTS=see_BTS))
+        columns_BKSX=columns_LBKSX[layer], see_BTS=see_BTS, skip=skip))
     x_BTD, routing = self.feed_forward(x_BTD, live_BT)
     chosen_BTA = routing.expert_BTA if self.is_moe else None
     return (self.layout.constrain(x_BTD, 'BtD'), columns_LBKSX), chosen_BTA
@@ -140,7 +142,7 @@ class Transformer(nn.Module):
       replay_BTLA: int, the experts to use in each MoE layer (routing replay);
         None: each layer chooses.
     """
-    x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
+    x_BTD = self.embed(tokens_BT)
     routing = {}
     for (stack, _) in self.stacks:
       replay_LBTA = None
@@ -167,6 +169,9 @@ class Transformer(nn.Module):
     _, (hidden_ZBTD, routed) = self.mtp(
         hidden_BTD, ahead_ZBTD, position_BT, segment_BT)
     return hidden_ZBTD, {} if routed is None else {'mtp': routed}
+
+  def embed(self, tokens_BT) -> jax.Array:
+    return self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
 
   def scalars(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [...]: values, or rewards, of every token."""
@@ -203,7 +208,7 @@ class Transformer(nn.Module):
       hidden_BTD after the final norm; the columns; and the experts of the
       tokens, [B, T, L, A], L of the MoE layers, or None without any.
     """
-    x_BTD = self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
+    x_BTD = self.embed(tokens_BT)
     columns, chosen_BTLA = dict(columns), None
     for stack, layers in self.stacks:
       (x_BTD, columns[stack.name]), chosen_LBTA = stack.extend(
@@ -212,6 +217,12 @@ class Transformer(nn.Module):
       if chosen_LBTA is not None:
         chosen_BTLA = jnp.moveaxis(chosen_LBTA, 0, 2)
     return self.norm(x_BTD), columns, chosen_BTLA
+
+
+def first_look_ahead(model: Transformer, params):
+  """The module that predicts the token after the next, and its parameters."""
+  return (MTP(model.config, model.layout, Block),
+          jax.tree.map(lambda x: x[0], params['mtp']))
 
 
 STACKS = ('dense_layers', 'moe_layers', 'mtp')

@@ -153,20 +153,86 @@ class Drawn(NamedTuple):
   best_logp_BS: jax.Array | None
 
 
-def draw(logits_BV, draws: Draws, step, best: int = 0) -> Drawn:
-  """The made_B + step-th token of each row, each from its own key."""
+def draw(logits_BV, draws: Draws, nth_B, best: int = 0) -> Drawn:
+  """The made_B + nth_B-th token of each row, each from its own key."""
+  shaped_BV = shaped(logits_BV, draws)
+  token_B = jax.vmap(jax.random.categorical)(_keys(draws, nth_B), shaped_BV)
+  token_B = jnp.where(
+      draws.temperature_B == 0, jnp.argmax(shaped_BV, -1), token_B)
+  return _told(logits_BV, shaped_BV, token_B, draws, best)
+
+
+class Draft(NamedTuple):
+  """A guess at the next token, and the logits that it was drawn from.
+
+  Attributes:
+    token_B: int32.
+    logits_BV: float32, shaped.
+    live_B: bool, rows that have one.
+  """
+
+  token_B: jax.Array
+  logits_BV: jax.Array
+  live_B: jax.Array
+
+
+def guess(logits_BV, draws: Draws, nth_B, live_B) -> Draft:
+  """A draft of the token that `verify` with the same arguments judges."""
+  shaped_BV = shaped(logits_BV, draws)
+  token_B = jax.vmap(jax.random.categorical)(
+      _keys(draws, nth_B, _GUESS), shaped_BV)
+  token_B = jnp.where(
+      draws.temperature_B == 0, jnp.argmax(shaped_BV, -1), token_B)
+  return Draft(token_B.astype(jnp.int32), shaped_BV, live_B)
+
+
+def verify(logits_BV, draws: Draws, nth_B, draft: Draft,
+           best: int = 0) -> tuple[Drawn, jax.Array]:
+  """As `draw`, and in the same distribution p: the draft, drawn from q, stays
+  with probability min(1, p / q), or else a token of max(p − q, 0) takes its
+  place (Leviathan et al. 2023, section 2.3). A greedy row keeps a draft that
+  is the most likely token.
+
+  Returns:
+    What was drawn, and bool [B], whether it is the draft.
+  """
+  shaped_BV = shaped(logits_BV, draws)
+  p_BV = jax.nn.softmax(shaped_BV)
+  q_BV = jax.nn.softmax(draft.logits_BV) * draft.live_B[:, None]
+  p_B, q_B = (_chosen(x_BV, draft.token_B) for x_BV in (p_BV, q_BV))
+  chance_B = jax.vmap(jax.random.uniform)(_keys(draws, nth_B, _JUDGE))
+  keeps_B = draft.live_B & (chance_B * q_B < p_B)
+  rest_BV = jnp.maximum(p_BV - q_BV, 0)
+  # Nothing is left where p = q to the last bit; then every draft stays.
+  rest_BV = jnp.where(rest_BV.sum(-1, keepdims=True) > 0, rest_BV, p_BV)
+  other_B = jax.vmap(jax.random.categorical)(
+      _keys(draws, nth_B), jnp.log(rest_BV))
+  greedy_B, top_B = draws.temperature_B == 0, jnp.argmax(shaped_BV, -1)
+  keeps_B = jnp.where(
+      greedy_B, draft.live_B & (draft.token_B == top_B), keeps_B)
+  token_B = jnp.where(keeps_B, draft.token_B,
+                      jnp.where(greedy_B, top_B, other_B))
+  return _told(logits_BV, shaped_BV, token_B, draws, best), keeps_B
+
+
+_GUESS, _JUDGE = 1, 2  # What else a token's key is used for.
+
+
+def _keys(draws: Draws, nth_B, purpose: int | None = None):
+  fold = jax.vmap(jax.random.fold_in)
+  key_B = fold(jax.random.wrap_key_data(draws.key_B2), draws.made_B + nth_B)
+  if purpose is None:
+    return key_B
+  return fold(key_B, jnp.full(draws.made_B.shape, purpose))
+
+
+def _told(logits_BV, shaped_BV, token_B, draws: Draws, best: int) -> Drawn:
   plain_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32))
-  logits_BV = shaped(logits_BV.astype(jnp.float32), draws)
-  key_B = jax.vmap(jax.random.fold_in)(
-      jax.random.wrap_key_data(draws.key_B2), draws.made_B + step)
-  token_B = jax.vmap(jax.random.categorical)(key_B, logits_BV)
-  greedy_B = draws.temperature_B == 0
-  token_B = jnp.where(greedy_B, jnp.argmax(logits_BV, -1), token_B)
-  logp_B = jnp.where(
-      greedy_B, 0.0, _chosen(jax.nn.log_softmax(logits_BV), token_B))
+  logp_B = _chosen(jax.nn.log_softmax(shaped_BV), token_B)
   found = jax.lax.top_k(plain_BV, best) if best else (None, None)
   return Drawn(
-      token_B=token_B.astype(jnp.int32), logp_B=logp_B,
+      token_B=token_B.astype(jnp.int32),
+      logp_B=jnp.where(draws.temperature_B == 0, 0.0, logp_B),
       model_logp_B=_chosen(plain_BV, token_B), best_id_BS=found[1],
       best_logp_BS=found[0])
 
@@ -176,6 +242,7 @@ def shaped(logits_BV, draws: Draws):
 
   A greedy row is biased and penalised, and otherwise as it was.
   """
+  logits_BV = logits_BV.astype(jnp.float32)
   if draws.bias_BS is not None:
     rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
     logits_BV = logits_BV.at[rows_B1, draws.bias_id_BS].add(

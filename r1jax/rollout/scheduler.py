@@ -55,6 +55,9 @@ class Completion:
       the last; None unless the engine records them.
     experts: [L, A] of the last prompt token and of each token after it that
       was fed.
+    passes: Forward passes that drew them.
+    drafts: Tokens that the look-ahead module guessed.
+    kept_drafts: Of them, those that stayed.
     finish: None while unfinished; then 'stop' or 'length'.
   """
 
@@ -66,6 +69,9 @@ class Completion:
   best: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
   prompt_experts: np.ndarray | None = None
   experts: list[np.ndarray] = dataclasses.field(default_factory=list)
+  passes: int = 0
+  drafts: int = 0
+  kept_drafts: int = 0
   finish: str | None = None
 
   @property

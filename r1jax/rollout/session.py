@@ -2,26 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-import chex
 import jax
 import numpy as np
 
 from r1jax.model import cache
 from r1jax.rollout import sampling
+from r1jax.rollout.programs import Chunk
 from r1jax.rollout.scheduler import Completion, Fill, Request, Row, Scheduler
-
-
-@chex.dataclass(frozen=True)
-class Chunk:
-  """What a call of the decoding program tells; N columns."""
-
-  tokens_BN: jax.Array
-  logp_BN: jax.Array
-  model_logp_BN: jax.Array
-  count_B: jax.Array  # Columns that are read.
-  best_id_BNS: jax.Array | None
-  best_logp_BNS: jax.Array | None
-  experts_BNLA: jax.Array | None
 
 
 class Session:
@@ -42,7 +29,7 @@ class Session:
     config = engine.config
     self._schedule = Scheduler(
         engine.rows, engine.parts, engine.pages, config.page_tokens,
-        config.chunk_tokens)
+        engine.programs.chunk_tokens)
     self._features = sampling.Features()
     self.steps = 0  # Forward passes of the decoding program.
 
@@ -75,7 +62,7 @@ class Session:
     width = _width(self._engine.rows, max(map(len, running)))
     rows = _side_by_side(running, width)
     told = self._chunk(rows)
-    self.steps += int(told.count_B.max())
+    self.steps += int(told.passes_B.max())
     finished = []
     for b, row in enumerate(rows):
       if row is not None and self._take(row, b, told):
@@ -101,7 +88,7 @@ class Session:
         some = job.tokens[job.done:job.done + T]
         tokens_BT[b, :len(some)], count_B[b] = some, len(some)
         chains.append(_chain(job, self._engine.config.page_tokens))
-      self._pages, experts = self._engine._fill(
+      self._pages, experts = self._engine.fill(
           self._params, self._pages, self._context(chains), tokens_BT, count_B)
       if experts is not None:
         experts = np.asarray(experts)
@@ -125,7 +112,7 @@ class Session:
         [c.context if c else [] for c in made]
         if self._features.penalty else None)
     token_B = np.array([c.last if c else 0 for c in made], np.int32)
-    self._pages, told = engine._draw(
+    self._pages, told = engine.draw(
         self._params, self._pages, self._context([
             row and (row.pages, [page.fill for page in row.pages], row.next)
             for row in rows]),
@@ -146,24 +133,27 @@ class Session:
 
   def _take(self, row: Row, b: int, told: Chunk) -> bool:
     """Adds the row's columns to its completion; True where it is done."""
-    made, count = row.completion, int(told.count_B[b])
-    how = made.request.sampling
+    made, drawn_N = row.completion, told.drawn_BN[b]
+    how, count = made.request.sampling, int(drawn_N.sum())
+    made.passes += int(told.passes_B[b])
+    made.drafts += int(told.drafts_B[b])
+    made.kept_drafts += int(told.kept_B[b])
     if told.experts_BNLA is not None:
       if made.prompt_experts is None:
         made.prompt_experts = _experts_of(
             row.pages[:row.own], len(made.request.prompt) - 1,
             told.experts_BNLA.shape[2:])
-      made.experts.extend(told.experts_BNLA[b, :count])
+      made.experts.extend(told.experts_BNLA[b, drawn_N])
     before = len(made.tokens)
-    made.tokens.extend(told.tokens_BN[b, :count].tolist())
-    made.logp.extend(told.logp_BN[b, :count].tolist())
-    made.model_logp.extend(told.model_logp_BN[b, :count].tolist())
+    made.tokens.extend(told.tokens_BN[b, drawn_N].tolist())
+    made.logp.extend(told.logp_BN[b, drawn_N].tolist())
+    made.model_logp.extend(told.model_logp_BN[b, drawn_N].tolist())
     made.version.extend([self._version] * count)
     if how.best:
       made.best.extend(
           list(zip(ids.tolist(), logps.tolist())) for ids, logps in zip(
-              told.best_id_BNS[b, :count, :how.best],
-              told.best_logp_BNS[b, :count, :how.best]))
+              told.best_id_BNS[b, drawn_N, :how.best],
+              told.best_logp_BNS[b, drawn_N, :how.best]))
     self._schedule.wrote(row, count)
     if how.stop_strings:
       self._stop_at_string(made, before)

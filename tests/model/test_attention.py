@@ -70,7 +70,7 @@ def test_a_whole_cache_in_pages_equals_one_page():
   prompts, after = [rng.integers(0, 32, 11)] * 3, rng.integers(0, 32, (3, 6))
   one = continued(model, params, prompts, after, page_tokens=32)
   many = continued(model, params, prompts, after, page_tokens=1,
-                   chunk_tokens=3)
+                   chunk_steps=3)
   np.testing.assert_allclose(many, one, atol=1e-5)
 
 

@@ -20,7 +20,7 @@ from r1jax.train import step as train_step
 from tests.conftest import dense_config, forward, make, small_config
 
 _HOW = Sampling(max_new_tokens=10, stop_ids=(2, 5))
-_SIZES = EngineConfig(rows=8, context_tokens=32, page_tokens=4, chunk_tokens=4)
+_SIZES = EngineConfig(rows=8, context_tokens=32, page_tokens=4, chunk_steps=4)
 
 
 def _prompts():
@@ -78,8 +78,8 @@ def test_a_sample_does_not_depend_on_the_sampler_s_sizes(small, monkeypatch):
   key = jax.random.key(5)
   want = _three(engine, params, key)
   for changes in (
-      dict(rows=1, prefill_tokens=1), dict(rows=3, chunk_tokens=3),
-      dict(page_tokens=16, chunk_tokens=16)):
+      dict(rows=1, prefill_tokens=1), dict(rows=3, chunk_steps=3),
+      dict(page_tokens=16, chunk_steps=16)):
     if 'prefill_tokens' in changes:
       monkeypatch.setattr(engine_file, '_FILL_COLUMNS', 2)
     other = Engine(model, dataclasses.replace(_SIZES, **changes))
@@ -147,11 +147,11 @@ def test_uneven_lengths_are_refilled_without_recompiling(small):
   """Forty requests of all lengths through eight rows: two programs, and about
   as many forward passes as the tokens need."""
   model, params, _ = small
-  engine = Engine(model, dataclasses.replace(_SIZES, chunk_tokens=2))
+  engine = Engine(model, dataclasses.replace(_SIZES, chunk_steps=2))
   engine.run(params, [_request([1, 2], n) for n in range(40)])
   for rows in (1, 2, 3):  # The narrower programs, too.
     engine.run(params, [_request([1, 2], n) for n in range(rows)])
-  compiled = engine.programs()
+  compiled = engine.compiled()
   rng = np.random.default_rng(0)
   lengths = rng.geometric(0.2, 40).clip(1, 20)
   session = engine.session(params)
@@ -161,7 +161,7 @@ def test_uneven_lengths_are_refilled_without_recompiling(small):
   for _ in session:
     pass
   assert [len(c.tokens) for c in made] == lengths.tolist()
-  assert engine.programs() == compiled
+  assert engine.compiled() == compiled
   assert session.steps < 1.6 * lengths.sum() / 8 + lengths.max()
 
 
@@ -293,10 +293,10 @@ def test_eight_devices_sample_what_one_does(config):
 def test_nothing_of_an_old_policy_survives_in_a_cache(small):
   model, params, engine = small
   first = _three(engine, params, jax.random.key(0))
-  programs = engine.programs()
+  programs = engine.compiled()
   changed = jax.tree.map(lambda x: x * 1.5, params)
   second = _three(engine, changed, jax.random.key(0))
-  assert engine.programs() == programs
+  assert engine.compiled() == programs
   fresh = _three(Engine(model, _SIZES), changed, jax.random.key(0))
   np.testing.assert_array_equal(second.tokens_BT, fresh.tokens_BT)
   assert (first.logp_BT != second.logp_BT).any()

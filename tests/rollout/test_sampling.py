@@ -139,3 +139,37 @@ def test_a_wrong_setting_is_named(changes, message):
 def test_a_token_outside_the_vocabulary_is_named(changes, message):
   with pytest.raises(UserError, match=message):
     dataclasses.replace(_PLAIN, **changes).check(32)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.5, 0.0])
+def test_a_judged_draft_has_the_distribution_of_a_draw(temperature):
+  """And stays as often as the two distributions overlap."""
+  rows = 20000
+  p, q = np.log([[0.5, 0.2, 0.2, 0.1, 1e-30], [0.1, 0.6, 0.1, 0.1, 0.1]])
+  draws = sampling.stack(
+      [Sampling(max_new_tokens=1, stop_ids=(), temperature=temperature)] * rows,
+      np.asarray(jax.random.key_data(jax.random.split(
+          jax.random.key(0), rows))),
+      np.zeros(rows, np.int32), np.ones(rows, np.int32), sampling.Features(), 5)
+  live_B = np.arange(rows) < rows // 2  # The others have no draft.
+
+  @jax.jit
+  def run(draws):
+    of = lambda logits: jnp.broadcast_to(logits, (rows, 5))
+    draft = sampling.guess(of(q), draws, 0, live_B)
+    return sampling.verify(of(p), draws, 0, draft)
+
+  drawn, keeps_B = run(draws)
+  share = np.array([np.bincount(drawn.token_B[half], minlength=5)
+                    for half in (live_B, ~live_B)]) / (rows // 2)
+  if temperature:
+    p, q = (np.exp(x / temperature) / np.exp(x / temperature).sum()
+            for x in (p, q))
+    assert np.abs(share - p).max() < 0.02
+    assert keeps_B[:rows // 2].mean() == pytest.approx(
+        np.minimum(p, q).sum(), abs=0.02)
+    np.testing.assert_allclose(
+        drawn.logp_B, np.log(p)[drawn.token_B], atol=1e-5)
+  else:
+    assert (share[:, 0] == 1).all() and not keeps_B.any()
+  assert not keeps_B[rows // 2:].any()
