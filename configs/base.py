@@ -75,6 +75,10 @@ def get_config() -> ml_collections.ConfigDict:
       steps=650,
       prompts_per_step=512,
       group_size=16,  # G.
+      # A step samples more groups than it trains on, and ends when this share
+      # of them is complete; the others go on in the next step with what they
+      # have drawn. 1: every group is sampled and trained on in one step.
+      complete_share=1.0,
       max_new_tokens=32768,
       temperature=1.0,
       minibatches=16,  # Updates a rollout.

@@ -13,6 +13,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.records import Prompt, Scored
 from r1jax.rewards import answers
 from r1jax.rewards.combine import RuleReward, completion_texts
+from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import Sampling
 
@@ -38,13 +39,18 @@ class Evaluator:
   def run(self, params, key: jax.Array) -> Report:
     prompts = [self._prompts[i] for i in range(len(self._prompts))]
     batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
-    rollout = self._engine.generate(params, batch, self._k, self._how, key)
+    made = self._engine.run(
+        params, assemble.requests(batch, self._k, self._how, key))
+    rollout = assemble.as_rollout(
+        batch, self._k, self._how.max_new_tokens, made)
     texts = completion_texts(
         rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
         self._tokenizer.decode_batch)
     scored = self._reward.score(texts, prompts)
     rows = sample_rows(prompts, scored, rollout.length_B, rollout.finish_B)
-    return Report(self._metrics(rows), rows)
+    told = assemble.speculation(made)
+    return Report(self._metrics(rows) | {
+        f'eval/{name}': value for name, value in told.items()}, rows)
 
   def _metrics(self, rows: list[dict]) -> dict[str, float]:
     k, num = self._k, len(self._prompts)

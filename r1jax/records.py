@@ -76,6 +76,8 @@ class Rollout:
     logp_BT: float32 log-probability of each token under the distribution that
       it was sampled from; 0 outside mask_BT.
     model_logp_BT: The same at temperature 1, with nothing cut.
+    age_BT: int32, how many steps ago the policy was current that drew the
+      token: 0, but in rows that an earlier step has begun.
     finish_B: int32, FINISH_STOP or FINISH_LENGTH.
     length_B: int32, completion tokens, the stop token among them.
     group_B: int32, which of the batch's prompts the row completes.
@@ -88,6 +90,7 @@ class Rollout:
   mask_BT: chex.Array
   logp_BT: chex.Array
   model_logp_BT: chex.Array
+  age_BT: chex.Array
   finish_B: chex.Array
   length_B: chex.Array
   group_B: chex.Array
@@ -116,7 +119,8 @@ class RLBatch:
   Attributes:
     rollout: The sampled sequences.
     adv_B: float32, one advantage a sequence.
-    old_logp_BT: float32, log-probabilities under the sampling policy.
+    old_logp_BT: float32, log-probabilities under the sampling policy, of each
+      token the one that drew it.
     ref_logp_BT: float32, under the reference policy.
   """
 

@@ -58,6 +58,11 @@ def _refused(tmp_path, *args):
     (['--config.mesh.data=1', '--config.mesh.expert=8'],
      ['E = 4', 'expert × tensor = 8']),
     (['--config.rollout.rows=0'], ['rows must be at least 1, got 0']),
+    (['--config.rollout.speculative=True'], ['model.mtp_depth is 0']),
+    (['--config.rl.complete_share=0.0'],
+     ['complete_share must lie within (0, 1], got 0.0']),
+    (['--config.rl.complete_share=0.5', '--config.rl.old_logp=recompute'],
+     ['complete_share = 0.5 needs old_logp']),
     (['--config.rollout.cache_tokens=20'], [
         'cache_tokens = 20 holds no request', 'context_tokens = 28']),
     (['--config.model.num_expert_groups=3'],

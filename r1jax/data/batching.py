@@ -50,14 +50,12 @@ def check_prompts(prompts: Iterable[Prompt], tokenizer: Tokenizer,
     pad_prompts([prompt], tokenizer, width_tokens)
 
 
-def prompt_batches(prompts: Sequence[Prompt], batch_size: int, seed: int,
-                   shuffle: bool):
-  """An endless Grain iterator over lists of Prompts."""
+def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool):
+  """An endless Grain iterator over Prompts; each epoch is shuffled anew."""
   dataset = grain.MapDataset.source(prompts)
   if shuffle:
     dataset = dataset.shuffle(seed)
-  dataset = dataset.repeat().batch(batch_size, batch_fn=list)
-  return iter(dataset.to_iter_dataset(_READ))
+  return iter(dataset.repeat().to_iter_dataset(_READ))
 
 
 _CHECKED = 1000  # Documents whose length is looked at before a run.

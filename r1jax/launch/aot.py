@@ -163,6 +163,7 @@ def _batch(layout: Layout, rows: int, tokens: int) -> RLBatch:
           tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool),
           mask_BT=array('BT', bool), logp_BT=array('BT', jnp.float32),
           model_logp_BT=array('BT', jnp.float32),
+          age_BT=array('BT', jnp.int32),
           finish_B=array('B', jnp.int32), length_B=array('B', jnp.int32),
           group_B=array('B', jnp.int32)),
       adv_B=array('B', jnp.float32), old_logp_BT=array('BT', jnp.float32),

@@ -40,16 +40,19 @@ def sample_keys(key, id_P, group_size: int) -> np.ndarray:
 
 
 def as_rollout(prompts: PromptBatch, group_size: int, max_new_tokens: int,
-               made: Sequence[Completion]) -> Rollout:
-  """Row b of the rollout is the b-th completion, of prompt b // G."""
+               made: Sequence[Completion], version: int = 0) -> Rollout:
+  """Row b of the rollout is the b-th completion, of prompt b // G; `version`
+  is the policy's that ages are counted from."""
   B, S = len(made), max_new_tokens
   tokens_BS = np.zeros((B, S), np.int32)
   logp_BS, model_logp_BS = np.zeros((2, B, S), np.float32)
+  age_BS = np.zeros((B, S), np.int32)
   length_B = np.array([len(c.tokens) for c in made], np.int32)
   for b, c in enumerate(made):
     tokens_BS[b, :length_B[b]] = c.tokens
     logp_BS[b, :length_B[b]] = c.logp
     model_logp_BS[b, :length_B[b]] = c.model_logp
+    age_BS[b, :length_B[b]] = version - np.array(c.version)
   prompt_BT = np.repeat(np.asarray(prompts.tokens_PT), group_size, axis=0)
   valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
   live_BS = np.arange(S) < length_B[:, None]
@@ -70,8 +73,20 @@ def as_rollout(prompts: PromptBatch, group_size: int, max_new_tokens: int,
       mask_BT=beside(np.zeros_like(valid_BT), live_BS),
       logp_BT=beside(nothing, logp_BS),
       model_logp_BT=beside(nothing, model_logp_BS),
+      age_BT=beside(nothing.astype(np.int32), age_BS),
       finish_B=np.array([FINISH_STOP if c.finish == 'stop' else FINISH_LENGTH
                          for c in made], np.int32),
       length_B=length_B,
       group_B=np.arange(B, dtype=np.int32) // group_size,
       experts_BTLA=experts_BTLA)
+
+
+def speculation(made: Sequence[Completion]) -> dict[str, float]:
+  """How often guesses stayed, and what that gave; nothing without guesses."""
+  drafts = sum(c.drafts for c in made)
+  if not drafts:
+    return {}
+  return {
+      'draft_acceptance': sum(c.kept_drafts for c in made) / drafts,
+      'tokens_per_pass': (sum(len(c.tokens) for c in made)
+                          / sum(c.passes for c in made))}

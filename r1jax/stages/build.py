@@ -122,7 +122,7 @@ _FILE_GRADERS = {'math': 'math', 'countdown_file': 'countdown'}
 def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
   """The sampler of everything in a run: rollouts, evaluations, samples."""
   _fits_context(config)
-  asked = max(config.rl.prompts_per_step * config.rl.group_size,
+  asked = max(groups_in_flight(config) * config.rl.group_size,
               config.eval.num_problems * config.eval.samples)
   sizes = config.rollout.to_dict() | {
       'rows': min(config.rollout.rows, asked),
@@ -131,6 +131,14 @@ def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
   return Engine(
       made.model, EngineConfig(**sizes),
       record_routing=config.rl.routing_replay, decode=made.tokenizer.decode)
+
+
+def groups_in_flight(config: ml_collections.ConfigDict) -> int:
+  """How many groups a step samples, to complete rl.prompts_per_step."""
+  share = config.rl.complete_share
+  if not 0 < share <= 1:
+    raise UserError(f'rl: complete_share must lie within (0, 1], got {share}')
+  return round(config.rl.prompts_per_step / share)
 
 
 def evaluator(config: ml_collections.ConfigDict, made: Parts,
@@ -172,6 +180,10 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   if c.old_logp not in ('rollout', 'recompute'):
     raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
                     f'{c.old_logp!r}')
+  if c.complete_share < 1 and c.old_logp != 'rollout':
+    raise UserError(
+        f'rl: complete_share = {c.complete_share} needs old_logp = '
+        "'rollout': only the sampler knows what an older policy thought")
   _fits_context(config)
 
 

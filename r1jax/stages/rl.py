@@ -13,9 +13,12 @@ import numpy as np
 from r1jax import evaluate
 from r1jax.algos import advantage
 from r1jax.data import batching, tasks
+from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import Prompt, RLBatch, Rollout, Scored
 from r1jax.rewards.combine import completion_texts
+from r1jax.rollout import assemble, groups
+from r1jax.rollout.groups import Group
 from r1jax.stages import build, report
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
@@ -66,14 +69,16 @@ class RL:
         model, self._tx, c.temperature, self._width, c.clip_low, c.clip_high,
         c.kl_coef, c.minibatches, c.microbatches,
         Balancing(c.balance_speed, c.balance_loss), c.mtp_weight)
+    self._wanted = c.prompts_per_step
+    self._in_flight = build.groups_in_flight(config)
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config
-    data = batching.prompt_batches(
-        self._prompts, c.prompts_per_step, self._seed,
-        shuffle=not self._endless)
+    data = batching.endless(
+        self._prompts, self._seed, shuffle=not self._endless)
+    begun: list[Group] = []  # By an earlier step.
     shown: dict[str, str] = {}
     with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
                       self._seed) as checkpoints:
@@ -84,7 +89,7 @@ class RL:
         if restored:
           _, state, position = restored
           progress.tell(f'goes on after step {start}')
-          data.set_state(position)
+          begun = self._resumed(data, position)
         else:
           state = self._fresh(base_params)
           progress.tell('compiles, and evaluates the base')
@@ -92,7 +97,9 @@ class RL:
           progress.tell(f"starts at pass@1 {shown['pass@1']}")
         for step in range(start + 1, c.steps + 1):
           progress.step_secs()
-          state, values, rows = self._step(state, next(data), step)
+          begun += self._opened(
+              [next(data) for _ in range(self._in_flight - len(begun))], step)
+          state, values, rows, begun = self._step(state, begun, step)
           speed = _speed(rows, progress.step_secs())
           evaluates = step % c.eval_every == 0 or step == c.steps
           if evaluates:
@@ -101,23 +108,28 @@ class RL:
           writer.write(step, values, speed)
           progress.update(step, _line(values, speed, shown), keep=evaluates)
           if step % c.checkpoint_every == 0 or step == c.steps:
-            checkpoints.save(step, state, data.get_state())
+            checkpoints.save(step, state, {
+                'prompts': data.get_state(), 'begun': groups.packed(begun)})
     report.write(directory, self._eval_samples)
     path = directory / 'model.safetensors'  # Last: it says that all is there.
     weights.save(path, state.train.params, 'float32', about)
     return path
 
-  def _step(self, state: RLState, prompts: list[Prompt], step: int):
-    """prompts → rollout → rewards → advantages → scores → update.
+  def _step(self, state: RLState, begun: list[Group], step: int):
+    """groups → rollout → rewards → advantages → scores → update.
 
     Returns:
-      The state, the step's metrics, and a row for each completion.
+      The state, the step's metrics, a row for each completion, and the groups
+      that are not complete yet.
     """
     c = self._config
+    complete, begun = groups.advance(
+        self._engine, state.train.params, step, begun, self._wanted)
+    prompts = [group.prompt for group in complete]
+    made = [made for group in complete for made in group.completions]
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
-    rollout = self._engine.generate(
-        state.train.params, batch, c.group_size, self._sampling,
-        self._key(_ROLLOUT, step))
+    rollout = assemble.as_rollout(
+        batch, c.group_size, c.max_new_tokens, made, step)
     texts = completion_texts(
         rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
         self._parts.tokenizer.decode_batch)
@@ -131,13 +143,33 @@ class RL:
     state = state.replace(train=train)
     if c.kl_coef and step % c.reference_every == 0:
       state = state.replace(reference=self._copy(train.params))
-    values = jax.device_get(metrics) | _told(
-        scored, rollout.length_B, rollout.finish_B, varied_P)
+    values = jax.device_get(metrics) | _told(scored, rollout, varied_P)
+    values |= {f'rollout/{name}': value
+               for name, value in assemble.speculation(made).items()}
     if not c.kl_coef:
       del values['kl']
     rows = evaluate.sample_rows(
         prompts, scored, rollout.length_B, rollout.finish_B)
-    return state, values, rows
+    return state, values, rows, begun
+
+  def _opened(self, prompts: list[Prompt], step: int) -> list[Group]:
+    """Groups that this step begins."""
+    if not prompts:
+      return []
+    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
+    size = self._config.group_size
+    return groups.open_groups(prompts, assemble.requests(
+        batch, size, self._sampling, self._key(_ROLLOUT, step)), size)
+
+  def _resumed(self, data, position: dict) -> list[Group]:
+    """Sets the data to its position; returns the groups that were begun."""
+    if 'begun' not in position:
+      raise UserError('checkpoint: written by an older r1jax, which counted '
+                      'prompts otherwise; begin in a new --workdir')
+    data.set_state(position['prompts'])
+    return groups.unpacked(
+        position['begun'], self._sampling,
+        lambda prompt: self._parts.tokenizer.prompt(prompt.text))
 
   def latest(self, directory: Path, base_params):
     """Policy parameters of the newest checkpoint, or None."""
@@ -204,16 +236,19 @@ def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
           'tok/s': f"{speed['speed/tokens_per_sec']:,.0f}"}
 
 
-def _told(scored: Scored, length_B, finish_B, varied_P) -> dict[str, float]:
+def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
   """What the rollout says of the policy, in the field's names."""
+  age = rollout.age_BT[rollout.mask_BT]
   parts = {f'reward/{name}': np.mean(part)
            for name, part in scored.parts.items()}
   return parts | {
       'reward/mean': np.mean(scored.reward_B),
       'reward/std': np.std(scored.reward_B),
-      'response_length/mean': np.mean(length_B),
-      'response_length/max': np.max(length_B),
-      'response/truncated': np.mean(finish_B == 0),
+      'response_length/mean': np.mean(rollout.length_B),
+      'response_length/max': np.max(rollout.length_B),
+      'response/truncated': np.mean(rollout.finish_B == 0),
+      'rollout/stale_tokens': np.mean(age > 0),
+      'rollout/oldest': np.max(age),
       'response/self_correction': np.mean(
           [evaluate.self_corrects(text) for text in scored.texts]),
       'zero_variance_groups': np.mean(~np.asarray(varied_P)),

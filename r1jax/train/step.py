@@ -103,8 +103,9 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
 
   One inner epoch: the rows are shuffled and cut into `minibatches`, each an
   optimiser update, each summed over `microbatches`. The first update meets the
-  policy that sampled, so its ratio is 1; 'logp_gap/first_max' is the largest
-  difference between its log-probabilities and the old ones. With a weight λ
+  policy that sampled, so its ratio is 1 but for rounding: 'logp_gap/mean' and
+  'logp_gap/max' say how far its log-probabilities are from the sampler's, of
+  all its tokens that this policy drew. With a weight λ
   the multi-token prediction modules go on learning from the completions, and
   nothing else learns from them.
   """
@@ -131,9 +132,11 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
       metrics['mtp/loss'] = ahead
       routing = routing | routed
     loss += _balance(routing, balancing, microbatches)
-    gap = jnp.abs(logp_BT - batch.old_logp_BT)
-    worst = jnp.max(jnp.where(rollout.mask_BT, gap, 0.0))
-    return loss, (metrics | {'routing': _loads(routing)}, {'worst': worst})
+    fresh_BT = rollout.mask_BT & (rollout.age_BT == 0)
+    gap_BT = jnp.where(fresh_BT, jnp.abs(logp_BT - rollout.logp_BT), 0.0)
+    metrics['routing'] = _loads(routing)
+    metrics['logp_gap'] = jnp.stack([gap_BT.sum(), fresh_BT.sum()])
+    return loss, (metrics, {'logp_gap': gap_BT.max()})
 
   def update(state: TrainState, batch: RLBatch):
     live = jnp.sum(batch.rollout.mask_BT)
@@ -142,18 +145,20 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
         microbatches)
     routing = metrics.pop('routing')
     state, applied = _apply(state, tx, grads, routing, balancing)
-    return state, (metrics | applied, largest['worst'])
+    return state, (metrics | applied, largest['logp_gap'])
 
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
     batch = _constrain(model, batch)
     order_B = jax.random.permutation(key, batch.adv_B.shape[0])
     batch = jax.tree.map(lambda x: _split(x[order_B], minibatches), batch)
-    state, (metrics, worst) = jax.lax.scan(update, state, batch)
+    state, (metrics, gap_max) = jax.lax.scan(update, state, batch)
+    gap_sum, tokens = metrics.pop('logp_gap')[0]
     # grad_norm and the like are means over the updates of this step.
     means = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
     means['skipped_updates'] = metrics['skipped_updates'].sum()
-    means['logp_gap/first_max'] = worst[0]
+    means['logp_gap/mean'] = gap_sum / jnp.maximum(tokens, 1)
+    means['logp_gap/max'] = gap_max[0]
     return state, means
 
   return step

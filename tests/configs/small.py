@@ -15,6 +15,7 @@ def get_config():
   config.rl.update(
       steps=6, prompts_per_step=4, group_size=4, max_new_tokens=16,
       minibatches=2, microbatches=1, reference_every=3, eval_every=3,
-      checkpoint_every=2)
+      checkpoint_every=2, complete_share=0.8)  # Five groups in flight.
+  config.rollout.chunk_steps = 4
   config.eval.update(num_problems=8, samples=2)
   return config

@@ -88,17 +88,19 @@ def test_iterators_go_on_where_they_were():
 
 def test_file_prompts_shuffle_repeat_and_resume():
   rows = [_prompt(str(i)) for i in range(10)]
-  make = lambda: batching.prompt_batches(rows, 4, seed=1, shuffle=True)
+  make = lambda: batching.endless(rows, seed=1, shuffle=True)
   data = make()
-  seen = [prompt.text for _ in range(5) for prompt in next(data)]
-  assert sorted(seen) == sorted([p.text for p in rows] * 2)
-  assert seen[:10] != [p.text for p in rows]
+  seen = [next(data).text for _ in range(20)]
+  texts = [p.text for p in rows]
+  assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(texts)
+  assert texts != seen[:10] != seen[10:]  # Each epoch has its own order.
   again = make()
-  next(again)
+  for _ in range(4):
+    next(again)
   position = again.get_state()
   resumed = make()
   resumed.set_state(position)
-  assert [p.text for p in next(resumed)] == seen[4:8]
+  assert [next(resumed).text for _ in range(4)] == seen[4:8]
 
 
 @pytest.mark.parametrize('line,message', [

@@ -38,7 +38,10 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
     kinds = [json.loads(line)['kind'] for line in saved.splitlines()]
     assert kinds.count('eval') == 16
     assert kinds.count('train') == (0 if step == 0 else 8)
-  assert lines[1]['logp_gap/first_max'] < 1e-4
+  assert lines[1]['logp_gap/max'] < 1e-4
+  assert 0 < lines[1]['logp_gap/mean'] < lines[1]['logp_gap/max']
+  assert lines[1]['rollout/stale_tokens'] == 0  # Five groups, four trained.
+  assert any(row['rollout/stale_tokens'] > 0 for row in lines[2:])
   assert [row['step'] for row in rows(workdir, 'pretrain')] == [1, 2, 3, 4]
   assert (workdir / 'rl/curves.png').stat().st_size > 10000
   assert list((workdir / 'rl/tensorboard').iterdir())

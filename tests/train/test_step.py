@@ -38,6 +38,7 @@ def _rollout(seed=0) -> Rollout:
       valid_BT=mask | ((column < _PROMPT) & (column >= start_B[:, None])),
       mask_BT=mask, logp_BT=np.zeros((_ROWS, T), np.float32),
       model_logp_BT=np.zeros((_ROWS, T), np.float32),
+      age_BT=np.zeros((_ROWS, T), np.int32),
       finish_B=np.ones(_ROWS, np.int32), length_B=length_B.astype(np.int32),
       group_B=np.arange(_ROWS, dtype=np.int32) // 4)
 
@@ -47,7 +48,7 @@ def _rl_batch(model, params) -> RLBatch:
   old = train_step.score(model, 1.0, _PROMPT)(params, rollout)
   rng = np.random.default_rng(1)
   noise = 0.3 * rng.normal(size=old.shape).astype(np.float32)
-  return RLBatch(rollout=rollout,
+  return RLBatch(rollout=rollout.replace(logp_BT=old),
                  adv_B=rng.normal(size=_ROWS).astype(np.float32),
                  old_logp_BT=old, ref_logp_BT=old + noise)
 
@@ -115,8 +116,27 @@ def test_first_update_on_fresh_samples_has_ratio_one():
   _, metrics = _update(model, params, _rl_batch(model, params))
   np.testing.assert_allclose(metrics['ratio/mean'], 1, atol=1e-6)
   assert metrics['clip_fraction'] == 0
-  assert metrics['logp_gap/first_max'] < 1e-5
+  assert metrics['logp_gap/max'] < 1e-5
   assert metrics['kl'] > 0
+
+
+def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
+  """Every third token is older, and its log-probability far off."""
+  model, params = make(small_config())
+  batch = _rl_batch(model, params)
+  rollout = batch.rollout
+  old = np.broadcast_to(np.arange(_PROMPT + _OWN) % 3 == 0,
+                        rollout.mask_BT.shape)
+  metrics = []
+  for offset in (0.0, 0.5):
+    changed = rollout.replace(
+        age_BT=old.astype(np.int32),
+        logp_BT=rollout.logp_BT + np.where(old, 5.0, offset * rollout.mask_BT))
+    metrics.append(_update(
+        model, params, batch.replace(rollout=changed))[1])
+  assert metrics[0]['logp_gap/max'] < 1e-5
+  for name in ('logp_gap/max', 'logp_gap/mean'):
+    np.testing.assert_allclose(metrics[1][name], 0.5, atol=1e-5)
 
 
 def test_later_minibatches_are_off_policy():
@@ -125,7 +145,7 @@ def test_later_minibatches_are_off_policy():
       model, params, _rl_batch(model, params), minibatches=4)
   assert state.updates == 4
   assert abs(float(metrics['ratio/mean']) - 1) > 1e-6
-  assert metrics['logp_gap/first_max'] < 1e-5
+  assert metrics['logp_gap/max'] < 1e-5
 
 
 def test_zero_advantage_and_no_kl_leave_the_policy():

@@ -1,0 +1,94 @@
+"""Partial rollouts: groups that outlive a step, and their checkpoints."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.records import Prompt, PromptBatch
+from r1jax.rollout import assemble, groups
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import Sampling
+from tests.conftest import make, small_config
+
+_HOW = Sampling(max_new_tokens=12, stop_ids=(2, 5))
+_IDS = {f'p{n}': [3 + n, 9, 4] for n in range(6)}
+
+
+def _open(names, seed: int = 0):
+  prompts = [Prompt(id=n, text=n, question=n, answer='', source='math')
+             for n in names]
+  tokens = np.array([_IDS[n] for n in names], np.int32)
+  batch = PromptBatch(
+      tokens_PT=tokens, valid_PT=np.ones(tokens.shape, bool),
+      id_P=np.array([int(n[1:]) for n in names], np.uint32))
+  return groups.open_groups(prompts, assemble.requests(
+      batch, 2, _HOW, jax.random.key(seed)), 2), batch
+
+
+@pytest.fixture(scope='module')
+def small():
+  model, params = make(small_config())
+  engine = Engine(model, EngineConfig(
+      rows=12, context_tokens=16, page_tokens=4, chunk_steps=2),
+      record_routing=True)
+  return params, jax.tree.map(lambda x: x * 1.2, params), engine
+
+
+def _tokens(some):
+  return [c.tokens for group in some for c in group.completions]
+
+
+def test_a_step_ends_when_enough_groups_are_complete(small):
+  params, _, engine = small
+  everything, _ = groups.advance(engine, params, 1, _open(_IDS)[0], 6)
+  complete, rest = groups.advance(engine, params, 1, _open(_IDS)[0], 2)
+  assert len(complete) == 2 and len(rest) == 4
+  assert all(group.complete for group in complete)
+  assert not all(group.complete for group in rest)
+  lengths = [max(map(len, _tokens([group]))) for group in complete]
+  others = [max(map(len, _tokens([group]))) for group in everything
+            if group.prompt.id not in {g.prompt.id for g in complete}]
+  assert max(lengths) <= min(others) + 1  # The shortest, to a chunk of two.
+  # What was drawn is what would have been drawn.
+  by_name = {g.prompt.id: _tokens([g]) for g in everything}
+  for group in complete + rest:
+    for got, want in zip(_tokens([group]), by_name[group.prompt.id]):
+      assert got == want[:len(got)]
+
+
+def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
+  """Through JSON, and under another policy: equal in every number."""
+  params, moved, engine = small
+  complete, rest = groups.advance(engine, params, 1, _open(_IDS)[0], 1)
+  saved = json.loads(json.dumps(groups.packed(rest)))
+  again = groups.unpacked(saved, _HOW, lambda prompt: _IDS[prompt.text])
+  want, none = groups.advance(engine, moved, 2, rest, 5)
+  got, _ = groups.advance(engine, moved, 2, again, 5)
+  assert len(want) == 5 and not none
+  assert {version for group in want for c in group.completions
+          for version in c.version} == {1, 2}
+  for a, b in zip(got, want):
+    assert a.prompt == b.prompt
+    for x, y in zip(a.completions, b.completions):
+      for field in dataclasses.fields(x):
+        if field.name != 'request':
+          np.testing.assert_array_equal(
+              getattr(x, field.name), getattr(y, field.name), field.name)
+      np.testing.assert_array_equal(x.request.key, y.request.key)
+
+
+def test_ages_count_from_the_policy_of_the_step(small):
+  params, moved, engine = small
+  opened, batch = _open(_IDS)
+  _, rest = groups.advance(engine, params, 4, opened, 1)
+  complete, _ = groups.advance(engine, moved, 6, rest, 5)
+  made = [c for group in complete for c in group.completions]
+  some = jax.tree.map(lambda x: x[:5], batch)
+  rollout = assemble.as_rollout(some, 2, 12, made, version=6)
+  ages = rollout.age_BT[rollout.mask_BT]
+  assert ages.tolist() == [6 - v for c in made for v in c.version]
+  assert set(ages.tolist()) == {0, 2}
+  assert not rollout.age_BT[~rollout.mask_BT].any()
