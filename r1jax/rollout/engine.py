@@ -207,11 +207,11 @@ _FILL_COLUMNS = 64  # Of a row that reads a prompt.
 
 def _check_memory(layout: Layout, pool_bytes: int):
   """Refuses a pool that one device's share of cannot be held."""
-  device = layout.mesh.devices.flat[0]
-  limit = (device.memory_stats() or {}).get('bytes_limit')
+  here = layout.mesh.local_devices
+  limit = (here[0].memory_stats() or {}).get('bytes_limit')
   if limit is None:  # A processor: devices share the host's memory.
     limit = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    limit /= layout.mesh.size
+    limit /= len(here)
   share = pool_bytes / layout.mesh.size
   if share > limit:
     raise UserError(

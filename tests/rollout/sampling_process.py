@@ -1,0 +1,47 @@
+"""One of several processes that sample together; prints what it drew.
+
+  python -m tests.rollout.sampling_process ADDRESS PROCESSES PROCESS DEVICES
+"""
+
+import json
+import os
+import sys
+
+import jax
+import numpy as np
+
+from r1jax.model.transformer import Transformer, init_params
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.scheduler import Request
+from r1jax.sharding import Layout, make_mesh
+from tests.conftest import small_config
+
+
+def main(address: str, processes: int, process: int, devices: int):
+  # JAX reads the flags when it first looks for devices.
+  os.environ['XLA_FLAGS'] = (
+      f'--xla_force_host_platform_device_count={devices} '
+      '--xla_backend_optimization_level=1')
+  if processes > 1:
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    jax.distributed.initialize(address, processes, process)
+  tensor = 2 if jax.device_count() > 1 else 1
+  layout = Layout(make_mesh(dict(data=-1, tensor=tensor)))
+  model = Transformer(small_config(mtp_depth=1), layout)
+  params = init_params(model, jax.random.key(0))
+  engine = Engine(model, EngineConfig(
+      rows=4, context_tokens=24, page_tokens=4, chunk_steps=4,
+      speculative=True))
+  made = engine.run(params, [
+      Request(name=n, prompt=np.arange(3, 4 + n, dtype=np.int32),
+              key=np.array([0, n], np.uint32),
+              sampling=Sampling(max_new_tokens=4 + n, stop_ids=(2,)))
+      for n in range(8)])
+  print(json.dumps({
+      'processes': jax.process_count(), 'devices': jax.device_count(),
+      'tokens': [c.tokens for c in made], 'logp': [c.logp for c in made]}))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1], *map(int, sys.argv[2:]))
