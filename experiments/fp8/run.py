@@ -14,33 +14,39 @@ sys.path.insert(0, str(HERE.parent))
 
 import study  # noqa: E402: found beside the studies.
 
-SIZE = {  # Wide enough for several tiles of 128 in every product.
-    'pretrain.steps': 700, 'pretrain.log_every': 5, 'pretrain.batch_size': 64,
-    'model.dtype': 'bfloat16', 'model.d_model': 256, 'model.num_layers': 3,
-    'model.num_heads': 4, 'model.q_lora_rank': 128, 'model.kv_lora_rank': 128,
-    'model.ffn_dim': 512, 'model.expert_ffn_dim': 128}
-LATE = 20  # Lines that the final loss is the mean of: 100 steps.
+SIZE = {
+    'pretrain.steps': 1500, 'pretrain.log_every': 5, 'pretrain.batch_size': 64,
+    'pretrain.checkpoint_every': 500, 'model.d_model': 128,
+    'model.num_layers': 2, 'model.q_lora_rank': 64, 'model.kv_lora_rank': 64,
+    'model.expert_ffn_dim': 128}
+# The control: how far apart are two runs that differ in rounding alone?
+VARIANTS = {
+    'bf16': {'model.dtype': 'bfloat16'},
+    'fp8': {'model.dtype': 'bfloat16', 'model.fp8': True},
+    'float32': {'model.dtype': 'float32'}}
+LATE = 40  # Lines that the final loss is the mean of: 200 steps.
 
 
 def main():
   out, seeds = study.flags(__doc__)
-  rows, runs = [], {'bf16': [], 'fp8': []}
+  runs = {name: {} for name in VARIANTS}
+  for name, changes in VARIANTS.items():
+    for seed in seeds:
+      lines, _ = study.pretrain(
+          'configs/pretrain_tiny.py', out / f'{name}_{seed}', SIZE | changes | {
+              'seed': seed})
+      runs[name][seed] = lines
+  rows = []
   for seed in seeds:
-    found = {}
-    for name in runs:
-      lines, secs = study.pretrain(
-          'configs/pretrain_tiny.py', out / f'{name}_{seed}', SIZE | {
-              'seed': seed, 'model.fp8': name == 'fp8'})
-      runs[name].append(lines)
-      found[name] = study.smoothed([x['loss'] for x in lines], LATE), secs
-    (plain, plain_secs), (fp8, fp8_secs) = found['bf16'], found['fp8']
-    rows.append({
-        'commit': study.commit(), 'seed': seed, 'loss_bf16': round(plain, 5),
-        'loss_fp8': round(fp8, 5),
-        'relative_difference': round((fp8 - plain) / plain, 5),
-        'secs_bf16': round(plain_secs), 'secs_fp8': round(fp8_secs)})
-    study.write_csv(HERE / 'results.csv', rows)
-  study.plot(HERE / 'curves.png', {'loss': runs})
+    loss = {name: study.smoothed([x['loss'] for x in of[seed]], LATE)
+            for name, of in runs.items()}
+    rows.append({'commit': study.commit(), 'seed': seed} | {
+        f'loss_{name}': round(value, 5) for name, value in loss.items()} | {
+            f'{name}_over_bf16': round(loss[name] / loss['bf16'] - 1, 5)
+            for name in ('fp8', 'float32')})
+  study.write_csv(HERE / 'results.csv', rows)
+  study.plot(HERE / 'curves.png', {'loss': {
+      name: list(of.values()) for name, of in runs.items()}})
 
 
 if __name__ == '__main__':
