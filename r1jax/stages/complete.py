@@ -23,6 +23,7 @@ class Completer:
     self._parts, self._how, self._key = parts, how, key
     self._samples = samples
     self._session = engine.session(params)
+    self._longest = engine.config.context_tokens - how.max_new_tokens
     self._asked = 0
 
   def answer(self, questions: Iterable[str]) -> bool:
@@ -33,13 +34,11 @@ class Completer:
     Returns:
       Whether all of them were served.
     """
-    text = self._parts.tokenizer
     taken, all_served = {}, True
     for question in questions:
       self._asked += 1
       try:
-        prompt = np.array(
-            text.prompt(self._parts.template.render(question)), np.int32)
+        prompt = self._prompt(question)
       except UserError as error:
         print(f'r1jax: {question!r}: {error}', file=sys.stderr)
         all_served = False
@@ -57,11 +56,22 @@ class Completer:
           break
     if len(taken) == 1:
       self._stream(*taken.items())
-    else:
-      for finished in self._session:
-        for completion in finished:
-          self._tell(completion, taken[completion])
+      return all_served
+    waiting = iter(taken.items())  # Told in the order in which they were asked.
+    head = next(waiting, None)
+    for _ in self._session:
+      while head and head[0].finish:
+        self._tell(*head)
+        head = next(waiting, None)
     return all_served
+
+  def _prompt(self, question: str) -> np.ndarray:
+    text = self._parts.tokenizer.prompt(self._parts.template.render(question))
+    if len(text) > self._longest:
+      raise UserError(
+          f'the prompt has {len(text)} tokens, more than max_prompt_tokens = '
+          f'{self._longest}; raise --config.data.max_prompt_tokens')
+    return np.array(text, np.int32)
 
   def _stream(self, item: tuple[Completion, str]):
     completion, question = item

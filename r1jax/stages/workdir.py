@@ -11,6 +11,9 @@ from r1jax.settings import flatten
 _OURS = ('.lock', 'config.partial')  # What a kill may leave before config.json.
 
 
+_SHOWN = 12  # Keys that a message lists: another experiment differs in most.
+
+
 def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',)):
   """Checks that the run in `path` has this config.
 
@@ -20,7 +23,7 @@ def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',)):
     sections: Prefixes of the keys that matter; all of them by default.
 
   Raises:
-    UserError: naming every key that differs, or the file if it is broken.
+    UserError: naming the keys that differ, or the file if it is broken.
   """
   record = path / 'config.json'
   try:
@@ -33,8 +36,10 @@ def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',)):
       for key in sorted(theirs.keys() | ours.keys())
       if key.startswith(sections) and theirs.get(key) != ours.get(key)]
   if differ:
+    more = f'; and {len(differ) - _SHOWN} more keys' * (len(differ) > _SHOWN)
     raise UserError(f'workdir: {path} belongs to another config: '
-                    f'{"; ".join(differ)}; use another --workdir')
+                    f'{"; ".join(differ[:_SHOWN])}{more}; use another '
+                    '--workdir')
 
 
 class Workdir:

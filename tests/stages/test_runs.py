@@ -113,7 +113,7 @@ def test_eval_and_sample_read_a_run(finished, environment):
   # A question that does not fit is told; the other one is answered.
   done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
              f'--prompt={"+".join("1" * 20)}', '--prompt=1+1', code=2)
-  assert 'exceed context_tokens' in done.stderr
+  assert 'raise --config.data.max_prompt_tokens' in done.stderr
   assert done.stdout.startswith('1+1') and 'tokens, ' in done.stdout
   done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
              '--prompt=1+é', '--prompt=1+1', code=2)
