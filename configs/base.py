@@ -83,10 +83,27 @@ def get_config() -> ml_collections.ConfigDict:
       temperature=1.0,
       minibatches=16,  # Updates a rollout.
       microbatches=1,  # Gradients of one update are summed over them.
+      # The objective, see algos/grpo.py; configs/algorithms.py has the papers'.
+      surrogate='clip',  # Or 'cispo'.
+      ratio='token',  # Or of the 'sequence' (GSPO).
       clip_low=0.2,  # ε_low.
       clip_high=0.2,  # ε_high.
+      clip_most=0.0,  # δ, of any ratio; 0 for none.
+      norm='token',  # Or 'sequence' (GRPO), 'constant' (Dr. GRPO).
       kl_coef=0.001,  # β; 0 keeps no reference policy.
+      kl='k3',  # Its estimator; or 'k1', 'k2'.
+      kl_in='loss',  # Or in the 'reward', before the advantages.
+      kl_corrected=False,  # Weigh it by the ratio, for its true gradient.
+      # Where the sampler's probabilities are not the trainer's: 'none',
+      # 'truncate' or 'mask' by their ratio, of a 'token' or a 'sequence'.
+      mismatch='none',
+      mismatch_level='token',
+      mismatch_cap=2.0,
+      overlong='train',  # Or 'mask' completions that were cut off.
       reference_every=25,  # Steps between replacements of the reference.
+      # Above 0 the reference is a moving average instead: d · reference +
+      # (1 − d) · policy after each step.
+      reference_decay=0.0,
       scale_by_std=True,  # Advantages are divided by the group's deviation.
       # Where old log-probabilities come from: 'rollout', as sampled, or
       # 'recompute', by the trainer, where sampler and trainer differ.

@@ -122,12 +122,15 @@ class RLBatch:
     old_logp_BT: float32, log-probabilities under the sampling policy, of each
       token the one that drew it.
     ref_logp_BT: float32, under the reference policy.
+    weight_BT: float32, of each token in the loss, where the sampler was not
+      the trainer's policy (see grpo.mismatch_weight); None for 1.
   """
 
   rollout: Rollout
   adv_B: chex.Array
   old_logp_BT: chex.Array
   ref_logp_BT: chex.Array
+  weight_BT: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)

@@ -61,12 +61,12 @@ def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
   return logp, entropy
 
 
-def masked_sum(x, mask):
+def masked_sum(x, mask, axis: int | None = None):
   """Sum where mask, without letting a NaN outside it through."""
-  return jnp.sum(jnp.where(mask, x, 0))
+  return jnp.sum(jnp.where(mask, x, 0), axis)
 
 
-_MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it the estimate says nothing.
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it the estimate says nothing.
 
 
 def kl(kind: str, logp, ref_logp):
@@ -79,7 +79,7 @@ def kl(kind: str, logp, ref_logp):
     k3 = eʳ − r − 1    unbiased, never negative
   """
   r = jnp.clip(jnp.float32(ref_logp) - jnp.float32(logp),
-               -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+               -MAX_LOG_RATIO, MAX_LOG_RATIO)
   if kind == 'k1':
     return -r
   if kind == 'k2':

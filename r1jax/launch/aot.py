@@ -113,8 +113,8 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
   tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches,
                       untrained=() if c.mtp_weight else ('mtp',))
   update = train_step.policy(
-      model, tx, c.temperature, width, c.clip_low, c.clip_high, c.kl_coef,
-      1, c.microbatches, Balancing(c.balance_speed, c.balance_loss),
+      model, tx, build.objective(config), c.temperature, width, 1,
+      c.microbatches, Balancing(c.balance_speed, c.balance_loss),
       c.mtp_weight)
   args = (_state(model, tx), _batch(layout, rows, width + c.max_new_tokens),
           jax.ShapeDtypeStruct((), jax.random.key(0).dtype,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ml_collections
 
+from r1jax.algos.grpo import Objective
 from r1jax.data import batching, datasets, tasks, template, tokenizer
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
@@ -180,11 +181,29 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   if c.old_logp not in ('rollout', 'recompute'):
     raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
                     f'{c.old_logp!r}')
+  _one_of('rl.kl_in', c.kl_in, ('loss', 'reward'))
+  _one_of('rl.overlong', c.overlong, ('train', 'mask'))
+  objective(config)
+  if c.mismatch != 'none' and c.old_logp != 'recompute':
+    raise UserError(
+        f"rl: mismatch = {c.mismatch!r} needs old_logp = 'recompute': the "
+        "trainer's own probabilities are compared with the sampler's")
+  if not 0 <= c.reference_decay < 1:
+    raise UserError('rl: reference_decay must lie within [0, 1), got '
+                    f'{c.reference_decay}')
   if c.complete_share < 1 and c.old_logp != 'rollout':
     raise UserError(
         f'rl: complete_share = {c.complete_share} needs old_logp = '
         "'rollout': only the sampler knows what an older policy thought")
   _fits_context(config)
+
+
+def objective(config: ml_collections.ConfigDict) -> Objective:
+  c = config.rl
+  in_loss = c.kl_coef if c.kl_in == 'loss' else 0.0
+  return Objective(max_tokens=c.max_new_tokens, kl_coef=in_loss, **{
+      field.name: c[field.name] for field in dataclasses.fields(Objective)
+      if field.name not in ('max_tokens', 'kl_coef')})
 
 
 def rl_sampling(config: ml_collections.ConfigDict, made: Parts,
@@ -206,6 +225,11 @@ def _fits_context(config: ml_collections.ConfigDict):
     raise UserError(
         f'data.max_prompt_tokens = {prompt} and rl.max_new_tokens = {new} '
         f'exceed model.max_context = {config.model.max_context}')
+
+
+def _one_of(name: str, value, choices: tuple[str, ...]):
+  if value not in choices:
+    raise UserError(f'{name} must be one of {choices}, got {value!r}')
 
 
 def _divides(name: str, rows: int, parts_: int, layout: Layout):

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from r1jax import evaluate
-from r1jax.algos import advantage
+from r1jax.algos import advantage, common, grpo
 from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
-from r1jax.records import Prompt, RLBatch, Rollout, Scored
+from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
 from r1jax.rewards.combine import completion_texts
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.groups import Group
@@ -65,13 +66,16 @@ class RL:
         build.optimizer_config(c), c.steps * c.minibatches,
         untrained=() if c.mtp_weight else ('mtp',))
     self._logp = train_step.score(model, c.temperature, self._width)
+    self._objective = build.objective(config)
     self._update = train_step.policy(
-        model, self._tx, c.temperature, self._width, c.clip_low, c.clip_high,
-        c.kl_coef, c.minibatches, c.microbatches,
+        model, self._tx, self._objective, c.temperature, self._width,
+        c.minibatches, c.microbatches,
         Balancing(c.balance_speed, c.balance_loss), c.mtp_weight)
     self._wanted = c.prompts_per_step
     self._in_flight = build.groups_in_flight(config)
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    self._averaged = jax.jit(lambda old, new: optax.incremental_update(
+        new, old, 1 - c.reference_decay), donate_argnums=0)
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
@@ -134,16 +138,24 @@ class RL:
         rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
         self._parts.tokenizer.decode_batch)
     scored = self._reward.score(texts, prompts)
+    old_logp_BT, ref_logp_BT = self._logps(state, rollout)
+    reward_B = jnp.asarray(scored.reward_B)
+    if c.kl_in == 'reward':
+      reward_B -= c.kl_coef * common.masked_sum(
+          common.kl(c.kl, old_logp_BT, ref_logp_BT), rollout.mask_BT, axis=1)
     adv_B, varied_P = advantage.group(
-        jnp.asarray(scored.reward_B), rollout.group_B, len(prompts),
-        scale_by_std=c.scale_by_std)
+        reward_B, rollout.group_B, len(prompts), scale_by_std=c.scale_by_std)
+    batch = RLBatch(
+        rollout=_trained(rollout, c.overlong), adv_B=adv_B,
+        old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT)
+    values = {}
+    if self._objective.mismatch != 'none':
+      batch, values = _weighted(self._objective, batch)
     train, metrics = self._update(
-        state.train, self._score(state, rollout, adv_B),
-        self._key(_SHUFFLE, step))
-    state = state.replace(train=train)
-    if c.kl_coef and step % c.reference_every == 0:
-      state = state.replace(reference=self._copy(train.params))
-    values = jax.device_get(metrics) | _told(scored, rollout, varied_P)
+        state.train, batch, self._key(_SHUFFLE, step))
+    state = state.replace(
+        train=train, reference=self._referred(state, train.params, step))
+    values |= jax.device_get(metrics) | _told(scored, rollout, varied_P)
     values |= {f'rollout/{name}': value
                for name, value in assemble.speculation(made).items()}
     if not c.kl_coef:
@@ -196,7 +208,8 @@ class RL:
     key = jax.random.fold_in(jax.random.key(self._seed), stream)
     return jax.random.fold_in(key, step)
 
-  def _score(self, state: RLState, rollout: Rollout, adv_B) -> RLBatch:
+  def _logps(self, state: RLState, rollout: Rollout):
+    """Under the policy that sampled, and under the reference."""
     old_logp_BT = rollout.logp_BT
     if self._config.old_logp == 'recompute':
       old_logp_BT = self._logp(state.train.params, rollout)
@@ -204,8 +217,18 @@ class RL:
     if state.reference is not None:
       ref_logp_BT = self._logp(  # Which chooses experts of its own.
           state.reference, rollout.replace(experts_BTLA=None))
-    return RLBatch(rollout=rollout, adv_B=adv_B, old_logp_BT=old_logp_BT,
-                   ref_logp_BT=ref_logp_BT)
+    return old_logp_BT, ref_logp_BT
+
+  def _referred(self, state: RLState, params, step: int):
+    """The reference of the next step."""
+    c = self._config
+    if state.reference is None:
+      return None
+    if c.reference_decay:
+      return self._averaged(state.reference, params)
+    if step % c.reference_every == 0:
+      return self._copy(params)
+    return state.reference
 
   def _evaluate(self, state: RLState, step: int, directory: Path,
                 train_rows: list[dict], shown: dict) -> dict[str, float]:
@@ -218,6 +241,28 @@ class RL:
           file.write(json.dumps({'kind': kind} | row) + '\n')
     shown['pass@1'] = f"{found.metrics['eval/pass@1']:.3f}"
     return found.metrics
+
+
+def _trained(rollout: Rollout, overlong: str) -> Rollout:
+  """What of it counts in the loss; lengths are told of all of it."""
+  if overlong == 'train':
+    return rollout
+  whole_B = rollout.finish_B == FINISH_STOP
+  return rollout.replace(mask_BT=rollout.mask_BT & whole_B[:, None])
+
+
+def _weighted(objective: grpo.Objective, batch: RLBatch):
+  """The batch with the weights of grpo.mismatch_weight, and their metrics."""
+  rollout = batch.rollout
+  weight_BT = grpo.mismatch_weight(
+      objective, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT)
+  weights = np.asarray(weight_BT)[np.asarray(rollout.mask_BT)]
+  total, squares = weights.sum(), (weights ** 2).sum()
+  return batch.replace(weight_BT=weight_BT), {
+      'mismatch/weight_mean': float(weights.mean()) if weights.size else 0.0,
+      # Effective sample size, as a share of the tokens.
+      'mismatch/effective_share': float(
+          total ** 2 / (squares * weights.size)) if squares else 0.0}
 
 
 def _speed(rows: list[dict], secs: float) -> dict[str, float]:

@@ -95,9 +95,8 @@ def score(model: Transformer, temperature: float,
 
 
 def policy(model: Transformer, tx: optax.GradientTransformation,
-           temperature: float, prompt_tokens: int, clip_low: float,
-           clip_high: float, kl_coef: float, minibatches: int,
-           microbatches: int, balancing: moe.Balancing,
+           objective: grpo.Objective, temperature: float, prompt_tokens: int,
+           minibatches: int, microbatches: int, balancing: moe.Balancing,
            mtp_weight: float = 0.0) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
@@ -110,13 +109,13 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   nothing else learns from them.
   """
 
-  def loss_fn(params, batch: RLBatch, live_tokens):
-    rollout = batch.rollout
+  def loss_fn(params, batch: RLBatch, totals: grpo.Totals):
+    rollout, live_tokens = batch.rollout, totals.tokens
     logp_BT, entropy_BT, out = _rollout_logp(
         model, params, rollout, temperature, prompt_tokens)
     loss, metrics = grpo.loss(
-        logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_B,
-        rollout.mask_BT, live_tokens, clip_low, clip_high, kl_coef)
+        objective, logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_B,
+        rollout.mask_BT, totals, batch.weight_BT)
     metrics['entropy'] = (
         common.masked_sum(entropy_BT, rollout.mask_BT)
         / jnp.maximum(live_tokens, 1))
@@ -139,9 +138,10 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     return loss, (metrics, {'logp_gap': gap_BT.max()})
 
   def update(state: TrainState, batch: RLBatch):
-    live = jnp.sum(batch.rollout.mask_BT)
+    mask_BT = batch.rollout.mask_BT
+    totals = grpo.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
     grads, metrics, largest = _accumulate(
-        lambda p, micro: loss_fn(p, micro, live), state.params, batch,
+        lambda p, micro: loss_fn(p, micro, totals), state.params, batch,
         microbatches)
     routing = metrics.pop('routing')
     state, applied = _apply(state, tx, grads, routing, balancing)

@@ -8,34 +8,56 @@ import numpy as np
 import pytest
 
 from r1jax.algos import advantage, common, grpo
+from r1jax.algos.grpo import Objective, Totals
+from r1jax.errors import UserError
 
 
-def _cases(shared):
+_NORM = {'grpo': 'sequence', 'dapo': 'token', 'bnpo': 'token',
+         'dr_grpo': 'constant', 'cispo': 'token'}
+
+
+def _objective(case, max_tokens: int) -> Objective:
+  """What TRL calls by these names."""
+  cispo = case['loss_type'] == 'cispo'
+  return Objective(
+      surrogate='cispo' if cispo else 'clip', ratio=case['level'],
+      clip_low=case['eps'],
+      # TRL's cap of CISPO is the largest ratio itself, not what is above 1.
+      clip_high=case['eps_high'] - 1 if cispo else case['eps_high'],
+      clip_most=case['delta'] or 0.0, norm=_NORM[case['loss_type']],
+      max_tokens=max_tokens, kl_coef=case['beta'],
+      kl_corrected=case['kl_fix'])
+
+
+def test_every_member_of_the_family_equals_trl(shared):
+  """Values and gradients of all cases that we have an option for."""
   data = np.load(shared / 'oracle' / 'grpo_loss.npz', allow_pickle=False)
-  cases = json.loads(str(data['cases']))
-  plain = [
-      i for i, case in enumerate(cases)
-      if case['loss_type'] == 'dapo' and case['level'] == 'token'
-      and case['use_old'] and not case.get('delta')
-      and not case.get('kl_fix') and case['quantile'] in (None, 1, 1.0)]
-  return data, cases, plain
+  mask, policy = data['mask'].astype(bool), jnp.asarray(data['policy_logps'])
+  seen = set()
+  for i, case in enumerate(json.loads(str(data['cases']))):
+    # Not ours: LUSPO, and only the tokens of the highest entropy.
+    if case['loss_type'] == 'luspo' or case['quantile'] not in (None, 1, 1.0):
+      continue
+    seen.add((case['loss_type'], case['level']))
+    objective = _objective(case, int(data['max_completion_length']))
+    old = data['old_logps'] if case['use_old'] else policy
+    tokens = (data['num_items_in_batch'] if case['loss_type'] == 'dapo'
+              else mask.sum())
+    # TRL divides by the steps that it accumulates, all but DAPO.
+    parts = 1 if case['loss_type'] == 'dapo' else case['accum']
 
+    def value(logp):
+      return grpo.loss(
+          objective, logp, old, data['ref_logps'],
+          data[f"advantages_{case['scale']}"], mask,
+          Totals(float(tokens), len(mask)))[0] / parts
 
-def test_value_and_gradient_equal_trl(shared):
-  """TRL's 'dapo' aggregation is the global token norm, times a constant."""
-  data, cases, plain = _cases(shared)
-  assert len(plain) >= 3
-  mask = data['mask'].astype(bool)
-  for i in plain:
-    case = cases[i]
-    adv = data[f"advantages_{case['scale']}"]
-    value = lambda logp: grpo.loss(
-        logp, data['old_logps'], data['ref_logps'], adv, mask,
-        float(data['num_items_in_batch']), case['eps'], case['eps_high'],
-        case['beta'])[0]
-    loss, grad = jax.value_and_grad(value)(jnp.asarray(data['policy_logps']))
-    np.testing.assert_allclose(loss, data['loss'][i], rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(grad, data['grad'][i], rtol=1e-4, atol=1e-7)
+    loss, grad = jax.value_and_grad(value)(policy)
+    np.testing.assert_allclose(loss, data['loss'][i], rtol=3e-5, atol=1e-6,
+                               err_msg=str(case))
+    np.testing.assert_allclose(grad, data['grad'][i], rtol=2e-4, atol=1e-7,
+                               err_msg=str(case))
+  assert len(seen) == 9
 
 
 def test_group_advantages_equal_trl(shared):
@@ -71,8 +93,8 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
   logp = jnp.asarray(-rng.uniform(0.1, 3, (4, 6)), jnp.float32)
   adv = jnp.array([1.0, -1.0, 0.5, 0.0])
   mask = jnp.asarray(rng.random((4, 6)) < 0.7)
-  value = lambda x: grpo.loss(x, logp, logp, adv, mask, mask.sum(), 0.2, 0.2,
-                              0.01)
+  value = lambda x: grpo.loss(
+      Objective(kl_coef=0.01), x, logp, logp, adv, mask, Totals(mask.sum(), 4))
   grad, metrics = jax.grad(value, has_aux=True)(logp)
   want = np.where(mask, -np.asarray(adv)[:, None] / float(mask.sum()), 0)
   np.testing.assert_allclose(grad, want, atol=1e-7)
@@ -86,8 +108,8 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
 def test_clipping_is_one_sided_and_asymmetric(ratio, adv, clipped):
   logp = jnp.full((1, 1), np.log(ratio), jnp.float32)
   value = lambda x: grpo.loss(
-      x, jnp.zeros((1, 1)), x, jnp.array([adv]), jnp.ones((1, 1), bool), 1,
-      0.2, 0.28, 0.0)
+      Objective(clip_high=0.28), x, jnp.zeros((1, 1)), x, jnp.array([adv]),
+      jnp.ones((1, 1), bool), Totals(1, 1))
   grad, metrics = jax.grad(value, has_aux=True)(logp)
   assert bool(metrics['clip_fraction']) == clipped
   np.testing.assert_allclose(grad[0, 0], 0 if clipped else -ratio * adv,
@@ -96,12 +118,61 @@ def test_clipping_is_one_sided_and_asymmetric(ratio, adv, clipped):
 
 def test_a_nan_outside_the_mask_is_harmless():
   logp = jnp.array([[-1.0, jnp.nan]])
-  value = lambda x: grpo.loss(
-      x, jnp.array([[-1.0, jnp.nan]]), jnp.array([[-2.0, jnp.nan]]),
-      jnp.array([1.0]), jnp.array([[True, False]]), 1, 0.2, 0.2, 0.1)[0]
-  loss, grad = jax.value_and_grad(value)(logp)
-  assert np.isfinite(loss) and np.isfinite(grad[0, 0])
-  assert np.isfinite(grad[0, 1])
+  for changes in ({}, {'ratio': 'sequence'}, {'norm': 'sequence'},
+                  {'surrogate': 'cispo'}):
+    value = lambda x: grpo.loss(
+        Objective(kl_coef=0.1, **changes), x, jnp.array([[-1.0, jnp.nan]]),
+        jnp.array([[-2.0, jnp.nan]]), jnp.array([1.0]),
+        jnp.array([[True, False]]), Totals(1, 1))[0]
+    loss, grad = jax.value_and_grad(value)(logp)
+    assert np.isfinite(loss) and np.isfinite(grad).all()
+
+
+def test_what_the_sampler_did_otherwise_is_weighed_or_left_out():
+  """Two rows; the trainer finds the first's tokens 4 and 1/4 times as likely
+  as the sampler, the second's 1.5 times."""
+  trainer = jnp.log(jnp.array([[4.0, 0.25, 9.0], [1.5, 1.5, 9.0]]))
+  mask = jnp.array([[True, True, False]] * 2)
+
+  def weight(**changes):
+    return grpo.mismatch_weight(Objective(**changes), trainer, 0 * trainer,
+                                mask)[:, :2]
+
+  close = lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5)
+  close(weight(mismatch='truncate'), [[2, 0.25], [1.5, 1.5]])
+  close(weight(mismatch='mask'), [[0, 0], [1, 1]])
+  close(weight(mismatch='truncate', mismatch_level='sequence'),
+        [[1, 1], [2, 2]])
+  close(weight(mismatch='mask', mismatch_level='sequence'), [[1, 1], [0, 0]])
+  close(weight(), 1)
+  assert not np.asarray(jax.grad(lambda x: grpo.mismatch_weight(
+      Objective(mismatch='truncate'), x, 0 * x, mask).sum())(trainer)).any()
+
+
+def test_a_weight_scales_its_token(shared):
+  data = np.load(shared / 'oracle' / 'grpo_loss.npz', allow_pickle=False)
+  mask = data['mask'].astype(bool)
+
+  def grad(weight):
+    return jax.grad(lambda logp: grpo.loss(
+        Objective(kl_coef=0.04), logp, data['old_logps'], data['ref_logps'],
+        data['advantages_group'], mask, Totals(49.0, 8), weight)[0])(
+            jnp.asarray(data['policy_logps']))
+
+  weight = jnp.asarray(np.random.default_rng(0).random(mask.shape))
+  np.testing.assert_allclose(grad(weight), grad(None) * weight, rtol=1e-4,
+                             atol=1e-7)
+
+
+@pytest.mark.parametrize('changes,message', [
+    ({'ratio': 'word'}, "ratio must be one of .* got 'word'"),
+    ({'norm': 'constant'}, 'needs max_tokens above 0'),
+    ({'clip_low': -0.1}, 'clip_low must not be below 0'),
+    ({'clip_most': 1.1}, 'clip_most = 1.1 must be above 1'),
+    ({'mismatch': 'mask', 'mismatch_cap': 0.5}, 'mismatch_cap must be at')])
+def test_an_objective_that_means_nothing_is_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    Objective(**changes)
 
 
 @pytest.mark.parametrize('kind', ['k1', 'k2', 'k3'])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.algos.grpo import Objective
 from r1jax.errors import UserError
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
@@ -55,9 +56,9 @@ def _rl_batch(model, params) -> RLBatch:
 
 def _policy(model, tx, minibatches=1, microbatches=1, kl_coef=0.1,
             mtp_weight=0.0):
-  return train_step.policy(model, tx, 1.0, _PROMPT, 0.2, 0.2, kl_coef,
-                           minibatches, microbatches, _BALANCING,
-                           mtp_weight)
+  return train_step.policy(
+      model, tx, Objective(kl_coef=kl_coef), 1.0, _PROMPT, minibatches,
+      microbatches, _BALANCING, mtp_weight)
 
 
 def _update(model, params, batch, **split):
@@ -169,7 +170,7 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
                   old_logp_BT=rollout.logp_BT, ref_logp_BT=rollout.logp_BT)
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.policy(
-      model, tx, 1.0, _PROMPT, 0.2, 0.2, 0.0, 1, 1,
+      model, tx, Objective(), 1.0, _PROMPT, 1, 1,
       moe.Balancing(speed=1e-3, loss=0.0), mtp_weight=0.3)
   state, metrics = step(
       train_state.create(params, tx), batch, jax.random.key(0))

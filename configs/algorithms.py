@@ -1,0 +1,49 @@
+"""Named members of the GRPO family: values of config.rl, as published.
+
+  config.rl.update(algorithms.dapo())
+
+Rewards that belong to a paper's recipe, such as DAPO's soft punishment of long
+answers, are weights in config.rl.reward.
+"""
+
+
+def r1_zero() -> dict:
+  """DeepSeek-R1-Zero (arXiv 2501.12948): the default of config.rl."""
+  return dict(
+      surrogate='clip', ratio='token', norm='token', clip_low=0.2,
+      clip_high=0.2, kl_coef=0.001, kl='k3', kl_in='loss', scale_by_std=True)
+
+
+def deepseek_math() -> dict:
+  """GRPO as it was first: a mean over sequences, one update a rollout
+  (DeepSeekMath, arXiv 2402.03300, section 4.2)."""
+  return r1_zero() | dict(
+      norm='sequence', kl_coef=0.04, minibatches=1, group_size=64)
+
+
+def dapo() -> dict:
+  """Clip-higher, token norm, no KL (arXiv 2503.14476, section 4.1)."""
+  return r1_zero() | dict(clip_high=0.28, kl_coef=0.0)
+
+
+def dr_grpo() -> dict:
+  """No deviation, no length in the norm, no KL (arXiv 2503.20783)."""
+  return r1_zero() | dict(norm='constant', scale_by_std=False, kl_coef=0.0)
+
+
+def bnpo() -> dict:
+  """The token norm of each update, with GRPO's KL, as TRL names it."""
+  return r1_zero() | dict(norm='token', kl_coef=0.04)
+
+
+def gspo() -> dict:
+  """Ratios of sequences, clipped narrowly (arXiv 2507.18071, section 5.1)."""
+  return r1_zero() | dict(
+      ratio='sequence', norm='sequence', clip_low=3e-4, clip_high=4e-4,
+      kl_coef=0.0)
+
+
+def cispo() -> dict:
+  """No token loses its gradient (MiniMax-M1, arXiv 2506.13585)."""
+  return r1_zero() | dict(
+      surrogate='cispo', clip_high=4.0, kl_coef=0.0)
