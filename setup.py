@@ -20,6 +20,7 @@ setuptools.setup(
         'flax>=0.12,<0.13',
         'grain>=0.2.10,<0.3',
         'jax>=0.8,<0.12',
+        'jinja2>=3.1,<4',
         'matplotlib>=3.8,<4',
         'math-verify[antlr4-13-2]>=0.8,<0.10',
         'ml-collections>=1.0,<2',
@@ -33,7 +34,8 @@ setuptools.setup(
         'tokenizers>=0.21,<0.24',
     ],
     extras_require={
-        'test': ['pytest>=8,<10', 'pytest-xdist>=3.6,<4',
+        'data': ['pyarrow>=16,<25'],
+        'test': ['pytest>=8,<10', 'pytest-xdist>=3.6,<4', 'pyarrow>=16,<25',
                  'nbclient>=0.10,<0.12', 'nbformat>=5.10,<6',
                  'ipykernel>=6.29,<8'],
         'notebooks': ['jupyterlab>=4.2,<5', 'ipykernel>=6.29,<8'],

@@ -42,11 +42,32 @@ def get_config() -> ml_collections.ConfigDict:
   config.tokenizer = dict(source='character')
 
   config.data = dict(
-      task='arithmetic',  # A synthetic task, or 'math', 'countdown_file'.
-      path='',  # Of the JSONL file; relative to $R1JAX_DATA or to here.
-      eval_path='',  # Its held-out sibling.
-      template='r1_zero',  # See r1jax/data/template.py.
-      max_prompt_tokens=1024,  # A longer prompt is an error.
+      # What is trained on and evaluated: a synthetic task of r1jax/data/
+      # tasks.py, or a dataset of r1jax/data/sources.py.
+      task='arithmetic',
+      # Other files with a dataset's fields, instead of its own: JSONL, Parquet,
+      # or a folder of either; relative to $R1JAX_DATA or to here.
+      path='',  # To train on.
+      eval_path='',  # To evaluate on.
+      # Trained on instead of the task: 'name' or 'name:weight' each.
+      mixture=(),
+      mixture_temperature=1.0,  # T: shares ∝ w^(1/T), or size^(1/T).
+      # Datasets whose held-out questions no training question may share ten
+      # words with; one that does is removed.
+      decontaminate=(),
+      # The largest share of a training set's rows that may be dropped as bad;
+      # 0: a bad row is an error. An evaluation set is never cut.
+      quarantine=0.0,
+      pass_rates='',  # A JSONL file of id and pass_rate.
+      pass_rate_low=0.0,  # Train on prompts whose rate lies within these.
+      pass_rate_high=1.0,
+      easy_first=False,  # In the order of pass rates instead of shuffled.
+      # Of r1jax/data/template.py; 'chat', the tokenizer's own; or a .jinja
+      # file.
+      template='r1_zero',
+      system='',  # A system message, for chat templates.
+      prefill='',  # Begins every completion, as '<think>\n' does R1's.
+      max_prompt_tokens=1024,  # A longer prompt is a bad row.
   )
   # The noisy web that the base model reads: see r1jax/data/tasks.py.
   config.corpus = dict(

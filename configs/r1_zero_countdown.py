@@ -13,7 +13,5 @@ from configs import r1_zero_gsm8k
 
 def get_config():
   config = r1_zero_gsm8k.get_config()
-  config.data.update(
-      task='countdown_file', path='countdown/countdown_train.jsonl',
-      eval_path='countdown/countdown_test.jsonl', max_prompt_tokens=160)
+  config.data.update(task='countdown_file', max_prompt_tokens=160)
   return config

@@ -22,9 +22,7 @@ def get_config():
   config.model = models.small_qwen_vocab()
   config.tokenizer.source = 'tokenizer/qwen2.5'
   config.data.update(
-      task='math', path='math/gsm8k_train.jsonl',
-      eval_path='math/gsm8k_test.jsonl', template='r1_zero',
-      max_prompt_tokens=320)
+      task='gsm8k', template='r1_zero', max_prompt_tokens=320)
   config.rl.update(
       steps=4, prompts_per_step=4, group_size=4, max_new_tokens=64,
       minibatches=2, eval_every=2, checkpoint_every=2)

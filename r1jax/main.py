@@ -32,6 +32,8 @@ commands:
   config   print a config, resolved:  r1jax config --config=C
   info     parameters, FLOPs, memory: r1jax info --config=C
   aot      compile for an absent TPU: r1jax aot --config=C --topology=v5p:8x8x16
+  decontaminate  training questions that meet an evaluation:
+                                      r1jax decontaminate --config=C [--out=FILE]
   import-hf  a checkpoint of Hugging Face's form to ours:
                                       r1jax import-hf DIR --out=OURS
   export-hf  and back:                r1jax export-hf OURS --out=DIR
@@ -107,6 +109,11 @@ def _aot(config, values):
     sys.exit(code)
 
 
+def _decontaminate(config, values):
+  from r1jax.stages import questions
+  questions.show_overlap(config, values.out)
+
+
 def _import_hf(values, folder: str):
   from r1jax.stages import convert
   convert.import_hf(Path(folder), Path(values.out))
@@ -127,7 +134,7 @@ def _weights(config, values):
 
 COMMANDS: dict[str, Callable] = {
     'train': _train, 'eval': _eval, 'sample': _sample, 'config': _config,
-    'info': _info, 'aot': _aot}
+    'info': _info, 'aot': _aot, 'decontaminate': _decontaminate}
 # These read a checkpoint, which says all that a config would.
 CONVERSIONS: dict[str, Callable] = {
     'import-hf': _import_hf, 'export-hf': _export_hf}
@@ -150,6 +157,9 @@ def _flags(command: str, args: list[str]):
                          lower_bound=0, flag_values=values)
   if command == 'aot':
     flags.DEFINE_string('topology', 'v5p:8x8x16', 'Chip and shape of a slice.',
+                        flag_values=values)
+  if command == 'decontaminate':
+    flags.DEFINE_string('out', '', 'Where the whole report goes, as JSON.',
                         flag_values=values)
   if command == 'sample':
     flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated. '

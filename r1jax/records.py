@@ -15,12 +15,20 @@ einsum indices and sharding axes:
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import chex
 import numpy as np
 
 FINISH_LENGTH = 0  # Ran into the token budget: truncated.
 FINISH_STOP = 1  # Sampled an end-of-sequence token.
+
+
+class Message(NamedTuple):
+  """One turn of a conversation; `role` is 'system', 'user' or 'assistant'."""
+
+  role: str
+  content: str
 
 
 @chex.dataclass(frozen=True)
@@ -34,6 +42,9 @@ class Prompt:
     answer: The gold answer, in the form that the source's grader reads.
     source: Which grader scores it: 'arithmetic', 'countdown' or 'math'.
     where: 'path:line' of a row of a file; for errors.
+    language: Of the question, and so of the answer that it asks for: ISO 639.
+    messages: The turns that lead to the answer, where there are several; empty
+      where the question is all.
   """
 
   id: str
@@ -42,6 +53,12 @@ class Prompt:
   answer: str
   source: str
   where: str = ''
+  language: str = 'en'
+  messages: tuple[Message, ...] = ()
+
+  def __post_init__(self):  # A checkpoint's JSON has lists for tuples.
+    object.__setattr__(
+        self, 'messages', tuple(Message(*turn) for turn in self.messages))
 
 
 @chex.dataclass(frozen=True)

@@ -45,6 +45,16 @@ def _refused(tmp_path, *args):
     (['--config.model.vocab_size=50'], ['106 ids', 'vocab_size = 50']),
     (['--config.tokenizer.source=no/where'], ['no/where']),
     (['--config.data.task=algebra'], ["'algebra'", 'arithmetic']),
+    (['--config.data.task=gsm8'], ["unknown 'gsm8'; did you mean 'gsm8k'?"]),
+    (['--config.data.mixture=("gsm8k","mth")'], ["did you mean 'math'?"]),
+    (['--config.data.mixture=("gsm8k:x",)'], ["'gsm8k:x' is not"]),
+    (['--config.data.decontaminate=("countdown",)'], ["'countdown_file'?"]),
+    (['--config.data.easy_first=True'], ['easy_first needs data.pass_rates']),
+    (['--config.data.quarantine=1.5'], ['quarantine is a share']),
+    (['--config.data.template=chat'], ['has no chat template', '.jinja']),
+    (['--config.data.system=Hello'], ['takes no data.system']),
+    (['--config.data.task=hh_helpful', '--config.stages=("rl",)'],
+     ["grader 'preference'"]),
     (['--config.data.template=r2'], ["'r2'", 'r1_zero']),
     (['--config.data.task=math', '--config.data.path=none.jsonl',
       '--config.stages=("rl",)'],
@@ -78,13 +88,21 @@ def _refused(tmp_path, *args):
     (['--config.rl.eval_every=0'], ['rl.eval_every must be at least 1']),
     (['--config.rl.microbatches=0'], ['rl.microbatches must be at least 1']),
     (['--config.seed=-1'], ['seed must not be below 0']),
-    (['--config.data.task=countdown_file', '--config.stages=("rl",)'],
-     ["'' is not a file", 'data.path']),
     (['extra'], ["'extra'"]),
 ], ids=lambda value: ' '.join(value) if value[0].startswith('-') else '')
 def test_bad_input_is_one_line_that_names_it(tmp_path, args, parts):
   message = _refused(tmp_path, *args)
   for part in parts:
+    assert part in message
+
+
+def test_a_dataset_that_is_not_there_is_told_with_its_origin(
+    tmp_path, monkeypatch):
+  monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
+  message = _refused(tmp_path, '--config.data.task=countdown_file',
+                     '--config.stages=("rl",)')
+  for part in ('no countdown/countdown_train', f'R1JAX_DATA={tmp_path}',
+               'get it from liumy2010/UFT', 'question, nums, target'):
     assert part in message
 
 

@@ -7,7 +7,8 @@ import grain
 import numpy as np
 
 from r1jax.data import tasks
-from r1jax.data.template import Template
+from r1jax.data.chat import AnyTemplate
+from r1jax.data.mixture import Mixture
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, TokenBatch
@@ -50,12 +51,29 @@ def check_prompts(prompts: Iterable[Prompt], tokenizer: Tokenizer,
     pad_prompts([prompt], tokenizer, width_tokens)
 
 
-def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool):
-  """An endless Grain iterator over Prompts; each epoch is shuffled anew."""
-  dataset = grain.MapDataset.source(prompts)
-  if shuffle:
-    dataset = dataset.shuffle(seed)
-  return iter(dataset.repeat().to_iter_dataset(_READ))
+def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool,
+            shard: tuple[int, int] = (0, 1)):
+  """An endless Grain iterator over Prompts.
+
+  Args:
+    prompts: A Mixture has an order of its own; others are shuffled, each epoch
+      anew, or read as they are.
+    seed: Of the shuffle.
+    shuffle: Whether to.
+    shard: (i, n): every n-th prompt from the i-th on, for process i of n. The
+      processes together read what one alone would read, in turn.
+  """
+  if isinstance(prompts, Mixture):
+    dataset = prompts.dataset
+  else:
+    dataset = grain.MapDataset.source(prompts)
+    if shuffle:
+      dataset = dataset.shuffle(seed)
+    dataset = dataset.repeat()
+  index, count = shard
+  if count > 1:
+    dataset = dataset[index::count]
+  return iter(dataset.to_iter_dataset(_READ))
 
 
 _CHECKED = 1000  # Documents whose length is looked at before a run.
@@ -70,7 +88,7 @@ class WebCorpus(Sequence):
   padding.
   """
 
-  def __init__(self, task: str, web: tasks.Web, template: Template,
+  def __init__(self, task: str, web: tasks.Web, template: AnyTemplate,
                tokenizer: Tokenizer, batch_size: int, length_tokens: int,
                seed: int, num_batches: int):
     self._task, self._web, self._template = task, web, template

@@ -1,22 +1,22 @@
-"""Prompts by index: endless synthetic ones, or the rows of a JSONL file."""
+"""Prompts by index: endless synthetic ones, or the checked rows of files."""
 
-import json
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from r1jax.data import tasks
-from r1jax.data.template import Template
+from r1jax.data import readers, tasks
+from r1jax.data.chat import AnyTemplate
+from r1jax.data.quarantine import Quarantine
+from r1jax.data.sources import Source, countdown_answer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
 ENDLESS = 1 << 31  # More problems than any run draws.
+_MAX_CHARS = 100_000  # Of a field: what is longer is a broken row.
 
 
 class SyntheticPrompts(Sequence):
   """An endless stream of one task's problems."""
 
-  def __init__(self, task: str, split: str, seed: int, template: Template,
+  def __init__(self, task: str, split: str, seed: int, template: AnyTemplate,
                length: int = ENDLESS):
     tasks.get(task)
     self._task, self._split, self._seed = task, split, seed
@@ -36,90 +36,135 @@ class SyntheticPrompts(Sequence):
         answer=answer, source=self._task)
 
 
-class FilePrompts(Sequence):
-  """The rows of a JSONL file, all read and checked at start-up.
+class Templated(Sequence):
+  """Rows of files, put into a template one by one as they are asked for."""
 
-  A row has an id and a question; and an answer (grader 'math'), or nums and
-  target (grader 'countdown').
-  """
-
-  def __init__(self, path: str, grader: str, template: Template,
-               limit: int | None = None):
-    self._template, self._grader = template, grader
-    self._rows = read_jsonl(path, _FIELDS[grader])[:limit]
-    self._file = resolve(path)
+  def __init__(self, rows: Sequence[Prompt], template: AnyTemplate):
+    self._rows, self._template = rows, template
 
   def __len__(self) -> int:
     return len(self._rows)
 
   def __getitem__(self, index: int) -> Prompt:
     row = self._rows[index]
-    if self._grader == 'countdown':
-      answer = countdown_answer(row['nums'], row['target'])
+    try:
+      text = self._template.render(row.question, row.messages)
+    except UserError as error:
+      raise UserError(
+          f'data: {row.where}: prompt {row.id}: {error}') from error
+    return row.replace(text=text)
+
+
+def read(source: Source, split: str, path: str = '',
+         quarantine: Quarantine | None = None,
+         bad_gold: Callable[[str], str] = lambda answer: '') -> list[Prompt]:
+  """Reads and checks every row of a dataset's split.
+
+  Args:
+    source: Says what a row holds.
+    split: Of `tasks`.
+    path: Other files with the same fields, instead of the dataset's own.
+    quarantine: Where bad rows go; without one, a bad row is an error.
+    bad_gold: Why a grader could not read a gold answer; '' if it can.
+
+  Returns:
+    Prompts without `text`, in the order of the files.
+
+  Raises:
+    UserError: a missing file, with a hint where to get it; or a row, by file
+      and line.
+  """
+  quarantine = quarantine or Quarantine()
+  try:
+    files = readers.files(path or source.path(split))
+  except UserError as error:
+    if path or split not in source.files:
+      raise
+    raise UserError(
+        f'{error}; get it from {source.origin}, as rows of '
+        f'{", ".join(source.fields)}') from error
+  wanted = None if path else source.split_names.get(split)
+  prompts, seen = [], {}
+  for row in readers.rows(files):
+    try:
+      fields = _checked(row, source.fields, seen)
+      if wanted and fields['split'] != wanted:
+        continue
+      prompt = _prompt(source, fields, row.where)
+      if problem := bad_gold(prompt.answer):
+        raise ValueError(f'has a gold answer that {problem}')
+    except ValueError as error:
+      quarantine.drop(row.where, str(error))
     else:
-      answer = row['answer']
-    return Prompt(
-        id=row['id'], text=self._template.render(row['question']),
-        question=row['question'], answer=answer, source=self._grader,
-        where=f'{self._file}:{index + 1}')  # Every line is a row.
+      prompts.append(prompt)
+  if not prompts and not quarantine.dropped:
+    raise UserError(f'data: {files[0]} has no rows')
+  return prompts
 
 
-_FIELDS = {
-    'math': {'id': str, 'question': str, 'answer': str},
-    'countdown': {'id': str, 'question': str, 'nums': list, 'target': int},
-}
+def _prompt(source: Source, fields: dict, where: str) -> Prompt:
+  return Prompt(
+      id=fields['id'], text='', question=fields[source.question],
+      answer=source.answer(fields), source=source.grader, where=where,
+      language=fields.get('language') or source.language,
+      messages=source.messages(fields))
 
 
-def countdown_answer(numbers, target: int) -> str:
-  """The gold answer that the countdown grader reads."""
-  return json.dumps({'numbers': [int(n) for n in numbers], 'target': target})
+def _checked(row: readers.Row, fields: dict[str, type],
+             seen: dict[str, str]) -> dict:
+  """The fields of a row.
+
+  Args:
+    row: As it was read.
+    fields: What it must have, none of it empty.
+    seen: Ids of earlier rows, and where they are; takes this one's.
+
+  Raises:
+    ValueError: what is wrong with it.
+  """
+  if row.fields is None:
+    raise ValueError(row.problem)
+  for field, kind in fields.items():
+    value = row.fields.get(field)
+    # A bool is an int to Python, but no target; an int is as good as a float.
+    right = (isinstance(value, (int, float) if kind is float else kind)
+             and type(value) is not bool)
+    if not right or value == [] or (kind is str and not value.strip()):
+      raise ValueError(
+          f'needs a non-empty {kind.__name__} {field!r}, got {value!r:.200}')
+  for field, value in row.fields.items():
+    if isinstance(value, str) and (problem := _poison(value)):
+      raise ValueError(f'has {problem} in {field!r}')
+  if 'id' in fields:
+    name = row.fields['id']
+    if name in seen:
+      raise ValueError(f'repeats the id {name!r} of {seen[name]}')
+    seen[name] = row.where
+  return row.fields
+
+
+def _poison(text: str) -> str:
+  if '\0' in text:
+    return 'a NUL'
+  if len(text) > _MAX_CHARS:
+    return f'{len(text)} characters, more than {_MAX_CHARS},'
+  if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
+    return 'half a character (a lone surrogate)'
+  return ''
 
 
 def read_jsonl(path: str, fields: dict[str, type]) -> list[dict]:
-  """Reads every row.
+  """Reads rows that are no prompts; every one must have the fields.
 
   Raises:
     UserError: naming the file and, for a malformed row, the line and field.
   """
-  file = resolve(path)
-  if not path or not file.is_file():
-    raise UserError(f'data: {path!r} is not a file; set --config.data.path and '
-                    '--config.data.eval_path')
-  rows, first_line = [], {}
-  with open(file, 'rb') as lines:
-    for number, line in enumerate(lines, 1):
-      try:
-        row = json.loads(line.decode('utf-8'))
-      except ValueError as error:  # Of the encoding, or of the JSON.
-        raise UserError(
-            f'data: {file}:{number} is not JSON: {error}') from error
-      if not isinstance(row, dict):
-        raise UserError(f'data: {file}:{number} is not a JSON object')
-      for field, kind in fields.items():
-        if not isinstance(row.get(field), kind) or row[field] in ('', []):
-          raise UserError(
-              f'data: {file}:{number} needs a non-empty {kind.__name__} '
-              f'{field!r}, got {row.get(field)!r}'[:300])
-      if 'nums' in fields and not all(type(n) is int for n in row['nums']):
-        raise UserError(f"data: {file}:{number} needs integers in 'nums', got "
-                        f"{row['nums']!r}"[:300])
-      name = row.get('id', number)
-      if name in first_line:
-        raise UserError(f'data: {file}:{number} repeats the id {name!r} of '
-                        f'line {first_line[name]}')
-      first_line[name] = number
-      rows.append(row)
-  if not rows:
-    raise UserError(f'data: {file} has no rows')
-  return rows
-
-
-def resolve(path: str) -> Path:
-  """Finds a data file or folder: as given, or under $R1JAX_DATA."""
-  root = os.environ.get('R1JAX_DATA', '')
-  for place in (Path(path).expanduser(), Path(root) / path):
-    if place.exists():
-      return place
-  raise UserError(
-      f'data: no {path}' + (f', nor in R1JAX_DATA={root}' if root else
-                            '; set R1JAX_DATA to the folder that holds it'))
+  found, seen = [], {}
+  for row in readers.rows(readers.files(path)):
+    try:
+      found.append(_checked(row, fields, seen))
+    except ValueError as error:
+      raise UserError(f'data: {row.where} {error}'[:400]) from error
+  if not found:
+    raise UserError(f'data: {path} has no rows')
+  return found

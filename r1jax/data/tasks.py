@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from r1jax.errors import UserError
+from r1jax.errors import UserError, unknown
 
 CORRECTION = 'wait'  # The word that opens a repair.
 
@@ -110,7 +110,7 @@ def document(rng: np.random.Generator, task: str, web: Web) -> tuple[str, str]:
 
 def get(name: str) -> Task:
   if name not in TASKS:
-    raise UserError(f'task: unknown {name!r}; there are {sorted(TASKS)}')
+    raise unknown('task', name, TASKS)
   return TASKS[name]
 
 

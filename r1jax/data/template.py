@@ -1,9 +1,21 @@
-"""Prompt templates, and reading a completion back into thought and answer."""
+"""Prompt templates, and reading a completion back into thought and answer.
 
+`parse` is the strict reading that R1-Zero's rewards need. Other forms are read
+in reasoning.py, and chat templates rendered in chat.py.
+"""
+
+from collections.abc import Sequence
 import dataclasses
 import re
 
-from r1jax.errors import UserError
+from r1jax.errors import unknown
+from r1jax.records import Message
+
+
+def opens_think(prompt: str) -> bool:
+  """Whether a prompt ends inside the thought: the completion goes on there,
+  and the format check must know it."""
+  return prompt.rstrip().endswith('<think>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,15 +24,19 @@ class Template:
 
   Attributes:
     text: With one {question}.
-    opens_think: The prompt itself ends in <think>: the completion starts
-      inside the thought, and the format check must know it.
+    prefill: What the completion is made to begin with: the prompt ends in it.
   """
 
   text: str
-  opens_think: bool = False
+  prefill: str = ''
 
-  def render(self, question: str) -> str:
-    return self.text.replace('{question}', question)
+  def render(self, question: str, messages: Sequence[Message] = ()) -> str:
+    del messages  # One question and one answer is all this form knows.
+    return self.text.replace('{question}', question) + self.prefill
+
+  @property
+  def opens_think(self) -> bool:
+    return opens_think(self.render(''))
 
 
 # The template of R1-Zero (DeepSeek-R1, table 1).
@@ -35,8 +51,7 @@ _INSTRUCTION = (
 TEMPLATES = {
     'r1_zero': Template(_INSTRUCTION + ' User: {question} Assistant:'),
     'r1_zero_open': Template(
-        _INSTRUCTION + ' User: {question} Assistant: <think>',
-        opens_think=True),
+        _INSTRUCTION + ' User: {question} Assistant: <think>'),
     # The same without the instruction: for a character-level miniature that
     # never saw English, its 500 characters are a constant that costs time.
     'r1_zero_brief': Template('User:{question}Assistant:'),
@@ -45,8 +60,7 @@ TEMPLATES = {
 
 def get(name: str) -> Template:
   if name not in TEMPLATES:
-    raise UserError(
-        f'template: unknown {name!r}; there are {sorted(TEMPLATES)}')
+    raise unknown('template', name, [*TEMPLATES, 'chat'])
   return TEMPLATES[name]
 
 

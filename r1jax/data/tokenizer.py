@@ -24,18 +24,23 @@ class Tokenizer:
   Attributes:
     vocab_size: Largest id + 1; the model's vocabulary may be larger.
     pad_id: Fills arrays. It may equal a stop id: masks never compare ids.
-    bos_id: Opens every prompt, or None where the family has none.
+    bos_id: Opens a prompt, or None where the family has no such token.
+    adds_bos: It opens every prompt, and not only those whose template says so.
     stop_ids: Any of them ends a completion.
     source: What the config named.
+    chat_template: Jinja, as the folder has it; None without one.
   """
 
   def __init__(self, core: tokenizers.Tokenizer, source: str, pad_id: int,
-               bos_id: int | None, stop_ids: Sequence[int]):
+               bos_id: int | None, stop_ids: Sequence[int],
+               adds_bos: bool = True, chat_template: str | None = None):
     self._core = core
     self.source = source
     self.pad_id = pad_id
     self.bos_id = bos_id
+    self.adds_bos = adds_bos
     self.stop_ids = tuple(stop_ids)
+    self.chat_template = chat_template
     self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
 
   def encode(self, text: str) -> list[int]:
@@ -54,11 +59,29 @@ class Tokenizer:
     return encoding.ids
 
   def prompt(self, text: str) -> list[int]:
-    """Ids of a prompt, with exactly one BOS where the family has one."""
+    """Ids of a prompt, with exactly one BOS where the family opens with one.
+
+    Many chat templates write the BOS themselves, and some tokenizers add it as
+    well: however many open the text, one is left.
+
+    Raises:
+      UserError: a BOS further on, where a document would seem to begin.
+    """
     ids = self.encode(text)
-    if self.bos_id is None or ids[:1] == [self.bos_id]:
+    if self.bos_id is None:
       return ids
-    return [self.bos_id] + ids
+    first = next((i for i, id_ in enumerate(ids) if id_ != self.bos_id),
+                 len(ids))
+    rest = ids[first:]
+    if self.bos_id in rest:
+      raise UserError(
+          f'tokenizer: {self.text_of(self.bos_id)!r}, which opens a document, '
+          'stands inside the prompt')
+    return [self.bos_id] * (self.adds_bos or first > 0) + rest
+
+  def text_of(self, id_: int | None) -> str:
+    """The text of a special token; '' for None."""
+    return '' if id_ is None else self._core.id_to_token(id_)
 
   def decode(self, ids: Sequence[int]) -> str:
     return self.decode_batch([ids])[0]
@@ -114,9 +137,22 @@ def load(source: str) -> Tokenizer:
   if eos is None:
     raise UserError(f'tokenizer: {folder} names no eos_token')
   pad = id_of('pad_token')
-  bos = id_of('bos_token') if settings.get('add_bos_token', True) else None
-  return Tokenizer(core, source, pad_id=eos if pad is None else pad,
-                   bos_id=bos, stop_ids=(eos,))
+  return Tokenizer(
+      core, source, pad_id=eos if pad is None else pad,
+      bos_id=id_of('bos_token'), stop_ids=(eos,),
+      adds_bos=settings.get('add_bos_token', True),
+      chat_template=_chat_template(folder, settings))
+
+
+def _chat_template(folder: Path, settings: dict) -> str | None:
+  """From a file of its own, as newer folders have it, or the settings."""
+  alone = folder / 'chat_template.jinja'
+  if alone.exists():
+    return alone.read_text()
+  found = settings.get('chat_template')
+  if isinstance(found, list):  # Several, by name.
+    found = {each['name']: each['template'] for each in found}.get('default')
+  return found
 
 
 def _character() -> Tokenizer:

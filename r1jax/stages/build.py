@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_collections
 
 from r1jax.algos.grpo import Objective
-from r1jax.data import batching, datasets, tasks, template, tokenizer
+from r1jax.data import batching, chat, readers, tasks, tokenizer
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import Evaluator
@@ -24,6 +24,7 @@ from r1jax.rewards.combine import RuleReward
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.sharding import Layout, make_mesh
+from r1jax.stages import questions
 from r1jax.train.optimizer import OptimizerConfig
 
 SHIPPED_BASE = Path(__file__).parents[1] / 'assets' / 'base_tiny.safetensors'
@@ -35,7 +36,7 @@ class Parts:
 
   model: Transformer
   tokenizer: Tokenizer
-  template: template.Template
+  template: chat.AnyTemplate
 
 
 def check_counts(config: ml_collections.ConfigDict):
@@ -52,18 +53,21 @@ def check_counts(config: ml_collections.ConfigDict):
 def parts(config: ml_collections.ConfigDict) -> Parts:
   """The model on its mesh, and how text becomes its tokens."""
   check_counts(config)
+  questions.check(config.data)
   layout = Layout(make_mesh(config.mesh))
   model = Transformer(model_config(config.model), layout)
   parameter_shardings(model, layout)
   source = config.tokenizer.source
   if source != tokenizer.CHARACTER:
-    source = str(datasets.resolve(source))
+    source = str(readers.resolve(source))
   text = tokenizer.load(source)
   if text.vocab_size > config.model.vocab_size:
     raise UserError(
         f'tokenizer: {config.tokenizer.source} has {text.vocab_size} ids, more '
         f'than config.model.vocab_size = {config.model.vocab_size}; raise it')
-  return Parts(model, text, template.get(config.data.template))
+  data = config.data
+  return Parts(
+      model, text, chat.make(data.template, text, data.system, data.prefill))
 
 
 def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
@@ -96,28 +100,8 @@ def corpus(config: ml_collections.ConfigDict,
 def prompts(config: ml_collections.ConfigDict, made: Parts,
             split: str) -> Sequence[Prompt]:
   """The training prompts, or the first eval.num_problems held-out ones."""
-  data, held_out = config.data, split == tasks.HELD_OUT
-  if data.task in _FILE_GRADERS:
-    path = data.eval_path if held_out else data.path
-    limit = config.eval.num_problems if held_out else None
-    rows = datasets.FilePrompts(
-        path, _FILE_GRADERS[data.task], made.template, limit)
-    if held_out and len(rows) < limit:
-      raise UserError(f'eval: {path} has {len(rows)} rows, fewer than '
-                      f'config.eval.num_problems = {limit}')
-    batching.check_prompts(rows, made.tokenizer, data.max_prompt_tokens)
-    return rows
-  length = config.eval.num_problems if held_out else datasets.ENDLESS
-  stream = datasets.SyntheticPrompts(
-      data.task, split, 0 if held_out else config.seed, made.template, length)
-  batching.check_prompts(  # All that are held out; a sample of an endless one.
-      (stream[i] for i in range(min(length, _CHECKED))), made.tokenizer,
-      data.max_prompt_tokens)
-  return stream
-
-
-_CHECKED = 256
-_FILE_GRADERS = {'math': 'math', 'countdown_file': 'countdown'}
+  asked = questions.Questions(config, made.template, made.tokenizer)
+  return asked.held_out() if split == tasks.HELD_OUT else asked.training()
 
 
 def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
@@ -247,7 +231,9 @@ def base_file(config: ml_collections.ConfigDict) -> Path:
       key: config[key].to_dict() for key in ('model', 'tokenizer', 'corpus',
                                               'pretrain')}
   made_by |= {'seed': config.seed, 'task': config.data.task,
-              'template': config.data.template}
+              # Of empty texts nothing is seen: bases made before stay found.
+              'template': ''.join(
+                  config.data[key] for key in ('template', 'system', 'prefill'))}
   text = json.dumps(made_by, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()

@@ -112,7 +112,8 @@ def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
   place = Path(workdir).expanduser()
   if not (place / 'config.json').exists():
     raise UserError(f'workdir: {place} holds no run of r1jax')
-  compare(place, config.to_dict(), ('model.', 'tokenizer.', 'data.template'))
+  compare(place, config.to_dict(), (
+      'model.', 'tokenizer.', 'data.template', 'data.system', 'data.prefill'))
   for stage in (rl.NAME, supervised.NAME):
     final = place / stage / _FINAL
     if final.exists():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from r1jax.data import batching, datasets, tasks, template, tokenizer
+from r1jax.data import batching, datasets, sources, tasks, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
@@ -34,7 +34,9 @@ def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"id": "a", "question": "1+1", "answer": "2"}\n'
                   '{"id": "b", "question": "1+é", "answer": "3"}\n')
-  rows = datasets.FilePrompts(str(path), 'math', template.get('r1_zero_brief'))
+  rows = datasets.Templated(
+      datasets.read(sources.get('math'), tasks.TRAIN, str(path)),
+      template.get('r1_zero_brief'))
   text = tokenizer.load('character')
   with pytest.raises(UserError) as caught:
     batching.check_prompts(rows, text, 32)
@@ -101,51 +103,3 @@ def test_file_prompts_shuffle_repeat_and_resume():
   resumed = make()
   resumed.set_state(position)
   assert [next(resumed).text for _ in range(4)] == seen[4:8]
-
-
-@pytest.mark.parametrize('line,message', [
-    ('{', 'bad.jsonl:2 is not JSON'),
-    ('[1]', 'bad.jsonl:2 is not a JSON object'),
-    ('{"id": "b", "question": "q"}', "bad.jsonl:2 needs .* 'answer'"),
-    ('{"id": "b", "question": "", "answer": "1"}', "'question'"),
-    ('{"id": "b", "question": "q", "answer": 3}', "'answer', got 3"),
-    ('{"id": "a", "question": "q", "answer": "1"}', "repeats the id 'a'"),
-])
-def test_a_malformed_row_is_named(tmp_path, line, message):
-  path = tmp_path / 'bad.jsonl'
-  path.write_text('{"id": "a", "question": "q", "answer": "1"}\n' + line)
-  with pytest.raises(UserError, match=message):
-    datasets.FilePrompts(str(path), 'math', template.get('r1_zero'))
-
-
-def test_bytes_that_are_not_text_and_numbers_that_are_not_are_named(tmp_path):
-  path = tmp_path / 'bad.jsonl'
-  path.write_bytes(b'{"id": "a", "question": "\xff", "answer": "1"}')
-  with pytest.raises(UserError, match='bad.jsonl:1'):
-    datasets.FilePrompts(str(path), 'math', template.get('r1_zero'))
-  path.write_text('{"id": "a", "question": "q", "nums": [1, "x"], "target": 3}')
-  with pytest.raises(UserError, match="integers in 'nums'"):
-    datasets.FilePrompts(str(path), 'countdown', template.get('r1_zero'))
-  with pytest.raises(UserError, match='is not a file'):
-    datasets.FilePrompts('', 'math', template.get('r1_zero'))
-
-
-def test_a_missing_or_empty_file_is_named(tmp_path, monkeypatch):
-  monkeypatch.delenv('R1JAX_DATA', raising=False)
-  with pytest.raises(UserError, match='no math/none.jsonl; set R1JAX_DATA'):
-    datasets.FilePrompts('math/none.jsonl', 'math', template.get('r1_zero'))
-  (tmp_path / 'empty.jsonl').write_text('')
-  monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
-  with pytest.raises(UserError, match='has no rows'):
-    datasets.FilePrompts('empty.jsonl', 'math', template.get('r1_zero'))
-
-
-def test_real_files_are_read(shared):
-  folder = shared / 'data'
-  rows = datasets.FilePrompts(
-      str(folder / 'math/gsm8k_train.jsonl'), 'math', template.get('r1_zero'))
-  assert len(rows) == 7473 and rows[0].answer == '72'
-  rows = datasets.FilePrompts(
-      str(folder / 'countdown/countdown_train.jsonl'), 'countdown',
-      template.get('r1_zero'))
-  assert len(rows) == 10240

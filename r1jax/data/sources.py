@@ -1,0 +1,155 @@
+"""Datasets by name: their files, their fields, their grader, their origin.
+
+None of them comes with the package. R1JAX_DATA names the folder that holds
+them, and `files` says where in it: a path without a suffix is a JSONL or
+Parquet file or a folder of either; see readers.files.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import re
+
+from r1jax.data.tasks import HELD_OUT, TRAIN
+from r1jax.errors import UserError, unknown
+from r1jax.records import Message
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """How the rows of a dataset become prompts.
+
+  Attributes:
+    files: Split to path.
+    fields: What a row must have, with its type.
+    grader: What scores an answer; Prompt.source.
+    origin: Where to get it, and under which licence.
+    question: The field that holds the question.
+    answer: A row to the gold answer, in the form that the grader reads. It
+      raises ValueError for a row that has none.
+    messages: A row to the turns of its conversation, if it is one.
+    split_names: For files that hold several splits: the value of a row's field
+      'split', by split.
+    language: Of rows that have no field 'language'.
+  """
+
+  files: Mapping[str, str]
+  fields: Mapping[str, type]
+  grader: str
+  origin: str
+  question: str = 'question'
+  answer: Callable[[dict], str] = lambda row: row['answer']
+  messages: Callable[[dict], tuple[Message, ...]] = lambda row: ()
+  split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  language: str = 'en'
+
+  def path(self, split: str) -> str:
+    """Where the rows of a split are.
+
+    Raises:
+      UserError: the dataset has no such split.
+    """
+    if split not in self.files:
+      raise UserError(
+          f'data: {" and ".join(self.files.values())} is for evaluation only; '
+          'train on another dataset' if split == TRAIN else
+          f'data: {" and ".join(self.files.values())} has no held-out rows; '
+          'set --config.data.eval_path')
+    return self.files[split]
+
+
+def as_json(row: dict) -> str:
+  """The whole row, for graders that need more of it than an answer."""
+  return json.dumps(row, sort_keys=True)
+
+
+def countdown_answer(numbers, target: int) -> str:
+  """The gold answer that the countdown grader reads."""
+  return json.dumps({'numbers': [int(n) for n in numbers], 'target': target})
+
+
+def _countdown(row: dict) -> str:
+  if not all(type(n) is int for n in row['nums']):
+    raise ValueError(f"needs integers in 'nums', got {row['nums']!r}")
+  return countdown_answer(row['nums'], row['target'])
+
+
+_TURN = re.compile(r'\n\n(Human|Assistant):')
+_ROLES = {'Human': 'user', 'Assistant': 'assistant'}
+
+
+def dialogue(row: dict) -> tuple[Message, ...]:
+  """'\\n\\nHuman: a\\n\\nAssistant: b\\n\\nHuman: c\\n\\nAssistant:' → 3 turns.
+
+  Two turns of one speaker in a row become one: chat templates may insist that
+  the speakers alternate.
+
+  Raises:
+    ValueError: the text is not a dialogue that ends in the assistant's turn.
+  """
+  _, *parts = _TURN.split(row['prompt'])
+  if not parts or parts[-2] != 'Assistant' or parts[-1].strip():
+    raise ValueError("needs a dialogue in 'prompt' that ends in 'Assistant:'")
+  turns: list[Message] = []
+  for speaker, text in zip(parts[:-2:2], parts[1:-2:2]):
+    role, text = _ROLES[speaker], text.strip()
+    if turns and turns[-1].role == role:
+      text = f'{turns.pop().content}\n\n{text}'
+    turns.append(Message(role, text))
+  return tuple(turns)
+
+
+_QA = {'id': str, 'question': str, 'answer': str}
+_HH = dict(
+    fields={'id': str, 'prompt': str, 'chosen': str, 'rejected': str},
+    grader='preference', question='prompt', answer=as_json, messages=dialogue,
+    origin='anthropics/hh-rlhf (MIT); its text may offend')
+
+SOURCES = {
+    'gsm8k': Source(
+        files={TRAIN: 'math/gsm8k_train', HELD_OUT: 'math/gsm8k_test'},
+        fields=_QA, grader='math', origin='openai/grade-school-math (MIT)'),
+    'math': Source(
+        files={TRAIN: 'math/math_train12k', HELD_OUT: 'math/math500'},
+        fields=_QA, grader='math',
+        origin='hendrycks/math, split as in openai/prm800k (MIT)'),
+    'math500': Source(
+        files={HELD_OUT: 'math/math500'}, fields=_QA, grader='math',
+        origin='openai/prm800k, prm800k/math_splits (MIT)'),
+    'aime24': Source(
+        files={HELD_OUT: 'math/aime24'}, fields=_QA, grader='math',
+        origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)'),
+    'amc23': Source(
+        files={HELD_OUT: 'math/amc23'}, fields=_QA, grader='math',
+        origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)'),
+    # The countdown of tasks.py is another one: smaller, endless, synthetic.
+    'countdown_file': Source(
+        files={TRAIN: 'countdown/countdown_train',
+               HELD_OUT: 'countdown/countdown_test'},
+        fields={'id': str, 'question': str, 'nums': list, 'target': int},
+        grader='countdown', answer=_countdown,
+        origin='liumy2010/UFT, of Countdown-Tasks-3to4 (Apache-2.0)'),
+    'humaneval': Source(
+        files={HELD_OUT: 'code/humaneval'},
+        fields={'id': str, 'prompt': str, 'entry_point': str, 'test': str},
+        grader='code', question='prompt', answer=as_json,
+        origin='openai/human-eval (MIT)'),
+    'mbpp': Source(
+        files={TRAIN: 'code/mbpp', HELD_OUT: 'code/mbpp'},
+        fields={'id': str, 'prompt': str, 'test_list': list, 'split': str},
+        split_names={TRAIN: 'train', HELD_OUT: 'test'},
+        grader='code', question='prompt', answer=as_json,
+        origin='google-research/google-research, mbpp (CC BY 4.0)'),
+    'hh_helpful': Source(
+        files={TRAIN: 'pref/hh_helpful_base_train',
+               HELD_OUT: 'pref/hh_helpful_base_test'}, **_HH),
+    'hh_harmless': Source(
+        files={TRAIN: 'pref/hh_harmless_base_train',
+               HELD_OUT: 'pref/hh_harmless_base_test'}, **_HH),
+}
+
+
+def get(name: str) -> Source:
+  if name not in SOURCES:
+    raise unknown('data: dataset', name, SOURCES)
+  return SOURCES[name]
