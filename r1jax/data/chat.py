@@ -62,7 +62,7 @@ class ChatTemplate:
       text = self._jinja.render(
           messages=[turn._asdict() for turn in turns], tools=None,
           documents=None, add_generation_prompt=True, **self._tokens)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # Others' programs fail in their own ways.
       raise UserError(
           f'template: the chat template refuses it: {error}') from error
     return text + self._prefill
