@@ -33,7 +33,7 @@ commands:
   info     parameters, FLOPs, memory: r1jax info --config=C
   aot      compile for an absent TPU: r1jax aot --config=C --topology=v5p:8x8x16
   decontaminate  training questions that meet an evaluation:
-                                      r1jax decontaminate --config=C [--out=FILE]
+                                      r1jax decontaminate --config=C
   import-hf  a checkpoint of Hugging Face's form to ours:
                                       r1jax import-hf DIR --out=OURS
   export-hf  and back:                r1jax export-hf OURS --out=DIR

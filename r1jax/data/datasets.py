@@ -103,11 +103,13 @@ def read(source: Source, split: str, path: str = '',
 
 
 def _prompt(source: Source, fields: dict, where: str) -> Prompt:
+  language = fields.get('language') or source.language
+  if not isinstance(language, str):
+    raise ValueError(f"needs a str 'language', got {language!r:.200}")
   return Prompt(
       id=fields['id'], text='', question=fields[source.question],
       answer=source.answer(fields), source=source.grader, where=where,
-      language=fields.get('language') or source.language,
-      messages=source.messages(fields))
+      language=language, messages=source.messages(fields))
 
 
 def _checked(row: readers.Row, fields: dict[str, type],

@@ -87,5 +87,5 @@ def line(told: dict) -> str:
   pairs = ', '.join(f'{name} {count}' for name, count in
                     sorted(told['by_evaluation'].items()))
   return (f"data: {told['train']}: {told['removed']} of {told['rows']} rows "
-          f'share {N} words with an evaluation' + (f' ({pairs})' if pairs
-                                                  else ''))
+          f'share {N} words with an evaluation and are not trained on'
+          + (f' ({pairs})' if pairs else ''))

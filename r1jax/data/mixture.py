@@ -81,7 +81,8 @@ def parse(parts: Sequence[str]) -> dict[str, float | None]:
     try:
       value = float(weight) if colon else None
     except ValueError as error:
-      raise UserError(f"data: mixture: {part!r} is not 'name:weight'") from error
+      raise UserError(
+          f"data: mixture: {part!r} is not 'name:weight'") from error
     if name in found:
       raise UserError(f'data: mixture: {name!r} comes twice')
     found[name] = value

@@ -57,8 +57,8 @@ class Quarantine:
           f'data: {count} of {total} rows of {name} are bad, more than '
           f'config.data.quarantine = {self._share} allows; the first: {where} '
           f'{why}')
-    lines = [f'data: quarantined {count} of {total} rows of {name}: ' + ', '.join(
-        f'{n} × {kind} …' for kind, n in kinds.most_common())]
+    why = ', '.join(f'{n} × {kind} …' for kind, n in kinds.most_common())
+    lines = [f'data: quarantined {count} of {total} rows of {name}: {why}']
     lines += [f'  {where} {why}' for where, why in self.dropped[:_SHOWN]]
     if count > _SHOWN:
       lines.append(f'  and {count - _SHOWN} more')

@@ -233,7 +233,8 @@ def base_file(config: ml_collections.ConfigDict) -> Path:
   made_by |= {'seed': config.seed, 'task': config.data.task,
               # Of empty texts nothing is seen: bases made before stay found.
               'template': ''.join(
-                  config.data[key] for key in ('template', 'system', 'prefill'))}
+                  config.data[key]
+                  for key in ('template', 'system', 'prefill'))}
   text = json.dumps(made_by, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()

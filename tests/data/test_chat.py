@@ -23,7 +23,9 @@ _LLAMA = """{%- set day = strftime_now('%d %b %Y') %}
     {%- endif %}
     {%- if loop.first %}{{ bos_token }}{% endif %}
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {%- if message.role == 'system' %}{{ 'Today: ' + day + '\\n\\n' }}{% endif %}
+    {%- if message.role == 'system' %}
+        {{- 'Today: ' + day + '\\n\\n' }}
+    {%- endif %}
     {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}

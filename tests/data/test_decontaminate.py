@@ -48,7 +48,8 @@ def test_the_report_counts_a_row_once_and_each_pair_of_sets():
       'train_id': '0', 'evaluation': 'x', 'eval_id': '0', 'words': _TEN}
   assert json.loads(json.dumps(told)) == told
   assert decontaminate.line(told) == (
-      'data: mine: 3 of 4 rows share 10 words with an evaluation (x 2, y 3)')
+      'data: mine: 3 of 4 rows share 10 words with an evaluation and are not '
+      'trained on (x 2, y 3)')
 
 
 def _has(found, pair: dict) -> bool:

@@ -125,6 +125,8 @@ _POISON = {
     'missing': ('{"id": "x", "question": "q"}', "str 'answer', got None"),
     'empty': ('{"id": "x", "question": " ", "answer": "1"}', "'question'"),
     'type': ('{"id": "x", "question": "q", "answer": 3}', "'answer', got 3"),
+    'language': ('{"id": "x", "question": "q", "answer": "3", "language": 4}',
+                 "str 'language', got 4"),
     'twice': ('{"id": "r0", "question": "q", "answer": "1"}',
               "repeats the id 'r0' of "),
     'nul': ('{"id": "x", "question": "q\\u0000", "answer": "1"}',
@@ -174,11 +176,11 @@ def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
   assert [p.id for p in prompts] == [row['id'] for row in _ROWS]
   total = len(_ROWS) + len(_POISON)
   told = quarantine.settle('mine', total)
-  assert told.startswith('data: quarantined 12 of 19 rows of mine: ')
+  assert told.startswith('data: quarantined 13 of 20 rows of mine: ')
   assert '3 × is not JSON' in told
   assert f'\n  {path}:4 is not JSON' in told  # Each with its line.
   assert len(told) < 5000  # Though one of them has a million characters.
-  with pytest.raises(UserError, match='12 of 19 rows of mine are bad, more '
+  with pytest.raises(UserError, match='13 of 20 rows of mine are bad, more '
                      'than config.data.quarantine = 0.5 allows; the first: '):
     strict = Quarantine(0.5)
     strict.dropped = quarantine.dropped

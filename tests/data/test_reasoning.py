@@ -69,7 +69,8 @@ def test_every_prefix_of_a_completion_is_read():
 
 def test_a_hostile_completion_is_split_in_linear_time():
   def secs(n):
-    text = '<think>' + '</think><answer>' * n + '</answer>' * n + '<summary>' * n
+    text = ('<think>' + '</think><answer>' * n + '</answer>' * n
+            + '<summary>' * n)
     began = time.process_time()
     for _ in range(20):
       reasoning.split(text)

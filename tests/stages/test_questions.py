@@ -63,7 +63,8 @@ def test_evaluation_questions_are_removed_and_told(folder, capsys):
   left = _asked(decontaminate=('math500',)).training()
   assert sorted(_ids(left, 4)) == ['m0', 'm1', 'm2', 'm3']
   assert capsys.readouterr().out == (
-      'data: math: 2 of 6 rows share 10 words with an evaluation (math500 2)\n')
+      'data: math: 2 of 6 rows share 10 words with an evaluation and are not '
+      'trained on (math500 2)\n')
 
 
 def test_the_command_reports_each_match(folder, capsys):
