@@ -27,6 +27,7 @@ def test_synthetic_countdown_runs(environment, tmp_path):
       '--config.data.task=countdown', '--config.data.max_prompt_tokens=16',
       '--config.pretrain.steps=2', '--config.rl.steps=1',
       '--config.rl.kl_coef=0.0', '--config.rl.old_logp=recompute',
+      '--config.rl.complete_share=1.0',  # As recomputing needs it.
       '--config.rl.routing_replay=True')
   row = rows(workdir)[1]
   assert 'kl' not in row and row['logp_gap/max'] < 1e-4
