@@ -13,6 +13,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.records import Prompt, Scored
 from r1jax.rewards import answers
 from r1jax.rewards.combine import RuleReward, completion_texts
+from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import Sampling
@@ -55,11 +56,12 @@ class Evaluator:
   def _metrics(self, rows: list[dict]) -> dict[str, float]:
     k, num = self._k, len(self._prompts)
     assert len(rows) == num * k, (len(rows), num, k)
-    right_PK = np.array([row['accuracy'] for row in rows]).reshape(num, k)
+    right_PK = np.array([
+        row['verdict'] == Verdict.CORRECT for row in rows]).reshape(num, k)
     per_problem = right_PK.mean(1)
-    voted = [
-        majority(rows[p * k:(p + 1) * k], self._prompts[p], self._opens_think)
-        for p in range(num)]
+    voted = majority(
+        [rows[p * k:(p + 1) * k] for p in range(num)],
+        [self._prompts[p] for p in range(num)], self._opens_think)
     mean = lambda name: float(np.mean([row[name] for row in rows]))
     return {
         'eval/pass@1': float(per_problem.mean()),
@@ -72,21 +74,26 @@ class Evaluator:
         'eval/self_correction': float(np.mean(
             [self_corrects(row['completion']) for row in rows])),
         'eval/truncated': mean('truncated'),
+        # Counted as not right; of a sound grader there are none.
+        'eval/unscorable': float(np.mean(
+            [row['accuracy'] is None for row in rows])),
     }
 
 
-def majority(rows: list[dict], prompt: Prompt, opens_think: bool) -> bool:
-  """cons@k of one problem: is the most frequent answer right?
+def majority(rows: Sequence[list[dict]], prompts: Sequence[Prompt],
+             opens_think: bool) -> list[bool]:
+  """cons@k of each problem: is the most frequent of its answers right?
 
   Missing answers do not vote; a tie goes to the answer that came first.
   """
-  votes = Counter(
-      answer for row in rows
+  votes = [Counter(
+      answer for row in some
       if (answer := template.parse(row['completion'], opens_think).answer))
-  if not votes:
-    return False
-  return answers.is_right(
-      votes.most_common(1)[0][0], prompt.answer, prompt.source)
+           for some in rows]
+  verdicts = answers.grade([
+      (vote.most_common(1)[0][0] if vote else None, prompt.answer,
+       prompt.source) for vote, prompt in zip(votes, prompts)])
+  return [verdict is Verdict.CORRECT for verdict in verdicts]
 
 
 _CORRECTION = re.compile(rf'\b{tasks.CORRECTION}\b', re.IGNORECASE)
@@ -107,7 +114,9 @@ def sample_rows(prompts: Sequence[Prompt], scored: Scored,
       'question': prompts[b // group_size].question,
       'gold': prompts[b // group_size].answer,
       'completion': text,
-      'accuracy': float(scored.parts['accuracy'][b]),
+      'accuracy': (float(scored.parts['accuracy'][b])
+                   if scored.scorable_B[b] else None),
+      'verdict': str(scored.verdicts[b]),
       'format': float(scored.parts['format'][b]),
       'tokens': int(length_B[b]),
       'truncated': float(finish_B[b] == 0),

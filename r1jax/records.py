@@ -119,13 +119,17 @@ class Scored:
   """Rewards, on the host.
 
   Attributes:
-    reward_B: float32, the weighted sum of the parts.
-    parts: Name to float32 [B]: 'accuracy', 'format'.
+    reward_B: float32, the weighted sum of the parts; 0 where not scorable.
+    scorable_B: bool, False where no grader could say anything of the answer.
+    parts: Name to float32 [B]: 'accuracy' (NaN where not scorable), 'format'.
+    verdicts: B names, of rewards/verdict.py.
     texts: B decoded completions.
   """
 
   reward_B: np.ndarray
+  scorable_B: np.ndarray
   parts: dict[str, np.ndarray]
+  verdicts: Sequence[str]
   texts: Sequence[str]
 
 

@@ -18,7 +18,8 @@ def _rows(*answers):
     (('7', None, None), True), ((None, None), False),
     (('7', '8'), True), (('8', '7'), False), (('', '7'), True)])
 def test_cons_is_the_majority_of_those_that_answer(answers, right):
-  assert evaluate.majority(_rows(*answers), _PROMPT, False) == right
+  assert evaluate.majority(
+      [_rows(*answers)] * 2, [_PROMPT] * 2, False) == [right] * 2
 
 
 @pytest.mark.parametrize('text,corrects', [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def group(reward_B, group_B, num_groups: int, eps: float = 1e-4,
-          scale_by_std: bool = True):
+          scale_by_std: bool = True, scorable_B=None):
   """(r − mean) / (std + ε) within each group (DeepSeekMath section 4.1.2).
 
   The standard deviation is the sample one (n − 1). A group whose rewards are
@@ -20,20 +20,29 @@ def group(reward_B, group_B, num_groups: int, eps: float = 1e-4,
     num_groups: How many groups there are.
     eps: Added to the standard deviation.
     scale_by_std: False leaves r − mean (Dr. GRPO).
+    scorable_B: bool, or None for all; the others have no reward: they count in
+      no mean or deviation, and their advantage is 0.
 
   Returns:
     adv_B, and varied_G: bool, whether the group's rewards differ at all.
   """
+  if scorable_B is None:
+    scorable_B = jnp.ones_like(reward_B, bool)
+
   def total(x_B):
-    return jax.ops.segment_sum(x_B, group_B, num_groups)
+    return jax.ops.segment_sum(
+        jnp.where(scorable_B, x_B, 0.0), group_B, num_groups)
+
+  def highest(x_B):
+    return jax.ops.segment_max(
+        jnp.where(scorable_B, x_B, -jnp.inf), group_B, num_groups)
 
   count_G = jnp.maximum(total(jnp.ones_like(reward_B)), 1)
   mean_G = total(reward_B) / count_G
-  highest_G = jax.ops.segment_max(reward_B, group_B, num_groups)
-  lowest_G = jax.ops.segment_min(reward_B, group_B, num_groups)
-  varied_G = highest_G > lowest_G
+  varied_G = highest(reward_B) > -highest(-reward_B)
   # The mean of equal floats may differ from them in the last bit: mask it.
-  centred_B = jnp.where(varied_G[group_B], reward_B - mean_G[group_B], 0.0)
+  centred_B = jnp.where(
+      varied_G[group_B] & scorable_B, reward_B - mean_G[group_B], 0.0)
   if scale_by_std:
     std_G = jnp.sqrt(
         total(centred_B ** 2) / jnp.maximum(count_G - 1, 1))

@@ -1,33 +1,50 @@
-"""Is the answer right? One exact or equivalence-aware grader a source.
+"""What graders say of answers: one grader a source, one verdict an answer.
 
-A grader takes the text of the answer and the gold answer and returns True or
-False. A missing or empty answer is wrong before any grader sees it.
+Exact graders run here; mathematics goes to worker processes, all of a batch's
+at once. A missing or empty answer is unparsable before any grader sees it.
 """
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 import json
 import re
-import threading
 
-import math_verify
+from r1jax.rewards import math_answer
+from r1jax.rewards.verdict import Verdict
 
-from r1jax.rewards import magnitude
-
-MAX_CHARS = 300  # An answer longer than this is not an answer.
+MAX_CHARS = math_answer.MAX_CHARS
 
 
-def is_right(answer: str | None, gold: str, source: str) -> bool:
-  """Grades one answer by its source's grader."""
-  if not answer or not answer.strip() or len(answer) > MAX_CHARS:
-    return False
-  return GRADERS[source](answer.strip(), gold)
+def grade(items: Sequence[tuple[str | None, str, str]]) -> list[Verdict]:
+  """Verdicts of (answer, gold answer, source), in order, from any thread."""
+  verdicts = [
+      None if source == 'math' else _exactly(answer, gold, source)
+      for answer, gold, source in items]
+  asked = [i for i, verdict in enumerate(verdicts) if verdict is None]
+  found = math_answer.grade([items[i][:2] for i in asked])
+  for i, verdict in zip(asked, found):
+    verdicts[i] = verdict
+  return verdicts
 
 
-def integer(answer: str, gold: str) -> bool:
+def close():
+  """Ends what graders left running; they may be asked again."""
+  math_answer.close()
+
+
+def _exactly(answer: str | None, gold: str, source: str) -> Verdict:
+  answer = (answer or '').strip()
+  if not answer:
+    return Verdict.UNPARSABLE
+  if len(answer) > MAX_CHARS:
+    return Verdict.REFUSED
+  return _EXACT[source](answer, gold)
+
+
+def integer(answer: str, gold: str) -> Verdict:
   """Exact, and nothing but the integer: '07', '+7' and '7.0' are wrong."""
-  return answer == gold
+  return Verdict.CORRECT if answer == gold else Verdict.WRONG
 
 
 _LITERAL = re.compile(r'[0-9+\-*/() .]+')
@@ -36,21 +53,24 @@ _OPERATORS = {
     ast.Mult: lambda a, b: a * b, ast.Div: lambda a, b: a / b}
 
 
-def countdown(answer: str, gold: str) -> bool:
+def countdown(answer: str, gold: str) -> Verdict:
   """An expression over + - * / that uses each number once, evaluated exactly.
 
   `gold` is JSON: {"numbers": [44, 19, 35], "target": 98}.
   """
   wanted = json.loads(gold)
   if not _LITERAL.fullmatch(answer):
-    return False
+    return Verdict.UNPARSABLE
   try:
     used: list[int] = []
     value = _evaluate(ast.parse(answer, mode='eval').body, used)
-  except (SyntaxError, ValueError, ZeroDivisionError, RecursionError,
-          MemoryError):
-    return False
-  return sorted(used) == sorted(wanted['numbers']) and value == wanted['target']
+  except ZeroDivisionError:
+    return Verdict.WRONG
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return Verdict.UNPARSABLE
+  right = (sorted(used) == sorted(wanted['numbers'])
+           and value == wanted['target'])
+  return Verdict.CORRECT if right else Verdict.WRONG
 
 
 def _evaluate(node: ast.expr, used: list[int]) -> Fraction:
@@ -64,45 +84,6 @@ def _evaluate(node: ast.expr, used: list[int]) -> Fraction:
   raise ValueError('not one of the four operations')
 
 
-# Products of such numbers take a fraction of a millisecond; those of the MATH
-# data are shorter, the longest gold of which is 1/2004!, of 5,736 digits.
-MAX_DIGITS = 10_000
-# What would keep a symbolic engine busy in other ways.
-_BOMB = re.compile(r'binom|choose|\d{40,}')
-
-
-def is_bomb(answer: str) -> bool:
-  """Whether a symbolic engine might choke on it: better never asked."""
-  return bool(_BOMB.search(answer) or _depth(answer) > 20
-              or magnitude.digits(answer) > MAX_DIGITS)
-
-
-def math(answer: str, gold: str) -> bool:
-  """Mathematical equivalence, by math-verify (latex or plain expressions).
-
-  Raises:
-    RuntimeError: called off the main thread, where math-verify's time-outs,
-      which are signals, cannot work: better no grade than a wrong one.
-  """
-  if answer == gold:
-    return True
-  if is_bomb(answer):
-    return False
-  if threading.current_thread() is not threading.main_thread():
-    raise RuntimeError('math-verify needs the main thread for its time-outs')
-  parsed = math_verify.parse(f'${answer}$', parsing_timeout=2)
-  wanted = math_verify.parse(f'${gold}$', parsing_timeout=2)
-  return bool(parsed) and math_verify.verify(
-      wanted, parsed, timeout_seconds=2)
-
-
-def _depth(text: str) -> int:
-  depth = deepest = 0
-  for char in text:
-    depth += (char in '([{') - (char in ')]}')
-    deepest = max(deepest, depth)
-  return deepest
-
-
-GRADERS: dict[str, Callable[[str, str], bool]] = {
-    'arithmetic': integer, 'countdown': countdown, 'math': math}
+_EXACT: dict[str, Callable[[str, str], Verdict]] = {
+    'arithmetic': integer, 'countdown': countdown}
+GRADERS = ('math', *_EXACT)  # What Prompt.source may be.

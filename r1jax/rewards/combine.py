@@ -15,6 +15,9 @@ PARTS = ('accuracy', 'format')
 class RuleReward:
   """R1-Zero's reward (section 2.2.2): accuracy + format, both 0 or 1.
 
+  An answer that its grader could not grade has no accuracy, and its completion
+  no reward: it is not scorable.
+
   Args:
     weights: Part to weight.
     opens_think: The template itself opened the thought.
@@ -30,17 +33,24 @@ class RuleReward:
   def score(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> Scored:
     """Scores B completions of P prompts; text b belongs to prompt b // G."""
     group_size = len(texts) // len(prompts)
-    parts = {name: np.zeros(len(texts), np.float32) for name in PARTS}
-    for b, text in enumerate(texts):
-      prompt = prompts[b // group_size]
-      parsed = template.parse(text, self._opens_think)
-      parts['format'][b] = parsed.well_formed
-      parts['accuracy'][b] = answers.is_right(
-          parsed.answer, prompt.answer, prompt.source)
-    reward_B = sum(
-        np.float32(weight) * parts[name]
-        for name, weight in self._weights.items())
-    return Scored(reward_B=reward_B, parts=parts, texts=list(texts))
+    asked = [prompts[b // group_size] for b in range(len(texts))]
+    parsed = [template.parse(text, self._opens_think) for text in texts]
+    verdicts = answers.grade([
+        (each.answer, prompt.answer, prompt.source)
+        for each, prompt in zip(parsed, asked)])
+    parts = {
+        'accuracy': np.array([
+            np.nan if verdict.score is None else verdict.score
+            for verdict in verdicts], np.float32),
+        'format': np.array([each.well_formed for each in parsed], np.float32)}
+    scorable_B = ~np.isnan(parts['accuracy'])
+    reward_B = np.zeros(len(texts), np.float32)
+    for name, weight in self._weights.items():
+      reward_B += np.float32(weight) * parts[name]
+    return Scored(
+        reward_B=np.where(scorable_B, reward_B, np.float32(0)),
+        scorable_B=scorable_B, parts=parts, verdicts=verdicts,
+        texts=list(texts))
 
 
 def completion_texts(tokens_BT: np.ndarray, mask_BT: np.ndarray,

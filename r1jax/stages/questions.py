@@ -15,7 +15,7 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
 from r1jax.records import Prompt
-from r1jax.rewards import answers
+from r1jax.rewards import answers, math_answer
 
 
 class Questions:
@@ -56,6 +56,7 @@ class Questions:
     if len(rows) < wanted:
       raise UserError(f'eval: {name} has {len(rows)} held-out rows, fewer than '
                       f'config.eval.num_problems = {wanted}')
+    _check_gold(rows[:wanted], Quarantine())
     chosen = datasets.Templated(rows[:wanted], self._template)
     self._check(chosen, wanted)
     return chosen
@@ -74,6 +75,7 @@ class Questions:
     rows = _read(name, tasks.TRAIN, training_path(self._data, name), quarantine)
     total = len(rows) + len(quarantine.dropped)
     rows = self._fitting(rows, quarantine)
+    rows = _check_gold(rows, quarantine)
     _tell(quarantine.settle(name, total))
     if self._data.decontaminate:
       told = overlap(self._data, name, rows)
@@ -185,6 +187,16 @@ def _read(name: str, split: str, path: str,
     raise UserError(f'data: {name} has answers for a grader {source.grader!r}, '
                     f'which is not one of {sorted(answers.GRADERS)}')
   return datasets.read(source, split, path, quarantine)
+
+
+def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
+  """Those whose gold answer their grader can read."""
+  bad = math_answer.unreadable(row for row in rows if row.source == 'math')
+  for row in bad:
+    quarantine.drop(row.where or row.id, 'has a gold answer that the grader '
+                    f'cannot read: {row.answer[:100]!r}')
+  dropped = {row.id for row in bad}
+  return [row for row in rows if row.id not in dropped]
 
 
 def _tell(text: str):

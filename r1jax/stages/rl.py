@@ -1,5 +1,7 @@
 """Reinforcement learning: the one RL step (`RL._step`), repeated."""
 
+from collections import Counter
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
+from r1jax.rewards import answers
 from r1jax.rewards.combine import completion_texts
+from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.groups import Group
 from r1jax.stages import build, report
@@ -84,8 +88,9 @@ class RL:
         self._prompts, self._seed, shuffle=not self._endless)
     begun: list[Group] = []  # By an earlier step.
     shown: dict[str, str] = {}
-    with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
-                      self._seed) as checkpoints:
+    with (contextlib.closing(answers),  # Its worker processes.
+          Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
+                       self._seed) as checkpoints):
       restored = checkpoints.restore(self._target(base_params))
       start = restored[0] if restored else 0
       with (MetricsWriter(directory, start) as writer,
@@ -144,9 +149,10 @@ class RL:
       reward_B -= c.kl_coef * common.masked_sum(
           common.kl(c.kl, old_logp_BT, ref_logp_BT), rollout.mask_BT, axis=1)
     adv_B, varied_P = advantage.group(
-        reward_B, rollout.group_B, len(prompts), scale_by_std=c.scale_by_std)
+        reward_B, rollout.group_B, len(prompts), scale_by_std=c.scale_by_std,
+        scorable_B=jnp.asarray(scored.scorable_B))
     batch = RLBatch(
-        rollout=_trained(rollout, c.overlong), adv_B=adv_B,
+        rollout=_trained(rollout, scored.scorable_B, c.overlong), adv_B=adv_B,
         old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT)
     values = {}
     if self._objective.mismatch != 'none':
@@ -243,12 +249,12 @@ class RL:
     return found.metrics
 
 
-def _trained(rollout: Rollout, overlong: str) -> Rollout:
+def _trained(rollout: Rollout, scorable_B, overlong: str) -> Rollout:
   """What of it counts in the loss; lengths are told of all of it."""
-  if overlong == 'train':
-    return rollout
-  whole_B = rollout.finish_B == FINISH_STOP
-  return rollout.replace(mask_BT=rollout.mask_BT & whole_B[:, None])
+  counts_B = scorable_B
+  if overlong == 'mask':
+    counts_B = counts_B & (rollout.finish_B == FINISH_STOP)
+  return rollout.replace(mask_BT=rollout.mask_BT & counts_B[:, None])
 
 
 def _weighted(objective: grpo.Objective, batch: RLBatch):
@@ -284,11 +290,15 @@ def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
 def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
   """What the rollout says of the policy, in the field's names."""
   age = rollout.age_BT[rollout.mask_BT]
-  parts = {f'reward/{name}': np.mean(part)
+  ok_B = scored.scorable_B
+  graded = lambda reduce, x_B: reduce(x_B[ok_B]) if ok_B.any() else np.nan
+  verdicts = Counter(scored.verdicts)
+  parts = {f'reward/{name}': graded(np.mean, part)
            for name, part in scored.parts.items()}
   return parts | {
-      'reward/mean': np.mean(scored.reward_B),
-      'reward/std': np.std(scored.reward_B),
+      f'verdict/{name}': verdicts[name] / len(ok_B) for name in Verdict} | {
+      'reward/mean': graded(np.mean, scored.reward_B),
+      'reward/std': graded(np.std, scored.reward_B),
       'response_length/mean': np.mean(rollout.length_B),
       'response_length/max': np.max(rollout.length_B),
       'response/truncated': np.mean(rollout.finish_B == 0),

@@ -87,6 +87,21 @@ def test_equal_rewards_give_exactly_zero(value):
   assert (adv[:7] == 0).all() and varied.tolist() == [False, True]
 
 
+def test_rows_without_a_reward_count_in_no_group():
+  """As if they were not there; a group of one has nothing to differ from."""
+  reward = jnp.array([1.0, 0, 0, 0.5, 9, 2, 9, 9])
+  group = jnp.array([0, 0, 0, 0, 1, 1, 2, 2])
+  ok = jnp.array([1, 1, 0, 1, 0, 1, 0, 0], bool)
+  for scale in (True, False):
+    got, varied = advantage.group(reward, group, 3, scale_by_std=scale,
+                                  scorable_B=ok)
+    want, _ = advantage.group(
+        reward[ok], group[ok], 3, scale_by_std=scale)
+    np.testing.assert_allclose(got[ok], want, rtol=1e-6)
+    assert (got[~ok] == 0).all() and got[5] == 0
+    assert varied.tolist() == [True, False, False]
+
+
 def test_first_update_has_ratio_one_and_the_policy_gradient():
   """At ρ = 1 the gradient is −A / tokens: REINFORCE with a baseline."""
   rng = np.random.default_rng(0)

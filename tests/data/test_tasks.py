@@ -45,9 +45,10 @@ def test_clean_thoughts_arrive_at_the_right_answer(task):
   for i in range(200):
     made = tasks.problem(task, tasks.TRAIN, 0, i)
     _, answer = family.think(rng, made, _CLEAN)
-    assert answers.is_right(answer, prompts[i].answer, task)
-    assert not answers.is_right(
-        family.guess(rng, made), prompts[i].answer, task)
+    right, guessed = answers.grade([
+        (text, prompts[i].answer, task)
+        for text in (answer, family.guess(rng, made))])
+    assert right.score == 1 and guessed.score == 0
 
 
 def test_the_corpus_has_the_stated_proportions():

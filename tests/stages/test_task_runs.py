@@ -18,6 +18,8 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   lines = rows(workdir)
   assert [row['step'] for row in lines] == [0, 1]
   assert lines[1]['entropy'] > 5  # A random model under 150,000 tokens.
+  assert lines[1]['verdict/unparsable'] == 1  # It closes no answer tag.
+  assert lines[1]['eval/unscorable'] == lines[1]['verdict/crash'] == 0
   assert (workdir / 'rl/checkpoints/1').is_dir()
 
 

@@ -1,0 +1,138 @@
+"""Grading mathematics: find the answer, refuse bombs, ask worker processes.
+
+  text → extract → is_bomb → math_worker, in a process that may be killed
+
+math-verify stops itself by signals, which exist in the main thread alone, and
+some inputs keep it busy for ever: 9^9^9, 10000000!, ten thousand parentheses.
+"""
+
+from collections.abc import Iterable, Sequence
+import re
+import threading
+
+from r1jax.records import Prompt
+from r1jax.rewards import magnitude, workers
+from r1jax.rewards.verdict import Verdict
+
+MAX_CHARS = 300  # Longer than this is no answer; gold ones have up to 159.
+MAX_DEPTH = 20
+# Products of such numbers take a fraction of a millisecond; those of the MATH
+# data are shorter, the longest gold of which is 1/2004!, of 5,736 digits.
+MAX_DIGITS = 10_000
+# A batch ends: what is not graded by then has no score.
+_BATCH_SECS, _ANSWER_SECS = 60.0, 0.25
+
+
+def extract(text: str, last_number: bool = False) -> str:
+  """The answer in an answer's text: its last complete \\boxed{}, else all.
+
+  Linear in len(text), however boxes are nested or left open.
+
+  Args:
+    text: Of a completion, or from between its answer tags.
+    last_number: Without a box, take the last number that there is.
+  """
+  opened: list[int] = []  # Where each open brace's content starts; < 0 if
+  start = end = -1        # it is no box's.
+  for mark in _BRACE.finditer(text):
+    if mark['open']:
+      opened.append(mark.end() if mark['box'] else -1)
+    elif mark['close'] and opened:
+      inside = opened.pop()
+      if inside > start:
+        start, end = inside, mark.start()
+  if start >= 0:
+    return text[start:end].strip()
+  if last_number and (numbers := _NUMBER.findall(text)):
+    return numbers[-1]
+  return text.strip()
+
+
+_BRACE = re.compile(
+    r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL)
+_NUMBER = re.compile(r'-?\d[\d,]*(?:\.\d+)?')
+# What would keep a symbolic engine busy in other ways.
+_BOMB = re.compile(r'binom|choose|\d{40,}')
+
+
+def is_bomb(answer: str) -> bool:
+  """Whether a symbolic engine might choke on it: better never asked."""
+  return (len(answer) > MAX_CHARS or bool(_BOMB.search(answer))
+          or _depth(answer) > MAX_DEPTH
+          or magnitude.digits(answer) > MAX_DIGITS)
+
+
+def _depth(text: str) -> int:
+  depth = deepest = 0
+  for char in text:
+    depth += (char in '([{') - (char in ')]}')
+    deepest = max(deepest, depth)
+  return deepest
+
+
+def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
+  """A verdict for each answer and its gold answer, from any thread.
+
+  Equal texts are correct without a question; equal pairs are asked once.
+  """
+  verdicts: dict[tuple, Verdict] = {}
+  asked: dict[tuple[str, str], list] = {}
+  for pair in pairs:
+    answer, gold = extract(pair[0] or ''), pair[1].strip()
+    if not answer:
+      verdicts[pair] = Verdict.UNPARSABLE
+    elif answer == gold:
+      verdicts[pair] = Verdict.CORRECT
+    elif is_bomb(answer):
+      verdicts[pair] = Verdict.REFUSED
+    else:
+      asked.setdefault((answer, gold), []).append(pair)
+  for found, same in zip(_ask(asked), asked.values()):
+    verdicts |= dict.fromkeys(same, found)
+  return [verdicts[pair] for pair in pairs]
+
+
+def unreadable(prompts: Iterable[Prompt]) -> list[Prompt]:
+  """Those whose gold answer cannot be read, as it will be read when answers
+  come: nothing but the same text could ever be right."""
+  waiting = [p for p in prompts if not _PLAIN.fullmatch(p.answer)]
+  golds = list(dict.fromkeys(
+      p.answer.strip() for p in waiting if not is_bomb(p.answer.strip())))
+  read = {gold for gold, verdict in zip(golds, ask(
+      (None, gold) for gold in golds)) if verdict is Verdict.CORRECT}
+  return [p for p in waiting if p.answer.strip() not in read]
+
+
+_PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Of these none can fail.
+
+
+def _ask(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
+  jobs = [{'answer': answer, 'gold': gold} for answer, gold in pairs]
+  if not jobs:
+    return []
+  found = _processes().map(jobs, _BATCH_SECS + _ANSWER_SECS * len(jobs))
+  return [Verdict(each.kind if isinstance(each, workers.Failure) else each)
+          for each in found]
+
+
+_MODULE = 'r1jax.rewards.math_worker'
+_lock = threading.Lock()
+_pool: workers.Pool | None = None
+
+
+def _processes() -> workers.Pool:
+  """One pool serves all threads; made at the first question."""
+  global _pool
+  with _lock:
+    if _pool is None:
+      _pool = workers.Pool(_MODULE)
+    return _pool
+
+
+def close():
+  """Ends the worker processes; the next question starts others."""
+  global _pool
+  with _lock:
+    if _pool is not None:
+      _pool.close()
+    _pool = None
