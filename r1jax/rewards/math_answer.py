@@ -15,7 +15,7 @@ from r1jax.rewards import magnitude, workers
 from r1jax.rewards.verdict import Verdict
 
 MAX_CHARS = 300  # Longer than this is no answer; gold ones have up to 159.
-MAX_DEPTH = 20
+MAX_DEPTH = 12  # Gold answers: 3.
 # Products of such numbers take a fraction of a millisecond; those of the MATH
 # data are shorter, the longest gold of which is 1/2004!, of 5,736 digits.
 MAX_DIGITS = 10_000
@@ -51,8 +51,13 @@ def extract(text: str, last_number: bool = False) -> str:
 _BRACE = re.compile(
     r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL)
 _NUMBER = re.compile(r'-?\d[\d,]*(?:\.\d+)?')
-# What would keep a symbolic engine busy in other ways.
-_BOMB = re.compile(r'binom|choose|\d{40,}')
+# What would keep a symbolic engine busy in other ways: numbers and operators
+# that are left to be worked out, and large powers of sums.
+_BOMB = re.compile(
+    r'binom|choose|\d{40,}|-{4}'
+    r'|\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])'
+    r'|\([^()]*[+-][^()]*\)\s*(?:\^|\*\*)[\s{(+-]*\d{3}'
+    r'|\([^()+-]+[+-][^()+-]+[+-][^()]*\)\s*(?:\^|\*\*)[\s{(+-]*\d{2}')
 
 
 def is_bomb(answer: str) -> bool:
@@ -87,7 +92,7 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
       verdicts[pair] = Verdict.REFUSED
     else:
       asked.setdefault((answer, gold), []).append(pair)
-  for found, same in zip(_ask(asked), asked.values()):
+  for found, same in zip(ask(asked), asked.values()):
     verdicts |= dict.fromkeys(same, found)
   return [verdicts[pair] for pair in pairs]
 
@@ -106,7 +111,9 @@ def unreadable(prompts: Iterable[Prompt]) -> list[Prompt]:
 _PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Of these none can fail.
 
 
-def _ask(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
+def ask(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
+  """What the workers say of answers and gold answers that the guard let pass;
+  without an answer, CORRECT if the gold answer can be read."""
   jobs = [{'answer': answer, 'gold': gold} for answer, gold in pairs]
   if not jobs:
     return []

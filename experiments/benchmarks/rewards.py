@@ -1,0 +1,106 @@
+"""How fast graders are, how far hostile answers slow them, what they say.
+
+  R1JAX_DATA=DATA python experiments/benchmarks/rewards.py [--rows=N]
+
+DATA holds math/gsm8k_*.jsonl, math/math_train12k.jsonl and math/math500.jsonl.
+A group of 8 answers is half right, in other words than the gold answer, and
+half some other row's answer, as a policy's would be.
+"""
+
+import argparse
+from collections import Counter
+import os
+import random
+import time
+
+from r1jax.data.datasets import read_jsonl
+from r1jax.rewards import answers, math_answer
+from r1jax.rewards.verdict import Verdict
+
+FILES = ('gsm8k_train', 'gsm8k_test', 'math_train12k', 'math500')
+GROUP, BATCH, SHARE = 8, 512, 0.05
+KNOWN = (  # Each made different by what comes behind it.
+    '9^9^9+{}', '\\binom{{10000000}}{{5000000}}+{}', '10000000!+{}',
+    '(' * 10_000 + '{}' + ')' * 10_000, '1' * 1_000_000 + '{}',
+    '\\boxed{{' * 150_000 + '{}', '2^{{100000000}}+{}')
+UNKNOWN = (  # They pass the guard and keep math-verify busy.
+    '((a+b)+(c+d)+e)^{{40}}+{}', '((a+b)^{{9}}+c)^{{30}}+{}',
+    '(\\sqrt{{2}}+(\\sqrt{{3}}+\\sqrt{{5}})+\\sqrt{{7}})^{{50}}+{}')
+
+
+def golds_of(name: str, rows: int | None) -> list[str]:
+  return [row['answer'] for row in read_jsonl(
+      f'math/{name}.jsonl', {'answer': str})][:rows]
+
+
+def sampled(golds: list[str], count: int, rng: random.Random,
+            bombs: tuple[str, ...] = ()) -> list[tuple[str, str, str]]:
+  """Answers of a policy, SHARE of them bombs if there are any."""
+  items = []
+  for _ in range(count // GROUP):
+    gold = rng.choice(golds)
+    items += [(f'{gold} .' if i % 2 else rng.choice(golds), gold, 'math')
+              for i in range(GROUP)]
+  for i in rng.sample(range(count), int(count * SHARE)) if bombs else []:
+    bomb = bombs[i % len(bombs)].format(i)
+    items[i] = (bomb, items[i][1], 'math')
+  return items
+
+
+def timed(items) -> tuple[float, Counter]:
+  began = time.perf_counter()
+  verdicts = answers.grade(items)
+  return time.perf_counter() - began, Counter(map(str, verdicts))
+
+
+def speed(golds: list[str]):
+  print('512 answers of MATH         secs   over clean   answers/s   verdicts')
+  clean = 0.0
+  timed(sampled(golds, BATCH, random.Random(0)))  # Fills the parsers' tables.
+  for seed, (name, bombs) in enumerate((
+      ('clean', ()), ('5 % bombs', KNOWN), ('5 % past the guard', UNKNOWN))):
+    secs, told = timed(sampled(golds, BATCH, random.Random(1 + seed), bombs))
+    clean = clean or secs
+    print(f'  {name:<22} {secs:8.2f} {secs / clean:12.2f} {BATCH / secs:11.0f}'
+          f'   {dict(told)}')
+
+
+def soundness(name: str, golds: list[str]):
+  """By the workers, also where the texts are equal."""
+  def share(pairs, wanted) -> str:
+    distinct = sorted(set(pairs))
+    verdicts = dict(zip(distinct, math_answer.ask(distinct)))
+    told = Counter(verdicts[pair] for pair in pairs)
+    rest = {str(key): told[key] for key in told if key != wanted}
+    return f'{told[wanted] / len(pairs):.4f} of {len(pairs)}, else {rest}'
+
+  refused = sum(map(math_answer.is_bomb, golds))
+  others = random.Random(0).sample(golds, len(golds))
+  print(f'{name}: the guard refuses {refused} of {len(golds)}')
+  print('  itself: correct', share(
+      [(gold, gold) for gold in golds], Verdict.CORRECT))
+  print('  shuffled, where the texts differ: wrong', share(
+      [pair for pair in zip(others, golds) if pair[0] != pair[1]],
+      Verdict.WRONG))
+
+
+def mathematics(rows: int | None):
+  golds = {name: golds_of(name, rows) for name in FILES}
+  answers.grade([('1/2', '0.5', 'math')] * 2)  # Starts the workers.
+  time.sleep(2)  # And the spares.
+  speed(golds['math_train12k'])
+  for name, some in golds.items():
+    soundness(name, some)
+  answers.close()
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--rows', type=int, help='of each file; all without it')
+  options = parser.parse_args()
+  print(f'{len(os.sched_getaffinity(0))} cores')
+  mathematics(options.rows)
+
+
+if __name__ == '__main__':
+  main()
