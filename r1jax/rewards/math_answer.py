@@ -99,16 +99,29 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
 
 def unreadable(prompts: Iterable[Prompt]) -> list[Prompt]:
   """Those whose gold answer cannot be read, as it will be read when answers
-  come: nothing but the same text could ever be right."""
-  waiting = [p for p in prompts if not _PLAIN.fullmatch(p.answer)]
-  golds = list(dict.fromkeys(
-      p.answer.strip() for p in waiting if not is_bomb(p.answer.strip())))
-  read = {gold for gold, verdict in zip(golds, ask(
-      (None, gold) for gold in golds)) if verdict is Verdict.CORRECT}
-  return [p for p in waiting if p.answer.strip() not in read]
+  come: nothing but the same text could ever be right.
+
+  Of those that differ in their digits alone one is read: that halves the time;
+  12,000 rows of MATH take some ten CPU-seconds, GSM8K none.
+  """
+  alike: dict[str, list[Prompt]] = {}
+  bad: list[Prompt] = []
+  for prompt in prompts:
+    gold = prompt.answer.strip()
+    if is_bomb(gold):
+      bad.append(prompt)
+    elif not _PLAIN.fullmatch(gold):
+      alike.setdefault(_DIGIT.sub('1', gold), []).append(prompt)
+  verdicts = ask(
+      [(None, same[0].answer.strip()) for same in alike.values()])
+  for same, verdict in zip(alike.values(), verdicts):
+    if verdict is not Verdict.CORRECT:
+      bad.extend(same)
+  return bad
 
 
 _PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Of these none can fail.
+_DIGIT = re.compile(r'\d')
 
 
 def ask(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:

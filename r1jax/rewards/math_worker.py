@@ -88,9 +88,12 @@ def _is_list(found, text: str, wanted) -> bool:
 
 def _is_false(found) -> bool:
   """It holds an equation between numbers that does not hold."""
-  if not isinstance(found, sympy.Basic):
-    return False
-  return any(
-      abs((part.lhs - part.rhs).evalf()) > 1e-6
-      for part in found.atoms(sympy.Eq)
-      if not part.free_symbols and not part.has(sympy.Set, sympy.Tuple))
+  return isinstance(found, sympy.Basic) and not all(
+      _holds(part) for part in found.atoms(sympy.Eq) if not part.free_symbols)
+
+
+def _holds(equation: sympy.Eq) -> bool:
+  try:
+    return abs(complex((equation.lhs - equation.rhs).doit())) < 1e-6
+  except (TypeError, ValueError, OverflowError):
+    return True  # Sets, for example: not for us to say.

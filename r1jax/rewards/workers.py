@@ -69,7 +69,7 @@ class Pool:
                deadline_secs: float = 2.0, memory_bytes: int = 2 << 30,
                start_secs: float = 60.0):
     self._module, self._memory_bytes = module, memory_bytes
-    self._size = size or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+    self._size = size or min(_cores(), _MAX_WORKERS)
     self._spares = spares
     self._deadline_secs, self._start_secs = deadline_secs, start_secs
     self._workers: list[_Worker] = []
@@ -284,6 +284,13 @@ class _Worker:
       self.last_words = text.strip().rpartition('\n')[2][:500]
     for pipe in self._pipes():
       pipe.close()
+
+
+def _cores() -> int:
+  """Those that this process may use, where the system can say so."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _frame(message: Any) -> bytes:
