@@ -64,6 +64,9 @@ def get_config() -> ml_collections.ConfigDict:
       easy_first=False,  # In the order of pass rates instead of shuffled.
       # Of r1jax/data/template.py; 'chat', the tokenizer's own; or a .jinja
       # file.
+      # How a completion is to be formed, see data/forms.py: 'think_answer',
+      # 'think' (R1's own), 'reasoning_summary' or 'special_token'.
+      form='think_answer',
       template='r1_zero',
       system='',  # A system message, for chat templates.
       prefill='',  # Begins every completion, as '<think>\n' does R1's.
@@ -134,7 +137,17 @@ def get_config() -> ml_collections.ConfigDict:
       balance_speed=1e-3,
       balance_loss=0.0,
       mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.
-      reward=dict(accuracy=1.0, format=1.0),  # Weights.
+      # Weights of the parts, see rewards/combine.py; of rows that a rule can
+      # verify, and of general ones.
+      reward=dict(
+          accuracy=1.0, format=1.0, format_errors=0.0, language=0.0,
+          overlong=0.0, cosine=0.0, repetition=0.0),
+      general_reward=dict(
+          format=0.0, format_errors=0.0, language=0.0, overlong=0.0,
+          repetition=0.0),
+      overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
+      repetition_n=4,  # Words.
+      max_unscored=0.2,  # A larger share without a score stops the run.
       optimizer=optimizer(3e-6),
       eval_every=100,  # Steps; also before the first and after the last.
       checkpoint_every=100,

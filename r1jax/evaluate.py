@@ -8,11 +8,12 @@ import re
 import jax
 import numpy as np
 
-from r1jax.data import batching, tasks, template
+from r1jax.data import batching, tasks
+from r1jax.data.forms import Reader
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.records import Prompt, Scored
 from r1jax.rewards import answers
-from r1jax.rewards.combine import RuleReward, completion_texts
+from r1jax.rewards.combine import Reward
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
@@ -31,10 +32,10 @@ class Evaluator:
   """Samples every problem k times."""
 
   def __init__(self, engine: Engine, prompts: Sequence[Prompt],
-               tokenizer: Tokenizer, reward: RuleReward, opens_think: bool,
+               tokenizer: Tokenizer, reward: Reward, reader: Reader,
                width_tokens: int, k: int, how: Sampling):
     self._engine, self._prompts, self._tokenizer = engine, prompts, tokenizer
-    self._reward, self._opens_think = reward, opens_think
+    self._reward, self._reader = reward, reader
     self._width, self._k, self._how = width_tokens, k, how
 
   def run(self, params, key: jax.Array) -> Report:
@@ -44,10 +45,8 @@ class Evaluator:
         params, assemble.requests(batch, self._k, self._how, key))
     rollout = assemble.as_rollout(
         batch, self._k, self._how.max_new_tokens, made)
-    texts = completion_texts(
-        rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
-        self._tokenizer.decode_batch)
-    scored = self._reward.score(texts, prompts)
+    texts = assemble.texts(made, self._tokenizer.decode_batch)
+    scored = self._reward.score(texts, prompts, rollout.length_B)
     rows = sample_rows(prompts, scored, rollout.length_B, rollout.finish_B)
     told = assemble.speculation(made)
     return Report(self._metrics(rows) | {
@@ -61,7 +60,7 @@ class Evaluator:
     per_problem = right_PK.mean(1)
     voted = majority(
         [rows[p * k:(p + 1) * k] for p in range(num)],
-        [self._prompts[p] for p in range(num)], self._opens_think)
+        [self._prompts[p] for p in range(num)], self._reader)
     mean = lambda name: float(np.mean([row[name] for row in rows]))
     return {
         'eval/pass@1': float(per_problem.mean()),
@@ -81,14 +80,14 @@ class Evaluator:
 
 
 def majority(rows: Sequence[list[dict]], prompts: Sequence[Prompt],
-             opens_think: bool) -> list[bool]:
+             reader: Reader) -> list[bool]:
   """cons@k of each problem: is the most frequent of its answers right?
 
   Missing answers do not vote; a tie goes to the answer that came first.
   """
   votes = [Counter(
       answer for row in some
-      if (answer := template.parse(row['completion'], opens_think).answer))
+      if (answer := reader.parse(row['completion']).answer))
            for some in rows]
   verdicts = answers.grade([
       (vote.most_common(1)[0][0] if vote else None, prompt.answer,

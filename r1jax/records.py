@@ -121,8 +121,8 @@ class Scored:
   Attributes:
     reward_B: float32, the weighted sum of the parts; 0 where not scorable.
     scorable_B: bool, False where no grader could say anything of the answer.
-    parts: Name to float32 [B]: 'accuracy' (NaN where not scorable), 'format'.
-    verdicts: B names, of rewards/verdict.py.
+    parts: Name to float32 [B], NaN where a sample has none: 'accuracy', …
+    verdicts: B names, of rewards/verdict.py; or 'general'.
     texts: B decoded completions.
   """
 
@@ -131,6 +131,18 @@ class Scored:
   parts: dict[str, np.ndarray]
   verdicts: Sequence[str]
   texts: Sequence[str]
+
+  @classmethod
+  def together(cls, batches: Sequence['Scored']) -> 'Scored':
+    """One after the other."""
+    beside = lambda arrays: np.concatenate(list(arrays))
+    return cls(
+        reward_B=beside(b.reward_B for b in batches),
+        scorable_B=beside(b.scorable_B for b in batches),
+        parts={name: beside(b.parts[name] for b in batches)
+               for name in batches[0].parts},
+        verdicts=[v for b in batches for v in b.verdicts],
+        texts=[t for b in batches for t in b.texts])
 
 
 @chex.dataclass(frozen=True)

@@ -1,13 +1,8 @@
 """Reading a completion back into reasoning and answer, whatever its form.
 
-  <think> r </think> <answer> a </answer>                    R1-Zero's
-  <think> r </think> a                                       R1's own
-  <reasoning_process> r </reasoning_process> <summary> a </summary>
-  |special_token| r |special_token| a                        of the cold start
-
-A completion that was cut short before its reasoning ended has no answer. This
-is for those who use or show completions; rewards read them strictly, with
-template.parse.
+For those who use or show completions of any of the forms in forms.py. Rewards
+read strictly, by the one form that was asked for. A completion that was cut
+short before its reasoning ended has no answer.
 """
 
 from typing import NamedTuple

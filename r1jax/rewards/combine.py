@@ -1,63 +1,193 @@
-"""Rewards of a batch of completions: named parts and their weighted sum."""
+"""Rewards of a batch of completions: named parts and their weighted sum.
 
-from collections.abc import Mapping, Sequence
+A part is a number for each sample, NaN where it has none. A sample that lacks
+a part that counts is not scorable: it is masked, which is not a reward of 0.
+Rows that rules can verify and general rows have weights of their own, as in
+DeepSeek-R1's second RL stage (section 2.3.4 of the first version).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.data import template
-from r1jax.errors import UserError
+from r1jax.data.forms import MAX_ERRORS, Parsed, Reader
+from r1jax.errors import UserError, unknown
 from r1jax.records import Prompt, Scored
-from r1jax.rewards import answers
+from r1jax.rewards import answers, language, length
+from r1jax.rewards.verdict import Verdict
 
-PARTS = ('accuracy', 'format')
+GENERAL = 'general'  # The source of rows that no rule can verify.
 
 
-class RuleReward:
-  """R1-Zero's reward (section 2.2.2): accuracy + format, both 0 or 1.
+class Sample(NamedTuple):
+  """What a part may look at; verdict is None for a general row."""
 
-  An answer that its grader could not grade has no accuracy, and its completion
-  no reward: it is not scorable.
+  text: str
+  parsed: Parsed
+  prompt: Prompt
+  tokens: int
+  verdict: Verdict | None
 
-  Args:
-    weights: Part to weight.
-    opens_think: The template itself opened the thought.
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Of the parts.
+
+  Attributes:
+    max_tokens: Of a completion.
+    overlong_buffer_tokens: See length.overlong.
+    repetition_n: Words of an n-gram.
+    max_unscored: The largest share of a batch's samples that may lack a part;
+      beyond it the run stops, for its grader is broken.
   """
 
-  def __init__(self, weights: Mapping[str, float], opens_think: bool):
-    for name in weights:
-      if name not in PARTS:
-        raise UserError(f'reward: unknown part {name!r}; there are {PARTS}')
-    self._weights = dict(weights)
-    self._opens_think = opens_think
+  max_tokens: int
+  overlong_buffer_tokens: int
+  repetition_n: int
+  max_unscored: float
 
-  def score(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> Scored:
+  def __post_init__(self):
+    if not 0 <= self.max_unscored <= 1:
+      raise UserError('reward: max_unscored is a share within [0, 1], got '
+                      f'{self.max_unscored}')
+
+
+class RewardFailure(UserError):
+  """Too many samples have no score; the run stops."""
+
+
+# A learned part: score(prompts, texts) → float32, see learned.Judge.
+Judge = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
+LEARNED = ('helpful', 'safe')
+
+
+class Reward:
+  """Scores batches; callable from any thread."""
+
+  def __init__(self, weights: Mapping[str, float],
+               general_weights: Mapping[str, float], reader: Reader,
+               options: Options, judges: Mapping[str, Judge] | None = None):
+    """Args:
+      weights: Part to weight, for rows that a rule can verify.
+      general_weights: The same for general rows.
+      reader: Of the completions' form.
+      options: Of the parts.
+      judges: The learned parts.
+
+    Raises:
+      UserError: a part is unknown, or means nothing for these rows.
+    """
+    self._weights = {False: _counting(weights), True: _counting(
+        general_weights)}
+    self._reader, self._options = reader, options
+    self._judges = dict(judges or {})
+    for name in (*weights, *general_weights):
+      if name not in PARTS and name not in LEARNED:
+        raise unknown('reward', name, [*PARTS, *LEARNED])
+    for name in _VERIFIED & self._weights[True].keys():
+      raise UserError(f'reward: {name} needs a rule, which general rows have '
+                      'not; leave it out of general_reward')
+    for name in {*self._weights[False], *self._weights[True]}:
+      if name in LEARNED and name not in self._judges:
+        raise UserError(f'reward: {name} has a weight, but no model; set '
+                        f'config.rl.reward_models.{name}')
+    if 'overlong' in {*self._weights[False], *self._weights[True]}:
+      length.overlong(0, options.max_tokens, options.overlong_buffer_tokens)
+
+  def score(self, texts: Sequence[str], prompts: Sequence[Prompt],
+            tokens_B: Sequence[int]) -> Scored:
     """Scores B completions of P prompts; text b belongs to prompt b // G."""
-    group_size = len(texts) // len(prompts)
-    asked = [prompts[b // group_size] for b in range(len(texts))]
-    parsed = [template.parse(text, self._opens_think) for text in texts]
-    verdicts = answers.grade([
-        (each.answer, prompt.answer, prompt.source)
-        for each, prompt in zip(parsed, asked)])
-    parts = {
-        'accuracy': np.array([
-            np.nan if verdict.score is None else verdict.score
-            for verdict in verdicts], np.float32),
-        'format': np.array([each.well_formed for each in parsed], np.float32)}
-    scorable_B = ~np.isnan(parts['accuracy'])
-    reward_B = np.zeros(len(texts), np.float32)
-    for name, weight in self._weights.items():
-      reward_B += np.float32(weight) * parts[name]
+    samples = self._samples(texts, prompts, tokens_B)
+    general_B = np.array([s.prompt.source == GENERAL for s in samples])
+    reward_B = np.zeros(len(samples), np.float32)
+    parts: dict[str, np.ndarray] = {}
+    wanted = {**self._weights[False], **self._weights[True]}
+    for name in dict.fromkeys((*_ALWAYS, *wanted)):
+      part_B = self._part(name, samples)
+      weight_B = np.where(general_B, self._weights[True].get(name, 0.0),
+                          self._weights[False].get(name, 0.0))
+      parts[name] = part_B
+      counts_B = weight_B != 0
+      reward_B[counts_B] += (weight_B * part_B).astype(np.float32)[counts_B]
+    scorable_B = ~np.isnan(reward_B)
     return Scored(
         reward_B=np.where(scorable_B, reward_B, np.float32(0)),
-        scorable_B=scorable_B, parts=parts, verdicts=verdicts,
-        texts=list(texts))
+        scorable_B=scorable_B, parts=parts,
+        verdicts=[s.verdict or GENERAL for s in samples], texts=list(texts))
+
+  def _samples(self, texts, prompts, tokens_B) -> list[Sample]:
+    group_size = len(texts) // len(prompts)
+    asked = [prompts[b // group_size] for b in range(len(texts))]
+    parsed = [self._reader.parse(text) for text in texts]
+    verified = [b for b, p in enumerate(asked) if p.source != GENERAL]
+    verdicts = dict(zip(verified, answers.grade([
+        (parsed[b].answer, asked[b].answer, asked[b].source)
+        for b in verified])))
+    return [Sample(text, read, prompt, int(tokens), verdicts.get(b))
+            for b, (text, read, prompt, tokens) in enumerate(
+                zip(texts, parsed, asked, tokens_B, strict=True))]
+
+  def _part(self, name: str, samples: Sequence[Sample]) -> np.ndarray:
+    if name in LEARNED:
+      found = self._judges[name](
+          [s.prompt for s in samples], [s.text for s in samples])
+    else:
+      part = PARTS[name]
+      found = [part(sample, self._options) for sample in samples]
+    found = np.array(
+        [np.nan if value is None else value for value in found], np.float32)
+    if found.shape != (len(samples),):
+      raise RewardFailure(f'reward: {name} returned {found.shape} numbers for '
+                          f'{len(samples)} samples')
+    return np.where(np.isfinite(found), found, np.float32(np.nan))
+
+  def check(self, scored: Scored):
+    """A circuit breaker, for all of a step's samples.
+
+    Raises:
+      RewardFailure: more than max_unscored of them have no score.
+    """
+    missing_B = ~np.asarray(scored.scorable_B)
+    share = missing_B.mean()
+    if share > self._options.max_unscored:
+      broken = [
+          name for name in {*self._weights[False], *self._weights[True]}
+          if np.isnan(scored.parts[name][missing_B]).any()]
+      raise RewardFailure(
+          f'reward: {share:.0%} of the samples have no {" or ".join(broken)}, '
+          f'more than rl.max_unscored = {self._options.max_unscored:.0%}: the '
+          'grader is broken; the run stops, and its checkpoints stand')
 
 
-def completion_texts(tokens_BT: np.ndarray, mask_BT: np.ndarray,
-                     finish_B: np.ndarray, decode_batch) -> list[str]:
-  """Decodes the completions, without the stop token that ended them."""
-  rows = []
-  for tokens_T, mask_T, finish in zip(tokens_BT, mask_BT, finish_B):
-    ids = tokens_T[mask_T]
-    rows.append(ids[:-1] if finish else ids)
-  return decode_batch(rows)
+def _counting(weights: Mapping[str, float]) -> dict[str, float]:
+  return {name: weight for name, weight in weights.items() if weight}
+
+
+def _accuracy(s: Sample, _) -> float | None:
+  return s.verdict and s.verdict.score
+
+
+def _cosine(s: Sample, o: Options) -> float | None:
+  if _accuracy(s, o) is None:
+    return None
+  return length.cosine(
+      s.verdict is Verdict.CORRECT, s.tokens, o.max_tokens)
+
+
+PARTS: dict[str, Callable[[Sample, Options], float | None]] = {
+    'accuracy': _accuracy,
+    'format': lambda s, o: float(s.parsed.well_formed),
+    # −(errors of the form), a share of the most that are counted.
+    'format_errors': lambda s, o: -s.parsed.errors / MAX_ERRORS,
+    'language': lambda s, o: language.consistency(
+        s.parsed.thought or s.text, s.prompt.language),
+    'overlong': lambda s, o: length.overlong(
+        s.tokens, o.max_tokens, o.overlong_buffer_tokens),
+    'cosine': _cosine,
+    'repetition': lambda s, o: length.repetition(
+        s.text.split(), o.repetition_n),
+}
+_ALWAYS = ('accuracy', 'format')  # Told whatever they weigh.
+_VERIFIED = {'accuracy', 'cosine'}

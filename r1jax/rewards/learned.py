@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.data import template
+from r1jax.data import forms
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.model import transformer
@@ -57,12 +57,12 @@ class Judge:
   """
 
   def __init__(self, model: Transformer, params, tokenizer: Tokenizer,
-               opens_think: bool, judging: Judging):
+               reader: forms.Reader, judging: Judging):
     if not model.config.scalar_head:
       raise UserError('reward model: model.scalar_head is False; a reward '
                       'model has a scalar head')
     self._params, self._tokenizer = params, tokenizer
-    self._opens_think, self._how = opens_think, judging
+    self._reader, self._how = reader, judging
     layout = model.layout
 
     @jax.jit
@@ -103,7 +103,7 @@ class Judge:
 
   def _ids(self, prompt: Prompt, text: str) -> list[int]:
     if self._how.kind == 'helpful':
-      text = template.parse(text, self._opens_think).answer or ''
+      text = self._reader.parse(text).answer or ''
     ids = [*self._tokenizer.prompt(prompt.text), *self._tokenizer.encode(text),
            self._tokenizer.stop_ids[0]]
     return ids[-self._how.max_tokens:]

@@ -1,7 +1,7 @@
 """Between batches of prompts and requests: keys, and the Rollout that RL
 reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -90,3 +90,11 @@ def speculation(made: Sequence[Completion]) -> dict[str, float]:
       'draft_acceptance': sum(c.kept_drafts for c in made) / drafts,
       'tokens_per_pass': (sum(len(c.tokens) for c in made)
                           / sum(c.passes for c in made))}
+
+
+def texts(made: Sequence[Completion],
+          decode_batch: Callable[[list], list[str]]) -> list[str]:
+  """Of each completion, without the stop token that ended it."""
+  return decode_batch([
+      c.tokens[:-1] if c.tokens[-1] in c.request.sampling.stop_ids else c.tokens
+      for c in made])

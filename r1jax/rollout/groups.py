@@ -3,7 +3,7 @@ section 2.6.2): a step ends when enough of its groups are complete, and the
 others go on in the next one, with what they have drawn."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -36,8 +36,18 @@ def open_groups(prompts: Sequence[Prompt], asked: Sequence[Request],
 
 
 def advance(engine: Engine, params, version: int, groups: Sequence[Group],
-            wanted: int) -> tuple[list[Group], list[Group]]:
+            wanted: int, on_complete: Callable[[Group], None] = lambda _: None,
+            ) -> tuple[list[Group], list[Group]]:
   """Draws until so many of the groups are complete.
+
+  Args:
+    engine: Draws.
+    params: The policy.
+    version: Of the policy.
+    groups: Oldest first.
+    wanted: Of them.
+    on_complete: Told of each group as soon as it is complete, while others
+      are drawn.
 
   Returns:
     The first `wanted` of those that are; and all others, as they stand.
@@ -48,12 +58,17 @@ def advance(engine: Engine, params, version: int, groups: Sequence[Group],
     for completion in group.completions:
       if not completion.finish:
         owner[session.submit(completion.request, completion)] = group
-  missing = wanted - sum(group.complete for group in groups)
-  turns = iter(session)
-  while missing > 0:
+  done = [group for group in groups if group.complete]
+  turns, count = iter(session), 0
+  while True:
+    for group in done:
+      on_complete(group)
+    count += len(done)
+    if count >= wanted:
+      break
     touched = {id(group): group for completion in next(turns)
                for group in [owner[completion]]}
-    missing -= sum(group.complete for group in touched.values())
+    done = [group for group in touched.values() if group.complete]
   complete = [group for group in groups if group.complete][:wanted]
   taken = set(map(id, complete))
   return complete, [group for group in groups if id(group) not in taken]

@@ -13,14 +13,14 @@ from pathlib import Path
 import ml_collections
 
 from r1jax.algos.grpo import Objective
-from r1jax.data import batching, chat, readers, tasks, tokenizer
+from r1jax.data import batching, chat, forms, readers, tasks, tokenizer
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import Evaluator
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import Prompt
-from r1jax.rewards.combine import RuleReward
+from r1jax.rewards.combine import Options, Reward
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.sharding import Layout, make_mesh
@@ -37,6 +37,7 @@ class Parts:
   model: Transformer
   tokenizer: Tokenizer
   template: chat.AnyTemplate
+  reader: forms.Reader
 
 
 def check_counts(config: ml_collections.ConfigDict):
@@ -66,8 +67,9 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
         f'tokenizer: {config.tokenizer.source} has {text.vocab_size} ids, more '
         f'than config.model.vocab_size = {config.model.vocab_size}; raise it')
   data = config.data
-  return Parts(
-      model, text, chat.make(data.template, text, data.system, data.prefill))
+  asks = chat.make(data.template, text, data.system, data.prefill)
+  return Parts(model, text, asks, forms.Reader(
+      forms.get(data.form), asks.opens_think))
 
 
 def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
@@ -131,14 +133,19 @@ def evaluator(config: ml_collections.ConfigDict, made: Parts,
   c = config.eval
   return Evaluator(
       sampler, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
-      reward(config, made), made.template.opens_think,
+      reward(config, made), made.reader,
       config.data.max_prompt_tokens, c.samples, Sampling(
           max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
           top_p=c.top_p, stop_ids=made.tokenizer.stop_ids))
 
 
-def reward(config: ml_collections.ConfigDict, made: Parts) -> RuleReward:
-  return RuleReward(config.rl.reward.to_dict(), made.template.opens_think)
+def reward(config: ml_collections.ConfigDict, made: Parts) -> Reward:
+  c = config.rl
+  return Reward(
+      c.reward.to_dict(), c.general_reward.to_dict(), made.reader, Options(
+          max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
+          overlong_buffer_tokens=c.overlong_buffer_tokens,
+          repetition_n=c.repetition_n))
 
 
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):

@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 
-from r1jax.data import template
+from r1jax.data import reasoning
 from r1jax.errors import UserError
 from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
@@ -91,11 +91,13 @@ class Completer:
   def _read(self, completion: Completion) -> str:
     """The reasoning and the answer apart, or why they cannot be."""
     text = self._text(completion)
-    read = template.parse(text, self._parts.template.opens_think)
-    tail = f'  ({len(completion.tokens)} tokens, {completion.finish})'
-    if read.well_formed:
-      return f'  thought: {read.thought}\n  answer:  {read.answer}\n{tail}'
-    return f'  malformed: {text}\n{tail}'
+    read = reasoning.split(text, self._parts.reader.opens_think)
+    lines = [f'  {name:<8} {part}' for name, part in (
+        ('thought:', read.reasoning), ('answer:', read.answer)) if part]
+    malformed = ', malformed' * (not self._parts.reader.parse(text).well_formed)
+    lines.append(f'  ({len(completion.tokens)} tokens, {completion.finish}'
+                 f'{malformed})')
+    return '\n'.join(lines)
 
   def _text(self, completion: Completion) -> str:
     tokens = completion.tokens

@@ -1,6 +1,7 @@
 """Reinforcement learning: the one RL step (`RL._step`), repeated."""
 
 from collections import Counter
+from concurrent import futures
 import contextlib
 import json
 from pathlib import Path
@@ -20,7 +21,6 @@ from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
 from r1jax.rewards import answers
-from r1jax.rewards.combine import completion_texts
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.groups import Group
@@ -64,6 +64,7 @@ class RL:
     self._engine = build.engine(config, parts)
     self._sampling = build.rl_sampling(config, parts)
     self._reward = build.reward(config, parts)
+    self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
     self._evaluator = build.evaluator(config, parts, self._engine)
     model = parts.model
     self._tx = optimizer.make(
@@ -132,17 +133,21 @@ class RL:
       that are not complete yet.
     """
     c = self._config
+    scored_of: dict[int, futures.Future] = {}
+
+    def score(group: Group):  # While others are drawn.
+      scored_of[id(group)] = self._scorer.submit(self._scored, group)
+
     complete, begun = groups.advance(
-        self._engine, state.train.params, step, begun, self._wanted)
+        self._engine, state.train.params, step, begun, self._wanted, score)
     prompts = [group.prompt for group in complete]
     made = [made for group in complete for made in group.completions]
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
     rollout = assemble.as_rollout(
         batch, c.group_size, c.max_new_tokens, made, step)
-    texts = completion_texts(
-        rollout.tokens_BT, rollout.mask_BT, rollout.finish_B,
-        self._parts.tokenizer.decode_batch)
-    scored = self._reward.score(texts, prompts)
+    scored = Scored.together(
+        [scored_of[id(group)].result() for group in complete])
+    self._reward.check(scored)
     old_logp_BT, ref_logp_BT = self._logps(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
     if c.kl_in == 'reward':
@@ -169,6 +174,12 @@ class RL:
     rows = evaluate.sample_rows(
         prompts, scored, rollout.length_B, rollout.finish_B)
     return state, values, rows, begun
+
+  def _scored(self, group: Group) -> Scored:
+    texts = assemble.texts(
+        group.completions, self._parts.tokenizer.decode_batch)
+    return self._reward.score(
+        texts, [group.prompt], [len(c.tokens) for c in group.completions])
 
   def _opened(self, prompts: list[Prompt], step: int) -> list[Group]:
     """Groups that this step begins."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from r1jax.data import datasets, tasks, template
+from r1jax.data.forms import Reader
 from r1jax.errors import UserError
 from r1jax.rewards import answers
 
@@ -59,7 +60,7 @@ def test_the_corpus_has_the_stated_proportions():
   total = 6000
   for _ in range(total):
     question, response = tasks.document(rng, 'arithmetic', web)
-    read = template.parse(response)
+    read = Reader().parse(response)
     if not read.well_formed:
       broken += 1
       continue

@@ -1,10 +1,10 @@
 """Tokenizers and templates."""
 
-import time
 
 import pytest
 
 from r1jax.data import template, tokenizer
+from r1jax.data.forms import Reader
 from r1jax.errors import UserError
 
 
@@ -58,50 +58,8 @@ def test_unknown_template_is_named():
     template.get('r2')
 
 
-@pytest.mark.parametrize('completion,thought,answer,well_formed', [
-    ('<think>a</think><answer>7</answer>', 'a', '7', True),
-    (' <think>a\nb</think>\n<answer> 7 </answer>\n', 'a\nb', '7', True),
-    ('<think></think><answer>7</answer>', '', '7', False),
-    ('<think>a</think><answer> </answer>', 'a', '', False),
-    ('<think>a</think><answer>7', 'a', None, False),
-    ('a</think><answer>7</answer>', None, '7', False),
-    ('<think>a</think> so <answer>7</answer>', 'a', '7', False),
-    ('<think>a</think><answer>7</answer> done', 'a', '7', False),
-    ('<think>a</think><answer>6</answer><answer>7</answer>', 'a', '7', False),
-    ('<think>a<think>b</think><answer>7</answer>', 'b', '7', False),
-    ('<answer>7</answer><think>a</think>', 'a', '7', False),
-    ('', None, None, False),
-    ('</answer><answer>', None, None, False),
-])
-def test_completions_are_read_back(completion, thought, answer, well_formed):
-  got = template.parse(completion)
-  assert (got.thought, got.answer, got.well_formed) == (
-      thought, answer, well_formed)
-
-
-def test_a_template_that_opened_the_thought_is_known():
-  rest = 'a</think><answer>7</answer>'
-  assert template.parse(rest, opens_think=True).well_formed
-  assert not template.parse(rest).well_formed
-  assert not template.parse('<think>' + rest, opens_think=True).well_formed
-
-
-def test_a_hostile_completion_is_read_in_linear_time():
-  def hostile(n):
-    return ('<think>' + '</think><answer>' * n + '</answer>' * n + 'x')
-
-  def secs(n):
-    text = hostile(n)
-    began = time.process_time()
-    for _ in range(5):
-      assert not template.parse(text).well_formed
-    return time.process_time() - began
-
-  assert secs(40000) < 50 * secs(4000) + 0.1  # Quadratic would be 100 times.
-
-
 def test_an_id_beyond_the_tokenizer_is_seen_in_the_text():
   text = tokenizer.load('character')
   ids = text.encode('<think>a</think><answer>7</answer>')
-  assert template.parse(text.decode(ids)).well_formed
-  assert not template.parse(text.decode(ids + [111])).well_formed
+  assert Reader().parse(text.decode(ids)).well_formed
+  assert not Reader().parse(text.decode(ids + [111])).well_formed

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from r1jax.data import tokenizer
+from r1jax.data.forms import Reader
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 from r1jax.rewards.learned import Judge, Judging
@@ -24,7 +25,7 @@ def model():
 
 
 def _judge(model, kind, **changes) -> Judge:
-  return Judge(*model, False, Judging(**dict(
+  return Judge(*model, Reader(), Judging(**dict(
       kind=kind, max_tokens=64, rows=4) | changes))
 
 
@@ -81,7 +82,7 @@ def test_a_long_pair_loses_its_beginning(model):
 def test_what_is_no_reward_model_is_refused(model):
   made, params = make(small_config())
   with pytest.raises(UserError, match='model.scalar_head is False'):
-    Judge(made, params, model[2], False, Judging('safe', 64))
+    Judge(made, params, model[2], Reader(), Judging('safe', 64))
   with pytest.raises(UserError, match="kind must be one of .* got 'nice'"):
     Judging('nice', 64)
   with pytest.raises(UserError, match='std must be above 0'):
