@@ -1,0 +1,121 @@
+"""Python values as JSON that keeps their types: what a test's call returns.
+
+  None, True, 'a'     null, true, "a"
+  7, 10**30           7, {"int": "0xc9f2c9cd04674edea40000000"}
+  0.5                 {"float": "0x1.0000000000000p-1"}, exact; inf, nan too
+  [1, 2]              [1, 2]
+  (1, 2)              {"tuple": [1, 2]}
+  {1, 2}              {"set": [1, 2]}
+  {1: 'a'}            {"dict": [[1, "a"]]}, whose keys are of any kind
+  b'a', 2j            {"bytes": "61"}, {"complex": […, …]}
+
+Only exact built-in types are encoded, and those of the library that equal one
+(a Counter, a named tuple): not what merely looks like one, whose __eq__ may
+say anything. Decoded values are built-in ones, so that == is Python's own.
+
+This file also runs inside the sandbox: it imports the standard library only.
+"""
+
+import collections
+
+# Hashes can be made to collide, and a set then costs its size squared.
+MAX_HASHED = 4096
+_PLAIN = (type(None), bool, str)
+_SMALL = 1 << 53
+_DICTS = (dict, collections.Counter, collections.OrderedDict,
+          collections.defaultdict)
+_KEYS = type({}.keys())
+
+
+def encode(value):
+  """Value → JSON.
+
+  Raises:
+    TypeError: a part of it is of no kind above.
+    RecursionError: it contains itself.
+  """
+  kind = type(value)
+  if kind in _PLAIN or (kind is int and -_SMALL < value < _SMALL):
+    return value
+  if kind is list:
+    return [encode(item) for item in value]
+  if kind is int:
+    return {'int': hex(value)}
+  if kind is float:
+    return {'float': value.hex()}
+  if kind is complex:
+    return {'complex': [value.real.hex(), value.imag.hex()]}
+  if kind is bytes:
+    return {'bytes': value.hex()}
+  if kind is tuple or (kind.__base__ is tuple and hasattr(kind, '_fields')):
+    return {'tuple': [encode(item) for item in tuple.__iter__(value)]}
+  if kind in (set, frozenset, _KEYS):
+    return {'set': [encode(item) for item in value]}
+  if kind in _DICTS:
+    return {'dict': [[encode(key), encode(item)]
+                     for key, item in dict.items(value)]}
+  raise TypeError(f'a value of type {kind.__name__!r} is no test value')
+
+
+def decode(wire):
+  """JSON → value; of what a sandbox sent, so it may be anything.
+
+  Raises:
+    ValueError: it is nothing that `encode` makes, or a set or a dict of more
+      than MAX_HASHED items.
+  """
+  if isinstance(wire, list):
+    return [decode(item) for item in wire]
+  if not isinstance(wire, dict):
+    if isinstance(wire, float):
+      raise ValueError('a bare float')
+    return wire
+  if len(wire) != 1:
+    raise ValueError('not one kind')
+  (kind, inner), = wire.items()
+  if kind not in _DECODERS:
+    raise ValueError(f'unknown kind {kind!r}')
+  try:
+    return _DECODERS[kind](inner)
+  except (TypeError, AttributeError) as error:  # An unhashable key, a number.
+    raise ValueError(str(error)) from error
+
+
+def _hashed(inner: list) -> list:
+  if len(inner) > MAX_HASHED:
+    raise ValueError('too many items')
+  return inner
+
+
+_DECODERS = {
+    'int': lambda text: int(text, 16),
+    'float': float.fromhex,
+    'complex': lambda pair: complex(*map(float.fromhex, pair)),
+    'bytes': bytes.fromhex,
+    'tuple': lambda items: tuple(decode(item) for item in items),
+    'set': lambda items: {decode(item) for item in _hashed(items)},
+    'dict': lambda items: {
+        decode(key): decode(item) for key, item in _hashed(items)},
+}
+
+
+def source(value) -> str:
+  """An expression that makes a value; unlike repr also of inf and nan.
+
+  Raises:
+    TypeError: as `encode`.
+  """
+  kind = type(value)
+  if kind is float and (value != value or value in (1e999, -1e999)):
+    return f"float('{value}')"
+  if kind is list:
+    return f'[{", ".join(map(source, value))}]'
+  if kind is tuple:
+    return f'({"".join(source(item) + ", " for item in value)})'
+  if kind is set:
+    return f'{{{", ".join(map(source, value))}}}' if value else 'set()'
+  if kind is dict:
+    return '{%s}' % ', '.join(
+        f'{source(key)}: {source(item)}' for key, item in value.items())
+  encode(value)
+  return hex(value) if kind is int and abs(value) >= _SMALL else repr(value)
