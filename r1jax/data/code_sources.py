@@ -58,6 +58,11 @@ def stdio(row: Mapping[str, Any]) -> CodeTests:
           row['inputs'], row['outputs'], strict=True))), row)
 
 
+def reference(row: Mapping[str, Any]) -> str:
+  """The program that a row of HumanEval or MBPP gives as its solution."""
+  return row['prompt'] * ('entry_point' in row) + row['solution']
+
+
 def _naming(convert: Callable, row: Mapping[str, Any]) -> CodeTests:
   name = row.get('id') or row.get('task_id') or row.get('question_id')
   try:

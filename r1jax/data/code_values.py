@@ -19,7 +19,7 @@ This file also runs inside the sandbox: it imports the standard library only.
 import collections
 
 # Hashes can be made to collide, and a set then costs its size squared.
-MAX_HASHED = 4096
+MAX_HASHED = 1024
 _PLAIN = (type(None), bool, str)
 _SMALL = 1 << 53
 _DICTS = (dict, collections.Counter, collections.OrderedDict,
@@ -32,6 +32,7 @@ def encode(value):
 
   Raises:
     TypeError: a part of it is of no kind above.
+    ValueError: a set or a dict of more than MAX_HASHED items.
     RecursionError: it contains itself.
   """
   kind = type(value)
@@ -50,10 +51,10 @@ def encode(value):
   if kind is tuple or (kind.__base__ is tuple and hasattr(kind, '_fields')):
     return {'tuple': [encode(item) for item in tuple.__iter__(value)]}
   if kind in (set, frozenset, _KEYS):
-    return {'set': [encode(item) for item in value]}
+    return {'set': [encode(item) for item in _hashed(value)]}
   if kind in _DICTS:
     return {'dict': [[encode(key), encode(item)]
-                     for key, item in dict.items(value)]}
+                     for key, item in _hashed(dict.items(value))]}
   raise TypeError(f'a value of type {kind.__name__!r} is no test value')
 
 
@@ -81,9 +82,9 @@ def decode(wire):
     raise ValueError(str(error)) from error
 
 
-def _hashed(inner: list) -> list:
+def _hashed(inner):
   if len(inner) > MAX_HASHED:
-    raise ValueError('too many items')
+    raise ValueError('a set or a dict of too many items')
   return inner
 
 
