@@ -30,7 +30,7 @@ PROGRAM = {
     'mremap': 25, 'madvise': 28, 'dup': 32, 'nanosleep': 35, 'getpid': 39,
     'exit': 60, 'fcntl': (72, _FCNTL), 'getcwd': 79, 'readlink': 89,
     'gettimeofday': 96, 'getrusage': 98, 'times': 100, 'getuid': 102,
-    'getgid': 104, 'geteuid': 107, 'getegid': 108, 'sigaltstack': 131,
+    'getgid': 104, 'geteuid': 107, 'getegid': 108, 'getppid': 110, 'sigaltstack': 131,
     'gettid': 186, 'time': 201, 'futex': 202, 'sched_getaffinity': 204,
     'getdents64': 217, 'clock_gettime': 228, 'clock_getres': 229,
     'clock_nanosleep': 230, 'exit_group': 231, 'openat': (257, _READ_ONLY),
