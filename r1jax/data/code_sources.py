@@ -146,7 +146,7 @@ def _humaneval(row: dict) -> CodeTests:
         f'{key}={code_values.source(arg)}' for key, arg in call.kwargs.items()]
     claim, judge = recorder.claims[index], ''
     if claim.relation == 'judge':
-      judge = _judge(claim, names, recorder.is_call)
+      judge = _judge(claim, {**space, **names}, recorder.is_call)
     cases.append(CallCase(
         call=f'{name}({", ".join(args)})', relation=claim.relation,
         expected=code_values.encode(expected), tolerance=tuple(tolerance),
@@ -170,15 +170,20 @@ def _humaneval(row: dict) -> CodeTests:
 
 def _judge(claim: Claim, names: dict, is_call) -> str:
   """The whole claim as an expression of `result`, its variables filled in."""
+  bound = {node.id if isinstance(node, ast.Name) else node.arg
+           for node in ast.walk(claim.test) if isinstance(node, ast.arg) or (
+               isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))}
 
   class Fill(ast.NodeTransformer):
     def visit(self, node):
       if is_call(node):
         return ast.Name('result', ast.Load())
-      if isinstance(node, ast.Name) and node.id in names:
+      if isinstance(node, ast.Name) and node.id not in bound:
+        if node.id not in names and not hasattr(builtins, node.id):
+          raise NameError(f'name {node.id!r} is not defined')
         try:
           made = code_values.source(names[node.id])
-        except TypeError:  # A module or a function: the judge has it too.
+        except (KeyError, TypeError):  # A function: the judge has it too.
           return node
         return ast.parse(made, mode='eval').body
       return self.generic_visit(node)

@@ -78,7 +78,7 @@ def decode(wire):
     raise ValueError(f'unknown kind {kind!r}')
   try:
     return _DECODERS[kind](inner)
-  except (TypeError, AttributeError) as error:  # An unhashable key, a number.
+  except (AttributeError, LookupError, OverflowError, TypeError) as error:
     raise ValueError(str(error)) from error
 
 
@@ -91,7 +91,8 @@ def _hashed(inner):
 _DECODERS = {
     'int': lambda text: int(text, 16),
     'float': float.fromhex,
-    'complex': lambda pair: complex(*map(float.fromhex, pair)),
+    'complex': lambda pair: complex(*map(
+        float.fromhex, (pair[0], pair[1]))),
     'bytes': bytes.fromhex,
     'tuple': lambda items: tuple(decode(item) for item in items),
     'set': lambda items: {decode(item) for item in _hashed(items)},

@@ -62,7 +62,7 @@ def judged(case: CallCase, wire) -> str | None:
     value = code_values.source(code_values.decode(wire))
   except _UNLIKE:
     return None
-  return f'(lambda result: {case.judge})({value})'
+  return f'bool((lambda result: {case.judge})({value}))'
 
 
 def same_output(found: str, expected: str) -> bool:

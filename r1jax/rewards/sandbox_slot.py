@@ -203,8 +203,8 @@ class _Process:
     self._timed(deadline)
     self._data.sendall(payload)
 
-  def receive(self, most_bytes: int, deadline: float) -> bytes:
-    """One frame; empty if the process ended.
+  def receive(self, most_bytes: int, deadline: float) -> bytes | None:
+    """One frame, or None if the process ended.
 
     Raises:
       TimeoutError: not by the deadline.
@@ -212,13 +212,13 @@ class _Process:
     """
     header = self._exactly(4, deadline)
     if not header:
-      return b''
+      return None
     length, = struct.unpack('>I', header)
     if length > most_bytes:
       raise _TooLong
     return self._exactly(length, deadline)
 
-  def _exactly(self, count: int, deadline: float) -> bytes:
+  def _exactly(self, count: int, deadline: float) -> bytes | None:
     parts, missing = [], count
     while missing:
       self._timed(deadline)
@@ -227,7 +227,7 @@ class _Process:
       except ConnectionError:
         part = b''
       if not part:
-        return b''
+        return None
       parts.append(part)
       missing -= len(part)
     return b''.join(parts)
@@ -302,8 +302,8 @@ class Calls:
     except _TooLong:
       return Reply('output', alive=False)
     except ConnectionError:
-      payload = b''
-    if payload:
+      payload = None
+    if payload is not None:
       return _reply(payload)
     status = self._process.end(deadline)
     if self._process.lost:
