@@ -86,11 +86,15 @@ class Slot:
     # By one thread that lives as long as the slots: bwrap's processes die
     # with the thread that started them. Without hooks, this is vfork and exec:
     # nothing of a process that holds accelerators is copied.
-    self._server = self._launcher.submit(
-        subprocess.Popen, plan.command, env=plan.environment, stdin=theirs,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd='/',
-        start_new_session=True).result()
-    theirs.close()
+    with theirs:
+      try:
+        self._server = self._launcher.submit(
+            subprocess.Popen, plan.command, env=plan.environment, stdin=theirs,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd='/',
+            start_new_session=True).result()
+      except OSError as error:
+        self._control.close()
+        raise SandboxUnavailable(f'{self._tier}: {error}') from error
     self._control.settimeout(_START_SECS)
     try:
       self._control.send(plan.greeting)
@@ -132,9 +136,9 @@ class Slot:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
       return Reply('timeout', alive=False)
     if status != 0:
-      return Reply(sandbox_server.EXITS.get(status, 'error'),
+      return Reply(sandbox_server.EXITS.get(status, 'error'), alive=False,
                    message=f'exit status {status}')
-    return Reply('ok', output.decode(errors='replace'))
+    return Reply('ok', output.decode(errors='replace'), alive=False)
 
   @contextlib.contextmanager
   def calls(self, sources: Sequence[tuple[str, str]],
@@ -151,14 +155,13 @@ class Slot:
     request = dataclasses.asdict(self.limits) | {'mode': mode}
     with ours:
       with theirs:
+        packet = [json.dumps(request).encode()]
         try:
-          socket.send_fds(self._control, [json.dumps(request).encode()],
-                          [theirs.fileno()])
+          socket.send_fds(self._control, packet, [theirs.fileno()])
         except OSError:  # The server died since its last program.
           self.stop()
           self.start()
-          socket.send_fds(self._control, [json.dumps(request).encode()],
-                          [theirs.fileno()])
+          socket.send_fds(self._control, packet, [theirs.fileno()])
       process = _Process(self._control, ours)
       try:
         yield process

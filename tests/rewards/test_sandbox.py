@@ -193,6 +193,26 @@ def test_nothing_stays_when_the_sandbox_closes(sandbox):
   assert _descendants(pid) == 0 and not os.path.exists(f'/proc/{pid}')
 
 
+def test_nothing_stays_when_its_owner_is_killed(sandbox):
+  source = f'''
+from r1jax.rewards.sandbox import Sandbox
+with Sandbox(slots=1, tier={sandbox.tier!r}) as made, made.slot() as slot:
+  print(slot._server.pid, flush=True)
+  slot.whole('while True: pass', '', {SECS})
+'''
+  with subprocess.Popen([sys.executable, '-c', source], text=True,
+                        stdout=subprocess.PIPE) as owner:
+    pid = int(owner.stdout.readline())
+    time.sleep(0.1)
+    assert _descendants(pid) >= 1
+    owner.kill()
+  for _ in range(100):
+    if not os.path.exists(f'/proc/{pid}'):
+      break
+    time.sleep(0.05)
+  assert not os.path.exists(f'/proc/{pid}') and _descendants(pid) == 0
+
+
 def test_the_strongest_tier_that_holds_is_taken(sandbox):
   order = tiers.TIERS.index
   with Sandbox(slots=1) as chosen:
