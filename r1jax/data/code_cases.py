@@ -33,8 +33,9 @@ class CallCase:
     call: An expression, evaluated where the program and the setup ran.
     relation: One of RELATIONS.
     expected: An encoded value (`code_values`), or None.
-    through: Built-ins that the value goes through first, in order, each with
-      its further encoded arguments: [['round', 2]]. Outside the sandbox too.
+    through: What the value goes through first, in order, by its name in
+      `code_asserts.THROUGH` and with its further encoded arguments:
+      [['round', 2]]. Outside the sandbox too.
     tolerance: See RELATIONS.
     judge: For 'judge'.
   """

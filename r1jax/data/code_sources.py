@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from r1jax.data import code_values
-from r1jax.data.code_asserts import Claim, NotAClaim, claims
+from r1jax.data.code_asserts import AS_JSON, Claim, NotAClaim, claims
 from r1jax.data.code_cases import CallCase, CodeTests, StdioCase
 from r1jax.errors import UserError
 
@@ -259,12 +259,10 @@ def _livecodebench(row: dict) -> CodeTests:
       continue
     args = [code_values.source(json.loads(line))
             for line in test['input'].splitlines() if line.strip()]
-    # JSON knows no tuples: one that is returned counts as a list.
-    expected = json.loads(test['output'])
     cases.append(CallCase(
         call=f'{"Solution()." if method else ""}{name}({", ".join(args)})',
-        relation='equal', expected=code_values.encode(expected),
-        through=(['list'],) if isinstance(expected, list) else ()))
+        relation='equal', through=([AS_JSON],),
+        expected=code_values.encode(json.loads(test['output']))))
   if len({type(case) for case in cases}) > 1:
     raise ValueError('tests of both kinds')
   return CodeTests(id=row['id'], cases=tuple(cases))

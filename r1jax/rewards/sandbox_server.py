@@ -10,7 +10,7 @@ reads anything that a program wrote.
            and JSON; for whole programs one frame, and then the program's
            standard input and output
 
-This file runs inside: it imports the standard library and its two siblings.
+This file runs inside: it imports the standard library and files that do too.
 """
 
 import atexit

@@ -101,19 +101,19 @@ def test_a_failure_has_its_reason(sandbox, program, verdict):
     ('def solve(x):\n  while not x: pass\n  return sorted(x)', 2),
     ('def solve(x): return [1, 2, 3]', 1)])
 def test_partial_credit_is_the_share_of_cases(sandbox, program, passed):
-  rules = Rules(case_secs=0.5, partial=True)
+  rules = Rules(case_secs=1, partial=True)
   found = code_tests.grade(program, SORT, sandbox, rules)
   assert found.passed == passed and found.score == passed / 3
-  assert code_tests.grade(program, SORT, sandbox, Rules(case_secs=0.5)
+  assert code_tests.grade(program, SORT, sandbox, Rules(case_secs=1)
                           ).score == 0
 
 
 def test_a_program_has_a_bounded_time(sandbox):
   start = time.monotonic()
-  slow = 'import time\ndef solve(x): time.sleep(0.25); return sorted(x)'
-  rules = Rules(case_secs=0.4, program_secs=0.6, partial=True)
+  slow = 'import time\ndef solve(x): time.sleep(0.3); return sorted(x)'
+  rules = Rules(program_secs=0.8, partial=True)
   found = code_tests.grade(slow, SORT, sandbox, rules)
-  assert (found.verdict, found.passed) == ('timeout', 2)
+  assert found.verdict == 'timeout' and found.passed <= 2
   assert time.monotonic() - start < 2
 
 
@@ -121,7 +121,7 @@ def test_a_batch_has_a_bounded_time_and_masks_what_it_did_not_grade(sandbox):
   programs = ['def solve(x): return sorted(x)'] + ['while True: pass'] * 9
   start = time.monotonic()
   found = code_tests.grade_batch(programs, [SORT] * 10, sandbox,
-                                 Rules(case_secs=0.3), total_secs=0.8)
+                                 Rules(case_secs=0.5), total_secs=1.2)
   assert time.monotonic() - start < 4
   assert [one.verdict for one in found[:2]] == ['correct', 'timeout']
   assert [one.verdict for one in found[-3:]] == ['ungraded'] * 3
@@ -184,6 +184,17 @@ def test_relations(relation, value, expected, holds):
   case = CallCase(call='', relation=relation, tolerance=(0.1, 0.0),
                   expected=code_values.encode(expected))
   assert code_compare.holds(case, code_values.encode(value)) == holds
+
+
+@pytest.mark.parametrize('result,holds', [
+    ([1, [2]], True), ((1, (2,)), True), ([1, 2], False), ('12', False),
+    ({1: 0, 2: 0}, False)])
+def test_where_tests_are_json_a_tuple_counts_as_a_list(result, holds):
+  test = {'input': '0', 'output': '[1, [2]]', 'testtype': 'functional'}
+  case, = code_sources.livecodebench({
+      'question_id': 'a', 'public_test_cases': [test],
+      'metadata': {'func_name': 'f'}}).cases
+  assert code_compare.holds(case, code_values.encode(result)) == holds
 
 
 @pytest.mark.parametrize('result,verdict', [
