@@ -252,6 +252,16 @@ def test_without_a_tier_nothing_runs(monkeypatch):
     Sandbox()
 
 
+def test_a_tier_that_does_not_start_gives_way_to_the_next(
+    sandbox, monkeypatch):
+  monkeypatch.setattr(tiers.shutil, 'which', lambda name: '/bin/false')
+  with pytest.raises(UserError, match='bubblewrap: did not start'):
+    Sandbox(slots=1, tier='bubblewrap')
+  if sandbox.tier != 'bubblewrap':
+    with Sandbox(slots=1) as made:
+      assert made.tier != 'bubblewrap'
+
+
 def test_a_sandbox_that_cannot_start_again_scores_nothing(
     sandbox, monkeypatch):
   with Sandbox(slots=1, tier=sandbox.tier) as made, made.slot() as slot:
