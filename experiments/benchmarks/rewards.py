@@ -2,7 +2,8 @@
 
   R1JAX_DATA=DATA python experiments/benchmarks/rewards.py [--rows=N]
 
-DATA holds math/gsm8k_*.jsonl, math/math_train12k.jsonl and math/math500.jsonl.
+DATA holds math/gsm8k_*.jsonl, math/math_train12k.jsonl, math/math500.jsonl,
+code/humaneval.jsonl and code/mbpp.jsonl.
 A group of 8 answers is half right, in other words than the gold answer, and
 half some other row's answer, as a policy's would be.
 """
@@ -10,12 +11,18 @@ half some other row's answer, as a policy's would be.
 import argparse
 from collections import Counter
 import os
+from pathlib import Path
 import random
+import sys
 import time
 
+from r1jax.data import code_sources
 from r1jax.data.datasets import read_jsonl
-from r1jax.rewards import answers, math_answer
+from r1jax.rewards import answers, code_answer, code_tests, math_answer
 from r1jax.rewards.verdict import Verdict
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.rewards import mutants  # noqa: E402: found at the project's root.
 
 FILES = ('gsm8k_train', 'gsm8k_test', 'math_train12k', 'math500')
 GROUP, BATCH, SHARE = 8, 512, 0.05
@@ -94,12 +101,51 @@ def mathematics(rows: int | None):
   answers.close()
 
 
+def code(rows: int | None):
+  """Reference solutions, their mutants, and how many programs a second."""
+  sandbox = code_answer.sandbox()
+  print(f'code: sandbox {sandbox.tier}, {len(sandbox)} slots')
+  for name, convert in (('humaneval', code_sources.humaneval),
+                        ('mbpp', code_sources.mbpp)):
+    some = read_jsonl(f'code/{name}.jsonl', {})[:rows]
+    tests = [convert(row) for row in some]
+    programs = [code_sources.reference(row) for row in some]
+    began = time.perf_counter()
+    told = Counter(str(grade.verdict) for grade in code_tests.grade_batch(
+        programs, tests, sandbox))
+    secs = time.perf_counter() - began
+    print(f'  {name}: {told["correct"]} of {len(some)} solutions pass, '
+          f'{len(some) / secs:.0f} a second; {dict(told)}')
+    pairs = [(mutant, test) for row, test in list(zip(some, tests))[::4]
+             for mutant in mutants.of(row['prompt'] * ('entry_point' in row)
+                                      + row['solution'])]
+    grades = code_tests.grade_batch(
+        [program for program, _ in pairs], [test for _, test in pairs], sandbox)
+    caught = sum(grade.verdict != 'correct' for grade in grades)
+    print(f'    mutants of every fourth: {caught} of {len(pairs)} caught, '
+          f'{caught / len(pairs):.1%}')
+  short = code_sources.stdio({
+      'id': 'short', 'inputs': ['3'], 'outputs': ['4']})
+  runs = 500
+  for name, share in (('clean', 0), ('5 % endless loops', SHARE)):
+    programs = ['print(int(input()) + 1)'] * runs
+    for i in range(int(runs * share)):
+      programs[i * 20] = 'while True: pass'
+    began = time.perf_counter()
+    code_tests.grade_batch(programs, [short] * runs, sandbox,
+                           code_tests.Rules(case_secs=1.0))
+    secs = time.perf_counter() - began
+    print(f'  {runs} short programs, {name}: {runs / secs:.0f} a second')
+  code_answer.close()
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rows', type=int, help='of each file; all without it')
   options = parser.parse_args()
   print(f'{len(os.sched_getaffinity(0))} cores')
   mathematics(options.rows)
+  code(options.rows)
 
 
 if __name__ == '__main__':

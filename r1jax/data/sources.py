@@ -10,6 +10,8 @@ import dataclasses
 import json
 import re
 
+from r1jax.data import code_sources
+from r1jax.data.code_cases import CodeTests
 from r1jax.data.tasks import HELD_OUT, TRAIN
 from r1jax.errors import UserError, unknown
 from r1jax.records import Message
@@ -74,6 +76,16 @@ def _countdown(row: dict) -> str:
   return countdown_answer(row['nums'], row['target'])
 
 
+def _tests(convert: Callable[[dict], CodeTests]) -> Callable[[dict], str]:
+  """From a row to its tests, as the grader of programs reads them."""
+  def answer(row: dict) -> str:
+    try:
+      return json.dumps(convert(row).to_json())
+    except UserError as error:
+      raise ValueError(str(error)) from error
+  return answer
+
+
 _TURN = re.compile(r'\n\n(Human|Assistant):')
 _ROLES = {'Human': 'user', 'Assistant': 'assistant'}
 
@@ -132,13 +144,13 @@ SOURCES = {
     'humaneval': Source(
         files={HELD_OUT: 'code/humaneval'},
         fields={'id': str, 'prompt': str, 'entry_point': str, 'test': str},
-        grader='code', question='prompt', answer=as_json,
+        grader='code', question='prompt', answer=_tests(code_sources.humaneval),
         origin='openai/human-eval (MIT)'),
     'mbpp': Source(
         files={TRAIN: 'code/mbpp', HELD_OUT: 'code/mbpp'},
         fields={'id': str, 'prompt': str, 'test_list': list, 'split': str},
         split_names={TRAIN: 'train', HELD_OUT: 'test'},
-        grader='code', question='prompt', answer=as_json,
+        grader='code', question='prompt', answer=_tests(code_sources.mbpp),
         origin='google-research/google-research, mbpp (CC BY 4.0)'),
     'hh_helpful': Source(
         files={TRAIN: 'pref/hh_helpful_base_train',

@@ -1,7 +1,7 @@
 """What graders say of answers: one grader a source, one verdict an answer.
 
-Exact graders run here; mathematics goes to worker processes, all of a batch's
-at once. A missing or empty answer is unparsable before any grader sees it.
+Exact graders run here; mathematics goes to worker processes and programs to a
+sandbox, all of a batch's at once. A missing or empty answer is unparsable before any grader sees it.
 """
 
 import ast
@@ -10,7 +10,7 @@ from fractions import Fraction
 import json
 import re
 
-from r1jax.rewards import math_answer
+from r1jax.rewards import code_answer, math_answer
 from r1jax.rewards.verdict import Verdict
 
 MAX_CHARS = math_answer.MAX_CHARS
@@ -19,18 +19,19 @@ MAX_CHARS = math_answer.MAX_CHARS
 def grade(items: Sequence[tuple[str | None, str, str]]) -> list[Verdict]:
   """Verdicts of (answer, gold answer, source), in order, from any thread."""
   verdicts = [
-      None if source == 'math' else _exactly(answer, gold, source)
+      None if source in _BATCHED else _exactly(answer, gold, source)
       for answer, gold, source in items]
-  asked = [i for i, verdict in enumerate(verdicts) if verdict is None]
-  found = math_answer.grade([items[i][:2] for i in asked])
-  for i, verdict in zip(asked, found):
-    verdicts[i] = verdict
+  for name, grader in _BATCHED.items():
+    asked = [i for i, item in enumerate(items) if item[2] == name]
+    for i, verdict in zip(asked, grader([items[i][:2] for i in asked])):
+      verdicts[i] = verdict
   return verdicts
 
 
 def close():
   """Ends what graders left running; they may be asked again."""
   math_answer.close()
+  code_answer.close()
 
 
 def _exactly(answer: str | None, gold: str, source: str) -> Verdict:
@@ -86,4 +87,5 @@ def _evaluate(node: ast.expr, used: list[int]) -> Fraction:
 
 _EXACT: dict[str, Callable[[str, str], Verdict]] = {
     'arithmetic': integer, 'countdown': countdown}
-GRADERS = ('math', *_EXACT)  # What Prompt.source may be.
+_BATCHED = {'math': math_answer.grade, 'code': code_answer.grade}
+GRADERS = (*_BATCHED, *_EXACT)  # What Prompt.source may be.

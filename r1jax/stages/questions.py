@@ -15,7 +15,7 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
 from r1jax.records import Prompt
-from r1jax.rewards import answers, math_answer
+from r1jax.rewards import answers, code_answer, math_answer
 
 
 class Questions:
@@ -186,6 +186,8 @@ def _read(name: str, split: str, path: str,
   if source.grader not in answers.GRADERS:
     raise UserError(f'data: {name} has answers for a grader {source.grader!r}, '
                     f'which is not one of {sorted(answers.GRADERS)}')
+  if source.grader == 'code':
+    print(f'rewards: programs run in the sandbox {code_answer.sandbox().tier}')
   return datasets.read(source, split, path, quarantine)
 
 

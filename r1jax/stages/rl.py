@@ -20,7 +20,7 @@ from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
-from r1jax.rewards import answers
+from r1jax.rewards import answers, code_answer
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.groups import Group
@@ -88,6 +88,7 @@ class RL:
     data = batching.endless(
         self._prompts, self._seed, shuffle=not self._endless)
     begun: list[Group] = []  # By an earlier step.
+    tier = code_answer.tier()
     shown: dict[str, str] = {}
     with (contextlib.closing(answers),  # Its worker processes.
           Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
@@ -122,6 +123,8 @@ class RL:
                 'prompts': data.get_state(), 'begun': groups.packed(begun)})
     report.write(directory, self._eval_samples)
     path = directory / 'model.safetensors'  # Last: it says that all is there.
+    if tier:
+      about = about | {'sandbox': tier}
     weights.save(path, state.train.params, 'float32', about)
     return path
 

@@ -6,12 +6,10 @@ import time
 
 import pytest
 
-from r1jax.data import code_sources
-from r1jax.data import code_values
+from r1jax.data import code_sources, code_values, datasets, sources
 from r1jax.data.code_cases import CallCase, CodeTests, StdioCase
 from r1jax.data.datasets import read_jsonl
-from r1jax.rewards import code_compare
-from r1jax.rewards import code_tests
+from r1jax.rewards import answers, code_answer, code_compare, code_tests
 from r1jax.rewards import tiers
 from r1jax.rewards.code_tests import CodeVerdict, Rules
 from r1jax.rewards.sandbox import Sandbox, SandboxUnavailable
@@ -256,3 +254,25 @@ def test_records_survive_json(sandbox, shared):
       code_sources.humaneval(row).to_json())))
   assert code_tests.grade(
       code_sources.reference(row), tests, sandbox).score == 1
+
+
+def test_programs_are_answers_of_a_source_like_others(shared):
+  """From the file to verdicts, beside mathematics."""
+  folder = shared / 'data'
+  rows = datasets.read(sources.get('humaneval'), 'held_out',
+                       str(folder / 'code/humaneval.jsonl'))[:3]
+  raw = read_jsonl(str(folder / 'code/humaneval.jsonl'), {})[:3]
+  right = ['so:\n```python\n' + code_sources.reference(row) + '```'
+           for row in raw]
+  items = [(text, row.answer, row.source) for text, row in zip(right, rows)]
+  items += [(right[0], rows[1].answer, 'code'), ('1/2', '0.5', 'math'),
+            (None, rows[0].answer, 'code'),
+            ('import os\nos.fork()', rows[0].answer, 'code')]
+  try:
+    assert answers.grade(items) == [
+        'correct', 'correct', 'correct', 'wrong', 'correct', 'unparsable',
+        'refused']
+    assert code_answer.tier()
+  finally:
+    answers.close()
+  assert not code_answer.tier()
