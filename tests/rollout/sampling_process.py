@@ -22,7 +22,7 @@ def main(address: str, processes: int, process: int, devices: int):
   # JAX reads the flags when it first looks for devices.
   os.environ['XLA_FLAGS'] = (
       f'--xla_force_host_platform_device_count={devices} '
-      '--xla_backend_optimization_level=1')
+      '--xla_backend_optimization_level=0')
   if processes > 1:
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(address, processes, process)

@@ -33,7 +33,8 @@ def rows(workdir, stage='rl') -> list[dict]:
 def environment(tmp_path_factory):
   """One device, a fresh cache of bases, the tests' compilation cache."""
   import jax
-  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='')
+  env = dict(os.environ, JAX_PLATFORMS='cpu',
+             XLA_FLAGS='--xla_backend_optimization_level=0')
   env['R1JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
   env['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
   env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
