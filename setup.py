@@ -27,6 +27,7 @@ setuptools.setup(
         'numpy>=1.26,<3',
         'optax>=0.2.5,<0.3',
         'orbax-checkpoint>=0.11.20,<0.13',
+        'py3langid>=0.4,<0.5',
         'pyyaml>=6,<7',
         'rich>=13,<16',
         'safetensors>=0.8,<0.9',

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from configs import algorithms, r1_zero_tiny
+from r1jax.stages import build
 from tests.stages.conftest import SMALL, rows, run
 
 
@@ -35,3 +37,34 @@ def test_synthetic_countdown_runs(environment, tmp_path):
   assert 'kl' not in row and row['logp_gap/max'] < 1e-4
   saved = (workdir / 'rl/samples/step_000001.jsonl').read_text().splitlines()
   assert json.loads(json.loads(saved[0])['gold'])['target'] > 0
+
+
+def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
+  """Another mismatch, KL in the reward, an averaged reference, long answers
+  left out, other parts of the reward; a run whose numbers stay finite."""
+  workdir = tmp_path / 'run'
+  run(environment, 'train', SMALL, f'--workdir={workdir}',
+      '--config.pretrain.steps=2', '--config.rl.steps=2',
+      '--config.rl.complete_share=1.0', '--config.rl.old_logp=recompute',
+      '--config.rl.mismatch=truncate', '--config.rl.mismatch_level=sequence',
+      '--config.rl.kl_in=reward', '--config.rl.kl=k1',
+      '--config.rl.reference_decay=0.5', '--config.rl.overlong=mask',
+      '--config.rl.norm=constant', '--config.rl.ratio=sequence',
+      '--config.rl.reward.language=0.1',
+      '--config.rl.reward.format_errors=1.0',
+      '--config.rl.reward.repetition=0.1')
+  for row in rows(workdir)[1:]:
+    assert 0.9 < row['mismatch/weight_mean'] < 1.1
+    assert 0.9 < row['mismatch/effective_share'] <= 1
+    assert -1 <= row['reward/format_errors'] <= 0
+    assert row['skipped_updates'] == 0
+
+
+@pytest.mark.parametrize('name', [
+    'r1_zero', 'deepseek_math', 'dapo', 'dr_grpo', 'bnpo', 'gspo', 'cispo'])
+def test_every_paper_s_settings_are_an_objective(name):
+  config = r1_zero_tiny.get_config()
+  config.rl.update(getattr(algorithms, name)())
+  objective = build.objective(config)
+  assert objective.kl_coef == config.rl.kl_coef
+  assert objective.max_tokens == config.rl.max_new_tokens
