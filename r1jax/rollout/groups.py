@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.records import Prompt
+from r1jax.records import Message, Prompt
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion, Request
@@ -98,7 +98,8 @@ def unpacked(saved: Sequence[dict[str, Any]], how: Sampling,
   """
   groups = []
   for item in saved:
-    prompt = Prompt(**item['prompt'])
+    turns = tuple(Message(*turn) for turn in item['prompt']['messages'])
+    prompt = Prompt(**item['prompt'] | {'messages': turns})
     ids = np.asarray(prompt_ids(prompt), np.int32)
     groups.append(Group(prompt, [
         _unpacked(c, prompt, ids, how) for c in item['completions']]))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.records import Prompt, PromptBatch
+from r1jax.records import Message, Prompt, PromptBatch
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
@@ -18,8 +18,8 @@ _IDS = {f'p{n}': [3 + n, 9, 4] for n in range(6)}
 
 
 def _open(names, seed: int = 0):
-  prompts = [Prompt(id=n, text=n, question=n, answer='', source='math')
-             for n in names]
+  prompts = [Prompt(id=n, text=n, question=n, answer='', source='math',
+                    messages=(Message('user', n),)) for n in names]
   tokens = np.array([_IDS[n] for n in names], np.int32)
   batch = PromptBatch(
       tokens_PT=tokens, valid_PT=np.ones(tokens.shape, bool),
