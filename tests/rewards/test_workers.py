@@ -57,7 +57,7 @@ def test_a_job_that_misbehaves_costs_itself_alone(pool):
   hang, left, eat, raised, talk = found[::2]
   assert hang.kind == 'timeout' and '1.0 s' in hang.why
   assert left.kind == 'crash' and 'died' in left.why
-  assert eat.kind == 'crash'
+  assert eat.kind in ('crash', 'timeout')  # As fast as memory is had.
   assert raised == Failure('crash', 'ValueError: no')
   assert talk == ''  # It printed to nobody, and read from nobody.
   assert time.monotonic() - began < 15

@@ -23,11 +23,15 @@ def main(address: str, processes: int, process: int, devices: int):
   os.environ['XLA_FLAGS'] = (
       f'--xla_force_host_platform_device_count={devices} '
       '--xla_backend_optimization_level=0')
-  if processes > 1:
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(address, processes, process)
-  tensor = 2 if jax.device_count() > 1 else 1
-  layout = Layout(make_mesh(dict(data=-1, tensor=tensor)))
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(address, processes, process)
+  print(json.dumps({
+      'processes': jax.process_count(), 'devices': jax.device_count()} | drawn(
+          Layout(make_mesh(dict(data=-1, tensor=2))))))
+
+
+def drawn(layout: Layout) -> dict:
+  """Tokens and log-probabilities of eight requests."""
   model = Transformer(small_config(mtp_depth=1), layout)
   params = init_params(model, jax.random.key(0))
   engine = Engine(model, EngineConfig(
@@ -38,9 +42,7 @@ def main(address: str, processes: int, process: int, devices: int):
               key=np.array([0, n], np.uint32),
               sampling=Sampling(max_new_tokens=4 + n, stop_ids=(2,)))
       for n in range(8)])
-  print(json.dumps({
-      'processes': jax.process_count(), 'devices': jax.device_count(),
-      'tokens': [c.tokens for c in made], 'logp': [c.logp for c in made]}))
+  return {'tokens': [c.tokens for c in made], 'logp': [c.logp for c in made]}
 
 
 if __name__ == '__main__':

@@ -9,7 +9,8 @@ import sys
 import jax
 import numpy as np
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_device
+from tests.rollout import sampling_process
 
 
 def _start(address: str, processes: int, process: int, devices: int):
@@ -36,10 +37,10 @@ def test_two_processes_of_two_devices_sample_what_one_device_does():
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
   pair = [_start(address, 2, process, 2) for process in (0, 1)]
+  alone = sampling_process.drawn(one_device())
   first, second = map(_told, pair)
   assert (first['processes'], first['devices']) == (2, 4)
   assert first == second
-  alone = _told(_start('', 1, 0, 1))
   assert first['tokens'] == alone['tokens']
   for got, want in zip(first['logp'], alone['logp']):
     np.testing.assert_allclose(got, want, atol=1e-5)
