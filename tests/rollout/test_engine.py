@@ -1,6 +1,11 @@
 """Sampling: the keys make the sample, and nothing around it does."""
 
 import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +22,9 @@ from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
 from r1jax.train import step as train_step
-from tests.conftest import dense_config, forward, make, small_config
+from tests.conftest import ROOT, dense_config, forward, make, one_device
+from tests.conftest import small_config
+from tests.rollout import sampling_process
 
 _HOW = Sampling(max_new_tokens=10, stop_ids=(2, 5))
 _SIZES = EngineConfig(rows=8, context_tokens=32, page_tokens=4, chunk_steps=4)
@@ -327,3 +334,36 @@ def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
     Engine(model, dataclasses.replace(_SIZES, cache_tokens=1 << 42))
   with pytest.raises(UserError, match='rollout: rows must be at least 1'):
     dataclasses.replace(_SIZES, rows=0)
+
+
+def _start(address: str, processes: int, process: int, devices: int):
+  env = dict(
+      os.environ, JAX_PLATFORMS='cpu',
+      JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
+      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5')
+  return subprocess.Popen(
+      [sys.executable, '-m', 'tests.rollout.sampling_process', address,
+       *map(str, (processes, process, devices))],
+      env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE)
+
+
+def _told(process) -> dict:
+  out, errors = process.communicate(timeout=240)
+  assert process.returncode == 0, errors
+  return json.loads(out.splitlines()[-1])
+
+
+def test_two_processes_of_two_devices_sample_what_one_device_does():
+  """Speculating, with parameters and cache spread over both."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  pair = [_start(address, 2, process, 2) for process in (0, 1)]
+  alone = sampling_process.drawn(one_device())
+  first, second = map(_told, pair)
+  assert (first['processes'], first['devices']) == (2, 4)
+  assert first == second
+  assert first['tokens'] == alone['tokens']
+  for got, want in zip(first['logp'], alone['logp']):
+    np.testing.assert_allclose(got, want, atol=1e-5)

@@ -111,12 +111,11 @@ def test_eval_and_sample_read_a_run(finished, environment):
   assert printed.count(' tokens, ') == 6 and printed.count('9-1-1-1-1') >= 3
   # A question that does not fit is told; the other one is answered.
   done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
-             f'--prompt={"+".join("1" * 20)}', '--prompt=1+1', code=2)
+             f'--prompt={"+".join("1" * 20)}', '--prompt=1+é', '--prompt=1+1',
+             code=2)
   assert 'raise --config.data.max_prompt_tokens' in done.stderr
   assert done.stdout.startswith('1+1') and 'tokens, ' in done.stdout
-  done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
-             '--prompt=1+é', '--prompt=1+1', code=2)
-  assert "'1+é': tokenizer:" in done.stderr and '1+1' in done.stdout
+  assert "'1+é': tokenizer:" in done.stderr
 
 
 def test_another_config_is_refused_and_nothing_changes(finished, environment):

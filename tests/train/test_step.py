@@ -205,9 +205,8 @@ def test_every_update_balances_the_experts():
 
 
 _MESHES = [
-    dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2),
-    dict(data=2, tensor=2, expert=2), dict(fsdp=2, expert=4),
-    dict(data=4, tensor=2)]
+    dict(data=2, fsdp=2, tensor=2), dict(data=2, tensor=2, expert=2),
+    dict(fsdp=2, expert=4)]
 
 
 @pytest.mark.parametrize('shape', _MESHES, ids=str)
