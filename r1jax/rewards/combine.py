@@ -91,8 +91,8 @@ class Reward:
                       'not; leave it out of general_reward')
     for name in {*self._weights[False], *self._weights[True]}:
       if name in LEARNED and name not in self._judges:
-        raise UserError(f'reward: {name} has a weight, but no model; set '
-                        f'config.rl.reward_models.{name}')
+        raise UserError(f'reward: {name} has a weight, but no model was given '
+                        'to score it; leave it out')
     if 'overlong' in {*self._weights[False], *self._weights[True]}:
       length.overlong(0, options.max_tokens, options.overlong_buffer_tokens)
 
