@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 import tempfile
 
+from tests import compiler
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Eight virtual devices, before JAX starts; tests that need one use one. The
-# compiler's lightest passes: tests compile much and run little.
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
-    + ' --xla_backend_optimization_level=0')
+# Eight virtual devices, before JAX starts; tests that need one use one.
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8', compiler.light_flags()])
 
 import jax  # noqa: E402: after the environment is set.
 import jax.numpy as jnp  # noqa: E402

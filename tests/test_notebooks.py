@@ -8,6 +8,7 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import compiler
 from tests.conftest import ROOT
 
 _REDUCED = """STEPS = 2
@@ -21,7 +22,7 @@ OVERRIDES = {{
 
 def test_r1_zero(tmp_path, monkeypatch):
   # One device, as on a laptop; the compiler's lighter passes.
-  monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
+  monkeypatch.setenv('XLA_FLAGS', compiler.light_flags())
   notebook = nbformat.read(ROOT / 'notebooks/01_r1_zero.ipynb', as_version=4)
   assert 'pip' in notebook.cells[1].source  # The first code cell installs.
   assert not any(cell.get('outputs') for cell in notebook.cells)

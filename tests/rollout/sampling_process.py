@@ -15,6 +15,7 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
+from tests import compiler
 from tests.conftest import small_config
 
 
@@ -22,7 +23,7 @@ def main(address: str, processes: int, process: int, devices: int):
   # JAX reads the flags when it first looks for devices.
   os.environ['XLA_FLAGS'] = (
       f'--xla_force_host_platform_device_count={devices} '
-      '--xla_backend_optimization_level=0')
+      + compiler.light_flags())
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(address, processes, process)
   print(json.dumps({

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import compiler
 from tests.conftest import ROOT
 
 SMALL = '--config=tests/configs/small.py'
@@ -34,7 +35,7 @@ def environment(tmp_path_factory):
   """One device, a fresh cache of bases, the tests' compilation cache."""
   import jax
   env = dict(os.environ, JAX_PLATFORMS='cpu',
-             XLA_FLAGS='--xla_backend_optimization_level=0')
+             XLA_FLAGS=compiler.light_flags())
   env['R1JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
   env['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
   env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
