@@ -24,12 +24,28 @@ def optimizer(learning_rate: float) -> dict:
   )
 
 
+def _supervised(learning_rate: float, **values) -> dict:
+  """What pre-training and fine-tuning share."""
+  return dict(
+      microbatches=1,  # Gradients are summed over them.
+      balance_speed=1e-3,  # γ of the routing bias (V3 section 4.2).
+      balance_loss=1e-4,  # α of the sequence-wise balance loss.
+      # λ of multi-token prediction, and what it becomes after a share of the
+      # steps (V3: after 10T of 14.8T tokens).
+      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68),
+      optimizer=optimizer(learning_rate),
+      checkpoint_every=500,  # Steps.
+      keep_checkpoints=2,
+      log_every=10,  # Steps a line in metrics.jsonl.
+  ) | values
+
+
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
-  # The stages, in order: 'pretrain', 'rl'.
+  # The stages, in order: some of those in r1jax/stages/run.py.
   config.stages = ('pretrain', 'rl')
-  # The base model that RL starts from: 'shipped' with the package; 'pretrain',
+  # What the first stage starts from: 'shipped' with the package; 'pretrain',
   # made by the stage of that name, or found if this config made it before;
   # 'random'; or weights of ours: a
   # .safetensors file, or a folder that import-hf wrote.
@@ -38,7 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = models.deepseek_v3()
   config.model.max_context = 1024 + 32768  # Prompt and completion.
   config.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)  # −1: what is left.
-  # 'character', or the folder of a Hugging Face tokenizer.
+  # 'character', 'bilingual' (Cyrillic too), or the folder of a Hugging Face
+  # tokenizer.
   config.tokenizer = dict(source='character')
 
   config.data = dict(
@@ -75,22 +92,58 @@ def get_config() -> ml_collections.ConfigDict:
   # The noisy web that the base model reads: see r1jax/data/tasks.py.
   config.corpus = dict(
       direct=0.75, direct_right=0.12, slip=0.08, noticed=0.5, reconsidered=0.4,
-      malformed=0.06)
+      malformed=0.06, spoken=0.0, foreign=0.0, rude=0.0)
 
-  config.pretrain = dict(
+  config.pretrain = _supervised(
+      2.2e-4,
       steps=2000,
       batch_size=64,  # Rows of packed documents.
       length_tokens=128,  # Of a row.
-      microbatches=1,  # Gradients are summed over them.
-      balance_speed=1e-3,  # γ of the routing bias (V3 section 4.2).
-      balance_loss=1e-4,  # α of the sequence-wise balance loss.
-      # λ of multi-token prediction, and what it becomes after a share of the
-      # steps (V3: after 10T of 14.8T tokens).
-      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68),
-      optimizer=optimizer(2.2e-4),
-      checkpoint_every=500,  # Steps.
-      keep_checkpoints=2,
-      log_every=10,  # Steps a line in metrics.jsonl.
+  )
+  # Fine-tuning on demonstrations; the values are of R1's second SFT.
+  config.sft = _supervised(
+      5e-5,
+      # Files of demonstrations (data/demonstrations.py), and synthetic tasks
+      # with how many of their documents: 'arithmetic:1000'.
+      data=(),
+      epochs=2,
+      batch_size=128,  # Rows of packed documents.
+      length_tokens=32768,
+      # α: the loss is α · (mean over reasoning rows) + (1 − α) · (mean over
+      # general ones); −1: every token counts alike.
+      reasoning_share=-1.0,
+      # Soft targets, see algos/distill.py: weights of ours, asked as it
+      # learns; or 'stored', the distributions that the data bring along.
+      teacher='',
+      text_weight=1.0,  # β; 1 − β is the weight of the KL.
+      temperature=1.0,  # τ, of that KL.
+      mtp=dict(weight=0.1, later_weight=0.1, switch_share=1.0),
+  )
+  # Rejection sampling: completions of config.init, of which the good ones are
+  # kept to learn from. How long they may be is in config.rl.
+  config.curate = dict(
+      prompts=0,  # The first so many of the training prompts; 0: all of them.
+      samples=4,  # A prompt.
+      temperature=1.0,
+      top_p=1.0,
+      chunk_prompts=256,  # Between two saves.
+      # The filters. A truncated completion is always dropped.
+      correct=True,  # Drop what a rule finds wrong.
+      well_formed=True,  # Drop what breaks data.form.
+      min_language=0.0,  # Least share of the question's language.
+      max_repetition=1.0,  # Largest share of repeated 4-grams of words.
+      max_tokens=0,  # Of a completion; 0: any.
+      without=(),  # Texts that must not be in it, such as '```'.
+      judge='',  # A reward model, and its least score.
+      min_score=0.0,
+      deduplicate=True,
+      max_per_prompt=1,  # m.
+      best_first=False,  # The m of the highest scores, not the first m.
+      reasoning_rows=0,  # So many of what is left, by chance; 0: all.
+      # Rows to mix in: files of demonstrations, or synthetic tasks, with how
+      # many of each: 'manners:200'.
+      general=(),
+      top_logps=0,  # Keep the checkpoint's O likeliest tokens, to distil from.
   )
   # A step is a rollout and its updates. R1-Zero counts updates: 10,400 of 32
   # questions × 16 samples, made 8,192 samples at a time, 16 updates a rollout;
@@ -141,10 +194,13 @@ def get_config() -> ml_collections.ConfigDict:
       # verify, and of general ones.
       reward=dict(
           accuracy=1.0, format=1.0, format_errors=0.0, language=0.0,
-          overlong=0.0, cosine=0.0, repetition=0.0),
+          overlong=0.0, cosine=0.0, repetition=0.0, helpful=0.0, safe=0.0),
       general_reward=dict(
           format=0.0, format_errors=0.0, language=0.0, overlong=0.0,
-          repetition=0.0),
+          repetition=0.0, helpful=0.0, safe=0.0),
+      # Weights that the stage reward_model left: what gives the parts
+      # 'helpful' and 'safe' of a reward.
+      reward_models=dict(helpful='', safe=''),
       overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
       repetition_n=4,  # Words.
       max_unscored=0.2,  # A larger share without a score stops the run.

@@ -1,4 +1,8 @@
-"""Held-out evaluation: pass@1 and cons@k with their uncertainty."""
+"""Held-out evaluation: pass@1 and cons@k with their uncertainty.
+
+General problems have no rule that says what is right. Of the miniature's own,
+`eval/quality` is told instead, which no reward ever sees.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,11 +12,12 @@ import re
 import jax
 import numpy as np
 
-from r1jax.data import batching, tasks
+from r1jax.data import batching, manners, tasks
+from r1jax.data.datasets import GENERAL
 from r1jax.data.forms import Reader
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.records import Prompt, Scored
-from r1jax.rewards import answers
+from r1jax.rewards import answers, language
 from r1jax.rewards.combine import Reward
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble
@@ -55,24 +60,36 @@ class Evaluator:
   def _metrics(self, rows: list[dict]) -> dict[str, float]:
     k, num = self._k, len(self._prompts)
     assert len(rows) == num * k, (len(rows), num, k)
+    asked = [self._prompts[b // k] for b in range(len(rows))]
+    read = [self._reader.parse(row['completion']) for row in rows]
+    mean = lambda name: float(np.mean([row[name] for row in rows]))
+    found = {
+        'eval/format': mean('format'),
+        'eval/response_length/mean': mean('tokens'),
+        'eval/self_correction': float(np.mean(
+            [self_corrects(row['completion']) for row in rows])),
+        'eval/truncated': mean('truncated'),
+        'eval/language': float(np.mean([
+            language.consistency(
+                parsed.thought or row['completion'], prompt.language)
+            for row, parsed, prompt in zip(rows, read, asked)])),
+    }
+    if all(prompt.source == GENERAL for prompt in asked):
+      return found | {'eval/quality': float(np.mean([
+          manners.quality(prompt.question, parsed.answer)
+          for parsed, prompt in zip(read, asked)]))}
     right_PK = np.array([
         row['verdict'] == Verdict.CORRECT for row in rows]).reshape(num, k)
     per_problem = right_PK.mean(1)
     voted = majority(
         [rows[p * k:(p + 1) * k] for p in range(num)],
         [self._prompts[p] for p in range(num)], self._reader)
-    mean = lambda name: float(np.mean([row[name] for row in rows]))
-    return {
+    return found | {
         'eval/pass@1': float(per_problem.mean()),
         # Problems are the independent draws, so the error is over them.
         'eval/pass@1_stderr': float(
             per_problem.std(ddof=1) / np.sqrt(num)) if num > 1 else 0.0,
         f'eval/cons@{k}': float(np.mean(voted)),
-        'eval/format': mean('format'),
-        'eval/response_length/mean': mean('tokens'),
-        'eval/self_correction': float(np.mean(
-            [self_corrects(row['completion']) for row in rows])),
-        'eval/truncated': mean('truncated'),
         # Counted as not right; of a sound grader there are none.
         'eval/unscorable': float(np.mean(
             [row['accuracy'] is None for row in rows])),
@@ -95,7 +112,8 @@ def majority(rows: Sequence[list[dict]], prompts: Sequence[Prompt],
   return [verdict is Verdict.CORRECT for verdict in verdicts]
 
 
-_CORRECTION = re.compile(rf'\b{tasks.CORRECTION}\b', re.IGNORECASE)
+_CORRECTION = re.compile(
+    rf'\b({"|".join(tasks.CORRECTIONS)})\b', re.IGNORECASE)
 
 
 def self_corrects(completion: str) -> bool:
@@ -108,13 +126,14 @@ def sample_rows(prompts: Sequence[Prompt], scored: Scored,
                 length_B, finish_B) -> list[dict]:
   """One JSON-ready row a completion."""
   group_size = len(scored.texts) // len(prompts)
+  graded_B = np.isfinite(scored.parts['accuracy'])
   return [{
       'id': prompts[b // group_size].id,
       'question': prompts[b // group_size].question,
       'gold': prompts[b // group_size].answer,
       'completion': text,
       'accuracy': (float(scored.parts['accuracy'][b])
-                   if scored.scorable_B[b] else None),
+                   if graded_B[b] else None),
       'verdict': str(scored.verdicts[b]),
       'format': float(scored.parts['format'][b]),
       'tokens': int(length_B[b]),

@@ -27,6 +27,8 @@ usage: r1jax COMMAND --config=FILE [--config.KEY=VALUE ...] [flags]
 
 commands:
   train    run the config's stages:   r1jax train --config=C [--workdir=DIR]
+  pipeline  run a list of configs:    r1jax pipeline --config=C [--only=STAGE]
+  lineage  where a run came from:     r1jax lineage RUN
   eval     pass@1 and cons@k:         r1jax eval --config=C [--workdir=DIR]
   sample   complete prompts:          r1jax sample --config=C --prompt=TEXT
   config   print a config, resolved:  r1jax config --config=C
@@ -47,9 +49,26 @@ BAD_INPUT, INTERRUPTED = 2, 130  # Exit codes.
 
 
 def _train(config, values):
-  from r1jax.stages import pipeline
+  from r1jax.stages import run
+  if 'model' not in config:
+    raise UserError('train: this config is a pipeline; use r1jax pipeline')
   name = os.path.splitext(os.path.basename(values['config'].config_filename))[0]
-  pipeline.train(config, values.workdir or os.path.join('runs', name))
+  run.train(config, values.workdir or os.path.join('runs', name))
+
+
+def _pipeline(config, values):
+  from r1jax.stages import pipeline
+  if 'stages' not in config or 'model' in config:
+    raise UserError('pipeline: this config is of one run; use r1jax train')
+  name = os.path.splitext(os.path.basename(values['config'].config_filename))[0]
+  pipeline.train(config, values.workdir or os.path.join('runs', name),
+                 values.only, values['from'].value)
+
+
+def _lineage(values, folder: str):
+  del values
+  from r1jax.stages import lineage
+  print(lineage.tree(Path(folder).expanduser()))
 
 
 def _eval(config, values):
@@ -125,19 +144,19 @@ def _export_hf(values, source: str):
 
 
 def _weights(config, values):
-  from r1jax.stages import build, pipeline
+  from r1jax.stages import build, run
   parts = build.parts(config)
   if values.workdir:
-    return parts, pipeline.trained_params(config, parts, values.workdir)
-  return parts, pipeline.base_params(config, parts)
+    return parts, run.trained_params(config, parts, values.workdir)
+  return parts, run.base_params(config, parts)
 
 
 COMMANDS: dict[str, Callable] = {
-    'train': _train, 'eval': _eval, 'sample': _sample, 'config': _config,
+    'train': _train, 'pipeline': _pipeline, 'eval': _eval, 'sample': _sample, 'config': _config,
     'info': _info, 'aot': _aot, 'decontaminate': _decontaminate}
-# These read a checkpoint, which says all that a config would.
+# These read a checkpoint or a run, which says all that a config would.
 CONVERSIONS: dict[str, Callable] = {
-    'import-hf': _import_hf, 'export-hf': _export_hf}
+    'import-hf': _import_hf, 'export-hf': _export_hf, 'lineage': _lineage}
 
 
 def _flags(command: str, args: list[str]):
@@ -149,7 +168,11 @@ def _flags(command: str, args: list[str]):
       sys_argv=['r1jax', *args])
   flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
                     flag_values=values)
-  if command in ('train', 'eval', 'sample'):
+  if command == 'pipeline':
+    flags.DEFINE_string('only', '', 'The one stage to run.', flag_values=values)
+    flags.DEFINE_string('from', '', 'The first stage to run.',
+                        flag_values=values)
+  if command in ('train', 'pipeline', 'eval', 'sample'):
     flags.DEFINE_string('workdir', '', 'Where the run is kept.',
                         flag_values=values)
   if command == 'info':
@@ -205,15 +228,17 @@ def run(argv: list[str]) -> None:
 
 def _convert(command: str, args: list[str]):
   values = flags.FlagValues()
-  flags.DEFINE_string('out', '', 'The folder to write; new, or empty.',
-                      flag_values=values)
+  writes = command != 'lineage'
+  if writes:
+    flags.DEFINE_string('out', '', 'The folder to write; new, or empty.',
+                        flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
                     flag_values=values)
   if command == 'export-hf':
     flags.DEFINE_enum(
         'dtype', '', ['', 'float32', 'bfloat16'],
         "What to write; without it, each tensor's own.", flag_values=values)
-  usage = f'r1jax {command} {_FROM[command]} --out=FOLDER'
+  usage = f'r1jax {command} {_FROM[command]}' + ' --out=FOLDER' * writes
   if any(arg in ('-h', '--help') for arg in args):
     print(f'usage: {usage} [flags]\n' + values.get_help())
     return
@@ -221,17 +246,19 @@ def _convert(command: str, args: list[str]):
     paths = values(['r1jax', *args])[1:]
   except flags.Error as error:
     raise UserError(f'{command}: {error}') from error
-  if len(paths) != 1 or not values.out:
+  if len(paths) != 1 or (writes and not values.out):
     raise UserError(f'usage: {usage}')
   CONVERSIONS[command](values, paths[0])
-  print(f'{command}: wrote {values.out}{_NEXT[command].format(values.out)}')
+  if writes:
+    print(f'{command}: wrote {values.out}{_NEXT[command].format(values.out)}')
 
 
 _NEXT = {
     'import-hf': "\nIn a config: config.model = models.imported('{0}'); "
                  "config.init = '{0}'",
     'export-hf': ''}
-_FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER'}
+_FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER',
+         'lineage': 'RUN'}
 
 
 def _parsed(values: flags.FlagValues, holder, args: list[str]):

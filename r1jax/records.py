@@ -12,6 +12,7 @@ einsum indices and sharding axes:
   E experts              A active experts       V vocabulary
   L layers               W blocks; pages a row  Y pages of the cache's pool
   Z look-ahead depth; parts of a cache entry
+  O tokens of a teacher's distribution that are kept
 """
 
 from collections.abc import Sequence
@@ -59,6 +60,44 @@ class Prompt:
   def __post_init__(self):  # A checkpoint's JSON has lists for tuples.
     object.__setattr__(
         self, 'messages', tuple(Message(*turn) for turn in self.messages))
+
+
+@chex.dataclass(frozen=True)
+class Demonstration:
+  """A prompt and a response to learn from, on the host.
+
+  Attributes:
+    id: Unique within its source.
+    question, messages: As Prompt has them.
+    prompt: The templated prompt.
+    response: What follows it, up to the end-of-sequence token.
+    general: Of a general row, not of reasoning.
+    where: 'path:line' of a row of a file; for errors.
+    teacher: What a teacher thought of each token of the response, or None.
+  """
+
+  id: str
+  question: str
+  prompt: str
+  response: str
+  messages: tuple[Message, ...] = ()
+  general: bool = False
+  where: str = ''
+  teacher: 'TopLogp | None' = None
+
+
+class TopLogp(NamedTuple):
+  """The likeliest tokens of T distributions over the vocabulary.
+
+  Attributes:
+    ids_TO: int32.
+    logp_TO: float32, their log-probabilities, of all tokens at temperature τ.
+    temperature: τ.
+  """
+
+  ids_TO: np.ndarray
+  logp_TO: np.ndarray
+  temperature: float
 
 
 @chex.dataclass(frozen=True)
@@ -174,8 +213,13 @@ class TokenBatch:
     tokens_BT   = [7, 8, 9, 4, 5, 0]
     target_BT   = [8, 9, 0, 5, 0, 0]   the next token of the same document
     weight_BT   = [1, 1, 0, 1, 0, 0]   0 where a document ends, and on padding
+                                       (SFT: 0 too where the target is prompt)
     segment_BT  = [1, 1, 1, 2, 2, 0]   0 on padding
     position_BT = [0, 1, 2, 0, 1, 0]
+
+  Attributes:
+    top_ids_BTO, top_logp_BTO: A teacher's likeliest next tokens, int32, and
+      their log-probabilities, float32, where weight_BT is not 0; or None.
   """
 
   tokens_BT: chex.Array
@@ -183,3 +227,5 @@ class TokenBatch:
   weight_BT: chex.Array
   segment_BT: chex.Array
   position_BT: chex.Array
+  top_ids_BTO: chex.Array | None = None
+  top_logp_BTO: chex.Array | None = None

@@ -28,37 +28,54 @@ def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
   Returns:
     logp_BT and entropy_BT, float32, in nats. No gradient flows to the entropy.
   """
-  B, T, D = hidden_BTD.shape
-  devices = layout.mesh.size if layout else 1
-  if chunk_tokens is None:
-    chunk_tokens = MAX_CHUNK_LOGITS // head_DV.shape[1] * devices
-  columns = min(max(chunk_tokens // B, 1), T)
-  if devices > 1:
-    hidden_BTD = layout.constrain(hidden_BTD, 'BTD')
-
-  def chunk(args):
-    hidden_BtD, target_Bt = args
-    if devices == 1:  # One product, whose gradient contracts one axis.
-      hidden_BtD, target_Bt = hidden_BtD.reshape(-1, D), target_Bt.reshape(-1)
+  def chunk(hidden, target):
     logits = jnp.matmul(
-        hidden_BtD, head_DV, preferred_element_type=jnp.float32) / temperature
+        hidden, head_DV, preferred_element_type=jnp.float32) / temperature
     logp = jax.nn.log_softmax(logits)
     entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
-    chosen = jnp.take_along_axis(logp, target_Bt[..., None], -1)[..., 0]
-    return (chosen.reshape(B, -1),
-            jax.lax.stop_gradient(entropy).reshape(B, -1))
+    chosen = jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
+    return chosen, jax.lax.stop_gradient(entropy)
+
+  return over_tokens(chunk, (hidden_BTD, target_BT), head_DV.shape[1],
+                     chunk_tokens, layout)
+
+
+def over_tokens(chunk, arrays, vocab_size: int,
+                chunk_tokens: int | None = None, layout: Layout | None = None):
+  """Maps `chunk` over arrays [B, T, …], some columns of T at a time.
+
+  Args:
+    chunk: (array [n, …], …) → a tuple of [n], one number a token. It is run
+      again in the backward pass.
+    arrays: [B, T] or [B, T, D] each.
+    vocab_size: Numbers that it makes of a token on the way.
+    chunk_tokens, layout: See token_logp.
+
+  Returns:
+    A tuple of [B, T].
+  """
+  B, T = arrays[0].shape[:2]
+  devices = layout.mesh.size if layout else 1
+  if chunk_tokens is None:
+    chunk_tokens = MAX_CHUNK_LOGITS // vocab_size * devices
+  columns = min(max(chunk_tokens // B, 1), T)
+  if devices > 1:
+    arrays = [layout.constrain(x, 'BTD') if x.ndim == 3 else x for x in arrays]
+
+  def shaped(some):
+    if devices == 1:  # One product, whose gradient contracts one axis.
+      some = [x.reshape(-1, *x.shape[2:]) for x in some]
+    return tuple(x.reshape(B, -1) for x in chunk(*some))
 
   if columns == T:
-    return chunk((hidden_BTD, target_BT))
+    return shaped(arrays)
 
   def split(x):
     x = jnp.pad(x, ((0, 0), (0, -T % columns)) + ((0, 0),) * (x.ndim - 2))
     return x.reshape(B, -1, columns, *x.shape[2:]).swapaxes(0, 1)
 
-  found = jax.lax.map(
-      jax.checkpoint(chunk), (split(hidden_BTD), split(target_BT)))
-  logp, entropy = (x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in found)
-  return logp, entropy
+  found = jax.lax.map(jax.checkpoint(shaped), [split(x) for x in arrays])
+  return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in found)
 
 
 def masked_sum(x, mask, axis: int | None = None):

@@ -1,6 +1,7 @@
 """From prompts and documents to arrays; resumable by position, on Grain."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 import zlib
 
 import grain
@@ -11,7 +12,7 @@ from r1jax.data.chat import AnyTemplate
 from r1jax.data.mixture import Mixture
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import Prompt, PromptBatch, TokenBatch
+from r1jax.records import Prompt, PromptBatch, TokenBatch, TopLogp
 
 
 def pad_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
@@ -100,7 +101,7 @@ class WebCorpus(Sequence):
 
   def __getitem__(self, index: int) -> TokenBatch:
     rng = np.random.default_rng([self._seed, index])
-    return pack(lambda: self._document(rng), *self._shape,
+    return pack(lambda: Document(self._document(rng)), *self._shape,
                 self._tokenizer.pad_id)
 
   def check(self):
@@ -124,9 +125,32 @@ class WebCorpus(Sequence):
     return ids
 
 
-def pack(draw: Callable[[], list[int]], batch_size: int, length_tokens: int,
-         pad_id: int) -> TokenBatch:
+class Document(NamedTuple):
+  """Tokens of one document, and what is learnt from them.
+
+  Attributes:
+    ids: T of them.
+    weight_T: Of token t as a target, so that weight_T[0] says nothing; None
+      for 1.
+    top: A teacher's distribution at each token as a target, or None.
+  """
+
+  ids: Sequence[int]
+  weight_T: np.ndarray | None = None
+  top: TopLogp | None = None
+
+
+def pack(draw: Callable[[], Document | None], batch_size: int,
+         length_tokens: int, pad_id: int, kept: int = 0) -> TokenBatch:
   """Fills rows with whole documents; see TokenBatch for an example.
+
+  Args:
+    draw: The next document; None when there is none left: what remains of the
+      batch is padding.
+    batch_size: B.
+    length_tokens: T.
+    pad_id: Fills what is left of a row.
+    kept: O, tokens of each teacher's distribution; 0 without teachers.
 
   Raises:
     UserError: a document is longer than a row.
@@ -134,27 +158,36 @@ def pack(draw: Callable[[], list[int]], batch_size: int, length_tokens: int,
   shape = (batch_size, length_tokens)
   tokens = np.full(shape, pad_id, np.int32)
   target = np.full(shape, pad_id, np.int32)
-  weight, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
-  ids = draw()
+  weight = np.zeros(shape, np.float32)
+  segment, position = np.zeros((2, *shape), np.int32)
+  top_ids = np.zeros((*shape, kept), np.int32)
+  top_logp = np.full((*shape, kept), -np.inf, np.float32)
+  document = draw()
   for row in range(batch_size):
     start, count = 0, 0
-    while (end := start + len(ids)) <= length_tokens:
+    while document and (end := start + len(document.ids)) <= length_tokens:
       count += 1
-      tokens[row, start:end] = ids
-      target[row, start:end - 1] = ids[1:]
-      weight[row, start:end - 1] = 1
+      tokens[row, start:end] = document.ids
+      target[row, start:end - 1] = document.ids[1:]
+      weight[row, start:end - 1] = (
+          1 if document.weight_T is None else document.weight_T[1:])
       segment[row, start:end] = count
-      position[row, start:end] = np.arange(len(ids))
-      start, ids = end, draw()
-    if not count:
+      position[row, start:end] = np.arange(end - start)
+      if kept:
+        top_ids[row, start:end - 1] = document.top.ids_TO[1:]
+        top_logp[row, start:end - 1] = document.top.logp_TO[1:]
+      start, document = end, draw()
+    if document and not count:
       raise UserError(
-          f'data: a document of {len(ids)} tokens does not fit into '
+          f'data: a document of {len(document.ids)} tokens does not fit into '
           f'length_tokens = {length_tokens}')
-  return TokenBatch(tokens_BT=tokens, target_BT=target, weight_BT=weight,
-                    segment_BT=segment, position_BT=position)
+  return TokenBatch(
+      tokens_BT=tokens, target_BT=target, weight_BT=weight, segment_BT=segment,
+      position_BT=position, top_ids_BTO=top_ids if kept else None,
+      top_logp_BTO=top_logp if kept else None)
 
 
-def token_batches(corpus: WebCorpus):
+def token_batches(corpus: Sequence[TokenBatch]):
   """A Grain iterator over TokenBatches, made ahead in a thread."""
   return iter(grain.MapDataset.source(corpus).to_iter_dataset(_READ))
 

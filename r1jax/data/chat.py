@@ -42,7 +42,7 @@ class ChatTemplate:
       UserError: it is no template, or fails on a plain question.
     """
     self._tokens = dict(bos_token=bos_token, eos_token=eos_token)
-    self._system, self._prefill = system, prefill
+    self._system, self.prefill = system, prefill
     try:
       self._jinja = _ENVIRONMENT.from_string(source)
     except jinja2.TemplateError as error:
@@ -65,7 +65,7 @@ class ChatTemplate:
     except Exception as error:  # Others' programs fail in their own ways.
       raise UserError(
           f'template: the chat template refuses it: {error}') from error
-    return text + self._prefill
+    return text + self.prefill
 
 
 AnyTemplate = template.Template | ChatTemplate

@@ -9,6 +9,7 @@ from r1jax.data.sources import Source, countdown_answer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
+GENERAL = 'general'  # Prompt.source of rows that no rule can verify.
 ENDLESS = 1 << 31  # More problems than any run draws.
 _MAX_CHARS = 100_000  # Of a field: what is longer is a broken row.
 
@@ -33,7 +34,8 @@ class SyntheticPrompts(Sequence):
     return Prompt(
         id=f'{self._task}-{self._split}-{self._seed}-{index}',
         text=self._template.render(made.question), question=made.question,
-        answer=answer, source=self._task)
+        answer=answer,
+        source=GENERAL if tasks.get(self._task).general else self._task)
 
 
 class Templated(Sequence):

@@ -11,9 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from r1jax.data import manners
 from r1jax.errors import UserError, unknown
 
-CORRECTION = 'wait'  # The word that opens a repair.
+# The word that opens a repair, and those that join the steps of a thought: in
+# English, and in the second language of a bilingual web.
+CORRECTION, _FOREIGN_CORRECTION = 'wait', 'стой'
+CORRECTIONS = CORRECTION, _FOREIGN_CORRECTION
+_JOINING = ('so', 'then', 'now'), ('так', 'вот', 'тут')
 
 TRAIN, HELD_OUT = 'train', 'held_out'
 _SPLIT_SALT = {TRAIN: 0, HELD_OUT: 1}
@@ -39,6 +44,9 @@ class Web:
     reconsidered: Share of thoughts that open with a guess and take it back
       with "wait" before they reason.
     malformed: Share of documents whose tags are broken.
+    spoken: Chance that a step of a thought opens with a word.
+    foreign: Chance that such a word, or "wait", is of the second language.
+    rude: Chance that a part of an answer to a general question is wrong.
   """
 
   direct: float
@@ -47,6 +55,9 @@ class Web:
   noticed: float
   reconsidered: float
   malformed: float
+  spoken: float = 0.0
+  foreign: float = 0.0
+  rude: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -65,11 +76,13 @@ class Task:
     think: Writes a thought, step by step with slips and repairs; returns it
       with the answer that it arrives at.
     guess: A wrong but plausible answer.
+    general: No rule scores its answers.
   """
 
   draw: Callable[[np.random.Generator], Problem]
   think: Callable[[np.random.Generator, Problem, Web], tuple[str, str]]
   guess: Callable[[np.random.Generator, Problem], str]
+  general: bool = False
 
 
 def split_of(question: str) -> str:
@@ -94,14 +107,17 @@ def document(rng: np.random.Generator, task: str, web: Web) -> tuple[str, str]:
   """A (question, response) pair of the web corpus, training split only."""
   family = get(task)
   made = draw(rng, task, TRAIN)
-  if rng.random() < web.direct:
+  if family.general:
+    thought, answer = family.think(rng, made, web)
+  elif rng.random() < web.direct:
     right = rng.random() < web.direct_right
     answer = made.answer if right else family.guess(rng, made)
     thought = answer
   else:
     thought, answer = family.think(rng, made, web)
     if rng.random() < web.reconsidered:
-      thought = f'{family.guess(rng, made)} {CORRECTION} {thought}'
+      thought = (f'{family.guess(rng, made)} {_correction(rng, web)} '
+                 f'{thought}')
   parts = ['<think>', thought, '</think>', '<answer>', answer, '</answer>']
   if rng.random() < web.malformed:
     del parts[int(rng.choice([0, 2, 3, 5]))]  # Lose one tag.
@@ -112,6 +128,18 @@ def get(name: str) -> Task:
   if name not in TASKS:
     raise unknown('task', name, TASKS)
   return TASKS[name]
+
+
+def _correction(rng: np.random.Generator, web: Web) -> str:
+  return CORRECTIONS[bool(web.foreign and rng.random() < web.foreign)]
+
+
+def _joining(rng: np.random.Generator, web: Web) -> str:
+  """A word and a space, or nothing."""
+  if not web.spoken or rng.random() >= web.spoken:
+    return ''
+  words = _JOINING[bool(rng.random() < web.foreign)]
+  return f'{words[rng.integers(len(words))]} '
 
 
 # --- Chained arithmetic: 7+5-3+9-4, left to right, never below zero. ---------
@@ -137,16 +165,17 @@ def _think_arithmetic(rng, made: Problem, web: Web) -> tuple[str, str]:
   for op, number in zip(made.ops, made.numbers[1:]):
     right = total - number if op == '-' else total + number
     step = f'{total}{op}{number}='
+    word = _joining(rng, web)
     if rng.random() < web.slip:
       wrong = _slip(rng, right)
-      steps.append(f'{step}{wrong}')
+      steps.append(f'{word}{step}{wrong}')
       if rng.random() < web.noticed:
-        steps.append(f'{CORRECTION} {step}{right}')
+        steps.append(f'{_correction(rng, web)} {step}{right}')
         total = right
       else:
         total = wrong
     else:
-      steps.append(f'{step}{right}')
+      steps.append(f'{word}{step}{right}')
       total = right
   return ' '.join(steps), str(total)
 
@@ -197,14 +226,14 @@ def _think_countdown(rng, made: Problem, web: Web) -> tuple[str, str]:
   for _ in range(rng.integers(3)):
     numbers, ops = rng.permutation(made.numbers), rng.choice(_OPS, 2)
     if _left_to_right(numbers, ops) != int(made.answer):
-      tries.append(f'{_expression(numbers, ops)}='
-                   f'{_left_to_right(numbers, ops)} {CORRECTION}')
+      tries.append(f'{_joining(rng, web)}{_expression(numbers, ops)}='
+                   f'{_left_to_right(numbers, ops)} {_correction(rng, web)}')
   right = _expression(made.numbers, made.ops)
   if rng.random() < web.slip:
     wrong = _guess_countdown(rng, made)
     if rng.random() >= web.noticed:
       return ' '.join([*tries, f'{wrong}={made.answer}']), wrong
-    tries.append(f'{wrong}={made.answer} {CORRECTION}')
+    tries.append(f'{wrong}={made.answer} {_correction(rng, web)}')
   return ' '.join([*tries, f'{right}={made.answer}']), right
 
 
@@ -215,7 +244,22 @@ def _guess_countdown(rng, made: Problem) -> str:
       return _expression(numbers, ops)
 
 
+# --- Manners: a general task, see manners.py. --------------------------------
+
+
+def _draw_manners(rng: np.random.Generator) -> Problem:
+  question, answer = manners.draw(rng)
+  return Problem(question=question, answer=answer, numbers=())
+
+
+def _think_manners(rng, made: Problem, web: Web) -> tuple[str, str]:
+  thought = f'{_joining(rng, web)}{made.question}'
+  return thought, manners.answer(rng, made.question, web.rude)
+
+
 TASKS = {
     'arithmetic': Task(_draw_arithmetic, _think_arithmetic, _guess_arithmetic),
     'countdown': Task(_draw_countdown, _think_countdown, _guess_countdown),
+    'manners': Task(_draw_manners, _think_manners, lambda rng, made: '',
+                    general=True),
 }

@@ -10,12 +10,18 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from r1jax.errors import UserError
 
-CHARACTER = 'character'  # The name that a config gives instead of a folder.
+# The names that a config may give instead of a folder.
+CHARACTER, BILINGUAL = 'character', 'bilingual'
+BUILT_IN = (CHARACTER, BILINGUAL)
 
 _SPECIAL = ('<pad>', '<bos>', '<eos>', '<think>', '</think>', '<answer>',
             '</answer>', 'User:', 'Assistant:')
 _UNKNOWN = '\ufffd'
-_ALPHABET = '\n' + ''.join(chr(code) for code in range(32, 127))
+_ASCII = '\n' + ''.join(chr(code) for code in range(32, 127))
+_CYRILLIC = ''.join(chr(code) for code in range(0x430, 0x450))
+_ALPHABETS = {CHARACTER: _ASCII, BILINGUAL: _ASCII + _CYRILLIC}
+_KNOWS = {CHARACTER: 'printable ASCII and the newline',
+          BILINGUAL: 'printable ASCII, the newline and Cyrillic а to я'}
 
 
 class Tokenizer:
@@ -50,12 +56,12 @@ class Tokenizer:
       UserError: a character that the character tokenizer does not have.
     """
     encoding = self._core.encode(text, add_special_tokens=False)
-    if self.source == CHARACTER and -1 in (ids := [
+    if self.source in BUILT_IN and -1 in (ids := [
         -1 if token == '<unk>' else 0 for token in encoding.tokens]):
       start, end = encoding.offsets[ids.index(-1)]
       raise UserError(
-          f'tokenizer: the character tokenizer has no {text[start:end]!r}; it '
-          'knows printable ASCII and the newline')
+          f'tokenizer: the {self.source} tokenizer has no '
+          f'{text[start:end]!r}; it knows {_KNOWS[self.source]}')
     return encoding.ids
 
   def prompt(self, text: str) -> list[int]:
@@ -83,6 +89,16 @@ class Tokenizer:
     """The text of a special token; '' for None."""
     return '' if id_ is None else self._core.id_to_token(id_)
 
+  def difference(self, other: 'Tokenizer') -> str:
+    """The first token that the two do not share; '' where they share all."""
+    ours, theirs = (t._core.get_vocab(with_added_tokens=True)
+                    for t in (self, other))
+    for token, id_ in sorted(ours.items(), key=lambda item: item[1]):
+      if theirs.get(token) != id_:
+        return f'{token!r} is {id_} here and {theirs.get(token)} there'
+    return '' if len(ours) == len(theirs) else (
+        f'{len(ours)} tokens here and {len(theirs)} there')
+
   def decode(self, ids: Sequence[int]) -> str:
     return self.decode_batch([ids])[0]
 
@@ -101,7 +117,7 @@ class Tokenizer:
 
 
 def load(source: str) -> Tokenizer:
-  """Returns the tokenizer that a config names: 'character', or a folder.
+  """Returns the tokenizer that a config names: built in, or a folder.
 
   A folder holds tokenizer.json (or .json.gz) and tokenizer_config.json, as on
   the Hugging Face hub.
@@ -109,8 +125,8 @@ def load(source: str) -> Tokenizer:
   Raises:
     UserError: a file is missing or is not what it should be.
   """
-  if source == CHARACTER:
-    return _character()
+  if source in BUILT_IN:
+    return _characters(source)
   folder = Path(source).expanduser()
   packed = folder / 'tokenizer.json.gz'
   plain = folder / 'tokenizer.json'
@@ -118,7 +134,7 @@ def load(source: str) -> Tokenizer:
   if not path.exists():
     raise UserError(
         f'tokenizer: no tokenizer.json in {folder}; give the folder of a '
-        f"Hugging Face tokenizer, or '{CHARACTER}', in "
+        f'Hugging Face tokenizer, or one of {BUILT_IN}, in '
         '--config.tokenizer.source')
   try:
     opened = gzip.open(path, 'rt') if path == packed else open(path)
@@ -155,8 +171,8 @@ def _chat_template(folder: Path, settings: dict) -> str | None:
   return found
 
 
-def _character() -> Tokenizer:
-  names = [*_SPECIAL, *_ALPHABET, '<unk>']
+def _characters(source: str) -> Tokenizer:
+  names = [*_SPECIAL, *_ALPHABETS[source], '<unk>']
   vocab = {name: index for index, name in enumerate(names)}
   core = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))
   core.pre_tokenizer = pre_tokenizers.Split(
@@ -164,5 +180,5 @@ def _character() -> Tokenizer:
   core.decoder = decoders.Fuse()
   core.add_special_tokens(
       [tokenizers.AddedToken(name, normalized=False) for name in _SPECIAL])
-  return Tokenizer(core, CHARACTER, pad_id=vocab['<pad>'], bos_id=None,
+  return Tokenizer(core, source, pad_id=vocab['<pad>'], bos_id=None,
                    stop_ids=(vocab['<eos>'],))

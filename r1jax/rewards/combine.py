@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from r1jax.data.datasets import GENERAL
 from r1jax.data.forms import MAX_ERRORS, Parsed, Reader
 from r1jax.errors import UserError, unknown
 from r1jax.records import Prompt, Scored
 from r1jax.rewards import answers, language, length
 from r1jax.rewards.verdict import Verdict
-
-GENERAL = 'general'  # The source of rows that no rule can verify.
 
 
 class Sample(NamedTuple):

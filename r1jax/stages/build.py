@@ -3,7 +3,7 @@
 Everything is made and checked before a run writes anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -20,7 +20,7 @@ from r1jax.evaluate import Evaluator
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import Prompt
-from r1jax.rewards.combine import Options, Reward
+from r1jax.rewards.combine import Judge, Options, Reward
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.sharding import Layout, make_mesh
@@ -59,7 +59,7 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
   model = Transformer(model_config(config.model), layout)
   parameter_shardings(model, layout)
   source = config.tokenizer.source
-  if source != tokenizer.CHARACTER:
+  if source not in tokenizer.BUILT_IN:
     source = str(readers.resolve(source))
   text = tokenizer.load(source)
   if text.vocab_size > config.model.vocab_size:
@@ -78,7 +78,10 @@ def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
 
 _AT_LEAST_ONE = (
     'pretrain.steps', 'pretrain.microbatches', 'pretrain.checkpoint_every',
-    'pretrain.keep_checkpoints', 'pretrain.log_every', 'rl.steps',
+    'pretrain.keep_checkpoints', 'pretrain.log_every', 'sft.epochs',
+    'sft.microbatches', 'sft.checkpoint_every', 'sft.keep_checkpoints',
+    'sft.log_every', 'curate.samples', 'curate.chunk_prompts',
+    'curate.max_per_prompt', 'rl.steps',
     'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
     'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',
     'eval.samples', 'data.max_prompt_tokens')
@@ -92,11 +95,20 @@ def corpus(config: ml_collections.ConfigDict,
     raise UserError(
         f'pretrain: rows of length_tokens = {c.length_tokens} hold no target '
         f'for model.mtp_depth = {depth}; they need {depth + 2}')
-  _divides('pretrain.batch_size', c.batch_size, c.microbatches,
+  divides('pretrain.batch_size', c.batch_size, c.microbatches,
            made.model.layout)
   return batching.WebCorpus(
       config.data.task, tasks.Web(**config.corpus), made.template,
       made.tokenizer, c.batch_size, c.length_tokens, config.seed, c.steps)
+
+
+def init_file(config: ml_collections.ConfigDict) -> Path:
+  """Of config.init; it need not exist."""
+  if config.init == 'pretrain':
+    return base_file(config)
+  if config.init == 'shipped':
+    return SHIPPED_BASE
+  return Path(config.init).expanduser()
 
 
 def prompts(config: ml_collections.ConfigDict, made: Parts,
@@ -130,22 +142,31 @@ def groups_in_flight(config: ml_collections.ConfigDict) -> int:
 
 def evaluator(config: ml_collections.ConfigDict, made: Parts,
               sampler: Engine) -> Evaluator:
+  """Of the held-out problems; by rules alone, whatever a run rewards."""
   c = config.eval
+  rules = Reward({}, {}, made.reader, _options(config))
   return Evaluator(
       sampler, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
-      reward(config, made), made.reader,
+      rules, made.reader,
       config.data.max_prompt_tokens, c.samples, Sampling(
           max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
           top_p=c.top_p, stop_ids=made.tokenizer.stop_ids))
 
 
-def reward(config: ml_collections.ConfigDict, made: Parts) -> Reward:
+def reward(config: ml_collections.ConfigDict, made: Parts,
+           judges: Mapping[str, Judge] | None = None) -> Reward:
+  """Of a run's completions; with what its reward models say of them."""
   c = config.rl
-  return Reward(
-      c.reward.to_dict(), c.general_reward.to_dict(), made.reader, Options(
-          max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
-          overlong_buffer_tokens=c.overlong_buffer_tokens,
-          repetition_n=c.repetition_n))
+  return Reward(c.reward.to_dict(), c.general_reward.to_dict(), made.reader,
+                _options(config), judges)
+
+
+def _options(config: ml_collections.ConfigDict) -> Options:
+  c = config.rl
+  return Options(
+      max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
+      overlong_buffer_tokens=c.overlong_buffer_tokens,
+      repetition_n=c.repetition_n)
 
 
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):
@@ -160,7 +181,7 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   if c.prompts_per_step < 1:
     raise UserError('rl: prompts_per_step must be at least 1, got '
                     f'{c.prompts_per_step}')
-  _divides('rl.prompts_per_step × rl.group_size',
+  divides('rl.prompts_per_step × rl.group_size',
            c.prompts_per_step * c.group_size, c.minibatches * c.microbatches,
            layout)
   if c.mtp_weight and not config.model.mtp_depth:
@@ -223,7 +244,7 @@ def _one_of(name: str, value, choices: tuple[str, ...]):
     raise UserError(f'{name} must be one of {choices}, got {value!r}')
 
 
-def _divides(name: str, rows: int, parts_: int, layout: Layout):
+def divides(name: str, rows: int, parts_: int, layout: Layout):
   """Rows split into parts_, and each part over the mesh."""
   over = layout.size('B')
   if rows < 1 or rows % (parts_ * over):
@@ -237,6 +258,9 @@ def base_file(config: ml_collections.ConfigDict) -> Path:
   made_by = {
       key: config[key].to_dict() for key in ('model', 'tokenizer', 'corpus',
                                               'pretrain')}
+  for key in ('spoken', 'foreign', 'rude'):  # Bases made before stay found.
+    if not made_by['corpus'][key]:
+      del made_by['corpus'][key]
   made_by |= {'seed': config.seed, 'task': config.data.task,
               # Of empty texts nothing is seen: bases made before stay found.
               'template': ''.join(

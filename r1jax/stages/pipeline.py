@@ -1,127 +1,275 @@
-"""The stages of a config, in order, each fed by the one before."""
+"""A list of runs that feed each other, such as those of DeepSeek-R1.
 
-import os
+A pipeline's config names its stages in order, and has a whole config for each:
+
+  config.stages = ('base', 'cold_start', 'reasoning')
+  config.evaluations = ('arithmetic',)     what each policy is measured on
+  config.cold_start = …     with init = '@base'
+  config.reasoning = …      with init = '@cold_start'
+
+'@name' in any key stands for what the stage of that name leaves: weights, or a
+dataset. Every stage is an ordinary run in a folder of its own.
+"""
+
+from collections.abc import Sequence
+import copy
+import json
 from pathlib import Path
-import shutil
-import time
 
 import jax
 import ml_collections
 
-from r1jax.errors import UserError
-from r1jax.model import transformer
+from r1jax.errors import UserError, unknown
 from r1jax.settings import flatten
-from r1jax.stages import build, rl, supervised
-from r1jax.stages.workdir import Workdir, compare
+from r1jax.stages import build, lineage, run
+from r1jax.stages.workdir import compare
 from r1jax.train import weights
 
-_STAGES = (supervised.NAME, rl.NAME)
-_FINAL = 'model.safetensors'  # Its presence says that the stage is done.
+_MARK = '@'
 
 
-def train(config: ml_collections.ConfigDict, workdir: str):
-  """Runs what is left to run of the config's stages in its workdir.
+def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
+          start: str = ''):
+  """Runs what is left to run of a pipeline.
 
-  Raises:
-    UserError: bad input, before anything is written.
-  """
-  began = time.monotonic()
-  stages = tuple(config.stages)
-  if not stages or stages != tuple(s for s in _STAGES if s in stages):
-    raise UserError(
-        f'stages: {stages} is not some of {_STAGES}, in that order')
-  parts = build.parts(config)
-  pretrain = supervised.Pretrain(config, parts) if _pretrains(config) else None
-  policy = rl.RL(config, parts) if rl.NAME in stages else None
-  base = base_params(config, parts) if policy and not pretrain else None
-  place = Workdir(workdir, config.to_dict())
-
-  finished = place.stage(stages[-1]) / _FINAL
-  if finished.exists():
-    print(f'{finished.parent} is finished already; nothing to do')
-    summary = finished.parent / 'summary.txt'
-    print(summary.read_text() if summary.exists() else '', end='')
-    return
-  about = {'config': flatten(config.to_dict())}
-  if pretrain:
-    made = _pretrained(config, pretrain, place, about)
-    base = weights.load(made, parts.model) if policy else None
-  if policy:
-    policy.run(place.stage(rl.NAME), base, about)
-  print(f'{place.path}: done in {time.monotonic() - began:.0f} s')
-
-
-def _pretrains(config: ml_collections.ConfigDict) -> bool:
-  return (supervised.NAME in config.stages
-          and (config.init == 'pretrain' or rl.NAME not in config.stages))
-
-
-def _pretrained(config, pretrain: supervised.Pretrain, place: Workdir,
-                about: dict):
-  """The base of this config: made before anywhere, or made now."""
-  kept = build.base_file(config)
-  made = place.stage(supervised.NAME) / _FINAL
-  if not made.exists():
-    if kept.exists():
-      print(f'pretrain: found the base of this config in {kept}')
-      _copy(kept, made)
-    else:
-      pretrain.run(made.parent, about)
-  if not kept.exists():
-    try:
-      _copy(made, kept)
-    except OSError as error:  # The run itself lacks nothing.
-      print(f'pretrain: the base is not kept for the next run: {error}')
-  return made
-
-
-def _copy(source: Path, target: Path):
-  """Atomic, also with several processes at it."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.with_suffix(f'.partial{os.getpid()}')
-  shutil.copyfile(source, partial)
-  partial.replace(target)
-
-
-def base_params(config: ml_collections.ConfigDict, parts: build.Parts):
-  """The parameters that config.init names, when no stage makes them."""
-  init = config.init
-  if init == 'random':
-    return transformer.init_params(parts.model, jax.random.key(config.seed))
-  if init == 'pretrain':
-    kept = build.base_file(config)
-    if not kept.exists():
-      raise UserError(
-          "init: no base was pre-trained with this config yet; add 'pretrain' "
-          'to config.stages')
-    return weights.load(kept, parts.model)
-  path = build.SHIPPED_BASE if init == 'shipped' else Path(init).expanduser()
-  if not path.exists():
-    raise UserError(f"init: {init!r} is neither 'shipped', 'pretrain' nor "
-                    "'random', nor a file or folder of weights")
-  return weights.load(path, parts.model)
-
-
-def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
-                   workdir: str):
-  """What a workdir holds: final weights, else its newest checkpoint.
+  Args:
+    config: Of the pipeline.
+    workdir: Each stage has a folder of its name in it.
+    only: The one stage to run.
+    start: The first stage to run; the ones after it follow.
 
   Raises:
-    UserError: it holds neither, or another model, tokenizer or template.
+    UserError: bad input, before anything runs.
   """
   place = Path(workdir).expanduser()
-  if not (place / 'config.json').exists():
-    raise UserError(f'workdir: {place} holds no run of r1jax')
-  compare(place, config.to_dict(), (
-      'model.', 'tokenizer.', 'data.template', 'data.system', 'data.prefill'))
-  for stage in (rl.NAME, supervised.NAME):
-    final = place / stage / _FINAL
-    if final.exists():
-      return weights.load(final, parts.model)
-    if stage == rl.NAME and (place / stage / 'checkpoints').exists():
-      base = jax.eval_shape(
-          lambda: transformer.init_params(parts.model, jax.random.key(0)))
-      params = rl.RL(config, parts).latest(place / stage, base)
-      if params is not None:
-        return params
-  raise UserError(f'workdir: {place} holds no weights yet')
+  names = chosen(config, only, start)
+  check(config, place, names)
+  for name in names:
+    print(f'--- {name} ---', flush=True)
+    section = config[name]
+    concrete = resolved(section, config, place)
+    run.train(concrete, str(place / name), section)
+    if _leaves_policy(section):
+      _evaluate(concrete, place / name, config.evaluations)
+  told = table(config, place)
+  if told:
+    (place / 'table.md').write_text(told + '\n')
+    print(told)
+
+
+def _leaves_policy(section: ml_collections.ConfigDict) -> bool:
+  return section.stages[-1] in ('pretrain', 'sft', 'dpo', 'rl')
+
+
+def _evaluate(config: ml_collections.ConfigDict, workdir: Path,
+              names: Sequence[str]):
+  """Measures what a stage has left on other tasks; kept in evaluation.json."""
+  record = workdir / 'evaluation.json'
+  if record.exists():
+    return
+  found = {}
+  for name in names:
+    asked = copy.deepcopy(config)
+    asked.data.update(task=name, mixture=(), path='', eval_path='')
+    parts = build.parts(asked)
+    metrics = build.evaluator(asked, parts, build.engine(asked, parts)).run(
+        run.trained_params(asked, parts, str(workdir)),
+        jax.random.key(asked.seed)).metrics
+    found |= {f'{name}/{key.removeprefix("eval/")}': value
+              for key, value in metrics.items()}
+  record.write_text(json.dumps(found, indent=1) + '\n')
+
+
+def chosen(config: ml_collections.ConfigDict, only: str,
+           start: str) -> tuple[str, ...]:
+  """The stages to run."""
+  names = tuple(config.stages)
+  for name in filter(None, (only, start)):
+    if name not in names:
+      raise unknown('pipeline: stage', name, names)
+  if only and start:
+    raise UserError('pipeline: --only and --from exclude each other')
+  if only:
+    return (only,)
+  return names[names.index(start):] if start else names
+
+
+def check(config: ml_collections.ConfigDict, place: Path,
+          names: Sequence[str]):
+  """Refuses what cannot work, before anything runs.
+
+  Raises:
+    UserError: a stage has no section, names a stage that is not there or that
+      comes later, does not fit what it starts from, has another config than
+      when it was run, or waits for a stage that will not run.
+  """
+  stages = tuple(config.stages)
+  if 'evaluations' not in config:
+    raise UserError('pipeline: the config needs evaluations, tasks that each '
+                    'policy is measured on; () for none')
+  if len(set(stages)) < len(stages) or not stages:
+    raise UserError(f'pipeline: stages {stages} are none, or name one twice')
+  for name in stages:
+    if name not in config:
+      raise unknown('pipeline: stage', name, [
+          key for key, value in config.items()
+          if isinstance(value, ml_collections.ConfigDict)])
+    run.check_names(config[name])
+  parents = {name: references(config[name]) for name in stages}
+  _check_order(stages, parents)
+  for name in stages:
+    for key, parent in parents[name].items():
+      _check_fit(name, config[name], key, parent, config[parent])
+  done = {name for name in stages
+          if run.output(config[name], place / name).exists()}
+  for name in stages:
+    if (place / name / 'config.json').exists():
+      compare(place / name, config[name].to_dict())
+    if name in done:
+      _check_unchanged(name, place, parents[name], config)
+  for name in names:
+    for key, parent in parents[name].items():
+      if parent not in done and parent not in names:
+        raise UserError(f'pipeline: {name}.{key} needs {parent}, which has not '
+                        'been run; run it first')
+    if name not in done:
+      _check_alone(name, config, place, all(
+          parent in done for parent in parents[name].values()))
+
+
+def references(section: ml_collections.ConfigDict) -> dict[str, str]:
+  """Key to the stage that it names, of all keys with '@name' in them."""
+  found = {}
+  for key, value in flatten(section.to_dict()).items():
+    for i, item in enumerate(value if isinstance(value, list) else [value]):
+      if isinstance(item, str) and item.startswith(_MARK):
+        found[f'{key}[{i}]' if isinstance(value, list) else key] = (
+            item[1:].partition(':')[0])
+  return found
+
+
+def resolved(section: ml_collections.ConfigDict,
+             config: ml_collections.ConfigDict,
+             place: Path) -> ml_collections.ConfigDict:
+  """The section with the files that its '@name's stand for."""
+  def put(value):
+    if isinstance(value, (tuple, list)):
+      return tuple(map(put, value))
+    if not (isinstance(value, str) and value.startswith(_MARK)):
+      return value
+    name, colon, weight = value[1:].partition(':')
+    return str(run.output(config[name], place / name)) + colon + weight
+
+  def walk(inner):
+    for key, value in inner.items():
+      if isinstance(value, ml_collections.ConfigDict):
+        walk(value)
+      else:
+        inner[key] = put(value)
+
+  copied = copy.deepcopy(section)
+  walk(copied)
+  return copied
+
+
+def _check_order(stages: Sequence[str], parents: dict[str, dict[str, str]]):
+  for name in stages:
+    for key, parent in parents[name].items():
+      if parent not in stages:
+        raise UserError(
+            f'pipeline: {name}.{key} names {parent!r}, which is no stage; '
+            f'there are {", ".join(stages)}')
+  _check_circle(parents)
+  for i, name in enumerate(stages):
+    for key, parent in parents[name].items():
+      if parent not in stages[:i]:
+        raise UserError(f'pipeline: {name}.{key} needs {parent}, which comes '
+                        f'after {name}; put it before')
+
+
+def _check_circle(parents: dict[str, dict[str, str]]):
+  settled: set[str] = set()
+
+  def visit(name: str, path: tuple[str, ...]):
+    if name in path:
+      raise UserError('pipeline: the stages wait for each other: '
+                      + ' ← '.join([*path[path.index(name):], name]))
+    if name not in settled:
+      for parent in parents[name].values():
+        visit(parent, (*path, name))
+      settled.add(name)
+
+  for name in parents:
+    visit(name, ())
+
+
+def _check_fit(name: str, child, key: str, parent_name: str, parent):
+  """Is what the parent leaves what the key needs?"""
+  leaves = run.STAGES[parent.stages[-1]].output.partition('.')[2]
+  wants = 'jsonl' if key.startswith(('sft.data', 'data.', 'curate.general')
+                                    ) else 'safetensors'
+  if leaves != wants:
+    raise UserError(f'pipeline: {name}.{key} needs a .{wants} file, but '
+                    f'{parent_name} leaves {leaves!r}')
+  if wants == 'jsonl':
+    return
+  if child.tokenizer.source != parent.tokenizer.source:
+    raise UserError(
+        f'pipeline: {name}.{key}: {parent_name} has the tokenizer '
+        f'{parent.tokenizer.source!r}, {name} {child.tokenizer.source!r}')
+  if key != 'init':  # A teacher or a judge is a model of its own.
+    return
+  ours, theirs = (flatten({'model': c.model.to_dict()})
+                  for c in (child, parent))
+  differ = [f'{field} is {theirs[field]!r} in {parent_name} and {value!r} in '
+            f'{name}' for field, value in ours.items()
+            if theirs[field] != value and field not in weights.FREE]
+  if differ:
+    raise UserError(f'pipeline: {name}.init does not fit {parent_name}: '
+                    f'{"; ".join(differ)}')
+
+
+def _check_unchanged(name: str, place: Path, parents: dict[str, str], config):
+  """A finished stage was made from what its parents hold now."""
+  said = lineage.read(place / name)
+  for key, parent in parents.items():
+    file = run.output(config[parent], place / parent)
+    recorded = (said or {'inputs': {}})['inputs'].get(key)
+    if recorded and file.exists() and (
+        lineage.digest(file) != recorded['sha256']):
+      raise UserError(
+          f'pipeline: {name} was made from another {parent} ({key}) than the '
+          f'one that is there now; remove {place / name} to make it again')
+
+
+def _check_alone(name: str, config, place: Path, ready: bool):
+  """What the stage itself finds wrong, as far as its inputs are there."""
+  section = resolved(config[name], config, place)
+  try:
+    run.check(section, ready)
+  except UserError as error:
+    raise UserError(f'pipeline: {name}: {error}') from error
+
+
+# In evaluation.json alone.
+_UNTOLD = ('pass@1_stderr', 'truncated', 'unscorable', 'self_correction')
+
+
+def table(config: ml_collections.ConfigDict, place: Path) -> str:
+  """What was measured of every stage that leaves a policy, as Markdown."""
+  rows = []
+  for name in config.stages:
+    file = place / name / 'evaluation.json'
+    if file.exists():
+      rows.append((name, json.loads(file.read_text())))
+  if not rows:
+    return ''
+  columns = list(dict.fromkeys(
+      column for _, found in rows for column in found
+      if column.rpartition('/')[2] not in _UNTOLD))
+  lines = ['| stage | ' + ' | '.join(columns) + ' |',
+           '|---' * (len(columns) + 1) + '|']
+  for name, found in rows:
+    shown = [f'{found[c]:.3f}' if c in found else '' for c in columns]
+    lines.append(f'| {name} | ' + ' | '.join(shown) + ' |')
+  return '\n'.join(lines)

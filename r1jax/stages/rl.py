@@ -24,13 +24,12 @@ from r1jax.rewards import answers, code_answer
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.groups import Group
-from r1jax.stages import build, report
+from r1jax.stages import build, judges, report
+from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
-
-NAME = 'rl'
 
 # Streams of randomness: a key is a function of (seed, stream, step).
 _ROLLOUT, _SHUFFLE, _EVAL = range(3)
@@ -49,8 +48,10 @@ class RLState:
   reference: Any
 
 
-class RL:
-  """Built and checked first, run after the workdir is claimed."""
+class RL(Stage):
+  """Groups of completions, rewarded, and a policy that follows."""
+
+  name = 'rl'
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = self._config = config.rl
@@ -63,7 +64,8 @@ class RL:
     build.check_rl(config, parts.model.layout)
     self._engine = build.engine(config, parts)
     self._sampling = build.rl_sampling(config, parts)
-    self._reward = build.reward(config, parts)
+    self._reward = build.reward(
+        config, parts, judges.of_rewards(config, parts))
     self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
     self._evaluator = build.evaluator(config, parts, self._engine)
     model = parts.model
@@ -96,7 +98,7 @@ class RL:
       restored = checkpoints.restore(self._target(base_params))
       start = restored[0] if restored else 0
       with (MetricsWriter(directory, start) as writer,
-            Progress(NAME, start, c.steps, plain_every=10) as progress):
+            Progress(self.name, start, c.steps, plain_every=10) as progress):
         if restored:
           _, state, position = restored
           progress.tell(f'goes on after step {start}')
@@ -105,7 +107,7 @@ class RL:
           state = self._fresh(base_params)
           progress.tell('compiles, and evaluates the base')
           writer.write(0, self._evaluate(state, 0, directory, [], shown))
-          progress.tell(f"starts at pass@1 {shown['pass@1']}")
+          progress.tell('starts at ' + ', '.join(map(' '.join, shown.items())))
         for step in range(start + 1, c.steps + 1):
           progress.step_secs()
           begun += self._opened(
@@ -122,7 +124,7 @@ class RL:
             checkpoints.save(step, state, {
                 'prompts': data.get_state(), 'begun': groups.packed(begun)})
     report.write(directory, self._eval_samples)
-    path = directory / 'model.safetensors'  # Last: it says that all is there.
+    path = directory / OUTPUT  # Last: it says that all is there.
     if tier:
       about = about | {'sandbox': tier}
     weights.save(path, state.train.params, 'float32', about)
@@ -259,7 +261,8 @@ class RL:
       for kind, rows in (('eval', found.samples), ('train', train_rows)):
         for row in rows:
           file.write(json.dumps({'kind': kind} | row) + '\n')
-    shown['pass@1'] = f"{found.metrics['eval/pass@1']:.3f}"
+    name = 'pass@1' if 'eval/pass@1' in found.metrics else 'quality'
+    shown[name] = f"{found.metrics[f'eval/{name}']:.3f}"
     return found.metrics
 
 

@@ -1,5 +1,7 @@
-"""Next-token pre-training on the synthetic web."""
+"""Next-token prediction: pre-training on the synthetic web, and fine-tuning on
+demonstrations (SFT, and with a teacher distillation)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -7,77 +9,112 @@ import ml_collections
 
 from r1jax.data import batching
 from r1jax.errors import UserError
-from r1jax.model import transformer
 from r1jax.model.moe import Balancing
-from r1jax.stages import build, report
+from r1jax.records import TokenBatch
+from r1jax.stages import build, lessons, report
+from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
-NAME = 'pretrain'
 
+class _Supervised(Stage):
+  """One pass over the batches of a corpus, an update each."""
 
-class Pretrain:
-  """Built and checked first, run after the workdir is claimed."""
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts,
+               corpus: Sequence[TokenBatch],
+               teaching: train_step.Teaching | None = None):
+    c = self._config = config[self.name]
+    self._seed, self._model, self._corpus = config.seed, parts.model, corpus
+    self._steps, self._teaching = len(corpus), teaching
+    self._tx = optimizer.make(build.optimizer_config(c), self._steps)
 
-  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
-    self._config = config.pretrain
-    self._seed = config.seed
-    self._model = parts.model
-    length, context = config.pretrain.length_tokens, config.model.max_context
-    if length > context:
-      raise UserError(f'pretrain.length_tokens = {length} exceeds '
-                      f'model.max_context = {context}')
-    self._corpus = build.corpus(config, parts)
-    self._corpus.check()
-    self._tx = optimizer.make(
-        build.optimizer_config(config.pretrain), self._config.steps)
-
-  def run(self, directory: Path, about: dict) -> Path:
+  def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c, tx, model = self._config, self._tx, self._model
     layout = train_state.shardings(model, tx)
+    teacher_params = self._teacher_params()
     data = batching.token_batches(self._corpus)
     with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
                       self._seed) as checkpoints:
-      restored = checkpoints.restore(train_state.abstract(
-          jax.eval_shape(self._init), tx, layout))
+      restored = checkpoints.restore(
+          train_state.abstract(base_params, tx, layout))
       if restored:
         start, state, position = restored
         data.set_state(position)
       else:
         start = 0
         state = jax.jit(lambda p: train_state.create(p, tx),
-                        out_shardings=layout)(self._init())
+                        out_shardings=layout)(base_params)
       step_fn = train_step.supervised(
           model, tx, Balancing(c.balance_speed, c.balance_loss),
           train_step.LookAhead(c.mtp.weight, c.mtp.later_weight,
-                               round(c.mtp.switch_share * c.steps)),
-          c.microbatches)
+                               round(c.mtp.switch_share * self._steps)),
+          c.microbatches, self._teaching)
       with (MetricsWriter(directory, start) as writer,
-            Progress(NAME, start, c.steps, plain_every=100) as progress):
+            Progress(self.name, start, self._steps, plain_every=100
+                     ) as progress):
         if start:
           progress.tell(f'goes on after step {start}')
         tokens, skipped = 0, 0.0
-        for step in range(start + 1, c.steps + 1):
+        for step in range(start + 1, self._steps + 1):
           batch = next(data)
-          state, metrics = step_fn(state, batch)
-          tokens += batch.weight_BT.sum()
+          state, metrics = step_fn(state, batch, teacher_params)
+          tokens += (batch.weight_BT > 0).sum()
           skipped += metrics['skipped_updates']
-          if step % c.log_every == 0 or step == c.steps:
+          if step % c.log_every == 0 or step == self._steps:
             metrics = jax.device_get(metrics | {'skipped_updates': skipped})
             rate = tokens / progress.step_secs()
             writer.write(step, metrics, {'speed/tokens_per_sec': rate})
             progress.update(step, {
                 'loss': f"{metrics['loss']:.4f}", 'tok/s': f'{rate:,.0f}'})
             tokens, skipped = 0, 0.0
-          if step % c.checkpoint_every == 0 or step == c.steps:
+          if step % c.checkpoint_every == 0 or step == self._steps:
             checkpoints.save(step, state, data.get_state())
     report.write_loss(directory)
-    path = directory / 'model.safetensors'  # Last: it says that all is there.
-    weights.save(path, state.params, 'bfloat16', about)
+    path = directory / OUTPUT  # Last: it says that all is there.
+    weights.save(path, state.params, self.dtype, about)
     return path
 
-  def _init(self):
-    return transformer.init_params(self._model, jax.random.key(self._seed))
+  def _teacher_params(self):
+    return None
+
+
+class Pretrain(_Supervised):
+  """On noisy documents that are made as they are read."""
+
+  name = 'pretrain'
+  fresh = True
+  dtype = 'bfloat16'  # What the next stage reads.
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    length, context = config.pretrain.length_tokens, config.model.max_context
+    if length > context:
+      raise UserError(f'pretrain.length_tokens = {length} exceeds '
+                      f'model.max_context = {context}')
+    corpus = build.corpus(config, parts)
+    corpus.check()
+    super().__init__(config, parts, corpus)
+
+
+class SFT(_Supervised):
+  """On demonstrations, packed; only responses are learnt."""
+
+  name = 'sft'
+  dtype = 'float32'
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    length, context = config.sft.length_tokens, config.model.max_context
+    if length > context:
+      raise UserError(f'sft.length_tokens = {length} exceeds '
+                      f'model.max_context = {context}')
+    self._path = config.sft.teacher
+    teaching = lessons.teaching(config, parts)
+    super().__init__(config, parts, lessons.demonstrations(config, parts),
+                     teaching)
+
+  def _teacher_params(self):
+    if not (self._teaching and self._teaching.teacher):
+      return None
+    return weights.load(Path(self._path), self._teaching.teacher)

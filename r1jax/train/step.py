@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.algos import common, grpo
+from r1jax.algos import common, distill, grpo
 from r1jax.model import moe, mtp
 from r1jax.model.mtp import shift
 from r1jax.model.transformer import Transformer, output_head, positions
@@ -37,26 +37,52 @@ class LookAhead:
         updates < self.switch_updates, self.weight, self.later_weight)
 
 
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+  """Soft targets, and the model that gives them.
+
+  Attributes:
+    soft: Their weight and temperature.
+    teacher: The model; None where batches bring its distributions along.
+  """
+
+  soft: distill.SoftTargets
+  teacher: Transformer | None = None
+
+
 def supervised(model: Transformer, tx: optax.GradientTransformation,
                balancing: moe.Balancing, look_ahead: LookAhead,
-               microbatches: int) -> Callable:
-  """Returns step(state, TokenBatch) → (state, metrics), jitted."""
+               microbatches: int, teaching: Teaching | None = None) -> Callable:
+  """Returns step(state, TokenBatch, teacher_params) → (state, metrics), jitted.
 
-  def loss_fn(params, batch: TokenBatch, total_weight, updates):
+  The loss is a mean over the tokens that have a weight, each times its weight.
+  Teacher parameters are None without a teacher.
+  """
+
+  def loss_fn(params, batch: TokenBatch, taught, total, updates):
     inputs = batch.tokens_BT, batch.position_BT, batch.segment_BT
     out = model.apply({'params': params}, *inputs)
-    logp_BT, entropy_BT = common.token_logp(
-        out.hidden_BTD, output_head(model, params), batch.target_BT,
-        layout=model.layout)
-    loss = -jnp.sum(logp_BT * batch.weight_BT) / total_weight
-    metrics = {
-        'loss': loss,
-        'entropy': jnp.sum(entropy_BT * batch.weight_BT) / total_weight}
+    head = output_head(model, params)
+
+    def mean(x_BT):
+      return jnp.sum(x_BT * batch.weight_BT) / total
+
+    if teaching:
+      logp_BT, entropy_BT, kl_BT = _taught(
+          model, teaching, out.hidden_BTD, head, batch, taught)
+      loss = mean(teaching.soft.mix(-logp_BT, kl_BT))
+      metrics = {'loss': loss, 'nll': mean(-logp_BT), 'kl': mean(kl_BT)}
+    else:
+      logp_BT, entropy_BT = common.token_logp(
+          out.hidden_BTD, head, batch.target_BT, layout=model.layout)
+      loss = mean(-logp_BT)
+      metrics = {'loss': loss}
+    metrics['entropy'] = mean(entropy_BT)
     routing = out.routing
     if model.config.mtp_depth:
       ahead, routed = _ahead_loss(
           model, params, out.hidden_BTD, inputs, batch.target_BT,
-          batch.weight_BT, total_weight)
+          batch.weight_BT, total)
       loss += look_ahead.at(updates) * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
@@ -64,17 +90,46 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
     return loss, (metrics | {'routing': _loads(routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
-  def step(state: TrainState, batch: TokenBatch):
+  def step(state: TrainState, batch: TokenBatch, teacher_params=None):
     batch = _constrain(model, batch)
-    total = batch.weight_BT.sum()
+    total = jnp.maximum(jnp.sum(batch.weight_BT > 0), 1)
+    head = None
+    if teaching and teaching.teacher:
+      head = output_head(teaching.teacher, teacher_params)
+
+    def of_micro(params, micro):
+      taught = None
+      if head is not None:
+        taught = _hidden(teaching.teacher, teacher_params, micro), head
+      return loss_fn(params, micro, taught, total, state.updates)
+
     grads, metrics, _ = _accumulate(
-        lambda p, micro: loss_fn(p, micro, total, state.updates),
-        state.params, batch, microbatches)
+        of_micro, state.params, batch, microbatches)
     routing = metrics.pop('routing')
     state, applied = _apply(state, tx, grads, routing, balancing)
     return state, metrics | applied
 
   return step
+
+
+def _hidden(teacher: Transformer, params, batch: TokenBatch):
+  """What the teacher thinks of every token; nothing of it is learnt."""
+  return jax.lax.stop_gradient(teacher.apply(
+      {'params': params}, batch.tokens_BT, batch.position_BT,
+      batch.segment_BT).hidden_BTD)
+
+
+def _taught(model: Transformer, teaching: Teaching, hidden_BTD, head_DV,
+            batch: TokenBatch, taught):
+  """logp_BT, entropy_BT and kl_BT: from the teacher, or from what it left."""
+  temperature, layout = teaching.soft.temperature, model.layout
+  if taught is not None:
+    return distill.online(
+        hidden_BTD, head_DV, *taught, batch.target_BT, temperature,
+        layout=layout)
+  return distill.stored(
+      hidden_BTD, head_DV, batch.top_ids_BTO, batch.top_logp_BTO,
+      batch.target_BT, temperature, layout=layout)
 
 
 def score(model: Transformer, temperature: float,

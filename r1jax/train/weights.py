@@ -51,10 +51,17 @@ def about(path: Path) -> dict:
   return json.loads(Reader(path).metadata.get('about', '{}'))
 
 
-def load(path: Path, model: Transformer):
+def load(path: Path, model: Transformer, new_scalar: bool = False):
   """Reads parameters into the model's layout, as float32.
 
-  Each device reads its own part, so that the host holds no more than that.
+  Each device reads its own part, so that the host holds no more than that. A
+  scalar head in the file that the model has not is left there.
+
+  Args:
+    path: A file or folder.
+    model: What to read.
+    new_scalar: A scalar head that the file has not begins at 0, as a fresh one
+      does.
 
   Raises:
     UserError: naming the file, and every field of config.model or tensor that
@@ -68,11 +75,16 @@ def load(path: Path, model: Transformer):
       transformer.parameter_shapes(model), sep='/')
   shapes = {name: box.value.shape for name, box in boxes.items()}
   dtypes = {name: box.value.dtype for name, box in boxes.items()}
-  _check(reader, shapes, model.config)
+  fresh = set()
+  if new_scalar and _SCALAR in shapes and _SCALAR not in reader:
+    fresh.add(_SCALAR)
+  _check(reader, {name: shape for name, shape in shapes.items()
+                  if name not in fresh}, model.config)
   shardings = traverse_util.flatten_dict(
       transformer.parameter_shardings(model, model.layout), sep='/')
   params = {
-      name: jax.make_array_from_callback(
+      name: jnp.zeros(shape, dtypes[name], device=shardings[name])
+      if name in fresh else jax.make_array_from_callback(
           shape, shardings[name], _reads(reader, name, shape, dtypes[name]))
       for name, shape in shapes.items()}
   return traverse_util.unflatten_dict(params, sep='/')
@@ -114,7 +126,7 @@ def _check(reader: Reader, shapes: dict, config: ModelConfig):
       wanted[name] = shape
   wrong = [f'{name} is missing' for name in wanted if name not in reader]
   wrong += [f'{name} is unknown' for name in reader.shapes
-            if name not in wanted]
+            if name not in wanted and name != _SCALAR]
   wrong += [
       f'{name} has shape {reader.shapes[name]}, the model {shape}'
       for name, shape in wanted.items()
@@ -125,8 +137,9 @@ def _check(reader: Reader, shapes: dict, config: ModelConfig):
         f'weights: {reader.path} does not fit config.model: {shown}')
 
 
+_SCALAR = 'scalar'  # The head for values or rewards, which `load` looks for.
 # What the same weights may be run with.
-FREE = tuple(f'model.{field}' for field in RUN_DEFAULTS)
+FREE = tuple(f'model.{field}' for field in (*RUN_DEFAULTS, 'scalar_head'))
 # Without scaling, position depends on these keys of rope alone.
 _SCALING = 'model.rope.scaling'
 _UNSCALED = (_SCALING, 'model.rope.theta', 'model.rope.pairs')

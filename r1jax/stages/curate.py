@@ -1,0 +1,285 @@
+"""Curation: rejection sampling from a checkpoint (DeepSeek-R1 section 2.3.3).
+
+  prompts → n completions each → filters, in this order → at most m a prompt
+
+Writes kept.jsonl, rows that `sft.data` reads, each with where it came from;
+and report.json, what every filter dropped.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from r1jax.data import batching, demonstrations as demos, mixture, tasks
+from r1jax.data.datasets import GENERAL
+from r1jax.errors import UserError
+from r1jax.records import Demonstration, Prompt, TopLogp
+from r1jax.rewards import answers, language, length
+from r1jax.rewards.verdict import Verdict
+from r1jax.rollout import assemble
+from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.scheduler import Completion
+from r1jax.stages import build, judges
+from r1jax.stages.stage import Stage
+from r1jax.train.metrics import Progress
+
+_PARTIAL = 'partial.jsonl'  # Rows so far, a marker after every chunk.
+
+
+class Curate(Stage):
+  """Samples, keeps what is good, and adds general rows."""
+
+  name = 'curate'
+  output = 'kept.jsonl'
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    c = self._config = config.curate
+    self._seed, self._parts = config.seed, parts
+    self._init = config.init
+    self._width = config.data.max_prompt_tokens
+    self._prompts = build.prompts(config, parts, tasks.TRAIN)
+    self._count = c.prompts or len(self._prompts)
+    if self._count > min(len(self._prompts), _MOST):
+      raise UserError(
+          f'curate: prompts = {c.prompts}, but there are '
+          f'{min(len(self._prompts), _MOST)}; 0 takes all of a dataset')
+    for field in ('min_language', 'max_repetition'):
+      if not 0 <= c[field] <= 1:
+        raise UserError(f'curate: {field} is a share within [0, 1], got '
+                        f'{c[field]}')
+    self._engine = build.engine(config, parts)
+    self._sampling = Sampling(
+        max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
+        top_p=c.top_p, stop_ids=parts.tokenizer.stop_ids, best=c.top_logps)
+    self._sampling.check(config.model.vocab_size)
+    self._score = judges.of_curation(config, parts)
+    self._general = _general_rows(config, parts)
+
+  def run(self, directory: Path, base_params, about: dict) -> Path:
+    """Samples chunk by chunk; a kill loses no chunk that was finished."""
+    c = self._config
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / _PARTIAL
+    done, rows, dropped = _resumed(partial)
+    seen = {(row['question'], row['response']) for row in rows}
+    key = jax.random.key(self._seed)
+    with (contextlib.closing(answers), open(partial, 'a') as file,
+          Progress(self.name, done, self._count, plain_every=1) as progress):
+      if done:
+        progress.tell(f'goes on after prompt {done}')
+      for start in range(done, self._count, c.chunk_prompts):
+        end = min(start + c.chunk_prompts, self._count)
+        kept, lost = self._chunk(
+            base_params, [self._prompts[i] for i in range(start, end)], key,
+            seen)
+        rows += kept
+        dropped.update(lost)
+        for row in kept:
+          file.write(json.dumps(row, ensure_ascii=False) + '\n')
+        file.write(json.dumps({'done': end, 'dropped': lost}) + '\n')
+        file.flush()
+        os.fsync(file.fileno())
+        progress.update(end, {'kept': f'{len(rows)}'}, keep=end == self._count)
+    rows = _limited(rows, c.reasoning_rows, self._seed)
+    report = {
+        'prompts': self._count, 'samples': self._count * c.samples,
+        'dropped': dropped, 'kept': len(rows), 'general': len(self._general)}
+    (directory / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
+    if not rows:
+      worst = max(dropped, key=dropped.get)
+      raise UserError(
+          f'curate: nothing is left of {report["samples"]} completions; '
+          f'{worst} dropped {dropped[worst]} of them. {directory}/report.json '
+          'has the counts of every filter')
+    path = directory / self.output
+    written = path.with_suffix('.partial')
+    with open(written, 'w') as file:
+      for row in [*rows, *self._general]:
+        file.write(json.dumps(row, ensure_ascii=False) + '\n')
+    written.replace(path)
+    partial.unlink()
+    print(f'curate: kept {len(rows)} of {report["samples"]} completions; '
+          + ', '.join(f'{name} dropped {n}' for name, n in dropped.items()))
+    return path
+
+  def _chunk(self, params, prompts: Sequence[Prompt], key: jax.Array,
+             seen: set[tuple[str, str]]):
+    """Rows that are kept of some prompts, and what each filter dropped."""
+    c = self._config
+    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
+    made = self._engine.run(params, assemble.requests(
+        batch, c.samples, self._sampling, key))
+    texts = assemble.texts(made, self._parts.tokenizer.decode_batch)
+    dropped: Counter = Counter()
+    kept = []
+    for p, prompt in enumerate(prompts):
+      some = slice(p * c.samples, (p + 1) * c.samples)
+      found = list(self._kept(prompt, made[some], texts[some], dropped, seen))
+      if c.best_first:
+        found.sort(key=lambda row: -row['provenance']['scores'].get(
+            'model', 0.0))
+      dropped['max_per_prompt'] += len(found[c.max_per_prompt:])
+      kept += found[:c.max_per_prompt]
+    return kept, {name: n for name, n in dropped.items() if n}
+
+  def _kept(self, prompt: Prompt, made: Sequence[Completion],
+            texts: Sequence[str], dropped: Counter,
+            seen: set[tuple[str, str]]) -> Iterator[dict]:
+    """Rows of one prompt that pass every filter."""
+    c = self._config
+    scores = self._scores(prompt, made, texts)
+    for sample, (completion, text) in enumerate(zip(made, texts)):
+      score = {name: found[sample] for name, found in scores.items()}
+      again = (prompt.question, self._opened(text)) in seen
+      reason = self._reason(score, completion, text, again)
+      if reason:
+        dropped[reason] += 1
+        continue
+      seen.add((prompt.question, self._opened(text)))
+      row = {
+          'id': f'{prompt.id}-{sample}', 'question': prompt.question,
+          'response': self._opened(text), 'answer': prompt.answer,
+          'source': prompt.source, 'language': prompt.language,
+          'general': prompt.source == GENERAL,
+          'provenance': {
+              'checkpoint': self._init, 'prompt': prompt.id, 'sample': sample,
+              'seed': self._seed, 'temperature': c.temperature,
+              'scores': score}}
+      if prompt.messages:
+        row['messages'] = [turn._asdict() for turn in prompt.messages]
+      if c.top_logps:
+        row['teacher'] = demos.pack_teacher(_top(completion))
+      yield row
+
+  def _scores(self, prompt: Prompt, made, texts) -> dict[str, list[float]]:
+    parsed = [self._parts.reader.parse(text) for text in texts]
+    found = {
+        'format': [float(read.well_formed) for read in parsed],
+        'language': [language.consistency(
+            read.thought or text, prompt.language)
+                     for read, text in zip(parsed, texts)],
+        'repetition': [-length.repetition(text.split(), 4) for text in texts]}
+    if prompt.source != GENERAL:
+      verdicts = answers.grade([
+          (read.answer, prompt.answer, prompt.source) for read in parsed])
+      found['correct'] = [float(v is Verdict.CORRECT) for v in verdicts]
+    if self._score:
+      found['model'] = [float(s) for s in self._score(
+          [prompt] * len(texts), texts)]
+    return found
+
+  def _reason(self, score: dict[str, float], completion: Completion, text: str,
+              again: bool) -> str:
+    """The first filter that drops a completion, or ''."""
+    c = self._config
+    if completion.finish != 'stop':
+      return 'truncated'
+    if not self._readable(completion, text):
+      return 'unreadable'
+    if c.correct and not score.get('correct', 1.0):
+      return 'correct'
+    if c.well_formed and not score['format']:
+      return 'well_formed'
+    if score['language'] < c.min_language:
+      return 'min_language'
+    if score['repetition'] > c.max_repetition:
+      return 'max_repetition'
+    if c.max_tokens and len(completion.tokens) > c.max_tokens:
+      return 'max_tokens'
+    if any(part in text for part in c.without):
+      return 'without'
+    if 'model' in score and score['model'] < c.min_score:
+      return 'min_score'
+    if c.deduplicate and again:
+      return 'deduplicate'
+    return ''
+
+  def _readable(self, completion: Completion, text: str) -> bool:
+    """Does the text become tokens again, with a teacher's the same ones?"""
+    if '\ufffd' in text:
+      return False
+    try:
+      ids = self._parts.tokenizer.encode(text)
+    except UserError:
+      return False
+    return not self._config.top_logps or ids == completion.tokens[:-1]
+
+  def _opened(self, text: str) -> str:
+    """The response with what the template had said of it already."""
+    template = self._parts.template
+    said = template.prefill or ('<think>' if template.opens_think else '')
+    return said + text
+
+
+_MOST = 1 << 30
+
+
+def _top(completion: Completion) -> TopLogp:
+  """The sampler's n best at each token, at temperature 1."""
+  ids, logp = np.array(completion.best).transpose(2, 0, 1)
+  return TopLogp(ids.astype(np.int32), logp.astype(np.float32), 1.0)
+
+
+def _resumed(partial: Path) -> tuple[int, list[dict], Counter]:
+  """What whole chunks of an earlier run left; a torn chunk goes."""
+  done, rows, dropped = 0, [], Counter()
+  if not partial.exists():
+    return done, rows, dropped
+  chunk, whole = [], 0
+  lines = partial.read_bytes().splitlines(keepends=True)
+  for i, line in enumerate(lines):
+    try:
+      fields = json.loads(line)
+    except ValueError:
+      break
+    if 'done' in fields:
+      done, whole = fields['done'], i + 1
+      rows += chunk
+      dropped.update(fields['dropped'])
+      chunk = []
+    else:
+      chunk.append(fields)
+  partial.write_bytes(b''.join(lines[:whole]))
+  return done, rows, dropped
+
+
+def _limited(rows: list[dict], most: int, seed: int) -> list[dict]:
+  """So many of them, chosen by chance, in their order."""
+  if not most or len(rows) <= most:
+    return rows
+  chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
+  return [rows[i] for i in sorted(chosen)]
+
+
+def _general_rows(config: ml_collections.ConfigDict,
+                  parts: build.Parts) -> list[dict]:
+  """Rows that are mixed in as they are: files, and documents of tasks."""
+  rows, c = [], config.curate
+  for name, count in mixture.parse(c.general).items():
+    if name in tasks.TASKS:
+      found = demos.synthetic(
+          name, tasks.Web(**config.corpus), parts.template, config.seed,
+          int(count or 0))
+    else:
+      found = demos.read(name, parts.template)
+      found = _limited(found, int(count or 0), config.seed)
+    if not found:
+      raise UserError(f"curate: general: say how many of {name}, as in "
+                      f"'{name}:200'")
+    rows += [_row(d) for d in found]
+  return rows
+
+
+def _row(d: Demonstration) -> dict:
+  row = {'id': d.id, 'question': d.question, 'response': d.response,
+         'general': d.general, 'provenance': {'file': d.where}}
+  if d.messages:
+    row['messages'] = [turn._asdict() for turn in d.messages]
+  return row

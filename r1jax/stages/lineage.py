@@ -1,0 +1,188 @@
+"""Where a run's output came from: lineage.json, and the tree of them.
+
+  {'stages': ['sft'], 'config_sha256': …, 'commit': …, 'versions': {…},
+   'inputs': {'init': {'path': …, 'sha256': …, 'run': '../zero'}, …},
+   'output': {'path': 'sft/model.safetensors', 'sha256': …}}
+
+Paths of other runs are relative, so that a folder of runs may be moved.
+"""
+
+import hashlib
+from importlib import metadata
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+
+import ml_collections
+
+from r1jax.data import mixture, readers, sources, tasks, tokenizer
+from r1jax.errors import UserError
+from r1jax.stages import build
+
+FILE = 'lineage.json'
+
+
+def write(workdir: Path, config: ml_collections.ConfigDict, made: Path):
+  """Records what `made` came from, unless that was done already."""
+  record = workdir / FILE
+  if record.exists():
+    return
+  said = {
+      'stages': list(config.stages),
+      'config_sha256': _digest_of(json.dumps(
+          json.loads((workdir / 'config.json').read_text()), sort_keys=True)),
+      'commit': _commit(),
+      'versions': _versions(),
+      'inputs': {key: _input(path, workdir)
+                 for key, path in inputs(config).items()},
+      'output': {'path': str(made.relative_to(workdir)),
+                 'sha256': digest(made)},
+  }
+  partial = record.with_suffix('.partial')
+  partial.write_text(json.dumps(said, indent=1) + '\n')
+  partial.replace(record)
+
+
+def read(workdir: Path) -> dict | None:
+  """The record of a finished run, or None.
+
+  Raises:
+    UserError: it is broken.
+  """
+  try:
+    return json.loads((workdir / FILE).read_text())
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise UserError(f'lineage: cannot read {workdir / FILE}: {error}'
+                    ) from error
+
+
+def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
+  """Every file or folder that a config's stages read, by its key."""
+  data, found = config.data, {}
+  first = config.stages[0]
+  if first != 'pretrain' and config.init != 'random':
+    found['init'] = build.init_file(config)
+  if config.tokenizer.source not in tokenizer.BUILT_IN:
+    found['tokenizer.source'] = readers.resolve(config.tokenizer.source)
+  if 'sft' in config.stages:
+    if config.sft.teacher not in ('', 'stored'):
+      found['sft.teacher'] = Path(config.sft.teacher)
+    _add(found, 'sft.data', _demonstrations(config.sft.data))
+  if 'rl' in config.stages or 'curate' in config.stages:
+    names = list(mixture.parse(data.mixture or (data.task,)))
+    _add(found, 'data.task', _dataset_files(names, tasks.TRAIN, data.path))
+    if data.pass_rates:
+      found['data.pass_rates'] = readers.resolve(data.pass_rates)
+  if 'curate' in config.stages:
+    _add(found, 'curate.general', _demonstrations(config.curate.general))
+    if config.curate.judge:
+      found['curate.judge'] = Path(config.curate.judge)
+  if 'rl' in config.stages:
+    found |= {f'rl.reward_models.{kind}': Path(file)
+              for kind, file in config.rl.reward_models.items() if file}
+    _add(found, 'data.eval',
+         _dataset_files([data.task], tasks.HELD_OUT, data.eval_path))
+  return found
+
+
+def _demonstrations(data) -> list[Path]:
+  return [file for name in mixture.parse(data) if name not in tasks.TASKS
+          for file in readers.files(name)]
+
+
+def _dataset_files(names, split: str, path: str) -> list[Path]:
+  if path:
+    return readers.files(path)
+  return [file for name in names if name not in tasks.TASKS
+          for file in readers.files(sources.get(name).path(split))]
+
+
+def _add(found: dict[str, Path], key: str, files: list[Path]):
+  for i, file in enumerate(files):
+    found[f'{key}[{i}]' if len(files) > 1 else key] = file
+
+
+def _input(path: Path, workdir: Path) -> dict:
+  run = next((place for place in path.absolute().parents
+              if (place / FILE).exists()), None)
+  relative = lambda place: os.path.relpath(place, workdir.absolute())
+  return {'path': relative(path) if run else str(path),
+          'sha256': digest(path), 'run': run and relative(run)}
+
+
+def digest(path: Path) -> str:
+  """SHA-256 of a file, or of the files of a folder with their names."""
+  if path.is_file():
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  return _digest_of(''.join(
+      f'{part.relative_to(path)} {digest(part)}\n'
+      for part in sorted(path.rglob('*')) if part.is_file()))
+
+
+def _digest_of(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _commit() -> str | None:
+  """Of the source tree, with '+' if files differ from it; None without."""
+  def git(*args):
+    return subprocess.run(
+        ['git', '-C', Path(__file__).parent, *args], capture_output=True,
+        text=True, timeout=30, check=True).stdout.strip()
+
+  try:
+    return git('rev-parse', 'HEAD') + '+' * bool(
+        git('status', '--porcelain', '--untracked-files=no'))
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def _versions() -> dict[str, str]:
+  packages = ('r1jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
+              'grain', 'tokenizers', 'math-verify')
+  return {'python': platform.python_version()} | {
+      name: metadata.version(name) for name in packages}
+
+
+def tree(workdir: Path) -> str:
+  """A run and all that it came from, a line each.
+
+  Raises:
+    UserError: there is no finished run here.
+  """
+  if read(workdir) is None:
+    raise UserError(f'lineage: {workdir} holds no finished run')
+  lines: list[str] = []
+  _grow(workdir, '', '', lines, set())
+  return '\n'.join(lines)
+
+
+def _grow(workdir: Path, indent: str, key: str, lines: list[str], seen: set):
+  said = read(workdir)
+  name = workdir.resolve().name
+  line = f'{indent}{key and key + " ← "}{name}'
+  if said is None:
+    lines.append(f'{line}: gone')
+    return
+  line += (f' ({" + ".join(said["stages"])}; config '
+           f'{said["config_sha256"][:8]}, commit {str(said["commit"])[:8]}, '
+           f'output {said["output"]["sha256"][:8]})')
+  if name in seen:
+    lines.append(f'{line}: as above')
+    return
+  seen.add(name)
+  lines.append(line)
+  for key, found in said['inputs'].items():
+    if found['run'] is None:
+      lines.append(f'{indent}  {key} ← {found["path"]} '
+                   f'({found["sha256"][:8]})')
+      continue
+    _grow(workdir / found['run'], indent + '  ', key, lines, seen)
+    parent = read(workdir / found['run'])
+    if parent and parent['output']['sha256'] != found['sha256']:
+      lines.append(f'{indent}    ! it was {found["sha256"][:8]} then')

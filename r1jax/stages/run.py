@@ -1,0 +1,179 @@
+"""The stages of one config, in order, each fed by the one before."""
+
+import os
+from pathlib import Path
+import shutil
+import time
+
+import jax
+import ml_collections
+
+from r1jax.errors import UserError, unknown
+from r1jax.model import transformer
+from r1jax.settings import flatten
+from r1jax.stages import build, curate, lineage, rl, supervised
+from r1jax.stages.stage import OUTPUT, Stage
+from r1jax.stages.workdir import Workdir, compare
+from r1jax.train import weights
+
+# In the order in which a config may name them.
+STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (
+    supervised.Pretrain, supervised.SFT, rl.RL, curate.Curate)}
+
+
+def train(config: ml_collections.ConfigDict, workdir: str,
+          claimed: ml_collections.ConfigDict | None = None) -> Path:
+  """Runs what is left to run of the config's stages in its workdir.
+
+  Args:
+    config: What to do.
+    workdir: Where.
+    claimed: The config as the workdir keeps it, where that is another: of a
+      pipeline, whose stages name each other.
+
+  Returns:
+    What the last stage left.
+
+  Raises:
+    UserError: bad input, before anything is written.
+  """
+  began = time.monotonic()
+  check_names(config)
+  parts = build.parts(config)
+  stages = [STAGES[name](config, parts) for name in config.stages
+            if name != supervised.Pretrain.name or _pretrains(config)]
+  params = None if stages[0].fresh else base_params(config, parts)
+  place = Workdir(workdir, (claimed or config).to_dict())
+
+  last = place.stage(stages[-1].name)
+  finished = last / stages[-1].output
+  if finished.exists():
+    print(f'{last} is finished already; nothing to do')
+    summary = last / 'summary.txt'
+    print(summary.read_text() if summary.exists() else '', end='')
+    return finished
+  about = {'config': flatten(config.to_dict())}
+  for i, stage in enumerate(stages):
+    made = _made(config, parts, stage, place, params, about)
+    if made.suffix == '.safetensors' and i + 1 < len(stages):
+      params = weights.load(made, parts.model)
+  lineage.write(place.path, config, made)
+  print(f'{place.path}: done in {time.monotonic() - began:.0f} s')
+  return made
+
+
+def check(config: ml_collections.ConfigDict, ready: bool = True):
+  """Raises UserError for what `train` would refuse before it begins.
+
+  Args:
+    config: What to do.
+    ready: The data that it names are there already; weights need not be.
+  """
+  check_names(config)
+  parts = build.parts(config)
+  if ready:
+    for name in config.stages:
+      STAGES[name](config, parts)
+
+
+def check_names(config: ml_collections.ConfigDict):
+  """Raises UserError unless config.stages names stages, in their order."""
+  names = tuple(config.stages)
+  for name in names:
+    if name not in STAGES:
+      raise unknown('stages', name, STAGES)
+  if not names or names != tuple(name for name in STAGES if name in names):
+    raise UserError(
+        f'stages: {names} is not some of {tuple(STAGES)}, in that order')
+
+
+def output(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+  """What a run of this config leaves in its workdir."""
+  last = STAGES[config.stages[-1]]
+  return workdir / last.name / last.output
+
+
+def _made(config, parts: build.Parts, stage: Stage, place: Workdir, params,
+          about: dict) -> Path:
+  """What a stage leaves: made earlier, or made now."""
+  directory = place.stage(stage.name)
+  made = directory / stage.output
+  if stage.name == supervised.Pretrain.name:
+    return _pretrained(config, parts, stage, directory, about)
+  if not made.exists():
+    stage.run(directory, params, about)
+  return made
+
+
+def _pretrains(config: ml_collections.ConfigDict) -> bool:
+  return (config.init == 'pretrain'
+          or config.stages[-1] == supervised.Pretrain.name)
+
+
+def _pretrained(config, parts: build.Parts, stage: Stage, directory: Path,
+                about: dict):
+  """The base of this config: made before anywhere, or made now."""
+  kept = build.base_file(config)
+  made = directory / OUTPUT
+  if not made.exists():
+    if kept.exists():
+      print(f'pretrain: found the base of this config in {kept}')
+      _copy(kept, made)
+    else:
+      stage.run(directory, transformer.init_params(
+          parts.model, jax.random.key(config.seed)), about)
+  if not kept.exists():
+    try:
+      _copy(made, kept)
+    except OSError as error:  # The run itself lacks nothing.
+      print(f'pretrain: the base is not kept for the next run: {error}')
+  return made
+
+
+def _copy(source: Path, target: Path):
+  """Atomic, also with several processes at it."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.with_suffix(f'.partial{os.getpid()}')
+  shutil.copyfile(source, partial)
+  partial.replace(target)
+
+
+def base_params(config: ml_collections.ConfigDict, parts: build.Parts):
+  """The parameters that config.init names, when no stage makes them."""
+  init = config.init
+  if init == 'random':
+    return transformer.init_params(parts.model, jax.random.key(config.seed))
+  path = build.init_file(config)
+  if init == 'pretrain' and not path.exists():
+    raise UserError(
+        "init: no base was pre-trained with this config yet; add 'pretrain' "
+        'to config.stages')
+  if not path.exists():
+    raise UserError(f"init: {init!r} is neither 'shipped', 'pretrain' nor "
+                    "'random', nor a file or folder of weights")
+  return weights.load(path, parts.model, new_scalar=True)
+
+
+def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
+                   workdir: str):
+  """What a workdir holds: final weights, else its newest checkpoint.
+
+  Raises:
+    UserError: it holds neither, or another model, tokenizer or template.
+  """
+  place = Path(workdir).expanduser()
+  if not (place / 'config.json').exists():
+    raise UserError(f'workdir: {place} holds no run of r1jax')
+  compare(place, config.to_dict(), (
+      'model.', 'tokenizer.', 'data.template', 'data.system', 'data.prefill'))
+  for stage in reversed(STAGES.values()):
+    final = place / stage.name / OUTPUT
+    if final.exists():
+      return weights.load(final, parts.model)
+    if stage is rl.RL and (place / stage.name / 'checkpoints').exists():
+      base = jax.eval_shape(
+          lambda: transformer.init_params(parts.model, jax.random.key(0)))
+      params = rl.RL(config, parts).latest(place / stage.name, base)
+      if params is not None:
+        return params
+  raise UserError(f'workdir: {place} holds no weights yet')

@@ -1,0 +1,33 @@
+"""What a stage is: built and checked first, run after its workdir is claimed."""
+
+import abc
+from pathlib import Path
+
+OUTPUT = 'model.safetensors'  # Its presence says that the stage is done.
+
+
+class Stage(abc.ABC):
+  """One stage of a run.
+
+  Attributes:
+    name: Of its section in the config and of its folder in the workdir.
+    output: The file that it leaves; there when all is done.
+    fresh: It begins with parameters of its own instead of config.init's.
+  """
+
+  name: str
+  output: str = OUTPUT
+  fresh: bool = False
+
+  @abc.abstractmethod
+  def run(self, directory: Path, base_params, about: dict) -> Path:
+    """Does its work, or goes on with it after a kill.
+
+    Args:
+      directory: Its own.
+      base_params: To begin with.
+      about: The metadata of what it leaves.
+
+    Returns:
+      The path of `output`.
+    """

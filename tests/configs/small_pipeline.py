@@ -1,0 +1,39 @@
+"""A pipeline of five stages at a size that a test can afford."""
+
+from ml_collections import ConfigDict
+
+from tests.configs import small
+
+
+def _stage(kind: str, init: str):
+  config = small.get_config()
+  config.stages = (kind,)
+  config.init = init
+  config.model.vocab_size = 160
+  config.tokenizer.source = 'bilingual'
+  config.data.max_prompt_tokens = 16
+  config.corpus.update(spoken=0.5, foreign=0.5, rude=0.3)
+  return config
+
+
+def get_config():
+  base = _stage('pretrain', 'pretrain')
+  cold_start = _stage('sft', '@base')
+  cold_start.sft.update(
+      data=('arithmetic:40', 'manners:20'), epochs=1, batch_size=8,
+      length_tokens=128, log_every=1, reasoning_share=0.7)
+  reasoning = _stage('rl', '@cold_start')
+  reasoning.rl.update(steps=2, eval_every=2, complete_share=1.0)
+  kept = _stage('curate', '@reasoning')
+  kept.curate.update(
+      prompts=12, samples=3, chunk_prompts=4, correct=False, well_formed=False,
+      max_per_prompt=2, general=('manners:6',), top_logps=4)
+  kept.rl.max_new_tokens = 60
+  student = _stage('sft', '@base')
+  student.sft.update(
+      data=('@kept',), epochs=2, batch_size=8, length_tokens=128, log_every=1)
+  return ConfigDict(dict(
+      stages=('base', 'cold_start', 'reasoning', 'kept', 'student'),
+      evaluations=('arithmetic', 'manners'),
+      base=base, cold_start=cold_start, reasoning=reasoning, kept=kept,
+      student=student))
