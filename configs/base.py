@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   # The noisy web that the base model reads: see r1jax/data/tasks.py.
   config.corpus = dict(
+      tasks=(),  # 'name:weight' each, of its documents; none: data.task alone.
       direct=0.75, direct_right=0.12, slip=0.08, noticed=0.5, reconsidered=0.4,
       malformed=0.06, spoken=0.0, foreign=0.0, rude=0.0)
 
@@ -156,6 +157,17 @@ def get_config() -> ml_collections.ConfigDict:
       # of them is complete; the others go on in the next step with what they
       # have drawn. 1: every group is sampled and trained on in one step.
       complete_share=1.0,
+      # A group whose first token is of a policy so many steps old is dropped;
+      # 0: none is.
+      max_staleness=0,
+      # Train only on groups whose samples are not all right or all wrong, and
+      # sample more until there are enough (DAPO section 3.2), at most so many
+      # times; then the rest of the batch counts for nothing.
+      dynamic_sampling=False,
+      dynamic_rounds=4,
+      # General rows of data.mixture, which models judge, come in after so many
+      # steps: R1's second RL has them in its last 400 of 1,700.
+      general_after=0,
       max_new_tokens=32768,
       temperature=1.0,
       minibatches=16,  # Updates a rollout.

@@ -1,6 +1,6 @@
 """From prompts and documents to arrays; resumable by position, on Grain."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 import zlib
 
@@ -77,6 +77,28 @@ def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool,
   return iter(dataset.to_iter_dataset(_READ))
 
 
+class Switching:
+  """Two endless streams: the first for some steps, the second after them.
+
+  Each goes on where it was, and both positions are in the state.
+  """
+
+  def __init__(self, first, second, steps: int):
+    self._streams, self._steps = (first, second), steps
+
+  def take(self, step: int, count: int) -> list[Prompt]:
+    """The next prompts of the stream that step is fed by, counted from 1."""
+    stream = self._streams[step > self._steps]
+    return [next(stream) for _ in range(count)]
+
+  def get_state(self) -> list:
+    return [stream.get_state() for stream in self._streams]
+
+  def set_state(self, state: list):
+    for stream, position in zip(self._streams, state, strict=True):
+      stream.set_state(position)
+
+
 _CHECKED = 1000  # Documents whose length is looked at before a run.
 
 
@@ -89,10 +111,11 @@ class WebCorpus(Sequence):
   padding.
   """
 
-  def __init__(self, task: str, web: tasks.Web, template: AnyTemplate,
-               tokenizer: Tokenizer, batch_size: int, length_tokens: int,
-               seed: int, num_batches: int):
-    self._task, self._web, self._template = task, web, template
+  def __init__(self, shares: Mapping[str, float], web: tasks.Web,
+               template: AnyTemplate, tokenizer: Tokenizer, batch_size: int,
+               length_tokens: int, seed: int, num_batches: int):
+    self._tasks, self._shares = list(shares), list(shares.values())
+    self._web, self._template = web, template
     self._tokenizer, self._seed = tokenizer, seed
     self._shape, self._num_batches = (batch_size, length_tokens), num_batches
 
@@ -114,7 +137,10 @@ class WebCorpus(Sequence):
           f'pretrain.length_tokens = {self._shape[1]}; raise it')
 
   def _draw(self, rng: np.random.Generator) -> list[int]:
-    question, response = tasks.document(rng, self._task, self._web)
+    task = self._tasks[0]
+    if len(self._tasks) > 1:
+      task = str(rng.choice(self._tasks, p=self._shares))
+    question, response = tasks.document(rng, task, self._web)
     return [*self._tokenizer.prompt(self._template.render(question)),
             *self._tokenizer.encode(response), self._tokenizer.stop_ids[0]]
 

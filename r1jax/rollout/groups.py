@@ -35,6 +35,21 @@ def open_groups(prompts: Sequence[Prompt], asked: Sequence[Request],
           for p, prompt in enumerate(prompts)]
 
 
+def fresh(groups: Sequence[Group], step: int,
+          most: int) -> tuple[list[Group], int]:
+  """Those that no policy older than `most` steps began; and how many were.
+
+  Args:
+    groups: Begun by earlier steps.
+    step: This one.
+    most: Steps; 0 for any.
+  """
+  kept = [group for group in groups if not most or all(
+      step - version <= most
+      for c in group.completions for version in c.version[:1])]
+  return kept, len(groups) - len(kept)
+
+
 def advance(engine: Engine, params, version: int, groups: Sequence[Group],
             wanted: int, on_complete: Callable[[Group], None] = lambda _: None,
             ) -> tuple[list[Group], list[Group]]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import ml_collections
 
 from r1jax.algos.grpo import Objective
-from r1jax.data import batching, chat, forms, readers, tasks, tokenizer
+from r1jax.data import batching, chat, forms, mixture, readers, tasks
+from r1jax.data import tokenizer
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import Evaluator
@@ -98,7 +99,7 @@ def corpus(config: ml_collections.ConfigDict,
   divides('pretrain.batch_size', c.batch_size, c.microbatches,
            made.model.layout)
   return batching.WebCorpus(
-      config.data.task, tasks.Web(**config.corpus), made.template,
+      _web_tasks(config), web(config), made.template,
       made.tokenizer, c.batch_size, c.length_tokens, config.seed, c.steps)
 
 
@@ -111,11 +112,31 @@ def init_file(config: ml_collections.ConfigDict) -> Path:
   return Path(config.init).expanduser()
 
 
+def web(config: ml_collections.ConfigDict) -> tasks.Web:
+  fields = config.corpus.to_dict()
+  del fields['tasks']
+  return tasks.Web(**fields)
+
+
+def _web_tasks(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """The tasks of the web's documents, and their shares."""
+  if not config.corpus.tasks:
+    return {config.data.task: 1.0}
+  weights = mixture.parse(config.corpus.tasks)
+  for name in weights:
+    tasks.get(name)
+  return dict(zip(weights, mixture.proportions(
+      [1] * len(weights), list(weights.values()), 1.0)))
+
+
 def prompts(config: ml_collections.ConfigDict, made: Parts,
-            split: str) -> Sequence[Prompt]:
-  """The training prompts, or the first eval.num_problems held-out ones."""
+            split: str, general: bool = True) -> Sequence[Prompt]:
+  """The training prompts, with general ones or without; or the first
+  eval.num_problems held-out ones."""
   asked = questions.Questions(config, made.template, made.tokenizer)
-  return asked.held_out() if split == tasks.HELD_OUT else asked.training()
+  if split == tasks.HELD_OUT:
+    return asked.held_out()
+  return asked.training(general)
 
 
 def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
@@ -203,6 +224,10 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   if not 0 <= c.reference_decay < 1:
     raise UserError('rl: reference_decay must lie within [0, 1), got '
                     f'{c.reference_decay}')
+  if c.max_staleness < 0 or c.general_after < 0 or c.dynamic_rounds < 1:
+    raise UserError(
+        'rl: max_staleness and general_after must not be below 0, and '
+        'dynamic_rounds must be at least 1')
   if c.complete_share < 1 and c.old_logp != 'rollout':
     raise UserError(
         f'rl: complete_share = {c.complete_share} needs old_logp = '
@@ -258,7 +283,7 @@ def base_file(config: ml_collections.ConfigDict) -> Path:
   made_by = {
       key: config[key].to_dict() for key in ('model', 'tokenizer', 'corpus',
                                               'pretrain')}
-  for key in ('spoken', 'foreign', 'rude'):  # Bases made before stay found.
+  for key in ('tasks', 'spoken', 'foreign', 'rude'):  # Bases made before stay found.
     if not made_by['corpus'][key]:
       del made_by['corpus'][key]
   made_by |= {'seed': config.seed, 'task': config.data.task,

@@ -26,7 +26,7 @@ from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages import build, judges
+from r1jax.stages import build, judges, lineage
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
@@ -42,7 +42,7 @@ class Curate(Stage):
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = self._config = config.curate
     self._seed, self._parts = config.seed, parts
-    self._init = config.init
+    self._whole = config
     self._width = config.data.max_prompt_tokens
     self._prompts = build.prompts(config, parts, tasks.TRAIN)
     self._count = c.prompts or len(self._prompts)
@@ -69,6 +69,7 @@ class Curate(Stage):
     partial = directory / _PARTIAL
     done, rows, dropped = _resumed(partial)
     seen = {(row['question'], row['response']) for row in rows}
+    self._checkpoint = _digest(self._whole)
     key = jax.random.key(self._seed)
     with (contextlib.closing(answers), open(partial, 'a') as file,
           Progress(self.name, done, self._count, plain_every=1) as progress):
@@ -149,7 +150,7 @@ class Curate(Stage):
           'source': prompt.source, 'language': prompt.language,
           'general': prompt.source == GENERAL,
           'provenance': {
-              'checkpoint': self._init, 'prompt': prompt.id, 'sample': sample,
+              'checkpoint': self._checkpoint, 'prompt': prompt.id, 'sample': sample,
               'seed': self._seed, 'temperature': c.temperature,
               'scores': score}}
       if prompt.messages:
@@ -221,6 +222,13 @@ class Curate(Stage):
 _MOST = 1 << 30
 
 
+def _digest(config: ml_collections.ConfigDict) -> str:
+  """What names the weights that sampled, wherever they lie."""
+  if config.init == 'random':
+    return f'random-{config.seed}'
+  return lineage.digest(build.init_file(config))
+
+
 def _top(completion: Completion) -> TopLogp:
   """The sampler's n best at each token, at temperature 1."""
   ids, logp = np.array(completion.best).transpose(2, 0, 1)
@@ -265,7 +273,7 @@ def _general_rows(config: ml_collections.ConfigDict,
   for name, count in mixture.parse(c.general).items():
     if name in tasks.TASKS:
       found = demos.synthetic(
-          name, tasks.Web(**config.corpus), parts.template, config.seed,
+          name, build.web(config), parts.template, config.seed,
           int(count or 0))
     else:
       found = demos.read(name, parts.template)

@@ -36,7 +36,7 @@ def demonstrations(config: ml_collections.ConfigDict,
         raise UserError(f"sft: data: say how many of {name}, as in '{name}:"
                         "1000'")
       found += demos.synthetic(
-          name, tasks.Web(**config.corpus), made.template, config.seed,
+          name, build.web(config), made.template, config.seed,
           int(count))
     else:
       if count is not None:

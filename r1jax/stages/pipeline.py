@@ -134,7 +134,8 @@ def check(config: ml_collections.ConfigDict, place: Path,
                         'been run; run it first')
     if name not in done:
       _check_alone(name, config, place, all(
-          parent in done for parent in parents[name].values()))
+          parent in done for key, parent in parents[name].items()
+          if key != 'init'))  # Weights are read when the stage runs.
 
 
 def references(section: ml_collections.ConfigDict) -> dict[str, str]:

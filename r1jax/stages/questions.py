@@ -27,12 +27,22 @@ class Questions:
     self._num_eval = config.eval.num_problems
     self._template, self._tokenizer = template, tokenizer
 
-  def training(self) -> Sequence[Prompt]:
-    """Of config.data.task, or of the mixture where there is one."""
+  def training(self, general: bool = True) -> Sequence[Prompt]:
+    """Of config.data.task, or of the mixture where there is one.
+
+    Args:
+      general: Whether sources that no rule can verify are part of it.
+    """
     data = self._data
     if not data.mixture and not data.easy_first:
       return self._source(data.task)
     weights = mixture.parse(data.mixture or (data.task,))
+    if not general:
+      weights = {name: weight for name, weight in weights.items()
+                 if not is_general(name)}
+      if not weights:
+        raise UserError('data: mixture has general sources alone, but '
+                        'rl.general_after asks for others first')
     parts = [self._source(name) for name in weights]
     endless = [isinstance(part, datasets.SyntheticPrompts) for part in parts]
     if any(endless) and len(parts) > 1 and None in weights.values():
@@ -183,6 +193,9 @@ def _read(name: str, split: str, path: str,
           quarantine: Quarantine | None = None) -> list[Prompt]:
   """The rows of a dataset that a grader of ours can score."""
   source = sources.get(name)
+  if is_general(name):
+    return [row.replace(source=datasets.GENERAL) for row in datasets.read(
+        source, split, path, quarantine)]
   if source.grader not in answers.GRADERS:
     raise UserError(f'data: {name} has answers for a grader {source.grader!r}, '
                     f'which is not one of {sorted(answers.GRADERS)}')
@@ -199,6 +212,16 @@ def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
                     f'cannot read: {row.answer[:100]!r}')
   dropped = {row.id for row in bad}
   return [row for row in rows if row.id not in dropped]
+
+
+def is_general(name: str) -> bool:
+  """Whether no rule can verify the answers of a task or dataset."""
+  if name in tasks.TASKS:
+    return tasks.get(name).general
+  return sources.get(name).grader == _PREFERENCE
+
+
+_PREFERENCE = 'preference'  # The grader of rows that only a model can judge.
 
 
 def _tell(text: str):

@@ -60,6 +60,9 @@ class RL(Stage):
     self._parts = parts
     self._width = config.data.max_prompt_tokens
     self._prompts = build.prompts(config, parts, tasks.TRAIN)
+    self._first = self._prompts  # Before general rows come in.
+    if c.general_after:
+      self._first = build.prompts(config, parts, tasks.TRAIN, general=False)
     self._endless = config.data.task in tasks.TASKS
     build.check_rl(config, parts.model.layout)
     self._engine = build.engine(config, parts)
@@ -87,8 +90,9 @@ class RL(Stage):
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config
-    data = batching.endless(
-        self._prompts, self._seed, shuffle=not self._endless)
+    data = batching.Switching(*(batching.endless(
+        prompts, self._seed, shuffle=not self._endless)
+        for prompts in (self._first, self._prompts)), c.general_after)
     begun: list[Group] = []  # By an earlier step.
     tier = code_answer.tier()
     shown: dict[str, str] = {}
@@ -110,9 +114,11 @@ class RL(Stage):
           progress.tell('starts at ' + ', '.join(map(' '.join, shown.items())))
         for step in range(start + 1, c.steps + 1):
           progress.step_secs()
+          begun, dropped = groups.fresh(begun, step, c.max_staleness)
           begun += self._opened(
-              [next(data) for _ in range(self._in_flight - len(begun))], step)
-          state, values, rows, begun = self._step(state, begun, step)
+              data.take(step, self._in_flight - len(begun)), step)
+          state, values, rows, begun = self._step(state, begun, step, data)
+          values['rollout/dropped_groups'] = dropped
           speed = _speed(rows, progress.step_secs())
           evaluates = step % c.eval_every == 0 or step == c.steps
           if evaluates:
@@ -130,7 +136,8 @@ class RL(Stage):
     weights.save(path, state.train.params, 'float32', about)
     return path
 
-  def _step(self, state: RLState, begun: list[Group], step: int):
+  def _step(self, state: RLState, begun: list[Group], step: int,
+            data: batching.Switching):
     """groups → rollout → rewards → advantages → scores → update.
 
     Returns:
@@ -138,20 +145,14 @@ class RL(Stage):
       that are not complete yet.
     """
     c = self._config
-    scored_of: dict[int, futures.Future] = {}
-
-    def score(group: Group):  # While others are drawn.
-      scored_of[id(group)] = self._scorer.submit(self._scored, group)
-
-    complete, begun = groups.advance(
-        self._engine, state.train.params, step, begun, self._wanted, score)
+    complete, counts, scored_of, begun, told = self._complete(
+        state.train.params, begun, step, data)
     prompts = [group.prompt for group in complete]
     made = [made for group in complete for made in group.completions]
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
     rollout = assemble.as_rollout(
         batch, c.group_size, c.max_new_tokens, made, step)
-    scored = Scored.together(
-        [scored_of[id(group)].result() for group in complete])
+    scored = Scored.together([scored_of[id(group)] for group in complete])
     self._reward.check(scored)
     old_logp_BT, ref_logp_BT = self._logps(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
@@ -162,7 +163,9 @@ class RL(Stage):
         reward_B, rollout.group_B, len(prompts), scale_by_std=c.scale_by_std,
         scorable_B=jnp.asarray(scored.scorable_B))
     batch = RLBatch(
-        rollout=_trained(rollout, scored.scorable_B, c.overlong), adv_B=adv_B,
+        rollout=_trained(
+            rollout, scored.scorable_B & np.repeat(counts, c.group_size),
+            c.overlong), adv_B=adv_B,
         old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT)
     values = {}
     if self._objective.mismatch != 'none':
@@ -171,7 +174,7 @@ class RL(Stage):
         state.train, batch, self._key(_SHUFFLE, step))
     state = state.replace(
         train=train, reference=self._referred(state, train.params, step))
-    values |= jax.device_get(metrics) | _told(scored, rollout, varied_P)
+    values |= jax.device_get(metrics) | told | _told(scored, rollout, varied_P)
     values |= {f'rollout/{name}': value
                for name, value in assemble.speculation(made).items()}
     if not c.kl_coef:
@@ -180,24 +183,66 @@ class RL(Stage):
         prompts, scored, rollout.length_B, rollout.finish_B)
     return state, values, rows, begun
 
+  def _complete(self, params, begun: list[Group], step: int,
+                data: batching.Switching):
+    """Completes as many groups as a step trains on, and scores them.
+
+    Returns:
+      The groups; whether each counts, as it does unless too few are worth
+      training on; their Scored by id(group); the groups that are not complete
+      yet; and metrics.
+    """
+    c = self._config
+    futures_of: dict[int, futures.Future] = {}
+
+    def score(group: Group):  # While others are drawn.
+      futures_of[id(group)] = self._scorer.submit(self._scored, group)
+
+    taken, idle, scored_of = [], [], {}
+    for turn in range(c.dynamic_rounds if c.dynamic_sampling else 1):
+      if turn:
+        missing = self._wanted - len(taken)
+        begun += self._opened(
+            data.take(step, max(missing - len(begun), 0)), step, turn)
+      complete, begun = groups.advance(
+          self._engine, params, step, begun, self._wanted - len(taken), score)
+      for group in complete:
+        scored_of[id(group)] = futures_of[id(group)].result()
+        useful = not c.dynamic_sampling or _mixed(scored_of[id(group)])
+        (taken if useful else idle).append(group)
+      if len(taken) == self._wanted:
+        break
+    told = {}
+    if c.dynamic_sampling:
+      sampled = len(taken) + len(idle)
+      told = {'dynamic/sampled_groups': sampled,
+              'dynamic/useful': len(taken) / sampled}
+    counts = np.arange(self._wanted) < len(taken)
+    taken += idle[:self._wanted - len(taken)]
+    return taken, counts, scored_of, begun, told
+
   def _scored(self, group: Group) -> Scored:
     texts = assemble.texts(
         group.completions, self._parts.tokenizer.decode_batch)
     return self._reward.score(
         texts, [group.prompt], [len(c.tokens) for c in group.completions])
 
-  def _opened(self, prompts: list[Prompt], step: int) -> list[Group]:
-    """Groups that this step begins."""
+  def _opened(self, prompts: list[Prompt], step: int,
+              turn: int = 0) -> list[Group]:
+    """Groups that this step begins, in one of its turns."""
     if not prompts:
       return []
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
     size = self._config.group_size
+    key = self._key(_ROLLOUT, step)
+    if turn:  # A prompt that comes again is not sampled as before.
+      key = jax.random.fold_in(key, turn)
     return groups.open_groups(prompts, assemble.requests(
-        batch, size, self._sampling, self._key(_ROLLOUT, step)), size)
+        batch, size, self._sampling, key), size)
 
   def _resumed(self, data, position: dict) -> list[Group]:
     """Sets the data to its position; returns the groups that were begun."""
-    if 'begun' not in position:
+    if not isinstance(position.get('prompts'), list):
       raise UserError('checkpoint: written by an older r1jax, which counted '
                       'prompts otherwise; begin in a new --workdir')
     data.set_state(position['prompts'])
@@ -264,6 +309,15 @@ class RL(Stage):
     name = 'pass@1' if 'eval/pass@1' in found.metrics else 'quality'
     shown[name] = f"{found.metrics[f'eval/{name}']:.3f}"
     return found.metrics
+
+
+def _mixed(scored: Scored) -> bool:
+  """Are the samples of a group of different worth? By accuracy, where there is
+  one: the format alone teaches no reasoning."""
+  accuracy_B = scored.parts['accuracy']
+  worth_B = (scored.reward_B if np.isnan(accuracy_B).all() else accuracy_B)
+  worth_B = worth_B[scored.scorable_B]
+  return len(worth_B) > 0 and np.min(worth_B) < np.max(worth_B)
 
 
 def _trained(rollout: Rollout, scorable_B, overlong: str) -> Rollout:

@@ -43,7 +43,8 @@ def train(config: ml_collections.ConfigDict, workdir: str,
   stages = [STAGES[name](config, parts) for name in config.stages
             if name != supervised.Pretrain.name or _pretrains(config)]
   params = None if stages[0].fresh else base_params(config, parts)
-  place = Workdir(workdir, (claimed or config).to_dict())
+  claimed = (claimed or config).to_dict()
+  place = Workdir(workdir, claimed)
 
   last = place.stage(stages[-1].name)
   finished = last / stages[-1].output
@@ -52,7 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: str,
     summary = last / 'summary.txt'
     print(summary.read_text() if summary.exists() else '', end='')
     return finished
-  about = {'config': flatten(config.to_dict())}
+  about = {'config': flatten(claimed)}
   for i, stage in enumerate(stages):
     made = _made(config, parts, stage, place, params, about)
     if made.suffix == '.safetensors' and i + 1 < len(stages):

@@ -9,7 +9,7 @@ def _stage(kind: str, init: str):
   config = small.get_config()
   config.stages = (kind,)
   config.init = init
-  config.model.vocab_size = 160
+  config.model.vocab_size = 138
   config.tokenizer.source = 'bilingual'
   config.data.max_prompt_tokens = 16
   config.corpus.update(spoken=0.5, foreign=0.5, rude=0.3)
@@ -28,10 +28,11 @@ def get_config():
   kept.curate.update(
       prompts=12, samples=3, chunk_prompts=4, correct=False, well_formed=False,
       max_per_prompt=2, general=('manners:6',), top_logps=4)
-  kept.rl.max_new_tokens = 60
+  kept.rl.max_new_tokens = 40
   student = _stage('sft', '@base')
   student.sft.update(
-      data=('@kept',), epochs=2, batch_size=8, length_tokens=128, log_every=1)
+      data=('@kept',), epochs=2, batch_size=8, length_tokens=128, log_every=1,
+      teacher='@reasoning', text_weight=0.5, checkpoint_every=1)
   return ConfigDict(dict(
       stages=('base', 'cold_start', 'reasoning', 'kept', 'student'),
       evaluations=('arithmetic', 'manners'),

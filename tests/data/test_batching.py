@@ -1,5 +1,7 @@
 """Padding, packing and position."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,8 @@ def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
 
 def test_packing_shifts_within_documents():
   """The example of TokenBatch, to the number."""
-  documents = iter([[7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6], [7] * 6])
+  documents = map(batching.Document, (
+      [7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6], [7] * 6))
   batch = batching.pack(lambda: next(documents), 2, 6, pad_id=0)
   assert batch.tokens_BT.tolist() == [[7, 8, 9, 4, 5, 0], [1, 2, 3, 4, 5, 6]]
   assert batch.target_BT[0].tolist() == [8, 9, 0, 5, 0, 0]
@@ -61,12 +64,12 @@ def test_packing_shifts_within_documents():
 
 def test_a_document_longer_than_a_row_is_an_error():
   with pytest.raises(UserError, match='document of 7 tokens'):
-    batching.pack(lambda: [1] * 7, 1, 6, 0)
+    batching.pack(lambda: batching.Document([1] * 7), 1, 6, 0)
 
 
 def _corpus(seed=0):
   return batching.WebCorpus(
-      'arithmetic', _WEB, template.get('r1_zero_brief'),
+      {'arithmetic': 1.0}, _WEB, template.get('r1_zero_brief'),
       tokenizer.load('character'), 4, 96, seed, 50)
 
 
@@ -75,6 +78,31 @@ def test_a_corpus_batch_is_a_function_of_seed_and_index():
   np.testing.assert_array_equal(a.tokens_BT, b.tokens_BT)
   assert (a.tokens_BT != _corpus(1)[7].tokens_BT).any()
   assert (a.tokens_BT != _corpus()[8].tokens_BT).any()
+
+
+def test_a_corpus_may_mix_its_tasks():
+  text = tokenizer.load('character')
+  corpus = batching.WebCorpus(
+      {'arithmetic': 0.7, 'manners': 0.3}, _WEB, template.get('r1_zero_brief'),
+      text, 64, 96, 0, 1)
+  written = text.decode(corpus[0].tokens_BT.reshape(-1))
+  polite = written.count('greet') + written.count('thank') + written.count(
+      'bid ')
+  assert 0.2 < polite / written.count('User:') / 2 < 0.4  # Asked and thought.
+
+
+def test_two_streams_switch_and_go_on_where_they_were():
+  def streams():
+    return batching.Switching(*(batching.endless(
+        [_prompt(f'{name}{i}') for i in range(3)], 0, shuffle=False)
+        for name in 'ab'), 2)
+
+  data = streams()
+  taken = [p.text for step in (1, 2, 3, 4) for p in data.take(step, 2)]
+  assert taken == ['a0', 'a1', 'a2', 'a0', 'b0', 'b1', 'b2', 'b0']
+  again = streams()
+  again.set_state(json.loads(json.dumps(data.get_state())))
+  assert [again.take(1, 1)[0].text, again.take(3, 1)[0].text] == ['a1', 'b1']
 
 
 def test_iterators_go_on_where_they_were():

@@ -1,0 +1,129 @@
+"""Soft targets against NumPy, in chunks and whole, online and stored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.algos import distill
+from r1jax.errors import UserError
+
+_B, _T, _D, _V, _TEACHER_D = 2, 5, 3, 7, 4
+
+
+def _arrays(seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return (draw(_B, _T, _D), draw(_D, _V), draw(_B, _T, _TEACHER_D),
+          draw(_TEACHER_D, _V), rng.integers(0, _V, (_B, _T)))
+
+
+def _log_softmax(x):
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def _kl(hidden, head, theirs, their_head, temperature):
+  p = _log_softmax(np.float64(theirs @ their_head) / temperature)
+  q = _log_softmax(np.float64(hidden @ head) / temperature)
+  return (np.exp(p) * (p - q)).sum(-1)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.5])
+@pytest.mark.parametrize('chunk', [None, 4])
+def test_online_equals_numpy(temperature, chunk):
+  hidden, head, theirs, their_head, target = _arrays()
+  logp, entropy, kl = distill.online(
+      hidden, head, theirs, their_head, target, temperature, chunk)
+  q = _log_softmax(np.float64(hidden @ head))
+  np.testing.assert_allclose(
+      logp, np.take_along_axis(q, target[..., None], -1)[..., 0], rtol=1e-5)
+  np.testing.assert_allclose(entropy, -(np.exp(q) * q).sum(-1), rtol=1e-5)
+  np.testing.assert_allclose(
+      kl, _kl(hidden, head, theirs, their_head, temperature), rtol=1e-4,
+      atol=1e-6)
+
+
+def test_a_teacher_that_is_the_student_teaches_nothing():
+  hidden, head, _, _, target = _arrays()
+
+  def loss(hidden):
+    return distill.online(hidden, head, hidden, head, target, 1.0)[2].sum()
+
+  value, grad = jax.value_and_grad(loss)(jnp.asarray(hidden))
+  np.testing.assert_allclose(value, 0, atol=1e-5)
+  np.testing.assert_allclose(grad, 0, atol=1e-5)
+
+
+def test_the_gradient_is_the_difference_of_the_distributions():
+  """d KL / d logits = (q − p) / τ, so with one-hot heads it is read off."""
+  rng = np.random.default_rng(0)
+  logits, theirs = rng.normal(size=(2, 1, 3, _V)).astype(np.float32)
+  eye = np.eye(_V, dtype=np.float32)
+  tau = 1.7
+  grad = jax.grad(lambda x: distill.online(
+      x, eye, theirs, eye, np.zeros((1, 3), int), tau)[2].sum())(logits)
+  q, p = (np.exp(_log_softmax(np.float64(x) / tau)) for x in (logits, theirs))
+  np.testing.assert_allclose(grad, (q - p) / tau, atol=1e-6)
+
+
+def test_a_padded_vocabulary_is_left_out_of_the_teacher():
+  hidden, head, theirs, their_head, target = _arrays()
+  wider = np.concatenate([their_head, np.full((_TEACHER_D, 3), 5.0)], 1)
+  np.testing.assert_allclose(
+      distill.online(hidden, head, theirs, wider, target, 1.0)[2],
+      distill.online(hidden, head, theirs, their_head, target, 1.0)[2],
+      rtol=1e-5)
+
+
+def _top(theirs, their_head, kept):
+  p = _log_softmax(np.float64(theirs @ their_head))
+  ids = np.argsort(-p, -1)[..., :kept]
+  return ids, np.take_along_axis(p, ids, -1).astype(np.float32)
+
+
+def test_all_tokens_stored_equal_the_teacher_online():
+  hidden, head, theirs, their_head, target = _arrays()
+  ids, logp = _top(theirs, their_head, _V)
+  stored = distill.stored(hidden, head, ids, logp, target, 1.0)
+  online = distill.online(hidden, head, theirs, their_head, target, 1.0)
+  for got, want in zip(stored, online):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize('chunk', [None, 4])
+def test_fewer_tokens_stored_bound_the_divergence_from_below(chunk):
+  hidden, head, theirs, their_head, target = _arrays()
+  whole = _kl(hidden, head, theirs, their_head, 1.0)
+  last = np.zeros_like(whole)
+  for kept in (1, 2, 4, 6):
+    ids, logp = _top(theirs, their_head, kept)
+    kl = np.asarray(distill.stored(
+        hidden, head, ids, logp, target, 1.0, chunk)[2])
+    p, q = np.exp(logp), np.exp(np.take_along_axis(
+        _log_softmax(np.float64(hidden @ head)), ids, -1))
+    want = (p * np.log(p / q)).sum(-1) + (1 - p.sum(-1)) * np.log(
+        (1 - p.sum(-1)) / (1 - q.sum(-1)))
+    np.testing.assert_allclose(kl, want, rtol=1e-3, atol=1e-5)
+    assert (kl <= whole + 1e-5).all() and (kl >= last - 1e-5).all()
+    last = kl
+
+
+def test_a_token_without_a_teacher_has_no_divergence_and_no_gradient():
+  hidden, head, theirs, their_head, target = _arrays()
+  ids, logp = _top(theirs, their_head, 3)
+  logp[:, 2] = -np.inf
+
+  def loss(hidden):
+    return distill.stored(hidden, head, ids, logp, target, 1.0)[2][:, 2].sum()
+
+  value, grad = jax.value_and_grad(loss)(jnp.asarray(hidden))
+  assert value == 0 and (np.asarray(grad) == 0).all()
+
+
+def test_the_mixture():
+  soft = distill.SoftTargets(text_weight=0.25, temperature=2.0)
+  assert soft.mix(4.0, 3.0) == 0.25 * 4 + 0.75 * 4 * 3
+  for wrong in (dict(text_weight=1.5), dict(text_weight=0.5, temperature=0)):
+    with pytest.raises(UserError, match='distill: '):
+      distill.SoftTargets(**wrong)

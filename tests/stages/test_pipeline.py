@@ -1,0 +1,200 @@
+"""Pipelines: what they leave, what they skip, and what they refuse."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from r1jax.errors import UserError
+from r1jax.stages import curate, lineage, pipeline
+from tests.configs import small_pipeline
+from tests.conftest import ROOT
+from tests.stages.conftest import command, rows, run
+
+PIPELINE = '--config=tests/configs/small_pipeline.py'
+
+
+@pytest.fixture(scope='module')
+def finished(environment, tmp_path_factory):
+  place = tmp_path_factory.mktemp('pipelines') / 'whole'
+  return place, run(
+      environment, 'pipeline', PIPELINE, f'--workdir={place}').stdout
+
+
+def test_every_stage_leaves_its_output_and_where_it_came_from(
+    finished, environment):
+  place, printed = finished
+  config = small_pipeline.get_config()
+  for name in config.stages:
+    said = lineage.read(place / name)
+    assert (place / name / said['output']['path']).exists()
+  assert [row['step'] for row in rows(place / 'cold_start', 'sft')] == [1, 2, 3]
+  assert {'nll', 'kl', 'loss'} <= rows(place / 'student', 'sft')[0].keys()
+  told = run(environment, 'lineage', str(place / 'student')).stdout
+  for line in ('student (sft; ', '  init ← base (pretrain; ',
+               '  sft.teacher ← reasoning (rl; ',
+               '    init ← cold_start (sft; ',
+               '  sft.data ← kept (curate; '):
+    assert f'\n{line}' in f'\n{told}'
+  assert (place / 'table.md').read_text().strip() in printed
+  assert re.search(r'\| student \|( \d+\.\d{3} \|){9}\n', printed)
+
+
+def test_curated_rows_say_what_they_are_and_came_from(finished):
+  place, _ = finished
+  lines = (place / 'kept/curate/kept.jsonl').read_text().splitlines()
+  kept = [json.loads(line) for line in lines]
+  report = json.loads((place / 'kept/curate/report.json').read_text())
+  sampled = [row for row in kept if 'answer' in row]
+  assert report['kept'] == len(sampled) and len(kept) - len(sampled) == 6
+  assert report['samples'] == 36 == report['kept'] + sum(
+      report['dropped'].values())
+  for row in sampled:
+    source = row['provenance']
+    assert row['id'] == f"{source['prompt']}-{source['sample']}"
+    assert source['checkpoint'] == lineage.digest(
+        place / 'reasoning/rl/model.safetensors')
+    assert set(source['scores']) == {
+        'format', 'language', 'repetition', 'correct'}
+    assert row['teacher']['kept'] == 4
+  per_prompt = [row['provenance']['prompt'] for row in sampled]
+  assert max(map(per_prompt.count, per_prompt)) <= 2
+
+
+def test_a_second_run_skips_what_is_finished(finished, environment):
+  place, _ = finished
+  before = {p: p.stat().st_mtime_ns for p in place.rglob('*.safetensors')}
+  printed = run(environment, 'pipeline', PIPELINE,
+                f'--workdir={place}').stdout
+  assert printed.count('is finished already; nothing to do') == 5
+  assert before == {p: p.stat().st_mtime_ns
+                    for p in place.rglob('*.safetensors')}
+
+
+def test_killed_while_it_curates_it_goes_on_to_the_same_end(
+    finished, environment, tmp_path):
+  whole, _ = finished
+  cut = tmp_path / 'cut'
+  for name in ('base', 'cold_start', 'reasoning'):
+    shutil.copytree(whole / name, cut / name)
+  process = subprocess.Popen(
+      command('pipeline', PIPELINE, f'--workdir={cut}', '--from=kept'),
+      env=environment, cwd=ROOT, stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL)
+  partial = cut / 'kept/curate/partial.jsonl'
+  deadline = time.monotonic() + 240
+  while not (partial.exists() and '"done": 4' in partial.read_text()):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  printed = run(environment, 'pipeline', PIPELINE, f'--workdir={cut}').stdout
+  assert 'curate goes on after prompt' in printed
+  for file in ('kept/curate/kept.jsonl', 'kept/curate/report.json',
+               'student/sft/metrics.jsonl', 'student/sft/model.safetensors'):
+    assert (cut / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_what_changed_under_a_finished_stage_is_refused(
+    finished, environment, tmp_path):
+  whole, _ = finished
+  done = run(environment, 'pipeline', PIPELINE, f'--workdir={whole}',
+             '--config.cold_start.sft.epochs=2', code=2)
+  assert 'sft.epochs is 1 there and 2 here' in done.stderr
+  place = tmp_path / 'changed'
+  shutil.copytree(whole, place)
+  made = place / 'cold_start/sft/model.safetensors'
+  shutil.copyfile(place / 'base/pretrain/model.safetensors', made)
+  done = run(environment, 'pipeline', PIPELINE, f'--workdir={place}', code=2)
+  assert 'reasoning was made from another cold_start (init)' in done.stderr
+
+
+def _check(tmp_path, change, names=None):
+  config = small_pipeline.get_config()
+  with config.unlocked():
+    change(config)
+  pipeline.check(config, tmp_path, names or config.stages)
+
+
+def _set(path, value):
+  def change(config):
+    *keys, last = path.split('.')
+    for key in keys:
+      config = config[key]
+    with config.unlocked():
+      config[last] = value
+  return change
+
+
+@pytest.mark.parametrize('change, said', [
+    (_set('stages', ()), 'are none, or name one twice'),
+    (_set('stages', ('base', 'bass')), "unknown 'bass'; did you mean 'base'"),
+    (_set('reasoning.init', '@warm'), "reasoning.init names 'warm', which is "
+     'no stage'),
+    (_set('cold_start.init', '@reasoning'), 'wait for each other: cold_start ← '
+     'reasoning ← cold_start'),
+    (_set('stages', ('base', 'reasoning', 'cold_start', 'kept', 'student')),
+     'reasoning.init needs cold_start, which comes after'),
+    (_set('reasoning.init', '@kept'), 'wait for each other'),
+    (_set('student.init', '@kept'), "student.init needs a .safetensors file, "
+     "but kept leaves 'jsonl'"),
+    (_set('student.sft.data', ('@base',)), 'student.sft.data[0] needs a .jsonl'),
+    (_set('reasoning.model.d_model', 32), 'model.d_model is 16 in cold_start '
+     'and 32 in reasoning'),
+    (_set('reasoning.tokenizer.source', 'character'), "cold_start has the "
+     "tokenizer 'bilingual', reasoning 'character'"),
+    (_set('cold_start.sft.data', ('arithmetics:3',)), 'cold_start: data: no '
+     'arithmetics'),
+    (_set('reasoning.rl.group_size', 1), 'reasoning: rl: group_size'),
+    (_set('kept.stages', ('curate', 'rl')), 'in that order'),
+])
+def test_what_cannot_work_is_refused_before_anything_runs(
+    tmp_path, change, said):
+  with pytest.raises(UserError) as caught:
+    _check(tmp_path, change)
+  assert said in str(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_alone_waits_for_its_parents(tmp_path):
+  with pytest.raises(UserError, match='cold_start.init needs base, which has '
+                                      'not been run'):
+    _check(tmp_path, lambda config: None, ('cold_start',))
+  config = small_pipeline.get_config()
+  assert pipeline.chosen(config, '', 'kept') == ('kept', 'student')
+  assert pipeline.chosen(config, 'kept', '') == ('kept',)
+  with pytest.raises(UserError, match="unknown 'keep'; did you mean 'kept'"):
+    pipeline.chosen(config, 'keep', '')
+
+
+def test_a_torn_chunk_is_sampled_again(tmp_path):
+  partial = tmp_path / 'partial.jsonl'
+  partial.write_text('{"id": "a"}\n{"done": 2, "dropped": {"correct": 3}}\n'
+                     '{"id": "b"}\n{"id": "c')
+  done, kept, dropped = curate._resumed(partial)
+  assert (done, [row['id'] for row in kept]) == (2, ['a'])
+  assert dropped == {'correct': 3}
+  assert partial.read_text().endswith('{"done": 2, "dropped": '
+                                      '{"correct": 3}}\n')
+
+
+def test_an_empty_curation_says_which_filter_emptied_it(
+    finished, environment, tmp_path):
+  whole, _ = finished
+  for name in ('base', 'cold_start', 'reasoning'):
+    shutil.copytree(whole / name, tmp_path / name)
+  done = run(environment, 'pipeline', PIPELINE, f'--workdir={tmp_path}',
+             '--only=kept', '--config.kept.curate.max_tokens=1', code=2)
+  assert 'nothing is left of 36 completions; ' in done.stderr
+  assert 'truncated dropped' in done.stderr
+
+
+def test_chance_picks_the_same_rows_again():
+  picked = curate._limited([{'n': n} for n in range(9)], 4, 0)
+  assert picked == curate._limited([{'n': n} for n in range(9)], 4, 0)
+  assert len(picked) == 4 and np.all(np.diff([r['n'] for r in picked]) > 0)
