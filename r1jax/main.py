@@ -71,6 +71,21 @@ def _lineage(values, folder: str):
   print(lineage.tree(Path(folder).expanduser()))
 
 
+def _stage_of(config, values):
+  """The config that a command of one run is for: itself, or --stage's."""
+  if 'model' in config:
+    if values.stage:
+      raise UserError('--stage is for pipelines; this config is of one run')
+    return config
+  names = tuple(config.get('stages', ()))
+  if values.stage not in names:
+    raise UserError(f'this config is a pipeline; give --stage, one of '
+                    f'{", ".join(map(str, names))}')
+  if getattr(values, 'workdir', ''):
+    values.workdir = os.path.join(values.workdir, values.stage)
+  return config[values.stage]
+
+
 def _eval(config, values):
   import jax
   from r1jax.stages import build
@@ -154,6 +169,8 @@ def _weights(config, values):
 COMMANDS: dict[str, Callable] = {
     'train': _train, 'pipeline': _pipeline, 'eval': _eval, 'sample': _sample, 'config': _config,
     'info': _info, 'aot': _aot, 'decontaminate': _decontaminate}
+# Of a pipeline, these want to know the stage.
+OF_ONE_RUN = ('eval', 'sample', 'info', 'aot', 'decontaminate')
 # These read a checkpoint or a run, which says all that a config would.
 CONVERSIONS: dict[str, Callable] = {
     'import-hf': _import_hf, 'export-hf': _export_hf, 'lineage': _lineage}
@@ -171,6 +188,9 @@ def _flags(command: str, args: list[str]):
   if command == 'pipeline':
     flags.DEFINE_string('only', '', 'The one stage to run.', flag_values=values)
     flags.DEFINE_string('from', '', 'The first stage to run.',
+                        flag_values=values)
+  if command in OF_ONE_RUN:
+    flags.DEFINE_string('stage', '', 'Of a pipeline: whose config is meant.',
                         flag_values=values)
   if command in ('train', 'pipeline', 'eval', 'sample'):
     flags.DEFINE_string('workdir', '', 'Where the run is kept.',
@@ -223,6 +243,8 @@ def run(argv: list[str]) -> None:
     return
   _check_keys(rest)
   config = _parsed(values, holder, rest)
+  if command in OF_ONE_RUN:
+    config = _stage_of(config, values)
   COMMANDS[command](config, values)
 
 

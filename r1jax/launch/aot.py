@@ -1,8 +1,8 @@
 """An update compiled for a TPU slice that is not there: `r1jax aot`.
 
 XLA's TPU compiler (package libtpu) needs a description of the slice, not the
-slice. What it says of memory is of the GRPO update alone: the reference policy
-and what sampling needs are not among its arguments.
+slice. What it says of memory is of the update alone: the reference policy and
+what sampling needs are not among a GRPO update's arguments.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from r1jax.launch import flops
 from r1jax.model import transformer
 from r1jax.model.moe import Balancing
 from r1jax.model.transformer import Transformer
-from r1jax.records import RLBatch, Rollout
+from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import build, info
 from r1jax.train import optimizer, state as train_state, step as train_step
@@ -98,27 +98,18 @@ def topology(name: str):
 
 
 def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
-  """Compiles one GRPO update of a config; no array is ever allocated.
+  """Compiles one update of a config's last stage, GRPO's or SFT's; no array is
+  ever allocated.
 
   Raises:
     DoesNotFit: it needs more than a chip has.
   """
   build.check_counts(config)
   layout = Layout(make_mesh(config.mesh, devices))
-  build.check_rl(config, layout)
   model = Transformer(build.model_config(config.model), layout)
-  c, began = config.rl, time.monotonic()
-  rows = c.prompts_per_step * c.group_size // c.minibatches
-  width = config.data.max_prompt_tokens
-  tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches,
-                      untrained=() if c.mtp_weight else ('mtp',))
-  update = train_step.policy(
-      model, tx, build.objective(config), c.temperature, width, 1,
-      c.microbatches, Balancing(c.balance_speed, c.balance_loss),
-      c.mtp_weight)
-  args = (_state(model, tx), _batch(layout, rows, width + c.max_new_tokens),
-          jax.ShapeDtypeStruct((), jax.random.key(0).dtype,
-                               sharding=layout.replicated()))
+  began = time.monotonic()
+  program = _sft if config.stages[-1] == 'sft' else _grpo
+  update, args, (rows, T) = program(config, model)
   traced = update.trace(*args)
   counted = flops.count(traced.jaxpr.jaxpr)
   lowered = traced.lower()
@@ -132,7 +123,6 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
       raise DoesNotFit(' '.join(str(error).split())[:_REASON_CHARS],
                        _largest_buffers(folder)) from error
   memory, sizes = compiled.memory_analysis(), info.count(model.config)
-  T = width + c.max_new_tokens
   tokens = rows * T
   return Compiled(
       tokens=tokens, arguments_bytes=memory.argument_size_in_bytes,
@@ -143,6 +133,47 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
       attention_flops=3.0 * sizes.attention_flops * tokens * (T + 1) / 2,
       compile_secs=time.monotonic() - began,
       host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _grpo(config: ml_collections.ConfigDict, model: Transformer):
+  """The update, its abstract arguments, and the shape of its batch."""
+  build.check_rl(config, model.layout)
+  c, width = config.rl, config.data.max_prompt_tokens
+  shape = (c.prompts_per_step * c.group_size // c.minibatches,
+           width + c.max_new_tokens)
+  tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches,
+                      untrained=() if c.mtp_weight else ('mtp',))
+  update = train_step.policy(
+      model, tx, build.objective(config), c.temperature, width, 1,
+      c.microbatches, Balancing(c.balance_speed, c.balance_loss),
+      c.mtp_weight)
+  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype,
+                             sharding=model.layout.replicated())
+  return update, (_state(model, tx), _batch(model.layout, *shape), key), shape
+
+
+def _sft(config: ml_collections.ConfigDict, model: Transformer):
+  """As _grpo, of fine-tuning without a teacher."""
+  c = config.sft
+  if c.teacher:
+    raise UserError('aot: sft.teacher has a model of its own; compile without')
+  shape = c.batch_size, c.length_tokens
+  build.divides('sft.batch_size', c.batch_size, c.microbatches, model.layout)
+  tx = optimizer.make(build.optimizer_config(c), 1000)
+  update = train_step.supervised(
+      model, tx, Balancing(c.balance_speed, c.balance_loss),
+      train_step.LookAhead(c.mtp.weight, c.mtp.later_weight, 0),
+      c.microbatches)
+
+  def array(dtype):
+    return jax.ShapeDtypeStruct(
+        shape, dtype, sharding=model.layout.sharding('BT'))
+
+  batch = TokenBatch(
+      tokens_BT=array(jnp.int32), target_BT=array(jnp.int32),
+      weight_BT=array(jnp.float32), segment_BT=array(jnp.int32),
+      position_BT=array(jnp.int32))
+  return update, (_state(model, tx), batch), shape
 
 
 def _state(model: Transformer, tx) -> train_state.TrainState:
@@ -190,7 +221,8 @@ def show(config: ml_collections.ConfigDict, name: str) -> int:
     print('\n'.join(error.buffers))
     return DOES_NOT_FIT
   limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
-  print(f'{name}: {len(devices)} devices; one GRPO update of '
+  kind = 'SFT' if config.stages[-1] == 'sft' else 'GRPO'
+  print(f'{name}: {len(devices)} devices; one {kind} update of '
         f'{found.tokens:,} tokens')
   print(f'  arguments     {found.arguments_bytes / GB:8.2f} GB a device')
   print(f'  temporaries   {found.temporaries_bytes / GB:8.2f} GB')

@@ -246,6 +246,8 @@ def _check_unchanged(name: str, place: Path, parents: dict[str, str], config):
 def _check_alone(name: str, config, place: Path, ready: bool):
   """What the stage itself finds wrong, as far as its inputs are there."""
   section = resolved(config[name], config, place)
+  if config[name].init.startswith(_MARK):  # It is there when the stage runs.
+    section.init = 'random'
   try:
     run.check(section, ready)
   except UserError as error:

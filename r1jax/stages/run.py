@@ -68,10 +68,13 @@ def check(config: ml_collections.ConfigDict, ready: bool = True):
 
   Args:
     config: What to do.
-    ready: The data that it names are there already; weights need not be.
+    ready: The data that it names are there already.
   """
   check_names(config)
   parts = build.parts(config)
+  first = STAGES[config.stages[0]]
+  if not (first.fresh or config.init in ('random', 'pretrain')):
+    _check_init(config)
   if ready:
     for name in config.stages:
       STAGES[name](config, parts)
@@ -144,15 +147,19 @@ def base_params(config: ml_collections.ConfigDict, parts: build.Parts):
   init = config.init
   if init == 'random':
     return transformer.init_params(parts.model, jax.random.key(config.seed))
-  path = build.init_file(config)
-  if init == 'pretrain' and not path.exists():
+  _check_init(config)
+  return weights.load(build.init_file(config), parts.model, new_scalar=True)
+
+
+def _check_init(config: ml_collections.ConfigDict):
+  if build.init_file(config).exists():
+    return
+  if config.init == 'pretrain':
     raise UserError(
         "init: no base was pre-trained with this config yet; add 'pretrain' "
         'to config.stages')
-  if not path.exists():
-    raise UserError(f"init: {init!r} is neither 'shipped', 'pretrain' nor "
-                    "'random', nor a file or folder of weights")
-  return weights.load(path, parts.model, new_scalar=True)
+  raise UserError(f"init: {config.init!r} is neither 'shipped', 'pretrain' nor "
+                  "'random', nor a file or folder of weights")
 
 
 def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,

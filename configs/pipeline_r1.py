@@ -1,0 +1,150 @@
+"""DeepSeek-R1 and its distillations, stage by stage, at their real sizes.
+
+DeepSeek-R1 (arXiv 2501.12948): section 2.3 of the first version for the order
+of the stages, the second version and its appendix for the numbers. What is
+unpublished is marked below.
+
+  r1jax info --config=configs/pipeline_r1.py --stage=sft --devices=1024
+  r1jax aot --config=configs/pipeline_r1.py --stage=sft --topology=v5p:8x8x16
+  r1jax pipeline --config=configs/pipeline_r1.py --workdir=runs/r1
+
+It expects weights/deepseek-v3-base and the students' bases (`r1jax import-hf`),
+tokenizers and data under $R1JAX_DATA. The data are unpublished too:
+r1/cold_start.jsonl and r1/general.jsonl are demonstrations of your own
+(r1jax/data/demonstrations.py), r1/helpful.jsonl and r1/safe.jsonl preferences;
+MATH and MBPP stand for the questions of reasoning.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import models
+from configs.pipeline_r1_zero import V3_BASE, v3
+
+_FORM = dict(template='chat', form='think', prefill='<think>\n')
+
+
+def _sft(init: str, data: tuple[str, ...]) -> ConfigDict:
+  """Cosine 5e-5 → 5e-6, 128 × 32,768 tokens, 2 epochs ("2–3")."""
+  config = v3('sft', init)
+  config.data.update(_FORM)
+  config.sft.update(data=data, epochs=2, batch_size=128, length_tokens=32768,
+                    microbatches=1)
+  config.sft.optimizer.update(
+      learning_rate=5e-5, decay='cosine', final_ratio=0.1)
+  return config
+
+
+def _rl(init: str, steps: int) -> ConfigDict:
+  config = v3('rl', init)
+  config.data.update(_FORM)
+  config.rl.update(
+      steps=steps, prompts_per_step=512, group_size=16, minibatches=16,
+      max_new_tokens=32768, kl_coef=0.001, reference_every=25)
+  config.rl.reward.language = 1.0  # Added directly (section 2.3.2).
+  config.rl.optimizer.learning_rate = 3e-6
+  return config
+
+
+def _reasoning() -> ConfigDict:
+  """RL stage 1: as R1-Zero, clip ε = 10. Its number of steps is unpublished."""
+  config = _rl('@cold_start', 500)
+  config.rl.update(clip_low=1.0, clip_high=10.0)  # 1 − ε below 0 is 0.
+  return config
+
+
+def _curated() -> ConfigDict:
+  """Rejection sampling: 600k reasoning rows, and 200k others (section 2.3.3).
+
+  Mixed languages, long paragraphs and code blocks are dropped. How many samples
+  a prompt had is unpublished.
+  """
+  config = v3('curate', '@reasoning')
+  config.data.update(_FORM)
+  config.rl.max_new_tokens = 32768
+  config.curate.update(
+      samples=16, temperature=1.0, correct=True, well_formed=True,
+      min_language=0.95, max_repetition=0.2, without=('```',),
+      max_per_prompt=8, reasoning_rows=600_000,
+      general=('r1/general.jsonl:200000',))
+  return config
+
+
+def _final() -> ConfigDict:
+  """RL stage 2: 1,700 steps at temperature 0.7; general prompts and their
+  preference rewards in the last 400 (longer is hacked)."""
+  config = _rl('@sft', 1700)
+  config.data.mixture = ('math:0.6', 'mbpp:0.2', 'hh_helpful:0.2')
+  config.rl.update(temperature=0.7, general_after=1300)
+  config.rl.reward_models.update(helpful='@helpful', safe='@safe')
+  config.rl.general_reward.update(
+      helpful=1.0, safe=1.0, format=1.0, language=1.0)
+  return config
+
+
+def _judge(kind: str, data: str) -> ConfigDict:
+  """66k pairs for helpfulness, 106k labelled responses for safety; batch 256,
+  6e-6, one epoch, 8,192 tokens."""
+  config = v3('reward_model', V3_BASE)
+  config.data.update(_FORM)
+  config.model.scalar_head = True
+  config.reward_model.update(
+      kind=kind, data=(data,), epochs=1, batch_size=256, max_tokens=8192)
+  config.reward_model.optimizer.learning_rate = 6e-6
+  return config
+
+
+def _distilled(model: dict, weights: str, tokenizer: str,
+               learning_rate: float, tensor: int) -> ConfigDict:
+  """SFT of a dense base on the 800k rows: 2 epochs ("2–3"), batch 64, cosine
+  to a tenth (section 2.4)."""
+  config = _sft(weights, ('@curated',))
+  config.model = model | dict(max_context=32768 + 1024)
+  config.mesh = dict(data=1, fsdp=-1, tensor=tensor, expert=1)
+  config.tokenizer.source = tokenizer
+  config.sft.update(batch_size=64)
+  config.sft.optimizer.learning_rate = learning_rate
+  return config
+
+
+_QWEN, _LLAMA = 'tokenizer/qwen2.5', 'tokenizer/llama3'
+# Size of the student: base, tokenizer, peak learning rate, tensor axis.
+_STUDENTS = {
+    'qwen_1_5b': (models.qwen2_5_math_1_5b, 'weights/qwen2.5-math-1.5b', _QWEN,
+                  1e-4, 1),
+    'qwen_7b': (models.qwen2_5_math_7b, 'weights/qwen2.5-math-7b', _QWEN,
+                8e-5, 1),
+    'qwen_14b': (models.qwen2_5_14b, 'weights/qwen2.5-14b', _QWEN, 7e-5, 1),
+    'qwen_32b': (models.qwen2_5_32b, 'weights/qwen2.5-32b', _QWEN, 6e-5, 2),
+    'llama_8b': (models.llama3_1_8b, 'weights/llama3.1-8b', _LLAMA, 5e-5, 1),
+    'llama_70b': (models.llama3_3_70b, 'weights/llama3.3-70b-instruct', _LLAMA,
+                  2e-5, 4),
+}
+
+
+def _qwen_32b_zero() -> ConfigDict:
+  """The control of section 4.1: R1-Zero's RL on the small base, 2e-6, over ten
+  thousand updates; 47.0 on AIME against 72.6 distilled."""
+  config = _rl('weights/qwen2.5-32b', 650)
+  config.model = models.qwen2_5_32b()
+  config.mesh = dict(data=1, fsdp=-1, tensor=2, expert=1)
+  config.tokenizer.source = _QWEN
+  config.data.update(template='r1_zero', form='think_answer', prefill='')
+  config.rl.reward.language = 0.0
+  config.rl.optimizer.learning_rate = 2e-6
+  return config
+
+
+def get_config() -> ConfigDict:
+  students = {name: _distilled(make(), *rest)
+              for name, (make, *rest) in _STUDENTS.items()}
+  return ConfigDict(dict(
+      stages=('cold_start', 'reasoning', 'curated', 'sft', 'helpful', 'safe',
+              'final', *students, 'qwen_32b_zero'),
+      evaluations=('aime24', 'math500'),
+      # Thousands of long thoughts; size and settings are unpublished.
+      cold_start=_sft(V3_BASE, ('r1/cold_start.jsonl',)),
+      reasoning=_reasoning(), curated=_curated(),
+      sft=_sft(V3_BASE, ('@curated',)),  # From the base again.
+      helpful=_judge('helpful', 'r1/helpful.jsonl'),
+      safe=_judge('safe', 'r1/safe.jsonl'), final=_final(),
+      qwen_32b_zero=_qwen_32b_zero(), **students))
