@@ -17,6 +17,7 @@ import optax
 from r1jax import evaluate
 from r1jax.algos import advantage, common, grpo
 from r1jax.data import batching, tasks
+from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
@@ -358,16 +359,23 @@ def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
           'tok/s': f"{speed['speed/tokens_per_sec']:,.0f}"}
 
 
+def _known_mean(x_B) -> float:
+  known_B = x_B[~np.isnan(x_B)]
+  return known_B.mean() if known_B.size else np.nan
+
+
 def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
   """What the rollout says of the policy, in the field's names."""
   age = rollout.age_BT[rollout.mask_BT]
   ok_B = scored.scorable_B
   graded = lambda reduce, x_B: reduce(x_B[ok_B]) if ok_B.any() else np.nan
   verdicts = Counter(scored.verdicts)
-  parts = {f'reward/{name}': graded(np.mean, part)
+  # Of the samples that have the part: general ones have no accuracy.
+  parts = {f'reward/{name}': graded(_known_mean, part)
            for name, part in scored.parts.items()}
   return parts | {
-      f'verdict/{name}': verdicts[name] / len(ok_B) for name in Verdict} | {
+      f'verdict/{name}': verdicts[name] / len(ok_B)
+      for name in (*Verdict, GENERAL)} | {
       'reward/mean': graded(np.mean, scored.reward_B),
       'reward/std': graded(np.std, scored.reward_B),
       'response_length/mean': np.mean(rollout.length_B),
