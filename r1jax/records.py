@@ -190,7 +190,7 @@ class RLBatch:
 
   Attributes:
     rollout: The sampled sequences.
-    adv_B: float32, one advantage a sequence.
+    adv_BT: float32, of each token; [B, 1] where a sequence's share one.
     old_logp_BT: float32, log-probabilities under the sampling policy, of each
       token the one that drew it.
     ref_logp_BT: float32, under the reference policy.
@@ -199,7 +199,7 @@ class RLBatch:
   """
 
   rollout: Rollout
-  adv_B: chex.Array
+  adv_BT: chex.Array
   old_logp_BT: chex.Array
   ref_logp_BT: chex.Array
   weight_BT: chex.Array | None = None

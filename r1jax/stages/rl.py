@@ -162,8 +162,9 @@ class RL(Stage):
         reward_B, rollout.group_B, len(prompts), scale_by_std=c.scale_by_std,
         scorable_B=jnp.asarray(scored.scorable_B))
     batch = RLBatch(
-        rollout=_trained(rollout, scored.scorable_B, c.overlong), adv_B=adv_B,
-        old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT)
+        rollout=_trained(rollout, scored.scorable_B, c.overlong),
+        adv_BT=adv_B[:, None], old_logp_BT=old_logp_BT,
+        ref_logp_BT=ref_logp_BT)
     values = {}
     if self._objective.mismatch != 'none':
       batch, values = _weighted(self._objective, batch)

@@ -169,7 +169,7 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     logp_BT, entropy_BT, out = _rollout_logp(
         model, params, rollout, temperature, prompt_tokens)
     loss, metrics = grpo.loss(
-        objective, logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_B,
+        objective, logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_BT,
         rollout.mask_BT, totals, batch.weight_BT)
     metrics['entropy'] = (
         common.masked_sum(entropy_BT, rollout.mask_BT)
@@ -205,7 +205,7 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
     batch = _constrain(model, batch)
-    order_B = jax.random.permutation(key, batch.adv_B.shape[0])
+    order_B = jax.random.permutation(key, batch.adv_BT.shape[0])
     batch = jax.tree.map(lambda x: _split(x[order_B], minibatches), batch)
     state, (metrics, gap_max) = jax.lax.scan(update, state, batch)
     gap_sum, tokens = metrics.pop('logp_gap')[0]
