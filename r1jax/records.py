@@ -196,6 +196,9 @@ class RLBatch:
     ref_logp_BT: float32, under the reference policy.
     weight_BT: float32, of each token in the loss, where the sampler was not
       the trainer's policy (see grpo.mismatch_weight); None for 1.
+    value_BT, return_BT: float32, of the state that each token was drawn in:
+      what it was worth by the value function, and what that is to learn; None
+      without one.
   """
 
   rollout: Rollout
@@ -203,6 +206,8 @@ class RLBatch:
   old_logp_BT: chex.Array
   ref_logp_BT: chex.Array
   weight_BT: chex.Array | None = None
+  value_BT: chex.Array | None = None
+  return_BT: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)

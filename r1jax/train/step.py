@@ -151,7 +151,7 @@ def score(model: Transformer, temperature: float,
 def policy(model: Transformer, tx: optax.GradientTransformation,
            objective: grpo.Objective, temperature: float, prompt_tokens: int,
            minibatches: int, microbatches: int, balancing: moe.Balancing,
-           mtp_weight: float = 0.0) -> Callable:
+           mtp_weight: float = 0.0, also: Callable | None = None) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
   One inner epoch: the rows are shuffled and cut into `minibatches`, each an
@@ -160,7 +160,8 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   'logp_gap/max' say how far its log-probabilities are from the sampler's, of
   all its tokens that this policy drew. With a weight λ
   the multi-token prediction modules go on learning from the completions, and
-  nothing else learns from them.
+  nothing else learns from them. `also` is what else is learnt from the same
+  pass: (params, hidden_BTD, RLBatch, Totals) → loss, metrics that sum.
   """
 
   def loss_fn(params, batch: RLBatch, totals: grpo.Totals):
@@ -173,9 +174,13 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     metrics['entropy'] = (
         common.masked_sum(entropy_BT, rollout.mask_BT)
         / jnp.maximum(live_tokens, 1))
+    if also:
+      more, told = also(params, out.hidden_BTD, batch, totals)
+      loss += more
+      metrics |= told
     routing = out.routing
     if mtp_weight:
-      inputs = _inputs(rollout)
+      inputs = rollout_inputs(rollout)
       only_mtp = jax.lax.stop_gradient(params) | {'mtp': params['mtp']}
       ahead, routed = _ahead_loss(
           model, only_mtp, jax.lax.stop_gradient(out.hidden_BTD), inputs,
@@ -216,7 +221,7 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
     logp_BT  = [0, log p(b | a), log p(c | ab)]
   """
   out = model.apply(
-      {'params': params}, *_inputs(rollout), rollout.experts_BTLA)
+      {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA)
   logp, entropy = common.token_logp(
       out.hidden_BTD[:, prompt_tokens - 1:-1], output_head(model, params),
       rollout.tokens_BT[:, prompt_tokens:], temperature,
@@ -229,7 +234,7 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
   return whole(logp), whole(entropy), out
 
 
-def _inputs(rollout: Rollout):
+def rollout_inputs(rollout: Rollout):
   """Tokens, positions and segments, as the model takes them."""
   return (rollout.tokens_BT, positions(rollout.valid_BT),
           rollout.valid_BT.astype(jnp.int32))
