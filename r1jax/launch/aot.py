@@ -106,6 +106,9 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
   build.check_counts(config)
   layout = Layout(make_mesh(config.mesh, devices))
   build.check_rl(config, layout)
+  if config.rl.advantage != 'group':
+    raise UserError("aot: compiles the update of rl.advantage = 'group' alone, "
+                    f'not of {config.rl.advantage!r}')
   model = Transformer(build.model_config(config.model), layout)
   c, began = config.rl, time.monotonic()
   rows = c.prompts_per_step * c.group_size // c.minibatches
