@@ -1,4 +1,4 @@
-"""Named members of the GRPO family, and PPO: values of config.rl, as published.
+"""Members of the GRPO family, and PPO: values of config.rl, as published.
 
   config.rl.update(algorithms.dapo())
 

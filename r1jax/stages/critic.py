@@ -4,6 +4,7 @@ The stage asks whichever it has the same things: what the batch's advantages
 are, what a policy update learns besides, and how its own state goes on.
 """
 
+import abc
 import dataclasses
 from pathlib import Path
 
@@ -61,14 +62,12 @@ class NoCritic:
     return state, {}
 
 
-class Shared(NoCritic):
-  """A scalar head on the policy's trunk, learnt with the policy."""
+class _Valued(NoCritic, abc.ABC):
+  """Advantages come from values, by generalised advantage estimation."""
 
   def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
-    how = self._how = estimator(config)
+    c, how = config.rl, estimator(config)
     self._values = ppo_step.values(model)
-    self.also = ppo_step.shared(model, how, config.rl.ppo.value_coef)
-    c = config.rl
     penalty = c.kl_coef if c.kl_in == 'reward' else 0.0
 
     @jax.jit
@@ -89,14 +88,25 @@ class Shared(NoCritic):
     return batch.replace(adv_BT=found.adv_BT, value_BT=value_BT,
                          return_BT=found.return_BT), found.metrics
 
+  @abc.abstractmethod
+  def _valued(self, params, state: TrainState | None, batch: RLBatch):
+    """value_BT and after_B, see train/ppo_step.py."""
+
+
+class Shared(_Valued):
+  """A scalar head on the policy's trunk, learnt with the policy."""
+
+  def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
+    super().__init__(config, model)
+    self.also = ppo_step.shared(
+        model, estimator(config), config.rl.ppo.value_coef)
+
   def _valued(self, params, state, batch):
     return self._values(params, batch.rollout)
 
 
-class Own(Shared):
+class Own(_Valued):
   """A transformer beside the policy, with an optimiser of its own."""
-
-  also = None
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = config.rl
@@ -105,7 +115,6 @@ class Own(Shared):
       lessons.same_tokens(_file(config), config, parts.tokenizer)
     model = self._model = Transformer(model_config(config), parts.model.layout)
     super().__init__(config, model)
-    self.also = None
     self.warmup_steps = c.ppo.value_warmup_steps
     self._tx = optimizer.make(
         dataclasses.replace(build.optimizer_config(c),
@@ -113,7 +122,7 @@ class Own(Shared):
         c.steps * c.minibatches, untrained=('head', 'mtp'))
     self._layout = train_state.shardings(model, self._tx)
     self._update = ppo_step.critic(
-        model, self._tx, self._how, c.minibatches, c.microbatches,
+        model, self._tx, estimator(config), c.minibatches, c.microbatches,
         Balancing(c.balance_speed, c.balance_loss))
 
   def target(self):
@@ -124,13 +133,13 @@ class Own(Shared):
     return train_state.abstract(shapes, self._tx, self._layout)
 
   def fresh(self, base_params):
-    target = self.target().params
     if self._file:
       params = weights.load(Path(self._file), self._model)
-    else:  # As the policy is, but for what it has not.
-      params = {name: base_params[name] if name in base_params else jax.tree.map(
-          lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), part)
-          for name, part in target.items()}
+    else:  # As the policy is; a head that it has not says 0.
+      nothing = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
+      params = {name: base_params[name] if name in base_params
+                else jax.tree.map(nothing, part)
+                for name, part in self.target().params.items()}
     params = jax.tree.map(jnp.copy, params)
     return jax.jit(lambda p: train_state.create(p, self._tx),
                    out_shardings=self._layout)(params)

@@ -59,8 +59,9 @@ def test_a_shared_trunk_runs_with_all_that_a_rollout_may_be(
   gone on with; the run's weights are then sampled from."""
   workdir = tmp_path / 'shared'
   args = (_PPO, f'--workdir={workdir}', '--config.model.scalar_head=True',
-          '--config.rl.ppo.value=shared', '--config.rl.ppo.value_warmup_steps=0',
-          '--config.rl.ppo.truncated=bootstrap', '--config.rl.steps=2',
+          '--config.rl.ppo.value=shared', '--config.rl.steps=2',
+          '--config.rl.ppo.value_warmup_steps=0',
+          '--config.rl.ppo.truncated=bootstrap',
           '--config.pretrain.steps=2', '--config.rl.complete_share=1.0',
           '--config.rl.old_logp=recompute', '--config.rl.mismatch=truncate',
           '--config.rl.routing_replay=True', '--config.rl.kl_coef=0.0')
@@ -98,9 +99,8 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
   valued = critic.make(config, parts)
   state = valued.fresh(base)
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
-  jax.tree.map(lambda x, y: (x.shape, x.dtype, x.sharding) == (
-      y.shape, y.dtype, y.sharding) or pytest.fail(f'{x}'),
-      state, valued.target())
+  kind = lambda x: (x.shape, x.dtype, x.sharding)
+  assert jax.tree.map(kind, state) == jax.tree.map(kind, valued.target())
 
 
 @pytest.mark.parametrize('values,message', [
@@ -114,7 +114,7 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
     (dict(rl__ppo__value='shared'), 'needs model.scalar_head = True'),
     (dict(rl__ppo__value='shared', model__scalar_head=True),
      "value_warmup_steps = 1 needs value = 'own'"),
-    (dict(rl__ppo__value_init='no/where'), 'rl.ppo.value_init: no file no/where'),
+    (dict(rl__ppo__value_init='no/where'), 'value_init: no file no/where'),
     (dict(rl__ppo__value_init=str(build.SHIPPED_BASE)),
      'rl.ppo.value_init: .*base_tiny.safetensors has no scalar head'),
     (dict(rl__group_size=0), '= 0 does not divide'),
