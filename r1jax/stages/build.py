@@ -193,7 +193,8 @@ def _options(config: ml_collections.ConfigDict) -> Options:
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   """What a rollout and its updates need of the numbers in config.rl."""
   c = config.rl
-  if c.group_size < 2:
+  one_of('rl.advantage', c.advantage, ('group', 'gae'))
+  if c.group_size < 2 and c.advantage == 'group':
     raise UserError(
         f'rl: group_size must be at least 2, got {c.group_size}: an advantage '
         'is relative to the other samples of its group')
@@ -214,8 +215,8 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   if c.old_logp not in ('rollout', 'recompute'):
     raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
                     f'{c.old_logp!r}')
-  _one_of('rl.kl_in', c.kl_in, ('loss', 'reward'))
-  _one_of('rl.overlong', c.overlong, ('train', 'mask'))
+  one_of('rl.kl_in', c.kl_in, ('loss', 'reward'))
+  one_of('rl.overlong', c.overlong, ('train', 'mask'))
   objective(config)
   if c.mismatch != 'none' and c.old_logp != 'recompute':
     raise UserError(
@@ -264,7 +265,7 @@ def _fits_context(config: ml_collections.ConfigDict):
         f'exceed model.max_context = {config.model.max_context}')
 
 
-def _one_of(name: str, value, choices: tuple[str, ...]):
+def one_of(name: str, value, choices: tuple[str, ...]):
   if value not in choices:
     raise UserError(f'{name} must be one of {choices}, got {value!r}')
 

@@ -25,7 +25,7 @@ from r1jax.rewards import answers, code_answer
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.groups import Group
-from r1jax.stages import build, judges, report
+from r1jax.stages import build, critic, judges, report
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
@@ -43,10 +43,12 @@ class RLState:
   Attributes:
     train: Policy parameters and optimiser.
     reference: Parameters, or None where β is 0.
+    critic: Of a value function of its own, or None.
   """
 
   train: train_state.TrainState
   reference: Any
+  critic: train_state.TrainState | None
 
 
 class RL(Stage):
@@ -73,15 +75,18 @@ class RL(Stage):
     self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
     self._evaluator = build.evaluator(config, parts, self._engine)
     model = parts.model
+    self._critic = critic.make(config, parts)
     self._tx = optimizer.make(
-        build.optimizer_config(c), c.steps * c.minibatches,
+        build.optimizer_config(c),
+        (c.steps - self._critic.warmup_steps) * c.minibatches,
         untrained=() if c.mtp_weight else ('mtp',))
     self._logp = train_step.score(model, c.temperature, self._width)
     self._objective = build.objective(config)
     self._update = train_step.policy(
         model, self._tx, self._objective, c.temperature, self._width,
         c.minibatches, c.microbatches,
-        Balancing(c.balance_speed, c.balance_loss), c.mtp_weight)
+        Balancing(c.balance_speed, c.balance_loss), c.mtp_weight,
+        self._critic.also)
     self._wanted = c.prompts_per_step
     self._in_flight = build.groups_in_flight(config)
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -139,7 +144,7 @@ class RL(Stage):
 
   def _step(self, state: RLState, begun: list[Group], step: int,
             data: batching.Switching):
-    """groups → rollout → rewards → advantages → scores → update.
+    """groups → rollout → rewards → scores → advantages → updates.
 
     Returns:
       The state, the step's metrics, a row for each completion, and the groups
@@ -166,20 +171,29 @@ class RL(Stage):
     batch = RLBatch(
         rollout=_trained(
             rollout, scored.scorable_B & np.repeat(counts, c.group_size),
-            c.overlong), adv_B=adv_B,
-        old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT)
+            c.overlong),
+        adv_BT=adv_B[:, None], old_logp_BT=old_logp_BT,
+        ref_logp_BT=ref_logp_BT)
+    batch, metrics = self._critic.judged(
+        state.train.params, state.critic, batch, scored.reward_B)
     values = {}
     if self._objective.mismatch != 'none':
       batch, values = _weighted(self._objective, batch)
-    train, metrics = self._update(
-        state.train, batch, self._key(_SHUFFLE, step))
-    state = state.replace(
-        train=train, reference=self._referred(state, train.params, step))
-    values |= jax.device_get(metrics) | told | _told(scored, rollout, varied_P)
+    key, train = self._key(_SHUFFLE, step), state.train
+    valued, learnt = self._critic.updated(state.critic, batch, key)
+    metrics |= learnt
+    if step > self._critic.warmup_steps:
+      train, learnt = self._update(train, batch, key)
+      metrics |= learnt
+    state = RLState(
+        train=train, critic=valued,
+        reference=self._referred(state, train.params, step))
+    values |= (jax.device_get(metrics) | told
+               | _told(scored, rollout, varied_P))
     values |= {f'rollout/{name}': value
                for name, value in assemble.speculation(made).items()}
     if not c.kl_coef:
-      del values['kl']
+      values.pop('kl', None)
     rows = evaluate.sample_rows(
         prompts, scored, rollout.length_B, rollout.finish_B)
     return state, values, rows, begun
@@ -263,14 +277,16 @@ class RL(Stage):
     train = jax.jit(lambda p: train_state.create(p, self._tx),
                     out_shardings=layout)(self._copy(base_params))
     reference = self._copy(base_params) if self._config.kl_coef else None
-    return RLState(train=train, reference=reference)
+    return RLState(train=train, reference=reference,
+                   critic=self._critic.fresh(base_params))
 
   def _target(self, base_params) -> RLState:
     """The state as shapes and shardings: what a restore aims at."""
     layout = train_state.shardings(self._parts.model, self._tx)
     train = train_state.abstract(base_params, self._tx, layout)
     return RLState(
-        train=train, reference=train.params if self._config.kl_coef else None)
+        train=train, reference=train.params if self._config.kl_coef else None,
+        critic=self._critic.target())
 
   def _key(self, stream: int, step: int) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(self._seed), stream)

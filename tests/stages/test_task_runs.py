@@ -72,10 +72,12 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
 
 
 @pytest.mark.parametrize('name', [
-    'r1_zero', 'deepseek_math', 'dapo', 'dr_grpo', 'bnpo', 'gspo', 'cispo'])
+    'r1_zero', 'deepseek_math', 'dapo', 'dr_grpo', 'bnpo', 'gspo', 'cispo',
+    'ppo'])
 def test_every_paper_s_settings_are_an_objective(name):
   config = r1_zero_tiny.get_config()
   config.rl.update(getattr(algorithms, name)())
   objective = build.objective(config)
-  assert objective.kl_coef == config.rl.kl_coef
+  in_loss = config.rl.kl_in == 'loss'
+  assert objective.kl_coef == config.rl.kl_coef * in_loss
   assert objective.max_tokens == config.rl.max_new_tokens
