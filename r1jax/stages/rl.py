@@ -1,7 +1,6 @@
 """Reinforcement learning: the one RL step (`RL._step`), repeated."""
 
 from collections import Counter
-from concurrent import futures
 import contextlib
 import json
 from pathlib import Path
@@ -16,16 +15,13 @@ import optax
 
 from r1jax import evaluate
 from r1jax.algos import advantage, common, grpo
-from r1jax.data import batching, tasks
 from r1jax.data.datasets import GENERAL
-from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
-from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
+from r1jax.records import FINISH_STOP, RLBatch, Rollout, Scored
 from r1jax.rewards import answers, code_answer
 from r1jax.rewards.verdict import Verdict
-from r1jax.rollout import assemble, groups
-from r1jax.rollout.groups import Group
-from r1jax.stages import build, critic, judges, report
+from r1jax.rollout import assemble
+from r1jax.stages import build, collect, critic, judges, report
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
@@ -62,17 +58,12 @@ class RL(Stage):
     self._seed = config.seed
     self._parts = parts
     self._width = config.data.max_prompt_tokens
-    self._prompts = build.prompts(config, parts, tasks.TRAIN)
-    self._first = self._prompts  # Before general rows come in.
-    if c.general_after:
-      self._first = build.prompts(config, parts, tasks.TRAIN, general=False)
-    self._endless = config.data.task in tasks.TASKS
     build.check_rl(config, parts.model.layout)
     self._engine = build.engine(config, parts)
-    self._sampling = build.rl_sampling(config, parts)
     self._reward = build.reward(
         config, parts, judges.of_rewards(config, parts))
-    self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
+    self._collector = collect.Collector(
+        config, parts, self._engine, self._reward)
     self._evaluator = build.evaluator(config, parts, self._engine)
     model = parts.model
     self._critic = critic.make(config, parts)
@@ -87,8 +78,6 @@ class RL(Stage):
         c.minibatches, c.microbatches,
         Balancing(c.balance_speed, c.balance_loss), c.mtp_weight,
         self._critic.also)
-    self._wanted = c.prompts_per_step
-    self._in_flight = build.groups_in_flight(config)
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     self._averaged = jax.jit(lambda old, new: optax.incremental_update(
         new, old, 1 - c.reference_decay), donate_argnums=0)
@@ -96,10 +85,7 @@ class RL(Stage):
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config
-    data = batching.Switching(*(batching.endless(
-        prompts, self._seed, shuffle=not self._endless)
-        for prompts in (self._first, self._prompts)), c.general_after)
-    begun: list[Group] = []  # By an earlier step.
+    collector = self._collector
     tier = code_answer.tier()
     shown: dict[str, str] = {}
     with (contextlib.closing(answers),  # Its worker processes.
@@ -112,19 +98,16 @@ class RL(Stage):
         if restored:
           _, state, position = restored
           progress.tell(f'goes on after step {start}')
-          begun = self._resumed(data, position)
+          collector.set_state(position)
         else:
           state = self._fresh(base_params)
+          collector.begin()
           progress.tell('compiles, and evaluates the base')
           writer.write(0, self._evaluate(state, 0, directory, [], shown))
           progress.tell('starts at ' + ', '.join(map(' '.join, shown.items())))
         for step in range(start + 1, c.steps + 1):
           progress.step_secs()
-          begun, dropped = groups.fresh(begun, step, c.max_staleness)
-          begun += self._opened(
-              data.take(step, self._in_flight - len(begun)), step)
-          state, values, rows, begun = self._step(state, begun, step, data)
-          values['rollout/dropped_groups'] = dropped
+          state, values, rows = self._step(state, step)
           speed = _speed(rows, progress.step_secs())
           evaluates = step % c.eval_every == 0 or step == c.steps
           if evaluates:
@@ -133,8 +116,7 @@ class RL(Stage):
           writer.write(step, values, speed)
           progress.update(step, _line(values, speed, shown), keep=evaluates)
           if step % c.checkpoint_every == 0 or step == c.steps:
-            checkpoints.save(step, state, {
-                'prompts': data.get_state(), 'begun': groups.packed(begun)})
+            checkpoints.save(step, state, collector.get_state())
     report.write(directory, self._eval_samples)
     path = directory / OUTPUT  # Last: it says that all is there.
     if tier:
@@ -142,23 +124,18 @@ class RL(Stage):
     weights.save(path, state.train.params, 'float32', about)
     return path
 
-  def _step(self, state: RLState, begun: list[Group], step: int,
-            data: batching.Switching):
+  def _step(self, state: RLState, step: int):
     """groups → rollout → rewards → scores → advantages → updates.
 
     Returns:
-      The state, the step's metrics, a row for each completion, and the groups
-      that are not complete yet.
+      The state, the step's metrics, and a row for each completion.
     """
     c = self._config
-    complete, counts, scored_of, begun, told = self._complete(
-        state.train.params, begun, step, data)
-    prompts = [group.prompt for group in complete]
-    made = [made for group in complete for made in group.completions]
-    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
+    found = self._collector.collect(
+        state.train.params, step, self._key(_ROLLOUT, step))
+    prompts, scored = found.prompts, found.scored
     rollout = assemble.as_rollout(
-        batch, c.group_size, c.max_new_tokens, made, step)
-    scored = Scored.together([scored_of[id(group)] for group in complete])
+        found.batch, c.group_size, c.max_new_tokens, found.made, step)
     self._reward.check(scored)
     old_logp_BT, ref_logp_BT = self._logps(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
@@ -170,8 +147,7 @@ class RL(Stage):
         scorable_B=jnp.asarray(scored.scorable_B))
     batch = RLBatch(
         rollout=_trained(
-            rollout, scored.scorable_B & np.repeat(counts, c.group_size),
-            c.overlong),
+            rollout, scored.scorable_B & found.counts_B, c.overlong),
         adv_BT=adv_B[:, None], old_logp_BT=old_logp_BT,
         ref_logp_BT=ref_logp_BT)
     batch, metrics = self._critic.judged(
@@ -188,82 +164,15 @@ class RL(Stage):
     state = RLState(
         train=train, critic=valued,
         reference=self._referred(state, train.params, step))
-    values |= (jax.device_get(metrics) | told
+    values |= (jax.device_get(metrics) | found.told
                | _told(scored, rollout, varied_P))
     values |= {f'rollout/{name}': value
-               for name, value in assemble.speculation(made).items()}
+               for name, value in assemble.speculation(found.made).items()}
     if not c.kl_coef:
       values.pop('kl', None)
     rows = evaluate.sample_rows(
         prompts, scored, rollout.length_B, rollout.finish_B)
-    return state, values, rows, begun
-
-  def _complete(self, params, begun: list[Group], step: int,
-                data: batching.Switching):
-    """Completes as many groups as a step trains on, and scores them.
-
-    Returns:
-      The groups; whether each counts, as it does unless too few are worth
-      training on; their Scored by id(group); the groups that are not complete
-      yet; and metrics.
-    """
-    c = self._config
-    futures_of: dict[int, futures.Future] = {}
-
-    def score(group: Group):  # While others are drawn.
-      futures_of[id(group)] = self._scorer.submit(self._scored, group)
-
-    taken, idle, scored_of = [], [], {}
-    for turn in range(c.dynamic_rounds if c.dynamic_sampling else 1):
-      if turn:
-        missing = self._wanted - len(taken)
-        begun += self._opened(
-            data.take(step, max(missing - len(begun), 0)), step, turn)
-      complete, begun = groups.advance(
-          self._engine, params, step, begun, self._wanted - len(taken), score)
-      for group in complete:
-        scored_of[id(group)] = futures_of[id(group)].result()
-        useful = not c.dynamic_sampling or _mixed(scored_of[id(group)])
-        (taken if useful else idle).append(group)
-      if len(taken) == self._wanted:
-        break
-    told = {}
-    if c.dynamic_sampling:
-      sampled = len(taken) + len(idle)
-      told = {'dynamic/sampled_groups': sampled,
-              'dynamic/useful': len(taken) / sampled}
-    counts = np.arange(self._wanted) < len(taken)
-    taken += idle[:self._wanted - len(taken)]
-    return taken, counts, scored_of, begun, told
-
-  def _scored(self, group: Group) -> Scored:
-    texts = assemble.texts(
-        group.completions, self._parts.tokenizer.decode_batch)
-    return self._reward.score(
-        texts, [group.prompt], [len(c.tokens) for c in group.completions])
-
-  def _opened(self, prompts: list[Prompt], step: int,
-              turn: int = 0) -> list[Group]:
-    """Groups that this step begins, in one of its turns."""
-    if not prompts:
-      return []
-    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
-    size = self._config.group_size
-    key = self._key(_ROLLOUT, step)
-    if turn:  # A prompt that comes again is not sampled as before.
-      key = jax.random.fold_in(key, turn)
-    return groups.open_groups(prompts, assemble.requests(
-        batch, size, self._sampling, key), size)
-
-  def _resumed(self, data, position: dict) -> list[Group]:
-    """Sets the data to its position; returns the groups that were begun."""
-    if not isinstance(position.get('prompts'), list):
-      raise UserError('checkpoint: written by an older r1jax, which counted '
-                      'prompts otherwise; begin in a new --workdir')
-    data.set_state(position['prompts'])
-    return groups.unpacked(
-        position['begun'], self._sampling,
-        lambda prompt: self._parts.tokenizer.prompt(prompt.text))
+    return state, values, rows
 
   def latest(self, directory: Path, base_params):
     """Policy parameters of the newest checkpoint, or None."""
@@ -326,15 +235,6 @@ class RL(Stage):
     name = 'pass@1' if 'eval/pass@1' in found.metrics else 'quality'
     shown[name] = f"{found.metrics[f'eval/{name}']:.3f}"
     return found.metrics
-
-
-def _mixed(scored: Scored) -> bool:
-  """Are the samples of a group of different worth? By accuracy, where there is
-  one: the format alone teaches no reasoning."""
-  accuracy_B = scored.parts['accuracy']
-  worth_B = (scored.reward_B if np.isnan(accuracy_B).all() else accuracy_B)
-  worth_B = worth_B[scored.scorable_B]
-  return len(worth_B) > 0 and np.min(worth_B) < np.max(worth_B)
 
 
 def _trained(rollout: Rollout, scorable_B, overlong: str) -> Rollout:
