@@ -5,7 +5,6 @@ may say `general: true`. `r1jax` writes such rows in its curation stage.
 """
 
 import base64
-from collections.abc import Sequence
 
 import numpy as np
 
