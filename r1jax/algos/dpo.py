@@ -135,14 +135,14 @@ class Robust:
     """α_g before the first step: every group alike."""
     return np.full(len(self.counts), 1 / len(self.counts), np.float32)
 
-  def rarity_g(self) -> np.ndarray:
-    """N/N_g."""
-    counts_g = np.array(self.counts, np.float32)
+  def rarity(self):
+    """N/N_g of each group."""
+    counts_g = jnp.array(self.counts, jnp.float32)
     return counts_g.sum() / counts_g
 
   def moved(self, alpha_g, loss_P, group_P, counts_P):
     """α_g after a batch of losses; see the module."""
-    each_P = jnp.where(counts_P > 0, loss_P, 0) * self.rarity_g()[group_P]
+    each_P = jnp.where(counts_P > 0, loss_P, 0) * self.rarity()[group_P]
     total = jnp.maximum(jnp.sum(counts_P), 1)
     loss_g = jax.ops.segment_sum(
         each_P, group_P, num_segments=len(self.counts)) / total
@@ -152,5 +152,5 @@ class Robust:
 
   def weight(self, alpha_g, group_P):
     """N/N_g · α_g of each pair."""
-    return (self.rarity_g() * alpha_g)[group_P]
+    return (self.rarity() * alpha_g)[group_P]
 

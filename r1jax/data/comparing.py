@@ -144,6 +144,10 @@ class Comparisons(Sequence):
         np.random.default_rng([seed, epoch]).permutation(len(examples))
         if shuffle else np.arange(len(examples)) for epoch in range(epochs)])
 
+  def without_group(self) -> str:
+    """The first row that names no group; '' where all do."""
+    return next((e.where or e.id for e in self._examples if not e.group), '')
+
   def __len__(self) -> int:
     return -(-len(self._order) // self._batch_size)
 

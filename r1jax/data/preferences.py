@@ -152,15 +152,15 @@ def responses(how: Synthetic, template: AnyTemplate, split: str, seed: int,
 
 
 _STREAM = {tasks.TRAIN: 5, tasks.HELD_OUT: 6}  # Not those of other randomness.
-_TASK = 'manners'
+TASK = 'manners'  # The one that has preferences.
 
 
 def _asked(template: AnyTemplate, split: str, seed: int, index: int):
   """Randomness of row `index`, and its prompt."""
   rng = np.random.default_rng([seed, _STREAM[split], index])
-  question = tasks.draw(rng, _TASK, split).question
+  question = tasks.draw(rng, TASK, split).question
   return rng, Prompt(
-      id=f'{_TASK}-{split}-{seed}-{index}', text=template.render(question),
+      id=f'{TASK}-{split}-{seed}-{index}', text=template.render(question),
       question=question, answer='', source=datasets.GENERAL)
 
 
