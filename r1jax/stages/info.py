@@ -85,34 +85,38 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
 
 def training_bytes(config: ml_collections.ConfigDict,
                    layout: Layout) -> dict[str, int]:
-  """What a device holds between the passes of an RL step, part by part, and
-  in all: of GRPO, and of PPO with either value function.
+  """What a device holds between the passes of a training step, part by part,
+  and of RL in all: of GRPO, and of PPO with either value function.
 
   Gradients are of one network at a time. On a shared trunk a value is a head
   of D numbers.
   """
+  trained = next((name for name in reversed(config.stages)
+                  if name in config and 'optimizer' in config[name]), 'rl')
   model = build.model_config(config.model)
-  moments = config.rl.optimizer.moment_dtype
+  moments = config[trained].optimizer.moment_dtype
   wide = 2 * jnp.dtype(moments).itemsize
-  policy, valued, own = (
-      parameters_per_device(each, layout) for each in (
-          model, dataclasses.replace(model, scalar_head=True),
-          critic.model_config(config)))
-  copies = 4 * (2 + bool(config.rl.kl_coef)) + wide  # Of each parameter.
+  policy = parameters_per_device(model, layout)
   parts = {
       'weights, float32': 4 * policy,
       f'Adam moments, {moments}': wide * policy,
-      'gradients, float32': 4 * policy,
-      'reference policy, float32': 4 * policy,
+      'gradients, float32': 4 * policy}
+  reference = trained == 'dpo' or trained == 'rl' and bool(config.rl.kl_coef)
+  if reference:
+    parts['reference policy, float32'] = 4 * policy
+  if trained != 'rl':
+    return parts
+  valued, own = (parameters_per_device(each, layout) for each in (
+      dataclasses.replace(model, scalar_head=True),
+      critic.model_config(config)))
+  copies = 4 * (2 + reference) + wide  # Of each parameter.
+  return parts | {
       'GRPO, in all': copies * policy,
       "PPO's own critic and its moments": (4 + wide) * own,
       'PPO with it, in all': (copies * policy + (4 + wide) * own
                               + 4 * max(own - policy, 0)),
       'PPO on a shared trunk, in all': copies * valued,
   }
-  if not config.rl.kl_coef:
-    del parts['reference policy, float32']
-  return parts
 
 
 def show(config: ml_collections.ConfigDict, devices: int):

@@ -59,7 +59,7 @@ def critic(model: Transformer, tx: optax.GradientTransformation,
   def loss_fn(params, batch: RLBatch, totals: grpo.Totals):
     out = _pass(model, params, batch.rollout)
     loss, metrics = _loss(model, params, out.hidden_BTD, how, batch, totals)
-    loss += update.balance(out.routing, balancing, microbatches)
+    loss += update.balance(out.routing, balancing, 1 / microbatches)
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   epoch = update.epoch(

@@ -85,7 +85,7 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
       loss += look_ahead.at(updates) * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
-    loss += update.balance(routing, balancing, microbatches)
+    loss += update.balance(routing, balancing, 1 / microbatches)
     return loss, (metrics | {'routing': update.loads(routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
@@ -189,7 +189,7 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
       loss += mtp_weight * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
-    loss += update.balance(routing, balancing, microbatches)
+    loss += update.balance(routing, balancing, 1 / microbatches)
     fresh_BT = rollout.mask_BT & (rollout.age_BT == 0)
     gap_BT = jnp.where(fresh_BT, jnp.abs(logp_BT - rollout.logp_BT), 0.0)
     metrics['routing'] = update.loads(routing)

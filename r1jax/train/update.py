@@ -61,13 +61,12 @@ def loads(routing: dict[str, moe.Routing]):
           for stack, routed in routing.items()}
 
 
-def balance(routing: dict[str, moe.Routing], balancing: moe.Balancing,
-            microbatches: int):
-  """α times the balance loss of all layers, a microbatch's share of it."""
+def balance(routing: dict[str, moe.Routing], balancing: moe.Balancing, share):
+  """α times the balance loss of all layers, times a microbatch's share."""
   if not balancing.loss:
     return 0.0
   layers = sum(routed.balance.sum() for routed in routing.values())
-  return balancing.loss * layers / microbatches
+  return balancing.loss * layers * share
 
 
 def constrain(model: Transformer, batch):
