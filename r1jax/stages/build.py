@@ -232,6 +232,9 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
     raise UserError(
         'rl: max_staleness and general_after must not be below 0, and '
         'dynamic_rounds must be at least 1')
+  if c.dynamic_sampling and c.group_size < 2:
+    raise UserError(f'rl: dynamic_sampling needs group_size above 1, got '
+                    f'{c.group_size}: one sample alone is never of two worths')
   if c.complete_share < 1 and c.old_logp != 'rollout':
     raise UserError(
         f'rl: complete_share = {c.complete_share} needs old_logp = '

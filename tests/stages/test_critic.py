@@ -118,6 +118,7 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
     (dict(rl__ppo__value_init=str(build.SHIPPED_BASE)),
      'rl.ppo.value_init: .*base_tiny.safetensors has no scalar head'),
     (dict(rl__group_size=0), '= 0 does not divide'),
+    (dict(rl__dynamic_sampling=True), 'needs group_size above 1, got 1'),
 ])
 def test_what_cannot_be_is_refused_at_start_up(values, message):
   with pytest.raises(UserError, match=message) as caught:
