@@ -85,9 +85,9 @@ _AT_LEAST_ONE = (
             'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
             'log_every', 'eval_every')),
     'curate.samples', 'curate.chunk_prompts', 'curate.max_per_prompt',
-    'rl.steps', 'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
-    'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',
-    'eval.samples', 'data.max_prompt_tokens')
+    'rl.steps', 'rl.minibatches', 'rl.microbatches', 'rl.reference_every',
+    'rl.eval_every', 'rl.checkpoint_every', 'rl.keep_checkpoints',
+    'eval.num_problems', 'eval.samples', 'data.max_prompt_tokens')
 
 
 def corpus(config: ml_collections.ConfigDict,
