@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
       # words with; one that does is removed.
       decontaminate=(),
       # The largest share of a training set's rows that may be dropped as bad;
-      # 0: a bad row is an error. An evaluation set is never cut.
+      # 0: a bad row is an error. Evaluation questions are never cut.
       quarantine=0.0,
       pass_rates='',  # A JSONL file of id and pass_rate.
       pass_rate_low=0.0,  # Train on prompts whose rate lies within these.

@@ -56,7 +56,8 @@ def synthetic(task: str, web: tasks.Web, template: AnyTemplate, seed: int,
     found.append(Demonstration(
         id=f'{task}-{seed}-{index}', question=question,
         prompt=template.render(question),
-        response=continued(response, template), general=tasks.get(task).general))
+        response=continued(response, template),
+        general=tasks.get(task).general))
   return found
 
 

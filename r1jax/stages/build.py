@@ -84,11 +84,11 @@ _AT_LEAST_ONE = (
     'sft.log_every', *(
         f'{stage}.{field}' for stage in ('reward_model', 'dpo') for field in (
             'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
-            'log_every', 'eval_every')), 'curate.samples', 'curate.chunk_prompts',
-    'curate.max_per_prompt', 'rl.steps',
-    'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
-    'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',
-    'eval.samples', 'data.max_prompt_tokens')
+            'log_every', 'eval_every')),
+    'curate.samples', 'curate.chunk_prompts', 'curate.max_per_prompt',
+    'rl.steps', 'rl.minibatches', 'rl.microbatches', 'rl.reference_every',
+    'rl.eval_every', 'rl.checkpoint_every', 'rl.keep_checkpoints',
+    'eval.num_problems', 'eval.samples', 'data.max_prompt_tokens')
 
 
 def corpus(config: ml_collections.ConfigDict,
