@@ -145,7 +145,7 @@ def reward(config: ml_collections.ConfigDict, made: Parts) -> Reward:
       c.reward.to_dict(), c.general_reward.to_dict(), made.reader, Options(
           max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
           overlong_buffer_tokens=c.overlong_buffer_tokens,
-          repetition_n=c.repetition_n))
+          repetition_n=c.repetition_n, code_credit=c.code_credit))
 
 
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):
