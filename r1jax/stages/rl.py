@@ -20,7 +20,7 @@ from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
-from r1jax.rewards import answers, code_answer
+from r1jax.rewards import answers, code_answer, shared
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.groups import Group
@@ -136,10 +136,15 @@ class RL:
       that are not complete yet.
     """
     c = self._config
-    scored_of: dict[int, futures.Future] = {}
+    texts_of: dict[int, futures.Future] = {}
+    scored_of: dict[int, futures.Future] = {}  # Of those that are ours.
 
     def score(group: Group):  # While others are drawn.
-      scored_of[id(group)] = self._scorer.submit(self._scored, group)
+      mine = shared.is_mine(len(texts_of))
+      texts = self._scorer.submit(self._texts, group)
+      texts_of[id(group)] = texts
+      if mine:
+        scored_of[id(group)] = self._scorer.submit(self._scored, group, texts)
 
     complete, begun = groups.advance(
         self._engine, state.train.params, step, begun, self._wanted, score)
@@ -148,8 +153,11 @@ class RL:
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
     rollout = assemble.as_rollout(
         batch, c.group_size, c.max_new_tokens, made, step)
-    scored = Scored.together(
-        [scored_of[id(group)].result() for group in complete])
+    own = [i for i, group in enumerate(complete) if id(group) in scored_of]
+    scored = shared.together(
+        [texts_of[id(group)].result() for group in complete], own,
+        lambda: Scored.together(
+            [scored_of[id(complete[i])].result() for i in own]))
     self._reward.check(scored)
     old_logp_BT, ref_logp_BT = self._logps(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
@@ -178,11 +186,14 @@ class RL:
         prompts, scored, rollout.length_B, rollout.finish_B)
     return state, values, rows, begun
 
-  def _scored(self, group: Group) -> Scored:
-    texts = assemble.texts(
+  def _texts(self, group: Group) -> list[str]:
+    return assemble.texts(
         group.completions, self._parts.tokenizer.decode_batch)
+
+  def _scored(self, group: Group, texts: futures.Future) -> Scored:
     return self._reward.score(
-        texts, [group.prompt], [len(c.tokens) for c in group.completions])
+        texts.result(), [group.prompt],
+        [len(c.tokens) for c in group.completions])
 
   def _opened(self, prompts: list[Prompt], step: int) -> list[Group]:
     """Groups that this step begins."""
