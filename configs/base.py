@@ -291,6 +291,9 @@ def get_config() -> ml_collections.ConfigDict:
       reward_models=dict(helpful='', safe=''),
       overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
       repetition_n=4,  # Words.
+      # What a program is worth that fails some of its tests: nothing, since it
+      # must pass 'all'; or the 'share' that it passes.
+      code_credit='all',
       max_unscored=0.2,  # A larger share without a score stops the run.
       optimizer=optimizer(3e-6),
       eval_every=100,  # Steps; also before the first and after the last.

@@ -198,6 +198,17 @@ class Scored:
   verdicts: Sequence[str]
   texts: Sequence[str]
 
+  def groups(self, size: int) -> list['Scored']:
+    """The inverse of `together`, of batches of one size."""
+    def cut(start: int) -> Scored:
+      part = slice(start, start + size)
+      return Scored(
+          reward_B=self.reward_B[part], scorable_B=self.scorable_B[part],
+          parts={name: x_B[part] for name, x_B in self.parts.items()},
+          verdicts=self.verdicts[part], texts=self.texts[part])
+
+    return [cut(start) for start in range(0, len(self.texts), size)]
+
   @classmethod
   def together(cls, batches: Sequence['Scored']) -> 'Scored':
     """One after the other."""

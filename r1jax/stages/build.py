@@ -190,7 +190,7 @@ def _options(config: ml_collections.ConfigDict) -> Options:
   return Options(
       max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
       overlong_buffer_tokens=c.overlong_buffer_tokens,
-      repetition_n=c.repetition_n)
+      repetition_n=c.repetition_n, code_credit=c.code_credit)
 
 
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):

@@ -16,6 +16,7 @@ import numpy as np
 from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, Scored
+from r1jax.rewards import shared
 from r1jax.rewards.combine import Reward
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine
@@ -139,19 +140,32 @@ class Collector:
   def _advance(self, params, step: int,
                wanted: int) -> tuple[list[Group], list[Scored]]:
     """The next groups that are complete, and their scores."""
-    asked: dict[int, futures.Future] = {}
+    texts_of: dict[int, futures.Future] = {}
+    scored_of: dict[int, futures.Future] = {}  # Of those that are ours.
 
     def score(group: Group):  # While others are drawn.
-      asked[id(group)] = self._scorer.submit(self._scored, group)
+      mine = shared.is_mine(len(texts_of))
+      texts_of[id(group)] = self._scorer.submit(self._texts, group)
+      if mine:
+        scored_of[id(group)] = self._scorer.submit(
+            self._scored, group, texts_of[id(group)])
 
     complete, self._begun = groups.advance(
         self._engine, params, step, self._begun, wanted, score)
-    return complete, [asked[id(group)].result() for group in complete]
+    own = [i for i, group in enumerate(complete) if id(group) in scored_of]
+    scored = shared.together(
+        [texts_of[id(group)].result() for group in complete], own,
+        lambda: Scored.together(
+            [scored_of[id(complete[i])].result() for i in own]))
+    return complete, scored.groups(self._config.group_size)
 
-  def _scored(self, group: Group) -> Scored:
-    texts = assemble.texts(group.completions, self._tokenizer.decode_batch)
+  def _texts(self, group: Group) -> list[str]:
+    return assemble.texts(group.completions, self._tokenizer.decode_batch)
+
+  def _scored(self, group: Group, texts: futures.Future) -> Scored:
     return self._reward.score(
-        texts, [group.prompt], [len(c.tokens) for c in group.completions])
+        texts.result(), [group.prompt],
+        [len(c.tokens) for c in group.completions])
 
 
 def _varied(scored: Scored) -> bool:

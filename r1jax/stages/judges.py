@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import ml_collections
 
 from r1jax.errors import UserError
@@ -29,6 +30,9 @@ def judge(key: str, file: str, config: ml_collections.ConfigDict,
       or has other tokens.
   """
   path = Path(file).expanduser()
+  if jax.process_count() > 1:
+    raise UserError(f'{key}: reward models run in runs of one process alone: '
+                    'several divide the scoring, each at its own pace')
   if not path.exists():
     raise UserError(f'{key}: no file {path}; give what the stage reward_model '
                     'leaves')
