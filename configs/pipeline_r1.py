@@ -146,7 +146,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(dict(
       stages=('cold_start', 'reasoning', 'curated', 'sft', 'helpful', 'safe',
               'final', *students, 'qwen_32b_zero'),
-      evaluations=('aime24', 'math500'),
+      seed=0, evaluations=('aime24', 'math500'),
       # Thousands of long thoughts; size and settings are unpublished.
       cold_start=_sft(V3_BASE, ('r1/cold_start.jsonl',)),
       reasoning=_reasoning(), curated=_curated(),

@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
       stages=('base', 'zero', 'cold_start', 'reasoning', 'curated', 'sft',
               'helpful', 'safe', 'final', 'lessons', 'student_base',
               'student', 'student_rl'),
-      evaluations=('arithmetic', 'countdown', 'manners')))
+      seed=0, evaluations=('arithmetic', 'countdown', 'manners')))
   # R1-Zero: the base, and rules.
   pipeline.base = _pretrain()
   pipeline.zero = _rl('@base', 100)
