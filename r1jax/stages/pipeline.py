@@ -21,6 +21,7 @@ import jax
 import ml_collections
 
 from r1jax.errors import UserError, unknown
+from r1jax.rollout.engine import Engine
 from r1jax.settings import flatten
 from r1jax.stages import build, lineage, run
 from r1jax.stages.workdir import compare
@@ -45,13 +46,14 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
   place, config = Path(workdir).expanduser(), seeded(config)
   names = chosen(config, only, start)
   check(config, place, names)
+  examiner = _Examiner(config.evaluations)
   for name in names:
     print(f'--- {name} ---', flush=True)
     section = config[name]
     concrete = resolved(section, config, place)
     run.train(concrete, str(place / name), section)
     if _leaves_policy(section):
-      _evaluate(concrete, place / name, config.evaluations)
+      examiner.examine(concrete, place / name)
   told = table(config, place)
   if told:
     (place / 'table.md').write_text(told + '\n')
@@ -62,23 +64,43 @@ def _leaves_policy(section: ml_collections.ConfigDict) -> bool:
   return run.STAGES[section.stages[-1]].leaves_policy
 
 
-def _evaluate(config: ml_collections.ConfigDict, workdir: Path,
-              names: Sequence[str]):
-  """Measures what a stage has left on other tasks; kept in evaluation.json."""
-  record = workdir / 'evaluation.json'
-  if record.exists():
-    return
-  found = {}
-  for name in names:
-    asked = copy.deepcopy(config)
-    asked.data.update(task=name, mixture=(), path='', eval_path='')
-    parts = build.parts(asked)
-    metrics = build.evaluator(asked, parts, build.engine(asked, parts)).run(
-        run.trained_params(asked, parts, str(workdir)),
-        jax.random.key(asked.seed)).metrics
-    found |= {f'{name}/{key.removeprefix("eval/")}': value
-              for key, value in metrics.items()}
-  record.write_text(json.dumps(found, indent=1) + '\n')
+class _Examiner:
+  """Measures what stages have left; keeps its compiled sampler while the
+  models are alike."""
+
+  def __init__(self, names: Sequence[str]):
+    self._names = names
+    self._known: dict[str, tuple[build.Parts, Engine]] = {}
+
+  def examine(self, config: ml_collections.ConfigDict, workdir: Path):
+    """Each of the tasks under the policy in a workdir: evaluation.json."""
+    record = workdir / 'evaluation.json'
+    if record.exists() or not self._names:
+      return
+    parts, engine = self._sampler(config)
+    params = run.trained_params(config, parts, str(workdir))
+    found = {}
+    for name in self._names:
+      asked = copy.deepcopy(config)
+      asked.data.update(task=name, mixture=(), path='', eval_path='')
+      metrics = build.evaluator(asked, parts, engine).run(
+          params, jax.random.key(asked.seed)).metrics
+      found |= {f'{name}/{key.removeprefix("eval/")}': value
+                for key, value in metrics.items()}
+    record.write_text(json.dumps(found, indent=1) + '\n')
+
+  def _sampler(self, config) -> tuple[build.Parts, Engine]:
+    config = copy.deepcopy(config)
+    # Of these the sampler knows nothing, but for how many rows it may need.
+    config.rl.update(prompts_per_step=1, group_size=2, complete_share=1.0)
+    key = json.dumps([config[part].to_dict() for part in (
+        'model', 'mesh', 'tokenizer', 'rollout', 'eval')] + [
+            config.rl.max_new_tokens] + [config.data[part] for part in (
+                'max_prompt_tokens', 'template', 'system', 'prefill', 'form')])
+    if key not in self._known:
+      parts = build.parts(config)
+      self._known = {key: (parts, build.engine(config, parts))}
+    return self._known[key]
 
 
 def seeded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
