@@ -24,20 +24,48 @@ def optimizer(learning_rate: float) -> dict:
   )
 
 
-def _supervised(learning_rate: float, **values) -> dict:
-  """What pre-training and fine-tuning share."""
+def _one_pass(learning_rate: float, **values) -> dict:
+  """What all stages share that go through data once, or a few times."""
   return dict(
       microbatches=1,  # Gradients are summed over them.
       balance_speed=1e-3,  # γ of the routing bias (V3 section 4.2).
       balance_loss=1e-4,  # α of the sequence-wise balance loss.
-      # λ of multi-token prediction, and what it becomes after a share of the
-      # steps (V3: after 10T of 14.8T tokens).
-      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68),
       optimizer=optimizer(learning_rate),
       checkpoint_every=500,  # Steps.
       keep_checkpoints=2,
       log_every=10,  # Steps a line in metrics.jsonl.
   ) | values
+
+
+def _supervised(learning_rate: float, **values) -> dict:
+  """What pre-training and fine-tuning share."""
+  return _one_pass(
+      learning_rate,
+      # λ of multi-token prediction, and what it becomes after a share of the
+      # steps (V3: after 10T of 14.8T tokens).
+      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68)) | values
+
+
+def _preferences(learning_rate: float, **values) -> dict:
+  """What reward models and DPO share."""
+  return _one_pass(
+      learning_rate,
+      # Files of preferences (data/preferences.py), datasets by name, and the
+      # synthetic task with how many of its rows: 'manners:2000'.
+      data=(),
+      # The same, to evaluate on. Without it: of a file a share of its rows, by
+      # the hash of their ids; of a dataset and of the task what it holds out.
+      held_out=(),
+      held_out_share=0.05,
+      held_out_rows=512,  # At most, of each of them; 0: all of a file.
+      # Of 'manners': how often a part of a response goes wrong, and s, with
+      # which a judge prefers the better one: σ(s · difference in quality).
+      synthetic=dict(rude=0.4, sharpness=8.0),
+      epochs=1,
+      # A batch is padded to the least of these that holds it; the last is the
+      # most that prompt and response may have.
+      widths_tokens=(1024, 2048, 4096, 8192),
+      eval_every=50) | values  # Steps; also before the first and at the end.
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -120,6 +148,35 @@ def get_config() -> ml_collections.ConfigDict:
       temperature=1.0,  # τ, of that KL.
       mtp=dict(weight=0.1, later_weight=0.1, switch_share=1.0),
   )
+  # A reward model; the values are R1's (second version, section 3.1): 66,000
+  # pairs for helpfulness, 106,000 labelled responses for safety. It needs
+  # config.model.scalar_head.
+  config.reward_model = _preferences(
+      6e-6,
+      kind='helpful',  # From pairs; or 'safe', from single responses.
+      batch_size=256,  # Pairs, or responses.
+      margin=0.0,  # m and c of algos/reward_model.py, of pairs.
+      centring=0.0,
+      # What is longer than the last width: a bad row; or it loses its
+      # beginning, as it does when it is judged.
+      cut_long=False,
+      judge_rows=16,  # That are judged in one call when it is used.
+  )
+  # Direct preference optimisation of config.init, which is also the reference.
+  # R1 has no such stage; the values are of the paper (arXiv 2305.18290, B).
+  config.dpo = _preferences(
+      1e-6,
+      batch_size=64,  # Pairs.
+      beta=0.1,  # β.
+      loss='sigmoid',  # Or 'ipo'.
+      label_smoothing=0.0,  # ε, of 'sigmoid'.
+      # Weigh groups by their loss, see algos/dpo.py; η of their weights. Every
+      # row needs a group: its field, its dataset's name, or what 'manners' is
+      # asked for.
+      group_robust=False,
+      group_step=0.01,
+  )
+  config.dpo.optimizer.warmup_steps = 150
   # Rejection sampling: completions of config.init, of which the good ones are
   # kept to learn from. How long they may be is in config.rl.
   config.curate = dict(

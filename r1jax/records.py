@@ -13,6 +13,7 @@ einsum indices and sharding axes:
   L layers               W blocks; pages a row  Y pages of the cache's pool
   Z look-ahead depth; parts of a cache entry
   O tokens of a teacher's distribution that are kept
+  g groups of preferences
 """
 
 from collections.abc import Sequence
@@ -98,6 +99,32 @@ class TopLogp(NamedTuple):
   ids_TO: np.ndarray
   logp_TO: np.ndarray
   temperature: float
+
+
+@chex.dataclass(frozen=True)
+class PreferencePair:
+  """Two responses to a prompt, of which one was preferred, on the host.
+
+  Attributes:
+    prompt: Its `where` is the row's.
+    chosen, rejected: What follows the prompt, up to the end-of-sequence token.
+    group: Whose preference it is; '' where the row does not say.
+  """
+
+  prompt: Prompt
+  chosen: str
+  rejected: str
+  group: str = ''
+
+
+@chex.dataclass(frozen=True)
+class LabelledResponse:
+  """One response and whether it is safe; see PreferencePair."""
+
+  prompt: Prompt
+  response: str
+  safe: bool
+  group: str = ''
 
 
 @chex.dataclass(frozen=True)
@@ -229,3 +256,44 @@ class TokenBatch:
   position_BT: chex.Array
   top_ids_BTO: chex.Array | None = None
   top_logp_BTO: chex.Array | None = None
+
+
+@chex.dataclass(frozen=True)
+class PairBatch:
+  """P pairs as B = 2·P rows, a chosen response and then its rejected one.
+
+  Prompt [7, 8], chosen [9], rejected [4, 5], 2 to end them, T = 6:
+    tokens_BT = [[7, 8, 9, 2, 0, 0], [7, 8, 4, 5, 2, 0]]
+    valid_BT  = [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
+    mask_BT   = [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0]]
+
+  Attributes:
+    tokens_BT: int32.
+    valid_BT: bool, False on padding.
+    mask_BT: bool, True on the response and its end.
+    weight_P: float32, 1; 0 for a pair that only fills the batch.
+    group_P: int32, the pair's group.
+  """
+
+  tokens_BT: chex.Array
+  valid_BT: chex.Array
+  mask_BT: chex.Array
+  weight_P: chex.Array
+  group_P: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class LabelBatch:
+  """Single responses; see PairBatch.
+
+  Attributes:
+    safe_B: float32, 1 for safe, 0 for unsafe.
+    weight_B: float32; 0 for a row that only fills the batch.
+    group_B: int32.
+  """
+
+  tokens_BT: chex.Array
+  valid_BT: chex.Array
+  safe_B: chex.Array
+  weight_B: chex.Array
+  group_B: chex.Array

@@ -83,6 +83,11 @@ def masked_sum(x, mask, axis: int | None = None):
   return jnp.sum(jnp.where(mask, x, 0), axis)
 
 
+def won(gap):
+  """1 where the right one is ahead, a half where neither is."""
+  return (1 + jnp.sign(gap)) / 2
+
+
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it the estimate says nothing.
 
 

@@ -57,7 +57,7 @@ def synthetic(task: str, web: tasks.Web, template: AnyTemplate, seed: int,
     found.append(Demonstration(
         id=f'{task}-{seed}-{index}', question=question,
         prompt=template.render(question),
-        response=_continued(response, template), general=tasks.get(task).general))
+        response=continued(response, template), general=tasks.get(task).general))
   return found
 
 
@@ -87,11 +87,11 @@ def _demonstration(row: readers.Row, template: AnyTemplate,
   return Demonstration(
       id=fields['id'], question=question, messages=turns,
       prompt=template.render(question, turns),
-      response=_continued(fields['response'], template), general=general,
+      response=continued(fields['response'], template), general=general,
       where=row.where, teacher=_teacher(fields.get('teacher')))
 
 
-def _continued(response: str, template: AnyTemplate) -> str:
+def continued(response: str, template: AnyTemplate) -> str:
   """What is left to say after what the template has said of it already."""
   said = template.prefill or ('<think>' if template.opens_think else '')
   return response.removeprefix(said)

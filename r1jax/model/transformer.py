@@ -247,6 +247,21 @@ def last_of(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x_BT, last_B[:, None], 1)[:, 0]
 
 
+def last_scalar(model: Transformer, params, tokens_BT, valid_BT):
+  """What a reward model says of each row.
+
+  Returns:
+    float32 [B], the scalar head's number at the last valid token; and the
+    forward pass's Output.
+  """
+  tokens_BT = model.layout.constrain(tokens_BT, 'BT')
+  out = model.apply({'params': params}, tokens_BT, positions(valid_BT),
+                    valid_BT.astype(jnp.int32))
+  scalar_BT = model.apply(
+      {'params': params}, out.hidden_BTD, method='scalars')
+  return last_of(scalar_BT, valid_BT), out
+
+
 def positions(valid_BT: jax.Array) -> jax.Array:
   """Place of each token among the valid ones: [0 0 1 1 1] → [0 0 0 1 2]."""
   return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), -1) - 1, 0)

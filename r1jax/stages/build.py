@@ -81,7 +81,10 @@ _AT_LEAST_ONE = (
     'pretrain.steps', 'pretrain.microbatches', 'pretrain.checkpoint_every',
     'pretrain.keep_checkpoints', 'pretrain.log_every', 'sft.epochs',
     'sft.microbatches', 'sft.checkpoint_every', 'sft.keep_checkpoints',
-    'sft.log_every', 'curate.samples', 'curate.chunk_prompts',
+    'sft.log_every', *(
+        f'{stage}.{field}' for stage in ('reward_model', 'dpo') for field in (
+            'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
+            'log_every', 'eval_every')), 'curate.samples', 'curate.chunk_prompts',
     'curate.max_per_prompt', 'rl.steps',
     'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
     'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',

@@ -38,6 +38,7 @@ class Curate(Stage):
 
   name = 'curate'
   output = 'kept.jsonl'
+  leaves_policy = False
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = self._config = config.curate

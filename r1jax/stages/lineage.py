@@ -19,7 +19,7 @@ import ml_collections
 
 from r1jax.data import mixture, readers, sources, tasks, tokenizer
 from r1jax.errors import UserError
-from r1jax.stages import build
+from r1jax.stages import build, comparisons
 
 FILE = 'lineage.json'
 
@@ -72,6 +72,10 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
     if config.sft.teacher not in ('', 'stored'):
       found['sft.teacher'] = Path(config.sft.teacher)
     _add(found, 'sft.data', _demonstrations(config.sft.data))
+  for name in ('reward_model', 'dpo'):
+    if name in config.stages:
+      for key, files in comparisons.files(config[name]).items():
+        _add(found, f'{name}.{key}', files)
   if 'rl' in config.stages or 'curate' in config.stages:
     names = list(mixture.parse(data.mixture or (data.task,)))
     _add(found, 'data.task', _dataset_files(names, tasks.TRAIN, data.path))

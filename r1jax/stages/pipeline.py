@@ -58,7 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
 
 
 def _leaves_policy(section: ml_collections.ConfigDict) -> bool:
-  return section.stages[-1] in ('pretrain', 'sft', 'dpo', 'rl')
+  return run.STAGES[section.stages[-1]].leaves_policy
 
 
 def _evaluate(config: ml_collections.ConfigDict, workdir: Path,
@@ -207,13 +207,15 @@ def _check_circle(parents: dict[str, dict[str, str]]):
 def _check_fit(name: str, child, key: str, parent_name: str, parent):
   """Is what the parent leaves what the key needs?"""
   leaves = run.STAGES[parent.stages[-1]].output.partition('.')[2]
-  wants = 'jsonl' if key.startswith(('sft.data', 'data.', 'curate.general')
-                                    ) else 'safetensors'
+  wants = 'jsonl' if key.startswith(_DATA) else 'safetensors'
   if leaves != wants:
     raise UserError(f'pipeline: {name}.{key} needs a .{wants} file, but '
                     f'{parent_name} leaves {leaves!r}')
   if wants == 'jsonl':
     return
+  if key.startswith(_JUDGES) and parent.stages[-1] != 'reward_model':
+    raise UserError(f'pipeline: {name}.{key} needs a reward model, but '
+                    f'{parent_name} leaves what {parent.stages[-1]} does')
   if child.tokenizer.source != parent.tokenizer.source:
     raise UserError(
         f'pipeline: {name}.{key}: {parent_name} has the tokenizer '
@@ -228,6 +230,12 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
   if differ:
     raise UserError(f'pipeline: {name}.init does not fit {parent_name}: '
                     f'{"; ".join(differ)}')
+
+
+# Keys that name rows, and keys that name reward models.
+_DATA = ('sft.data', 'data.', 'curate.general', 'reward_model.data',
+         'reward_model.held_out', 'dpo.data', 'dpo.held_out')
+_JUDGES = 'rl.reward_models', 'curate.judge'
 
 
 def _check_unchanged(name: str, place: Path, parents: dict[str, str], config):

@@ -30,6 +30,32 @@ def write_loss(directory: Path):
   figure.savefig(directory / 'loss.png', dpi=110)
 
 
+def write_preferences(directory: Path):
+  """Draws curves.png and writes and prints summary.txt, from the metrics.jsonl
+  of a stage that learns from preferences."""
+  rows = metrics.read(directory / 'metrics.jsonl')
+  figure = Figure(figsize=(9, 3.4))
+  left, right = figure.subplots(1, 2)
+  for axis, keys in ((left, ['loss']), (right, sorted(
+      {key for row in rows for key in row if key.startswith('eval/accuracy')}
+      - {'eval/accuracy_stderr'}))):
+    for key in keys:
+      some = [row for row in rows if key in row]
+      axis.plot([row['step'] for row in some], [row[key] for row in some],
+                label=key, lw=1)
+    axis.set_xlabel('step')
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+  figure.tight_layout()
+  figure.savefig(directory / 'curves.png', dpi=110)
+  first, *_, last = (row for row in rows if 'eval/accuracy' in row)
+  text = (f"accuracy         {first['eval/accuracy']:.3f} → "
+          f"{last['eval/accuracy']:.3f}  (± {last['eval/accuracy_stderr']:.3f},"
+          f" {last['step']} steps)\n")
+  (directory / 'summary.txt').write_text(text)
+  print(text, end='')
+
+
 def summary(steps: int, first: dict, last: dict, k: int) -> str:
   def line(name: str, key: str, digits: int = 3) -> str:
     return f'{name:<16} {first[key]:.{digits}f} → {last[key]:.{digits}f}'

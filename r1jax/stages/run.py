@@ -11,14 +11,15 @@ import ml_collections
 from r1jax.errors import UserError, unknown
 from r1jax.model import transformer
 from r1jax.settings import flatten
-from r1jax.stages import build, curate, lineage, rl, supervised
+from r1jax.stages import build, curate, lineage, preferences, rl, supervised
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.stages.workdir import Workdir, compare
 from r1jax.train import weights
 
 # In the order in which a config may name them.
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (
-    supervised.Pretrain, supervised.SFT, rl.RL, curate.Curate)}
+    supervised.Pretrain, supervised.SFT, preferences.RewardModel,
+    preferences.DPO, rl.RL, curate.Curate)}
 
 
 def train(config: ml_collections.ConfigDict, workdir: str,
@@ -89,6 +90,10 @@ def check_names(config: ml_collections.ConfigDict):
   if not names or names != tuple(name for name in STAGES if name in names):
     raise UserError(
         f'stages: {names} is not some of {tuple(STAGES)}, in that order')
+  for name in names[:-1]:
+    if not STAGES[name].leaves_policy:
+      raise UserError(f'stages: {name} leaves no policy for {names[-1]} to '
+                      'begin with; make it in a run of its own')
 
 
 def output(config: ml_collections.ConfigDict, workdir: Path) -> Path:
@@ -176,7 +181,7 @@ def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
       'model.', 'tokenizer.', 'data.template', 'data.system', 'data.prefill'))
   for stage in reversed(STAGES.values()):
     final = place / stage.name / OUTPUT
-    if final.exists():
+    if stage.leaves_policy and final.exists():
       return weights.load(final, parts.model)
     if stage is rl.RL and (place / stage.name / 'checkpoints').exists():
       base = jax.eval_shape(

@@ -13,11 +13,13 @@ class Stage(abc.ABC):
     name: Of its section in the config and of its folder in the workdir.
     output: The file that it leaves; there when all is done.
     fresh: It begins with parameters of its own instead of config.init's.
+    leaves_policy: Its output is the weights of a policy.
   """
 
   name: str
   output: str = OUTPUT
   fresh: bool = False
+  leaves_policy: bool = True
 
   @abc.abstractmethod
   def run(self, directory: Path, base_params, about: dict) -> Path:

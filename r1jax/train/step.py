@@ -4,7 +4,6 @@ from collections.abc import Callable
 import dataclasses
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,7 +13,7 @@ from r1jax.model import moe, mtp
 from r1jax.model.mtp import shift
 from r1jax.model.transformer import Transformer, output_head, positions
 from r1jax.records import RLBatch, Rollout, TokenBatch
-from r1jax.train import state as train_state
+from r1jax.train import update
 from r1jax.train.state import TrainState
 
 
@@ -86,12 +85,12 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
       loss += look_ahead.at(updates) * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
-    loss += _balance(routing, balancing, microbatches)
-    return loss, (metrics | {'routing': _loads(routing)}, {})
+    loss += update.balance(routing, balancing, 1 / microbatches)
+    return loss, (metrics | {'routing': update.loads(routing)}, {})
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
+  @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: TokenBatch, teacher_params=None):
-    batch = _constrain(model, batch)
+    batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_BT > 0), 1)
     head = None
     if teaching and teaching.teacher:
@@ -103,10 +102,10 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
         taught = _hidden(teaching.teacher, teacher_params, micro), head
       return loss_fn(params, micro, taught, total, state.updates)
 
-    grads, metrics, _ = _accumulate(
+    grads, metrics, _ = update.accumulate(
         of_micro, state.params, batch, microbatches)
     routing = metrics.pop('routing')
-    state, applied = _apply(state, tx, grads, routing, balancing)
+    state, applied = update.apply(state, tx, grads, routing, balancing)
     return state, metrics | applied
 
   return step
@@ -142,7 +141,7 @@ def score(model: Transformer, temperature: float,
 
   @jax.jit
   def logp(params, rollout: Rollout):
-    rollout = _constrain(model, rollout)
+    rollout = update.constrain(model, rollout)
     return _rollout_logp(
         model, params, rollout, temperature, prompt_tokens)[0]
 
@@ -185,29 +184,30 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
       loss += mtp_weight * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
-    loss += _balance(routing, balancing, microbatches)
+    loss += update.balance(routing, balancing, 1 / microbatches)
     fresh_BT = rollout.mask_BT & (rollout.age_BT == 0)
     gap_BT = jnp.where(fresh_BT, jnp.abs(logp_BT - rollout.logp_BT), 0.0)
-    metrics['routing'] = _loads(routing)
+    metrics['routing'] = update.loads(routing)
     metrics['logp_gap'] = jnp.stack([gap_BT.sum(), fresh_BT.sum()])
     return loss, (metrics, {'logp_gap': gap_BT.max()})
 
-  def update(state: TrainState, batch: RLBatch):
+  def one_update(state: TrainState, batch: RLBatch):
     mask_BT = batch.rollout.mask_BT
     totals = grpo.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
-    grads, metrics, largest = _accumulate(
+    grads, metrics, largest = update.accumulate(
         lambda p, micro: loss_fn(p, micro, totals), state.params, batch,
         microbatches)
     routing = metrics.pop('routing')
-    state, applied = _apply(state, tx, grads, routing, balancing)
+    state, applied = update.apply(state, tx, grads, routing, balancing)
     return state, (metrics | applied, largest['logp_gap'])
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=_outputs(model, tx))
+  @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
-    batch = _constrain(model, batch)
+    batch = update.constrain(model, batch)
     order_B = jax.random.permutation(key, batch.adv_B.shape[0])
-    batch = jax.tree.map(lambda x: _split(x[order_B], minibatches), batch)
-    state, (metrics, gap_max) = jax.lax.scan(update, state, batch)
+    batch = jax.tree.map(
+        lambda x: update.split(x[order_B], minibatches), batch)
+    state, (metrics, gap_max) = jax.lax.scan(one_update, state, batch)
     gap_sum, tokens = metrics.pop('logp_gap')[0]
     # grad_norm and the like are means over the updates of this step.
     means = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
@@ -265,105 +265,3 @@ def _ahead_loss(model: Transformer, params, hidden_BTD, inputs, target_BT,
         hidden_ZBTD[k], head, target, layout=model.layout)
     total -= jnp.sum(logp_BT * weight) / jnp.maximum(total_weight, 1)
   return total / depth, routing
-
-
-def _loads(routing: dict[str, moe.Routing]):
-  """What adds up over microbatches: not which expert was whose."""
-  return {stack: routed._replace(expert_BTA=None)
-          for stack, routed in routing.items()}
-
-
-def _balance(routing: dict[str, moe.Routing], balancing: moe.Balancing,
-             microbatches: int):
-  """α times the balance loss of all layers, a microbatch's share of it."""
-  if not balancing.loss:
-    return 0.0
-  layers = sum(routed.balance.sum() for routed in routing.values())
-  return balancing.loss * layers / microbatches
-
-
-def _constrain(model: Transformer, batch):
-  def pin(x):
-    return model.layout.constrain(x, 'BTLA'[:x.ndim])
-
-  return jax.tree.map(pin, batch)
-
-
-def _outputs(model: Transformer, tx):
-  """The state leaves a step laid out as it came; metrics are whole."""
-  return train_state.shardings(model, tx), model.layout.replicated()
-
-
-def _split(x, parts: int):
-  return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
-
-
-def _accumulate(loss_fn, params, batch, microbatches: int):
-  """Gradients over microbatches of the rows.
-
-  loss_fn(params, micro) → loss, (sums, largest): dicts of what adds up over
-  microbatches, and of what is the largest of theirs.
-
-  Returns:
-    Gradients, sums, largest.
-  """
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
-  def one(micro):
-    (_, (sums, largest)), grads = grad_fn(params, micro)
-    return grads, sums, largest
-
-  if microbatches == 1:
-    return one(batch)
-  micros = jax.tree.map(lambda x: _split(x, microbatches), batch)
-  first = jax.tree.map(lambda x: x[0], micros)
-  zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
-
-  def add(acc, micro):
-    grads, sums, largest = one(micro)
-    summed = jax.tree.map(jnp.add, acc[:2], (grads, sums))
-    return (*summed, jax.tree.map(jnp.maximum, acc[2], largest)), None
-
-  return jax.lax.scan(add, zeros, micros)[0]
-
-
-def _apply(state: TrainState, tx, grads, routing: dict[str, moe.Routing],
-           balancing: moe.Balancing):
-  """One optimiser update and one step of expert balancing.
-
-  A gradient that is not finite leaves everything as it was, and is counted.
-  """
-  norm = optax.tree.norm(grads)
-  finite = jnp.isfinite(norm)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  metrics = {'grad_norm': norm,
-             'skipped_updates': 1.0 - finite.astype(jnp.float32)}
-  for stack, routed in routing.items():
-    path = moe.BIAS[stack]
-    bias_LE = moe.balanced_bias(
-        _leaf(params, path), routed.load_E, balancing.speed)
-    params = _replace(params, path, bias_LE)
-  if routing:
-    metrics |= moe.load_metrics(
-        jnp.concatenate([routed.load_E for routed in routing.values()]))
-    metrics['moe/dropped'] = sum(
-        routed.dropped.sum() for routed in routing.values())
-  new = TrainState(updates=state.updates + 1, params=params,
-                   opt_state=opt_state)
-  chex.assert_trees_all_equal_structs(new, state)
-  kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-  return kept, metrics
-
-
-def _leaf(tree: dict, path: tuple[str, ...]):
-  for key in path:
-    tree = tree[key]
-  return tree
-
-
-def _replace(tree: dict, path: tuple[str, ...], value) -> dict:
-  head, *rest = path
-  inner = _replace(tree[head], tuple(rest), value) if rest else value
-  return {**tree, head: inner}

@@ -1,0 +1,267 @@
+"""Learning from preferences: reward models, and DPO.
+
+R1's reward models score general rows in its second RL stage (second version,
+section 3.1); DPO is what a policy may learn from the same pairs without them.
+"""
+
+import abc
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from r1jax.algos import common, dpo, reward_model
+from r1jax.data import batching, comparing, judged
+from r1jax.errors import UserError
+from r1jax.model.moe import Balancing
+from r1jax.records import PairBatch
+from r1jax.stages import build, comparisons, report
+from r1jax.stages.stage import OUTPUT, Stage
+from r1jax.train import optimizer, preference, state as train_state, weights
+from r1jax.train.checkpoint import Checkpointer
+from r1jax.train.metrics import MetricsWriter, Progress
+
+
+class _Preferences(Stage):
+  """A few passes over comparisons, an update each batch, and what is held out
+  measured before, now and then, and after."""
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts,
+               lessons: comparisons.Lessons, untrained: tuple[str, ...]):
+    c = self._config = config[self.name]
+    self._seed, self._model, self._lessons = config.seed, parts.model, lessons
+    self._steps = len(lessons.train)
+    self._tx = optimizer.make(
+        build.optimizer_config(c), self._steps, untrained=untrained)
+    self._balancing = Balancing(c.balance_speed, c.balance_loss)
+
+  def run(self, directory: Path, base_params, about: dict) -> Path:
+    """Trains, or goes on from a checkpoint; returns the weights' file."""
+    c = self._config
+    data = batching.token_batches(self._lessons.train)
+    copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(base_params)
+    layout = self._shardings()
+    with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
+                      self._seed) as checkpoints:
+      restored = checkpoints.restore(jax.tree.map(
+          lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+          jax.eval_shape(self._fresh, copied), layout))
+      start = restored[0] if restored else 0
+      with (MetricsWriter(directory, start) as writer,
+            Progress(self.name, start, self._steps, plain_every=100
+                     ) as progress):
+        if restored:
+          _, state, position = restored
+          data.set_state(position)
+          progress.tell(f'goes on after step {start}')
+          shown = {}
+        else:
+          state = jax.jit(self._fresh, out_shardings=layout)(copied)
+          found = self._evaluated(state, base_params)
+          writer.write(0, found)
+          shown = {'accuracy': f'{found["eval/accuracy"]:.3f}'}
+          progress.tell(f'starts at accuracy {shown["accuracy"]}')
+        for step in range(start + 1, self._steps + 1):
+          batch = next(data)
+          state, metrics = self._step(state, batch, base_params)
+          last = step == self._steps
+          values = {}
+          if step % c.log_every == 0 or last:
+            values |= jax.device_get(metrics) | self._told(state)
+          if step % c.eval_every == 0 or last:
+            values |= self._evaluated(state, base_params)
+            shown |= {'accuracy': f'{values["eval/accuracy"]:.3f}'}
+          if values:
+            writer.write(step, values)
+          if 'loss' in values:
+            shown |= {'loss': f'{values["loss"]:.4f}'}
+          progress.update(step, shown, keep='eval/accuracy' in values)
+          if step % c.checkpoint_every == 0 or last:
+            checkpoints.save(step, state, data.get_state())
+    report.write_preferences(directory)
+    path = directory / OUTPUT  # Last: it says that all is there.
+    weights.save(path, self._params(state), 'float32',
+                 about | self._about(state))
+    return path
+
+  @abc.abstractmethod
+  def _shardings(self):
+    """Of the state."""
+
+  @abc.abstractmethod
+  def _fresh(self, params):
+    """The state before the first step."""
+
+  @abc.abstractmethod
+  def _step(self, state, batch, base_params):
+    """The state after a batch, and metrics."""
+
+  @abc.abstractmethod
+  def _params(self, state):
+    """What is trained."""
+
+  @abc.abstractmethod
+  def _gaps(self, state, batch, base_params) -> np.ndarray:
+    """By how much each example of a batch is on its right side."""
+
+  def _about(self, state) -> dict:
+    """What the weights' file says besides."""
+    return {}
+
+  def _told(self, state) -> dict[str, float]:
+    """What a step tells besides its metrics."""
+    return {}
+
+  def _evaluated(self, state, base_params) -> dict[str, float]:
+    """Accuracy on what is held out: of all, of each group, of the worst."""
+    right, group = [], []
+    for batch in self._batches():
+      gap = self._gaps(state, batch, base_params)
+      right.append(common.won(gap))
+      group.append(_group(batch))
+    right, group = (self._counting(found) for found in (right, group))
+    metrics = {
+        'eval/accuracy': right.mean(),
+        'eval/accuracy_stderr': right.std() / np.sqrt(len(right))}
+    by_group = {
+        name: right[group == i].mean()
+        for i, name in enumerate(self._lessons.names) if (group == i).any()}
+    if len(by_group) > 1:
+      metrics |= {f'eval/accuracy/{name}': value
+                  for name, value in by_group.items()}
+      metrics['eval/worst_group'] = min(by_group.values())
+    return {name: float(value) for name, value in metrics.items()}
+
+  def _batches(self):
+    held_out = self._lessons.held_out
+    return (held_out[i] for i in range(len(held_out)))
+
+  def _counting(self, found: list) -> np.ndarray:
+    """One after the other, without what fills the last batch."""
+    counts = np.concatenate([_counts(batch) for batch in self._batches()])
+    return np.concatenate(found)[counts > 0]
+
+
+def _group(batch) -> np.ndarray:
+  return batch.group_P if isinstance(batch, PairBatch) else batch.group_B
+
+
+def _counts(batch) -> np.ndarray:
+  return batch.weight_P if isinstance(batch, PairBatch) else batch.weight_B
+
+
+class RewardModel(_Preferences):
+  """Scores responses: from pairs how helpful, from labels how safe."""
+
+  name = 'reward_model'
+  leaves_policy = False
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    c = config.reward_model
+    judged.check(c.kind)
+    if not config.model.scalar_head:
+      raise UserError('reward_model: model.scalar_head is False; a score is '
+                      'what a scalar head says: set it')
+    if c.kind == judged.SAFE and (c.margin or c.centring):
+      raise UserError("reward_model: margin and centring are of pairs, and "
+                      "kind = 'safe' learns from single responses")
+    reading = judged.Reading(
+        c.kind, max(c.widths_tokens, default=0), parts.tokenizer, parts.reader)
+    super().__init__(config, parts, comparisons.lessons(
+        config, parts, self.name,
+        lambda found, quarantine: comparing.as_judged(
+            found, reading, c.cut_long, quarantine),
+        labelled=c.kind == judged.SAFE), untrained=('mtp', 'head'))
+    self._scores = preference.scores(parts.model)
+    self._update = preference.reward(
+        parts.model, self._tx, reward_model.Pairwise(c.margin, c.centring),
+        self._balancing, c.microbatches)
+
+  def _shardings(self):
+    return train_state.shardings(self._model, self._tx)
+
+  def _fresh(self, params):
+    return train_state.create(params, self._tx)
+
+  def _step(self, state, batch, base_params):
+    return self._update(state, batch)
+
+  def _params(self, state):
+    return state.params
+
+  def _gaps(self, state, batch, base_params) -> np.ndarray:
+    score_B = np.asarray(self._scores(state.params, batch))
+    if isinstance(batch, PairBatch):
+      return score_B[0::2] - score_B[1::2]
+    return (2 * batch.safe_B - 1) * score_B
+
+  def _about(self, state) -> dict:
+    """How its scores are read: what rewards/learned.Judging holds."""
+    each = [np.asarray(self._scores(state.params, batch)).reshape(
+        len(_counts(batch)), -1) for batch in self._batches()]
+    score = self._counting(each).ravel()
+    c = self._config
+    return {'judging': {
+        'kind': c.kind, 'max_tokens': c.widths_tokens[-1],
+        'rows': c.judge_rows, 'mean': float(score.mean()),
+        # Of one that has learnt nothing, all are alike.
+        'std': max(float(score.std()), _LEAST)}}
+
+
+_LEAST = 1e-6
+
+
+class DPO(_Preferences):
+  """A policy that follows preferences, near to where it began."""
+
+  name = 'dpo'
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    c = config.dpo
+    most = max(c.widths_tokens, default=0)
+    lessons = comparisons.lessons(
+        config, parts, self.name,
+        lambda found, quarantine: comparing.as_generated(
+            found, parts.tokenizer, most, quarantine))
+    super().__init__(config, parts, lessons, untrained=('mtp', 'scalar'))
+    self._objective = dpo.Objective(c.beta, c.loss, c.label_smoothing)
+    self._robust = _robust(c, lessons)
+    self._logps = preference.logps(parts.model, c.microbatches)
+    self._update = preference.dpo(
+        parts.model, self._tx, self._objective, self._robust, self._balancing,
+        c.microbatches)
+
+  def _shardings(self):
+    return preference.dpo_shardings(self._model, self._tx)
+
+  def _fresh(self, params):
+    return preference.dpo_state(params, self._tx, self._robust)
+
+  def _step(self, state, batch, base_params):
+    return self._update(state, batch, base_params)
+
+  def _params(self, state):
+    return state.train.params
+
+  def _gaps(self, state, batch, base_params) -> np.ndarray:
+    return np.asarray(dpo.ratio(
+        self._logps(state.train.params, batch),
+        self._logps(base_params, batch)))
+
+  def _told(self, state) -> dict[str, float]:
+    alpha_g = np.asarray(state.alpha_g)
+    return {f'alpha/{name}': alpha
+            for name, alpha in zip(self._lessons.groups, alpha_g)}
+
+
+def _robust(c: ml_collections.ConfigDict,
+            lessons: comparisons.Lessons) -> dpo.Robust | None:
+  if not c.group_robust:
+    return None
+  if '' in lessons.names:
+    raise UserError(
+        f"dpo: group_robust needs a 'group' in every row; "
+        f'{lessons.train.without_group()} has none')
+  return dpo.Robust(c.group_step, tuple(lessons.groups.values()))

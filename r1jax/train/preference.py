@@ -1,0 +1,194 @@
+"""Jitted steps on preferences: reward models, and DPO.
+
+Rows 2p and 2p + 1 of a PairBatch are one pair; x_PG are its two numbers.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.algos import common, dpo as dpo_loss, reward_model
+from r1jax.model import moe, transformer
+from r1jax.model.transformer import Transformer, output_head, positions
+from r1jax.records import LabelBatch, PairBatch
+from r1jax.train import state as train_state, update
+from r1jax.train.state import TrainState
+
+
+def scores(model: Transformer) -> Callable:
+  """Returns score(params, batch) → float32 [B], jitted: of a reward model."""
+
+  @jax.jit
+  def score(params, batch: PairBatch | LabelBatch):
+    batch = update.constrain(model, batch)
+    return transformer.last_scalar(
+        model, params, batch.tokens_BT, batch.valid_BT)[0]
+
+  return score
+
+
+def reward(model: Transformer, tx: optax.GradientTransformation,
+           pairwise: reward_model.Pairwise, balancing: moe.Balancing,
+           microbatches: int) -> Callable:
+  """Returns step(state, batch) → (state, metrics), jitted.
+
+  A PairBatch is learnt from pairwise, a LabelBatch point-wise.
+  """
+
+  def loss_of(score_B, batch, total):
+    if isinstance(batch, LabelBatch):
+      return reward_model.pointwise(
+          score_B, batch.safe_B, batch.weight_B, total)
+    score_PG = _pairs(score_B)
+    return pairwise.loss(
+        score_PG[:, 0], score_PG[:, 1], batch.weight_P, total)
+
+  def loss_fn(params, batch, total, live):
+    score_B, out = transformer.last_scalar(
+        model, params, batch.tokens_BT, batch.valid_BT)
+    loss, metrics = loss_of(score_B, batch, total)
+    loss += update.balance(
+        out.routing, balancing, _live(batch) / live)
+    return loss, (metrics | {'routing': update.loads(out.routing)}, {})
+
+  @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
+  def step(state: TrainState, batch: PairBatch | LabelBatch):
+    batch = update.constrain(model, batch)
+    total = jnp.maximum(jnp.sum(_weight(batch)), 1)
+    grads, metrics, _ = update.accumulate(
+        lambda params, micro: loss_fn(params, micro, total, _live(batch)),
+        state.params, batch, microbatches)
+    routing = metrics.pop('routing')
+    state, applied = update.apply(state, tx, grads, routing, balancing)
+    return state, metrics | applied
+
+  return step
+
+
+@chex.dataclass(frozen=True)
+class DPOState:
+  """A policy in training, and what its groups weigh.
+
+  Attributes:
+    train: Policy parameters and optimiser.
+    alpha_g: float32 weights of the groups; of no groups where DPO is plain.
+  """
+
+  train: TrainState
+  alpha_g: chex.Array
+
+
+def dpo_state(params, tx: optax.GradientTransformation,
+              robust: dpo_loss.Robust | None) -> DPOState:
+  return DPOState(
+      train=train_state.create(params, tx),
+      alpha_g=jnp.asarray(robust.first() if robust else [], jnp.float32))
+
+
+def dpo_shardings(model: Transformer, tx) -> DPOState:
+  return DPOState(train=train_state.shardings(model, tx),
+                  alpha_g=model.layout.replicated())
+
+
+def logps(model: Transformer, microbatches: int) -> Callable:
+  """Returns logp(params, PairBatch) → float32 [P, G], jitted.
+
+  Of whole responses, some pairs at a time.
+  """
+
+  @jax.jit
+  def logp(params, batch: PairBatch):
+    batch = update.constrain(model, batch)
+    return _in_parts(model, params, batch, microbatches)
+
+  return logp
+
+
+def dpo(model: Transformer, tx: optax.GradientTransformation,
+        objective: dpo_loss.Objective, robust: dpo_loss.Robust | None,
+        balancing: moe.Balancing, microbatches: int) -> Callable:
+  """Returns step(state, PairBatch, reference) → (state, metrics), jitted.
+
+  The reference's parameters are asked once a batch. Where groups have weights,
+  so is the policy before it moves: the weights move first, by the losses of
+  the whole batch, and then the policy by the new weights.
+  """
+
+  def loss_fn(params, inputs, total, live):
+    batch, ref_logp_PG, weight_P = inputs
+    logp_PG, out = _logp(model, params, batch)
+    loss, metrics = dpo_loss.loss(
+        objective, logp_PG, ref_logp_PG, weight_P, batch.weight_P, total)
+    loss += update.balance(
+        out.routing, balancing, _live(batch) / live)
+    return loss, (metrics | {'routing': update.loads(out.routing)}, {})
+
+  @partial(jax.jit, donate_argnums=0, out_shardings=(
+      dpo_shardings(model, tx), model.layout.replicated()))
+  def step(state: DPOState, batch: PairBatch, reference):
+    batch = update.constrain(model, batch)
+    total = jnp.maximum(jnp.sum(batch.weight_P), 1)
+    params, alpha_g = state.train.params, state.alpha_g
+    ref_logp_PG = _in_parts(model, reference, batch, microbatches)
+    weight_P = jnp.ones_like(batch.weight_P)
+    if robust:
+      ratio_P = dpo_loss.ratio(
+          _in_parts(model, params, batch, microbatches), ref_logp_PG)
+      alpha_g = robust.moved(
+          alpha_g, objective.of_pairs(ratio_P), batch.group_P, batch.weight_P)
+      weight_P = robust.weight(alpha_g, batch.group_P)
+    grads, metrics, _ = update.accumulate(
+        lambda params, micro: loss_fn(params, micro, total, _live(batch)),
+        params, (batch, ref_logp_PG, weight_P), microbatches)
+    routing = metrics.pop('routing')
+    train, applied = update.apply(
+        state.train, tx, grads, routing, balancing)
+    alpha_g = jnp.where(applied['skipped_updates'], state.alpha_g, alpha_g)
+    return DPOState(train=train, alpha_g=alpha_g), metrics | applied
+
+  return step
+
+
+def _weight(batch: PairBatch | LabelBatch):
+  return (batch.weight_B if isinstance(batch, LabelBatch) else batch.weight_P)
+
+
+def _live(batch: PairBatch | LabelBatch):
+  """Rows that are not empty: what the balance loss is a mean over."""
+  return jnp.maximum(jnp.sum(batch.valid_BT.any(1)), 1)
+
+
+def _pairs(x_B):
+  """[B] → [P, 2]."""
+  return x_B.reshape(-1, 2)
+
+
+def _in_parts(model: Transformer, params, batch: PairBatch, parts: int):
+  """logp_PG without gradients, some pairs at a time."""
+  params = jax.lax.stop_gradient(params)
+  if parts == 1:
+    return _logp(model, params, batch)[0]
+  some = jax.tree.map(lambda x: update.split(x, parts), batch)
+  found = jax.lax.map(lambda micro: _logp(model, params, micro)[0], some)
+  return found.reshape(-1, 2)
+
+
+def _logp(model: Transformer, params, batch: PairBatch):
+  """logp_PG of whole responses, and the forward pass's Output.
+
+  Token t is predicted at t − 1, so the first token is never asked for:
+    tokens  = [a, b, c],  mask = [0, 1, 1]
+    hidden  = [h(a), h(ab)]
+    logp    = log p(b | a) + log p(c | ab)
+  """
+  out = model.apply(
+      {'params': params}, batch.tokens_BT, positions(batch.valid_BT),
+      batch.valid_BT.astype(jnp.int32))
+  logp_BT, _ = common.token_logp(
+      out.hidden_BTD[:, :-1], output_head(model, params),
+      batch.tokens_BT[:, 1:], layout=model.layout)
+  return _pairs(common.masked_sum(logp_BT, batch.mask_BT[:, 1:], 1)), out

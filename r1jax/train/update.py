@@ -1,0 +1,112 @@
+"""What every jitted step does with a loss: gradients in parts, one update."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.model import moe
+from r1jax.model.transformer import Transformer
+from r1jax.train import state as train_state
+from r1jax.train.state import TrainState
+
+
+def loads(routing: dict[str, moe.Routing]):
+  """What adds up over microbatches: not which expert was whose."""
+  return {stack: routed._replace(expert_BTA=None)
+          for stack, routed in routing.items()}
+
+
+def balance(routing: dict[str, moe.Routing], balancing: moe.Balancing, share):
+  """α times the balance loss of all layers, times a microbatch's share."""
+  if not balancing.loss:
+    return 0.0
+  layers = sum(routed.balance.sum() for routed in routing.values())
+  return balancing.loss * layers * share
+
+
+def constrain(model: Transformer, batch):
+  def pin(x):
+    return model.layout.constrain(x, 'BTLA'[:x.ndim])
+
+  return jax.tree.map(pin, batch)
+
+
+def outputs(model: Transformer, tx):
+  """The state leaves a step laid out as it came; metrics are whole."""
+  return train_state.shardings(model, tx), model.layout.replicated()
+
+
+def split(x, parts: int):
+  return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+
+def accumulate(loss_fn, params, batch, microbatches: int):
+  """Gradients over microbatches of the rows.
+
+  loss_fn(params, micro) → loss, (sums, largest): dicts of what adds up over
+  microbatches, and of what is the largest of theirs.
+
+  Returns:
+    Gradients, sums, largest.
+  """
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def one(micro):
+    (_, (sums, largest)), grads = grad_fn(params, micro)
+    return grads, sums, largest
+
+  if microbatches == 1:
+    return one(batch)
+  micros = jax.tree.map(lambda x: split(x, microbatches), batch)
+  first = jax.tree.map(lambda x: x[0], micros)
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+
+  def add(acc, micro):
+    grads, sums, largest = one(micro)
+    summed = jax.tree.map(jnp.add, acc[:2], (grads, sums))
+    return (*summed, jax.tree.map(jnp.maximum, acc[2], largest)), None
+
+  return jax.lax.scan(add, zeros, micros)[0]
+
+
+def apply(state: TrainState, tx, grads, routing: dict[str, moe.Routing],
+          balancing: moe.Balancing):
+  """One optimiser update and one step of expert balancing.
+
+  A gradient that is not finite leaves everything as it was, and is counted.
+  """
+  norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(norm)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {'grad_norm': norm,
+             'skipped_updates': 1.0 - finite.astype(jnp.float32)}
+  for stack, routed in routing.items():
+    path = moe.BIAS[stack]
+    bias_LE = moe.balanced_bias(
+        _leaf(params, path), routed.load_E, balancing.speed)
+    params = _replace(params, path, bias_LE)
+  if routing:
+    metrics |= moe.load_metrics(
+        jnp.concatenate([routed.load_E for routed in routing.values()]))
+    metrics['moe/dropped'] = sum(
+        routed.dropped.sum() for routed in routing.values())
+  new = TrainState(updates=state.updates + 1, params=params,
+                   opt_state=opt_state)
+  chex.assert_trees_all_equal_structs(new, state)
+  kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+  return kept, metrics
+
+
+def _leaf(tree: dict, path: tuple[str, ...]):
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def _replace(tree: dict, path: tuple[str, ...], value) -> dict:
+  head, *rest = path
+  inner = _replace(tree[head], tuple(rest), value) if rest else value
+  return {**tree, head: inner}
