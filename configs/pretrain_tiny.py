@@ -19,6 +19,7 @@ def get_config():
   config.model = models.tiny()
   config.data.template = 'r1_zero_brief'
   config.data.max_prompt_tokens = 12
+  config.data.step_delimiter = ' '
   config.pretrain.update(
       steps=1500, batch_size=86, length_tokens=96, checkpoint_every=200,
       balance_loss=0.0)  # The bias alone keeps eight experts busy.
