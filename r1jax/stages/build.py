@@ -82,10 +82,11 @@ _AT_LEAST_ONE = (
     'pretrain.keep_checkpoints', 'pretrain.log_every', 'sft.epochs',
     'sft.microbatches', 'sft.checkpoint_every', 'sft.keep_checkpoints',
     'sft.log_every', *(
-        f'{stage}.{field}' for stage in ('reward_model', 'dpo') for field in (
+        f'{stage}.{field}' for stage in ('reward_model', 'dpo', 'prm') for field in (
             'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
             'log_every', 'eval_every')), 'curate.samples', 'curate.chunk_prompts',
-    'curate.max_per_prompt', 'rl.steps',
+    'curate.max_per_prompt', 'label_steps.samples', 'label_steps.continuations',
+    'label_steps.chunk_prompts', 'rl.steps',
     'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
     'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',
     'eval.samples', 'data.max_prompt_tokens')
@@ -279,6 +280,19 @@ def divides(name: str, rows: int, parts_: int, layout: Layout):
     raise UserError(
         f'{name} = {rows} does not divide into {parts_} batches over the '
         f'mesh\'s {" × ".join(layout.activation_axes("B"))} = {over}')
+
+
+def widths(section: str, tokens: Sequence[int],
+           max_context: int) -> tuple[int, ...]:
+  """The lengths that batches of a section are padded to."""
+  tokens = tuple(tokens)
+  if not tokens or min(tokens) < 2 or list(tokens) != sorted(set(tokens)):
+    raise UserError(f'{section}: widths_tokens = {tokens} must rise, from at '
+                    'least 2')
+  if tokens[-1] > max_context:
+    raise UserError(f'{section}: widths_tokens ends at {tokens[-1]}, beyond '
+                    f'model.max_context = {max_context}')
+  return tokens
 
 
 def base_file(config: ml_collections.ConfigDict) -> Path:
