@@ -60,13 +60,13 @@ class Judge:
 
   def score(self, prompts: Sequence[Prompt],
             texts: Sequence[str]) -> np.ndarray:
-    """Of one response to each prompt."""
-    read = self._reading
-    rows = [read.ids(prompt.text, read.part(text))
-            for prompt, text in zip(prompts, texts)]
-    raw = np.zeros(len(rows), np.float32)
-    order = np.argsort([len(ids) for ids in rows], kind='stable')
-    for start in range(0, len(rows), self._how.rows):
+    """Of one response to each prompt; NaN where the tokenizer lacks a part of
+    it, as of what a padded vocabulary's last ids become."""
+    rows = [self._ids(prompt, text) for prompt, text in zip(prompts, texts)]
+    raw = np.full(len(rows), np.nan, np.float32)
+    order = [b for b in np.argsort([len(ids) for ids in rows], kind='stable')
+             if rows[b]]
+    for start in range(0, len(order), self._how.rows):
       some = order[start:start + self._how.rows]
       raw[some] = self._scalars([rows[b] for b in some])
     if self._how.kind == judged.SAFE:
@@ -76,6 +76,13 @@ class Judge:
   def _scalars(self, rows: list[list[int]]) -> np.ndarray:
     return np.asarray(self._last_scalar(self._params, *padded(
         rows, self._how.rows, self._how.max_tokens, self._pad_id)))[:len(rows)]
+
+  def _ids(self, prompt: Prompt, text: str) -> list[int]:
+    """None of them for a response that cannot be read."""
+    try:
+      return self._reading.ids(prompt.text, self._reading.part(text))
+    except UserError:
+      return []
 
 
 def padded(rows: Sequence[Sequence[int]], count: int, most: int, pad_id: int):

@@ -94,9 +94,11 @@ def show(config: ml_collections.ConfigDict, devices: int):
   context = config.data.max_prompt_tokens + config.rl.max_new_tokens
   core = found.attention_flops * context // 2  # A token sees half of it.
   mesh = ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
-  moments = config.rl.optimizer.moment_dtype
+  trained = next((name for name in reversed(config.stages) if name != 'curate'),
+                 'rl')
+  moments = config[trained].optimizer.moment_dtype
   wide = jnp.dtype(moments).itemsize
-  reference = bool(config.rl.kl_coef)
+  reference = trained == 'dpo' or trained == 'rl' and bool(config.rl.kl_coef)
   rows = [
       ('parameters', f'{found.total:,}', _size(found.total)),
       ('  met by one token', f'{found.active:,}', _size(found.active)),

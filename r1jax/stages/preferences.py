@@ -141,7 +141,7 @@ class DPO(_Preferences):
         c.microbatches)
 
   def _shardings(self):
-    return preference.dpo_shardings(self._model, self._tx)
+    return preference.dpo_shardings(self._model, self._tx, self._robust)
 
   def _fresh(self, params):
     return preference.dpo_state(params, self._tx, self._robust)
@@ -158,9 +158,10 @@ class DPO(_Preferences):
         self._logps(base_params, batch)))
 
   def _told(self, state) -> dict[str, float]:
-    alpha_g = np.asarray(state.alpha_g)
-    return {f'alpha/{name}': alpha
-            for name, alpha in zip(self._lessons.groups, alpha_g)}
+    if not self._robust:
+      return {}
+    return {f'alpha/{name}': alpha for name, alpha in zip(
+        self._lessons.groups, np.asarray(state.alpha_g))}
 
 
 def _robust(c: ml_collections.ConfigDict,

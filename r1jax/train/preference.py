@@ -75,23 +75,24 @@ class DPOState:
 
   Attributes:
     train: Policy parameters and optimiser.
-    alpha_g: float32 weights of the groups; of no groups where DPO is plain.
+    alpha_g: float32 weights of the groups; None where DPO is plain.
   """
 
   train: TrainState
-  alpha_g: chex.Array
+  alpha_g: chex.Array | None
 
 
 def dpo_state(params, tx: optax.GradientTransformation,
               robust: dpo_loss.Robust | None) -> DPOState:
   return DPOState(
       train=train_state.create(params, tx),
-      alpha_g=jnp.asarray(robust.first() if robust else [], jnp.float32))
+      alpha_g=jnp.asarray(robust.first()) if robust else None)
 
 
-def dpo_shardings(model: Transformer, tx) -> DPOState:
+def dpo_shardings(model: Transformer, tx,
+                  robust: dpo_loss.Robust | None) -> DPOState:
   return DPOState(train=train_state.shardings(model, tx),
-                  alpha_g=model.layout.replicated())
+                  alpha_g=model.layout.replicated() if robust else None)
 
 
 def logps(model: Transformer, microbatches: int) -> Callable:
@@ -128,7 +129,7 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=(
-      dpo_shardings(model, tx), model.layout.replicated()))
+      dpo_shardings(model, tx, robust), model.layout.replicated()))
   def step(state: DPOState, batch: PairBatch, reference):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_P), 1)
@@ -147,7 +148,8 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
     routing = metrics.pop('routing')
     train, applied = update.apply(
         state.train, tx, grads, routing, balancing)
-    alpha_g = jnp.where(applied['skipped_updates'], state.alpha_g, alpha_g)
+    if robust:
+      alpha_g = jnp.where(applied['skipped_updates'], state.alpha_g, alpha_g)
     return DPOState(train=train, alpha_g=alpha_g), metrics | applied
 
   return step

@@ -79,6 +79,14 @@ def test_a_long_pair_loses_its_beginning(model):
   assert judge.score([prompt], ['a']) != judge.score([prompt], ['b'])
 
 
+def test_what_the_tokenizer_lacks_has_no_score(model):
+  judge = _judge(model, 'safe')
+  plain = judge.score(_PROMPTS, _TEXTS)
+  got = judge.score(_PROMPTS, [*_TEXTS[:2], 'a\ufffd', *_TEXTS[3:]])
+  assert np.isnan(got[2])
+  np.testing.assert_allclose(np.delete(got, 2), np.delete(plain, 2), atol=1e-6)
+
+
 def test_what_is_no_reward_model_is_refused(model):
   made, params = make(small_config())
   with pytest.raises(UserError, match='model.scalar_head is False'):

@@ -54,6 +54,17 @@ def test_info_prints_the_published_sizes(capsys, mtp_depth):
   assert ('look-ahead modules, apart' in shown) == bool(mtp_depth)
 
 
+@pytest.mark.parametrize('stage,reference', [
+    ('reward_model', False), ('dpo', True)])
+def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
+  main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024',
+            f'--config.stages=("{stage}",)',
+            f'--config.{stage}.optimizer.moment_dtype=bfloat16'])
+  printed = capsys.readouterr().out
+  assert ('reference policy' in printed) == reference
+  assert 'Adam moments, bfloat16' in printed
+
+
 def test_info_shows_a_mesh_that_is_not_here(capsys):
   main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024'])
   assert 'data 1 × fsdp 8' in capsys.readouterr().out

@@ -144,8 +144,7 @@ def test_what_fills_a_batch_teaches_nothing():
 def test_plain_dpo_has_no_weights_and_a_poisoned_batch_changes_none():
   model, params = _model()
   tx = optimizer.make(_OPTIMIZER, 10)
-  plain = preference.dpo_state(params, tx, None)
-  assert plain.alpha_g.shape == (0,)
+  assert preference.dpo_state(params, tx, None).alpha_g is None
   reference = jax.tree.map(lambda x: x * np.nan, _reference(model))
   step = preference.dpo(model, tx, _OBJECTIVE, _ROBUST, _BALANCING, 1)
   state, metrics = step(
@@ -184,7 +183,6 @@ def test_a_model_learns_its_batch():
   assert metrics['accuracy'] == 1 and metrics['loss'] < 0.2
   state = preference.dpo_state(jax.tree.map(jnp.copy, params), tx, _ROBUST)
   step = preference.dpo(model, tx, _OBJECTIVE, _ROBUST, _BALANCING, 1)
-  for i in range(40):
+  for _ in range(40):
     state, metrics = step(state, batch, params)
-    assert i or metrics['accuracy'] == 0.5  # The reference itself.
   assert metrics['accuracy'] == 1

@@ -1,0 +1,49 @@
+"""Reward models, and what is done with them, at a size for a test."""
+
+from ml_collections import ConfigDict
+
+from tests.configs import small
+
+
+def _stage(kind: str, init: str):
+  config = small.get_config()
+  config.stages = (kind,)
+  config.init = init
+  config.model.update(num_layers=1, vocab_size=106)  # Every id has a text.
+  config.corpus.rude = 0.3
+  return config
+
+
+def _judge(kind: str):
+  config = _stage('reward_model', '@base')
+  config.model.scalar_head = True
+  config.reward_model.update(
+      kind=kind, data=('manners:16',), held_out_rows=8, batch_size=8,
+      widths_tokens=(96,), log_every=1)
+  config.reward_model.optimizer.learning_rate = 1e-2
+  return config
+
+
+def get_config():
+  base = _stage('pretrain', 'pretrain')
+  base.pretrain.steps = 2
+  liked = _stage('dpo', '@base')
+  liked.dpo.update(
+      data=('manners:16',), held_out_rows=8, batch_size=8, widths_tokens=(96,))
+  reasoning = _stage('rl', '@liked')
+  reasoning.data.mixture = ('arithmetic:1', 'manners:1')
+  reasoning.data.max_prompt_tokens = 24
+  reasoning.rl.update(steps=2, eval_every=2, complete_share=1.0)
+  reasoning.rl.general_reward.update(helpful=0.5, safe=1.0)
+  reasoning.rl.reward_models.update(helpful='@helpful', safe='@safe')
+  kept = _stage('curate', '@reasoning')
+  kept.data.task = 'manners'
+  kept.data.max_prompt_tokens = 24
+  kept.rl.max_new_tokens = 60
+  kept.curate.update(
+      prompts=6, samples=2, chunk_prompts=6, correct=False, well_formed=False,
+      judge='@helpful', min_score=-1e6, best_first=True)
+  return ConfigDict(dict(
+      stages=('base', 'helpful', 'safe', 'liked', 'reasoning', 'kept'),
+      evaluations=(), base=base, helpful=_judge('helpful'),
+      safe=_judge('safe'), liked=liked, reasoning=reasoning, kept=kept))

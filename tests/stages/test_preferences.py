@@ -1,0 +1,224 @@
+"""Reward models and DPO as stages: what they leave, resumed, refused, used."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax import sharding
+from r1jax.data import preferences, tasks
+from r1jax.errors import UserError
+from r1jax.stages import build, judges, lineage, run
+from r1jax.stages.preferences import DPO
+from r1jax.train import weights
+from r1jax.train.metrics import MetricsWriter
+from tests.configs import small
+from tests.stages.conftest import rows, run as process
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+  """One device, in this process."""
+  monkeypatch.setattr(build, 'make_mesh', lambda sizes: sharding.make_mesh(
+      {}, jax.devices()[:1]))
+
+
+def _config(stage: str, **changes):
+  config = small.get_config()
+  config.stages = (stage,)
+  config.init = 'random'
+  config.model.update(scalar_head=stage == 'reward_model', num_layers=1)
+  section = config[stage]
+  section.update(dict(
+      data=('manners:24',), batch_size=4, widths_tokens=(80, 96), eval_every=3,
+      held_out_rows=10, checkpoint_every=2, log_every=1))
+  section.synthetic.rude = 0.2
+  section.optimizer.update(learning_rate=1e-2, warmup_steps=0)
+  section.update(changes)
+  return config
+
+
+def _trained(config, workdir):
+  return run.train(config, str(workdir))
+
+
+@pytest.fixture(scope='module')
+def reward_model(tmp_path_factory):
+  """A helpful one: its config, workdir and file."""
+  patch = pytest.MonkeyPatch()
+  patch.setattr(build, 'make_mesh', lambda sizes: sharding.make_mesh(
+      {}, jax.devices()[:1]))
+  config = _config('reward_model')
+  workdir = tmp_path_factory.mktemp('runs') / 'helpful'
+  made = _trained(config, workdir)
+  patch.undo()
+  return config, workdir, made
+
+
+def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
+  """Its metrics, and the deviations that its judge tells scores in."""
+  config, workdir, made = reward_model
+  lines = rows(workdir, 'reward_model')
+  assert [line['step'] for line in lines] == list(range(7))
+  assert lines[0]['eval/accuracy'] == 0.5  # A fresh head knows nothing.
+  evaluated = [line for line in lines if 'eval/accuracy' in line]
+  assert [line['step'] for line in evaluated] == [0, 3, 6]
+  groups = {'greet', 'thank', 'bid'}
+  for line in evaluated:
+    assert line['eval/worst_group'] == min(
+        line[f'eval/accuracy/{group}'] for group in groups
+        if f'eval/accuracy/{group}' in line)
+  assert (workdir / 'reward_model' / 'curves.png').stat().st_size > 10000
+  parts = build.parts(config)
+  judge = judges.judge('judge', str(made), config, parts, 'helpful')
+  held_out = preferences.pairs(
+      preferences.Synthetic(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10)
+  scores = np.array([
+      judge.score([row.prompt] * 2, [row.chosen, row.rejected])
+      for row in held_out])
+  np.testing.assert_allclose([scores.mean(), scores.std()], [0, 1], atol=1e-3)
+  accuracy = ((1 + np.sign(scores[:, 0] - scores[:, 1])) / 2).mean()
+  np.testing.assert_allclose(accuracy, evaluated[-1]['eval/accuracy'])
+  with pytest.raises(UserError, match="judges what is 'helpful', not what is "):
+    judges.judge('rl.reward_models.safe', str(made), config, parts, 'safe')
+
+
+class _Killed(Exception):
+  pass
+
+
+@pytest.mark.parametrize('stage,changes', [
+    ('reward_model', dict(kind='safe', microbatches=2)),
+    ('dpo', dict(group_robust=True, group_step=0.5))])
+def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
+  """Cut after step 3, of which step 2 was saved."""
+  config = _config(stage, **changes)
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  _trained(config, whole)
+  write = MetricsWriter.write
+
+  def dies(self, step, values, speed=None):
+    write(self, step, values, speed)
+    if step == 3:
+      raise _Killed
+
+  monkeypatch.setattr(MetricsWriter, 'write', dies)
+  with pytest.raises(_Killed):
+    _trained(config, cut)
+  monkeypatch.setattr(MetricsWriter, 'write', write)
+  _trained(config, cut)
+  assert rows(cut, stage) == rows(whole, stage)
+  for name in ('metrics.jsonl', 'model.safetensors'):
+    assert ((cut / stage / name).read_bytes()
+            == (whole / stage / name).read_bytes())
+  last = rows(whole, stage)[-1]
+  assert last['skipped_updates'] == 0
+  if stage == 'dpo':
+    alpha = {key: value for key, value in last.items() if 'alpha/' in key}
+    assert alpha.keys() == {'alpha/bid', 'alpha/greet', 'alpha/thank'}
+    np.testing.assert_allclose(sum(alpha.values()), 1, rtol=1e-5)
+    assert len(set(alpha.values())) == 3
+    # In the first step the policy is the reference still.
+    np.testing.assert_allclose(
+        rows(whole, stage)[1]['reward/gap'], 0, atol=1e-5)
+    # And is a policy: what evaluations and the next stage read.
+    parts = build.parts(config)
+    run.trained_params(config, parts, str(whole))
+  else:
+    assert weights.about(whole / stage / 'model.safetensors')[
+        'judging']['kind'] == 'safe'
+    with pytest.raises(UserError, match='holds no weights yet'):
+      run.trained_params(config, build.parts(config), str(whole))
+
+
+def _rows_file(tmp_path, groups, name='rows.jsonl'):
+  path = tmp_path / name
+  path.write_text(''.join(json.dumps(
+      {'id': f'r{i}', 'question': f'{i}+1', 'chosen': 'a', 'rejected': 'b'}
+      | ({'group': group} if group else {})) + '\n'
+      for i, group in enumerate(groups)))
+  return str(path)
+
+
+def _refused(config, match):
+  with pytest.raises(UserError, match=match) as caught:
+    run.check(config)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
+  path = _rows_file(tmp_path, ['x', 'y'] * 20)
+  config = _config('dpo', data=(path,), held_out_share=0.3, held_out_rows=0)
+  lessons = DPO(config, build.parts(config))._lessons
+  count = lambda corpus, field='weight_P': int(sum(
+      corpus[i][field].sum() for i in range(len(corpus))))
+  train, held_out = count(lessons.train), count(lessons.held_out)
+  assert train + held_out == 40 and 4 < held_out < 20
+  assert sum(lessons.groups.values()) == train
+  assert str(lineage.inputs(config)['dpo.data']) == path
+  other = _rows_file(tmp_path, ['z'] * 6, 'other.jsonl')
+  config.dpo.held_out = (other,)
+  lessons = DPO(config, build.parts(config))._lessons
+  assert count(lessons.train) == 40 and count(lessons.held_out) == 6
+  assert lessons.names == ('x', 'y', 'z')
+  assert str(lineage.inputs(config)['dpo.held_out']) == other
+
+
+@pytest.mark.parametrize('stage,changes,match', [
+    ('reward_model', dict(kind='nice'), "kind must be one of .* got 'nice'"),
+    ('reward_model', dict(kind='safe', margin=0.1), 'margin .* are of pairs'),
+    ('reward_model', dict(data=('manners',)), "how many of manners, as in"),
+    ('reward_model', dict(data=('arithmetic:9',)), 'has no preferences'),
+    ('reward_model', dict(data=()), 'nothing to learn from'),
+    ('reward_model', dict(data=('gsm8k',)), 'has answers, not preferences'),
+    ('reward_model', dict(widths_tokens=(96, 80)), 'must rise'),
+    ('reward_model', dict(widths_tokens=(80, 256)), 'max_context = 128'),
+    ('reward_model', dict(widths_tokens=(16,)), 'has .* tokens, more than 16'),
+    ('reward_model', dict(held_out_share=1.5), 'held_out_share must lie'),
+    ('reward_model', dict(eval_every=0), 'eval_every must be at least 1'),
+    ('dpo', dict(beta=0.0), 'beta must be above 0'),
+    ('dpo', dict(batch_size=3, microbatches=2), '3 does not divide'),
+    ('dpo', dict(widths_tokens=(60,)), 'has .* tokens, more than 60'),
+])
+def test_bad_numbers_and_data_are_refused(stage, changes, match):
+  _refused(_config(stage, **changes), match)
+
+
+def test_what_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
+  config = _config('reward_model')
+  config.model.scalar_head = False
+  _refused(config, 'model.scalar_head is False')
+  _refused(_config('reward_model', data=('hh_helpful',)),
+           'hh_helpful_base_train.*hold a share of its rows out')
+  some = _rows_file(tmp_path, ['x', '', 'x', 'x'] * 9)
+  _refused(_config('dpo', data=(some,), group_robust=True, held_out_share=0.3),
+           r"needs a 'group' in every row; .*rows.jsonl:\d+ has none")
+  one = _rows_file(tmp_path, ['x'] * 36)
+  _refused(_config('dpo', data=(one,), group_robust=True, held_out_share=0.3),
+           'needs several groups, and there is 1')
+  _refused(_config('dpo', data=(one,), held_out_share=0.0),
+           'no row is held out')
+  config = _config('dpo')
+  config.stages = ('reward_model', 'dpo')
+  _refused(config, 'reward_model leaves no policy for dpo')
+
+
+def test_reward_models_score_a_run_and_a_curation(environment, tmp_path):
+  """A base, two reward models, a policy by DPO, reinforced by what they say
+  and by rules, and its best responses kept: every file finds the next."""
+  config = '--config=tests/configs/small_judged.py'
+  process(environment, 'pipeline', config, f'--workdir={tmp_path}')
+  for line in rows(tmp_path / 'reasoning')[1:]:
+    assert np.isfinite([line['reward/helpful'], line['reward/mean']]).all()
+    assert 0 < line['reward/safe'] < 1
+    assert 0 < line['verdict/unparsable'] <= 0.5  # Half the rows are general.
+    assert line['skipped_updates'] == 0
+  kept = [json.loads(line) for line in (
+      tmp_path / 'kept/curate/kept.jsonl').read_text().splitlines()]
+  assert all('model' in row['provenance']['scores'] for row in kept)
+  inputs = lineage.read(tmp_path / 'reasoning')['inputs']
+  assert inputs['rl.reward_models.helpful']['run'] == '../helpful'
+  assert inputs['rl.reward_models.safe']['run'] == '../safe'
+  assert lineage.read(tmp_path / 'kept')['inputs']['curate.judge']['sha256']
