@@ -44,7 +44,8 @@ class Splitter:
 
   def said(self, tokens: Sequence[int]) -> Sequence[int]:
     """The completion without the stop token that ended it."""
-    return tokens[:-1] if len(tokens) and tokens[-1] in self.stop_ids else tokens
+    ended = len(tokens) and tokens[-1] in self.stop_ids
+    return tokens[:-1] if ended else tokens
 
   def closed(self, tokens: Sequence[int]) -> bool:
     """Is the thought over?"""
