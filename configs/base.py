@@ -327,5 +327,24 @@ def get_config() -> ml_collections.ConfigDict:
       samples=8,  # k, a problem.
       temperature=0.6,  # DeepSeek-R1 section 3.
       top_p=0.95,
+      # What `r1jax eval` makes of more than one sample: 'none', pass@1 alone;
+      # of every n up to eval.samples, a power of two, the 'vote' or the
+      # 'best_of_n' by a process reward model; or 'mcts', rollout/search.py.
+      search=dict(
+          kind='none',
+          process_model='',  # Weights that the stage prm left.
+          budget_tokens=65536,  # Drawn a problem, at most.
+          step_tokens=1024,  # Of a step; a longer one goes on in the next.
+          finish_tokens=32768,  # Kept to finish with, until there is an answer.
+          width=4,  # Next steps that are drawn at a node.
+          exploration=1.0,  # c of PUCT.
+          leaves=1,  # Nodes of a tree that one turn expands.
+          simulations=256,  # At most.
+          # Of what a node is worth: the process model at its 'step', or at the
+          # 'end' of a completion of it; or by 'rule', whether that is right: a
+          # bound that no search without the answer reaches.
+          value='step',
+          choose='visits',  # The answer; or the best 'value'.
+      ),
   )
   return config.lock()  # From here on, a new key is an error.

@@ -82,7 +82,8 @@ _AT_LEAST_ONE = (
     'pretrain.keep_checkpoints', 'pretrain.log_every', 'sft.epochs',
     'sft.microbatches', 'sft.checkpoint_every', 'sft.keep_checkpoints',
     'sft.log_every', *(
-        f'{stage}.{field}' for stage in ('reward_model', 'dpo', 'prm') for field in (
+        f'{stage}.{field}' for stage in ('reward_model', 'dpo', 'prm')
+        for field in (
             'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
             'log_every', 'eval_every')), 'curate.samples', 'curate.chunk_prompts',
     'curate.max_per_prompt', 'label_steps.samples', 'label_steps.continuations',
@@ -169,13 +170,19 @@ def evaluator(config: ml_collections.ConfigDict, made: Parts,
               sampler: Engine) -> Evaluator:
   """Of the held-out problems; by rules alone, whatever a run rewards."""
   c = config.eval
-  rules = Reward({}, {}, made.reader, _options(config))
+  rules = Reward({}, {}, made.reader, reward_options(config))
   return Evaluator(
       sampler, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
       rules, made.reader,
-      config.data.max_prompt_tokens, c.samples, Sampling(
-          max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
-          top_p=c.top_p, stop_ids=made.tokenizer.stop_ids))
+      config.data.max_prompt_tokens, c.samples, eval_sampling(config, made))
+
+
+def eval_sampling(config: ml_collections.ConfigDict, made: Parts) -> Sampling:
+  """How held-out problems are answered."""
+  c = config.eval
+  return Sampling(
+      max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
+      top_p=c.top_p, stop_ids=made.tokenizer.stop_ids)
 
 
 def reward(config: ml_collections.ConfigDict, made: Parts,
@@ -183,10 +190,10 @@ def reward(config: ml_collections.ConfigDict, made: Parts,
   """Of a run's completions; with what its reward models say of them."""
   c = config.rl
   return Reward(c.reward.to_dict(), c.general_reward.to_dict(), made.reader,
-                _options(config), judges)
+                reward_options(config), judges)
 
 
-def _options(config: ml_collections.ConfigDict) -> Options:
+def reward_options(config: ml_collections.ConfigDict) -> Options:
   c = config.rl
   return Options(
       max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
@@ -218,8 +225,8 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   if c.old_logp not in ('rollout', 'recompute'):
     raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
                     f'{c.old_logp!r}')
-  _one_of('rl.kl_in', c.kl_in, ('loss', 'reward'))
-  _one_of('rl.overlong', c.overlong, ('train', 'mask'))
+  one_of('rl.kl_in', c.kl_in, ('loss', 'reward'))
+  one_of('rl.overlong', c.overlong, ('train', 'mask'))
   objective(config)
   if c.mismatch != 'none' and c.old_logp != 'recompute':
     raise UserError(
@@ -268,7 +275,7 @@ def _fits_context(config: ml_collections.ConfigDict):
         f'exceed model.max_context = {config.model.max_context}')
 
 
-def _one_of(name: str, value, choices: tuple[str, ...]):
+def one_of(name: str, value, choices: tuple[str, ...]):
   if value not in choices:
     raise UserError(f'{name} must be one of {choices}, got {value!r}')
 

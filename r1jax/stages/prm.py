@@ -94,7 +94,8 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
   quarantine = Quarantine(config.data.quarantine)
   found = [thought for path in c.data for thought in labelled_steps.read(
       path, made.tokenizer, c.labels, widths[-1], quarantine)]
-  if told := quarantine.settle('prm.data', len(found) + len(quarantine.dropped)):
+  total = len(found) + len(quarantine.dropped)
+  if told := quarantine.settle('prm.data', total):
     print(told)
   if not found:
     raise UserError('prm: data names no labelled steps to learn from')
