@@ -1,4 +1,4 @@
-"""Named members of the GRPO family: values of config.rl, as published.
+"""Members of the GRPO family, and PPO: values of config.rl, as published.
 
   config.rl.update(algorithms.dapo())
 
@@ -47,3 +47,11 @@ def cispo() -> dict:
   """No token loses its gradient (MiniMax-M1, arXiv 2506.13585)."""
   return r1_zero() | dict(
       surrogate='cispo', clip_high=4.0, kl_coef=0.0)
+
+
+def ppo(lam: float = 1.0) -> dict:
+  """PPO beside GRPO, as DeepSeek-R1 compares them (second version, section on
+  GRPO): λ = 1, or 0.95 as it is usual; KL is a penalty of every token's reward.
+  A group of 1 is enough; rl.ppo has the value function."""
+  return r1_zero() | dict(
+      advantage='gae', kl_in='reward', kl='k1', ppo=dict(lam=lam))

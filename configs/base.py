@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
       # words with; one that does is removed.
       decontaminate=(),
       # The largest share of a training set's rows that may be dropped as bad;
-      # 0: a bad row is an error. An evaluation set is never cut.
+      # 0: a bad row is an error. Evaluation questions are never cut.
       quarantine=0.0,
       pass_rates='',  # A JSONL file of id and pass_rate.
       pass_rate_low=0.0,  # Train on prompts whose rate lies within these.
@@ -273,12 +273,31 @@ def get_config() -> ml_collections.ConfigDict:
       mismatch='none',
       mismatch_level='token',
       mismatch_cap=2.0,
+      # Where advantages come from: the other samples of a 'group' (GRPO), or
+      # what a value function expected of every token, 'gae' (PPO).
+      advantage='group',
+      ppo=dict(  # See algos/ppo.py.
+          gamma=1.0,  # γ.
+          lam=1.0,  # λ; R1's comparison has 0.95 as well.
+          truncated='end',  # Or 'bootstrap' at the value of what is cut off.
+          whiten=True,  # Advantages of a step get mean 0, deviation 1.
+          # The value function: a transformer of its 'own', or a scalar head
+          # on the policy's trunk, 'shared'.
+          value='own',
+          # What 'own' begins as: weights of ours with a scalar head, such as a
+          # reward model's; '' for the policy's, with a new head.
+          value_init='',
+          value_learning_rate=1e-5,  # Of 'own'; the rest is rl.optimizer's.
+          value_warmup_steps=0,  # At first, that train 'own' alone.
+          value_coef=0.5,  # Of its loss beside the policy's, of 'shared'.
+          value_clip=0.2,  # ε of the value's own clipping; 0 for none.
+      ),
       overlong='train',  # Or 'mask' completions that were cut off.
       reference_every=25,  # Steps between replacements of the reference.
       # Above 0 the reference is a moving average instead: d · reference +
       # (1 − d) · policy after each step.
       reference_decay=0.0,
-      scale_by_std=True,  # Advantages are divided by the group's deviation.
+      scale_by_std=True,  # A group's advantages are divided by its deviation.
       # Where old log-probabilities come from: 'rollout', as sampled, or
       # 'recompute', by the trainer, where sampler and trainer differ.
       old_logp='rollout',
@@ -303,6 +322,9 @@ def get_config() -> ml_collections.ConfigDict:
       process_aggregate='min',
       overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
       repetition_n=4,  # Words.
+      # What a program is worth that fails some of its tests: nothing, since it
+      # must pass 'all'; or the 'share' that it passes.
+      code_credit='all',
       max_unscored=0.2,  # A larger share without a score stops the run.
       optimizer=optimizer(3e-6),
       eval_every=100,  # Steps; also before the first and after the last.

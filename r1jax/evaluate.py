@@ -16,8 +16,8 @@ from r1jax.data import batching, manners, tasks
 from r1jax.data.datasets import GENERAL
 from r1jax.data.forms import Reader
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.records import Prompt, Scored
-from r1jax.rewards import answers, language
+from r1jax.records import Prompt, Rollout, Scored
+from r1jax.rewards import language, shared
 from r1jax.rewards.combine import Reward
 from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble
@@ -50,12 +50,22 @@ class Evaluator:
         params, assemble.requests(batch, self._k, self._how, key))
     rollout = assemble.as_rollout(
         batch, self._k, self._how.max_new_tokens, made)
-    texts = assemble.texts(made, self._tokenizer.decode_batch)
-    scored = self._reward.score(texts, prompts, rollout.length_B)
+    scored = self._scored(prompts, rollout, assemble.texts(
+        made, self._tokenizer.decode_batch))
     rows = sample_rows(prompts, scored, rollout.length_B, rollout.finish_B)
     told = assemble.speculation(made)
     return Report(self._metrics(rows) | {
         f'eval/{name}': value for name, value in told.items()}, rows)
+
+  def _scored(self, prompts: Sequence[Prompt], rollout: Rollout,
+              texts: Sequence[str]) -> Scored:
+    mine = [p for p in range(len(prompts)) if shared.is_mine(p)]
+    some = [b for b, p in enumerate(rollout.group_B) if shared.is_mine(p)]
+    return shared.together(
+        [texts[p * self._k:(p + 1) * self._k] for p in range(len(prompts))],
+        mine, lambda: self._reward.score(
+            [texts[b] for b in some], [prompts[p] for p in mine],
+            rollout.length_B[some]))
 
   def _metrics(self, rows: list[dict]) -> dict[str, float]:
     k, num = self._k, len(self._prompts)
@@ -82,8 +92,7 @@ class Evaluator:
         row['verdict'] == Verdict.CORRECT for row in rows]).reshape(num, k)
     per_problem = right_PK.mean(1)
     voted = majority(
-        [rows[p * k:(p + 1) * k] for p in range(num)],
-        [self._prompts[p] for p in range(num)], self._reader)
+        [rows[p * k:(p + 1) * k] for p in range(num)], self._reader)
     return found | {
         'eval/pass@1': float(per_problem.mean()),
         # Problems are the independent draws, so the error is over them.
@@ -96,20 +105,20 @@ class Evaluator:
     }
 
 
-def majority(rows: Sequence[list[dict]], prompts: Sequence[Prompt],
-             reader: Reader) -> list[bool]:
+def majority(rows: Sequence[list[dict]], reader: Reader) -> list[bool]:
   """cons@k of each problem: is the most frequent of its answers right?
 
   Missing answers do not vote; a tie goes to the answer that came first.
   """
-  votes = [Counter(
-      answer for row in some
-      if (answer := reader.parse(row['completion']).answer))
-           for some in rows]
-  verdicts = answers.grade([
-      (vote.most_common(1)[0][0] if vote else None, prompt.answer,
-       prompt.source) for vote, prompt in zip(votes, prompts)])
-  return [verdict is Verdict.CORRECT for verdict in verdicts]
+  return [_elected(some, reader) == Verdict.CORRECT for some in rows]
+
+
+def _elected(rows: list[dict], reader: Reader) -> str | None:
+  """The verdict of the most frequent answer: that of a row that gives it."""
+  given = [(answer, row['verdict']) for row in rows
+           if (answer := reader.parse(row['completion']).answer)]
+  votes = Counter(answer for answer, _ in given)
+  return dict(given)[votes.most_common(1)[0][0]] if given else None
 
 
 _CORRECTION = re.compile(

@@ -198,6 +198,17 @@ class Scored:
   verdicts: Sequence[str]
   texts: Sequence[str]
 
+  def groups(self, size: int) -> list['Scored']:
+    """The inverse of `together`, of batches of one size."""
+    def cut(start: int) -> Scored:
+      part = slice(start, start + size)
+      return Scored(
+          reward_B=self.reward_B[part], scorable_B=self.scorable_B[part],
+          parts={name: x_B[part] for name, x_B in self.parts.items()},
+          verdicts=self.verdicts[part], texts=self.texts[part])
+
+    return [cut(start) for start in range(0, len(self.texts), size)]
+
   @classmethod
   def together(cls, batches: Sequence['Scored']) -> 'Scored':
     """One after the other."""
@@ -217,19 +228,24 @@ class RLBatch:
 
   Attributes:
     rollout: The sampled sequences.
-    adv_B: float32, one advantage a sequence.
+    adv_BT: float32, of each token; [B, 1] where a sequence's share one.
     old_logp_BT: float32, log-probabilities under the sampling policy, of each
       token the one that drew it.
     ref_logp_BT: float32, under the reference policy.
     weight_BT: float32, of each token in the loss, where the sampler was not
       the trainer's policy (see grpo.mismatch_weight); None for 1.
+    value_BT, return_BT: float32, of the state that each token was drawn in:
+      what it was worth by the value function, and what that is to learn; None
+      without one.
   """
 
   rollout: Rollout
-  adv_B: chex.Array
+  adv_BT: chex.Array
   old_logp_BT: chex.Array
   ref_logp_BT: chex.Array
   weight_BT: chex.Array | None = None
+  value_BT: chex.Array | None = None
+  return_BT: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)

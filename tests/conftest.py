@@ -116,7 +116,8 @@ def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
         fill_BW=jnp.asarray(np.clip(fill, 0, page_tokens), jnp.int32))
 
   pages, _ = jax.jit(engine.programs.fill)(
-      params, engine.new_pages(), context(np.zeros(B, int)), tokens_BT, held_B)
+      engine.laid_out(params), engine.new_pages(), context(np.zeros(B, int)),
+      tokens_BT, held_B)
   fed_Bn = np.concatenate([[[p[-1]] for p in prompts], after], 1)
 
   @jax.jit

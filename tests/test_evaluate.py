@@ -4,14 +4,13 @@ import pytest
 
 from r1jax import evaluate
 from r1jax.data.forms import Reader
-from r1jax.records import Prompt
-
-_PROMPT = Prompt(id='a', text='', question='', answer='7', source='arithmetic')
 
 
 def _rows(*answers):
   return [{'completion': f'<think>x</think><answer>{answer}</answer>'
-           if answer else 'nothing'} for answer in answers]
+           if answer else 'nothing',
+           'verdict': 'correct' if answer == '7' else 'wrong'}
+          for answer in answers]
 
 
 @pytest.mark.parametrize('answers,right', [
@@ -20,7 +19,7 @@ def _rows(*answers):
     (('7', '8'), True), (('8', '7'), False), (('', '7'), True)])
 def test_cons_is_the_majority_of_those_that_answer(answers, right):
   assert evaluate.majority(
-      [_rows(*answers)] * 2, [_PROMPT] * 2, Reader()) == [right] * 2
+      [_rows(*answers)] * 2, Reader()) == [right] * 2
 
 
 @pytest.mark.parametrize('text,corrects', [

@@ -11,6 +11,7 @@ depend on how a batch is split over microbatches and devices.
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -94,7 +95,7 @@ class Totals(NamedTuple):
   rows: jax.Array
 
 
-def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_B,
+def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_BT,
          mask_BT, totals: Totals, weight_BT=None):
   """One microbatch's share of −J.
 
@@ -103,7 +104,7 @@ def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_B,
     logp_BT: float32 log-probabilities under the policy that is trained.
     old_logp_BT: Under the policy that sampled.
     ref_logp_BT: Under the reference policy.
-    adv_B: Advantages.
+    adv_BT: Advantages; [B, 1] where a row's tokens share one.
     mask_BT: bool, live tokens.
     totals: See Totals.
     weight_BT: See `mismatch_weight`; None for 1.
@@ -111,26 +112,27 @@ def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_B,
   Returns:
     The loss and a dict of metrics; all of them sum over microbatches.
   """
+  chex.assert_rank(adv_BT, 2)  # [B] would be taken for [T].
   o = objective
   # Masked first: a NaN outside would reach the gradient through any mask that
   # comes after it.
-  logp_BT, old_logp_BT, ref_logp_BT = (
-      jnp.where(mask_BT, x, 0.0) for x in (logp_BT, old_logp_BT, ref_logp_BT))
+  logp_BT, old_logp_BT, ref_logp_BT, adv_BT = (
+      jnp.where(mask_BT, x, 0.0)
+      for x in (logp_BT, old_logp_BT, ref_logp_BT, adv_BT))
   log_ratio_BT = logp_BT - old_logp_BT
   if o.ratio == 'sequence':
     log_ratio_BT = _row_mean(log_ratio_BT, mask_BT)[:, None] + 0 * log_ratio_BT
   ratio_BT = jnp.exp(jnp.minimum(log_ratio_BT, common.MAX_LOG_RATIO))
-  adv_B1 = adv_B[:, None]
   if o.surrogate == 'cispo':
     fixed_BT = jax.lax.stop_gradient(jnp.minimum(ratio_BT, 1 + o.clip_high))
-    gain_BT = fixed_BT * adv_B1 * logp_BT
-    bound_BT = (ratio_BT > 1 + o.clip_high) & (adv_B1 > 0)
+    gain_BT = fixed_BT * adv_BT * logp_BT
+    bound_BT = (ratio_BT > 1 + o.clip_high) & (adv_BT > 0)
   else:
     most_BT = jnp.minimum(ratio_BT, o.clip_most) if o.clip_most else ratio_BT
     clipped_BT = jnp.clip(ratio_BT, 1 - o.clip_low, 1 + o.clip_high)
-    gain_BT = jnp.minimum(most_BT * adv_B1, clipped_BT * adv_B1)
-    bound_BT = ((ratio_BT < 1 - o.clip_low) & (adv_B1 < 0)
-                | (ratio_BT > 1 + o.clip_high) & (adv_B1 > 0))
+    gain_BT = jnp.minimum(most_BT * adv_BT, clipped_BT * adv_BT)
+    bound_BT = ((ratio_BT < 1 - o.clip_low) & (adv_BT < 0)
+                | (ratio_BT > 1 + o.clip_high) & (adv_BT > 0))
   kl_BT = common.kl(o.kl, logp_BT, ref_logp_BT)
   lost_BT = o.kl_coef * kl_BT * (ratio_BT if o.kl_corrected else 1.0) - gain_BT
   if weight_BT is not None:

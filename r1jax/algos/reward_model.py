@@ -1,4 +1,4 @@
-"""What reward models learn from (DeepSeek-R1, section 3.1 of the second version).
+"""What reward models learn from (DeepSeek-R1, second version, section 3.1).
 
   helpful  −log σ(r_w − r_l − m) + c · (r_w + r_l)²      pairs
   safe     −y log σ(r) − (1 − y) log σ(−r)               single responses

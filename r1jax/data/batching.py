@@ -52,8 +52,7 @@ def check_prompts(prompts: Iterable[Prompt], tokenizer: Tokenizer,
     pad_prompts([prompt], tokenizer, width_tokens)
 
 
-def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool,
-            shard: tuple[int, int] = (0, 1)):
+def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool):
   """An endless Grain iterator over Prompts.
 
   Args:
@@ -61,8 +60,6 @@ def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool,
       anew, or read as they are.
     seed: Of the shuffle.
     shuffle: Whether to.
-    shard: (i, n): every n-th prompt from the i-th on, for process i of n. The
-      processes together read what one alone would read, in turn.
   """
   if isinstance(prompts, Mixture):
     dataset = prompts.dataset
@@ -71,9 +68,6 @@ def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool,
     if shuffle:
       dataset = dataset.shuffle(seed)
     dataset = dataset.repeat()
-  index, count = shard
-  if count > 1:
-    dataset = dataset[index::count]
   return iter(dataset.to_iter_dataset(_READ))
 
 

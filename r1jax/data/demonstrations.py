@@ -5,7 +5,6 @@ may say `general: true`. `r1jax` writes such rows in its curation stage.
 """
 
 import base64
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,7 +56,8 @@ def synthetic(task: str, web: tasks.Web, template: AnyTemplate, seed: int,
     found.append(Demonstration(
         id=f'{task}-{seed}-{index}', question=question,
         prompt=template.render(question),
-        response=continued(response, template), general=tasks.get(task).general))
+        response=continued(response, template),
+        general=tasks.get(task).general))
   return found
 
 

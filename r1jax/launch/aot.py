@@ -139,6 +139,9 @@ def _grpo(config: ml_collections.ConfigDict, model: Transformer):
   """The update, its abstract arguments, and the shape of its batch."""
   build.check_rl(config, model.layout)
   c, width = config.rl, config.data.max_prompt_tokens
+  if c.advantage != 'group':
+    raise UserError("aot: compiles the update of rl.advantage = 'group' alone, "
+                    f'not of {c.advantage!r}')
   shape = (c.prompts_per_step * c.group_size // c.minibatches,
            width + c.max_new_tokens)
   tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches,
@@ -197,7 +200,7 @@ def _batch(layout: Layout, rows: int, tokens: int) -> RLBatch:
           age_BT=array('BT', jnp.int32),
           finish_B=array('B', jnp.int32), length_B=array('B', jnp.int32),
           group_B=array('B', jnp.int32)),
-      adv_B=array('B', jnp.float32), old_logp_BT=array('BT', jnp.float32),
+      adv_BT=array('BT', jnp.float32), old_logp_BT=array('BT', jnp.float32),
       ref_logp_BT=array('BT', jnp.float32))
 
 

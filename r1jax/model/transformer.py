@@ -1,7 +1,9 @@
 """The transformer: embed → scanned blocks → norm → logits.
 
 Layers of one kind (dense, then MoE) are stacked along L and scanned, so that
-program size and compile time do not grow with depth.
+program size and compile time do not grow with depth. Where layers are few a
+sampler takes them apart: a scan copies each layer out of its stack before it
+multiplies, and a pass that draws one token a row does little else.
 """
 
 from functools import partial
@@ -95,6 +97,23 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
   return scanned(config, layout, is_moe)
 
 
+def _blocks(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
+  """The same blocks, each with parameters of its own."""
+  return [Block(config, layout, is_moe) for _ in range(layers)]
+
+
+def _through_stack(stack, layers: int, carry, *same):
+  return stack.extend(carry, jnp.arange(layers), *same)
+
+
+def _through_blocks(blocks, layers: int, carry, *same):
+  chosen = []
+  for layer, block in zip(range(layers), blocks, strict=True):
+    carry, chosen_BTA = block.extend(carry, layer, *same)
+    chosen.append(chosen_BTA)
+  return carry, None if chosen[0] is None else jnp.stack(chosen)
+
+
 def _mtp(config: ModelConfig, layout: Layout):
   """The look-ahead modules, stacked along their depth."""
   module = nn.remat(MTP) if config.remat else MTP
@@ -105,20 +124,30 @@ def _mtp(config: ModelConfig, layout: Layout):
 
 
 class Transformer(nn.Module):
+  """See above.
+
+  Attributes:
+    config: Of its shapes.
+    layout: Of its mesh.
+    apart: Only `extend`, over the parameters of `layers_apart`.
+  """
+
   config: ModelConfig
   layout: Layout
+  apart: bool = False
 
   def setup(self):
     c = self.config
     self.embedding_VD = weight(
         self, 'embedding', 'VD', (c.vocab_size, c.d_model), c.init_std)
+    layers = _blocks if self.apart else _stack
     stacks = []
     if c.first_k_dense:
-      self.dense_layers = _stack(c, self.layout, False, c.first_k_dense)
-      stacks.append((self.dense_layers, c.first_k_dense))
+      self.dense_layers = layers(c, self.layout, False, c.first_k_dense)
+      stacks.append(('dense_layers', self.dense_layers, c.first_k_dense))
     if c.num_moe_layers:
-      self.moe_layers = _stack(c, self.layout, True, c.num_moe_layers)
-      stacks.append((self.moe_layers, c.num_moe_layers))
+      self.moe_layers = layers(c, self.layout, True, c.num_moe_layers)
+      stacks.append(('moe_layers', self.moe_layers, c.num_moe_layers))
     self.stacks = stacks
     self.norm = RMSNorm(c.norm_eps)
     if c.tie_embeddings:
@@ -144,13 +173,13 @@ class Transformer(nn.Module):
     """
     x_BTD = self.embed(tokens_BT)
     routing = {}
-    for (stack, _) in self.stacks:
+    for name, stack, _ in self.stacks:
       replay_LBTA = None
       if replay_BTLA is not None and stack.is_moe:
         replay_LBTA = jnp.moveaxis(replay_BTLA, 2, 0)
       x_BTD, routed = stack(x_BTD, position_BT, segment_BT, replay_LBTA)
       if routed is not None:
-        routing[stack.name] = routed
+        routing[name] = routed
     return Output(self.norm(x_BTD), routing)
 
   def look_ahead(self, hidden_BTD, tokens_BT, position_BT, segment_BT):
@@ -210,10 +239,11 @@ class Transformer(nn.Module):
     """
     x_BTD = self.embed(tokens_BT)
     columns, chosen_BTLA = dict(columns), None
-    for stack, layers in self.stacks:
-      (x_BTD, columns[stack.name]), chosen_LBTA = stack.extend(
-          (x_BTD, columns[stack.name]), jnp.arange(layers), pages[stack.name],
-          context, position_BT, live_BT, see_BTS, column)
+    for name, stack, layers in self.stacks:
+      through = _through_blocks if self.apart else _through_stack
+      (x_BTD, columns[name]), chosen_LBTA = through(
+          stack, layers, (x_BTD, columns[name]), pages[name], context,
+          position_BT, live_BT, see_BTS, column)
       if chosen_LBTA is not None:
         chosen_BTLA = jnp.moveaxis(chosen_LBTA, 0, 2)
     return self.norm(x_BTD), columns, chosen_BTLA
@@ -223,6 +253,24 @@ def first_look_ahead(model: Transformer, params):
   """The module that predicts the token after the next, and its parameters."""
   return (MTP(model.config, model.layout, Block),
           jax.tree.map(lambda x: x[0], params['mtp']))
+
+
+def layers_apart(config: ModelConfig, params, of=lambda x, layer: x[layer]):
+  """For a model whose layers are apart: {'moe_layers': {'w': [L, …]}} →
+  {'moe_layers_0': {'w': […]}, …}. Modules that look ahead stay stacked.
+
+  Args:
+    config: The model's.
+    params: Arrays, or what stands for them.
+    of: What belongs to a layer of one of them.
+  """
+  found = dict(params)
+  for name, layers in (('dense_layers', config.first_k_dense),
+                       ('moe_layers', config.num_moe_layers)):
+    stack = found.pop(name, None)
+    found |= {f'{name}_{layer}': jax.tree.map(partial(of, layer=layer), stack)
+              for layer in range(layers)}
+  return found
 
 
 STACKS = ('dense_layers', 'moe_layers', 'mtp')

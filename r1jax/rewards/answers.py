@@ -11,21 +11,31 @@ import json
 import re
 
 from r1jax.rewards import code_answer, math_answer
-from r1jax.rewards.verdict import Verdict
+from r1jax.rewards.verdict import Grade, Verdict
 
 MAX_CHARS = math_answer.MAX_CHARS
+Item = tuple[str | None, str, str]  # Answer, gold answer, source.
 
 
-def grade(items: Sequence[tuple[str | None, str, str]]) -> list[Verdict]:
-  """Verdicts of (answer, gold answer, source), in order, from any thread."""
-  verdicts = [
-      None if source in _BATCHED else _exactly(answer, gold, source)
-      for answer, gold, source in items]
-  for name, grader in _BATCHED.items():
+def grade(items: Sequence[Item]) -> list[Verdict]:
+  """Their verdicts, in order, from any thread."""
+  return [found.verdict for found in grades(items)]
+
+
+def grades(items: Sequence[Item], partial: bool = False) -> list[Grade]:
+  """With what they are worth; `partial` as in code_answer.grade."""
+  found: list[Grade | None] = [None] * len(items)
+  batched = {'math': lambda pairs: map(_whole, math_answer.grade(pairs)),
+             'code': lambda pairs: code_answer.grade(pairs, partial)}
+  for name, grader in batched.items():
     asked = [i for i, item in enumerate(items) if item[2] == name]
-    for i, verdict in zip(asked, grader([items[i][:2] for i in asked])):
-      verdicts[i] = verdict
-  return verdicts
+    for i, each in zip(asked, grader([items[i][:2] for i in asked])):
+      found[i] = each
+  return [each or _whole(_exactly(*item)) for each, item in zip(found, items)]
+
+
+def _whole(verdict: Verdict) -> Grade:
+  return Grade(verdict, verdict.score)
 
 
 def close():
@@ -87,5 +97,4 @@ def _evaluate(node: ast.expr, used: list[int]) -> Fraction:
 
 _EXACT: dict[str, Callable[[str, str], Verdict]] = {
     'arithmetic': integer, 'countdown': countdown}
-_BATCHED = {'math': math_answer.grade, 'code': code_answer.grade}
-GRADERS = (*_BATCHED, *_EXACT)  # What Prompt.source may be.
+GRADERS = ('math', 'code', *_EXACT)  # What Prompt.source may be.

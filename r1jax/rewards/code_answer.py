@@ -13,7 +13,7 @@ from r1jax.data.code_cases import CodeTests
 from r1jax.rewards import code_tests
 from r1jax.rewards.code_tests import CodeVerdict
 from r1jax.rewards.sandbox import Sandbox
-from r1jax.rewards.verdict import Verdict
+from r1jax.rewards.verdict import Grade, Verdict
 
 _MAX_SLOTS = 16
 _VERDICT = {
@@ -28,8 +28,14 @@ _lock = threading.Lock()
 _sandbox: Sandbox | None = None
 
 
-def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
+def grade(pairs: Sequence[tuple[str | None, str]],
+          partial: bool = False) -> list[Grade]:
   """A verdict for each answer and its tests (CodeTests, in JSON).
+
+  Args:
+    pairs: Answers and their tests.
+    partial: A program that fails scores the share of its tests that it passes;
+      all of them run.
 
   Raises:
     SandboxUnavailable: there is none, or none any more.
@@ -39,8 +45,10 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
   found = code_tests.grade_batch(
       [code_tests.extract(answer) for answer, _ in pairs],
       [CodeTests.from_json(json.loads(tests)) for _, tests in pairs],
-      sandbox(), total_secs=_BATCH_SECS + _PROGRAM_SECS * len(pairs))
-  return [_VERDICT.get(each.verdict, Verdict.WRONG) for each in found]
+      sandbox(), code_tests.Rules(partial=partial),
+      total_secs=_BATCH_SECS + _PROGRAM_SECS * len(pairs))
+  return [Grade(_VERDICT.get(each.verdict, Verdict.WRONG), each.score)
+          for each in found]
 
 
 def sandbox() -> Sandbox:

@@ -17,17 +17,20 @@ from r1jax.data.forms import MAX_ERRORS, Parsed, Reader
 from r1jax.errors import UserError, unknown
 from r1jax.records import Prompt, Scored
 from r1jax.rewards import answers, language, length
-from r1jax.rewards.verdict import Verdict
+from r1jax.rewards.verdict import Grade, Verdict
 
 
 class Sample(NamedTuple):
-  """What a part may look at; verdict is None for a general row."""
+  """What a part may look at; grade is None for a general row."""
 
   text: str
   parsed: Parsed
   prompt: Prompt
   tokens: int
-  verdict: Verdict | None
+  grade: Grade | None
+
+
+CREDITS = ('all', 'share')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +43,23 @@ class Options:
     repetition_n: Words of an n-gram.
     max_unscored: The largest share of a batch's samples that may lack a part;
       beyond it the run stops, for its grader is broken.
+    code_credit: What a program scores that fails some of its tests: nothing,
+      since it must pass 'all'; or the 'share' that it passes.
   """
 
   max_tokens: int
   overlong_buffer_tokens: int
   repetition_n: int
   max_unscored: float
+  code_credit: str = 'all'
 
   def __post_init__(self):
     if not 0 <= self.max_unscored <= 1:
       raise UserError('reward: max_unscored is a share within [0, 1], got '
                       f'{self.max_unscored}')
+    if self.code_credit not in CREDITS:
+      raise UserError(f'reward: code_credit must be one of {CREDITS}, got '
+                      f'{self.code_credit!r}')
 
 
 class RewardFailure(UserError):
@@ -115,17 +124,18 @@ class Reward:
     return Scored(
         reward_B=np.where(scorable_B, reward_B, np.float32(0)),
         scorable_B=scorable_B, parts=parts,
-        verdicts=[s.verdict or GENERAL for s in samples], texts=list(texts))
+        verdicts=[s.grade.verdict if s.grade else GENERAL for s in samples],
+        texts=list(texts))
 
   def _samples(self, texts, prompts, tokens_B) -> list[Sample]:
     group_size = len(texts) // len(prompts)
     asked = [prompts[b // group_size] for b in range(len(texts))]
     parsed = [self._reader.parse(text) for text in texts]
     verified = [b for b, p in enumerate(asked) if p.source != GENERAL]
-    verdicts = dict(zip(verified, answers.grade([
+    grades = dict(zip(verified, answers.grades([
         (parsed[b].answer, asked[b].answer, asked[b].source)
-        for b in verified])))
-    return [Sample(text, read, prompt, int(tokens), verdicts.get(b))
+        for b in verified], self._options.code_credit == 'share')))
+    return [Sample(text, read, prompt, int(tokens), grades.get(b))
             for b, (text, read, prompt, tokens) in enumerate(
                 zip(texts, parsed, asked, tokens_B, strict=True))]
 
@@ -166,14 +176,14 @@ def _counting(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def _accuracy(s: Sample, _) -> float | None:
-  return s.verdict and s.verdict.score
+  return s.grade and s.grade.score
 
 
 def _cosine(s: Sample, o: Options) -> float | None:
   if _accuracy(s, o) is None:
     return None
   return length.cosine(
-      s.verdict is Verdict.CORRECT, s.tokens, o.max_tokens)
+      s.grade.verdict is Verdict.CORRECT, s.tokens, o.max_tokens)
 
 
 PARTS: dict[str, Callable[[Sample, Options], float | None]] = {

@@ -1,6 +1,7 @@
 """What a grader says of one answer."""
 
 import enum
+from typing import NamedTuple
 
 
 class Verdict(enum.StrEnum):
@@ -20,3 +21,11 @@ class Verdict(enum.StrEnum):
     if self in (Verdict.TIMEOUT, Verdict.CRASH):
       return None
     return float(self is Verdict.CORRECT)
+
+
+class Grade(NamedTuple):
+  """A verdict, and what it is worth: where a grader gives partial credit, a
+  wrong answer may score between 0 and 1."""
+
+  verdict: Verdict
+  score: float | None

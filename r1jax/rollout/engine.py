@@ -9,12 +9,15 @@ free.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from functools import partial
 import os
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.errors import UserError
-from r1jax.model.transformer import Transformer, parameter_shardings
+from r1jax.model.transformer import (
+    Transformer, layers_apart, parameter_shardings)
 from r1jax.records import PromptBatch, Rollout
 from r1jax.rollout import assemble
 from r1jax.rollout.programs import Programs
@@ -83,12 +86,16 @@ class Engine:
                       'model.mtp_depth is 0')
     self.layout = layout = model.layout.decoding()
     # A sample depends on itself alone: no pair of it is dropped for others'.
-    self.model = model.clone(layout=layout, config=dataclasses.replace(
-        model.config, capacity_factor=0.0))
+    self.model = model.clone(
+        layout=layout, apart=_pays_apart(model), config=dataclasses.replace(
+            model.config, capacity_factor=0.0))
     self.programs = Programs(
         self.model, config.page_tokens, config.chunk_steps, config.cache_int8,
         record_routing, config.speculative)
     self._shardings = parameter_shardings(model, layout)
+    self._take_apart = jax.jit(
+        partial(layers_apart, model.config), out_shardings=layers_apart(
+            model.config, self._shardings, _of_one_layer))
     self.parts = layout.size('B')
     self.rows = -(-config.rows // self.parts)  # Of one part.
     self.places = (-(-config.context_tokens // config.page_tokens)
@@ -134,7 +141,12 @@ class Engine:
 
   def session(self, params, version: int = 0) -> Session:
     """A cache of its own for these parameters: none survives their change."""
-    return Session(self, jax.device_put(params, self._shardings), version)
+    return Session(self, self.laid_out(params), version)
+
+  def laid_out(self, params):
+    """Parameters as the two programs take them."""
+    params = jax.device_put(params, self._shardings)
+    return self._take_apart(params) if self.model.apart else params
 
   def generate(self, params, prompts: PromptBatch, group_size: int,
                how: Sampling, key: jax.Array) -> Rollout:
@@ -196,13 +208,27 @@ class Engine:
   def _page_shardings(self):
     letters = {2: 'Y_', 5: 'LYKSX'}
     return jax.tree.map(
-        lambda x: jax.sharding.NamedSharding(
+        lambda x: NamedSharding(
             self.layout.mesh,
             self.layout.fitting_spec(x.shape, letters[x.ndim])),
         jax.eval_shape(self._empty))
 
 
 _FILL_COLUMNS = 64  # Of a row that reads a prompt.
+_APART_LAYERS = 8  # At most: each is compiled.
+
+
+def _pays_apart(model: Transformer) -> bool:
+  """Where layers are few, and the device multiplies only what it has copied
+  out of a stack. It costs a second copy of the parameters."""
+  return (model.layout.platform == 'cpu'
+          and model.config.num_layers <= _APART_LAYERS)
+
+
+def _of_one_layer(sharding: NamedSharding, layer: int) -> NamedSharding:
+  """Of a stack's sharding; L is never split."""
+  del layer
+  return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
 def _check_memory(layout: Layout, pool_bytes: int):

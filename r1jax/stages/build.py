@@ -85,12 +85,13 @@ _AT_LEAST_ONE = (
         f'{stage}.{field}' for stage in ('reward_model', 'dpo', 'prm')
         for field in (
             'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
-            'log_every', 'eval_every')), 'curate.samples', 'curate.chunk_prompts',
-    'curate.max_per_prompt', 'label_steps.samples', 'label_steps.continuations',
-    'label_steps.chunk_prompts', 'rl.steps',
-    'rl.minibatches', 'rl.microbatches', 'rl.reference_every', 'rl.eval_every',
-    'rl.checkpoint_every', 'rl.keep_checkpoints', 'eval.num_problems',
-    'eval.samples', 'data.max_prompt_tokens')
+            'log_every', 'eval_every')),
+    'curate.samples', 'curate.chunk_prompts', 'curate.max_per_prompt',
+    'label_steps.samples', 'label_steps.continuations',
+    'label_steps.chunk_prompts',
+    'rl.steps', 'rl.minibatches', 'rl.microbatches', 'rl.reference_every',
+    'rl.eval_every', 'rl.checkpoint_every', 'rl.keep_checkpoints',
+    'eval.num_problems', 'eval.samples', 'data.max_prompt_tokens')
 
 
 def corpus(config: ml_collections.ConfigDict,
@@ -198,13 +199,14 @@ def reward_options(config: ml_collections.ConfigDict) -> Options:
   return Options(
       max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
       overlong_buffer_tokens=c.overlong_buffer_tokens,
-      repetition_n=c.repetition_n)
+      repetition_n=c.repetition_n, code_credit=c.code_credit)
 
 
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   """What a rollout and its updates need of the numbers in config.rl."""
   c = config.rl
-  if c.group_size < 2:
+  one_of('rl.advantage', c.advantage, ('group', 'gae'))
+  if c.group_size < 2 and c.advantage == 'group':
     raise UserError(
         f'rl: group_size must be at least 2, got {c.group_size}: an advantage '
         'is relative to the other samples of its group')
@@ -239,6 +241,9 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
     raise UserError(
         'rl: max_staleness and general_after must not be below 0, and '
         'dynamic_rounds must be at least 1')
+  if c.dynamic_sampling and c.group_size < 2:
+    raise UserError(f'rl: dynamic_sampling needs group_size above 1, got '
+                    f'{c.group_size}: one sample alone is never of two worths')
   if c.complete_share < 1 and c.old_logp != 'rollout':
     raise UserError(
         f'rl: complete_share = {c.complete_share} needs old_logp = '

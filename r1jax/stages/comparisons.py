@@ -112,9 +112,7 @@ class _Rows:
                         f"'{source}:1000'")
       return (self._made(source, tasks.TRAIN, int(count)),
               self.held_out(source, None) if aside else [])
-    if count is not None:
-      raise UserError(f'{self._name}: data: {source} is a file: it counts by '
-                      f'its rows; leave :{count:g} out')
+    self._uncounted(source, count)
     if source in sources.SOURCES:
       found = self._read(preferences.dataset_path(source, tasks.TRAIN), source)
       return found, self.held_out(source, None) if aside else []
@@ -131,11 +129,17 @@ class _Rows:
     if source in tasks.TASKS:
       rows = int(count or self._c.held_out_rows)
       return self._made(source, tasks.HELD_OUT, rows)
+    self._uncounted(source, count)
     group = ''
     if source in sources.SOURCES:
       group = source
       source = preferences.dataset_path(source, tasks.HELD_OUT)
     return self._first(self._read(source, group))
+
+  def _uncounted(self, source: str, count: float | None):
+    if count is not None:
+      raise UserError(f'{self._name}: data: {source} is a file: it counts by '
+                      f'its rows; leave :{count:g} out')
 
   def _made(self, task: str, split: str, count: int) -> list[Preference]:
     if task != preferences.TASK:

@@ -14,7 +14,7 @@ from r1jax.model import transformer
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
-from r1jax.stages import build
+from r1jax.stages import build, critic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,42 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
   return held
 
 
+def training_bytes(config: ml_collections.ConfigDict,
+                   layout: Layout) -> dict[str, int]:
+  """What a device holds between the passes of a training step, part by part,
+  and of RL in all: of GRPO, and of PPO with either value function.
+
+  Gradients are of one network at a time. On a shared trunk a value is a head
+  of D numbers.
+  """
+  trained = next((name for name in reversed(config.stages)
+                  if name in config and 'optimizer' in config[name]), 'rl')
+  model = build.model_config(config.model)
+  moments = config[trained].optimizer.moment_dtype
+  wide = 2 * jnp.dtype(moments).itemsize
+  policy = parameters_per_device(model, layout)
+  parts = {
+      'weights, float32': 4 * policy,
+      f'Adam moments, {moments}': wide * policy,
+      'gradients, float32': 4 * policy}
+  reference = trained == 'dpo' or trained == 'rl' and bool(config.rl.kl_coef)
+  if reference:
+    parts['reference policy, float32'] = 4 * policy
+  if trained != 'rl':
+    return parts
+  valued, own = (parameters_per_device(each, layout) for each in (
+      dataclasses.replace(model, scalar_head=True),
+      critic.model_config(config)))
+  copies = 4 * (2 + reference) + wide  # Of each parameter.
+  return parts | {
+      'GRPO, in all': copies * policy,
+      "PPO's own critic and its moments": (4 + wide) * own,
+      'PPO with it, in all': (copies * policy + (4 + wide) * own
+                              + 4 * max(own - policy, 0)),
+      'PPO on a shared trunk, in all': copies * valued,
+  }
+
+
 def show(config: ml_collections.ConfigDict, devices: int):
   """Prints the table."""
   model = build.model_config(config.model)
@@ -90,15 +126,9 @@ def show(config: ml_collections.ConfigDict, devices: int):
   sizes = mesh_sizes(config.mesh, devices)
   layout = Layout(jax.sharding.AbstractMesh(
       tuple(sizes.values()), tuple(sizes)))
-  held = parameters_per_device(model, layout)
   context = config.data.max_prompt_tokens + config.rl.max_new_tokens
   core = found.attention_flops * context // 2  # A token sees half of it.
   mesh = ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
-  trained = next((name for name in reversed(config.stages) if name != 'curate'),
-                 'rl')
-  moments = config[trained].optimizer.moment_dtype
-  wide = jnp.dtype(moments).itemsize
-  reference = trained == 'dpo' or trained == 'rl' and bool(config.rl.kl_coef)
   rows = [
       ('parameters', f'{found.total:,}', _size(found.total)),
       ('  met by one token', f'{found.active:,}', _size(found.active)),
@@ -119,14 +149,9 @@ def show(config: ml_collections.ConfigDict, devices: int):
        f'{3 * (found.forward_flops + core):,}',
        _short(3 * (found.forward_flops + core))),
       (f'a device of {mesh}', '', ''),
-      ('  weights, float32', f'{4 * held:,}', _short(4 * held, 'B')),
-      (f'  Adam moments, {moments}', f'{2 * wide * held:,}',
-       _short(2 * wide * held, 'B')),
-      ('  gradients, float32', f'{4 * held:,}', _short(4 * held, 'B')),
   ]
-  if reference:
-    rows.append(('  reference policy, float32', f'{4 * held:,}',
-                 _short(4 * held, 'B')))
+  rows += [(f'  {name}', f'{size:,}', _short(size, 'B'))
+           for name, size in training_bytes(config, layout).items()]
   table = Table(show_header=False, box=None)
   table.add_column()
   table.add_column(justify='right')

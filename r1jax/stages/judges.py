@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import ml_collections
 
 from r1jax.algos.process import check_aggregate
@@ -61,6 +62,9 @@ def process_model(key: str, file: str, config: ml_collections.ConfigDict,
 def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   """What a file says that it judges."""
   path = Path(file).expanduser()
+  if jax.process_count() > 1:
+    raise UserError(f'{key}: reward models run in runs of one process alone: '
+                    'several divide the scoring, each at its own pace')
   if not path.exists():
     raise UserError(f'{key}: no file {path}; give what the stage {stage} '
                     'leaves')

@@ -88,6 +88,8 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
     if config.curate.judge:
       found['curate.judge'] = Path(config.curate.judge)
   if 'rl' in config.stages:
+    if config.rl.advantage == 'gae' and config.rl.ppo.value_init:
+      found['rl.ppo.value_init'] = Path(config.rl.ppo.value_init)
     found |= {f'rl.reward_models.{kind}': Path(file)
               for kind, file in config.rl.reward_models.items() if file}
     _add(found, 'data.eval',

@@ -12,7 +12,7 @@ from r1jax.data import batching
 from r1jax.model.moe import Balancing
 from r1jax.stages import build, report
 from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer, weights
+from r1jax.train import optimizer, state as train_state, weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -40,13 +40,12 @@ class Measured(Stage):
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config
     data = batching.token_batches(self._lessons.train)
-    copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(base_params)
     layout = self._shardings()
     with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
                       self._seed) as checkpoints:
       restored = checkpoints.restore(jax.tree.map(
           lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-          jax.eval_shape(self._fresh, copied), layout))
+          jax.eval_shape(self._fresh, base_params), layout))
       start = restored[0] if restored else 0
       with (MetricsWriter(directory, start) as writer,
             Progress(self.name, start, self._steps, plain_every=100
@@ -57,7 +56,8 @@ class Measured(Stage):
           progress.tell(f'goes on after step {start}')
           shown = {}
         else:
-          state = jax.jit(self._fresh, out_shardings=layout)(copied)
+          state = jax.jit(self._fresh, out_shardings=layout)(
+              jax.tree.map(jnp.copy, base_params))  # A step takes its state.
           found = self._evaluated(state, base_params)
           writer.write(0, found)
           shown = {'accuracy': f'{found["eval/accuracy"]:.3f}'}
@@ -69,6 +69,8 @@ class Measured(Stage):
           values = {}
           if step % c.log_every == 0 or last:
             values |= jax.device_get(metrics) | self._told(state)
+            # All so far, those between two lines too.
+            values['skipped_updates'] = step - int(self._train(state).updates)
           if step % c.eval_every == 0 or last:
             values |= self._evaluated(state, base_params)
             shown |= {'accuracy': f'{values["eval/accuracy"]:.3f}'}
@@ -81,7 +83,7 @@ class Measured(Stage):
             checkpoints.save(step, state, data.get_state())
     report.write_preferences(directory)
     path = directory / OUTPUT  # Last: it says that all is there.
-    weights.save(path, self._params(state), 'float32',
+    weights.save(path, self._train(state).params, 'float32',
                  about | self._about(state))
     return path
 
@@ -98,8 +100,8 @@ class Measured(Stage):
     """The state after a batch, and metrics."""
 
   @abc.abstractmethod
-  def _params(self, state):
-    """What is trained."""
+  def _train(self, state) -> train_state.TrainState:
+    """Parameters and optimiser in it."""
 
   @abc.abstractmethod
   def _evaluated(self, state, base_params) -> dict[str, float]:

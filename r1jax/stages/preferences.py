@@ -95,8 +95,8 @@ class RewardModel(_Preferences):
   def _step(self, state, batch, base_params):
     return self._update(state, batch)
 
-  def _params(self, state):
-    return state.params
+  def _train(self, state) -> train_state.TrainState:
+    return state
 
   def _gaps(self, state, batch, base_params) -> np.ndarray:
     score_B = np.asarray(self._scores(state.params, batch))
@@ -149,8 +149,8 @@ class DPO(_Preferences):
   def _step(self, state, batch, base_params):
     return self._update(state, batch, base_params)
 
-  def _params(self, state):
-    return state.train.params
+  def _train(self, state) -> train_state.TrainState:
+    return state.train
 
   def _gaps(self, state, batch, base_params) -> np.ndarray:
     return np.asarray(dpo.ratio(

@@ -53,8 +53,8 @@ class PRM(Measured):
   def _step(self, state, batch, base_params):
     return self._update(state, batch)
 
-  def _params(self, state):
-    return state.params
+  def _train(self, state) -> train_state.TrainState:
+    return state
 
   def _about(self, state) -> dict:
     """How its numbers are read: what rewards/process.Judging holds."""

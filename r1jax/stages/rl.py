@@ -1,7 +1,6 @@
 """Reinforcement learning: the one RL step (`RL._step`), repeated."""
 
 from collections import Counter
-from concurrent import futures
 import contextlib
 import json
 from pathlib import Path
@@ -16,15 +15,13 @@ import optax
 
 from r1jax import evaluate
 from r1jax.algos import advantage, common, grpo
-from r1jax.data import batching, tasks
-from r1jax.errors import UserError
+from r1jax.data.datasets import GENERAL
 from r1jax.model.moe import Balancing
-from r1jax.records import FINISH_STOP, Prompt, RLBatch, Rollout, Scored
+from r1jax.records import FINISH_STOP, RLBatch, Rollout, Scored
 from r1jax.rewards import answers, code_answer
 from r1jax.rewards.verdict import Verdict
-from r1jax.rollout import assemble, groups
-from r1jax.rollout.groups import Group
-from r1jax.stages import build, judges, report
+from r1jax.rollout import assemble
+from r1jax.stages import build, collect, critic, judges, report
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer, state as train_state, step as train_step
 from r1jax.train import weights
@@ -42,10 +39,12 @@ class RLState:
   Attributes:
     train: Policy parameters and optimiser.
     reference: Parameters, or None where β is 0.
+    critic: Of a value function of its own, or None.
   """
 
   train: train_state.TrainState
   reference: Any
+  critic: train_state.TrainState | None
 
 
 class RL(Stage):
@@ -59,30 +58,26 @@ class RL(Stage):
     self._seed = config.seed
     self._parts = parts
     self._width = config.data.max_prompt_tokens
-    self._prompts = build.prompts(config, parts, tasks.TRAIN)
-    self._first = self._prompts  # Before general rows come in.
-    if c.general_after:
-      self._first = build.prompts(config, parts, tasks.TRAIN, general=False)
-    self._endless = config.data.task in tasks.TASKS
     build.check_rl(config, parts.model.layout)
     self._engine = build.engine(config, parts)
-    self._sampling = build.rl_sampling(config, parts)
     self._reward = build.reward(
         config, parts, judges.of_rewards(config, parts))
-    self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
+    self._collector = collect.Collector(
+        config, parts, self._engine, self._reward)
     self._evaluator = build.evaluator(config, parts, self._engine)
     model = parts.model
+    self._critic = critic.make(config, parts)
     self._tx = optimizer.make(
-        build.optimizer_config(c), c.steps * c.minibatches,
+        build.optimizer_config(c),
+        (c.steps - self._critic.warmup_steps) * c.minibatches,
         untrained=() if c.mtp_weight else ('mtp',))
     self._logp = train_step.score(model, c.temperature, self._width)
     self._objective = build.objective(config)
     self._update = train_step.policy(
         model, self._tx, self._objective, c.temperature, self._width,
         c.minibatches, c.microbatches,
-        Balancing(c.balance_speed, c.balance_loss), c.mtp_weight)
-    self._wanted = c.prompts_per_step
-    self._in_flight = build.groups_in_flight(config)
+        Balancing(c.balance_speed, c.balance_loss), c.mtp_weight,
+        self._critic.also)
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     self._averaged = jax.jit(lambda old, new: optax.incremental_update(
         new, old, 1 - c.reference_decay), donate_argnums=0)
@@ -90,10 +85,7 @@ class RL(Stage):
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config
-    data = batching.Switching(*(batching.endless(
-        prompts, self._seed, shuffle=not self._endless)
-        for prompts in (self._first, self._prompts)), c.general_after)
-    begun: list[Group] = []  # By an earlier step.
+    collector = self._collector
     tier = code_answer.tier()
     shown: dict[str, str] = {}
     with (contextlib.closing(answers),  # Its worker processes.
@@ -106,19 +98,16 @@ class RL(Stage):
         if restored:
           _, state, position = restored
           progress.tell(f'goes on after step {start}')
-          begun = self._resumed(data, position)
+          collector.set_state(position)
         else:
           state = self._fresh(base_params)
+          collector.begin()
           progress.tell('compiles, and evaluates the base')
           writer.write(0, self._evaluate(state, 0, directory, [], shown))
           progress.tell('starts at ' + ', '.join(map(' '.join, shown.items())))
         for step in range(start + 1, c.steps + 1):
           progress.step_secs()
-          begun, dropped = groups.fresh(begun, step, c.max_staleness)
-          begun += self._opened(
-              data.take(step, self._in_flight - len(begun)), step)
-          state, values, rows, begun = self._step(state, begun, step, data)
-          values['rollout/dropped_groups'] = dropped
+          state, values, rows = self._step(state, step)
           speed = _speed(rows, progress.step_secs())
           evaluates = step % c.eval_every == 0 or step == c.steps
           if evaluates:
@@ -127,8 +116,7 @@ class RL(Stage):
           writer.write(step, values, speed)
           progress.update(step, _line(values, speed, shown), keep=evaluates)
           if step % c.checkpoint_every == 0 or step == c.steps:
-            checkpoints.save(step, state, {
-                'prompts': data.get_state(), 'begun': groups.packed(begun)})
+            checkpoints.save(step, state, collector.get_state())
     report.write(directory, self._eval_samples)
     path = directory / OUTPUT  # Last: it says that all is there.
     if tier:
@@ -136,23 +124,18 @@ class RL(Stage):
     weights.save(path, state.train.params, 'float32', about)
     return path
 
-  def _step(self, state: RLState, begun: list[Group], step: int,
-            data: batching.Switching):
-    """groups → rollout → rewards → advantages → scores → update.
+  def _step(self, state: RLState, step: int):
+    """groups → rollout → rewards → scores → advantages → updates.
 
     Returns:
-      The state, the step's metrics, a row for each completion, and the groups
-      that are not complete yet.
+      The state, the step's metrics, and a row for each completion.
     """
     c = self._config
-    complete, counts, scored_of, begun, told = self._complete(
-        state.train.params, begun, step, data)
-    prompts = [group.prompt for group in complete]
-    made = [made for group in complete for made in group.completions]
-    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
+    found = self._collector.collect(
+        state.train.params, step, self._key(_ROLLOUT, step))
+    prompts, scored = found.prompts, found.scored
     rollout = assemble.as_rollout(
-        batch, c.group_size, c.max_new_tokens, made, step)
-    scored = Scored.together([scored_of[id(group)] for group in complete])
+        found.batch, c.group_size, c.max_new_tokens, found.made, step)
     self._reward.check(scored)
     old_logp_BT, ref_logp_BT = self._logps(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
@@ -164,91 +147,32 @@ class RL(Stage):
         scorable_B=jnp.asarray(scored.scorable_B))
     batch = RLBatch(
         rollout=_trained(
-            rollout, scored.scorable_B & np.repeat(counts, c.group_size),
-            c.overlong), adv_B=adv_B,
-        old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT)
+            rollout, scored.scorable_B & found.counts_B, c.overlong),
+        adv_BT=adv_B[:, None], old_logp_BT=old_logp_BT,
+        ref_logp_BT=ref_logp_BT)
+    batch, metrics = self._critic.judged(
+        state.train.params, state.critic, batch, scored.reward_B)
     values = {}
     if self._objective.mismatch != 'none':
       batch, values = _weighted(self._objective, batch)
-    train, metrics = self._update(
-        state.train, batch, self._key(_SHUFFLE, step))
-    state = state.replace(
-        train=train, reference=self._referred(state, train.params, step))
-    values |= jax.device_get(metrics) | told | _told(scored, rollout, varied_P)
+    key, train = self._key(_SHUFFLE, step), state.train
+    valued, learnt = self._critic.updated(state.critic, batch, key)
+    metrics |= learnt
+    if step > self._critic.warmup_steps:
+      train, learnt = self._update(train, batch, key)
+      metrics |= learnt
+    state = RLState(
+        train=train, critic=valued,
+        reference=self._referred(state, train.params, step))
+    values |= (jax.device_get(metrics) | found.told
+               | _told(scored, rollout, varied_P))
     values |= {f'rollout/{name}': value
-               for name, value in assemble.speculation(made).items()}
+               for name, value in assemble.speculation(found.made).items()}
     if not c.kl_coef:
-      del values['kl']
+      values.pop('kl', None)
     rows = evaluate.sample_rows(
         prompts, scored, rollout.length_B, rollout.finish_B)
-    return state, values, rows, begun
-
-  def _complete(self, params, begun: list[Group], step: int,
-                data: batching.Switching):
-    """Completes as many groups as a step trains on, and scores them.
-
-    Returns:
-      The groups; whether each counts, as it does unless too few are worth
-      training on; their Scored by id(group); the groups that are not complete
-      yet; and metrics.
-    """
-    c = self._config
-    futures_of: dict[int, futures.Future] = {}
-
-    def score(group: Group):  # While others are drawn.
-      futures_of[id(group)] = self._scorer.submit(self._scored, group)
-
-    taken, idle, scored_of = [], [], {}
-    for turn in range(c.dynamic_rounds if c.dynamic_sampling else 1):
-      if turn:
-        missing = self._wanted - len(taken)
-        begun += self._opened(
-            data.take(step, max(missing - len(begun), 0)), step, turn)
-      complete, begun = groups.advance(
-          self._engine, params, step, begun, self._wanted - len(taken), score)
-      for group in complete:
-        scored_of[id(group)] = futures_of[id(group)].result()
-        useful = not c.dynamic_sampling or _mixed(scored_of[id(group)])
-        (taken if useful else idle).append(group)
-      if len(taken) == self._wanted:
-        break
-    told = {}
-    if c.dynamic_sampling:
-      sampled = len(taken) + len(idle)
-      told = {'dynamic/sampled_groups': sampled,
-              'dynamic/useful': len(taken) / sampled}
-    counts = np.arange(self._wanted) < len(taken)
-    taken += idle[:self._wanted - len(taken)]
-    return taken, counts, scored_of, begun, told
-
-  def _scored(self, group: Group) -> Scored:
-    texts = assemble.texts(
-        group.completions, self._parts.tokenizer.decode_batch)
-    return self._reward.score(
-        texts, [group.prompt], [len(c.tokens) for c in group.completions])
-
-  def _opened(self, prompts: list[Prompt], step: int,
-              turn: int = 0) -> list[Group]:
-    """Groups that this step begins, in one of its turns."""
-    if not prompts:
-      return []
-    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
-    size = self._config.group_size
-    key = self._key(_ROLLOUT, step)
-    if turn:  # A prompt that comes again is not sampled as before.
-      key = jax.random.fold_in(key, turn)
-    return groups.open_groups(prompts, assemble.requests(
-        batch, size, self._sampling, key), size)
-
-  def _resumed(self, data, position: dict) -> list[Group]:
-    """Sets the data to its position; returns the groups that were begun."""
-    if not isinstance(position.get('prompts'), list):
-      raise UserError('checkpoint: written by an older r1jax, which counted '
-                      'prompts otherwise; begin in a new --workdir')
-    data.set_state(position['prompts'])
-    return groups.unpacked(
-        position['begun'], self._sampling,
-        lambda prompt: self._parts.tokenizer.prompt(prompt.text))
+    return state, values, rows
 
   def latest(self, directory: Path, base_params):
     """Policy parameters of the newest checkpoint, or None."""
@@ -262,14 +186,16 @@ class RL(Stage):
     train = jax.jit(lambda p: train_state.create(p, self._tx),
                     out_shardings=layout)(self._copy(base_params))
     reference = self._copy(base_params) if self._config.kl_coef else None
-    return RLState(train=train, reference=reference)
+    return RLState(train=train, reference=reference,
+                   critic=self._critic.fresh(base_params))
 
   def _target(self, base_params) -> RLState:
     """The state as shapes and shardings: what a restore aims at."""
     layout = train_state.shardings(self._parts.model, self._tx)
     train = train_state.abstract(base_params, self._tx, layout)
     return RLState(
-        train=train, reference=train.params if self._config.kl_coef else None)
+        train=train, reference=train.params if self._config.kl_coef else None,
+        critic=self._critic.target())
 
   def _key(self, stream: int, step: int) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(self._seed), stream)
@@ -311,15 +237,6 @@ class RL(Stage):
     return found.metrics
 
 
-def _mixed(scored: Scored) -> bool:
-  """Are the samples of a group of different worth? By accuracy, where there is
-  one: the format alone teaches no reasoning."""
-  accuracy_B = scored.parts['accuracy']
-  worth_B = (scored.reward_B if np.isnan(accuracy_B).all() else accuracy_B)
-  worth_B = worth_B[scored.scorable_B]
-  return len(worth_B) > 0 and np.min(worth_B) < np.max(worth_B)
-
-
 def _trained(rollout: Rollout, scorable_B, overlong: str) -> Rollout:
   """What of it counts in the loss; lengths are told of all of it."""
   counts_B = scorable_B
@@ -358,16 +275,23 @@ def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
           'tok/s': f"{speed['speed/tokens_per_sec']:,.0f}"}
 
 
+def _known_mean(x_B) -> float:
+  known_B = x_B[~np.isnan(x_B)]
+  return known_B.mean() if known_B.size else np.nan
+
+
 def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
   """What the rollout says of the policy, in the field's names."""
   age = rollout.age_BT[rollout.mask_BT]
   ok_B = scored.scorable_B
   graded = lambda reduce, x_B: reduce(x_B[ok_B]) if ok_B.any() else np.nan
   verdicts = Counter(scored.verdicts)
-  parts = {f'reward/{name}': graded(np.mean, part)
+  # Of the samples that have the part: general ones have no accuracy.
+  parts = {f'reward/{name}': graded(_known_mean, part)
            for name, part in scored.parts.items()}
   return parts | {
-      f'verdict/{name}': verdicts[name] / len(ok_B) for name in Verdict} | {
+      f'verdict/{name}': verdicts[name] / len(ok_B)
+      for name in (*Verdict, GENERAL)} | {
       'reward/mean': graded(np.mean, scored.reward_B),
       'reward/std': graded(np.std, scored.reward_B),
       'response_length/mean': np.mean(rollout.length_B),

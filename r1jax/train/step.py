@@ -151,7 +151,7 @@ def score(model: Transformer, temperature: float,
 def policy(model: Transformer, tx: optax.GradientTransformation,
            objective: grpo.Objective, temperature: float, prompt_tokens: int,
            minibatches: int, microbatches: int, balancing: moe.Balancing,
-           mtp_weight: float = 0.0) -> Callable:
+           mtp_weight: float = 0.0, also: Callable | None = None) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
   One inner epoch: the rows are shuffled and cut into `minibatches`, each an
@@ -160,7 +160,8 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   'logp_gap/max' say how far its log-probabilities are from the sampler's, of
   all its tokens that this policy drew. With a weight λ
   the multi-token prediction modules go on learning from the completions, and
-  nothing else learns from them.
+  nothing else learns from them. `also` is what else is learnt from the same
+  pass: (params, hidden_BTD, RLBatch, Totals) → loss, metrics that sum.
   """
 
   def loss_fn(params, batch: RLBatch, totals: grpo.Totals):
@@ -168,14 +169,18 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     logp_BT, entropy_BT, out = _rollout_logp(
         model, params, rollout, temperature, prompt_tokens)
     loss, metrics = grpo.loss(
-        objective, logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_B,
+        objective, logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_BT,
         rollout.mask_BT, totals, batch.weight_BT)
     metrics['entropy'] = (
         common.masked_sum(entropy_BT, rollout.mask_BT)
         / jnp.maximum(live_tokens, 1))
+    if also:
+      more, told = also(params, out.hidden_BTD, batch, totals)
+      loss += more
+      metrics |= told
     routing = out.routing
     if mtp_weight:
-      inputs = _inputs(rollout)
+      inputs = rollout_inputs(rollout)
       only_mtp = jax.lax.stop_gradient(params) | {'mtp': params['mtp']}
       ahead, routed = _ahead_loss(
           model, only_mtp, jax.lax.stop_gradient(out.hidden_BTD), inputs,
@@ -191,30 +196,16 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     metrics['logp_gap'] = jnp.stack([gap_BT.sum(), fresh_BT.sum()])
     return loss, (metrics, {'logp_gap': gap_BT.max()})
 
-  def one_update(state: TrainState, batch: RLBatch):
-    mask_BT = batch.rollout.mask_BT
-    totals = grpo.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
-    grads, metrics, largest = update.accumulate(
-        lambda p, micro: loss_fn(p, micro, totals), state.params, batch,
-        microbatches)
-    routing = metrics.pop('routing')
-    state, applied = update.apply(state, tx, grads, routing, balancing)
-    return state, (metrics | applied, largest['logp_gap'])
+  epoch = update.epoch(
+      model, tx, loss_fn, minibatches, microbatches, balancing)
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
-    batch = update.constrain(model, batch)
-    order_B = jax.random.permutation(key, batch.adv_B.shape[0])
-    batch = jax.tree.map(
-        lambda x: update.split(x[order_B], minibatches), batch)
-    state, (metrics, gap_max) = jax.lax.scan(one_update, state, batch)
+    state, metrics, largest = epoch(state, batch, key)
     gap_sum, tokens = metrics.pop('logp_gap')[0]
-    # grad_norm and the like are means over the updates of this step.
-    means = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
-    means['skipped_updates'] = metrics['skipped_updates'].sum()
-    means['logp_gap/mean'] = gap_sum / jnp.maximum(tokens, 1)
-    means['logp_gap/max'] = gap_max[0]
-    return state, means
+    return state, update.told(metrics) | {
+        'logp_gap/mean': gap_sum / jnp.maximum(tokens, 1),
+        'logp_gap/max': largest['logp_gap'][0]}
 
   return step
 
@@ -230,7 +221,7 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
     logp_BT  = [0, log p(b | a), log p(c | ab)]
   """
   out = model.apply(
-      {'params': params}, *_inputs(rollout), rollout.experts_BTLA)
+      {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA)
   logp, entropy = common.token_logp(
       out.hidden_BTD[:, prompt_tokens - 1:-1], output_head(model, params),
       rollout.tokens_BT[:, prompt_tokens:], temperature,
@@ -243,7 +234,7 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
   return whole(logp), whole(entropy), out
 
 
-def _inputs(rollout: Rollout):
+def rollout_inputs(rollout: Rollout):
   """Tokens, positions and segments, as the model takes them."""
   return (rollout.tokens_BT, positions(rollout.valid_BT),
           rollout.valid_BT.astype(jnp.int32))

@@ -1,14 +1,58 @@
-"""What every jitted step does with a loss: gradients in parts, one update."""
+"""How a loss becomes updates: microbatches, minibatches, and the optimiser."""
+
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from r1jax.algos import grpo
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer
+from r1jax.records import RLBatch
 from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
+
+
+def epoch(model: Transformer, tx: optax.GradientTransformation,
+          loss_fn: Callable, minibatches: int, microbatches: int,
+          balancing: moe.Balancing) -> Callable:
+  """Returns run(state, RLBatch, key) → (state, sums, largest), to be jitted.
+
+  The rows are shuffled and cut into `minibatches`, each an optimiser update,
+  each summed over `microbatches`. What is told of the updates is stacked.
+
+  Args:
+    model, tx, balancing: Of what is trained.
+    loss_fn: (params, RLBatch, Totals) → loss, (sums, largest), see accumulate;
+      'routing' is among the sums.
+    minibatches, microbatches: How rows are split.
+  """
+  def one(state: TrainState, batch: RLBatch):
+    mask_BT = batch.rollout.mask_BT
+    totals = grpo.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
+    grads, metrics, largest = accumulate(
+        lambda params, micro: loss_fn(params, micro, totals), state.params,
+        batch, microbatches)
+    routing = metrics.pop('routing')
+    state, applied = apply(state, tx, grads, routing, balancing)
+    return state, (metrics | applied, largest)
+
+  def run(state: TrainState, batch: RLBatch, key: jax.Array):
+    batch = constrain(model, batch)
+    order_B = jax.random.permutation(key, batch.adv_BT.shape[0])
+    batch = jax.tree.map(lambda x: split(x[order_B], minibatches), batch)
+    state, (metrics, largest) = jax.lax.scan(one, state, batch)
+    return state, metrics, largest
+
+  return run
+
+
+def told(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Means over the updates of a step; what was skipped is counted."""
+  means = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
+  return means | {'skipped_updates': metrics['skipped_updates'].sum()}
 
 
 def loads(routing: dict[str, moe.Routing]):

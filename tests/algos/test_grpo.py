@@ -49,7 +49,7 @@ def test_every_member_of_the_family_equals_trl(shared):
     def value(logp):
       return grpo.loss(
           objective, logp, old, data['ref_logps'],
-          data[f"advantages_{case['scale']}"], mask,
+          data[f"advantages_{case['scale']}"][:, None], mask,
           Totals(float(tokens), len(mask)))[0] / parts
 
     loss, grad = jax.value_and_grad(value)(policy)
@@ -109,7 +109,8 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
   adv = jnp.array([1.0, -1.0, 0.5, 0.0])
   mask = jnp.asarray(rng.random((4, 6)) < 0.7)
   value = lambda x: grpo.loss(
-      Objective(kl_coef=0.01), x, logp, logp, adv, mask, Totals(mask.sum(), 4))
+      Objective(kl_coef=0.01), x, logp, logp, adv[:, None], mask,
+      Totals(mask.sum(), 4))
   grad, metrics = jax.grad(value, has_aux=True)(logp)
   want = np.where(mask, -np.asarray(adv)[:, None] / float(mask.sum()), 0)
   np.testing.assert_allclose(grad, want, atol=1e-7)
@@ -123,7 +124,7 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
 def test_clipping_is_one_sided_and_asymmetric(ratio, adv, clipped):
   logp = jnp.full((1, 1), np.log(ratio), jnp.float32)
   value = lambda x: grpo.loss(
-      Objective(clip_high=0.28), x, jnp.zeros((1, 1)), x, jnp.array([adv]),
+      Objective(clip_high=0.28), x, jnp.zeros((1, 1)), x, jnp.array([[adv]]),
       jnp.ones((1, 1), bool), Totals(1, 1))
   grad, metrics = jax.grad(value, has_aux=True)(logp)
   assert bool(metrics['clip_fraction']) == clipped
@@ -137,10 +138,31 @@ def test_a_nan_outside_the_mask_is_harmless():
                   {'surrogate': 'cispo'}):
     value = lambda x: grpo.loss(
         Objective(kl_coef=0.1, **changes), x, jnp.array([[-1.0, jnp.nan]]),
-        jnp.array([[-2.0, jnp.nan]]), jnp.array([1.0]),
+        jnp.array([[-2.0, jnp.nan]]), jnp.array([[1.0, jnp.nan]]),
         jnp.array([[True, False]]), Totals(1, 1))[0]
     loss, grad = jax.value_and_grad(value)(logp)
     assert np.isfinite(loss) and np.isfinite(grad).all()
+
+
+def test_advantages_may_differ_from_token_to_token(shared):
+  """One for a row, or the same for each of its tokens: one loss. Where they
+  differ, a token's gradient is its own advantage's."""
+  data = np.load(shared / 'oracle' / 'grpo_loss.npz', allow_pickle=False)
+  mask, rows = data['mask'].astype(bool), data['advantages_group'][:, None]
+
+  def grad(adv):
+    return jax.value_and_grad(lambda logp: grpo.loss(
+        Objective(), logp, data['old_logps'], data['ref_logps'], adv, mask,
+        Totals(49.0, 8))[0])(jnp.asarray(data['policy_logps']))
+
+  whole = rows * np.ones(mask.shape, np.float32)
+  for got, want in zip(grad(whole), grad(rows)):
+    np.testing.assert_array_equal(got, want)
+  even = np.arange(mask.shape[1]) % 2 == 0
+  np.testing.assert_array_equal(
+      grad(whole * even)[1], np.where(even, grad(rows)[1], 0))
+  with pytest.raises(AssertionError, match='rank'):
+    grad(rows[:, 0])
 
 
 def test_what_the_sampler_did_otherwise_is_weighed_or_left_out():
@@ -171,7 +193,7 @@ def test_a_weight_scales_its_token(shared):
   def grad(weight):
     return jax.grad(lambda logp: grpo.loss(
         Objective(kl_coef=0.04), logp, data['old_logps'], data['ref_logps'],
-        data['advantages_group'], mask, Totals(49.0, 8), weight)[0])(
+        data['advantages_group'][:, None], mask, Totals(49.0, 8), weight)[0])(
             jnp.asarray(data['policy_logps']))
 
   weight = jnp.asarray(np.random.default_rng(0).random(mask.shape))

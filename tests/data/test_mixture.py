@@ -1,4 +1,4 @@
-"""Mixtures and curricula: proportions, order, resumption, shards."""
+"""Mixtures and curricula: proportions, order, resumption."""
 
 from collections import Counter
 import itertools
@@ -25,8 +25,8 @@ def _ids(data, count: int) -> list[str]:
   return [prompt.id for prompt in itertools.islice(data, count)]
 
 
-def _endless(seed=3, **kwargs):
-  return batching.endless(_mixture(seed), 0, shuffle=True, **kwargs)
+def _endless(seed=3):
+  return batching.endless(_mixture(seed), 0, shuffle=True)
 
 
 def test_any_stretch_has_the_proportions_and_each_source_goes_round():
@@ -56,21 +56,6 @@ def test_a_mixture_resumes_bit_for_bit(stop):
   resumed = _endless()
   resumed.set_state(position)
   assert _ids(resumed, 20) == whole[stop:stop + 20]
-
-
-@pytest.mark.parametrize('make', [
-    _endless,
-    lambda **kwargs: batching.endless(_source('a', 7), 5, True, **kwargs)])
-def test_the_shards_of_the_processes_are_the_whole_in_turn(make):
-  whole = _ids(make(), 60)
-  for count in (2, 3):
-    shards = [_ids(make(shard=(i, count)), 60 // count) for i in range(count)]
-    assert [id_ for row in zip(*shards) for id_ in row] == whole
-  data = make(shard=(1, 3))
-  _ids(data, 4)
-  resumed = make(shard=(1, 3))
-  resumed.set_state(data.get_state())
-  assert _ids(resumed, 5) == whole[1::3][4:9]
 
 
 def test_temperature_flattens_the_shares():

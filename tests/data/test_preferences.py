@@ -116,7 +116,7 @@ def test_a_policy_s_pair_is_whole(tmp_path):
     comparing.as_generated(found, _TEXT, 8, Quarantine())
 
 
-def test_a_named_dataset_s_missing_file_says_what_there_is(monkeypatch, tmp_path):
+def test_a_dataset_s_missing_file_says_what_there_is(monkeypatch, tmp_path):
   monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
   with pytest.raises(UserError, match='hh_helpful_base_train.*hh-rlhf.*'
                      'hh_helpful_base_test.*hold a share'):
@@ -165,9 +165,9 @@ def test_synthetic_responses_are_unsafe_where_they_insult():
   for row in found:
     assert row.safe != ('fool' in row.response)
   assert 0.7 < np.mean([row.safe for row in found]) < 0.9
-  for bad, message in ((dict(rude=0.0), 'rude'), (dict(sharpness=0.0), 'sharp')):
-    with pytest.raises(UserError, match=message):
-      Synthetic(**dict(rude=0.4, sharpness=1.0) | bad)
+  for field in ('rude', 'sharpness'):
+    with pytest.raises(UserError, match=field):
+      Synthetic(**dict(rude=0.4, sharpness=1.0) | {field: 0.0})
 
 
 @pytest.fixture(scope='module')

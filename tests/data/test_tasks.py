@@ -1,9 +1,11 @@
 """Synthetic problems: right, split by content, in the stated proportions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from r1jax.data import datasets, tasks, template
+from r1jax.data import datasets, manners, tasks, template, tokenizer
 from r1jax.data.forms import Reader
 from r1jax.errors import UserError
 from r1jax.rewards import answers
@@ -38,7 +40,7 @@ def test_arithmetic_answers_are_right():
     assert int(made.answer) >= 0
 
 
-@pytest.mark.parametrize('task', sorted(tasks.TASKS))
+@pytest.mark.parametrize('task', ['arithmetic', 'countdown'])
 def test_clean_thoughts_arrive_at_the_right_answer(task):
   prompts = datasets.SyntheticPrompts(
       task, tasks.TRAIN, 0, template.get('r1_zero_brief'))
@@ -83,6 +85,47 @@ def test_the_corpus_has_the_stated_proportions():
   assert abs(slipped / steps - 0.1) < 0.012
   assert abs(repaired / slipped - 0.5) < 0.05
   assert abs(taken_back / thoughts - 0.3) < 0.03
+
+
+def test_two_languages_mix_in_the_stated_proportions():
+  web = dataclasses.replace(_CLEAN, slip=0.3, noticed=1.0, spoken=0.5,
+                            foreign=0.25)
+  rng = np.random.default_rng(0)
+  words, steps = [], 0
+  for _ in range(500):
+    thought = Reader().parse(tasks.document(rng, 'arithmetic', web)[1]).thought
+    words += [word for word in thought.split() if '=' not in word]
+    steps += 4
+  repairs = sum(word in tasks.CORRECTIONS for word in words)
+  foreign = sum(not word.isascii() for word in words)
+  assert abs((len(words) - repairs) / steps - 0.5) < 0.03
+  assert abs(foreign / len(words) - 0.25) < 0.03
+  tokenizer.load('bilingual').encode(' '.join(words))
+  with pytest.raises(UserError, match='the character tokenizer has no'):
+    tokenizer.load('character').encode(' '.join(words))
+
+
+def test_the_best_manners_are_best_and_an_insult_is_worth_nothing():
+  rng = np.random.default_rng(0)
+  found = []
+  for _ in range(300):
+    question, best = manners.draw(rng)
+    assert manners.quality(question, best) == 1
+    assert manners.answer(rng, question, 0.0) == best
+    answer = manners.answer(rng, question, 0.5)
+    found.append(manners.quality(question, answer))
+    assert manners.is_safe(answer) or found[-1] == 0
+  assert manners.quality('greet ann', None) == 0
+  assert manners.quality('greet ann', 'hello ann') == 2 / 3
+  assert manners.quality('greet ann', 'hello bo, you are kind') == 1 / 3
+  assert manners.quality('greet ann', 'hello fool ann, how are you?') == 0
+  assert len(set(found)) > 3 and 0.2 < np.mean(found) < 0.6
+
+
+def test_general_rows_are_known_by_their_source():
+  rows = datasets.SyntheticPrompts(
+      'manners', tasks.TRAIN, 0, template.get('r1_zero_brief'))
+  assert rows[0].source == datasets.GENERAL
 
 
 def test_wrong_names_and_shares_are_refused():

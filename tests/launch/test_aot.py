@@ -264,3 +264,10 @@ def test_without_the_compiler_the_fix_is_named():
                 '--topology=v5p:2x2x1'])
   else:
     pytest.skip('libtpu is installed here')
+
+
+def test_an_update_of_ppo_is_refused():
+  config = small.get_config()
+  config.rl.advantage = 'gae'
+  with pytest.raises(UserError, match="rl.advantage = 'group' alone"):
+    aot.compile_update(config, jax.devices()[:1])

@@ -272,6 +272,12 @@ def test_programs_are_answers_of_a_source_like_others(shared):
     assert answers.grade(items) == [
         'correct', 'correct', 'correct', 'wrong', 'correct', 'unparsable',
         'refused']
+    half = 'def check(x):\n  return x > 0\n'
+    tests = json.dumps(CodeTests(id='signs', cases=[
+        CallCase(f'check({x})', 'true') for x in (1, 2, -1, -2)]).to_json())
+    for partial, want in ((False, 0), (True, 0.5)):
+      assert answers.grades([(half, tests, 'code')], partial) == [
+          ('wrong', want)]
     assert code_answer.tier()
   finally:
     answers.close()

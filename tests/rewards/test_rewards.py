@@ -1,17 +1,22 @@
 """Graders and the combined reward."""
 
 import dataclasses
+import json
+import types
 
 import numpy as np
 import pytest
 
+from configs import base
 from r1jax.data.datasets import countdown_answer, read_jsonl
 from r1jax.data.forms import Reader
 from r1jax.errors import UserError
 from r1jax.records import Prompt, Scored
-from r1jax.rewards import answers, math_answer, workers
+from r1jax.rewards import answers, code_answer, code_tests, math_answer
+from r1jax.rewards import workers
 from r1jax.rewards.combine import Options, Reward, RewardFailure
 from r1jax.rewards.verdict import Verdict
+from r1jax.stages import build
 
 
 def is_right(answer, gold, source):
@@ -167,6 +172,31 @@ def test_batches_are_put_together_as_they_were():
   assert again.verdicts == whole.verdicts and again.texts == whole.texts
   for name, part in whole.parts.items():
     np.testing.assert_array_equal(again.parts[name], part)
+
+
+@pytest.mark.parametrize('credit,want', [('all', 0), ('share', 0.5)])
+def test_a_config_says_what_half_a_program_is_worth(monkeypatch, credit, want):
+  """A program that passes half of its tests, scored as a run would."""
+  def grade_batch(programs, tests, sandbox, rules, total_secs):
+    return [code_tests.Grade(code_tests.CodeVerdict.WRONG, 1, 2,
+                             0.5 if rules.partial else 0.0)]
+
+  monkeypatch.setattr(code_tests, 'grade_batch', grade_batch)
+  monkeypatch.setattr(code_answer, 'sandbox', lambda: None)
+  config = base.get_config()
+  config.rl.code_credit = credit
+  reward = build.reward(config, types.SimpleNamespace(reader=Reader()))
+  prompt = _prompts()[0].replace(source='code', answer=json.dumps(
+      {'id': 'p', 'cases': [{'stdin': '1', 'stdout': '2'}] * 2}))
+  text = '<think>a</think><answer>print(2)</answer>'
+  scored = reward.score([text], [prompt], [9])
+  assert scored.parts['accuracy'] == [want] and scored.verdicts == ['wrong']
+
+
+def test_another_credit_is_refused():
+  with pytest.raises(UserError, match=r"code_credit must be one of \('all', "
+                     r"'share'\), got 'half'"):
+    dataclasses.replace(_OPTIONS, code_credit='half')
 
 
 @pytest.mark.parametrize('weights,general,message', [

@@ -95,6 +95,19 @@ def test_a_sample_does_not_depend_on_the_sampler_s_sizes(small, monkeypatch):
     np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
 
 
+def test_layers_apart_sample_what_a_stack_does(small, monkeypatch):
+  """Few layers are taken apart on a processor; deep models stay scanned."""
+  model, params, engine = small
+  assert engine.model.apart
+  monkeypatch.setattr(engine_file, '_APART_LAYERS', model.config.num_layers - 1)
+  stacked = Engine(model, _SIZES)
+  assert not stacked.model.apart
+  want = _three(stacked, params, jax.random.key(5))
+  got = _three(engine, params, jax.random.key(5))
+  np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
+  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
+
+
 def test_a_sample_does_not_depend_on_the_rest_of_the_batch(small):
   """Either prompt alone, together, or in the other order: the same samples."""
   _, params, engine = small

@@ -41,6 +41,15 @@ def _tokens(some):
   return [c.tokens for group in some for c in group.completions]
 
 
+def test_groups_that_an_old_policy_began_are_dropped():
+  opened, _ = _open(['p0', 'p1', 'p2'])
+  for group, version in zip(opened, (3, 5)):  # The third has drawn nothing.
+    group.completions[1].version = [version, 7]
+  for most, left in ((0, [0, 1, 2]), (2, [1, 2]), (4, [0, 1, 2])):
+    kept, dropped = groups.fresh(opened, 7, most)
+    assert kept == [opened[i] for i in left] and dropped == 3 - len(left)
+
+
 def test_a_step_ends_when_enough_groups_are_complete(small):
   params, _, engine = small
   everything, _ = groups.advance(engine, params, 1, _open(_IDS)[0], 6)

@@ -1,11 +1,13 @@
 """Published sizes come out, and the command shows them."""
 
+import jax
 import ml_collections
 import pytest
 
-from configs import models
+from configs import models, r1_zero_tiny
 from r1jax import main
 from r1jax.errors import UserError
+from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import build, info
 
 
@@ -52,6 +54,26 @@ def test_info_prints_the_published_sizes(capsys, mtp_depth):
   assert shown['parameters'] == ['671,026,404,352', '671B']
   assert shown['met by one token'][1] == '37B'
   assert ('look-ahead modules, apart' in shown) == bool(mtp_depth)
+
+
+def test_memory_is_told_of_grpo_and_of_ppo():
+  """Against sizes by hand: float32, two moments, one reference policy."""
+  config = r1_zero_tiny.get_config()
+  n = info.count(build.model_config(config.model)).total
+  n += 3 * config.model.num_experts  # Routing biases are held too.
+  layout = Layout(make_mesh({}, jax.devices()[:1]))
+  found = info.training_bytes(config, layout)
+  head = config.model.d_model
+  assert found['GRPO, in all'] == (4 + 4 + 8 + 4) * n
+  assert found["PPO's own critic and its moments"] == (4 + 8) * (n + head)
+  assert found['PPO with it, in all'] == (
+      20 * n + 12 * (n + head) + 4 * head)  # Its gradient is the larger.
+  assert found['PPO on a shared trunk, in all'] == 20 * (n + head)
+  config.rl.kl_coef = 0.0  # No reference.
+  config.rl.optimizer.moment_dtype = 'bfloat16'
+  found = info.training_bytes(config, layout)
+  assert found['GRPO, in all'] == (4 + 4 + 4) * n
+  assert not any('reference' in name for name in found)
 
 
 @pytest.mark.parametrize('stage,reference', [

@@ -9,11 +9,11 @@ import pytest
 from r1jax import sharding
 from r1jax.data import preferences, tasks
 from r1jax.errors import UserError
-from r1jax.stages import build, judges, lineage, run
+from r1jax.stages import build, judges, lineage, pipeline, run
 from r1jax.stages.preferences import DPO
 from r1jax.train import weights
 from r1jax.train.metrics import MetricsWriter
-from tests.configs import small
+from tests.configs import small, small_judged
 from tests.stages.conftest import rows, run as process
 
 
@@ -222,3 +222,18 @@ def test_reward_models_score_a_run_and_a_curation(environment, tmp_path):
   assert inputs['rl.reward_models.helpful']['run'] == '../helpful'
   assert inputs['rl.reward_models.safe']['run'] == '../safe'
   assert lineage.read(tmp_path / 'kept')['inputs']['curate.judge']['sha256']
+
+
+def test_a_pipeline_checks_what_a_key_needs(tmp_path):
+  def refused(stage, key, value, match):
+    config = small_judged.get_config()
+    config[stage].update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=match):
+      pipeline.check(config, tmp_path, tuple(config.stages))
+
+  refused('reasoning', 'rl.reward_models.helpful', '@base',
+          'needs a reward model, but base leaves what pretrain does')
+  refused('kept', 'curate.judge', '@liked', 'needs a reward model, but liked')
+  refused('liked', 'dpo.data', ('@base',),
+          "dpo.data.* needs a .jsonl file, but base leaves 'safetensors'")
+  refused('liked', 'dpo.held_out', ('@safe',), 'needs a .jsonl file')

@@ -17,7 +17,7 @@ from r1jax.stages import build, chunks, judges, label_steps, lineage, prm, run
 from r1jax.stages import searches
 from r1jax.train import weights
 from tests.configs import small_process
-from tests.conftest import forward, one_device
+from tests.conftest import one_device
 from tests.stages.conftest import rows, run as run_command
 
 PIPELINE = '--config=tests/configs/small_process.py'

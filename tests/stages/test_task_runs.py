@@ -43,7 +43,8 @@ def test_synthetic_countdown_runs(environment, tmp_path):
 
 def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
   """Another mismatch, KL in the reward, an averaged reference, long answers
-  left out, other parts of the reward; a run whose numbers stay finite."""
+  left out, other parts of the reward, groups chosen by what they teach, general
+  rows from the second step on; a run whose numbers stay finite."""
   workdir = tmp_path / 'run'
   run(environment, 'train', SMALL, f'--workdir={workdir}',
       '--config.pretrain.steps=2', '--config.rl.steps=2',
@@ -54,8 +55,16 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
       '--config.rl.norm=constant', '--config.rl.ratio=sequence',
       '--config.rl.reward.language=0.1',
       '--config.rl.reward.format_errors=1.0',
-      '--config.rl.reward.repetition=0.1')
-  for row in rows(workdir)[1:]:
+      '--config.rl.reward.repetition=0.1',
+      '--config.rl.dynamic_sampling=True', '--config.rl.dynamic_rounds=2',
+      "--config.data.mixture=('arithmetic:1', 'manners:1')",
+      '--config.data.max_prompt_tokens=16',
+      '--config.rl.general_reward.format=1.0', '--config.rl.general_after=1')
+  lines = rows(workdir)[1:]
+  assert [row['verdict/general'] for row in lines] == [0, 0.5]
+  for row in lines:
+    assert row['dynamic/sampled_groups'] == 8  # An untrained one: all wrong.
+    assert row['dynamic/useful'] == 0
     assert 0.9 < row['mismatch/weight_mean'] < 1.1
     assert 0.9 < row['mismatch/effective_share'] <= 1
     assert -1 <= row['reward/format_errors'] <= 0
@@ -63,10 +72,12 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
 
 
 @pytest.mark.parametrize('name', [
-    'r1_zero', 'deepseek_math', 'dapo', 'dr_grpo', 'bnpo', 'gspo', 'cispo'])
+    'r1_zero', 'deepseek_math', 'dapo', 'dr_grpo', 'bnpo', 'gspo', 'cispo',
+    'ppo'])
 def test_every_paper_s_settings_are_an_objective(name):
   config = r1_zero_tiny.get_config()
   config.rl.update(getattr(algorithms, name)())
   objective = build.objective(config)
-  assert objective.kl_coef == config.rl.kl_coef
+  in_loss = config.rl.kl_in == 'loss'
+  assert objective.kl_coef == config.rl.kl_coef * in_loss
   assert objective.max_tokens == config.rl.max_new_tokens

@@ -50,7 +50,7 @@ def _rl_batch(model, params) -> RLBatch:
   rng = np.random.default_rng(1)
   noise = 0.3 * rng.normal(size=old.shape).astype(np.float32)
   return RLBatch(rollout=rollout.replace(logp_BT=old),
-                 adv_B=rng.normal(size=_ROWS).astype(np.float32),
+                 adv_BT=rng.normal(size=(_ROWS, 1)).astype(np.float32),
                  old_logp_BT=old, ref_logp_BT=old + noise)
 
 
@@ -153,7 +153,7 @@ def test_zero_advantage_and_no_kl_leave_the_policy():
   """All groups agree: only weight decay and balancing may move anything."""
   model, params = make(small_config())
   batch = _rl_batch(model, params)
-  batch = batch.replace(adv_B=np.zeros(_ROWS, np.float32))
+  batch = batch.replace(adv_BT=np.zeros((_ROWS, 1), np.float32))
   tx = optimizer.make(dataclasses.replace(_OPTIMIZER, weight_decay=0.0), 10)
   state, metrics = _policy(model, tx, kl_coef=0.0)(
       train_state.create(jax.tree.map(jnp.copy, params), tx), batch,
@@ -166,7 +166,7 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
   """Without advantages, KL and balance loss it is all that has a gradient."""
   model, params = make(small_config(mtp_depth=1, num_layers=2))
   rollout = _rollout()
-  batch = RLBatch(rollout=rollout, adv_B=np.zeros(_ROWS, np.float32),
+  batch = RLBatch(rollout=rollout, adv_BT=np.zeros((_ROWS, 1), np.float32),
                   old_logp_BT=rollout.logp_BT, ref_logp_BT=rollout.logp_BT)
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.policy(
@@ -186,9 +186,9 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
 def test_a_poisoned_batch_changes_nothing_and_is_counted(poison):
   model, params = make(small_config())
   batch = _rl_batch(model, params)
-  adv_B = np.array(batch.adv_B)
-  adv_B[3] = poison
-  state, metrics = _update(model, params, batch.replace(adv_B=adv_B))
+  adv_BT = np.array(batch.adv_BT)
+  adv_BT[3] = poison
+  state, metrics = _update(model, params, batch.replace(adv_BT=adv_BT))
   _assert_same(state.params, params, 0)
   assert state.updates == 0 and metrics['skipped_updates'] == 1
 

@@ -1,0 +1,213 @@
+"""What an RL stage knows of values: nothing (GRPO), or a value function (PPO).
+
+The stage asks whichever it has the same things: what the batch's advantages
+are, what a policy update learns besides, and how its own state goes on.
+"""
+
+import abc
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from r1jax.algos import common, ppo
+from r1jax.errors import UserError
+from r1jax.model import transformer
+from r1jax.model.config import ModelConfig, RUN_DEFAULTS
+from r1jax.model.moe import Balancing
+from r1jax.model.transformer import Transformer
+from r1jax.records import FINISH_LENGTH, RLBatch
+from r1jax.stages import build, convert, lessons
+from r1jax.storage import Reader
+from r1jax.train import optimizer, ppo_step, state as train_state, weights
+from r1jax.train.state import TrainState
+
+
+class NoCritic:
+  """Advantages come from groups.
+
+  Attributes:
+    also: What a policy update learns besides, see train/step.py; or None.
+    warmup_steps: Steps at first that leave the policy as it is.
+  """
+
+  also = None
+  warmup_steps = 0
+
+  def target(self) -> TrainState | None:
+    """Its state as shapes and shardings: what a restore aims at."""
+    return None
+
+  def fresh(self, base_params) -> TrainState | None:
+    """Its state at first, of a policy that begins with these parameters."""
+    del base_params
+
+  def judged(self, params, state: TrainState | None, batch: RLBatch, reward_B):
+    """The batch with its advantages, and metrics.
+
+    Args:
+      params: The policy's.
+      state: Its own.
+      batch: Scored, with the advantages of groups.
+      reward_B: Without a penalty for KL.
+    """
+    del params, state, reward_B
+    return batch, {}
+
+  def updated(self, state: TrainState | None, batch: RLBatch, key):
+    """Its state after the batch, and metrics."""
+    del batch, key
+    return state, {}
+
+
+class _Valued(NoCritic, abc.ABC):
+  """Advantages come from values, by generalised advantage estimation."""
+
+  def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
+    c, how = config.rl, estimator(config)
+    self._values = ppo_step.values(model)
+    penalty = c.kl_coef if c.kl_in == 'reward' else 0.0
+
+    @jax.jit
+    def estimate(batch: RLBatch, reward_B, value_BT, after_B):
+      mask_BT, kl_BT = batch.rollout.mask_BT, None
+      if penalty:
+        kl_BT = penalty * common.kl(
+            c.kl, batch.old_logp_BT, batch.ref_logp_BT)
+      return ppo.estimate(
+          how, ppo.token_rewards(reward_B, mask_BT, kl_BT), value_BT, after_B,
+          batch.rollout.finish_B == FINISH_LENGTH, mask_BT)
+
+    self._estimate = estimate
+
+  def judged(self, params, state, batch, reward_B):
+    value_BT, after_B = self._valued(params, state, batch)
+    found = self._estimate(batch, jnp.asarray(reward_B), value_BT, after_B)
+    return batch.replace(adv_BT=found.adv_BT, value_BT=value_BT,
+                         return_BT=found.return_BT), found.metrics
+
+  @abc.abstractmethod
+  def _valued(self, params, state: TrainState | None, batch: RLBatch):
+    """value_BT and after_B, see train/ppo_step.py."""
+
+
+class Shared(_Valued):
+  """A scalar head on the policy's trunk, learnt with the policy."""
+
+  def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
+    super().__init__(config, model)
+    self.also = ppo_step.shared(
+        model, estimator(config), config.rl.ppo.value_coef)
+
+  def _valued(self, params, state, batch):
+    return self._values(params, batch.rollout)
+
+
+class Own(_Valued):
+  """A transformer beside the policy, with an optimiser of its own."""
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    c = config.rl
+    self._file = c.ppo.value_init
+    if self._file:
+      lessons.same_tokens(_file(config), config, parts.tokenizer)
+    model = self._model = Transformer(model_config(config), parts.model.layout)
+    super().__init__(config, model)
+    self.warmup_steps = c.ppo.value_warmup_steps
+    self._tx = optimizer.make(
+        dataclasses.replace(build.optimizer_config(c),
+                            learning_rate=c.ppo.value_learning_rate),
+        c.steps * c.minibatches, untrained=('head', 'mtp'))
+    self._layout = train_state.shardings(model, self._tx)
+    self._update = ppo_step.critic(
+        model, self._tx, estimator(config), c.minibatches, c.microbatches,
+        Balancing(c.balance_speed, c.balance_loss))
+
+  def target(self):
+    shapes = jax.tree.map(
+        lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
+        transformer.parameter_shapes(self._model),
+        is_leaf=lambda x: hasattr(x, 'names'))
+    return train_state.abstract(shapes, self._tx, self._layout)
+
+  def fresh(self, base_params):
+    if self._file:
+      params = weights.load(Path(self._file), self._model)
+    else:  # As the policy is; a head that it has not says 0.
+      nothing = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
+      params = {name: base_params[name] if name in base_params
+                else jax.tree.map(nothing, part)
+                for name, part in self.target().params.items()}
+    params = jax.tree.map(jnp.copy, params)
+    return jax.jit(lambda p: train_state.create(p, self._tx),
+                   out_shardings=self._layout)(params)
+
+  def updated(self, state, batch, key):
+    return self._update(state, batch, key)
+
+  def _valued(self, params, state, batch):
+    return self._values(  # Which chooses experts of its own.
+        state.params, batch.rollout.replace(experts_BTLA=None))
+
+
+def make(config: ml_collections.ConfigDict, parts: build.Parts) -> NoCritic:
+  """What config.rl.advantage asks for.
+
+  Raises:
+    UserError: it means nothing, or not with this model or file.
+  """
+  if config.rl.advantage == 'group':
+    return NoCritic()
+  c = config.rl.ppo
+  build.one_of('rl.ppo.value', c.value, ('own', 'shared'))
+  for field in ('value_coef', 'value_warmup_steps'):
+    if c[field] < 0:
+      raise UserError(f'rl.ppo: {field} must not be below 0, got {c[field]}')
+  if c.value_warmup_steps >= config.rl.steps:
+    raise UserError(
+        f'rl.ppo: value_warmup_steps = {c.value_warmup_steps} leaves the '
+        f'policy none of rl.steps = {config.rl.steps}')
+  if c.value == 'own':
+    return Own(config, parts)
+  if not config.model.scalar_head:
+    raise UserError("rl.ppo: value = 'shared' needs model.scalar_head = True: "
+                    "the value is a head on the policy's trunk")
+  for field in ('value_init', 'value_warmup_steps'):
+    if c[field]:
+      raise UserError(f"rl.ppo: {field} = {c[field]!r} needs value = 'own': a "
+                      'shared trunk begins and learns with the policy')
+  return Shared(config, parts.model)
+
+
+def estimator(config: ml_collections.ConfigDict) -> ppo.Estimator:
+  c = config.rl.ppo
+  return ppo.Estimator(**{
+      field.name: c[field.name] for field in dataclasses.fields(ppo.Estimator)})
+
+
+def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
+  """Of a critic of its own: as the policy is, or as its file says.
+
+  Raises:
+    UserError: there is no such file, or no scalar head in it.
+  """
+  if not config.rl.ppo.value_init:
+    return dataclasses.replace(
+        build.model_config(config.model), scalar_head=True, mtp_depth=0)
+  path = _file(config)
+  if 'scalar' not in Reader(path):
+    raise UserError(
+        f'rl.ppo.value_init: {path} has no scalar head; give what the stage '
+        "reward_model leaves, or '' to begin as the policy does")
+  return ModelConfig.from_dict(convert.architecture(path) | {
+      field: config.model[field] for field in RUN_DEFAULTS} | dict(
+          scalar_head=True))
+
+
+def _file(config: ml_collections.ConfigDict) -> Path:
+  path = Path(config.rl.ppo.value_init).expanduser()
+  if not path.exists():
+    raise UserError(f'rl.ppo.value_init: no file {path}')
+  return path

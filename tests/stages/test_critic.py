@@ -1,0 +1,126 @@
+"""PPO as a stage: whole runs, resumed runs, where a critic begins, refusals."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.errors import UserError
+from r1jax.model.transformer import Transformer, init_params
+from r1jax.settings import flatten
+from r1jax.stages import build, critic, run as stages_run
+from r1jax.train import weights
+from tests.configs import small_ppo
+from tests.stages.conftest import rows, run
+
+_PPO = '--config=tests/configs/small_ppo.py'
+
+
+@pytest.fixture(scope='module')
+def finished(environment, tmp_path_factory):
+  """A run of four steps with a critic of its own; the first is its alone."""
+  workdir = tmp_path_factory.mktemp('runs') / 'own'
+  run(environment, 'train', _PPO, f'--workdir={workdir}')
+  return workdir
+
+
+def test_a_run_tells_what_its_critic_thinks(finished):
+  first, *later = rows(finished)[1:]
+  told = {'value/loss', 'value/explained_variance', 'value/mean',
+          'value/clip_fraction', 'value/grad_norm', 'return/mean',
+          'advantage/std'}
+  assert told <= first.keys() and 'loss' not in first
+  assert first['value/mean'] == 0 and first['return/mean'] < 0
+  for row in later:
+    assert told | {'loss', 'kl', 'entropy', 'clip_fraction'} <= row.keys()
+    assert row['value/mean'] < 0 and row['advantage/std'] > 0
+    assert row['skipped_updates'] == row['value/skipped_updates'] == 0
+    assert row['logp_gap/max'] < 1e-4
+  assert any(row['rollout/stale_tokens'] > 0 for row in later)
+
+
+def test_resumed_equals_uninterrupted(finished, environment, tmp_path):
+  """From the checkpoint of step 2: the critic and its moments were in it."""
+  cut = tmp_path / 'cut'
+  shutil.copytree(finished, cut)
+  shutil.rmtree(cut / 'rl/checkpoints/4')
+  (cut / 'rl/model.safetensors').unlink()
+  printed = run(environment, 'train', _PPO, f'--workdir={cut}').stdout
+  assert 'goes on after step 2' in printed
+  for name in ('metrics.jsonl', 'model.safetensors'):
+    assert ((cut / 'rl' / name).read_bytes()
+            == (finished / 'rl' / name).read_bytes())
+
+
+def test_a_shared_trunk_runs_with_all_that_a_rollout_may_be(
+    environment, tmp_path):
+  """Replayed routing, probabilities of the trainer, what is cut off masked or
+  gone on with; the run's weights are then sampled from."""
+  workdir = tmp_path / 'shared'
+  args = (_PPO, f'--workdir={workdir}', '--config.model.scalar_head=True',
+          '--config.rl.ppo.value=shared', '--config.rl.steps=2',
+          '--config.rl.ppo.value_warmup_steps=0',
+          '--config.rl.ppo.truncated=bootstrap',
+          '--config.pretrain.steps=2', '--config.rl.complete_share=1.0',
+          '--config.rl.old_logp=recompute', '--config.rl.mismatch=truncate',
+          '--config.rl.routing_replay=True', '--config.rl.kl_coef=0.0')
+  run(environment, 'train', *args)
+  for row in rows(workdir)[1:]:
+    assert 'kl' not in row and row['skipped_updates'] == 0
+    assert row['value/loss'] > 0 and row['logp_gap/max'] < 1e-4
+  printed = run(environment, 'sample', *args, '--prompt=1+1').stdout
+  assert printed.startswith('1+1')
+
+
+def _config(**values):
+  config = small_ppo.get_config()
+  config.update_from_flattened_dict(
+      {key.replace('__', '.'): value for key, value in values.items()})
+  return config
+
+
+def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
+  """A file may be of another size; what it brings along is kept."""
+  config = _config()
+  parts = build.parts(config)
+  base = init_params(parts.model, jax.random.key(0))
+  state = critic.make(config, parts).fresh(base)
+  assert not np.asarray(state.params.pop('scalar')).any()
+  jax.tree.map(np.testing.assert_array_equal, state.params, base)
+
+  other = _config(model__ffn_dim=48, model__scalar_head=True)
+  judge = Transformer(build.model_config(other.model), parts.model.layout)
+  params = init_params(judge, jax.random.key(1))
+  params['scalar'] += 1
+  path = tmp_path / 'judge.safetensors'
+  weights.save(path, params, 'float32', {'config': flatten(other.to_dict())})
+  config = _config(rl__ppo__value_init=str(path))
+  valued = critic.make(config, parts)
+  state = valued.fresh(base)
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  kind = lambda x: (x.shape, x.dtype, x.sharding)
+  assert jax.tree.map(kind, state) == jax.tree.map(kind, valued.target())
+
+
+@pytest.mark.parametrize('values,message', [
+    (dict(rl__advantage='gea'), "rl.advantage must be one of .* got 'gea'"),
+    (dict(rl__ppo__value='both'), "rl.ppo.value must be one of .* got 'both'"),
+    (dict(rl__ppo__lam=1.5), r'rl.ppo: lam must lie within \[0, 1\], got 1.5'),
+    (dict(rl__ppo__gamma=-0.5), 'rl.ppo: gamma must lie'),
+    (dict(rl__ppo__truncated='go'), 'rl.ppo: truncated must be'),
+    (dict(rl__ppo__value_coef=-1.0), 'rl.ppo: value_coef must not be below 0'),
+    (dict(rl__ppo__value_warmup_steps=4), 'leaves the policy none of rl.steps'),
+    (dict(rl__ppo__value='shared'), 'needs model.scalar_head = True'),
+    (dict(rl__ppo__value='shared', model__scalar_head=True),
+     "value_warmup_steps = 1 needs value = 'own'"),
+    (dict(rl__ppo__value_init='no/where'), 'value_init: no file no/where'),
+    (dict(rl__ppo__value_init=str(build.SHIPPED_BASE)),
+     'rl.ppo.value_init: .*base_tiny.safetensors has no scalar head'),
+    (dict(rl__group_size=0), '= 0 does not divide'),
+    (dict(rl__dynamic_sampling=True), 'needs group_size above 1, got 1'),
+])
+def test_what_cannot_be_is_refused_at_start_up(values, message):
+  with pytest.raises(UserError, match=message) as caught:
+    stages_run.check(_config(**values))
+  assert '\n' not in str(caught.value)
