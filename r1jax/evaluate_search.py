@@ -98,22 +98,20 @@ class BestOf:
   def _of(self, n: int, rows: list[dict], chances) -> dict[str, float]:
     """Each problem's samples in blocks of n; a problem's mean over blocks."""
     k, num = self._k, len(self._asked.prompts)
-    blocks = [(p, range(p * k + b * n, p * k + (b + 1) * n))
+    blocks = [range(p * k + b * n, p * k + (b + 1) * n)
               for p in range(num) for b in range(k // n)]
     right_B = np.array([row['verdict'] == Verdict.CORRECT for row in rows])
     found = {
         'tokens': n * float(np.mean([row['tokens'] for row in rows])),
-        'oracle': float(np.mean([right_B[list(of)].any() for _, of in blocks])),
+        'oracle': float(np.mean([right_B[list(of)].any() for of in blocks])),
         'vote': float(np.mean(evaluate.majority(
-            [[rows[b] for b in of] for _, of in blocks],
-            [self._asked.prompts[p] for p, _ in blocks],
-            self._asked.reader)))}
+            [[rows[b] for b in of] for of in blocks], self._asked.reader)))}
     if n == 1:
       return {'tokens': found['tokens'], 'pass': found['vote']}
     if chances is not None:
       for how in process.AGGREGATES:
         score_B = np.array([process.aggregate(c, how) for c in chances])
-        picked = [of[int(np.argmax(score_B[list(of)]))] for _, of in blocks]
+        picked = [of[int(np.argmax(score_B[list(of)]))] for of in blocks]
         found[f'best/{how}'] = float(right_B[picked].mean())
     return found
 

@@ -88,13 +88,14 @@ class ProcessModel:
   def scorer(self, how: str):
     """score(prompts, texts) → float32 [B], as other learned rewards have it.
 
-    A text that the tokenizer cannot write has no score.
+    A text that the tokenizer cannot write, as of what a padded vocabulary's
+    last ids become, has no chance.
 
     Args:
       how: Of process.AGGREGATES.
     """
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
-      found = np.full(len(texts), np.nan, np.float32)
+      found = np.zeros(len(texts), np.float32)
       rows = [self._ids(text) for text in texts]
       known = [b for b, ids in enumerate(rows) if ids is not None]
       each = self.of_steps(

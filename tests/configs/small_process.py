@@ -24,6 +24,7 @@ def get_config():
   judge.prm.update(
       data=('@labels',), held_out_share=0.4, batch_size=8, epochs=2,
       widths_tokens=(32, 52), eval_every=2, log_every=1, judge_rows=8)
+  judge.prm.optimizer.learning_rate = 1e-2
   policy = _stage('rl', '@base')
   policy.rl.update(steps=2, eval_every=2, complete_share=1.0)
   policy.rl.reward.update(process=1.0, accuracy=0.0)
