@@ -360,6 +360,7 @@ def get_config() -> ml_collections.ConfigDict:
           finish_tokens=32768,  # Kept to finish with, until there is an answer.
           width=4,  # Next steps that are drawn at a node.
           exploration=1.0,  # c of PUCT.
+          widening=0.5,  # α: nodes of many visits are drawn at again; 0: none.
           leaves=1,  # Nodes of a tree that one turn expands.
           simulations=256,  # At most.
           # Of what a node is worth: the process model at its 'step', or at the

@@ -39,11 +39,21 @@ class Context(NamedTuple):
 
 
 def requests(contexts: Sequence[Context], hows: Sequence[Sampling], count: int,
-             key: jax.Array) -> list[Request]:
-  """`count` continuations of each, side by side; named (context, sample)."""
+             key: jax.Array, turns: Sequence[int] = ()) -> list[Request]:
+  """`count` continuations of each, side by side; named (context, sample).
+
+  Args:
+    contexts: To go on from.
+    hows: For each of them.
+    count: Of each.
+    key: Of all.
+    turns: For each the number of times that it was asked for before: what is
+      drawn again is not the same again.
+  """
   if not contexts:
     return []
-  seeds = [context.seed for context in contexts]
+  seeds = [zlib.crc32(bytes([1] * turn), context.seed) for context, turn in zip(
+      contexts, turns or [0] * len(contexts), strict=True)]
   width = 1 << (len(seeds) - 1).bit_length()  # Few programs for all counts.
   keys = assemble.sample_keys(
       key, np.array(seeds + [0] * (width - len(seeds)), np.uint32), count)

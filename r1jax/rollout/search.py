@@ -5,10 +5,12 @@ policy drew. A simulation descends by PUCT,
 
   argmax over children  W/N + c · P · √(N of the parent) / (1 + N),
 
-to a node without children, draws `width` next steps there, and backs up the
-value of each new one to the root (AlphaGo Zero, methods; P is the share of the
-draws that made the step, for a sampler knows no other prior). A node that is
-an answer backs its value up once more each time it is reached.
+to a node where fewer than `width` · N^α next steps were drawn, draws `width`
+more, and backs up the value of each new one to the root (AlphaGo Zero, methods;
+P is the share of the draws that made the step, for a sampler knows no other
+prior). So what is reached often is widened (Coulom 2007), and no step is missed
+for ever. A node that is an answer backs its value up once more each time it is
+reached.
 
 Many problems search at once: all that a turn needs is drawn in one call, and
 valued in one. What is drawn from a node depends on its tokens and the key, so
@@ -49,6 +51,7 @@ class Options:
       there is no answer.
     width: Next steps that are drawn at a node; those that are alike are one.
     exploration: c.
+    widening: α, within [0, 1); 0: every node is drawn at once.
     leaves: Nodes of a tree that one turn expands; beyond the first they are
       chosen as if those before were worth nothing.
     simulations: At most: a tree that is all searched draws no more tokens.
@@ -62,6 +65,7 @@ class Options:
   finish_tokens: int
   width: int = 4
   exploration: float = 1.0
+  widening: float = 0.5
   leaves: int = 1
   simulations: int = 256
   value: str = AT_STEP
@@ -75,6 +79,9 @@ class Options:
     if self.finish_tokens < 0 or self.exploration < 0:
       raise UserError('search: finish_tokens and exploration must not be below '
                       f'0, got {self.finish_tokens} and {self.exploration}')
+    if not 0 <= self.widening < 1:
+      raise UserError('search: widening must lie within [0, 1), got '
+                      f'{self.widening}')
     for field, known in (('value', VALUES), ('choose', CHOICES)):
       if getattr(self, field) not in known:
         raise UserError(f'search: {field} must be one of {known}, got '
@@ -93,24 +100,33 @@ class Node:
   Attributes:
     tokens: Of the completion.
     parent: None of the root.
-    prior: P, the share of the parent's draws that made it.
+    drawn: How many of the parent's draws made it.
     ended: It is a whole completion, or all that there is room for.
     value: Of itself.
     visits: N, values that were backed up through it, its own among them.
     total: W, their sum.
-    pending: Expansions below it that this turn has begun.
-    children: In the order in which they were first drawn.
+    pending: Expansions at or below it that this turn has begun.
+    draws: Next steps that were drawn here.
+    turns: Expansions.
+    children: Those that differ, in the order in which they were first drawn.
   """
 
   tokens: tuple[int, ...] = ()
   parent: 'Node | None' = None
-  prior: float = 1.0
+  drawn: int = 1
   ended: bool = False
   value: float = 0.0
   visits: int = 0
   total: float = 0.0
   pending: int = 0
+  draws: int = 0
+  turns: int = 0
   children: list['Node'] = dataclasses.field(default_factory=list)
+
+  @property
+  def prior(self) -> float:
+    """P, as far as draws can say."""
+    return self.drawn / self.parent.draws
 
   def path(self) -> Iterator['Node']:
     """Itself, and those above it up to the root."""
@@ -227,7 +243,7 @@ class Search:
     o, found, promised = self._options, [], 0
     while len(found) < o.leaves and tree.simulations < o.simulations:
       node = tree.root
-      while node.children:
+      while node.children and not self._narrow(node):
         node = node.best(o.exploration)
       if node.ended:
         node.back_up()
@@ -246,6 +262,11 @@ class Search:
       found.append((node, draws))
     return found
 
+  def _narrow(self, node: Node) -> bool:
+    """Were there too few draws here for so many visits?"""
+    o = self._options
+    return node.draws < o.width * node.visits ** o.widening
+
   def _most_tokens(self, node: Node) -> int:
     """What one draw at a node may cost, with what its value costs."""
     room = self._how.max_new_tokens - len(node.tokens)
@@ -263,7 +284,8 @@ class Search:
     """Draws next steps of all that were chosen, and backs their values up."""
     asked = continued.requests(
         [trees[p].context(node.tokens) for p, node, _ in chosen],
-        [self._step(node) for _, node, _ in chosen], self._options.width, key)
+        [self._step(node) for _, node, _ in chosen], self._options.width, key,
+        [node.turns for _, node, _ in chosen])
     width = self._options.width
     asked = [request for c, (_, _, draws) in enumerate(chosen)
              for request in asked[c * width:c * width + draws]]
@@ -274,9 +296,9 @@ class Search:
         above.pending -= 1
       drawn = [next(made) for _ in range(draws)]
       trees[p].used_tokens += sum(len(c.tokens) for c in drawn)
-      self._grow(node, drawn)
-      fresh += [(p, child) for child in node.children]
-      trees[p].ends += filter(self._complete, node.children)
+      grown = self._grow(node, drawn)
+      fresh += [(p, child) for child in grown]
+      trees[p].ends += filter(self._complete, grown)
     self._value(trees, fresh, key)
     for _, node in fresh:
       node.back_up()
@@ -289,18 +311,23 @@ class Search:
         stop_strings=() if self._splitter.closed(node.tokens)
         else self._splitter.stop_strings)
 
-  def _grow(self, node: Node, drawn: Sequence[Completion]):
-    """A child for each step that differs."""
-    counts: dict[tuple[int, ...], int] = {}
+  def _grow(self, node: Node, drawn: Sequence[Completion]) -> list[Node]:
+    """A child for each step that differs; those that are new."""
+    known = {child.tokens: child for child in node.children}
+    before = len(node.children)
     for completion in drawn:
-      step = tuple(completion.tokens)
-      counts[step] = counts.get(step, 0) + 1
-    for step, count in counts.items():
-      tokens = node.tokens + step
-      node.children.append(Node(
-          tokens=tokens, parent=node, prior=count / len(drawn),
-          ended=(step[-1] in self._how.stop_ids
-                 or len(tokens) >= self._how.max_new_tokens)))
+      tokens = node.tokens + tuple(completion.tokens)
+      if tokens in known:
+        known[tokens].drawn += 1
+        continue
+      known[tokens] = Node(
+          tokens=tokens, parent=node,
+          ended=(tokens[-1] in self._how.stop_ids
+                 or len(tokens) >= self._how.max_new_tokens))
+      node.children.append(known[tokens])
+    node.draws += len(drawn)
+    node.turns += 1
+    return node.children[before:]
 
   def _complete(self, node: Node) -> bool:
     """Is it an answer, and not a completion that was cut off?"""

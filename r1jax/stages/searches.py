@@ -42,7 +42,7 @@ def evaluator(config: ml_collections.ConfigDict, made: build.Parts,
   options = search.Options(**{
       field: c[field] for field in (
           'budget_tokens', 'step_tokens', 'finish_tokens', 'width',
-          'exploration', 'leaves', 'simulations', 'choose')},
+          'exploration', 'widening', 'leaves', 'simulations', 'choose')},
       value=search.AT_END if c.value == _RULE else c.value)
   if c.value == _RULE:
     splitter = steps.splitter(

@@ -86,7 +86,7 @@ def _run(problems=1, budget=2000, draw=_draw, judge=_oracle, seed=0, how=_HOW,
 @pytest.mark.parametrize('value', search.VALUES)
 def test_it_finds_what_enumeration_finds(value, choose):
   for p, tree in enumerate(_run(
-      problems=3, value=value, choose=choose, width=16, budget=9000)):
+      problems=3, value=value, choose=choose, budget=9000)):
     best = max(_LEAVES, key=_rewards(p).get)
     if value == 'step' or choose == 'value':
       assert _digits(tree.answer.tokens) == best
@@ -161,11 +161,20 @@ def test_a_step_that_is_cut_goes_on_and_a_thought_that_is_cut_has_no_answer():
   assert all(n.value == 0 for n in tree.nodes() if n.ended)
 
 
+def test_what_is_reached_often_is_widened():
+  """Else a step that no first draw made is missed for ever."""
+  narrow, wide = (_run(width=1, widening=widening, budget=4000)[0]
+                  for widening in (0.0, 0.5))
+  assert all(len(n.children) <= 1 for n in narrow.nodes())
+  assert len(wide.root.children) == _DIGITS
+  assert wide.root.draws == wide.root.turns <= wide.root.visits ** 0.5 + 1
+
+
 def test_exploration_is_what_puct_says():
-  root = search.Node(visits=9)
+  root = search.Node(visits=9, draws=4)
   root.children = [
-      search.Node(prior=0.75, visits=6, total=3.0, parent=root),
-      search.Node(prior=0.25, visits=3, total=1.8, parent=root)]
+      search.Node(drawn=3, visits=6, total=3.0, parent=root),
+      search.Node(drawn=1, visits=3, total=1.8, parent=root)]
   upper = lambda c: [0.5 + c * 0.75 * 3 / 7, 0.6 + c * 0.25 * 3 / 4]
   for c in (0.0, 0.5, 1.0, 4.0):
     assert root.best(c) is root.children[int(np.argmax(upper(c)))]
@@ -176,6 +185,7 @@ def test_exploration_is_what_puct_says():
     (dict(value='end', budget=15), 'it needs 16'),
     (dict(width=0), 'width must be at least 1'),
     (dict(step_tokens=0), 'step_tokens must be at least 1'),
+    (dict(widening=1.0), 'widening must lie within'),
     (dict(finish_tokens=-1), 'must not be below 0'),
     (dict(value='leaf'), "value must be one of .* got 'leaf'"),
     (dict(choose='mean'), "choose must be one of .* got 'mean'")])
