@@ -115,6 +115,9 @@ def get_config() -> ml_collections.ConfigDict:
       template='r1_zero',
       system='',  # A system message, for chat templates.
       prefill='',  # Begins every completion, as '<think>\n' does R1's.
+      # What ends a step of a thought, see data/steps.py: of search, and of
+      # process reward models.
+      step_delimiter='\n\n',
       max_prompt_tokens=1024,  # A longer prompt is a bad row.
   )
   # The noisy web that the base model reads: see r1jax/data/tasks.py.
@@ -203,6 +206,31 @@ def get_config() -> ml_collections.ConfigDict:
       general=(),
       top_logps=0,  # Keep the checkpoint's O likeliest tokens, to distil from.
   )
+  # Labels for the steps of config.init's thoughts, from its own continuations.
+  # How long these may be is in config.rl.
+  config.label_steps = dict(
+      prompts=0,  # The first so many of the training prompts; 0: all of them.
+      samples=4,  # Thoughts a prompt.
+      continuations=8,  # n, of each step (Math-Shepherd: N = 8).
+      temperature=1.0,
+      top_p=1.0,
+      chunk_prompts=64,  # Between two saves.
+  )
+  # A process reward model, from what label_steps has left. It needs
+  # config.model.scalar_head.
+  config.prm = _one_pass(
+      1e-5,
+      data=(),  # Files of labelled steps.
+      held_out_share=0.1,  # Of the questions, to evaluate on.
+      labels='soft',  # Or 'hard', see algos/process.py.
+      epochs=1,
+      batch_size=64,  # Thoughts.
+      # A batch is padded to the least of these that holds it; the last is the
+      # most that prompt and completion may have.
+      widths_tokens=(1024, 2048, 4096, 8192),
+      eval_every=50,  # Steps; also before the first and after the last.
+      judge_rows=16,  # That are judged in one call when it is used.
+  )
   # A step is a rollout and its updates. R1-Zero counts updates: 10,400 of 32
   # questions × 16 samples, made 8,192 samples at a time, 16 updates a rollout;
   # the reference is replaced every 400 updates.
@@ -282,13 +310,16 @@ def get_config() -> ml_collections.ConfigDict:
       # verify, and of general ones.
       reward=dict(
           accuracy=1.0, format=1.0, format_errors=0.0, language=0.0,
-          overlong=0.0, cosine=0.0, repetition=0.0, helpful=0.0, safe=0.0),
+          overlong=0.0, cosine=0.0, repetition=0.0, helpful=0.0, safe=0.0,
+          process=0.0),
       general_reward=dict(
           format=0.0, format_errors=0.0, language=0.0, overlong=0.0,
           repetition=0.0, helpful=0.0, safe=0.0),
       # Weights that the stage reward_model left: what gives the parts
-      # 'helpful' and 'safe' of a reward.
-      reward_models=dict(helpful='', safe=''),
+      # 'helpful' and 'safe' of a reward; and that the stage prm left: 'process',
+      # of a thought's steps the 'min', 'product', 'mean' or 'last' chance.
+      reward_models=dict(helpful='', safe='', process=''),
+      process_aggregate='min',
       overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
       repetition_n=4,  # Words.
       # What a program is worth that fails some of its tests: nothing, since it
@@ -318,5 +349,25 @@ def get_config() -> ml_collections.ConfigDict:
       samples=8,  # k, a problem.
       temperature=0.6,  # DeepSeek-R1 section 3.
       top_p=0.95,
+      # What `r1jax eval` makes of more than one sample: 'none', pass@1 alone;
+      # of every n up to eval.samples, a power of two, the 'vote' or the
+      # 'best_of_n' by a process reward model; or 'mcts', rollout/search.py.
+      search=dict(
+          kind='none',
+          process_model='',  # Weights that the stage prm left.
+          budget_tokens=65536,  # Drawn a problem, at most.
+          step_tokens=1024,  # Of a step; a longer one goes on in the next.
+          finish_tokens=32768,  # Kept to finish with, until there is an answer.
+          width=4,  # Next steps that are drawn at a node.
+          exploration=1.0,  # c of PUCT.
+          widening=0.5,  # α: nodes of many visits are drawn at again; 0: none.
+          leaves=1,  # Nodes of a tree that one turn expands.
+          simulations=256,  # At most.
+          # Of what a node is worth: the process model at its 'step', or at the
+          # 'end' of a completion of it; or by 'rule', whether that is right: a
+          # bound that no search without the answer reaches.
+          value='step',
+          choose='visits',  # The answer; or the best 'value'.
+      ),
   )
   return config.lock()  # From here on, a new key is an error.

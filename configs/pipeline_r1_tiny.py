@@ -21,6 +21,7 @@ def _config(kind: str, init: str) -> ConfigDict:
   config.tokenizer.source = 'bilingual'
   config.data.template = 'r1_zero_brief'
   config.data.max_prompt_tokens = 20
+  config.data.step_delimiter = ' '
   config.corpus.update(
       tasks=('arithmetic:0.55', 'countdown:0.25', 'manners:0.2'),
       spoken=0.8, foreign=0.4, rude=0.35)

@@ -29,7 +29,7 @@ commands:
   train    run the config's stages:   r1jax train --config=C [--workdir=DIR]
   pipeline  run a list of configs:    r1jax pipeline --config=C [--only=STAGE]
   lineage  where a run came from:     r1jax lineage RUN
-  eval     pass@1 and cons@k:         r1jax eval --config=C [--workdir=DIR]
+  eval     pass@1, best of n, search: r1jax eval --config=C [--workdir=DIR]
   sample   complete prompts:          r1jax sample --config=C --prompt=TEXT
   config   print a config, resolved:  r1jax config --config=C
   info     parameters, FLOPs, memory: r1jax info --config=C
@@ -88,9 +88,9 @@ def _stage_of(config, values):
 
 def _eval(config, values):
   import jax
-  from r1jax.stages import build
+  from r1jax.stages import build, searches
   parts, params = _weights(config, values)
-  found = build.evaluator(config, parts, build.engine(config, parts)).run(
+  found = searches.evaluator(config, parts, build.engine(config, parts)).run(
       params, jax.random.key(config.seed))
   for name, value in found.metrics.items():
     print(f'{name} {value:.4f}')

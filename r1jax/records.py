@@ -249,6 +249,27 @@ class RLBatch:
 
 
 @chex.dataclass(frozen=True)
+class StepBatch:
+  """Thoughts whose steps are labelled, right-padded.
+
+  A prompt [7, 8] and two steps, [4, 5] and [6], with the labels 0.5 and 1:
+    tokens_BT = [7, 8, 4, 5,   6, 0]
+    label_BT  = [0, 0, 0, 0.5, 1, 0]
+    weight_BT = [0, 0, 0, 1,   1, 0]
+
+  Attributes:
+    valid_BT: bool, False on padding.
+    label_BT: float32, of a step at its last token.
+    weight_BT: float32, 1 there and 0 elsewhere.
+  """
+
+  tokens_BT: chex.Array
+  valid_BT: chex.Array
+  label_BT: chex.Array
+  weight_BT: chex.Array
+
+
+@chex.dataclass(frozen=True)
 class TokenBatch:
   """Packed documents for next-token prediction.
 

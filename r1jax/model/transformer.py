@@ -302,12 +302,18 @@ def last_scalar(model: Transformer, params, tokens_BT, valid_BT):
     float32 [B], the scalar head's number at the last valid token; and the
     forward pass's Output.
   """
+  scalar_BT, out = all_scalars(model, params, tokens_BT, valid_BT)
+  return last_of(scalar_BT, valid_BT), out
+
+
+def all_scalars(model: Transformer, params, tokens_BT, valid_BT):
+  """The scalar head's number at each token, float32 [B, T], and the forward
+  pass's Output."""
   tokens_BT = model.layout.constrain(tokens_BT, 'BT')
   out = model.apply({'params': params}, tokens_BT, positions(valid_BT),
                     valid_BT.astype(jnp.int32))
-  scalar_BT = model.apply(
-      {'params': params}, out.hidden_BTD, method='scalars')
-  return last_of(scalar_BT, valid_BT), out
+  return model.apply(
+      {'params': params}, out.hidden_BTD, method='scalars'), out
 
 
 def positions(valid_BT: jax.Array) -> jax.Array:

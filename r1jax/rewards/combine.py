@@ -66,9 +66,10 @@ class RewardFailure(UserError):
   """Too many samples have no score; the run stops."""
 
 
-# A learned part: score(prompts, texts) → float32, see learned.Judge.
+# A learned part: score(prompts, texts) → float32, see learned.Judge and
+# process.ProcessModel.
 Judge = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
-LEARNED = ('helpful', 'safe')
+LEARNED = ('helpful', 'safe', 'process')
 
 
 class Reward:

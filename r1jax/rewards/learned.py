@@ -45,11 +45,7 @@ class Judging:
 
 
 class Judge:
-  """A reward model and its parameters: score(prompts, texts) → float32 [B].
-
-  Rows are padded to powers of two of tokens, so that few programs serve all
-  lengths.
-  """
+  """A reward model and its parameters: score(prompts, texts) → float32 [B]."""
 
   def __init__(self, model: Transformer, params, tokenizer: Tokenizer,
                reader: forms.Reader, judging: Judging):
@@ -78,15 +74,8 @@ class Judge:
     return (raw - np.float32(self._how.mean)) / np.float32(self._how.std)
 
   def _scalars(self, rows: list[list[int]]) -> np.ndarray:
-    width = 1 << (max(map(len, rows)) - 1).bit_length()
-    shape = self._how.rows, min(max(width, 16), self._how.max_tokens)
-    tokens_BT = np.full(shape, self._pad_id, np.int32)
-    valid_BT = np.zeros(shape, bool)
-    valid_BT[:, 0] = True  # A row of nothing else still has a last token.
-    for b, ids in enumerate(rows):
-      tokens_BT[b, :len(ids)], valid_BT[b, :len(ids)] = ids, True
-    return np.asarray(self._last_scalar(
-        self._params, tokens_BT, valid_BT))[:len(rows)]
+    return np.asarray(self._last_scalar(self._params, *padded(
+        rows, self._how.rows, self._how.max_tokens, self._pad_id)))[:len(rows)]
 
   def _ids(self, prompt: Prompt, text: str) -> list[int]:
     """None of them for a response that cannot be read."""
@@ -94,3 +83,18 @@ class Judge:
       return self._reading.ids(prompt.text, self._reading.part(text))
     except UserError:
       return []
+
+
+def padded(rows: Sequence[Sequence[int]], count: int, most: int, pad_id: int):
+  """tokens_BT and valid_BT of `count` rows, these first and empty ones after.
+
+  T is a power of two or `most`, so that few programs serve all lengths.
+  """
+  width = 1 << (max(map(len, rows)) - 1).bit_length()
+  shape = count, min(max(width, 16), most)
+  tokens_BT = np.full(shape, pad_id, np.int32)
+  valid_BT = np.zeros(shape, bool)
+  valid_BT[:, 0] = True  # A row of nothing else still has a last token.
+  for b, ids in enumerate(rows):
+    tokens_BT[b, :len(ids)], valid_BT[b, :len(ids)] = ids, True
+  return tokens_BT, valid_BT

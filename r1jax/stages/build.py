@@ -82,10 +82,13 @@ _AT_LEAST_ONE = (
     'pretrain.keep_checkpoints', 'pretrain.log_every', 'sft.epochs',
     'sft.microbatches', 'sft.checkpoint_every', 'sft.keep_checkpoints',
     'sft.log_every', *(
-        f'{stage}.{field}' for stage in ('reward_model', 'dpo') for field in (
+        f'{stage}.{field}' for stage in ('reward_model', 'dpo', 'prm')
+        for field in (
             'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
             'log_every', 'eval_every')),
     'curate.samples', 'curate.chunk_prompts', 'curate.max_per_prompt',
+    'label_steps.samples', 'label_steps.continuations',
+    'label_steps.chunk_prompts',
     'rl.steps', 'rl.minibatches', 'rl.microbatches', 'rl.reference_every',
     'rl.eval_every', 'rl.checkpoint_every', 'rl.keep_checkpoints',
     'eval.num_problems', 'eval.samples', 'data.max_prompt_tokens')
@@ -168,13 +171,19 @@ def evaluator(config: ml_collections.ConfigDict, made: Parts,
               sampler: Engine) -> Evaluator:
   """Of the held-out problems; by rules alone, whatever a run rewards."""
   c = config.eval
-  rules = Reward({}, {}, made.reader, _options(config))
+  rules = Reward({}, {}, made.reader, reward_options(config))
   return Evaluator(
       sampler, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
       rules, made.reader,
-      config.data.max_prompt_tokens, c.samples, Sampling(
-          max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
-          top_p=c.top_p, stop_ids=made.tokenizer.stop_ids))
+      config.data.max_prompt_tokens, c.samples, eval_sampling(config, made))
+
+
+def eval_sampling(config: ml_collections.ConfigDict, made: Parts) -> Sampling:
+  """How held-out problems are answered."""
+  c = config.eval
+  return Sampling(
+      max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
+      top_p=c.top_p, stop_ids=made.tokenizer.stop_ids)
 
 
 def reward(config: ml_collections.ConfigDict, made: Parts,
@@ -182,10 +191,10 @@ def reward(config: ml_collections.ConfigDict, made: Parts,
   """Of a run's completions; with what its reward models say of them."""
   c = config.rl
   return Reward(c.reward.to_dict(), c.general_reward.to_dict(), made.reader,
-                _options(config), judges)
+                reward_options(config), judges)
 
 
-def _options(config: ml_collections.ConfigDict) -> Options:
+def reward_options(config: ml_collections.ConfigDict) -> Options:
   c = config.rl
   return Options(
       max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
@@ -283,6 +292,19 @@ def divides(name: str, rows: int, parts_: int, layout: Layout):
     raise UserError(
         f'{name} = {rows} does not divide into {parts_} batches over the '
         f'mesh\'s {" × ".join(layout.activation_axes("B"))} = {over}')
+
+
+def widths(section: str, tokens: Sequence[int],
+           max_context: int) -> tuple[int, ...]:
+  """The lengths that batches of a section are padded to."""
+  tokens = tuple(tokens)
+  if not tokens or min(tokens) < 2 or list(tokens) != sorted(set(tokens)):
+    raise UserError(f'{section}: widths_tokens = {tokens} must rise, from at '
+                    'least 2')
+  if tokens[-1] > max_context:
+    raise UserError(f'{section}: widths_tokens ends at {tokens[-1]}, beyond '
+                    f'model.max_context = {max_context}')
+  return tokens
 
 
 def base_file(config: ml_collections.ConfigDict) -> Path:

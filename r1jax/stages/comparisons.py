@@ -158,13 +158,7 @@ class _Rows:
 
 def _check(c: ml_collections.ConfigDict, name: str, max_context: int):
   """What the numbers of a section need of each other."""
-  widths = tuple(c.widths_tokens)
-  if not widths or min(widths) < 2 or list(widths) != sorted(set(widths)):
-    raise UserError(f'{name}: widths_tokens = {widths} must rise, from at '
-                    'least 2')
-  if widths[-1] > max_context:
-    raise UserError(f'{name}: widths_tokens ends at {widths[-1]}, beyond '
-                    f'model.max_context = {max_context}')
+  build.widths(name, c.widths_tokens, max_context)
   if not 0 <= c.held_out_share < 1:
     raise UserError(f'{name}: held_out_share must lie within [0, 1), got '
                     f'{c.held_out_share}')

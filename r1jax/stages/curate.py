@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -26,11 +25,9 @@ from r1jax.rewards.verdict import Verdict
 from r1jax.rollout import assemble
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages import build, judges, lineage
+from r1jax.stages import build, chunks, judges
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
-
-_PARTIAL = 'partial.jsonl'  # Rows so far, a marker after every chunk.
 
 
 class Curate(Stage):
@@ -67,10 +64,10 @@ class Curate(Stage):
     """Samples chunk by chunk; a kill loses no chunk that was finished."""
     c = self._config
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / _PARTIAL
-    done, rows, dropped = _resumed(partial)
+    partial = directory / chunks.PARTIAL
+    done, rows, dropped = chunks.resumed(partial)
     seen = {(row['question'], row['response']) for row in rows}
-    self._checkpoint = _digest(self._whole)
+    self._checkpoint = chunks.checkpoint(self._whole)
     key = jax.random.key(self._seed)
     with (contextlib.closing(answers), open(partial, 'a') as file,
           Progress(self.name, done, self._count, plain_every=1) as progress):
@@ -83,11 +80,7 @@ class Curate(Stage):
             seen)
         rows += kept
         dropped.update(lost)
-        for row in kept:
-          file.write(json.dumps(row, ensure_ascii=False) + '\n')
-        file.write(json.dumps({'done': end, 'dropped': lost}) + '\n')
-        file.flush()
-        os.fsync(file.fileno())
+        chunks.append(file, kept, end, lost)
         progress.update(end, {'kept': f'{len(rows)}'}, keep=end == self._count)
     rows = _limited(rows, c.reasoning_rows, self._seed)
     report = {
@@ -101,12 +94,7 @@ class Curate(Stage):
           f'{worst} dropped {dropped[worst]} of them. {directory}/report.json '
           'has the counts of every filter')
     path = directory / self.output
-    written = path.with_suffix('.partial')
-    with open(written, 'w') as file:
-      for row in [*rows, *self._general]:
-        file.write(json.dumps(row, ensure_ascii=False) + '\n')
-    written.replace(path)
-    partial.unlink()
+    chunks.finish(path, [*rows, *self._general])
     print(f'curate: kept {len(rows)} of {report["samples"]} completions; '
           + ', '.join(f'{name} dropped {n}' for name, n in dropped.items()))
     return path
@@ -223,40 +211,10 @@ class Curate(Stage):
 _MOST = 1 << 30
 
 
-def _digest(config: ml_collections.ConfigDict) -> str:
-  """What names the weights that sampled, wherever they lie."""
-  if config.init == 'random':
-    return f'random-{config.seed}'
-  return lineage.digest(build.init_file(config))
-
-
 def _top(completion: Completion) -> TopLogp:
   """The sampler's n best at each token, at temperature 1."""
   ids, logp = np.array(completion.best).transpose(2, 0, 1)
   return TopLogp(ids.astype(np.int32), logp.astype(np.float32), 1.0)
-
-
-def _resumed(partial: Path) -> tuple[int, list[dict], Counter]:
-  """What whole chunks of an earlier run left; a torn chunk goes."""
-  done, rows, dropped = 0, [], Counter()
-  if not partial.exists():
-    return done, rows, dropped
-  chunk, whole = [], 0
-  lines = partial.read_bytes().splitlines(keepends=True)
-  for i, line in enumerate(lines):
-    try:
-      fields = json.loads(line)
-    except ValueError:
-      break
-    if 'done' in fields:
-      done, whole = fields['done'], i + 1
-      rows += chunk
-      dropped.update(fields['dropped'])
-      chunk = []
-    else:
-      chunk.append(fields)
-  partial.write_bytes(b''.join(lines[:whole]))
-  return done, rows, dropped
 
 
 def _limited(rows: list[dict], most: int, seed: int) -> list[dict]:

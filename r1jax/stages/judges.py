@@ -5,9 +5,12 @@ from pathlib import Path
 import jax
 import ml_collections
 
+from r1jax.algos.process import check_aggregate
+from r1jax.data import steps
 from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
+from r1jax.rewards import process
 from r1jax.rewards.learned import Judge, Judging
 from r1jax.stages import convert, lessons
 from r1jax.stages.build import Parts
@@ -29,12 +32,41 @@ def judge(key: str, file: str, config: ml_collections.ConfigDict,
     UserError: there is no file, it is no reward model, judges something else,
       or has other tokens.
   """
+  path, judging = _judging(key, file, 'reward_model', kind)
+  if judging['kind'] == process.KIND:
+    raise UserError(f"{key}: {path} judges the steps of thoughts; give what "
+                    'the stage reward_model leaves')
+  return Judge(*_loaded(path, config, made), made.tokenizer, made.reader,
+               Judging(**judging))
+
+
+def process_model(key: str, file: str, config: ml_collections.ConfigDict,
+                  made: Parts) -> process.ProcessModel:
+  """Loads what the stage `prm` has left.
+
+  Raises:
+    UserError: as `judge`; or it reads fewer tokens than a run may write.
+  """
+  path, judging = _judging(key, file, 'prm', process.KIND)
+  how = process.Judging(**judging)
+  most = config.data.max_prompt_tokens + config.rl.max_new_tokens
+  if how.max_tokens < most:
+    raise UserError(
+        f'{key}: {path} reads {how.max_tokens} tokens, fewer than the {most} '
+        'of data.max_prompt_tokens and rl.max_new_tokens')
+  return process.ProcessModel(
+      *_loaded(path, config, made), made.tokenizer,
+      steps.splitter(how.delimiter, made.reader, made.tokenizer), how)
+
+
+def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
+  """What a file says that it judges."""
   path = Path(file).expanduser()
   if jax.process_count() > 1:
     raise UserError(f'{key}: reward models run in runs of one process alone: '
                     'several divide the scoring, each at its own pace')
   if not path.exists():
-    raise UserError(f'{key}: no file {path}; give what the stage reward_model '
+    raise UserError(f'{key}: no file {path}; give what the stage {stage} '
                     'leaves')
   judging = weights.about(path).get('judging')
   if judging is None:
@@ -42,17 +74,32 @@ def judge(key: str, file: str, config: ml_collections.ConfigDict,
   if kind and judging['kind'] != kind:
     raise UserError(f'{key}: {path} judges what is {judging["kind"]!r}, not '
                     f'what is {kind!r}')
+  return path, judging
+
+
+def _loaded(path: Path, config: ml_collections.ConfigDict, made: Parts):
+  """The model in a file, and its parameters."""
   lessons.same_tokens(path, config, made.tokenizer)
-  model = Transformer(
-      ModelConfig.from_dict(convert.architecture(path)), made.model.layout)
-  return Judge(model, weights.load(path, model), made.tokenizer, made.reader,
-               Judging(**judging))
+  fields = convert.architecture(path)
+  if not fields['scalar_head']:
+    raise UserError(f'{path} has no scalar head: model.scalar_head is False')
+  model = Transformer(ModelConfig.from_dict(fields), made.model.layout)
+  return model, weights.load(path, model)
 
 
 def of_rewards(config: ml_collections.ConfigDict, made: Parts):
   """The judges that config.rl.reward_models names, by the part they give."""
-  return {kind: judge(f'rl.reward_models.{kind}', file, config, made, kind).score
-          for kind, file in config.rl.reward_models.items() if file}
+  c = config.rl
+  check_aggregate('rl.process_aggregate', c.process_aggregate)
+  found = {}
+  for kind, file in c.reward_models.items():
+    key = f'rl.reward_models.{kind}'
+    if file and kind == process.KIND:
+      found[kind] = process_model(key, file, config, made).scorer(
+          c.process_aggregate)
+    elif file:
+      found[kind] = judge(key, file, config, made, kind).score
+  return found
 
 
 def of_curation(config: ml_collections.ConfigDict, made: Parts):

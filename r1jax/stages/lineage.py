@@ -19,7 +19,7 @@ import ml_collections
 
 from r1jax.data import mixture, readers, sources, tasks, tokenizer
 from r1jax.errors import UserError
-from r1jax.stages import build, comparisons
+from r1jax.stages import build, comparisons, prm
 
 FILE = 'lineage.json'
 
@@ -76,7 +76,9 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
     if name in config.stages:
       for key, files in comparisons.files(config[name]).items():
         _add(found, f'{name}.{key}', files)
-  if 'rl' in config.stages or 'curate' in config.stages:
+  if 'prm' in config.stages:
+    _add(found, 'prm.data', prm.files(config.prm))
+  if {'rl', 'curate', 'label_steps'} & set(config.stages):
     names = list(mixture.parse(data.mixture or (data.task,)))
     _add(found, 'data.task', _dataset_files(names, tasks.TRAIN, data.path))
     if data.pass_rates:

@@ -245,8 +245,10 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
                     f'{parent_name} leaves {leaves!r}')
   if wants == 'jsonl':
     return
-  if key.startswith(_JUDGES) and parent.stages[-1] != 'reward_model':
-    raise UserError(f'pipeline: {name}.{key} needs a reward model, but '
+  judge = next((stage for start, stage in _JUDGES.items()
+                if key.startswith(start)), '')
+  if judge and parent.stages[-1] != judge:
+    raise UserError(f'pipeline: {name}.{key} needs what {judge} leaves, but '
                     f'{parent_name} leaves what {parent.stages[-1]} does')
   if child.tokenizer.source != parent.tokenizer.source:
     raise UserError(
@@ -266,8 +268,9 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
 
 # Keys that name rows, and keys that name reward models.
 _DATA = ('sft.data', 'data.', 'curate.general', 'reward_model.data',
-         'reward_model.held_out', 'dpo.data', 'dpo.held_out')
-_JUDGES = 'rl.reward_models', 'curate.judge'
+         'reward_model.held_out', 'dpo.data', 'dpo.held_out', 'prm.data')
+_JUDGES = {'rl.reward_models.process': 'prm', 'eval.search': 'prm',
+           'rl.reward_models': 'reward_model', 'curate.judge': 'reward_model'}
 
 
 def _check_unchanged(name: str, place: Path, parents: dict[str, str], config):

@@ -11,7 +11,8 @@ import ml_collections
 from r1jax.errors import UserError, unknown
 from r1jax.model import transformer
 from r1jax.settings import flatten
-from r1jax.stages import build, curate, lineage, preferences, rl, supervised
+from r1jax.stages import build, curate, label_steps, lineage, preferences, prm
+from r1jax.stages import rl, supervised
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.stages.workdir import Workdir, compare
 from r1jax.train import weights
@@ -19,7 +20,7 @@ from r1jax.train import weights
 # In the order in which a config may name them.
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (
     supervised.Pretrain, supervised.SFT, preferences.RewardModel,
-    preferences.DPO, rl.RL, curate.Curate)}
+    preferences.DPO, prm.PRM, rl.RL, curate.Curate, label_steps.LabelSteps)}
 
 
 def train(config: ml_collections.ConfigDict, workdir: str,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.stages import curate, lineage, pipeline
+from r1jax.stages import chunks, curate, lineage, pipeline
 from tests.configs import small_pipeline
 from tests.conftest import ROOT
 from tests.stages.conftest import command, rows, run
@@ -175,13 +175,12 @@ def test_a_stage_alone_waits_for_its_parents(tmp_path):
 
 def test_a_torn_chunk_is_sampled_again(tmp_path):
   partial = tmp_path / 'partial.jsonl'
-  partial.write_text('{"id": "a"}\n{"done": 2, "dropped": {"correct": 3}}\n'
+  partial.write_text('{"id": "a"}\n{"done": 2, "counts": {"correct": 3}}\n'
                      '{"id": "b"}\n{"id": "c')
-  done, kept, dropped = curate._resumed(partial)
+  done, kept, counts = chunks.resumed(partial)
   assert (done, [row['id'] for row in kept]) == (2, ['a'])
-  assert dropped == {'correct': 3}
-  assert partial.read_text().endswith('{"done": 2, "dropped": '
-                                      '{"correct": 3}}\n')
+  assert counts == {'correct': 3}
+  assert partial.read_text().endswith('{"done": 2, "counts": {"correct": 3}}\n')
 
 
 def test_an_empty_curation_says_which_filter_emptied_it(

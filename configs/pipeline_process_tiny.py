@@ -1,0 +1,46 @@
+"""Process rewards in miniature: what DeepSeek-R1 tried and gave up (section 4.2
+of the first version), on the base of r1_zero_tiny.
+
+Steps of the base's thoughts are labelled by their continuations; a process
+reward model learns the labels; a policy learns from that model alone.
+
+  r1jax pipeline --config=configs/pipeline_process_tiny.py --workdir=runs/prm
+  r1jax eval --config=configs/r1_zero_tiny.py --config.eval.search.kind=mcts \\
+      --config.eval.search.process_model=runs/prm/judge/prm/model.safetensors
+
+On one CPU core it takes about six minutes; what comes of it is in
+experiments/process_rewards.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import r1_zero_tiny
+
+
+def _config(kind: str) -> ConfigDict:
+  config = r1_zero_tiny.get_config()
+  config.stages = (kind,)
+  config.init = 'shipped'
+  return config
+
+
+def get_config() -> ConfigDict:
+  labels = _config('label_steps')
+  labels.label_steps.update(
+      prompts=96, samples=4, continuations=8, chunk_prompts=32)
+  judge = _config('prm')
+  judge.model.scalar_head = True
+  judge.prm.update(
+      data=('@labels',), held_out_share=0.15, epochs=6, batch_size=32,
+      widths_tokens=(32, 76), eval_every=10, log_every=2, balance_loss=0.0,
+      judge_rows=64)
+  judge.prm.optimizer.update(
+      learning_rate=1e-3, warmup_steps=5, decay='cosine', weight_decay=0.0)
+  policy = _config('rl')
+  policy.rl.update(steps=30, eval_every=3, checkpoint_every=30)
+  policy.rl.reward.update(accuracy=0.0, format=0.0, process=1.0)
+  policy.rl.reward_models.process = '@judge'
+  policy.eval.samples = 4
+  return ConfigDict(dict(
+      stages=('labels', 'judge', 'policy'), evaluations=(),
+      labels=labels, judge=judge, policy=policy))

@@ -1,0 +1,125 @@
+"""Process reward models: what the stage label_steps has found out of steps,
+learnt by a scalar head."""
+
+from pathlib import Path
+from typing import NamedTuple
+import zlib
+
+import ml_collections
+import numpy as np
+
+from r1jax.algos import process
+from r1jax.data import labelled_steps, readers
+from r1jax.data.labelled_steps import StepBatches, Thought
+from r1jax.data.quarantine import Quarantine
+from r1jax.errors import UserError, unknown
+from r1jax.rewards.process import KIND
+from r1jax.stages import build
+from r1jax.stages.measured import Measured
+from r1jax.train import process as process_step, state as train_state
+
+
+class Lessons(NamedTuple):
+  """Batches to learn from, and those held out."""
+
+  train: StepBatches
+  held_out: StepBatches
+  delimiter: str
+
+
+class PRM(Measured):
+  """Says after each step of a thought how likely it is to end well."""
+
+  name = 'prm'
+  leaves_policy = False
+
+  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+    if not config.model.scalar_head:
+      raise UserError('prm: model.scalar_head is False; a chance is what a '
+                      'scalar head says: set it')
+    super().__init__(config, parts, lessons(config, parts),
+                     untrained=('mtp', 'head'))
+    c = self._config
+    self._chances = process_step.chances(parts.model)
+    self._update = process_step.learn(
+        parts.model, self._tx, self._balancing, c.microbatches)
+
+  def _shardings(self):
+    return train_state.shardings(self._model, self._tx)
+
+  def _fresh(self, params):
+    return train_state.create(params, self._tx)
+
+  def _step(self, state, batch, base_params):
+    return self._update(state, batch)
+
+  def _train(self, state) -> train_state.TrainState:
+    return state
+
+  def _about(self, state) -> dict:
+    """How its numbers are read: what rewards/process.Judging holds."""
+    c = self._config
+    return {'judging': {
+        'kind': KIND, 'delimiter': self._lessons.delimiter,
+        'max_tokens': c.widths_tokens[-1], 'rows': c.judge_rows}}
+
+  def _evaluated(self, state, base_params) -> dict[str, float]:
+    """process.measures of all steps that are held out."""
+    chance, label = [], []
+    for batch in self._batches():
+      ends_BT = batch.weight_BT > 0
+      chance_BT = np.asarray(self._chances(
+          state.params, batch.tokens_BT, batch.valid_BT))
+      chance.append(chance_BT[ends_BT])
+      label.append(batch.label_BT[ends_BT])
+    found = process.measures(np.concatenate(chance), np.concatenate(label))
+    return {f'eval/{name}': value for name, value in found.items()}
+
+
+def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
+  """What config.prm says.
+
+  Raises:
+    UserError: bad data, or none.
+  """
+  c = config.prm
+  build.divides('prm.batch_size', c.batch_size, c.microbatches,
+                made.model.layout)
+  widths = build.widths('prm', c.widths_tokens, config.model.max_context)
+  if c.labels not in process.LABELS:
+    raise unknown('prm: labels', c.labels, process.LABELS)
+  if not 0 < c.held_out_share < 1:
+    raise UserError('prm: held_out_share must lie within (0, 1), got '
+                    f'{c.held_out_share}')
+  quarantine = Quarantine(config.data.quarantine)
+  found = [thought for path in c.data for thought in labelled_steps.read(
+      path, made.tokenizer, c.labels, widths[-1], quarantine)]
+  total = len(found) + len(quarantine.dropped)
+  if told := quarantine.settle('prm.data', total):
+    print(told)
+  if not found:
+    raise UserError('prm: data names no labelled steps to learn from')
+  delimiters = sorted({thought.delimiter for thought in found})
+  if len(delimiters) > 1 or not delimiters[0]:
+    raise UserError('prm: data: the provenance of all rows must name one '
+                    f'delimiter; they have {delimiters}')
+  sides: tuple[list[Thought], list[Thought]] = [], []
+  for thought in found:
+    sides[_held_out(thought.question, c.held_out_share)].append(thought)
+  for side, said in zip(sides, ('to learn from', 'to evaluate on')):
+    if not side:
+      raise UserError(f'prm: held_out_share = {c.held_out_share} leaves no '
+                      f'question {said}')
+  shape = c.batch_size, widths, made.tokenizer.pad_id
+  return Lessons(StepBatches(sides[0], *shape, config.seed, c.epochs),
+                 StepBatches(sides[1], *shape, shuffle=False), delimiters[0])
+
+
+def _held_out(question: str, share: float) -> bool:
+  """By its hash, so that a question is never on both sides."""
+  return zlib.crc32(f'steps: {question}'.encode()) < share * (1 << 32)
+
+
+def files(section: ml_collections.ConfigDict) -> list[Path]:
+  """What `data` of the section stands for."""
+  return [file for path in section.data for file in readers.files(path)]
