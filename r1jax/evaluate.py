@@ -85,6 +85,8 @@ class Evaluator:
             for row, parsed, prompt in zip(rows, read, asked)])),
     }
     if all(prompt.source == GENERAL for prompt in asked):
+      if not all(manners.asks(prompt.question) for prompt in asked):
+        return found
       return found | {'eval/quality': float(np.mean([
           manners.quality(prompt.question, parsed.answer)
           for parsed, prompt in zip(read, asked)]))}

@@ -54,7 +54,7 @@ def _refused(tmp_path, *args):
     (['--config.data.template=chat'], ['has no chat template', '.jinja']),
     (['--config.data.system=Hello'], ['takes no data.system']),
     (['--config.data.task=hh_helpful', '--config.stages=("rl",)'],
-     ["grader 'preference'"]),
+     ['no pref/hh_helpful_base_train', 'hh-rlhf']),
     (['--config.data.template=r2'], ["'r2'", 'r1_zero']),
     (['--config.data.task=math', '--config.data.path=none.jsonl',
       '--config.stages=("rl",)'],

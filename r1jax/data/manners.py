@@ -29,6 +29,12 @@ def draw(rng: np.random.Generator) -> tuple[str, str]:
   return f'{intent} {name}', best(f'{intent} {name}')
 
 
+def asks(question: str) -> bool:
+  """Whether it is a question of this task."""
+  intent, space, name = question.partition(' ')
+  return intent in _PHRASES and bool(space and name)
+
+
 def best(question: str) -> str:
   intent, name = question.split(' ', 1)
   phrase, kindness = _PHRASES[intent]

@@ -200,7 +200,9 @@ def _batch(layout: Layout, rows: int, tokens: int) -> RLBatch:
           age_BT=array('BT', jnp.int32),
           finish_B=array('B', jnp.int32), length_B=array('B', jnp.int32),
           group_B=array('B', jnp.int32)),
-      adv_BT=array('BT', jnp.float32), old_logp_BT=array('BT', jnp.float32),
+      adv_BT=jax.ShapeDtypeStruct(
+          (rows, 1), jnp.float32, sharding=layout.sharding('BT')),
+      old_logp_BT=array('BT', jnp.float32),
       ref_logp_BT=array('BT', jnp.float32))
 
 

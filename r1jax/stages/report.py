@@ -10,7 +10,7 @@ from r1jax.train import metrics
 def write(directory: Path, k: int):
   """Draws curves.png and writes and prints summary.txt from metrics.jsonl."""
   rows = metrics.read(directory / 'metrics.jsonl')
-  evals = [row for row in rows if 'eval/pass@1' in row]
+  evals = [row for row in rows if 'eval/format' in row]
   _draw([row for row in rows if 'reward/mean' in row], evals, k,
         directory / 'curves.png')
   text = summary(rows[-1]['step'], evals[0], evals[-1], k)
@@ -60,10 +60,16 @@ def summary(steps: int, first: dict, last: dict, k: int) -> str:
   def line(name: str, key: str, digits: int = 3) -> str:
     return f'{name:<16} {first[key]:.{digits}f} → {last[key]:.{digits}f}'
 
+  measured = [f'steps            {steps}']
+  if 'eval/pass@1' in last:  # General problems have no right answers.
+    measured = [
+        line('pass@1', 'eval/pass@1')
+        + f"  (± {last['eval/pass@1_stderr']:.3f}, {steps} steps)",
+        line(f'cons@{k}', f'eval/cons@{k}')]
+  elif 'eval/quality' in last:
+    measured.append(line('quality', 'eval/quality'))
   return '\n'.join([
-      line('pass@1', 'eval/pass@1')
-      + f"  (± {last['eval/pass@1_stderr']:.3f}, {steps} steps)",
-      line(f'cons@{k}', f'eval/cons@{k}'),
+      *measured,
       line('format', 'eval/format'),
       line('response length', 'eval/response_length/mean', 1) + ' tokens',
       line('self-corrections', 'eval/self_correction'),
@@ -80,13 +86,16 @@ def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
     axis.plot(steps, [row[key] for row in train], label=label, lw=1)
 
   def mark(axis, key, label):
-    axis.plot(eval_steps, [row[key] for row in evals], 'o-', label=label, ms=4)
+    if key in evals[-1]:
+      axis.plot(
+          eval_steps, [row[key] for row in evals], 'o-', label=label, ms=4)
 
   trace(axes[0], 'reward/accuracy', 'accuracy')
   trace(axes[0], 'reward/format', 'format')
   axes[0].set_title('reward')
   mark(axes[1], f'eval/cons@{k}', f'cons@{k}')
   mark(axes[1], 'eval/pass@1', 'pass@1')
+  mark(axes[1], 'eval/quality', 'quality')
   axes[1].set_title('held-out problems')
   trace(axes[2], 'response_length/mean', 'training')
   mark(axes[2], 'eval/response_length/mean', 'held-out')

@@ -232,7 +232,8 @@ class RL(Stage):
       for kind, rows in (('eval', found.samples), ('train', train_rows)):
         for row in rows:
           file.write(json.dumps({'kind': kind} | row) + '\n')
-    name = 'pass@1' if 'eval/pass@1' in found.metrics else 'quality'
+    name = next(name for name in ('pass@1', 'quality', 'format')
+                if f'eval/{name}' in found.metrics)
     shown[name] = f"{found.metrics[f'eval/{name}']:.3f}"
     return found.metrics
 

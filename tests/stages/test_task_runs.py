@@ -51,6 +51,7 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
   run(environment, 'train', SMALL, f'--workdir={workdir}',
       '--config.pretrain.steps=2', '--config.rl.steps=2',
       '--config.rl.complete_share=1.0', '--config.rl.old_logp=recompute',
+      '--config.rl.max_new_tokens=40',  # Some of them end by themselves.
       '--config.rl.mismatch=truncate', '--config.rl.mismatch_level=sequence',
       '--config.rl.kl_in=reward', '--config.rl.kl=k1',
       '--config.rl.reference_decay=0.5', '--config.rl.overlong=mask',
