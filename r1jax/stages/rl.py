@@ -251,7 +251,7 @@ def _weighted(objective: grpo.Objective, batch: RLBatch):
   rollout = batch.rollout
   weight_BT = grpo.mismatch_weight(
       objective, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT)
-  weights = np.asarray(weight_BT)[np.asarray(rollout.mask_BT)]
+  weights = np.asarray(weight_BT, np.float64)[np.asarray(rollout.mask_BT)]
   total, squares = weights.sum(), (weights ** 2).sum()
   return batch.replace(weight_BT=weight_BT), {
       'mismatch/weight_mean': float(weights.mean()) if weights.size else 0.0,
