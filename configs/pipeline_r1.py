@@ -20,12 +20,15 @@ from ml_collections import ConfigDict
 from configs import models
 from configs.pipeline_r1_zero import V3_BASE, v3
 
+# 128 sequences at once, not 512: their tokens lie over more of `tensor`.
+_FEWER_ROWS = dict(data=-1, fsdp=4, tensor=8, expert=32)
 _FORM = dict(template='chat', form='think', prefill='<think>\n')
 
 
 def _sft(init: str, data: tuple[str, ...]) -> ConfigDict:
   """Cosine 5e-5 → 5e-6, 128 × 32,768 tokens, 2 epochs ("2–3")."""
   config = v3('sft', init)
+  config.mesh = _FEWER_ROWS
   config.data.update(_FORM)
   config.sft.update(data=data, epochs=2, batch_size=128, length_tokens=32768,
                     microbatches=1)
@@ -85,10 +88,12 @@ def _judge(kind: str, data: str) -> ConfigDict:
   """66k pairs for helpfulness, 106k labelled responses for safety; batch 256,
   6e-6, one epoch, 8,192 tokens."""
   config = v3('reward_model', V3_BASE)
+  config.mesh = _FEWER_ROWS
   config.data.update(_FORM)
   config.model.scalar_head = True
   config.reward_model.update(
-      kind=kind, data=(data,), epochs=1, batch_size=256, max_tokens=8192)
+      kind=kind, data=(data,), epochs=1, batch_size=256,
+      widths_tokens=(1024, 2048, 4096, 8192))
   config.reward_model.optimizer.learning_rate = 6e-6
   return config
 
@@ -99,7 +104,7 @@ def _distilled(model: dict, weights: str, tokenizer: str,
   to a tenth (section 2.4)."""
   config = _sft(weights, ('@curated',))
   config.model = model | dict(max_context=32768 + 1024)
-  config.mesh = dict(data=1, fsdp=-1, tensor=tensor, expert=1)
+  config.mesh = dict(data=1, fsdp=64, tensor=tensor, expert=1)
   config.tokenizer.source = tokenizer
   config.sft.update(batch_size=64)
   config.sft.optimizer.learning_rate = learning_rate
@@ -126,7 +131,8 @@ def _qwen_32b_zero() -> ConfigDict:
   thousand updates; 47.0 on AIME against 72.6 distilled."""
   config = _rl('weights/qwen2.5-32b', 650)
   config.model = models.qwen2_5_32b()
-  config.mesh = dict(data=1, fsdp=-1, tensor=2, expert=1)
+  config.mesh = dict(data=1, fsdp=64, tensor=2, expert=1)
+  config.rl.microbatches = 8
   config.tokenizer.source = _QWEN
   config.data.update(template='r1_zero', form='think_answer', prefill='')
   config.rl.reward.language = 0.0
@@ -140,7 +146,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(dict(
       stages=('cold_start', 'reasoning', 'curated', 'sft', 'helpful', 'safe',
               'final', *students, 'qwen_32b_zero'),
-      evaluations=('aime24', 'math500'),
+      seed=0, evaluations=('aime24', 'math500'),
       # Thousands of long thoughts; size and settings are unpublished.
       cold_start=_sft(V3_BASE, ('r1/cold_start.jsonl',)),
       reasoning=_reasoning(), curated=_curated(),

@@ -64,13 +64,74 @@ def _rl(init: str, steps: int) -> ConfigDict:
   return config
 
 
+def _judge(kind: str) -> ConfigDict:
+  """A reward model of its own: it never saw a rule."""
+  config = _config('reward_model', 'random')
+  config.model.update(
+      num_layers=2, first_k_dense=2, d_model=64, q_lora_rank=32,
+      kv_lora_rank=16, ffn_dim=192, scalar_head=True)
+  config.reward_model.update(
+      kind=kind, data=('manners:6000',), held_out_rows=512, batch_size=64,
+      widths_tokens=(96,), epochs=2, eval_every=100, checkpoint_every=100,
+      balance_loss=0.0)
+  config.reward_model.optimizer.update(
+      learning_rate=3e-3, warmup_steps=20, decay='cosine')
+  return config
+
+
+def _curated(init: str, *general: str) -> ConfigDict:
+  """Right, well formed, in one language; one of four samples a prompt."""
+  config = _config('curate', init)
+  config.data.mixture = ('arithmetic:0.5', 'countdown:0.5')
+  config.corpus.update(rude=0.0, spoken=1.0, foreign=0.0, malformed=0.0)
+  config.curate.update(
+      prompts=1200, samples=4, min_language=0.95, max_repetition=0.5,
+      general=general)
+  return config
+
+
+def _final() -> ConfigDict:
+  """RL for all scenarios: general prompts come in late."""
+  config = _rl('@sft', 50)
+  config.data.mixture = ('arithmetic:0.45', 'countdown:0.35', 'manners:0.2')
+  config.rl.general_after = 35
+  config.rl.reward.language = 0.5
+  config.rl.reward_models.update(helpful='@helpful', safe='@safe')
+  config.rl.general_reward.update(
+      helpful=0.3, safe=1.0, format=1.0, language=0.5)
+  return config
+
+
+def _dense(config: ConfigDict) -> ConfigDict:
+  """The small student: dense, with grouped queries, as Qwen and Llama are."""
+  config.model = models.llama3_1_8b() | dict(
+      num_layers=2, first_k_dense=2, d_model=80, num_heads=4, num_kv_heads=2,
+      head_dim=20, ffn_dim=240, vocab_size=144, max_context=160, init_std=0.02,
+      rope=models.rope(1e4, 'halves'), dtype='float32', remat=False)
+  return config
+
+
 def get_config() -> ConfigDict:
   pipeline = ConfigDict(dict(
-      stages=('base', 'zero', 'cold_start', 'reasoning'),
-      evaluations=('arithmetic', 'countdown', 'manners')))
+      stages=('base', 'zero', 'cold_start', 'reasoning', 'curated', 'sft',
+              'helpful', 'safe', 'final', 'lessons', 'student_base',
+              'student', 'student_rl'),
+      seed=0, evaluations=('arithmetic', 'countdown', 'manners')))
+  # R1-Zero: the base, and rules.
   pipeline.base = _pretrain()
-  pipeline.zero = _rl('@base', 60)
+  pipeline.zero = _rl('@base', 100)
+  # R1: a cold start, reasoning, rejection sampling, SFT of the base again, and
+  # all scenarios.
   pipeline.cold_start = _sft('@base', 'arithmetic:600', 'countdown:400')
-  pipeline.reasoning = _rl('@cold_start', 40)
-  pipeline.reasoning.rl.reward.language = 1.0
+  pipeline.reasoning = _rl('@cold_start', 60)
+  pipeline.reasoning.rl.reward.language = 0.5
+  pipeline.curated = _curated('@reasoning', 'manners:400')
+  pipeline.sft = _sft('@base', '@curated')
+  pipeline.helpful, pipeline.safe = _judge('helpful'), _judge('safe')
+  pipeline.final = _final()
+  # Distillation, and the same student without a teacher.
+  pipeline.lessons = _curated('@final', 'manners:400')
+  pipeline.student_base = _dense(_pretrain())
+  pipeline.student = _dense(_sft('@student_base', '@lessons'))
+  pipeline.student_rl = _dense(_rl('@student_base', 60))
   return pipeline

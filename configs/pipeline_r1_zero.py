@@ -51,6 +51,6 @@ def zero(init: str, steps: int, max_new_tokens: int) -> ConfigDict:
 
 def get_config() -> ConfigDict:
   return ConfigDict(dict(
-      stages=('zero', 'zero_long'), evaluations=('aime24', 'math500'),
+      stages=('zero', 'zero_long'), seed=0, evaluations=('aime24', 'math500'),
       zero=zero(V3_BASE, 512, 32768),
       zero_long=zero('@zero', 138, 65536)))

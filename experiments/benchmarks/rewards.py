@@ -41,35 +41,50 @@ def golds_of(name: str, rows: int | None) -> list[str]:
 
 
 def sampled(golds: list[str], count: int, rng: random.Random,
-            bombs: tuple[str, ...] = ()) -> list[tuple[str, str, str]]:
-  """Answers of a policy, SHARE of them bombs if there are any."""
+            bombs: tuple[str, ...] = ()):
+  """Answers of a policy, SHARE of them bombs if there are any, and which."""
   items = []
   for _ in range(count // GROUP):
     gold = rng.choice(golds)
     items += [(f'{gold} .' if i % 2 else rng.choice(golds), gold, 'math')
               for i in range(GROUP)]
-  for i in rng.sample(range(count), int(count * SHARE)) if bombs else []:
-    bomb = bombs[i % len(bombs)].format(i)
-    items[i] = (bomb, items[i][1], 'math')
-  return items
+  chosen = rng.sample(range(count), int(count * SHARE)) if bombs else []
+  for i in chosen:
+    items[i] = (bombs[i % len(bombs)].format(i), items[i][1], 'math')
+  return items, set(chosen)
 
 
-def timed(items) -> tuple[float, Counter]:
-  began = time.perf_counter()
-  verdicts = answers.grade(items)
-  return time.perf_counter() - began, Counter(map(str, verdicts))
+def cpu_secs() -> float:
+  """Of the workers and all below them, since they began."""
+  def of(pid) -> float:
+    with open(f'/proc/{pid}/stat') as file:  # Its own, and of its dead.
+      ticks = sum(map(int, file.read().rpartition(')')[2].split()[11:15]))
+    with open(f'/proc/{pid}/task/{pid}/children') as file:
+      below = file.read().split()
+    return ticks / os.sysconf('SC_CLK_TCK') + sum(map(of, below))
+
+  return sum(map(of, math_answer._processes().pids()))
 
 
-def speed(golds: list[str]):
-  print('512 answers of MATH         secs   over clean   answers/s   verdicts')
-  clean = 0.0
-  timed(sampled(golds, BATCH, random.Random(0)))  # Fills the parsers' tables.
-  for seed, (name, bombs) in enumerate((
-      ('clean', ()), ('5 % bombs', KNOWN), ('5 % past the guard', UNKNOWN))):
-    secs, told = timed(sampled(golds, BATCH, random.Random(1 + seed), bombs))
-    clean = clean or secs
-    print(f'  {name:<22} {secs:8.2f} {secs / clean:12.2f} {BATCH / secs:11.0f}'
-          f'   {dict(told)}')
+def speed(golds: list[str], batches: int = 4):
+  """Bombs that the guard refuses, and bombs that it lets pass."""
+  answers.grade(sampled(golds, BATCH, random.Random(0))[0])  # Fills tables.
+  print(f'{BATCH} answers of MATH       secs  CPU-secs  over clean  answers a '
+        'CPU-sec  others without a score')
+  for seed in range(1, 1 + 3 * batches, 3):
+    clean = 0.0
+    for kind, (name, bombs) in enumerate((
+        ('clean', ()), ('5 % refused', KNOWN),
+        ('5 % past the guard', UNKNOWN))):
+      items, chosen = sampled(golds, BATCH, random.Random(seed + kind), bombs)
+      began, before = time.perf_counter(), cpu_secs()
+      verdicts = answers.grade(items)
+      secs, spent = time.perf_counter() - began, cpu_secs() - before
+      clean = clean or spent
+      lost = sum(verdict.score is None for i, verdict in enumerate(verdicts)
+                 if i not in chosen)
+      print(f'  {name:<22} {secs:8.2f} {spent:9.2f} {spent / clean:11.2f} '
+            f'{BATCH / spent:18.0f} {lost:23}', flush=True)
 
 
 def soundness(name: str, golds: list[str]):
@@ -93,8 +108,8 @@ def soundness(name: str, golds: list[str]):
 
 def mathematics(rows: int | None):
   golds = {name: golds_of(name, rows) for name in FILES}
-  answers.grade([('1/2', '0.5', 'math')] * 2)  # Starts the workers.
-  time.sleep(2)  # And the spares.
+  answers.grade([('1/2', '0.5', 'math'), ('1/3', '0.5', 'math')])
+  time.sleep(2)  # Until all workers have started.
   speed(golds['math_train12k'])
   for name, some in golds.items():
     soundness(name, some)

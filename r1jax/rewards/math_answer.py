@@ -11,7 +11,7 @@ import re
 import threading
 
 from r1jax.records import Prompt
-from r1jax.rewards import magnitude, workers
+from r1jax.rewards import magnitude, turns, workers
 from r1jax.rewards.verdict import Verdict
 
 MAX_CHARS = 300  # Longer than this is no answer; gold ones have up to 159.
@@ -19,6 +19,13 @@ MAX_DEPTH = 12  # Gold answers: 3.
 # Products of such numbers take a fraction of a millisecond; those of the MATH
 # data are shorter, the longest gold of which is 1/2004!, of 5,736 digits.
 MAX_DIGITS = 10_000
+# Of the gold answers of MATH and GSM8K, on a busy core, the slowest takes 0.11
+# CPU-seconds, and one in 200 of those that differ more than 0.05. A first try
+# has 0.05 and an eighth of the account's 0.4; the deadline is 0.36, and all
+# grow with what answers take. A deadline of seconds would let few bombs fill
+# the time of all others.
+_LIMITS = turns.Limits(
+    first=18, deadline=120, kept=140, share=0.2, ordinary_secs=0.003)
 # A batch ends: what is not graded by then has no score.
 _BATCH_SECS, _ANSWER_SECS = 60.0, 0.25
 
@@ -145,7 +152,7 @@ def _processes() -> workers.Pool:
   global _pool
   with _lock:
     if _pool is None:
-      _pool = workers.Pool(_MODULE)
+      _pool = workers.Pool(_MODULE, _LIMITS)
     return _pool
 
 

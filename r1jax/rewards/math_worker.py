@@ -24,9 +24,20 @@ from r1jax.rewards.verdict import Verdict
 
 def prepare() -> Callable[[dict], str]:
   logging.disable(logging.WARNING)  # Time-outs are off: the parent keeps them.
-  for text in ('\\frac{1}{2}', 'x^2+1', '(1,2]'):  # Fills the parser's tables.
-    handle({'answer': text, 'gold': '0.5'})
+  # Fills the tables of parser and engine: every fork begins with them.
+  for text, other in zip(_KINDS, _KINDS[1:] + _KINDS[:1]):
+    for answer in (text, other, f'{text} .', '\\frac{2}{3}', '7'):
+      handle({'answer': answer, 'gold': text})
   return handle
+
+
+_KINDS = (
+    '72', '-3.5', '\\frac{1}{2}', '3\\sqrt{2}', '\\frac{\\pi}{4}', '(1,-2)',
+    'x^2+2x+1', '\\left( \\frac{3}{2}, \\sqrt{5} \\right)', '[0,\\infty)',
+    '1,2,3', '(-\\infty,2)\\cup(3,4]', 'y = 2x - 7', '60^\\circ', '50\\%', '5!', '2+3i',
+    '\\begin{pmatrix} 1 & -2 \\\\ 3 & 4 \\end{pmatrix}', '\\text{Monday}',
+    '10\\text{ cm}', '\\sin(x)+\\cos^2 y', '\\$1,250', '2^{10}', '\\log_2 8',
+    '\\frac{x+1}{x-2}', '2 \\sqrt{3}+\\sqrt{5}', '(x-1)(x+2)', '\\frac{a}{b}')
 
 
 def handle(job: dict) -> Verdict:

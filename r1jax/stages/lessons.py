@@ -40,8 +40,10 @@ def demonstrations(config: ml_collections.ConfigDict,
           int(count))
     else:
       if count is not None:
-        raise UserError(f'sft: data: {name} is a file: it counts by its rows; '
-                        f'leave :{count:g} out')
+        raise UserError(
+            f'sft: data: {name} is no task, of which there are '
+            f'{", ".join(tasks.TASKS)}; of a file all rows count: leave '
+            f':{count:g} out')
       found += demos.read(name, made.template, quarantine=quarantine)
   if not found:
     raise UserError('sft: data names nothing to learn from')

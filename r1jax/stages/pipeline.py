@@ -4,6 +4,7 @@ A pipeline's config names its stages in order, and has a whole config for each:
 
   config.stages = ('base', 'cold_start', 'reasoning')
   config.evaluations = ('arithmetic',)     what each policy is measured on
+  config.seed = 0                          is added to the seed of each stage
   config.cold_start = …     with init = '@base'
   config.reasoning = …      with init = '@cold_start'
 
@@ -41,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
   Raises:
     UserError: bad input, before anything runs.
   """
-  place = Path(workdir).expanduser()
+  place, config = Path(workdir).expanduser(), seeded(config)
   names = chosen(config, only, start)
   check(config, place, names)
   for name in names:
@@ -78,6 +79,15 @@ def _evaluate(config: ml_collections.ConfigDict, workdir: Path,
     found |= {f'{name}/{key.removeprefix("eval/")}': value
               for key, value in metrics.items()}
   record.write_text(json.dumps(found, indent=1) + '\n')
+
+
+def seeded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The pipeline whose stages have their seeds plus config.seed, if any."""
+  shifted = copy.deepcopy(config)
+  for name in config.stages:
+    if name in shifted:
+      shifted[name].seed += config.get('seed', 0)
+  return shifted
 
 
 def chosen(config: ml_collections.ConfigDict, only: str,

@@ -45,5 +45,5 @@ def get_config():
       judge='@helpful', min_score=-1e6, best_first=True)
   return ConfigDict(dict(
       stages=('base', 'helpful', 'safe', 'liked', 'reasoning', 'kept'),
-      evaluations=(), base=base, helpful=_judge('helpful'),
+      seed=0, evaluations=(), base=base, helpful=_judge('helpful'),
       safe=_judge('safe'), liked=liked, reasoning=reasoning, kept=kept))

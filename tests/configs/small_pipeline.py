@@ -35,6 +35,6 @@ def get_config():
       teacher='@reasoning', text_weight=0.5, checkpoint_every=1)
   return ConfigDict(dict(
       stages=('base', 'cold_start', 'reasoning', 'kept', 'student'),
-      evaluations=('arithmetic', 'manners'),
+      seed=0, evaluations=('arithmetic', 'manners'),
       base=base, cold_start=cold_start, reasoning=reasoning, kept=kept,
       student=student))

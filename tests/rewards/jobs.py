@@ -1,6 +1,7 @@
 """What the workers of test_workers.py run: jobs that behave and that do not."""
 
 import os
+import signal
 import sys
 import time
 
@@ -9,10 +10,31 @@ def prepare():
   return handle
 
 
+_LEARNED = []
+
+
+def _sockets():
+  return [fd for fd in range(3, 32) if os.path.exists(f'/proc/self/fd/{fd}')
+          and os.readlink(f'/proc/self/fd/{fd}').startswith('socket')]
+
+
 def handle(job):
   kind, value = job
   if kind == 'sleep':
     time.sleep(value)
+  elif kind == 'work':  # So many seconds of the processor.
+    end = time.process_time() + value
+    while time.process_time() < end:
+      pass
+  elif kind == 'learn':
+    _LEARNED.append(value)
+    return len(_LEARNED)
+  elif kind == 'pid':
+    return os.getpid()
+  elif kind == 'stop':
+    os.kill(os.getpid(), signal.SIGSTOP)
+  elif kind == 'garble':  # Into the channel that its replies go through.
+    os.write(max(_sockets()), b'\0\0\0\0\0\0\0\7garbage')
   elif kind == 'hang':  # In C, where no signal handler runs.
     return len(str(9 ** 9 ** value))
   elif kind == 'eat':

@@ -177,6 +177,25 @@ def test_what_the_guard_misses_times_out_and_has_no_score(monkeypatch):
   assert found[1] == Verdict.CORRECT and found[2] == found[0]
 
 
+_PAST_THE_GUARD = (
+    '((a+b)+(c+d)+e)^{40}+%d', '((a+b)^{9}+c)^{30}+%d',
+    '(\\sqrt{2}+(\\sqrt{3}+\\sqrt{5})+\\sqrt{7})^{50}+%d')
+
+
+def test_bombs_past_the_guard_cost_no_worker_and_no_neighbour():
+  answers = [(f'{i}/2', f'{i / 2}') for i in range(1, 100)]
+  math_answer.grade(answers[:2])
+  pids = math_answer._processes().pids()
+  bombs = [(_PAST_THE_GUARD[i % 3] % i, '72') for i in range(6)]
+  assert not any(math_answer.is_bomb(bomb) for bomb, _ in bombs)
+  found = math_answer.grade(
+      [pair for i in range(99) for pair in (*bombs[i:i + 1], answers[i])])
+  assert found[1:12:2] == [Verdict.CORRECT] * 6
+  assert found[12:] == [Verdict.CORRECT] * 93
+  assert Verdict.TIMEOUT in found[:12:2]
+  assert set(pids) <= set(math_answer._processes().pids())
+
+
 def test_killed_graders_are_replaced_and_closed_ones_start_again():
   assert math_answer.grade([('144/2', '72')]) == ['correct']
   for pid in math_answer._processes().pids():

@@ -9,15 +9,20 @@ import time
 
 import pytest
 
-from r1jax.rewards.workers import Failure, Pool, WorkersError
+from r1jax.rewards import workers
+from r1jax.rewards.turns import Failure, Limits
+from r1jax.rewards.workers import Pool, WorkersError
 from tests.conftest import ROOT
 
 _JOBS = 'tests.rewards.jobs'
+# An ordinary job takes nothing: 0.1 s is the unit.
+_LIMITS = Limits(first=1, deadline=4, kept=16, share=1, ordinary_secs=0.1)
 
 
 @pytest.fixture(scope='module')
 def pool():
-  with Pool(_JOBS, size=2, deadline_secs=1.0, memory_bytes=256 << 20) as made:
+  with Pool(_JOBS, _LIMITS, size=2, wall_secs=2.0,
+            memory_bytes=256 << 20) as made:
     yield made
 
 
@@ -50,17 +55,66 @@ def test_any_json_goes_there_and_back(pool, value):
 
 
 def test_a_job_that_misbehaves_costs_itself_alone(pool):
-  jobs = [('hang', 9), ('exit', 3), ('eat', 0), ('raise', 'no'), ('talk', 'x')]
-  began = time.monotonic()
+  jobs = [('hang', 9), ('exit', 3), ('eat', 0), ('raise', 'no'), ('talk', 'x'),
+          ('stop', 0), ('garble', 0)]
   found = pool.map([job for bad in jobs for job in (bad, ('echo', 1))])
-  assert found[1::2] == [1] * 5
-  hang, left, eat, raised, talk = found[::2]
-  assert hang.kind == 'timeout' and '1.0 s' in hang.why
+  assert found[1::2] == [1] * len(jobs)
+  hang, left, eat, raised, talk, stopped, garbled = found[::2]
+  assert hang.kind == 'timeout' and '0.4 s of CPU time' in hang.why
   assert left.kind == 'crash' and 'died' in left.why
   assert eat.kind in ('crash', 'timeout')  # As fast as memory is had.
   assert raised == Failure('crash', 'ValueError: no')
   assert talk == ''  # It printed to nobody, and read from nobody.
-  assert time.monotonic() - began < 15
+  assert stopped.kind == 'timeout'
+  assert garbled.kind == 'crash'
+
+
+def _below(pid: int) -> list[int]:
+  """Children and theirs."""
+  with open(f'/proc/{pid}/task/{pid}/children') as file:
+    children = list(map(int, file.read().split()))
+  return children + [deeper for child in children for deeper in _below(child)]
+
+
+def test_a_job_that_ends_its_process_costs_a_fork_and_no_worker():
+  with Pool(_JOBS, _LIMITS, size=1) as made:
+    [before] = made.map([('pid', 0)])
+    workers_before = made.pids()
+    found = made.map([('pid', 0), ('exit', 1), ('pid', 1), ('exit', 1),
+                      ('pid', 2), ('pid', 3)])
+    # Each 'exit' has a second try, at the end; five forks, four of them new.
+    first, second, third = found[0], found[2], found[4]
+    assert first == before and len({first, second, third}) == 3
+    assert found[5] == third
+    assert [each.kind for each in (found[1], found[3])] == ['crash'] * 2
+    assert made.pids() == workers_before
+    [last] = made.map([('pid', 0)])
+    template, runner = _below(workers_before[0])  # And no zombie.
+    assert runner == last and template != last
+    assert not any(map(_alive, (first, second, third)))
+
+
+def test_what_a_runner_has_learned_is_not_lost_with_it():
+  with Pool(_JOBS, _LIMITS, size=1) as made:
+    assert made.map([('learn', 0)] * 20) == list(range(1, 21))
+    assert made.map([('exit', 1)])[0].kind == 'crash'
+    assert made.map([('learn', 0)]) == [17]  # As after 16 jobs.
+    assert len(_below(made.pids()[0])) == 3
+
+
+def test_an_honest_slow_job_has_its_result_among_some_that_hang():
+  jobs = [('echo', 1), ('hang', 9), ('work', 0.2), ('hang', 9), ('echo', 2)]
+  with Pool(_JOBS, _LIMITS, size=1) as made:
+    found = made.map(jobs)
+  assert [found[0], found[2], found[4]] == [1, 0.2, 2]
+  assert [found[i].kind for i in (1, 3)] == ['timeout'] * 2
+
+
+def test_waiting_is_not_working(pool):
+  [first] = pool.map([('pid', 0)])[:1]
+  found = pool.map([('sleep', 0.3), ('sleep', 0.3)])  # More than a first try.
+  assert found == [0.3, 0.3]
+  assert _alive(first)  # Nobody was late.
 
 
 def test_jobs_run_at_once(pool):
@@ -89,13 +143,15 @@ def test_a_worker_killed_from_outside_costs_no_job(pool):
   assert pool.map([('echo', i) for i in range(5)]) == list(range(5))
 
 
-def test_a_stopped_worker_is_late_like_any_other(pool):
-  pool.map([('echo', 0)])
-  for pid in pool.pids():
-    os.kill(pid, signal.SIGSTOP)
-  found = pool.map([('echo', 'x' * 1_000_000)] * 4)  # More than a pipe holds.
-  assert {each.kind for each in found if isinstance(each, Failure)} == {
-      'timeout'}
+def test_a_worker_that_stops_costs_no_job(monkeypatch):
+  monkeypatch.setattr(workers, '_GRACE_SECS', 0.1)
+  with Pool(_JOBS, _LIMITS, size=1, wall_secs=0.5) as made:
+    made.map([('echo', 0)])
+    [stopped] = made.pids()
+    os.kill(stopped, signal.SIGSTOP)
+    long = 'x' * 1_000_000  # More than a pipe holds.
+    assert made.map([('echo', long)] * 4) == [long] * 4
+    assert stopped not in made.pids()
 
 
 def test_any_thread_may_ask_and_two_at_once(pool):
@@ -122,18 +178,19 @@ def test_workers_know_nothing_of_the_parent(pool, monkeypatch):
 
 
 def test_closing_ends_all_and_a_closed_pool_says_so():
-  with Pool(_JOBS, size=1) as made:
+  with Pool(_JOBS, _LIMITS, size=1) as made:
     made.map([('echo', 0)])
-    pids = made.pids()
+    pids = [*made.pids(), *made.map([('pid', 0)])]
     assert len(pids) == 2 and all(map(_alive, pids))
-  assert not any(map(_alive, pids)) and made.pids() == []
+  _until(lambda: not any(map(_alive, pids)))
+  assert made.pids() == []
   with pytest.raises(RuntimeError, match='closed'):
     made.map([('echo', 0)])
   made.close()
 
 
 def test_workers_that_cannot_start_say_why():
-  with Pool('tests.rewards.no_such_module', size=1) as made:
+  with Pool('tests.rewards.no_such_module', _LIMITS, size=1) as made:
     with pytest.raises(WorkersError, match='No module named .*no_such'):
       made.map([0])
 
@@ -141,16 +198,17 @@ def test_workers_that_cannot_start_say_why():
 @pytest.mark.parametrize('ends', [
     'os.kill(os.getpid(), 9)', 'sys.exit()', 'raise RuntimeError'])
 def test_workers_die_with_the_parent(ends):
-  """Also while they work: it waits in a thread of its own meanwhile."""
+  """And their forks, also while these work."""
   program = (
       'import os, sys, threading, time\n'
       'from r1jax.rewards.workers import Pool\n'
-      f'pool = Pool({_JOBS!r}, size=1, deadline_secs=60)\n'
-      'pool.map([("echo", 0)])\n'
+      'from r1jax.rewards.turns import Limits\n'
+      f'pool = Pool({_JOBS!r}, Limits(60, 60, 60, 1, 1), size=1)\n'
+      'fork = pool.map([("pid", 0)])\n'
       'threading.Thread(target=pool.map, args=([("hang", 9)],),'
       ' daemon=True).start()\n'
       'time.sleep(0.2)\n'
-      'print(*pool.pids(), flush=True)\n' + ends)
+      'print(*pool.pids(), *fork, flush=True)\n' + ends)
   done = subprocess.run(
       [sys.executable, '-c', program], cwd=ROOT, capture_output=True,
       text=True, timeout=30)

@@ -148,8 +148,9 @@ def _set(path, value):
      'and 32 in reasoning'),
     (_set('reasoning.tokenizer.source', 'character'), "cold_start has the "
      "tokenizer 'bilingual', reasoning 'character'"),
-    (_set('cold_start.sft.data', ('arithmetics:3',)), 'cold_start: data: no '
-     'arithmetics'),
+    (_set('cold_start.sft.data', ('arithmetics:3',)), 'cold_start: sft: data: '
+     'arithmetics is no task, of which there are arithmetic, '),
+    (_set('cold_start.sft.data', ('rows.jsonl',)), 'cold_start: data: no rows'),
     (_set('reasoning.rl.group_size', 1), 'reasoning: rl: group_size'),
     (_set('kept.stages', ('curate', 'rl')), 'in that order'),
 ])

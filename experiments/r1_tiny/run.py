@@ -1,0 +1,98 @@
+"""The whole of R1 in miniature, with several seeds: what each stage is worth.
+
+  python experiments/r1_tiny/run.py --out=runs/r1 --seeds=0,1,2
+
+Writes results.csv (a line a seed and stage), claims.csv and curves.png beside
+this file. A pipeline that is finished in --out is found again.
+"""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+import time
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import study  # noqa: E402: it lies beside this folder.
+
+from configs import pipeline_r1_tiny  # noqa: E402
+from r1jax.train import metrics  # noqa: E402
+
+TASKS = pipeline_r1_tiny.get_config().evaluations
+COLUMNS = ('pass@1', 'cons@8', 'format', 'language', 'response_length/mean',
+           'quality')
+
+
+def main():
+  out, seeds = study.flags(__doc__)
+  rows, claims, curves = [], [], {'R1-Zero': [], 'from a cold start': []}
+  for seed in seeds:
+    place = out / f'seed{seed}'
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, '-m', 'r1jax.main', 'pipeline',
+         '--config=configs/pipeline_r1_tiny.py', f'--workdir={place}',
+         f'--config.seed={seed}'], check=True)
+    secs = round(time.monotonic() - began)
+    found = evaluations(place)
+    rows += [{'commit': study.commit(), 'seed': seed, 'pipeline_secs': secs,
+              'stage': stage} | {
+                  f'{task}/{column}': round(values[f'{task}/{column}'], 4)
+                  if f'{task}/{column}' in values else ''
+                  for task in TASKS for column in COLUMNS}
+             for stage, values in found.items()]
+    zero, reasoning = (_evaluated(place / stage) for stage in (
+        'zero', 'reasoning'))
+    curves['R1-Zero'].append(zero)
+    curves['from a cold start'].append(reasoning)
+    claims.append({'seed': seed} | _claims(found, zero, reasoning))
+  study.write_csv(HERE / 'results.csv', rows)
+  study.write_csv(HERE / 'claims.csv', claims)
+  study.plot(HERE / 'curves.png', {
+      metric: curves for metric in (
+          'eval/pass@1', 'eval/language', 'eval/response_length/mean')})
+
+
+def evaluations(place: Path) -> dict[str, dict[str, float]]:
+  """Of every stage that left a policy, in their order."""
+  config = pipeline_r1_tiny.get_config()
+  return {stage: json.loads((place / stage / 'evaluation.json').read_text())
+          for stage in config.stages
+          if (place / stage / 'evaluation.json').exists()}
+
+
+def _evaluated(run: Path) -> list[dict]:
+  return [line for line in metrics.read(run / 'rl' / 'metrics.jsonl')
+          if 'eval/pass@1' in line]
+
+
+def _claims(found, zero: list[dict], reasoning: list[dict]) -> dict:
+  """What the paper says, in numbers of this run."""
+  first, last = zero[0], zero[-1]
+  reached = [line['step'] for line in reasoning
+             if line['eval/pass@1'] >= last['eval/pass@1']]
+  mean = lambda stage: (found[stage]['arithmetic/pass@1']
+                        + found[stage]['countdown/pass@1']) / 2
+  return {
+      'zero pass@1 before': round(first['eval/pass@1'], 4),
+      'zero pass@1 after': round(last['eval/pass@1'], 4),
+      'zero length before': round(first['eval/response_length/mean'], 1),
+      'zero length after': round(last['eval/response_length/mean'], 1),
+      'zero cons@8 after': round(last['eval/cons@8'], 4),
+      'zero steps': last['step'],
+      'cold start reaches it after': reached[0] if reached else '',
+      'language of zero': round(last['eval/language'], 4),
+      'language from a cold start': round(reasoning[-1]['eval/language'], 4),
+      'general of sft': round(found['sft']['manners/quality'], 4),
+      'general of final': round(found['final']['manners/quality'], 4),
+      'general of reasoning': round(found['reasoning']['manners/quality'], 4),
+      'reasoning after RL 1': round(mean('reasoning'), 4),
+      'reasoning after RL 2': round(mean('final'), 4),
+      'student distilled': round(mean('student'), 4),
+      'student by RL': round(mean('student_rl'), 4)}
+
+
+if __name__ == '__main__':
+  main()
