@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 import subprocess
 import sys
-import time
 
 import matplotlib
 matplotlib.use('Agg')
@@ -138,8 +137,11 @@ def plot(rows: list[dict], runs: dict[str, list[dict]]):
                           / sum(r['n'] == n for r in some) for n in sizes]
       panel.plot(mean('tokens'), mean('pass'), label=way, marker='o',
                  markersize=3, linestyle=':' if way == 'oracle' else '-')
-    panel.set(title=f'{policy}: pass over tokens a problem', xscale='log',
+    panel.set(title=f'{policy}: accuracy of the chosen answer', xscale='log',
               xlabel='tokens a problem', ylim=(0, 1))
+    ticks = [32, 64, 128, 256, 512, 1024]
+    panel.set_xticks(ticks, labels=ticks, minor=False)
+    panel.minorticks_off()
   for color, (name, lines) in zip(('C0', 'C3'), runs.items()):
     panels[2].plot(*curve(lines, 'eval/pass@1'), color=color,
                    label=f'{name}: held-out pass@1')
@@ -160,7 +162,7 @@ def main():
   rows, runs, totals = [], {}, []
   commit = study.commit()
   for seed in seeds:
-    began, place = time.monotonic(), out / f'seed{seed}'
+    place = out / f'seed{seed}'
     early = place / 'early_rl'
     trained(early, RL | {'seed': seed, 'rl.steps': EARLY_STEPS})
     plain = trained(place / 'plain', RL | {'seed': seed})
@@ -197,11 +199,12 @@ def main():
         'rule_rl_pass@1': last[0]['eval/pass@1'],
         'process_rl_pass@1': last[1]['eval/pass@1'],
         'process_reward_before': first['reward/process'],
-        'process_reward_after': last[1]['reward/process'],
-        'secs': round(time.monotonic() - began)}
+        'process_reward_after': last[1]['reward/process']}
     rows += found
-  study.write_csv(HERE / 'tokens.csv', rows)
-  study.write_csv(HERE / 'results.csv', totals)
+  for name, table in (('tokens', rows), ('results', totals)):
+    study.write_csv(HERE / f'{name}.csv', [
+        {key: round(value, 4) if isinstance(value, float) else value
+         for key, value in row.items()} for row in table])
   plot(rows, runs)
 
 

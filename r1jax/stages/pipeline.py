@@ -245,10 +245,10 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
                     f'{parent_name} leaves {leaves!r}')
   if wants == 'jsonl':
     return
-  judge = next((stage for start, stage in _JUDGES.items()
-                if key.startswith(start)), '')
-  if judge and parent.stages[-1] != judge:
-    raise UserError(f'pipeline: {name}.{key} needs what {judge} leaves, but '
+  judge = next((found for start, found in _JUDGES.items()
+                if key.startswith(start)), None)
+  if judge and parent.stages[-1] != judge[0]:
+    raise UserError(f'pipeline: {name}.{key} needs {judge[1]}, but '
                     f'{parent_name} leaves what {parent.stages[-1]} does')
   if child.tokenizer.source != parent.tokenizer.source:
     raise UserError(
@@ -269,8 +269,10 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
 # Keys that name rows, and keys that name reward models.
 _DATA = ('sft.data', 'data.', 'curate.general', 'reward_model.data',
          'reward_model.held_out', 'dpo.data', 'dpo.held_out', 'prm.data')
-_JUDGES = {'rl.reward_models.process': 'prm', 'eval.search': 'prm',
-           'rl.reward_models': 'reward_model', 'curate.judge': 'reward_model'}
+_PROCESS = 'prm', 'a process reward model'
+_REWARD = 'reward_model', 'a reward model'
+_JUDGES = {'rl.reward_models.process': _PROCESS, 'eval.search': _PROCESS,
+           'rl.reward_models': _REWARD, 'curate.judge': _REWARD}
 
 
 def _check_unchanged(name: str, place: Path, parents: dict[str, str], config):

@@ -13,8 +13,8 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer, init_params
 from r1jax.records import Prompt
-from r1jax.stages import build, chunks, judges, label_steps, lineage, prm, run
-from r1jax.stages import searches
+from r1jax.stages import build, chunks, judges, label_steps, lineage
+from r1jax.stages import pipeline, prm, run, searches
 from r1jax.train import weights
 from tests.configs import small_process
 from tests.conftest import one_device
@@ -150,6 +150,15 @@ def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
   # What samples share is finished once.
   report = json.loads((whole.parent / 'report.json').read_text())
   assert report['continued'] <= report['steps'] - 36
+
+
+def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
+  config = small_process.get_config()
+  with config.unlocked():
+    config.policy.rl.reward_models.process = '@base'
+  with pytest.raises(UserError, match='reward_models.process needs a process '
+                                      'reward model, but base leaves what'):
+    pipeline.train(config, str(tmp_path))
 
 
 @pytest.mark.parametrize('kind,value', [
