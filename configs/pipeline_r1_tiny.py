@@ -60,7 +60,7 @@ def _rl(init: str, steps: int) -> ConfigDict:
       steps=steps, prompts_per_step=32, group_size=16, minibatches=2,
       microbatches=4, reference_every=40, eval_every=10, checkpoint_every=20)
   config.rl.optimizer.update(
-      learning_rate=3e-4, warmup_steps=5, decay='cosine', weight_decay=0.0)
+      learning_rate=1e-4, warmup_steps=5, decay='cosine', weight_decay=0.0)
   return config
 
 
@@ -119,11 +119,11 @@ def get_config() -> ConfigDict:
       seed=0, evaluations=('arithmetic', 'countdown', 'manners')))
   # R1-Zero: the base, and rules.
   pipeline.base = _pretrain()
-  pipeline.zero = _rl('@base', 100)
+  pipeline.zero = _rl('@base', 70)
   # R1: a cold start, reasoning, rejection sampling, SFT of the base again, and
   # all scenarios.
   pipeline.cold_start = _sft('@base', 'arithmetic:600', 'countdown:400')
-  pipeline.reasoning = _rl('@cold_start', 60)
+  pipeline.reasoning = _rl('@cold_start', 50)
   pipeline.reasoning.rl.reward.language = 0.5
   pipeline.curated = _curated('@reasoning', 'manners:400')
   pipeline.sft = _sft('@base', '@curated')
@@ -133,5 +133,5 @@ def get_config() -> ConfigDict:
   pipeline.lessons = _curated('@final', 'manners:400')
   pipeline.student_base = _dense(_pretrain())
   pipeline.student = _dense(_sft('@student_base', '@lessons'))
-  pipeline.student_rl = _dense(_rl('@student_base', 60))
+  pipeline.student_rl = _dense(_rl('@student_base', 50))
   return pipeline
