@@ -20,7 +20,7 @@ The unit is what an ordinary job takes, of CPU time: so a slow machine, or a
 busy one, makes no honest job late.
 """
 
-from collections import deque
+from collections import Counter, deque
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -113,6 +113,7 @@ class Turns:
     self._waiting = deque((job, True) for job in range(jobs))
     self._running: set[Turn] = set()
     self._died: set[int] = set()
+    self._lost: Counter = Counter()  # Job to the workers that it lost.
     self.results: list[Any] = [None] * jobs
 
   @property
@@ -162,6 +163,17 @@ class Turns:
       self._fail(turn.job, 'crash', 'the worker died')
     else:
       self._died.add(turn.job)
+      self._waiting.append((turn.job, turn.first))
+
+  def lost(self, turn: Turn, workers: int):
+    """The whole worker is gone, which runs nothing of the job's: it may have
+    been killed before the job reached it, and so may all the others. So the
+    job runs again, and as many times as there are workers at most."""
+    self._settle(turn, 0.0)
+    self._lost[turn.job] += 1
+    if self._lost[turn.job] > workers:
+      self._fail(turn.job, 'crash', 'the worker died')
+    else:
       self._waiting.append((turn.job, turn.first))
 
   def stop(self, why: str):

@@ -171,7 +171,7 @@ class Pool:
   def _lost(self, worker: '_Worker', turns: Turns):
     self._discard(worker)
     if worker.turn:
-      turns.died(worker.turn)
+      turns.lost(worker.turn, self._size)
     if worker.ready:
       return
     self._stillborn += 1

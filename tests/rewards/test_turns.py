@@ -112,6 +112,16 @@ def test_a_job_whose_process_dies_runs_twice():
   assert batch.results == [Failure('crash', 'the worker died'), 'fine']
 
 
+def test_a_job_outlives_as_many_workers_as_there_are():
+  """All of them may have been killed while nobody looked."""
+  batch = Turns(1, _LIMITS, Account(_LIMITS))
+  for _ in range(2):
+    batch.lost(batch.take(), workers=2)
+    assert not batch.over
+  batch.lost(batch.take(), workers=2)
+  assert batch.results == [Failure('crash', 'the worker died')]
+
+
 def test_stopping_leaves_no_job_without_a_word():
   batch = Turns(3, _LIMITS, Account(_LIMITS))
   batch.done(batch.take(), 0.1, 'fine')
