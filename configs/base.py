@@ -107,11 +107,11 @@ def get_config() -> ml_collections.ConfigDict:
       pass_rate_low=0.0,  # Train on prompts whose rate lies within these.
       pass_rate_high=1.0,
       easy_first=False,  # In the order of pass rates instead of shuffled.
-      # Of r1jax/data/template.py; 'chat', the tokenizer's own; or a .jinja
-      # file.
       # How a completion is to be formed, see data/forms.py: 'think_answer',
       # 'think' (R1's own), 'reasoning_summary' or 'special_token'.
       form='think_answer',
+      # Of r1jax/data/template.py; 'chat', the tokenizer's own; or a .jinja
+      # file.
       template='r1_zero',
       system='',  # A system message, for chat templates.
       prefill='',  # Begins every completion, as '<think>\n' does R1's.
@@ -200,6 +200,9 @@ def get_config() -> ml_collections.ConfigDict:
       deduplicate=True,
       max_per_prompt=1,  # m.
       best_first=False,  # The m of the highest scores, not the first m.
+      # Rows for dpo.data: each that is kept before one that is wrong or
+      # malformed, of the same prompt.
+      pairs=False,
       reasoning_rows=0,  # So many of what is left, by chance; 0: all.
       # Rows to mix in: files of demonstrations, or synthetic tasks, with how
       # many of each: 'manners:200'.

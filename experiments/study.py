@@ -6,6 +6,7 @@ found again in --out.
 
 import argparse
 import csv
+import json
 import os
 from pathlib import Path
 import subprocess
@@ -17,6 +18,8 @@ matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402: after the backend is chosen.
 
 from r1jax.train import metrics  # noqa: E402
+
+COLORS = 'C0', 'C1', 'C2', 'C3'
 
 
 def flags(doc: str):
@@ -47,6 +50,46 @@ def pretrain(config: str, workdir: Path, changes: dict[str, object]):
   return lines, time.monotonic() - began
 
 
+def pipeline(config: str, workdir: Path, seed: int) -> dict[str, float]:
+  """Runs `r1jax pipeline`; returns the seconds that each stage took, with its
+  evaluation: in the run that finished it."""
+  record, secs = workdir / 'secs.json', {}
+  workdir.mkdir(parents=True, exist_ok=True)
+  if record.exists():
+    secs = json.loads(record.read_text())
+  name, began = '', time.monotonic()
+  with subprocess.Popen(
+      [sys.executable, '-m', 'r1jax.main', 'pipeline', f'--config={config}',
+       f'--workdir={workdir}', f'--config.seed={seed}'],
+      stdout=subprocess.PIPE, text=True) as process:
+    for line in process.stdout:
+      print(line, end='', flush=True)
+      if line.startswith('--- '):
+        if name:
+          secs.setdefault(name, round(time.monotonic() - began, 1))
+          record.write_text(json.dumps(secs, indent=1) + '\n')
+        name, began = line.strip('- \n'), time.monotonic()
+  if process.returncode:
+    raise SystemExit(f'{workdir}: the pipeline ended with '
+                     f'{process.returncode}')
+  secs.setdefault(name, round(time.monotonic() - began, 1))
+  record.write_text(json.dumps(secs, indent=1) + '\n')
+  return secs
+
+
+def evaluations(workdir: Path, stages) -> dict[str, dict[str, float]]:
+  """What was measured of each stage that left a policy, in their order."""
+  files = {stage: workdir / stage / 'evaluation.json' for stage in stages}
+  return {stage: json.loads(file.read_text())
+          for stage, file in files.items() if file.exists()}
+
+
+def evaluated(workdir: Path) -> list[dict]:
+  """The lines of an RL run that hold an evaluation."""
+  return [line for line in metrics.read(workdir / 'rl' / 'metrics.jsonl')
+          if 'eval/pass@1' in line]
+
+
 def smoothed(values: list[float], last: int) -> float:
   """Mean of the last so many values: one batch's loss is noise."""
   return sum(values[-last:]) / len(values[-last:])
@@ -64,7 +107,7 @@ def plot(path: Path, curves: dict[str, dict[str, list[list[dict]]]]):
   figure, panels = pyplot.subplots(
       1, len(curves), figsize=(5 * len(curves), 3.4), squeeze=False)
   for panel, (metric, variants) in zip(panels[0], curves.items()):
-    for color, (name, runs) in zip('C0 C1 C2 C3'.split(), variants.items()):
+    for color, (name, runs) in zip(COLORS, variants.items()):
       for i, lines in enumerate(runs):
         panel.plot([line['step'] for line in lines],
                    [line[metric] for line in lines], color=color, alpha=0.7,

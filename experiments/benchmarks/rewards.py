@@ -30,9 +30,13 @@ KNOWN = (  # Each made different by what comes behind it.
     '9^9^9+{}', '\\binom{{10000000}}{{5000000}}+{}', '10000000!+{}',
     '(' * 10_000 + '{}' + ')' * 10_000, '1' * 1_000_000 + '{}',
     '\\boxed{{' * 150_000 + '{}', '2^{{100000000}}+{}')
-UNKNOWN = (  # They pass the guard and keep math-verify busy.
+PASSED = (  # By the guard: the most expensive that we know.
+    '\\tan(\\tan(\\tan(\\frac{{{}}}{{7}})))',
+    '\\{{' + ','.join(map(str, range(80))) + ',{}\\}}',
+    '(x^{{20}}+1)(x^{{19}}+1)(x^{{17}}+1)(x^{{13}}+1)(x^{{11}}+1)(x^{{7}}+{})')
+UNKNOWN = (  # What the guard is for; here it is not asked.
     '((a+b)+(c+d)+e)^{{40}}+{}', '((a+b)^{{9}}+c)^{{30}}+{}',
-    '(\\sqrt{{2}}+(\\sqrt{{3}}+\\sqrt{{5}})+\\sqrt{{7}})^{{50}}+{}')
+    '\\sqrt[3]{{10^{{3000}}+{}}}')
 
 
 def golds_of(name: str, rows: int | None) -> list[str]:
@@ -66,20 +70,25 @@ def cpu_secs() -> float:
   return sum(map(of, math_answer._processes().pids()))
 
 
-def speed(golds: list[str], batches: int = 4):
-  """Bombs that the guard refuses, and bombs that it lets pass."""
-  answers.grade(sampled(golds, BATCH, random.Random(0))[0])  # Fills tables.
+def speed(golds: list[str], batches: int = 5):
+  """The same answers without bombs and with each kind, by new workers."""
   print(f'{BATCH} answers of MATH       secs  CPU-secs  over clean  answers a '
         'CPU-sec  others without a score')
-  for seed in range(1, 1 + 3 * batches, 3):
+  guard = math_answer.is_bomb
+  for seed in range(1, 1 + batches):
     clean = 0.0
-    for kind, (name, bombs) in enumerate((
-        ('clean', ()), ('5 % refused', KNOWN),
-        ('5 % past the guard', UNKNOWN))):
-      items, chosen = sampled(golds, BATCH, random.Random(seed + kind), bombs)
+    for name, bombs in (
+        ('clean', ()), ('5 % refused', KNOWN), ('5 % let pass', PASSED),
+        ('5 % around the guard', UNKNOWN)):
+      items, chosen = sampled(golds, BATCH, random.Random(seed), bombs)
+      math_answer.close()
+      answers.grade(sampled(golds, BATCH, random.Random(0))[0])  # Fills tables.
+      if bombs is UNKNOWN:
+        math_answer.is_bomb = lambda answer: False
       began, before = time.perf_counter(), cpu_secs()
       verdicts = answers.grade(items)
       secs, spent = time.perf_counter() - began, cpu_secs() - before
+      math_answer.is_bomb = guard
       clean = clean or spent
       lost = sum(verdict.score is None for i, verdict in enumerate(verdicts)
                  if i not in chosen)
@@ -108,8 +117,6 @@ def soundness(name: str, golds: list[str]):
 
 def mathematics(rows: int | None):
   golds = {name: golds_of(name, rows) for name in FILES}
-  answers.grade([('1/2', '0.5', 'math'), ('1/3', '0.5', 'math')])
-  time.sleep(2)  # Until all workers have started.
   speed(golds['math_train12k'])
   for name, some in golds.items():
     soundness(name, some)

@@ -6,11 +6,8 @@ Writes results.csv (a line a seed and stage), claims.csv and curves.png beside
 this file. A pipeline that is finished in --out is found again.
 """
 
-import json
 from pathlib import Path
-import subprocess
 import sys
-import time
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -18,9 +15,9 @@ sys.path.insert(0, str(HERE.parent))
 import study  # noqa: E402: it lies beside this folder.
 
 from configs import pipeline_r1_tiny  # noqa: E402
-from r1jax.train import metrics  # noqa: E402
 
-TASKS = pipeline_r1_tiny.get_config().evaluations
+CONFIG = pipeline_r1_tiny.get_config()
+TASKS = CONFIG.evaluations
 COLUMNS = ('pass@1', 'cons@8', 'format', 'language', 'response_length/mean',
            'quality')
 
@@ -30,20 +27,15 @@ def main():
   rows, claims, curves = [], [], {'R1-Zero': [], 'from a cold start': []}
   for seed in seeds:
     place = out / f'seed{seed}'
-    began = time.monotonic()
-    subprocess.run(
-        [sys.executable, '-m', 'r1jax.main', 'pipeline',
-         '--config=configs/pipeline_r1_tiny.py', f'--workdir={place}',
-         f'--config.seed={seed}'], check=True)
-    secs = round(time.monotonic() - began)
-    found = evaluations(place)
-    rows += [{'commit': study.commit(), 'seed': seed, 'pipeline_secs': secs,
-              'stage': stage} | {
+    secs = study.pipeline('configs/pipeline_r1_tiny.py', place, seed)
+    found = study.evaluations(place, CONFIG.stages)
+    rows += [{'commit': study.commit(), 'seed': seed, 'stage': stage,
+              'secs': secs[stage]} | {
                   f'{task}/{column}': round(values[f'{task}/{column}'], 4)
                   if f'{task}/{column}' in values else ''
                   for task in TASKS for column in COLUMNS}
              for stage, values in found.items()]
-    zero, reasoning = (_evaluated(place / stage) for stage in (
+    zero, reasoning = (study.evaluated(place / stage) for stage in (
         'zero', 'reasoning'))
     curves['R1-Zero'].append(zero)
     curves['from a cold start'].append(reasoning)
@@ -53,19 +45,6 @@ def main():
   study.plot(HERE / 'curves.png', {
       metric: curves for metric in (
           'eval/pass@1', 'eval/language', 'eval/response_length/mean')})
-
-
-def evaluations(place: Path) -> dict[str, dict[str, float]]:
-  """Of every stage that left a policy, in their order."""
-  config = pipeline_r1_tiny.get_config()
-  return {stage: json.loads((place / stage / 'evaluation.json').read_text())
-          for stage in config.stages
-          if (place / stage / 'evaluation.json').exists()}
-
-
-def _evaluated(run: Path) -> list[dict]:
-  return [line for line in metrics.read(run / 'rl' / 'metrics.jsonl')
-          if 'eval/pass@1' in line]
 
 
 def _claims(found, zero: list[dict], reasoning: list[dict]) -> dict:

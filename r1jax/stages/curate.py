@@ -3,11 +3,13 @@
   prompts → n completions each → filters, in this order → at most m a prompt
 
 Writes kept.jsonl, rows that `sft.data` reads, each with where it came from;
-and report.json, what every filter dropped.
+and report.json, what every filter dropped. With `pairs` a row is a pair that
+`dpo.data` reads: a completion that is kept, before one of the same prompt that
+is wrong or malformed; its group is what grades it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import json
 from pathlib import Path
@@ -52,6 +54,8 @@ class Curate(Stage):
       if not 0 <= c[field] <= 1:
         raise UserError(f'curate: {field} is a share within [0, 1], got '
                         f'{c[field]}')
+    if c.pairs:
+      _check_pairs(c)
     self._engine = build.engine(config, parts)
     self._sampling = Sampling(
         max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
@@ -66,7 +70,8 @@ class Curate(Stage):
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / chunks.PARTIAL
     done, rows, dropped = chunks.resumed(partial)
-    seen = {(row['question'], row['response']) for row in rows}
+    seen = {(row['question'], row['chosen' if c.pairs else 'response'])
+            for row in rows}
     self._checkpoint = chunks.checkpoint(self._whole)
     key = jax.random.key(self._seed)
     with (contextlib.closing(answers), open(partial, 'a') as file,
@@ -111,42 +116,54 @@ class Curate(Stage):
     kept = []
     for p, prompt in enumerate(prompts):
       some = slice(p * c.samples, (p + 1) * c.samples)
-      found = list(self._kept(prompt, made[some], texts[some], dropped, seen))
+      found, wrong = self._sorted(
+          prompt, made[some], texts[some], dropped, seen)
       if c.best_first:
         found.sort(key=lambda row: -row['provenance']['scores'].get(
             'model', 0.0))
+      if c.pairs:
+        dropped['unpaired'] += max(0, len(found) - len(wrong))
+        found = list(map(_pair, found, wrong))
       dropped['max_per_prompt'] += len(found[c.max_per_prompt:])
       kept += found[:c.max_per_prompt]
     return kept, {name: n for name, n in dropped.items() if n}
 
-  def _kept(self, prompt: Prompt, made: Sequence[Completion],
-            texts: Sequence[str], dropped: Counter,
-            seen: set[tuple[str, str]]) -> Iterator[dict]:
-    """Rows of one prompt that pass every filter."""
-    c = self._config
+  def _sorted(self, prompt: Prompt, made: Sequence[Completion],
+              texts: Sequence[str], dropped: Counter,
+              seen: set[tuple[str, str]]) -> tuple[list[dict], list[str]]:
+    """Rows of one prompt that pass every filter, and what is wrong."""
     scores = self._scores(prompt, made, texts)
+    rows, wrong = [], {}  # In the order that they were sampled in.
     for sample, (completion, text) in enumerate(zip(made, texts)):
       score = {name: found[sample] for name, found in scores.items()}
       again = (prompt.question, self._opened(text)) in seen
       reason = self._reason(score, completion, text, again)
       if reason:
         dropped[reason] += 1
+        if reason in _WRONG:
+          wrong[self._opened(text)] = None
         continue
       seen.add((prompt.question, self._opened(text)))
-      row = {
-          'id': f'{prompt.id}-{sample}', 'question': prompt.question,
-          'response': self._opened(text), 'answer': prompt.answer,
-          'source': prompt.source, 'language': prompt.language,
-          'general': prompt.source == GENERAL,
-          'provenance': {
-              'checkpoint': self._checkpoint, 'prompt': prompt.id, 'sample': sample,
-              'seed': self._seed, 'temperature': c.temperature,
-              'scores': score}}
-      if prompt.messages:
-        row['messages'] = [turn._asdict() for turn in prompt.messages]
-      if c.top_logps:
-        row['teacher'] = demos.pack_teacher(_top(completion))
-      yield row
+      rows.append(self._row(prompt, completion, text, sample, score))
+    return rows, list(wrong)
+
+  def _row(self, prompt: Prompt, completion: Completion, text: str,
+           sample: int, score: dict[str, float]) -> dict:
+    c = self._config
+    row = {
+        'id': f'{prompt.id}-{sample}', 'question': prompt.question,
+        'response': self._opened(text), 'answer': prompt.answer,
+        'source': prompt.source, 'language': prompt.language,
+        'general': prompt.source == GENERAL,
+        'provenance': {
+            'checkpoint': self._checkpoint, 'prompt': prompt.id,
+            'sample': sample, 'seed': self._seed,
+            'temperature': c.temperature, 'scores': score}}
+    if prompt.messages:
+      row['messages'] = [turn._asdict() for turn in prompt.messages]
+    if c.top_logps:
+      row['teacher'] = demos.pack_teacher(_top(completion))
+    return row
 
   def _scores(self, prompt: Prompt, made, texts) -> dict[str, list[float]]:
     parsed = [self._parts.reader.parse(text) for text in texts]
@@ -209,6 +226,25 @@ class Curate(Stage):
 
 
 _MOST = 1 << 30
+_WRONG = 'correct', 'well_formed'  # The filters whose losses are rejected.
+
+
+def _check_pairs(c: ml_collections.ConfigDict):
+  if not (c.correct or c.well_formed):
+    raise UserError('curate: pairs needs the filter correct or well_formed: '
+                    'what they drop is the rejected response')
+  for field in ('general', 'top_logps'):
+    if c[field]:
+      raise UserError(f'curate: pairs are no demonstrations; leave {field} out')
+
+
+def _pair(row: dict, wrong: str) -> dict:
+  """What data/preferences.py reads."""
+  pair = {key: row[key] for key in (
+      'id', 'question', 'messages', 'answer', 'language', 'provenance')
+          if key in row}
+  return pair | {'chosen': row['response'], 'rejected': wrong,
+                 'group': row['source']}
 
 
 def _top(completion: Completion) -> TopLogp:

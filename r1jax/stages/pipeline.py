@@ -244,6 +244,7 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
     raise UserError(f'pipeline: {name}.{key} needs a .{wants} file, but '
                     f'{parent_name} leaves {leaves!r}')
   if wants == 'jsonl':
+    _check_rows(name, key, parent_name, parent)
     return
   judge = next((found for start, found in _JUDGES.items()
                 if key.startswith(start)), None)
@@ -266,9 +267,22 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
                     f'{"; ".join(differ)}')
 
 
+def _check_rows(name: str, key: str, parent_name: str, parent):
+  """Pairs are learnt as preferences, and nothing else is."""
+  if parent.stages[-1] != 'curate':
+    return
+  wanted = key.startswith(_PREFERENCES)
+  if parent.curate.pairs != wanted:
+    raise UserError(
+        f'pipeline: {name}.{key} needs '
+        f'{"pairs" if wanted else "single rows, not pairs"}; set '
+        f'{parent_name}.curate.pairs = {wanted}')
+
+
 # Keys that name rows, and keys that name reward models.
-_DATA = ('sft.data', 'data.', 'curate.general', 'reward_model.data',
-         'reward_model.held_out', 'dpo.data', 'dpo.held_out', 'prm.data')
+_PREFERENCES = ('reward_model.data', 'reward_model.held_out', 'dpo.data',
+                'dpo.held_out')
+_DATA = ('sft.data', 'data.', 'curate.general', 'prm.data', *_PREFERENCES)
 _PROCESS = 'prm', 'a process reward model'
 _REWARD = 'reward_model', 'a reward model'
 _JUDGES = {'rl.reward_models.process': _PROCESS, 'eval.search': _PROCESS,

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import sympy
 
 from r1jax.data.datasets import read_jsonl
 from r1jax.records import Prompt
@@ -66,6 +67,13 @@ _BOMBS = [
     '(' * 10_000 + '1' + ')' * 10_000, '1' * 1_000_000, '\\boxed{' * 150_000,
     '\\sum_{k=1}^{9} k^2', '\\int_0^1 x^x dx', '\\lim_{x\\to 0} x',
     '(x+y+z)^{1000}', '(a + b + c)^{40}', '\\left(1 + i\\right)^{999}',
+    '((a+b)+(c+d)+e)^{40}', '((a+b)^{9}+c)^{30}', '(x+1)^{200}',
+    '(\\sqrt{2}+(\\sqrt{3}+\\sqrt{5})+\\sqrt{7})^{50}',
+    '(a+b)(b+c)(c+d)(d+e)(e+f)(f+g)(g+h)', '\\frac{x^{999}-1}{x-1}',
+    '+'.join(f'1/(x+{i})' for i in range(9)),
+    '+'.join(f'\\frac{{1}}{{x+{i}}}' for i in range(9)),
+    '\\sin(x)^{50}\\cos(x)^{50}', '\\tan(\\tan(\\tan(\\tan(1))))', '\\begin{pmatrix}a&b\\\\c&d\\end{pmatrix}^{5}',
+    '\\sqrt[3]{10^{3000}+1}', '\\cup'.join(['(0,1)'] * 20),
     '-' * 290 + '1', '\\{' * 20 + '\\}' * 20,
     '\\frac{1}{' * 100 + '1' + '}' * 100, '2^' * 1000 + '2', '{' * 100_000]
 
@@ -103,7 +111,45 @@ def test_no_number_has_more_digits_than_its_bound():
 
   for _ in range(3000):
     text, value = draw(rng.randrange(5))
-    assert math.log10(value or 1) <= magnitude.digits(text), text
+    assert math.log10(value or 1) <= magnitude.bound(text).digits, text
+
+
+def test_no_polynomial_has_more_terms_than_its_bound():
+  """Random ones, multiplied out by sympy."""
+  rng = random.Random(0)
+
+  def draw(depth):
+    if not depth:
+      return rng.choice(['a', 'b', 'c', '2', '\\pi', '3'])
+    left, right = draw(depth - 1), draw(rng.randrange(depth))
+    kind = rng.randrange(4)
+    if kind == 0:
+      return f'({left})^{{{rng.randrange(1, 4)}}}'
+    if kind == 1:
+      return f'({left})({right})'
+    return f'{left}{rng.choice("+-")}({right})'
+
+  for _ in range(300):
+    text = draw(rng.randrange(4))
+    plain = text.replace('{', '(').replace('}', ')').replace('\\pi', 'd')
+    value = sympy.expand(sympy.sympify(
+        plain.replace(')(', ')*(').replace('^', '**')))
+    assert len(sympy.Add.make_args(value)) <= 1e-6 + magnitude.bound(
+        text).terms, text
+
+
+def test_terms_of_fractions_and_functions():
+  """Done by hand: terms of the numerator, and below; of quotients of sums at
+  least as many as digits."""
+  for text, terms, below in [
+      ('\\frac{a+b}{c}', 2, 1), ('1/(c+d)', 3, 2), ('a/b/c', 1, 1),
+      ('\\frac{a}{b+c}+\\frac{d}{e+f}', 8, 4), ('(a/(b+c))^2', 6, 3),
+      ('\\frac{x^{30}-1}{x-1}', 34, 2), ('a-(b+c)', 3, 1), ('-a', 1, 1),
+      ('\\sin(a+b)', 8, 1), ('\\sin a+\\cos b', 8, 1),
+      ('\\ln\\left(\\frac{a}{b+c}\\right)', 7, 2), ('|a+b|^2', 4, 1),
+      ('\\sqrt{a+b}', 3, 1), ('\\sqrt{2^{60}+1}', 62, 1)]:
+    size = magnitude.bound(text)
+    assert (round(size.terms), round(size.below)) == (terms, below), text
 
 
 _GRADED = [
@@ -182,12 +228,13 @@ _PAST_THE_GUARD = (
     '(\\sqrt{2}+(\\sqrt{3}+\\sqrt{5})+\\sqrt{7})^{50}+%d')
 
 
-def test_bombs_past_the_guard_cost_no_worker_and_no_neighbour():
+def test_bombs_past_the_guard_cost_no_worker_and_no_neighbour(monkeypatch):
+  """As if it knew nothing of them: others may exist that it does not know."""
+  monkeypatch.setattr(math_answer, 'is_bomb', lambda answer: False)
   answers = [(f'{i}/2', f'{i / 2}') for i in range(1, 100)]
   math_answer.grade(answers[:2])
   pids = math_answer._processes().pids()
   bombs = [(_PAST_THE_GUARD[i % 3] % i, '72') for i in range(6)]
-  assert not any(math_answer.is_bomb(bomb) for bomb, _ in bombs)
   found = math_answer.grade(
       [pair for i in range(99) for pair in (*bombs[i:i + 1], answers[i])])
   assert found[1:12:2] == [Verdict.CORRECT] * 6

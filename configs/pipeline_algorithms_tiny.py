@@ -1,0 +1,54 @@
+"""GRPO, PPO, DPO and group-robust DPO on one base, in miniature.
+
+The base is that of configs/pipeline_r1_tiny.py, and `grpo` is its R1-Zero. The
+groups are the two families of problems: most of DPO's pairs are of arithmetic,
+of which the base solves more.
+
+  r1jax pipeline --config=configs/pipeline_algorithms_tiny.py --workdir=runs/a
+"""
+
+import copy
+
+from ml_collections import ConfigDict
+
+from configs import algorithms, pipeline_r1_tiny
+
+
+def get_config() -> ConfigDict:
+  r1 = pipeline_r1_tiny.get_config()
+  pipeline = ConfigDict(dict(
+      stages=('base', 'grpo', 'grpo_language', 'ppo', 'ppo_lam095', 'pairs',
+              'dpo', 'dpo_robust'),
+      seed=0, evaluations=('arithmetic', 'countdown')))
+  pipeline.base, pipeline.grpo = r1.base, r1.zero
+  pipeline.grpo_language = copy.deepcopy(r1.zero)
+  pipeline.grpo_language.rl.reward.language = 0.5
+  pipeline.ppo, pipeline.ppo_lam095 = (_ppo(r1.zero, lam) for lam in (1, 0.95))
+  pipeline.pairs = copy.deepcopy(r1.curated)
+  pipeline.pairs.init = '@base'
+  pipeline.pairs.curate.update(
+      prompts=2000, samples=8, pairs=True, max_per_prompt=4, general=(),
+      min_language=0.0, max_repetition=1.0)
+  pipeline.dpo, pipeline.dpo_robust = (_dpo(r1.zero, on) for on in (0, 1))
+  return pipeline
+
+
+def _ppo(grpo: ConfigDict, lam: float) -> ConfigDict:
+  """The same rollouts and steps, after ten in which the critic learns alone."""
+  config = copy.deepcopy(grpo)
+  config.rl.update(algorithms.ppo(float(lam)))
+  config.rl.steps += 10
+  config.rl.ppo.update(value_learning_rate=1e-3, value_warmup_steps=10)
+  return config
+
+
+def _dpo(grpo: ConfigDict, robust: bool) -> ConfigDict:
+  config = copy.deepcopy(grpo)
+  config.stages = ('dpo',)
+  config.dpo.update(
+      data=('@pairs',), held_out_share=0.1, held_out_rows=0, batch_size=32,
+      widths_tokens=(128,), epochs=3, eval_every=50, checkpoint_every=50,
+      balance_loss=0.0, group_robust=bool(robust))
+  config.dpo.optimizer.update(
+      learning_rate=1e-4, warmup_steps=10, decay='cosine', weight_decay=0.0)
+  return config
