@@ -1,8 +1,9 @@
-"""An update compiled for a TPU slice that is not there: `r1jax aot`.
+"""Updates compiled for a TPU slice that is not there: `r1jax aot`.
 
 XLA's TPU compiler (package libtpu) needs a description of the slice, not the
-slice. What it says of memory is of the update alone: the reference policy and
-what sampling needs are not among a GRPO update's arguments.
+slice. What it says of memory is of one program alone: the reference policy and
+what sampling needs are not among a GRPO update's arguments, nor is a critic
+among those of PPO's policy.
 """
 
 import dataclasses
@@ -14,18 +15,13 @@ import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from r1jax.errors import UserError
-from r1jax.launch import flops
-from r1jax.model import transformer
-from r1jax.model.moe import Balancing
-from r1jax.model.transformer import Transformer
-from r1jax.records import RLBatch, Rollout, TokenBatch
+from r1jax.launch import flops, updates
+from r1jax.launch.updates import Update
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages import build, info
-from r1jax.train import optimizer, state as train_state, step as train_step
+from r1jax.stages import info
 
 # High-bandwidth memory of one device, bytes; Google Cloud's documentation.
 HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
@@ -97,20 +93,14 @@ def topology(name: str):
     raise UserError(f'aot: the compiler has no {name} ({reason})') from error
 
 
-def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
-  """Compiles one update of a config's last stage, GRPO's or SFT's; no array is
-  ever allocated.
+def compile_update(update: Update) -> Compiled:
+  """Compiles one program; no array is ever allocated.
 
   Raises:
     DoesNotFit: it needs more than a chip has.
   """
-  build.check_counts(config)
-  layout = Layout(make_mesh(config.mesh, devices))
-  model = Transformer(build.model_config(config.model), layout)
   began = time.monotonic()
-  program = _sft if config.stages[-1] == 'sft' else _grpo
-  update, args, (rows, T) = program(config, model)
-  traced = update.trace(*args)
+  traced = update.step.trace(*update.arguments)
   counted = flops.count(traced.jaxpr.jaxpr)
   lowered = traced.lower()
   with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +112,9 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
       # What ran out of which memory may stand on the second line.
       raise DoesNotFit(' '.join(str(error).split())[:_REASON_CHARS],
                        _largest_buffers(folder)) from error
-  memory, sizes = compiled.memory_analysis(), info.count(model.config)
-  tokens = rows * T
+  memory, sizes = compiled.memory_analysis(), info.count(update.model.config)
+  T = update.tokens
+  tokens = update.rows * T
   return Compiled(
       tokens=tokens, arguments_bytes=memory.argument_size_in_bytes,
       temporaries_bytes=memory.temp_size_in_bytes,
@@ -133,77 +124,6 @@ def compile_update(config: ml_collections.ConfigDict, devices) -> Compiled:
       attention_flops=3.0 * sizes.attention_flops * tokens * (T + 1) / 2,
       compile_secs=time.monotonic() - began,
       host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def _grpo(config: ml_collections.ConfigDict, model: Transformer):
-  """The update, its abstract arguments, and the shape of its batch."""
-  build.check_rl(config, model.layout)
-  c, width = config.rl, config.data.max_prompt_tokens
-  if c.advantage != 'group':
-    raise UserError("aot: compiles the update of rl.advantage = 'group' alone, "
-                    f'not of {c.advantage!r}')
-  shape = (c.prompts_per_step * c.group_size // c.minibatches,
-           width + c.max_new_tokens)
-  tx = optimizer.make(build.optimizer_config(c), c.steps * c.minibatches,
-                      untrained=() if c.mtp_weight else ('mtp',))
-  update = train_step.policy(
-      model, tx, build.objective(config), c.temperature, width, 1,
-      c.microbatches, Balancing(c.balance_speed, c.balance_loss),
-      c.mtp_weight)
-  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype,
-                             sharding=model.layout.replicated())
-  return update, (_state(model, tx), _batch(model.layout, *shape), key), shape
-
-
-def _sft(config: ml_collections.ConfigDict, model: Transformer):
-  """As _grpo, of fine-tuning without a teacher."""
-  c = config.sft
-  if c.teacher:
-    raise UserError('aot: sft.teacher has a model of its own; compile without')
-  shape = c.batch_size, c.length_tokens
-  build.divides('sft.batch_size', c.batch_size, c.microbatches, model.layout)
-  tx = optimizer.make(build.optimizer_config(c), 1000)
-  update = train_step.supervised(
-      model, tx, Balancing(c.balance_speed, c.balance_loss),
-      train_step.LookAhead(c.mtp.weight, c.mtp.later_weight, 0),
-      c.microbatches)
-
-  def array(dtype):
-    return jax.ShapeDtypeStruct(
-        shape, dtype, sharding=model.layout.sharding('BT'))
-
-  batch = TokenBatch(
-      tokens_BT=array(jnp.int32), target_BT=array(jnp.int32),
-      weight_BT=array(jnp.float32), segment_BT=array(jnp.int32),
-      position_BT=array(jnp.int32))
-  return update, (_state(model, tx), batch), shape
-
-
-def _state(model: Transformer, tx) -> train_state.TrainState:
-  params = jax.tree.map(
-      lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
-      transformer.parameter_shapes(model),
-      is_leaf=lambda x: hasattr(x, 'names'))
-  return train_state.abstract(params, tx, train_state.shardings(model, tx))
-
-
-def _batch(layout: Layout, rows: int, tokens: int) -> RLBatch:
-  def array(letters, dtype):
-    return jax.ShapeDtypeStruct(
-        (rows, tokens)[:len(letters)], dtype, sharding=layout.sharding(letters))
-
-  return RLBatch(
-      rollout=Rollout(
-          tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool),
-          mask_BT=array('BT', bool), logp_BT=array('BT', jnp.float32),
-          model_logp_BT=array('BT', jnp.float32),
-          age_BT=array('BT', jnp.int32),
-          finish_B=array('B', jnp.int32), length_B=array('B', jnp.int32),
-          group_B=array('B', jnp.int32)),
-      adv_BT=jax.ShapeDtypeStruct(
-          (rows, 1), jnp.float32, sharding=layout.sharding('BT')),
-      old_logp_BT=array('BT', jnp.float32),
-      ref_logp_BT=array('BT', jnp.float32))
 
 
 def _largest_buffers(folder: str) -> list[str]:
@@ -217,25 +137,26 @@ def _largest_buffers(folder: str) -> list[str]:
 
 
 def show(config: ml_collections.ConfigDict, name: str) -> int:
-  """Compiles, prints the table; returns the exit code."""
+  """Compiles, prints a table for each program; returns the exit code."""
   devices = topology(name)
-  try:
-    found = compile_update(config, devices)
-  except DoesNotFit as error:
-    print(f'{name}: {error}\nthe largest buffers are')
-    print('\n'.join(error.buffers))
-    return DOES_NOT_FIT
+  layout = Layout(make_mesh(config.mesh, devices))
   limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
-  kind = 'SFT' if config.stages[-1] == 'sft' else 'GRPO'
-  print(f'{name}: {len(devices)} devices; one {kind} update of '
-        f'{found.tokens:,} tokens')
-  print(f'  arguments     {found.arguments_bytes / GB:8.2f} GB a device')
-  print(f'  temporaries   {found.temporaries_bytes / GB:8.2f} GB')
-  print(f'  peak          {found.peak_bytes / GB:8.2f} GB of '
-        f'{limit / GB:.1f} GB')
-  print('\n'.join(_flop_rows(found)))
-  print(f'  compiled in   {found.compile_secs:.0f} s, with '
-        f'{found.host_bytes / GB:.1f} GB of host memory')
+  for update in updates.of(config, layout):
+    try:
+      found = compile_update(update)
+    except DoesNotFit as error:
+      print(f'{name}: {error}\nthe largest buffers are')
+      print('\n'.join(error.buffers))
+      return DOES_NOT_FIT
+    print(f'{name}: {len(devices)} devices; one {update.kind} update of '
+          f'{found.tokens:,} tokens')
+    print(f'  arguments     {found.arguments_bytes / GB:8.2f} GB a device')
+    print(f'  temporaries   {found.temporaries_bytes / GB:8.2f} GB')
+    print(f'  peak          {found.peak_bytes / GB:8.2f} GB of '
+          f'{limit / GB:.1f} GB')
+    print('\n'.join(_flop_rows(found)))
+    print(f'  compiled in   {found.compile_secs:.0f} s, with '
+          f'{found.host_bytes / GB:.1f} GB of host memory')
   return 0
 
 

@@ -116,10 +116,7 @@ class Own(_Valued):
     model = self._model = Transformer(model_config(config), parts.model.layout)
     super().__init__(config, model)
     self.warmup_steps = c.ppo.value_warmup_steps
-    self._tx = optimizer.make(
-        dataclasses.replace(build.optimizer_config(c),
-                            learning_rate=c.ppo.value_learning_rate),
-        c.steps * c.minibatches, untrained=('head', 'mtp'))
+    self._tx = own_optimizer(config, c.steps * c.minibatches)
     self._layout = train_state.shardings(model, self._tx)
     self._update = ppo_step.critic(
         model, self._tx, estimator(config), c.minibatches, c.microbatches,
@@ -158,8 +155,18 @@ def make(config: ml_collections.ConfigDict, parts: build.Parts) -> NoCritic:
   Raises:
     UserError: it means nothing, or not with this model or file.
   """
+  check(config)
   if config.rl.advantage == 'group':
     return NoCritic()
+  if config.rl.ppo.value == 'own':
+    return Own(config, parts)
+  return Shared(config, parts.model)
+
+
+def check(config: ml_collections.ConfigDict):
+  """What config.rl.ppo needs, where advantages come from values."""
+  if config.rl.advantage == 'group':
+    return
   c = config.rl.ppo
   build.one_of('rl.ppo.value', c.value, ('own', 'shared'))
   for field in ('value_coef', 'value_warmup_steps'):
@@ -170,7 +177,7 @@ def make(config: ml_collections.ConfigDict, parts: build.Parts) -> NoCritic:
         f'rl.ppo: value_warmup_steps = {c.value_warmup_steps} leaves the '
         f'policy none of rl.steps = {config.rl.steps}')
   if c.value == 'own':
-    return Own(config, parts)
+    return
   if not config.model.scalar_head:
     raise UserError("rl.ppo: value = 'shared' needs model.scalar_head = True: "
                     "the value is a head on the policy's trunk")
@@ -178,7 +185,15 @@ def make(config: ml_collections.ConfigDict, parts: build.Parts) -> NoCritic:
     if c[field]:
       raise UserError(f"rl.ppo: {field} = {c[field]!r} needs value = 'own': a "
                       'shared trunk begins and learns with the policy')
-  return Shared(config, parts.model)
+
+
+def own_optimizer(config: ml_collections.ConfigDict, updates: int):
+  """Of a critic of its own."""
+  c = config.rl
+  return optimizer.make(
+      dataclasses.replace(build.optimizer_config(c),
+                          learning_rate=c.ppo.value_learning_rate),
+      updates, untrained=('head', 'mtp'))
 
 
 def estimator(config: ml_collections.ConfigDict) -> ppo.Estimator:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import pytest
 
+from configs import algorithms
 from r1jax import main
 from r1jax.errors import UserError
-from r1jax.launch import aot, flops
+from r1jax.launch import aot, flops, updates
 from r1jax.model import kernels
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import build, info
@@ -92,10 +93,15 @@ def _small(**changes):
   return config
 
 
+def _compiled(config):
+  layout = Layout(make_mesh(config.mesh, jax.devices()))
+  return [aot.compile_update(update) for update in updates.of(config, layout)]
+
+
 def test_an_update_is_compiled_and_measured_without_its_arrays():
   """Experts on a mesh: what a device is given, and how much of it fits."""
   config = _small()
-  found = aot.compile_update(config, jax.devices())
+  found, = _compiled(config)
   c, T = config.rl, config.data.max_prompt_tokens + config.rl.max_new_tokens
   assert found.tokens == 8 * c.group_size // c.minibatches * T
   model = build.model_config(config.model)
@@ -111,7 +117,7 @@ def test_an_update_is_compiled_and_measured_without_its_arrays():
 def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
   """Every product by hand; attention's core is in it, there is no kernel."""
   config = _small(first_k_dense=2)
-  found = aot.compile_update(config, jax.devices())
+  found, = _compiled(config)
   m, own = config.model, config.rl.max_new_tokens
   T = config.data.max_prompt_tokens + own
   rows, N = found.tokens // T, m.num_heads
@@ -198,7 +204,7 @@ def _table(printed: str) -> dict[str, list[float]]:
 @pytest.mark.parametrize('kernel', [0.0, 8e15])
 def test_the_table_sets_each_flop_count_beside_its_yardstick(
     capsys, monkeypatch, kernel):
-  monkeypatch.setattr(aot, 'compile_update', lambda config, devices: (
+  monkeypatch.setattr(aot, 'compile_update', lambda update: (
       aot.Compiled(
           tokens=4_194_304, arguments_bytes=2 * 10 ** 9,
           temporaries_bytes=5 * 10 ** 9, peak_bytes=6 * 10 ** 9,
@@ -266,8 +272,48 @@ def test_without_the_compiler_the_fix_is_named():
     pytest.skip('libtpu is installed here')
 
 
-def test_an_update_of_ppo_is_refused():
-  config = small.get_config()
-  config.rl.advantage = 'gae'
-  with pytest.raises(UserError, match="rl.advantage = 'group' alone"):
-    aot.compile_update(config, jax.devices()[:1])
+def _stage(name: str, **changes):
+  config = _small(scalar_head=name == 'reward_model')
+  config.stages = (name,)
+  config[name].update(dict(batch_size=8, widths_tokens=(64, 128)) | changes)
+  return config
+
+
+def _ppo(**changes):
+  config = _small(scalar_head=changes.get('value') == 'shared')
+  config.rl.update(algorithms.ppo())
+  config.rl.ppo.update(changes)
+  return config
+
+
+@pytest.mark.parametrize('config,kinds,tokens', [
+    (_stage('reward_model'), ['reward model'], 16 * 128),
+    (_stage('reward_model', kind='safe'), ['reward model'], 8 * 128),
+    (_stage('dpo'), ['DPO'], 16 * 128),
+    (_stage('dpo', group_robust=True), ['DPO'], 16 * 128),
+    (_ppo(value='own'), ['PPO policy', 'PPO critic'], None),
+    (_ppo(value='shared'), ['PPO policy'], None)],
+    ids=['pairs', 'labels', 'dpo', 'robust dpo', 'ppo', 'ppo, shared'])
+def test_other_stages_are_compiled_too(capsys, monkeypatch, config, kinds,
+                                       tokens):
+  """What the command prints of each program, on these devices."""
+  monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
+  assert aot.show(config, 'v5p:2x2x2') == 0
+  printed = capsys.readouterr().out
+  found = re.findall(r'devices; one (.*) update of ([\d,]+) tokens', printed)
+  assert [kind for kind, _ in found] == kinds
+  for _, told in found:
+    assert tokens in (None, int(told.replace(',', '')))
+  for row in re.findall(r'= ([\d.]+) × 6·N', printed):
+    assert 0.5 < float(row) < 8  # A reference and small heads, at most.
+
+
+def test_what_has_no_update_is_refused():
+  config = _small()
+  config.stages = ('curate',)
+  with pytest.raises(UserError, match="stage 'curate' is not compiled ahead"):
+    updates.of(config, one_device())
+  with pytest.raises(UserError, match="value = 'shared' needs model.scalar"):
+    config = _ppo(value='shared')
+    config.model.scalar_head = False
+    updates.of(config, one_device())
