@@ -39,7 +39,7 @@ def main():
         'zero', 'reasoning'))
     curves['R1-Zero'].append(zero)
     curves['from a cold start'].append(reasoning)
-    claims.append({'seed': seed} | _claims(found, zero, reasoning))
+    claims.append({'seed': seed} | _claims(found, secs, zero, reasoning))
   study.write_csv(HERE / 'results.csv', rows)
   study.write_csv(HERE / 'claims.csv', claims)
   study.plot(HERE / 'curves.png', {
@@ -47,7 +47,7 @@ def main():
           'eval/pass@1', 'eval/language', 'eval/response_length/mean')})
 
 
-def _claims(found, zero: list[dict], reasoning: list[dict]) -> dict:
+def _claims(found, secs, zero: list[dict], reasoning: list[dict]) -> dict:
   """What the paper says, in numbers of this run."""
   first, last = zero[0], zero[-1]
   reached = [line['step'] for line in reasoning
@@ -70,7 +70,11 @@ def _claims(found, zero: list[dict], reasoning: list[dict]) -> dict:
       'reasoning after RL 1': round(mean('reasoning'), 4),
       'reasoning after RL 2': round(mean('final'), 4),
       'student distilled': round(mean('student'), 4),
-      'student by RL': round(mean('student_rl'), 4)}
+      'student by RL': round(mean('student_rl'), 4),
+      # With what its teacher took to write the lessons.
+      'student distilled secs': round(secs['lessons'] + secs['student'], 1),
+      'student by RL secs': secs['student_rl'],
+      'pipeline secs': round(sum(secs.values()))}
 
 
 if __name__ == '__main__':

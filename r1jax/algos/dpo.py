@@ -26,6 +26,8 @@ once and both are the mean of its B single steps:
   α_g ← α_g · exp(η · 1/B Σ_{i of g} N/N_g ℓ_i),    loss = 1/B Σ_i N/N_g α_g ℓ_i
 
 K = 1 is plain DPO; η = 0 is DPO with every group alike, however large it is.
+(The authors' code does the same with its `divide_by_totalcount`, but for 1/B,
+which their η and rate take in.)
 """
 
 import dataclasses

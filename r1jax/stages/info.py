@@ -86,7 +86,7 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
 def training_bytes(config: ml_collections.ConfigDict,
                    layout: Layout) -> dict[str, int]:
   """What a device holds between the passes of a training step, part by part,
-  and of RL in all: of GRPO, and of PPO with either value function.
+  and in all; RL's sums are of GRPO, and of PPO with either value function.
 
   Gradients are of one network at a time. On a shared trunk a value is a head
   of D numbers.
@@ -105,7 +105,7 @@ def training_bytes(config: ml_collections.ConfigDict,
   if reference:
     parts['reference policy, float32'] = 4 * policy
   if trained != 'rl':
-    return parts
+    return parts | {'in all': sum(parts.values())}
   valued, own = (parameters_per_device(each, layout) for each in (
       dataclasses.replace(model, scalar_head=True),
       critic.model_config(config)))

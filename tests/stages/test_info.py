@@ -76,6 +76,12 @@ def test_memory_is_told_of_grpo_and_of_ppo():
   assert not any('reference' in name for name in found)
 
 
+def _stage(name: str):
+  config = r1_zero_tiny.get_config()
+  config.stages = (name,)
+  return config
+
+
 @pytest.mark.parametrize('stage,reference', [
     ('reward_model', False), ('dpo', True)])
 def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
@@ -85,6 +91,10 @@ def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
   printed = capsys.readouterr().out
   assert ('reference policy' in printed) == reference
   assert 'Adam moments, bfloat16' in printed
+  found = info.training_bytes(
+      _stage(stage), Layout(make_mesh({}, jax.devices()[:1])))
+  n = found['weights, float32'] // 4
+  assert found['in all'] == n * (4 + 8 + 4 + 4 * reference)
 
 
 def test_info_shows_a_mesh_that_is_not_here(capsys):
