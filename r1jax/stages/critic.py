@@ -112,7 +112,8 @@ class Own(_Valued):
     c = config.rl
     self._file = c.ppo.value_init
     if self._file:
-      lessons.same_tokens(_file(config), config, parts.tokenizer)
+      lessons.same_tokens('rl.ppo.value_init', _file(config), config,
+                          parts.tokenizer)
     model = self._model = Transformer(model_config(config), parts.model.layout)
     super().__init__(config, model)
     self.warmup_steps = c.ppo.value_warmup_steps

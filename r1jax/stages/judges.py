@@ -36,7 +36,7 @@ def judge(key: str, file: str, config: ml_collections.ConfigDict,
   if judging['kind'] == process.KIND:
     raise UserError(f"{key}: {path} judges the steps of thoughts; give what "
                     'the stage reward_model leaves')
-  return Judge(*_loaded(path, config, made), made.tokenizer, made.reader,
+  return Judge(*_loaded(key, path, config, made), made.tokenizer, made.reader,
                Judging(**judging))
 
 
@@ -55,7 +55,7 @@ def process_model(key: str, file: str, config: ml_collections.ConfigDict,
         f'{key}: {path} reads {how.max_tokens} tokens, fewer than the {most} '
         'of data.max_prompt_tokens and rl.max_new_tokens')
   return process.ProcessModel(
-      *_loaded(path, config, made), made.tokenizer,
+      *_loaded(key, path, config, made), made.tokenizer,
       steps.splitter(how.delimiter, made.reader, made.tokenizer), how)
 
 
@@ -77,12 +77,14 @@ def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   return path, judging
 
 
-def _loaded(path: Path, config: ml_collections.ConfigDict, made: Parts):
+def _loaded(key: str, path: Path, config: ml_collections.ConfigDict,
+            made: Parts):
   """The model in a file, and its parameters."""
-  lessons.same_tokens(path, config, made.tokenizer)
+  lessons.same_tokens(key, path, config, made.tokenizer)
   fields = convert.architecture(path)
   if not fields['scalar_head']:
-    raise UserError(f'{path} has no scalar head: model.scalar_head is False')
+    raise UserError(f'{key}: {path} has no scalar head: model.scalar_head is '
+                    'False')
   model = Transformer(ModelConfig.from_dict(fields), made.model.layout)
   return model, weights.load(path, model)
 

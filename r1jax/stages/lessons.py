@@ -95,14 +95,15 @@ def teaching(config: ml_collections.ConfigDict,
   if not path.exists():
     raise UserError(f"sft: teacher: no file {path}; give weights of ours, or "
                     f'{STORED!r} for distributions in the data')
-  same_tokens(path, config, made.tokenizer)
+  same_tokens('sft.teacher', path, config, made.tokenizer)
   teacher = Transformer(
       ModelConfig.from_dict(convert.architecture(path)), made.model.layout)
   return train_step.Teaching(soft, teacher)
 
 
-def same_tokens(path: Path, config: ml_collections.ConfigDict, ours: Tokenizer):
-  """Whether a model's tokens mean what ours do.
+def same_tokens(key: str, path: Path, config: ml_collections.ConfigDict,
+                ours: Tokenizer):
+  """Whether the tokens of the model that a key names mean what ours do.
 
   Raises:
     UserError: they do not, with the first that differs.
@@ -112,8 +113,8 @@ def same_tokens(path: Path, config: ml_collections.ConfigDict, ours: Tokenizer):
   if source is None:  # Imported: only its size is known.
     if said['model.vocab_size'] != config.model.vocab_size:
       raise UserError(
-          f'teacher: {path} has a vocabulary of {said["model.vocab_size"]}, '
-          f'the student {config.model.vocab_size}')
+          f'{key}: {path} has a vocabulary of {said["model.vocab_size"]}, '
+          f'this model {config.model.vocab_size}')
     return
   if source == config.tokenizer.source:
     return
@@ -121,5 +122,5 @@ def same_tokens(path: Path, config: ml_collections.ConfigDict, ours: Tokenizer):
       source if source in tokenizer.BUILT_IN else str(readers.resolve(source)))
   if different := ours.difference(theirs):
     raise UserError(
-        f'teacher: {path} has the tokenizer {source}, the student '
+        f'{key}: {path} has the tokenizer {source}, this model '
         f'{config.tokenizer.source}: {different}')
