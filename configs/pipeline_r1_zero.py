@@ -6,7 +6,7 @@ DeepSeek-R1 (arXiv 2501.12948, second version), section 2.2.
   r1jax pipeline --config=configs/pipeline_r1_zero.py --workdir=runs/zero
 
 It expects DeepSeek-V3-Base in weights/deepseek-v3-base (`r1jax import-hf`), and
-its tokenizer in tokenizers/deepseek-r1 under $R1JAX_DATA. The questions of
+its tokenizer in tokenizer/deepseek-r1 under $R1JAX_DATA. The questions of
 R1-Zero are unpublished: MATH and MBPP stand here for them.
 
 Lengths go from 32,768 tokens to 65,536 after step 8,200 of 10,400 updates: two

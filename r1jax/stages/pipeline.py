@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
+from r1jax.data import sources, tasks
 from r1jax.errors import UserError, unknown
 from r1jax.rollout.engine import Engine
 from r1jax.settings import flatten
@@ -139,6 +140,10 @@ def check(config: ml_collections.ConfigDict, place: Path,
   if 'evaluations' not in config:
     raise UserError('pipeline: the config needs evaluations, tasks that each '
                     'policy is measured on; () for none')
+  for name in config.evaluations:
+    if name not in tasks.TASKS and name not in sources.SOURCES:
+      raise unknown('pipeline: evaluations: task', name,
+                    [*tasks.TASKS, *sources.SOURCES])
   if len(set(stages)) < len(stages) or not stages:
     raise UserError(f'pipeline: stages {stages} are none, or name one twice')
   for name in stages:

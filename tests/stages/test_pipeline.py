@@ -134,6 +134,8 @@ def _set(path, value):
 @pytest.mark.parametrize('change, said', [
     (_set('stages', ()), 'are none, or name one twice'),
     (_set('stages', ('base', 'bass')), "unknown 'bass'; did you mean 'base'"),
+    (_set('evaluations', ('arithmetics',)), "evaluations: task: unknown "
+     "'arithmetics'; did you mean 'arithmetic'"),
     (_set('reasoning.init', '@warm'), "reasoning.init names 'warm', which is "
      'no stage'),
     (_set('cold_start.init', '@reasoning'), 'wait for each other: cold_start ← '
