@@ -72,7 +72,8 @@ _BOMBS = [
     '(a+b)(b+c)(c+d)(d+e)(e+f)(f+g)(g+h)', '\\frac{x^{999}-1}{x-1}',
     '+'.join(f'1/(x+{i})' for i in range(9)),
     '+'.join(f'\\frac{{1}}{{x+{i}}}' for i in range(9)),
-    '\\sin(x)^{50}\\cos(x)^{50}', '\\tan(\\tan(\\tan(\\tan(1))))', '\\begin{pmatrix}a&b\\\\c&d\\end{pmatrix}^{5}',
+    '\\sin(x)^{50}\\cos(x)^{50}', '\\tan(\\tan(\\tan(\\tan(1))))',
+    '\\begin{pmatrix}a&b\\\\c&d\\end{pmatrix}^{5}',
     '\\sqrt[3]{10^{3000}+1}', '\\cup'.join(['(0,1)'] * 20),
     '-' * 290 + '1', '\\{' * 20 + '\\}' * 20,
     '\\frac{1}{' * 100 + '1' + '}' * 100, '2^' * 1000 + '2', '{' * 100_000]
