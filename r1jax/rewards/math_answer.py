@@ -22,11 +22,11 @@ MAX_DIGITS = 10_000
 MAX_TERMS = 100  # Gold answers: 64.
 # Of the gold answers of MATH and GSM8K, on a busy core, the slowest takes 0.11
 # CPU-seconds, and one in 200 of those that differ more than 0.05. A first try
-# has 0.05 and an eighth of the account's 0.4; the deadline is 0.36, and all
+# has 0.045 and an eighth of the account's 0.3; the deadline is 0.3, and all
 # grow with what answers take. A deadline of seconds would let few bombs fill
 # the time of all others.
 _LIMITS = turns.Limits(
-    first=18, deadline=120, kept=140, share=0.2, ordinary_secs=0.003)
+    first=15, deadline=100, kept=100, share=0.2, ordinary_secs=0.003)
 # A batch ends: what is not graded by then has no score.
 _BATCH_SECS, _ANSWER_SECS = 60.0, 0.25
 

@@ -82,14 +82,17 @@ class Account:
     self.secs += self._limits.share * secs
     self._mean_secs += (secs - self._mean_secs) / _MEMORY
 
-  def rest(self):
-    """Between two batches: no more than it keeps, and at least half of that, so
-    that one batch does not make the honest answers of the next late."""
+  def rest(self, jobs: int):
+    """After a batch of so many: no more than it keeps; and where it holds less
+    than half of that, half comes back over _REFILL jobs, whatever they took, so
+    that bombs do not make honest answers late for long. By jobs and not by
+    batches: small ones would fill it each time anew for bombs to spend."""
     kept = self._limits.kept * self.unit_secs
-    self.secs = min(max(self.secs, kept / 2), kept)
+    back = self.secs + jobs / _REFILL * kept / 2
+    self.secs = min(max(self.secs, min(back, kept / 2)), kept)
 
 
-_MEMORY, _LONG = 256, 4  # Jobs; ordinary ones.
+_MEMORY, _REFILL, _LONG = 256, 512, 4  # Jobs; jobs; ordinary ones.
 
 
 class Turn(NamedTuple):

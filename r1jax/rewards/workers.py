@@ -106,7 +106,7 @@ class Pool:
       finally:  # After an error, nobody waits for what these would say.
         for worker in self._busy():
           self._discard(worker)
-        self._account.rest()
+        self._account.rest(len(texts))
       return turns.results
 
   def _run(self, turns: Turns, texts: list[bytes], end: float):

@@ -93,15 +93,13 @@ class Curate(Stage):
         'dropped': dropped, 'kept': len(rows), 'general': len(self._general)}
     (directory / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
     if not rows:
-      worst = max(dropped, key=dropped.get)
       raise UserError(
-          f'curate: nothing is left of {report["samples"]} completions; '
-          f'{worst} dropped {dropped[worst]} of them. {directory}/report.json '
-          'has the counts of every filter')
+          f'curate: nothing is left of {report["samples"]} completions: '
+          f'{_counts(dropped)}; loosen one of them')
     path = directory / self.output
     chunks.finish(path, [*rows, *self._general])
     print(f'curate: kept {len(rows)} of {report["samples"]} completions; '
-          + ', '.join(f'{name} dropped {n}' for name, n in dropped.items()))
+          + _counts(dropped))
     return path
 
   def _chunk(self, params, prompts: Sequence[Prompt], key: jax.Array,
@@ -227,6 +225,11 @@ class Curate(Stage):
 
 _MOST = 1 << 30
 _WRONG = 'correct', 'well_formed'  # The filters whose losses are rejected.
+
+
+def _counts(dropped: Counter) -> str:
+  """Of every filter, in words."""
+  return ', '.join(f'{name} dropped {n}' for name, n in dropped.most_common())
 
 
 def _check_pairs(c: ml_collections.ConfigDict):

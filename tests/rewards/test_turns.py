@@ -83,8 +83,18 @@ def test_between_batches_the_account_keeps_half_to_all(one_second):
   assert account.secs == 24
   for held, kept in ((0, 12), (13, 13), (99, 24)):
     account.secs = held
-    account.rest()
+    account.rest(512)
     assert account.secs == kept
+
+
+def test_small_batches_give_back_no_more_than_a_large_one(one_second):
+  account = Account(_LIMITS)
+  account.secs = 0
+  for group in range(1, 33):
+    account.rest(16)
+    assert account.secs == pytest.approx(12 * group / 32)
+  account.rest(16)
+  assert account.secs == 12
 
 
 def test_the_unit_follows_ordinary_jobs_up_and_the_long_ones_little():

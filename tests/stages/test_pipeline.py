@@ -192,8 +192,9 @@ def test_an_empty_curation_says_which_filter_emptied_it(
     shutil.copytree(whole / name, tmp_path / name)
   done = run(environment, 'pipeline', PIPELINE, f'--workdir={tmp_path}',
              '--only=kept', '--config.kept.curate.max_tokens=1', code=2)
-  assert 'nothing is left of 36 completions; ' in done.stderr
+  assert 'nothing is left of 36 completions: ' in done.stderr
   assert 'truncated dropped' in done.stderr
+  assert 'max_tokens dropped' in done.stderr
 
 
 def test_chance_picks_the_same_rows_again():
