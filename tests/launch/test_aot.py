@@ -289,11 +289,10 @@ def _ppo(**changes):
 @pytest.mark.parametrize('config,kinds,tokens', [
     (_stage('reward_model'), ['reward model'], 16 * 128),
     (_stage('reward_model', kind='safe'), ['reward model'], 8 * 128),
-    (_stage('dpo'), ['DPO'], 16 * 128),
     (_stage('dpo', group_robust=True), ['DPO'], 16 * 128),
     (_ppo(value='own'), ['PPO policy', 'PPO critic'], None),
     (_ppo(value='shared'), ['PPO policy'], None)],
-    ids=['pairs', 'labels', 'dpo', 'robust dpo', 'ppo', 'ppo, shared'])
+    ids=['pairs', 'labels', 'robust dpo', 'ppo', 'ppo, shared'])
 def test_other_stages_are_compiled_too(capsys, monkeypatch, config, kinds,
                                        tokens):
   """What the command prints of each program, on these devices."""
