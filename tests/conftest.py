@@ -27,12 +27,6 @@ from r1jax.sharding import Layout, make_mesh  # noqa: E402
 ROOT = Path(__file__).parents[1]
 
 
-def pytest_collection_modifyitems(items):
-  """Whole runs first, so that the end waits for short tests alone."""
-  whole = 'tests/stages/', 'tests/test_notebooks', 'tests/rollout/test_engine'
-  items.sort(key=lambda item: not item.nodeid.startswith(whole))
-
-
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache():
   """Programs compiled once are found again by later tests and later runs."""
