@@ -9,7 +9,7 @@ from r1jax import sharding
 from r1jax.data import preferences
 from r1jax.errors import UserError
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages import build, pipeline, run
+from r1jax.stages import build, plan, run
 from r1jax.stages.curate import Curate
 from r1jax.stages.preferences import DPO
 from tests.configs import small, small_judged
@@ -138,13 +138,13 @@ def test_a_pipeline_keeps_pairs_and_rows_apart(tmp_path):
   config.pairs = _config()
   config.pairs.model, config.pairs.init = config.base.model, '@base'
   config.liked.dpo.data = ('@pairs',)
-  pipeline._check_fit('liked', config.liked, 'dpo.data[0]', 'pairs',
+  plan._check_fit('liked', config.liked, 'dpo.data[0]', 'pairs',
                       config.pairs)
   config.pairs.curate.pairs = False
   with pytest.raises(UserError, match='liked.dpo.data.* needs pairs; set '
                      'pairs.curate.pairs = True'):
-    pipeline.check(config, tmp_path, config.stages)
+    plan.check(config, tmp_path, config.stages)
   config.pairs.curate.pairs = True
   config.liked.sft.data = ('@pairs',)
   with pytest.raises(UserError, match='liked.sft.data.* needs single rows'):
-    pipeline.check(config, tmp_path, config.stages)
+    plan.check(config, tmp_path, config.stages)

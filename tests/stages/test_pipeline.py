@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.stages import chunks, curate, lineage, pipeline
+from r1jax.stages import chunks, curate, lineage, pipeline, plan
 from tests.configs import small_pipeline
 from tests.conftest import ROOT
 from tests.stages.conftest import command, rows, run
@@ -118,7 +118,7 @@ def _check(tmp_path, change, names=None):
   config = small_pipeline.get_config()
   with config.unlocked():
     change(config)
-  pipeline.check(config, tmp_path, names or config.stages)
+  plan.check(config, tmp_path, names or config.stages)
 
 
 def _set(path, value):

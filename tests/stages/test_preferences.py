@@ -9,7 +9,7 @@ import pytest
 from r1jax import sharding
 from r1jax.data import preferences, tasks
 from r1jax.errors import UserError
-from r1jax.stages import build, judges, lineage, pipeline, run
+from r1jax.stages import build, judges, lineage, plan, run
 from r1jax.stages.preferences import DPO
 from r1jax.train import weights
 from r1jax.train.metrics import MetricsWriter
@@ -229,7 +229,7 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
     config = small_judged.get_config()
     config[stage].update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=match):
-      pipeline.check(config, tmp_path, tuple(config.stages))
+      plan.check(config, tmp_path, tuple(config.stages))
 
   refused('reasoning', 'rl.reward_models.helpful', '@base',
           'needs a reward model, but base leaves what pretrain does')

@@ -7,7 +7,7 @@ import pytest
 
 from configs import pipeline_r1, pipeline_r1_zero
 from r1jax.sharding import Layout, mesh_sizes
-from r1jax.stages import build, info, pipeline, run
+from r1jax.stages import build, info, plan, run
 
 _STAGES = [(module.get_config(), name)
            for module in (pipeline_r1_zero, pipeline_r1)
@@ -35,7 +35,7 @@ def test_every_stage_divides_over_its_mesh(config, name):
 
 def test_the_stages_feed_each_other_as_in_the_paper():
   config = pipeline_r1.get_config()
-  parents = {name: pipeline.references(config[name]) for name in config.stages}
+  parents = {name: plan.references(config[name]) for name in config.stages}
   assert parents['reasoning'] == {'init': 'cold_start'}
   assert parents['curated'] == {'init': 'reasoning'}
   assert parents['sft'] == {'sft.data[0]': 'curated'}  # From the base again.
