@@ -8,6 +8,10 @@ unpublished is marked below.
   r1jax aot --config=configs/pipeline_r1.py --stage=sft --topology=v5p:8x8x16
   r1jax pipeline --config=configs/pipeline_r1.py --workdir=runs/r1
 
+Stages of the 671B model take 1,024 chips, the students 64 (Qwen 32B 128, Llama
+70B 256): jobs of their own, on slices of their own, over one --workdir, each
+with --only=STAGE. What a stage waits for must be finished by then.
+
 It expects weights/deepseek-v3-base and the students' bases (`r1jax import-hf`),
 tokenizers and data under $R1JAX_DATA. The data are unpublished too:
 r1/cold_start.jsonl and r1/general.jsonl are demonstrations of your own

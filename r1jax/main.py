@@ -27,7 +27,8 @@ usage: r1jax COMMAND --config=FILE [--config.KEY=VALUE ...] [flags]
 
 commands:
   train    run the config's stages:   r1jax train --config=C [--workdir=DIR]
-  pipeline  run a list of configs:    r1jax pipeline --config=C [--only=STAGE]
+  pipeline  run a list of configs:    r1jax pipeline --config=C [--workdir=DIR]
+                                      [--only=STAGE | --from=STAGE]
   lineage  where a run came from:     r1jax lineage RUN
   eval     pass@1, best of n, search: r1jax eval --config=C [--workdir=DIR]
   sample   complete prompts:          r1jax sample --config=C --prompt=TEXT
@@ -40,6 +41,7 @@ commands:
                                       r1jax import-hf DIR --out=OURS
   export-hf  and back:                r1jax export-hf OURS --out=DIR
 
+Of a pipeline, eval, sample, info, aot and decontaminate take --stage=STAGE.
 `r1jax COMMAND --help` shows its flags; configs/base.py declares every key.
 Without --workdir, train uses runs/<name of the config>, and eval and sample
 read the base model that the config names.
@@ -77,13 +79,14 @@ def _stage_of(config, values):
     if values.stage:
       raise UserError('--stage is for pipelines; this config is of one run')
     return config
+  from r1jax.stages import plan
   names = tuple(config.get('stages', ()))
   if values.stage not in names:
     raise UserError(f'this config is a pipeline; give --stage, one of '
                     f'{", ".join(map(str, names))}')
   if getattr(values, 'workdir', ''):
     values.workdir = os.path.join(values.workdir, values.stage)
-  return config[values.stage]
+  return plan.section(config, values.stage)
 
 
 def _eval(config, values):
@@ -132,7 +135,8 @@ def _config(config, values):
 
 def _info(config, values):
   import jax
-  from r1jax.stages import info
+  from r1jax.stages import info, run
+  run.check_names(config)
   info.show(config, values.devices or jax.device_count())
 
 
@@ -167,8 +171,8 @@ def _weights(config, values):
 
 
 COMMANDS: dict[str, Callable] = {
-    'train': _train, 'pipeline': _pipeline, 'eval': _eval, 'sample': _sample, 'config': _config,
-    'info': _info, 'aot': _aot, 'decontaminate': _decontaminate}
+    'train': _train, 'pipeline': _pipeline, 'eval': _eval, 'sample': _sample,
+    'config': _config, 'info': _info, 'aot': _aot, 'decontaminate': _decontaminate}
 # Of a pipeline, these want to know the stage.
 OF_ONE_RUN = ('eval', 'sample', 'info', 'aot', 'decontaminate')
 # These read a checkpoint or a run, which says all that a config would.
@@ -381,7 +385,7 @@ def main():
     sys.exit(BAD_INPUT)
   except KeyboardInterrupt:
     again = ('; the same command goes on from the newest checkpoint'
-             if sys.argv[1] == 'train' else '')
+             if sys.argv[1] in ('train', 'pipeline') else '')
     print(f'\nr1jax: interrupted{again}', file=sys.stderr)
     sys.exit(INTERRUPTED)
   except BrokenPipeError:  # Whoever read the output wants no more of it.

@@ -74,8 +74,8 @@ def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
   if math.prod(sizes.values()) != devices:
     wanted = ' × '.join(f'{axis}={size}' for axis, size in sizes.items())
     raise UserError(
-        f'mesh: {wanted} does not make the {devices} devices here; '
-        'change --config.mesh.*')
+        f'mesh: {wanted} does not make the {devices} devices that there are; '
+        'change mesh in the config')
   return sizes
 
 
@@ -168,7 +168,7 @@ class Layout:
       if size % parts:
         raise UserError(
             f'mesh: {name} has {letter} = {size}, which does not divide over '
-            f'{" × ".join(axes)} = {parts}; change --config.mesh.*')
+            f'{" × ".join(axes)} = {parts}; change mesh in the config')
 
 
 def _spec(letters: str | tuple, table: _Axes) -> PartitionSpec:

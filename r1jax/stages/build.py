@@ -3,7 +3,7 @@
 Everything is made and checked before a run writes anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 import ml_collections
 
 from r1jax.algos.grpo import Objective
-from r1jax.data import batching, chat, forms, mixture, readers, tasks
-from r1jax.data import tokenizer
+from r1jax.data import batching, chat, forms, mixture, readers, sources
+from r1jax.data import tasks, tokenizer
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import Evaluator
@@ -305,6 +305,23 @@ def widths(section: str, tokens: Sequence[int],
     raise UserError(f'{section}: widths_tokens ends at {tokens[-1]}, beyond '
                     f'model.max_context = {max_context}')
   return tokens
+
+
+def check_files(key: str, names: Sequence[str], missing: Collection[str]):
+  """Are the files of a config's list there, but for those that are to come?
+
+  Args:
+    key: Of the list: 'sft.data'.
+    names: What stands in it: tasks and datasets are passed over.
+    missing: 'sft.data[0]', …: the entries to come.
+
+  Raises:
+    UserError: naming what is not there.
+  """
+  for i, name in enumerate(mixture.parse(names)):
+    if not (f'{key}[{i}]' in missing or name in tasks.TASKS
+            or name in sources.SOURCES):
+      readers.files(name)
 
 
 def base_file(config: ml_collections.ConfigDict) -> Path:

@@ -13,9 +13,28 @@ from typing import TextIO
 
 import ml_collections
 
+from r1jax.errors import UserError
+from r1jax.records import Prompt
 from r1jax.stages import build, lineage
 
 PARTIAL = 'partial.jsonl'
+_MOST = 1 << 30  # An endless task has more prompts than this.
+
+
+def count(stage: str, asked: int, prompts: Sequence[Prompt]) -> int:
+  """How many prompts a stage samples of: as many as it asks for, or all.
+
+  Raises:
+    UserError: there are not so many, or no end of them and none was asked for.
+  """
+  there = min(len(prompts), _MOST)
+  if not 0 <= asked <= there:
+    raise UserError(f'{stage}: prompts = {asked}, but there are {there}; 0 '
+                    'takes all of a dataset')
+  if not asked and len(prompts) > _MOST:
+    raise UserError(f'{stage}: prompts = 0 takes all of a dataset, but these '
+                    'have no end; say how many')
+  return asked or there
 
 
 def resumed(partial: Path) -> tuple[int, list[dict], Counter]:

@@ -1,6 +1,6 @@
 """What reward models and DPO learn from: preferences, and those held out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,9 +46,7 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts, name: str,
     UserError: bad data, or none.
   """
   c = config[name]
-  build.divides(f'{name}.batch_size', c.batch_size, c.microbatches,
-                made.model.layout)
-  _check(c, name, config.model.max_context)
+  check(config, made, name)
   quarantine = Quarantine(config.data.quarantine)
   rows = _Rows(config, name, made, labelled, quarantine)
   train, held_out = [], []
@@ -78,6 +76,48 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts, name: str,
       Comparisons(measured, names, *shape, shuffle=False), groups, names)
 
 
+def check(config: ml_collections.ConfigDict, made: build.Parts, name: str,
+          missing: Collection[str] = ()):
+  """What config[name] says, whatever is in the files that it names.
+
+  Args:
+    config: Of the run.
+    made: Its parts.
+    name: Of the section.
+    missing: Entries of its lists whose files are to come.
+
+  Raises:
+    UserError: naming the key that means nothing.
+  """
+  c = config[name]
+  build.divides(f'{name}.batch_size', c.batch_size, c.microbatches,
+                made.model.layout)
+  build.widths(name, c.widths_tokens, config.model.max_context)
+  if not 0 <= c.held_out_share < 1:
+    raise UserError(f'{name}: held_out_share must lie within [0, 1), got '
+                    f'{c.held_out_share}')
+  if c.held_out_rows < 0:
+    raise UserError(f'{name}: held_out_rows must not be below 0')
+  for key in ('data', 'held_out'):
+    for source, count in mixture.parse(c[key]).items():
+      _check_count(name, key, source, count)
+    build.check_files(f'{name}.{key}', c[key], missing)
+
+
+def _check_count(name: str, key: str, source: str, count: float | None):
+  if source not in tasks.TASKS:
+    if count is not None:
+      raise UserError(f'{name}: {key}: {source} is a file: it counts by its '
+                      f'rows; leave :{count:g} out')
+    return
+  if source != preferences.TASK:
+    raise UserError(f'{name}: {key}: {source} has no preferences; '
+                    f'{preferences.TASK} has')
+  if key == 'data' and (not count or count != int(count)):
+    raise UserError(f'{name}: data: say how many of {source}, as in '
+                    f"'{source}:1000'")
+
+
 def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
   """The files that `data` and `held_out` of a section stand for."""
   found = {'data': [], 'held_out': []}
@@ -98,7 +138,7 @@ class _Rows:
 
   def __init__(self, config: ml_collections.ConfigDict, name: str,
                made: build.Parts, labelled: bool, quarantine: Quarantine):
-    self._c, self._name, self._seed = config[name], name, config.seed
+    self._c, self._seed = config[name], config.seed
     self._template, self._labelled = made.template, labelled
     self._quarantine = quarantine
     self._synthetic = preferences.Synthetic(**self._c.synthetic)
@@ -107,12 +147,8 @@ class _Rows:
     """To learn from, and what of the same source is held out."""
     aside = not self._c.held_out
     if source in tasks.TASKS:
-      if not count or count != int(count):
-        raise UserError(f'{self._name}: data: say how many of {source}, as in '
-                        f"'{source}:1000'")
-      return (self._made(source, tasks.TRAIN, int(count)),
+      return (self._made(tasks.TRAIN, int(count)),
               self.held_out(source, None) if aside else [])
-    self._uncounted(source, count)
     if source in sources.SOURCES:
       found = self._read(preferences.dataset_path(source, tasks.TRAIN), source)
       return found, self.held_out(source, None) if aside else []
@@ -127,24 +163,15 @@ class _Rows:
   def held_out(self, source: str, count: float | None) -> list[Preference]:
     """To evaluate on alone."""
     if source in tasks.TASKS:
-      rows = int(count or self._c.held_out_rows)
-      return self._made(source, tasks.HELD_OUT, rows)
-    self._uncounted(source, count)
+      return self._made(
+          tasks.HELD_OUT, int(count or self._c.held_out_rows))
     group = ''
     if source in sources.SOURCES:
       group = source
       source = preferences.dataset_path(source, tasks.HELD_OUT)
     return self._first(self._read(source, group))
 
-  def _uncounted(self, source: str, count: float | None):
-    if count is not None:
-      raise UserError(f'{self._name}: data: {source} is a file: it counts by '
-                      f'its rows; leave :{count:g} out')
-
-  def _made(self, task: str, split: str, count: int) -> list[Preference]:
-    if task != preferences.TASK:
-      raise UserError(f'{self._name}: data: {task} has no preferences; '
-                      f'{preferences.TASK} has')
+  def _made(self, split: str, count: int) -> list[Preference]:
     draw = preferences.responses if self._labelled else preferences.pairs
     return draw(self._synthetic, self._template, split, self._seed, count)
 
@@ -154,13 +181,3 @@ class _Rows:
 
   def _first(self, found: list[Preference]) -> list[Preference]:
     return found[:self._c.held_out_rows or None]
-
-
-def _check(c: ml_collections.ConfigDict, name: str, max_context: int):
-  """What the numbers of a section need of each other."""
-  build.widths(name, c.widths_tokens, max_context)
-  if not 0 <= c.held_out_share < 1:
-    raise UserError(f'{name}: held_out_share must lie within [0, 1), got '
-                    f'{c.held_out_share}')
-  if c.held_out_rows < 0:
-    raise UserError(f'{name}: held_out_rows must not be below 0')

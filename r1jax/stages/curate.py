@@ -44,25 +44,26 @@ class Curate(Stage):
     self._seed, self._parts = config.seed, parts
     self._whole = config
     self._width = config.data.max_prompt_tokens
+    _check(c)
     self._prompts = build.prompts(config, parts, tasks.TRAIN)
-    self._count = c.prompts or len(self._prompts)
-    if self._count > min(len(self._prompts), _MOST):
-      raise UserError(
-          f'curate: prompts = {c.prompts}, but there are '
-          f'{min(len(self._prompts), _MOST)}; 0 takes all of a dataset')
-    for field in ('min_language', 'max_repetition'):
-      if not 0 <= c[field] <= 1:
-        raise UserError(f'curate: {field} is a share within [0, 1], got '
-                        f'{c[field]}')
-    if c.pairs:
-      _check_pairs(c)
+    self._count = chunks.count(self.name, c.prompts, self._prompts)
     self._engine = build.engine(config, parts)
-    self._sampling = Sampling(
-        max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
-        top_p=c.top_p, stop_ids=parts.tokenizer.stop_ids, best=c.top_logps)
-    self._sampling.check(config.model.vocab_size)
+    self._sampling = _sampling(config, parts)
     self._score = judges.of_curation(config, parts)
     self._general = _general_rows(config, parts)
+
+  @classmethod
+  def check(cls, config, parts, missing=()):
+    c = config.curate
+    _check(c)
+    _sampling(config, parts)
+    build.engine(config, parts)
+    if not any(key.startswith('data.') for key in missing):
+      chunks.count(cls.name, c.prompts,
+                   build.prompts(config, parts, tasks.TRAIN))
+    build.check_files('curate.general', c.general, missing)
+    if 'curate.judge' not in missing:
+      judges.of_curation(config, parts)
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Samples chunk by chunk; a kill loses no chunk that was finished."""
@@ -223,13 +224,34 @@ class Curate(Stage):
     return said + text
 
 
-_MOST = 1 << 30
 _WRONG = 'correct', 'well_formed'  # The filters whose losses are rejected.
 
 
 def _counts(dropped: Counter) -> str:
   """Of every filter, in words."""
   return ', '.join(f'{name} dropped {n}' for name, n in dropped.most_common())
+
+
+def _check(c: ml_collections.ConfigDict):
+  """What the numbers of the section mean, whatever is sampled."""
+  for field in ('min_language', 'max_repetition'):
+    if not 0 <= c[field] <= 1:
+      raise UserError(f'curate: {field} is a share within [0, 1], got '
+                      f'{c[field]}')
+  for field in ('prompts', 'max_tokens', 'reasoning_rows', 'top_logps'):
+    if c[field] < 0:
+      raise UserError(f'curate: {field} must not be below 0, got {c[field]}')
+  if c.pairs:
+    _check_pairs(c)
+
+
+def _sampling(config: ml_collections.ConfigDict, parts: build.Parts):
+  c = config.curate
+  how = Sampling(
+      max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
+      top_p=c.top_p, stop_ids=parts.tokenizer.stop_ids, best=c.top_logps)
+  how.check(config.model.vocab_size)
+  return how
 
 
 def _check_pairs(c: ml_collections.ConfigDict):

@@ -85,18 +85,20 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
 
 def training_bytes(config: ml_collections.ConfigDict,
                    layout: Layout) -> dict[str, int]:
-  """What a device holds between the passes of a training step, part by part,
-  and in all; RL's sums are of GRPO, and of PPO with either value function.
+  """What a device holds between the passes of a step of the last stage, part
+  by part, and in all; RL's sums are of GRPO, and of PPO with either value
+  function. A stage that only samples holds weights.
 
   Gradients are of one network at a time. On a shared trunk a value is a head
   of D numbers.
   """
-  trained = next((name for name in reversed(config.stages)
-                  if name in config and 'optimizer' in config[name]), 'rl')
+  trained = config.stages[-1]
   model = build.model_config(config.model)
+  policy = parameters_per_device(model, layout)
+  if not trains(config):
+    return {'weights, float32': 4 * policy}
   moments = config[trained].optimizer.moment_dtype
   wide = 2 * jnp.dtype(moments).itemsize
-  policy = parameters_per_device(model, layout)
   parts = {
       'weights, float32': 4 * policy,
       f'Adam moments, {moments}': wide * policy,
@@ -119,6 +121,21 @@ def training_bytes(config: ml_collections.ConfigDict,
   }
 
 
+def trains(config: ml_collections.ConfigDict) -> bool:
+  """Has the last stage an optimiser?"""
+  return 'optimizer' in config[config.stages[-1]]
+
+
+def longest_tokens(config: ml_collections.ConfigDict) -> int:
+  """Of the sequences of the last stage."""
+  c = config[config.stages[-1]]
+  if 'length_tokens' in c:
+    return c.length_tokens
+  if 'widths_tokens' in c:
+    return max(c.widths_tokens)
+  return config.data.max_prompt_tokens + config.rl.max_new_tokens
+
+
 def show(config: ml_collections.ConfigDict, devices: int):
   """Prints the table."""
   model = build.model_config(config.model)
@@ -126,7 +143,7 @@ def show(config: ml_collections.ConfigDict, devices: int):
   sizes = mesh_sizes(config.mesh, devices)
   layout = Layout(jax.sharding.AbstractMesh(
       tuple(sizes.values()), tuple(sizes)))
-  context = config.data.max_prompt_tokens + config.rl.max_new_tokens
+  context = longest_tokens(config)
   core = found.attention_flops * context // 2  # A token sees half of it.
   mesh = ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
   rows = [
@@ -145,11 +162,12 @@ def show(config: ml_collections.ConfigDict, devices: int):
        _short(found.forward_flops)),
       (f'  attention core, mean of {context:,} tokens', f'{core:,}',
        _short(core)),
-      ('training FLOPs a token, 3 × both',
-       f'{3 * (found.forward_flops + core):,}',
-       _short(3 * (found.forward_flops + core))),
-      (f'a device of {mesh}', '', ''),
   ]
+  if trains(config):
+    rows.append(('training FLOPs a token, 3 × both',
+                 f'{3 * (found.forward_flops + core):,}',
+                 _short(3 * (found.forward_flops + core))))
+  rows.append((f'a device of {mesh}', '', ''))
   rows += [(f'  {name}', f'{size:,}', _short(size, 'B'))
            for name, size in training_bytes(config, layout).items()]
   table = Table(show_header=False, box=None)

@@ -104,6 +104,18 @@ def of_rewards(config: ml_collections.ConfigDict, made: Parts):
   return found
 
 
+def expected(config: ml_collections.ConfigDict):
+  """In the place of `of_rewards`, while files are still to come: their parts,
+  and no way to score them.
+
+  Raises:
+    UserError: what the config says of them means nothing.
+  """
+  c = config.rl
+  check_aggregate('rl.process_aggregate', c.process_aggregate)
+  return dict.fromkeys(kind for kind, file in c.reward_models.items() if file)
+
+
 def of_curation(config: ml_collections.ConfigDict, made: Parts):
   """score(prompts, texts) of config.curate.judge, or None."""
   file = config.curate.judge

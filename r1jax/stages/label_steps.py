@@ -35,7 +35,6 @@ from r1jax.train.metrics import Progress
 
 # Streams of randomness.
 _THOUGHTS, _CONTINUATIONS = range(2)
-_MOST = 1 << 30  # As many prompts has an endless task.
 
 
 class _Thought(NamedTuple):
@@ -61,11 +60,7 @@ class LabelSteps(Stage):
     c = self._config = config.label_steps
     self._whole, self._parts = config, parts
     self._prompts = build.prompts(config, parts, tasks.TRAIN, general=False)
-    self._count = c.prompts or len(self._prompts)
-    if self._count > min(len(self._prompts), _MOST):
-      raise UserError(
-          f'label_steps: prompts = {c.prompts}, but there are '
-          f'{min(len(self._prompts), _MOST)}; 0 takes all of a dataset')
+    self._count = chunks.count(self.name, c.prompts, self._prompts)
     self._splitter = steps.splitter(
         config.data.step_delimiter, parts.reader, parts.tokenizer)
     self._engine = build.engine(config, parts)

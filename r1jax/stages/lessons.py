@@ -20,30 +20,43 @@ from r1jax.train import step as train_step, weights
 STORED = 'stored'  # In the data: what config.sft.teacher may say.
 
 
+def check(config: ml_collections.ConfigDict, made: build.Parts):
+  """What config.sft says, whatever is in the files that it names.
+
+  Raises:
+    UserError: naming the key that means nothing.
+  """
+  c = config.sft
+  build.divides('sft.batch_size', c.batch_size, c.microbatches,
+                made.model.layout)
+  if not -1 <= c.reasoning_share <= 1:
+    raise UserError('sft: reasoning_share must lie within [0, 1], or be -1, '
+                    f'got {c.reasoning_share}')
+  for name, count in mixture.parse(c.data).items():
+    if name in tasks.TASKS and (not count or count != int(count)):
+      raise UserError(f"sft: data: say how many of {name}, as in '{name}:1000'")
+    if name not in tasks.TASKS and count is not None:
+      raise UserError(
+          f'sft: data: {name} is no task, of which there are '
+          f'{", ".join(tasks.TASKS)}; of a file all rows count: leave '
+          f':{count:g} out')
+  if c.teacher:
+    distill.SoftTargets(c.text_weight, c.temperature)
+  elif c.text_weight != 1:
+    raise UserError(f'sft: text_weight = {c.text_weight} needs a teacher')
+
+
 def demonstrations(config: ml_collections.ConfigDict,
                    made: build.Parts) -> packing.PackedCorpus:
   """What config.sft.data names, packed for as many epochs as it says."""
   c = config.sft
-  build.divides('sft.batch_size', c.batch_size, c.microbatches, made.model.layout)
-  if not -1 <= c.reasoning_share <= 1:
-    raise UserError('sft: reasoning_share must lie within [0, 1], or be -1, '
-                    f'got {c.reasoning_share}')
   quarantine = Quarantine(config.data.quarantine)
   found = []
   for name, count in mixture.parse(c.data).items():
     if name in tasks.TASKS:
-      if not count or count != int(count):
-        raise UserError(f"sft: data: say how many of {name}, as in '{name}:"
-                        "1000'")
       found += demos.synthetic(
-          name, build.web(config), made.template, config.seed,
-          int(count))
+          name, build.web(config), made.template, config.seed, int(count))
     else:
-      if count is not None:
-        raise UserError(
-            f'sft: data: {name} is no task, of which there are '
-            f'{", ".join(tasks.TASKS)}; of a file all rows count: leave '
-            f':{count:g} out')
       found += demos.read(name, made.template, quarantine=quarantine)
   if not found:
     raise UserError('sft: data names nothing to learn from')
@@ -85,8 +98,6 @@ def teaching(config: ml_collections.ConfigDict,
   """
   c = config.sft
   if not c.teacher:
-    if c.text_weight != 1:
-      raise UserError(f'sft: text_weight = {c.text_weight} needs a teacher')
     return None
   soft = distill.SoftTargets(c.text_weight, c.temperature)
   if c.teacher == STORED:

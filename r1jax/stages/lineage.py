@@ -20,6 +20,7 @@ import ml_collections
 from r1jax.data import mixture, readers, sources, tasks, tokenizer
 from r1jax.errors import UserError
 from r1jax.stages import build, comparisons, prm
+from r1jax.storage import write_text
 
 FILE = 'lineage.json'
 
@@ -35,14 +36,12 @@ def write(workdir: Path, config: ml_collections.ConfigDict, made: Path):
           json.loads((workdir / 'config.json').read_text()), sort_keys=True)),
       'commit': _commit(),
       'versions': _versions(),
-      'inputs': {key: _input(path, workdir)
+      'inputs': {key: _input(path.expanduser(), workdir)
                  for key, path in inputs(config).items()},
       'output': {'path': str(made.relative_to(workdir)),
                  'sha256': digest(made)},
   }
-  partial = record.with_suffix('.partial')
-  partial.write_text(json.dumps(said, indent=1) + '\n')
-  partial.replace(record)
+  write_text(record, json.dumps(said, indent=1) + '\n')
 
 
 def read(workdir: Path) -> dict | None:
@@ -51,13 +50,29 @@ def read(workdir: Path) -> dict | None:
   Raises:
     UserError: it is broken.
   """
+  record = workdir / FILE
   try:
-    return json.loads((workdir / FILE).read_text())
+    said = json.loads(record.read_text())
+    _check(said)
+    return said
   except FileNotFoundError:
     return None
-  except (OSError, ValueError) as error:
-    raise UserError(f'lineage: cannot read {workdir / FILE}: {error}'
-                    ) from error
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(
+        f'lineage: {record} is broken ({type(error).__name__}: {error}); '
+        'remove it, and the next run of the same command writes it from what '
+        'is there now') from error
+
+
+def _check(said: dict):
+  """Raises an error unless it has what readers of records look at."""
+  texts = [said['config_sha256'], said['output']['path'],
+           said['output']['sha256'], *said['stages']]
+  for found in said['inputs'].values():
+    texts += [found['path'], found['sha256'], found['run'] or '']
+  if not all(isinstance(text, str) for text in texts):
+    raise TypeError('a path or hash is no text')
+  said['commit']  # Which may be None.
 
 
 def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
@@ -158,7 +173,8 @@ def _versions() -> dict[str, str]:
 
 
 def tree(workdir: Path) -> str:
-  """A run and all that it came from, a line each.
+  """A run and all that it came from, a line each. Runs beside it have the name
+  of their folder, others their path from it.
 
   Raises:
     UserError: there is no finished run here.
@@ -166,13 +182,14 @@ def tree(workdir: Path) -> str:
   if read(workdir) is None:
     raise UserError(f'lineage: {workdir} holds no finished run')
   lines: list[str] = []
-  _grow(workdir, '', '', lines, set())
+  _grow(workdir, workdir.resolve().parent, '', '', lines, set())
   return '\n'.join(lines)
 
 
-def _grow(workdir: Path, indent: str, key: str, lines: list[str], seen: set):
-  said = read(workdir)
-  name = workdir.resolve().name
+def _grow(workdir: Path, beside: Path, indent: str, key: str, lines: list[str],
+          seen: set[Path]):
+  said, place = read(workdir), workdir.resolve()
+  name = os.path.relpath(place, beside)
   line = f'{indent}{key and key + " ← "}{name}'
   if said is None:
     lines.append(f'{line}: gone')
@@ -180,17 +197,17 @@ def _grow(workdir: Path, indent: str, key: str, lines: list[str], seen: set):
   line += (f' ({" + ".join(said["stages"])}; config '
            f'{said["config_sha256"][:8]}, commit {str(said["commit"])[:8]}, '
            f'output {said["output"]["sha256"][:8]})')
-  if name in seen:
+  if place in seen:
     lines.append(f'{line}: as above')
     return
-  seen.add(name)
+  seen.add(place)
   lines.append(line)
   for key, found in said['inputs'].items():
     if found['run'] is None:
       lines.append(f'{indent}  {key} ← {found["path"]} '
                    f'({found["sha256"][:8]})')
       continue
-    _grow(workdir / found['run'], indent + '  ', key, lines, seen)
+    _grow(workdir / found['run'], beside, indent + '  ', key, lines, seen)
     parent = read(workdir / found['run'])
     if parent and parent['output']['sha256'] != found['sha256']:
       lines.append(f'{indent}    ! it was {found["sha256"][:8]} then')

@@ -23,6 +23,9 @@ import ml_collections
 from r1jax.errors import UserError, unknown
 from r1jax.rollout.engine import Engine
 from r1jax.stages import build, plan, run
+from r1jax.storage import write_text
+
+MEASURED = 'evaluation.json'
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
@@ -41,6 +44,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
   place, config = Path(workdir).expanduser(), seeded(config)
   names = chosen(config, only, start)
   plan.check(config, place, names)
+  for name in names:
+    measured(place / name / MEASURED)  # A broken one is told first.
   examiner = _Examiner(config.evaluations)
   for name in names:
     print(f'--- {name} ---', flush=True)
@@ -68,21 +73,23 @@ class _Examiner:
     self._known: dict[str, tuple[build.Parts, Engine]] = {}
 
   def examine(self, config: ml_collections.ConfigDict, workdir: Path):
-    """Each of the tasks under the policy in a workdir: evaluation.json."""
-    record = workdir / 'evaluation.json'
-    if record.exists() or not self._names:
+    """Each of the tasks that was not yet, under the policy in a workdir."""
+    record = workdir / MEASURED
+    found = measured(record)
+    missing = [name for name in self._names
+               if not any(_of(name, column) for column in found)]
+    if not missing:
       return
     parts, engine = self._sampler(config)
     params = run.trained_params(config, parts, str(workdir))
-    found = {}
-    for name in self._names:
+    for name in missing:
       asked = copy.deepcopy(config)
       asked.data.update(task=name, mixture=(), path='', eval_path='')
       metrics = build.evaluator(asked, parts, engine).run(
           params, jax.random.key(asked.seed)).metrics
       found |= {f'{name}/{key.removeprefix("eval/")}': value
                 for key, value in metrics.items()}
-    record.write_text(json.dumps(found, indent=1) + '\n')
+    write_text(record, json.dumps(found, indent=1) + '\n')
 
   def _sampler(self, config) -> tuple[build.Parts, Engine]:
     config = copy.deepcopy(config)
@@ -102,8 +109,7 @@ def seeded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The pipeline whose stages have their seeds plus config.seed, if any."""
   shifted = copy.deepcopy(config)
   for name in config.stages:
-    if name in shifted:
-      shifted[name].seed += config.get('seed', 0)
+    plan.section(shifted, name).seed += config.get('seed', 0)
   return shifted
 
 
@@ -121,6 +127,26 @@ def chosen(config: ml_collections.ConfigDict, only: str,
   return names[names.index(start):] if start else names
 
 
+def measured(record: Path) -> dict[str, float]:
+  """What a stage was measured at, by task and metric; nothing without a record.
+
+  Raises:
+    UserError: it is broken.
+  """
+  try:
+    found = json.loads(record.read_text())
+    return {column: float(value) for column, value in found.items()}
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise UserError(f'pipeline: {record} is broken ({error}); remove it, and '
+                    'the stage is measured again') from error
+
+
+def _of(task: str, column: str) -> bool:
+  return column.startswith(f'{task}/')
+
+
 # In evaluation.json alone.
 _UNTOLD = ('pass@1_stderr', 'truncated', 'unscorable', 'self_correction')
 
@@ -129,14 +155,16 @@ def table(config: ml_collections.ConfigDict, place: Path) -> str:
   """What was measured of every stage that leaves a policy, as Markdown."""
   rows = []
   for name in config.stages:
-    file = place / name / 'evaluation.json'
-    if file.exists():
-      rows.append((name, json.loads(file.read_text())))
+    found = measured(place / name / MEASURED)
+    if any(_of(task, column) for task in config.evaluations
+           for column in found):
+      rows.append((name, found))
   if not rows:
     return ''
   columns = list(dict.fromkeys(
-      column for _, found in rows for column in found
-      if column.rpartition('/')[2] not in _UNTOLD))
+      column for task in config.evaluations for _, found in rows
+      for column in found if _of(task, column)
+      and column.rpartition('/')[2] not in _UNTOLD))
   lines = ['| stage | ' + ' | '.join(columns) + ' |',
            '|---' * (len(columns) + 1) + '|']
   for name, found in rows:

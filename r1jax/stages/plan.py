@@ -3,15 +3,15 @@ what cannot work, found before anything runs."""
 
 from collections.abc import Sequence
 import copy
+import functools
 from pathlib import Path
 
 import ml_collections
 
-from r1jax.data import sources, tasks
+from r1jax.data import judged, sources, tasks
 from r1jax.errors import UserError, unknown
 from r1jax.settings import flatten
-from r1jax.stages import lineage, run
-from r1jax.stages.workdir import compare
+from r1jax.stages import lineage, run, workdir
 from r1jax.train import weights
 
 _MARK = '@'
@@ -21,58 +21,53 @@ def check(config: ml_collections.ConfigDict, place: Path,
           names: Sequence[str]):
   """Refuses what cannot work, before anything runs.
 
+  Args:
+    config: Of the pipeline.
+    place: Each stage has a folder of its name in it.
+    names: The stages to run.
+
   Raises:
     UserError: a stage has no section, names a stage that is not there or that
       comes later, does not fit what it starts from, has another config than
-      when it was run, or waits for a stage that will not run.
+      when it was run, was made from or has left something else than is there
+      now, waits for a stage that will not run, or finds something wrong itself.
   """
   stages = tuple(config.stages)
-  if 'evaluations' not in config:
-    raise UserError('pipeline: the config needs evaluations, tasks that each '
-                    'policy is measured on; () for none')
-  for name in config.evaluations:
-    if name not in tasks.TASKS and name not in sources.SOURCES:
-      raise unknown('pipeline: evaluations: task', name,
-                    [*tasks.TASKS, *sources.SOURCES])
-  if len(set(stages)) < len(stages) or not stages:
-    raise UserError(f'pipeline: stages {stages} are none, or name one twice')
-  for name in stages:
-    if name not in config:
-      raise unknown('pipeline: stage', name, [
-          key for key, value in config.items()
-          if isinstance(value, ml_collections.ConfigDict)])
-    run.check_names(config[name])
+  _check_form(config)
   parents = {name: references(config[name]) for name in stages}
   _check_order(stages, parents)
   for name in stages:
     for key, parent in parents[name].items():
       _check_fit(name, config[name], key, parent, config[parent])
-  done = {name for name in stages
-          if run.output(config[name], place / name).exists()}
+  left = {name: run.output(config[name], place / name) for name in stages}
+  done = {name for name in stages if left[name].exists()}
   for name in stages:
-    if (place / name / 'config.json').exists():
-      compare(place / name, config[name].to_dict())
-    if name in done:
-      _check_unchanged(name, place, parents[name], config)
+    workdir.check(place / name, config[name].to_dict(),
+                  f'{_anew(place / name)}, or use another --workdir')
+  _check_unchanged(place, parents, left, done)
   for name in names:
-    for key, parent in parents[name].items():
-      if parent not in done and parent not in names:
-        raise UserError(f'pipeline: {name}.{key} needs {parent}, which has not '
-                        'been run; run it first')
+    missing = [key for key, parent in parents[name].items()
+               if parent not in done]
+    for key in missing:
+      if parents[name][key] not in names:
+        raise UserError(f'pipeline: {name}.{key} needs {parents[name][key]}, '
+                        'which has not been run; run it first')
     if name not in done:
-      _check_alone(name, config, place, all(
-          parent in done for key, parent in parents[name].items()
-          if key != 'init'))  # Weights are read when the stage runs.
+      _check_alone(name, config, place, missing)
 
 
 def references(section: ml_collections.ConfigDict) -> dict[str, str]:
   """Key to the stage that it names, of all keys with '@name' in them."""
+  return {key: said.partition(':')[0] for key, said in _said(section).items()}
+
+
+def _said(section: ml_collections.ConfigDict) -> dict[str, str]:
+  """Key to what it says behind the mark."""
   found = {}
   for key, value in flatten(section.to_dict()).items():
     for i, item in enumerate(value if isinstance(value, list) else [value]):
       if isinstance(item, str) and item.startswith(_MARK):
-        found[f'{key}[{i}]' if isinstance(value, list) else key] = (
-            item[1:].partition(':')[0])
+        found[f'{key}[{i}]' if isinstance(value, list) else key] = item[1:]
   return found
 
 
@@ -98,6 +93,40 @@ def resolved(section: ml_collections.ConfigDict,
   copied = copy.deepcopy(section)
   walk(copied)
   return copied
+
+
+def section(config: ml_collections.ConfigDict,
+            name: str) -> ml_collections.ConfigDict:
+  """The config of one stage.
+
+  Raises:
+    UserError: there is none, or it is not of a run.
+  """
+  found = config.get(name)
+  if isinstance(found, ml_collections.ConfigDict) and 'stages' in found:
+    return found
+  sections = [key for key, value in config.items()
+              if isinstance(value, ml_collections.ConfigDict)]
+  if name not in config:
+    raise unknown('pipeline: stage', name, sections)
+  raise UserError(f'pipeline: {name} must be the config of a run, with all of '
+                  f'configs/base.py; it is {type(found).__name__}')
+
+
+def _check_form(config: ml_collections.ConfigDict):
+  """What a pipeline consists of."""
+  stages = tuple(config.stages)
+  if 'evaluations' not in config:
+    raise UserError('pipeline: the config needs evaluations, tasks that each '
+                    'policy is measured on; () for none')
+  for name in config.evaluations:
+    if name not in tasks.TASKS and name not in sources.SOURCES:
+      raise unknown('pipeline: evaluations: task', name,
+                    [*tasks.TASKS, *sources.SOURCES])
+  if len(set(stages)) < len(stages) or not stages:
+    raise UserError(f'pipeline: stages {stages} are none, or name one twice')
+  for name in stages:
+    run.check_names(section(config, name))
 
 
 def _check_order(stages: Sequence[str], parents: dict[str, dict[str, str]]):
@@ -131,27 +160,69 @@ def _check_circle(parents: dict[str, dict[str, str]]):
     visit(name, ())
 
 
+# What stages leave, and what keys take.
+_POLICY, _ROWS, _PAIRS = 'a policy', 'demonstrations', 'pairs'
+_REWARD, _PROCESS = 'a reward model', 'a process reward model'
+_STEPS = 'labelled steps'
+_LEFT = {'reward_model': _REWARD, 'prm': _PROCESS, 'label_steps': _STEPS}
+# By the beginning of a key.
+_TAKEN = {
+    'init': (_POLICY,), 'sft.teacher': (_POLICY,),
+    'sft.data': (_ROWS,), 'data.': (_ROWS,), 'curate.general': (_ROWS,),
+    'reward_model.data': (_PAIRS,), 'reward_model.held_out': (_PAIRS,),
+    'dpo.data': (_PAIRS,), 'dpo.held_out': (_PAIRS,),
+    'prm.data': (_STEPS,), 'eval.search': (_PROCESS,),
+    'rl.ppo.value_init': (_REWARD, _PROCESS, _POLICY),
+    'rl.reward_models.process': (_PROCESS,), 'rl.reward_models': (_REWARD,),
+    'curate.judge': (_REWARD,)}
+
+
+def _left_by(parent: ml_collections.ConfigDict) -> str:
+  """What a run of this config leaves."""
+  last = parent.stages[-1]
+  if last == 'curate':
+    return _PAIRS if parent.curate.pairs else _ROWS
+  return _LEFT.get(last, _POLICY)
+
+
 def _check_fit(name: str, child, key: str, parent_name: str, parent):
   """Is what the parent leaves what the key needs?"""
-  leaves = run.STAGES[parent.stages[-1]].output.partition('.')[2]
-  wants = 'jsonl' if key.startswith(_DATA) else 'safetensors'
-  if leaves != wants:
-    raise UserError(f'pipeline: {name}.{key} needs a .{wants} file, but '
-                    f'{parent_name} leaves {leaves!r}')
-  if wants == 'jsonl':
-    _check_rows(name, key, parent_name, parent)
+  here = f'pipeline: {name}.{key}'
+  wanted = next((kinds for start, kinds in _TAKEN.items()
+                 if key.startswith(start)), None)
+  if wanted is None:
+    raise UserError(f'{here} takes nothing from another stage')
+  left = _left_by(parent)
+  if key == 'init' and left == _left_by(child):
+    wanted += (left,)  # A judge may go on where another one ended.
+  if left not in wanted:
+    hint = ''
+    if {left, *wanted} <= {_ROWS, _PAIRS}:
+      hint = f'; set {parent_name}.curate.pairs = {left == _ROWS}'
+    raise UserError(f'{here} needs {" or ".join(wanted)}, but {parent_name} '
+                    f'leaves {left}{hint}')
+  if left in (_ROWS, _PAIRS, _STEPS):
     return
-  judge = next((found for start, found in _JUDGES.items()
-                if key.startswith(start)), None)
-  if judge and parent.stages[-1] != judge[0]:
-    raise UserError(f'pipeline: {name}.{key} needs {judge[1]}, but '
-                    f'{parent_name} leaves what {parent.stages[-1]} does')
+  if ':' in _said(child)[key]:
+    raise UserError(f'{here} = {_MARK + _said(child)[key]!r}: only data have '
+                    'a weight or a count')
   if child.tokenizer.source != parent.tokenizer.source:
     raise UserError(
-        f'pipeline: {name}.{key}: {parent_name} has the tokenizer '
+        f'{here}: {parent_name} has the tokenizer '
         f'{parent.tokenizer.source!r}, {name} {child.tokenizer.source!r}')
-  if key != 'init':  # A teacher or a judge is a model of its own.
-    return
+  kind = key.removeprefix('rl.reward_models.')
+  if kind in judged.KINDS and parent.reward_model.kind != kind:
+    raise UserError(f'{here} needs what judges {kind!r}, but {parent_name} '
+                    f'judges {parent.reward_model.kind!r}')
+  if key == 'rl.ppo.value_init' and not parent.model.scalar_head:
+    raise UserError(f'{here} needs a scalar head; set '
+                    f'{parent_name}.model.scalar_head')
+  if key == 'init':  # A teacher or a judge is a model of its own.
+    _check_model(name, child, parent_name, parent)
+
+
+def _check_model(name: str, child, parent_name: str, parent):
+  """Are both the same transformer?"""
   ours, theirs = (flatten({'model': c.model.to_dict()})
                   for c in (child, parent))
   differ = [f'{field} is {theirs[field]!r} in {parent_name} and {value!r} in '
@@ -162,47 +233,36 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
                     f'{"; ".join(differ)}')
 
 
-def _check_rows(name: str, key: str, parent_name: str, parent):
-  """Pairs are learnt as preferences, and nothing else is."""
-  if parent.stages[-1] != 'curate':
-    return
-  wanted = key.startswith(_PREFERENCES)
-  if parent.curate.pairs != wanted:
-    raise UserError(
-        f'pipeline: {name}.{key} needs '
-        f'{"pairs" if wanted else "single rows, not pairs"}; set '
-        f'{parent_name}.curate.pairs = {wanted}')
-
-
-# Keys that name rows, and keys that name reward models.
-_PREFERENCES = ('reward_model.data', 'reward_model.held_out', 'dpo.data',
-                'dpo.held_out')
-_DATA = ('sft.data', 'data.', 'curate.general', 'prm.data', *_PREFERENCES)
-_PROCESS = 'prm', 'a process reward model'
-_REWARD = 'reward_model', 'a reward model'
-_JUDGES = {'rl.reward_models.process': _PROCESS, 'eval.search': _PROCESS,
-           'rl.reward_models': _REWARD, 'curate.judge': _REWARD}
-
-
-def _check_unchanged(name: str, place: Path, parents: dict[str, str], config):
-  """A finished stage was made from what its parents hold now."""
-  said = lineage.read(place / name)
-  for key, parent in parents.items():
-    file = run.output(config[parent], place / parent)
-    recorded = (said or {'inputs': {}})['inputs'].get(key)
-    if recorded and file.exists() and (
-        lineage.digest(file) != recorded['sha256']):
+def _check_unchanged(place: Path, parents: dict[str, dict[str, str]],
+                     left: dict[str, Path], done: set[str]):
+  """Finished stages are as they were left, and so is what they came from."""
+  digest = functools.cache(lineage.digest)
+  records = {name: lineage.read(place / name) for name in done}
+  for name, said in records.items():
+    if said and digest(left[name]) != said['output']['sha256']:
       raise UserError(
-          f'pipeline: {name} was made from another {parent} ({key}) than the '
-          f'one that is there now; remove {place / name} to make it again')
+          f'pipeline: {left[name]} is not what {name} left, by its '
+          f'{lineage.FILE}; put that back, or {_anew(place / name)}')
+  for name, said in records.items():
+    for key, parent in parents[name].items():
+      recorded = said and said['inputs'].get(key)
+      if recorded and parent in done and (
+          digest(left[parent]) != recorded['sha256']):
+        raise UserError(
+            f'pipeline: {name} was made from another {parent} ({key}) than '
+            f'the one that is there now; {_anew(place / name)}')
 
 
-def _check_alone(name: str, config, place: Path, ready: bool):
+def _anew(folder: Path) -> str:
+  return f'remove {folder} to make it again'
+
+
+def _check_alone(name: str, config, place: Path, missing: Sequence[str]):
   """What the stage itself finds wrong, as far as its inputs are there."""
-  section = resolved(config[name], config, place)
-  if config[name].init.startswith(_MARK):  # It is there when the stage runs.
-    section.init = 'random'
+  concrete = resolved(config[name], config, place)
+  if config[name].init.startswith(_MARK):  # Read when the stage runs.
+    concrete.init = 'random'
   try:
-    run.check(section, ready)
+    run.check(concrete, [key for key in missing if key != 'init'])
   except UserError as error:
     raise UserError(f'pipeline: {name}: {error}') from error

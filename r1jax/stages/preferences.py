@@ -67,13 +67,7 @@ class RewardModel(_Preferences):
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = config.reward_model
-    judged.check(c.kind)
-    if not config.model.scalar_head:
-      raise UserError('reward_model: model.scalar_head is False; a score is '
-                      'what a scalar head says: set it')
-    if c.kind == judged.SAFE and (c.margin or c.centring):
-      raise UserError("reward_model: margin and centring are of pairs, and "
-                      "kind = 'safe' learns from single responses")
+    _check_judge(config)
     reading = judged.Reading(
         c.kind, max(c.widths_tokens, default=0), parts.tokenizer, parts.reader)
     super().__init__(config, parts, comparisons.lessons(
@@ -85,6 +79,11 @@ class RewardModel(_Preferences):
     self._update = preference.reward(
         parts.model, self._tx, reward_model.Pairwise(c.margin, c.centring),
         self._balancing, c.microbatches)
+
+  @classmethod
+  def check(cls, config, parts, missing=()):
+    _check_judge(config)
+    comparisons.check(config, parts, cls.name, missing)
 
   def _shardings(self):
     return train_state.shardings(self._model, self._tx)
@@ -117,6 +116,18 @@ class RewardModel(_Preferences):
         'std': max(float(score.std()), _LEAST)}}
 
 
+def _check_judge(config: ml_collections.ConfigDict):
+  """What a reward model needs, whatever it learns from."""
+  c = config.reward_model
+  judged.check(c.kind)
+  if not config.model.scalar_head:
+    raise UserError('reward_model: model.scalar_head is False; a score is '
+                    'what a scalar head says: set it')
+  if c.kind == judged.SAFE and (c.margin or c.centring):
+    raise UserError("reward_model: margin and centring are of pairs, and "
+                    "kind = 'safe' learns from single responses")
+
+
 _LEAST = 1e-6
 
 
@@ -133,12 +144,17 @@ class DPO(_Preferences):
         lambda found, quarantine: comparing.as_generated(
             found, parts.tokenizer, most, quarantine))
     super().__init__(config, parts, lessons, untrained=('mtp', 'scalar'))
-    self._objective = dpo.Objective(c.beta, c.loss, c.label_smoothing)
+    self._objective = _objective(c)
     self._robust = _robust(c, lessons)
     self._logps = preference.logps(parts.model, c.microbatches)
     self._update = preference.dpo(
         parts.model, self._tx, self._objective, self._robust, self._balancing,
         c.microbatches)
+
+  @classmethod
+  def check(cls, config, parts, missing=()):
+    _objective(config.dpo)
+    comparisons.check(config, parts, cls.name, missing)
 
   def _shardings(self):
     return preference.dpo_shardings(self._model, self._tx, self._robust)
@@ -162,6 +178,10 @@ class DPO(_Preferences):
       return {}
     return {f'alpha/{name}': alpha for name, alpha in zip(
         self._lessons.groups, np.asarray(state.alpha_g))}
+
+
+def _objective(c: ml_collections.ConfigDict) -> dpo.Objective:
+  return dpo.Objective(c.beta, c.loss, c.label_smoothing)
 
 
 def _robust(c: ml_collections.ConfigDict,

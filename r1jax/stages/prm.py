@@ -34,15 +34,18 @@ class PRM(Measured):
   leaves_policy = False
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
-    if not config.model.scalar_head:
-      raise UserError('prm: model.scalar_head is False; a chance is what a '
-                      'scalar head says: set it')
+    _check(config, parts)
     super().__init__(config, parts, lessons(config, parts),
                      untrained=('mtp', 'head'))
     c = self._config
     self._chances = process_step.chances(parts.model)
     self._update = process_step.learn(
         parts.model, self._tx, self._balancing, c.microbatches)
+
+  @classmethod
+  def check(cls, config, parts, missing=()):
+    _check(config, parts)
+    build.check_files('prm.data', config.prm.data, missing)
 
   def _shardings(self):
     return train_state.shardings(self._model, self._tx)
@@ -76,21 +79,29 @@ class PRM(Measured):
     return {f'eval/{name}': value for name, value in found.items()}
 
 
+def _check(config: ml_collections.ConfigDict, parts: build.Parts):
+  """What the numbers of config.prm need, whatever it learns from."""
+  c = config.prm
+  if not config.model.scalar_head:
+    raise UserError('prm: model.scalar_head is False; a chance is what a '
+                    'scalar head says: set it')
+  build.divides('prm.batch_size', c.batch_size, c.microbatches,
+                parts.model.layout)
+  build.widths('prm', c.widths_tokens, config.model.max_context)
+  if c.labels not in process.LABELS:
+    raise unknown('prm: labels', c.labels, process.LABELS)
+  if not 0 < c.held_out_share < 1:
+    raise UserError('prm: held_out_share must lie within (0, 1), got '
+                    f'{c.held_out_share}')
+
+
 def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
   """What config.prm says.
 
   Raises:
     UserError: bad data, or none.
   """
-  c = config.prm
-  build.divides('prm.batch_size', c.batch_size, c.microbatches,
-                made.model.layout)
-  widths = build.widths('prm', c.widths_tokens, config.model.max_context)
-  if c.labels not in process.LABELS:
-    raise unknown('prm: labels', c.labels, process.LABELS)
-  if not 0 < c.held_out_share < 1:
-    raise UserError('prm: held_out_share must lie within (0, 1), got '
-                    f'{c.held_out_share}')
+  c, widths = config.prm, tuple(config.prm.widths_tokens)
   quarantine = Quarantine(config.data.quarantine)
   found = [thought for path in c.data for thought in labelled_steps.read(
       path, made.tokenizer, c.labels, widths[-1], quarantine)]

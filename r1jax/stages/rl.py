@@ -82,6 +82,16 @@ class RL(Stage):
     self._averaged = jax.jit(lambda old, new: optax.incremental_update(
         new, old, 1 - c.reference_decay), donate_argnums=0)
 
+  @classmethod
+  def check(cls, config, parts, missing=()):
+    build.check_rl(config, parts.model.layout)
+    critic.check(config)
+    engine = build.engine(config, parts)
+    reward = build.reward(config, parts, judges.expected(config))
+    if not any(key.startswith('data.') for key in missing):
+      collect.Collector(config, parts, engine, reward)
+      build.evaluator(config, parts, engine)
+
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config

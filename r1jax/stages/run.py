@@ -1,5 +1,6 @@
 """The stages of one config, in order, each fed by the one before."""
 
+from collections.abc import Collection
 import os
 from pathlib import Path
 import shutil
@@ -52,6 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: str,
   finished = last / stages[-1].output
   if finished.exists():
     print(f'{last} is finished already; nothing to do')
+    lineage.write(place.path, config, finished)  # If it was killed before.
     summary = last / 'summary.txt'
     print(summary.read_text() if summary.exists() else '', end='')
     return finished
@@ -65,20 +67,22 @@ def train(config: ml_collections.ConfigDict, workdir: str,
   return made
 
 
-def check(config: ml_collections.ConfigDict, ready: bool = True):
+def check(config: ml_collections.ConfigDict, missing: Collection[str] = ()):
   """Raises UserError for what `train` would refuse before it begins.
 
   Args:
     config: What to do.
-    ready: The data that it names are there already.
+    missing: Keys whose files are not there yet.
   """
   check_names(config)
   parts = build.parts(config)
   first = STAGES[config.stages[0]]
   if not (first.fresh or config.init in ('random', 'pretrain')):
     _check_init(config)
-  if ready:
-    for name in config.stages:
+  for name in config.stages:
+    if missing:
+      STAGES[name].check(config, parts, missing)
+    else:
       STAGES[name](config, parts)
 
 
@@ -150,15 +154,14 @@ def _copy(source: Path, target: Path):
 
 def base_params(config: ml_collections.ConfigDict, parts: build.Parts):
   """The parameters that config.init names, when no stage makes them."""
-  init = config.init
-  if init == 'random':
+  if config.init == 'random':
     return transformer.init_params(parts.model, jax.random.key(config.seed))
   _check_init(config)
   return weights.load(build.init_file(config), parts.model, new_scalar=True)
 
 
 def _check_init(config: ml_collections.ConfigDict):
-  if build.init_file(config).exists():
+  if config.init and build.init_file(config).exists():
     return
   if config.init == 'pretrain':
     raise UserError(

@@ -1,7 +1,12 @@
 """What a stage is: built and checked first, run after its workdir is claimed."""
 
 import abc
+from collections.abc import Collection
 from pathlib import Path
+
+import ml_collections
+
+from r1jax.stages.build import Parts
 
 OUTPUT = 'model.safetensors'  # Its presence says that the stage is done.
 
@@ -20,6 +25,20 @@ class Stage(abc.ABC):
   output: str = OUTPUT
   fresh: bool = False
   leaves_policy: bool = True
+
+  @classmethod
+  def check(cls, config: ml_collections.ConfigDict, parts: Parts,
+            missing: Collection[str] = ()):
+    """Refuses what is wrong already before all files are there.
+
+    Args:
+      config: Of the run.
+      parts: Its parts.
+      missing: Keys of the config whose files are not there yet.
+
+    Raises:
+      UserError: naming the key.
+    """
 
   @abc.abstractmethod
   def run(self, directory: Path, base_params, about: dict) -> Path:

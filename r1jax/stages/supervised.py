@@ -89,10 +89,7 @@ class Pretrain(_Supervised):
   dtype = 'bfloat16'  # What the next stage reads.
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
-    length, context = config.pretrain.length_tokens, config.model.max_context
-    if length > context:
-      raise UserError(f'pretrain.length_tokens = {length} exceeds '
-                      f'model.max_context = {context}')
+    _check_length(config, self.name)
     corpus = build.corpus(config, parts)
     corpus.check()
     super().__init__(config, parts, corpus)
@@ -105,16 +102,29 @@ class SFT(_Supervised):
   dtype = 'float32'
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
-    length, context = config.sft.length_tokens, config.model.max_context
-    if length > context:
-      raise UserError(f'sft.length_tokens = {length} exceeds '
-                      f'model.max_context = {context}')
+    _check_length(config, self.name)
+    lessons.check(config, parts)
     self._path = config.sft.teacher
     teaching = lessons.teaching(config, parts)
     super().__init__(config, parts, lessons.demonstrations(config, parts),
                      teaching)
 
+  @classmethod
+  def check(cls, config, parts, missing=()):
+    _check_length(config, cls.name)
+    lessons.check(config, parts)
+    build.check_files('sft.data', config.sft.data, missing)
+    if 'sft.teacher' not in missing:
+      lessons.teaching(config, parts)
+
   def _teacher_params(self):
     if not (self._teaching and self._teaching.teacher):
       return None
     return weights.load(Path(self._path), self._teaching.teacher)
+
+
+def _check_length(config: ml_collections.ConfigDict, name: str):
+  length, context = config[name].length_tokens, config.model.max_context
+  if length > context:
+    raise UserError(f'{name}.length_tokens = {length} exceeds '
+                    f'model.max_context = {context}')

@@ -139,12 +139,14 @@ def test_a_pipeline_keeps_pairs_and_rows_apart(tmp_path):
   config.pairs.model, config.pairs.init = config.base.model, '@base'
   config.liked.dpo.data = ('@pairs',)
   plan._check_fit('liked', config.liked, 'dpo.data[0]', 'pairs',
-                      config.pairs)
+                  config.pairs)
   config.pairs.curate.pairs = False
-  with pytest.raises(UserError, match='liked.dpo.data.* needs pairs; set '
-                     'pairs.curate.pairs = True'):
+  with pytest.raises(UserError, match='liked.dpo.data.* needs pairs, but '
+                     'pairs leaves demonstrations; set pairs.curate.pairs = '
+                     'True'):
     plan.check(config, tmp_path, config.stages)
   config.pairs.curate.pairs = True
   config.liked.sft.data = ('@pairs',)
-  with pytest.raises(UserError, match='liked.sft.data.* needs single rows'):
+  with pytest.raises(UserError, match='liked.sft.data.* needs demonstrations, '
+                     'but pairs leaves pairs; set pairs.curate.pairs = False'):
     plan.check(config, tmp_path, config.stages)

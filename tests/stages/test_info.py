@@ -97,6 +97,17 @@ def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
   assert found['in all'] == n * (4 + 8 + 4 + 4 * reference)
 
 
+@pytest.mark.parametrize('stage,tokens,trains', [
+    ('sft', 32768, True), ('helpful', 8192, True), ('curated', 33792, False)])
+def test_info_of_a_stage_is_of_its_own_sequences(capsys, stage, tokens, trains):
+  main.run(['info', '--config=configs/pipeline_r1.py', '--devices=1024',
+            f'--stage={stage}'])
+  printed = capsys.readouterr().out
+  assert f'of one sequence of {tokens:,} tokens' in printed
+  assert ('Adam moments' in printed) == trains
+  assert ('training FLOPs' in printed) == trains
+
+
 def test_info_shows_a_mesh_that_is_not_here(capsys):
   main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024'])
   assert 'data 1 × fsdp 8' in capsys.readouterr().out

@@ -232,8 +232,15 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
       plan.check(config, tmp_path, tuple(config.stages))
 
   refused('reasoning', 'rl.reward_models.helpful', '@base',
-          'needs a reward model, but base leaves what pretrain does')
+          'needs a reward model, but base leaves a policy')
   refused('kept', 'curate.judge', '@liked', 'needs a reward model, but liked')
   refused('liked', 'dpo.data', ('@base',),
-          "dpo.data.* needs a .jsonl file, but base leaves 'safetensors'")
-  refused('liked', 'dpo.held_out', ('@safe',), 'needs a .jsonl file')
+          'dpo.data.* needs pairs, but base leaves a policy')
+  refused('liked', 'dpo.held_out', ('@safe',), 'needs pairs, but safe leaves a '
+          'reward model')
+  refused('reasoning', 'rl.reward_models.helpful', '@safe',
+          "needs what judges 'helpful', but safe judges 'safe'")
+  refused('reasoning', 'init', '@helpful',
+          'init needs a policy, but helpful leaves a reward model')
+  refused('reasoning', 'rl.ppo.value_init', '@base',
+          'needs a scalar head; set base.model.scalar_head')

@@ -157,7 +157,8 @@ def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
   with config.unlocked():
     config.policy.rl.reward_models.process = '@base'
   with pytest.raises(UserError, match='reward_models.process needs a process '
-                                      'reward model, but base leaves what'):
+                                      'reward model, but base leaves a '
+                                      'policy'):
     pipeline.train(config, str(tmp_path))
 
 
@@ -250,7 +251,8 @@ def test_a_config_that_cannot_be_is_refused(tmp_path, changes, told):
     ({'label_steps.continuations': 0},
      'label_steps.continuations must be at least 1, got 0'),
     ({'label_steps.samples': 0}, 'label_steps.samples must be at least 1'),
-    ({'label_steps.prompts': 0}, 'label_steps: prompts = 0, but there are'),
+    ({'label_steps.prompts': 0}, 'label_steps: prompts = 0 takes all of a '
+     'dataset, but these have no end'),
     ({'data.step_delimiter': ''}, 'step_delimiter is empty')])
 def test_labels_that_cannot_be_made_are_refused(changes, told):
   config = _config('labels', **changes)
