@@ -6,7 +6,7 @@ sampler takes them apart: a scan copies each layer out of its stack before it
 multiplies, and a pass that draws one token a row does little else.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -326,9 +326,13 @@ def parameter_shapes(model: Transformer):
 
   They do not depend on the mesh, which may not even divide them.
   """
+  return _shapes(model.config, model.layout.alone())
+
+
+@lru_cache
+def _shapes(config: ModelConfig, layout: Layout):
   one = jnp.zeros((1, 1), jnp.int32)
-  alone = model.clone(layout=model.layout.alone())
-  init = partial(alone.init, method='everything')
+  init = partial(Transformer(config, layout).init, method='everything')
   return jax.eval_shape(init, jax.random.key(0), one, one, one)['params']
 
 
