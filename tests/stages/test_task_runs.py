@@ -16,7 +16,10 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   run(environment, 'train', f'--config=configs/r1_zero_{name}.py',
       f'--workdir={workdir}', '--config.rl.steps=1',
       '--config.rl.max_new_tokens=8',
-      '--config.data.max_prompt_tokens=320')  # One width: compiled once.
+      '--config.data.max_prompt_tokens=320',  # One width: compiled once.
+      '--config.eval.top_p=1.0', '--config.eval.num_problems=4',
+      '--config.rl.prompts_per_step=2', '--config.rl.group_size=2',
+      '--config.rl.minibatches=1')
   lines = rows(workdir)
   assert [row['step'] for row in lines] == [0, 1]
   assert lines[1]['entropy'] > 5  # A random model under 150,000 tokens.
