@@ -52,6 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
     section = config[name]
     concrete = plan.resolved(section, config, place)
     run.train(concrete, str(place / name), section)
+    plan.check_sources(config, place)  # Of this one, if it was made again.
     if _leaves_policy(section):
       examiner.examine(concrete, place / name)
   told = table(config, place)

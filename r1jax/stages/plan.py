@@ -3,7 +3,6 @@ what cannot work, found before anything runs."""
 
 from collections.abc import Sequence
 import copy
-import functools
 from pathlib import Path
 
 import ml_collections
@@ -39,12 +38,13 @@ def check(config: ml_collections.ConfigDict, place: Path,
   for name in stages:
     for key, parent in parents[name].items():
       _check_fit(name, config[name], key, parent, config[parent])
-  left = {name: run.output(config[name], place / name) for name in stages}
-  done = {name for name in stages if left[name].exists()}
+  done = {name for name in stages
+          if run.output(config[name], place / name).exists()}
   for name in stages:
     workdir.check(place / name, config[name].to_dict(),
                   f'{_anew(place / name)}, or use another --workdir')
-  _check_unchanged(place, parents, left, done)
+  _check_outputs(config, place)
+  check_sources(config, place)
   for name in names:
     missing = [key for key, parent in parents[name].items()
                if parent not in done]
@@ -233,24 +233,39 @@ def _check_model(name: str, child, parent_name: str, parent):
                     f'{"; ".join(differ)}')
 
 
-def _check_unchanged(place: Path, parents: dict[str, dict[str, str]],
-                     left: dict[str, Path], done: set[str]):
-  """Finished stages are as they were left, and so is what they came from."""
-  digest = functools.cache(lineage.digest)
-  records = {name: lineage.read(place / name) for name in done}
-  for name, said in records.items():
-    if said and digest(left[name]) != said['output']['sha256']:
+def _check_outputs(config: ml_collections.ConfigDict, place: Path):
+  """Finished stages are as they were left."""
+  for name, said in _records(config, place).items():
+    made = run.output(config[name], place / name)
+    if said and lineage.digest(made) != said['output']['sha256']:
       raise UserError(
-          f'pipeline: {left[name]} is not what {name} left, by its '
-          f'{lineage.FILE}; put that back, or {_anew(place / name)}')
+          f'pipeline: {made} is not what {name} left, by its {lineage.FILE}; '
+          f'put that back, or {_anew(place / name)}')
+
+
+def check_sources(config: ml_collections.ConfigDict, place: Path):
+  """Finished stages were made from what the stages before them have now.
+
+  Raises:
+    UserError: naming the stage to make again.
+  """
+  records = _records(config, place)
   for name, said in records.items():
-    for key, parent in parents[name].items():
-      recorded = said and said['inputs'].get(key)
-      if recorded and parent in done and (
-          digest(left[parent]) != recorded['sha256']):
+    for key, parent in references(config[name]).items():
+      then = said and said['inputs'].get(key)
+      now = then and records.get(parent)
+      if now and now['output']['sha256'] != then['sha256']:
         raise UserError(
             f'pipeline: {name} was made from another {parent} ({key}) than '
             f'the one that is there now; {_anew(place / name)}')
+
+
+def _records(config: ml_collections.ConfigDict,
+             place: Path) -> dict[str, dict | None]:
+  """What finished stages say that they came from; None of one that was killed
+  before it said it."""
+  return {name: lineage.read(place / name) for name in config.stages
+          if run.output(config[name], place / name).exists()}
 
 
 def _anew(folder: Path) -> str:
