@@ -52,15 +52,16 @@ def reward(model: Transformer, tx: optax.GradientTransformation,
         model, params, batch.tokens_BT, batch.valid_BT)
     loss, metrics = loss_of(score_B, batch, total)
     loss += update.balance(
-        out.routing, balancing, _live(batch) / live)
+        out.routing, balancing, update.live_rows(batch.valid_BT) / live)
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: PairBatch | LabelBatch):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(_weight(batch)), 1)
+    live = update.live_rows(batch.valid_BT)
     grads, metrics, _ = update.accumulate(
-        lambda params, micro: loss_fn(params, micro, total, _live(batch)),
+        lambda params, micro: loss_fn(params, micro, total, live),
         state.params, batch, microbatches)
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)
@@ -125,7 +126,7 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
     loss, metrics = dpo_loss.loss(
         objective, logp_PG, ref_logp_PG, weight_P, batch.weight_P, total)
     loss += update.balance(
-        out.routing, balancing, _live(batch) / live)
+        out.routing, balancing, update.live_rows(batch.valid_BT) / live)
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=(
@@ -142,8 +143,9 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
       alpha_g = robust.moved(
           alpha_g, objective.of_pairs(ratio_P), batch.group_P, batch.weight_P)
       weight_P = robust.weight(alpha_g, batch.group_P)
+    live = update.live_rows(batch.valid_BT)
     grads, metrics, _ = update.accumulate(
-        lambda params, micro: loss_fn(params, micro, total, _live(batch)),
+        lambda params, micro: loss_fn(params, micro, total, live),
         params, (batch, ref_logp_PG, weight_P), microbatches)
     routing = metrics.pop('routing')
     train, applied = update.apply(
@@ -157,11 +159,6 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
 
 def _weight(batch: PairBatch | LabelBatch):
   return (batch.weight_B if isinstance(batch, LabelBatch) else batch.weight_P)
-
-
-def _live(batch: PairBatch | LabelBatch):
-  """Rows that are not empty: what the balance loss is a mean over."""
-  return jnp.maximum(jnp.sum(batch.valid_BT.any(1)), 1)
 
 
 def _pairs(x_B):

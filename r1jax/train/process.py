@@ -37,23 +37,20 @@ def learn(model: Transformer, tx: optax.GradientTransformation,
         model, params, batch.tokens_BT, batch.valid_BT)
     loss, metrics = process.loss(
         score_BT, batch.label_BT, batch.weight_BT, total)
-    loss += update.balance(out.routing, balancing, _live(batch) / live)
+    loss += update.balance(
+        out.routing, balancing, update.live_rows(batch.valid_BT) / live)
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: StepBatch):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_BT), 1)
+    live = update.live_rows(batch.valid_BT)
     grads, metrics, _ = update.accumulate(
-        lambda params, micro: loss_fn(params, micro, total, _live(batch)),
+        lambda params, micro: loss_fn(params, micro, total, live),
         state.params, batch, microbatches)
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)
     return state, metrics | applied
 
   return step
-
-
-def _live(batch: StepBatch):
-  """Rows that are not empty: what the balance loss is a mean over."""
-  return jnp.maximum(jnp.sum(batch.valid_BT.any(1)), 1)

@@ -58,7 +58,7 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
   Teacher parameters are None without a teacher.
   """
 
-  def loss_fn(params, batch: TokenBatch, taught, total, updates):
+  def loss_fn(params, batch: TokenBatch, taught, total, live, updates):
     inputs = batch.tokens_BT, batch.position_BT, batch.segment_BT
     out = model.apply({'params': params}, *inputs)
     head = output_head(model, params)
@@ -85,13 +85,15 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
       loss += look_ahead.at(updates) * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
-    loss += update.balance(routing, balancing, 1 / microbatches)
+    rows = update.live_rows(batch.segment_BT > 0)
+    loss += update.balance(routing, balancing, rows / live)
     return loss, (metrics | {'routing': update.loads(routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: TokenBatch, teacher_params=None):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_BT > 0), 1)
+    live = update.live_rows(batch.segment_BT > 0)
     head = None
     if teaching and teaching.teacher:
       head = output_head(teaching.teacher, teacher_params)
@@ -100,7 +102,7 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
       taught = None
       if head is not None:
         taught = _hidden(teaching.teacher, teacher_params, micro), head
-      return loss_fn(params, micro, taught, total, state.updates)
+      return loss_fn(params, micro, taught, total, live, state.updates)
 
     grads, metrics, _ = update.accumulate(
         of_micro, state.params, batch, microbatches)

@@ -69,6 +69,11 @@ def balance(routing: dict[str, moe.Routing], balancing: moe.Balancing, share):
   return balancing.loss * layers * share
 
 
+def live_rows(valid_BT):
+  """How many rows are not empty: what the balance loss is a mean over."""
+  return jnp.maximum(jnp.sum(valid_BT.any(1)), 1)
+
+
 def constrain(model: Transformer, batch):
   def pin(x):
     return model.layout.constrain(x, 'BTLA'[:x.ndim])
