@@ -14,6 +14,6 @@ class UserError(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
   """The error for a name that nothing has, with the one that is nearest."""
   known = sorted(known)
-  near = difflib.get_close_matches(name, known, 1)
+  near = difflib.get_close_matches(str(name), known, 1)
   hint = f' did you mean {near[0]!r}?' if near else ''
   return UserError(f'{kind}: unknown {name!r};{hint} there are {known}')

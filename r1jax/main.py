@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 import yaml
 
-from r1jax.errors import UserError
+from r1jax.errors import UserError, unknown
 from r1jax.settings import flatten
 
 USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
@@ -79,14 +79,25 @@ def _stage_of(config, values):
     if values.stage:
       raise UserError('--stage is for pipelines; this config is of one run')
     return config
-  from r1jax.stages import plan
-  names = tuple(config.get('stages', ()))
-  if values.stage not in names:
+  from r1jax.stages import pipeline, plan
+  names = tuple(map(str, config.get('stages', ())))
+  if not values.stage:
     raise UserError(f'this config is a pipeline; give --stage, one of '
-                    f'{", ".join(map(str, names))}')
-  if getattr(values, 'workdir', ''):
-    values.workdir = os.path.join(values.workdir, values.stage)
-  return plan.section(config, values.stage)
+                    f'{", ".join(names)}')
+  if values.stage not in names:
+    raise unknown('--stage', values.stage, names)
+  config = pipeline.seeded(config)
+  section = plan.section(config, values.stage)
+  if 'workdir' not in values:
+    return section
+  if not values.workdir:
+    for key, parent in plan.references(section).items():
+      raise UserError(f'{values.stage}.{key} is what {parent} leaves; give '
+                      '--workdir, the folder of the pipeline')
+    return section
+  place = Path(values.workdir).expanduser()
+  values.workdir = str(place / values.stage)
+  return plan.resolved(section, config, place)
 
 
 def _eval(config, values):

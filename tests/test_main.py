@@ -7,6 +7,8 @@ import pytest
 
 from r1jax import main
 from r1jax.errors import UserError
+from r1jax.stages import build, run as stages_run
+from tests.configs import small
 from tests.conftest import ROOT
 
 _SMALL = f'--config={ROOT}/tests/configs/small.py'
@@ -203,3 +205,35 @@ def test_exit_code_and_no_traceback():
       capture_output=True, text=True, cwd=ROOT)
   assert done.returncode == 2
   assert done.stderr == 'r1jax: config: no file none.py\n'
+
+
+def test_a_kept_base_that_is_broken_is_named(tmp_path, monkeypatch):
+  monkeypatch.setenv('R1JAX_CACHE', str(tmp_path / 'cache'))
+  config = small.get_config()
+  config.stages = ('pretrain',)
+  kept = build.base_file(config)
+  kept.parent.mkdir(parents=True)
+  kept.write_bytes(b'half')
+  with pytest.raises(UserError, match=f'is broken; remove {kept} to make it'):
+    stages_run.train(config, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run/pretrain').exists()
+
+
+def _stage(*args):
+  """The config and the workdir of `r1jax sample --stage=…`."""
+  args = ['--config=tests/configs/small_judged.py', *args]
+  values, holder = main._flags('sample', args)
+  config = main._stage_of(main._parsed(values, holder, args), values)
+  return config, values.workdir
+
+
+def test_a_stage_is_the_pipeline_s_with_its_files_and_seed():
+  config, workdir = _stage('--stage=reasoning', '--workdir=W',
+                           '--config.seed=3')
+  assert workdir == 'W/reasoning' and config.seed == 3
+  assert config.rl.reward_models.safe == 'W/safe/reward_model/model.safetensors'
+  with pytest.raises(UserError, match='reasoning.init is what liked leaves; '
+                     'give --workdir'):
+    _stage('--stage=reasoning')
+  with pytest.raises(UserError, match="unknown 'reason'; did you mean 'reasoni"):
+    _stage('--stage=reason')

@@ -77,6 +77,9 @@ def parse(parts: Sequence[str]) -> dict[str, float | None]:
   """
   found: dict[str, float | None] = {}
   for part in parts:
+    if not isinstance(part, str):
+      raise UserError(f"data: mixture: {part!r} is not 'name' or "
+                      "'name:weight'")
     name, colon, weight = part.partition(':')
     try:
       value = float(weight) if colon else None

@@ -8,6 +8,7 @@ DeepSeek-R1's second RL stage (section 2.3.4 of the first version).
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,9 @@ class Reward:
         general_weights)}
     self._reader, self._options = reader, options
     self._judges = dict(judges or {})
-    for name in (*weights, *general_weights):
+    for name, weight in (*weights.items(), *general_weights.items()):
+      if not math.isfinite(weight):
+        raise UserError(f'reward: the weight of {name} is {weight}')
       if name not in PARTS and name not in LEARNED:
         raise unknown('reward', name, [*PARTS, *LEARNED])
     for name in _VERIFIED & self._weights[True].keys():

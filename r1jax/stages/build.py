@@ -329,7 +329,8 @@ def base_file(config: ml_collections.ConfigDict) -> Path:
   made_by = {
       key: config[key].to_dict() for key in ('model', 'tokenizer', 'corpus',
                                               'pretrain')}
-  for key in ('tasks', 'spoken', 'foreign', 'rude'):  # Bases made before stay found.
+  # Bases made before stay found.
+  for key in ('tasks', 'spoken', 'foreign', 'rude'):
     if not made_by['corpus'][key]:
       del made_by['corpus'][key]
   made_by |= {'seed': config.seed, 'task': config.data.task,

@@ -98,6 +98,8 @@ def check(config: ml_collections.ConfigDict, made: build.Parts, name: str,
                     f'{c.held_out_share}')
   if c.held_out_rows < 0:
     raise UserError(f'{name}: held_out_rows must not be below 0')
+  if not c.data:
+    raise UserError(f'{name}: data names nothing to learn from')
   for key in ('data', 'held_out'):
     for source, count in mixture.parse(c[key]).items():
       _check_count(name, key, source, count)

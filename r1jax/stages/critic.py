@@ -169,6 +169,7 @@ def check(config: ml_collections.ConfigDict):
   if config.rl.advantage == 'group':
     return
   c = config.rl.ppo
+  estimator(config)
   build.one_of('rl.ppo.value', c.value, ('own', 'shared'))
   for field in ('value_coef', 'value_warmup_steps'):
     if c[field] < 0:

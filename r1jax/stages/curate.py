@@ -96,7 +96,8 @@ class Curate(Stage):
     if not rows:
       raise UserError(
           f'curate: nothing is left of {report["samples"]} completions: '
-          f'{_counts(dropped)}; loosen one of them')
+          f'{_counts(dropped)}; loosen one of them (of truncated, '
+          'rl.max_new_tokens)')
     path = directory / self.output
     chunks.finish(path, [*rows, *self._general])
     print(f'curate: kept {len(rows)} of {report["samples"]} completions; '

@@ -40,6 +40,8 @@ def check(config: ml_collections.ConfigDict, made: build.Parts):
           f'sft: data: {name} is no task, of which there are '
           f'{", ".join(tasks.TASKS)}; of a file all rows count: leave '
           f':{count:g} out')
+  if not c.data:
+    raise UserError('sft: data names nothing to learn from')
   if c.teacher:
     distill.SoftTargets(c.text_weight, c.temperature)
   elif c.text_weight != 1:

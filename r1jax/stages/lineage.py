@@ -179,8 +179,8 @@ def tree(workdir: Path) -> str:
   Raises:
     UserError: there is no finished run here.
   """
-  if read(workdir) is None:
-    raise UserError(f'lineage: {workdir} holds no finished run')
+  if not workdir.is_dir() or read(workdir) is None:
+    raise UserError(f'lineage: {workdir} is no folder of a finished run')
   lines: list[str] = []
   _grow(workdir, workdir.resolve().parent, '', '', lines, set())
   return '\n'.join(lines)

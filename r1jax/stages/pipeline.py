@@ -21,6 +21,7 @@ import jax
 import ml_collections
 
 from r1jax.errors import UserError, unknown
+from r1jax.evaluate import Evaluator
 from r1jax.rollout.engine import Engine
 from r1jax.stages import build, plan, run
 from r1jax.storage import write_text
@@ -44,21 +45,36 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
   place, config = Path(workdir).expanduser(), seeded(config)
   names = chosen(config, only, start)
   plan.check(config, place, names)
-  for name in names:
-    measured(place / name / MEASURED)  # A broken one is told first.
+  table(config, place)  # A broken record is told first.
   examiner = _Examiner(config.evaluations)
+  concrete = {name: plan.resolved(config[name], config, place)
+              for name in names}
+  for name in names:
+    if _leaves_policy(config[name]):
+      with plan.told_of(name):
+        examiner.check(concrete[name], place / name)
   for name in names:
     print(f'--- {name} ---', flush=True)
-    section = config[name]
-    concrete = plan.resolved(section, config, place)
-    run.train(concrete, str(place / name), section)
+    section, folder = config[name], place / name
+    if not run.output(section, folder).exists():
+      (folder / MEASURED).unlink(missing_ok=True)  # Of what is gone.
+    with plan.told_of(name):
+      run.train(concrete[name], str(folder), section)
     plan.check_sources(config, place)  # Of this one, if it was made again.
     if _leaves_policy(section):
-      examiner.examine(concrete, place / name)
+      with plan.told_of(name):
+        examiner.examine(concrete[name], folder)
   told = table(config, place)
   if told:
-    (place / 'table.md').write_text(told + '\n')
+    _write(place / 'table.md', told + '\n')
     print(told)
+
+
+def _write(path: Path, text: str):
+  try:
+    write_text(path, text)
+  except OSError as error:
+    raise UserError(f'pipeline: cannot write {path}: {error}') from error
 
 
 def _leaves_policy(section: ml_collections.ConfigDict) -> bool:
@@ -73,24 +89,35 @@ class _Examiner:
     self._names = names
     self._known: dict[str, tuple[build.Parts, Engine]] = {}
 
+  def check(self, config: ml_collections.ConfigDict, workdir: Path):
+    """Refuses what it could not measure the policy on that is to come."""
+    for name in self._missing(workdir):
+      self._evaluator(config, name)
+
   def examine(self, config: ml_collections.ConfigDict, workdir: Path):
     """Each of the tasks that was not yet, under the policy in a workdir."""
-    record = workdir / MEASURED
-    found = measured(record)
-    missing = [name for name in self._names
-               if not any(_of(name, column) for column in found)]
+    found, missing = measured(workdir / MEASURED), self._missing(workdir)
     if not missing:
       return
-    parts, engine = self._sampler(config)
+    parts, _ = self._sampler(config)
     params = run.trained_params(config, parts, str(workdir))
     for name in missing:
-      asked = copy.deepcopy(config)
-      asked.data.update(task=name, mixture=(), path='', eval_path='')
-      metrics = build.evaluator(asked, parts, engine).run(
-          params, jax.random.key(asked.seed)).metrics
+      metrics = self._evaluator(config, name).run(
+          params, jax.random.key(config.seed)).metrics
       found |= {f'{name}/{key.removeprefix("eval/")}': value
                 for key, value in metrics.items()}
-    write_text(record, json.dumps(found, indent=1) + '\n')
+    _write(workdir / MEASURED, json.dumps(found, indent=1) + '\n')
+
+  def _missing(self, workdir: Path) -> list[str]:
+    found = measured(workdir / MEASURED)
+    return [name for name in self._names
+            if not any(_of(name, column) for column in found)]
+
+  def _evaluator(self, config: ml_collections.ConfigDict,
+                 task: str) -> Evaluator:
+    asked = copy.deepcopy(config)
+    asked.data.update(task=task, mixture=(), path='', eval_path='')
+    return build.evaluator(asked, *self._sampler(config))
 
   def _sampler(self, config) -> tuple[build.Parts, Engine]:
     config = copy.deepcopy(config)
@@ -137,7 +164,7 @@ def measured(record: Path) -> dict[str, float]:
   try:
     found = json.loads(record.read_text())
     return {column: float(value) for column, value in found.items()}
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return {}
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise UserError(f'pipeline: {record} is broken ({error}); remove it, and '

@@ -2,6 +2,7 @@
 what cannot work, found before anything runs."""
 
 from collections.abc import Sequence
+import contextlib
 import copy
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import ml_collections
 from r1jax.data import judged, sources, tasks
 from r1jax.errors import UserError, unknown
 from r1jax.settings import flatten
-from r1jax.stages import lineage, run, workdir
+from r1jax.stages import lessons, lineage, run, workdir
 from r1jax.train import weights
 
 _MARK = '@'
@@ -40,9 +41,14 @@ def check(config: ml_collections.ConfigDict, place: Path,
       _check_fit(name, config[name], key, parent, config[parent])
   done = {name for name in stages
           if run.output(config[name], place / name).exists()}
+  if place.exists() and not place.is_dir():
+    raise UserError(f'pipeline: {place} is a file; use another --workdir')
   for name in stages:
     workdir.check(place / name, config[name].to_dict(),
                   f'{_anew(place / name)}, or use another --workdir')
+    inner = run.output(config[name], place / name).parent
+    if inner.exists() and not inner.is_dir():
+      raise UserError(f'pipeline: {inner} is a file; {_anew(place / name)}')
   _check_outputs(config, place)
   check_sources(config, place)
   for name in names:
@@ -103,7 +109,7 @@ def section(config: ml_collections.ConfigDict,
     UserError: there is none, or it is not of a run.
   """
   found = config.get(name)
-  if isinstance(found, ml_collections.ConfigDict) and 'stages' in found:
+  if isinstance(found, ml_collections.ConfigDict) and _NEEDED <= set(found):
     return found
   sections = [key for key, value in config.items()
               if isinstance(value, ml_collections.ConfigDict)]
@@ -113,10 +119,15 @@ def section(config: ml_collections.ConfigDict,
                   f'configs/base.py; it is {type(found).__name__}')
 
 
+# Sections and keys of configs/base.py that say that a config is of a run.
+_NEEDED = {'stages', 'seed', 'init', 'model', 'mesh', 'tokenizer', 'data', 'rl',
+           'rollout', 'eval'}
+
+
 def _check_form(config: ml_collections.ConfigDict):
   """What a pipeline consists of."""
   stages = tuple(config.stages)
-  if 'evaluations' not in config:
+  if not isinstance(config.get('evaluations'), (tuple, list)):
     raise UserError('pipeline: the config needs evaluations, tasks that each '
                     'policy is measured on; () for none')
   for name in config.evaluations:
@@ -201,8 +212,27 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
       hint = f'; set {parent_name}.curate.pairs = {left == _ROWS}'
     raise UserError(f'{here} needs {" or ".join(wanted)}, but {parent_name} '
                     f'leaves {left}{hint}')
-  if left in (_ROWS, _PAIRS, _STEPS):
-    return
+  if left == _ROWS:
+    if key.startswith('sft.') and child.sft.teacher == lessons.STORED:
+      _check_stored(here, parent_name, parent)
+  elif left not in (_PAIRS, _STEPS):
+    _check_weights(here, name, child, key, parent_name, parent)
+
+
+def _check_stored(here: str, parent_name: str, parent):
+  """Has every row of a curation its teacher's distributions?"""
+  if not parent.curate.top_logps:
+    raise UserError(f"{here}: sft.teacher = 'stored' needs {parent_name}."
+                    'curate.top_logps above 0')
+  if parent.curate.general:
+    raise UserError(f"{here}: sft.teacher = 'stored', but {parent_name}."
+                    'curate.general brings rows without a teacher; leave them '
+                    'out')
+
+
+def _check_weights(here: str, name: str, child, key: str, parent_name: str,
+                   parent):
+  """Can the child use the parent's model for what the key says?"""
   if ':' in _said(child)[key]:
     raise UserError(f'{here} = {_MARK + _said(child)[key]!r}: only data have '
                     'a weight or a count')
@@ -210,15 +240,22 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
     raise UserError(
         f'{here}: {parent_name} has the tokenizer '
         f'{parent.tokenizer.source!r}, {name} {child.tokenizer.source!r}')
+  if key == 'init':  # A teacher or a judge is a model of its own.
+    _check_model(name, child, parent_name, parent)
+  elif key == 'rl.ppo.value_init' and not parent.model.scalar_head:
+    raise UserError(f'{here} needs a scalar head; set '
+                    f'{parent_name}.model.scalar_head')
+  elif _left_by(parent) == _PROCESS:
+    reads = max(parent.prm.widths_tokens)
+    asked = child.data.max_prompt_tokens + child.rl.max_new_tokens
+    if asked > reads:
+      raise UserError(
+          f'{here}: {parent_name} reads {reads} tokens, fewer than the {asked} '
+          f'of {name}; raise {parent_name}.prm.widths_tokens')
   kind = key.removeprefix('rl.reward_models.')
   if kind in judged.KINDS and parent.reward_model.kind != kind:
     raise UserError(f'{here} needs what judges {kind!r}, but {parent_name} '
                     f'judges {parent.reward_model.kind!r}')
-  if key == 'rl.ppo.value_init' and not parent.model.scalar_head:
-    raise UserError(f'{here} needs a scalar head; set '
-                    f'{parent_name}.model.scalar_head')
-  if key == 'init':  # A teacher or a judge is a model of its own.
-    _check_model(name, child, parent_name, parent)
 
 
 def _check_model(name: str, child, parent_name: str, parent):
@@ -275,9 +312,16 @@ def _anew(folder: Path) -> str:
 def _check_alone(name: str, config, place: Path, missing: Sequence[str]):
   """What the stage itself finds wrong, as far as its inputs are there."""
   concrete = resolved(config[name], config, place)
-  if config[name].init.startswith(_MARK):  # Read when the stage runs.
+  if str(config[name].init).startswith(_MARK):  # Read when the stage runs.
     concrete.init = 'random'
-  try:
+  with told_of(name):
     run.check(concrete, [key for key in missing if key != 'init'])
+
+
+@contextlib.contextmanager
+def told_of(name: str):
+  """An error within is of a stage."""
+  try:
+    yield
   except UserError as error:
     raise UserError(f'pipeline: {name}: {error}') from error

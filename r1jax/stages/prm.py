@@ -88,6 +88,8 @@ def _check(config: ml_collections.ConfigDict, parts: build.Parts):
   build.divides('prm.batch_size', c.batch_size, c.microbatches,
                 parts.model.layout)
   build.widths('prm', c.widths_tokens, config.model.max_context)
+  if not c.data:
+    raise UserError('prm: data names no labelled steps to learn from')
   if c.labels not in process.LABELS:
     raise unknown('prm: labels', c.labels, process.LABELS)
   if not 0 < c.held_out_share < 1:

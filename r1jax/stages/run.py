@@ -1,6 +1,7 @@
 """The stages of one config, in order, each fed by the one before."""
 
 from collections.abc import Collection
+import json
 import os
 from pathlib import Path
 import shutil
@@ -16,7 +17,8 @@ from r1jax.stages import build, curate, label_steps, lineage, preferences, prm
 from r1jax.stages import rl, supervised
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.stages.workdir import Workdir, compare
-from r1jax.train import weights
+from r1jax.storage import Reader
+from r1jax.train import optimizer, weights
 
 # In the order in which a config may name them.
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (
@@ -57,6 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: str,
     summary = last / 'summary.txt'
     print(summary.read_text() if summary.exists() else '', end='')
     return finished
+  (place.path / lineage.FILE).unlink(missing_ok=True)  # Of what is gone.
   about = {'config': flatten(claimed)}
   for i, stage in enumerate(stages):
     made = _made(config, parts, stage, place, params, about)
@@ -80,10 +83,12 @@ def check(config: ml_collections.ConfigDict, missing: Collection[str] = ()):
   if not (first.fresh or config.init in ('random', 'pretrain')):
     _check_init(config)
   for name in config.stages:
-    if missing:
-      STAGES[name].check(config, parts, missing)
-    else:
+    if not missing:
       STAGES[name](config, parts)
+      continue
+    if 'optimizer' in config[name]:
+      optimizer.make(build.optimizer_config(config[name]), 1)
+    STAGES[name].check(config, parts, missing)
 
 
 def check_names(config: ml_collections.ConfigDict):
@@ -131,6 +136,7 @@ def _pretrained(config, parts: build.Parts, stage: Stage, directory: Path,
   made = directory / OUTPUT
   if not made.exists():
     if kept.exists():
+      _check_base(kept)
       print(f'pretrain: found the base of this config in {kept}')
       _copy(kept, made)
     else:
@@ -142,6 +148,14 @@ def _pretrained(config, parts: build.Parts, stage: Stage, directory: Path,
     except OSError as error:  # The run itself lacks nothing.
       print(f'pretrain: the base is not kept for the next run: {error}')
   return made
+
+
+def _check_base(kept: Path):
+  try:
+    Reader(kept)
+  except UserError as error:
+    raise UserError(f'pretrain: the base that was kept of this config is '
+                    f'broken; remove {kept} to make it again') from error
 
 
 def _copy(source: Path, target: Path):
@@ -193,4 +207,8 @@ def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
       params = rl.RL(config, parts).latest(place / stage.name, base)
       if params is not None:
         return params
+  said = json.loads((place / 'config.json').read_text())['stages']
+  if not STAGES[said[-1]].leaves_policy:
+    raise UserError(f'workdir: {place} holds what {said[-1]} leaves, which is '
+                    'no policy')
   raise UserError(f'workdir: {place} holds no weights yet')

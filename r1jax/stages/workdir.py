@@ -32,7 +32,8 @@ def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',),
   try:
     theirs = flatten(json.loads(record.read_text()))
   except (OSError, ValueError, AttributeError) as error:
-    raise UserError(f'workdir: cannot read {record}: {error}') from error
+    raise UserError(f'workdir: cannot read {record} ({error}), which says '
+                    f'whose {path} is; {remedy}') from error
   ours = flatten(config)
   differ = [
       f'{key} is {_shown(theirs, key)} there and {_shown(ours, key)} here'

@@ -6,8 +6,9 @@ run to run, so it goes to TensorBoard and the live line alone.
 
 import json
 import math
-import time
 from pathlib import Path
+import threading
+import time
 
 from rich.console import Console
 from rich.live import Live
@@ -21,6 +22,9 @@ def read(path: Path) -> list[dict]:
     return []
   lines = path.read_text().split('\n')[:-1]  # A torn last line has no '\n'.
   return [json.loads(line) for line in lines]
+
+
+_CLOSE_SECS = 10
 
 
 class MetricsWriter:
@@ -54,7 +58,10 @@ class MetricsWriter:
 
   def __exit__(self, *_):
     self._file.close()
-    self._tensorboard.close()
+    # An interrupt within `write` may leave its queue so that it never ends.
+    closing = threading.Thread(target=self._tensorboard.close, daemon=True)
+    closing.start()
+    closing.join(_CLOSE_SECS)
 
 
 class Progress:

@@ -35,6 +35,15 @@ class OptimizerConfig:
   clip_norm: float
   moment_dtype: str
 
+  def __post_init__(self):
+    for field in ('learning_rate', 'warmup_steps', 'weight_decay'):
+      if not getattr(self, field) >= 0:
+        raise UserError(f'optimizer: {field} must not be below 0, got '
+                        f'{getattr(self, field)}')
+    if not self.clip_norm > 0:
+      raise UserError('optimizer: clip_norm must be above 0, got '
+                      f'{self.clip_norm}')
+
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   peak, warmup = config.learning_rate, config.warmup_steps

@@ -68,21 +68,31 @@ def test_curated_rows_say_what_they_are_and_came_from(finished):
 
 def test_a_second_run_makes_what_is_lacking_alone(
     finished, environment, tmp_path):
-  """Records that a kill prevented, and evaluations that are new."""
+  """Records that a kill prevented, evaluations that are new; and an output that
+  is gone, whatever was said of it."""
   whole, _ = finished
   place = tmp_path / 'again'
   shutil.copytree(whole, place)
   (place / 'student/lineage.json').unlink()
   before = {p: p.stat().st_mtime_ns for p in place.rglob('*.safetensors')}
+  base = place / 'base/pretrain/model.safetensors'
+  base.unlink()
+  (place / 'base/lineage.json').write_text(
+      (whole / 'base/lineage.json').read_text().replace(
+          lineage.digest(whole / 'base/pretrain/model.safetensors'), 'old'))
+  (place / 'base/evaluation.json').write_text('{"arithmetic/pass@1": 7.0}')
   printed = run(environment, 'pipeline', PIPELINE, f'--workdir={place}',
                 '--config.evaluations=("countdown", "arithmetic")').stdout
-  assert printed.count('is finished already; nothing to do') == 5
-  assert before == {p: p.stat().st_mtime_ns
-                    for p in place.rglob('*.safetensors')}
-  assert lineage.read(place / 'student') == lineage.read(whole / 'student')
-  measured, known = (pipeline.measured(folder / 'base/evaluation.json')
+  assert printed.count('is finished already; nothing to do') == 4
+  assert {p for p in before if before[p] != p.stat().st_mtime_ns} == {base}
+  for name in ('base', 'student'):
+    assert lineage.read(place / name) == lineage.read(whole / name)
+  measured, known = (pipeline.measured(folder / 'student/evaluation.json')
                      for folder in (place, whole))
   assert known.items() < measured.items()
+  measured, known = (pipeline.measured(folder / 'base/evaluation.json')
+                     for folder in (place, whole))
+  assert measured['arithmetic/pass@1'] == known['arithmetic/pass@1']
   assert '| stage | countdown/' in printed
   assert 'manners' not in (place / 'table.md').read_text()
 

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.errors import UserError
 from r1jax.stages import lineage, pipeline, plan, run, workdir
-from tests.configs import small_judged, small_pipeline
+from tests.configs import small_judged, small_pipeline, small_process
 
 
 def _number(config):
@@ -64,6 +64,8 @@ def _set(path, value):
     (_set('cold_start.sft.data', ('rows.jsonl',)), 'cold_start: data: no rows'),
     (_set('reasoning.rl.group_size', 1), 'reasoning: rl: group_size'),
     (_set('kept.stages', ('curate', 'rl')), 'in that order'),
+    (_set('evaluations', None), 'the config needs evaluations, tasks that'),
+    (_set('stages', ('base', 3)), 'pipeline: stage: unknown 3'),
     (_number, 'cold_start must be the config of a run, with all '
      'of configs/base.py; it is int'),
     (_set('cold_start.init', '@base:3'), "cold_start.init = '@base:3': only "
@@ -81,6 +83,13 @@ def _set(path, value):
      'rows.jsonl'),
     (_set('student.sft.data', ('@kept', 'manners')), 'student: sft: data: say '
      'how many of manners'),
+    (_set('student.sft.data', ()), 'student: sft: data names nothing'),
+    (_set('student.sft.optimizer.decay', 'lin'), 'student: optimizer: decay'),
+    (_set('student.sft.optimizer.clip_norm', -1.0), 'student: optimizer: '
+     'clip_norm must be above 0'),
+    (_set('student.sft.teacher', 'stored'), "student.sft.data[0]: sft.teacher = "
+     "'stored', but kept.curate.general brings rows without a teacher"),
+    (_set('student.sft.data', (3,)), "3 is not 'name' or 'name:weight'"),
     (_set('kept.curate.prompts', -1), 'kept: curate: prompts must not be below '
      '0, got -1'),
     (_set('kept.curate.prompts', 0), 'kept: curate: prompts = 0 takes all of a '
@@ -100,6 +109,9 @@ def test_what_cannot_work_is_refused_before_anything_runs(
      'a weight, but no model'),
     ('reasoning.rl.group_size', 1, 'reasoning: rl: group_size'),
     ('reasoning.data.task', 'gsm', "reasoning: data: task: unknown 'gsm'"),
+    ('reasoning.rl.optimizer.decay', 'lin', 'reasoning: optimizer: decay'),
+    ('reasoning.rl.reward.accuracy', float('nan'), 'reasoning: reward: the '
+     'weight of accuracy is nan'),
     ('kept.curate.min_language', 2.0, 'kept: curate: min_language'),
     ('kept.curate.general', ('rows.jsonl',), 'kept: data: no rows.jsonl'),
     ('helpful.model.scalar_head', False, 'helpful: reward_model: model.scalar'),
@@ -110,6 +122,31 @@ def test_numbers_are_checked_though_a_judge_is_still_to_come(
   with pytest.raises(UserError) as caught:
     _judged(tmp_path, path, value)
   assert said in str(caught.value)
+
+
+def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
+  config = small_process.get_config()
+  config.policy.rl.reward_models.process = '@judge'
+  reads = config.judge.prm.widths_tokens[-1]
+  config.policy.rl.max_new_tokens = reads
+  _refused(config, tmp_path, f'process: judge reads {reads} tokens, fewer than')
+
+
+@pytest.mark.parametrize('path, value, said', [
+    ('cold_start.rl.max_new_tokens', 4000, 'pipeline: cold_start: data.max_'
+     'prompt_tokens = 16 and rl.max_new_tokens = 4000 exceed'),
+    ('base.eval.temperature', -1.0, 'pipeline: base: sampling: temperature'),
+    ('student.rollout.page_tokens', 0, 'pipeline: student: rollout: page_'),
+    ('evaluations', ('math500',), 'pipeline: base: data: no math/math500')])
+def test_what_measures_a_policy_is_checked_before_it_is_made(
+    tmp_path, monkeypatch, path, value, said):
+  monkeypatch.delenv('R1JAX_DATA', raising=False)
+  config = small_pipeline.get_config()
+  _set(path, value)(config)
+  with pytest.raises(UserError) as caught:
+    pipeline.train(config, str(tmp_path))
+  assert said in str(caught.value)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_judge_may_go_on_where_another_one_ended(tmp_path):
@@ -132,8 +169,8 @@ def _finished(place: Path, *names: str) -> ConfigDict:
                         run.output(config[parent], place / parent))}
               for key, parent in plan.references(config[name]).items()}
     (place / name / lineage.FILE).write_text(json.dumps({
-        'stages': list(config[name].stages), 'config_sha256': '', 'commit': None,
-        'inputs': inputs,
+        'stages': list(config[name].stages), 'config_sha256': '',
+        'commit': None, 'inputs': inputs,
         'output': {'path': str(made.relative_to(place / name)),
                    'sha256': lineage.digest(made)}}))
   return config
@@ -184,6 +221,11 @@ def test_folders_of_later_stages_are_looked_at_first(tmp_path):
   (tmp_path / 'kept/notes.txt').write_text('mine')
   _refused(config, tmp_path, f'{tmp_path}/kept is not empty and holds no run')
   (tmp_path / 'kept/notes.txt').unlink()
+  workdir.Workdir(str(tmp_path / 'kept'), config.kept.to_dict())
+  (tmp_path / 'kept/curate').write_text('mine')
+  _refused(config, tmp_path, f'{tmp_path}/kept/curate is a file; remove')
+  _refused(config, tmp_path / 'kept/curate', 'curate is a file; use another')
+  (tmp_path / 'kept/curate').unlink()
   config.base.pretrain.steps += 1
   _refused(config, tmp_path, f'remove {tmp_path}/base to make it again, or use '
            'another --workdir')

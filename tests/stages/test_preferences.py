@@ -128,7 +128,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
   else:
     assert weights.about(whole / stage / 'model.safetensors')[
         'judging']['kind'] == 'safe'
-    with pytest.raises(UserError, match='holds no weights yet'):
+    with pytest.raises(UserError, match='which is no policy'):
       run.trained_params(config, build.parts(config), str(whole))
 
 
