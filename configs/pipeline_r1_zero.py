@@ -49,8 +49,16 @@ def zero(init: str, steps: int, max_new_tokens: int) -> ConfigDict:
   return config
 
 
+def zero_long() -> ConfigDict:
+  """Rows of twice the length lie over four times as much of `tensor`, and a
+  quarter of a minibatch is in memory at once."""
+  config = zero('@zero', 138, 65536)
+  config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
+  config.rl.microbatches = 4
+  return config
+
+
 def get_config() -> ConfigDict:
   return ConfigDict(dict(
       stages=('zero', 'zero_long'), seed=0, evaluations=('aime24', 'math500'),
-      zero=zero(V3_BASE, 512, 32768),
-      zero_long=zero('@zero', 138, 65536)))
+      zero=zero(V3_BASE, 512, 32768), zero_long=zero_long()))
