@@ -1,9 +1,9 @@
 """Every key that a config may have, with its meaning and unit.
 
 A key that is not declared here is an error; one that comes new changes nothing
-where it is False, 0 or empty, so that older runs go on. Values are R1-Zero's where they
-are published (DeepSeek-R1, second version, section 2); the clip range of
-R1-Zero is not, so 0.2 stands there, the usual one.
+where it is False, 0 or empty, so that older runs go on. Values are R1-Zero's
+where they are published (DeepSeek-R1, second version, section 2); the clip
+range of R1-Zero is not, so 0.2 stands there, the usual one.
 """
 
 import ml_collections

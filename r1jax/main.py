@@ -87,13 +87,14 @@ def _stage_of(config, values):
   if values.stage not in names:
     raise unknown('--stage', values.stage, names)
   config = pipeline.seeded(config)
-  section = plan.section(config, values.stage)
+  section = plan.of_stage(config, values.stage)
   if 'workdir' not in values:
     return section
   if not values.workdir:
     for key, parent in plan.references(section).items():
-      raise UserError(f'{values.stage}.{key} is what {parent} leaves; give '
-                      '--workdir, the folder of the pipeline')
+      if key.startswith(('init', 'eval.')):
+        raise UserError(f'{values.stage}.{key} is what {parent} leaves; give '
+                        '--workdir, the folder of the pipeline')
     return section
   place = Path(values.workdir).expanduser()
   values.workdir = str(place / values.stage)
@@ -183,7 +184,8 @@ def _weights(config, values):
 
 COMMANDS: dict[str, Callable] = {
     'train': _train, 'pipeline': _pipeline, 'eval': _eval, 'sample': _sample,
-    'config': _config, 'info': _info, 'aot': _aot, 'decontaminate': _decontaminate}
+    'config': _config, 'info': _info, 'aot': _aot,
+    'decontaminate': _decontaminate}
 # Of a pipeline, these want to know the stage.
 OF_ONE_RUN = ('eval', 'sample', 'info', 'aot', 'decontaminate')
 # These read a checkpoint or a run, which says all that a config would.

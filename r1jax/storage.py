@@ -229,6 +229,6 @@ def _part(number: int) -> str:
 
 def write_text(path: Path, text: str):
   """Atomic: a reader never meets half a file."""
-  partial = path.with_suffix('.partial')
+  partial = path.with_suffix(f'.partial{os.getpid()}')
   partial.write_text(text)
   partial.replace(path)

@@ -219,9 +219,9 @@ def test_a_kept_base_that_is_broken_is_named(tmp_path, monkeypatch):
   assert not (tmp_path / 'run/pretrain').exists()
 
 
-def _stage(*args):
+def _stage(*args, file='tests/configs/small_judged.py'):
   """The config and the workdir of `r1jax sample --stage=…`."""
-  args = ['--config=tests/configs/small_judged.py', *args]
+  args = [f'--config={ROOT}/{file}', *args]
   values, holder = main._flags('sample', args)
   config = main._stage_of(main._parsed(values, holder, args), values)
   return config, values.workdir
@@ -235,5 +235,9 @@ def test_a_stage_is_the_pipeline_s_with_its_files_and_seed():
   with pytest.raises(UserError, match='reasoning.init is what liked leaves; '
                      'give --workdir'):
     _stage('--stage=reasoning')
-  with pytest.raises(UserError, match="unknown 'reason'; did you mean 'reasoni"):
+  with pytest.raises(UserError, match="unknown 'reason'; did you mean"):
     _stage('--stage=reason')
+  with pytest.raises(UserError, match="stage: unknown 'warm'"):
+    _stage('--stage=reasoning', '--workdir=W', '--config.reasoning.init=@warm')
+  # Its data are another stage's, which sampling from its base does not read.
+  assert _stage('--stage=sft', file='configs/pipeline_r1.py')[1] == ''

@@ -13,8 +13,8 @@ from pathlib import Path
 import ml_collections
 
 from r1jax.algos.grpo import Objective
-from r1jax.data import batching, chat, forms, mixture, readers, sources
-from r1jax.data import tasks, tokenizer
+from r1jax.data import batching, chat, forms, mixture, readers, tasks
+from r1jax.data import tokenizer
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import Evaluator
@@ -92,6 +92,12 @@ _AT_LEAST_ONE = (
     'rl.steps', 'rl.minibatches', 'rl.microbatches', 'rl.reference_every',
     'rl.eval_every', 'rl.checkpoint_every', 'rl.keep_checkpoints',
     'eval.num_problems', 'eval.samples', 'data.max_prompt_tokens')
+
+
+def running(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The stages of a config that run: 'pretrain' does where its base is meant."""
+  wanted = config.init == 'pretrain' or config.stages[-1] == 'pretrain'
+  return tuple(name for name in config.stages if wanted or name != 'pretrain')
 
 
 def corpus(config: ml_collections.ConfigDict,
@@ -307,20 +313,21 @@ def widths(section: str, tokens: Sequence[int],
   return tokens
 
 
-def check_files(key: str, names: Sequence[str], missing: Collection[str]):
+def check_files(key: str, names: Sequence[str], missing: Collection[str],
+                known: Collection[str] = tuple(tasks.TASKS)):
   """Are the files of a config's list there, but for those that are to come?
 
   Args:
     key: Of the list: 'sft.data'.
-    names: What stands in it: tasks and datasets are passed over.
+    names: What stands in it.
     missing: 'sft.data[0]', …: the entries to come.
+    known: Names that are no files.
 
   Raises:
     UserError: naming what is not there.
   """
   for i, name in enumerate(mixture.parse(names)):
-    if not (f'{key}[{i}]' in missing or name in tasks.TASKS
-            or name in sources.SOURCES):
+    if f'{key}[{i}]' not in missing and name not in known:
       readers.files(name)
 
 

@@ -63,7 +63,8 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts, name: str,
   if told := quarantine.settle(f'{name}.data', total):
     print(told)
   if not examples:
-    raise UserError(f'{name}: data names nothing to learn from')
+    raise UserError(f'{name}: data: no rows to learn from in '
+                    f'{", ".join(c.data)}')
   if not measured:
     raise UserError(f'{name}: no row is held out to evaluate on; raise '
                     f'{name}.held_out_share, or name some in {name}.held_out')
@@ -103,7 +104,8 @@ def check(config: ml_collections.ConfigDict, made: build.Parts, name: str,
   for key in ('data', 'held_out'):
     for source, count in mixture.parse(c[key]).items():
       _check_count(name, key, source, count)
-    build.check_files(f'{name}.{key}', c[key], missing)
+    build.check_files(f'{name}.{key}', c[key], missing,
+                      (*tasks.TASKS, *sources.SOURCES))
 
 
 def _check_count(name: str, key: str, source: str, count: float | None):

@@ -170,6 +170,7 @@ def check(config: ml_collections.ConfigDict):
     return
   c = config.rl.ppo
   estimator(config)
+  own_optimizer(config, 1)
   build.one_of('rl.ppo.value', c.value, ('own', 'shared'))
   for field in ('value_coef', 'value_warmup_steps'):
     if c[field] < 0:

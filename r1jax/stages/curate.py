@@ -53,7 +53,7 @@ class Curate(Stage):
     self._general = _general_rows(config, parts)
 
   @classmethod
-  def check(cls, config, parts, missing=()):
+  def check(cls, config, parts, missing):
     c = config.curate
     _check(c)
     _sampling(config, parts)

@@ -1,5 +1,6 @@
 """Reward models that a run is scored by, from the files that name them."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -15,6 +16,9 @@ from r1jax.rewards.learned import Judge, Judging
 from r1jax.stages import convert, lessons
 from r1jax.stages.build import Parts
 from r1jax.train import weights
+
+
+_STAGE = {process.KIND: 'prm'}  # That leaves a judge, if not reward_model.
 
 
 def judge(key: str, file: str, config: ml_collections.ConfigDict,
@@ -47,7 +51,7 @@ def process_model(key: str, file: str, config: ml_collections.ConfigDict,
   Raises:
     UserError: as `judge`; or it reads fewer tokens than a run may write.
   """
-  path, judging = _judging(key, file, 'prm', process.KIND)
+  path, judging = _judging(key, file, _STAGE[process.KIND], process.KIND)
   how = process.Judging(**judging)
   most = config.data.max_prompt_tokens + config.rl.max_new_tokens
   if how.max_tokens < most:
@@ -62,9 +66,7 @@ def process_model(key: str, file: str, config: ml_collections.ConfigDict,
 def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   """What a file says that it judges."""
   path = Path(file).expanduser()
-  if jax.process_count() > 1:
-    raise UserError(f'{key}: reward models run in runs of one process alone: '
-                    'several divide the scoring, each at its own pace')
+  _check_processes(key)
   if not path.exists():
     raise UserError(f'{key}: no file {path}; give what the stage {stage} '
                     'leaves')
@@ -75,6 +77,12 @@ def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
     raise UserError(f'{key}: {path} judges what is {judging["kind"]!r}, not '
                     f'what is {kind!r}')
   return path, judging
+
+
+def _check_processes(key: str):
+  if jax.process_count() > 1:
+    raise UserError(f'{key}: reward models run in runs of one process alone: '
+                    'several divide the scoring, each at its own pace')
 
 
 def _loaded(key: str, path: Path, config: ml_collections.ConfigDict,
@@ -104,16 +112,27 @@ def of_rewards(config: ml_collections.ConfigDict, made: Parts):
   return found
 
 
-def expected(config: ml_collections.ConfigDict):
+def expected(config: ml_collections.ConfigDict, missing: Collection[str]):
   """In the place of `of_rewards`, while files are still to come: their parts,
   and no way to score them.
 
+  Args:
+    config: Of the run.
+    missing: Keys whose files are to come.
+
   Raises:
-    UserError: what the config says of them means nothing.
+    UserError: what the config says of them means nothing, or a file that is
+      not to come is not there, or judges something else.
   """
   c = config.rl
   check_aggregate('rl.process_aggregate', c.process_aggregate)
-  return dict.fromkeys(kind for kind, file in c.reward_models.items() if file)
+  found = {kind: file for kind, file in c.reward_models.items() if file}
+  for kind, file in found.items():
+    key = f'rl.reward_models.{kind}'
+    _check_processes(key)
+    if key not in missing:
+      _judging(key, file, _STAGE.get(kind, 'reward_model'), kind)
+  return dict.fromkeys(found)
 
 
 def of_curation(config: ml_collections.ConfigDict, made: Parts):

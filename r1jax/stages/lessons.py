@@ -50,7 +50,15 @@ def check(config: ml_collections.ConfigDict, made: build.Parts):
 
 def demonstrations(config: ml_collections.ConfigDict,
                    made: build.Parts) -> packing.PackedCorpus:
-  """What config.sft.data names, packed for as many epochs as it says."""
+  """What config.sft.data names, packed for as many epochs as it says.
+
+  Args:
+    config: Of the run; `check` has taken it.
+    made: Its parts.
+
+  Raises:
+    UserError: bad data, or none.
+  """
   c = config.sft
   quarantine = Quarantine(config.data.quarantine)
   found = []
@@ -61,7 +69,7 @@ def demonstrations(config: ml_collections.ConfigDict,
     else:
       found += demos.read(name, made.template, quarantine=quarantine)
   if not found:
-    raise UserError('sft: data names nothing to learn from')
+    raise UserError(f'sft: data: no rows in {", ".join(c.data)}')
   total = len(found) + len(quarantine.dropped)
   documents = packing.documents(
       found, made.tokenizer, c.length_tokens, quarantine,

@@ -26,7 +26,8 @@ FILE = 'lineage.json'
 
 
 def write(workdir: Path, config: ml_collections.ConfigDict, made: Path):
-  """Records what `made` came from, unless that was done already."""
+  """Records what `made` came from, unless that was done already: from what is
+  there now, if the run was killed before it did."""
   record = workdir / FILE
   if record.exists():
     return
@@ -67,18 +68,17 @@ def read(workdir: Path) -> dict | None:
 def _check(said: dict):
   """Raises an error unless it has what readers of records look at."""
   texts = [said['config_sha256'], said['output']['path'],
-           said['output']['sha256'], *said['stages']]
+           said['output']['sha256'], said['commit'] or '', *said['stages']]
   for found in said['inputs'].values():
     texts += [found['path'], found['sha256'], found['run'] or '']
   if not all(isinstance(text, str) for text in texts):
     raise TypeError('a path or hash is no text')
-  said['commit']  # Which may be None.
 
 
 def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
   """Every file or folder that a config's stages read, by its key."""
   data, found = config.data, {}
-  first = config.stages[0]
+  first = build.running(config)[0]
   if first != 'pretrain' and config.init != 'random':
     found['init'] = build.init_file(config)
   if config.tokenizer.source not in tokenizer.BUILT_IN:

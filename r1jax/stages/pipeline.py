@@ -40,7 +40,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
     start: The first stage to run; the ones after it follow.
 
   Raises:
-    UserError: bad input, before anything runs.
+    UserError: bad input, before anything runs; or a stage that was made again
+      is another than a later one was made from.
   """
   place, config = Path(workdir).expanduser(), seeded(config)
   names = chosen(config, only, start)
@@ -52,7 +53,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
   for name in names:
     if _leaves_policy(config[name]):
       with plan.told_of(name):
-        examiner.check(concrete[name], place / name)
+        examiner.check(concrete[name], place / name,
+                       run.output(config[name], place / name).exists())
   for name in names:
     print(f'--- {name} ---', flush=True)
     section, folder = config[name], place / name
@@ -60,10 +62,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
       (folder / MEASURED).unlink(missing_ok=True)  # Of what is gone.
     with plan.told_of(name):
       run.train(concrete[name], str(folder), section)
-    plan.check_sources(config, place)  # Of this one, if it was made again.
     if _leaves_policy(section):
       with plan.told_of(name):
         examiner.examine(concrete[name], folder)
+    plan.check_sources(config, place)  # Of this one, if it was made again.
   told = table(config, place)
   if told:
     _write(place / 'table.md', told + '\n')
@@ -74,7 +76,7 @@ def _write(path: Path, text: str):
   try:
     write_text(path, text)
   except OSError as error:
-    raise UserError(f'pipeline: cannot write {path}: {error}') from error
+    raise UserError(f'cannot write {path}: {error}') from error
 
 
 def _leaves_policy(section: ml_collections.ConfigDict) -> bool:
@@ -89,9 +91,10 @@ class _Examiner:
     self._names = names
     self._known: dict[str, tuple[build.Parts, Engine]] = {}
 
-  def check(self, config: ml_collections.ConfigDict, workdir: Path):
-    """Refuses what it could not measure the policy on that is to come."""
-    for name in self._missing(workdir):
+  def check(self, config: ml_collections.ConfigDict, workdir: Path,
+            made: bool):
+    """Refuses what it could not measure the policy on, made or to be made."""
+    for name in self._missing(workdir) if made else self._names:
       self._evaluator(config, name)
 
   def examine(self, config: ml_collections.ConfigDict, workdir: Path):
@@ -134,16 +137,24 @@ class _Examiner:
 
 
 def seeded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The pipeline whose stages have their seeds plus config.seed, if any."""
+  """The pipeline whose stages have their seeds plus config.seed, if any.
+
+  Raises:
+    UserError: a stage has no config.
+  """
   shifted = copy.deepcopy(config)
   for name in config.stages:
-    plan.section(shifted, name).seed += config.get('seed', 0)
+    plan.of_stage(shifted, name).seed += config.get('seed', 0)
   return shifted
 
 
 def chosen(config: ml_collections.ConfigDict, only: str,
            start: str) -> tuple[str, ...]:
-  """The stages to run."""
+  """The stages to run.
+
+  Raises:
+    UserError: one of the two names no stage, or both are given.
+  """
   names = tuple(config.stages)
   for name in filter(None, (only, start)):
     if name not in names:
@@ -167,8 +178,8 @@ def measured(record: Path) -> dict[str, float]:
   except (FileNotFoundError, NotADirectoryError):
     return {}
   except (OSError, ValueError, TypeError, AttributeError) as error:
-    raise UserError(f'pipeline: {record} is broken ({error}); remove it, and '
-                    'the stage is measured again') from error
+    raise UserError(f'{record} is broken ({error}); remove it, and the stage '
+                    'is measured again') from error
 
 
 def _of(task: str, column: str) -> bool:

@@ -49,7 +49,7 @@ def check(config: ml_collections.ConfigDict, place: Path,
     inner = run.output(config[name], place / name).parent
     if inner.exists() and not inner.is_dir():
       raise UserError(f'pipeline: {inner} is a file; {_anew(place / name)}')
-  _check_outputs(config, place)
+  _check_outputs(config, place, _with_ancestors(names, parents))
   check_sources(config, place)
   for name in names:
     missing = [key for key, parent in parents[name].items()
@@ -63,11 +63,15 @@ def check(config: ml_collections.ConfigDict, place: Path,
 
 
 def references(section: ml_collections.ConfigDict) -> dict[str, str]:
-  """Key to the stage that it names, of all keys with '@name' in them."""
-  return {key: said.partition(':')[0] for key, said in _said(section).items()}
+  """Key to the stage that it names, of all keys with '@name' in them.
+
+  Args:
+    section: The config of a stage.
+  """
+  return {key: said.partition(':')[0] for key, said in _marked(section).items()}
 
 
-def _said(section: ml_collections.ConfigDict) -> dict[str, str]:
+def _marked(section: ml_collections.ConfigDict) -> dict[str, str]:
   """Key to what it says behind the mark."""
   found = {}
   for key, value in flatten(section.to_dict()).items():
@@ -80,14 +84,24 @@ def _said(section: ml_collections.ConfigDict) -> dict[str, str]:
 def resolved(section: ml_collections.ConfigDict,
              config: ml_collections.ConfigDict,
              place: Path) -> ml_collections.ConfigDict:
-  """The section with the files that its '@name's stand for."""
+  """The section with the files that its '@name's stand for.
+
+  Args:
+    section: The config of a stage.
+    config: Of the pipeline.
+    place: Its workdir.
+
+  Raises:
+    UserError: a name is no stage's.
+  """
   def put(value):
     if isinstance(value, (tuple, list)):
       return tuple(map(put, value))
     if not (isinstance(value, str) and value.startswith(_MARK)):
       return value
     name, colon, weight = value[1:].partition(':')
-    return str(run.output(config[name], place / name)) + colon + weight
+    made = run.output(of_stage(config, name), place / name)
+    return f'{made}{colon}{weight}'
 
   def walk(inner):
     for key, value in inner.items():
@@ -101,7 +115,7 @@ def resolved(section: ml_collections.ConfigDict,
   return copied
 
 
-def section(config: ml_collections.ConfigDict,
+def of_stage(config: ml_collections.ConfigDict,
             name: str) -> ml_collections.ConfigDict:
   """The config of one stage.
 
@@ -137,7 +151,7 @@ def _check_form(config: ml_collections.ConfigDict):
   if len(set(stages)) < len(stages) or not stages:
     raise UserError(f'pipeline: stages {stages} are none, or name one twice')
   for name in stages:
-    run.check_names(section(config, name))
+    run.check_names(of_stage(config, name))
 
 
 def _check_order(stages: Sequence[str], parents: dict[str, dict[str, str]]):
@@ -175,6 +189,7 @@ def _check_circle(parents: dict[str, dict[str, str]]):
 _POLICY, _ROWS, _PAIRS = 'a policy', 'demonstrations', 'pairs'
 _REWARD, _PROCESS = 'a reward model', 'a process reward model'
 _STEPS = 'labelled steps'
+_JUDGES = _REWARD, _PROCESS
 _LEFT = {'reward_model': _REWARD, 'prm': _PROCESS, 'label_steps': _STEPS}
 # By the beginning of a key.
 _TAKEN = {
@@ -204,8 +219,8 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
   if wanted is None:
     raise UserError(f'{here} takes nothing from another stage')
   left = _left_by(parent)
-  if key == 'init' and left == _left_by(child):
-    wanted += (left,)  # A judge may go on where another one ended.
+  if key == 'init' and _left_by(child) in _JUDGES:
+    wanted += _JUDGES  # A judge may go on where another one ended.
   if left not in wanted:
     hint = ''
     if {left, *wanted} <= {_ROWS, _PAIRS}:
@@ -233,8 +248,8 @@ def _check_stored(here: str, parent_name: str, parent):
 def _check_weights(here: str, name: str, child, key: str, parent_name: str,
                    parent):
   """Can the child use the parent's model for what the key says?"""
-  if ':' in _said(child)[key]:
-    raise UserError(f'{here} = {_MARK + _said(child)[key]!r}: only data have '
+  if ':' in _marked(child)[key]:
+    raise UserError(f'{here} = {_MARK + _marked(child)[key]!r}: only data have '
                     'a weight or a count')
   if child.tokenizer.source != parent.tokenizer.source:
     raise UserError(
@@ -242,9 +257,10 @@ def _check_weights(here: str, name: str, child, key: str, parent_name: str,
         f'{parent.tokenizer.source!r}, {name} {child.tokenizer.source!r}')
   if key == 'init':  # A teacher or a judge is a model of its own.
     _check_model(name, child, parent_name, parent)
-  elif key == 'rl.ppo.value_init' and not parent.model.scalar_head:
-    raise UserError(f'{here} needs a scalar head; set '
-                    f'{parent_name}.model.scalar_head')
+  elif key == 'rl.ppo.value_init':  # Its weights, whatever they judged.
+    if not parent.model.scalar_head:
+      raise UserError(f'{here} needs a scalar head; set '
+                      f'{parent_name}.model.scalar_head')
   elif _left_by(parent) == _PROCESS:
     reads = max(parent.prm.widths_tokens)
     asked = child.data.max_prompt_tokens + child.rl.max_new_tokens
@@ -270,11 +286,23 @@ def _check_model(name: str, child, parent_name: str, parent):
                     f'{"; ".join(differ)}')
 
 
-def _check_outputs(config: ml_collections.ConfigDict, place: Path):
+def _with_ancestors(names: Sequence[str],
+                    parents: dict[str, dict[str, str]]) -> set[str]:
+  found, left = set(), list(names)
+  while left:
+    name = left.pop()
+    if name not in found:
+      found.add(name)
+      left += parents[name].values()
+  return found
+
+
+def _check_outputs(config: ml_collections.ConfigDict, place: Path,
+                   names: set[str]):
   """Finished stages are as they were left."""
   for name, said in _records(config, place).items():
     made = run.output(config[name], place / name)
-    if said and lineage.digest(made) != said['output']['sha256']:
+    if name in names and said and lineage.digest(made) != said['output']['sha256']:
       raise UserError(
           f'pipeline: {made} is not what {name} left, by its {lineage.FILE}; '
           f'put that back, or {_anew(place / name)}')
@@ -288,10 +316,11 @@ def check_sources(config: ml_collections.ConfigDict, place: Path):
   """
   records = _records(config, place)
   for name, said in records.items():
-    for key, parent in references(config[name]).items():
-      then = said and said['inputs'].get(key)
-      now = then and records.get(parent)
-      if now and now['output']['sha256'] != then['sha256']:
+    for key, then in (said['inputs'] if said else {}).items():
+      parent = Path(then['run'] or '').name
+      now = records.get(parent)
+      if (now and then['path'] == f"../{parent}/{now['output']['path']}"
+          and now['output']['sha256'] != then['sha256']):
         raise UserError(
             f'pipeline: {name} was made from another {parent} ({key}) than '
             f'the one that is there now; {_anew(place / name)}')
@@ -320,7 +349,7 @@ def _check_alone(name: str, config, place: Path, missing: Sequence[str]):
 
 @contextlib.contextmanager
 def told_of(name: str):
-  """An error within is of a stage."""
+  """An error within is of the stage of this name."""
   try:
     yield
   except UserError as error:

@@ -81,7 +81,7 @@ class RewardModel(_Preferences):
         self._balancing, c.microbatches)
 
   @classmethod
-  def check(cls, config, parts, missing=()):
+  def check(cls, config, parts, missing):
     _check_judge(config)
     comparisons.check(config, parts, cls.name, missing)
 
@@ -152,7 +152,7 @@ class DPO(_Preferences):
         c.microbatches)
 
   @classmethod
-  def check(cls, config, parts, missing=()):
+  def check(cls, config, parts, missing):
     _objective(config.dpo)
     comparisons.check(config, parts, cls.name, missing)
 

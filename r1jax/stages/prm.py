@@ -43,7 +43,7 @@ class PRM(Measured):
         parts.model, self._tx, self._balancing, c.microbatches)
 
   @classmethod
-  def check(cls, config, parts, missing=()):
+  def check(cls, config, parts, missing):
     _check(config, parts)
     build.check_files('prm.data', config.prm.data, missing)
 
@@ -98,7 +98,7 @@ def _check(config: ml_collections.ConfigDict, parts: build.Parts):
 
 
 def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
-  """What config.prm says.
+  """What config.prm says, whose numbers are checked.
 
   Raises:
     UserError: bad data, or none.
@@ -111,7 +111,7 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
   if told := quarantine.settle('prm.data', total):
     print(told)
   if not found:
-    raise UserError('prm: data names no labelled steps to learn from')
+    raise UserError(f'prm: data: no rows in {", ".join(c.data)}')
   delimiters = sorted({thought.delimiter for thought in found})
   if len(delimiters) > 1 or not delimiters[0]:
     raise UserError('prm: data: the provenance of all rows must name one '

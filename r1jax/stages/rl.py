@@ -83,11 +83,13 @@ class RL(Stage):
         new, old, 1 - c.reference_decay), donate_argnums=0)
 
   @classmethod
-  def check(cls, config, parts, missing=()):
+  def check(cls, config, parts, missing):
     build.check_rl(config, parts.model.layout)
     critic.check(config)
+    if 'rl.ppo.value_init' not in missing:
+      critic.make(config, parts)
     engine = build.engine(config, parts)
-    reward = build.reward(config, parts, judges.expected(config))
+    reward = build.reward(config, parts, judges.expected(config, missing))
     if not any(key.startswith('data.') for key in missing):
       collect.Collector(config, parts, engine, reward)
       build.evaluator(config, parts, engine)

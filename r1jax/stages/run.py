@@ -45,8 +45,7 @@ def train(config: ml_collections.ConfigDict, workdir: str,
   began = time.monotonic()
   check_names(config)
   parts = build.parts(config)
-  stages = [STAGES[name](config, parts) for name in config.stages
-            if name != supervised.Pretrain.name or _pretrains(config)]
+  stages = [STAGES[name](config, parts) for name in build.running(config)]
   params = None if stages[0].fresh else base_params(config, parts)
   claimed = (claimed or config).to_dict()
   place = Workdir(workdir, claimed)
@@ -71,18 +70,21 @@ def train(config: ml_collections.ConfigDict, workdir: str,
 
 
 def check(config: ml_collections.ConfigDict, missing: Collection[str] = ()):
-  """Raises UserError for what `train` would refuse before it begins.
+  """Refuses what `train` would refuse before it begins.
 
   Args:
     config: What to do.
     missing: Keys whose files are not there yet.
+
+  Raises:
+    UserError: naming the key.
   """
   check_names(config)
   parts = build.parts(config)
-  first = STAGES[config.stages[0]]
-  if not (first.fresh or config.init in ('random', 'pretrain')):
+  running = build.running(config)
+  if not (STAGES[running[0]].fresh or config.init in ('random', 'pretrain')):
     _check_init(config)
-  for name in config.stages:
+  for name in running:
     if not missing:
       STAGES[name](config, parts)
       continue
@@ -122,11 +124,6 @@ def _made(config, parts: build.Parts, stage: Stage, place: Workdir, params,
   if not made.exists():
     stage.run(directory, params, about)
   return made
-
-
-def _pretrains(config: ml_collections.ConfigDict) -> bool:
-  return (config.init == 'pretrain'
-          or config.stages[-1] == supervised.Pretrain.name)
 
 
 def _pretrained(config, parts: build.Parts, stage: Stage, directory: Path,

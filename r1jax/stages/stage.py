@@ -1,4 +1,4 @@
-"""What a stage is: built and checked first, run after its workdir is claimed."""
+"""What a stage is: built and checked, then run when its workdir is claimed."""
 
 import abc
 from collections.abc import Collection
@@ -28,7 +28,7 @@ class Stage(abc.ABC):
 
   @classmethod
   def check(cls, config: ml_collections.ConfigDict, parts: Parts,
-            missing: Collection[str] = ()):
+            missing: Collection[str]):
     """Refuses what is wrong already before all files are there.
 
     Args:

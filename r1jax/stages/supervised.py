@@ -110,7 +110,7 @@ class SFT(_Supervised):
                      teaching)
 
   @classmethod
-  def check(cls, config, parts, missing=()):
+  def check(cls, config, parts, missing):
     _check_length(config, cls.name)
     lessons.check(config, parts)
     build.check_files('sft.data', config.sft.data, missing)

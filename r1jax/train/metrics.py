@@ -56,8 +56,11 @@ class MetricsWriter:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
     self._file.close()
+    if kind is None:
+      self._tensorboard.close()
+      return
     # An interrupt within `write` may leave its queue so that it never ends.
     closing = threading.Thread(target=self._tensorboard.close, daemon=True)
     closing.start()

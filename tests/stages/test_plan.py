@@ -81,6 +81,7 @@ def _set(path, value):
      '4096 exceeds'),
     (_set('student.sft.data', ('@kept', 'rows.jsonl')), 'student: data: no '
      'rows.jsonl'),
+    (_set('student.sft.data', ('@kept', 'gsm8k')), 'student: data: no gsm8k'),
     (_set('student.sft.data', ('@kept', 'manners')), 'student: sft: data: say '
      'how many of manners'),
     (_set('student.sft.data', ()), 'student: sft: data names nothing'),
@@ -114,6 +115,8 @@ def test_what_cannot_work_is_refused_before_anything_runs(
      'weight of accuracy is nan'),
     ('kept.curate.min_language', 2.0, 'kept: curate: min_language'),
     ('kept.curate.general', ('rows.jsonl',), 'kept: data: no rows.jsonl'),
+    ('reasoning.rl.reward_models.safe', 'rows.safetensors', 'reasoning: rl.'
+     'reward_models.safe: no file rows.safetensors'),
     ('helpful.model.scalar_head', False, 'helpful: reward_model: model.scalar'),
     ('liked.dpo.beta', 0.0, 'liked: dpo: beta must be above 0'),
 ])
@@ -149,6 +152,36 @@ def test_what_measures_a_policy_is_checked_before_it_is_made(
   assert not list(tmp_path.iterdir())
 
 
+def test_an_old_evaluation_hides_no_error(tmp_path):
+  """Of a stage whose output is gone."""
+  config = small_pipeline.get_config()
+  config.base.eval.temperature = -1.0
+  workdir.Workdir(str(tmp_path / 'base'), config.base.to_dict())
+  old = tmp_path / 'base/evaluation.json'
+  old.write_text('{"arithmetic/pass@1": 0.5, "manners/quality": 0.5}')
+  with pytest.raises(UserError, match='base: sampling: temperature'):
+    pipeline.train(config, str(tmp_path))
+  assert old.exists()
+
+
+def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
+  config = small_process.get_config()
+  config.policy.rl.advantage = 'gae'
+  config.policy.rl.ppo.value_init = '@judge'
+  config.judge.prm.widths_tokens = (16,)
+  plan._check_fit('policy', config.policy, 'rl.ppo.value_init', 'judge',
+                  config.judge)
+
+
+def test_curated_rows_begin_no_curation(tmp_path):
+  config = small_pipeline.get_config()
+  config.stages = ('base', 'cold_start', 'reasoning', 'kept', 'more')
+  with config.unlocked():
+    config.more = config.kept.copy_and_resolve_references()
+  config.more.init = '@kept'
+  _refused(config, tmp_path, 'more.init needs a policy, but kept leaves demons')
+
+
 def test_a_judge_may_go_on_where_another_one_ended(tmp_path):
   config = small_judged.get_config()
   config.stages = ('base', 'helpful', 'safe')
@@ -160,20 +193,17 @@ def _finished(place: Path, *names: str) -> ConfigDict:
   """A pipeline of which some stages have left something, and its record."""
   config = small_pipeline.get_config()
   for name in names:
-    workdir.Workdir(str(place / name), config[name].to_dict())
-    made = run.output(config[name], place / name)
-    made.parent.mkdir()
-    made.write_bytes(name.encode())
-    inputs = {key: {'path': parent, 'run': f'../{parent}',
-                    'sha256': lineage.digest(
-                        run.output(config[parent], place / parent))}
-              for key, parent in plan.references(config[name]).items()}
-    (place / name / lineage.FILE).write_text(json.dumps({
-        'stages': list(config[name].stages), 'config_sha256': '',
-        'commit': None, 'inputs': inputs,
-        'output': {'path': str(made.relative_to(place / name)),
-                   'sha256': lineage.digest(made)}}))
+    _make(config, place, name, name.encode())
   return config
+
+
+def _make(config: ConfigDict, place: Path, name: str, content: bytes):
+  workdir.Workdir(str(place / name), config[name].to_dict())
+  made = run.output(config[name], place / name)
+  made.parent.mkdir(exist_ok=True)
+  made.write_bytes(content)
+  (place / name / lineage.FILE).unlink(missing_ok=True)
+  lineage.write(place / name, plan.resolved(config[name], config, place), made)
 
 
 def _refused(config, place: Path, said: str):
@@ -190,12 +220,26 @@ def test_what_finished_stages_left_is_looked_at_again(tmp_path):
   made.write_bytes(b'something else')
   _refused(config, tmp_path, f'{made} is not what cold_start left, by its '
            'lineage.json; put that back, or remove')
-  record = tmp_path / 'cold_start/lineage.json'
-  said = json.loads(record.read_text())
-  said['output']['sha256'] = lineage.digest(made)
-  record.write_text(json.dumps(said))
+  _make(config, tmp_path, 'cold_start', b'made again')
   _refused(config, tmp_path, 'reasoning was made from another cold_start '
            f'(init) than the one that is there now; remove {tmp_path}')
+
+
+def test_data_that_were_made_again_are_found_out(tmp_path):
+  config = _finished(
+      tmp_path, 'base', 'cold_start', 'reasoning', 'kept', 'student')
+  _make(config, tmp_path, 'kept', b'{}')
+  with pytest.raises(UserError, match=r'student was made from another kept \('
+                     r'sft.data\)'):
+    plan.check_sources(config, tmp_path)
+
+
+def test_what_a_run_does_not_come_from_may_be_broken(tmp_path):
+  config = _finished(
+      tmp_path, 'base', 'cold_start', 'reasoning', 'kept', 'student')
+  (tmp_path / 'reasoning/rl/model.safetensors').unlink()
+  (tmp_path / 'student/sft/model.safetensors').write_bytes(b'torn')
+  plan.check(config, tmp_path, ('reasoning',))
 
 
 @pytest.mark.parametrize('text', [
