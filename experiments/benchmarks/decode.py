@@ -10,7 +10,9 @@ warm-up, all in one run:
   tail     256 requests with lengths of a long tail (mean 20 % of 256), through
            32 rows that are refilled, and in static batches of 32, whose rows
            draw on until the longest is done. The sampler is not told lengths:
-           budgets stand for stop tokens, and nothing is ordered by them.
+           budgets stand for stop tokens, and nothing is ordered by them. And
+           through as many rows as decode fast in the cache of those batches,
+           since pages are of tokens that exist.
   context  Cost of a token after 256 … 8192 others, and the bytes it reads.
   group    16 samples of a 512-token prompt, against one sample.
 """
@@ -81,11 +83,14 @@ def ours() -> dict:
   tail = [request(n, int(length)) for n, length in enumerate(lengths)]
   # A row waits half a chunk for its next request; few prompts come at a time.
   short = engine(chunk_steps=8, prefill_tokens=512)
+  paged = engine(rows=2 * ROWS, chunk_steps=8, prefill_tokens=1024,
+                 page_tokens=16, cache_tokens=ROWS * (PROMPT + NEW))
   batches = [as_the_longest(tail[i:i + ROWS]) for i in range(0, 256, ROWS)]
   secs, passes = {}, {}
   for turn in range(1 + STEPS):  # Side by side; the first warms up.
     for name, through, groups in (
-        ('refilled', short, [tail]), ('static', sampler, batches)):
+        ('refilled', short, [tail]), ('paged', paged, [tail]),
+        ('static', sampler, batches)):
       began = time.process_time()
       session = through.session(params)
       for requests in groups:
@@ -178,9 +183,10 @@ def main():
   tail = mine['tail']
   secs, passes = tail['secs'], tail['passes']
   print(f"tail: {tail['tokens']} tokens, mean {tail['mean_tokens']:.0f}: "
-        f"refilled {secs['refilled']:.2f} s, {passes['refilled']} passes; "
-        f"static batches {secs['static']:.2f} s, {passes['static']} passes; "
-        f"{secs['static'] / secs['refilled']:.2f}×")
+        f"static batches {secs['static']:.2f} s, {passes['static']} passes")
+  for name in ('refilled', 'paged'):
+    print(f"  {name} {secs[name]:.2f} s, {passes[name]} passes: "
+          f"{secs['static'] / secs[name]:.2f}×")
   print('context: ms a step of 8 rows; MB of cache, and of weights, it reads')
   for row in mine['context']:
     print(f"  {row['context']:<6} {row['step_ms']:8.2f} {row['cache_MB']:8.1f} "
