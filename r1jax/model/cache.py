@@ -11,6 +11,7 @@ key is the latent and the rotated part, and whose value is the latent again.
 """
 
 from collections.abc import Callable
+import math
 
 import chex
 import jax
@@ -22,6 +23,7 @@ from r1jax.model.kernels import NEG_INF
 from r1jax.sharding import Layout
 
 _SPAN_TOKENS = 64  # Of each row, that one turn of the loop over pages reads.
+_ROWS_TOGETHER = 16  # On a processor: what a turn reads fits into its cache.
 
 
 @chex.dataclass(frozen=True)
@@ -94,7 +96,9 @@ def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
            scale: float, layout: Layout, letters: str):
   """Attention of T new tokens a row to its pages and to this call's columns.
 
-  The softmax is summed up page by page, in float32.
+  The softmax is summed up page by page, in float32. A processor takes some
+  rows after the others, and each such loop ends with the longest of its rows:
+  it is fastest where rows of like length lie side by side.
 
   Args:
     q_BTKMX: M queries share a key head.
@@ -108,10 +112,23 @@ def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
   Returns:
     [B, T, K, M, U]
   """
-  def local(q_BTKMX, pages, layer, context, columns_BKSX, see_BTS):
-    return _attend(q_BTKMX, View(
-        pages=pages, layer=layer, context=context, columns_BKSX=columns_BKSX,
-        see_BTS=see_BTS, skip=view.skip), split, parts, scale)
+  def local(q_BTKMX, pages, layer, *of_rows):
+    def some(of_some):
+      q, context, columns_BKSX, see_BTS = of_some
+      return _attend(q, View(
+          pages=pages, layer=layer, context=context,
+          columns_BKSX=columns_BKSX, see_BTS=see_BTS, skip=view.skip),
+          split, parts, scale)
+
+    of_rows, rows = (q_BTKMX, *of_rows), q_BTKMX.shape[0]
+    together = rows
+    if layout.platform == 'cpu':
+      together = math.gcd(rows, _ROWS_TOGETHER)
+    if together == rows:
+      return some(of_rows)
+    mix = jax.lax.map(some, jax.tree.map(
+        lambda x: x.reshape(-1, together, *x.shape[1:]), of_rows))
+    return mix.reshape(rows, *mix.shape[2:])
 
   args = (q_BTKMX, view.pages.replace(hidden_YD=None), view.layer,
           view.context, view.columns_BKSX, view.see_BTS)

@@ -47,7 +47,8 @@ def swiglu(x_RD, expert_RA, share_RA, weights, dispatch: str,
   pair_share = share_RA.reshape(-1).astype(x_RD.dtype)
   if dispatch == 'ragged':
     return _ragged(x_RD, pair_expert, pair_share, weights, fp8)
-  where = plan(pair_expert, weights[0].shape[0])
+  where = plan(pair_expert, weights[0].shape[0],
+               smallest=16 if units else 2)  # What an FP8 unit takes.
   return _blocks(x_RD, pair_share, weights, where, fp8, units)
 
 
@@ -89,10 +90,10 @@ class Blocks(NamedTuple):
   used: jax.Array
 
 
-def plan(pair_expert, experts: int) -> Blocks:
+def plan(pair_expert, experts: int, smallest: int) -> Blocks:
   """Sorts pairs by expert; those of expert E have no slot."""
   pairs, E = pair_expert.shape[0], experts
-  block = block_slots(pairs, E)
+  block = block_slots(pairs, E, smallest)
   order = jnp.argsort(pair_expert, stable=True).astype(jnp.int32)
   size_E = jnp.bincount(pair_expert, length=E).astype(jnp.int32)
   blocks_E = -(-size_E // block)
@@ -112,10 +113,13 @@ def plan(pair_expert, experts: int) -> Blocks:
       expert_W=expert_W, used=blocks_E.sum())
 
 
-def block_slots(pairs: int, experts: int) -> int:
-  """A power of two in [16, 128], near half an expert's fair share of pairs."""
-  share = max(pairs // (2 * experts), 1)
-  return min(128, max(16, 1 << (share.bit_length() - 1)))
+def block_slots(pairs: int, experts: int, smallest: int) -> int:
+  """A power of two: an expert's fair share of pairs where they are few, so
+  that the loop does little but read weights; near half of it beyond 32, so
+  that few slots are empty; 128 at most."""
+  share = pairs // experts
+  wanted = max(min(share, 16), share // 2, smallest)
+  return min(128, 1 << (wanted.bit_length() - 1))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

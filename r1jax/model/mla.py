@@ -95,19 +95,23 @@ class MLA(nn.Module):
     c, C = self.config, self.config.kv_lora_rank
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
     k_up_CNH, v_up_CNU = self.k_up_CNH, self.v_up_CNU
-    split = lambda x: (x, x[..., :C])
+    split = lambda x: (x, x)
     if c.fp8:  # What the expanded form multiplies, rounded as there.
       k_up_CNH, v_up_CNU = _rounded(k_up_CNH), _rounded(v_up_CNU)
       def split(x):
         rounded = quant.tiles(x[..., :C], -1).astype(x.dtype)
-        return jnp.concatenate([rounded, x[..., C:]], -1), rounded
-    q_BTNC = jnp.einsum('BTNH,CNH->BTNC', q_BTNH, k_up_CNH)
+        return (jnp.concatenate([rounded, x[..., C:]], -1),) * 2
+    # Brought into the order of tokens once: fused with what follows, XLA's code
+    # on CPU picks each number from a head of its own.
+    q_BTNC = jax.lax.optimization_barrier(jnp.einsum(
+        'BTNH,CNH->NBTC', q_BTNH, k_up_CNH).transpose(1, 2, 0, 3))
     q_BTNX = jnp.concatenate(
         [q_BTNC.astype(x_BTD.dtype), q_rope_BTNR], -1)
-    mix_BTKNC = cache.attend(
+    mix_BTKNX = cache.attend(  # Whole entries: no part of the cache is copied.
         q_BTNX[:, :, None], view, split, c.cache_parts, self.scale,
         self.layout, 'BTkNX')
-    mix_BTNU = jnp.einsum('BTNC,CNU->BTNU', mix_BTKNC[:, :, 0], v_up_CNU)
+    mix_BTNU = jnp.einsum(
+        'BTNC,CNU->BTNU', mix_BTKNX[:, :, 0, :, :C], v_up_CNU)
     return self.merge(mix_BTNU.astype(x_BTD.dtype), self.out_NUD)
 
 

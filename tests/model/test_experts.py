@@ -68,9 +68,16 @@ def test_blocks_cost_little_more_than_the_ideal_product():
   """At E = 16 the padding stays below a tenth, and far below E times."""
   pairs, num = 16384, 16
   expert = jax.random.randint(jax.random.key(0), (pairs,), 0, num)
-  where = experts.plan(expert, num)
+  where = experts.plan(expert, num, smallest=2)
   block = where.pair_S.shape[0] // where.expert_W.shape[0]
   assert pairs <= int(where.used) * block < 1.1 * pairs
+
+
+@pytest.mark.parametrize('pairs, slots', [
+    (4, 2), (32, 2), (64, 4), (256, 16), (512, 16), (1024, 32), (65536, 128)])
+def test_a_block_holds_a_fair_share_of_few_pairs_and_half_of_many(pairs, slots):
+  assert experts.block_slots(pairs, 16, smallest=2) == slots
+  assert experts.block_slots(pairs, 16, smallest=16) == max(slots, 16)
 
 
 def test_both_dispatches_agree_in_bfloat16():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.model import transformer
+from r1jax.model import cache, transformer
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch
 from r1jax.rollout import engine as engine_file
@@ -93,6 +93,21 @@ def test_a_sample_does_not_depend_on_the_sampler_s_sizes(small, monkeypatch):
     got = _three(other, params, key)
     np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT, str(changes))
     np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
+
+
+def test_rows_that_attend_some_after_others_sample_the_same(small, monkeypatch):
+  """In groups of two, longest first, each to the end of its own pages."""
+  model, params, engine = small
+  rng = np.random.default_rng(0)
+  requests = [_request(rng.integers(3, 30, 1 + 3 * n), n, stop_ids=(),
+                       max_new_tokens=9 - n) for n in range(6)]
+  want = engine.run(params, requests)
+  monkeypatch.setattr(cache, '_ROWS_TOGETHER', 2)
+  monkeypatch.setattr(cache, '_SPAN_TOKENS', 4)
+  got = Engine(model, _SIZES).run(params, requests)
+  assert [c.tokens for c in got] == [c.tokens for c in want]
+  np.testing.assert_allclose(np.concatenate([c.logp for c in got]),
+                             np.concatenate([c.logp for c in want]), atol=1e-5)
 
 
 def test_layers_apart_sample_what_a_stack_does(small, monkeypatch):

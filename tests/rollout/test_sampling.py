@@ -97,6 +97,30 @@ def test_greedy_is_exact_and_certain():
       atol=1e-6)
 
 
+def test_the_first_of_equals_is_taken_and_nan_draws_a_token_still():
+  """As jnp.argmax, but that a policy of NaN gives its last token."""
+  assert _draw([0, 2, 2, 1], 3, temperature=0.0).token_B.tolist() == [1] * 3
+  for temperature in (0.0, 1.0):
+    drawn = _draw([np.nan] * 4, 3, temperature=temperature)
+    assert drawn.token_B.tolist() == [3] * 3
+
+
+def test_draws_are_those_of_jax_s_categorical():
+  """A seed's samples: bit for bit, with tokens that are cut among them."""
+  rng = np.random.default_rng(0)
+  logits_BV = rng.normal(size=(64, 300)).astype(np.float32)
+  logits_BV[:, ::7] = -np.inf
+  keys_B = jax.random.split(jax.random.key(3), 64)
+  draws = sampling.stack(
+      [_PLAIN] * 64, np.asarray(jax.random.key_data(keys_B)),
+      np.arange(64, dtype=np.int32), np.ones(64, np.int32),
+      sampling.features([_PLAIN]), 300)
+  nth_B = jax.vmap(jax.random.fold_in)(keys_B, np.arange(64) + 2)
+  np.testing.assert_array_equal(
+      jax.jit(sampling.draw)(logits_BV, draws, 2).token_B,
+      jax.vmap(jax.random.categorical)(nth_B, logits_BV))
+
+
 def test_the_most_likely_tokens_are_told():
   drawn = _draw(np.log([0.1, 0.6, 0.3]), 3, best=2)
   assert drawn.best_id_BS.tolist() == [[1, 2]] * 3
