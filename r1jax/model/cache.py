@@ -22,7 +22,7 @@ from r1jax.model import quant
 from r1jax.model.kernels import NEG_INF
 from r1jax.sharding import Layout
 
-_SPAN_TOKENS = 64  # Of each row, that one turn of the loop over pages reads.
+_SPAN_TOKENS = 64, 256  # At least and at most: see _span.
 _ROWS_TOGETHER = 16  # On a processor: what a turn reads fits into its cache.
 
 
@@ -150,7 +150,7 @@ def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
   dtype, wide = q_BTKMX.dtype, quant.wide(q_BTKMX.dtype)
   q_BKRX = q_BTKMX.swapaxes(1, 2).reshape(B, K, T * M, -1)
   S, W = view.pages.entry_LYKSX.shape[3], view.context.table_BW.shape[1]
-  span = max(1, min(_SPAN_TOKENS // S, W))
+  span = _span(S, W)
   pad = ((0, 0), (0, -W % span))
   table_BW, fill_BW = (
       jnp.pad(x_BW, pad)
@@ -192,6 +192,14 @@ def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
       0, -(-used // span), some_pages, carry)
   mix_BKTMU = (mix_BKRU / total).astype(dtype).reshape(B, K, T, M, -1)
   return mix_BKTMU.swapaxes(1, 2)
+
+
+def _span(page_tokens: int, pages: int) -> int:
+  """How many pages of each row one turn of the loop reads: a longer loop takes
+  longer steps, of a thirty-second of the longest context."""
+  least, most = _SPAN_TOKENS
+  tokens = min(max(pages * page_tokens // 32, least), most)
+  return max(1, min(tokens // page_tokens, pages))
 
 
 def _read(pages: Pages, layer, table_Bw, parts: tuple[int, ...], dtype):

@@ -181,9 +181,9 @@ class Session:
 
 
 def _width(limit: int, rows: int) -> int:
-  """The narrowest program for so many rows of a part: a half, a quarter or an
-  eighth of the limit, or all of it."""
-  return min(width for n in range(4) if (width := limit >> n) >= rows)
+  """The narrowest program for so many rows of a part: of all of the limit, a
+  half, and so on to a sixteenth."""
+  return min(width for n in range(5) if (width := limit >> n) >= rows)
 
 
 def _by_length(row: Row) -> int:

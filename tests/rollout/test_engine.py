@@ -103,7 +103,7 @@ def test_rows_that_attend_some_after_others_sample_the_same(small, monkeypatch):
                        max_new_tokens=9 - n) for n in range(6)]
   want = engine.run(params, requests)
   monkeypatch.setattr(cache, '_ROWS_TOGETHER', 2)
-  monkeypatch.setattr(cache, '_SPAN_TOKENS', 4)
+  monkeypatch.setattr(cache, '_SPAN_TOKENS', (4, 4))
   got = Engine(model, _SIZES).run(params, requests)
   assert [c.tokens for c in got] == [c.tokens for c in want]
   np.testing.assert_allclose(np.concatenate([c.logp for c in got]),
