@@ -10,6 +10,8 @@ from r1jax.rollout import sampling
 from r1jax.rollout.programs import Chunk
 from r1jax.rollout.scheduler import Completion, Fill, Request, Row, Scheduler
 
+_DRAW_HALVINGS, _FILL_HALVINGS = 4, 3  # Each is a program more to compile.
+
 
 class Session:
   """Requests under one set of parameters. Iterating runs them to their end.
@@ -59,7 +61,8 @@ class Session:
     self._read(self._schedule.place())
     self._schedule.reserve()
     running = self._schedule.running
-    width = _width(self._engine.rows, max(map(len, running)))
+    width = _width(
+        self._engine.rows, max(map(len, running)), _DRAW_HALVINGS)
     rows = _side_by_side([sorted(part, key=_by_length) for part in running],
                          width)
     told = self._chunk(rows)
@@ -77,7 +80,7 @@ class Session:
     while any(not job.finished for job in jobs):
       by_part = [[job for job in jobs if job.part == part and job.ready][:limit]
                  for part in range(parts)]
-      width = _width(limit, max(map(len, by_part)))
+      width = _width(limit, max(map(len, by_part)), _FILL_HALVINGS)
       rows = _side_by_side(by_part, width)
       tokens_BT = np.zeros((len(rows), T), np.int32)
       count_B = np.zeros(len(rows), np.int32)
@@ -180,10 +183,11 @@ class Session:
         return
 
 
-def _width(limit: int, rows: int) -> int:
-  """The narrowest program for so many rows of a part: of all of the limit, a
-  half, and so on to a sixteenth."""
-  return min(width for n in range(5) if (width := limit >> n) >= rows)
+def _width(limit: int, rows: int, halvings: int) -> int:
+  """The narrowest program for so many rows of a part: of the limit, of a half
+  of it, and so on."""
+  return min(width for n in range(halvings + 1)
+             if (width := max(limit >> n, 1)) >= rows)
 
 
 def _by_length(row: Row) -> int:
