@@ -11,7 +11,6 @@ key is the latent and the rotated part, and whose value is the latent again.
 """
 
 from collections.abc import Callable
-import math
 
 import chex
 import jax
@@ -23,7 +22,7 @@ from r1jax.model.kernels import NEG_INF
 from r1jax.sharding import Layout
 
 _SPAN_TOKENS = 64, 256  # At least and at most: see _span.
-_ROWS_TOGETHER = 16  # On a processor: what a turn reads fits into its cache.
+_ROWS_TOGETHER = 16  # At most, on a processor: a turn's pages fit its cache.
 
 
 @chex.dataclass(frozen=True)
@@ -123,7 +122,7 @@ def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
     of_rows, rows = (q_BTKMX, *of_rows), q_BTKMX.shape[0]
     together = rows
     if layout.platform == 'cpu':
-      together = math.gcd(rows, _ROWS_TOGETHER)
+      together = max(n for n in range(1, _ROWS_TOGETHER + 1) if rows % n == 0)
     if together == rows:
       return some(of_rows)
     mix = jax.lax.map(some, jax.tree.map(

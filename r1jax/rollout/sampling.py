@@ -233,7 +233,7 @@ def _categorical(key_B, logits_BV):
 
 def _most_likely(logits_BV):
   """As jnp.argmax: the first of the largest, int32. XLA's argmax on CPU is
-  not vectorised, nor is whatever it fuses with it: 4 to 5 times slower."""
+  not vectorised, nor is whatever it fuses with it: about 4 times slower."""
   V = logits_BV.shape[-1]
   is_top_BV = logits_BV == logits_BV.max(-1, keepdims=True)
   first_B = jnp.min(jnp.where(is_top_BV, jnp.arange(V), V), -1)
