@@ -133,7 +133,7 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable,
     room = R * min(A, here)
   pair_expert = jnp.where(
       valid_R[:, None], expert_RA, shards * here).reshape(-1)
-  order = jnp.argsort(pair_expert, stable=True)  # Pairs, by expert.
+  order = experts.in_order(pair_expert, shards * here)
   target = pair_expert[order] // here  # `shards` for those that go nowhere.
   count = jnp.bincount(target, length=shards + 1)
   rank = jnp.arange(R * A) - (jnp.cumsum(count) - count)[target]
