@@ -117,27 +117,34 @@ def _sample(config, values):
   questions = complete.questions_of(values.prompt, values.prompts)
   parts, params = _weights(config, values)
   how = build.rl_sampling(config, parts, **{
-      field: value for field in ('temperature', 'top_p', 'top_k', 'min_p')
-      if (value := getattr(values, field)) is not None})
+      field: value for field in _OF_SAMPLING
+      if (value := getattr(values, field)) is not None},
+      stop_strings=tuple(values.stop))
   completer = complete.Completer(
       parts, build.engine(config, parts), params, how, values.samples,
       jax.random.key(config.seed))
   if not questions and sys.stdin.isatty():
     for question in _typed():
       completer.answer([question])
-  elif not completer.answer(questions or complete.piped(sys.stdin)):
+  elif not completer.answer(
+      questions or complete.lines_of(sys.stdin, 'standard input')):
     sys.exit(BAD_INPUT)
+
+
+# Flags of `sample` that stand for fields of Sampling.
+_OF_SAMPLING = 'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty'
 
 
 def _typed():
   """What a person types, line by line, until the end of input."""
+  from r1jax.stages import complete
   while True:
     try:
       line = input('> ').strip()
     except EOFError:
       return
     if line:
-      yield line
+      yield complete.Question(line, repr(line))
 
 
 def _config(config, values):
@@ -231,10 +238,13 @@ def _flags(command: str, args: list[str]):
                          lower_bound=1, flag_values=values)
     for name, meaning in (
         ('temperature', 'Instead of config.rl.temperature; 0 is greedy.'),
-        ('top_p', 'Nucleus mass.'), ('min_p', 'Least relative probability.')):
+        ('top_p', 'Nucleus mass.'), ('min_p', 'Least relative probability.'),
+        ('repetition_penalty', 'Of tokens that are there already; 1 is none.')):
       flags.DEFINE_float(name, None, meaning, flag_values=values)
     flags.DEFINE_integer('top_k', None, 'Only so many tokens.',
                          flag_values=values)
+    flags.DEFINE_multi_string('stop', [], 'A text that ends a completion; may '
+                              'be repeated.', flag_values=values)
   return values, config
 
 

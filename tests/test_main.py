@@ -148,9 +148,9 @@ def test_a_workdir_that_is_a_file_or_broken_is_named(tmp_path):
     (['trian'], "unknown command 'trian'"),
     (['train'], '--config=FILE'),
     (['train', '--config=none.py'], 'none.py'),
-    (['sample', _SMALL, '--prompt= '], 'a --prompt is empty'),
     (['sample', _SMALL, '--prompts=none.txt'], 'cannot read none.txt'),
     (['sample', _SMALL, '--prompts=/dev/null'], 'holds no question'),
+    (['sample', _SMALL, '--prompts=/bin/sh'], 'cannot read /bin/sh: '),
     (['eval', _SMALL, '--workdir=no/run'], 'no/run holds no run'),
 ])
 def test_a_wrong_command_says_what_is_missing(argv, part):

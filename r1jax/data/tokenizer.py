@@ -53,9 +53,14 @@ class Tokenizer:
     """Ids of the text, with no BOS or EOS added.
 
     Raises:
-      UserError: a character that the character tokenizer does not have.
+      UserError: a character that the character tokenizer does not have, or
+        half of one.
     """
-    encoding = self._core.encode(text, add_special_tokens=False)
+    try:
+      encoding = self._core.encode(text, add_special_tokens=False)
+    except TypeError as error:
+      raise UserError('tokenizer: this is no text: it holds half a character '
+                      '(a lone surrogate)') from error
     if self.source in BUILT_IN and -1 in (ids := [
         -1 if token == '<unk>' else 0 for token in encoding.tokens]):
       start, end = encoding.offsets[ids.index(-1)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import sys
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -15,6 +16,13 @@ from r1jax.rollout.scheduler import Completion, Request
 from r1jax.stages.build import Parts
 
 
+class Question(NamedTuple):
+  """What a person asks, and what errors call it."""
+
+  text: str
+  name: str
+
+
 class Completer:
   """Completes questions in the template of a run, under one policy."""
 
@@ -26,7 +34,7 @@ class Completer:
     self._longest = engine.config.context_tokens - how.max_new_tokens
     self._asked = 0
 
-  def answer(self, questions: Iterable[str]) -> bool:
+  def answer(self, questions: Iterable[Question]) -> bool:
     """Prints every completion; one alone is streamed as it is drawn.
 
     A question that cannot be served is told, and the others go on.
@@ -38,18 +46,18 @@ class Completer:
     for question in questions:
       self._asked += 1
       try:
-        prompt = self._prompt(question)
+        prompt = self._prompt(question.text)
       except UserError as error:
-        print(f'r1jax: {question!r}: {error}', file=sys.stderr)
+        print(f'r1jax: {question.name}: {error}', file=sys.stderr)
         all_served = False
         continue
       keys_G2 = assemble.sample_keys(
           self._key, np.array([self._asked], np.uint32), self._samples)[0]
       for g, key in enumerate(keys_G2):
-        request = Request(name=f'{question!r}', prompt=prompt, key=key,
+        request = Request(name=question.name, prompt=prompt, key=key,
                           sampling=self._how)
         try:
-          taken[self._session.submit(request)] = question
+          taken[self._session.submit(request)] = question.text
         except UserError as error:
           print(f'r1jax: {error}', file=sys.stderr)
           all_served = False
@@ -66,6 +74,8 @@ class Completer:
     return all_served
 
   def _prompt(self, question: str) -> np.ndarray:
+    if not question.strip():
+      raise UserError('the prompt is empty')
     text = self._parts.tokenizer.prompt(self._parts.template.render(question))
     if len(text) > self._longest:
       raise UserError(
@@ -106,38 +116,33 @@ class Completer:
     return self._parts.tokenizer.decode(tokens)
 
 
-def questions_of(prompts: list[str], path: str) -> list[str]:
+def questions_of(prompts: list[str], path: str) -> list[Question]:
   """From --prompt flags and the lines of a file.
 
   Raises:
-    UserError: a prompt is empty, or the file cannot be read.
+    UserError: the file cannot be read, or holds nothing.
   """
-  for prompt in prompts:
-    if not prompt.strip():
-      raise UserError('sample: a --prompt is empty')
+  asked = [Question(prompt, repr(prompt)) for prompt in prompts]
   if not path:
-    return prompts
+    return asked
   try:
     with open(path) as file:
-      lines = [line.rstrip('\n') for line in file]
-  except (OSError, UnicodeDecodeError) as error:
+      return asked + lines_of(file, path)
+  except OSError as error:
     raise UserError(f'sample: cannot read {path}: {error}') from error
-  return prompts + _checked(lines, path)
 
 
-def piped(stdin) -> list[str]:
-  """The lines of another program's output.
+def lines_of(file: TextIO, where: str) -> list[Question]:
+  """A question a line; an error names its number.
 
   Raises:
-    UserError: there are none, or one is empty.
+    UserError: it holds nothing, or what is no text.
   """
-  return _checked([line.rstrip('\n') for line in stdin], 'standard input')
-
-
-def _checked(lines: list[str], where: str) -> list[str]:
+  try:
+    lines = [line.rstrip('\n') for line in file]
+  except UnicodeDecodeError as error:
+    raise UserError(f'sample: cannot read {where}: {error}') from error
   if not lines:
     raise UserError(f'sample: {where} holds no question')
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      raise UserError(f'sample: {where}:{number}: the line is empty')
-  return lines
+  return [Question(line, f'{where}:{number}')
+          for number, line in enumerate(lines, 1)]

@@ -22,6 +22,8 @@ def test_characters_round_trip_and_tags_are_single_tokens():
 def test_an_unknown_character_is_named():
   with pytest.raises(UserError, match="no 'é'"):
     tokenizer.load('character').encode('cafés')
+  with pytest.raises(UserError, match='half a character'):
+    tokenizer.load('character').encode('1+1\ud83d')
 
 
 @pytest.mark.parametrize('name,size,bos', [

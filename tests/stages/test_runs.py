@@ -101,7 +101,7 @@ def test_killed_and_resumed_equals_uninterrupted(
               == (workdir / stage / name).read_bytes())
 
 
-def test_eval_and_sample_read_a_run(finished, environment):
+def test_eval_and_sample_read_a_run(finished, environment, tmp_path):
   workdir, _ = finished
   printed = run(environment, 'eval', SMALL, f'--workdir={workdir}').stdout
   assert 'eval/pass@1 ' in printed and 'eval/cons@2 ' in printed
@@ -109,13 +109,17 @@ def test_eval_and_sample_read_a_run(finished, environment):
                 '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1',
                 '--samples=3').stdout
   assert printed.count(' tokens, ') == 6 and printed.count('9-1-1-1-1') >= 3
-  # A question that does not fit is told; the other one is answered.
+  # A question that cannot be served is told; the others are answered.
+  (tmp_path / 'asked.txt').write_text('2+2\n\n3+3\n')
   done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
              f'--prompt={"+".join("1" * 20)}', '--prompt=1+é', '--prompt=1+1',
-             code=2)
+             f'--prompts={tmp_path}/asked.txt', '--stop=</think>', code=2)
   assert 'raise --config.data.max_prompt_tokens' in done.stderr
-  assert done.stdout.startswith('1+1') and 'tokens, ' in done.stdout
+  answered = [done.stdout.index(text) for text in ('1+1\n', '2+2\n', '3+3\n')]
+  assert answered == sorted(answered)
+  assert done.stdout.count(' tokens, ') == 3
   assert "'1+é': tokenizer:" in done.stderr
+  assert f'{tmp_path}/asked.txt:2: the prompt is empty' in done.stderr
 
 
 def test_another_config_is_refused_and_nothing_changes(finished, environment):
