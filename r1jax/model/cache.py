@@ -286,5 +286,5 @@ def _as_int8(x, parts: tuple[int, ...]):
   ends = [sum(parts[:z]) for z in range(1, len(parts))]
   largest = jnp.stack([jnp.abs(part.astype(jnp.float32)).max(-1)
                        for part in jnp.split(x, ends, -1)], -1)
-  scale = jnp.where(largest > 0, largest / 127, 1.0)
+  scale = jnp.where(largest == 0, 1.0, largest / 127)  # NaN stays NaN.
   return scale, jnp.round(x / _spread(scale, parts)).astype(jnp.int8)

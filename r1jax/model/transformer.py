@@ -273,6 +273,19 @@ def layers_apart(config: ModelConfig, params, of=lambda x, layer: x[layer]):
   return found
 
 
+def as_used(config: ModelConfig, params):
+  """Parameters without the digits that no forward pass reads."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: x.astype(used_dtype(config, path[-1].key)), params)
+
+
+def used_dtype(config: ModelConfig, name: str):
+  """Of the parameter whose path ends so: the compute dtype, but that the
+  scales of norms and the routers are float32."""
+  wide = name in ('scale', 'router', 'bias')
+  return jnp.dtype(jnp.float32) if wide else config.compute_dtype
+
+
 STACKS = ('dense_layers', 'moe_layers', 'mtp')
 
 

@@ -1,6 +1,7 @@
 """Between batches of prompts and requests: keys, and the Rollout that RL
 reads."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,8 +16,10 @@ from r1jax.rollout.scheduler import Completion, Request
 
 def requests(prompts: PromptBatch, group_size: int, how: Sampling,
              key: jax.Array) -> list[Request]:
-  """G of each prompt, side by side; see sample_keys."""
-  keys_PG2 = sample_keys(key, prompts.id_P, group_size)
+  """G of each prompt, side by side; see sample_keys. A prompt that comes
+  again in the batch has the next G of its samples."""
+  times_P = _times_before(np.asarray(prompts.id_P))
+  keys_PG2 = sample_keys(key, prompts.id_P, group_size, times_P * group_size)
   rows = zip(np.asarray(prompts.tokens_PT), np.asarray(prompts.valid_PT))
   return [
       Request(name=(p, g), prompt=tokens_T[valid_T], key=keys_PG2[p, g],
@@ -24,19 +27,42 @@ def requests(prompts: PromptBatch, group_size: int, how: Sampling,
       for p, (tokens_T, valid_T) in enumerate(rows) for g in range(group_size)]
 
 
-@partial(jax.jit, static_argnums=2)
-def _folded(key, id_P, group_size: int):
+@partial(jax.jit, static_argnums=3)
+def _folded(key, id_P, first_P, group_size: int):
   fold = jax.random.fold_in
   key_P = jax.vmap(fold, (None, 0))(key, id_P)
-  key_PG = jax.vmap(jax.vmap(fold, (None, 0)), (0, None))(
-      key_P, jnp.arange(group_size))
+  key_PG = jax.vmap(jax.vmap(fold, (None, 0)))(
+      key_P, first_P[:, None] + jnp.arange(group_size))
   return jax.random.key_data(key_PG)
 
 
-def sample_keys(key, id_P, group_size: int) -> np.ndarray:
+def sample_keys(key, id_P, group_size: int, first_P=None) -> np.ndarray:
   """Raw keys, uint32 [P, G, 2]: sample g of a prompt with this id draws from
-  the key folded by the id, then by g."""
-  return np.asarray(_folded(key, np.asarray(id_P), group_size))
+  the key folded by the id, then by g.
+
+  Args:
+    key: Of a step.
+    id_P: Integers.
+    group_size: G.
+    first_P: The first g of each; without it, 0.
+  """
+  P = len(id_P)
+  if first_P is None:
+    first_P = np.zeros(P, np.int32)
+  spare = (1 << (P - 1).bit_length()) - P  # Few programs for all numbers.
+  return np.asarray(_folded(
+      key, np.pad(np.asarray(id_P), (0, spare)),
+      np.pad(np.asarray(first_P), (0, spare)), group_size))[:P]
+
+
+def _times_before(id_P: np.ndarray) -> np.ndarray:
+  """How often each has come before: [7 3 7 7] → [0 0 1 2]."""
+  seen: Counter[int] = Counter()
+  times_P = np.zeros(len(id_P), np.int32)
+  for p, number in enumerate(id_P.tolist()):
+    times_P[p] = seen[number]
+    seen[number] += 1
+  return times_P
 
 
 def as_rollout(prompts: PromptBatch, group_size: int, max_new_tokens: int,

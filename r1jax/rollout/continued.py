@@ -54,9 +54,7 @@ def requests(contexts: Sequence[Context], hows: Sequence[Sampling], count: int,
     return []
   seeds = [zlib.crc32(bytes([1] * turn), context.seed) for context, turn in zip(
       contexts, turns or [0] * len(contexts), strict=True)]
-  width = 1 << (len(seeds) - 1).bit_length()  # Few programs for all counts.
-  keys = assemble.sample_keys(
-      key, np.array(seeds + [0] * (width - len(seeds)), np.uint32), count)
+  keys = assemble.sample_keys(key, np.array(seeds, np.uint32), count)
   return [
       Request(name=(c, n), prompt=context.ids, key=keys[c, n], sampling=how,
               group=c)

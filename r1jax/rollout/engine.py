@@ -9,15 +9,18 @@ free.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from functools import partial
+import math
 import os
 
+from flax import traverse_util
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
 from r1jax.errors import UserError
 from r1jax.model.transformer import (
-    Transformer, layers_apart, parameter_shardings)
+    Transformer, as_used, layers_apart, parameter_shapes, parameter_shardings,
+    used_dtype)
 from r1jax.records import PromptBatch, Rollout
 from r1jax.rollout import assemble
 from r1jax.rollout.programs import Programs
@@ -59,6 +62,28 @@ class EngineConfig:
         raise UserError(f'rollout: {field} must be at least 1, got '
                         f'{getattr(self, field)}')
 
+  @property
+  def places(self) -> int:
+    """W, the most pages of a row: prompt and completion both end in half a
+    page."""
+    return -(-self.context_tokens // self.page_tokens) + 1
+
+  def pages(self, parts: int) -> int:
+    """Of each part's pool, page 0 among them.
+
+    Raises:
+      UserError: they hold no request of context_tokens.
+    """
+    every = -(-self.rows // parts) * parts * self.places * self.page_tokens
+    tokens = self.cache_tokens or every
+    pages = 1 + -(-tokens // (self.page_tokens * parts))
+    if pages <= self.places:
+      raise UserError(
+          f'rollout: cache_tokens = {tokens} holds no request of '
+          f'context_tokens = {self.context_tokens}; it needs '
+          f'{self.places * self.page_tokens * parts}')
+    return pages
+
 
 class Engine:
   """Programs and sizes; never parameters, and nothing that outlives a run.
@@ -85,6 +110,10 @@ class Engine:
       raise UserError('rollout: speculative needs a look-ahead module, but '
                       'model.mtp_depth is 0')
     self.layout = layout = model.layout.decoding()
+    self.parts = layout.size('B')
+    self.rows = -(-config.rows // self.parts)  # Of one part.
+    self.places, self.pages = config.places, config.pages(self.parts)
+    _check_memory(layout, device_bytes(model, model.layout, config))
     # A sample depends on itself alone: no pair of it is dropped for others'.
     self.model = model.clone(
         layout=layout, apart=_pays_apart(model), config=dataclasses.replace(
@@ -93,22 +122,10 @@ class Engine:
         self.model, config.page_tokens, config.chunk_steps, config.cache_int8,
         record_routing, config.speculative)
     self._shardings = parameter_shardings(model, layout)
-    self._take_apart = jax.jit(
-        partial(layers_apart, model.config), out_shardings=layers_apart(
-            model.config, self._shardings, _of_one_layer))
-    self.parts = layout.size('B')
-    self.rows = -(-config.rows // self.parts)  # Of one part.
-    self.places = (-(-config.context_tokens // config.page_tokens)
-                   + 1)  # W: prompt and completion both end in half a page.
-    every = self.rows * self.parts * self.places * config.page_tokens
-    tokens = config.cache_tokens or every
-    self.pages = 1 + -(-tokens // (config.page_tokens * self.parts))
-    if self.pages <= self.places:
-      raise UserError(
-          f'rollout: cache_tokens = {tokens} holds no request of '
-          f'context_tokens = {config.context_tokens}; it needs '
-          f'{self.places * config.page_tokens * self.parts}')
-    _check_memory(layout, self.cache_bytes)
+    if self.model.apart:
+      self._shardings = layers_apart(
+          model.config, self._shardings, _of_one_layer)
+    self._lay_out = jax.jit(self._as_sampled, out_shardings=self._shardings)
     self._make_pages = jax.jit(
         self._empty, out_shardings=self._page_shardings())
     self.fill = jax.jit(self.programs.fill, donate_argnums=1,
@@ -144,9 +161,21 @@ class Engine:
     return Session(self, self.laid_out(params), version)
 
   def laid_out(self, params):
-    """Parameters as the two programs take them."""
-    params = jax.device_put(params, self._shardings)
-    return self._take_apart(params) if self.model.apart else params
+    """Parameters as the two programs take them: in the decoding layout and
+    the compute dtype."""
+    wanted = jax.eval_shape(self._as_sampled, params)
+    if jax.tree.structure(wanted) == jax.tree.structure(params) and all(
+        x.dtype == like.dtype and x.sharding.is_equivalent_to(where, x.ndim)
+        for x, like, where in zip(*map(
+            jax.tree.leaves, (params, wanted, self._shardings)))):
+      return params  # Not copied.
+    return self._lay_out(params)
+
+  def _as_sampled(self, params):
+    params = as_used(self.model.config, params)
+    if not self.model.apart:
+      return params
+    return layers_apart(self.model.config, params)
 
   def generate(self, params, prompts: PromptBatch, group_size: int,
                how: Sampling, key: jax.Array) -> Rollout:
@@ -172,11 +201,15 @@ class Engine:
       if not ok:
         raise UserError(f'request {request.name}: {message}')
 
-    p, new = len(request.prompt), request.sampling.max_new_tokens
+    p, new = len(request.prompt), request.sampling.budget(len(request.prompt))
     need(p, 'the prompt is empty')
+    need(new >= 1, f'prompt of {p} leaves nothing of max_total_tokens = '
+         f'{request.sampling.max_total_tokens}')
     need(p + new <= self.config.context_tokens,
          f'prompt of {p} and max_new_tokens of {new} exceed context_tokens = '
          f'{self.config.context_tokens}')
+    need(np.shape(request.key) == (2,),
+         f'its key has shape {np.shape(request.key)}; a raw key is uint32 [2]')
     need(self._decode or not request.sampling.stop_strings,
          'stop strings need a tokenizer')
     V = self.model.config.vocab_size
@@ -206,12 +239,46 @@ class Engine:
     return self.programs.empty(self.pages * self.parts)
 
   def _page_shardings(self):
-    letters = {2: 'Y_', 5: 'LYKSX'}
     return jax.tree.map(
-        lambda x: NamedSharding(
-            self.layout.mesh,
-            self.layout.fitting_spec(x.shape, letters[x.ndim])),
+        lambda x: NamedSharding(self.layout.mesh, _page_spec(self.layout, x)),
         jax.eval_shape(self._empty))
+
+
+def device_bytes(model: Transformer, layout: Layout,
+                 config: EngineConfig) -> dict[str, int]:
+  """What one device holds while it samples, part by part.
+
+  Args:
+    model: What samples.
+    layout: Of its training; its mesh may be abstract.
+    config: Sizes.
+  """
+  decoding = layout.decoding()
+  boxes = traverse_util.flatten_dict(parameter_shapes(model))
+
+  def held(layout: Layout, itemsize: Callable[[str], int]) -> int:
+    return sum(
+        itemsize(path[-1]) * math.prod(box.value.shape)
+        // layout.weight_parts(box.names) for path, box in boxes.items())
+
+  parts = decoding.size('B')
+  programs = Programs(model, config.page_tokens, config.chunk_steps,
+                      config.cache_int8, False, config.speculative)
+  pool = jax.eval_shape(lambda: programs.empty(config.pages(parts) * parts))
+  dtype = model.config.compute_dtype
+  return {
+      'weights as trained, float32': held(layout, lambda name: 4),
+      f'weights as sampled, {dtype}': held(
+          decoding, lambda name: used_dtype(model.config, name).itemsize),
+      'cache': sum(
+          math.prod(x.shape) * x.dtype.itemsize
+          // decoding.parts(_page_spec(decoding, x))
+          for x in jax.tree.leaves(pool))}
+
+
+def _page_spec(layout: Layout, x) -> PartitionSpec:
+  """Of an array of the pool."""
+  return layout.fitting_spec(x.shape, {2: 'Y_', 5: 'LYKSX'}[x.ndim])
 
 
 _FILL_COLUMNS = 64  # Of a row that reads a prompt.
@@ -231,15 +298,17 @@ def _of_one_layer(sharding: NamedSharding, layer: int) -> NamedSharding:
   return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
-def _check_memory(layout: Layout, pool_bytes: int):
-  """Refuses a pool that one device's share of cannot be held."""
+def _check_memory(layout: Layout, needs: dict[str, int]):
+  """Refuses what one device cannot hold."""
   here = layout.mesh.local_devices
   limit = (here[0].memory_stats() or {}).get('bytes_limit')
   if limit is None:  # A processor: devices share the host's memory.
     limit = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     limit /= len(here)
-  share = pool_bytes / layout.mesh.size
-  if share > limit:
+  if sum(needs.values()) > limit:
+    told = ', '.join(f'{name}: {size / 1e9:.1f}'
+                     for name, size in needs.items())
     raise UserError(
-        f'rollout: the cache needs {share / 1e9:.1f} GB a device of '
-        f'{limit / 1e9:.1f}; lower cache_tokens or rows')
+        f'rollout: a device has {limit / 1e9:.1f} GB, and sampling needs '
+        f'{told}; lower cache_tokens or rows, or split the weights over more '
+        'of the mesh')

@@ -34,6 +34,7 @@ class Sampling:
     banned_ids: Never drawn.
     logit_bias: Token to what is added to its logit.
     best: The most likely tokens to report with each one drawn; 0 for none.
+    max_total_tokens: Budget of prompt and completion together; 0 for none.
   """
 
   max_new_tokens: int
@@ -47,6 +48,7 @@ class Sampling:
   banned_ids: tuple[int, ...] = ()
   logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
   best: int = 0
+  max_total_tokens: int = 0
 
   def __post_init__(self):
     def need(ok, field, wanted):
@@ -55,13 +57,17 @@ class Sampling:
             f'sampling: {field} must {wanted}, got {getattr(self, field)}')
 
     need(self.max_new_tokens >= 1, 'max_new_tokens', 'be at least 1')
+    need(self.max_total_tokens >= 0, 'max_total_tokens', 'not be below 0')
     need(self.temperature >= 0, 'temperature', 'not be below 0')
+    need(self.temperature < np.inf, 'temperature', 'be a finite number')
     need(self.top_k >= 0, 'top_k', 'not be below 0')
     need(0 < self.top_p <= 1, 'top_p', 'lie within (0, 1]')
     need(0 <= self.min_p <= 1, 'min_p', 'lie within [0, 1]')
     need(self.repetition_penalty > 0, 'repetition_penalty', 'be above 0')
     need(self.best >= 0, 'best', 'not be below 0')
     need(all(self.stop_strings), 'stop_strings', 'not hold an empty one')
+    need(all(bias < np.inf for bias in self.logit_bias.values()),
+         'logit_bias', 'hold finite numbers, or −inf')
 
   def check(self, vocab_size: int):
     """Raises UserError if it names a token that the model does not have."""
@@ -70,11 +76,18 @@ class Sampling:
         if not 0 <= token < vocab_size:
           raise UserError(f'sampling: {field} has {token}, which is not within '
                           f'the vocabulary of {vocab_size}')
-    if len(set(self.banned_ids)) >= vocab_size:
-      raise UserError('sampling: banned_ids leaves no token to draw')
+    if sum(bias == -np.inf for bias in self.bias.values()) >= vocab_size:
+      raise UserError('sampling: banned_ids and logit_bias leave no token to '
+                      'draw')
     if self.best > vocab_size:
       raise UserError(f'sampling: best = {self.best} is more than the '
                       f'vocabulary of {vocab_size}')
+
+  def budget(self, prompt_tokens: int) -> int:
+    """The most that a completion of such a prompt may have."""
+    if not self.max_total_tokens:
+      return self.max_new_tokens
+    return min(self.max_new_tokens, self.max_total_tokens - prompt_tokens)
 
   @property
   def bias(self) -> dict[int, float]:
@@ -103,7 +116,7 @@ def features(requests: Sequence[Sampling]) -> Features:
       penalty=any(r.repetition_penalty != 1 for r in requests),
       stops=width(max(of(lambda r: len(r.stop_ids)), 4)),
       biases=width(of(lambda r: len(r.bias))),
-      best=of(lambda r: r.best))
+      best=width(of(lambda r: r.best)))
 
 
 @chex.dataclass(frozen=True)

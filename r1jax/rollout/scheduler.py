@@ -5,16 +5,17 @@ A request waits, then it is placed: it gets a row in one part of the batch and
 pages in that part's pool, and `Fill` jobs read what of its prompt no page
 holds yet. It decodes until it is done, or until the pool is short of a page:
 then the youngest gives its pages back and waits again, with what it has made.
+Pages that nobody holds any more are found by their content until they are
+needed: the next turn of a conversation goes on where the last one ended.
 
 Everything follows from the order of the calls, so that several processes that
 see the same tokens decide the same.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Sequence
 import dataclasses
 import hashlib
-import itertools
 
 import numpy as np
 
@@ -77,7 +78,8 @@ class Completion:
   @property
   def left(self) -> int:
     """Tokens that it may still draw."""
-    return self.request.sampling.max_new_tokens - len(self.tokens)
+    request = self.request
+    return request.sampling.budget(len(request.prompt)) - len(self.tokens)
 
   @property
   def last(self) -> int:
@@ -93,12 +95,22 @@ class Completion:
 
 @dataclasses.dataclass(eq=False)
 class Page:
-  """A page of the pool, and how many tokens of its holders' it has."""
+  """A page of the pool, and how many tokens of its holders' it has.
+
+  Attributes:
+    number: In the pool.
+    fill: Tokens.
+    holders: Rows.
+    key: Digest of its tokens and all before them, where others may find it.
+    before: The same of the page before it; empty for the first.
+    experts: Of its tokens, where they are recorded.
+  """
 
   number: int
   fill: int = 0
   holders: int = 1
-  key: bytes | None = None  # Of a page whose content others may find.
+  key: bytes | None = None
+  before: bytes = b''
   experts: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
@@ -153,7 +165,7 @@ class Row:
   @property
   def written(self) -> int:
     """Tokens in its own pages."""
-    return sum(page.fill for page in self.pages[self.own:])
+    return _tokens(self.pages[self.own:])
 
   @property
   def next(self) -> int:
@@ -167,6 +179,8 @@ class Pool:
   def __init__(self, pages: int):
     self._free = deque(range(1, pages))
     self._found: dict[bytes, Page] = {}
+    # How many found pages of which fill follow one.
+    self._fills: dict[bytes, Counter[int]] = {}
     self._idle: OrderedDict[bytes, Page] = OrderedDict()  # Found, not held.
 
   @property
@@ -174,42 +188,86 @@ class Pool:
     return len(self._free) + len(self._idle)
 
   def take(self) -> Page:
-    """A page; the oldest that nobody holds is forgotten if none is free."""
+    """A page; the first of those that nobody holds is forgotten if none is
+    free."""
     if not self._free:
-      key, page = self._idle.popitem(last=False)
-      del self._found[key]
-      self._free.append(page.number)
+      self._forget(next(iter(self._idle.values())))
     return Page(self._free.popleft())
 
-  def known(self, keys: Sequence[bytes]) -> tuple[int, int]:
-    """How many of these, from the first, it has; how many nobody holds."""
-    have = len(list(itertools.takewhile(self._found.__contains__, keys)))
-    return have, sum(key in self._idle for key in keys[:have])
+  def match(self, tokens: np.ndarray) -> list[Page]:
+    """Pages that hold the first of these tokens, the fullest at each turn."""
+    found: list[Page] = []
+    before, start = b'', 0
+    while page := self._next(before, tokens[start:]):
+      found.append(page)
+      before, start = page.key, start + page.fill
+    return found
 
-  def find(self, key: bytes) -> Page | None:
-    """The page of this content, held once more."""
-    page = self._found.get(key)
-    if page:
-      page.holders += 1
-      self._idle.pop(key, None)
-    return page
+  def _next(self, before: bytes, tokens: np.ndarray) -> Page | None:
+    for fill in sorted(self._fills.get(before, ()), reverse=True):
+      if 0 < fill <= len(tokens):
+        page = self._found.get(_digest(before, tokens[:fill]))
+        if page:
+          return page
+    return None
 
-  def publish(self, page: Page, key: bytes):
-    """Others may find the page by its content."""
-    older = self._idle.pop(key, None)
-    if older:
-      self._free.append(older.number)
-    page.key, self._found[key] = key, page
-
-  def release(self, pages: Sequence[Page]):
+  def hold(self, pages: Sequence[Page]):
+    """Once more each."""
     for page in pages:
+      page.holders += 1
+      self._idle.pop(page.key, None)
+
+  def publish(self, page: Page, before: bytes, tokens: np.ndarray):
+    """Others may find the page, whose tokens follow the page `before`."""
+    key = _digest(before, tokens)
+    older = self._found.get(key)
+    if older and not older.holders:
+      self._forget(older)
+    elif older:  # It goes when its last holder does.
+      self._unlist(older)
+    page.key, page.before, page.fill = key, before, len(tokens)
+    self._found[key] = page
+    self._fills.setdefault(before, Counter())[page.fill] += 1
+
+  def release(self, pages: Sequence[Page], first: bool = False):
+    """Of one row, in order: what nobody holds is forgotten from its end.
+
+    Args:
+      pages: Held once less.
+      first: They are forgotten before all others that nobody holds.
+    """
+    for page in pages if first else reversed(pages):
       page.holders -= 1
       if page.holders:
         continue
       if page.key is not None and self._found.get(page.key) is page:
         self._idle[page.key] = page
+        self._idle.move_to_end(page.key, last=not first)
       else:
         self._free.append(page.number)
+
+  def _forget(self, page: Page):
+    """Of one that nobody holds: it is free."""
+    del self._idle[page.key]
+    self._unlist(page)
+    self._free.append(page.number)
+
+  def _unlist(self, page: Page):
+    """It is not found any more."""
+    del self._found[page.key]
+    fills = self._fills[page.before]
+    fills[page.fill] -= 1
+    if not fills[page.fill]:
+      del fills[page.fill]
+    if not fills:
+      del self._fills[page.before]
+
+
+def _digest(before: bytes, tokens: np.ndarray) -> bytes:
+  """Of a page's tokens and, by the digest of the page before, of all before
+  them."""
+  return hashlib.blake2b(
+      before + tokens.astype(np.int32).tobytes(), digest_size=16).digest()
 
 
 class Scheduler:
@@ -219,13 +277,14 @@ class Scheduler:
     rows: Rows of one part.
     parts: Parts of the batch.
     pages: Pages of one part's pool, page 0 among them.
+    places: W, the most pages of one row.
     page_tokens: S.
     chunk_tokens: Tokens that a row may feed between two looks.
   """
 
-  def __init__(self, rows: int, parts: int, pages: int, page_tokens: int,
-               chunk_tokens: int):
-    self._rows, self._page_tokens = rows, page_tokens
+  def __init__(self, rows: int, parts: int, pages: int, places: int,
+               page_tokens: int, chunk_tokens: int):
+    self._rows, self._places, self._page_tokens = rows, places, page_tokens
     self._chunk = chunk_tokens
     self._waiting: deque[Completion] = deque()
     self._pools = [Pool(pages) for _ in range(parts)]
@@ -244,11 +303,6 @@ class Scheduler:
     return [row.completion for part in self.running for row in part] + list(
         self._waiting)
 
-  def pages_of(self, context_tokens: int, ahead_tokens: int) -> int:
-    """Pages for a context, and for tokens that follow in pages of their own."""
-    size = self._page_tokens
-    return -(-context_tokens // size) + -(-ahead_tokens // size)
-
   def place(self) -> list[Fill]:
     """Gives waiting requests rows and pages, in their order.
 
@@ -258,57 +312,72 @@ class Scheduler:
     jobs: list[Fill] = []
     filling: dict[int, Fill] = {}  # By id of a page that is not read yet.
     while self._waiting:
-      context = self._waiting[0].context[:-1]
-      keys = self._keys(context)
-      part = self._part_for(self._waiting[0], len(context), keys)
-      if part is None:
+      completion = self._waiting[0]
+      context = completion.context[:-1]
+      settled = self._part_for(completion, context)
+      if settled is None:
         break
-      job = self._settle(self._waiting.popleft(), part, context, keys, filling)
+      self._waiting.popleft()
+      job = self._settle(completion, context, *settled, filling)
       if job:
         jobs.append(job)
     return jobs
 
-  def _part_for(self, completion: Completion, context_tokens: int,
-                keys: Sequence[bytes]) -> int | None:
-    """The part that has most of its context, or else fewest rows."""
+  def _part_for(self, completion: Completion,
+                context: np.ndarray) -> tuple[int, list[Page]] | None:
+    """The part where it decodes, and the pages there that it shares.
+
+    A part that has all of its context comes first, up to an even share of the
+    requests; then the one with the fewest rows.
+    """
+    size, parts = self._page_tokens, len(self._pools)
+    even = -(-(len(self._waiting) + sum(map(len, self.running))) // parts)
     ahead = min(self._chunk, completion.left)
-    need = self.pages_of(context_tokens, ahead)
-    found = []
+    best, settled = None, None
     for part, pool in enumerate(self._pools):
       rows = len(self.running[part])
-      have, idle = pool.known(keys)
-      spare = pool.available - idle - (need - have)
-      if rows < self._rows and spare >= rows:  # A page for each row to grow.
-        found.append((-have, rows, part))
-    return min(found)[2] if found else None
+      if rows >= self._rows:
+        continue
+      shared = self._fitting(pool.match(context), len(context), completion.left)
+      missing = len(context) - _tokens(shared)
+      spare = (pool.available - sum(not page.holders for page in shared)
+               - _pages_of(missing, size) - _pages_of(ahead, size))
+      if spare < rows:  # A page for each row to grow.
+        continue
+      holds_all = not missing and rows < even
+      rank = not holds_all, rows, missing, part
+      if best is None or rank < best:
+        best, settled = rank, (part, shared)
+    return settled
 
-  def _keys(self, tokens: np.ndarray) -> list[bytes]:
-    """For each page of a context a digest of all that it and those before it
-    hold."""
-    keys, digest = [], b''
-    for start in range(0, len(tokens), self._page_tokens):
-      held = tokens[start:start + self._page_tokens]
-      digest = hashlib.blake2b(digest + held.tobytes(), digest_size=16).digest()
-      keys.append(digest)
-    return keys
+  def _fitting(self, shared: list[Page], context_tokens: int,
+               left: int) -> list[Page]:
+    """Without the last ones, where pages that are half full are too many for
+    a row."""
+    size = self._page_tokens
+    rest = self._places - _pages_of(left, size)
+    while shared and rest < len(shared) + _pages_of(
+        context_tokens - _tokens(shared), size):
+      shared = shared[:-1]
+    return shared
 
-  def _settle(self, completion: Completion, part: int, context: np.ndarray,
-              keys: Sequence[bytes], filling: dict[int, Fill]) -> Fill | None:
+  def _settle(self, completion: Completion, context: np.ndarray, part: int,
+              before: list[Page], filling: dict[int, Fill]) -> Fill | None:
     """A row of the part; and what of its context is still to be read."""
     pool, size = self._pools[part], self._page_tokens
-    have, _ = pool.known(keys)
-    before = [pool.find(key) for key in keys[:have]]
-    fresh = []
-    for index, key in enumerate(keys[have:], have):
+    pool.hold(before)
+    rest, fresh = context[_tokens(before):], []
+    last = before[-1].key if before else b''
+    for start in range(0, len(rest), size):
       page = pool.take()
-      page.fill = len(context[index * size:(index + 1) * size])
-      pool.publish(page, key)
+      pool.publish(page, last, rest[start:start + size])
       fresh.append(page)
+      last = page.key
     self.running[part].append(Row(
-        completion, part, before + fresh, len(keys), size))
+        completion, part, before + fresh, len(before) + len(fresh), size))
     if not fresh:
       return None
-    job = Fill(part, before, fresh, context[have * size:],
+    job = Fill(part, before, fresh, rest,
                after=filling.get(id(before[-1])) if before else None)
     filling |= {id(page): job for page in fresh}
     return job
@@ -323,7 +392,7 @@ class Scheduler:
   def _reserved(self, row: Row) -> bool:
     pool = self._pools[row.part]
     ahead = min(self._chunk, row.completion.left)
-    want = row.own + self.pages_of(0, row.written + ahead)
+    want = row.own + _pages_of(row.written + ahead, self._page_tokens)
     while len(row.pages) < want:
       if not pool.available:
         return False
@@ -332,7 +401,7 @@ class Scheduler:
 
   def _give_way(self, rows: list[Row]):
     row = rows.pop()
-    self._pools[row.part].release(row.pages)
+    self._release(row)
     self._waiting.appendleft(row.completion)
     self.preempted += 1
 
@@ -345,4 +414,32 @@ class Scheduler:
 
   def finish(self, row: Row):
     self.running[row.part].remove(row)
-    self._pools[row.part].release(row.pages)
+    self._release(row)
+
+  def _release(self, row: Row):
+    """Gives its pages back. What it drew can be found as well, but is
+    forgotten first: prompts are asked for again more often."""
+    pool, made, written = self._pools[row.part], row.completion, row.written
+    shared, own = row.pages[:row.own], row.pages[row.own:]
+    context = made.context[:-1]
+    # Not what a stop string cut off: its state would be of tokens unseen.
+    if len(context) == _tokens(shared) + written:
+      drawn = context[len(context) - written:]
+      experts = made.experts[len(made.experts) - written:]
+      last, start = shared[-1].key if shared else b'', 0
+      for page in own:
+        if page.fill:
+          end = start + page.fill
+          page.experts = experts[start:end]
+          pool.publish(page, last, drawn[start:end])
+          last, start = page.key, end
+    pool.release(own, first=True)
+    pool.release(shared)
+
+
+def _pages_of(tokens: int, page_tokens: int) -> int:
+  return -(-tokens // page_tokens)
+
+
+def _tokens(pages: Sequence[Page]) -> int:
+  return sum(page.fill for page in pages)

@@ -30,8 +30,8 @@ class Session:
     self._pages = engine.new_pages()
     config = engine.config
     self._schedule = Scheduler(
-        engine.rows, engine.parts, engine.pages, config.page_tokens,
-        engine.programs.chunk_tokens)
+        engine.rows, engine.parts, engine.pages, engine.places,
+        config.page_tokens, engine.programs.chunk_tokens)
     self._features = sampling.Features()
     self.steps = 0  # Forward passes of the decoding program.
 
@@ -120,7 +120,8 @@ class Session:
         self._params, self._pages, self._context([
             row and (row.pages, [page.fill for page in row.pages], row.next)
             for row in rows]),
-        draws, token_B, best=self._features.best)
+        draws, token_B,
+        best=min(self._features.best, engine.model.config.vocab_size))
     return jax.tree.map(np.asarray, told)
 
   def _context(self, chains) -> cache.Context:

@@ -154,15 +154,19 @@ def prompts(config: ml_collections.ConfigDict, made: Parts,
 def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
   """The sampler of everything in a run: rollouts, evaluations, samples."""
   _fits_context(config)
+  return Engine(
+      made.model, engine_config(config),
+      record_routing=config.rl.routing_replay, decode=made.tokenizer.decode)
+
+
+def engine_config(config: ml_collections.ConfigDict) -> EngineConfig:
+  """The sampler's sizes: no more rows than a step or an evaluation asks for."""
   asked = max(groups_in_flight(config) * config.rl.group_size,
               config.eval.num_problems * config.eval.samples)
-  sizes = config.rollout.to_dict() | {
+  return EngineConfig(**config.rollout.to_dict() | {
       'rows': min(config.rollout.rows, asked),
       'context_tokens': config.data.max_prompt_tokens
-                        + config.rl.max_new_tokens}
-  return Engine(
-      made.model, EngineConfig(**sizes),
-      record_routing=config.rl.routing_replay, decode=made.tokenizer.decode)
+                        + config.rl.max_new_tokens})
 
 
 def groups_in_flight(config: ml_collections.ConfigDict) -> int:

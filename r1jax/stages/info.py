@@ -13,6 +13,7 @@ from rich.table import Table
 from r1jax.model import transformer
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
+from r1jax.rollout import engine
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
 from r1jax.stages import build, critic
 
@@ -167,9 +168,14 @@ def show(config: ml_collections.ConfigDict, devices: int):
     rows.append(('training FLOPs a token, 3 × both',
                  f'{3 * (found.forward_flops + core):,}',
                  _short(3 * (found.forward_flops + core))))
+  sizes = build.engine_config(config)
+  sampling = engine.device_bytes(_on_one_device(model), layout, sizes)
   rows.append((f'a device of {mesh}', '', ''))
   rows += [(f'  {name}', f'{size:,}', _short(size, 'B'))
            for name, size in training_bytes(config, layout).items()]
+  rows.append((f'  sampling, {sizes.rows} rows in all', '', ''))
+  rows += [(f'    {name}', f'{size:,}', _short(size, 'B'))
+           for name, size in sampling.items()]
   table = Table(show_header=False, box=None)
   table.add_column()
   table.add_column(justify='right')
@@ -180,9 +186,12 @@ def show(config: ml_collections.ConfigDict, devices: int):
 
 
 def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
-  one = Layout(make_mesh({}, jax.devices()[:1]))
   return traverse_util.flatten_dict(
-      transformer.parameter_shapes(Transformer(config, one)), sep='/')
+      transformer.parameter_shapes(_on_one_device(config)), sep='/')
+
+
+def _on_one_device(config: ModelConfig) -> Transformer:
+  return Transformer(config, Layout(make_mesh({}, jax.devices()[:1])))
 
 
 def _size(parameters: int) -> str:

@@ -284,7 +284,72 @@ def test_stop_strings_end_a_completion_where_they_are_complete(small):
       params, [_request([9, 4], stop_ids=(), stop_strings=(string,))])
   end = _text(free.tokens).index(string) + 3
   assert made.tokens == free.tokens[:end] and made.finish == 'stop'
-  assert len(made.logp) == len(made.model_logp) == end
+  told, = engine.run(params, [_request(
+      [9, 4], stop_ids=(), stop_strings=(string,), best=2)])
+  for field in ('logp', 'model_logp', 'version', 'best'):
+    assert len(getattr(told, field)) == end
+
+
+def test_prompt_and_completion_have_a_budget_together(small):
+  _, params, engine = small
+  free, = engine.run(params, [_request([9, 4, 3], stop_ids=())])
+  made, = engine.run(
+      params, [_request([9, 4, 3], stop_ids=(), max_total_tokens=7)])
+  assert made.tokens == free.tokens[:4] and made.finish == 'length'
+  with pytest.raises(UserError, match='leaves nothing of max_total_tokens = 3'):
+    engine.run(params, [_request([9, 4, 3], max_total_tokens=3)])
+
+
+@pytest.mark.parametrize('int8', [False, True])
+def test_the_next_turn_of_a_conversation_reads_what_is_new(small, int8):
+  """And samples what it does in a session that has seen nothing."""
+  model, params, engine = small
+  if int8:
+    engine = Engine(model, dataclasses.replace(_SIZES, cache_int8=True))
+  session = engine.session(params)
+  first = session.submit(_request([9, 4, 3], 1, stop_ids=(), best=1,
+                                  max_new_tokens=7))
+  for _ in session:
+    pass
+  again = _request([*first.context, 8, 7, 6], 2, stop_ids=(),
+                   max_new_tokens=6)
+  second = session.submit(again)
+  jobs = session._schedule.place()
+  assert [len(job.tokens) for job in jobs] == [3]  # The last one, and 8, 7.
+  session._read(jobs)
+  for _ in session:
+    pass
+  want, = engine.run(params, [again])
+  assert second.tokens == want.tokens
+  np.testing.assert_allclose(second.logp, want.logp, atol=1e-5)
+
+
+def test_a_prompt_that_comes_twice_has_other_samples(small):
+  """And the first time those that it has alone."""
+  _, params, engine = small
+  twice = jax.tree.map(lambda x: x[np.array([0, 1, 0])], _prompts())
+  rollout = _three(engine, params, jax.random.key(5), twice)
+  want = _three(engine, params, jax.random.key(5))
+  np.testing.assert_array_equal(rollout.tokens_BT[:6], want.tokens_BT)
+  assert len({tuple(row) for row in np.asarray(
+      rollout.tokens_BT)[[0, 1, 2, 6, 7, 8]].tolist()}) == 6
+
+
+def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
+  """Every digit that a pass reads is there; those that none reads are not."""
+  model, params = make(small_config(dtype='bfloat16'))
+  engine = Engine(model, _SIZES)
+  laid = jax.tree_util.tree_leaves_with_path(engine.laid_out(params))
+  assert {path[-1].key for path, x in laid if x.dtype != jnp.bfloat16} == {
+      'scale', 'router', 'bias'}
+  rollout = _three(engine, params, jax.random.key(1))
+  logp_BT = train_step.score(model, 1.0, 5)(params, rollout)
+  np.testing.assert_allclose(rollout.logp_BT, logp_BT, atol=0.05)
+  # What is as it should be is not copied.
+  monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
+  stacked = Engine(model, _SIZES)
+  laid = stacked.laid_out(params)
+  assert stacked.laid_out(laid) is laid
 
 
 def test_requests_of_one_batch_have_settings_of_their_own(small):
@@ -346,6 +411,8 @@ def test_a_request_that_cannot_be_served_is_named_and_the_others_go_on(small):
       (_request([1] * 30, 2), 'prompt of 30 and max_new_tokens of 10 exceed '
        'context_tokens = 32'),
       (_request([1, 40], 3), 'token outside of the vocabulary of 32'),
+      (dataclasses.replace(_request([1], 5), key=np.zeros(4, np.uint32)),
+       r'#5: its key has shape \(4,\)'),
       (_request([1], 4, stop_ids=(77,)), '#4: .*stop_ids has 77')]):
     with pytest.raises(UserError, match=message):
       session.submit(request)
@@ -358,10 +425,33 @@ def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
   with pytest.raises(UserError, match='cache_tokens = 20 holds no request of '
                      'context_tokens = 32; it needs 36'):
     Engine(model, dataclasses.replace(_SIZES, cache_tokens=20))
-  with pytest.raises(UserError, match='GB a device'):
+  with pytest.raises(UserError, match='a device has .* GB, and sampling needs '
+                     'weights as trained.*; lower cache_tokens'):
     Engine(model, dataclasses.replace(_SIZES, cache_tokens=1 << 42))
   with pytest.raises(UserError, match='rollout: rows must be at least 1'):
     dataclasses.replace(_SIZES, rows=0)
+
+
+@pytest.mark.parametrize('config', [
+    small_config(dtype='bfloat16'),
+    dense_config(num_heads=4, num_kv_heads=2)], ids=['mla', 'gqa'])
+@pytest.mark.parametrize('mesh', [
+    dict(tensor=2, expert=2, fsdp=2), dict(data=8),
+    dict(data=4, tensor=2)], ids=str)
+def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
+  if not config.num_experts:
+    mesh = mesh | {'fsdp': mesh.get('fsdp', 1) * mesh.get('expert', 1),
+                   'expert': 1}
+  layout = Layout(make_mesh(mesh))
+  model = Transformer(config, layout)
+  params = transformer.init_params(model, jax.random.key(0))
+  engine = Engine(model, _SIZES)
+  trained, sampled, pool = (
+      sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+      for tree in (params, engine.laid_out(params), engine.new_pages()))
+  counted = engine_file.device_bytes(model, layout, _SIZES)
+  told = list(counted.values())
+  assert told == [trained, sampled, pool]
 
 
 def _start(address: str, processes: int, process: int, devices: int):

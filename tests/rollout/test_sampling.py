@@ -88,6 +88,52 @@ def test_bans_biases_and_the_repetition_penalty():
       drawn.logp_B, np.log(_softmax(penalised))[drawn.token_B], atol=1e-5)
 
 
+def _reference(x, how: Sampling, seen) -> np.ndarray:
+  """The documented order in float64: bias, penalty, temperature, cuts."""
+  x = np.array(x, np.float64)
+  for token, bias in how.logit_bias.items():
+    x[token] += bias
+  x[list(how.banned_ids)] = -np.inf
+  for token in set(seen):
+    x[token] *= (1 / how.repetition_penalty if x[token] > 0
+                 else how.repetition_penalty)
+  x /= how.temperature
+  order = np.argsort(-x)
+  x[order[how.top_k:]] = -np.inf
+  p = _softmax(x)
+  inside = order[np.cumsum(p[order]) - p[order] < how.top_p]
+  x[~np.isin(np.arange(len(x)), inside)] = -np.inf
+  x[p < how.min_p * p.max()] = -np.inf
+  return x
+
+
+def test_settings_are_applied_in_the_documented_order_in_float32():
+  """All of them at once, on logits in bfloat16."""
+  rng = np.random.default_rng(0)
+  how = dataclasses.replace(
+      _PLAIN, temperature=2.5, top_k=9, top_p=0.9, min_p=0.2,
+      repetition_penalty=1.7, banned_ids=(4,), logit_bias={1: 3.0, 7: -2.0})
+  kept = set()
+  for _ in range(20):
+    logits_V = jnp.asarray(rng.normal(0, 4, 16), jnp.bfloat16)
+    seen = rng.integers(0, 16, 5)
+    draws = sampling.stack(
+        [how], np.zeros((1, 2), np.uint32), np.zeros(1, np.int32),
+        np.ones(1, np.int32), sampling.features([how]), 16, [seen])
+    got = sampling.shaped(logits_V[None], draws)
+    assert got.dtype == jnp.float32
+    want = _reference(logits_V, how, seen)
+    np.testing.assert_allclose(got[0], want, rtol=1e-5)
+    kept.add(int(np.isfinite(want).sum()))
+  assert len(kept) > 3  # The cuts differ from one to the other.
+
+
+def test_few_programs_serve_all_settings():
+  hows = [dataclasses.replace(_PLAIN, best=best, banned_ids=tuple(range(bans)))
+          for best in (3, 4) for bans in (5, 8)]
+  assert len({sampling.features([how]) for how in hows}) == 1
+
+
 def test_greedy_is_exact_and_certain():
   drawn = _draw([0.1, 3.0, 2.9, -1.0], 8, temperature=0.0)
   assert drawn.token_B.tolist() == [1] * 8
@@ -148,6 +194,10 @@ def test_rows_of_one_batch_are_drawn_in_their_own_way():
     ({'top_p': 0.0}, r'top_p must lie within \(0, 1\], got 0.0'),
     ({'top_p': 1.5}, 'top_p'), ({'min_p': 1.5}, 'min_p'),
     ({'top_k': -1}, 'top_k'), ({'repetition_penalty': 0.0}, 'repetition'),
+    ({'temperature': np.inf}, 'temperature must be a finite number'),
+    ({'logit_bias': {3: np.nan}}, 'logit_bias must hold finite numbers'),
+    ({'logit_bias': {3: np.inf}}, 'logit_bias'),
+    ({'max_total_tokens': -1}, 'max_total_tokens'),
     ({'stop_strings': ('',)}, 'stop_strings')])
 def test_a_wrong_setting_is_named(changes, message):
   with pytest.raises(UserError, match=message):
@@ -158,7 +208,9 @@ def test_a_wrong_setting_is_named(changes, message):
     ({'stop_ids': (2, 40)}, 'stop_ids has 40, .* vocabulary of 32'),
     ({'banned_ids': (-1,)}, 'banned_ids has -1'),
     ({'logit_bias': {99: 1.0}}, 'logit_bias has 99'),
-    ({'banned_ids': tuple(range(32))}, 'leaves no token'),
+    ({'banned_ids': tuple(range(32))}, 'leave no token'),
+    ({'banned_ids': tuple(range(1, 32)), 'logit_bias': {0: -np.inf}},
+     'leave no token'),
     ({'best': 33}, 'best = 33 is more than the vocabulary of 32')])
 def test_a_token_outside_the_vocabulary_is_named(changes, message):
   with pytest.raises(UserError, match=message):

@@ -15,7 +15,8 @@ def _request(prompt, new: int = 8, name='r') -> Completion:
 
 def _scheduler(**changes) -> Scheduler:
   return Scheduler(**dict(
-      rows=4, parts=1, pages=20, page_tokens=4, chunk_tokens=4) | changes)
+      rows=4, parts=1, pages=20, places=8, page_tokens=4,
+      chunk_tokens=4) | changes)
 
 
 def _pages(row):
@@ -123,6 +124,117 @@ def test_the_youngest_gives_way_and_goes_on_with_what_it_made():
   found = sum(page.fill for page in job.before)
   assert found + len(job.tokens) == len(held)
   assert job.tokens.tolist() == held[found:].tolist()
+
+
+def test_the_next_turn_reads_only_what_the_last_one_did_not_hold():
+  """What was drawn is found as well, in pages that are half full, too."""
+  schedule = _scheduler()
+  first = _request(range(10), new=7)  # 9 in pages of 4, 4, 1; drawn, 4 and 3.
+  schedule.submit(first)
+  schedule.place()
+  while not schedule.idle:
+    _draw(schedule)
+  second = _request([*first.context, 90, 91, 92])
+  schedule.submit(second)
+  job, = schedule.place()
+  # The last token drawn was never fed.
+  assert job.tokens.tolist() == [7, 90, 91]
+  assert [page.fill for page in job.before] == [4, 4, 1, 4, 3]
+  row, = schedule.running[0]
+  assert row.next == 6 * 4 and len(row.pages) == 6
+
+
+def test_half_full_pages_are_left_where_a_row_has_no_room_for_them():
+  schedule = _scheduler(places=6)  # Room for 20 tokens.
+  first = _request(range(10), new=7)
+  schedule.submit(first)
+  schedule.place()
+  while not schedule.idle:
+    _draw(schedule)
+  schedule.submit(_request([*first.context, 90], new=4))
+  job, = schedule.place()
+  assert [page.fill for page in job.before] == [4, 4, 1, 4]
+  assert len(schedule.running[0][0].pages) + 1 <= 6
+
+
+def test_what_a_stop_string_cut_off_is_not_found():
+  schedule = _scheduler()
+  first = _request(range(5), new=9)
+  schedule.submit(first)
+  schedule.place()
+  _draw(schedule)
+  del first.tokens[2:]
+  schedule.finish(schedule.running[0][0])
+  # Four were written, of which two are left: they follow nothing else either.
+  for prompt in ([*range(5), *first.tokens, 8], [0, 1, 2, 3, 2, 3, 4, 7, 8]):
+    schedule.submit(_request(prompt))
+    job, = schedule.place()
+    assert [page.fill for page in job.before] == [4]
+
+
+def test_a_prompt_is_forgotten_from_its_end():
+  schedule = _scheduler(pages=12, places=10)
+  schedule.submit(_request(range(33), new=1))
+  schedule.place()
+  _draw(schedule)  # Eight pages that nobody holds, one that was drawn.
+  schedule.submit(_request(range(50, 71), new=1))  # Five pages, and one more.
+  schedule.place()
+  _draw(schedule)
+  schedule.submit(_request(range(33), new=1))
+  job, = schedule.place()
+  assert job.tokens.tolist() == list(range(20, 32))
+
+
+def test_what_was_drawn_is_forgotten_before_any_prompt():
+  schedule = _scheduler(pages=12)
+  for prompt in (range(9), range(20, 29), range(50, 75)):
+    schedule.submit(_request(prompt, new=1))  # Two pages, two, six; each one
+    schedule.place()  # more that was drawn.
+    _draw(schedule)
+  schedule.submit(_request(range(9)))
+  schedule.submit(_request(range(20, 29)))
+  assert not schedule.place()
+
+
+def test_a_shared_beginning_does_not_crowd_one_part():
+  """Prompts in one template go to all parts; a group stays together, up to
+  an even share."""
+  schedule = _scheduler(rows=8, parts=4, pages=99)
+  for n in range(8):
+    schedule.submit(_request([1, 2, 3, 4, 50 + n, 9]))
+  schedule.place()
+  assert [len(rows) for rows in schedule.running] == [2] * 4
+  schedule = _scheduler(rows=8, parts=4, pages=99)
+  for n in range(8):
+    schedule.submit(_request([1, 2, 3, 4, 50 + n // 4, 9]))
+  assert len(schedule.place()) == 4
+  assert [len(rows) for rows in schedule.running] == [2] * 4
+
+
+def test_a_request_waits_where_the_pages_it_would_share_are_the_last():
+  """Pages that nobody holds are either shared or taken, not both."""
+  schedule = _scheduler(pages=9)
+  schedule.submit(_request(range(17), new=4))  # Four pages, one for drawing.
+  schedule.place()
+  _draw(schedule)
+  schedule.submit(_request([*range(60, 69)], new=4))  # Two, and one.
+  schedule.place()
+  schedule.submit(_request([*range(17), *range(30, 37)], new=4))
+  # Of six pages four are shared, two are read, one is drawn to, one is the
+  # other row's: more than the five that are there.
+  assert not schedule.place() and len(schedule.unfinished()) == 2
+  _draw(schedule)
+  job, = schedule.place()
+  assert len(job.before) == 4
+
+
+def test_a_row_that_decodes_keeps_a_page_to_grow():
+  schedule = _scheduler(pages=7)
+  schedule.submit(_request(range(9), new=12))
+  schedule.place()
+  _draw(schedule)  # Two pages read, one drawn to; three are left.
+  schedule.submit(_request(range(20, 29), new=4))
+  assert not schedule.place()
 
 
 def test_parts_of_a_mesh_have_pools_of_their_own():
