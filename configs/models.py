@@ -105,7 +105,7 @@ def llama3_3_70b() -> dict:
 
 
 def imported(source: str) -> dict:
-  """What `r1jax import-hf` wrote into the folder `source`."""
+  """Of a folder that `r1jax import-hf` wrote, or of Hugging Face's form."""
   return convert.architecture(Path(source))
 
 

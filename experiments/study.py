@@ -6,6 +6,7 @@ found again in --out.
 
 import argparse
 import csv
+import functools
 import json
 import os
 from pathlib import Path
@@ -32,6 +33,7 @@ def flags(doc: str):
   return args.out, [int(seed) for seed in args.seeds.split(',')]
 
 
+@functools.cache  # A study's own results make the tree another.
 def commit() -> str:
   return subprocess.run(
       ['git', 'describe', '--always', '--dirty'], capture_output=True,

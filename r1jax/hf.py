@@ -19,9 +19,10 @@ import re
 import numpy as np
 
 from r1jax.errors import UserError
-from r1jax.hf_config import family, write_config
+from r1jax.hf_config import family, read_config, write_config
 from r1jax.model.config import ModelConfig
 from r1jax.model.quant import BLOCK
+from r1jax.settings import flatten
 from r1jax.storage import Reader, Tensor, write
 
 
@@ -248,6 +249,50 @@ def read_tensors(folder: Path, config: ModelConfig) -> list[Tensor]:
              tuple(functools.partial(piece, place, name)
                    for name in place.theirs))
       for place in found]
+
+
+class Checkpoint:
+  """One of theirs, read under our names as storage.Reader reads ours.
+
+  A tensor is read whole whenever a part of it is wanted: import-hf makes of
+  large checkpoints what is read by slices.
+
+  Attributes:
+    path: Its folder.
+    shapes: Of our tensors.
+    metadata: What ours would say of its architecture.
+  """
+
+  def __init__(self, folder: Path):
+    self.path = Path(folder).expanduser()
+    fields = read_config(self.path)
+    self._tensors = {tensor.name: tensor for tensor in read_tensors(
+        self.path, ModelConfig.from_dict(fields))}
+    self.shapes = {name: x.shape for name, x in self._tensors.items()}
+    self.metadata = {'about': about(fields, self.path)}
+
+  def __contains__(self, name: str) -> bool:
+    return name in self.shapes
+
+  def read(self, name: str, index: tuple = ()) -> np.ndarray:
+    tensor = self._tensors[name]
+    whole = np.concatenate([read().reshape(-1) for read in tensor.pieces])
+    return whole.reshape(tensor.shape).astype(tensor.dtype)[index]
+
+
+def about(fields: dict, folder: Path) -> str:
+  """What a checkpoint of ours that was made from theirs says of itself."""
+  return json.dumps(
+      {'config': flatten({'model': fields}), 'from': str(folder)})
+
+
+def opened(path: Path) -> Reader | Checkpoint:
+  """A file or folder of ours, or a folder of theirs."""
+  path = Path(path).expanduser()
+  reader = Reader(path)
+  if 'about' in reader.metadata or not (path / 'config.json').exists():
+    return reader
+  return Checkpoint(path)
 
 
 def write_tensors(folder: Path, config: ModelConfig, source: Reader,

@@ -23,7 +23,7 @@ from r1jax.settings import flatten
 
 USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
 
-usage: r1jax COMMAND --config=FILE [--config.KEY=VALUE ...] [flags]
+usage: r1jax COMMAND --config=FILE[:ARGUMENT] [--config.KEY=VALUE ...] [flags]
 
 commands:
   train    run the config's stages:   r1jax train --config=C [--workdir=DIR]
@@ -54,17 +54,21 @@ def _train(config, values):
   from r1jax.stages import run
   if 'model' not in config:
     raise UserError('train: this config is a pipeline; use r1jax pipeline')
-  name = os.path.splitext(os.path.basename(values['config'].config_filename))[0]
-  run.train(config, values.workdir or os.path.join('runs', name))
+  run.train(config, values.workdir or _workdir(values))
 
 
 def _pipeline(config, values):
   from r1jax.stages import pipeline
   if 'stages' not in config or 'model' in config:
     raise UserError('pipeline: this config is of one run; use r1jax train')
-  name = os.path.splitext(os.path.basename(values['config'].config_filename))[0]
-  pipeline.train(config, values.workdir or os.path.join('runs', name),
+  pipeline.train(config, values.workdir or _workdir(values),
                  values.only, values['from'].value)
+
+
+def _workdir(values) -> str:
+  """runs/NAME, of the config's file."""
+  path = values['config'].config_filename.split(':', 1)[0]
+  return os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
 
 
 def _lineage(values, folder: str):
@@ -104,7 +108,8 @@ def _stage_of(config, values):
 def _eval(config, values):
   import jax
   from r1jax.stages import build, searches
-  parts, params = _weights(config, values)
+  parts = build.parts(config)
+  params = _params(config, parts, values.workdir)
   found = searches.evaluator(config, parts, build.engine(config, parts)).run(
       params, jax.random.key(config.seed))
   for name, value in found.metrics.items():
@@ -115,19 +120,23 @@ def _sample(config, values):
   import jax
   from r1jax.stages import build, complete
   questions = complete.questions_of(values.prompt, values.prompts)
-  parts, params = _weights(config, values)
+  typed = not questions and sys.stdin.isatty()
+  if not questions and not typed:
+    questions = complete.lines_of(sys.stdin, 'standard input')
+  parts = build.parts(config)
   how = build.rl_sampling(config, parts, **{
       field: value for field in _OF_SAMPLING
       if (value := getattr(values, field)) is not None},
       stop_strings=tuple(values.stop))
+  engine = build.engine(
+      config, parts, rows=values.samples * max(len(questions), 1))
   completer = complete.Completer(
-      parts, build.engine(config, parts), params, how, values.samples,
-      jax.random.key(config.seed))
-  if not questions and sys.stdin.isatty():
+      parts, engine, _params(config, parts, values.workdir), how,
+      values.samples, jax.random.key(config.seed))
+  if typed:
     for question in _typed():
-      completer.answer([question])
-  elif not completer.answer(
-      questions or complete.lines_of(sys.stdin, 'standard input')):
+      completer.answer([question], echo=False)
+  elif not completer.answer(questions):
     sys.exit(BAD_INPUT)
 
 
@@ -142,6 +151,7 @@ def _typed():
     try:
       line = input('> ').strip()
     except EOFError:
+      print()
       return
     if line:
       yield complete.Question(line, repr(line))
@@ -181,12 +191,12 @@ def _export_hf(values, source: str):
   convert.export_hf(Path(source), Path(values.out), values.dtype)
 
 
-def _weights(config, values):
-  from r1jax.stages import build, run
-  parts = build.parts(config)
-  if values.workdir:
-    return parts, run.trained_params(config, parts, values.workdir)
-  return parts, run.base_params(config, parts)
+def _params(config, parts, workdir: str):
+  """What a run has left, or without one the base that it begins with."""
+  from r1jax.stages import run
+  if workdir:
+    return run.trained_params(config, parts, workdir)
+  return run.base_params(config, parts)
 
 
 COMMANDS: dict[str, Callable] = {
@@ -230,11 +240,13 @@ def _flags(command: str, args: list[str]):
                         flag_values=values)
   if command == 'sample':
     flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated. '
-                              'Without any, they are read from the terminal.',
+                              'Without any, they are read from standard input.',
                               flag_values=values)
     flags.DEFINE_string('prompts', '', 'A file with a question a line.',
                         flag_values=values)
-    flags.DEFINE_integer('samples', 1, 'Completions a question.',
+    flags.DEFINE_integer('samples', 1, 'Completions a question. Others of the '
+                         'same: --config.seed; longer ones: '
+                         '--config.rl.max_new_tokens.',
                          lower_bound=1, flag_values=values)
     for name, meaning in (
         ('temperature', 'Instead of config.rl.temperature; 0 is greedy.'),
@@ -304,7 +316,9 @@ def _convert(command: str, args: list[str]):
 
 _NEXT = {
     'import-hf': "\nIn a config: config.model = models.imported('{0}'); "
-                 "config.init = '{0}'",
+                 "config.init = '{0}'; config.tokenizer.source = '{0}'\n"
+                 "To sample: r1jax sample --config=configs/imported.py:{0} "
+                 "--prompt=TEXT",
     'export-hf': ''}
 _FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER',
          'lineage': 'RUN'}
@@ -322,8 +336,8 @@ def _parsed(values: flags.FlagValues, holder, args: list[str]):
   return config
 
 
-def _alone(path: str) -> ConfigDict:
-  """What get_config() of a file returns.
+def _alone(path: str, *argument: str) -> ConfigDict:
+  """What get_config() of a file returns, or get_config(argument).
 
   Raises:
     UserError: whatever it is that the file raises, with its line.
@@ -336,7 +350,7 @@ def _alone(path: str) -> ConfigDict:
     loader.exec_module(module)
     if not hasattr(module, 'get_config'):
       raise UserError('this file has no function get_config()')
-    config = module.get_config()
+    config = module.get_config(*argument)
   except (Exception, SystemExit) as error:
     told = [_text(error)]
     if not isinstance(error, UserError):
@@ -386,10 +400,10 @@ def _file_of(args: list[str]) -> str:
 
 def _check_keys(args: list[str]):
   """Loads the config file alone and looks every overridden key up in it."""
-  path = _file_of(args)
+  path, *argument = _file_of(args).split(':', 1)
   if not os.path.isfile(path):
     raise UserError(f'config: no file {path}')
-  known = flatten(_alone(path).to_dict())
+  known = flatten(_alone(path, *argument).to_dict())
   sections = {key.rsplit('.', n)[0] for key in known for n in range(1, 4)}
   for arg in args:
     if arg.startswith(('--config.', '-config.')):

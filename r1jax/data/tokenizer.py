@@ -14,6 +14,10 @@ from r1jax.errors import UserError
 CHARACTER, BILINGUAL = 'character', 'bilingual'
 BUILT_IN = (CHARACTER, BILINGUAL)
 
+# What a folder may hold of a tokenizer.
+FILES = ('tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja',
+         'generation_config.json')
+
 _SPECIAL = ('<pad>', '<bos>', '<eos>', '<think>', '</think>', '<answer>',
             '</answer>', 'User:', 'Assistant:')
 _UNKNOWN = '\ufffd'
@@ -125,7 +129,7 @@ def load(source: str) -> Tokenizer:
   """Returns the tokenizer that a config names: built in, or a folder.
 
   A folder holds tokenizer.json (or .json.gz) and tokenizer_config.json, as on
-  the Hugging Face hub.
+  the Hugging Face hub; generation_config.json may name more stop tokens.
 
   Raises:
     UserError: a file is missing or is not what it should be.
@@ -146,6 +150,7 @@ def load(source: str) -> Tokenizer:
     with opened as file:
       core = tokenizers.Tokenizer.from_str(file.read())
     settings = json.loads((folder / 'tokenizer_config.json').read_text())
+    stops = _stop_ids(folder)
   except Exception as error:  # tokenizers raises bare Exception.
     raise UserError(f'tokenizer: cannot read {folder}: {error}') from error
 
@@ -160,9 +165,19 @@ def load(source: str) -> Tokenizer:
   pad = id_of('pad_token')
   return Tokenizer(
       core, source, pad_id=eos if pad is None else pad,
-      bos_id=id_of('bos_token'), stop_ids=(eos,),
+      bos_id=id_of('bos_token'),
+      stop_ids=(eos, *(stop for stop in stops if stop != eos)),
       adds_bos=settings.get('add_bos_token', True),
       chat_template=_chat_template(folder, settings))
+
+
+def _stop_ids(folder: Path) -> list[int]:
+  """Those that end a completion besides the one that ends a document."""
+  path = folder / 'generation_config.json'
+  if not path.exists():
+    return []
+  found = json.loads(path.read_text()).get('eos_token_id') or []
+  return [found] if isinstance(found, int) else found
 
 
 def _chat_template(folder: Path, settings: dict) -> str | None:

@@ -4,7 +4,9 @@ A row's context is a list of pages, each with room for S tokens and some number
 of them in it. Rows that share a prefix list the same pages. A call reads the
 pages, and collects the entries of its own tokens in columns beside them, one
 column for all rows; `flush` then appends the columns that count to the rows'
-last pages. So a call writes to the pool once, whatever it decodes.
+last pages. So a call writes to the pool once, whatever it decodes. Columns are
+`Pages` too: one page a row, as long as the call. An entry is rounded to 8 bits
+when it comes, and so is the same to every token that ever sees it.
 
 A token's entry is X numbers for each of K key heads; in MLA one head, whose
 key is the latent and the rotated part, and whose value is the latent again.
@@ -91,6 +93,22 @@ def empty(layers: int, pages: int, heads: int, page_tokens: int,
                scale_LYKSZ=jnp.zeros((*shape, len(parts)), jnp.float32))
 
 
+def put(columns: Pages, entry_BTKX, layer, column,
+        parts: tuple[int, ...]) -> Pages:
+  """The entries of T new tokens a row, from this column of a layer on."""
+  def into(x_LBKSX, new_BTKX):
+    return jax.lax.dynamic_update_slice(
+        x_LBKSX, new_BTKX.swapaxes(1, 2)[None].astype(x_LBKSX.dtype),
+        (layer, 0, 0, column, 0))
+
+  if columns.scale_LYKSZ is None:
+    return columns.replace(entry_LYKSX=into(columns.entry_LYKSX, entry_BTKX))
+  scale_BTKZ, rounded_BTKX = _as_int8(entry_BTKX, parts)
+  return columns.replace(
+      entry_LYKSX=into(columns.entry_LYKSX, rounded_BTKX),
+      scale_LYKSZ=into(columns.scale_LYKSZ, scale_BTKZ))
+
+
 def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
            scale: float, layout: Layout, letters: str):
   """Attention of T new tokens a row to its pages and to this call's columns.
@@ -175,7 +193,7 @@ def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
     take = lambda x_BW: jax.lax.dynamic_slice_in_dim(
         x_BW, turn * span, span, axis=1)
     table, fill = take(table_BW), take(fill_BW)
-    entry_BwKSX = _read(view.pages, view.layer, table, parts, dtype)
+    entry_BwKSX = read(view.pages, (view.layer, table), parts, dtype)
     key, value = split(
         entry_BwKSX.swapaxes(1, 2).reshape(B, K, span * S, -1))
     filled = (jnp.arange(S) < fill[..., None]).reshape(B, 1, span * S)
@@ -201,13 +219,12 @@ def _span(page_tokens: int, pages: int) -> int:
   return max(1, min(tokens // page_tokens, pages))
 
 
-def _read(pages: Pages, layer, table_Bw, parts: tuple[int, ...], dtype):
-  """The entries of some pages, [B, w, K, S, X]."""
-  entry = pages.entry_LYKSX[layer, table_Bw]
+def read(pages: Pages, at, parts: tuple[int, ...], dtype) -> jax.Array:
+  """The entries of a layer, or of some of its pages, as attention sees them."""
+  entry = pages.entry_LYKSX[at]
   if pages.scale_LYKSZ is None:
     return entry
-  scale = pages.scale_LYKSZ[layer, table_Bw]
-  return (entry * _spread(scale, parts)).astype(dtype)
+  return (entry * _spread(pages.scale_LYKSZ[at], parts)).astype(dtype)
 
 
 def _spread(scale, parts: tuple[int, ...]):
@@ -217,8 +234,8 @@ def _spread(scale, parts: tuple[int, ...]):
       for z, size in enumerate(parts)], -1)
 
 
-def flush(pages: Pages, context: Context, columns_LBKSX, kept_BS,
-          parts: tuple[int, ...], layout: Layout, hidden_BSD=None) -> Pages:
+def flush(pages: Pages, context: Context, columns: Pages, kept_BS,
+          layout: Layout, hidden_BSD=None) -> Pages:
   """Appends the columns that are kept to their rows' pages.
 
   Example, pages of S = 4, a row with next = 6 and kept = [1, 0, 1, 1]: columns
@@ -226,37 +243,34 @@ def flush(pages: Pages, context: Context, columns_LBKSX, kept_BS,
 
   Args:
     pages, context: Of the rows.
-    columns_LBKSX: Entries.
+    columns: Of this call.
     kept_BS: bool.
-    parts: See `empty`.
     layout: Of the mesh.
     hidden_BSD: The model's state at each column, where the pages keep it.
   """
-  def local(pages, context, columns_LBKSX, kept_BS, hidden_BSD):
+  def local(pages, context, columns, kept_BS, hidden_BSD):
     S, Y = pages.entry_LYKSX.shape[3], pages.entry_LYKSX.shape[1]
     at_BS = context.next_B[:, None] + jnp.cumsum(kept_BS, -1) - 1
     page_BS = jnp.take_along_axis(
         context.table_BW, jnp.where(kept_BS, at_BS // S, 0), 1)
     page_BS = jnp.where(kept_BS, page_BS, Y)  # Beyond the pool: dropped.
     place = (slice(None), page_BS, slice(None), at_BS % S)
-    columns_BSLKX = columns_LBKSX.transpose(1, 3, 0, 2, 4)
-    put = lambda pool, new: pool.at[place].set(
-        new.astype(pool.dtype), mode='drop')
+    put = lambda pool, new_LBKSX: pool.at[place].set(
+        new_LBKSX.transpose(1, 3, 0, 2, 4), mode='drop')
     if hidden_BSD is not None:
       last_BS = (at_BS % S == S - 1) | (at_BS == at_BS[:, -1:])
       pages = pages.replace(hidden_YD=pages.hidden_YD.at[
           jnp.where(last_BS, page_BS, Y)].set(hidden_BSD, mode='drop'))
-    if pages.scale_LYKSZ is None:
-      return pages.replace(entry_LYKSX=put(pages.entry_LYKSX, columns_BSLKX))
-    scale_BSLKZ, rounded = _as_int8(columns_BSLKX, parts)
-    return pages.replace(entry_LYKSX=put(pages.entry_LYKSX, rounded),
-                         scale_LYKSZ=put(pages.scale_LYKSZ, scale_BSLKZ))
+    return pages.replace(
+        entry_LYKSX=put(pages.entry_LYKSX, columns.entry_LYKSX),
+        scale_LYKSZ=None if pages.scale_LYKSZ is None else put(
+            pages.scale_LYKSZ, columns.scale_LYKSZ))
 
-  args = pages, context, columns_LBKSX, kept_BS, hidden_BSD
+  args = pages, context, columns, kept_BS, hidden_BSD
   if layout.mesh.size == 1:
     return local(*args)
   rows = layout.fitting_spec(kept_BS.shape, 'B_')[0]
-  heads = layout.fitting_spec(columns_LBKSX.shape, 'LBKSX')[2]
+  heads = layout.fitting_spec(columns.entry_LYKSX.shape, 'LBKSX')[2]
   of_rows, of_columns = PartitionSpec(rows), PartitionSpec(None, rows, heads)
   of_pages = Pages(entry_LYKSX=of_columns, scale_LYKSZ=of_columns,
                    hidden_YD=of_rows)

@@ -55,23 +55,23 @@ class MTP(nn.Module):
     return h_BTD, (h_BTD, routing)
 
   def extend(self, h_BTD, ahead_BTD, position_BT, live_BT, see_BTS,
-             columns_LBKSX, column, pages, context):
+             columns, column, pages, context):
     """The same over a cache, whose entry of a place lies with the token ahead
     of it: the first token of a row has none.
 
     Args:
       h_BTD, ahead_BTD, position_BT: See __call__.
       live_BT, see_BTS, column, context: See Transformer.extend.
-      columns_LBKSX: L = 1.
+      columns: Pages with L = 1.
       pages: The module's pool.
 
     Returns:
       h_1, normed for the head; and the columns.
     """
-    (x_BTD, columns_LBKSX), _ = self.block.extend(
-        (self._joined(h_BTD, ahead_BTD), columns_LBKSX), 0, pages, context,
+    (x_BTD, columns), _ = self.block.extend(
+        (self._joined(h_BTD, ahead_BTD), columns), 0, pages, context,
         position_BT, live_BT, see_BTS, column, skip=1)
-    return self.norm(x_BTD), columns_LBKSX
+    return self.norm(x_BTD), columns
 
   def _joined(self, h_BTD, ahead_BTD):
     both = jnp.concatenate(

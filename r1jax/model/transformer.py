@@ -69,19 +69,18 @@ class Block(nn.Module):
     Returns:
       The carry, and the experts of the tokens, or None.
     """
-    x_BTD, columns_LBKSX = carry
+    x_BTD, columns = carry
+    parts = self.config.cache_parts
     h_BTD = self.attention_norm(x_BTD)
     entry_BTKX = self.attention.entry(h_BTD, position_BT)
-    columns_LBKSX = jax.lax.dynamic_update_slice(
-        columns_LBKSX,
-        entry_BTKX.swapaxes(1, 2)[None].astype(columns_LBKSX.dtype),
-        (layer, 0, 0, column, 0))
+    columns = cache.put(columns, entry_BTKX, layer, column, parts)
     x_BTD += self.attention.extend(h_BTD, position_BT, cache.View(
         pages=pages, layer=layer, context=context,
-        columns_BKSX=columns_LBKSX[layer], see_BTS=see_BTS, skip=skip))
+        columns_BKSX=cache.read(columns, layer, parts, x_BTD.dtype),
+        see_BTS=see_BTS, skip=skip))
     x_BTD, routing = self.feed_forward(x_BTD, live_BT)
     chosen_BTA = routing.expert_BTA if self.is_moe else None
-    return (self.layout.constrain(x_BTD, 'BtD'), columns_LBKSX), chosen_BTA
+    return (self.layout.constrain(x_BTD, 'BtD'), columns), chosen_BTA
 
 
 def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
@@ -228,7 +227,7 @@ class Transformer(nn.Module):
       position_BT: int32, the place of each in its row.
       live_BT: bool; of the others nothing is read.
       see_BTS: bool, which columns of this call each token sees.
-      columns: By stack, [L, B, K, S, X]: the entries of this call, ...
+      columns: By stack, Pages of B: the entries of this call, ...
       column: ... where the T new ones are written from this column on.
       pages: By stack: the pool.
       context: Where the rows' tokens lie in it.

@@ -65,7 +65,7 @@ class _Loop(NamedTuple):
     step: Passes so far.
     live_B: bool, rows that go on.
     token_B: Fed next.
-    columns: By stack, the entries of this chunk.
+    columns: By stack, the entries of this chunk, one page a row.
     hidden_BND: The model's state at each column, where it speculates.
     seen_BV: See Draws.
     unread: Where it speculates.
@@ -115,11 +115,8 @@ class Programs:
   def empty(self, pages: int) -> dict[str, cache.Pages]:
     """A pool of so many pages, by stack."""
     c = self.model.config
-    pool = {
-        stack: cache.empty(
-            layers, pages, c.cache_heads, self.page_tokens, c.cache_parts,
-            c.compute_dtype, self.cache_int8)
-        for stack, layers in self._stacks().items()}
+    pool = {stack: self._empty(stack, pages, self.page_tokens)
+            for stack in self._stacks()}
     if self.speculative:
       pool['mtp'] = pool['mtp'].replace(
           hidden_YD=jnp.zeros((pages, c.d_model), c.compute_dtype))
@@ -170,7 +167,7 @@ class Programs:
       one, gap = _length(context) > 0, jnp.zeros(B, bool)
       started = started._replace(
           columns=started.columns | {
-              'mtp': self._empty_columns('mtp', B, N + 2)},
+              'mtp': self._empty('mtp', B, N + 2)},
           hidden_BND=jnp.zeros((B, N, D), dtype),
           unread=_Unread(jnp.stack([gap * token_B, token_B], 1),
                          jnp.stack([0 * last_BD, last_BD], 1),
@@ -186,7 +183,8 @@ class Programs:
     columns = loop.columns
     if self.speculative:  # It reads what the last pass has kept.
       _, last = self._guess_logits(params, pages, context, loop)
-      columns = columns | {'mtp': last[..., 1:-1, :]}
+      columns = columns | {'mtp': jax.tree.map(
+          lambda x: x[..., 1:-1, :], last)}
     pages = self._flush(
         pages, context, columns, loop.told.drawn_BN, loop.hidden_BND)
     return pages, loop.told
@@ -316,19 +314,19 @@ class Programs:
     return {stack: layers for stack, layers in stacks.items() if layers}
 
   def _columns(self, rows: int, columns: int):
-    return {stack: self._empty_columns(stack, rows, columns)
+    return {stack: self._empty(stack, rows, columns)
             for stack in self._stacks()}
 
-  def _empty_columns(self, stack: str, rows: int, columns: int):
+  def _empty(self, stack: str, pages: int, page_tokens: int) -> cache.Pages:
     c = self.model.config
-    return jnp.zeros((self._stacks()[stack], rows, c.cache_heads, columns,
-                      sum(c.cache_parts)), c.compute_dtype)
+    return cache.empty(
+        self._stacks()[stack], pages, c.cache_heads, page_tokens, c.cache_parts,
+        c.compute_dtype, self.cache_int8)
 
   def _flush(self, pages, context, columns, kept_BS, hidden_BSD):
     return {
         stack: cache.flush(
-            pages[stack], context, columns[stack], kept_BS,
-            self.model.config.cache_parts, self.model.layout,
+            pages[stack], context, columns[stack], kept_BS, self.model.layout,
             hidden_BSD if stack == 'mtp' else None)
         for stack in pages}
 

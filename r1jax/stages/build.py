@@ -151,18 +151,26 @@ def prompts(config: ml_collections.ConfigDict, made: Parts,
   return asked.training(general)
 
 
-def engine(config: ml_collections.ConfigDict, made: Parts) -> Engine:
-  """The sampler of everything in a run: rollouts, evaluations, samples."""
+def engine(config: ml_collections.ConfigDict, made: Parts,
+           rows: int | None = None) -> Engine:
+  """The sampler of everything in a run: rollouts, evaluations, samples.
+
+  Args:
+    config: Its sizes.
+    made: Whose model samples.
+    rows: That are asked for; without it, what a step or an evaluation asks.
+  """
   _fits_context(config)
   return Engine(
-      made.model, engine_config(config),
+      made.model, engine_config(config, rows),
       record_routing=config.rl.routing_replay, decode=made.tokenizer.decode)
 
 
-def engine_config(config: ml_collections.ConfigDict) -> EngineConfig:
-  """The sampler's sizes: no more rows than a step or an evaluation asks for."""
-  asked = max(groups_in_flight(config) * config.rl.group_size,
-              config.eval.num_problems * config.eval.samples)
+def engine_config(config: ml_collections.ConfigDict,
+                  rows: int | None = None) -> EngineConfig:
+  """The sampler's sizes, with no more rows than are asked for."""
+  asked = rows or max(groups_in_flight(config) * config.rl.group_size,
+                      config.eval.num_problems * config.eval.samples)
   return EngineConfig(**config.rollout.to_dict() | {
       'rows': min(config.rollout.rows, asked),
       'context_tokens': config.data.max_prompt_tokens
@@ -287,7 +295,9 @@ def _fits_context(config: ml_collections.ConfigDict):
   if prompt + new > config.model.max_context:
     raise UserError(
         f'data.max_prompt_tokens = {prompt} and rl.max_new_tokens = {new} '
-        f'exceed model.max_context = {config.model.max_context}')
+        f'exceed model.max_context = {config.model.max_context}; lower either, '
+        'as in --config.rl.max_new_tokens='
+        f'{max(config.model.max_context - prompt, 1)}')
 
 
 def one_of(name: str, value, choices: tuple[str, ...]):

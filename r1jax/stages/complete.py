@@ -1,8 +1,10 @@
 """Completions for a person: prompts from flags, a file or the terminal."""
 
+from collections import Counter
 from collections.abc import Iterable
 import sys
 from typing import NamedTuple, TextIO
+import zlib
 
 import jax
 import numpy as np
@@ -24,7 +26,11 @@ class Question(NamedTuple):
 
 
 class Completer:
-  """Completes questions in the template of a run, under one policy."""
+  """Completes questions in the template of a run, under one policy.
+
+  A sample depends on the question, the seed, and how often the same question
+  was asked before; on no other question.
+  """
 
   def __init__(self, parts: Parts, engine: Engine, params, how: Sampling,
                samples: int, key: jax.Array):
@@ -32,36 +38,31 @@ class Completer:
     self._samples = samples
     self._session = engine.session(params)
     self._longest = engine.config.context_tokens - how.max_new_tokens
-    self._asked = 0
+    self._asked: Counter[str] = Counter()
 
-  def answer(self, questions: Iterable[Question]) -> bool:
+  def answer(self, questions: Iterable[Question], echo: bool = True) -> bool:
     """Prints every completion; one alone is streamed as it is drawn.
 
     A question that cannot be served is told, and the others go on.
 
+    Args:
+      questions: In their order.
+      echo: Print each before its completions.
+
     Returns:
       Whether all of them were served.
     """
-    taken, all_served = {}, True
+    taken: dict[Completion, str] = {}
+    all_served = True
     for question in questions:
-      self._asked += 1
       try:
-        prompt = self._prompt(question.text)
+        asked = self._requests(question)
+        taken |= {self._session.submit(request): _heading(
+            question.text, g, self._samples) * echo
+                  for g, request in enumerate(asked)}
       except UserError as error:
-        print(f'r1jax: {question.name}: {error}', file=sys.stderr)
+        print(f'r1jax: {error}', file=sys.stderr)
         all_served = False
-        continue
-      keys_G2 = assemble.sample_keys(
-          self._key, np.array([self._asked], np.uint32), self._samples)[0]
-      for g, key in enumerate(keys_G2):
-        request = Request(name=question.name, prompt=prompt, key=key,
-                          sampling=self._how)
-        try:
-          taken[self._session.submit(request)] = question.text
-        except UserError as error:
-          print(f'r1jax: {error}', file=sys.stderr)
-          all_served = False
-          break
     if len(taken) == 1:
       self._stream(*taken.items())
       return all_served
@@ -72,6 +73,19 @@ class Completer:
         self._tell(*head)
         head = next(waiting, None)
     return all_served
+
+  def _requests(self, question: Question) -> list[Request]:
+    try:
+      prompt = self._prompt(question.text)
+    except UserError as error:
+      raise UserError(f'{question.name}: {error}') from error
+    before = self._asked[question.text]
+    self._asked[question.text] += 1
+    keys_G2, = assemble.sample_keys(
+        self._key, [np.uint32(zlib.crc32(question.text.encode()))],
+        self._samples, [before * self._samples])
+    return [Request(name=question.name, prompt=prompt, key=key,
+                    sampling=self._how) for key in keys_G2]
 
   def _prompt(self, question: str) -> np.ndarray:
     if not question.strip():
@@ -84,8 +98,8 @@ class Completer:
     return np.array(text, np.int32)
 
   def _stream(self, item: tuple[Completion, str]):
-    completion, question = item
-    print(question)
+    completion, heading = item
+    print(heading, end='')
     shown = ''
     for _ in self._session:
       # Half a character is shown when the other half is there.
@@ -95,11 +109,12 @@ class Completer:
     print()
     print(self._read(completion))
 
-  def _tell(self, completion: Completion, question: str):
-    print(f'{question}\n{self._read(completion)}', flush=True)
+  def _tell(self, completion: Completion, heading: str):
+    print(f'{heading}{self._text(completion)}\n{self._read(completion)}\n',
+          flush=True)
 
   def _read(self, completion: Completion) -> str:
-    """The reasoning and the answer apart, or why they cannot be."""
+    """The reasoning and the answer apart, where they can be told."""
     text = self._text(completion)
     read = reasoning.split(text, self._parts.reader.opens_think)
     lines = [f'  {name:<8} {part}' for name, part in (
@@ -116,6 +131,10 @@ class Completer:
     return self._parts.tokenizer.decode(tokens)
 
 
+def _heading(question: str, sample: int, samples: int) -> str:
+  return question + f' #{sample + 1}' * (samples > 1) + '\n'
+
+
 def questions_of(prompts: list[str], path: str) -> list[Question]:
   """From --prompt flags and the lines of a file.
 
@@ -126,7 +145,7 @@ def questions_of(prompts: list[str], path: str) -> list[Question]:
   if not path:
     return asked
   try:
-    with open(path) as file:
+    with open(path, encoding='utf-8-sig') as file:
       return asked + lines_of(file, path)
   except OSError as error:
     raise UserError(f'sample: cannot read {path}: {error}') from error

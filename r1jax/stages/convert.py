@@ -1,14 +1,13 @@
 """Between checkpoints of Hugging Face's form and ours, tensor by tensor."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from r1jax import hf, hf_config, storage
+from r1jax.data import tokenizer
 from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig, RUN_DEFAULTS
-from r1jax.settings import flatten
 from r1jax.storage import INDEX, Reader, SINGLE
 from r1jax.train import weights
 
@@ -16,7 +15,8 @@ SHARD_BYTES = 4 << 30
 
 
 def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
-  """Writes our form of a checkpoint of theirs into the folder `out`.
+  """Writes our form of a checkpoint of theirs into the folder `out`, and its
+  tokenizer beside it.
 
   One tensor of theirs is in memory at a time.
 
@@ -25,11 +25,13 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
       hf.read_tensors say.
   """
   out = _vacant('import-hf', out)
+  folder = Path(folder).expanduser()
   fields = hf_config.read_config(folder)
-  config = ModelConfig.from_dict(fields)
-  about = {'config': flatten({'model': fields}), 'from': str(folder)}
-  tensors = hf.read_tensors(folder, config)
-  storage.write(out, tensors, shard_bytes, {'about': json.dumps(about)})
+  tensors = hf.read_tensors(folder, ModelConfig.from_dict(fields))
+  beside = {name: (folder / name).read_text() for name in tokenizer.FILES
+            if (folder / name).exists()}
+  storage.write(out, tensors, shard_bytes,
+                {'about': hf.about(fields, folder)}, beside)
 
 
 def export_hf(source: Path, out: Path, dtype: str = '',
@@ -51,7 +53,7 @@ def export_hf(source: Path, out: Path, dtype: str = '',
 
 
 def architecture(source: Path) -> dict:
-  """The config.model of a file or folder of ours.
+  """The config.model of a file or folder of ours, or of a folder of theirs.
 
   Raises:
     UserError: it does not say, or says it without a field that tells what the

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from r1jax import hf
 from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.config import ModelConfig, RUN_DEFAULTS
@@ -48,7 +49,7 @@ def stored_name(name: str, layer: int) -> str:
 
 def about(path: Path) -> dict:
   """The metadata of a file, or of a folder."""
-  return json.loads(Reader(path).metadata.get('about', '{}'))
+  return json.loads(hf.opened(path).metadata.get('about', '{}'))
 
 
 def load(path: Path, model: Transformer, new_scalar: bool = False):
@@ -58,7 +59,7 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   scalar head in the file that the model has not is left there.
 
   Args:
-    path: A file or folder.
+    path: A file or folder; or a folder of Hugging Face's form.
     model: What to read.
     new_scalar: A scalar head that the file has not begins at 0, as a fresh one
       does.
@@ -70,7 +71,7 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   path = path.expanduser()
   if not path.exists():
     raise UserError(f'weights: no file {path}')
-  reader = Reader(path)
+  reader = hf.opened(path)
   boxes = traverse_util.flatten_dict(
       transformer.parameter_shapes(model), sep='/')
   shapes = {name: box.value.shape for name, box in boxes.items()}
@@ -90,7 +91,7 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   return traverse_util.unflatten_dict(params, sep='/')
 
 
-def _reads(reader: Reader, name: str, shape: tuple[int, ...],
+def _reads(reader: Reader | hf.Checkpoint, name: str, shape: tuple[int, ...],
            dtype) -> Callable:
   """What makes the part of a parameter that one device wants."""
   def part(index):
@@ -104,7 +105,7 @@ def _reads(reader: Reader, name: str, shape: tuple[int, ...],
   return part
 
 
-def _check(reader: Reader, shapes: dict, config: ModelConfig):
+def _check(reader: Reader | hf.Checkpoint, shapes: dict, config: ModelConfig):
   said = json.loads(reader.metadata.get('about', '{}')).get('config', {})
   ours = flatten({'model': dataclasses.asdict(config)})
   free = FREE

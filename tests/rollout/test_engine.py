@@ -79,17 +79,21 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward(small):
   assert made.tokens == want[2:-1].tolist()
 
 
-def test_a_sample_does_not_depend_on_the_sampler_s_sizes(small, monkeypatch):
-  """Few rows, large pages, short chunks, prompts read by twos: the same."""
+@pytest.mark.parametrize('int8', [False, True])
+def test_a_sample_does_not_depend_on_the_sampler_s_sizes(
+    small, monkeypatch, int8):
+  """Few rows, large pages, short chunks, prompts read by twos: the same. So
+  with an 8-bit cache: an entry is rounded before anybody sees it."""
   model, params, engine = small
+  sizes = dataclasses.replace(_SIZES, cache_int8=int8)
   key = jax.random.key(5)
-  want = _three(engine, params, key)
+  want = _three(Engine(model, sizes) if int8 else engine, params, key)
   for changes in (
       dict(rows=1, prefill_tokens=1), dict(rows=3, chunk_steps=3),
       dict(page_tokens=16, chunk_steps=16)):
     if 'prefill_tokens' in changes:
       monkeypatch.setattr(engine_file, '_FILL_COLUMNS', 2)
-    other = Engine(model, dataclasses.replace(_SIZES, **changes))
+    other = Engine(model, dataclasses.replace(sizes, **changes))
     got = _three(other, params, key)
     np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT, str(changes))
     np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
@@ -342,9 +346,13 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   laid = jax.tree_util.tree_leaves_with_path(engine.laid_out(params))
   assert {path[-1].key for path, x in laid if x.dtype != jnp.bfloat16} == {
       'scale', 'router', 'bias'}
-  rollout = _three(engine, params, jax.random.key(1))
-  logp_BT = train_step.score(model, 1.0, 5)(params, rollout)
-  np.testing.assert_allclose(rollout.logp_BT, logp_BT, atol=0.05)
+  got = _three(engine, params, jax.random.key(1))
+  with monkeypatch.context() as patched:
+    patched.setattr(engine_file, 'as_used', lambda config, params: params)
+    want = _three(Engine(model, _SIZES), params, jax.random.key(1))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  logp_BT = train_step.score(model, 1.0, 5)(params, got)
+  assert 0 < np.abs(got.logp_BT - logp_BT)[got.mask_BT].mean() < 0.03
   # What is as it should be is not copied.
   monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
   stacked = Engine(model, _SIZES)
@@ -373,19 +381,20 @@ def test_requests_of_one_batch_have_settings_of_their_own(small):
   assert len({9, 4, *again.tokens}) == 8  # Nothing comes twice.
 
 
-@pytest.mark.parametrize('config', [
-    small_config(), dense_config(num_heads=4, num_kv_heads=2)],
-    ids=['mla', 'gqa'])
-def test_eight_devices_sample_what_one_does(config):
+@pytest.mark.parametrize('config,sizes', [
+    (small_config(), _SIZES),
+    (dense_config(num_heads=4, num_kv_heads=2),
+     dataclasses.replace(_SIZES, cache_int8=True))], ids=['mla', 'gqa-int8'])
+def test_eight_devices_sample_what_one_does(config, sizes):
   """Two prompts over four parts of a batch: the mesh need not divide them."""
   model, params = make(config)
-  want = _three(Engine(model, _SIZES), params, jax.random.key(2))
+  want = _three(Engine(model, sizes), params, jax.random.key(2))
   experts = 2 if config.num_experts else 1
   layout = Layout(make_mesh(dict(data=-1, tensor=2, expert=experts)))
   wide = Transformer(config, layout)
   spread = jax.device_put(
       jax.device_get(params), parameter_shardings(wide, layout))
-  got = _three(Engine(wide, _SIZES), spread, jax.random.key(2))
+  got = _three(Engine(wide, sizes), spread, jax.random.key(2))
   np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
   np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
 

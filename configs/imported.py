@@ -1,0 +1,33 @@
+"""A checkpoint of others', to sample from or to evaluate.
+
+  r1jax sample --config=configs/imported.py:FOLDER --prompt='What is 7 + 5?'
+
+FOLDER is of Hugging Face's form, or what `r1jax import-hf` wrote. The tokenizer
+is the one that lies in it (another: --config.tokenizer.source); where it has a
+chat template, prompts are asked in it, and otherwise in R1-Zero's. Longer prompts and completions than here:
+--config.data.max_prompt_tokens and --config.rl.max_new_tokens, within the
+model's context.
+"""
+
+from pathlib import Path
+
+from configs import base, models
+from r1jax.data import tokenizer
+from r1jax.errors import UserError
+
+
+def get_config(source: str = ''):
+  if not source:
+    raise UserError('name the folder: --config=configs/imported.py:FOLDER')
+  config = base.get_config()
+  config.stages = ('rl',)
+  config.model = models.imported(source)
+  config.init = config.tokenizer.source = source
+  there = any((Path(source).expanduser() / name).exists()
+              for name in ('tokenizer.json', 'tokenizer.json.gz'))
+  if there and tokenizer.load(source).chat_template:
+    config.data.template = 'chat'
+  context = config.model.max_context
+  config.data.max_prompt_tokens = min(1024, context // 2)
+  config.rl.max_new_tokens = min(4096, context // 2)
+  return config
