@@ -338,12 +338,14 @@ def get_config() -> ml_collections.ConfigDict:
   )
   # The sampler. What it draws does not depend on these sizes.
   config.rollout = dict(
-      rows=512,  # Completions that decode at once.
+      rows=512,  # Completions that decode at once, where so many are asked for.
       page_tokens=16,  # Of a page of the cache.
       chunk_steps=16,  # Forward passes between two looks of the host.
       prefill_tokens=2048,  # Of prompts, that one call reads.
       cache_tokens=0,  # Of the whole cache; 0: as many as all rows may need.
-      cache_int8=False,  # Keep the cache in 8 bits.
+      # Keep the cache in 8 bits. What is sampled is then of a policy that is
+      # near, not the same: rl.old_logp = 'recompute' and rl.mismatch correct it.
+      cache_int8=False,
       # Guess a token ahead with the first look-ahead module. Samples have the
       # same distribution; a run draws others.
       speculative=False,

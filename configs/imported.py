@@ -4,9 +4,9 @@
 
 FOLDER is of Hugging Face's form, or what `r1jax import-hf` wrote. The tokenizer
 is the one that lies in it (another: --config.tokenizer.source); where it has a
-chat template, prompts are asked in it, and otherwise in R1-Zero's. Longer prompts and completions than here:
---config.data.max_prompt_tokens and --config.rl.max_new_tokens, within the
-model's context.
+chat template, prompts are asked in it, and otherwise in R1-Zero's. Longer
+prompts and completions than here: --config.data.max_prompt_tokens and
+--config.rl.max_new_tokens, within the model's context.
 """
 
 from pathlib import Path

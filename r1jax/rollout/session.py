@@ -34,6 +34,7 @@ class Session:
         config.page_tokens, engine.programs.chunk_tokens)
     self._features = sampling.Features()
     self.steps = 0  # Forward passes of the decoding program.
+    self.read_tokens = 0  # Of prompts, and again of rows that gave way.
 
   def submit(self, request: Request,
              begun: Completion | None = None) -> Completion:
@@ -48,6 +49,11 @@ class Session:
     self._features = sampling.Features(*map(max, self._features, needs))
     self._schedule.submit(completion)
     return completion
+
+  @property
+  def preempted(self) -> int:
+    """How often a row gave way to older ones."""
+    return self._schedule.preempted
 
   def unfinished(self) -> list[Completion]:
     return self._schedule.unfinished()
@@ -91,6 +97,7 @@ class Session:
           continue
         some = job.tokens[job.done:job.done + T]
         tokens_BT[b, :len(some)], count_B[b] = some, len(some)
+        self.read_tokens += len(some)
         chains.append(_chain(job, self._engine.config.page_tokens))
       self._pages, experts = self._engine.fill(
           self._params, self._pages, self._context(chains), tokens_BT, count_B)

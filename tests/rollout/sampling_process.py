@@ -28,22 +28,27 @@ def main(address: str, processes: int, process: int, devices: int):
   jax.distributed.initialize(address, processes, process)
   print(json.dumps({
       'processes': jax.process_count(), 'devices': jax.device_count()} | drawn(
-          Layout(make_mesh(dict(data=-1, tensor=2))))))
+          Layout(make_mesh(dict(fsdp=-1, tensor=2))))))
 
 
 def drawn(layout: Layout) -> dict:
-  """Tokens and log-probabilities of eight requests."""
+  """Tokens and log-probabilities of eight requests, in a pool so short that
+  rows give way."""
   model = Transformer(small_config(mtp_depth=1), layout)
   params = init_params(model, jax.random.key(0))
   engine = Engine(model, EngineConfig(
       rows=4, context_tokens=24, page_tokens=4, chunk_steps=4,
-      speculative=True))
-  made = engine.run(params, [
-      Request(name=n, prompt=np.arange(3, 4 + n, dtype=np.int32),
-              key=np.array([0, n], np.uint32),
-              sampling=Sampling(max_new_tokens=4 + n, stop_ids=(2,)))
-      for n in range(8)])
-  return {'tokens': [c.tokens for c in made], 'logp': [c.logp for c in made]}
+      cache_tokens=64, speculative=True))
+  session = engine.session(params)
+  made = [session.submit(Request(
+      name=n, prompt=np.arange(3, 4 + n, dtype=np.int32),
+      key=np.array([0, n], np.uint32),
+      sampling=Sampling(max_new_tokens=8 + n, stop_ids=(2,))))
+      for n in range(8)]
+  for _ in session:
+    pass
+  return {'tokens': [c.tokens for c in made], 'logp': [c.logp for c in made],
+          'preempted': session.preempted}
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer, parameter_shardings
-from r1jax.rollout import sampling
+from r1jax.rollout import assemble, sampling
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Request
@@ -85,12 +85,16 @@ def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(
   found = [session.submit(request) for request in requests]
   for _ in session:
     pass
-  assert session._schedule.preempted
+  assert session.preempted
   assert [c.tokens for c in found] == want
   guesses_BT = _guesses(model, params, [made.context for made in found])
-  for made, guesses_T in zip(found, guesses_BT):
-    assert (made.passes, made.drafts, made.kept_drafts) == _passes(
-        guesses_T, made.context, len(made.request.prompt))
+  wanted = [_passes(guesses_T, made.context, len(made.request.prompt))
+            for made, guesses_T in zip(found, guesses_BT)]
+  assert [(made.passes, made.drafts, made.kept_drafts)
+          for made in found] == wanted
+  passes, drafts, kept = np.sum(wanted, 0)
+  assert assemble.speculation(found) == {
+      'draft_acceptance': kept / drafts, 'tokens_per_pass': 19 * 20 / passes}
   # The random module is right now and then.
   assert sum(made.kept_drafts for made in found) > 20
 
