@@ -336,7 +336,8 @@ def get_config() -> ml_collections.ConfigDict:
       keep_checkpoints=2,
       train_samples=8,  # Training completions saved at each evaluation.
   )
-  # The sampler. What it draws does not depend on these sizes.
+  # The sampler. What it draws does not depend on these sizes, but on the last
+  # two.
   config.rollout = dict(
       rows=512,  # Completions that decode at once, where so many are asked for.
       page_tokens=16,  # Of a page of the cache.

@@ -254,30 +254,40 @@ def read_tensors(folder: Path, config: ModelConfig) -> list[Tensor]:
 class Checkpoint:
   """One of theirs, read under our names as storage.Reader reads ours.
 
-  A tensor is read whole whenever a part of it is wanted: import-hf makes of
-  large checkpoints what is read by slices.
+  Of a stack of experts those are read that are wanted; every other tensor is
+  read whole, by each device that wants a part of it. import-hf makes of large checkpoints
+  what is read by slices.
 
   Attributes:
     path: Its folder.
-    shapes: Of our tensors.
     metadata: What ours would say of its architecture.
   """
 
   def __init__(self, folder: Path):
     self.path = Path(folder).expanduser()
-    fields = read_config(self.path)
-    self._tensors = {tensor.name: tensor for tensor in read_tensors(
-        self.path, ModelConfig.from_dict(fields))}
-    self.shapes = {name: x.shape for name, x in self._tensors.items()}
-    self.metadata = {'about': about(fields, self.path)}
+    self._fields = read_config(self.path)
+    self.metadata = {'about': about(self._fields, self.path)}
+
+  @functools.cached_property
+  def _tensors(self) -> dict[str, Tensor]:
+    config = ModelConfig.from_dict(self._fields)
+    return {tensor.name: tensor for tensor in read_tensors(self.path, config)}
+
+  @functools.cached_property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of our tensors."""
+    return {name: x.shape for name, x in self._tensors.items()}
 
   def __contains__(self, name: str) -> bool:
     return name in self.shapes
 
   def read(self, name: str, index: tuple = ()) -> np.ndarray:
-    tensor = self._tensors[name]
-    whole = np.concatenate([read().reshape(-1) for read in tensor.pieces])
-    return whole.reshape(tensor.shape).astype(tensor.dtype)[index]
+    tensor, pieces = self._tensors[name], self._tensors[name].pieces
+    index = index or (slice(None),) * len(tensor.shape)
+    if len(pieces) > 1:  # One of each expert.
+      pieces, index = pieces[index[0]], (slice(None), *index[1:])
+    found = np.concatenate([read().reshape(-1) for read in pieces])
+    return found.reshape(-1, *tensor.shape[1:]).astype(tensor.dtype)[index]
 
 
 def about(fields: dict, folder: Path) -> str:
@@ -290,9 +300,13 @@ def opened(path: Path) -> Reader | Checkpoint:
   """A file or folder of ours, or a folder of theirs."""
   path = Path(path).expanduser()
   reader = Reader(path)
-  if 'about' in reader.metadata or not (path / 'config.json').exists():
-    return reader
-  return Checkpoint(path)
+  return Checkpoint(path) if is_theirs(reader) else reader
+
+
+def is_theirs(reader: Reader) -> bool:
+  """Whether it reads a folder of Hugging Face's form."""
+  return ('about' not in reader.metadata
+          and (reader.path / 'config.json').exists())
 
 
 def write_tensors(folder: Path, config: ModelConfig, source: Reader,
@@ -327,7 +341,7 @@ def write_tensors(folder: Path, config: ModelConfig, source: Reader,
       made[copy] = dataclasses.replace(made[main], name=copy)
   said = write_config(config, dtype or source.dtype('embedding'))
   write(folder, list(made.values()), shard_bytes, {'format': 'pt'},
-        {'config.json': json.dumps(said, indent=2) + '\n'})
+        {'config.json': json.dumps(said, indent=2).encode() + b'\n'})
 
 
 def _their_tensor(name: str, parts: list[tuple[Place, tuple]], source: Reader,

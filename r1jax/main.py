@@ -66,9 +66,10 @@ def _pipeline(config, values):
 
 
 def _workdir(values) -> str:
-  """runs/NAME, of the config's file."""
-  path = values['config'].config_filename.split(':', 1)[0]
-  return os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
+  """runs/NAME, of the config's file and its argument."""
+  path, *argument = values['config'].config_filename.split(':', 1)
+  names = [Path(path).stem, *(Path(each).name for each in argument)]
+  return os.path.join('runs', '-'.join(names))
 
 
 def _lineage(values, folder: str):
@@ -141,7 +142,8 @@ def _sample(config, values):
 
 
 # Flags of `sample` that stand for fields of Sampling.
-_OF_SAMPLING = 'temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty'
+_OF_SAMPLING = ('temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty',
+                'max_total_tokens')
 
 
 def _typed():
@@ -181,9 +183,16 @@ def _decontaminate(config, values):
   questions.show_overlap(config, values.out)
 
 
-def _import_hf(values, folder: str):
+def _import_hf(values, folder: str) -> str:
   from r1jax.stages import convert
-  convert.import_hf(Path(folder), Path(values.out))
+  out = values.out
+  spoken = convert.import_hf(Path(folder), Path(out))
+  told = (f"\nIn a config: config.model = models.imported('{out}'); "
+          f"config.init = '{out}'")
+  if not spoken:
+    return told + '; it came without a tokenizer: config.tokenizer.source'
+  return told + (f"; config.tokenizer.source = '{out}'\nTo sample: "
+                 f'r1jax sample --config=configs/imported.py:{out} --prompt=Q')
 
 
 def _export_hf(values, source: str):
@@ -255,6 +264,8 @@ def _flags(command: str, args: list[str]):
       flags.DEFINE_float(name, None, meaning, flag_values=values)
     flags.DEFINE_integer('top_k', None, 'Only so many tokens.',
                          flag_values=values)
+    flags.DEFINE_integer('max_total_tokens', None, 'Of prompt and completion.',
+                         flag_values=values)
     flags.DEFINE_multi_string('stop', [], 'A text that ends a completion; may '
                               'be repeated.', flag_values=values)
   return values, config
@@ -309,17 +320,11 @@ def _convert(command: str, args: list[str]):
     raise UserError(f'{command}: {error}') from error
   if len(paths) != 1 or (writes and not values.out):
     raise UserError(f'usage: {usage}')
-  CONVERSIONS[command](values, paths[0])
+  told = CONVERSIONS[command](values, paths[0])
   if writes:
-    print(f'{command}: wrote {values.out}{_NEXT[command].format(values.out)}')
+    print(f"{command}: wrote {values.out}{told or ''}")
 
 
-_NEXT = {
-    'import-hf': "\nIn a config: config.model = models.imported('{0}'); "
-                 "config.init = '{0}'; config.tokenizer.source = '{0}'\n"
-                 "To sample: r1jax sample --config=configs/imported.py:{0} "
-                 "--prompt=TEXT",
-    'export-hf': ''}
 _FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER',
          'lineage': 'RUN'}
 

@@ -134,7 +134,8 @@ class Tensor:
 
 
 def write(folder: Path, tensors: Sequence[Tensor], shard_bytes: int,
-          metadata: Mapping[str, str], beside: Mapping[str, str] | None = None):
+          metadata: Mapping[str, str],
+          beside: Mapping[str, bytes] | None = None):
   """Tensors into shards of at most `shard_bytes`, and an index at the end.
 
   A single shard is one file, SINGLE, without an index. The index, or the
@@ -145,7 +146,7 @@ def write(folder: Path, tensors: Sequence[Tensor], shard_bytes: int,
     tensors: In the order in which they fill the shards.
     shard_bytes: A tensor that is larger has a shard of its own.
     metadata: Of every shard.
-    beside: Texts by the names of their files in the folder.
+    beside: Contents by the names of their files in the folder.
 
   Raises:
     UserError: the folder or a file cannot be written.
@@ -156,8 +157,8 @@ def write(folder: Path, tensors: Sequence[Tensor], shard_bytes: int,
     folder.mkdir(parents=True, exist_ok=True)
     for i, shard in enumerate(shards, 1):
       _write_shard(folder / _part(i), shard, metadata)
-    for name, text in (beside or {}).items():
-      write_text(folder / name, text)
+    for name, content in (beside or {}).items():
+      write_bytes(folder / name, content)
     if len(shards) == 1:
       os.replace(folder / _part(1), folder / SINGLE)
       return
@@ -229,6 +230,10 @@ def _part(number: int) -> str:
 
 def write_text(path: Path, text: str):
   """Atomic: a reader never meets half a file."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes):
   partial = path.with_suffix(f'.partial{os.getpid()}')
-  partial.write_text(text)
+  partial.write_bytes(content)
   partial.replace(path)

@@ -15,8 +15,8 @@ CHARACTER, BILINGUAL = 'character', 'bilingual'
 BUILT_IN = (CHARACTER, BILINGUAL)
 
 # What a folder may hold of a tokenizer.
-FILES = ('tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja',
-         'generation_config.json')
+FILES = ('tokenizer.json', 'tokenizer.json.gz', 'tokenizer_config.json',
+         'chat_template.jinja', 'generation_config.json')
 
 _SPECIAL = ('<pad>', '<bos>', '<eos>', '<think>', '</think>', '<answer>',
             '</answer>', 'User:', 'Assistant:')

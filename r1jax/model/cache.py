@@ -96,9 +96,9 @@ def empty(layers: int, pages: int, heads: int, page_tokens: int,
 def put(columns: Pages, entry_BTKX, layer, column,
         parts: tuple[int, ...]) -> Pages:
   """The entries of T new tokens a row, from this column of a layer on."""
-  def into(x_LBKSX, new_BTKX):
+  def into(x_LBKS_, new_BTK_):
     return jax.lax.dynamic_update_slice(
-        x_LBKSX, new_BTKX.swapaxes(1, 2)[None].astype(x_LBKSX.dtype),
+        x_LBKS_, new_BTK_.swapaxes(1, 2)[None].astype(x_LBKS_.dtype),
         (layer, 0, 0, column, 0))
 
   if columns.scale_LYKSZ is None:
@@ -255,8 +255,8 @@ def flush(pages: Pages, context: Context, columns: Pages, kept_BS,
         context.table_BW, jnp.where(kept_BS, at_BS // S, 0), 1)
     page_BS = jnp.where(kept_BS, page_BS, Y)  # Beyond the pool: dropped.
     place = (slice(None), page_BS, slice(None), at_BS % S)
-    put = lambda pool, new_LBKSX: pool.at[place].set(
-        new_LBKSX.transpose(1, 3, 0, 2, 4), mode='drop')
+    put = lambda pool, new_LBKS_: pool.at[place].set(
+        new_LBKS_.transpose(1, 3, 0, 2, 4), mode='drop')
     if hidden_BSD is not None:
       last_BS = (at_BS % S == S - 1) | (at_BS == at_BS[:, -1:])
       pages = pages.replace(hidden_YD=pages.hidden_YD.at[

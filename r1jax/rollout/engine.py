@@ -14,6 +14,7 @@ import os
 
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
@@ -32,7 +33,7 @@ from r1jax.sharding import Layout
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-  """The sampler's sizes; what is drawn does not depend on them.
+  """The sampler's sizes. What is drawn depends on the last two alone.
 
   Attributes:
     rows: Completions that decode at once.
@@ -41,7 +42,8 @@ class EngineConfig:
     chunk_steps: Forward passes between two looks of the host.
     prefill_tokens: Prompt tokens that one call reads.
     cache_tokens: Of the whole pool; 0 for as many as all rows could need.
-    cache_int8: Keep the cache in 8 bits.
+    cache_int8: Keep the cache in 8 bits. The policy that samples is then near
+      the model, not the same.
     speculative: Guess a token ahead with the model's look-ahead module. The
       distribution of samples is the same; a sample is another.
   """
@@ -105,7 +107,7 @@ class Engine:
       record_routing: Completions tell the experts of their tokens.
       decode: Ids to text; stop strings need it.
     """
-    self.config, self._decode = config, decode
+    self.config, self.decode = config, decode
     if config.speculative and not model.config.mtp_depth:
       raise UserError('rollout: speculative needs a look-ahead module, but '
                       'model.mtp_depth is 0')
@@ -165,7 +167,8 @@ class Engine:
     the compute dtype."""
     wanted = jax.eval_shape(self._as_sampled, params)
     if jax.tree.structure(wanted) == jax.tree.structure(params) and all(
-        x.dtype == like.dtype and x.sharding.is_equivalent_to(where, x.ndim)
+        x.dtype == like.dtype and isinstance(x, jax.Array)
+        and x.sharding.is_equivalent_to(where, x.ndim)
         for x, like, where in zip(*map(
             jax.tree.leaves, (params, wanted, self._shardings)))):
       return params  # Not copied.
@@ -210,7 +213,7 @@ class Engine:
          f'{self.config.context_tokens}')
     need(np.shape(request.key) == (2,),
          f'its key has shape {np.shape(request.key)}; a raw key is uint32 [2]')
-    need(self._decode or not request.sampling.stop_strings,
+    need(self.decode or not request.sampling.stop_strings,
          'stop strings need a tokenizer')
     V = self.model.config.vocab_size
     need(0 <= request.prompt.min() and request.prompt.max() < V,
@@ -246,7 +249,9 @@ class Engine:
 
 def device_bytes(model: Transformer, layout: Layout,
                  config: EngineConfig) -> dict[str, int]:
-  """What one device holds while it samples, part by part.
+  """What sampling needs of one device, part by part: both copies of the
+  weights, where the two differ, and the cache. A step that trains has its
+  moments and its reference policy beside it.
 
   Args:
     model: What samples.
@@ -261,6 +266,11 @@ def device_bytes(model: Transformer, layout: Layout,
         itemsize(path[-1]) * math.prod(box.value.shape)
         // layout.weight_parts(box.names) for path, box in boxes.items())
 
+  # Decoding leaves axes out and adds none.
+  same = model.config.compute_dtype == jnp.float32 and not _pays_apart(
+      model) and all(
+          layout.weight_parts(box.names) == decoding.weight_parts(box.names)
+          for box in boxes.values())
   parts = decoding.size('B')
   programs = Programs(model, config.page_tokens, config.chunk_steps,
                       config.cache_int8, False, config.speculative)
@@ -268,7 +278,7 @@ def device_bytes(model: Transformer, layout: Layout,
   dtype = model.config.compute_dtype
   return {
       'weights as trained, float32': held(layout, lambda name: 4),
-      f'weights as sampled, {dtype}': held(
+      f'weights as sampled, {dtype}': 0 if same else held(
           decoding, lambda name: used_dtype(model.config, name).itemsize),
       'cache': sum(
           math.prod(x.shape) * x.dtype.itemsize

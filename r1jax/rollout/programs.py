@@ -75,7 +75,7 @@ class _Loop(NamedTuple):
   step: jax.Array
   live_B: jax.Array
   token_B: jax.Array
-  columns: dict[str, jax.Array]
+  columns: dict[str, cache.Pages]
   hidden_BND: jax.Array | None
   seen_BV: jax.Array | None
   unread: _Unread | None

@@ -5,20 +5,20 @@ A request waits, then it is placed: it gets a row in one part of the batch and
 pages in that part's pool, and `Fill` jobs read what of its prompt no page
 holds yet. It decodes until it is done, or until the pool is short of a page:
 then the youngest gives its pages back and waits again, with what it has made.
-Pages that nobody holds any more are found by their content until they are
-needed: the next turn of a conversation goes on where the last one ended.
+What it drew can be found then as well (see pool.py): the next turn of a
+conversation goes on where the last one ended.
 
 Everything follows from the order of the calls, so that several processes that
 see the same tokens decide the same.
 """
 
-from collections import Counter, OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable, Sequence
 import dataclasses
-import hashlib
 
 import numpy as np
 
+from r1jax.rollout.pool import Page, Pool
 from r1jax.rollout.sampling import Sampling
 
 
@@ -94,27 +94,6 @@ class Completion:
 
 
 @dataclasses.dataclass(eq=False)
-class Page:
-  """A page of the pool, and how many tokens of its holders' it has.
-
-  Attributes:
-    number: In the pool.
-    fill: Tokens.
-    holders: Rows.
-    key: Digest of its tokens and all before them, where others may find it.
-    before: The same of the page before it; empty for the first.
-    experts: Of its tokens, where they are recorded.
-  """
-
-  number: int
-  fill: int = 0
-  holders: int = 1
-  key: bytes | None = None
-  before: bytes = b''
-  experts: list[np.ndarray] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(eq=False)
 class Fill:
   """Prompt tokens that no page holds yet.
 
@@ -171,103 +150,6 @@ class Row:
   def next(self) -> int:
     """Place of the next token, counted as in model/cache.py's Context."""
     return self.own * self.page_tokens + self.written
-
-
-class Pool:
-  """The pages of one part of the batch. Page 0 is nobody's."""
-
-  def __init__(self, pages: int):
-    self._free = deque(range(1, pages))
-    self._found: dict[bytes, Page] = {}
-    # How many found pages of which fill follow one.
-    self._fills: dict[bytes, Counter[int]] = {}
-    self._idle: OrderedDict[bytes, Page] = OrderedDict()  # Found, not held.
-
-  @property
-  def available(self) -> int:
-    return len(self._free) + len(self._idle)
-
-  def take(self) -> Page:
-    """A page; the first of those that nobody holds is forgotten if none is
-    free."""
-    if not self._free:
-      self._forget(next(iter(self._idle.values())))
-    return Page(self._free.popleft())
-
-  def match(self, tokens: np.ndarray) -> list[Page]:
-    """Pages that hold the first of these tokens, the fullest at each turn."""
-    found: list[Page] = []
-    before, start = b'', 0
-    while page := self._next(before, tokens[start:]):
-      found.append(page)
-      before, start = page.key, start + page.fill
-    return found
-
-  def _next(self, before: bytes, tokens: np.ndarray) -> Page | None:
-    for fill in sorted(self._fills.get(before, ()), reverse=True):
-      if 0 < fill <= len(tokens):
-        page = self._found.get(_digest(before, tokens[:fill]))
-        if page:
-          return page
-    return None
-
-  def hold(self, pages: Sequence[Page]):
-    """Once more each."""
-    for page in pages:
-      page.holders += 1
-      self._idle.pop(page.key, None)
-
-  def publish(self, page: Page, before: bytes, tokens: np.ndarray):
-    """Others may find the page, whose tokens follow the page `before`."""
-    key = _digest(before, tokens)
-    older = self._found.get(key)
-    if older and not older.holders:
-      self._forget(older)
-    elif older:  # It goes when its last holder does.
-      self._unlist(older)
-    page.key, page.before, page.fill = key, before, len(tokens)
-    self._found[key] = page
-    self._fills.setdefault(before, Counter())[page.fill] += 1
-
-  def release(self, pages: Sequence[Page], first: bool = False):
-    """Of one row, in order: what nobody holds is forgotten from its end.
-
-    Args:
-      pages: Held once less.
-      first: They are forgotten before all others that nobody holds.
-    """
-    for page in pages if first else reversed(pages):
-      page.holders -= 1
-      if page.holders:
-        continue
-      if page.key is not None and self._found.get(page.key) is page:
-        self._idle[page.key] = page
-        self._idle.move_to_end(page.key, last=not first)
-      else:
-        self._free.append(page.number)
-
-  def _forget(self, page: Page):
-    """Of one that nobody holds: it is free."""
-    del self._idle[page.key]
-    self._unlist(page)
-    self._free.append(page.number)
-
-  def _unlist(self, page: Page):
-    """It is not found any more."""
-    del self._found[page.key]
-    fills = self._fills[page.before]
-    fills[page.fill] -= 1
-    if not fills[page.fill]:
-      del fills[page.fill]
-    if not fills:
-      del self._fills[page.before]
-
-
-def _digest(before: bytes, tokens: np.ndarray) -> bytes:
-  """Of a page's tokens and, by the digest of the page before, of all before
-  them."""
-  return hashlib.blake2b(
-      before + tokens.astype(np.int32).tobytes(), digest_size=16).digest()
 
 
 class Scheduler:
@@ -352,12 +234,15 @@ class Scheduler:
 
   def _fitting(self, shared: list[Page], context_tokens: int,
                left: int) -> list[Page]:
-    """Without the last ones, where pages that are half full are too many for
-    a row."""
-    size = self._page_tokens
-    rest = self._places - _pages_of(left, size)
-    while shared and rest < len(shared) + _pages_of(
-        context_tokens - _tokens(shared), size):
+    """Without the last ones, where those that are half full cost a page more
+    than to read their tokens again, or are too many for a row."""
+    def pages(shared: list[Page]) -> int:  # Of the whole context.
+      return len(shared) + _pages_of(
+          context_tokens - _tokens(shared), self._page_tokens)
+
+    most = self._places - _pages_of(left, self._page_tokens)
+    while shared and (pages(shared) > most
+                      or pages(shared) > pages(shared[:-1])):
       shared = shared[:-1]
     return shared
 
@@ -417,8 +302,7 @@ class Scheduler:
     self._release(row)
 
   def _release(self, row: Row):
-    """Gives its pages back. What it drew can be found as well, but is
-    forgotten first: prompts are asked for again more often."""
+    """Gives its pages back, where what it drew can be found."""
     pool, made, written = self._pools[row.part], row.completion, row.written
     shared, own = row.pages[:row.own], row.pages[row.own:]
     context = made.context[:-1]
@@ -430,11 +314,10 @@ class Scheduler:
       for page in own:
         if page.fill:
           end = start + page.fill
-          page.experts = experts[start:end]
+          page.drawn, page.experts = True, experts[start:end]
           pool.publish(page, last, drawn[start:end])
           last, start = page.key, end
-    pool.release(own, first=True)
-    pool.release(shared)
+    pool.release(row.pages)
 
 
 def _pages_of(tokens: int, page_tokens: int) -> int:

@@ -178,7 +178,7 @@ class Session:
 
   def _stop_at_string(self, made: Completion, before: int):
     """Ends a completion at the first token that completes a stop string."""
-    text, strings = self._engine._decode, made.request.sampling.stop_strings
+    text, strings = self._engine.decode, made.request.sampling.stop_strings
     whole = text(made.tokens)
     if not any(string in whole for string in strings):
       return

@@ -58,7 +58,7 @@ class Completer:
       try:
         asked = self._requests(question)
         taken |= {self._session.submit(request): _heading(
-            question.text, g, self._samples) * echo
+            question.text * echo, g, self._samples)
                   for g, request in enumerate(asked)}
       except UserError as error:
         print(f'r1jax: {error}', file=sys.stderr)
@@ -132,7 +132,8 @@ class Completer:
 
 
 def _heading(question: str, sample: int, samples: int) -> str:
-  return question + f' #{sample + 1}' * (samples > 1) + '\n'
+  named = [question] * bool(question) + [f'#{sample + 1}'] * (samples > 1)
+  return ' '.join(named) + '\n' * bool(named)
 
 
 def questions_of(prompts: list[str], path: str) -> list[Question]:
@@ -145,7 +146,7 @@ def questions_of(prompts: list[str], path: str) -> list[Question]:
   if not path:
     return asked
   try:
-    with open(path, encoding='utf-8-sig') as file:
+    with open(path, encoding='utf-8') as file:
       return asked + lines_of(file, path)
   except OSError as error:
     raise UserError(f'sample: cannot read {path}: {error}') from error
@@ -159,6 +160,8 @@ def lines_of(file: TextIO, where: str) -> list[Question]:
   """
   try:
     lines = [line.rstrip('\n') for line in file]
+    if lines:
+      lines[0] = lines[0].removeprefix('\ufeff')
   except UnicodeDecodeError as error:
     raise UserError(f'sample: cannot read {where}: {error}') from error
   if not lines:

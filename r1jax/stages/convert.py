@@ -14,11 +14,15 @@ from r1jax.train import weights
 SHARD_BYTES = 4 << 30
 
 
-def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
+def import_hf(folder: Path, out: Path,
+              shard_bytes: int = SHARD_BYTES) -> bool:
   """Writes our form of a checkpoint of theirs into the folder `out`, and its
   tokenizer beside it.
 
   One tensor of theirs is in memory at a time.
+
+  Returns:
+    Whether there was a tokenizer.
 
   Raises:
     UserError: `out` is in use, or what hf_config.read_config and
@@ -28,10 +32,14 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES):
   folder = Path(folder).expanduser()
   fields = hf_config.read_config(folder)
   tensors = hf.read_tensors(folder, ModelConfig.from_dict(fields))
-  beside = {name: (folder / name).read_text() for name in tokenizer.FILES
-            if (folder / name).exists()}
+  try:
+    beside = {name: (folder / name).read_bytes() for name in tokenizer.FILES
+              if (folder / name).exists()}
+  except OSError as error:
+    raise UserError(f'import-hf: {error}') from error
   storage.write(out, tensors, shard_bytes,
                 {'about': hf.about(fields, folder)}, beside)
+  return bool(beside.keys() & {'tokenizer.json', 'tokenizer.json.gz'})
 
 
 def export_hf(source: Path, out: Path, dtype: str = '',
@@ -47,9 +55,12 @@ def export_hf(source: Path, out: Path, dtype: str = '',
       (source / name).exists() for name in (SINGLE, INDEX)):
     raise UserError(f'export-hf: {source} holds no {SINGLE}; give the folder '
                     'of a finished stage, or of import-hf')
+  reader = Reader(source)
+  if hf.is_theirs(reader):
+    raise UserError(f'export-hf: {source} is of their form already')
   config = ModelConfig.from_dict(architecture(source))
   kept = np.dtype(dtype) if dtype else None
-  hf.write_tensors(out, config, Reader(source), kept, shard_bytes)
+  hf.write_tensors(out, config, reader, kept, shard_bytes)
 
 
 def architecture(source: Path) -> dict:

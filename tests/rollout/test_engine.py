@@ -272,7 +272,7 @@ def test_masks_come_from_lengths_and_the_stop_token_is_trained(small):
 
 
 def test_a_group_reads_its_prompt_once(small):
-  """Sixteen samples are read as one is, into the same pages."""
+  """Sixteen samples are read as one is."""
   model, params, _ = small
   one = _request(range(3, 20), stop_ids=())
   told = {}
@@ -324,9 +324,9 @@ def test_prompt_and_completion_have_a_budget_together(small):
 @pytest.mark.parametrize('int8', [False, True])
 def test_the_next_turn_of_a_conversation_reads_what_is_new(small, int8):
   """And samples what it does in a session that has seen nothing."""
-  model, params, engine = small
-  if int8:
-    engine = Engine(model, dataclasses.replace(_SIZES, cache_int8=True))
+  model, params, _ = small
+  engine = Engine(model, dataclasses.replace(_SIZES, cache_int8=int8),
+                  record_routing=True)
   session = engine.session(params)
   first = session.submit(_request([9, 4, 3], 1, stop_ids=(), best=1,
                                   max_new_tokens=7))
@@ -334,15 +334,14 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new(small, int8):
     pass
   again = _request([*first.context, 8, 7, 6], 2, stop_ids=(),
                    max_new_tokens=6)
-  second = session.submit(again)
-  jobs = session._schedule.place()
-  assert [len(job.tokens) for job in jobs] == [3]  # The last one, and 8, 7.
-  session._read(jobs)
+  second, before = session.submit(again), session.read_tokens
   for _ in session:
     pass
+  assert session.read_tokens - before == 3  # The last one drawn, 8 and 7.
   want, = engine.run(params, [again])
   assert second.tokens == want.tokens
   np.testing.assert_allclose(second.logp, want.logp, atol=1e-5)
+  np.testing.assert_array_equal(second.prompt_experts, want.prompt_experts)
 
 
 def test_a_prompt_that_comes_twice_has_other_samples(small):
@@ -478,6 +477,16 @@ def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
   counted = engine_file.device_bytes(model, layout, _SIZES)
   told = list(counted.values())
   assert told == [trained, sampled, pool]
+
+
+def test_weights_that_are_sampled_as_they_are_trained_count_once(
+    small, monkeypatch):
+  model, params, _ = small
+  monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
+  assert Engine(model, _SIZES).laid_out(params) is params
+  trained, sampled, _ = engine_file.device_bytes(
+      model, model.layout, _SIZES).values()
+  assert trained and not sampled
 
 
 def _start(address: str, processes: int, process: int, devices: int):

@@ -1,7 +1,10 @@
 """Host policy alone: rows, pages, sharing, giving way. No device."""
 
+from collections import Counter, deque
+
 import numpy as np
 
+from r1jax.rollout.pool import Pool
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion, Request, Scheduler
 
@@ -81,29 +84,43 @@ def test_a_prompt_is_found_again_until_its_pages_are_needed():
 
 
 def test_no_page_is_lost_or_held_twice():
-  """A hundred requests of all lengths through a pool that is often full."""
+  """A hundred requests of all lengths, and others that go on with what those
+  have made, through a pool that is often full."""
   rng = np.random.default_rng(0)
-  schedule = _scheduler(rows=5, pages=14)
+  schedule = _scheduler(rows=5, pages=20, places=13)
   made = [_request(rng.integers(0, 3, rng.integers(1, 14)),
                    int(rng.integers(1, 20))) for _ in range(100)]
-  for completion in made:
-    schedule.submit(completion)
+  coming, went_on = deque(made), 0
   for _ in range(1000):
+    while coming and len(schedule.unfinished()) < 4:
+      schedule.submit(coming.popleft())
     if schedule.idle:
       break
     for job in schedule.place():
       job.done = len(job.tokens)
+      went_on += any(page.drawn for page in job.before)
+    before = schedule.unfinished()
     _draw(schedule)
+    for completion in before:
+      said = completion.context
+      if not completion.left and len(said) < 30:
+        made.append(_request([*said, 1, 2], int(rng.integers(1, 12))))
+        coming.appendleft(made[-1])
     rows = schedule.running[0]
     own = [n for row in rows for n in _pages(row)[row.own:]]
     shared = {n for row in rows for n in _pages(row)[:row.own]}
     assert len(own) == len(set(own)) and not shared & set(own)
     pool = schedule._pools[0]
-    assert pool.available + len(own) + len(shared) == 13
+    assert pool.available + len(own) + len(shared) == 19
     assert 0 not in shared | set(own)
-  assert schedule.idle and schedule.preempted > 0
+    assert max(map(len, map(_pages, rows)), default=0) <= 13
+    fills: dict[bytes, Counter] = {}
+    for page in pool._found.values():
+      fills.setdefault(page.before, Counter())[page.fill] += 1
+    assert fills == pool._fills
+  assert schedule.idle and schedule.preempted > 0 and went_on > 5
   assert all(len(c.tokens) == c.request.sampling.max_new_tokens for c in made)
-  assert schedule._pools[0].available == 13
+  assert schedule._pools[0].available == 19
 
 
 def test_the_youngest_gives_way_and_goes_on_with_what_it_made():
@@ -144,6 +161,23 @@ def test_the_next_turn_reads_only_what_the_last_one_did_not_hold():
   assert row.next == 6 * 4 and len(row.pages) == 6
 
 
+def test_the_fullest_page_is_found_and_the_last_that_was_published():
+  pool, tokens = Pool(9), np.arange(4)
+  first, half, second = pool.take(), pool.take(), pool.take()
+  pool.publish(first, b'', tokens)
+  pool.publish(half, b'', tokens[:2])
+  assert pool.match(np.arange(6)) == [first]
+  assert pool.match(tokens[:3]) == [half]
+  pool.publish(second, b'', tokens)  # Another row's, while the first is held.
+  assert pool.match(tokens) == [second]
+  for page in (first, half, second):
+    pool.release([page])
+  assert pool.available == 8
+  for _ in range(8):
+    pool.take()
+  assert not pool.match(tokens) and not pool._fills
+
+
 def test_half_full_pages_are_left_where_a_row_has_no_room_for_them():
   schedule = _scheduler(places=6)  # Room for 20 tokens.
   first = _request(range(10), new=7)
@@ -155,6 +189,17 @@ def test_half_full_pages_are_left_where_a_row_has_no_room_for_them():
   job, = schedule.place()
   assert [page.fill for page in job.before] == [4, 4, 1, 4]
   assert len(schedule.running[0][0].pages) + 1 <= 6
+
+
+def test_a_half_full_page_is_not_shared_where_it_costs_one_more():
+  schedule = _scheduler()
+  schedule.submit(_request(range(7)))  # Pages of 4 and 2.
+  schedule.submit(_request(range(13)))
+  schedule.submit(_request(range(12)))
+  found = [[page.fill for page in row.pages] for _ in [schedule.place()]
+           for row in schedule.running[0]]
+  # Twelve tokens fill three pages; eleven need as many either way.
+  assert found == [[4, 2], [4, 4, 4], [4, 4, 3]]
 
 
 def test_what_a_stop_string_cut_off_is_not_found():
@@ -194,6 +239,27 @@ def test_what_was_drawn_is_forgotten_before_any_prompt():
   schedule.submit(_request(range(9)))
   schedule.submit(_request(range(20, 29)))
   assert not schedule.place()
+
+
+def test_of_what_was_drawn_the_oldest_is_forgotten_first():
+  """A conversation is not forgotten for completions that nobody goes on
+  with."""
+  schedule = _scheduler(pages=12)
+
+  def done(prompt, new: int):
+    completion = _request(prompt, new=new)
+    schedule.submit(completion)
+    jobs = schedule.place()
+    while not schedule.idle:
+      _draw(schedule)
+    return completion, sum(len(job.tokens) for job in jobs)
+
+  done([20] * 5, 4)  # Two pages each: four tokens read, and four drawn.
+  done([30] * 5, 4)
+  turn, _ = done([40] * 5, 4)
+  done([50] * 13, 8)  # Five pages; two old completions go for them.
+  _, read = done([*turn.context, 41], 1)
+  assert read == 1
 
 
 def test_a_shared_beginning_does_not_crowd_one_part():

@@ -4,13 +4,16 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from configs import imported
 from r1jax.data import tokenizer
+from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
+from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import build, convert
 from r1jax.train import weights
-from tests.conftest import from_dict, one_device
+from tests.conftest import from_dict
 from tests.stages.conftest import run
 
 
@@ -28,11 +31,15 @@ def _theirs(folder):
 
 def test_their_folder_is_read_as_what_import_makes_of_it(tmp_path):
   _theirs(tmp_path / 'theirs')
-  convert.import_hf(tmp_path / 'theirs', tmp_path / 'ours')
+  assert convert.import_hf(tmp_path / 'theirs', tmp_path / 'ours')
+  with pytest.raises(UserError, match='theirs is of their form already'):
+    convert.export_hf(tmp_path / 'theirs', tmp_path / 'again')
   params = []
   for name in ('theirs', 'ours'):
     config = imported.get_config(str(tmp_path / name))
-    model = Transformer(from_dict(config.model.to_dict()), one_device())
+    # Over two devices that hold four experts each.
+    layout = Layout(make_mesh(dict(expert=2), jax.devices()[:2]))
+    model = Transformer(from_dict(config.model.to_dict()), layout)
     params.append(weights.load(tmp_path / name, model))
     text = tokenizer.load(config.tokenizer.source)
     assert [text.text_of(stop) for stop in text.stop_ids] == [
