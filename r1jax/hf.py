@@ -255,8 +255,8 @@ class Checkpoint:
   """One of theirs, read under our names as storage.Reader reads ours.
 
   Of a stack of experts those are read that are wanted; every other tensor is
-  read whole, by each device that wants a part of it. import-hf makes of large checkpoints
-  what is read by slices.
+  read whole, by each device that wants a part of it. import-hf makes of large
+  checkpoints what is read by slices.
 
   Attributes:
     path: Its folder.

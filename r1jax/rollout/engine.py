@@ -136,12 +136,6 @@ class Engine:
         self.programs.draw, donate_argnums=1, static_argnames=('best',),
         out_shardings=self._outputs())
 
-  @property
-  def cache_bytes(self) -> int:
-    """Of the pool, on all devices."""
-    pages = jax.eval_shape(self._empty)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pages))
-
   def compiled(self) -> int:
     """How many programs have been compiled so far."""
     return self.fill._cache_size() + self.draw._cache_size()

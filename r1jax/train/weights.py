@@ -56,7 +56,8 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   """Reads parameters into the model's layout, as float32.
 
   Each device reads its own part, so that the host holds no more than that (of
-  Hugging Face's form see hf.Checkpoint). A scalar head in the file that the model has not is left there.
+  Hugging Face's form see hf.Checkpoint). A scalar head in the file that the
+  model has not is left there.
 
   Args:
     path: A file or folder; or a folder of Hugging Face's form.
