@@ -46,5 +46,5 @@ setuptools.setup(
         'tpu': ['libtpu>=0.0.52,<0.1'],
         'dev': ['ruff>=0.6,<1', 'build>=1.2,<2'],
     },
-    entry_points={'console_scripts': ['r1jax = r1jax.main:main']},
+    entry_points={'console_scripts': ['r1jax = r1jax.cli.main:main']},
 )

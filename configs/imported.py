@@ -11,8 +11,9 @@ prompts and completions than here: --config.data.max_prompt_tokens and
 
 from pathlib import Path
 
-from configs import base, models
-from r1jax.data import tokenizer
+from r1jax.config import base
+from r1jax.config import models
+from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 
 

@@ -11,7 +11,8 @@ import copy
 
 from ml_collections import ConfigDict
 
-from configs import algorithms, pipeline_r1_tiny
+from configs import pipeline_r1_tiny
+from r1jax.config import algorithms
 
 
 def get_config() -> ConfigDict:

@@ -21,7 +21,7 @@ MATH and MBPP stand for the questions of reasoning.
 
 from ml_collections import ConfigDict
 
-from configs import models
+from r1jax.config import models
 from configs.pipeline_r1_zero import V3_BASE, v3
 
 # 128 sequences at once, not 512: their tokens lie over more of `tensor`.

@@ -9,7 +9,8 @@ and a second language are mixed.
 
 from ml_collections import ConfigDict
 
-from configs import base, models
+from r1jax.config import base
+from r1jax.config import models
 
 
 def _config(kind: str, init: str) -> ConfigDict:

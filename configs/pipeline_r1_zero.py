@@ -15,7 +15,8 @@ stages. A step here is a rollout of 16 updates, so 512 and 138 of them.
 
 from ml_collections import ConfigDict
 
-from configs import base, models
+from r1jax.config import base
+from r1jax.config import models
 
 V3_BASE = 'weights/deepseek-v3-base'
 TOKENIZER = 'tokenizer/deepseek-r1'

@@ -13,7 +13,8 @@ than the mean return, so 'value/explained_variance' stays near 0; of a policy
 that stands still (--config.rl.ppo.value_warmup_steps=30) it explains 0.3.
 """
 
-from configs import algorithms, r1_zero_tiny
+from configs import r1_zero_tiny
+from r1jax.config import algorithms
 
 
 def get_config():

@@ -10,7 +10,8 @@ On two CPU cores it takes 10 to 15 minutes and ends at a loss of 0.68 nats a
 token, most of it the digits of the questions; pass@1 is then 0.25.
 """
 
-from configs import base, models
+from r1jax.config import base
+from r1jax.config import models
 
 
 def get_config():

@@ -1,7 +1,7 @@
 """R1-Zero as it was: DeepSeek-V3-Base by pure GRPO.
 
 DeepSeek-R1 section 2.2, with the numbers of its second version; those that
-are unpublished are marked in configs/base.py.
+are unpublished are marked in r1jax/config/base.py.
 
   r1jax info --config=configs/r1_zero_671b.py --devices=1024
   r1jax aot --config=configs/r1_zero_671b.py --topology=v5p:8x8x16
@@ -30,7 +30,8 @@ Sequences end at 8,192 tokens here; R1-Zero's own limit is
 --config.rl.max_new_tokens=32768, and 65536 after step 8200.
 """
 
-from configs import base, models
+from r1jax.config import base
+from r1jax.config import models
 
 
 def get_config():

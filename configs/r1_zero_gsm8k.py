@@ -12,7 +12,8 @@ On two CPU cores it takes two to three minutes; its rewards stay at 0.
     --workdir=runs/gsm8k
 """
 
-from configs import base, models
+from r1jax.config import base
+from r1jax.config import models
 
 
 def get_config():

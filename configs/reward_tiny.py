@@ -9,7 +9,8 @@ On one CPU core it takes half a minute and ends at an accuracy of 0.82 on held-
 out pairs, where one who knew every chance would reach 0.86.
 """
 
-from configs import base, models
+from r1jax.config import base
+from r1jax.config import models
 
 
 def get_config():

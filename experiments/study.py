@@ -45,7 +45,7 @@ def pretrain(config: str, workdir: Path, changes: dict[str, object]):
   began = time.monotonic()
   overrides = [f'--config.{key}={value}' for key, value in changes.items()]
   subprocess.run(
-      [sys.executable, '-m', 'r1jax.main', 'train', f'--config={config}',
+      [sys.executable, '-m', 'r1jax.cli.main', 'train', f'--config={config}',
        f'--workdir={workdir}', *overrides], check=True,
       env=os.environ | {'R1JAX_CACHE': str(workdir.parent / 'cache')})
   lines = metrics.read(workdir / 'pretrain' / 'metrics.jsonl')
@@ -61,7 +61,7 @@ def pipeline(config: str, workdir: Path, seed: int) -> dict[str, float]:
     secs = json.loads(record.read_text())
   name, began = '', time.monotonic()
   with subprocess.Popen(
-      [sys.executable, '-m', 'r1jax.main', 'pipeline', f'--config={config}',
+      [sys.executable, '-m', 'r1jax.cli.main', 'pipeline', f'--config={config}',
        f'--workdir={workdir}', f'--config.seed={seed}'],
       stdout=subprocess.PIPE, text=True) as process:
     for line in process.stdout:

@@ -17,7 +17,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from configs import models  # noqa: E402
+from r1jax.config import models  # noqa: E402
 from r1jax.model import cache  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
 from r1jax.model.transformer import Transformer, init_params  # noqa: E402

@@ -22,7 +22,7 @@ SHAPES = dict(
 
 def model_of(**changes):
   """Ours, on one device."""
-  from r1jax import hf_config
+  from r1jax.checkpoints import hf_config
   from r1jax.model import transformer
   from r1jax.model.config import ModelConfig
   from r1jax.sharding import Layout, make_mesh

@@ -16,13 +16,16 @@ import random
 import sys
 import time
 
-from r1jax.data import code_sources
+from r1jax.data.code import sources as code_sources
 from r1jax.data.datasets import read_jsonl
-from r1jax.rewards import answers, code_answer, code_tests, math_answer
-from r1jax.rewards.verdict import Verdict
+from r1jax.graders import answers
+from r1jax.graders import code_answer
+from r1jax.graders import code_tests
+from r1jax.graders import math_answer
+from r1jax.graders.verdict import Verdict
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.rewards import mutants  # noqa: E402: found at the project's root.
+from tests.graders import mutants  # noqa: E402: found at the project's root.
 
 FILES = ('gsm8k_train', 'gsm8k_test', 'math_train12k', 'math500')
 GROUP, BATCH, SHARE = 8, 512, 0.05

@@ -34,7 +34,7 @@ RL = {'rl.steps': STEPS, 'rl.eval_every': 3, 'rl.checkpoint_every': STEPS,
 def command(name: str, *args) -> str:
   """Runs r1jax; returns what it printed."""
   done = subprocess.run(
-      [sys.executable, '-m', 'r1jax.main', name, *args], text=True,
+      [sys.executable, '-m', 'r1jax.cli.main', name, *args], text=True,
       capture_output=True, env=os.environ)
   if done.returncode:
     raise SystemExit(f'{" ".join(args)}\n{done.stdout}{done.stderr}')

@@ -36,7 +36,7 @@ def main():
     workdir = Path(args.out) / f'seed{seed}'
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, '-m', 'r1jax.main', 'train', f'--config={CONFIG}',
+        [sys.executable, '-m', 'r1jax.cli.main', 'train', f'--config={CONFIG}',
          f'--workdir={workdir}', f'--config.seed={seed}'], check=True)
     secs = time.monotonic() - began
     lines = metrics.read(workdir / 'rl' / 'metrics.jsonl')

@@ -22,8 +22,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import study  # noqa: E402: found beside the studies.
-from r1jax.data import forms, manners, preferences, readers  # noqa: E402
-from r1jax.data import tasks, template  # noqa: E402
+from r1jax.data import manners, preferences, readers  # noqa: E402
+from r1jax.data.text import forms  # noqa: E402
+from r1jax.data import tasks  # noqa: E402
+from r1jax.data.text import template  # noqa: E402
 from r1jax.train import metrics  # noqa: E402
 
 CONFIG = 'configs/reward_tiny.py'
@@ -37,7 +39,7 @@ def trained(workdir: Path, changes: dict[str, object]) -> tuple[dict, float]:
   """The last evaluation, and seconds."""
   began = time.monotonic()
   subprocess.run(
-      [sys.executable, '-m', 'r1jax.main', 'train', f'--config={CONFIG}',
+      [sys.executable, '-m', 'r1jax.cli.main', 'train', f'--config={CONFIG}',
        f'--workdir={workdir}',
        *(f'--config.{key}={value}' for key, value in changes.items())],
       check=True)

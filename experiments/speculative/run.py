@@ -30,7 +30,7 @@ RL = {'rl.steps': 40, 'rl.mtp_weight': 0.1, 'rollout.speculative': True}
 def r1jax(command: str, workdir: Path, changes: dict[str, object]) -> str:
   overrides = [f'--config.{key}={value}' for key, value in changes.items()]
   return subprocess.run(
-      [sys.executable, '-m', 'r1jax.main', command, f'--config={CONFIG}',
+      [sys.executable, '-m', 'r1jax.cli.main', command, f'--config={CONFIG}',
        f'--workdir={workdir}', *overrides], check=True, text=True,
       stdout=subprocess.PIPE,
       env=os.environ | {'R1JAX_CACHE': str(workdir.parent / 'cache')}).stdout

@@ -8,9 +8,9 @@ import grain
 import numpy as np
 
 from r1jax.data import tasks
-from r1jax.data.chat import AnyTemplate
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.mixture import Mixture
-from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, TokenBatch, TopLogp
 

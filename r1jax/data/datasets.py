@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from r1jax.data import readers, tasks
-from r1jax.data.chat import AnyTemplate
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.sources import Source, countdown_answer
 from r1jax.errors import UserError

@@ -9,7 +9,7 @@ import base64
 import numpy as np
 
 from r1jax.data import readers, tasks
-from r1jax.data.chat import AnyTemplate
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, Message, TopLogp

@@ -7,7 +7,7 @@ import numpy as np
 from r1jax.data import batching
 from r1jax.data.batching import Document
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, TokenBatch, TopLogp
 

@@ -13,8 +13,8 @@ import zlib
 import numpy as np
 
 from r1jax.data import datasets, manners, readers, sources, tasks
-from r1jax.data import template as templates
-from r1jax.data.chat import AnyTemplate
+from r1jax.data.text import template as templates
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.demonstrations import continued
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError

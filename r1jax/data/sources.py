@@ -10,8 +10,8 @@ import dataclasses
 import json
 import re
 
-from r1jax.data import code_sources
-from r1jax.data.code_cases import CodeTests
+from r1jax.data.code import sources as code_sources
+from r1jax.data.code.cases import CodeTests
 from r1jax.data.tasks import HELD_OUT, TRAIN
 from r1jax.errors import UserError, unknown
 from r1jax.records import Message

@@ -21,7 +21,7 @@ from r1jax.errors import UserError
 from r1jax.launch import flops, updates
 from r1jax.launch.updates import Update
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages import info
+from r1jax.launch import info
 
 # High-bandwidth memory of one device, bytes; Google Cloud's documentation.
 HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}

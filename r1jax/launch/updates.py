@@ -10,15 +10,18 @@ import jax.numpy as jnp
 import ml_collections
 
 from r1jax.algos import dpo, reward_model
-from r1jax.data import judged
+from r1jax.data import scored_text
 from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.moe import Balancing
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelBatch, PairBatch, RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout
-from r1jax.stages import build, critic
-from r1jax.train import optimizer, ppo_step, preference, state as train_state
+from r1jax.stages import critic
+from r1jax.stages.build.parts import parts as build
+from r1jax.train import optimizer, state as train_state
+from r1jax.train import value_step
+from r1jax.train import preference_step
 from r1jax.train import step as train_step
 
 _UPDATES = 1000  # Of a schedule: the program is the same for any number.
@@ -96,14 +99,14 @@ def _rl(config: ml_collections.ConfigDict, model: Transformer):
   step = train_step.policy(
       model, tx, build.objective(config), c.temperature, width, 1,
       c.microbatches, _balancing(c), c.mtp_weight,
-      ppo_step.shared(model, how, c.ppo.value_coef) if shared else None)
+      value_step.shared(model, how, c.ppo.value_coef) if shared else None)
   batch, key = _rollouts(model.layout, *shape, valued), _key(model.layout)
   found = [Update('PPO policy' if valued else 'GRPO', model, step,
                   (_state(model, tx), batch, key), *shape)]
   if valued and not shared:
     other = Transformer(critic.model_config(config), model.layout)
     tx = critic.own_optimizer(config, _UPDATES)
-    step = ppo_step.critic(other, tx, how, 1, c.microbatches, _balancing(c))
+    step = value_step.critic(other, tx, how, 1, c.microbatches, _balancing(c))
     found.append(Update('PPO critic', other, step,
                         (_state(other, tx), batch, key), *shape))
   return found
@@ -111,10 +114,10 @@ def _rl(config: ml_collections.ConfigDict, model: Transformer):
 
 def _reward_model(config: ml_collections.ConfigDict, model: Transformer):
   c = config.reward_model
-  labelled = c.kind == judged.SAFE
+  labelled = c.kind == scored_text.SAFE
   tx = optimizer.make(
       build.optimizer_config(c), _UPDATES, untrained=('mtp', 'head'))
-  step = preference.reward(
+  step = preference_step.reward(
       model, tx, reward_model.Pairwise(c.margin, c.centring), _balancing(c),
       c.microbatches)
   batch, shape = _compared(config, model.layout, labelled)
@@ -128,12 +131,12 @@ def _dpo(config: ml_collections.ConfigDict, model: Transformer):
   tx = optimizer.make(
       build.optimizer_config(c), _UPDATES, untrained=('mtp', 'scalar'))
   robust = dpo.Robust(c.group_step, (1, 1)) if c.group_robust else None
-  step = preference.dpo(
+  step = preference_step.dpo(
       model, tx, dpo.Objective(c.beta, c.loss, c.label_smoothing), robust,
       _balancing(c), c.microbatches)
   batch, shape = _compared(config, model.layout)
   train = _state(model, tx)
-  state = preference.DPOState(train=train, alpha_g=jax.ShapeDtypeStruct(
+  state = preference_step.DPOState(train=train, alpha_g=jax.ShapeDtypeStruct(
       (2,), jnp.float32, sharding=model.layout.replicated()
       ) if robust else None)
   return [Update('DPO', model, step, (state, batch, train.params), *shape)]

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from r1jax.data.datasets import GENERAL
-from r1jax.data.forms import MAX_ERRORS, Parsed, Reader
+from r1jax.data.text.forms import MAX_ERRORS, Parsed, Reader
 from r1jax.errors import UserError, unknown
 from r1jax.records import Prompt, Scored
-from r1jax.rewards import answers, language, length
-from r1jax.rewards.verdict import Grade, Verdict
+from r1jax.rewards import language, length
+from r1jax.graders import answers
+from r1jax.graders.verdict import Grade, Verdict
 
 
 class Sample(NamedTuple):

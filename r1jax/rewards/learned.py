@@ -11,8 +11,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from r1jax.data import forms, judged
-from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.text import forms
+from r1jax.data import scored_text
+from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.transformer import Transformer
@@ -24,7 +25,7 @@ class Judging:
   """What a reward model is asked, and how its numbers are read.
 
   Attributes:
-    kind: Of judged.KINDS.
+    kind: Of scored_text.KINDS.
     max_tokens: Of prompt and response; of a longer pair the beginning is cut.
     rows: Of one call on the device.
     mean, std: Of its scores on reference responses: a helpful score is told
@@ -38,7 +39,7 @@ class Judging:
   std: float = 1.0
 
   def __post_init__(self):
-    judged.check(self.kind)
+    scored_text.check(self.kind)
     if self.std <= 0 or self.max_tokens < 2 or self.rows < 1:
       raise UserError('reward model: std must be above 0, max_tokens at least '
                       f'2 and rows at least 1, got {self}')
@@ -53,7 +54,7 @@ class Judge:
       raise UserError('reward model: model.scalar_head is False; a reward '
                       'model has a scalar head')
     self._params, self._how, self._pad_id = params, judging, tokenizer.pad_id
-    self._reading = judged.Reading(
+    self._reading = scored_text.Reading(
         judging.kind, judging.max_tokens, tokenizer, reader)
     self._last_scalar = jax.jit(lambda *inputs: transformer.last_scalar(
         model, *inputs)[0])
@@ -69,7 +70,7 @@ class Judge:
     for start in range(0, len(order), self._how.rows):
       some = order[start:start + self._how.rows]
       raw[some] = self._scalars([rows[b] for b in some])
-    if self._how.kind == judged.SAFE:
+    if self._how.kind == scored_text.SAFE:
       return 1 / (1 + np.exp(-raw))
     return (raw - np.float32(self._how.mean)) / np.float32(self._how.std)
 

@@ -18,7 +18,7 @@ import dataclasses
 
 import numpy as np
 
-from r1jax.rollout.pool import Page, Pool
+from r1jax.rollout.block_pool import Page, Pool
 from r1jax.rollout.sampling import Sampling
 
 

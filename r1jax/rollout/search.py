@@ -28,10 +28,10 @@ from typing import NamedTuple
 
 import jax
 
-from r1jax.data.steps import Splitter
+from r1jax.data.text.steps import Splitter
 from r1jax.errors import UserError
-from r1jax.rollout import continued
-from r1jax.rollout.continued import Context
+from r1jax.rollout import continuation
+from r1jax.rollout.continuation import Context
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion, Request
 
@@ -282,7 +282,7 @@ class Search:
   def _expand(self, trees: Sequence[Tree],
               chosen: Sequence[tuple[int, Node, int]], key: jax.Array):
     """Draws next steps of all that were chosen, and backs their values up."""
-    asked = continued.requests(
+    asked = continuation.requests(
         [trees[p].context(node.tokens) for p, node, _ in chosen],
         [self._step(node) for _, node, _ in chosen], self._options.width, key,
         [node.turns for _, node, _ in chosen])
@@ -363,7 +363,7 @@ class Search:
         self._how.max_new_tokens - len(node.tokens),
         self._options.budget_tokens - trees[p].used_tokens))
             for p, node in open_]
-    made = self._draw(continued.requests(
+    made = self._draw(continuation.requests(
         [trees[p].context(node.tokens) for p, node in open_], hows, 1, key))
     found: list[tuple[int, ...] | None] = []
     for (p, node), completion in zip(open_, made):

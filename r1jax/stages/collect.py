@@ -16,13 +16,13 @@ import numpy as np
 from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, Scored
-from r1jax.rewards import shared
+from r1jax.rewards import hosts
 from r1jax.rewards.combine import Reward
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.groups import Group
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages import build
+from r1jax.stages.build.parts import parts as build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Collector:
     scored_of: dict[int, futures.Future] = {}  # Of those that are ours.
 
     def score(group: Group):  # While others are drawn.
-      mine = shared.is_mine(len(texts_of))
+      mine = hosts.is_mine(len(texts_of))
       texts_of[id(group)] = self._scorer.submit(self._texts, group)
       if mine:
         scored_of[id(group)] = self._scorer.submit(
@@ -153,7 +153,7 @@ class Collector:
     complete, self._begun = groups.advance(
         self._engine, params, step, self._begun, wanted, score)
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
-    scored = shared.together(
+    scored = hosts.together(
         [texts_of[id(group)].result() for group in complete], own,
         lambda: Scored.together(
             [scored_of[id(complete[i])].result() for i in own]))

@@ -12,16 +12,21 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from r1jax.algos import common, ppo
+from r1jax.algos import common
+from r1jax.algos import gae as ppo
 from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.config import ModelConfig, RUN_DEFAULTS
 from r1jax.model.moe import Balancing
 from r1jax.model.transformer import Transformer
 from r1jax.records import FINISH_LENGTH, RLBatch
-from r1jax.stages import build, convert, lessons
-from r1jax.storage import Reader
-from r1jax.train import optimizer, ppo_step, state as train_state, weights
+from r1jax.stages.build.parts import parts as build
+from r1jax.checkpoints import convert
+from r1jax.stages.build.parts import sft_data
+from r1jax.checkpoints.storage import Reader
+from r1jax.train import optimizer, state as train_state
+from r1jax.train import value_step
+from r1jax.checkpoints import weights
 from r1jax.train.state import TrainState
 
 
@@ -67,7 +72,7 @@ class _Valued(NoCritic, abc.ABC):
 
   def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
     c, how = config.rl, estimator(config)
-    self._values = ppo_step.values(model)
+    self._values = value_step.values(model)
     penalty = c.kl_coef if c.kl_in == 'reward' else 0.0
 
     @jax.jit
@@ -98,7 +103,7 @@ class Shared(_Valued):
 
   def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
     super().__init__(config, model)
-    self.also = ppo_step.shared(
+    self.also = value_step.shared(
         model, estimator(config), config.rl.ppo.value_coef)
 
   def _valued(self, params, state, batch):
@@ -112,14 +117,14 @@ class Own(_Valued):
     c = config.rl
     self._file = c.ppo.value_init
     if self._file:
-      lessons.same_tokens('rl.ppo.value_init', _file(config), config,
+      sft_data.same_tokens('rl.ppo.value_init', _file(config), config,
                           parts.tokenizer)
     model = self._model = Transformer(model_config(config), parts.model.layout)
     super().__init__(config, model)
     self.warmup_steps = c.ppo.value_warmup_steps
     self._tx = own_optimizer(config, c.steps * c.minibatches)
     self._layout = train_state.shardings(model, self._tx)
-    self._update = ppo_step.critic(
+    self._update = value_step.critic(
         model, self._tx, estimator(config), c.minibatches, c.microbatches,
         Balancing(c.balance_speed, c.balance_loss))
 

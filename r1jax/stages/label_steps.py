@@ -20,16 +20,19 @@ import jax
 import ml_collections
 import numpy as np
 
-from r1jax.data import batching, steps, tasks
+from r1jax.data import batching, tasks
+from r1jax.data.text import steps
 from r1jax.errors import UserError
 from r1jax.records import Prompt
-from r1jax.rewards import answers
-from r1jax.rewards.verdict import Verdict
-from r1jax.rollout import assemble, continued
-from r1jax.rollout.continued import Context
+from r1jax.graders import answers
+from r1jax.graders.verdict import Verdict
+from r1jax.rollout import assemble
+from r1jax.rollout import continuation
+from r1jax.rollout.continuation import Context
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages import build, chunks
+from r1jax.stages.build.parts import parts as build
+from r1jax.stages import dataset_writer
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
@@ -60,7 +63,7 @@ class LabelSteps(Stage):
     c = self._config = config.label_steps
     self._whole, self._parts = config, parts
     self._prompts = build.prompts(config, parts, tasks.TRAIN, general=False)
-    self._count = chunks.count(self.name, c.prompts, self._prompts)
+    self._count = dataset_writer.count(self.name, c.prompts, self._prompts)
     self._splitter = steps.splitter(
         config.data.step_delimiter, parts.reader, parts.tokenizer)
     self._engine = build.engine(config, parts)
@@ -72,10 +75,10 @@ class LabelSteps(Stage):
     """Samples chunk by chunk; a kill loses no chunk that was finished."""
     c = self._config
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / chunks.PARTIAL
-    done, rows, counts = chunks.resumed(partial)
+    partial = directory / dataset_writer.PARTIAL
+    done, rows, counts = dataset_writer.resumed(partial)
     source = {
-        'checkpoint': chunks.checkpoint(self._whole),
+        'checkpoint': dataset_writer.checkpoint(self._whole),
         'seed': self._whole.seed, 'temperature': c.temperature,
         'delimiter': self._splitter.delimiter}
     with (contextlib.closing(answers), open(partial, 'a') as file,
@@ -91,7 +94,7 @@ class LabelSteps(Stage):
         rows += found
         counts.update(counted)
         self._check(counts)
-        chunks.append(file, found, end, counted)
+        dataset_writer.append(file, found, end, counted)
         progress.update(end, {'steps': f'{counts["steps"]}'},
                         keep=end == self._count)
     right = np.concatenate([row['right'] for row in rows]) / c.continuations
@@ -100,7 +103,7 @@ class LabelSteps(Stage):
         'tokens': counts['thought_tokens'] + counts['continuation_tokens']}
     (directory / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
     path = directory / self.output
-    chunks.finish(path, rows)
+    dataset_writer.finish(path, rows)
     print(f'label_steps: {counts["steps"]} steps of {len(rows)} thoughts, '
           f'{right.mean():.0%} of their continuations right; '
           f'{report["tokens"]:,} tokens')
@@ -123,7 +126,7 @@ class LabelSteps(Stage):
     session = self._engine.session(params)
     batch = batching.pad_prompts(
         prompts, self._parts.tokenizer, self._whole.data.max_prompt_tokens)
-    made = continued.draw(session, assemble.requests(
+    made = continuation.draw(session, assemble.requests(
         batch, c.samples, self._sampling, jax.random.fold_in(key, _THOUGHTS)))
     thoughts = self._thoughts(prompts, batch.id_P, made)
     begun: dict[tuple, tuple[Prompt, Context]] = {}  # Each of them once.
@@ -132,7 +135,7 @@ class LabelSteps(Stage):
         context = thought.until(end)
         begun[thought.prompt.id, context.tokens] = thought.prompt, context
     contexts = [context for _, context in begun.values()]
-    drawn = continued.draw(session, continued.requests(
+    drawn = continuation.draw(session, continuation.requests(
         contexts, [self._left(context) for context in contexts],
         c.continuations, jax.random.fold_in(key, _CONTINUATIONS)))
     right = dict(zip(begun, self._right(list(begun.values()), drawn)))

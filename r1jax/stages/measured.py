@@ -10,9 +10,11 @@ import ml_collections
 
 from r1jax.data import batching
 from r1jax.model.moe import Balancing
-from r1jax.stages import build, report
+from r1jax.stages import report
+from r1jax.stages.build.parts import parts as build
 from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer, state as train_state, weights
+from r1jax.train import optimizer, state as train_state
+from r1jax.checkpoints import weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 

@@ -10,12 +10,15 @@ import ml_collections
 import numpy as np
 
 from r1jax.algos import common, dpo, reward_model
-from r1jax.data import comparing, judged
+from r1jax.data import preference_batches
+from r1jax.data import scored_text
 from r1jax.errors import UserError
 from r1jax.records import PairBatch
-from r1jax.stages import build, comparisons
+from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build.parts import preference_data
 from r1jax.stages.measured import Measured
-from r1jax.train import preference, state as train_state
+from r1jax.train import state as train_state
+from r1jax.train import preference_step
 
 
 class _Preferences(Measured):
@@ -68,22 +71,22 @@ class RewardModel(_Preferences):
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = config.reward_model
     _check_judge(config)
-    reading = judged.Reading(
+    reading = scored_text.Reading(
         c.kind, max(c.widths_tokens, default=0), parts.tokenizer, parts.reader)
-    super().__init__(config, parts, comparisons.lessons(
+    super().__init__(config, parts, preference_data.lessons(
         config, parts, self.name,
-        lambda found, quarantine: comparing.as_judged(
+        lambda found, quarantine: preference_batches.as_judged(
             found, reading, c.cut_long, quarantine),
-        labelled=c.kind == judged.SAFE), untrained=('mtp', 'head'))
-    self._scores = preference.scores(parts.model)
-    self._update = preference.reward(
+        labelled=c.kind == scored_text.SAFE), untrained=('mtp', 'head'))
+    self._scores = preference_step.scores(parts.model)
+    self._update = preference_step.reward(
         parts.model, self._tx, reward_model.Pairwise(c.margin, c.centring),
         self._balancing, c.microbatches)
 
   @classmethod
   def check(cls, config, parts, missing):
     _check_judge(config)
-    comparisons.check(config, parts, cls.name, missing)
+    preference_data.check(config, parts, cls.name, missing)
 
   def _shardings(self):
     return train_state.shardings(self._model, self._tx)
@@ -119,11 +122,11 @@ class RewardModel(_Preferences):
 def _check_judge(config: ml_collections.ConfigDict):
   """What a reward model needs, whatever it learns from."""
   c = config.reward_model
-  judged.check(c.kind)
+  scored_text.check(c.kind)
   if not config.model.scalar_head:
     raise UserError('reward_model: model.scalar_head is False; a score is '
                     'what a scalar head says: set it')
-  if c.kind == judged.SAFE and (c.margin or c.centring):
+  if c.kind == scored_text.SAFE and (c.margin or c.centring):
     raise UserError("reward_model: margin and centring are of pairs, and "
                     "kind = 'safe' learns from single responses")
 
@@ -139,28 +142,28 @@ class DPO(_Preferences):
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = config.dpo
     most = max(c.widths_tokens, default=0)
-    lessons = comparisons.lessons(
+    lessons = preference_data.lessons(
         config, parts, self.name,
-        lambda found, quarantine: comparing.as_generated(
+        lambda found, quarantine: preference_batches.as_generated(
             found, parts.tokenizer, most, quarantine))
     super().__init__(config, parts, lessons, untrained=('mtp', 'scalar'))
     self._objective = _objective(c)
     self._robust = _robust(c, lessons)
-    self._logps = preference.logps(parts.model, c.microbatches)
-    self._update = preference.dpo(
+    self._logps = preference_step.logps(parts.model, c.microbatches)
+    self._update = preference_step.dpo(
         parts.model, self._tx, self._objective, self._robust, self._balancing,
         c.microbatches)
 
   @classmethod
   def check(cls, config, parts, missing):
     _objective(config.dpo)
-    comparisons.check(config, parts, cls.name, missing)
+    preference_data.check(config, parts, cls.name, missing)
 
   def _shardings(self):
-    return preference.dpo_shardings(self._model, self._tx, self._robust)
+    return preference_step.dpo_shardings(self._model, self._tx, self._robust)
 
   def _fresh(self, params):
-    return preference.dpo_state(params, self._tx, self._robust)
+    return preference_step.dpo_state(params, self._tx, self._robust)
 
   def _step(self, state, batch, base_params):
     return self._update(state, batch, base_params)
@@ -185,7 +188,7 @@ def _objective(c: ml_collections.ConfigDict) -> dpo.Objective:
 
 
 def _robust(c: ml_collections.ConfigDict,
-            lessons: comparisons.Lessons) -> dpo.Robust | None:
+            lessons: preference_data.Lessons) -> dpo.Robust | None:
   if not c.group_robust:
     return None
   if '' in lessons.names:

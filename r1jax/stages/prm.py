@@ -8,15 +8,17 @@ import zlib
 import ml_collections
 import numpy as np
 
-from r1jax.algos import process
-from r1jax.data import labelled_steps, readers
-from r1jax.data.labelled_steps import StepBatches, Thought
+from r1jax.algos import prm as process
+from r1jax.data import readers
+from r1jax.data import step_labels
+from r1jax.data.step_labels import StepBatches, Thought
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError, unknown
-from r1jax.rewards.process import KIND
-from r1jax.stages import build
+from r1jax.rewards.prm import KIND
+from r1jax.stages.build.parts import parts as build
 from r1jax.stages.measured import Measured
-from r1jax.train import process as process_step, state as train_state
+from r1jax.train import state as train_state
+from r1jax.train import prm_step as process_step
 
 
 class Lessons(NamedTuple):
@@ -105,7 +107,7 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
   """
   c, widths = config.prm, tuple(config.prm.widths_tokens)
   quarantine = Quarantine(config.data.quarantine)
-  found = [thought for path in c.data for thought in labelled_steps.read(
+  found = [thought for path in c.data for thought in step_labels.read(
       path, made.tokenizer, c.labels, widths[-1], quarantine)]
   total = len(found) + len(quarantine.dropped)
   if told := quarantine.settle('prm.data', total):

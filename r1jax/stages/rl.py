@@ -13,18 +13,22 @@ import ml_collections
 import numpy as np
 import optax
 
-from r1jax import evaluate
-from r1jax.algos import advantage, common, grpo
+from r1jax.evaluate.evaluator import evaluator
+from r1jax.algos import advantage, common
+from r1jax.algos import policy_loss
 from r1jax.data.datasets import GENERAL
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, RLBatch, Rollout, Scored
-from r1jax.rewards import answers, code_answer
-from r1jax.rewards.verdict import Verdict
+from r1jax.graders import answers
+from r1jax.graders import code_answer
+from r1jax.graders.verdict import Verdict
 from r1jax.rollout import assemble
-from r1jax.stages import build, collect, critic, judges, report
+from r1jax.stages import collect, critic, report
+from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build.parts import reward_models
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer, state as train_state, step as train_step
-from r1jax.train import weights
+from r1jax.checkpoints import weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -61,7 +65,7 @@ class RL(Stage):
     build.check_rl(config, parts.model.layout)
     self._engine = build.engine(config, parts)
     self._reward = build.reward(
-        config, parts, judges.of_rewards(config, parts))
+        config, parts, reward_models.of_rewards(config, parts))
     self._collector = collect.Collector(
         config, parts, self._engine, self._reward)
     self._evaluator = build.evaluator(config, parts, self._engine)
@@ -89,7 +93,7 @@ class RL(Stage):
     if 'rl.ppo.value_init' not in missing:
       critic.make(config, parts)
     engine = build.engine(config, parts)
-    reward = build.reward(config, parts, judges.expected(config, missing))
+    reward = build.reward(config, parts, reward_models.expected(config, missing))
     if not any(key.startswith('data.') for key in missing):
       collect.Collector(config, parts, engine, reward)
       build.evaluator(config, parts, engine)
@@ -182,7 +186,7 @@ class RL(Stage):
                for name, value in assemble.speculation(found.made).items()}
     if not c.kl_coef:
       values.pop('kl', None)
-    rows = evaluate.sample_rows(
+    rows = evaluator.sample_rows(
         prompts, scored, rollout.length_B, rollout.finish_B)
     return state, values, rows
 
@@ -258,10 +262,10 @@ def _trained(rollout: Rollout, scorable_B, overlong: str) -> Rollout:
   return rollout.replace(mask_BT=rollout.mask_BT & counts_B[:, None])
 
 
-def _weighted(objective: grpo.Objective, batch: RLBatch):
-  """The batch with the weights of grpo.mismatch_weight, and their metrics."""
+def _weighted(objective: policy_loss.Objective, batch: RLBatch):
+  """The batch with the weights of policy_loss.mismatch_weight, and their metrics."""
   rollout = batch.rollout
-  weight_BT = grpo.mismatch_weight(
+  weight_BT = policy_loss.mismatch_weight(
       objective, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT)
   weights = np.asarray(weight_BT, np.float64)[np.asarray(rollout.mask_BT)]
   total, squares = weights.sum(), (weights ** 2).sum()
@@ -313,6 +317,6 @@ def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
       'rollout/stale_tokens': np.mean(age > 0),
       'rollout/oldest': np.max(age),
       'response/self_correction': np.mean(
-          [evaluate.self_corrects(text) for text in scored.texts]),
+          [evaluator.self_corrects(text) for text in scored.texts]),
       'zero_variance_groups': np.mean(~np.asarray(varied_P)),
   }

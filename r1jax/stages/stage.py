@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ml_collections
 
-from r1jax.stages.build import Parts
+from r1jax.stages.build.parts import Parts
 
 OUTPUT = 'model.safetensors'  # Its presence says that the stage is done.
 

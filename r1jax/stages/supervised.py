@@ -11,10 +11,12 @@ from r1jax.data import batching
 from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import TokenBatch
-from r1jax.stages import build, lessons, report
+from r1jax.stages import report
+from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build.parts import sft_data
 from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer, state as train_state, step as train_step
-from r1jax.train import weights
+from r1jax.checkpoints import weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -103,19 +105,19 @@ class SFT(_Supervised):
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     _check_length(config, self.name)
-    lessons.check(config, parts)
+    sft_data.check(config, parts)
     self._path = config.sft.teacher
-    teaching = lessons.teaching(config, parts)
-    super().__init__(config, parts, lessons.demonstrations(config, parts),
+    teaching = sft_data.teaching(config, parts)
+    super().__init__(config, parts, sft_data.demonstrations(config, parts),
                      teaching)
 
   @classmethod
   def check(cls, config, parts, missing):
     _check_length(config, cls.name)
-    lessons.check(config, parts)
+    sft_data.check(config, parts)
     build.check_files('sft.data', config.sft.data, missing)
     if 'sft.teacher' not in missing:
-      lessons.teaching(config, parts)
+      sft_data.teaching(config, parts)
 
   def _teacher_params(self):
     if not (self._teaching and self._teaching.teacher):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.algos import common, distill, grpo
+from r1jax.algos import common, distill
+from r1jax.algos import policy_loss
 from r1jax.model import moe, mtp
 from r1jax.model.mtp import shift
 from r1jax.model.transformer import Transformer, output_head, positions
@@ -151,7 +152,7 @@ def score(model: Transformer, temperature: float,
 
 
 def policy(model: Transformer, tx: optax.GradientTransformation,
-           objective: grpo.Objective, temperature: float, prompt_tokens: int,
+           objective: policy_loss.Objective, temperature: float, prompt_tokens: int,
            minibatches: int, microbatches: int, balancing: moe.Balancing,
            mtp_weight: float = 0.0, also: Callable | None = None) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
@@ -166,11 +167,11 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   pass: (params, hidden_BTD, RLBatch, Totals) → loss, metrics that sum.
   """
 
-  def loss_fn(params, batch: RLBatch, totals: grpo.Totals):
+  def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals):
     rollout, live_tokens = batch.rollout, totals.tokens
     logp_BT, entropy_BT, out = _rollout_logp(
         model, params, rollout, temperature, prompt_tokens)
-    loss, metrics = grpo.loss(
+    loss, metrics = policy_loss.loss(
         objective, logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_BT,
         rollout.mask_BT, totals, batch.weight_BT)
     metrics['entropy'] = (

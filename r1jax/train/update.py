@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.algos import grpo
+from r1jax.algos import policy_loss
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch
@@ -31,7 +31,7 @@ def epoch(model: Transformer, tx: optax.GradientTransformation,
   """
   def one(state: TrainState, batch: RLBatch):
     mask_BT = batch.rollout.mask_BT
-    totals = grpo.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
+    totals = policy_loss.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
     grads, metrics, largest = accumulate(
         lambda params, micro: loss_fn(params, micro, totals), state.params,
         batch, microbatches)

@@ -1,6 +1,6 @@
 """PPO at a size that a test can afford: one completion a prompt."""
 
-from configs import algorithms
+from r1jax.config import algorithms
 from tests.configs import small
 
 

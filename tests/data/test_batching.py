@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from r1jax.data import batching, datasets, sources, tasks, template, tokenizer
+from r1jax.data import batching, datasets, sources, tasks
+from r1jax.data.text import template
+from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from r1jax.data import chat, demonstrations, packing, tasks, template
-from r1jax.data import tokenizer
+from r1jax.data import demonstrations, packing, tasks
+from r1jax.data.text import chat
+from r1jax.data.text import template
+from r1jax.data.text import tokenizer
 from r1jax.data.batching import Document
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError

@@ -5,13 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from r1jax.data import batching, comparing, forms, judged, manners, preferences
-from r1jax.data import tasks, template, tokenizer
+from r1jax.data import batching, manners, preferences
+from r1jax.data import preference_batches
+from r1jax.data.text import forms
+from r1jax.data import scored_text
+from r1jax.data import tasks
+from r1jax.data.text import template
+from r1jax.data.text import tokenizer
 from r1jax.data.preferences import Synthetic
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
 from r1jax.rewards.learned import Judge, Judging
-from r1jax.train import preference
+from r1jax.train import preference_step
 from tests.conftest import make, small_config
 
 _BRIEF = template.get('r1_zero_brief')
@@ -31,12 +36,12 @@ def _file(tmp_path, *rows):
 
 
 def _reading(kind='helpful', max_tokens=64):
-  return judged.Reading(kind, max_tokens, _TEXT, _READER)
+  return scored_text.Reading(kind, max_tokens, _TEXT, _READER)
 
 
 def _judged(found, kind='helpful', max_tokens=64, cut_long=False,
             quarantine=None):
-  return comparing.as_judged(found, _reading(kind, max_tokens), cut_long,
+  return preference_batches.as_judged(found, _reading(kind, max_tokens), cut_long,
                              quarantine or Quarantine())
 
 
@@ -107,13 +112,13 @@ def test_what_cannot_be_judged_is_named(tmp_path, row, kind, message):
 def test_a_policy_s_pair_is_whole(tmp_path):
   found = preferences.read(
       _file(tmp_path, _GOOD | {'chosen': _FORM.format('2')}), _BRIEF)
-  example, = comparing.as_generated(found, _TEXT, 64, Quarantine())
+  example, = preference_batches.as_generated(found, _TEXT, 64, Quarantine())
   assert example.prompt_tokens == len(_TEXT.prompt(found[0].prompt.text))
   own = [row[example.prompt_tokens:] for row in example.rows]
   assert own == [[*_TEXT.encode(text), _TEXT.stop_ids[0]]
                  for text in (_FORM.format('2'), '3')]
   with pytest.raises(UserError, match='more than 8; raise widths_tokens'):
-    comparing.as_generated(found, _TEXT, 8, Quarantine())
+    preference_batches.as_generated(found, _TEXT, 8, Quarantine())
 
 
 def test_a_dataset_s_missing_file_says_what_there_is(monkeypatch, tmp_path):
@@ -177,7 +182,7 @@ def model():
   return made, params
 
 
-@pytest.mark.parametrize('kind', judged.KINDS)
+@pytest.mark.parametrize('kind', scored_text.KINDS)
 @pytest.mark.parametrize('max_tokens', [64, 24])  # Cut, at 24.
 def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
   """The scores of a training batch are those of the judge, row by row."""
@@ -189,10 +194,10 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
     found = preferences.responses(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
     asked = [(row.prompt, row.response) for row in found]
   examples = _judged(found, kind, max_tokens, cut_long=True)
-  groups = comparing.groups_of(examples)
-  batch = comparing.Comparisons(
+  groups = preference_batches.groups_of(examples)
+  batch = preference_batches.Comparisons(
       examples, list(groups), 3, (max_tokens,), _TEXT.pad_id, shuffle=False)[0]
-  got = np.asarray(preference.scores(model[0])(model[1], batch))
+  got = np.asarray(preference_step.scores(model[0])(model[1], batch))
   want = Judge(*model, _TEXT, _READER, Judging(kind, max_tokens, rows=4)).score(
       *zip(*asked))
   np.testing.assert_allclose(
@@ -201,9 +206,9 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
 
 def test_batches_are_padded_to_the_least_width_and_to_the_end():
   found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 10)
-  examples = comparing.as_generated(found, _TEXT, 128, Quarantine())
-  groups = list(comparing.groups_of(examples))
-  corpus = comparing.Comparisons(
+  examples = preference_batches.as_generated(found, _TEXT, 128, Quarantine())
+  groups = list(preference_batches.groups_of(examples))
+  corpus = preference_batches.Comparisons(
       examples, groups, 4, (48, 64, 80, 96, 128), _TEXT.pad_id, seed=3,
       epochs=2)
   assert len(corpus) == 5
@@ -227,7 +232,7 @@ def test_batches_are_padded_to_the_least_width_and_to_the_end():
 
 def test_an_iterator_goes_on_where_it_was():
   found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 12)
-  corpus = comparing.Comparisons(
+  corpus = preference_batches.Comparisons(
       _judged(found), ['bid', 'greet', 'thank'], 4, (64,), 0, seed=1)
   whole = batching.token_batches(corpus)
   next(whole)

@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from r1jax.data import datasets, manners, tasks, template, tokenizer
-from r1jax.data.forms import Reader
+from r1jax.data import datasets, manners, tasks
+from r1jax.data.text import template
+from r1jax.data.text import tokenizer
+from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
-from r1jax.rewards import answers
+from r1jax.graders import answers
 
 _CLEAN = tasks.Web(direct=0, direct_right=0, slip=0, noticed=0, reconsidered=0,
                    malformed=0)

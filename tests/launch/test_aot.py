@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import pytest
 
-from configs import algorithms
-from r1jax import main
+from r1jax.config import algorithms
+from r1jax.cli import main
 from r1jax.errors import UserError
 from r1jax.launch import aot, flops, updates
 from r1jax.model import kernels
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages import build, info
+from r1jax.stages.build.parts import parts as build
+from r1jax.launch import info
 from tests.configs import small
 from tests.conftest import ROOT, one_device
 
@@ -242,7 +243,7 @@ def test_the_tpu_compiler_says_whether_it_fits(
       JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5')
   done = subprocess.run(
-      [sys.executable, '-m', 'r1jax.main', 'aot',
+      [sys.executable, '-m', 'r1jax.cli.main', 'aot',
        '--config=tests/configs/small_tpu.py', f'--topology={topology}',
        f'--config.model.vocab_size={vocab_size}'],
       env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)

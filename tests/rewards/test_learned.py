@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.data import tokenizer
-from r1jax.data.forms import Reader
+from r1jax.data.text import tokenizer
+from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 from r1jax.rewards.learned import Judge, Judging

@@ -4,7 +4,7 @@ from collections import Counter, deque
 
 import numpy as np
 
-from r1jax.rollout.pool import Pool
+from r1jax.rollout.block_pool import Pool
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion, Request, Scheduler
 

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.data.steps import Splitter
+from r1jax.data.text.steps import Splitter
 from r1jax.errors import UserError
 from r1jax.rollout import search
-from r1jax.rollout.continued import Context
+from r1jax.rollout.continuation import Context
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion
 

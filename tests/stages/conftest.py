@@ -14,7 +14,7 @@ SMALL = '--config=tests/configs/small.py'
 
 
 def command(*args) -> list[str]:
-  return [sys.executable, '-m', 'r1jax.main', *args]
+  return [sys.executable, '-m', 'r1jax.cli.main', *args]
 
 
 def run(environment, *args, code=0):

@@ -8,9 +8,11 @@ import pytest
 
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer, init_params
-from r1jax.settings import flatten
-from r1jax.stages import build, critic, run as stages_run
-from r1jax.train import weights
+from r1jax.config.keys import flatten
+from r1jax.stages import critic
+from r1jax.stages.build.parts import parts as build
+from r1jax.runs import run as stages_run
+from r1jax.checkpoints import weights
 from tests.configs import small_ppo
 from tests.stages.conftest import rows, run
 

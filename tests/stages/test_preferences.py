@@ -9,9 +9,13 @@ import pytest
 from r1jax import sharding
 from r1jax.data import preferences, tasks
 from r1jax.errors import UserError
-from r1jax.stages import build, judges, lineage, plan, run
+from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build.parts import reward_models
+from r1jax.runs import lineage
+from r1jax.runs import validate
+from r1jax.runs import run
 from r1jax.stages.preferences import DPO
-from r1jax.train import weights
+from r1jax.checkpoints import weights
 from r1jax.train.metrics import MetricsWriter
 from tests.configs import small, small_judged
 from tests.stages.conftest import rows, run as process
@@ -71,7 +75,7 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
         if f'eval/accuracy/{group}' in line)
   assert (workdir / 'reward_model' / 'curves.png').stat().st_size > 10000
   parts = build.parts(config)
-  judge = judges.judge('judge', str(made), config, parts, 'helpful')
+  judge = reward_models.judge('judge', str(made), config, parts, 'helpful')
   held_out = preferences.pairs(
       preferences.Synthetic(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10)
   scores = np.array([
@@ -81,7 +85,7 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
   accuracy = ((1 + np.sign(scores[:, 0] - scores[:, 1])) / 2).mean()
   np.testing.assert_allclose(accuracy, evaluated[-1]['eval/accuracy'])
   with pytest.raises(UserError, match="judges what is 'helpful', not what is "):
-    judges.judge('rl.reward_models.safe', str(made), config, parts, 'safe')
+    reward_models.judge('rl.reward_models.safe', str(made), config, parts, 'safe')
 
 
 class _Killed(Exception):
@@ -229,7 +233,7 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
     config = small_judged.get_config()
     config[stage].update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=match):
-      plan.check(config, tmp_path, tuple(config.stages))
+      validate.check(config, tmp_path, tuple(config.stages))
 
   refused('reasoning', 'rl.reward_models.helpful', '@base',
           'needs a reward model, but base leaves a policy')

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from configs import algorithms, r1_zero_tiny
-from r1jax.stages import build
+from configs import r1_zero_tiny
+from r1jax.config import algorithms
+from r1jax.stages.build.parts import parts as build
 from tests.stages.conftest import SMALL, rows, run
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos.grpo import Objective
+from r1jax.algos.policy_loss import Objective
 from r1jax.errors import UserError
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer

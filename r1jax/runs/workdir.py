@@ -1,0 +1,109 @@
+"""A run's directory: whose it is, and that only one process writes to it."""
+
+import fcntl
+import json
+from pathlib import Path
+
+from r1jax.errors import UserError
+from r1jax.config.keys import flatten
+
+_OURS = ('.lock', 'config.partial')  # What a kill may leave before config.json.
+_SHOWN = 12  # Keys that a message lists: another experiment differs in most.
+_ELSEWHERE = 'use another --workdir'
+
+
+def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',),
+            remedy: str = _ELSEWHERE):
+  """Checks that the run in `path` has this config.
+
+  A key that only one of them has is as if it were off there: versions add keys
+  that change nothing where they are False, 0 or empty.
+
+  Args:
+    path: A workdir.
+    config: What it should have been made with.
+    sections: Prefixes of the keys that matter; all of them by default.
+    remedy: What to do where it has another.
+
+  Raises:
+    UserError: naming the keys that differ, or the file if it is broken.
+  """
+  record = path / 'config.json'
+  try:
+    theirs = flatten(json.loads(record.read_text()))
+  except (OSError, ValueError, AttributeError) as error:
+    raise UserError(f'workdir: cannot read {record} ({error}), which says '
+                    f'whose {path} is; {remedy}') from error
+  ours = flatten(config)
+  differ = [
+      f'{key} is {_shown(theirs, key)} there and {_shown(ours, key)} here'
+      for key in sorted(theirs.keys() | ours.keys())
+      if key.startswith(sections) and not _alike(theirs, ours, key)]
+  if differ:
+    more = f'; and {len(differ) - _SHOWN} more keys' * (len(differ) > _SHOWN)
+    raise UserError(f'workdir: {path} belongs to another config: '
+                    f'{"; ".join(differ[:_SHOWN])}{more}; {remedy}')
+
+
+def _alike(theirs: dict, ours: dict, key: str) -> bool:
+  if key in theirs and key in ours:
+    return theirs[key] == ours[key]
+  return not (theirs.get(key) or ours.get(key))
+
+
+def _shown(config: dict, key: str) -> str:
+  return repr(config[key]) if key in config else 'absent'
+
+
+def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
+  """Refuses a directory that a run with this config may not write to.
+
+  Args:
+    path: It need not exist.
+    config: Of the run.
+    remedy: What to do where it belongs to another config.
+
+  Raises:
+    UserError: it is a file, holds something else, or is of another config.
+  """
+  if path.exists() and not path.is_dir():
+    raise UserError(f'workdir: {path} is a file; use another --workdir')
+  if (path / 'config.json').exists():
+    compare(path, config, remedy=remedy)
+  elif path.exists() and any(
+      entry.name not in _OURS for entry in path.iterdir()):
+    raise UserError(
+        f'workdir: {path} is not empty and holds no run of r1jax; use '
+        'another --workdir')
+
+
+class Workdir:
+  """Claims a directory for a config, or says why it cannot.
+
+  Raises:
+    UserError: as `check`; or another process is in it, or it cannot be written
+      to. Nothing in it was changed.
+  """
+
+  def __init__(self, path: str, config: dict):
+    self.path = Path(path).expanduser()
+    record = self.path / 'config.json'
+    check(self.path, config)
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = open(self.path / '.lock', 'w')
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+          f'workdir: another run is writing to {self.path}; wait for it or use '
+          'another --workdir') from error
+    except OSError as error:
+      raise UserError(
+          f'workdir: cannot write to {self.path}: {error}') from error
+    if not record.exists():
+      partial = record.with_suffix('.partial')
+      partial.write_text(json.dumps(config, indent=2) + '\n')
+      partial.replace(record)
+
+  def stage(self, name: str) -> Path:
+    return self.path / name

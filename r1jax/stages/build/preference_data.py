@@ -1,0 +1,188 @@
+"""What reward models and DPO learn from: preferences, and those held out."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+
+from r1jax.data import mixture, preferences, readers, sources, tasks
+from r1jax.data import preference_batches
+from r1jax.data.preference_batches import Comparisons, Example
+from r1jax.data.preferences import Preference
+from r1jax.data.quarantine import Quarantine
+from r1jax.errors import UserError
+from r1jax.stages.build.parts import parts as build
+
+
+class Lessons(NamedTuple):
+  """What a stage learns from and what it is measured on.
+
+  Attributes:
+    train, held_out: Batches; the second in the order of the rows.
+    groups: How many training examples each has. The indices of the batches
+      count these first, and then those that are held out alone.
+    names: Of all groups.
+  """
+
+  train: Comparisons
+  held_out: Comparisons
+  groups: dict[str, int]
+  names: tuple[str, ...]
+
+
+def lessons(config: ml_collections.ConfigDict, made: build.Parts, name: str,
+            tokenise: Callable[[list[Preference], Quarantine], list[Example]],
+            labelled: bool = False) -> Lessons:
+  """What config[name] says.
+
+  Args:
+    config: Of the run.
+    made: Its parts.
+    name: Of the section.
+    tokenise: Makes examples of preferences; bad ones go to the quarantine.
+    labelled: Of single responses, not of pairs.
+
+  Raises:
+    UserError: bad data, or none.
+  """
+  c = config[name]
+  check(config, made, name)
+  quarantine = Quarantine(config.data.quarantine)
+  rows = _Rows(config, name, made, labelled, quarantine)
+  train, held_out = [], []
+  for source, count in mixture.parse(c.data).items():
+    learnt, aside = rows.both(source, count)
+    train += learnt
+    held_out += aside
+  if c.held_out:
+    held_out = [row for source, count in mixture.parse(c.held_out).items()
+                for row in rows.held_out(source, count)]
+  total = len(train) + len(held_out) + len(quarantine.dropped)
+  examples, measured = (tokenise(some, quarantine)
+                        for some in (train, held_out))
+  if told := quarantine.settle(f'{name}.data', total):
+    print(told)
+  if not examples:
+    raise UserError(f'{name}: data: no rows to learn from in '
+                    f'{", ".join(c.data)}')
+  if not measured:
+    raise UserError(f'{name}: no row is held out to evaluate on; raise '
+                    f'{name}.held_out_share, or name some in {name}.held_out')
+  groups = preference_batches.groups_of(examples)
+  names = (*groups, *(group for group in preference_batches.groups_of(measured)
+                      if group not in groups))
+  shape = c.batch_size, tuple(c.widths_tokens), made.tokenizer.pad_id
+  return Lessons(
+      Comparisons(examples, names, *shape, config.seed, c.epochs),
+      Comparisons(measured, names, *shape, shuffle=False), groups, names)
+
+
+def check(config: ml_collections.ConfigDict, made: build.Parts, name: str,
+          missing: Collection[str] = ()):
+  """What config[name] says, whatever is in the files that it names.
+
+  Args:
+    config: Of the run.
+    made: Its parts.
+    name: Of the section.
+    missing: Entries of its lists whose files are to come.
+
+  Raises:
+    UserError: naming the key that means nothing.
+  """
+  c = config[name]
+  build.divides(f'{name}.batch_size', c.batch_size, c.microbatches,
+                made.model.layout)
+  build.widths(name, c.widths_tokens, config.model.max_context)
+  if not 0 <= c.held_out_share < 1:
+    raise UserError(f'{name}: held_out_share must lie within [0, 1), got '
+                    f'{c.held_out_share}')
+  if c.held_out_rows < 0:
+    raise UserError(f'{name}: held_out_rows must not be below 0')
+  if not c.data:
+    raise UserError(f'{name}: data names nothing to learn from')
+  for key in ('data', 'held_out'):
+    for source, count in mixture.parse(c[key]).items():
+      _check_count(name, key, source, count)
+    build.check_files(f'{name}.{key}', c[key], missing,
+                      (*tasks.TASKS, *sources.SOURCES))
+
+
+def _check_count(name: str, key: str, source: str, count: float | None):
+  if source not in tasks.TASKS:
+    if count is not None:
+      raise UserError(f'{name}: {key}: {source} is a file: it counts by its '
+                      f'rows; leave :{count:g} out')
+    return
+  if source != preferences.TASK:
+    raise UserError(f'{name}: {key}: {source} has no preferences; '
+                    f'{preferences.TASK} has')
+  if key == 'data' and (not count or count != int(count)):
+    raise UserError(f'{name}: data: say how many of {source}, as in '
+                    f"'{source}:1000'")
+
+
+def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
+  """The files that `data` and `held_out` of a section stand for."""
+  found = {'data': [], 'held_out': []}
+  for key, split in (('data', tasks.TRAIN), ('held_out', tasks.HELD_OUT)):
+    for name in mixture.parse(section[key]):
+      if name in sources.SOURCES:
+        found[key] += readers.files(preferences.dataset_path(name, split))
+        if not section.held_out:
+          found['held_out'] += readers.files(
+              preferences.dataset_path(name, tasks.HELD_OUT))
+      elif name not in tasks.TASKS:
+        found[key] += readers.files(name)
+  return found
+
+
+class _Rows:
+  """Preferences of files, of datasets, and of the task."""
+
+  def __init__(self, config: ml_collections.ConfigDict, name: str,
+               made: build.Parts, labelled: bool, quarantine: Quarantine):
+    self._c, self._seed = config[name], config.seed
+    self._template, self._labelled = made.template, labelled
+    self._quarantine = quarantine
+    self._synthetic = preferences.Synthetic(**self._c.synthetic)
+
+  def both(self, source: str, count: float | None):
+    """To learn from, and what of the same source is held out."""
+    aside = not self._c.held_out
+    if source in tasks.TASKS:
+      return (self._made(tasks.TRAIN, int(count)),
+              self.held_out(source, None) if aside else [])
+    if source in sources.SOURCES:
+      found = self._read(preferences.dataset_path(source, tasks.TRAIN), source)
+      return found, self.held_out(source, None) if aside else []
+    found = self._read(source, '')
+    if not aside:
+      return found, []
+    share = self._c.held_out_share
+    held = [preferences.is_held_out(row.prompt.id, share) for row in found]
+    return ([row for row, out in zip(found, held) if not out],
+            self._first([row for row, out in zip(found, held) if out]))
+
+  def held_out(self, source: str, count: float | None) -> list[Preference]:
+    """To evaluate on alone."""
+    if source in tasks.TASKS:
+      return self._made(
+          tasks.HELD_OUT, int(count or self._c.held_out_rows))
+    group = ''
+    if source in sources.SOURCES:
+      group = source
+      source = preferences.dataset_path(source, tasks.HELD_OUT)
+    return self._first(self._read(source, group))
+
+  def _made(self, split: str, count: int) -> list[Preference]:
+    draw = preferences.responses if self._labelled else preferences.pairs
+    return draw(self._synthetic, self._template, split, self._seed, count)
+
+  def _read(self, path: str, group: str) -> list[Preference]:
+    found = preferences.read(path, self._template, group, self._quarantine)
+    return preferences.labelled(found) if self._labelled else found
+
+  def _first(self, found: list[Preference]) -> list[Preference]:
+    return found[:self._c.held_out_rows or None]
