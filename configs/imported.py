@@ -11,8 +11,7 @@ prompts and completions than here: --config.data.max_prompt_tokens and
 
 from pathlib import Path
 
-from r1jax.config import base
-from r1jax.config import models
+from r1jax.config import base, models
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 
@@ -24,8 +23,10 @@ def get_config(source: str = ''):
   config.stages = ('rl',)
   config.model = models.imported(source)
   config.init = config.tokenizer.source = source
-  there = any((Path(source).expanduser() / name).exists()
-              for name in ('tokenizer.json', 'tokenizer.json.gz'))
+  there = any(
+    (Path(source).expanduser() / name).exists()
+    for name in ('tokenizer.json', 'tokenizer.json.gz')
+  )
   if there and tokenizer.load(source).chat_template:
     config.data.template = 'chat'
   context = config.model.max_context

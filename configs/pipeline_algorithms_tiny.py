@@ -17,10 +17,22 @@ from r1jax.config import algorithms
 
 def get_config() -> ConfigDict:
   r1 = pipeline_r1_tiny.get_config()
-  pipeline = ConfigDict(dict(
-      stages=('base', 'grpo', 'grpo_language', 'ppo', 'ppo_lam095', 'pairs',
-              'dpo', 'dpo_robust'),
-      seed=0, evaluations=('arithmetic', 'countdown')))
+  pipeline = ConfigDict(
+    dict(
+      stages=(
+        'base',
+        'grpo',
+        'grpo_language',
+        'ppo',
+        'ppo_lam095',
+        'pairs',
+        'dpo',
+        'dpo_robust',
+      ),
+      seed=0,
+      evaluations=('arithmetic', 'countdown'),
+    )
+  )
   pipeline.base, pipeline.grpo = r1.base, r1.zero
   pipeline.grpo_language = copy.deepcopy(r1.zero)
   pipeline.grpo_language.rl.reward.language = 0.5
@@ -28,8 +40,14 @@ def get_config() -> ConfigDict:
   pipeline.pairs = copy.deepcopy(r1.curated)
   pipeline.pairs.init = '@base'
   pipeline.pairs.curate.update(
-      prompts=2000, samples=8, pairs=True, max_per_prompt=4, general=(),
-      min_language=0.0, max_repetition=1.0)
+    prompts=2000,
+    samples=8,
+    pairs=True,
+    max_per_prompt=4,
+    general=(),
+    min_language=0.0,
+    max_repetition=1.0,
+  )
   pipeline.dpo, pipeline.dpo_robust = (_dpo(r1.zero, on) for on in (0, 1))
   return pipeline
 
@@ -48,9 +66,20 @@ def _dpo(grpo: ConfigDict, robust: bool) -> ConfigDict:
   config = copy.deepcopy(grpo)
   config.stages = ('dpo',)
   config.dpo.update(
-      data=('@pairs',), held_out_share=0.1, held_out_rows=0, batch_size=32,
-      widths_tokens=(128,), epochs=2, eval_every=50, checkpoint_every=50,
-      balance_loss=0.0, beta=0.5, group_robust=bool(robust), group_step=0.05)
+    data=('@pairs',),
+    held_out_share=0.1,
+    held_out_rows=0,
+    batch_size=32,
+    widths_tokens=(128,),
+    epochs=2,
+    eval_every=50,
+    checkpoint_every=50,
+    balance_loss=0.0,
+    beta=0.5,
+    group_robust=bool(robust),
+    group_step=0.05,
+  )
   config.dpo.optimizer.update(
-      learning_rate=5e-5, warmup_steps=10, decay='cosine', weight_decay=0.0)
+    learning_rate=5e-5, warmup_steps=10, decay='cosine', weight_decay=0.0
+  )
   return config

@@ -27,20 +27,35 @@ def _config(kind: str) -> ConfigDict:
 def get_config() -> ConfigDict:
   labels = _config('label_steps')
   labels.label_steps.update(
-      prompts=96, samples=4, continuations=8, chunk_prompts=32)
+    prompts=96, samples=4, continuations=8, chunk_prompts=32
+  )
   judge = _config('prm')
   judge.model.scalar_head = True
   judge.prm.update(
-      data=('@labels',), held_out_share=0.15, epochs=6, batch_size=32,
-      widths_tokens=(32, 76), eval_every=10, log_every=2, balance_loss=0.0,
-      judge_rows=64)
+    data=('@labels',),
+    held_out_share=0.15,
+    epochs=6,
+    batch_size=32,
+    widths_tokens=(32, 76),
+    eval_every=10,
+    log_every=2,
+    balance_loss=0.0,
+    judge_rows=64,
+  )
   judge.prm.optimizer.update(
-      learning_rate=1e-3, warmup_steps=5, decay='cosine', weight_decay=0.0)
+    learning_rate=1e-3, warmup_steps=5, decay='cosine', weight_decay=0.0
+  )
   policy = _config('rl')
   policy.rl.update(steps=30, eval_every=3, checkpoint_every=30)
   policy.rl.reward.update(accuracy=0.0, format=0.0, process=1.0)
   policy.rl.reward_models.process = '@judge'
   policy.eval.samples = 4
-  return ConfigDict(dict(
-      stages=('labels', 'judge', 'policy'), evaluations=(),
-      labels=labels, judge=judge, policy=policy))
+  return ConfigDict(
+    dict(
+      stages=('labels', 'judge', 'policy'),
+      evaluations=(),
+      labels=labels,
+      judge=judge,
+      policy=policy,
+    )
+  )

@@ -21,8 +21,8 @@ MATH and MBPP stand for the questions of reasoning.
 
 from ml_collections import ConfigDict
 
-from r1jax.config import models
 from configs.pipeline_r1_zero import V3_BASE, v3
+from r1jax.config import models
 
 # 128 sequences at once, not 512: their tokens lie over more of `tensor`.
 _FEWER_ROWS = dict(data=-1, fsdp=4, tensor=8, expert=32)
@@ -34,10 +34,12 @@ def _sft(init: str, data: tuple[str, ...]) -> ConfigDict:
   config = v3('sft', init)
   config.mesh = _FEWER_ROWS
   config.data.update(_FORM)
-  config.sft.update(data=data, epochs=2, batch_size=128, length_tokens=32768,
-                    microbatches=1)
+  config.sft.update(
+    data=data, epochs=2, batch_size=128, length_tokens=32768, microbatches=1
+  )
   config.sft.optimizer.update(
-      learning_rate=5e-5, decay='cosine', final_ratio=0.1)
+    learning_rate=5e-5, decay='cosine', final_ratio=0.1
+  )
   return config
 
 
@@ -45,8 +47,14 @@ def _rl(init: str, steps: int) -> ConfigDict:
   config = v3('rl', init)
   config.data.update(_FORM)
   config.rl.update(
-      steps=steps, prompts_per_step=512, group_size=16, minibatches=16,
-      max_new_tokens=32768, kl_coef=0.001, reference_every=25)
+    steps=steps,
+    prompts_per_step=512,
+    group_size=16,
+    minibatches=16,
+    max_new_tokens=32768,
+    kl_coef=0.001,
+    reference_every=25,
+  )
   config.rl.reward.language = 1.0  # Added directly (section 2.3.2).
   config.rl.optimizer.learning_rate = 3e-6
   return config
@@ -69,10 +77,17 @@ def _curated() -> ConfigDict:
   config.data.update(_FORM)
   config.rl.max_new_tokens = 32768
   config.curate.update(
-      samples=16, temperature=1.0, correct=True, well_formed=True,
-      min_language=0.95, max_repetition=0.2, without=('```',),
-      max_per_prompt=8, reasoning_rows=600_000,
-      general=('r1/general.jsonl:200000',))
+    samples=16,
+    temperature=1.0,
+    correct=True,
+    well_formed=True,
+    min_language=0.95,
+    max_repetition=0.2,
+    without=('```',),
+    max_per_prompt=8,
+    reasoning_rows=600_000,
+    general=('r1/general.jsonl:200000',),
+  )
   return config
 
 
@@ -84,7 +99,8 @@ def _final() -> ConfigDict:
   config.rl.update(temperature=0.7, general_after=1300)
   config.rl.reward_models.update(helpful='@helpful', safe='@safe')
   config.rl.general_reward.update(
-      helpful=1.0, safe=1.0, format=1.0, language=1.0)
+    helpful=1.0, safe=1.0, format=1.0, language=1.0
+  )
   return config
 
 
@@ -96,14 +112,19 @@ def _judge(kind: str, data: str) -> ConfigDict:
   config.data.update(_FORM)
   config.model.scalar_head = True
   config.reward_model.update(
-      kind=kind, data=(data,), epochs=1, batch_size=256,
-      widths_tokens=(1024, 2048, 4096, 8192))
+    kind=kind,
+    data=(data,),
+    epochs=1,
+    batch_size=256,
+    widths_tokens=(1024, 2048, 4096, 8192),
+  )
   config.reward_model.optimizer.learning_rate = 6e-6
   return config
 
 
-def _distilled(model: dict, weights: str, tokenizer: str,
-               learning_rate: float, tensor: int) -> ConfigDict:
+def _distilled(
+  model: dict, weights: str, tokenizer: str, learning_rate: float, tensor: int
+) -> ConfigDict:
   """SFT of a dense base on the 800k rows: 2 epochs ("2–3"), batch 64, cosine
   to a tenth (section 2.4)."""
   config = _sft(weights, ('@curated',))
@@ -118,15 +139,30 @@ def _distilled(model: dict, weights: str, tokenizer: str,
 _QWEN, _LLAMA = 'tokenizer/qwen2.5', 'tokenizer/llama3'
 # Size of the student: base, tokenizer, peak learning rate, tensor axis.
 _STUDENTS = {
-    'qwen_1_5b': (models.qwen2_5_math_1_5b, 'weights/qwen2.5-math-1.5b', _QWEN,
-                  1e-4, 1),
-    'qwen_7b': (models.qwen2_5_math_7b, 'weights/qwen2.5-math-7b', _QWEN,
-                8e-5, 1),
-    'qwen_14b': (models.qwen2_5_14b, 'weights/qwen2.5-14b', _QWEN, 7e-5, 1),
-    'qwen_32b': (models.qwen2_5_32b, 'weights/qwen2.5-32b', _QWEN, 6e-5, 2),
-    'llama_8b': (models.llama3_1_8b, 'weights/llama3.1-8b', _LLAMA, 5e-5, 1),
-    'llama_70b': (models.llama3_3_70b, 'weights/llama3.3-70b-instruct', _LLAMA,
-                  2e-5, 4),
+  'qwen_1_5b': (
+    models.qwen2_5_math_1_5b,
+    'weights/qwen2.5-math-1.5b',
+    _QWEN,
+    1e-4,
+    1,
+  ),
+  'qwen_7b': (
+    models.qwen2_5_math_7b,
+    'weights/qwen2.5-math-7b',
+    _QWEN,
+    8e-5,
+    1,
+  ),
+  'qwen_14b': (models.qwen2_5_14b, 'weights/qwen2.5-14b', _QWEN, 7e-5, 1),
+  'qwen_32b': (models.qwen2_5_32b, 'weights/qwen2.5-32b', _QWEN, 6e-5, 2),
+  'llama_8b': (models.llama3_1_8b, 'weights/llama3.1-8b', _LLAMA, 5e-5, 1),
+  'llama_70b': (
+    models.llama3_3_70b,
+    'weights/llama3.3-70b-instruct',
+    _LLAMA,
+    2e-5,
+    4,
+  ),
 }
 
 
@@ -145,16 +181,33 @@ def _qwen_32b_zero() -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-  students = {name: _distilled(make(), *rest)
-              for name, (make, *rest) in _STUDENTS.items()}
-  return ConfigDict(dict(
-      stages=('cold_start', 'reasoning', 'curated', 'sft', 'helpful', 'safe',
-              'final', *students, 'qwen_32b_zero'),
-      seed=0, evaluations=('aime24', 'math500'),
+  students = {
+    name: _distilled(make(), *rest) for name, (make, *rest) in _STUDENTS.items()
+  }
+  return ConfigDict(
+    dict(
+      stages=(
+        'cold_start',
+        'reasoning',
+        'curated',
+        'sft',
+        'helpful',
+        'safe',
+        'final',
+        *students,
+        'qwen_32b_zero',
+      ),
+      seed=0,
+      evaluations=('aime24', 'math500'),
       # Thousands of long thoughts; size and settings are unpublished.
       cold_start=_sft(V3_BASE, ('r1/cold_start.jsonl',)),
-      reasoning=_reasoning(), curated=_curated(),
+      reasoning=_reasoning(),
+      curated=_curated(),
       sft=_sft(V3_BASE, ('@curated',)),  # From the base again.
       helpful=_judge('helpful', 'r1/helpful.jsonl'),
-      safe=_judge('safe', 'r1/safe.jsonl'), final=_final(),
-      qwen_32b_zero=_qwen_32b_zero(), **students))
+      safe=_judge('safe', 'r1/safe.jsonl'),
+      final=_final(),
+      qwen_32b_zero=_qwen_32b_zero(),
+      **students,
+    )
+  )

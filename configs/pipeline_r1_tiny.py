@@ -9,8 +9,7 @@ and a second language are mixed.
 
 from ml_collections import ConfigDict
 
-from r1jax.config import base
-from r1jax.config import models
+from r1jax.config import base, models
 
 
 def _config(kind: str, init: str) -> ConfigDict:
@@ -24,8 +23,11 @@ def _config(kind: str, init: str) -> ConfigDict:
   config.data.max_prompt_tokens = 20
   config.data.step_delimiter = ' '
   config.corpus.update(
-      tasks=('arithmetic:0.55', 'countdown:0.25', 'manners:0.2'),
-      spoken=0.8, foreign=0.4, rude=0.35)
+    tasks=('arithmetic:0.55', 'countdown:0.25', 'manners:0.2'),
+    spoken=0.8,
+    foreign=0.4,
+    rude=0.35,
+  )
   config.rl.max_new_tokens = 96
   config.eval.update(num_problems=96, samples=8, temperature=1.0, top_p=1.0)
   return config
@@ -34,23 +36,41 @@ def _config(kind: str, init: str) -> ConfigDict:
 def _pretrain() -> ConfigDict:
   config = _config('pretrain', 'pretrain')
   config.pretrain.update(
-      steps=1500, batch_size=72, length_tokens=128, checkpoint_every=300,
-      balance_loss=0.0)
+    steps=1500,
+    batch_size=72,
+    length_tokens=128,
+    checkpoint_every=300,
+    balance_loss=0.0,
+  )
   config.pretrain.optimizer.update(
-      learning_rate=2e-3, warmup_steps=100, decay='cosine')
+    learning_rate=2e-3, warmup_steps=100, decay='cosine'
+  )
   return config
 
 
 def _sft(init: str, *data: str) -> ConfigDict:
   config = _config('sft', init)
   config.corpus.update(  # Demonstrations are clean, and in one language.
-      direct=0.0, slip=0.02, noticed=1.0, reconsidered=0.0, malformed=0.0,
-      spoken=1.0, foreign=0.0, rude=0.0)
+    direct=0.0,
+    slip=0.02,
+    noticed=1.0,
+    reconsidered=0.0,
+    malformed=0.0,
+    spoken=1.0,
+    foreign=0.0,
+    rude=0.0,
+  )
   config.sft.update(
-      data=data, epochs=3, batch_size=16, length_tokens=128, log_every=5,
-      balance_loss=0.0)
+    data=data,
+    epochs=3,
+    batch_size=16,
+    length_tokens=128,
+    log_every=5,
+    balance_loss=0.0,
+  )
   config.sft.optimizer.update(
-      learning_rate=1e-3, warmup_steps=10, decay='cosine', weight_decay=0.0)
+    learning_rate=1e-3, warmup_steps=10, decay='cosine', weight_decay=0.0
+  )
   return config
 
 
@@ -58,10 +78,18 @@ def _rl(init: str, steps: int) -> ConfigDict:
   config = _config('rl', init)
   config.data.mixture = ('arithmetic:0.6', 'countdown:0.4')
   config.rl.update(
-      steps=steps, prompts_per_step=32, group_size=16, minibatches=2,
-      microbatches=4, reference_every=40, eval_every=10, checkpoint_every=20)
+    steps=steps,
+    prompts_per_step=32,
+    group_size=16,
+    minibatches=2,
+    microbatches=4,
+    reference_every=40,
+    eval_every=10,
+    checkpoint_every=20,
+  )
   config.rl.optimizer.update(
-      learning_rate=1e-4, warmup_steps=5, decay='cosine', weight_decay=0.0)
+    learning_rate=1e-4, warmup_steps=5, decay='cosine', weight_decay=0.0
+  )
   return config
 
 
@@ -69,14 +97,28 @@ def _judge(kind: str) -> ConfigDict:
   """A reward model of its own: it never saw a rule."""
   config = _config('reward_model', 'random')
   config.model.update(
-      num_layers=2, first_k_dense=2, d_model=64, q_lora_rank=32,
-      kv_lora_rank=16, ffn_dim=192, scalar_head=True)
+    num_layers=2,
+    first_k_dense=2,
+    d_model=64,
+    q_lora_rank=32,
+    kv_lora_rank=16,
+    ffn_dim=192,
+    scalar_head=True,
+  )
   config.reward_model.update(
-      kind=kind, data=('manners:6000',), held_out_rows=512, batch_size=64,
-      widths_tokens=(96,), epochs=2, eval_every=100, checkpoint_every=100,
-      balance_loss=0.0)
+    kind=kind,
+    data=('manners:6000',),
+    held_out_rows=512,
+    batch_size=64,
+    widths_tokens=(96,),
+    epochs=2,
+    eval_every=100,
+    checkpoint_every=100,
+    balance_loss=0.0,
+  )
   config.reward_model.optimizer.update(
-      learning_rate=3e-3, warmup_steps=20, decay='cosine')
+    learning_rate=3e-3, warmup_steps=20, decay='cosine'
+  )
   return config
 
 
@@ -86,8 +128,12 @@ def _curated(init: str, *general: str) -> ConfigDict:
   config.data.mixture = ('arithmetic:0.5', 'countdown:0.5')
   config.corpus.update(rude=0.0, spoken=1.0, foreign=0.0, malformed=0.0)
   config.curate.update(
-      prompts=1200, samples=4, min_language=0.95, max_repetition=0.5,
-      general=general)
+    prompts=1200,
+    samples=4,
+    min_language=0.95,
+    max_repetition=0.5,
+    general=general,
+  )
   return config
 
 
@@ -99,25 +145,53 @@ def _final() -> ConfigDict:
   config.rl.reward.language = 0.5
   config.rl.reward_models.update(helpful='@helpful', safe='@safe')
   config.rl.general_reward.update(
-      helpful=0.3, safe=1.0, format=1.0, language=0.5)
+    helpful=0.3, safe=1.0, format=1.0, language=0.5
+  )
   return config
 
 
 def _dense(config: ConfigDict) -> ConfigDict:
   """The small student: dense, with grouped queries, as Qwen and Llama are."""
   config.model = models.llama3_1_8b() | dict(
-      num_layers=2, first_k_dense=2, d_model=80, num_heads=4, num_kv_heads=2,
-      head_dim=20, ffn_dim=240, vocab_size=144, max_context=160, init_std=0.02,
-      rope=models.rope(1e4, 'halves'), dtype='float32', remat=False)
+    num_layers=2,
+    first_k_dense=2,
+    d_model=80,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=20,
+    ffn_dim=240,
+    vocab_size=144,
+    max_context=160,
+    init_std=0.02,
+    rope=models.rope(1e4, 'halves'),
+    dtype='float32',
+    remat=False,
+  )
   return config
 
 
 def get_config() -> ConfigDict:
-  pipeline = ConfigDict(dict(
-      stages=('base', 'zero', 'cold_start', 'reasoning', 'curated', 'sft',
-              'helpful', 'safe', 'final', 'lessons', 'student_base',
-              'student', 'student_rl'),
-      seed=0, evaluations=('arithmetic', 'countdown', 'manners')))
+  pipeline = ConfigDict(
+    dict(
+      stages=(
+        'base',
+        'zero',
+        'cold_start',
+        'reasoning',
+        'curated',
+        'sft',
+        'helpful',
+        'safe',
+        'final',
+        'lessons',
+        'student_base',
+        'student',
+        'student_rl',
+      ),
+      seed=0,
+      evaluations=('arithmetic', 'countdown', 'manners'),
+    )
+  )
   # R1-Zero: the base, and rules.
   pipeline.base = _pretrain()
   pipeline.zero = _rl('@base', 70)

@@ -15,8 +15,7 @@ stages. A step here is a rollout of 16 updates, so 512 and 138 of them.
 
 from ml_collections import ConfigDict
 
-from r1jax.config import base
-from r1jax.config import models
+from r1jax.config import base, models
 
 V3_BASE = 'weights/deepseek-v3-base'
 TOKENIZER = 'tokenizer/deepseek-r1'
@@ -43,9 +42,15 @@ def zero(init: str, steps: int, max_new_tokens: int) -> ConfigDict:
   """Section 2.2: 32 questions × 16 samples an update, 16 updates a rollout."""
   config = v3('rl', init)
   config.rl.update(
-      steps=steps, prompts_per_step=512, group_size=16, minibatches=16,
-      max_new_tokens=max_new_tokens, kl_coef=0.001, temperature=1.0,
-      reference_every=25)
+    steps=steps,
+    prompts_per_step=512,
+    group_size=16,
+    minibatches=16,
+    max_new_tokens=max_new_tokens,
+    kl_coef=0.001,
+    temperature=1.0,
+    reference_every=25,
+  )
   config.rl.optimizer.learning_rate = 3e-6
   return config
 
@@ -60,6 +65,12 @@ def zero_long() -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-  return ConfigDict(dict(
-      stages=('zero', 'zero_long'), seed=0, evaluations=('aime24', 'math500'),
-      zero=zero(V3_BASE, 512, 32768), zero_long=zero_long()))
+  return ConfigDict(
+    dict(
+      stages=('zero', 'zero_long'),
+      seed=0,
+      evaluations=('aime24', 'math500'),
+      zero=zero(V3_BASE, 512, 32768),
+      zero_long=zero_long(),
+    )
+  )

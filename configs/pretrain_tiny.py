@@ -10,8 +10,7 @@ On two CPU cores it takes 10 to 15 minutes and ends at a loss of 0.68 nats a
 token, most of it the digits of the questions; pass@1 is then 0.25.
 """
 
-from r1jax.config import base
-from r1jax.config import models
+from r1jax.config import base, models
 
 
 def get_config():
@@ -22,13 +21,19 @@ def get_config():
   config.data.max_prompt_tokens = 12
   config.data.step_delimiter = ' '
   config.pretrain.update(
-      steps=1500, batch_size=86, length_tokens=96, checkpoint_every=200,
-      balance_loss=0.0)  # The bias alone keeps eight experts busy.
+    steps=1500,
+    batch_size=86,
+    length_tokens=96,
+    checkpoint_every=200,
+    balance_loss=0.0,
+  )  # The bias alone keeps eight experts busy.
   config.rl.max_new_tokens = 64
   # The policy itself is measured, not a cooler one.
   config.eval.update(temperature=1.0, top_p=1.0)
   config.eval.search.update(
-      budget_tokens=256, step_tokens=16, finish_tokens=48, exploration=0.5)
+    budget_tokens=256, step_tokens=16, finish_tokens=48, exploration=0.5
+  )
   config.pretrain.optimizer.update(
-      learning_rate=2e-3, warmup_steps=100, decay='cosine')
+    learning_rate=2e-3, warmup_steps=100, decay='cosine'
+  )
   return config

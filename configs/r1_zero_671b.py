@@ -30,8 +30,7 @@ Sequences end at 8,192 tokens here; R1-Zero's own limit is
 --config.rl.max_new_tokens=32768, and 65536 after step 8200.
 """
 
-from r1jax.config import base
-from r1jax.config import models
+from r1jax.config import base, models
 
 
 def get_config():

@@ -12,8 +12,7 @@ On two CPU cores it takes two to three minutes; its rewards stay at 0.
     --workdir=runs/gsm8k
 """
 
-from r1jax.config import base
-from r1jax.config import models
+from r1jax.config import base, models
 
 
 def get_config():
@@ -22,10 +21,15 @@ def get_config():
   config.init = 'random'
   config.model = models.small_qwen_vocab()
   config.tokenizer.source = 'tokenizer/qwen2.5'
-  config.data.update(
-      task='gsm8k', template='r1_zero', max_prompt_tokens=320)
+  config.data.update(task='gsm8k', template='r1_zero', max_prompt_tokens=320)
   config.rl.update(
-      steps=4, prompts_per_step=4, group_size=4, max_new_tokens=64,
-      minibatches=2, eval_every=2, checkpoint_every=2)
+    steps=4,
+    prompts_per_step=4,
+    group_size=4,
+    max_new_tokens=64,
+    minibatches=2,
+    eval_every=2,
+    checkpoint_every=2,
+  )
   config.eval.update(num_problems=8, samples=2)
   return config

@@ -17,9 +17,16 @@ def get_config():
   config.stages = ('pretrain', 'rl')
   config.init = 'shipped'
   config.rl.update(
-      steps=80, prompts_per_step=32, group_size=16,
-      minibatches=2, microbatches=4, reference_every=40, eval_every=10,
-      checkpoint_every=10)
+    steps=80,
+    prompts_per_step=32,
+    group_size=16,
+    minibatches=2,
+    microbatches=4,
+    reference_every=40,
+    eval_every=10,
+    checkpoint_every=10,
+  )
   config.rl.optimizer.update(
-      learning_rate=3e-4, warmup_steps=5, decay='cosine', weight_decay=0.0)
+    learning_rate=3e-4, warmup_steps=5, decay='cosine', weight_decay=0.0
+  )
   return config

@@ -9,8 +9,7 @@ On one CPU core it takes half a minute and ends at an accuracy of 0.82 on held-
 out pairs, where one who knew every chance would reach 0.86.
 """
 
-from r1jax.config import base
-from r1jax.config import models
+from r1jax.config import base, models
 
 
 def get_config():
@@ -18,13 +17,26 @@ def get_config():
   config.stages = ('reward_model',)
   config.init = 'random'
   config.model = models.tiny() | dict(
-      num_layers=2, first_k_dense=2, d_model=64, q_lora_rank=32,
-      kv_lora_rank=16, ffn_dim=192, scalar_head=True)
+    num_layers=2,
+    first_k_dense=2,
+    d_model=64,
+    q_lora_rank=32,
+    kv_lora_rank=16,
+    ffn_dim=192,
+    scalar_head=True,
+  )
   config.data.template = 'r1_zero_brief'
   config.reward_model.update(
-      data=('manners:6000',), held_out_rows=1024, batch_size=64,
-      widths_tokens=(64,), epochs=2, eval_every=50, checkpoint_every=100,
-      balance_loss=0.0)
+    data=('manners:6000',),
+    held_out_rows=1024,
+    batch_size=64,
+    widths_tokens=(64,),
+    epochs=2,
+    eval_every=50,
+    checkpoint_every=100,
+    balance_loss=0.0,
+  )
   config.reward_model.optimizer.update(
-      learning_rate=3e-3, warmup_steps=20, decay='cosine')
+    learning_rate=3e-3, warmup_steps=20, decay='cosine'
+  )
   return config

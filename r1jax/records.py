@@ -60,7 +60,8 @@ class Prompt:
 
   def __post_init__(self):  # A checkpoint's JSON has lists for tuples.
     object.__setattr__(
-        self, 'messages', tuple(Message(*turn) for turn in self.messages))
+      self, 'messages', tuple(Message(*turn) for turn in self.messages)
+    )
 
 
 @chex.dataclass(frozen=True)
@@ -200,12 +201,16 @@ class Scored:
 
   def groups(self, size: int) -> list['Scored']:
     """The inverse of `together`, of batches of one size."""
+
     def cut(start: int) -> Scored:
       part = slice(start, start + size)
       return Scored(
-          reward_B=self.reward_B[part], scorable_B=self.scorable_B[part],
-          parts={name: x_B[part] for name, x_B in self.parts.items()},
-          verdicts=self.verdicts[part], texts=self.texts[part])
+        reward_B=self.reward_B[part],
+        scorable_B=self.scorable_B[part],
+        parts={name: x_B[part] for name, x_B in self.parts.items()},
+        verdicts=self.verdicts[part],
+        texts=self.texts[part],
+      )
 
     return [cut(start) for start in range(0, len(self.texts), size)]
 
@@ -214,12 +219,15 @@ class Scored:
     """One after the other."""
     beside = lambda arrays: np.concatenate(list(arrays))
     return cls(
-        reward_B=beside(b.reward_B for b in batches),
-        scorable_B=beside(b.scorable_B for b in batches),
-        parts={name: beside(b.parts[name] for b in batches)
-               for name in batches[0].parts},
-        verdicts=[v for b in batches for v in b.verdicts],
-        texts=[t for b in batches for t in b.texts])
+      reward_B=beside(b.reward_B for b in batches),
+      scorable_B=beside(b.scorable_B for b in batches),
+      parts={
+        name: beside(b.parts[name] for b in batches)
+        for name in batches[0].parts
+      },
+      verdicts=[v for b in batches for v in b.verdicts],
+      texts=[t for b in batches for t in b.texts],
+    )
 
 
 @chex.dataclass(frozen=True)

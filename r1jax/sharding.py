@@ -28,28 +28,28 @@ _Axes = tuple[tuple[str, tuple[str, ...]], ...]
 # come to them. Within a layer heads and FFN width lie over tensor, between
 # layers the sequence does ('t').
 TRAIN_WEIGHTS: _Axes = (
-    ('V', ('tensor',)),
-    ('D', ('fsdp', 'expert')),
-    ('Q', ('fsdp', 'expert')),
-    ('C', ('fsdp', 'expert')),
-    ('N', ('tensor',)),
-    ('K', ('tensor',)),
-    ('F', ('tensor',)),
-    ('E', ('expert', 'tensor')),
-    ('I', ('fsdp',)),
+  ('V', ('tensor',)),
+  ('D', ('fsdp', 'expert')),
+  ('Q', ('fsdp', 'expert')),
+  ('C', ('fsdp', 'expert')),
+  ('N', ('tensor',)),
+  ('K', ('tensor',)),
+  ('F', ('tensor',)),
+  ('E', ('expert', 'tensor')),
+  ('I', ('fsdp',)),
 )
 # Decoding: weights stay whole over fsdp, so that a step gathers nothing.
 DECODE_WEIGHTS: _Axes = tuple(
-    (letter, axes) for letter, axes in TRAIN_WEIGHTS if letter not in 'DQCI'
+  (letter, axes) for letter, axes in TRAIN_WEIGHTS if letter not in 'DQCI'
 )
 ACTIVATIONS: _Axes = (
-    ('B', ('data', 'fsdp', 'expert')),
-    ('Y', ('data', 'fsdp', 'expert')),
-    ('t', ('tensor',)),
-    ('N', ('tensor',)),
-    ('K', ('tensor',)),
-    ('F', ('tensor',)),
-    ('V', ('tensor',)),
+  ('B', ('data', 'fsdp', 'expert')),
+  ('Y', ('data', 'fsdp', 'expert')),
+  ('t', ('tensor',)),
+  ('N', ('tensor',)),
+  ('K', ('tensor',)),
+  ('F', ('tensor',)),
+  ('V', ('tensor',)),
 )
 
 
@@ -62,20 +62,23 @@ def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
   unknown = set(shape) - set(MESH_AXES)
   if unknown:
     raise UserError(
-        f'mesh: unknown axis {sorted(unknown)[0]!r}; use {MESH_AXES}')
+      f'mesh: unknown axis {sorted(unknown)[0]!r}; use {MESH_AXES}'
+    )
   sizes = {axis: int(shape.get(axis, 1)) for axis in MESH_AXES}
   free = [axis for axis, size in sizes.items() if size == -1]
   if len(free) > 1 or any(s < 1 and s != -1 for s in sizes.values()):
     raise UserError(
-        f'mesh: sizes are at least 1, and at most one is -1; got {sizes}')
+      f'mesh: sizes are at least 1, and at most one is -1; got {sizes}'
+    )
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if free and devices % fixed == 0:
     sizes[free[0]] = devices // fixed
   if math.prod(sizes.values()) != devices:
     wanted = ' × '.join(f'{axis}={size}' for axis, size in sizes.items())
     raise UserError(
-        f'mesh: {wanted} does not make the {devices} devices that there are; '
-        'change mesh in the config')
+      f'mesh: {wanted} does not make the {devices} devices that there are; '
+      'change mesh in the config'
+    )
   return sizes
 
 
@@ -85,9 +88,12 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
   sizes = mesh_sizes(shape, len(devices))
   # Torus axes may be split: tensor = 2 is shorter than any axis of a pod.
   return Mesh(
-      mesh_utils.create_device_mesh(
-          tuple(sizes.values()), devices, allow_split_physical_axes=True),
-      MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True
+    ),
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(MESH_AXES),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +110,12 @@ class Layout:
   def activation_spec(self, letters: str) -> PartitionSpec:
     return _spec(letters, self.activations)
 
-  def fitting_spec(self, shape: tuple[int, ...],
-                   letters: str) -> PartitionSpec:
+  def fitting_spec(self, shape: tuple[int, ...], letters: str) -> PartitionSpec:
     """An activation's; a dimension that its axes do not divide stays whole."""
     fits = ''.join(
-        letter if size % self.size(letter) == 0 else '_'
-        for size, letter in zip(shape, letters, strict=True))
+      letter if size % self.size(letter) == 0 else '_'
+      for size, letter in zip(shape, letters, strict=True)
+    )
     return self.activation_spec(fits)
 
   def constrain(self, x: jax.Array, letters: str) -> jax.Array:
@@ -144,8 +150,11 @@ class Layout:
   def parts(self, spec: PartitionSpec) -> int:
     """How many parts an array of this spec is cut into."""
     return math.prod(
-        self.mesh.shape[axis] for entry in spec if entry is not None
-        for axis in ((entry,) if isinstance(entry, str) else entry))
+      self.mesh.shape[axis]
+      for entry in spec
+      if entry is not None
+      for axis in ((entry,) if isinstance(entry, str) else entry)
+    )
 
   @property
   def device(self) -> jax.Device:
@@ -158,8 +167,11 @@ class Layout:
 
   def weight_parts(self, letters: str | tuple) -> int:
     """How many parts a weight of these dimensions is cut into."""
-    return math.prod(self.mesh.shape[axis] for letter in letters
-                     for axis in self.weight_axes(letter))
+    return math.prod(
+      self.mesh.shape[axis]
+      for letter in letters
+      for axis in self.weight_axes(letter)
+    )
 
   def check(self, name: str, shape: tuple[int, ...], letters: str | tuple):
     """Raises UserError if the mesh does not divide a weight of this shape."""
@@ -167,8 +179,9 @@ class Layout:
       axes, parts = self.weight_axes(letter), self.weight_parts(letter)
       if size % parts:
         raise UserError(
-            f'mesh: {name} has {letter} = {size}, which does not divide over '
-            f'{" × ".join(axes)} = {parts}; change mesh in the config')
+          f'mesh: {name} has {letter} = {size}, which does not divide over '
+          f'{" × ".join(axes)} = {parts}; change mesh in the config'
+        )
 
 
 def _spec(letters: str | tuple, table: _Axes) -> PartitionSpec:
@@ -177,6 +190,7 @@ def _spec(letters: str | tuple, table: _Axes) -> PartitionSpec:
   twice = {axis for axis in used if used.count(axis) > 1}
   if twice:
     raise ValueError(
-        f'two of the letters {"".join(letters)!r} are split over the mesh axis '
-        f'{twice.pop()!r}; give one of them another axis in sharding.py')
+      f'two of the letters {"".join(letters)!r} are split over the mesh axis '
+      f'{twice.pop()!r}; give one of them another axis in sharding.py'
+    )
   return PartitionSpec(*axes)

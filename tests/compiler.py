@@ -15,9 +15,14 @@ def light_flags() -> str:
   """For XLA_FLAGS."""
   if _FOUND not in os.environ:
     flags = f'{_CERTAIN} {_LIGHTER}'
-    works = subprocess.run(
+    works = (
+      subprocess.run(
         [sys.executable, '-c', 'import jax; jax.devices()'],
         env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=flags),
-        capture_output=True, timeout=120).returncode == 0
+        capture_output=True,
+        timeout=120,
+      ).returncode
+      == 0
+    )
     os.environ[_FOUND] = flags if works else _CERTAIN
   return os.environ[_FOUND]

@@ -8,21 +8,25 @@ from tests import compiler
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Eight virtual devices, before JAX starts; tests that need one use one.
-os.environ['XLA_FLAGS'] = ' '.join([
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
     os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8', compiler.light_flags()])
+    '--xla_force_host_platform_device_count=8',
+    compiler.light_flags(),
+  ]
+)
 
-import jax  # noqa: E402: after the environment is set.
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
-from r1jax.config import models  # noqa: E402
-from r1jax.model import cache  # noqa: E402
-from r1jax.model.config import ModelConfig  # noqa: E402
-from r1jax.model.transformer import Transformer, init_params  # noqa: E402
-from r1jax.rollout.engine import Engine, EngineConfig  # noqa: E402
-from r1jax.sharding import Layout, make_mesh  # noqa: E402
+from r1jax.config import models
+from r1jax.model import cache
+from r1jax.model.config import ModelConfig
+from r1jax.model.transformer import Transformer, init_params
+from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.sharding import Layout, make_mesh
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,8 +34,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache():
   """Programs compiled once are found again by later tests and later runs."""
-  folder = os.environ.get('R1JAX_TEST_CACHE', os.path.join(
-      tempfile.gettempdir(), f'r1jax-test-cache-{os.getuid()}'))
+  folder = os.environ.get(
+    'R1JAX_TEST_CACHE',
+    os.path.join(tempfile.gettempdir(), f'r1jax-test-cache-{os.getuid()}'),
+  )
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
@@ -50,19 +56,51 @@ def shared() -> Path:
 
 def small_config(**changes) -> ModelConfig:
   """A model of a few thousand parameters with V3's attention and experts."""
-  return from_dict(models.tiny() | dict(
-      d_model=16, num_layers=3, num_heads=2, q_lora_rank=16, kv_lora_rank=8,
-      qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, ffn_dim=32,
-      expert_ffn_dim=16, num_experts=8, vocab_size=32, init_std=0.3,
-      num_expert_groups=4, topk_groups=2) | changes)
+  return from_dict(
+    models.tiny()
+    | dict(
+      d_model=16,
+      num_layers=3,
+      num_heads=2,
+      q_lora_rank=16,
+      kv_lora_rank=8,
+      qk_nope_head_dim=6,
+      qk_rope_head_dim=4,
+      v_head_dim=5,
+      ffn_dim=32,
+      expert_ffn_dim=16,
+      num_experts=8,
+      vocab_size=32,
+      init_std=0.3,
+      num_expert_groups=4,
+      topk_groups=2,
+    )
+    | changes
+  )
 
 
 def dense_config(**changes) -> ModelConfig:
   """A dense model of a few thousand parameters, Qwen2's and Qwen3's at once."""
-  return from_dict(models.llama3_1_8b() | dict(
-      d_model=16, num_layers=2, first_k_dense=2, num_heads=4, num_kv_heads=2,
-      head_dim=6, ffn_dim=32, vocab_size=32, init_std=0.3, dtype='float32',
-      remat=False, qkv_bias=True, qk_norm=True, max_context=128) | changes)
+  return from_dict(
+    models.llama3_1_8b()
+    | dict(
+      d_model=16,
+      num_layers=2,
+      first_k_dense=2,
+      num_heads=4,
+      num_kv_heads=2,
+      head_dim=6,
+      ffn_dim=32,
+      vocab_size=32,
+      init_std=0.3,
+      dtype='float32',
+      remat=False,
+      qkv_bias=True,
+      qk_norm=True,
+      max_context=128,
+    )
+    | changes
+  )
 
 
 from_dict = ModelConfig.from_dict
@@ -82,8 +120,15 @@ def make(config: ModelConfig, layout: Layout | None = None, seed: int = 0):
   return model, params
 
 
-def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
-              chunk_steps: int = 4, **sizes):
+def continued(
+  model: Transformer,
+  params,
+  prompts,
+  after,
+  page_tokens: int = 3,
+  chunk_steps: int = 4,
+  **sizes,
+):
   """Logits of cached decoding, which is told its tokens.
 
   Reads each prompt but its last token into pages, then feeds that token and
@@ -99,55 +144,78 @@ def continued(model: Transformer, params, prompts, after, page_tokens: int = 3,
   """
   B, n = after.shape
   longest = max(map(len, prompts))
-  engine = Engine(model, EngineConfig(
-      rows=B, context_tokens=longest + n + 1, page_tokens=page_tokens,
-      chunk_steps=chunk_steps, **sizes))
+  engine = Engine(
+    model,
+    EngineConfig(
+      rows=B,
+      context_tokens=longest + n + 1,
+      page_tokens=page_tokens,
+      chunk_steps=chunk_steps,
+      **sizes,
+    ),
+  )
   W = engine.places
   table_BW = 1 + np.arange(B * W).reshape(B, W)
   held_B = np.array([len(p) - 1 for p in prompts])
   tokens_BT = np.zeros((B, longest), np.int32)
   for row, prompt in zip(tokens_BT, prompts):
-    row[:len(prompt) - 1] = prompt[:-1]
+    row[: len(prompt) - 1] = prompt[:-1]
 
   def context(tokens_B):  # Pages are filled to the brim, one after another.
     fill = tokens_B[:, None] - page_tokens * np.arange(W)
     return cache.Context(
-        table_BW=jnp.asarray(table_BW, jnp.int32), next_B=jnp.asarray(tokens_B),
-        fill_BW=jnp.asarray(np.clip(fill, 0, page_tokens), jnp.int32))
+      table_BW=jnp.asarray(table_BW, jnp.int32),
+      next_B=jnp.asarray(tokens_B),
+      fill_BW=jnp.asarray(np.clip(fill, 0, page_tokens), jnp.int32),
+    )
 
   pages, _ = jax.jit(engine.programs.fill)(
-      engine.laid_out(params), engine.new_pages(), context(np.zeros(B, int)),
-      tokens_BT, held_B)
+    engine.laid_out(params),
+    engine.new_pages(),
+    context(np.zeros(B, int)),
+    tokens_BT,
+    held_B,
+  )
   fed_Bn = np.concatenate([[[p[-1]] for p in prompts], after], 1)
 
   @jax.jit
   def step(params, pages, context, columns, token_B, column):
     hidden, columns, _ = model.apply(
-        {'params': params}, token_B[:, None],
-        context.fill_BW.sum(-1)[:, None] + column, jnp.ones((B, 1), bool),
-        jnp.broadcast_to(jnp.arange(chunk_steps) <= column,
-                         (B, 1, chunk_steps)),
-        columns, column, pages, context, method='extend')
-    return model.apply({'params': params}, hidden[:, 0],
-                       method='logits'), columns
+      {'params': params},
+      token_B[:, None],
+      context.fill_BW.sum(-1)[:, None] + column,
+      jnp.ones((B, 1), bool),
+      jnp.broadcast_to(jnp.arange(chunk_steps) <= column, (B, 1, chunk_steps)),
+      columns,
+      column,
+      pages,
+      context,
+      method='extend',
+    )
+    return model.apply(
+      {'params': params}, hidden[:, 0], method='logits'
+    ), columns
 
   found = []
   for start in range(0, n + 1, chunk_steps):
     columns = engine.programs._columns(B, chunk_steps)
-    some = fed_Bn[:, start:start + chunk_steps].astype(np.int32)
+    some = fed_Bn[:, start : start + chunk_steps].astype(np.int32)
     here = context(held_B + start)
     for column in range(some.shape[1]):
       logits, columns = step(
-          params, pages, here, columns, some[:, column], jnp.int32(column))
+        params, pages, here, columns, some[:, column], jnp.int32(column)
+      )
       found.append(np.asarray(logits))
     kept = jnp.broadcast_to(
-        jnp.arange(chunk_steps) < some.shape[1], (B, chunk_steps))
+      jnp.arange(chunk_steps) < some.shape[1], (B, chunk_steps)
+    )
     pages = jax.jit(engine.programs._flush)(pages, here, columns, kept, None)
   return np.stack(found, 1)
 
 
-def forward(model: Transformer, params, tokens_BT, position_BT=None,
-            segment_BT=None):
+def forward(
+  model: Transformer, params, tokens_BT, position_BT=None, segment_BT=None
+):
   """Logits of the full forward pass, jitted: [B, T, V] in NumPy."""
   shape = np.shape(tokens_BT)
   if position_BT is None:
@@ -161,4 +229,5 @@ def forward(model: Transformer, params, tokens_BT, position_BT=None,
     return model.apply({'params': params}, out.hidden_BTD, method='logits')
 
   return np.asarray(
-      run(params, jnp.asarray(tokens_BT), position_BT, segment_BT))
+    run(params, jnp.asarray(tokens_BT), position_BT, segment_BT)
+  )

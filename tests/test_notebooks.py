@@ -26,20 +26,29 @@ def test_r1_zero(tmp_path, monkeypatch):
   notebook = nbformat.read(ROOT / 'notebooks/01_r1_zero.ipynb', as_version=4)
   assert 'pip' in notebook.cells[1].source  # The first code cell installs.
   assert not any(cell.get('outputs') for cell in notebook.cells)
-  parameters = [cell for cell in notebook.cells
-                if 'parameters' in cell.metadata.get('tags', [])]
+  parameters = [
+    cell
+    for cell in notebook.cells
+    if 'parameters' in cell.metadata.get('tags', [])
+  ]
   assert len(parameters) == 1
   parameters[0].source = _REDUCED.format(workdir=str(tmp_path / 'run'))
   nbclient.NotebookClient(
-      notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}
+    notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}
   ).execute()
-  printed = [output.get('text', '') for cell in notebook.cells
-             for output in cell.get('outputs', [])]
+  printed = [
+    output.get('text', '')
+    for cell in notebook.cells
+    for output in cell.get('outputs', [])
+  ]
   text = ''.join(printed)
   assert '= ?' in text and '<think>' in text and 'pass@1' in text
-  images = [output for cell in notebook.cells
-            for output in cell.get('outputs', [])
-            if 'image/png' in output.get('data', {})]
+  images = [
+    output
+    for cell in notebook.cells
+    for output in cell.get('outputs', [])
+    if 'image/png' in output.get('data', {})
+  ]
   assert len(images) == 1
 
 
@@ -56,7 +65,8 @@ def install(monkeypatch):
     monkeypatch.setattr(sys, 'path', list(sys.path))
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     monkeypatch.setattr(
-        subprocess, 'run', lambda command, check: commands.append(command))
+      subprocess, 'run', lambda command, check: commands.append(command)
+    )
     exec(source.replace("REPOSITORY = ''", f'REPOSITORY = {repository!r}'), {})
     return commands, sys.path[0]
 

@@ -17,16 +17,20 @@ import sys
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import study  # noqa: E402: it lies beside this folder.
+import study
 
-from configs import pipeline_algorithms_tiny  # noqa: E402
-from r1jax.train import metrics  # noqa: E402
+from configs import pipeline_algorithms_tiny
+from r1jax.train import metrics
 
 CONFIG = pipeline_algorithms_tiny.get_config()
 SAME = {'base': 'base', 'grpo': 'zero'}  # Here, and in experiments/r1_tiny.
 COLUMNS = ('pass@1', 'cons@8', 'format', 'language', 'response_length/mean')
-CURVES = {'grpo': 'GRPO', 'ppo': 'PPO, λ = 1', 'ppo_lam095': 'PPO, λ = 0.95',
-          'grpo_language': 'GRPO, language reward'}
+CURVES = {
+  'grpo': 'GRPO',
+  'ppo': 'PPO, λ = 1',
+  'ppo_lam095': 'PPO, λ = 0.95',
+  'grpo_language': 'GRPO, language reward',
+}
 
 
 def taken_over(r1: Path, place: Path):
@@ -36,29 +40,43 @@ def taken_over(r1: Path, place: Path):
     if not (place / here).exists():
       shutil.copytree(r1 / there, place / here)
   if not (place / 'secs.json').exists():
-    (place / 'secs.json').write_text(json.dumps(
-        {here: secs[there] for here, there in SAME.items()}))
+    (place / 'secs.json').write_text(
+      json.dumps({here: secs[there] for here, there in SAME.items()})
+    )
 
 
 def row(place: Path, stage: str, found: dict[str, float]) -> dict:
   """The numbers of one policy: in the mean of the groups, and of the worst."""
   group = [found[f'{task}/pass@1'] for task in CONFIG.evaluations]
-  told = {'mean pass@1': round(sum(group) / len(group), 4),
-          'worst pass@1': round(min(group), 4)} | {
-              f'{task}/{column}': round(found[f'{task}/{column}'], 4)
-              for task in CONFIG.evaluations for column in COLUMNS}
-  told |= {'pair accuracy': '', 'worst pair accuracy': '',
-           'explained variance': ''}
+  told = {
+    'mean pass@1': round(sum(group) / len(group), 4),
+    'worst pass@1': round(min(group), 4),
+  } | {
+    f'{task}/{column}': round(found[f'{task}/{column}'], 4)
+    for task in CONFIG.evaluations
+    for column in COLUMNS
+  }
+  told |= {
+    'pair accuracy': '',
+    'worst pair accuracy': '',
+    'explained variance': '',
+  }
   if CONFIG[stage].stages[-1] == 'dpo':
-    last = [line for line in metrics.read(place / stage / 'dpo/metrics.jsonl')
-            if 'eval/accuracy' in line][-1]
-    told |= {'pair accuracy': round(last['eval/accuracy'], 4),
-             'worst pair accuracy': round(last['eval/worst_group'], 4)}
+    last = [
+      line
+      for line in metrics.read(place / stage / 'dpo/metrics.jsonl')
+      if 'eval/accuracy' in line
+    ][-1]
+    told |= {
+      'pair accuracy': round(last['eval/accuracy'], 4),
+      'worst pair accuracy': round(last['eval/worst_group'], 4),
+    }
   if CONFIG[stage].stages[-1] == 'rl':
     explained = [
-        line['value/explained_variance']
-        for line in metrics.read(place / stage / 'rl/metrics.jsonl')
-        if 'value/explained_variance' in line][-10:]
+      line['value/explained_variance']
+      for line in metrics.read(place / stage / 'rl/metrics.jsonl')
+      if 'value/explained_variance' in line
+    ][-10:]
     if explained:
       told['explained variance'] = round(sum(explained) / len(explained), 3)
   return told
@@ -66,8 +84,8 @@ def row(place: Path, stage: str, found: dict[str, float]) -> dict:
 
 def main():
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--out', required=True, type=Path)
   parser.add_argument('--r1', type=Path)
   parser.add_argument('--seeds', default='0,1,2')
@@ -77,19 +95,33 @@ def main():
     place = args.out / f'seed{seed}'
     if args.r1:
       taken_over(args.r1 / f'seed{seed}', place)
-    secs = study.pipeline(
-        'configs/pipeline_algorithms_tiny.py', place, seed)
+    secs = study.pipeline('configs/pipeline_algorithms_tiny.py', place, seed)
     found = study.evaluations(place, CONFIG.stages)
-    rows += [{'commit': study.commit(), 'seed': seed, 'stage': stage,
-              'secs': secs[stage]
-              + secs['pairs'] * (CONFIG[stage].stages[-1] == 'dpo')}
-             | row(place, stage, values) for stage, values in found.items()]
+    rows += [
+      {
+        'commit': study.commit(),
+        'seed': seed,
+        'stage': stage,
+        'secs': secs[stage]
+        + secs['pairs'] * (CONFIG[stage].stages[-1] == 'dpo'),
+      }
+      | row(place, stage, values)
+      for stage, values in found.items()
+    ]
     for stage, name in CURVES.items():
       curves[name].append(study.evaluated(place / stage))
   study.write_csv(HERE / 'results.csv', rows)
-  study.plot(HERE / 'curves.png', {
-      metric: curves for metric in (
-          'eval/pass@1', 'eval/language', 'eval/response_length/mean')})
+  study.plot(
+    HERE / 'curves.png',
+    {
+      metric: curves
+      for metric in (
+        'eval/pass@1',
+        'eval/language',
+        'eval/response_length/mean',
+      )
+    },
+  )
 
 
 if __name__ == '__main__':

@@ -46,25 +46,37 @@ def as_the_longest(requests):
 def ours() -> dict:
   import jax
   import numpy as np
+
   from r1jax.model import transformer
   from r1jax.rollout.engine import Engine, EngineConfig
   from r1jax.rollout.sampling import Sampling
   from r1jax.rollout.scheduler import Request
+
   model = peer.model_of()
   params = transformer.init_params(model, jax.random.key(0))
   rng = np.random.default_rng(0)
-  keys = np.asarray(jax.random.key_data(jax.random.split(
-      jax.random.key(1), 256)))
+  keys = np.asarray(
+    jax.random.key_data(jax.random.split(jax.random.key(1), 256))
+  )
 
   def engine(**changes) -> Engine:
-    return Engine(model, EngineConfig(**dict(
-        rows=ROWS, context_tokens=PROMPT + NEW, page_tokens=64,
-        chunk_steps=32) | changes))
+    return Engine(
+      model,
+      EngineConfig(
+        **dict(
+          rows=ROWS, context_tokens=PROMPT + NEW, page_tokens=64, chunk_steps=32
+        )
+        | changes
+      ),
+    )
 
   def request(n: int, new: int, prompt: int = PROMPT) -> Request:
     return Request(
-        name=n, prompt=rng.integers(2, 512, prompt).astype(np.int32),
-        key=keys[n % 256], sampling=Sampling(max_new_tokens=new, stop_ids=()))
+      name=n,
+      prompt=rng.integers(2, 512, prompt).astype(np.int32),
+      key=keys[n % 256],
+      sampling=Sampling(max_new_tokens=new, stop_ids=()),
+    )
 
   def best(run, warm: int = 1, times: int = STEPS) -> float:
     secs = []
@@ -83,14 +95,21 @@ def ours() -> dict:
   tail = [request(n, int(length)) for n, length in enumerate(lengths)]
   # A row waits half a chunk for its next request; few prompts come at a time.
   short = engine(chunk_steps=4, prefill_tokens=512)
-  paged = engine(rows=3 * ROWS, chunk_steps=5, prefill_tokens=512,
-                 page_tokens=8, cache_tokens=ROWS * (PROMPT + NEW))
-  batches = [as_the_longest(tail[i:i + ROWS]) for i in range(0, 256, ROWS)]
+  paged = engine(
+    rows=3 * ROWS,
+    chunk_steps=5,
+    prefill_tokens=512,
+    page_tokens=8,
+    cache_tokens=ROWS * (PROMPT + NEW),
+  )
+  batches = [as_the_longest(tail[i : i + ROWS]) for i in range(0, 256, ROWS)]
   secs, passes = {}, {}
   for turn in range(1 + STEPS):  # Side by side; the first warms up.
     for name, through, groups in (
-        ('refilled', short, [tail]), ('paged', paged, [tail]),
-        ('static', sampler, batches)):
+      ('refilled', short, [tail]),
+      ('paged', paged, [tail]),
+      ('static', sampler, batches),
+    ):
       began = time.process_time()
       session = through.session(params)
       for requests in groups:
@@ -101,8 +120,11 @@ def ours() -> dict:
       spent, passes[name] = time.process_time() - began, session.steps
       secs[name] = min(secs.get(name, spent), spent) if turn else 1e9
   found['tail'] = dict(
-      mean_tokens=float(lengths.mean()), secs=secs, passes=passes, tokens=sum(
-          r.sampling.max_new_tokens for r in tail))
+    mean_tokens=float(lengths.mean()),
+    secs=secs,
+    passes=passes,
+    tokens=sum(r.sampling.max_new_tokens for r in tail),
+  )
 
   found['context'] = []
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
@@ -115,16 +137,24 @@ def ours() -> dict:
     session.turn()  # Reads the prompts.
     secs = best(session.turn, 0) / 16
     entry = model.config.num_layers * model.config.cache_width * 4
-    found['context'].append(dict(
-        context=tokens, step_ms=secs * 1e3,
-        cache_MB=rows * tokens * entry / 1e6, weights_MB=weights / 1e6))
+    found['context'].append(
+      dict(
+        context=tokens,
+        step_ms=secs * 1e3,
+        cache_MB=rows * tokens * entry / 1e6,
+        weights_MB=weights / 1e6,
+      )
+    )
 
   shared = engine(rows=16, context_tokens=512 + 32, chunk_steps=16)
   one = request(0, 16, 512)
-  group = [Request(name=n, prompt=one.prompt, key=keys[n],
-                   sampling=one.sampling) for n in range(16)]
+  group = [
+    Request(name=n, prompt=one.prompt, key=keys[n], sampling=one.sampling)
+    for n in range(16)
+  ]
   prompt_pages, reading = {}, {}
   for name, requests in (('one', [one]), ('sixteen', group)):
+
     def read():
       session = shared.session(params)
       for item in requests:
@@ -133,11 +163,15 @@ def ours() -> dict:
       began = time.process_time()
       session._read(jobs)
       jax.block_until_ready(session._pages)
-      reading[name] = min(
-          reading.get(name, 1e9), time.process_time() - began)
-      prompt_pages[name] = len({
-          page.number for row in session._schedule.running[0]
-          for page in row.pages})
+      reading[name] = min(reading.get(name, 1e9), time.process_time() - began)
+      prompt_pages[name] = len(
+        {
+          page.number
+          for row in session._schedule.running[0]
+          for page in row.pages
+        }
+      )
+
     for _ in range(4):
       read()
   found['group'] = dict(prefill_secs=reading, prompt_pages=prompt_pages)
@@ -146,6 +180,7 @@ def ours() -> dict:
 
 def peers() -> dict:
   import torch
+
   prompts = torch.randint(2, 512, (ROWS, PROMPT))
   found = {}
   for attention in ('eager', 'sdpa'):
@@ -154,9 +189,15 @@ def peers() -> dict:
     for _ in range(2):
       began = time.process_time()
       with torch.no_grad():
-        model.generate(prompts, max_new_tokens=NEW, min_new_tokens=NEW,
-                       do_sample=True, temperature=1.0, top_k=0,
-                       pad_token_id=0)
+        model.generate(
+          prompts,
+          max_new_tokens=NEW,
+          min_new_tokens=NEW,
+          do_sample=True,
+          temperature=1.0,
+          top_k=0,
+          pad_token_id=0,
+        )
       secs.append(time.process_time() - began)
     found[attention] = ROWS * NEW / min(secs)
   return found
@@ -164,42 +205,57 @@ def peers() -> dict:
 
 def main():
   flags = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   flags.add_argument('--peer-python', required=True)
   flags.add_argument('--run', choices=('ours', 'peer'))
   args = flags.parse_args()
   if args.run:
     print(json.dumps({'ours': ours, 'peer': peers}[args.run]()))
     return
-  found = {run: peer.pinned(__file__, run, args.peer_python)
-           for run in ('ours', 'peer')}
+  found = {
+    run: peer.pinned(__file__, run, args.peer_python)
+    for run in ('ours', 'peer')
+  }
   mine, best = found['ours'], max(found['peer'].values())
   print('peer: tokens a CPU-second, and ours over it')
-  print(f"  {'r1jax':<24} {mine['peer']:7.0f}")
+  print(f'  {"r1jax":<24} {mine["peer"]:7.0f}')
   for name, speed in found['peer'].items():
-    print(f"  {'transformers, ' + name:<24} {speed:7.0f}  "
-          f"{mine['peer'] / speed:.2f}")
-  print(f"  over its best: {mine['peer'] / best:.2f}")
+    print(
+      f'  {"transformers, " + name:<24} {speed:7.0f}  '
+      f'{mine["peer"] / speed:.2f}'
+    )
+  print(f'  over its best: {mine["peer"] / best:.2f}')
   tail = mine['tail']
   secs, passes = tail['secs'], tail['passes']
-  print(f"tail: {tail['tokens']} tokens, mean {tail['mean_tokens']:.0f}: "
-        f"static batches {secs['static']:.2f} s, {passes['static']} passes")
+  print(
+    f'tail: {tail["tokens"]} tokens, mean {tail["mean_tokens"]:.0f}: '
+    f'static batches {secs["static"]:.2f} s, {passes["static"]} passes'
+  )
   for name in ('refilled', 'paged'):
-    print(f"  {name} {secs[name]:.2f} s, {passes[name]} passes: "
-          f"{secs['static'] / secs[name]:.2f}×")
+    print(
+      f'  {name} {secs[name]:.2f} s, {passes[name]} passes: '
+      f'{secs["static"] / secs[name]:.2f}×'
+    )
   print('context: ms a step of 8 rows; MB of cache, and of weights, it reads')
   for row in mine['context']:
-    print(f"  {row['context']:<6} {row['step_ms']:8.2f} {row['cache_MB']:8.1f} "
-          f"{row['weights_MB']:6.1f}")
+    print(
+      f'  {row["context"]:<6} {row["step_ms"]:8.2f} {row["cache_MB"]:8.1f} '
+      f'{row["weights_MB"]:6.1f}'
+    )
   first, last = mine['context'][0], mine['context'][-1]
   read = lambda row: row['cache_MB'] + row['weights_MB']
-  print(f"  from first to last: {last['step_ms'] / first['step_ms']:.2f}× the "
-        f"time, {read(last) / read(first):.2f}× the bytes")
+  print(
+    f'  from first to last: {last["step_ms"] / first["step_ms"]:.2f}× the '
+    f'time, {read(last) / read(first):.2f}× the bytes'
+  )
   group = mine['group']
-  print('group: prefill CPU-seconds and pages of the prompt: one sample '
-        f"{group['prefill_secs']['one']:.3f}, {group['prompt_pages']['one']}; "
-        f"sixteen {group['prefill_secs']['sixteen']:.3f}, "
-        f"{group['prompt_pages']['sixteen']}")
+  print(
+    'group: prefill CPU-seconds and pages of the prompt: one sample '
+    f'{group["prefill_secs"]["one"]:.3f}, {group["prompt_pages"]["one"]}; '
+    f'sixteen {group["prefill_secs"]["sixteen"]:.3f}, '
+    f'{group["prompt_pages"]["sixteen"]}'
+  )
 
 
 if __name__ == '__main__':

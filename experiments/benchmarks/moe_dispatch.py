@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from r1jax.model import experts
 
-SHAPES = ((8192, 2, 96, 64, 8), (4096, 4, 256, 128, 16),
-          (2048, 8, 128, 64, 64))
+SHAPES = ((8192, 2, 96, 64, 8), (4096, 4, 256, 128, 16), (2048, 8, 128, 64, 64))
 REPEATS = 10
 
 
@@ -37,25 +36,38 @@ def ideal(x_RD, weights, A: int):
 
 
 def main():
-  print('R      A  D    I   E   | forward ms: ideal blocks ragged '
-        '| with gradient: ideal blocks ragged')
+  print(
+    'R      A  D    I   E   | forward ms: ideal blocks ragged '
+    '| with gradient: ideal blocks ragged'
+  )
   for R, A, D, I, E in SHAPES:
     keys = jax.random.split(jax.random.key(0), 5)
     x_RD = jax.random.normal(keys[0], (R, D))
-    weights = tuple(0.1 * jax.random.normal(key, shape) for key, shape in zip(
-        keys[1:4], ((E, D, I), (E, D, I), (E, I, D))))
+    weights = tuple(
+      0.1 * jax.random.normal(key, shape)
+      for key, shape in zip(keys[1:4], ((E, D, I), (E, D, I), (E, I, D)))
+    )
     expert_RA = jax.lax.top_k(jax.random.uniform(keys[4], (R, E)), A)[1]
     pairs = expert_RA, jnp.full((R, A), 1 / A)
     functions = [partial(ideal, A=A)] + [
-        lambda x, w, kind=kind, pairs=pairs: experts.swiglu(
-            x, *pairs, w, kind, False) for kind in ('blocks', 'ragged')]
+      lambda x, w, kind=kind, pairs=pairs: experts.swiglu(
+        x, *pairs, w, kind, False
+      )
+      for kind in ('blocks', 'ragged')
+    ]
     forward = [best_ms(f, x_RD, weights) for f in functions]
     backward = [
-        best_ms(jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) ** 2), (0, 1)),
-                x_RD, weights) for f in functions]
-    print(f'{R:<6} {A:<2} {D:<4} {I:<3} {E:<3} |'
-          + ''.join(f'{ms:9.2f}' for ms in forward) + ' |'
-          + ''.join(f'{ms:9.2f}' for ms in backward))
+      best_ms(
+        jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) ** 2), (0, 1)), x_RD, weights
+      )
+      for f in functions
+    ]
+    print(
+      f'{R:<6} {A:<2} {D:<4} {I:<3} {E:<3} |'
+      + ''.join(f'{ms:9.2f}' for ms in forward)
+      + ' |'
+      + ''.join(f'{ms:9.2f}' for ms in backward)
+    )
 
 
 if __name__ == '__main__':

@@ -18,43 +18,52 @@ import time
 
 from r1jax.data.code import sources as code_sources
 from r1jax.data.datasets import read_jsonl
-from r1jax.graders import answers
-from r1jax.graders import code_answer
-from r1jax.graders import code_tests
-from r1jax.graders import math_answer
+from r1jax.graders import answers, code_answer, code_tests, math_answer
 from r1jax.graders.verdict import Verdict
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.graders import mutants  # noqa: E402: found at the project's root.
+from tests.graders import mutants
 
 FILES = ('gsm8k_train', 'gsm8k_test', 'math_train12k', 'math500')
 GROUP, BATCH, SHARE = 8, 512, 0.05
 KNOWN = (  # Each made different by what comes behind it.
-    '9^9^9+{}', '\\binom{{10000000}}{{5000000}}+{}', '10000000!+{}',
-    '(' * 10_000 + '{}' + ')' * 10_000, '1' * 1_000_000 + '{}',
-    '\\boxed{{' * 150_000 + '{}', '2^{{100000000}}+{}')
+  '9^9^9+{}',
+  '\\binom{{10000000}}{{5000000}}+{}',
+  '10000000!+{}',
+  '(' * 10_000 + '{}' + ')' * 10_000,
+  '1' * 1_000_000 + '{}',
+  '\\boxed{{' * 150_000 + '{}',
+  '2^{{100000000}}+{}',
+)
 PASSED = (  # By the guard: the most expensive that we know.
-    '\\tan(\\tan(\\tan(\\frac{{{}}}{{7}})))',
-    '\\{{' + ','.join(map(str, range(80))) + ',{}\\}}',
-    '(x^{{20}}+1)(x^{{19}}+1)(x^{{17}}+1)(x^{{13}}+1)(x^{{11}}+1)(x^{{7}}+{})')
+  '\\tan(\\tan(\\tan(\\frac{{{}}}{{7}})))',
+  '\\{{' + ','.join(map(str, range(80))) + ',{}\\}}',
+  '(x^{{20}}+1)(x^{{19}}+1)(x^{{17}}+1)(x^{{13}}+1)(x^{{11}}+1)(x^{{7}}+{})',
+)
 UNKNOWN = (  # What the guard is for; here it is not asked.
-    '((a+b)+(c+d)+e)^{{40}}+{}', '((a+b)^{{9}}+c)^{{30}}+{}',
-    '\\sqrt[3]{{10^{{3000}}+{}}}')
+  '((a+b)+(c+d)+e)^{{40}}+{}',
+  '((a+b)^{{9}}+c)^{{30}}+{}',
+  '\\sqrt[3]{{10^{{3000}}+{}}}',
+)
 
 
 def golds_of(name: str, rows: int | None) -> list[str]:
-  return [row['answer'] for row in read_jsonl(
-      f'math/{name}.jsonl', {'answer': str})][:rows]
+  return [
+    row['answer'] for row in read_jsonl(f'math/{name}.jsonl', {'answer': str})
+  ][:rows]
 
 
-def sampled(golds: list[str], count: int, rng: random.Random,
-            bombs: tuple[str, ...] = ()):
+def sampled(
+  golds: list[str], count: int, rng: random.Random, bombs: tuple[str, ...] = ()
+):
   """Answers of a policy, SHARE of them bombs if there are any, and which."""
   items = []
   for _ in range(count // GROUP):
     gold = rng.choice(golds)
-    items += [(f'{gold} .' if i % 2 else rng.choice(golds), gold, 'math')
-              for i in range(GROUP)]
+    items += [
+      (f'{gold} .' if i % 2 else rng.choice(golds), gold, 'math')
+      for i in range(GROUP)
+    ]
   chosen = rng.sample(range(count), int(count * SHARE)) if bombs else []
   for i in chosen:
     items[i] = (bombs[i % len(bombs)].format(i), items[i][1], 'math')
@@ -63,6 +72,7 @@ def sampled(golds: list[str], count: int, rng: random.Random,
 
 def cpu_secs() -> float:
   """Of the workers and all below them, since they began."""
+
   def of(pid) -> float:
     with open(f'/proc/{pid}/stat') as file:  # Its own, and of its dead.
       ticks = sum(map(int, file.read().rpartition(')')[2].split()[11:15]))
@@ -75,34 +85,49 @@ def cpu_secs() -> float:
 
 def speed(golds: list[str], at_once: int, batches: int = 5):
   """The same answers without bombs and with each kind, by new workers."""
-  print(f'{BATCH} answers of MATH, {at_once} at once\n'
-        f'{"":24} {"secs":>8} {"CPU-secs":>9} {"over clean":>11} '
-        f'{"answers a CPU-sec":>18} {"others without a score":>23}')
+  print(
+    f'{BATCH} answers of MATH, {at_once} at once\n'
+    f'{"":24} {"secs":>8} {"CPU-secs":>9} {"over clean":>11} '
+    f'{"answers a CPU-sec":>18} {"others without a score":>23}'
+  )
   guard = math_answer.is_bomb
   for seed in range(1, 1 + batches):
     clean = 0.0
     for name, bombs in (
-        ('clean', ()), ('5 % refused', KNOWN), ('5 % let pass', PASSED),
-        ('5 % around the guard', UNKNOWN)):
+      ('clean', ()),
+      ('5 % refused', KNOWN),
+      ('5 % let pass', PASSED),
+      ('5 % around the guard', UNKNOWN),
+    ):
       items, chosen = sampled(golds, BATCH, random.Random(seed), bombs)
       math_answer.close()
       answers.grade(sampled(golds, BATCH, random.Random(0))[0])  # Fills tables.
       if bombs is UNKNOWN:
         math_answer.is_bomb = lambda answer: False
       began, before = time.perf_counter(), cpu_secs()
-      verdicts = [verdict for start in range(0, BATCH, at_once)
-                  for verdict in answers.grade(items[start:start + at_once])]
+      verdicts = [
+        verdict
+        for start in range(0, BATCH, at_once)
+        for verdict in answers.grade(items[start : start + at_once])
+      ]
       secs, spent = time.perf_counter() - began, cpu_secs() - before
       math_answer.is_bomb = guard
       clean = clean or spent
-      lost = sum(verdict.score is None for i, verdict in enumerate(verdicts)
-                 if i not in chosen)
-      print(f'  {name:<22} {secs:8.2f} {spent:9.2f} {spent / clean:11.2f} '
-            f'{BATCH / spent:18.0f} {lost:23}', flush=True)
+      lost = sum(
+        verdict.score is None
+        for i, verdict in enumerate(verdicts)
+        if i not in chosen
+      )
+      print(
+        f'  {name:<22} {secs:8.2f} {spent:9.2f} {spent / clean:11.2f} '
+        f'{BATCH / spent:18.0f} {lost:23}',
+        flush=True,
+      )
 
 
 def soundness(name: str, golds: list[str]):
   """By the workers, also where the texts are equal."""
+
   def share(pairs, wanted) -> str:
     distinct = sorted(set(pairs))
     verdicts = dict(zip(distinct, math_answer.ask(distinct)))
@@ -113,11 +138,16 @@ def soundness(name: str, golds: list[str]):
   refused = sum(map(math_answer.is_bomb, golds))
   others = random.Random(0).sample(golds, len(golds))
   print(f'{name}: the guard refuses {refused} of {len(golds)}')
-  print('  itself: correct', share(
-      [(gold, gold) for gold in golds], Verdict.CORRECT))
-  print('  shuffled, where the texts differ: wrong', share(
-      [pair for pair in zip(others, golds) if pair[0] != pair[1]],
-      Verdict.WRONG))
+  print(
+    '  itself: correct',
+    share([(gold, gold) for gold in golds], Verdict.CORRECT),
+  )
+  print(
+    '  shuffled, where the texts differ: wrong',
+    share(
+      [pair for pair in zip(others, golds) if pair[0] != pair[1]], Verdict.WRONG
+    ),
+  )
 
 
 def mathematics(rows: int | None):
@@ -133,35 +163,48 @@ def code(rows: int | None):
   """Reference solutions, their mutants, and how many programs a second."""
   sandbox = code_answer.sandbox()
   print(f'code: sandbox {sandbox.tier}, {len(sandbox)} slots')
-  for name, convert in (('humaneval', code_sources.humaneval),
-                        ('mbpp', code_sources.mbpp)):
+  for name, convert in (
+    ('humaneval', code_sources.humaneval),
+    ('mbpp', code_sources.mbpp),
+  ):
     some = read_jsonl(f'code/{name}.jsonl', {})[:rows]
     tests = [convert(row) for row in some]
     programs = [code_sources.reference(row) for row in some]
     began = time.perf_counter()
-    told = Counter(str(grade.verdict) for grade in code_tests.grade_batch(
-        programs, tests, sandbox))
+    told = Counter(
+      str(grade.verdict)
+      for grade in code_tests.grade_batch(programs, tests, sandbox)
+    )
     secs = time.perf_counter() - began
-    print(f'  {name}: {told["correct"]} of {len(some)} solutions pass, '
-          f'{len(some) / secs:.0f} a second; {dict(told)}')
-    pairs = [(mutant, test) for row, test in list(zip(some, tests))[::4]
-             for mutant in mutants.of(row['prompt'] * ('entry_point' in row)
-                                      + row['solution'])]
+    print(
+      f'  {name}: {told["correct"]} of {len(some)} solutions pass, '
+      f'{len(some) / secs:.0f} a second; {dict(told)}'
+    )
+    pairs = [
+      (mutant, test)
+      for row, test in list(zip(some, tests))[::4]
+      for mutant in mutants.of(
+        row['prompt'] * ('entry_point' in row) + row['solution']
+      )
+    ]
     grades = code_tests.grade_batch(
-        [program for program, _ in pairs], [test for _, test in pairs], sandbox)
+      [program for program, _ in pairs], [test for _, test in pairs], sandbox
+    )
     caught = sum(grade.verdict != 'correct' for grade in grades)
-    print(f'    mutants of every fourth: {caught} of {len(pairs)} caught, '
-          f'{caught / len(pairs):.1%}')
-  short = code_sources.stdio({
-      'id': 'short', 'inputs': ['3'], 'outputs': ['4']})
+    print(
+      f'    mutants of every fourth: {caught} of {len(pairs)} caught, '
+      f'{caught / len(pairs):.1%}'
+    )
+  short = code_sources.stdio({'id': 'short', 'inputs': ['3'], 'outputs': ['4']})
   runs = 500
   for name, share in (('clean', 0), ('5 % endless loops', SHARE)):
     programs = ['print(int(input()) + 1)'] * runs
     for i in range(int(runs * share)):
       programs[i * 20] = 'while True: pass'
     began = time.perf_counter()
-    code_tests.grade_batch(programs, [short] * runs, sandbox,
-                           code_tests.Rules(case_secs=1.0))
+    code_tests.grade_batch(
+      programs, [short] * runs, sandbox, code_tests.Rules(case_secs=1.0)
+    )
     secs = time.perf_counter() - began
     print(f'  {runs} short programs, {name}: {runs / secs:.0f} a second')
   code_answer.close()

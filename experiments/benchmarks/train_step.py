@@ -31,24 +31,43 @@ def best_cpu_secs(step) -> float:
 def ours() -> dict[str, float]:
   import jax
   import numpy as np
+
   from r1jax.model import moe, transformer
   from r1jax.records import TokenBatch
-  from r1jax.train import optimizer, state as train_state, step as train_step
+  from r1jax.train import optimizer
+  from r1jax.train import state as train_state
+  from r1jax.train import step as train_step
+
   model = peer.model_of(unroll=3)
-  tx = optimizer.make(optimizer.OptimizerConfig(
-      learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=1.0,
-      beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0,
-      moment_dtype='float32'), 100)
+  tx = optimizer.make(
+    optimizer.OptimizerConfig(
+      learning_rate=1e-3,
+      warmup_steps=0,
+      decay='constant',
+      final_ratio=1.0,
+      beta1=0.9,
+      beta2=0.95,
+      weight_decay=0.1,
+      clip_norm=1.0,
+      moment_dtype='float32',
+    ),
+    100,
+  )
   step = train_step.supervised(
-      model, tx, moe.Balancing(1e-3, 0.0),
-      train_step.LookAhead(0.0, 0.0, 0), 1)
+    model, tx, moe.Balancing(1e-3, 0.0), train_step.LookAhead(0.0, 0.0, 0), 1
+  )
   tokens = np.random.default_rng(0).integers(0, 512, (BATCH, TOKENS))
   ones = np.ones_like(tokens)
   batch = TokenBatch(
-      tokens_BT=tokens, target_BT=np.roll(tokens, -1, 1), weight_BT=ones,
-      segment_BT=ones, position_BT=ones * np.arange(TOKENS))
+    tokens_BT=tokens,
+    target_BT=np.roll(tokens, -1, 1),
+    weight_BT=ones,
+    segment_BT=ones,
+    position_BT=ones * np.arange(TOKENS),
+  )
   held = train_state.create(
-      transformer.init_params(model, jax.random.key(0)), tx)
+    transformer.init_params(model, jax.random.key(0)), tx
+  )
 
   def once():
     nonlocal held
@@ -60,6 +79,7 @@ def ours() -> dict[str, float]:
 
 def peers() -> dict[str, float]:
   import torch
+
   tokens = torch.randint(0, 512, (BATCH, TOKENS))
   found = {}
   for attention in ('eager', 'sdpa'):

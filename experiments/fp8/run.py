@@ -12,13 +12,20 @@ import sys
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import study  # noqa: E402: found beside the studies.
+import study
 
 SIZE = {
-    'pretrain.steps': 1500, 'pretrain.log_every': 5, 'pretrain.batch_size': 64,
-    'pretrain.checkpoint_every': 500, 'model.d_model': 128,
-    'model.num_layers': 2, 'model.q_lora_rank': 64, 'model.kv_lora_rank': 64,
-    'model.expert_ffn_dim': 128, 'model.dtype': 'bfloat16'}
+  'pretrain.steps': 1500,
+  'pretrain.log_every': 5,
+  'pretrain.batch_size': 64,
+  'pretrain.checkpoint_every': 500,
+  'model.d_model': 128,
+  'model.num_layers': 2,
+  'model.q_lora_rank': 64,
+  'model.kv_lora_rank': 64,
+  'model.expert_ffn_dim': 128,
+  'model.dtype': 'bfloat16',
+}
 VARIANTS = {'bf16': False, 'fp8': True}
 LATE = 40  # Lines that the final loss is the mean of: 200 steps.
 
@@ -29,19 +36,27 @@ def main():
   for name, fp8 in VARIANTS.items():
     for seed in seeds:
       lines, _ = study.pretrain(
-          'configs/pretrain_tiny.py', out / f'{name}_{seed}',
-          SIZE | {'seed': seed, 'model.fp8': fp8})
+        'configs/pretrain_tiny.py',
+        out / f'{name}_{seed}',
+        SIZE | {'seed': seed, 'model.fp8': fp8},
+      )
       runs[name][seed] = lines
   rows = []
   for seed in seeds:
-    loss = {name: study.smoothed([x['loss'] for x in of[seed]], LATE)
-            for name, of in runs.items()}
-    rows.append({'commit': study.commit(), 'seed': seed} | {
-        f'loss_{name}': round(value, 5) for name, value in loss.items()} | {
-            'relative_difference': round(loss['fp8'] / loss['bf16'] - 1, 5)})
+    loss = {
+      name: study.smoothed([x['loss'] for x in of[seed]], LATE)
+      for name, of in runs.items()
+    }
+    rows.append(
+      {'commit': study.commit(), 'seed': seed}
+      | {f'loss_{name}': round(value, 5) for name, value in loss.items()}
+      | {'relative_difference': round(loss['fp8'] / loss['bf16'] - 1, 5)}
+    )
   study.write_csv(HERE / 'results.csv', rows)
-  study.plot(HERE / 'curves.png', {'loss': {
-      name: list(of.values()) for name, of in runs.items()}})
+  study.plot(
+    HERE / 'curves.png',
+    {'loss': {name: list(of.values()) for name, of in runs.items()}},
+  )
 
 
 if __name__ == '__main__':

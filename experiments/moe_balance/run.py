@@ -12,13 +12,21 @@ import sys
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import study  # noqa: E402: found beside the studies.
+import study
 
 VARIANTS = {  # Speed of the bias (γ), coefficient of the loss (α).
-    'none': (0.0, 0.0), 'loss': (0.0, 1e-2), 'bias': (1e-3, 0.0)}
-SIZE = {'pretrain.steps': 300, 'pretrain.log_every': 5,
-        'model.num_experts': 16, 'model.num_expert_groups': 1,
-        'model.topk_groups': 1, 'model.expert_ffn_dim': 32}
+  'none': (0.0, 0.0),
+  'loss': (0.0, 1e-2),
+  'bias': (1e-3, 0.0),
+}
+SIZE = {
+  'pretrain.steps': 300,
+  'pretrain.log_every': 5,
+  'model.num_experts': 16,
+  'model.num_expert_groups': 1,
+  'model.topk_groups': 1,
+  'model.expert_ffn_dim': 32,
+}
 
 
 def main():
@@ -27,22 +35,36 @@ def main():
   for seed in seeds:
     for name, (speed, loss) in VARIANTS.items():
       lines, secs = study.pretrain(
-          'configs/pretrain_tiny.py', out / f'{name}_{seed}', SIZE | {
-              'seed': seed, 'pretrain.balance_speed': speed,
-              'pretrain.balance_loss': loss})
+        'configs/pretrain_tiny.py',
+        out / f'{name}_{seed}',
+        SIZE
+        | {
+          'seed': seed,
+          'pretrain.balance_speed': speed,
+          'pretrain.balance_loss': loss,
+        },
+      )
       runs[name].append(lines)
       late = lines[-10:]
-      rows.append({
-          'commit': study.commit(), 'variant': name, 'seed': seed,
+      rows.append(
+        {
+          'commit': study.commit(),
+          'variant': name,
+          'seed': seed,
           'loss': round(study.smoothed([x['loss'] for x in lines], 10), 4),
-          'max_violation': round(study.smoothed(
-              [x['moe/max_violation'] for x in lines], 10), 3),
+          'max_violation': round(
+            study.smoothed([x['moe/max_violation'] for x in lines], 10), 3
+          ),
           'min_entropy': round(min(x['moe/min_entropy'] for x in late), 4),
           'dead_experts': max(x['moe/dead_experts'] for x in late),
-          'wall_secs': round(secs)})
+          'wall_secs': round(secs),
+        }
+      )
       study.write_csv(HERE / 'results.csv', rows)
-  study.plot(HERE / 'curves.png', {
-      metric: runs for metric in ('moe/max_violation', 'loss')})
+  study.plot(
+    HERE / 'curves.png',
+    {metric: runs for metric in ('moe/max_violation', 'loss')},
+  )
 
 
 if __name__ == '__main__':

@@ -13,11 +13,12 @@ import subprocess
 import sys
 
 import matplotlib
-matplotlib.use('Agg')
-from matplotlib import pyplot  # noqa: E402: after the backend is chosen.
 
-from experiments import study  # noqa: E402
-from r1jax.train import metrics  # noqa: E402
+matplotlib.use('Agg')
+from matplotlib import pyplot
+
+from experiments import study
+from r1jax.train import metrics
 
 HERE = Path(__file__).parent
 TINY = 'configs/r1_zero_tiny.py'
@@ -27,15 +28,22 @@ SEARCHED = (8, 16, 32)  # Budgets, in the policy's completions.
 EARLY_STEPS, STEPS = 8, 30
 # Thoughts of the early policy are longer: fewer of them cost as much.
 PROMPTS = {'base': 96, 'early': 48}
-RL = {'rl.steps': STEPS, 'rl.eval_every': 3, 'rl.checkpoint_every': STEPS,
-      'eval.samples': 4}
+RL = {
+  'rl.steps': STEPS,
+  'rl.eval_every': 3,
+  'rl.checkpoint_every': STEPS,
+  'eval.samples': 4,
+}
 
 
 def command(name: str, *args) -> str:
   """Runs r1jax; returns what it printed."""
   done = subprocess.run(
-      [sys.executable, '-m', 'r1jax.cli.main', name, *args], text=True,
-      capture_output=True, env=os.environ)
+    [sys.executable, '-m', 'r1jax.cli.main', name, *args],
+    text=True,
+    capture_output=True,
+    env=os.environ,
+  )
   if done.returncode:
     raise SystemExit(f'{" ".join(args)}\n{done.stdout}{done.stderr}')
   return done.stdout
@@ -51,59 +59,93 @@ def evaluated(file: Path, changes: dict[str, object]) -> dict[str, float]:
     printed = command('eval', f'--config={TINY}', *overrides(changes))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(printed)
-  pairs = [line.split() for line in file.read_text().splitlines()
-           if line.startswith('eval/')]
+  pairs = [
+    line.split()
+    for line in file.read_text().splitlines()
+    if line.startswith('eval/')
+  ]
   return {name.removeprefix('eval/'): float(value) for name, value in pairs}
 
 
 def trained(place: Path, changes: dict[str, object]) -> list[dict]:
   """The lines of a run of plain GRPO."""
-  command('train', f'--config={TINY}', f'--workdir={place}',
-          *overrides(changes))
+  command(
+    'train', f'--config={TINY}', f'--workdir={place}', *overrides(changes)
+  )
   return metrics.read(place / 'rl' / 'metrics.jsonl')
 
 
-def judged(place: Path, init: str, seed: int, prompts: int,
-           only: tuple[str, ...]) -> dict:
+def judged(
+  place: Path, init: str, seed: int, prompts: int, only: tuple[str, ...]
+) -> dict:
   """Labels and judge of a policy; what they cost and how good they are."""
-  changes = [f'--config.{stage}.{key}={value}'
-             for stage in ('labels', 'judge', 'policy')
-             for key, value in (('seed', seed), ('init', init))]
+  changes = [
+    f'--config.{stage}.{key}={value}'
+    for stage in ('labels', 'judge', 'policy')
+    for key, value in (('seed', seed), ('init', init))
+  ]
   for stage in only:
-    command('pipeline', f'--config={PIPELINE}', f'--workdir={place}',
-            f'--only={stage}', *changes,
-            f'--config.labels.label_steps.prompts={prompts}')
+    command(
+      'pipeline',
+      f'--config={PIPELINE}',
+      f'--workdir={place}',
+      f'--only={stage}',
+      *changes,
+      f'--config.labels.label_steps.prompts={prompts}',
+    )
   report = (place / 'labels/label_steps/report.json').read_text()
   last = metrics.read(place / 'judge/prm/metrics.jsonl')[-1]
   return {'label_tokens': json.loads(report)['tokens']} | {
-      f'prm_{name}': last[f'eval/{name}']
-      for name in ('accuracy', 'auc', 'calibration')}
+    f'prm_{name}': last[f'eval/{name}']
+    for name in ('accuracy', 'auc', 'calibration')
+  }
 
 
-def policy_rows(out: Path, name: str, init: str, seed: int,
-                only: tuple[str, ...]) -> list[dict]:
+def policy_rows(
+  out: Path, name: str, init: str, seed: int, only: tuple[str, ...]
+) -> list[dict]:
   """Every way to choose an answer of one policy, with its tokens."""
   place = out / f'seed{seed}' / name
   cost = judged(place / 'process', init, seed, PROMPTS[name], only)
   model = place / 'process/judge/prm/model.safetensors'
   shared = {'init': init, 'seed': seed, 'eval.search.process_model': model}
-  found = evaluated(place / 'best.txt', shared | {
-      'eval.search.kind': 'best_of_n', 'eval.samples': SAMPLES})
+  found = evaluated(
+    place / 'best.txt',
+    shared | {'eval.search.kind': 'best_of_n', 'eval.samples': SAMPLES},
+  )
   told = {'seed': seed, 'policy': name} | cost
   rows = []
   for key, value in found.items():
     size, way = key.split('/', 1)
     if way != 'tokens':
-      rows.append(told | {
-          'way': way, 'n': int(size[2:]), 'tokens': found[f'{size}/tokens'],
-          'pass': value})
+      rows.append(
+        told
+        | {
+          'way': way,
+          'n': int(size[2:]),
+          'tokens': found[f'{size}/tokens'],
+          'pass': value,
+        }
+      )
   each = found['n=1/tokens']
   for n in SEARCHED:
-    search = evaluated(place / f'mcts{n}.txt', shared | {
+    search = evaluated(
+      place / f'mcts{n}.txt',
+      shared
+      | {
         'eval.search.kind': 'mcts',
-        'eval.search.budget_tokens': round(n * each)})
-    rows.append(told | {'way': 'mcts', 'n': n, 'tokens': search['tokens'],
-                        'pass': search['pass']})
+        'eval.search.budget_tokens': round(n * each),
+      },
+    )
+    rows.append(
+      told
+      | {
+        'way': 'mcts',
+        'n': n,
+        'tokens': search['tokens'],
+        'pass': search['pass'],
+      }
+    )
   return rows
 
 
@@ -128,27 +170,58 @@ def plot(rows: list[dict], runs: dict[str, list[dict]]):
   """Accuracy over tokens of each policy, and what the reward says."""
   figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8))
   for panel, policy in zip(panels, PROMPTS):
-    for way in ('oracle', 'best/min', 'best/product', 'best/last', 'vote',
-                'mcts'):
-      some = [row for row in rows
-              if row['policy'] == policy and row['way'] == way]
+    for way in (
+      'oracle',
+      'best/min',
+      'best/product',
+      'best/last',
+      'vote',
+      'mcts',
+    ):
+      some = [
+        row for row in rows if row['policy'] == policy and row['way'] == way
+      ]
       sizes = sorted({row['n'] for row in some})
-      mean = lambda key: [sum(r[key] for r in some if r['n'] == n)
-                          / sum(r['n'] == n for r in some) for n in sizes]
-      panel.plot(mean('tokens'), mean('pass'), label=way, marker='o',
-                 markersize=3, linestyle=':' if way == 'oracle' else '-')
-    panel.set(title=f'{policy}: accuracy of the chosen answer', xscale='log',
-              xlabel='tokens a problem', ylim=(0, 1))
+      mean = lambda key: [
+        sum(r[key] for r in some if r['n'] == n)
+        / sum(r['n'] == n for r in some)
+        for n in sizes
+      ]
+      panel.plot(
+        mean('tokens'),
+        mean('pass'),
+        label=way,
+        marker='o',
+        markersize=3,
+        linestyle=':' if way == 'oracle' else '-',
+      )
+    panel.set(
+      title=f'{policy}: accuracy of the chosen answer',
+      xscale='log',
+      xlabel='tokens a problem',
+      ylim=(0, 1),
+    )
     ticks = [32, 64, 128, 256, 512, 1024]
     panel.set_xticks(ticks, labels=ticks, minor=False)
     panel.minorticks_off()
   for color, (name, lines) in zip(('C0', 'C3'), runs.items()):
-    panels[2].plot(*curve(lines, 'eval/pass@1'), color=color,
-                   label=f'{name}: held-out pass@1')
-    panels[2].plot(*curve(lines, 'reward/accuracy'), color=color, alpha=0.4,
-                   linestyle='--', label=f'{name}: accuracy of samples')
-  panels[2].plot(*curve(runs['process reward'], 'reward/process'), color='k',
-                 label='process reward: its reward')
+    panels[2].plot(
+      *curve(lines, 'eval/pass@1'),
+      color=color,
+      label=f'{name}: held-out pass@1',
+    )
+    panels[2].plot(
+      *curve(lines, 'reward/accuracy'),
+      color=color,
+      alpha=0.4,
+      linestyle='--',
+      label=f'{name}: accuracy of samples',
+    )
+  panels[2].plot(
+    *curve(runs['process reward'], 'reward/process'),
+    color='k',
+    label='process reward: its reward',
+  )
   panels[2].set(title='RL, the first seed', xlabel='step', ylim=(0, 1))
   for panel in panels:
     panel.grid(alpha=0.3)
@@ -166,45 +239,66 @@ def main():
     early = place / 'early_rl'
     trained(early, RL | {'seed': seed, 'rl.steps': EARLY_STEPS})
     plain = trained(place / 'plain', RL | {'seed': seed})
-    found = policy_rows(out, 'base', 'shipped', seed,
-                        ('labels', 'judge', 'policy'))
-    found += policy_rows(out, 'early', early / 'rl/model.safetensors', seed,
-                         ('labels', 'judge'))
+    found = policy_rows(
+      out, 'base', 'shipped', seed, ('labels', 'judge', 'policy')
+    )
+    found += policy_rows(
+      out, 'early', early / 'rl/model.safetensors', seed, ('labels', 'judge')
+    )
     before = metrics.read(early / 'rl/metrics.jsonl')
-    spent = {'base': 0.0, 'early': 512 * sum(
-        line.get('response_length/mean', 0.0) for line in before)}
-    hacked = metrics.read(
-        place / 'base/process/policy/rl/metrics.jsonl')
+    spent = {
+      'base': 0.0,
+      'early': 512
+      * sum(line.get('response_length/mean', 0.0) for line in before),
+    }
+    hacked = metrics.read(place / 'base/process/policy/rl/metrics.jsonl')
     runs = runs or {'rule reward': plain, 'process reward': hacked}
     for policy in PROMPTS:
       some = [row for row in found if row['policy'] == policy]
       tokens = spent[policy] + some[0]['label_tokens']
       at = reached(plain, tokens)
       best = lambda way: next(
-          row['pass'] for row in some if row['way'] == way and row['n'] == 32)
-      totals.append({
-          'commit': commit, 'seed': seed, 'policy': policy,
-          'training_tokens': round(tokens), 'label_tokens':
-          some[0]['label_tokens'],
+        row['pass'] for row in some if row['way'] == way and row['n'] == 32
+      )
+      totals.append(
+        {
+          'commit': commit,
+          'seed': seed,
+          'policy': policy,
+          'training_tokens': round(tokens),
+          'label_tokens': some[0]['label_tokens'],
           'pass@1': next(r['pass'] for r in some if r['way'] == 'pass'),
-          'vote@32': best('vote'), 'best@32': best('best/min'),
-          'mcts@32': best('mcts'), 'oracle@32': best('oracle'),
-          'grpo_steps': at['step'], 'grpo_pass@1': at['eval/pass@1'],
+          'vote@32': best('vote'),
+          'best@32': best('best/min'),
+          'mcts@32': best('mcts'),
+          'oracle@32': best('oracle'),
+          'grpo_steps': at['step'],
+          'grpo_pass@1': at['eval/pass@1'],
           'prm_accuracy': some[0]['prm_accuracy'],
           'prm_auc': some[0]['prm_auc'],
-          'prm_calibration': some[0]['prm_calibration']})
+          'prm_calibration': some[0]['prm_calibration'],
+        }
+      )
     last = [run[-1] for run in (plain, hacked)]
     first = next(line for line in hacked if 'reward/process' in line)
     totals[-2] |= {
-        'rule_rl_pass@1': last[0]['eval/pass@1'],
-        'process_rl_pass@1': last[1]['eval/pass@1'],
-        'process_reward_before': first['reward/process'],
-        'process_reward_after': last[1]['reward/process']}
+      'rule_rl_pass@1': last[0]['eval/pass@1'],
+      'process_rl_pass@1': last[1]['eval/pass@1'],
+      'process_reward_before': first['reward/process'],
+      'process_reward_after': last[1]['reward/process'],
+    }
     rows += found
   for name, table in (('tokens', rows), ('results', totals)):
-    study.write_csv(HERE / f'{name}.csv', [
-        {key: round(value, 4) if isinstance(value, float) else value
-         for key, value in row.items()} for row in table])
+    study.write_csv(
+      HERE / f'{name}.csv',
+      [
+        {
+          key: round(value, 4) if isinstance(value, float) else value
+          for key, value in row.items()
+        }
+        for row in table
+      ],
+    )
   plot(rows, runs)
 
 

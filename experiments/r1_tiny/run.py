@@ -12,14 +12,20 @@ import sys
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import study  # noqa: E402: it lies beside this folder.
+import study
 
-from configs import pipeline_r1_tiny  # noqa: E402
+from configs import pipeline_r1_tiny
 
 CONFIG = pipeline_r1_tiny.get_config()
 TASKS = CONFIG.evaluations
-COLUMNS = ('pass@1', 'cons@8', 'format', 'language', 'response_length/mean',
-           'quality')
+COLUMNS = (
+  'pass@1',
+  'cons@8',
+  'format',
+  'language',
+  'response_length/mean',
+  'quality',
+)
 
 
 def main():
@@ -29,52 +35,76 @@ def main():
     place = out / f'seed{seed}'
     secs = study.pipeline('configs/pipeline_r1_tiny.py', place, seed)
     found = study.evaluations(place, CONFIG.stages)
-    rows += [{'commit': study.commit(), 'seed': seed, 'stage': stage,
-              'secs': secs[stage]} | {
-                  f'{task}/{column}': round(values[f'{task}/{column}'], 4)
-                  if f'{task}/{column}' in values else ''
-                  for task in TASKS for column in COLUMNS}
-             for stage, values in found.items()]
-    zero, reasoning = (study.evaluated(place / stage) for stage in (
-        'zero', 'reasoning'))
+    rows += [
+      {
+        'commit': study.commit(),
+        'seed': seed,
+        'stage': stage,
+        'secs': secs[stage],
+      }
+      | {
+        f'{task}/{column}': round(values[f'{task}/{column}'], 4)
+        if f'{task}/{column}' in values
+        else ''
+        for task in TASKS
+        for column in COLUMNS
+      }
+      for stage, values in found.items()
+    ]
+    zero, reasoning = (
+      study.evaluated(place / stage) for stage in ('zero', 'reasoning')
+    )
     curves['R1-Zero'].append(zero)
     curves['from a cold start'].append(reasoning)
     claims.append({'seed': seed} | _claims(found, secs, zero, reasoning))
   study.write_csv(HERE / 'results.csv', rows)
   study.write_csv(HERE / 'claims.csv', claims)
-  study.plot(HERE / 'curves.png', {
-      metric: curves for metric in (
-          'eval/pass@1', 'eval/language', 'eval/response_length/mean')})
+  study.plot(
+    HERE / 'curves.png',
+    {
+      metric: curves
+      for metric in (
+        'eval/pass@1',
+        'eval/language',
+        'eval/response_length/mean',
+      )
+    },
+  )
 
 
 def _claims(found, secs, zero: list[dict], reasoning: list[dict]) -> dict:
   """What the paper says, in numbers of this run."""
   first, last = zero[0], zero[-1]
-  reached = [line['step'] for line in reasoning
-             if line['eval/pass@1'] >= last['eval/pass@1']]
-  mean = lambda stage: (found[stage]['arithmetic/pass@1']
-                        + found[stage]['countdown/pass@1']) / 2
+  reached = [
+    line['step']
+    for line in reasoning
+    if line['eval/pass@1'] >= last['eval/pass@1']
+  ]
+  mean = lambda stage: (
+    (found[stage]['arithmetic/pass@1'] + found[stage]['countdown/pass@1']) / 2
+  )
   return {
-      'zero pass@1 before': round(first['eval/pass@1'], 4),
-      'zero pass@1 after': round(last['eval/pass@1'], 4),
-      'zero length before': round(first['eval/response_length/mean'], 1),
-      'zero length after': round(last['eval/response_length/mean'], 1),
-      'zero cons@8 after': round(last['eval/cons@8'], 4),
-      'zero steps': last['step'],
-      'cold start reaches it after': reached[0] if reached else '',
-      'language of zero': round(last['eval/language'], 4),
-      'language from a cold start': round(reasoning[-1]['eval/language'], 4),
-      'general of sft': round(found['sft']['manners/quality'], 4),
-      'general of final': round(found['final']['manners/quality'], 4),
-      'general of reasoning': round(found['reasoning']['manners/quality'], 4),
-      'reasoning after RL 1': round(mean('reasoning'), 4),
-      'reasoning after RL 2': round(mean('final'), 4),
-      'student distilled': round(mean('student'), 4),
-      'student by RL': round(mean('student_rl'), 4),
-      # With what its teacher took to write the lessons.
-      'student distilled secs': round(secs['lessons'] + secs['student'], 1),
-      'student by RL secs': secs['student_rl'],
-      'pipeline secs': round(sum(secs.values()))}
+    'zero pass@1 before': round(first['eval/pass@1'], 4),
+    'zero pass@1 after': round(last['eval/pass@1'], 4),
+    'zero length before': round(first['eval/response_length/mean'], 1),
+    'zero length after': round(last['eval/response_length/mean'], 1),
+    'zero cons@8 after': round(last['eval/cons@8'], 4),
+    'zero steps': last['step'],
+    'cold start reaches it after': reached[0] if reached else '',
+    'language of zero': round(last['eval/language'], 4),
+    'language from a cold start': round(reasoning[-1]['eval/language'], 4),
+    'general of sft': round(found['sft']['manners/quality'], 4),
+    'general of final': round(found['final']['manners/quality'], 4),
+    'general of reasoning': round(found['reasoning']['manners/quality'], 4),
+    'reasoning after RL 1': round(mean('reasoning'), 4),
+    'reasoning after RL 2': round(mean('final'), 4),
+    'student distilled': round(mean('student'), 4),
+    'student by RL': round(mean('student_rl'), 4),
+    # With what its teacher took to write the lessons.
+    'student distilled secs': round(secs['lessons'] + secs['student'], 1),
+    'student by RL secs': secs['student_rl'],
+    'pipeline secs': round(sum(secs.values())),
+  }
 
 
 if __name__ == '__main__':

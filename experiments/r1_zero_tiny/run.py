@@ -18,9 +18,12 @@ from r1jax.train import metrics
 HERE = Path(__file__).parent
 CONFIG = 'configs/r1_zero_tiny.py'
 COLUMNS = {
-    'pass@1': 'eval/pass@1', 'cons@8': 'eval/cons@8', 'format': 'eval/format',
-    'length': 'eval/response_length/mean',
-    'self_correction': 'eval/self_correction'}
+  'pass@1': 'eval/pass@1',
+  'cons@8': 'eval/cons@8',
+  'format': 'eval/format',
+  'length': 'eval/response_length/mean',
+  'self_correction': 'eval/self_correction',
+}
 
 
 def main():
@@ -29,20 +32,36 @@ def main():
   flags.add_argument('--seeds', default='0,1,2')
   args = flags.parse_args()
   commit = subprocess.run(
-      ['git', 'describe', '--always', '--dirty'], capture_output=True,
-      text=True, check=True).stdout.strip()
+    ['git', 'describe', '--always', '--dirty'],
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.strip()
   rows = []
   for seed in args.seeds.split(','):
     workdir = Path(args.out) / f'seed{seed}'
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, '-m', 'r1jax.cli.main', 'train', f'--config={CONFIG}',
-         f'--workdir={workdir}', f'--config.seed={seed}'], check=True)
+      [
+        sys.executable,
+        '-m',
+        'r1jax.cli.main',
+        'train',
+        f'--config={CONFIG}',
+        f'--workdir={workdir}',
+        f'--config.seed={seed}',
+      ],
+      check=True,
+    )
     secs = time.monotonic() - began
     lines = metrics.read(workdir / 'rl' / 'metrics.jsonl')
     evals = [line for line in lines if 'eval/pass@1' in line]
-    row = {'commit': commit, 'seed': seed, 'steps': lines[-1]['step'],
-           'wall_secs': round(secs)}
+    row = {
+      'commit': commit,
+      'seed': seed,
+      'steps': lines[-1]['step'],
+      'wall_secs': round(secs),
+    }
     for name, key in COLUMNS.items():
       row[f'{name}_before'] = round(evals[0][key], 4)
       row[f'{name}_after'] = round(evals[-1][key], 4)
@@ -53,7 +72,7 @@ def main():
     writer = csv.DictWriter(file, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-  first = Path(args.out) / f"seed{args.seeds.split(',')[0]}"
+  first = Path(args.out) / f'seed{args.seeds.split(",")[0]}'
   shutil.copy(first / 'rl' / 'curves.png', HERE / 'curves.png')
 
 

@@ -21,17 +21,18 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import study  # noqa: E402: found beside the studies.
-from r1jax.data import manners, preferences, readers  # noqa: E402
-from r1jax.data.text import forms  # noqa: E402
-from r1jax.data import tasks  # noqa: E402
-from r1jax.data.text import template  # noqa: E402
-from r1jax.train import metrics  # noqa: E402
+import study
+
+from r1jax.data import preferences, readers, tasks
+from r1jax.data.text import forms, template
+from r1jax.train import metrics
 
 CONFIG = 'configs/reward_tiny.py'
 SHARE, VOCAB = 0.5, 2048
-FILES = {'helpful': 'pref/hh_helpful_base_test',
-         'safe': 'pref/hh_harmless_base_test'}
+FILES = {
+  'helpful': 'pref/hh_helpful_base_test',
+  'safe': 'pref/hh_harmless_base_test',
+}
 _BRIEF = template.get('r1_zero_brief')
 
 
@@ -39,10 +40,17 @@ def trained(workdir: Path, changes: dict[str, object]) -> tuple[dict, float]:
   """The last evaluation, and seconds."""
   began = time.monotonic()
   subprocess.run(
-      [sys.executable, '-m', 'r1jax.cli.main', 'train', f'--config={CONFIG}',
-       f'--workdir={workdir}',
-       *(f'--config.{key}={value}' for key, value in changes.items())],
-      check=True)
+    [
+      sys.executable,
+      '-m',
+      'r1jax.cli.main',
+      'train',
+      f'--config={CONFIG}',
+      f'--workdir={workdir}',
+      *(f'--config.{key}={value}' for key, value in changes.items()),
+    ],
+    check=True,
+  )
   lines = metrics.read(workdir / 'reward_model' / 'metrics.jsonl')
   return lines[-1], time.monotonic() - began
 
@@ -51,8 +59,10 @@ def bayes(how: preferences.Synthetic, seed: int, count: int) -> float:
   """The accuracy of one who knows every chance: the mean of the larger."""
   reader, chances = forms.Reader(), []
   for row in preferences.pairs(how, _BRIEF, tasks.HELD_OUT, seed, count):
-    p = how.chance(row.prompt.question, *(
-        reader.parse(text).answer for text in (row.chosen, row.rejected)))
+    p = how.chance(
+      row.prompt.question,
+      *(reader.parse(text).answer for text in (row.chosen, row.rejected)),
+    )
     chances.append(max(p, 1 - p))
   return float(np.mean(chances))
 
@@ -66,13 +76,19 @@ def bpe(path: str, folder: Path):
   core = tokenizers.Tokenizer(models.BPE())
   core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   core.decoder = decoders.ByteLevel()
-  core.train_from_iterator(texts, trainers.BpeTrainer(
-      vocab_size=VOCAB, special_tokens=['<eos>'],
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+  core.train_from_iterator(
+    texts,
+    trainers.BpeTrainer(
+      vocab_size=VOCAB,
+      special_tokens=['<eos>'],
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ),
+  )
   folder.mkdir(parents=True, exist_ok=True)
   core.save(str(folder / 'tokenizer.json'))
   (folder / 'tokenizer_config.json').write_text(
-      json.dumps({'eos_token': '<eos>'}))
+    json.dumps({'eos_token': '<eos>'})
+  )
 
 
 def length_wins(path: str) -> tuple[float, float, int]:
@@ -86,7 +102,8 @@ def length_wins(path: str) -> tuple[float, float, int]:
   lengths = {False: [], True: []}
   for row in readers.rows(readers.files(path)):
     lengths[preferences.is_held_out(row.fields['id'], SHARE)].append(
-        [len(row.fields[key]) for key in ('chosen', 'rejected')])
+      [len(row.fields[key]) for key in ('chosen', 'rejected')]
+    )
   train, held = (np.array(lengths[out]) for out in (False, True))
   sign = np.sign(np.sign(train[:, 0] - train[:, 1]).sum())
   pairs = ((1 + sign * np.sign(held[:, 0] - held[:, 1])) / 2).mean()
@@ -102,11 +119,19 @@ def main():
   def told(name, seed, last, secs, **baselines):
     half = 1.96 * last['eval/accuracy_stderr']
     accuracy = last['eval/accuracy']
-    rows.append({
-        'commit': commit, 'model': name, 'seed': seed,
-        'accuracy': round(accuracy, 4), 'low': round(accuracy - half, 4),
-        'high': round(accuracy + half, 4), 'loss': round(last['loss'], 4),
-        **baselines, 'wall_secs': round(secs)})
+    rows.append(
+      {
+        'commit': commit,
+        'model': name,
+        'seed': seed,
+        'accuracy': round(accuracy, 4),
+        'low': round(accuracy - half, 4),
+        'high': round(accuracy + half, 4),
+        'loss': round(last['loss'], 4),
+        **baselines,
+        'wall_secs': round(secs),
+      }
+    )
     print(rows[-1], flush=True)
 
   for seed in seeds:
@@ -119,32 +144,65 @@ def main():
         best = bayes(preferences.Synthetic(0.4, 8.0), seed, 1024)
         plain = 0.5
       else:
-        best, safe = 1.0, np.mean([
-            row.safe for row in preferences.responses(
-                preferences.Synthetic(0.4, 8.0), _BRIEF, tasks.HELD_OUT, seed,
-                1024)])
+        best, safe = (
+          1.0,
+          np.mean(
+            [
+              row.safe
+              for row in preferences.responses(
+                preferences.Synthetic(0.4, 8.0),
+                _BRIEF,
+                tasks.HELD_OUT,
+                seed,
+                1024,
+              )
+            ]
+          ),
+        )
         plain = round(float(max(safe, 1 - safe)), 4)
-      told(f'manners, {kind}', seed, last, secs, baseline=plain,
-           best=round(best, 4), pairs=1024)
+      told(
+        f'manners, {kind}',
+        seed,
+        last,
+        secs,
+        baseline=plain,
+        best=round(best, 4),
+        pairs=1024,
+      )
   for seed in seeds:
     for kind, path in FILES.items():
       folder = out / f'bpe_{kind}'
       bpe(path, folder)
-      last, secs = trained(out / f'hh_{kind}_{seed}', {
-          'seed': seed, 'reward_model.kind': kind,
+      last, secs = trained(
+        out / f'hh_{kind}_{seed}',
+        {
+          'seed': seed,
+          'reward_model.kind': kind,
           'reward_model.data': f'("{path}",)',
           'reward_model.held_out_share': SHARE,
-          'reward_model.held_out_rows': 0, 'reward_model.epochs': 2,
-          'reward_model.batch_size': 32, 'reward_model.eval_every': 1000,
+          'reward_model.held_out_rows': 0,
+          'reward_model.epochs': 2,
+          'reward_model.batch_size': 32,
+          'reward_model.eval_every': 1000,
           'reward_model.widths_tokens': '(128,)',
-          'reward_model.cut_long': True, 'data.quarantine': 0.02,
-          'model.vocab_size': VOCAB, 'model.init_std': 0.02,
+          'reward_model.cut_long': True,
+          'data.quarantine': 0.02,
+          'model.vocab_size': VOCAB,
+          'model.init_std': 0.02,
           'reward_model.optimizer.learning_rate': 1e-3,
-          'tokenizer.source': folder})
+          'tokenizer.source': folder,
+        },
+      )
       pairs, single, count = length_wins(path)
-      told(f'hh-rlhf, {kind}', seed, last, secs,
-           baseline=round(pairs if kind == 'helpful' else single, 4), best='',
-           pairs=count)
+      told(
+        f'hh-rlhf, {kind}',
+        seed,
+        last,
+        secs,
+        baseline=round(pairs if kind == 'helpful' else single, 4),
+        best='',
+        pairs=count,
+      )
   study.write_csv(HERE / 'results.csv', rows)
 
 

@@ -18,22 +18,37 @@ import sys
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import study  # noqa: E402: found beside the studies.
-from r1jax.train import metrics  # noqa: E402
+import study
+
+from r1jax.train import metrics
 
 CONFIG = 'configs/r1_zero_tiny.py'
-SIZE = {'model.mtp_depth': 1, 'pretrain.steps': 700,
-        'pretrain.checkpoint_every': 350, 'init': 'pretrain'}
+SIZE = {
+  'model.mtp_depth': 1,
+  'pretrain.steps': 700,
+  'pretrain.checkpoint_every': 350,
+  'init': 'pretrain',
+}
 RL = {'rl.steps': 40, 'rl.mtp_weight': 0.1, 'rollout.speculative': True}
 
 
 def r1jax(command: str, workdir: Path, changes: dict[str, object]) -> str:
   overrides = [f'--config.{key}={value}' for key, value in changes.items()]
   return subprocess.run(
-      [sys.executable, '-m', 'r1jax.cli.main', command, f'--config={CONFIG}',
-       f'--workdir={workdir}', *overrides], check=True, text=True,
-      stdout=subprocess.PIPE,
-      env=os.environ | {'R1JAX_CACHE': str(workdir.parent / 'cache')}).stdout
+    [
+      sys.executable,
+      '-m',
+      'r1jax.cli.main',
+      command,
+      f'--config={CONFIG}',
+      f'--workdir={workdir}',
+      *overrides,
+    ],
+    check=True,
+    text=True,
+    stdout=subprocess.PIPE,
+    env=os.environ | {'R1JAX_CACHE': str(workdir.parent / 'cache')},
+  ).stdout
 
 
 def evaluated(workdir: Path, changes: dict[str, object]) -> dict[str, float]:
@@ -56,18 +71,27 @@ def main():
         how = sizes | {'eval.temperature': temperature}
         plain = evaluated(workdir, how)
         told = evaluated(workdir, how | {'rollout.speculative': True})
-        rows.append({
-            'commit': study.commit(), 'seed': seed, 'policy': name,
+        rows.append(
+          {
+            'commit': study.commit(),
+            'seed': seed,
+            'policy': name,
             'temperature': temperature,
             'acceptance': round(told['eval/draft_acceptance'], 4),
             'tokens_per_pass': round(told['eval/tokens_per_pass'], 3),
             'pass@1': round(told['eval/pass@1'], 4),
             'pass@1_plain': round(plain['eval/pass@1'], 4),
-            'pass@1_stderr': round(plain['eval/pass@1_stderr'], 4)})
+            'pass@1_stderr': round(plain['eval/pass@1_stderr'], 4),
+          }
+        )
         study.write_csv(HERE / 'results.csv', rows)
-  study.plot(HERE / 'curves.png', {
-      metric: {'R1-Zero': runs} for metric in (
-          'rollout/draft_acceptance', 'rollout/tokens_per_pass')})
+  study.plot(
+    HERE / 'curves.png',
+    {
+      metric: {'R1-Zero': runs}
+      for metric in ('rollout/draft_acceptance', 'rollout/tokens_per_pass')
+    },
+  )
 
 
 if __name__ == '__main__':

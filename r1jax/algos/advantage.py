@@ -4,8 +4,14 @@ import jax
 import jax.numpy as jnp
 
 
-def group(reward_B, group_B, num_groups: int, eps: float = 1e-4,
-          scale_by_std: bool = True, scorable_B=None):
+def group(
+  reward_B,
+  group_B,
+  num_groups: int,
+  eps: float = 1e-4,
+  scale_by_std: bool = True,
+  scorable_B=None,
+):
   """(r − mean) / (std + ε) within each group (DeepSeekMath section 4.1.2).
 
   The standard deviation is the sample one (n − 1). A group whose rewards are
@@ -31,20 +37,22 @@ def group(reward_B, group_B, num_groups: int, eps: float = 1e-4,
 
   def total(x_B):
     return jax.ops.segment_sum(
-        jnp.where(scorable_B, x_B, 0.0), group_B, num_groups)
+      jnp.where(scorable_B, x_B, 0.0), group_B, num_groups
+    )
 
   def highest(x_B):
     return jax.ops.segment_max(
-        jnp.where(scorable_B, x_B, -jnp.inf), group_B, num_groups)
+      jnp.where(scorable_B, x_B, -jnp.inf), group_B, num_groups
+    )
 
   count_G = jnp.maximum(total(jnp.ones_like(reward_B)), 1)
   mean_G = total(reward_B) / count_G
   varied_G = highest(reward_B) > -highest(-reward_B)
   # The mean of equal floats may differ from them in the last bit: mask it.
   centred_B = jnp.where(
-      varied_G[group_B] & scorable_B, reward_B - mean_G[group_B], 0.0)
+    varied_G[group_B] & scorable_B, reward_B - mean_G[group_B], 0.0
+  )
   if scale_by_std:
-    std_G = jnp.sqrt(
-        total(centred_B ** 2) / jnp.maximum(count_G - 1, 1))
+    std_G = jnp.sqrt(total(centred_B**2) / jnp.maximum(count_G - 1, 1))
     centred_B /= std_G[group_B] + eps
   return centred_B, varied_G

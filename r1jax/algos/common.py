@@ -8,8 +8,14 @@ from r1jax.sharding import Layout
 MAX_CHUNK_LOGITS = 1 << 26  # On one device: 256 MiB of float32.
 
 
-def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
-               chunk_tokens: int | None = None, layout: Layout | None = None):
+def token_logp(
+  hidden_BTD,
+  head_DV,
+  target_BT,
+  temperature: float = 1.0,
+  chunk_tokens: int | None = None,
+  layout: Layout | None = None,
+):
   """Log-probability of each target and entropy of its distribution.
 
   Logits exist for one chunk of columns at a time, in the forward and in the
@@ -28,20 +34,29 @@ def token_logp(hidden_BTD, head_DV, target_BT, temperature: float = 1.0,
   Returns:
     logp_BT and entropy_BT, float32, in nats. No gradient flows to the entropy.
   """
+
   def chunk(hidden, target):
-    logits = jnp.matmul(
-        hidden, head_DV, preferred_element_type=jnp.float32) / temperature
+    logits = (
+      jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
+      / temperature
+    )
     logp = jax.nn.log_softmax(logits)
     entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
     chosen = jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
     return chosen, jax.lax.stop_gradient(entropy)
 
-  return over_tokens(chunk, (hidden_BTD, target_BT), head_DV.shape[1],
-                     chunk_tokens, layout)
+  return over_tokens(
+    chunk, (hidden_BTD, target_BT), head_DV.shape[1], chunk_tokens, layout
+  )
 
 
-def over_tokens(chunk, arrays, vocab_size: int,
-                chunk_tokens: int | None = None, layout: Layout | None = None):
+def over_tokens(
+  chunk,
+  arrays,
+  vocab_size: int,
+  chunk_tokens: int | None = None,
+  layout: Layout | None = None,
+):
   """Maps `chunk` over arrays [B, T, …], some columns of T at a time.
 
   Args:
@@ -100,8 +115,9 @@ def kl(kind: str, logp, ref_logp):
     k2 = r² / 2        biased, low variance
     k3 = eʳ − r − 1    unbiased, never negative
   """
-  r = jnp.clip(jnp.float32(ref_logp) - jnp.float32(logp),
-               -MAX_LOG_RATIO, MAX_LOG_RATIO)
+  r = jnp.clip(
+    jnp.float32(ref_logp) - jnp.float32(logp), -MAX_LOG_RATIO, MAX_LOG_RATIO
+  )
   if kind == 'k1':
     return -r
   if kind == 'k2':

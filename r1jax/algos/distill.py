@@ -26,21 +26,31 @@ class SoftTargets:
 
   def __post_init__(self):
     if not 0 <= self.text_weight <= 1:
-      raise UserError('distill: text_weight must lie within [0, 1], got '
-                      f'{self.text_weight}')
+      raise UserError(
+        f'distill: text_weight must lie within [0, 1], got {self.text_weight}'
+      )
     if self.temperature <= 0:
-      raise UserError('distill: temperature must be above 0, got '
-                      f'{self.temperature}')
+      raise UserError(
+        f'distill: temperature must be above 0, got {self.temperature}'
+      )
 
   def mix(self, nll, kl):
     """The loss of a token, or of many."""
-    return (self.text_weight * nll
-            + (1 - self.text_weight) * self.temperature ** 2 * kl)
+    return (
+      self.text_weight * nll + (1 - self.text_weight) * self.temperature**2 * kl
+    )
 
 
-def online(hidden_BTD, head_DV, teacher_BTD, teacher_head_DV, target_BT,
-           temperature: float, chunk_tokens: int | None = None,
-           layout: Layout | None = None):
+def online(
+  hidden_BTD,
+  head_DV,
+  teacher_BTD,
+  teacher_head_DV,
+  target_BT,
+  temperature: float,
+  chunk_tokens: int | None = None,
+  layout: Layout | None = None,
+):
   """Both models' logits, in chunks; their widths may differ.
 
   Args:
@@ -59,21 +69,33 @@ def online(hidden_BTD, head_DV, teacher_BTD, teacher_head_DV, target_BT,
 
   def chunk(hidden, teacher, target):
     logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
-    theirs = jax.lax.stop_gradient(jnp.matmul(
-        teacher, teacher_head_DV, preferred_element_type=jnp.float32))
+    theirs = jax.lax.stop_gradient(
+      jnp.matmul(teacher, teacher_head_DV, preferred_element_type=jnp.float32)
+    )
     p = jax.nn.log_softmax(theirs[..., :V] / temperature)
     q = jax.nn.log_softmax(logits[..., :V] / temperature)
     chosen, entropy = _chosen(jax.nn.log_softmax(logits), target)
     return chosen, entropy, jnp.sum(jnp.exp(p) * (p - q), -1)
 
   return common.over_tokens(
-      chunk, (hidden_BTD, teacher_BTD, target_BT),
-      head_DV.shape[1] + teacher_head_DV.shape[1], chunk_tokens, layout)
+    chunk,
+    (hidden_BTD, teacher_BTD, target_BT),
+    head_DV.shape[1] + teacher_head_DV.shape[1],
+    chunk_tokens,
+    layout,
+  )
 
 
-def stored(hidden_BTD, head_DV, top_ids_BTO, top_logp_BTO, target_BT,
-           temperature: float, chunk_tokens: int | None = None,
-           layout: Layout | None = None):
+def stored(
+  hidden_BTD,
+  head_DV,
+  top_ids_BTO,
+  top_logp_BTO,
+  target_BT,
+  temperature: float,
+  chunk_tokens: int | None = None,
+  layout: Layout | None = None,
+):
   """From a teacher's O likeliest tokens; all others are one event.
 
   The KL between the two coarser distributions is a lower bound of the KL
@@ -91,22 +113,31 @@ def stored(hidden_BTD, head_DV, top_ids_BTO, top_logp_BTO, target_BT,
 
   def chunk(hidden, ids, p, target):
     logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
-    q = jnp.take_along_axis(
-        jax.nn.log_softmax(logits / temperature), ids, -1)
+    q = jnp.take_along_axis(jax.nn.log_softmax(logits / temperature), ids, -1)
     known = jnp.isfinite(p)
     p_safe = jnp.where(known, p, 0.0)
     kl = jnp.sum(jnp.where(known, jnp.exp(p_safe) * (p_safe - q), 0.0), -1)
     p_rest = _rest(jnp.where(known, jnp.exp(p_safe), 0.0))
     q_rest = _rest(jnp.where(known, jnp.exp(q), 0.0))
-    kl += jnp.where(p_rest > _LEAST, p_rest * (
+    kl += jnp.where(
+      p_rest > _LEAST,
+      p_rest
+      * (
         jnp.log(jnp.maximum(p_rest, _LEAST))
-        - jnp.log(jnp.maximum(q_rest, _LEAST))), 0.0)
+        - jnp.log(jnp.maximum(q_rest, _LEAST))
+      ),
+      0.0,
+    )
     kl = jnp.where(known.any(-1), kl, 0.0)
     return *_chosen(jax.nn.log_softmax(logits), target), kl
 
   return common.over_tokens(
-      chunk, (hidden_BTD, top_ids_BTO, top_logp_BTO, target_BT),
-      head_DV.shape[1], chunk_tokens, layout)
+    chunk,
+    (hidden_BTD, top_ids_BTO, top_logp_BTO, target_BT),
+    head_DV.shape[1],
+    chunk_tokens,
+    layout,
+  )
 
 
 _LEAST = 1e-6  # Of a probability: what is left of 1 in float32 is no better.

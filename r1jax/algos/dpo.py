@@ -62,8 +62,10 @@ class Objective:
     if self.beta <= 0:
       raise UserError(f'dpo: beta must be above 0, got {self.beta}')
     if not 0 <= self.label_smoothing < 0.5:
-      raise UserError('dpo: label_smoothing must lie within [0, 0.5), got '
-                      f'{self.label_smoothing}')
+      raise UserError(
+        'dpo: label_smoothing must lie within [0, 0.5), got '
+        f'{self.label_smoothing}'
+      )
     if self.label_smoothing and self.loss != 'sigmoid':
       raise UserError("dpo: label_smoothing is of loss = 'sigmoid'")
 
@@ -72,8 +74,9 @@ class Objective:
     if self.loss == 'ipo':
       return jnp.square(ratio_P - 1 / (2 * self.beta))
     logit_P, smooth = self.beta * ratio_P, self.label_smoothing
-    return ((1 - smooth) * jax.nn.softplus(-logit_P)
-            + smooth * jax.nn.softplus(logit_P))
+    return (1 - smooth) * jax.nn.softplus(-logit_P) + smooth * jax.nn.softplus(
+      logit_P
+    )
 
 
 def ratio(logp_PG, ref_logp_PG):
@@ -82,8 +85,7 @@ def ratio(logp_PG, ref_logp_PG):
   return gain_PG[:, 0] - gain_PG[:, 1]
 
 
-def loss(objective: Objective, logp_PG, ref_logp_PG, weight_P, counts_P,
-         total):
+def loss(objective: Objective, logp_PG, ref_logp_PG, weight_P, counts_P, total):
   """One microbatch's share of the loss.
 
   Args:
@@ -105,13 +107,14 @@ def loss(objective: Objective, logp_PG, ref_logp_PG, weight_P, counts_P,
 
   value = mean(weight_P * objective.of_pairs(ratio_P))
   return value, {
-      'loss': value,
-      'accuracy': mean(common.won(ratio_P)),
-      'reward/gap': mean(objective.beta * ratio_P),
-      'reward/chosen': mean(gain_PG[:, 0]),
-      'reward/rejected': mean(gain_PG[:, 1]),
-      'logp/chosen': mean(logp_PG[:, 0]),
-      'logp/rejected': mean(logp_PG[:, 1])}
+    'loss': value,
+    'accuracy': mean(common.won(ratio_P)),
+    'reward/gap': mean(objective.beta * ratio_P),
+    'reward/chosen': mean(gain_PG[:, 0]),
+    'reward/rejected': mean(gain_PG[:, 1]),
+    'logp/chosen': mean(logp_PG[:, 0]),
+    'logp/rejected': mean(logp_PG[:, 1]),
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +133,10 @@ class Robust:
     if self.step < 0:
       raise UserError(f'dpo: group_step must not be below 0, got {self.step}')
     if len(self.counts) < 2:
-      raise UserError('dpo: group-robust training needs several groups, and '
-                      f'there is {len(self.counts)}; set group_robust=False')
+      raise UserError(
+        'dpo: group-robust training needs several groups, and '
+        f'there is {len(self.counts)}; set group_robust=False'
+      )
 
   def first(self) -> np.ndarray:
     """α_g before the first step: every group alike."""
@@ -146,8 +151,10 @@ class Robust:
     """α_g after a batch of losses; see the module."""
     each_P = jnp.where(counts_P > 0, loss_P, 0) * self.rarity()[group_P]
     total = jnp.maximum(jnp.sum(counts_P), 1)
-    loss_g = jax.ops.segment_sum(
-        each_P, group_P, num_segments=len(self.counts)) / total
+    loss_g = (
+      jax.ops.segment_sum(each_P, group_P, num_segments=len(self.counts))
+      / total
+    )
     # A weight that has come to 0 in float32 may rise again.
     log_g = jnp.log(jnp.maximum(alpha_g, jnp.finfo(jnp.float32).tiny))
     return jax.nn.softmax(log_g + self.step * loss_g)
@@ -155,4 +162,3 @@ class Robust:
   def weight(self, alpha_g, group_P):
     """N/N_g · α_g of each pair."""
     return (self.rarity() * alpha_g)[group_P]
-

@@ -44,14 +44,18 @@ class Estimator:
   def __post_init__(self):
     for field in ('gamma', 'lam'):
       if not 0 <= getattr(self, field) <= 1:
-        raise UserError(f'rl.ppo: {field} must lie within [0, 1], got '
-                        f'{getattr(self, field)}')
+        raise UserError(
+          f'rl.ppo: {field} must lie within [0, 1], got {getattr(self, field)}'
+        )
     if self.truncated not in ('end', 'bootstrap'):
-      raise UserError("rl.ppo: truncated must be 'end' or 'bootstrap', got "
-                      f'{self.truncated!r}')
+      raise UserError(
+        "rl.ppo: truncated must be 'end' or 'bootstrap', got "
+        f'{self.truncated!r}'
+      )
     if self.value_clip < 0:
-      raise UserError('rl.ppo: value_clip must not be below 0, got '
-                      f'{self.value_clip}')
+      raise UserError(
+        f'rl.ppo: value_clip must not be below 0, got {self.value_clip}'
+      )
 
 
 class Estimate(NamedTuple):
@@ -75,8 +79,9 @@ def token_rewards(reward_B, mask_BT, penalty_BT=None):
   return reward_BT
 
 
-def estimate(how: Estimator, reward_BT, value_BT, after_B, cut_B,
-             mask_BT) -> Estimate:
+def estimate(
+  how: Estimator, reward_BT, value_BT, after_B, cut_B, mask_BT
+) -> Estimate:
   """Generalised advantage estimation and what is told of it.
 
   Args:
@@ -88,16 +93,24 @@ def estimate(how: Estimator, reward_BT, value_BT, after_B, cut_B,
     mask_BT: bool, live tokens; a row's lie side by side.
   """
   goes_on_B = cut_B & (how.truncated == 'bootstrap')
-  adv_BT = gae(how.gamma, how.lam, reward_BT, value_BT,
-               jnp.where(goes_on_B, after_B, 0.0), mask_BT)
+  adv_BT = gae(
+    how.gamma,
+    how.lam,
+    reward_BT,
+    value_BT,
+    jnp.where(goes_on_B, after_B, 0.0),
+    mask_BT,
+  )
   return_BT = adv_BT + jnp.where(mask_BT, value_BT, 0.0)
   _, std = _moments(adv_BT, mask_BT)
   metrics = {
-      'value/mean': _moments(value_BT, mask_BT)[0],
-      'value/explained_variance': explained_variance(
-          value_BT, return_BT, mask_BT),
-      'return/mean': _moments(return_BT, mask_BT)[0],
-      'advantage/std': std}  # Before it becomes 1.
+    'value/mean': _moments(value_BT, mask_BT)[0],
+    'value/explained_variance': explained_variance(
+      value_BT, return_BT, mask_BT
+    ),
+    'return/mean': _moments(return_BT, mask_BT)[0],
+    'advantage/std': std,
+  }  # Before it becomes 1.
   if how.whiten:
     adv_BT = whiten(adv_BT, mask_BT)
   return Estimate(adv_BT, return_BT, metrics)
@@ -124,11 +137,10 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
     adv_BT, 0 outside the mask. Columns without a live token change no bit.
   """
   reward_BT, value_BT = (
-      jnp.where(mask_BT, x, 0.0) for x in (reward_BT, value_BT))
-  next_BT = jnp.where(
-      _last(mask_BT), end_B[:, None], _from_right(value_BT))
-  delta_BT = jnp.where(
-      mask_BT, reward_BT + gamma * next_BT - value_BT, 0.0)
+    jnp.where(mask_BT, x, 0.0) for x in (reward_BT, value_BT)
+  )
+  next_BT = jnp.where(_last(mask_BT), end_B[:, None], _from_right(value_BT))
+  delta_BT = jnp.where(mask_BT, reward_BT + gamma * next_BT - value_BT, 0.0)
 
   def back(adv_B, column):
     delta_B, live_B = column
@@ -136,13 +148,14 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
     return adv_B, adv_B
 
   _, adv_TB = jax.lax.scan(
-      back, jnp.zeros_like(delta_BT[:, 0]), (delta_BT.T, mask_BT.T),
-      reverse=True)
+    back, jnp.zeros_like(delta_BT[:, 0]), (delta_BT.T, mask_BT.T), reverse=True
+  )
   return adv_TB.T
 
 
-def value_loss(how: Estimator, value_BT, old_value_BT, return_BT, mask_BT,
-               live_tokens):
+def value_loss(
+  how: Estimator, value_BT, old_value_BT, return_BT, mask_BT, live_tokens
+):
   """½ max{(V − R)², (clip(V, V_old ± ε) − R)²}, a mean over live tokens.
 
   Args:
@@ -158,12 +171,14 @@ def value_loss(how: Estimator, value_BT, old_value_BT, return_BT, mask_BT,
     The loss and a dict of metrics; all of them sum over microbatches.
   """
   value_BT, old_value_BT, return_BT = (
-      jnp.where(mask_BT, x, 0.0) for x in (value_BT, old_value_BT, return_BT))
+    jnp.where(mask_BT, x, 0.0) for x in (value_BT, old_value_BT, return_BT)
+  )
   error_BT = (value_BT - return_BT) ** 2
   bound_BT = jnp.zeros_like(mask_BT)
   if how.value_clip:
     near_BT = old_value_BT + jnp.clip(
-        value_BT - old_value_BT, -how.value_clip, how.value_clip)
+      value_BT - old_value_BT, -how.value_clip, how.value_clip
+    )
     clipped_BT = (near_BT - return_BT) ** 2
     bound_BT = clipped_BT > error_BT
     error_BT = jnp.maximum(error_BT, clipped_BT)
@@ -173,8 +188,9 @@ def value_loss(how: Estimator, value_BT, old_value_BT, return_BT, mask_BT,
 
   value = 0.5 * mean(error_BT)
   return value, {
-      'value/loss': value,
-      'value/clip_fraction': mean(bound_BT.astype(jnp.float32))}
+    'value/loss': value,
+    'value/clip_fraction': mean(bound_BT.astype(jnp.float32)),
+  }
 
 
 def whiten(x_BT, mask_BT):
@@ -188,15 +204,14 @@ def explained_variance(value_BT, return_BT, mask_BT):
   where all returns are one."""
   _, std = _moments(return_BT, mask_BT)
   _, left = _moments(return_BT - value_BT, mask_BT)
-  return jnp.where(std > 0, 1 - left ** 2 / std ** 2, jnp.nan)
+  return jnp.where(std > 0, 1 - left**2 / std**2, jnp.nan)
 
 
 def _moments(x_BT, mask_BT):
   """Mean and deviation of the live entries."""
   count = jnp.maximum(jnp.sum(mask_BT), 1)
   mean = common.masked_sum(x_BT, mask_BT) / count
-  return mean, jnp.sqrt(
-      common.masked_sum((x_BT - mean) ** 2, mask_BT) / count)
+  return mean, jnp.sqrt(common.masked_sum((x_BT - mean) ** 2, mask_BT) / count)
 
 
 def _last(mask_BT):

@@ -19,10 +19,13 @@ from r1jax.algos import common
 from r1jax.errors import UserError
 
 _CHOICES = {
-    'surrogate': ('clip', 'cispo'), 'ratio': ('token', 'sequence'),
-    'norm': ('token', 'sequence', 'constant'), 'kl': ('k1', 'k2', 'k3'),
-    'mismatch': ('none', 'truncate', 'mask'),
-    'mismatch_level': ('token', 'sequence')}
+  'surrogate': ('clip', 'cispo'),
+  'ratio': ('token', 'sequence'),
+  'norm': ('token', 'sequence', 'constant'),
+  'kl': ('k1', 'k2', 'k3'),
+  'mismatch': ('none', 'truncate', 'mask'),
+  'mismatch_level': ('token', 'sequence'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +75,23 @@ class Objective:
   def __post_init__(self):
     for field, choices in _CHOICES.items():
       if getattr(self, field) not in choices:
-        raise UserError(f'rl: {field} must be one of {choices}, got '
-                        f'{getattr(self, field)!r}')
+        raise UserError(
+          f'rl: {field} must be one of {choices}, got {getattr(self, field)!r}'
+        )
     for field in ('clip_low', 'clip_high', 'clip_most', 'kl_coef'):
       if getattr(self, field) < 0:
-        raise UserError(f'rl: {field} must not be below 0, got '
-                        f'{getattr(self, field)}')
+        raise UserError(
+          f'rl: {field} must not be below 0, got {getattr(self, field)}'
+        )
     if 0 < self.clip_most <= 1 + self.clip_high:
-      raise UserError(f'rl: clip_most = {self.clip_most} must be above 1 + '
-                      f'clip_high = {1 + self.clip_high}, or 0 for none')
+      raise UserError(
+        f'rl: clip_most = {self.clip_most} must be above 1 + '
+        f'clip_high = {1 + self.clip_high}, or 0 for none'
+      )
     if self.mismatch != 'none' and self.mismatch_cap < 1:
-      raise UserError(f'rl: mismatch_cap must be at least 1, got '
-                      f'{self.mismatch_cap}')
+      raise UserError(
+        f'rl: mismatch_cap must be at least 1, got {self.mismatch_cap}'
+      )
     if self.norm == 'constant' and self.max_tokens < 1:
       raise UserError("rl: norm = 'constant' needs max_tokens above 0")
 
@@ -95,8 +103,16 @@ class Totals(NamedTuple):
   rows: jax.Array
 
 
-def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_BT,
-         mask_BT, totals: Totals, weight_BT=None):
+def loss(
+  objective: Objective,
+  logp_BT,
+  old_logp_BT,
+  ref_logp_BT,
+  adv_BT,
+  mask_BT,
+  totals: Totals,
+  weight_BT=None,
+):
   """One microbatch's share of −J.
 
   Args:
@@ -117,8 +133,9 @@ def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_BT,
   # Masked first: a NaN outside would reach the gradient through any mask that
   # comes after it.
   logp_BT, old_logp_BT, ref_logp_BT, adv_BT = (
-      jnp.where(mask_BT, x, 0.0)
-      for x in (logp_BT, old_logp_BT, ref_logp_BT, adv_BT))
+    jnp.where(mask_BT, x, 0.0)
+    for x in (logp_BT, old_logp_BT, ref_logp_BT, adv_BT)
+  )
   log_ratio_BT = logp_BT - old_logp_BT
   if o.ratio == 'sequence':
     log_ratio_BT = _row_mean(log_ratio_BT, mask_BT)[:, None] + 0 * log_ratio_BT
@@ -131,8 +148,9 @@ def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_BT,
     most_BT = jnp.minimum(ratio_BT, o.clip_most) if o.clip_most else ratio_BT
     clipped_BT = jnp.clip(ratio_BT, 1 - o.clip_low, 1 + o.clip_high)
     gain_BT = jnp.minimum(most_BT * adv_BT, clipped_BT * adv_BT)
-    bound_BT = ((ratio_BT < 1 - o.clip_low) & (adv_BT < 0)
-                | (ratio_BT > 1 + o.clip_high) & (adv_BT > 0))
+    bound_BT = (ratio_BT < 1 - o.clip_low) & (adv_BT < 0) | (
+      ratio_BT > 1 + o.clip_high
+    ) & (adv_BT > 0)
   kl_BT = common.kl(o.kl, logp_BT, ref_logp_BT)
   lost_BT = o.kl_coef * kl_BT * (ratio_BT if o.kl_corrected else 1.0) - gain_BT
   if weight_BT is not None:
@@ -146,19 +164,19 @@ def loss(objective: Objective, logp_BT, old_logp_BT, ref_logp_BT, adv_BT,
   elif o.norm == 'sequence':
     value = jnp.sum(_row_mean(lost_BT, mask_BT)) / totals.rows
   else:
-    value = (common.masked_sum(lost_BT, mask_BT)
-             / (totals.rows * o.max_tokens))
+    value = common.masked_sum(lost_BT, mask_BT) / (totals.rows * o.max_tokens)
   return value, {
-      'loss': value,
-      'kl': mean(kl_BT),
-      'clip_fraction': mean(bound_BT.astype(jnp.float32)),
-      'ratio/mean': mean(ratio_BT),
-      'approx_kl': mean(common.kl('k3', old_logp_BT, logp_BT)),
+    'loss': value,
+    'kl': mean(kl_BT),
+    'clip_fraction': mean(bound_BT.astype(jnp.float32)),
+    'ratio/mean': mean(ratio_BT),
+    'approx_kl': mean(common.kl('k3', old_logp_BT, logp_BT)),
   }
 
 
-def mismatch_weight(objective: Objective, trainer_logp_BT, sampler_logp_BT,
-                    mask_BT):
+def mismatch_weight(
+  objective: Objective, trainer_logp_BT, sampler_logp_BT, mask_BT
+):
   """w_BT by which the sampler's tokens stand for the trainer's; fixed.
 
   Truncated importance sampling at the cap; or 1 within [1/C, C] and 0 beyond.
@@ -167,13 +185,15 @@ def mismatch_weight(objective: Objective, trainer_logp_BT, sampler_logp_BT,
   gap_BT = jnp.where(mask_BT, trainer_logp_BT - sampler_logp_BT, 0.0)
   if o.mismatch_level == 'sequence':
     gap_BT = jnp.sum(gap_BT, -1, keepdims=True) + 0 * gap_BT
-  weight_BT = jnp.exp(jnp.clip(
-      gap_BT, -common.MAX_LOG_RATIO, common.MAX_LOG_RATIO))
+  weight_BT = jnp.exp(
+    jnp.clip(gap_BT, -common.MAX_LOG_RATIO, common.MAX_LOG_RATIO)
+  )
   if o.mismatch == 'truncate':
     weight_BT = jnp.minimum(weight_BT, o.mismatch_cap)
   elif o.mismatch == 'mask':
-    weight_BT = ((weight_BT <= o.mismatch_cap)
-                 & (weight_BT >= 1 / o.mismatch_cap)).astype(jnp.float32)
+    weight_BT = (
+      (weight_BT <= o.mismatch_cap) & (weight_BT >= 1 / o.mismatch_cap)
+    ).astype(jnp.float32)
   else:
     weight_BT = jnp.ones_like(weight_BT)
   return jax.lax.stop_gradient(weight_BT)

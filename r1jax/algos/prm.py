@@ -35,19 +35,23 @@ def loss(score_BT, label_BT, weight_BT, total):
   Returns:
     The loss and a dict of metrics; all of them sum over microbatches.
   """
+
   def mean(x_BT):
     return jnp.sum(jnp.where(weight_BT > 0, x_BT * weight_BT, 0)) / total
 
   bce = mean(jax.nn.softplus(score_BT) - label_BT * score_BT)
-  return bce, {'loss': bce, 'label': mean(label_BT),
-               'score': mean(jax.nn.sigmoid(score_BT))}
+  return bce, {
+    'loss': bce,
+    'label': mean(label_BT),
+    'score': mean(jax.nn.sigmoid(score_BT)),
+  }
 
 
 AGGREGATES = {
-    'min': np.min,
-    'product': np.prod,
-    'mean': np.mean,
-    'last': lambda chance: chance[-1],  # As an outcome reward model.
+  'min': np.min,
+  'product': np.prod,
+  'mean': np.mean,
+  'last': lambda chance: chance[-1],  # As an outcome reward model.
 }
 
 
@@ -62,8 +66,9 @@ def aggregate(chance: np.ndarray, how: str) -> float:
   return float(AGGREGATES[how](chance)) if len(chance) else 0.0
 
 
-def measures(chance: np.ndarray, label: np.ndarray,
-             bins: int = 10) -> dict[str, float]:
+def measures(
+  chance: np.ndarray, label: np.ndarray, bins: int = 10
+) -> dict[str, float]:
   """How good the chances of n steps are, against their labels.
 
   Returns:
@@ -83,12 +88,15 @@ def measures(chance: np.ndarray, label: np.ndarray,
   log = lambda p: np.log(np.clip(p, 1e-12, 1.0))
   cross = lambda p: float(-np.mean(label * log(p) + (1 - label) * log(1 - p)))
   return {
-      'accuracy': float(right.mean()) if right.size else float('nan'),
-      'accuracy_stderr': (float(right.std() / np.sqrt(right.size))
-                          if right.size else float('nan')),
-      'auc': auc(chance, label),
-      'calibration': float(np.abs(gap).sum() / len(chance)),
-      'nll': cross(chance), 'entropy': cross(label)}
+    'accuracy': float(right.mean()) if right.size else float('nan'),
+    'accuracy_stderr': (
+      float(right.std() / np.sqrt(right.size)) if right.size else float('nan')
+    ),
+    'auc': auc(chance, label),
+    'calibration': float(np.abs(gap).sum() / len(chance)),
+    'nll': cross(chance),
+    'entropy': cross(label),
+  }
 
 
 def auc(score: np.ndarray, label: np.ndarray) -> float:

@@ -32,8 +32,10 @@ class Pairwise:
   def __post_init__(self):
     for field in ('margin', 'centring'):
       if getattr(self, field) < 0:
-        raise UserError(f'reward_model: {field} must not be below 0, got '
-                        f'{getattr(self, field)}')
+        raise UserError(
+          f'reward_model: {field} must not be below 0, got '
+          f'{getattr(self, field)}'
+        )
 
   def loss(self, chosen_P, rejected_P, weight_P, total):
     """One microbatch's share of the mean over the whole batch.
@@ -48,13 +50,17 @@ class Pairwise:
     """
     gap_P = chosen_P - rejected_P
     level_P = chosen_P + rejected_P
-    loss_P = (jax.nn.softplus(self.margin - gap_P)
-              + self.centring * jnp.square(level_P))
+    loss_P = jax.nn.softplus(self.margin - gap_P) + self.centring * jnp.square(
+      level_P
+    )
     mean = _mean(weight_P, total)
     loss = mean(loss_P)
     return loss, {
-        'loss': loss, 'accuracy': mean(common.won(gap_P)), 'gap': mean(gap_P),
-        'score': mean(level_P / 2)}
+      'loss': loss,
+      'accuracy': mean(common.won(gap_P)),
+      'gap': mean(gap_P),
+      'score': mean(level_P / 2),
+    }
 
 
 def pointwise(score_B, safe_B, weight_B, total):
@@ -68,8 +74,11 @@ def pointwise(score_B, safe_B, weight_B, total):
   sign_B = 2 * safe_B - 1
   mean = _mean(weight_B, total)
   loss = mean(jax.nn.softplus(-sign_B * score_B))
-  return loss, {'loss': loss, 'accuracy': mean(common.won(sign_B * score_B)),
-                'score': mean(score_B)}
+  return loss, {
+    'loss': loss,
+    'accuracy': mean(common.won(sign_B * score_B)),
+    'score': mean(score_B),
+  }
 
 
 def _mean(weight, total):

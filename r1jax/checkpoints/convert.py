@@ -4,20 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from r1jax.checkpoints import hf
-from r1jax.checkpoints import hf_config
-from r1jax.checkpoints import storage
+from r1jax.checkpoints import hf, hf_config, storage, weights
+from r1jax.checkpoints.storage import INDEX, SINGLE, Reader
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
-from r1jax.model.config import ModelConfig, RUN_DEFAULTS
-from r1jax.checkpoints.storage import INDEX, Reader, SINGLE
-from r1jax.checkpoints import weights
+from r1jax.model.config import RUN_DEFAULTS, ModelConfig
 
 SHARD_BYTES = 4 << 30
 
 
-def import_hf(folder: Path, out: Path,
-              shard_bytes: int = SHARD_BYTES) -> bool:
+def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
   """Writes our form of a checkpoint of theirs into the folder `out`, and its
   tokenizer beside it.
 
@@ -35,17 +31,22 @@ def import_hf(folder: Path, out: Path,
   fields = hf_config.read_config(folder)
   tensors = hf.read_tensors(folder, ModelConfig.from_dict(fields))
   try:
-    beside = {name: (folder / name).read_bytes() for name in tokenizer.FILES
-              if (folder / name).exists()}
+    beside = {
+      name: (folder / name).read_bytes()
+      for name in tokenizer.FILES
+      if (folder / name).exists()
+    }
   except OSError as error:
     raise UserError(f'import-hf: {error}') from error
-  storage.write(out, tensors, shard_bytes,
-                {'about': hf.about(fields, folder)}, beside)
+  storage.write(
+    out, tensors, shard_bytes, {'about': hf.about(fields, folder)}, beside
+  )
   return bool(beside.keys() & {'tokenizer.json', 'tokenizer.json.gz'})
 
 
-def export_hf(source: Path, out: Path, dtype: str = '',
-              shard_bytes: int = SHARD_BYTES):
+def export_hf(
+  source: Path, out: Path, dtype: str = '', shard_bytes: int = SHARD_BYTES
+):
   """Writes their form of a file or folder of ours into the folder `out`.
 
   Raises:
@@ -54,9 +55,12 @@ def export_hf(source: Path, out: Path, dtype: str = '',
   out = _vacant('export-hf', out)
   source = Path(source).expanduser()
   if source.is_dir() and not any(
-      (source / name).exists() for name in (SINGLE, INDEX)):
-    raise UserError(f'export-hf: {source} holds no {SINGLE}; give the folder '
-                    'of a finished stage, or of import-hf')
+    (source / name).exists() for name in (SINGLE, INDEX)
+  ):
+    raise UserError(
+      f'export-hf: {source} holds no {SINGLE}; give the folder '
+      'of a finished stage, or of import-hf'
+    )
   reader = Reader(source)
   if hf.is_theirs(reader):
     raise UserError(f'export-hf: {source} is of their form already')
@@ -74,8 +78,10 @@ def architecture(source: Path) -> dict:
   """
   said = weights.about(source).get('config')
   if not said:
-    raise UserError(f'{source} does not say what model it holds; r1jax '
-                    'import-hf makes a folder that does')
+    raise UserError(
+      f'{source} does not say what model it holds; r1jax '
+      'import-hf makes a folder that does'
+    )
   fields = RUN_DEFAULTS | _section(said, 'model.')
   ModelConfig.from_dict(fields, str(source))
   return fields

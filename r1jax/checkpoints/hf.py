@@ -18,12 +18,12 @@ import re
 
 import numpy as np
 
-from r1jax.errors import UserError
 from r1jax.checkpoints.hf_config import family, read_config, write_config
+from r1jax.checkpoints.storage import Reader, Tensor, write
+from r1jax.config.keys import flatten
+from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig
 from r1jax.model.quant import BLOCK
-from r1jax.config.keys import flatten
-from r1jax.checkpoints.storage import Reader, Tensor, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,67 +48,63 @@ class Row:
 
 
 _TOP = (
-    Row('embedding', 'VD', '.model.embed_tokens.weight', 'VD'),
-    Row('norm/scale', 'D', '.model.norm.weight', 'D'),
-    Row('head', 'DV', '.lm_head.weight', 'VD'),
+  Row('embedding', 'VD', '.model.embed_tokens.weight', 'VD'),
+  Row('norm/scale', 'D', '.model.norm.weight', 'D'),
+  Row('head', 'DV', '.lm_head.weight', 'VD'),
 )
 _BLOCK = (
-    Row('attention_norm/scale', 'D', 'input_layernorm.weight', 'D'),
-    Row('ffn_norm/scale', 'D', 'post_attention_layernorm.weight', 'D'),
+  Row('attention_norm/scale', 'D', 'input_layernorm.weight', 'D'),
+  Row('ffn_norm/scale', 'D', 'post_attention_layernorm.weight', 'D'),
 )
 _GQA = (
-    Row('attention/q', 'DNH', 'self_attn.q_proj.weight', '(NH)D'),
-    Row('attention/k', 'DKH', 'self_attn.k_proj.weight', '(KH)D'),
-    Row('attention/v', 'DKH', 'self_attn.v_proj.weight', '(KH)D'),
-    Row('attention/q_bias', 'NH', 'self_attn.q_proj.bias', '(NH)'),
-    Row('attention/k_bias', 'KH', 'self_attn.k_proj.bias', '(KH)'),
-    Row('attention/v_bias', 'KH', 'self_attn.v_proj.bias', '(KH)'),
-    Row('attention/q_norm/scale', 'H', 'self_attn.q_norm.weight', 'H'),
-    Row('attention/k_norm/scale', 'H', 'self_attn.k_norm.weight', 'H'),
-    Row('attention/out', 'NHD', 'self_attn.o_proj.weight', 'D(NH)'),
+  Row('attention/q', 'DNH', 'self_attn.q_proj.weight', '(NH)D'),
+  Row('attention/k', 'DKH', 'self_attn.k_proj.weight', '(KH)D'),
+  Row('attention/v', 'DKH', 'self_attn.v_proj.weight', '(KH)D'),
+  Row('attention/q_bias', 'NH', 'self_attn.q_proj.bias', '(NH)'),
+  Row('attention/k_bias', 'KH', 'self_attn.k_proj.bias', '(KH)'),
+  Row('attention/v_bias', 'KH', 'self_attn.v_proj.bias', '(KH)'),
+  Row('attention/q_norm/scale', 'H', 'self_attn.q_norm.weight', 'H'),
+  Row('attention/k_norm/scale', 'H', 'self_attn.k_norm.weight', 'H'),
+  Row('attention/out', 'NHD', 'self_attn.o_proj.weight', 'D(NH)'),
 )
 _MLA = (
-    Row('attention/q', 'DNJ', 'self_attn.q_proj.weight', '(NJ)D'),
-    Row('attention/q_down', 'DQ', 'self_attn.q_a_proj.weight', 'QD'),
-    Row('attention/q_norm/scale', 'Q', 'self_attn.q_a_layernorm.weight', 'Q'),
-    Row('attention/q_up', 'QNJ', 'self_attn.q_b_proj.weight', '(NJ)Q'),
-    Row('attention/kv_down', 'DX', 'self_attn.kv_a_proj_with_mqa.weight',
-        'XD'),
-    Row('attention/kv_norm/scale', 'C', 'self_attn.kv_a_layernorm.weight',
-        'C'),
-    Row('attention/k_up', 'CNH', 'self_attn.kv_b_proj.weight', '(NY)C',
-        'first'),
-    Row('attention/v_up', 'CNU', 'self_attn.kv_b_proj.weight', '(NY)C',
-        'last'),
-    Row('attention/out', 'NUD', 'self_attn.o_proj.weight', 'D(NU)'),
+  Row('attention/q', 'DNJ', 'self_attn.q_proj.weight', '(NJ)D'),
+  Row('attention/q_down', 'DQ', 'self_attn.q_a_proj.weight', 'QD'),
+  Row('attention/q_norm/scale', 'Q', 'self_attn.q_a_layernorm.weight', 'Q'),
+  Row('attention/q_up', 'QNJ', 'self_attn.q_b_proj.weight', '(NJ)Q'),
+  Row('attention/kv_down', 'DX', 'self_attn.kv_a_proj_with_mqa.weight', 'XD'),
+  Row('attention/kv_norm/scale', 'C', 'self_attn.kv_a_layernorm.weight', 'C'),
+  Row('attention/k_up', 'CNH', 'self_attn.kv_b_proj.weight', '(NY)C', 'first'),
+  Row('attention/v_up', 'CNU', 'self_attn.kv_b_proj.weight', '(NY)C', 'last'),
+  Row('attention/out', 'NUD', 'self_attn.o_proj.weight', 'D(NU)'),
 )
 _DENSE_FFN = (
-    Row('ffn/gate', 'DF', 'mlp.gate_proj.weight', 'FD'),
-    Row('ffn/up', 'DF', 'mlp.up_proj.weight', 'FD'),
-    Row('ffn/down', 'FD', 'mlp.down_proj.weight', 'DF'),
+  Row('ffn/gate', 'DF', 'mlp.gate_proj.weight', 'FD'),
+  Row('ffn/up', 'DF', 'mlp.up_proj.weight', 'FD'),
+  Row('ffn/down', 'FD', 'mlp.down_proj.weight', 'DF'),
 )
 _MOE_FFN = (
-    Row('ffn/router', 'DE', 'mlp.gate.weight', 'ED'),
-    Row('ffn/bias', 'E', 'mlp.gate.e_score_correction_bias', 'E'),
-    Row('ffn/gate', 'EDI', 'mlp.experts.{e}.gate_proj.weight', 'ID'),
-    Row('ffn/up', 'EDI', 'mlp.experts.{e}.up_proj.weight', 'ID'),
-    Row('ffn/down', 'EID', 'mlp.experts.{e}.down_proj.weight', 'DI'),
-    Row('ffn/shared/gate', 'DZ', 'mlp.shared_experts.gate_proj.weight', 'ZD'),
-    Row('ffn/shared/up', 'DZ', 'mlp.shared_experts.up_proj.weight', 'ZD'),
-    Row('ffn/shared/down', 'ZD', 'mlp.shared_experts.down_proj.weight', 'DZ'),
+  Row('ffn/router', 'DE', 'mlp.gate.weight', 'ED'),
+  Row('ffn/bias', 'E', 'mlp.gate.e_score_correction_bias', 'E'),
+  Row('ffn/gate', 'EDI', 'mlp.experts.{e}.gate_proj.weight', 'ID'),
+  Row('ffn/up', 'EDI', 'mlp.experts.{e}.up_proj.weight', 'ID'),
+  Row('ffn/down', 'EID', 'mlp.experts.{e}.down_proj.weight', 'DI'),
+  Row('ffn/shared/gate', 'DZ', 'mlp.shared_experts.gate_proj.weight', 'ZD'),
+  Row('ffn/shared/up', 'DZ', 'mlp.shared_experts.up_proj.weight', 'ZD'),
+  Row('ffn/shared/down', 'ZD', 'mlp.shared_experts.down_proj.weight', 'DZ'),
 )
 _MTP = (  # Of a layer beyond the last; `merge` takes G = 2 D numbers.
-    Row('merge', 'GD', 'eh_proj.weight', 'DG'),
-    Row('ahead_norm/scale', 'D', 'enorm.weight', 'D'),
-    Row('hidden_norm/scale', 'D', 'hnorm.weight', 'D'),
-    Row('norm/scale', 'D', 'shared_head.norm.weight', 'D'),
+  Row('merge', 'GD', 'eh_proj.weight', 'DG'),
+  Row('ahead_norm/scale', 'D', 'enorm.weight', 'D'),
+  Row('hidden_norm/scale', 'D', 'hnorm.weight', 'D'),
+  Row('norm/scale', 'D', 'shared_head.norm.weight', 'D'),
 )
 # The tables of each family: attention, dense layers' FFN, MoE layers' FFN.
 FAMILIES = {
-    'deepseek_v3': (_MLA, _DENSE_FFN, _MOE_FFN),
-    'llama': (_GQA, _DENSE_FFN, ()),
-    'qwen2': (_GQA, _DENSE_FFN, ()),
-    'qwen3': (_GQA, _DENSE_FFN, ()),
+  'deepseek_v3': (_MLA, _DENSE_FFN, _MOE_FFN),
+  'llama': (_GQA, _DENSE_FFN, ()),
+  'qwen2': (_GQA, _DENSE_FFN, ()),
+  'qwen3': (_GQA, _DENSE_FFN, ()),
 }
 
 
@@ -116,12 +112,23 @@ def _sizes(c: ModelConfig) -> dict[str, int]:
   """What each letter of the tables stands for."""
   mla = c.attention == 'mla'
   return dict(
-      V=c.vocab_size, D=c.d_model, N=c.num_heads, K=c.num_kv_heads,
-      H=c.qk_nope_head_dim if mla else c.head_dim, Q=c.q_lora_rank,
-      C=c.kv_lora_rank, J=c.qk_nope_head_dim + c.qk_rope_head_dim,
-      U=c.v_head_dim, X=c.cache_width, Y=c.qk_nope_head_dim + c.v_head_dim,
-      F=c.ffn_dim, I=c.expert_ffn_dim, E=c.num_experts,
-      Z=c.expert_ffn_dim * c.num_shared_experts, G=2 * c.d_model)
+    V=c.vocab_size,
+    D=c.d_model,
+    N=c.num_heads,
+    K=c.num_kv_heads,
+    H=c.qk_nope_head_dim if mla else c.head_dim,
+    Q=c.q_lora_rank,
+    C=c.kv_lora_rank,
+    J=c.qk_nope_head_dim + c.qk_rope_head_dim,
+    U=c.v_head_dim,
+    X=c.cache_width,
+    Y=c.qk_nope_head_dim + c.v_head_dim,
+    F=c.ffn_dim,
+    I=c.expert_ffn_dim,
+    E=c.num_experts,
+    Z=c.expert_ffn_dim * c.num_shared_experts,
+    G=2 * c.d_model,
+  )
 
 
 def _groups(axes: str) -> list[str]:
@@ -130,8 +137,9 @@ def _groups(axes: str) -> list[str]:
 
 
 def _their_shape(row: Row, sizes: Mapping[str, int]) -> tuple[int, ...]:
-  return tuple(math.prod(sizes[letter] for letter in group)
-               for group in _groups(row.axes))
+  return tuple(
+    math.prod(sizes[letter] for letter in group) for group in _groups(row.axes)
+  )
 
 
 def _to_ours(tensor: np.ndarray, row: Row, sizes) -> np.ndarray:
@@ -182,8 +190,9 @@ def places(config: ModelConfig) -> list[Place]:
       if row.ours not in absent:
         name = f'model.layers.{number}.{row.theirs}'
         experts = range(config.num_experts) if '{e}' in name else (0,)
-        yield Place(f'{ours}/{row.ours}', row,
-                    tuple(name.format(e=e) for e in experts))
+        yield Place(
+          f'{ours}/{row.ours}', row, tuple(name.format(e=e) for e in experts)
+        )
 
   found = [Place(row.ours, row, (row.theirs[1:],)) for row in _TOP[:1]]
   first_moe = config.first_k_dense
@@ -194,10 +203,16 @@ def places(config: ModelConfig) -> list[Place]:
   for i in range(config.mtp_depth):
     number = config.num_layers + i
     found += layer(number, f'mtp/{i}', _MTP)
-    found += layer(number, f'mtp/{i}/block', _BLOCK + attention + (
-        moe if config.num_moe_layers else dense))
-  found += [Place(row.ours, row, (row.theirs[1:],)) for row in _TOP[1:]
-            if row.ours not in absent]
+    found += layer(
+      number,
+      f'mtp/{i}/block',
+      _BLOCK + attention + (moe if config.num_moe_layers else dense),
+    )
+  found += [
+    Place(row.ours, row, (row.theirs[1:],))
+    for row in _TOP[1:]
+    if row.ours not in absent
+  ]
   return found
 
 
@@ -207,9 +222,11 @@ def _absent(c: ModelConfig) -> set[str]:
   if c.tie_embeddings:
     absent.add('head')
   if c.attention == 'mla':
-    absent |= ({'attention/q'} if c.q_lora_rank else
-               {'attention/q_down', 'attention/q_norm/scale',
-                'attention/q_up'})
+    absent |= (
+      {'attention/q'}
+      if c.q_lora_rank
+      else {'attention/q_down', 'attention/q_norm/scale', 'attention/q_up'}
+    )
   else:
     if not c.qkv_bias:
       absent |= {f'attention/{x}_bias' for x in 'qkv'}
@@ -236,19 +253,24 @@ def read_tensors(folder: Path, config: ModelConfig) -> list[Tensor]:
   _check(reader, found, sizes, config)
   for copy, main in _copies(config).items():
     if copy in reader and not _same(reader, copy, main):
-      raise UserError(f'import-hf: {copy} of {reader.path} should repeat '
-                      f'{main}, but differs; models with their own are not '
-                      'supported')
+      raise UserError(
+        f'import-hf: {copy} of {reader.path} should repeat '
+        f'{main}, but differs; models with their own are not '
+        'supported'
+      )
 
   def piece(place: Place, name: str):
     return _to_ours(_read(reader, name), place.row, sizes)
 
   return [
-      Tensor(place.ours, _widest(_dtype(reader, name) for name in place.theirs),
-             tuple(sizes[letter] for letter in place.row.letters),
-             tuple(functools.partial(piece, place, name)
-                   for name in place.theirs))
-      for place in found]
+    Tensor(
+      place.ours,
+      _widest(_dtype(reader, name) for name in place.theirs),
+      tuple(sizes[letter] for letter in place.row.letters),
+      tuple(functools.partial(piece, place, name) for name in place.theirs),
+    )
+    for place in found
+  ]
 
 
 class Checkpoint:
@@ -292,8 +314,7 @@ class Checkpoint:
 
 def about(fields: dict, folder: Path) -> str:
   """What a checkpoint of ours that was made from theirs says of itself."""
-  return json.dumps(
-      {'config': flatten({'model': fields}), 'from': str(folder)})
+  return json.dumps({'config': flatten({'model': fields}), 'from': str(folder)})
 
 
 def opened(path: Path) -> Reader | Checkpoint:
@@ -305,12 +326,18 @@ def opened(path: Path) -> Reader | Checkpoint:
 
 def is_theirs(reader: Reader) -> bool:
   """Whether it reads a folder of Hugging Face's form."""
-  return ('about' not in reader.metadata
-          and (reader.path / 'config.json').exists())
+  return (
+    'about' not in reader.metadata and (reader.path / 'config.json').exists()
+  )
 
 
-def write_tensors(folder: Path, config: ModelConfig, source: Reader,
-                  dtype: np.dtype | None, shard_bytes: int):
+def write_tensors(
+  folder: Path,
+  config: ModelConfig,
+  source: Reader,
+  dtype: np.dtype | None,
+  shard_bytes: int,
+):
   """Writes a checkpoint of theirs from stored tensors of ours.
 
   Args:
@@ -335,17 +362,28 @@ def write_tensors(folder: Path, config: ModelConfig, source: Reader,
       waiting.setdefault(name, []).append((place, index))
       if place.row.part != 'first':
         made[name] = _their_tensor(
-            name, waiting.pop(name), source, sizes, dtype)
+          name, waiting.pop(name), source, sizes, dtype
+        )
   for copy, main in _copies(config).items():
     if copy != _HEAD:
       made[copy] = dataclasses.replace(made[main], name=copy)
   said = write_config(config, dtype or source.dtype('embedding'))
-  write(folder, list(made.values()), shard_bytes, {'format': 'pt'},
-        {'config.json': json.dumps(said, indent=2).encode() + b'\n'})
+  write(
+    folder,
+    list(made.values()),
+    shard_bytes,
+    {'format': 'pt'},
+    {'config.json': json.dumps(said, indent=2).encode() + b'\n'},
+  )
 
 
-def _their_tensor(name: str, parts: list[tuple[Place, tuple]], source: Reader,
-                  sizes, dtype: np.dtype | None) -> Tensor:
+def _their_tensor(
+  name: str,
+  parts: list[tuple[Place, tuple]],
+  source: Reader,
+  sizes,
+  dtype: np.dtype | None,
+) -> Tensor:
   """A tensor of theirs; parts are places of ours and the slices of them."""
   first = parts[0][0].row
   if dtype is None:
@@ -358,8 +396,9 @@ def _their_tensor(name: str, parts: list[tuple[Place, tuple]], source: Reader,
     return array[0] if index else array  # One expert's.
 
   def piece() -> np.ndarray:
-    return _to_theirs([(place.row, read(place, index))
-                       for place, index in parts])
+    return _to_theirs(
+      [(place.row, read(place, index)) for place, index in parts]
+    )
 
   return Tensor(name, np.dtype(dtype), _their_shape(first, sizes), (piece,))
 
@@ -380,8 +419,10 @@ def _copies(config: ModelConfig) -> dict[str, str]:
   copies = {_HEAD: _EMBEDDING} if config.tie_embeddings else {}
   for i in range(config.mtp_depth):
     layer = f'model.layers.{config.num_layers + i}'
-    copies |= {f'{layer}.embed_tokens.weight': _EMBEDDING,
-               f'{layer}.shared_head.head.weight': copies.get(_HEAD, _HEAD)}
+    copies |= {
+      f'{layer}.embed_tokens.weight': _EMBEDDING,
+      f'{layer}.shared_head.head.weight': copies.get(_HEAD, _HEAD),
+    }
   return copies
 
 
@@ -406,8 +447,9 @@ def _check_source(source: Reader, found: list[Place], sizes):
     if place.ours not in source:
       wrong.append(place.ours)
     elif source.shapes[place.ours] != want:
-      wrong.append(f'{place.ours} of shape {want}, it has '
-                   f'{source.shapes[place.ours]}')
+      wrong.append(
+        f'{place.ours} of shape {want}, it has {source.shapes[place.ours]}'
+      )
   if wrong:
     raise UserError(f'export-hf: {source.path} lacks {_few(wrong)}')
 
@@ -424,26 +466,34 @@ def _check(reader: Reader, found: list[Place], sizes, config: ModelConfig):
       known.add(name)
   copies = _copies(config)
   wrong += [
-      f'{name} is unknown' for name in reader.shapes
-      if name not in known and name.removesuffix(_SCALE) not in known
-      and name not in copies and not re.fullmatch(_FREQUENCIES, name)]
+    f'{name} is unknown'
+    for name in reader.shapes
+    if name not in known
+    and name.removesuffix(_SCALE) not in known
+    and name not in copies
+    and not re.fullmatch(_FREQUENCIES, name)
+  ]
   if wrong:
     raise UserError(
-        f'import-hf: {reader.path} does not hold what its config.json says: '
-        + _few(sorted(set(wrong))))
+      f'import-hf: {reader.path} does not hold what its config.json says: '
+      + _few(sorted(set(wrong)))
+    )
 
 
 def _misshapen(reader: Reader, name: str, want: tuple[int, ...]) -> list[str]:
   """What is wrong with the shape of a tensor, or with that of its scale."""
   wrong = []
   if reader.shapes[name] != want:
-    wrong.append(f'{name} has shape {reader.shapes[name]}, config.json says '
-                 f'{want}')
+    wrong.append(
+      f'{name} has shape {reader.shapes[name]}, config.json says {want}'
+    )
   scale = reader.shapes.get(name + _SCALE)
   blocks = tuple(-(-size // BLOCK) for size in want)
   if scale is not None and (len(want) != 2 or scale != blocks):
-    wrong.append(f'{name}{_SCALE} has shape {scale}; {name} of {want} in '
-                 f'blocks of {BLOCK} × {BLOCK} needs another')
+    wrong.append(
+      f'{name}{_SCALE} has shape {scale}; {name} of {want} in '
+      f'blocks of {BLOCK} × {BLOCK} needs another'
+    )
   return wrong
 
 
@@ -472,6 +522,6 @@ def _read(reader: Reader, name: str) -> np.ndarray:
   wide = np.empty(tensor.shape, np.float32)
   for i, scale_row in enumerate(scale):
     rows = slice(i * BLOCK, (i + 1) * BLOCK)
-    spread = np.repeat(scale_row, BLOCK)[:tensor.shape[1]]
+    spread = np.repeat(scale_row, BLOCK)[: tensor.shape[1]]
     wide[rows] = tensor[rows].astype(np.float32) * spread
   return wide

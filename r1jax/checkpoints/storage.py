@@ -19,10 +19,24 @@ from r1jax.errors import UserError
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _FP8 = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2}
-_DTYPES = {code: np.dtype(kind) for code, kind in (_FP8 | {
-    'F64': np.float64, 'F32': np.float32, 'F16': np.float16,
-    'BF16': ml_dtypes.bfloat16, 'I64': np.int64, 'I32': np.int32,
-    'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}).items()}
+_DTYPES = {
+  code: np.dtype(kind)
+  for code, kind in (
+    _FP8
+    | {
+      'F64': np.float64,
+      'F32': np.float32,
+      'F16': np.float16,
+      'BF16': ml_dtypes.bfloat16,
+      'I64': np.int64,
+      'I32': np.int32,
+      'I16': np.int16,
+      'I8': np.int8,
+      'U8': np.uint8,
+      'BOOL': np.bool_,
+    }
+  ).items()
+}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _SLAB_BYTES = 8 << 20  # Copied at once on the way to the disk.
 
@@ -58,8 +72,9 @@ class Reader:
       raise UserError(f'weights: no file {file}') from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
       raise UserError(
-          f'weights: cannot read {file} ({error}); it is no safetensors '
-          'file, or a broken one') from error
+        f'weights: cannot read {file} ({error}); it is no safetensors '
+        'file, or a broken one'
+      ) from error
     self._files[file] = opened
 
   def __contains__(self, name: str) -> bool:
@@ -69,8 +84,9 @@ class Reader:
     code = self._slice(name).get_dtype()
     if code not in _DTYPES:
       raise UserError(
-          f'weights: {name} of {self._file_of[name]} is {code}; there are '
-          f'{", ".join(_DTYPES)}')
+        f'weights: {name} of {self._file_of[name]} is {code}; there are '
+        f'{", ".join(_DTYPES)}'
+      )
     return _DTYPES[code]
 
   def read(self, name: str, index: tuple = ()) -> np.ndarray:
@@ -91,8 +107,13 @@ class Reader:
     with open(file, 'rb') as opened:
       length = int.from_bytes(opened.read(8), 'little')
       entry = json.loads(opened.read(length))[name]
-    return np.memmap(file, dtype, 'r', 8 + length + entry['data_offsets'][0],
-                     tuple(entry['shape']))
+    return np.memmap(
+      file,
+      dtype,
+      'r',
+      8 + length + entry['data_offsets'][0],
+      tuple(entry['shape']),
+    )
 
 
 def _shards(path: Path) -> list[Path]:
@@ -104,7 +125,8 @@ def _shards(path: Path) -> list[Path]:
       names = json.loads(index.read_text())['weight_map'].values()
     except (ValueError, KeyError, AttributeError) as error:
       raise UserError(
-          f'weights: {index} is not an index of safetensors') from error
+        f'weights: {index} is not an index of safetensors'
+      ) from error
     return [path / name for name in sorted(set(names))]
   if (path / SINGLE).exists():
     return [path / SINGLE]
@@ -133,9 +155,13 @@ class Tensor:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write(folder: Path, tensors: Sequence[Tensor], shard_bytes: int,
-          metadata: Mapping[str, str],
-          beside: Mapping[str, bytes] | None = None):
+def write(
+  folder: Path,
+  tensors: Sequence[Tensor],
+  shard_bytes: int,
+  metadata: Mapping[str, str],
+  beside: Mapping[str, bytes] | None = None,
+):
   """Tensors into shards of at most `shard_bytes`, and an index at the end.
 
   A single shard is one file, SINGLE, without an index. The index, or the
@@ -167,9 +193,16 @@ def write(folder: Path, tensors: Sequence[Tensor], shard_bytes: int,
       file = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
       os.replace(folder / _part(i), folder / file)
       file_of |= {tensor.name: file for tensor in shard}
-    write_text(folder / INDEX, json.dumps(
-        {'metadata': {'total_size': sum(t.nbytes for t in tensors)},
-         'weight_map': file_of}, indent=1))
+    write_text(
+      folder / INDEX,
+      json.dumps(
+        {
+          'metadata': {'total_size': sum(t.nbytes for t in tensors)},
+          'weight_map': file_of,
+        },
+        indent=1,
+      ),
+    )
   except OSError as error:
     raise UserError(f'cannot write to {folder}: {error}') from error
 
@@ -185,8 +218,9 @@ def _split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
   return shards
 
 
-def _write_shard(path: Path, tensors: Sequence[Tensor],
-                 metadata: Mapping[str, str]):
+def _write_shard(
+  path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]
+):
   """The header's length in 8 bytes, the header in JSON, then the numbers."""
   header: dict = {'__metadata__': dict(metadata)}
   end = 0
@@ -195,15 +229,18 @@ def _write_shard(path: Path, tensors: Sequence[Tensor],
   for tensor in sorted(tensors, key=lambda t: -t.dtype.itemsize):
     start, end = end, end + tensor.nbytes
     header[tensor.name] = {
-        'dtype': _CODES[tensor.dtype], 'shape': list(tensor.shape),
-        'data_offsets': [start, end]}
+      'dtype': _CODES[tensor.dtype],
+      'shape': list(tensor.shape),
+      'data_offsets': [start, end],
+    }
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for tensor in tensors:
       start, end = (
-          8 + len(text) + x for x in header[tensor.name]['data_offsets'])
+        8 + len(text) + x for x in header[tensor.name]['data_offsets']
+      )
       file.seek(start)
       for read in tensor.pieces:
         _write_array(file, read(), tensor.dtype)
@@ -221,7 +258,7 @@ def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:
   array = np.atleast_1d(array)
   rows = max(1, len(array) * _SLAB_BYTES // max(1, array.nbytes))
   for start in range(0, len(array), rows):
-    yield array[start:start + rows]
+    yield array[start : start + rows]
 
 
 def _part(number: int) -> str:

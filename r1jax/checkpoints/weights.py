@@ -16,12 +16,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from r1jax.checkpoints import hf
+from r1jax.checkpoints.storage import Reader
+from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 from r1jax.model import transformer
-from r1jax.model.config import ModelConfig, RUN_DEFAULTS
+from r1jax.model.config import RUN_DEFAULTS, ModelConfig
 from r1jax.model.transformer import Transformer
-from r1jax.config.keys import flatten
-from r1jax.checkpoints.storage import Reader
 
 
 def save(path: Path, params, dtype: str, about: dict):
@@ -74,34 +74,47 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
     raise UserError(f'weights: no file {path}')
   reader = hf.opened(path)
   boxes = traverse_util.flatten_dict(
-      transformer.parameter_shapes(model), sep='/')
+    transformer.parameter_shapes(model), sep='/'
+  )
   shapes = {name: box.value.shape for name, box in boxes.items()}
   dtypes = {name: box.value.dtype for name, box in boxes.items()}
   fresh = set()
   if new_scalar and _SCALAR in shapes and _SCALAR not in reader:
     fresh.add(_SCALAR)
-  _check(reader, {name: shape for name, shape in shapes.items()
-                  if name not in fresh}, model.config)
+  _check(
+    reader,
+    {name: shape for name, shape in shapes.items() if name not in fresh},
+    model.config,
+  )
   shardings = traverse_util.flatten_dict(
-      transformer.parameter_shardings(model, model.layout), sep='/')
+    transformer.parameter_shardings(model, model.layout), sep='/'
+  )
   params = {
-      name: jnp.zeros(shape, dtypes[name], device=shardings[name])
-      if name in fresh else jax.make_array_from_callback(
-          shape, shardings[name], _reads(reader, name, shape, dtypes[name]))
-      for name, shape in shapes.items()}
+    name: jnp.zeros(shape, dtypes[name], device=shardings[name])
+    if name in fresh
+    else jax.make_array_from_callback(
+      shape, shardings[name], _reads(reader, name, shape, dtypes[name])
+    )
+    for name, shape in shapes.items()
+  }
   return traverse_util.unflatten_dict(params, sep='/')
 
 
-def _reads(reader: Reader | hf.Checkpoint, name: str, shape: tuple[int, ...],
-           dtype) -> Callable:
+def _reads(
+  reader: Reader | hf.Checkpoint, name: str, shape: tuple[int, ...], dtype
+) -> Callable:
   """What makes the part of a parameter that one device wants."""
+
   def part(index):
     if not transformer.is_stacked(name):
       return reader.read(name, index).astype(dtype)
     layers = range(shape[0])[index[0]]
-    return np.stack([
+    return np.stack(
+      [
         reader.read(stored_name(name, layer), index[1:]).astype(dtype)
-        for layer in layers])
+        for layer in layers
+      ]
+    )
 
   return part
 
@@ -111,15 +124,20 @@ def _check(reader: Reader | hf.Checkpoint, shapes: dict, config: ModelConfig):
   ours = flatten({'model': dataclasses.asdict(config)})
   free = FREE
   if {said.get(_SCALING), ours[_SCALING]} == {'none'}:
-    free += tuple(key for key in ours if key.startswith('model.rope.')
-                  and key not in _UNSCALED)
+    free += tuple(
+      key
+      for key in ours
+      if key.startswith('model.rope.') and key not in _UNSCALED
+    )
   differ = [
-      f'{key} is {said[key]!r} there and {value!r} here'
-      for key, value in ours.items()
-      if key in said and said[key] != value and key not in free]
+    f'{key} is {said[key]!r} there and {value!r} here'
+    for key, value in ours.items()
+    if key in said and said[key] != value and key not in free
+  ]
   if differ:
     raise UserError(
-        f'weights: {reader.path} is of another model: {"; ".join(differ)}')
+      f'weights: {reader.path} is of another model: {"; ".join(differ)}'
+    )
   wanted = {}
   for name, shape in shapes.items():
     if transformer.is_stacked(name):
@@ -127,16 +145,21 @@ def _check(reader: Reader | hf.Checkpoint, shapes: dict, config: ModelConfig):
     else:
       wanted[name] = shape
   wrong = [f'{name} is missing' for name in wanted if name not in reader]
-  wrong += [f'{name} is unknown' for name in reader.shapes
-            if name not in wanted and name != _SCALAR]
   wrong += [
-      f'{name} has shape {reader.shapes[name]}, the model {shape}'
-      for name, shape in wanted.items()
-      if name in reader and reader.shapes[name] != shape]
+    f'{name} is unknown'
+    for name in reader.shapes
+    if name not in wanted and name != _SCALAR
+  ]
+  wrong += [
+    f'{name} has shape {reader.shapes[name]}, the model {shape}'
+    for name, shape in wanted.items()
+    if name in reader and reader.shapes[name] != shape
+  ]
   if wrong:
     shown = '; '.join(wrong[:8]) + (' …' if len(wrong) > 8 else '')
     raise UserError(
-        f'weights: {reader.path} does not fit config.model: {shown}')
+      f'weights: {reader.path} does not fit config.model: {shown}'
+    )
 
 
 _SCALAR = 'scalar'  # The head for values or rewards, which `load` looks for.

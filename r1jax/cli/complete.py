@@ -32,8 +32,15 @@ class Completer:
   was asked before; on no other question.
   """
 
-  def __init__(self, parts: Parts, engine: Engine, params, how: Sampling,
-               samples: int, key: jax.Array):
+  def __init__(
+    self,
+    parts: Parts,
+    engine: Engine,
+    params,
+    how: Sampling,
+    samples: int,
+    key: jax.Array,
+  ):
     self._parts, self._how, self._key = parts, how, key
     self._samples = samples
     self._session = engine.session(params)
@@ -57,9 +64,12 @@ class Completer:
     for question in questions:
       try:
         asked = self._requests(question)
-        taken |= {self._session.submit(request): _heading(
-            question.text * echo, g, self._samples)
-                  for g, request in enumerate(asked)}
+        taken |= {
+          self._session.submit(request): _heading(
+            question.text * echo, g, self._samples
+          )
+          for g, request in enumerate(asked)
+        }
       except UserError as error:
         print(f'r1jax: {error}', file=sys.stderr)
         all_served = False
@@ -81,11 +91,16 @@ class Completer:
       raise UserError(f'{question.name}: {error}') from error
     before = self._asked[question.text]
     self._asked[question.text] += 1
-    keys_G2, = assemble.sample_keys(
-        self._key, [np.uint32(zlib.crc32(question.text.encode()))],
-        self._samples, [before * self._samples])
-    return [Request(name=question.name, prompt=prompt, key=key,
-                    sampling=self._how) for key in keys_G2]
+    (keys_G2,) = assemble.sample_keys(
+      self._key,
+      [np.uint32(zlib.crc32(question.text.encode()))],
+      self._samples,
+      [before * self._samples],
+    )
+    return [
+      Request(name=question.name, prompt=prompt, key=key, sampling=self._how)
+      for key in keys_G2
+    ]
 
   def _prompt(self, question: str) -> np.ndarray:
     if not question.strip():
@@ -93,8 +108,9 @@ class Completer:
     text = self._parts.tokenizer.prompt(self._parts.template.render(question))
     if len(text) > self._longest:
       raise UserError(
-          f'the prompt has {len(text)} tokens, more than max_prompt_tokens = '
-          f'{self._longest}; raise --config.data.max_prompt_tokens')
+        f'the prompt has {len(text)} tokens, more than max_prompt_tokens = '
+        f'{self._longest}; raise --config.data.max_prompt_tokens'
+      )
     return np.array(text, np.int32)
 
   def _stream(self, item: tuple[Completion, str]):
@@ -104,24 +120,30 @@ class Completer:
     for _ in self._session:
       # Half a character is shown when the other half is there.
       text = self._text(completion).rstrip('\ufffd')
-      print(text[len(shown):], end='', flush=True)
+      print(text[len(shown) :], end='', flush=True)
       shown = text
     print()
     print(self._read(completion))
 
   def _tell(self, completion: Completion, heading: str):
-    print(f'{heading}{self._text(completion)}\n{self._read(completion)}\n',
-          flush=True)
+    print(
+      f'{heading}{self._text(completion)}\n{self._read(completion)}\n',
+      flush=True,
+    )
 
   def _read(self, completion: Completion) -> str:
     """The reasoning and the answer apart, where they can be told."""
     text = self._text(completion)
     read = reasoning.split(text, self._parts.reader.opens_think)
-    lines = [f'  {name:<8} {part}' for name, part in (
-        ('thought:', read.reasoning), ('answer:', read.answer)) if part]
+    lines = [
+      f'  {name:<8} {part}'
+      for name, part in (('thought:', read.reasoning), ('answer:', read.answer))
+      if part
+    ]
     malformed = ', malformed' * (not self._parts.reader.parse(text).well_formed)
-    lines.append(f'  ({len(completion.tokens)} tokens, {completion.finish}'
-                 f'{malformed})')
+    lines.append(
+      f'  ({len(completion.tokens)} tokens, {completion.finish}{malformed})'
+    )
     return '\n'.join(lines)
 
   def _text(self, completion: Completion) -> str:
@@ -166,5 +188,6 @@ def lines_of(file: TextIO, where: str) -> list[Question]:
     raise UserError(f'sample: cannot read {where}: {error}') from error
   if not lines:
     raise UserError(f'sample: {where} holds no question')
-  return [Question(line, f'{where}:{number}')
-          for number, line in enumerate(lines, 1)]
+  return [
+    Question(line, f'{where}:{number}') for number, line in enumerate(lines, 1)
+  ]

@@ -1,6 +1,6 @@
 """The command line: flags → a stage, an evaluation, some samples.
 
-  r1jax train --config=configs/r1_zero_tiny.py --workdir=runs/zero
+r1jax train --config=configs/r1_zero_tiny.py --workdir=runs/zero
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 import yaml
 
-from r1jax.errors import UserError, unknown
 from r1jax.config.keys import flatten
+from r1jax.errors import UserError, unknown
 
 USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
 
@@ -52,6 +52,7 @@ BAD_INPUT, INTERRUPTED = 2, 130  # Exit codes.
 
 def _train(config, values):
   from r1jax.runs import run
+
   if 'model' not in config:
     raise UserError('train: this config is a pipeline; use r1jax pipeline')
   run.train(config, values.workdir or _workdir(values))
@@ -59,10 +60,15 @@ def _train(config, values):
 
 def _pipeline(config, values):
   from r1jax.runs import pipeline
+
   if 'stages' not in config or 'model' in config:
     raise UserError('pipeline: this config is of one run; use r1jax train')
-  pipeline.train(config, values.workdir or _workdir(values),
-                 values.only, values['from'].value)
+  pipeline.train(
+    config,
+    values.workdir or _workdir(values),
+    values.only,
+    values['from'].value,
+  )
 
 
 def _workdir(values) -> str:
@@ -75,6 +81,7 @@ def _workdir(values) -> str:
 def _lineage(values, folder: str):
   del values
   from r1jax.runs import lineage
+
   print(lineage.tree(Path(folder).expanduser()))
 
 
@@ -84,12 +91,13 @@ def _stage_of(config, values):
     if values.stage:
       raise UserError('--stage is for pipelines; this config is of one run')
     return config
-  from r1jax.runs import pipeline
-  from r1jax.runs import validate
+  from r1jax.runs import pipeline, validate
+
   names = tuple(map(str, config.get('stages', ())))
   if not values.stage:
-    raise UserError(f'this config is a pipeline; give --stage, one of '
-                    f'{", ".join(names)}')
+    raise UserError(
+      f'this config is a pipeline; give --stage, one of {", ".join(names)}'
+    )
   if values.stage not in names:
     raise unknown('--stage', values.stage, names)
   config = pipeline.seeded(config)
@@ -99,8 +107,10 @@ def _stage_of(config, values):
   if not values.workdir:
     for key, parent in validate.references(section).items():
       if key.startswith(('init', 'eval.')):
-        raise UserError(f'{values.stage}.{key} is what {parent} leaves; give '
-                        '--workdir, the folder of the pipeline')
+        raise UserError(
+          f'{values.stage}.{key} is what {parent} leaves; give '
+          '--workdir, the folder of the pipeline'
+        )
     return section
   place = Path(values.workdir).expanduser()
   values.workdir = str(place / values.stage)
@@ -109,34 +119,51 @@ def _stage_of(config, values):
 
 def _eval(config, values):
   import jax
-  from r1jax.stages.build.parts import parts as build
-  from r1jax.stages.build.parts import evaluation
+
+  from r1jax.stages.build import evaluation
+  from r1jax.stages.build import parts as build
+
   parts = build.parts(config)
   params = _params(config, parts, values.workdir)
   found = evaluation.evaluator(config, parts, build.engine(config, parts)).run(
-      params, jax.random.key(config.seed))
+    params, jax.random.key(config.seed)
+  )
   for name, value in found.metrics.items():
     print(f'{name} {value:.4f}')
 
 
 def _sample(config, values):
   import jax
-  from r1jax.stages.build.parts import parts as build
+
   from r1jax.cli import complete
+  from r1jax.stages.build import parts as build
+
   questions = complete.questions_of(values.prompt, values.prompts)
   typed = not questions and sys.stdin.isatty()
   if not questions and not typed:
     questions = complete.lines_of(sys.stdin, 'standard input')
   parts = build.parts(config)
-  how = build.rl_sampling(config, parts, **{
-      field: value for field in _OF_SAMPLING
-      if (value := getattr(values, field)) is not None},
-      stop_strings=tuple(values.stop))
+  how = build.rl_sampling(
+    config,
+    parts,
+    **{
+      field: value
+      for field in _OF_SAMPLING
+      if (value := getattr(values, field)) is not None
+    },
+    stop_strings=tuple(values.stop),
+  )
   engine = build.engine(
-      config, parts, rows=values.samples * max(len(questions), 1))
+    config, parts, rows=values.samples * max(len(questions), 1)
+  )
   completer = complete.Completer(
-      parts, engine, _params(config, parts, values.workdir), how,
-      values.samples, jax.random.key(config.seed))
+    parts,
+    engine,
+    _params(config, parts, values.workdir),
+    how,
+    values.samples,
+    jax.random.key(config.seed),
+  )
   if typed:
     for question in _typed():
       completer.answer([question], echo=False)
@@ -145,13 +172,20 @@ def _sample(config, values):
 
 
 # Flags of `sample` that stand for fields of Sampling.
-_OF_SAMPLING = ('temperature', 'top_p', 'top_k', 'min_p', 'repetition_penalty',
-                'max_total_tokens')
+_OF_SAMPLING = (
+  'temperature',
+  'top_p',
+  'top_k',
+  'min_p',
+  'repetition_penalty',
+  'max_total_tokens',
+)
 
 
 def _typed():
   """What a person types, line by line, until the end of input."""
   from r1jax.cli import complete
+
   while True:
     try:
       line = input('> ').strip()
@@ -169,109 +203,162 @@ def _config(config, values):
 
 def _info(config, values):
   import jax
+
   from r1jax.launch import info
   from r1jax.runs import run
+
   run.check_names(config)
   info.show(config, values.devices or jax.device_count())
 
 
 def _aot(config, values):
   from r1jax.launch import aot
+
   code = aot.show(config, values.topology)
   if code:
     sys.exit(code)
 
 
 def _decontaminate(config, values):
-  from r1jax.stages.build.parts import prompts as questions
+  from r1jax.stages.build import prompts as questions
+
   questions.show_overlap(config, values.out)
 
 
 def _import_hf(values, folder: str) -> str:
   from r1jax.checkpoints import convert
+
   out = values.out
   spoken = convert.import_hf(Path(folder), Path(out))
-  told = (f"\nIn a config: config.model = models.imported('{out}'); "
-          f"config.init = '{out}'")
+  told = (
+    f"\nIn a config: config.model = models.imported('{out}'); "
+    f"config.init = '{out}'"
+  )
   if not spoken:
     return told + '; it came without a tokenizer: config.tokenizer.source'
-  return told + (f"; config.tokenizer.source = '{out}'\nTo sample: "
-                 f'r1jax sample --config=configs/imported.py:{out} --prompt=Q')
+  return told + (
+    f"; config.tokenizer.source = '{out}'\nTo sample: "
+    f'r1jax sample --config=configs/imported.py:{out} --prompt=Q'
+  )
 
 
 def _export_hf(values, source: str):
   from r1jax.checkpoints import convert
+
   convert.export_hf(Path(source), Path(values.out), values.dtype)
 
 
 def _params(config, parts, workdir: str):
   """What a run has left, or without one the base that it begins with."""
   from r1jax.runs import run
+
   if workdir:
     return run.trained_params(config, parts, workdir)
   return run.base_params(config, parts)
 
 
 COMMANDS: dict[str, Callable] = {
-    'train': _train, 'pipeline': _pipeline, 'eval': _eval, 'sample': _sample,
-    'config': _config, 'info': _info, 'aot': _aot,
-    'decontaminate': _decontaminate}
+  'train': _train,
+  'pipeline': _pipeline,
+  'eval': _eval,
+  'sample': _sample,
+  'config': _config,
+  'info': _info,
+  'aot': _aot,
+  'decontaminate': _decontaminate,
+}
 # Of a pipeline, these want to know the stage.
 OF_ONE_RUN = ('eval', 'sample', 'info', 'aot', 'decontaminate')
 # These read a checkpoint or a run, which says all that a config would.
 CONVERSIONS: dict[str, Callable] = {
-    'import-hf': _import_hf, 'export-hf': _export_hf, 'lineage': _lineage}
+  'import-hf': _import_hf,
+  'export-hf': _export_hf,
+  'lineage': _lineage,
+}
 
 
 def _flags(command: str, args: list[str]):
   """The flags of a command, apart from absl's global ones."""
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
-      'config', None, 'The experiment: a file with get_config(). Override a '
-      'key with --config.KEY=VALUE.', flag_values=values,
-      sys_argv=['r1jax', *args])
-  flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
-                    flag_values=values)
+    'config',
+    None,
+    'The experiment: a file with get_config(). Override a '
+    'key with --config.KEY=VALUE.',
+    flag_values=values,
+    sys_argv=['r1jax', *args],
+  )
+  flags.DEFINE_bool(
+    'help', False, 'Show this.', short_name='h', flag_values=values
+  )
   if command == 'pipeline':
     flags.DEFINE_string('only', '', 'The one stage to run.', flag_values=values)
-    flags.DEFINE_string('from', '', 'The first stage to run.',
-                        flag_values=values)
+    flags.DEFINE_string(
+      'from', '', 'The first stage to run.', flag_values=values
+    )
   if command in OF_ONE_RUN:
-    flags.DEFINE_string('stage', '', 'Of a pipeline: whose config is meant.',
-                        flag_values=values)
+    flags.DEFINE_string(
+      'stage', '', 'Of a pipeline: whose config is meant.', flag_values=values
+    )
   if command in ('train', 'pipeline', 'eval', 'sample'):
-    flags.DEFINE_string('workdir', '', 'Where the run is kept.',
-                        flag_values=values)
+    flags.DEFINE_string(
+      'workdir', '', 'Where the run is kept.', flag_values=values
+    )
   if command == 'info':
-    flags.DEFINE_integer('devices', 0, 'Of the mesh; without it, those here.',
-                         lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+      'devices',
+      0,
+      'Of the mesh; without it, those here.',
+      lower_bound=0,
+      flag_values=values,
+    )
   if command == 'aot':
-    flags.DEFINE_string('topology', 'v5p:8x8x16', 'Chip and shape of a slice.',
-                        flag_values=values)
+    flags.DEFINE_string(
+      'topology', 'v5p:8x8x16', 'Chip and shape of a slice.', flag_values=values
+    )
   if command == 'decontaminate':
-    flags.DEFINE_string('out', '', 'Where the whole report goes, as JSON.',
-                        flag_values=values)
+    flags.DEFINE_string(
+      'out', '', 'Where the whole report goes, as JSON.', flag_values=values
+    )
   if command == 'sample':
-    flags.DEFINE_multi_string('prompt', [], 'A question; may be repeated. '
-                              'Without any, they are read from standard input.',
-                              flag_values=values)
-    flags.DEFINE_string('prompts', '', 'A file with a question a line.',
-                        flag_values=values)
-    flags.DEFINE_integer('samples', 1, 'Completions a question. Others of the '
-                         'same: --config.seed; longer ones: '
-                         '--config.rl.max_new_tokens.',
-                         lower_bound=1, flag_values=values)
+    flags.DEFINE_multi_string(
+      'prompt',
+      [],
+      'A question; may be repeated. '
+      'Without any, they are read from standard input.',
+      flag_values=values,
+    )
+    flags.DEFINE_string(
+      'prompts', '', 'A file with a question a line.', flag_values=values
+    )
+    flags.DEFINE_integer(
+      'samples',
+      1,
+      'Completions a question. Others of the '
+      'same: --config.seed; longer ones: '
+      '--config.rl.max_new_tokens.',
+      lower_bound=1,
+      flag_values=values,
+    )
     for name, meaning in (
-        ('temperature', 'Instead of config.rl.temperature; 0 is greedy.'),
-        ('top_p', 'Nucleus mass.'), ('min_p', 'Least relative probability.'),
-        ('repetition_penalty', 'Of tokens that are there already; 1 is none.')):
+      ('temperature', 'Instead of config.rl.temperature; 0 is greedy.'),
+      ('top_p', 'Nucleus mass.'),
+      ('min_p', 'Least relative probability.'),
+      ('repetition_penalty', 'Of tokens that are there already; 1 is none.'),
+    ):
       flags.DEFINE_float(name, None, meaning, flag_values=values)
-    flags.DEFINE_integer('top_k', None, 'Only so many tokens.',
-                         flag_values=values)
-    flags.DEFINE_integer('max_total_tokens', None, 'Of prompt and completion.',
-                         flag_values=values)
-    flags.DEFINE_multi_string('stop', [], 'A text that ends a completion; may '
-                              'be repeated.', flag_values=values)
+    flags.DEFINE_integer(
+      'top_k', None, 'Only so many tokens.', flag_values=values
+    )
+    flags.DEFINE_integer(
+      'max_total_tokens', None, 'Of prompt and completion.', flag_values=values
+    )
+    flags.DEFINE_multi_string(
+      'stop',
+      [],
+      'A text that ends a completion; may be repeated.',
+      flag_values=values,
+    )
   return values, config
 
 
@@ -288,12 +375,13 @@ def run(argv: list[str]) -> None:
   if command in CONVERSIONS:
     return _convert(command, rest)
   if command not in COMMANDS:
-    raise UserError(f'unknown command {command!r}; there are '
-                    f'{", ".join([*COMMANDS, *CONVERSIONS])}')
+    raise UserError(
+      f'unknown command {command!r}; there are '
+      f'{", ".join([*COMMANDS, *CONVERSIONS])}'
+    )
   values, holder = _flags(command, rest)
   if any(arg in ('-h', '--help') for arg in rest):
-    print(f'usage: r1jax {command} --config=FILE [flags]\n'
-          + values.get_help())
+    print(f'usage: r1jax {command} --config=FILE [flags]\n' + values.get_help())
     return
   _check_keys(rest)
   config = _parsed(values, holder, rest)
@@ -306,14 +394,20 @@ def _convert(command: str, args: list[str]):
   values = flags.FlagValues()
   writes = command != 'lineage'
   if writes:
-    flags.DEFINE_string('out', '', 'The folder to write; new, or empty.',
-                        flag_values=values)
-  flags.DEFINE_bool('help', False, 'Show this.', short_name='h',
-                    flag_values=values)
+    flags.DEFINE_string(
+      'out', '', 'The folder to write; new, or empty.', flag_values=values
+    )
+  flags.DEFINE_bool(
+    'help', False, 'Show this.', short_name='h', flag_values=values
+  )
   if command == 'export-hf':
     flags.DEFINE_enum(
-        'dtype', '', ['', 'float32', 'bfloat16'],
-        "What to write; without it, each tensor's own.", flag_values=values)
+      'dtype',
+      '',
+      ['', 'float32', 'bfloat16'],
+      "What to write; without it, each tensor's own.",
+      flag_values=values,
+    )
   usage = f'r1jax {command} {_FROM[command]}' + ' --out=FOLDER' * writes
   if any(arg in ('-h', '--help') for arg in args):
     print(f'usage: {usage} [flags]\n' + values.get_help())
@@ -326,11 +420,14 @@ def _convert(command: str, args: list[str]):
     raise UserError(f'usage: {usage}')
   told = CONVERSIONS[command](values, paths[0])
   if writes:
-    print(f"{command}: wrote {values.out}{told or ''}")
+    print(f'{command}: wrote {values.out}{told or ""}')
 
 
-_FROM = {'import-hf': 'HF_FOLDER', 'export-hf': 'OUR_FILE_OR_FOLDER',
-         'lineage': 'RUN'}
+_FROM = {
+  'import-hf': 'HF_FOLDER',
+  'export-hf': 'OUR_FILE_OR_FOLDER',
+  'lineage': 'RUN',
+}
 
 
 def _parsed(values: flags.FlagValues, holder, args: list[str]):
@@ -353,7 +450,8 @@ def _alone(path: str, *argument: str) -> ConfigDict:
   """
   loader = importlib.machinery.SourceFileLoader('r1jax_config', path)
   module = importlib.util.module_from_spec(
-      importlib.util.spec_from_loader(loader.name, loader))
+    importlib.util.spec_from_loader(loader.name, loader)
+  )
   sys.modules[loader.name] = module  # A dataclass looks its module up.
   try:
     loader.exec_module(module)
@@ -364,8 +462,8 @@ def _alone(path: str, *argument: str) -> ConfigDict:
     told = [_text(error)]
     if not isinstance(error, UserError):
       told.insert(0, type(error).__name__)
-    raise UserError(': '.join(
-        [f'config: {path}{_line(error, path)}', *filter(None, told)])
+    raise UserError(
+      ': '.join([f'config: {path}{_line(error, path)}', *filter(None, told)])
     ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(f'config: {path}: get_config() returns no ConfigDict')
@@ -374,9 +472,11 @@ def _alone(path: str, *argument: str) -> ConfigDict:
 
 def _line(error: BaseException, path: str) -> str:
   """':12', the line of the file in which an error arose; '' outside it."""
-  lines = [frame.lineno
-           for frame in traceback.extract_tb(error.__traceback__)
-           if frame.filename == path]
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename == path
+  ]
   if isinstance(error, SyntaxError) and error.filename == path:
     lines.append(error.lineno)
   return f':{lines[-1]}' if lines else ''
@@ -384,10 +484,16 @@ def _line(error: BaseException, path: str) -> str:
 
 def _text(error: BaseException) -> str:
   """In one line, without the list of every key of a ConfigDict."""
-  text = str(error.args[0] if isinstance(error, KeyError) and error.args else
-             error.msg if isinstance(error, SyntaxError) else error)
-  text = re.sub(r'Other fields present:.*(?=Did you mean)', '', text,
-                flags=re.DOTALL)
+  text = str(
+    error.args[0]
+    if isinstance(error, KeyError) and error.args
+    else error.msg
+    if isinstance(error, SyntaxError)
+    else error
+  )
+  text = re.sub(
+    r'Other fields present:.*(?=Did you mean)', '', text, flags=re.DOTALL
+  )
   return ' '.join(text.split())
 
 
@@ -395,15 +501,16 @@ def _joined(args: list[str]) -> list[str]:
   """`--config FILE` as `--config=FILE`."""
   for i, arg in enumerate(args[:-1]):
     if arg in ('--config', '-config'):
-      return [*args[:i], f'{arg}={args[i + 1]}', *args[i + 2:]]
+      return [*args[:i], f'{arg}={args[i + 1]}', *args[i + 2 :]]
   return args
 
 
 def _file_of(args: list[str]) -> str:
   paths = [arg for arg in args if arg.startswith(('--config=', '-config='))]
   if not paths:
-    raise UserError('give --config=FILE, for example '
-                    '--config=configs/r1_zero_tiny.py')
+    raise UserError(
+      'give --config=FILE, for example --config=configs/r1_zero_tiny.py'
+    )
   return paths[-1].split('=', 1)[1]
 
 
@@ -419,8 +526,7 @@ def _check_keys(args: list[str]):
       key = arg.split('=')[0].split('.', 1)[1]
       if key not in known and key not in sections:
         near = difflib.get_close_matches(key, known, 1, 0)
-        raise UserError(
-            f'config: unknown key {key}; did you mean {near[0]}?')
+        raise UserError(f'config: unknown key {key}; did you mean {near[0]}?')
 
 
 def main():
@@ -430,8 +536,11 @@ def main():
     print(f'r1jax: {error}', file=sys.stderr)
     sys.exit(BAD_INPUT)
   except KeyboardInterrupt:
-    again = ('; the same command goes on from the newest checkpoint'
-             if sys.argv[1] in ('train', 'pipeline') else '')
+    again = (
+      '; the same command goes on from the newest checkpoint'
+      if sys.argv[1] in ('train', 'pipeline')
+      else ''
+    )
     print(f'\nr1jax: interrupted{again}', file=sys.stderr)
     sys.exit(INTERRUPTED)
   except BrokenPipeError:  # Whoever read the output wants no more of it.

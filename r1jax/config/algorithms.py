@@ -10,15 +10,24 @@ answers, are weights in config.rl.reward.
 def r1_zero() -> dict:
   """DeepSeek-R1-Zero (arXiv 2501.12948): the default of config.rl."""
   return dict(
-      surrogate='clip', ratio='token', norm='token', clip_low=0.2,
-      clip_high=0.2, kl_coef=0.001, kl='k3', kl_in='loss', scale_by_std=True)
+    surrogate='clip',
+    ratio='token',
+    norm='token',
+    clip_low=0.2,
+    clip_high=0.2,
+    kl_coef=0.001,
+    kl='k3',
+    kl_in='loss',
+    scale_by_std=True,
+  )
 
 
 def deepseek_math() -> dict:
   """GRPO as it was first: a mean over sequences, one update a rollout
   (DeepSeekMath, arXiv 2402.03300, section 4.2)."""
   return r1_zero() | dict(
-      norm='sequence', kl_coef=0.04, minibatches=1, group_size=64)
+    norm='sequence', kl_coef=0.04, minibatches=1, group_size=64
+  )
 
 
 def dapo() -> dict:
@@ -39,14 +48,17 @@ def bnpo() -> dict:
 def gspo() -> dict:
   """Ratios of sequences, clipped narrowly (arXiv 2507.18071, section 5.1)."""
   return r1_zero() | dict(
-      ratio='sequence', norm='sequence', clip_low=3e-4, clip_high=4e-4,
-      kl_coef=0.0)
+    ratio='sequence',
+    norm='sequence',
+    clip_low=3e-4,
+    clip_high=4e-4,
+    kl_coef=0.0,
+  )
 
 
 def cispo() -> dict:
   """No token loses its gradient (MiniMax-M1, arXiv 2506.13585)."""
-  return r1_zero() | dict(
-      surrogate='cispo', clip_high=4.0, kl_coef=0.0)
+  return r1_zero() | dict(surrogate='cispo', clip_high=4.0, kl_coef=0.0)
 
 
 def ppo(lam: float = 1.0) -> dict:
@@ -54,4 +66,5 @@ def ppo(lam: float = 1.0) -> dict:
   GRPO): λ = 1, or 0.95 as it is usual; KL is a penalty of every token's reward.
   A group of 1 is enough; rl.ppo has the value function."""
   return r1_zero() | dict(
-      advantage='gae', kl_in='reward', kl='k1', ppo=dict(lam=lam))
+    advantage='gae', kl_in='reward', kl='k1', ppo=dict(lam=lam)
+  )

@@ -13,21 +13,22 @@ from r1jax.config import models
 
 def optimizer(learning_rate: float) -> dict:
   return dict(
-      learning_rate=learning_rate,  # Peak.
-      warmup_steps=0,  # Updates, linear from 0.
-      decay='constant',  # Or 'cosine', down to learning_rate · final_ratio.
-      final_ratio=0.1,
-      beta1=0.9,
-      beta2=0.95,
-      weight_decay=0.1,  # On matrices only.
-      clip_norm=1.0,  # Of the global gradient.
-      moment_dtype='float32',  # Or 'bfloat16', as V3.
+    learning_rate=learning_rate,  # Peak.
+    warmup_steps=0,  # Updates, linear from 0.
+    decay='constant',  # Or 'cosine', down to learning_rate · final_ratio.
+    final_ratio=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    weight_decay=0.1,  # On matrices only.
+    clip_norm=1.0,  # Of the global gradient.
+    moment_dtype='float32',  # Or 'bfloat16', as V3.
   )
 
 
 def _one_pass(learning_rate: float, **values) -> dict:
   """What all stages share that go through data once, or a few times."""
-  return dict(
+  return (
+    dict(
       microbatches=1,  # Gradients are summed over them.
       balance_speed=1e-3,  # γ of the routing bias (V3 section 4.2).
       balance_loss=1e-4,  # α of the sequence-wise balance loss.
@@ -35,21 +36,28 @@ def _one_pass(learning_rate: float, **values) -> dict:
       checkpoint_every=500,  # Steps.
       keep_checkpoints=2,
       log_every=10,  # Steps a line in metrics.jsonl.
-  ) | values
+    )
+    | values
+  )
 
 
 def _supervised(learning_rate: float, **values) -> dict:
   """What pre-training and fine-tuning share."""
-  return _one_pass(
+  return (
+    _one_pass(
       learning_rate,
       # λ of multi-token prediction, and what it becomes after a share of the
       # steps (V3: after 10T of 14.8T tokens).
-      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68)) | values
+      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68),
+    )
+    | values
+  )
 
 
 def _preferences(learning_rate: float, **values) -> dict:
   """What reward models and DPO share."""
-  return _one_pass(
+  return (
+    _one_pass(
       learning_rate,
       # Files of preferences (data/preferences.py), datasets by name, and the
       # synthetic task with how many of its rows: 'manners:2000'.
@@ -66,7 +74,10 @@ def _preferences(learning_rate: float, **values) -> dict:
       # A batch is padded to the least of these that holds it; the last is the
       # most that prompt and response may have.
       widths_tokens=(1024, 2048, 4096, 8192),
-      eval_every=50) | values  # Steps; also before the first and at the end.
+      eval_every=50,
+    )
+    | values
+  )  # Steps; also before the first and at the end.
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -88,293 +99,315 @@ def get_config() -> ml_collections.ConfigDict:
   config.tokenizer = dict(source='character')
 
   config.data = dict(
-      # What is trained on and evaluated: a synthetic task of r1jax/data/
-      # tasks.py, or a dataset of r1jax/data/sources.py.
-      task='arithmetic',
-      # Other files with a dataset's fields, instead of its own: JSONL, Parquet,
-      # or a folder of either; relative to $R1JAX_DATA or to here.
-      path='',  # To train on.
-      eval_path='',  # To evaluate on.
-      # Trained on instead of the task: 'name' or 'name:weight' each.
-      mixture=(),
-      mixture_temperature=1.0,  # T: shares ∝ w^(1/T), or size^(1/T).
-      # Datasets whose held-out questions no training question may share ten
-      # words with; one that does is removed.
-      decontaminate=(),
-      # The largest share of a training set's rows that may be dropped as bad;
-      # 0: a bad row is an error. Evaluation questions are never cut.
-      quarantine=0.0,
-      pass_rates='',  # A JSONL file of id and pass_rate.
-      pass_rate_low=0.0,  # Train on prompts whose rate lies within these.
-      pass_rate_high=1.0,
-      easy_first=False,  # In the order of pass rates instead of shuffled.
-      # How a completion is to be formed, see data/forms.py: 'think_answer',
-      # 'think' (R1's own), 'reasoning_summary' or 'special_token'.
-      form='think_answer',
-      # Of r1jax/data/text/template.py; 'chat', the tokenizer's own; or a .jinja
-      # file.
-      template='r1_zero',
-      system='',  # A system message, for chat templates.
-      prefill='',  # Begins every completion, as '<think>\n' does R1's.
-      # What ends a step of a thought, see data/steps.py: of search, and of
-      # process reward models.
-      step_delimiter='\n\n',
-      max_prompt_tokens=1024,  # A longer prompt is a bad row.
+    # What is trained on and evaluated: a synthetic task of r1jax/data/
+    # tasks.py, or a dataset of r1jax/data/sources.py.
+    task='arithmetic',
+    # Other files with a dataset's fields, instead of its own: JSONL, Parquet,
+    # or a folder of either; relative to $R1JAX_DATA or to here.
+    path='',  # To train on.
+    eval_path='',  # To evaluate on.
+    # Trained on instead of the task: 'name' or 'name:weight' each.
+    mixture=(),
+    mixture_temperature=1.0,  # T: shares ∝ w^(1/T), or size^(1/T).
+    # Datasets whose held-out questions no training question may share ten
+    # words with; one that does is removed.
+    decontaminate=(),
+    # The largest share of a training set's rows that may be dropped as bad;
+    # 0: a bad row is an error. Evaluation questions are never cut.
+    quarantine=0.0,
+    pass_rates='',  # A JSONL file of id and pass_rate.
+    pass_rate_low=0.0,  # Train on prompts whose rate lies within these.
+    pass_rate_high=1.0,
+    easy_first=False,  # In the order of pass rates instead of shuffled.
+    # How a completion is to be formed, see data/forms.py: 'think_answer',
+    # 'think' (R1's own), 'reasoning_summary' or 'special_token'.
+    form='think_answer',
+    # Of r1jax/data/text/template.py; 'chat', the tokenizer's own; or a .jinja
+    # file.
+    template='r1_zero',
+    system='',  # A system message, for chat templates.
+    prefill='',  # Begins every completion, as '<think>\n' does R1's.
+    # What ends a step of a thought, see data/steps.py: of search, and of
+    # process reward models.
+    step_delimiter='\n\n',
+    max_prompt_tokens=1024,  # A longer prompt is a bad row.
   )
   # The noisy web that the base model reads: see r1jax/data/tasks.py.
   config.corpus = dict(
-      tasks=(),  # 'name:weight' each, of its documents; none: data.task alone.
-      direct=0.75, direct_right=0.12, slip=0.08, noticed=0.5, reconsidered=0.4,
-      malformed=0.06, spoken=0.0, foreign=0.0, rude=0.0)
+    tasks=(),  # 'name:weight' each, of its documents; none: data.task alone.
+    direct=0.75,
+    direct_right=0.12,
+    slip=0.08,
+    noticed=0.5,
+    reconsidered=0.4,
+    malformed=0.06,
+    spoken=0.0,
+    foreign=0.0,
+    rude=0.0,
+  )
 
   config.pretrain = _supervised(
-      2.2e-4,
-      steps=2000,
-      batch_size=64,  # Rows of packed documents.
-      length_tokens=128,  # Of a row.
+    2.2e-4,
+    steps=2000,
+    batch_size=64,  # Rows of packed documents.
+    length_tokens=128,  # Of a row.
   )
   # Fine-tuning on demonstrations; the values are of R1's second SFT.
   config.sft = _supervised(
-      5e-5,
-      # Files of demonstrations (data/demonstrations.py), and synthetic tasks
-      # with how many of their documents: 'arithmetic:1000'.
-      data=(),
-      epochs=2,
-      batch_size=128,  # Rows of packed documents.
-      length_tokens=32768,
-      # α: the loss is α · (mean over reasoning rows) + (1 − α) · (mean over
-      # general ones); −1: every token counts alike.
-      reasoning_share=-1.0,
-      # Soft targets, see algos/distill.py: weights of ours, asked as it
-      # learns; or 'stored', the distributions that the data bring along.
-      teacher='',
-      text_weight=1.0,  # β; 1 − β is the weight of the KL.
-      temperature=1.0,  # τ, of that KL.
-      mtp=dict(weight=0.1, later_weight=0.1, switch_share=1.0),
+    5e-5,
+    # Files of demonstrations (data/demonstrations.py), and synthetic tasks
+    # with how many of their documents: 'arithmetic:1000'.
+    data=(),
+    epochs=2,
+    batch_size=128,  # Rows of packed documents.
+    length_tokens=32768,
+    # α: the loss is α · (mean over reasoning rows) + (1 − α) · (mean over
+    # general ones); −1: every token counts alike.
+    reasoning_share=-1.0,
+    # Soft targets, see algos/distill.py: weights of ours, asked as it
+    # learns; or 'stored', the distributions that the data bring along.
+    teacher='',
+    text_weight=1.0,  # β; 1 − β is the weight of the KL.
+    temperature=1.0,  # τ, of that KL.
+    mtp=dict(weight=0.1, later_weight=0.1, switch_share=1.0),
   )
   # A reward model; the values are R1's (second version, section 3.1): 66,000
   # pairs for helpfulness, 106,000 labelled responses for safety. It needs
   # config.model.scalar_head.
   config.reward_model = _preferences(
-      6e-6,
-      kind='helpful',  # From pairs; or 'safe', from single responses.
-      batch_size=256,  # Pairs, or responses.
-      margin=0.0,  # m and c of algos/reward_model.py, of pairs.
-      centring=0.0,
-      # What is longer than the last width: a bad row; or it loses its
-      # beginning, as it does when it is judged.
-      cut_long=False,
-      judge_rows=16,  # That are judged in one call when it is used.
+    6e-6,
+    kind='helpful',  # From pairs; or 'safe', from single responses.
+    batch_size=256,  # Pairs, or responses.
+    margin=0.0,  # m and c of algos/reward_model.py, of pairs.
+    centring=0.0,
+    # What is longer than the last width: a bad row; or it loses its
+    # beginning, as it does when it is judged.
+    cut_long=False,
+    judge_rows=16,  # That are judged in one call when it is used.
   )
   # Direct preference optimisation of config.init, which is also the reference.
   # R1 has no such stage; the values are of the paper (arXiv 2305.18290, B).
   config.dpo = _preferences(
-      1e-6,
-      batch_size=64,  # Pairs.
-      beta=0.1,  # β.
-      loss='sigmoid',  # Or 'ipo'.
-      label_smoothing=0.0,  # ε, of 'sigmoid'.
-      # Weigh groups by their loss, see algos/dpo.py; η of their weights. Every
-      # row needs a group: its field, its dataset's name, or what 'manners' is
-      # asked for.
-      group_robust=False,
-      group_step=0.01,
+    1e-6,
+    batch_size=64,  # Pairs.
+    beta=0.1,  # β.
+    loss='sigmoid',  # Or 'ipo'.
+    label_smoothing=0.0,  # ε, of 'sigmoid'.
+    # Weigh groups by their loss, see algos/dpo.py; η of their weights. Every
+    # row needs a group: its field, its dataset's name, or what 'manners' is
+    # asked for.
+    group_robust=False,
+    group_step=0.01,
   )
   config.dpo.optimizer.warmup_steps = 150
   # Rejection sampling: completions of config.init, of which the good ones are
   # kept to learn from. How long they may be is in config.rl.
   config.curate = dict(
-      prompts=0,  # The first so many of the training prompts; 0: all of them.
-      samples=4,  # A prompt.
-      temperature=1.0,
-      top_p=1.0,
-      chunk_prompts=256,  # Between two saves.
-      # The filters. A truncated completion is always dropped.
-      correct=True,  # Drop what a rule finds wrong.
-      well_formed=True,  # Drop what breaks data.form.
-      min_language=0.0,  # Least share of the question's language.
-      max_repetition=1.0,  # Largest share of repeated 4-grams of words.
-      max_tokens=0,  # Of a completion; 0: any.
-      without=(),  # Texts that must not be in it, such as '```'.
-      judge='',  # A reward model, and its least score.
-      min_score=0.0,
-      deduplicate=True,
-      max_per_prompt=1,  # m.
-      best_first=False,  # The m of the highest scores, not the first m.
-      # Rows for dpo.data: each that is kept before one that is wrong or
-      # malformed, of the same prompt.
-      pairs=False,
-      reasoning_rows=0,  # So many of what is left, by chance; 0: all.
-      # Rows to mix in: files of demonstrations, or synthetic tasks, with how
-      # many of each: 'manners:200'.
-      general=(),
-      top_logps=0,  # Keep the checkpoint's O likeliest tokens, to distil from.
+    prompts=0,  # The first so many of the training prompts; 0: all of them.
+    samples=4,  # A prompt.
+    temperature=1.0,
+    top_p=1.0,
+    chunk_prompts=256,  # Between two saves.
+    # The filters. A truncated completion is always dropped.
+    correct=True,  # Drop what a rule finds wrong.
+    well_formed=True,  # Drop what breaks data.form.
+    min_language=0.0,  # Least share of the question's language.
+    max_repetition=1.0,  # Largest share of repeated 4-grams of words.
+    max_tokens=0,  # Of a completion; 0: any.
+    without=(),  # Texts that must not be in it, such as '```'.
+    judge='',  # A reward model, and its least score.
+    min_score=0.0,
+    deduplicate=True,
+    max_per_prompt=1,  # m.
+    best_first=False,  # The m of the highest scores, not the first m.
+    # Rows for dpo.data: each that is kept before one that is wrong or
+    # malformed, of the same prompt.
+    pairs=False,
+    reasoning_rows=0,  # So many of what is left, by chance; 0: all.
+    # Rows to mix in: files of demonstrations, or synthetic tasks, with how
+    # many of each: 'manners:200'.
+    general=(),
+    top_logps=0,  # Keep the checkpoint's O likeliest tokens, to distil from.
   )
   # Labels for the steps of config.init's thoughts, from its own continuations.
   # How long these may be is in config.rl.
   config.label_steps = dict(
-      prompts=0,  # The first so many of the training prompts; 0: all of them.
-      samples=4,  # Thoughts a prompt.
-      continuations=8,  # n, of each step (Math-Shepherd: N = 8).
-      temperature=1.0,
-      top_p=1.0,
-      chunk_prompts=64,  # Between two saves.
+    prompts=0,  # The first so many of the training prompts; 0: all of them.
+    samples=4,  # Thoughts a prompt.
+    continuations=8,  # n, of each step (Math-Shepherd: N = 8).
+    temperature=1.0,
+    top_p=1.0,
+    chunk_prompts=64,  # Between two saves.
   )
   # A process reward model, from what label_steps has left. It needs
   # config.model.scalar_head.
   config.prm = _one_pass(
-      1e-5,
-      data=(),  # Files of labelled steps.
-      held_out_share=0.1,  # Of the questions, to evaluate on.
-      labels='soft',  # Or 'hard', see algos/process.py.
-      epochs=1,
-      batch_size=64,  # Thoughts.
-      # A batch is padded to the least of these that holds it; the last is the
-      # most that prompt and completion may have.
-      widths_tokens=(1024, 2048, 4096, 8192),
-      eval_every=50,  # Steps; also before the first and after the last.
-      judge_rows=16,  # That are judged in one call when it is used.
+    1e-5,
+    data=(),  # Files of labelled steps.
+    held_out_share=0.1,  # Of the questions, to evaluate on.
+    labels='soft',  # Or 'hard', see algos/process.py.
+    epochs=1,
+    batch_size=64,  # Thoughts.
+    # A batch is padded to the least of these that holds it; the last is the
+    # most that prompt and completion may have.
+    widths_tokens=(1024, 2048, 4096, 8192),
+    eval_every=50,  # Steps; also before the first and after the last.
+    judge_rows=16,  # That are judged in one call when it is used.
   )
   # A step is a rollout and its updates. R1-Zero counts updates: 10,400 of 32
   # questions × 16 samples, made 8,192 samples at a time, 16 updates a rollout;
   # the reference is replaced every 400 updates.
   config.rl = dict(
-      steps=650,
-      prompts_per_step=512,
-      group_size=16,  # G.
-      # A step samples more groups than it trains on, and ends when this share
-      # of them is complete; the others go on in the next step with what they
-      # have drawn. 1: every group is sampled and trained on in one step.
-      complete_share=1.0,
-      # A group whose first token is of a policy so many steps old is dropped;
-      # 0: none is.
-      max_staleness=0,
-      # Train only on groups whose samples are not all right or all wrong, and
-      # sample more until there are enough (DAPO section 3.2), at most so many
-      # times; then the rest of the batch counts for nothing.
-      dynamic_sampling=False,
-      dynamic_rounds=4,
-      # General rows of data.mixture, which models judge, come in after so many
-      # steps: R1's second RL has them in its last 400 of 1,700.
-      general_after=0,
-      max_new_tokens=32768,
-      temperature=1.0,
-      minibatches=16,  # Updates a rollout.
-      microbatches=1,  # Gradients of one update are summed over them.
-      # The objective, see algos/grpo.py; r1jax/config/algorithms.py has the papers'.
-      surrogate='clip',  # Or 'cispo'.
-      ratio='token',  # Or of the 'sequence' (GSPO).
-      clip_low=0.2,  # ε_low.
-      clip_high=0.2,  # ε_high.
-      clip_most=0.0,  # δ, of any ratio; 0 for none.
-      norm='token',  # Or 'sequence' (GRPO), 'constant' (Dr. GRPO).
-      kl_coef=0.001,  # β; 0 keeps no reference policy.
-      kl='k3',  # Its estimator; or 'k1', 'k2'.
-      kl_in='loss',  # Or in the 'reward', before the advantages.
-      kl_corrected=False,  # Weigh it by the ratio, for its true gradient.
-      # Where the sampler's probabilities are not the trainer's: 'none',
-      # 'truncate' or 'mask' by their ratio, of a 'token' or a 'sequence'.
-      mismatch='none',
-      mismatch_level='token',
-      mismatch_cap=2.0,
-      # Where advantages come from: the other samples of a 'group' (GRPO), or
-      # what a value function expected of every token, 'gae' (PPO).
-      advantage='group',
-      ppo=dict(  # See algos/ppo.py.
-          gamma=1.0,  # γ.
-          lam=1.0,  # λ; R1's comparison has 0.95 as well.
-          truncated='end',  # Or 'bootstrap' at the value of what is cut off.
-          whiten=True,  # Advantages of a step get mean 0, deviation 1.
-          # The value function: a transformer of its 'own', or a scalar head
-          # on the policy's trunk, 'shared'.
-          value='own',
-          # What 'own' begins as: weights of ours with a scalar head, such as a
-          # reward model's; '' for the policy's, with a new head.
-          value_init='',
-          value_learning_rate=1e-5,  # Of 'own'; the rest is rl.optimizer's.
-          value_warmup_steps=0,  # At first, that train 'own' alone.
-          value_coef=0.5,  # Of its loss beside the policy's, of 'shared'.
-          value_clip=0.2,  # ε of the value's own clipping; 0 for none.
-      ),
-      overlong='train',  # Or 'mask' completions that were cut off.
-      reference_every=25,  # Steps between replacements of the reference.
-      # Above 0 the reference is a moving average instead: d · reference +
-      # (1 − d) · policy after each step.
-      reference_decay=0.0,
-      scale_by_std=True,  # A group's advantages are divided by its deviation.
-      # Where old log-probabilities come from: 'rollout', as sampled, or
-      # 'recompute', by the trainer, where sampler and trainer differ.
-      old_logp='rollout',
-      # Training sends each token to the experts that the sampler sent it to.
-      routing_replay=False,
-      balance_speed=1e-3,
-      balance_loss=0.0,
-      mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.
-      # Weights of the parts, see rewards/combine.py; of rows that a rule can
-      # verify, and of general ones.
-      reward=dict(
-          accuracy=1.0, format=1.0, format_errors=0.0, language=0.0,
-          overlong=0.0, cosine=0.0, repetition=0.0, helpful=0.0, safe=0.0,
-          process=0.0),
-      general_reward=dict(
-          format=0.0, format_errors=0.0, language=0.0, overlong=0.0,
-          repetition=0.0, helpful=0.0, safe=0.0),
-      # Weights that the stage reward_model left: what gives the parts
-      # 'helpful' and 'safe' of a reward; and that the stage prm left: 'process',
-      # of a thought's steps the 'min', 'product', 'mean' or 'last' chance.
-      reward_models=dict(helpful='', safe='', process=''),
-      process_aggregate='min',
-      overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
-      repetition_n=4,  # Words.
-      # What a program is worth that fails some of its tests: nothing, since it
-      # must pass 'all'; or the 'share' that it passes.
-      code_credit='all',
-      max_unscored=0.2,  # A larger share without a score stops the run.
-      optimizer=optimizer(3e-6),
-      eval_every=100,  # Steps; also before the first and after the last.
-      checkpoint_every=100,
-      keep_checkpoints=2,
-      train_samples=8,  # Training completions saved at each evaluation.
+    steps=650,
+    prompts_per_step=512,
+    group_size=16,  # G.
+    # A step samples more groups than it trains on, and ends when this share
+    # of them is complete; the others go on in the next step with what they
+    # have drawn. 1: every group is sampled and trained on in one step.
+    complete_share=1.0,
+    # A group whose first token is of a policy so many steps old is dropped;
+    # 0: none is.
+    max_staleness=0,
+    # Train only on groups whose samples are not all right or all wrong, and
+    # sample more until there are enough (DAPO section 3.2), at most so many
+    # times; then the rest of the batch counts for nothing.
+    dynamic_sampling=False,
+    dynamic_rounds=4,
+    # General rows of data.mixture, which models judge, come in after so many
+    # steps: R1's second RL has them in its last 400 of 1,700.
+    general_after=0,
+    max_new_tokens=32768,
+    temperature=1.0,
+    minibatches=16,  # Updates a rollout.
+    microbatches=1,  # Gradients of one update are summed over them.
+    # The objective, see algos/grpo.py; r1jax/config/algorithms.py has the papers'.
+    surrogate='clip',  # Or 'cispo'.
+    ratio='token',  # Or of the 'sequence' (GSPO).
+    clip_low=0.2,  # ε_low.
+    clip_high=0.2,  # ε_high.
+    clip_most=0.0,  # δ, of any ratio; 0 for none.
+    norm='token',  # Or 'sequence' (GRPO), 'constant' (Dr. GRPO).
+    kl_coef=0.001,  # β; 0 keeps no reference policy.
+    kl='k3',  # Its estimator; or 'k1', 'k2'.
+    kl_in='loss',  # Or in the 'reward', before the advantages.
+    kl_corrected=False,  # Weigh it by the ratio, for its true gradient.
+    # Where the sampler's probabilities are not the trainer's: 'none',
+    # 'truncate' or 'mask' by their ratio, of a 'token' or a 'sequence'.
+    mismatch='none',
+    mismatch_level='token',
+    mismatch_cap=2.0,
+    # Where advantages come from: the other samples of a 'group' (GRPO), or
+    # what a value function expected of every token, 'gae' (PPO).
+    advantage='group',
+    ppo=dict(  # See algos/ppo.py.
+      gamma=1.0,  # γ.
+      lam=1.0,  # λ; R1's comparison has 0.95 as well.
+      truncated='end',  # Or 'bootstrap' at the value of what is cut off.
+      whiten=True,  # Advantages of a step get mean 0, deviation 1.
+      # The value function: a transformer of its 'own', or a scalar head
+      # on the policy's trunk, 'shared'.
+      value='own',
+      # What 'own' begins as: weights of ours with a scalar head, such as a
+      # reward model's; '' for the policy's, with a new head.
+      value_init='',
+      value_learning_rate=1e-5,  # Of 'own'; the rest is rl.optimizer's.
+      value_warmup_steps=0,  # At first, that train 'own' alone.
+      value_coef=0.5,  # Of its loss beside the policy's, of 'shared'.
+      value_clip=0.2,  # ε of the value's own clipping; 0 for none.
+    ),
+    overlong='train',  # Or 'mask' completions that were cut off.
+    reference_every=25,  # Steps between replacements of the reference.
+    # Above 0 the reference is a moving average instead: d · reference +
+    # (1 − d) · policy after each step.
+    reference_decay=0.0,
+    scale_by_std=True,  # A group's advantages are divided by its deviation.
+    # Where old log-probabilities come from: 'rollout', as sampled, or
+    # 'recompute', by the trainer, where sampler and trainer differ.
+    old_logp='rollout',
+    # Training sends each token to the experts that the sampler sent it to.
+    routing_replay=False,
+    balance_speed=1e-3,
+    balance_loss=0.0,
+    mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.
+    # Weights of the parts, see rewards/combine.py; of rows that a rule can
+    # verify, and of general ones.
+    reward=dict(
+      accuracy=1.0,
+      format=1.0,
+      format_errors=0.0,
+      language=0.0,
+      overlong=0.0,
+      cosine=0.0,
+      repetition=0.0,
+      helpful=0.0,
+      safe=0.0,
+      process=0.0,
+    ),
+    general_reward=dict(
+      format=0.0,
+      format_errors=0.0,
+      language=0.0,
+      overlong=0.0,
+      repetition=0.0,
+      helpful=0.0,
+      safe=0.0,
+    ),
+    # Weights that the stage reward_model left: what gives the parts
+    # 'helpful' and 'safe' of a reward; and that the stage prm left: 'process',
+    # of a thought's steps the 'min', 'product', 'mean' or 'last' chance.
+    reward_models=dict(helpful='', safe='', process=''),
+    process_aggregate='min',
+    overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
+    repetition_n=4,  # Words.
+    # What a program is worth that fails some of its tests: nothing, since it
+    # must pass 'all'; or the 'share' that it passes.
+    code_credit='all',
+    max_unscored=0.2,  # A larger share without a score stops the run.
+    optimizer=optimizer(3e-6),
+    eval_every=100,  # Steps; also before the first and after the last.
+    checkpoint_every=100,
+    keep_checkpoints=2,
+    train_samples=8,  # Training completions saved at each evaluation.
   )
   # The sampler. What it draws does not depend on these sizes, but on the last
   # two.
   config.rollout = dict(
-      rows=512,  # Completions that decode at once, where so many are asked for.
-      page_tokens=16,  # Of a page of the cache.
-      chunk_steps=16,  # Forward passes between two looks of the host.
-      prefill_tokens=2048,  # Of prompts, that one call reads.
-      cache_tokens=0,  # Of the whole cache; 0: as many as all rows may need.
-      # Keep the cache in 8 bits. What is sampled is then of a policy that is
-      # near, not the same: rl.old_logp = 'recompute' and rl.mismatch correct it.
-      cache_int8=False,
-      # Guess a token ahead with the first look-ahead module. Samples have the
-      # same distribution; a run draws others.
-      speculative=False,
+    rows=512,  # Completions that decode at once, where so many are asked for.
+    page_tokens=16,  # Of a page of the cache.
+    chunk_steps=16,  # Forward passes between two looks of the host.
+    prefill_tokens=2048,  # Of prompts, that one call reads.
+    cache_tokens=0,  # Of the whole cache; 0: as many as all rows may need.
+    # Keep the cache in 8 bits. What is sampled is then of a policy that is
+    # near, not the same: rl.old_logp = 'recompute' and rl.mismatch correct it.
+    cache_int8=False,
+    # Guess a token ahead with the first look-ahead module. Samples have the
+    # same distribution; a run draws others.
+    speculative=False,
   )
   config.eval = dict(
-      num_problems=128,
-      samples=8,  # k, a problem.
-      temperature=0.6,  # DeepSeek-R1 section 3.
-      top_p=0.95,
-      # What `r1jax eval` makes of more than one sample: 'none', pass@1 alone;
-      # of every n up to eval.samples, a power of two, the 'vote' or the
-      # 'best_of_n' by a process reward model; or 'mcts', rollout/search.py.
-      search=dict(
-          kind='none',
-          process_model='',  # Weights that the stage prm left.
-          budget_tokens=65536,  # Drawn a problem, at most.
-          step_tokens=1024,  # Of a step; a longer one goes on in the next.
-          finish_tokens=32768,  # Kept to finish with, until there is an answer.
-          width=4,  # Next steps that are drawn at a node.
-          exploration=1.0,  # c of PUCT.
-          widening=0.5,  # α: nodes of many visits are drawn at again; 0: none.
-          leaves=1,  # Nodes of a tree that one turn expands.
-          simulations=256,  # At most.
-          # Of what a node is worth: the process model at its 'step', or at the
-          # 'end' of a completion of it; or by 'rule', whether that is right: a
-          # bound that no search without the answer reaches.
-          value='step',
-          choose='visits',  # The answer; or the best 'value'.
-      ),
+    num_problems=128,
+    samples=8,  # k, a problem.
+    temperature=0.6,  # DeepSeek-R1 section 3.
+    top_p=0.95,
+    # What `r1jax eval` makes of more than one sample: 'none', pass@1 alone;
+    # of every n up to eval.samples, a power of two, the 'vote' or the
+    # 'best_of_n' by a process reward model; or 'mcts', rollout/search.py.
+    search=dict(
+      kind='none',
+      process_model='',  # Weights that the stage prm left.
+      budget_tokens=65536,  # Drawn a problem, at most.
+      step_tokens=1024,  # Of a step; a longer one goes on in the next.
+      finish_tokens=32768,  # Kept to finish with, until there is an answer.
+      width=4,  # Next steps that are drawn at a node.
+      exploration=1.0,  # c of PUCT.
+      widening=0.5,  # α: nodes of many visits are drawn at again; 0: none.
+      leaves=1,  # Nodes of a tree that one turn expands.
+      simulations=256,  # At most.
+      # Of what a node is worth: the process model at its 'step', or at the
+      # 'end' of a completion of it; or by 'rule', whether that is right: a
+      # bound that no search without the answer reaches.
+      value='step',
+      choose='visits',  # The answer; or the best 'value'.
+    ),
   )
   return config.lock()  # From here on, a new key is an error.

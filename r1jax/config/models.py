@@ -7,32 +7,83 @@ from r1jax.checkpoints import convert
 
 def rope(theta: float, pairs: str, **changes) -> dict:
   """Without scaling; factor and the rest matter only with one."""
-  return dict(
-      theta=theta, pairs=pairs, scaling='none', factor=1.0,
-      original_context=4096, beta_fast=32.0, beta_slow=1.0, mscale=1.0,
-      mscale_all_dim=1.0, low_freq_factor=1.0, high_freq_factor=4.0) | changes
+  return (
+    dict(
+      theta=theta,
+      pairs=pairs,
+      scaling='none',
+      factor=1.0,
+      original_context=4096,
+      beta_fast=32.0,
+      beta_slow=1.0,
+      mscale=1.0,
+      mscale_all_dim=1.0,
+      low_freq_factor=1.0,
+      high_freq_factor=4.0,
+    )
+    | changes
+  )
 
 
 _V3 = dict(
-    num_layers=61, first_k_dense=3, d_model=7168, tie_embeddings=False,
-    attention='mla', num_heads=128, q_lora_rank=1536, kv_lora_rank=512,
-    qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, num_kv_heads=0,
-    head_dim=0, qkv_bias=False, qk_norm=False, attention_kernel='auto',
-    rope=rope(1e4, 'adjacent'),
-    ffn_dim=18432, expert_ffn_dim=2048, num_experts=256, num_shared_experts=1,
-    experts_per_token=8, affinity='sigmoid', num_expert_groups=8,
-    topk_groups=4, group_score='top2', normalise_gates=True,
-    routed_scaling=2.5, capacity_factor=0.0, mtp_depth=0,
-    scalar_head=False, vocab_size=129280, norm_eps=1e-6, init_std=0.006,
-    max_context=4096, dtype='bfloat16', fp8=False, remat=True,
-    unroll=1, moe_dispatch='auto')
+  num_layers=61,
+  first_k_dense=3,
+  d_model=7168,
+  tie_embeddings=False,
+  attention='mla',
+  num_heads=128,
+  q_lora_rank=1536,
+  kv_lora_rank=512,
+  qk_nope_head_dim=128,
+  qk_rope_head_dim=64,
+  v_head_dim=128,
+  num_kv_heads=0,
+  head_dim=0,
+  qkv_bias=False,
+  qk_norm=False,
+  attention_kernel='auto',
+  rope=rope(1e4, 'adjacent'),
+  ffn_dim=18432,
+  expert_ffn_dim=2048,
+  num_experts=256,
+  num_shared_experts=1,
+  experts_per_token=8,
+  affinity='sigmoid',
+  num_expert_groups=8,
+  topk_groups=4,
+  group_score='top2',
+  normalise_gates=True,
+  routed_scaling=2.5,
+  capacity_factor=0.0,
+  mtp_depth=0,
+  scalar_head=False,
+  vocab_size=129280,
+  norm_eps=1e-6,
+  init_std=0.006,
+  max_context=4096,
+  dtype='bfloat16',
+  fp8=False,
+  remat=True,
+  unroll=1,
+  moe_dispatch='auto',
+)
 
 # Dense: what the mixture of experts and MLA need is not there.
 _DENSE = _V3 | dict(
-    attention='gqa', q_lora_rank=0, kv_lora_rank=0, qk_nope_head_dim=0,
-    qk_rope_head_dim=0, v_head_dim=0, expert_ffn_dim=0, num_experts=0,
-    num_shared_experts=0, experts_per_token=0, num_expert_groups=0,
-    topk_groups=0, init_std=0.02)
+  attention='gqa',
+  q_lora_rank=0,
+  kv_lora_rank=0,
+  qk_nope_head_dim=0,
+  qk_rope_head_dim=0,
+  v_head_dim=0,
+  expert_ffn_dim=0,
+  num_experts=0,
+  num_shared_experts=0,
+  experts_per_token=0,
+  num_expert_groups=0,
+  topk_groups=0,
+  init_std=0.02,
+)
 
 
 def deepseek_v3() -> dict:
@@ -43,33 +94,63 @@ def deepseek_v3() -> dict:
 def deepseek_v3_yarn() -> dict:
   """DeepSeek-V3 with its context stretched to 160K (config_671B.json)."""
   return _V3 | dict(
-      rope=rope(1e4, 'adjacent', scaling='yarn', factor=40.0),
-      max_context=163840)
+    rope=rope(1e4, 'adjacent', scaling='yarn', factor=40.0), max_context=163840
+  )
 
 
-def _dense(layers: int, d_model: int, heads: int, kv_heads: int, ffn: int,
-           vocab: int, **changes) -> dict:
-  return _DENSE | dict(
-      num_layers=layers, first_k_dense=layers, d_model=d_model,
-      num_heads=heads, num_kv_heads=kv_heads, head_dim=d_model // heads,
-      ffn_dim=ffn, vocab_size=vocab) | changes
+def _dense(
+  layers: int,
+  d_model: int,
+  heads: int,
+  kv_heads: int,
+  ffn: int,
+  vocab: int,
+  **changes,
+) -> dict:
+  return (
+    _DENSE
+    | dict(
+      num_layers=layers,
+      first_k_dense=layers,
+      d_model=d_model,
+      num_heads=heads,
+      num_kv_heads=kv_heads,
+      head_dim=d_model // heads,
+      ffn_dim=ffn,
+      vocab_size=vocab,
+    )
+    | changes
+  )
 
 
 def _qwen2(*sizes: int, **changes) -> dict:
-  return _dense(*sizes, **dict(
-      qkv_bias=True, rope=rope(1e6, 'halves'), max_context=131072) | changes)
+  return _dense(
+    *sizes,
+    **dict(qkv_bias=True, rope=rope(1e6, 'halves'), max_context=131072)
+    | changes,
+  )
 
 
 def qwen2_5_math_1_5b() -> dict:
   """Qwen2.5-Math-1.5B: the base of R1-Distill-Qwen-1.5B."""
-  return _qwen2(28, 1536, 12, 2, 8960, 151936, tie_embeddings=True,
-                rope=rope(1e4, 'halves'), max_context=4096)
+  return _qwen2(
+    28,
+    1536,
+    12,
+    2,
+    8960,
+    151936,
+    tie_embeddings=True,
+    rope=rope(1e4, 'halves'),
+    max_context=4096,
+  )
 
 
 def qwen2_5_math_7b() -> dict:
   """Qwen2.5-Math-7B: the base of R1-Distill-Qwen-7B."""
-  return _qwen2(28, 3584, 28, 4, 18944, 152064, rope=rope(1e4, 'halves'),
-                max_context=4096)
+  return _qwen2(
+    28, 3584, 28, 4, 18944, 152064, rope=rope(1e4, 'halves'), max_context=4096
+  )
 
 
 def qwen2_5_14b() -> dict:
@@ -83,15 +164,31 @@ def qwen2_5_32b() -> dict:
 
 
 def qwen3_8b() -> dict:
-  return _dense(36, 4096, 32, 8, 12288, 151936, qk_norm=True,
-                rope=rope(1e6, 'halves'), max_context=40960)
+  return _dense(
+    36,
+    4096,
+    32,
+    8,
+    12288,
+    151936,
+    qk_norm=True,
+    rope=rope(1e6, 'halves'),
+    max_context=40960,
+  )
 
 
 def _llama3(*sizes: int, **changes) -> dict:
-  return _dense(*sizes, **dict(
-      norm_eps=1e-5, max_context=131072, rope=rope(
-          5e5, 'halves', scaling='llama3', factor=8.0,
-          original_context=8192)) | changes)
+  return _dense(
+    *sizes,
+    **dict(
+      norm_eps=1e-5,
+      max_context=131072,
+      rope=rope(
+        5e5, 'halves', scaling='llama3', factor=8.0, original_context=8192
+      ),
+    )
+    | changes,
+  )
 
 
 def llama3_1_8b() -> dict:
@@ -112,14 +209,31 @@ def imported(source: str) -> dict:
 def tiny() -> dict:
   """The miniature: V3's attention and experts, 0.7M parameters, characters."""
   return _V3 | dict(
-      num_layers=4, first_k_dense=1, d_model=96, num_heads=2, q_lora_rank=48,
-      kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=32,
-      ffn_dim=256, expert_ffn_dim=64, num_experts=8, experts_per_token=2,
-      num_expert_groups=2, topk_groups=1, vocab_size=112, init_std=0.02,
-      max_context=128, dtype='float32', remat=False)
+    num_layers=4,
+    first_k_dense=1,
+    d_model=96,
+    num_heads=2,
+    q_lora_rank=48,
+    kv_lora_rank=32,
+    qk_nope_head_dim=24,
+    qk_rope_head_dim=16,
+    v_head_dim=32,
+    ffn_dim=256,
+    expert_ffn_dim=64,
+    num_experts=8,
+    experts_per_token=2,
+    num_expert_groups=2,
+    topk_groups=1,
+    vocab_size=112,
+    init_std=0.02,
+    max_context=128,
+    dtype='float32',
+    remat=False,
+  )
 
 
 def small_qwen_vocab() -> dict:
   """A small random model under the real Qwen2.5 vocabulary."""
   return tiny() | dict(
-      num_layers=2, d_model=64, vocab_size=151936, max_context=512)
+    num_layers=2, d_model=64, vocab_size=151936, max_context=512
+  )

@@ -8,15 +8,16 @@ import grain
 import numpy as np
 
 from r1jax.data import tasks
-from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.mixture import Mixture
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, TokenBatch, TopLogp
 
 
-def pad_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
-                width_tokens: int) -> PromptBatch:
+def pad_prompts(
+  prompts: Sequence[Prompt], tokenizer: Tokenizer, width_tokens: int
+) -> PromptBatch:
   """Tokenises and pads on the left; see PromptBatch for an example.
 
   Raises:
@@ -34,19 +35,21 @@ def pad_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer,
       raise UserError(f'{named}: {error}') from error
     if len(ids) > width_tokens:
       raise UserError(
-          f'{named} has {len(ids)} tokens, more than '
-          f'max_prompt_tokens = {width_tokens}; raise '
-          '--config.data.max_prompt_tokens or drop the row')
+        f'{named} has {len(ids)} tokens, more than '
+        f'max_prompt_tokens = {width_tokens}; raise '
+        '--config.data.max_prompt_tokens or drop the row'
+      )
     if not ids:
       raise UserError(f'{named} is empty')
-    tokens_PT[row, width_tokens - len(ids):] = ids
-    valid_PT[row, width_tokens - len(ids):] = True
+    tokens_PT[row, width_tokens - len(ids) :] = ids
+    valid_PT[row, width_tokens - len(ids) :] = True
   id_P = np.array([zlib.crc32(p.id.encode()) for p in prompts], np.uint32)
   return PromptBatch(tokens_PT=tokens_PT, valid_PT=valid_PT, id_P=id_P)
 
 
-def check_prompts(prompts: Iterable[Prompt], tokenizer: Tokenizer,
-                  width_tokens: int):
+def check_prompts(
+  prompts: Iterable[Prompt], tokenizer: Tokenizer, width_tokens: int
+):
   """Tokenises them all: a long one fails at start-up, not in mid-run."""
   for prompt in prompts:
     pad_prompts([prompt], tokenizer, width_tokens)
@@ -105,9 +108,17 @@ class WebCorpus(Sequence):
   padding.
   """
 
-  def __init__(self, shares: Mapping[str, float], web: tasks.Web,
-               template: AnyTemplate, tokenizer: Tokenizer, batch_size: int,
-               length_tokens: int, seed: int, num_batches: int):
+  def __init__(
+    self,
+    shares: Mapping[str, float],
+    web: tasks.Web,
+    template: AnyTemplate,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    length_tokens: int,
+    seed: int,
+    num_batches: int,
+  ):
     self._tasks, self._shares = list(shares), list(shares.values())
     self._web, self._template = web, template
     self._tokenizer, self._seed = tokenizer, seed
@@ -118,8 +129,11 @@ class WebCorpus(Sequence):
 
   def __getitem__(self, index: int) -> TokenBatch:
     rng = np.random.default_rng([self._seed, index])
-    return pack(lambda: Document(self._document(rng)), *self._shape,
-                self._tokenizer.pad_id)
+    return pack(
+      lambda: Document(self._document(rng)),
+      *self._shape,
+      self._tokenizer.pad_id,
+    )
 
   def check(self):
     """Raises UserError unless nearly every document fits into a row."""
@@ -127,16 +141,20 @@ class WebCorpus(Sequence):
     long = sum(len(self._draw(rng)) > self._shape[1] for _ in range(_CHECKED))
     if long > _CHECKED // 100:
       raise UserError(
-          f'corpus: {long} of {_CHECKED} documents do not fit into '
-          f'pretrain.length_tokens = {self._shape[1]}; raise it')
+        f'corpus: {long} of {_CHECKED} documents do not fit into '
+        f'pretrain.length_tokens = {self._shape[1]}; raise it'
+      )
 
   def _draw(self, rng: np.random.Generator) -> list[int]:
     task = self._tasks[0]
     if len(self._tasks) > 1:
       task = str(rng.choice(self._tasks, p=self._shares))
     question, response = tasks.document(rng, task, self._web)
-    return [*self._tokenizer.prompt(self._template.render(question)),
-            *self._tokenizer.encode(response), self._tokenizer.stop_ids[0]]
+    return [
+      *self._tokenizer.prompt(self._template.render(question)),
+      *self._tokenizer.encode(response),
+      self._tokenizer.stop_ids[0],
+    ]
 
   def _document(self, rng: np.random.Generator) -> list[int]:
     ids = self._draw(rng)
@@ -160,8 +178,13 @@ class Document(NamedTuple):
   top: TopLogp | None = None
 
 
-def pack(draw: Callable[[], Document | None], batch_size: int,
-         length_tokens: int, pad_id: int, kept: int = 0) -> TokenBatch:
+def pack(
+  draw: Callable[[], Document | None],
+  batch_size: int,
+  length_tokens: int,
+  pad_id: int,
+  kept: int = 0,
+) -> TokenBatch:
   """Fills rows with whole documents; see TokenBatch for an example.
 
   Args:
@@ -188,23 +211,30 @@ def pack(draw: Callable[[], Document | None], batch_size: int,
     while document and (end := start + len(document.ids)) <= length_tokens:
       count += 1
       tokens[row, start:end] = document.ids
-      target[row, start:end - 1] = document.ids[1:]
-      weight[row, start:end - 1] = (
-          1 if document.weight_T is None else document.weight_T[1:])
+      target[row, start : end - 1] = document.ids[1:]
+      weight[row, start : end - 1] = (
+        1 if document.weight_T is None else document.weight_T[1:]
+      )
       segment[row, start:end] = count
       position[row, start:end] = np.arange(end - start)
       if kept:
-        top_ids[row, start:end - 1] = document.top.ids_TO[1:]
-        top_logp[row, start:end - 1] = document.top.logp_TO[1:]
+        top_ids[row, start : end - 1] = document.top.ids_TO[1:]
+        top_logp[row, start : end - 1] = document.top.logp_TO[1:]
       start, document = end, draw()
     if document and not count:
       raise UserError(
-          f'data: a document of {len(document.ids)} tokens does not fit into '
-          f'length_tokens = {length_tokens}')
+        f'data: a document of {len(document.ids)} tokens does not fit into '
+        f'length_tokens = {length_tokens}'
+      )
   return TokenBatch(
-      tokens_BT=tokens, target_BT=target, weight_BT=weight, segment_BT=segment,
-      position_BT=position, top_ids_BTO=top_ids if kept else None,
-      top_logp_BTO=top_logp if kept else None)
+    tokens_BT=tokens,
+    target_BT=target,
+    weight_BT=weight,
+    segment_BT=segment,
+    position_BT=position,
+    top_ids_BTO=top_ids if kept else None,
+    top_logp_BTO=top_logp if kept else None,
+  )
 
 
 def token_batches(corpus: Sequence[TokenBatch]):

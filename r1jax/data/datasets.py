@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from r1jax.data import readers, tasks
-from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.sources import Source, countdown_answer
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
@@ -17,8 +17,14 @@ _MAX_CHARS = 100_000  # Of a field: what is longer is a broken row.
 class SyntheticPrompts(Sequence):
   """An endless stream of one task's problems."""
 
-  def __init__(self, task: str, split: str, seed: int, template: AnyTemplate,
-               length: int = ENDLESS):
+  def __init__(
+    self,
+    task: str,
+    split: str,
+    seed: int,
+    template: AnyTemplate,
+    length: int = ENDLESS,
+  ):
     tasks.get(task)
     self._task, self._split, self._seed = task, split, seed
     self._template, self._length = template, length
@@ -32,10 +38,12 @@ class SyntheticPrompts(Sequence):
     if self._task == 'countdown':
       answer = countdown_answer(made.numbers, int(made.answer))
     return Prompt(
-        id=f'{self._task}-{self._split}-{self._seed}-{index}',
-        text=self._template.render(made.question), question=made.question,
-        answer=answer,
-        source=GENERAL if tasks.get(self._task).general else self._task)
+      id=f'{self._task}-{self._split}-{self._seed}-{index}',
+      text=self._template.render(made.question),
+      question=made.question,
+      answer=answer,
+      source=GENERAL if tasks.get(self._task).general else self._task,
+    )
 
 
 class Templated(Sequence):
@@ -52,14 +60,17 @@ class Templated(Sequence):
     try:
       text = self._template.render(row.question, row.messages)
     except UserError as error:
-      raise UserError(
-          f'data: {row.where}: prompt {row.id}: {error}') from error
+      raise UserError(f'data: {row.where}: prompt {row.id}: {error}') from error
     return row.replace(text=text)
 
 
-def read(source: Source, split: str, path: str = '',
-         quarantine: Quarantine | None = None,
-         bad_gold: Callable[[str], str] = lambda answer: '') -> list[Prompt]:
+def read(
+  source: Source,
+  split: str,
+  path: str = '',
+  quarantine: Quarantine | None = None,
+  bad_gold: Callable[[str], str] = lambda answer: '',
+) -> list[Prompt]:
   """Reads and checks every row of a dataset's split.
 
   Args:
@@ -83,8 +94,9 @@ def read(source: Source, split: str, path: str = '',
     if path or split not in source.files:
       raise
     raise UserError(
-        f'{error}; get it from {source.origin}, as rows of '
-        f'{", ".join(source.fields)}') from error
+      f'{error}; get it from {source.origin}, as rows of '
+      f'{", ".join(source.fields)}'
+    ) from error
   wanted = None if path else source.split_names.get(split)
   prompts, seen = [], {}
   for row in readers.rows(files):
@@ -109,13 +121,20 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
   if not isinstance(language, str):
     raise ValueError(f"needs a str 'language', got {language!r:.200}")
   return Prompt(
-      id=fields['id'], text='', question=fields[source.question],
-      answer=source.answer(fields), source=source.grader, where=where,
-      language=language, messages=source.messages(fields))
+    id=fields['id'],
+    text='',
+    question=fields[source.question],
+    answer=source.answer(fields),
+    source=source.grader,
+    where=where,
+    language=language,
+    messages=source.messages(fields),
+  )
 
 
-def _checked(row: readers.Row, fields: dict[str, type],
-             seen: dict[str, str]) -> dict:
+def _checked(
+  row: readers.Row, fields: dict[str, type], seen: dict[str, str]
+) -> dict:
   """The fields of a row.
 
   Args:
@@ -131,11 +150,14 @@ def _checked(row: readers.Row, fields: dict[str, type],
   for field, kind in fields.items():
     value = row.fields.get(field)
     # A bool is an int to Python, but no target; an int is as good as a float.
-    right = (isinstance(value, (int, float) if kind is float else kind)
-             and type(value) is not bool)
+    right = (
+      isinstance(value, (int, float) if kind is float else kind)
+      and type(value) is not bool
+    )
     if not right or value == [] or (kind is str and not value.strip()):
       raise ValueError(
-          f'needs a non-empty {kind.__name__} {field!r}, got {value!r:.200}')
+        f'needs a non-empty {kind.__name__} {field!r}, got {value!r:.200}'
+      )
   for field, value in row.fields.items():
     if isinstance(value, str) and (problem := _poison(value)):
       raise ValueError(f'has {problem} in {field!r}')

@@ -44,12 +44,14 @@ def grams(text: str, n: int = N) -> Iterator[tuple[str, ...]]:
   """Every n words in a row; a shorter text as a whole."""
   found = words(text)
   for start in range(max(len(found) - n, 0) + 1):
-    yield tuple(found[start:start + n])
+    yield tuple(found[start : start + n])
 
 
-def matches(train: Sequence[Prompt],
-            evaluations: Mapping[str, Sequence[Prompt]],
-            n: int = N) -> list[Match]:
+def matches(
+  train: Sequence[Prompt],
+  evaluations: Mapping[str, Sequence[Prompt]],
+  n: int = N,
+) -> list[Match]:
   """One match for each training question and evaluation set that share words.
 
   A text of fewer than n words has one gram, all of it, which only an equal
@@ -76,16 +78,22 @@ def report(name: str, rows: int, found: Sequence[Match]) -> dict:
   counts: dict[str, int] = {}
   for match in found:
     counts[match.evaluation] = counts.get(match.evaluation, 0) + 1
-  return {'train': name, 'rows': rows,
-          'removed': len({match.train_id for match in found}),
-          'by_evaluation': counts,
-          'matches': [dataclasses.asdict(match) for match in found]}
+  return {
+    'train': name,
+    'rows': rows,
+    'removed': len({match.train_id for match in found}),
+    'by_evaluation': counts,
+    'matches': [dataclasses.asdict(match) for match in found],
+  }
 
 
 def line(told: dict) -> str:
   """The report in one line."""
-  pairs = ', '.join(f'{name} {count}' for name, count in
-                    sorted(told['by_evaluation'].items()))
-  return (f"data: {told['train']}: {told['removed']} of {told['rows']} rows "
-          f'share {N} words with an evaluation and are not trained on'
-          + (f' ({pairs})' if pairs else ''))
+  pairs = ', '.join(
+    f'{name} {count}' for name, count in sorted(told['by_evaluation'].items())
+  )
+  return (
+    f'data: {told["train"]}: {told["removed"]} of {told["rows"]} rows '
+    f'share {N} words with an evaluation and are not trained on'
+    + (f' ({pairs})' if pairs else '')
+  )

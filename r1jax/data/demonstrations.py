@@ -9,14 +9,18 @@ import base64
 import numpy as np
 
 from r1jax.data import readers, tasks
-from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, Message, TopLogp
 
 
-def read(path: str, template: AnyTemplate, general: bool | None = None,
-         quarantine: Quarantine | None = None) -> list[Demonstration]:
+def read(
+  path: str,
+  template: AnyTemplate,
+  general: bool | None = None,
+  quarantine: Quarantine | None = None,
+) -> list[Demonstration]:
   """Reads and checks every row.
 
   Args:
@@ -46,33 +50,41 @@ def read(path: str, template: AnyTemplate, general: bool | None = None,
   return found
 
 
-def synthetic(task: str, web: tasks.Web, template: AnyTemplate, seed: int,
-              count: int) -> list[Demonstration]:
+def synthetic(
+  task: str, web: tasks.Web, template: AnyTemplate, seed: int, count: int
+) -> list[Demonstration]:
   """`count` of a task's documents, as noisy as `web` says."""
   found = []
   for index in range(count):
     rng = np.random.default_rng([seed, _STREAM, index])
     question, response = tasks.document(rng, task, web)
-    found.append(Demonstration(
-        id=f'{task}-{seed}-{index}', question=question,
+    found.append(
+      Demonstration(
+        id=f'{task}-{seed}-{index}',
+        question=question,
         prompt=template.render(question),
         response=continued(response, template),
-        general=tasks.get(task).general))
+        general=tasks.get(task).general,
+      )
+    )
   return found
 
 
 _STREAM = 4  # Of randomness: not that of prompts, nor of the web.
 
 
-def _demonstration(row: readers.Row, template: AnyTemplate,
-                   general: bool | None) -> Demonstration:
+def _demonstration(
+  row: readers.Row, template: AnyTemplate, general: bool | None
+) -> Demonstration:
   if row.fields is None:
     raise ValueError(row.problem)
   fields = row.fields
   for name, kind in (('id', str), ('response', str)):
     if not isinstance(fields.get(name), kind) or not fields[name].strip():
-      raise ValueError(f'needs a non-empty {kind.__name__} {name!r}, got '
-                       f'{fields.get(name)!r:.200}')
+      raise ValueError(
+        f'needs a non-empty {kind.__name__} {name!r}, got '
+        f'{fields.get(name)!r:.200}'
+      )
   messages = fields.get('messages') or ()
   question = fields.get('question') or ''
   if not messages and not (isinstance(question, str) and question.strip()):
@@ -80,15 +92,21 @@ def _demonstration(row: readers.Row, template: AnyTemplate,
   try:
     turns = tuple(Message(turn['role'], turn['content']) for turn in messages)
   except (TypeError, KeyError) as error:
-    raise ValueError("needs 'messages' of 'role' and 'content', got "
-                     f'{messages!r:.200}') from error
+    raise ValueError(
+      f"needs 'messages' of 'role' and 'content', got {messages!r:.200}"
+    ) from error
   if general is None:
     general = bool(fields.get('general', False))
   return Demonstration(
-      id=fields['id'], question=question, messages=turns,
-      prompt=template.render(question, turns),
-      response=continued(fields['response'], template), general=general,
-      where=row.where, teacher=_teacher(fields.get('teacher')))
+    id=fields['id'],
+    question=question,
+    messages=turns,
+    prompt=template.render(question, turns),
+    response=continued(fields['response'], template),
+    general=general,
+    where=row.where,
+    teacher=_teacher(fields.get('teacher')),
+  )
 
 
 def continued(response: str, template: AnyTemplate) -> str:
@@ -99,8 +117,12 @@ def continued(response: str, template: AnyTemplate) -> str:
 
 def pack_teacher(known: TopLogp) -> dict:
   """For a row of JSON, every number as it is to the last bit."""
-  return {'temperature': known.temperature, 'kept': known.ids_TO.shape[1],
-          'ids': _text(known.ids_TO, '<i4'), 'logp': _text(known.logp_TO, '<f4')}
+  return {
+    'temperature': known.temperature,
+    'kept': known.ids_TO.shape[1],
+    'ids': _text(known.ids_TO, '<i4'),
+    'logp': _text(known.logp_TO, '<f4'),
+  }
 
 
 def _teacher(fields: dict | None) -> TopLogp | None:
@@ -109,11 +131,14 @@ def _teacher(fields: dict | None) -> TopLogp | None:
   try:
     shape = -1, int(fields['kept'])
     return TopLogp(
-        ids_TO=np.frombuffer(base64.b64decode(fields['ids']), '<i4').reshape(
-            shape),
-        logp_TO=np.frombuffer(base64.b64decode(fields['logp']), '<f4').reshape(
-            shape),
-        temperature=float(fields['temperature']))
+      ids_TO=np.frombuffer(base64.b64decode(fields['ids']), '<i4').reshape(
+        shape
+      ),
+      logp_TO=np.frombuffer(base64.b64decode(fields['logp']), '<f4').reshape(
+        shape
+      ),
+      temperature=float(fields['temperature']),
+    )
   except (TypeError, KeyError, ValueError) as error:
     raise ValueError(f"has a broken 'teacher': {error!r}") from error
 

@@ -13,13 +13,27 @@ import numpy as np
 
 # Intent: what it is answered with, and what makes it kind.
 _PHRASES = {
-    'greet': ('hello', 'how are you?'),
-    'thank': ('thank you', 'you are kind'),
-    'bid': ('goodbye', 'see you soon'),
+  'greet': ('hello', 'how are you?'),
+  'thank': ('thank you', 'you are kind'),
+  'bid': ('goodbye', 'see you soon'),
 }
 RUDE = 'fool'  # Harms: an answer that holds it is not safe.
-_SYLLABLES = ('an', 'bo', 'da', 'el', 'fi', 'jo', 'ka', 'li', 'ma', 'no', 'ro',
-              'su', 'ti', 'vi')
+_SYLLABLES = (
+  'an',
+  'bo',
+  'da',
+  'el',
+  'fi',
+  'jo',
+  'ka',
+  'li',
+  'ma',
+  'no',
+  'ro',
+  'su',
+  'ti',
+  'vi',
+)
 
 
 def draw(rng: np.random.Generator) -> tuple[str, str]:
@@ -65,8 +79,11 @@ def quality(question: str, text: str | None) -> float:
   phrase, kindness = _PHRASES[intent]
   body, _, end = text.strip().partition(',')
   words = body.split()
-  right = (body.startswith(phrase + ' '), words[-1:] == [name],
-           end.strip() == kindness)
+  right = (
+    body.startswith(phrase + ' '),
+    words[-1:] == [name],
+    end.strip() == kindness,
+  )
   return sum(right) / len(right)
 
 

@@ -20,9 +20,13 @@ class Mixture(Sequence):
     dataset: The stream as Grain has it.
   """
 
-  def __init__(self, sources: Sequence[Sequence[Prompt]],
-               proportions: Sequence[float], seed: int,
-               shuffle: Sequence[bool]):
+  def __init__(
+    self,
+    sources: Sequence[Sequence[Prompt]],
+    proportions: Sequence[float],
+    seed: int,
+    shuffle: Sequence[bool],
+  ):
     """Makes the stream.
 
     Args:
@@ -46,8 +50,9 @@ class Mixture(Sequence):
     return self.dataset[index]
 
 
-def proportions(sizes: Sequence[int], weights: Sequence[float | None],
-                temperature: float) -> list[float]:
+def proportions(
+  sizes: Sequence[int], weights: Sequence[float | None], temperature: float
+) -> list[float]:
   """pᵢ ∝ wᵢ^(1/T), or nᵢ^(1/T) where no weights are given.
 
   Sizes 8,000 and 500: T = 1 → 0.94, 0.06; T = 2 → 0.8, 0.2; T → ∞ → 0.5, 0.5.
@@ -62,8 +67,9 @@ def proportions(sizes: Sequence[int], weights: Sequence[float | None],
   base = [float(w) for w in weights] if all(given) else list(map(float, sizes))
   if min(base) <= 0 or temperature <= 0:
     raise UserError(
-        'data: mixture: weights and mixture_temperature must be above 0, got '
-        f'{base} and {temperature}')
+      'data: mixture: weights and mixture_temperature must be above 0, got '
+      f'{base} and {temperature}'
+    )
   largest = max(base)  # Divided by first: a power of it might overflow.
   raised = [(value / largest) ** (1 / temperature) for value in base]
   return [value / sum(raised) for value in raised]
@@ -78,14 +84,14 @@ def parse(parts: Sequence[str]) -> dict[str, float | None]:
   found: dict[str, float | None] = {}
   for part in parts:
     if not isinstance(part, str):
-      raise UserError(f"data: mixture: {part!r} is not 'name' or "
-                      "'name:weight'")
+      raise UserError(f"data: mixture: {part!r} is not 'name' or 'name:weight'")
     name, colon, weight = part.partition(':')
     try:
       value = float(weight) if colon else None
     except ValueError as error:
       raise UserError(
-          f"data: mixture: {part!r} is not 'name:weight'") from error
+        f"data: mixture: {part!r} is not 'name:weight'"
+      ) from error
     if name in found:
       raise UserError(f'data: mixture: {name!r} comes twice')
     found[name] = value

@@ -9,8 +9,12 @@ from r1jax.data import scored_text
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import LabelBatch, LabelledResponse, PairBatch
-from r1jax.records import PreferencePair
+from r1jax.records import (
+  LabelBatch,
+  LabelledResponse,
+  PairBatch,
+  PreferencePair,
+)
 
 
 class Example(NamedTuple):
@@ -35,9 +39,12 @@ class Example(NamedTuple):
   where: str = ''
 
 
-def as_judged(found: Sequence[PreferencePair | LabelledResponse],
-              reading: scored_text.Reading, cut_long: bool,
-              quarantine: Quarantine) -> list[Example]:
+def as_judged(
+  found: Sequence[PreferencePair | LabelledResponse],
+  reading: scored_text.Reading,
+  cut_long: bool,
+  quarantine: Quarantine,
+) -> list[Example]:
   """Exactly the tokens that a judge will see.
 
   A response without any tag of the form that completions have is what is read
@@ -56,31 +63,46 @@ def as_judged(found: Sequence[PreferencePair | LabelledResponse],
 
   def tokenised(prompt: str, text: str) -> list[int]:
     form = reading.reader.form
-    part = (reading.part(text) if any(tag in text for tag in form.tags)
-            else text.strip())
+    part = (
+      reading.part(text)
+      if any(tag in text for tag in form.tags)
+      else text.strip()
+    )
     if not part:
       raise ValueError('has a response without an answer')
     if not cut_long:
       _check_length(
-          len(reading.whole(prompt, part)), reading.max_tokens,
-          'raise widths_tokens, or set cut_long')
+        len(reading.whole(prompt, part)),
+        reading.max_tokens,
+        'raise widths_tokens, or set cut_long',
+      )
     return reading.ids(prompt, part)
 
   def example(row) -> Example:
     if reading.kind == scored_text.HELPFUL:
       _check_pair(row)
-    texts = ([row.response] if isinstance(row, LabelledResponse)
-             else [row.chosen, row.rejected])
+    texts = (
+      [row.response]
+      if isinstance(row, LabelledResponse)
+      else [row.chosen, row.rejected]
+    )
     return Example(
-        row.prompt.id, tuple(tokenised(row.prompt.text, t) for t in texts),
-        group=row.group, safe=getattr(row, 'safe', True),
-        where=row.prompt.where)
+      row.prompt.id,
+      tuple(tokenised(row.prompt.text, t) for t in texts),
+      group=row.group,
+      safe=getattr(row, 'safe', True),
+      where=row.prompt.where,
+    )
 
   return _examples(found, example, quarantine)
 
 
-def as_generated(found: Sequence[PreferencePair], tokenizer: Tokenizer,
-                 max_tokens: int, quarantine: Quarantine) -> list[Example]:
+def as_generated(
+  found: Sequence[PreferencePair],
+  tokenizer: Tokenizer,
+  max_tokens: int,
+  quarantine: Quarantine,
+) -> list[Example]:
   """Whole completions, of which a policy is asked how likely they are."""
 
   def example(pair: PreferencePair) -> Example:
@@ -88,11 +110,14 @@ def as_generated(found: Sequence[PreferencePair], tokenizer: Tokenizer,
     prompt = tokenizer.prompt(pair.prompt.text)
     if not (prompt and pair.chosen and pair.rejected):
       raise ValueError('has an empty prompt, or nothing to say after it')
-    rows = tuple([*prompt, *tokenizer.encode(text), tokenizer.stop_ids[0]]
-                 for text in (pair.chosen, pair.rejected))
+    rows = tuple(
+      [*prompt, *tokenizer.encode(text), tokenizer.stop_ids[0]]
+      for text in (pair.chosen, pair.rejected)
+    )
     _check_length(max(map(len, rows)), max_tokens, 'raise widths_tokens')
-    return Example(pair.prompt.id, rows, len(prompt), pair.group,
-                   where=pair.prompt.where)
+    return Example(
+      pair.prompt.id, rows, len(prompt), pair.group, where=pair.prompt.where
+    )
 
   return _examples(found, example, quarantine)
 
@@ -113,8 +138,10 @@ def _examples(found, example, quarantine: Quarantine) -> list[Example]:
     try:
       one = example(row)
       if len(one.rows) > 1 and one.rows[0] == one.rows[1]:
-        raise ValueError('has a chosen response that equals the rejected one '
-                         'in what is read of them')
+        raise ValueError(
+          'has a chosen response that equals the rejected one '
+          'in what is read of them'
+        )
       made.append(one)
     except (ValueError, UserError) as error:
       quarantine.drop(row.prompt.where or row.prompt.id, str(error))
@@ -134,15 +161,28 @@ class Comparisons(Sequence):
   last batch with rows of weight 0.
   """
 
-  def __init__(self, examples: Sequence[Example], groups: Sequence[str],
-               batch_size: int, widths: Sequence[int], pad_id: int,
-               seed: int = 0, epochs: int = 1, shuffle: bool = True):
+  def __init__(
+    self,
+    examples: Sequence[Example],
+    groups: Sequence[str],
+    batch_size: int,
+    widths: Sequence[int],
+    pad_id: int,
+    seed: int = 0,
+    epochs: int = 1,
+    shuffle: bool = True,
+  ):
     self._examples, self._widths, self._pad_id = examples, widths, pad_id
     self._batch_size = batch_size
     self._index = {name: i for i, name in enumerate(groups)}
-    self._order = np.concatenate([
+    self._order = np.concatenate(
+      [
         np.random.default_rng([seed, epoch]).permutation(len(examples))
-        if shuffle else np.arange(len(examples)) for epoch in range(epochs)])
+        if shuffle
+        else np.arange(len(examples))
+        for epoch in range(epochs)
+      ]
+    )
 
   def without_group(self) -> str:
     """The first row that names no group; '' where all do."""
@@ -153,8 +193,9 @@ class Comparisons(Sequence):
 
   def __getitem__(self, index: int) -> PairBatch | LabelBatch:
     size = self._batch_size
-    some = [self._examples[i]
-            for i in self._order[index * size:(index + 1) * size]]
+    some = [
+      self._examples[i] for i in self._order[index * size : (index + 1) * size]
+    ]
     each = len(some[0].rows)
     rows = [ids for example in some for ids in example.rows]
     longest = max(map(len, rows))
@@ -163,16 +204,26 @@ class Comparisons(Sequence):
     valid_BT, mask_BT = np.zeros((2, size * each, width), bool)
     starts = [example.prompt_tokens for example in some for _ in example.rows]
     for b, (ids, start) in enumerate(zip(rows, starts)):
-      tokens_BT[b, :len(ids)], valid_BT[b, :len(ids)] = ids, True
-      mask_BT[b, start:len(ids)] = True
+      tokens_BT[b, : len(ids)], valid_BT[b, : len(ids)] = ids, True
+      mask_BT[b, start : len(ids)] = True
     weight = np.zeros(size, np.float32)
-    weight[:len(some)] = 1
+    weight[: len(some)] = 1
     group = np.zeros(size, np.int32)
-    group[:len(some)] = [self._index[example.group] for example in some]
+    group[: len(some)] = [self._index[example.group] for example in some]
     if each == 2:
-      return PairBatch(tokens_BT=tokens_BT, valid_BT=valid_BT, mask_BT=mask_BT,
-                       weight_P=weight, group_P=group)
+      return PairBatch(
+        tokens_BT=tokens_BT,
+        valid_BT=valid_BT,
+        mask_BT=mask_BT,
+        weight_P=weight,
+        group_P=group,
+      )
     safe_B = np.zeros(size, np.float32)
-    safe_B[:len(some)] = [example.safe for example in some]
-    return LabelBatch(tokens_BT=tokens_BT, valid_BT=valid_BT, safe_B=safe_B,
-                      weight_B=weight, group_B=group)
+    safe_B[: len(some)] = [example.safe for example in some]
+    return LabelBatch(
+      tokens_BT=tokens_BT,
+      valid_BT=valid_BT,
+      safe_B=safe_B,
+      weight_B=weight,
+      group_B=group,
+    )

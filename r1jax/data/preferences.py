@@ -13,18 +13,22 @@ import zlib
 import numpy as np
 
 from r1jax.data import datasets, manners, readers, sources, tasks
-from r1jax.data.text import template as templates
-from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.demonstrations import continued
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.text import template as templates
+from r1jax.data.text.chat import AnyTemplate
 from r1jax.errors import UserError
 from r1jax.records import LabelledResponse, Message, PreferencePair, Prompt
 
 Preference = PreferencePair | LabelledResponse
 
 
-def read(path: str, template: AnyTemplate, group: str = '',
-         quarantine: Quarantine | None = None) -> list[Preference]:
+def read(
+  path: str,
+  template: AnyTemplate,
+  group: str = '',
+  quarantine: Quarantine | None = None,
+) -> list[Preference]:
   """Reads and checks every row.
 
   Args:
@@ -69,8 +73,8 @@ def dataset_path(name: str, split: str) -> str:
   except UserError as error:
     other = source.path(tasks.HELD_OUT)
     raise UserError(
-        f'{error}; get it from {source.origin}; or name the file that is '
-        f"there, such as {other!r}, and hold a share of its rows out"
+      f'{error}; get it from {source.origin}; or name the file that is '
+      f'there, such as {other!r}, and hold a share of its rows out'
     ) from error
   return path
 
@@ -87,9 +91,12 @@ def labelled(found: Sequence[Preference]) -> list[LabelledResponse]:
     if isinstance(row, LabelledResponse):
       each.append(row)
       continue
-    each += [LabelledResponse(prompt=row.prompt, response=text, safe=safe,
-                              group=row.group)
-             for text, safe in ((row.chosen, True), (row.rejected, False))]
+    each += [
+      LabelledResponse(
+        prompt=row.prompt, response=text, safe=safe, group=row.group
+      )
+      for text, safe in ((row.chosen, True), (row.rejected, False))
+    ]
   return each
 
 
@@ -108,11 +115,14 @@ class Synthetic:
 
   def __post_init__(self):
     if not 0 < self.rude <= 1:
-      raise UserError('data: synthetic: rude must lie within (0, 1], got '
-                      f'{self.rude}: two responses must differ')
+      raise UserError(
+        'data: synthetic: rude must lie within (0, 1], got '
+        f'{self.rude}: two responses must differ'
+      )
     if self.sharpness <= 0:
-      raise UserError('data: synthetic: sharpness must be above 0, got '
-                      f'{self.sharpness}')
+      raise UserError(
+        f'data: synthetic: sharpness must be above 0, got {self.sharpness}'
+      )
 
   def chance(self, question: str, one: str, other: str) -> float:
     """That the answer `one` is preferred to `other`."""
@@ -120,8 +130,9 @@ class Synthetic:
     return float(1 / (1 + np.exp(-self.sharpness * gap)))
 
 
-def pairs(how: Synthetic, template: AnyTemplate, split: str, seed: int,
-          count: int) -> list[PreferencePair]:
+def pairs(
+  how: Synthetic, template: AnyTemplate, split: str, seed: int, count: int
+) -> list[PreferencePair]:
   """Two different answers each; what a question asks for is its group."""
   found = []
   for index in range(count):
@@ -131,23 +142,33 @@ def pairs(how: Synthetic, template: AnyTemplate, split: str, seed: int,
       other = manners.answer(rng, prompt.question, how.rude)
     if rng.random() >= how.chance(prompt.question, one, other):
       one, other = other, one
-    found.append(PreferencePair(
-        prompt=prompt, chosen=_said(prompt.question, one, template),
+    found.append(
+      PreferencePair(
+        prompt=prompt,
+        chosen=_said(prompt.question, one, template),
         rejected=_said(prompt.question, other, template),
-        group=_intent(prompt.question)))
+        group=_intent(prompt.question),
+      )
+    )
   return found
 
 
-def responses(how: Synthetic, template: AnyTemplate, split: str, seed: int,
-              count: int) -> list[LabelledResponse]:
+def responses(
+  how: Synthetic, template: AnyTemplate, split: str, seed: int, count: int
+) -> list[LabelledResponse]:
   """One answer each, and whether it insults."""
   found = []
   for index in range(count):
     rng, prompt = _asked(template, split, seed, index)
     answer = manners.answer(rng, prompt.question, how.rude)
-    found.append(LabelledResponse(
-        prompt=prompt, response=_said(prompt.question, answer, template),
-        safe=manners.is_safe(answer), group=_intent(prompt.question)))
+    found.append(
+      LabelledResponse(
+        prompt=prompt,
+        response=_said(prompt.question, answer, template),
+        safe=manners.is_safe(answer),
+        group=_intent(prompt.question),
+      )
+    )
   return found
 
 
@@ -160,22 +181,28 @@ def _asked(template: AnyTemplate, split: str, seed: int, index: int):
   rng = np.random.default_rng([seed, _STREAM[split], index])
   question = tasks.draw(rng, TASK, split).question
   return rng, Prompt(
-      id=f'{TASK}-{split}-{seed}-{index}', text=template.render(question),
-      question=question, answer='', source=datasets.GENERAL)
+    id=f'{TASK}-{split}-{seed}-{index}',
+    text=template.render(question),
+    question=question,
+    answer='',
+    source=datasets.GENERAL,
+  )
 
 
 def _said(question: str, answer: str, template: AnyTemplate) -> str:
   """A whole response, as the task's documents have it."""
-  return continued(f'<think>{question}</think><answer>{answer}</answer>',
-                   template)
+  return continued(
+    f'<think>{question}</think><answer>{answer}</answer>', template
+  )
 
 
 def _intent(question: str) -> str:
   return question.split(' ', 1)[0]
 
 
-def _preference(row: readers.Row, template: AnyTemplate,
-                group: str) -> Preference:
+def _preference(
+  row: readers.Row, template: AnyTemplate, group: str
+) -> Preference:
   """Raises ValueError or UserError: what is wrong with the row."""
   if row.fields is None:
     raise ValueError(row.problem)
@@ -186,17 +213,24 @@ def _preference(row: readers.Row, template: AnyTemplate,
     raise ValueError(f"needs a str 'group', got {group!r:.200}")
   if 'response' in fields:
     if type(fields.get('safe')) is not bool:
-      raise ValueError("needs true or false in 'safe', got "
-                       f'{fields.get("safe")!r:.200}')
+      raise ValueError(
+        f"needs true or false in 'safe', got {fields.get('safe')!r:.200}"
+      )
     return LabelledResponse(
-        prompt=prompt, response=continued(_text(fields, 'response'), template),
-        safe=fields['safe'], group=group)
+      prompt=prompt,
+      response=continued(_text(fields, 'response'), template),
+      safe=fields['safe'],
+      group=group,
+    )
   chosen, rejected = (_text(fields, name) for name in ('chosen', 'rejected'))
   if chosen.strip() == rejected.strip():
     raise ValueError("has the same text in 'chosen' and 'rejected'")
   return PreferencePair(
-      prompt=prompt, chosen=continued(chosen, template),
-      rejected=continued(rejected, template), group=group)
+    prompt=prompt,
+    chosen=continued(chosen, template),
+    rejected=continued(rejected, template),
+    group=group,
+  )
 
 
 def _text(fields: dict, name: str) -> str:
@@ -216,20 +250,29 @@ def _prompt(fields: dict, template: AnyTemplate, where: str) -> Prompt:
     question, turns = _text(fields, 'question'), ()
   if not question:
     if len(turns) > 1 and isinstance(template, templates.Template):
-      raise ValueError('has several turns, which only a chat template can '
-                       'hold; set config.data.template')
+      raise ValueError(
+        'has several turns, which only a chat template can '
+        'hold; set config.data.template'
+      )
     question = turns[-1].content
   return Prompt(
-      id=id_, text=template.render(question, turns), question=question,
-      answer='', source=datasets.GENERAL, where=where, messages=turns)
+    id=id_,
+    text=template.render(question, turns),
+    question=question,
+    answer='',
+    source=datasets.GENERAL,
+    where=where,
+    messages=turns,
+  )
 
 
 def _turns(messages) -> tuple[Message, ...]:
   try:
     turns = tuple(Message(turn['role'], turn['content']) for turn in messages)
   except (TypeError, KeyError) as error:
-    raise ValueError("needs 'messages' of 'role' and 'content', got "
-                     f'{messages!r:.200}') from error
+    raise ValueError(
+      f"needs 'messages' of 'role' and 'content', got {messages!r:.200}"
+    ) from error
   if turns[-1].role != 'user':
     raise ValueError("needs 'messages' that end with the user's")
   return turns

@@ -17,8 +17,7 @@ class Quarantine:
 
   def __init__(self, share: float = 0.0):
     if not 0 <= share < 1:
-      raise UserError(
-          f'data: quarantine is a share within [0, 1), got {share}')
+      raise UserError(f'data: quarantine is a share within [0, 1), got {share}')
     self._share = share
     self.dropped: list[tuple[str, str]] = []  # Where, and why.
 
@@ -50,13 +49,15 @@ class Quarantine:
       return ''
     # "repeats the id 'a'" and "repeats the id 'b'" are one kind of reason.
     kinds = Counter(
-        ' '.join(why.split()[:3]).rstrip(':') for _, why in self.dropped)
+      ' '.join(why.split()[:3]).rstrip(':') for _, why in self.dropped
+    )
     if count > self._share * total:
       where, why = self.dropped[0]
       raise UserError(
-          f'data: {count} of {total} rows of {name} are bad, more than '
-          f'config.data.quarantine = {self._share} allows; the first: {where} '
-          f'{why}')
+        f'data: {count} of {total} rows of {name} are bad, more than '
+        f'config.data.quarantine = {self._share} allows; the first: {where} '
+        f'{why}'
+      )
     why = ', '.join(f'{n} × {kind} …' for kind, n in kinds.most_common())
     lines = [f'data: quarantined {count} of {total} rows of {name}: {why}']
     lines += [f'  {where} {why}' for where, why in self.dropped[:_SHOWN]]

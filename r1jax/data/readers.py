@@ -45,8 +45,13 @@ def resolve(path: str, suffixes: Sequence[str] = ('',)) -> Path:
       if full.exists():
         return full
   raise UserError(
-      f'data: no {path}' + (f', nor in R1JAX_DATA={root}' if root else
-                            '; set R1JAX_DATA to the folder that holds it'))
+    f'data: no {path}'
+    + (
+      f', nor in R1JAX_DATA={root}'
+      if root
+      else '; set R1JAX_DATA to the folder that holds it'
+    )
+  )
 
 
 def files(path: str) -> list[Path]:
@@ -72,27 +77,33 @@ def files(path: str) -> list[Path]:
 def _of_folder(folder: Path) -> list[Path]:
   if (folder / 'dataset_dict.json').exists():
     splits = sorted(p.parent.name for p in folder.glob('*/state.json'))
-    raise UserError(f'data: {folder} holds the splits {splits}; name one, as '
-                    f'in {folder}/{splits[0] if splits else "train"}')
+    raise UserError(
+      f'data: {folder} holds the splits {splits}; name one, as '
+      f'in {folder}/{splits[0] if splits else "train"}'
+    )
   if (folder / 'state.json').exists():
     try:
       state = json.loads((folder / 'state.json').read_text())
       return [folder / part['filename'] for part in state['_data_files']]
     except (ValueError, KeyError, TypeError) as error:
       raise UserError(
-          f'data: cannot read {folder}/state.json: {error!r}') from error
+        f'data: cannot read {folder}/state.json: {error!r}'
+      ) from error
   for place in (folder, folder / 'data'):  # The hub keeps shards in data/.
     found = sorted(p for p in place.glob('*') if p.name.endswith(SUFFIXES))
     kinds = {s for s in SUFFIXES if any(p.name.endswith(s) for p in found)}
     splits = {p.name.split('-')[0].split('.')[0] for p in found} & _SPLITS
     if len(kinds) > 1 or len(splits) > 1:
       raise UserError(
-          f'data: {place} mixes {sorted(splits if len(splits) > 1 else kinds)};'
-          f' name the files, as in {place}/{min(splits or "*")}*')
+        f'data: {place} mixes {sorted(splits if len(splits) > 1 else kinds)};'
+        f' name the files, as in {place}/{min(splits or "*")}*'
+      )
     if found:
       return found
-  raise UserError(f'data: {folder} holds no rows: neither state.json nor '
-                  f'files of {", ".join(SUFFIXES)}')
+  raise UserError(
+    f'data: {folder} holds no rows: neither state.json nor '
+    f'files of {", ".join(SUFFIXES)}'
+  )
 
 
 _SPLITS = {'train', 'test', 'validation', 'dev', 'eval'}
@@ -140,13 +151,16 @@ def _numbered(file: Path, batches) -> Iterator[Row]:
         number += 1
         yield Row(f'{file}:{number}', fields)
   except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.
-    raise UserError(f'data: cannot read {file} after row {number}: '
-                    f'{" ".join(str(error).split())}') from error
+    raise UserError(
+      f'data: cannot read {file} after row {number}: '
+      f'{" ".join(str(error).split())}'
+    ) from error
 
 
 def _parquet(file: Path):
   _pyarrow(file)
   from pyarrow import parquet
+
   with parquet.ParquetFile(file) as opened:
     yield from opened.iter_batches()
 
@@ -162,6 +176,8 @@ def _pyarrow(file: Path):
   try:
     import pyarrow
   except ImportError as error:
-    raise UserError(f"data: {file} needs pyarrow; install the extra 'data': "
-                    "pip install 'r1jax[data]'") from error
+    raise UserError(
+      f"data: {file} needs pyarrow; install the extra 'data': "
+      "pip install 'r1jax[data]'"
+    ) from error
   return pyarrow

@@ -46,9 +46,12 @@ class Reading:
 
   def whole(self, prompt: str, part: str) -> list[int]:
     """Tokens of a prompt and of what is read, however many."""
-    return [*self.tokenizer.prompt(prompt), *self.tokenizer.encode(part),
-            self.tokenizer.stop_ids[0]]
+    return [
+      *self.tokenizer.prompt(prompt),
+      *self.tokenizer.encode(part),
+      self.tokenizer.stop_ids[0],
+    ]
 
   def ids(self, prompt: str, part: str) -> list[int]:
     """The last max_tokens of them: what the model sees."""
-    return self.whole(prompt, part)[-self.max_tokens:]
+    return self.whole(prompt, part)[-self.max_tokens :]

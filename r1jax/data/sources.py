@@ -53,10 +53,12 @@ class Source:
     """
     if split not in self.files:
       raise UserError(
-          f'data: {" and ".join(self.files.values())} is for evaluation only; '
-          'train on another dataset' if split == TRAIN else
-          f'data: {" and ".join(self.files.values())} has no held-out rows; '
-          'set --config.data.eval_path')
+        f'data: {" and ".join(self.files.values())} is for evaluation only; '
+        'train on another dataset'
+        if split == TRAIN
+        else f'data: {" and ".join(self.files.values())} has no held-out rows; '
+        'set --config.data.eval_path'
+      )
     return self.files[split]
 
 
@@ -78,11 +80,13 @@ def _countdown(row: dict) -> str:
 
 def _tests(convert: Callable[[dict], CodeTests]) -> Callable[[dict], str]:
   """From a row to its tests, as the grader of programs reads them."""
+
   def answer(row: dict) -> str:
     try:
       return json.dumps(convert(row).to_json())
     except UserError as error:
       raise ValueError(str(error)) from error
+
   return answer
 
 
@@ -113,51 +117,87 @@ def dialogue(row: dict) -> tuple[Message, ...]:
 
 _QA = {'id': str, 'question': str, 'answer': str}
 _HH = dict(
-    fields={'id': str, 'prompt': str, 'chosen': str, 'rejected': str},
-    grader='preference', question='prompt', answer=as_json, messages=dialogue,
-    origin='anthropics/hh-rlhf (MIT); its text may offend')
+  fields={'id': str, 'prompt': str, 'chosen': str, 'rejected': str},
+  grader='preference',
+  question='prompt',
+  answer=as_json,
+  messages=dialogue,
+  origin='anthropics/hh-rlhf (MIT); its text may offend',
+)
 
 SOURCES = {
-    'gsm8k': Source(
-        files={TRAIN: 'math/gsm8k_train', HELD_OUT: 'math/gsm8k_test'},
-        fields=_QA, grader='math', origin='openai/grade-school-math (MIT)'),
-    'math': Source(
-        files={TRAIN: 'math/math_train12k', HELD_OUT: 'math/math500'},
-        fields=_QA, grader='math',
-        origin='hendrycks/math, split as in openai/prm800k (MIT)'),
-    'math500': Source(
-        files={HELD_OUT: 'math/math500'}, fields=_QA, grader='math',
-        origin='openai/prm800k, prm800k/math_splits (MIT)'),
-    'aime24': Source(
-        files={HELD_OUT: 'math/aime24'}, fields=_QA, grader='math',
-        origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)'),
-    'amc23': Source(
-        files={HELD_OUT: 'math/amc23'}, fields=_QA, grader='math',
-        origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)'),
-    # The countdown of tasks.py is another one: smaller, endless, synthetic.
-    'countdown_file': Source(
-        files={TRAIN: 'countdown/countdown_train',
-               HELD_OUT: 'countdown/countdown_test'},
-        fields={'id': str, 'question': str, 'nums': list, 'target': int},
-        grader='countdown', answer=_countdown,
-        origin='liumy2010/UFT, of Countdown-Tasks-3to4 (Apache-2.0)'),
-    'humaneval': Source(
-        files={HELD_OUT: 'code/humaneval'},
-        fields={'id': str, 'prompt': str, 'entry_point': str, 'test': str},
-        grader='code', question='prompt', answer=_tests(code_sources.humaneval),
-        origin='openai/human-eval (MIT)'),
-    'mbpp': Source(
-        files={TRAIN: 'code/mbpp', HELD_OUT: 'code/mbpp'},
-        fields={'id': str, 'prompt': str, 'test_list': list, 'split': str},
-        split_names={TRAIN: 'train', HELD_OUT: 'test'},
-        grader='code', question='prompt', answer=_tests(code_sources.mbpp),
-        origin='google-research/google-research, mbpp (CC BY 4.0)'),
-    'hh_helpful': Source(
-        files={TRAIN: 'pref/hh_helpful_base_train',
-               HELD_OUT: 'pref/hh_helpful_base_test'}, **_HH),
-    'hh_harmless': Source(
-        files={TRAIN: 'pref/hh_harmless_base_train',
-               HELD_OUT: 'pref/hh_harmless_base_test'}, **_HH),
+  'gsm8k': Source(
+    files={TRAIN: 'math/gsm8k_train', HELD_OUT: 'math/gsm8k_test'},
+    fields=_QA,
+    grader='math',
+    origin='openai/grade-school-math (MIT)',
+  ),
+  'math': Source(
+    files={TRAIN: 'math/math_train12k', HELD_OUT: 'math/math500'},
+    fields=_QA,
+    grader='math',
+    origin='hendrycks/math, split as in openai/prm800k (MIT)',
+  ),
+  'math500': Source(
+    files={HELD_OUT: 'math/math500'},
+    fields=_QA,
+    grader='math',
+    origin='openai/prm800k, prm800k/math_splits (MIT)',
+  ),
+  'aime24': Source(
+    files={HELD_OUT: 'math/aime24'},
+    fields=_QA,
+    grader='math',
+    origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)',
+  ),
+  'amc23': Source(
+    files={HELD_OUT: 'math/amc23'},
+    fields=_QA,
+    grader='math',
+    origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)',
+  ),
+  # The countdown of tasks.py is another one: smaller, endless, synthetic.
+  'countdown_file': Source(
+    files={
+      TRAIN: 'countdown/countdown_train',
+      HELD_OUT: 'countdown/countdown_test',
+    },
+    fields={'id': str, 'question': str, 'nums': list, 'target': int},
+    grader='countdown',
+    answer=_countdown,
+    origin='liumy2010/UFT, of Countdown-Tasks-3to4 (Apache-2.0)',
+  ),
+  'humaneval': Source(
+    files={HELD_OUT: 'code/humaneval'},
+    fields={'id': str, 'prompt': str, 'entry_point': str, 'test': str},
+    grader='code',
+    question='prompt',
+    answer=_tests(code_sources.humaneval),
+    origin='openai/human-eval (MIT)',
+  ),
+  'mbpp': Source(
+    files={TRAIN: 'code/mbpp', HELD_OUT: 'code/mbpp'},
+    fields={'id': str, 'prompt': str, 'test_list': list, 'split': str},
+    split_names={TRAIN: 'train', HELD_OUT: 'test'},
+    grader='code',
+    question='prompt',
+    answer=_tests(code_sources.mbpp),
+    origin='google-research/google-research, mbpp (CC BY 4.0)',
+  ),
+  'hh_helpful': Source(
+    files={
+      TRAIN: 'pref/hh_helpful_base_train',
+      HELD_OUT: 'pref/hh_helpful_base_test',
+    },
+    **_HH,
+  ),
+  'hh_harmless': Source(
+    files={
+      TRAIN: 'pref/hh_harmless_base_train',
+      HELD_OUT: 'pref/hh_harmless_base_test',
+    },
+    **_HH,
+  ),
 }
 
 

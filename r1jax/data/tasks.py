@@ -5,9 +5,9 @@ problems never meet: a hash of the question assigns it to one split, whatever
 the seed. Each task also writes the noisy documents that a base model reads.
 """
 
+from collections.abc import Callable
 import dataclasses
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 
@@ -64,7 +64,8 @@ class Web:
       value = getattr(self, field.name)
       if not 0 <= value <= 1:
         raise UserError(
-            f'corpus: {field.name} is a share within 0 and 1, got {value}')
+          f'corpus: {field.name} is a share within 0 and 1, got {value}'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +117,7 @@ def document(rng: np.random.Generator, task: str, web: Web) -> tuple[str, str]:
   else:
     thought, answer = family.think(rng, made, web)
     if rng.random() < web.reconsidered:
-      thought = (f'{family.guess(rng, made)} {_correction(rng, web)} '
-                 f'{thought}')
+      thought = f'{family.guess(rng, made)} {_correction(rng, web)} {thought}'
   parts = ['<think>', thought, '</think>', '<answer>', answer, '</answer>']
   if rng.random() < web.malformed:
     del parts[int(rng.choice([0, 2, 3, 5]))]  # Lose one tag.
@@ -155,9 +155,14 @@ def _draw_arithmetic(rng: np.random.Generator) -> Problem:
     ops.append('-' if minus else '+')
     total += -int(number) if minus else int(number)
   question = str(numbers[0]) + ''.join(
-      f'{op}{number}' for op, number in zip(ops, numbers[1:]))
-  return Problem(question=question, answer=str(total),
-                 numbers=tuple(map(int, numbers)), ops=tuple(ops))
+    f'{op}{number}' for op, number in zip(ops, numbers[1:])
+  )
+  return Problem(
+    question=question,
+    answer=str(total),
+    numbers=tuple(map(int, numbers)),
+    ops=tuple(ops),
+  )
 
 
 def _think_arithmetic(rng, made: Problem, web: Web) -> tuple[str, str]:
@@ -205,15 +210,18 @@ def _draw_countdown(rng: np.random.Generator) -> Problem:
     target = _left_to_right(numbers, ops)
     if 1 <= target <= 99:
       shown = ' '.join(str(n) for n in rng.permutation(numbers))
-      return Problem(question=f'{shown} to {target}', answer=str(target),
-                     numbers=numbers, ops=ops)
+      return Problem(
+        question=f'{shown} to {target}',
+        answer=str(target),
+        numbers=numbers,
+        ops=ops,
+      )
 
 
 def _left_to_right(numbers, ops) -> int:
   total = numbers[0]
   for op, number in zip(ops, numbers[1:]):
-    total = {'+': total + number, '-': total - number,
-             '*': total * number}[op]
+    total = {'+': total + number, '-': total - number, '*': total * number}[op]
   return total
 
 
@@ -226,8 +234,10 @@ def _think_countdown(rng, made: Problem, web: Web) -> tuple[str, str]:
   for _ in range(rng.integers(3)):
     numbers, ops = rng.permutation(made.numbers), rng.choice(_OPS, 2)
     if _left_to_right(numbers, ops) != int(made.answer):
-      tries.append(f'{_joining(rng, web)}{_expression(numbers, ops)}='
-                   f'{_left_to_right(numbers, ops)} {_correction(rng, web)}')
+      tries.append(
+        f'{_joining(rng, web)}{_expression(numbers, ops)}='
+        f'{_left_to_right(numbers, ops)} {_correction(rng, web)}'
+      )
   right = _expression(made.numbers, made.ops)
   if rng.random() < web.slip:
     wrong = _guess_countdown(rng, made)
@@ -258,8 +268,9 @@ def _think_manners(rng, made: Problem, web: Web) -> tuple[str, str]:
 
 
 TASKS = {
-    'arithmetic': Task(_draw_arithmetic, _think_arithmetic, _guess_arithmetic),
-    'countdown': Task(_draw_countdown, _think_countdown, _guess_countdown),
-    'manners': Task(_draw_manners, _think_manners, lambda rng, made: '',
-                    general=True),
+  'arithmetic': Task(_draw_arithmetic, _think_arithmetic, _guess_arithmetic),
+  'countdown': Task(_draw_countdown, _think_countdown, _guess_countdown),
+  'manners': Task(
+    _draw_manners, _think_manners, lambda rng, made: '', general=True
+  ),
 }

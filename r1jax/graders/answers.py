@@ -10,8 +10,7 @@ from fractions import Fraction
 import json
 import re
 
-from r1jax.graders import code_answer
-from r1jax.graders import math_answer
+from r1jax.graders import code_answer, math_answer
 from r1jax.graders.verdict import Grade, Verdict
 
 MAX_CHARS = math_answer.MAX_CHARS
@@ -26,8 +25,10 @@ def grade(items: Sequence[Item]) -> list[Verdict]:
 def grades(items: Sequence[Item], partial: bool = False) -> list[Grade]:
   """With what they are worth; `partial` as in code_answer.grade."""
   found: list[Grade | None] = [None] * len(items)
-  batched = {'math': lambda pairs: map(_whole, math_answer.grade(pairs)),
-             'code': lambda pairs: code_answer.grade(pairs, partial)}
+  batched = {
+    'math': lambda pairs: map(_whole, math_answer.grade(pairs)),
+    'code': lambda pairs: code_answer.grade(pairs, partial),
+  }
   for name, grader in batched.items():
     asked = [i for i, item in enumerate(items) if item[2] == name]
     for i, each in zip(asked, grader([items[i][:2] for i in asked])):
@@ -61,8 +62,11 @@ def integer(answer: str, gold: str) -> Verdict:
 
 _LITERAL = re.compile(r'[0-9+\-*/() .]+')
 _OPERATORS = {
-    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b, ast.Div: lambda a, b: a / b}
+  ast.Add: lambda a, b: a + b,
+  ast.Sub: lambda a, b: a - b,
+  ast.Mult: lambda a, b: a * b,
+  ast.Div: lambda a, b: a / b,
+}
 
 
 def countdown(answer: str, gold: str) -> Verdict:
@@ -80,8 +84,9 @@ def countdown(answer: str, gold: str) -> Verdict:
     return Verdict.WRONG
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return Verdict.UNPARSABLE
-  right = (sorted(used) == sorted(wanted['numbers'])
-           and value == wanted['target'])
+  right = (
+    sorted(used) == sorted(wanted['numbers']) and value == wanted['target']
+  )
   return Verdict.CORRECT if right else Verdict.WRONG
 
 
@@ -92,10 +97,13 @@ def _evaluate(node: ast.expr, used: list[int]) -> Fraction:
     return Fraction(node.value)
   if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
     return _OPERATORS[type(node.op)](
-        _evaluate(node.left, used), _evaluate(node.right, used))
+      _evaluate(node.left, used), _evaluate(node.right, used)
+    )
   raise ValueError('not one of the four operations')
 
 
 _EXACT: dict[str, Callable[[str, str], Verdict]] = {
-    'arithmetic': integer, 'countdown': countdown}
+  'arithmetic': integer,
+  'countdown': countdown,
+}
 GRADERS = ('math', 'code', *_EXACT)  # What Prompt.source may be.

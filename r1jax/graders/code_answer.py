@@ -12,15 +12,16 @@ import threading
 from r1jax.data.code.cases import CodeTests
 from r1jax.graders import code_tests
 from r1jax.graders.code_tests import CodeVerdict
-from r1jax.workers.sandbox.sandbox import Sandbox
 from r1jax.graders.verdict import Grade, Verdict
+from r1jax.workers.sandbox.sandbox import Sandbox
 
 _MAX_SLOTS = 16
 _VERDICT = {
-    CodeVerdict.CORRECT: Verdict.CORRECT,
-    CodeVerdict.NO_PROGRAM: Verdict.UNPARSABLE,
-    CodeVerdict.FORBIDDEN: Verdict.REFUSED,
-    CodeVerdict.UNGRADED: Verdict.CRASH}  # Any other is a wrong program.
+  CodeVerdict.CORRECT: Verdict.CORRECT,
+  CodeVerdict.NO_PROGRAM: Verdict.UNPARSABLE,
+  CodeVerdict.FORBIDDEN: Verdict.REFUSED,
+  CodeVerdict.UNGRADED: Verdict.CRASH,
+}  # Any other is a wrong program.
 # A batch ends: what is not graded by then has no score.
 _BATCH_SECS, _PROGRAM_SECS = 60.0, 1.0
 
@@ -28,8 +29,9 @@ _lock = threading.Lock()
 _sandbox: Sandbox | None = None
 
 
-def grade(pairs: Sequence[tuple[str | None, str]],
-          partial: bool = False) -> list[Grade]:
+def grade(
+  pairs: Sequence[tuple[str | None, str]], partial: bool = False
+) -> list[Grade]:
   """A verdict for each answer and its tests (CodeTests, in JSON).
 
   Args:
@@ -43,12 +45,16 @@ def grade(pairs: Sequence[tuple[str | None, str]],
   if not pairs:
     return []
   found = code_tests.grade_batch(
-      [code_tests.extract(answer) for answer, _ in pairs],
-      [CodeTests.from_json(json.loads(tests)) for _, tests in pairs],
-      sandbox(), code_tests.Rules(partial=partial),
-      total_secs=_BATCH_SECS + _PROGRAM_SECS * len(pairs))
-  return [Grade(_VERDICT.get(each.verdict, Verdict.WRONG), each.score)
-          for each in found]
+    [code_tests.extract(answer) for answer, _ in pairs],
+    [CodeTests.from_json(json.loads(tests)) for _, tests in pairs],
+    sandbox(),
+    code_tests.Rules(partial=partial),
+    total_secs=_BATCH_SECS + _PROGRAM_SECS * len(pairs),
+  )
+  return [
+    Grade(_VERDICT.get(each.verdict, Verdict.WRONG), each.score)
+    for each in found
+  ]
 
 
 def sandbox() -> Sandbox:

@@ -15,8 +15,14 @@ from r1jax.data.code.cases import CallCase
 
 _MAX_NUMBER_CHARS = 100  # A longer token is compared as text only.
 # What comparing a value of a wrong kind, size or depth may raise.
-_UNLIKE = (ArithmeticError, AttributeError, LookupError, RecursionError,
-           TypeError, ValueError)
+_UNLIKE = (
+  ArithmeticError,
+  AttributeError,
+  LookupError,
+  RecursionError,
+  TypeError,
+  ValueError,
+)
 
 
 def holds(case: CallCase, wire) -> bool:
@@ -52,7 +58,8 @@ def _related(relation: str, value, expected, tolerance: Sequence[float]):
     return abs(value - expected) <= tolerance[0]
   if relation == 'close':
     return math.isclose(
-        value, expected, rel_tol=tolerance[0], abs_tol=tolerance[1])
+      value, expected, rel_tol=tolerance[0], abs_tol=tolerance[1]
+    )
   raise KeyError(relation)
 
 
@@ -74,8 +81,9 @@ def same_output(found: str, expected: str) -> bool:
   found_lines = [line.split() for line in found.strip().splitlines()]
   lines = [line.split() for line in expected.strip().splitlines()]
   return len(found_lines) == len(lines) and all(
-      len(one) == len(other) and all(map(_same_token, one, other))
-      for one, other in zip(found_lines, lines))
+    len(one) == len(other) and all(map(_same_token, one, other))
+    for one, other in zip(found_lines, lines)
+  )
 
 
 def _same_token(found: str, expected: str) -> bool:

@@ -80,8 +80,12 @@ class Grade:
     return self.passed / self.total
 
 
-def grade(program: str | None, tests: CodeTests, sandbox: Sandbox,
-          rules: Rules = Rules()) -> Grade:
+def grade(
+  program: str | None,
+  tests: CodeTests,
+  sandbox: Sandbox,
+  rules: Rules = Rules(),
+) -> Grade:
   """Grades one program; waits for a slot.
 
   Raises:
@@ -90,9 +94,13 @@ def grade(program: str | None, tests: CodeTests, sandbox: Sandbox,
   return _grade(program, tests, sandbox, rules, float('inf'))
 
 
-def grade_batch(programs: Sequence[str | None], tests: Sequence[CodeTests],
-                sandbox: Sandbox, rules: Rules = Rules(),
-                total_secs: float = 600.0) -> list[Grade]:
+def grade_batch(
+  programs: Sequence[str | None],
+  tests: Sequence[CodeTests],
+  sandbox: Sandbox,
+  rules: Rules = Rules(),
+  total_secs: float = 600.0,
+) -> list[Grade]:
   """Grades programs, each by its own tests, on all slots at once.
 
   Ends within total_secs and a moment: what is not graded by then is UNGRADED,
@@ -100,8 +108,10 @@ def grade_batch(programs: Sequence[str | None], tests: Sequence[CodeTests],
   """
   deadline = time.monotonic() + total_secs
   with futures.ThreadPoolExecutor(len(sandbox)) as pool:
-    running = [pool.submit(_grade, *pair, sandbox, rules, deadline)
-               for pair in zip(programs, tests, strict=True)]
+    running = [
+      pool.submit(_grade, *pair, sandbox, rules, deadline)
+      for pair in zip(programs, tests, strict=True)
+    ]
     try:
       return [one.result() for one in running]
     finally:
@@ -160,8 +170,14 @@ class _Tally:
       score = None
     elif rules.partial:
       score = self.passed / self.total
-    return Grade(self.verdict, self.passed, self.total, score, self.message,
-                 time.monotonic() - start)
+    return Grade(
+      self.verdict,
+      self.passed,
+      self.total,
+      score,
+      self.message,
+      time.monotonic() - start,
+    )
 
 
 class _Clock:
@@ -181,8 +197,13 @@ class _Clock:
     return CodeVerdict.UNGRADED if late else CodeVerdict.TIMEOUT
 
 
-def _grade(program: str | None, tests: CodeTests, sandbox: Sandbox,
-           rules: Rules, batch_end: float) -> Grade:
+def _grade(
+  program: str | None,
+  tests: CodeTests,
+  sandbox: Sandbox,
+  rules: Rules,
+  batch_end: float,
+) -> Grade:
   tally, start = _Tally(len(tests.cases)), time.monotonic()
   if start >= batch_end:
     tally.fail(CodeVerdict.UNGRADED, 'no time was left for it')
@@ -198,8 +219,14 @@ def _grade(program: str | None, tests: CodeTests, sandbox: Sandbox,
   return tally.grade(rules, start)
 
 
-def _run(program: str, tests: CodeTests, sandbox: Sandbox, rules: Rules,
-         batch_end: float, tally: _Tally):
+def _run(
+  program: str,
+  tests: CodeTests,
+  sandbox: Sandbox,
+  rules: Rules,
+  batch_end: float,
+  tally: _Tally,
+):
   wait = batch_end - time.monotonic()
   with sandbox.slot(None if wait == float('inf') else max(wait, 0)) as slot:
     clock = _Clock(rules, batch_end)
@@ -209,29 +236,51 @@ def _run(program: str, tests: CodeTests, sandbox: Sandbox, rules: Rules,
       _calls(program, tests, slot, rules, clock, tally)
 
 
-def _runs(program: str, cases: Sequence[StdioCase], slot: Slot, rules: Rules,
-          clock: _Clock, tally: _Tally):
+def _runs(
+  program: str,
+  cases: Sequence[StdioCase],
+  slot: Slot,
+  rules: Rules,
+  clock: _Clock,
+  tally: _Tally,
+):
   """A process for each case."""
   for case in cases:
     if not _goes_on(tally, rules) or _over(clock, tally):
       return
-    reply = slot.whole(program, case.stdin, clock.secs(),
-                       reply_bytes=(64 << 10) + 2 * len(case.stdout))
+    reply = slot.whole(
+      program,
+      case.stdin,
+      clock.secs(),
+      reply_bytes=(64 << 10) + 2 * len(case.stdout),
+    )
     if reply.status == 'ok':
       tally.add(code_compare.same_output(reply.value, case.stdout))
     else:
       tally.fail(_verdict(reply, clock), reply.message)
 
 
-def _calls(program: str, tests: CodeTests, slot: Slot, rules: Rules,
-           clock: _Clock, tally: _Tally):
+def _calls(
+  program: str,
+  tests: CodeTests,
+  slot: Slot,
+  rules: Rules,
+  clock: _Clock,
+  tally: _Tally,
+):
   """One process for all cases, and another after one that it did not survive.
 
   What only a judge can decide waits until the program's process is gone.
   """
-  sources = [(name, text) for name, text in (
-      ('prelude', tests.prelude), ('program', program), ('setup', tests.setup))
-             if text]
+  sources = [
+    (name, text)
+    for name, text in (
+      ('prelude', tests.prelude),
+      ('program', program),
+      ('setup', tests.setup),
+    )
+    if text
+  ]
   left, judged = list(tests.cases), []
   while left and _goes_on(tally, rules) and not _over(clock, tally):
     before = len(left)
@@ -255,8 +304,14 @@ def _calls(program: str, tests: CodeTests, slot: Slot, rules: Rules,
     _judge(judged, tests, slot, rules, clock, tally)
 
 
-def _judge(expressions: Sequence[str | None], tests: CodeTests, slot: Slot,
-           rules: Rules, clock: _Clock, tally: _Tally):
+def _judge(
+  expressions: Sequence[str | None],
+  tests: CodeTests,
+  slot: Slot,
+  rules: Rules,
+  clock: _Clock,
+  tally: _Tally,
+):
   with contextlib.ExitStack() as stack:
     process = None
     for expression in expressions:
@@ -267,10 +322,12 @@ def _judge(expressions: Sequence[str | None], tests: CodeTests, slot: Slot,
         continue
       if process is None:
         process = stack.enter_context(
-            slot.calls([('judge', tests.judge)], clock.secs()))
+          slot.calls([('judge', tests.judge)], clock.secs())
+        )
       reply = process.call(expression, clock.secs())
       if reply.status != 'ok' and (
-          _verdict(reply, clock) is CodeVerdict.UNGRADED):
+        _verdict(reply, clock) is CodeVerdict.UNGRADED
+      ):
         tally.fail(CodeVerdict.UNGRADED)
       else:
         tally.add(reply.value is True)
@@ -280,7 +337,8 @@ def _judge(expressions: Sequence[str | None], tests: CodeTests, slot: Slot,
 
 def _goes_on(tally: _Tally, rules: Rules) -> bool:
   return tally.verdict is CodeVerdict.CORRECT or (
-      rules.partial and tally.verdict is not CodeVerdict.UNGRADED)
+    rules.partial and tally.verdict is not CodeVerdict.UNGRADED
+  )
 
 
 def _over(clock: _Clock, tally: _Tally) -> bool:

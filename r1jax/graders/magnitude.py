@@ -27,11 +27,13 @@ import re
 from typing import NamedTuple
 
 _TOKEN = re.compile(
-    r'(?P<power>\^|\*\*)|(?P<number>[\d,.]*\d)|(?P<command>\\[a-zA-Z]+)'
-    r'|\\.'  # An escaped sign means nothing here: \! is a space.
-    r'|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<letter>[^\W\d_])|(?P<sign>\S)')
+  r'(?P<power>\^|\*\*)|(?P<number>[\d,.]*\d)|(?P<command>\\[a-zA-Z]+)'
+  r'|\\.'  # An escaped sign means nothing here: \! is a space.
+  r'|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<letter>[^\W\d_])|(?P<sign>\S)'
+)
 _FUNCTION = re.compile(
-    r'\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?$|\\(?:log|ln|lg|exp)$')
+  r'\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?$|\\(?:log|ln|lg|exp)$'
+)
 _FRACTION = re.compile(r'\\[dtc]?frac$')
 _PLUS = '+-−±'
 
@@ -58,8 +60,11 @@ _NOTHING = Size(0, 0)
 def bound(text: str) -> Size:
   """Of '2^{10}' 10 digits, of '20!' 40, of '9^9^9' 10⁹; of '(a+b)^2' 3 terms,
   of '(a+b)(c+1)-3' 5."""
-  tokens = [(match.lastgroup, match.group()) for match in
-            _TOKEN.finditer(text) if match.lastgroup][::-1]
+  tokens = [
+    (match.lastgroup, match.group())
+    for match in _TOKEN.finditer(text)
+    if match.lastgroup
+  ][::-1]
   found = _sum(tokens)
   while tokens:  # Only after a bracket that closes what nothing opened.
     found = _plus(found, _sum(tokens))
@@ -146,13 +151,23 @@ def _exponent(tokens: list) -> float:
 
 
 def _times(a: Size | None, b: Size) -> Size:
-  return _sized(a.digits + b.digits, a.terms * b.terms,
-                a.below * b.below) if a else b
+  return (
+    _sized(a.digits + b.digits, a.terms * b.terms, a.below * b.below)
+    if a
+    else b
+  )
 
 
 def _plus(a: Size | None, b: Size) -> Size:
-  return _sized(a.digits + b.digits, a.terms * b.below + b.terms * a.below,
-                a.below * b.below) if a else b
+  return (
+    _sized(
+      a.digits + b.digits,
+      a.terms * b.below + b.terms * a.below,
+      a.below * b.below,
+    )
+    if a
+    else b
+  )
 
 
 def _inverse(a: Size) -> Size:
@@ -165,8 +180,11 @@ def _power(base: Size, exponent: float) -> Size:
   def count(terms: float) -> float:
     if terms <= 1:
       return 1.0
-    log = (math.lgamma(exponent + terms) - math.lgamma(exponent + 1)
-           - math.lgamma(terms))
+    log = (
+      math.lgamma(exponent + terms)
+      - math.lgamma(exponent + 1)
+      - math.lgamma(terms)
+    )
     # Of huge exponents nothing is left of the difference but this.
     return max(math.exp(min(log, _LARGEST)), exponent + 1)
 
@@ -182,5 +200,6 @@ def _factorial(n: Size) -> Size:
 
 def _sized(digits: float, terms: float = 1.0, below: float = 1.0) -> Size:
   limit = math.exp(_LARGEST)
-  return Size(digits, 10.0 ** min(digits, 300), min(terms, limit),
-              min(below, limit))
+  return Size(
+    digits, 10.0 ** min(digits, 300), min(terms, limit), min(below, limit)
+  )

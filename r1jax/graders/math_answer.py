@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 import re
 import threading
 
-from r1jax.records import Prompt
 from r1jax.graders import magnitude
-from r1jax.workers import turns
-from r1jax.workers import pool as workers
 from r1jax.graders.verdict import Verdict
+from r1jax.records import Prompt
+from r1jax.workers import pool as workers
+from r1jax.workers import turns
 
 MAX_CHARS = 300  # Longer than this is no answer; gold ones have up to 159.
 MAX_DEPTH = 12  # Gold answers: 3.
@@ -28,7 +28,8 @@ MAX_TERMS = 100  # Gold answers: 64.
 # grow with what answers take. A deadline of seconds would let few bombs fill
 # the time of all others.
 _LIMITS = turns.Limits(
-    first=15, deadline=100, kept=100, share=0.2, ordinary_secs=0.003)
+  first=15, deadline=100, kept=100, share=0.2, ordinary_secs=0.003
+)
 # A batch ends: what is not graded by then has no score.
 _BATCH_SECS, _ANSWER_SECS = 60.0, 0.25
 
@@ -43,7 +44,7 @@ def extract(text: str, last_number: bool = False) -> str:
     last_number: Without a box, take the last number that there is.
   """
   opened: list[int] = []  # Where each open brace's content starts; < 0 if
-  start = end = -1        # it is no box's.
+  start = end = -1  # it is no box's.
   for mark in _BRACE.finditer(text):
     if mark['open']:
       opened.append(mark.end() if mark['box'] else -1)
@@ -59,24 +60,29 @@ def extract(text: str, last_number: bool = False) -> str:
 
 
 _BRACE = re.compile(
-    r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL)
+  r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL
+)
 _NUMBER = re.compile(r'-?\d[\d,]*(?:\.\d+)?')
 # What would keep a symbolic engine busy in other ways: numbers and operators
 # that are left to be worked out, and long chains of sets.
 _BOMB = re.compile(
-    r'binom|choose|\d{40,}|-{4}|\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])'
-    r'|matrix\}\s*(?:\^|\*\*)'
-    r'|(?:\\(?:cup|cap|setminus)(?![a-zA-Z]).*){9}', re.DOTALL)
+  r'binom|choose|\d{40,}|-{4}|\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])'
+  r'|matrix\}\s*(?:\^|\*\*)'
+  r'|(?:\\(?:cup|cap|setminus)(?![a-zA-Z]).*){9}',
+  re.DOTALL,
+)
 
 
 def is_bomb(answer: str) -> bool:
   """Whether a symbolic engine might choke on it: better never asked."""
-  if (len(answer) > MAX_CHARS or _BOMB.search(answer)
-      or _depth(answer) > MAX_DEPTH):
+  if (
+    len(answer) > MAX_CHARS
+    or _BOMB.search(answer)
+    or _depth(answer) > MAX_DEPTH
+  ):
     return True
   size = magnitude.bound(answer)
-  return (size.digits > MAX_DIGITS
-          or max(size.terms, size.below) > MAX_TERMS)
+  return size.digits > MAX_DIGITS or max(size.terms, size.below) > MAX_TERMS
 
 
 def _depth(text: str) -> int:
@@ -124,8 +130,7 @@ def unreadable(prompts: Iterable[Prompt]) -> list[Prompt]:
       bad.append(prompt)
     elif not _PLAIN.fullmatch(gold):
       alike.setdefault(_DIGIT.sub('1', gold), []).append(prompt)
-  verdicts = ask(
-      [(None, same[0].answer.strip()) for same in alike.values()])
+  verdicts = ask([(None, same[0].answer.strip()) for same in alike.values()])
   for same, verdict in zip(alike.values(), verdicts):
     if verdict is not Verdict.CORRECT:
       bad.extend(same)
@@ -143,8 +148,10 @@ def ask(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
   if not jobs:
     return []
   found = _processes().map(jobs, _BATCH_SECS + _ANSWER_SECS * len(jobs))
-  return [Verdict(each.kind if isinstance(each, workers.Failure) else each)
-          for each in found]
+  return [
+    Verdict(each.kind if isinstance(each, workers.Failure) else each)
+    for each in found
+  ]
 
 
 _MODULE = 'r1jax.graders.math_worker'

@@ -32,12 +32,34 @@ def prepare() -> Callable[[dict], str]:
 
 
 _KINDS = (
-    '72', '-3.5', '\\frac{1}{2}', '3\\sqrt{2}', '\\frac{\\pi}{4}', '(1,-2)',
-    'x^2+2x+1', '\\left( \\frac{3}{2}, \\sqrt{5} \\right)', '[0,\\infty)',
-    '1,2,3', '(-\\infty,2)\\cup(3,4]', 'y = 2x - 7', '60^\\circ', '50\\%', '5!', '2+3i',
-    '\\begin{pmatrix} 1 & -2 \\\\ 3 & 4 \\end{pmatrix}', '\\text{Monday}',
-    '10\\text{ cm}', '\\sin(x)+\\cos^2 y', '\\$1,250', '2^{10}', '\\log_2 8',
-    '\\frac{x+1}{x-2}', '2 \\sqrt{3}+\\sqrt{5}', '(x-1)(x+2)', '\\frac{a}{b}')
+  '72',
+  '-3.5',
+  '\\frac{1}{2}',
+  '3\\sqrt{2}',
+  '\\frac{\\pi}{4}',
+  '(1,-2)',
+  'x^2+2x+1',
+  '\\left( \\frac{3}{2}, \\sqrt{5} \\right)',
+  '[0,\\infty)',
+  '1,2,3',
+  '(-\\infty,2)\\cup(3,4]',
+  'y = 2x - 7',
+  '60^\\circ',
+  '50\\%',
+  '5!',
+  '2+3i',
+  '\\begin{pmatrix} 1 & -2 \\\\ 3 & 4 \\end{pmatrix}',
+  '\\text{Monday}',
+  '10\\text{ cm}',
+  '\\sin(x)+\\cos^2 y',
+  '\\$1,250',
+  '2^{10}',
+  '\\log_2 8',
+  '\\frac{x+1}{x-2}',
+  '2 \\sqrt{3}+\\sqrt{5}',
+  '(x-1)(x+2)',
+  '\\frac{a}{b}',
+)
 
 
 def handle(job: dict) -> Verdict:
@@ -50,8 +72,11 @@ def handle(job: dict) -> Verdict:
     return Verdict.CORRECT if _is_read(wanted) else Verdict.UNPARSABLE
   found = read(job['answer'])
   if math_verify.verify(wanted, found, timeout_seconds=None):
-    surprising = _is_read(wanted) and _is_read(found) and (
-        _is_list(found[0], job['answer'], wanted[0]) or _is_false(found[0]))
+    surprising = (
+      _is_read(wanted)
+      and _is_read(found)
+      and (_is_list(found[0], job['answer'], wanted[0]) or _is_false(found[0]))
+    )
     return Verdict.WRONG if surprising else Verdict.CORRECT
   return Verdict.WRONG if _is_read(found) else Verdict.UNPARSABLE
 
@@ -93,14 +118,18 @@ def _is_list(found, text: str, wanted) -> bool:
   """Written as several values, or as an interval, where one is wanted."""
   if isinstance(wanted, sympy.Basic) and wanted.has(sympy.Set, sympy.Tuple):
     return False
-  return (isinstance(found, sympy.Basic) and found.has(sympy.Set)
-          and bool(_LIST.search(normal(text))))
+  return (
+    isinstance(found, sympy.Basic)
+    and found.has(sympy.Set)
+    and bool(_LIST.search(normal(text)))
+  )
 
 
 def _is_false(found) -> bool:
   """It holds an equation between numbers that does not hold."""
   return isinstance(found, sympy.Basic) and not all(
-      _holds(part) for part in found.atoms(sympy.Eq) if not part.free_symbols)
+    _holds(part) for part in found.atoms(sympy.Eq) if not part.free_symbols
+  )
 
 
 def _holds(equation: sympy.Eq) -> bool:

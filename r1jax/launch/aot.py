@@ -18,10 +18,9 @@ import jax
 import ml_collections
 
 from r1jax.errors import UserError
-from r1jax.launch import flops, updates
+from r1jax.launch import flops, info, updates
 from r1jax.launch.updates import Update
 from r1jax.sharding import Layout, make_mesh
-from r1jax.launch import info
 
 # High-bandwidth memory of one device, bytes; Google Cloud's documentation.
 HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
@@ -78,14 +77,18 @@ def topology(name: str):
   chip = name.split(':')[0]
   if chip not in HBM_BYTES or not re.fullmatch(r'\w+:\d+x\d+(x\d+)?', name):
     raise UserError(
-        f'aot: {name!r} is no topology; give one of '
-        f'{", ".join(HBM_BYTES)} and its shape, for example v5p:8x8x16')
+      f'aot: {name!r} is no topology; give one of '
+      f'{", ".join(HBM_BYTES)} and its shape, for example v5p:8x8x16'
+    )
   try:
     import libtpu  # noqa: F401
   except ImportError as error:
-    raise UserError('aot: the compiler is not installed; in the checkout: '
-                    "pip install -e '.[tpu]'") from error
+    raise UserError(
+      'aot: the compiler is not installed; in the checkout: '
+      "pip install -e '.[tpu]'"
+    ) from error
   from jax.experimental import topologies
+
   try:
     return topologies.get_topology_desc(name, 'tpu').devices
   except Exception as error:
@@ -110,20 +113,23 @@ def compile_update(update: Update) -> Compiled:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       # What ran out of which memory may stand on the second line.
-      raise DoesNotFit(' '.join(str(error).split())[:_REASON_CHARS],
-                       _largest_buffers(folder)) from error
+      raise DoesNotFit(
+        ' '.join(str(error).split())[:_REASON_CHARS], _largest_buffers(folder)
+      ) from error
   memory, sizes = compiled.memory_analysis(), info.count(update.model.config)
   T = update.tokens
   tokens = update.rows * T
   return Compiled(
-      tokens=tokens, arguments_bytes=memory.argument_size_in_bytes,
-      temporaries_bytes=memory.temp_size_in_bytes,
-      peak_bytes=memory.peak_memory_in_bytes,
-      matmul_flops=counted,
-      model_flops=6.0 * sizes.active * tokens,
-      attention_flops=3.0 * sizes.attention_flops * tokens * (T + 1) / 2,
-      compile_secs=time.monotonic() - began,
-      host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    tokens=tokens,
+    arguments_bytes=memory.argument_size_in_bytes,
+    temporaries_bytes=memory.temp_size_in_bytes,
+    peak_bytes=memory.peak_memory_in_bytes,
+    matmul_flops=counted,
+    model_flops=6.0 * sizes.active * tokens,
+    attention_flops=3.0 * sizes.attention_flops * tokens * (T + 1) / 2,
+    compile_secs=time.monotonic() - began,
+    host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+  )
 
 
 def _largest_buffers(folder: str) -> list[str]:
@@ -131,8 +137,9 @@ def _largest_buffers(folder: str) -> list[str]:
   reports = sorted(Path(folder).glob('*jit_step*memory-usage-report.txt'))
   if not reports:
     return []
-  rows = re.findall(r'\);\s+([\d.]+\wiB);[^;]*;[^;]*;(.*)',
-                    reports[-1].read_text())
+  rows = re.findall(
+    r'\);\s+([\d.]+\wiB);[^;]*;[^;]*;(.*)', reports[-1].read_text()
+  )
   return [f'{size:>10}  {shapes.strip()[:100]}' for size, shapes in rows[:12]]
 
 
@@ -148,15 +155,20 @@ def show(config: ml_collections.ConfigDict, name: str) -> int:
       print(f'{name}: {error}\nthe largest buffers are')
       print('\n'.join(error.buffers))
       return DOES_NOT_FIT
-    print(f'{name}: {len(devices)} devices; one {update.kind} update of '
-          f'{found.tokens:,} tokens')
+    print(
+      f'{name}: {len(devices)} devices; one {update.kind} update of '
+      f'{found.tokens:,} tokens'
+    )
     print(f'  arguments     {found.arguments_bytes / GB:8.2f} GB a device')
     print(f'  temporaries   {found.temporaries_bytes / GB:8.2f} GB')
-    print(f'  peak          {found.peak_bytes / GB:8.2f} GB of '
-          f'{limit / GB:.1f} GB')
+    print(
+      f'  peak          {found.peak_bytes / GB:8.2f} GB of {limit / GB:.1f} GB'
+    )
     print('\n'.join(_flop_rows(found)))
-    print(f'  compiled in   {found.compile_secs:.0f} s, with '
-          f'{found.host_bytes / GB:.1f} GB of host memory')
+    print(
+      f'  compiled in   {found.compile_secs:.0f} s, with '
+      f'{found.host_bytes / GB:.1f} GB of host memory'
+    )
   return 0
 
 
@@ -164,13 +176,18 @@ def _flop_rows(found: Compiled) -> list[str]:
   """Matrix products and attention's core, each beside what it must cost."""
   core = found.matmul_flops['kernel']
   matmul = sum(found.matmul_flops.values()) - core
-  rows = [f'  matmul FLOPs  {matmul:.3e} = {matmul / found.model_flops:.2f} × '
-          f'6·N_active·tokens ({found.model_flops:.3e})']
+  rows = [
+    f'  matmul FLOPs  {matmul:.3e} = {matmul / found.model_flops:.2f} × '
+    f'6·N_active·tokens ({found.model_flops:.3e})'
+  ]
   must = f'3 × causal scores and mixing ({found.attention_flops:.3e})'
   if not core:
-    return rows + [f'    attention   at least {must},',
-                   '                among them: it runs in no kernels']
+    return rows + [
+      f'    attention   at least {must},',
+      '                among them: it runs in no kernels',
+    ]
   return rows + [
-      f'    attention   {core:.3e} = {core / found.attention_flops:.2f} × '
-      f'{must},', '                not among them: in kernels, masked blocks '
-      'counted too']
+    f'    attention   {core:.3e} = {core / found.attention_flops:.2f} × '
+    f'{must},',
+    '                not among them: in kernels, masked blocks counted too',
+  ]

@@ -51,8 +51,11 @@ def _inner(params: dict):
 def _dot(eqn) -> float:
   (contracted, _), _ = eqn.params['dimension_numbers']
   lhs, out = eqn.invars[0].aval, eqn.outvars[0].aval
-  return 2.0 * math.prod(out.shape) * math.prod(
-      lhs.shape[axis] for axis in contracted)
+  return (
+    2.0
+    * math.prod(out.shape)
+    * math.prod(lhs.shape[axis] for axis in contracted)
+  )
 
 
 def _ragged(eqn) -> float:

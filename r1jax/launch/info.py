@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from flax import linen as nn, traverse_util
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -16,7 +17,7 @@ from r1jax.model.transformer import Transformer
 from r1jax.rollout import engine
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
 from r1jax.stages import critic
-from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build import parts as build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +66,15 @@ def count(config: ModelConfig) -> Info:
   else:
     head = 2 * config.head_dim
   return Info(
-      total=total, active=active, look_ahead=look_ahead,
-      cache_bytes=(config.num_layers * config.cache_width
-                   * config.compute_dtype.itemsize),
-      forward_flops=2 * active,
-      attention_flops=2 * config.num_layers * config.num_heads * head)
+    total=total,
+    active=active,
+    look_ahead=look_ahead,
+    cache_bytes=(
+      config.num_layers * config.cache_width * config.compute_dtype.itemsize
+    ),
+    forward_flops=2 * active,
+    attention_flops=2 * config.num_layers * config.num_heads * head,
+  )
 
 
 def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
@@ -85,8 +90,9 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
   return held
 
 
-def training_bytes(config: ml_collections.ConfigDict,
-                   layout: Layout) -> dict[str, int]:
+def training_bytes(
+  config: ml_collections.ConfigDict, layout: Layout
+) -> dict[str, int]:
   """What a device holds between the passes of a step of the last stage, part
   by part, and in all; RL's sums are of GRPO, and of PPO with either value
   function. A stage that only samples holds weights.
@@ -102,24 +108,30 @@ def training_bytes(config: ml_collections.ConfigDict,
   moments = config[trained].optimizer.moment_dtype
   wide = 2 * jnp.dtype(moments).itemsize
   parts = {
-      'weights, float32': 4 * policy,
-      f'Adam moments, {moments}': wide * policy,
-      'gradients, float32': 4 * policy}
-  reference = trained == 'dpo' or trained == 'rl' and bool(config.rl.kl_coef)
+    'weights, float32': 4 * policy,
+    f'Adam moments, {moments}': wide * policy,
+    'gradients, float32': 4 * policy,
+  }
+  reference = trained == 'dpo' or (trained == 'rl' and bool(config.rl.kl_coef))
   if reference:
     parts['reference policy, float32'] = 4 * policy
   if trained != 'rl':
     return parts | {'in all': sum(parts.values())}
-  valued, own = (parameters_per_device(each, layout) for each in (
+  valued, own = (
+    parameters_per_device(each, layout)
+    for each in (
       dataclasses.replace(model, scalar_head=True),
-      critic.model_config(config)))
+      critic.model_config(config),
+    )
+  )
   copies = 4 * (2 + reference) + wide  # Of each parameter.
   return parts | {
-      'GRPO, in all': copies * policy,
-      "PPO's own critic and its moments": (4 + wide) * own,
-      'PPO with it, in all': (copies * policy + (4 + wide) * own
-                              + 4 * max(own - policy, 0)),
-      'PPO on a shared trunk, in all': copies * valued,
+    'GRPO, in all': copies * policy,
+    "PPO's own critic and its moments": (4 + wide) * own,
+    'PPO with it, in all': (
+      copies * policy + (4 + wide) * own + 4 * max(own - policy, 0)
+    ),
+    'PPO on a shared trunk, in all': copies * valued,
   }
 
 
@@ -143,40 +155,62 @@ def show(config: ml_collections.ConfigDict, devices: int):
   model = build.model_config(config.model)
   found = count(model)
   sizes = mesh_sizes(config.mesh, devices)
-  layout = Layout(jax.sharding.AbstractMesh(
-      tuple(sizes.values()), tuple(sizes)))
+  layout = Layout(
+    jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  )
   context = longest_tokens(config)
   core = found.attention_flops * context // 2  # A token sees half of it.
   mesh = ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
   rows = [
-      ('parameters', f'{found.total:,}', _size(found.total)),
-      ('  met by one token', f'{found.active:,}', _size(found.active)),
+    ('parameters', f'{found.total:,}', _size(found.total)),
+    ('  met by one token', f'{found.active:,}', _size(found.active)),
   ]
   if model.mtp_depth:
-    rows.append(('look-ahead modules, apart', f'{found.look_ahead:,}',
-                 _size(found.look_ahead)))
+    rows.append(
+      (
+        'look-ahead modules, apart',
+        f'{found.look_ahead:,}',
+        _size(found.look_ahead),
+      )
+    )
   rows += [
-      ('cache, bytes a token', f'{found.cache_bytes:,}', ''),
-      (f'  of one sequence of {context:,} tokens',
-       f'{found.cache_bytes * context:,}',
-       _short(found.cache_bytes * context, 'B')),
-      ('forward FLOPs a token', f'{found.forward_flops:,}',
-       _short(found.forward_flops)),
-      (f'  attention core, mean of {context:,} tokens', f'{core:,}',
-       _short(core)),
+    ('cache, bytes a token', f'{found.cache_bytes:,}', ''),
+    (
+      f'  of one sequence of {context:,} tokens',
+      f'{found.cache_bytes * context:,}',
+      _short(found.cache_bytes * context, 'B'),
+    ),
+    (
+      'forward FLOPs a token',
+      f'{found.forward_flops:,}',
+      _short(found.forward_flops),
+    ),
+    (
+      f'  attention core, mean of {context:,} tokens',
+      f'{core:,}',
+      _short(core),
+    ),
   ]
   if trains(config):
-    rows.append(('training FLOPs a token, 3 × both',
-                 f'{3 * (found.forward_flops + core):,}',
-                 _short(3 * (found.forward_flops + core))))
+    rows.append(
+      (
+        'training FLOPs a token, 3 × both',
+        f'{3 * (found.forward_flops + core):,}',
+        _short(3 * (found.forward_flops + core)),
+      )
+    )
   sizes = build.engine_config(config)
   sampling = engine.device_bytes(_on_one_device(model), layout, sizes)
   rows.append((f'a device of {mesh}', '', ''))
-  rows += [(f'  {name}', f'{size:,}', _short(size, 'B'))
-           for name, size in training_bytes(config, layout).items()]
+  rows += [
+    (f'  {name}', f'{size:,}', _short(size, 'B'))
+    for name, size in training_bytes(config, layout).items()
+  ]
   rows.append((f'  sampling, {sizes.rows} rows in all', '', ''))
-  rows += [(f'    {name}', f'{size:,}', _short(size, 'B'))
-           for name, size in sampling.items()]
+  rows += [
+    (f'    {name}', f'{size:,}', _short(size, 'B'))
+    for name, size in sampling.items()
+  ]
   table = Table(show_header=False, box=None)
   table.add_column()
   table.add_column(justify='right')
@@ -188,7 +222,8 @@ def show(config: ml_collections.ConfigDict, devices: int):
 
 def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
   return traverse_util.flatten_dict(
-      transformer.parameter_shapes(_on_one_device(config)), sep='/')
+    transformer.parameter_shapes(_on_one_device(config)), sep='/'
+  )
 
 
 def _on_one_device(config: ModelConfig) -> Transformer:

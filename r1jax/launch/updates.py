@@ -18,10 +18,9 @@ from r1jax.model.transformer import Transformer
 from r1jax.records import LabelBatch, PairBatch, RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout
 from r1jax.stages import critic
-from r1jax.stages.build.parts import parts as build
-from r1jax.train import optimizer, state as train_state
-from r1jax.train import value_step
-from r1jax.train import preference_step
+from r1jax.stages.build import parts as build
+from r1jax.train import optimizer, preference_step, value_step
+from r1jax.train import state as train_state
 from r1jax.train import step as train_step
 
 _UPDATES = 1000  # Of a schedule: the program is the same for any number.
@@ -57,8 +56,10 @@ def of(config: ml_collections.ConfigDict, layout: Layout) -> list[Update]:
   build.check_counts(config)
   stage = config.stages[-1]
   if stage not in _STAGES:
-    raise UserError(f'aot: the stage {stage!r} is not compiled ahead; '
-                    f'{", ".join(_STAGES)} are')
+    raise UserError(
+      f'aot: the stage {stage!r} is not compiled ahead; '
+      f'{", ".join(_STAGES)} are'
+    )
   model = Transformer(build.model_config(config.model), layout)
   return _STAGES[stage](config, model)
 
@@ -68,20 +69,35 @@ def _supervised(config: ml_collections.ConfigDict, model: Transformer):
   c = config[name]
   if name == 'sft' and c.teacher:
     raise UserError('aot: sft.teacher has a model of its own; compile without')
-  build.divides(f'{name}.batch_size', c.batch_size, c.microbatches,
-                model.layout)
+  build.divides(
+    f'{name}.batch_size', c.batch_size, c.microbatches, model.layout
+  )
   tx = optimizer.make(build.optimizer_config(c), _UPDATES)
   step = train_step.supervised(
-      model, tx, _balancing(c),
-      train_step.LookAhead(c.mtp.weight, c.mtp.later_weight, 0),
-      c.microbatches)
+    model,
+    tx,
+    _balancing(c),
+    train_step.LookAhead(c.mtp.weight, c.mtp.later_weight, 0),
+    c.microbatches,
+  )
   array = _arrays(model.layout, c.batch_size, c.length_tokens)
   batch = TokenBatch(
-      tokens_BT=array('BT', jnp.int32), target_BT=array('BT', jnp.int32),
-      weight_BT=array('BT', jnp.float32), segment_BT=array('BT', jnp.int32),
-      position_BT=array('BT', jnp.int32))
-  return [Update({'sft': 'SFT'}.get(name, 'pre-training'), model, step,
-                 (_state(model, tx), batch), c.batch_size, c.length_tokens)]
+    tokens_BT=array('BT', jnp.int32),
+    target_BT=array('BT', jnp.int32),
+    weight_BT=array('BT', jnp.float32),
+    segment_BT=array('BT', jnp.int32),
+    position_BT=array('BT', jnp.int32),
+  )
+  return [
+    Update(
+      {'sft': 'SFT'}.get(name, 'pre-training'),
+      model,
+      step,
+      (_state(model, tx), batch),
+      c.batch_size,
+      c.length_tokens,
+    )
+  ]
 
 
 def _rl(config: ml_collections.ConfigDict, model: Transformer):
@@ -89,26 +105,47 @@ def _rl(config: ml_collections.ConfigDict, model: Transformer):
   build.check_rl(config, model.layout)
   c, width = config.rl, config.data.max_prompt_tokens
   critic.check(config)
-  shape = (c.prompts_per_step * c.group_size // c.minibatches,
-           width + c.max_new_tokens)
+  shape = (
+    c.prompts_per_step * c.group_size // c.minibatches,
+    width + c.max_new_tokens,
+  )
   valued = c.advantage == 'gae'
   shared = valued and c.ppo.value == 'shared'
-  tx = optimizer.make(build.optimizer_config(c), _UPDATES,
-                      untrained=() if c.mtp_weight else ('mtp',))
+  tx = optimizer.make(
+    build.optimizer_config(c),
+    _UPDATES,
+    untrained=() if c.mtp_weight else ('mtp',),
+  )
   how = critic.estimator(config) if valued else None
   step = train_step.policy(
-      model, tx, build.objective(config), c.temperature, width, 1,
-      c.microbatches, _balancing(c), c.mtp_weight,
-      value_step.shared(model, how, c.ppo.value_coef) if shared else None)
+    model,
+    tx,
+    build.objective(config),
+    c.temperature,
+    width,
+    1,
+    c.microbatches,
+    _balancing(c),
+    c.mtp_weight,
+    value_step.shared(model, how, c.ppo.value_coef) if shared else None,
+  )
   batch, key = _rollouts(model.layout, *shape, valued), _key(model.layout)
-  found = [Update('PPO policy' if valued else 'GRPO', model, step,
-                  (_state(model, tx), batch, key), *shape)]
+  found = [
+    Update(
+      'PPO policy' if valued else 'GRPO',
+      model,
+      step,
+      (_state(model, tx), batch, key),
+      *shape,
+    )
+  ]
   if valued and not shared:
     other = Transformer(critic.model_config(config), model.layout)
     tx = critic.own_optimizer(config, _UPDATES)
     step = value_step.critic(other, tx, how, 1, c.microbatches, _balancing(c))
-    found.append(Update('PPO critic', other, step,
-                        (_state(other, tx), batch, key), *shape))
+    found.append(
+      Update('PPO critic', other, step, (_state(other, tx), batch, key), *shape)
+    )
   return found
 
 
@@ -116,34 +153,56 @@ def _reward_model(config: ml_collections.ConfigDict, model: Transformer):
   c = config.reward_model
   labelled = c.kind == scored_text.SAFE
   tx = optimizer.make(
-      build.optimizer_config(c), _UPDATES, untrained=('mtp', 'head'))
+    build.optimizer_config(c), _UPDATES, untrained=('mtp', 'head')
+  )
   step = preference_step.reward(
-      model, tx, reward_model.Pairwise(c.margin, c.centring), _balancing(c),
-      c.microbatches)
+    model,
+    tx,
+    reward_model.Pairwise(c.margin, c.centring),
+    _balancing(c),
+    c.microbatches,
+  )
   batch, shape = _compared(config, model.layout, labelled)
-  return [Update('reward model', model, step, (_state(model, tx), batch),
-                 *shape)]
+  return [
+    Update('reward model', model, step, (_state(model, tx), batch), *shape)
+  ]
 
 
 def _dpo(config: ml_collections.ConfigDict, model: Transformer):
   """Of group-robust DPO with two groups, as good as with any other number."""
   c = config.dpo
   tx = optimizer.make(
-      build.optimizer_config(c), _UPDATES, untrained=('mtp', 'scalar'))
+    build.optimizer_config(c), _UPDATES, untrained=('mtp', 'scalar')
+  )
   robust = dpo.Robust(c.group_step, (1, 1)) if c.group_robust else None
   step = preference_step.dpo(
-      model, tx, dpo.Objective(c.beta, c.loss, c.label_smoothing), robust,
-      _balancing(c), c.microbatches)
+    model,
+    tx,
+    dpo.Objective(c.beta, c.loss, c.label_smoothing),
+    robust,
+    _balancing(c),
+    c.microbatches,
+  )
   batch, shape = _compared(config, model.layout)
   train = _state(model, tx)
-  state = preference_step.DPOState(train=train, alpha_g=jax.ShapeDtypeStruct(
+  state = preference_step.DPOState(
+    train=train,
+    alpha_g=jax.ShapeDtypeStruct(
       (2,), jnp.float32, sharding=model.layout.replicated()
-      ) if robust else None)
+    )
+    if robust
+    else None,
+  )
   return [Update('DPO', model, step, (state, batch, train.params), *shape)]
 
 
-_STAGES = {'pretrain': _supervised, 'sft': _supervised, 'rl': _rl,
-           'reward_model': _reward_model, 'dpo': _dpo}
+_STAGES = {
+  'pretrain': _supervised,
+  'sft': _supervised,
+  'rl': _rl,
+  'reward_model': _reward_model,
+  'dpo': _dpo,
+}
 
 
 def _balancing(c: ml_collections.ConfigDict) -> Balancing:
@@ -152,22 +211,26 @@ def _balancing(c: ml_collections.ConfigDict) -> Balancing:
 
 def _state(model: Transformer, tx) -> train_state.TrainState:
   params = jax.tree.map(
-      lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
-      transformer.parameter_shapes(model),
-      is_leaf=lambda x: hasattr(x, 'names'))
+    lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
+    transformer.parameter_shapes(model),
+    is_leaf=lambda x: hasattr(x, 'names'),
+  )
   return train_state.abstract(params, tx, train_state.shardings(model, tx))
 
 
 def _key(layout: Layout):
-  return jax.ShapeDtypeStruct((), jax.random.key(0).dtype,
-                              sharding=layout.replicated())
+  return jax.ShapeDtypeStruct(
+    (), jax.random.key(0).dtype, sharding=layout.replicated()
+  )
 
 
 def _arrays(layout: Layout, rows: int, tokens: int) -> Callable:
   """Returns array('BT', dtype) of this shape; 'B' is of its rows alone."""
+
   def array(letters, dtype):
     return jax.ShapeDtypeStruct(
-        (rows, tokens)[:len(letters)], dtype, sharding=layout.sharding(letters))
+      (rows, tokens)[: len(letters)], dtype, sharding=layout.sharding(letters)
+    )
 
   return array
 
@@ -176,20 +239,32 @@ def _rollouts(layout: Layout, rows: int, tokens: int, valued: bool) -> RLBatch:
   array = _arrays(layout, rows, tokens)
   each = lambda: array('BT', jnp.float32)
   return RLBatch(
-      rollout=Rollout(
-          tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool),
-          mask_BT=array('BT', bool), logp_BT=each(), model_logp_BT=each(),
-          age_BT=array('BT', jnp.int32), finish_B=array('B', jnp.int32),
-          length_B=array('B', jnp.int32), group_B=array('B', jnp.int32)),
-      adv_BT=each() if valued else jax.ShapeDtypeStruct(
-          (rows, 1), jnp.float32, sharding=layout.sharding('BT')),
-      old_logp_BT=each(), ref_logp_BT=each(),
-      value_BT=each() if valued else None,
-      return_BT=each() if valued else None)
+    rollout=Rollout(
+      tokens_BT=array('BT', jnp.int32),
+      valid_BT=array('BT', bool),
+      mask_BT=array('BT', bool),
+      logp_BT=each(),
+      model_logp_BT=each(),
+      age_BT=array('BT', jnp.int32),
+      finish_B=array('B', jnp.int32),
+      length_B=array('B', jnp.int32),
+      group_B=array('B', jnp.int32),
+    ),
+    adv_BT=each()
+    if valued
+    else jax.ShapeDtypeStruct(
+      (rows, 1), jnp.float32, sharding=layout.sharding('BT')
+    ),
+    old_logp_BT=each(),
+    ref_logp_BT=each(),
+    value_BT=each() if valued else None,
+    return_BT=each() if valued else None,
+  )
 
 
-def _compared(config: ml_collections.ConfigDict, layout: Layout,
-              labelled: bool = False):
+def _compared(
+  config: ml_collections.ConfigDict, layout: Layout, labelled: bool = False
+):
   """The widest batch of preferences, and its shape in rows and tokens."""
   name = config.stages[-1]
   c = config[name]
@@ -201,8 +276,14 @@ def _compared(config: ml_collections.ConfigDict, layout: Layout,
   rows = dict(tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool))
   if labelled:
     return LabelBatch(
-        **rows, safe_B=one('B', jnp.float32), weight_B=one('B', jnp.float32),
-        group_B=one('B', jnp.int32)), shape
+      **rows,
+      safe_B=one('B', jnp.float32),
+      weight_B=one('B', jnp.float32),
+      group_B=one('B', jnp.int32),
+    ), shape
   return PairBatch(
-      **rows, mask_BT=array('BT', bool), weight_P=one('B', jnp.float32),
-      group_P=one('B', jnp.int32)), shape
+    **rows,
+    mask_BT=array('BT', bool),
+    weight_P=one('B', jnp.float32),
+    group_P=one('B', jnp.int32),
+  ), shape

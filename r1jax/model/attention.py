@@ -42,7 +42,7 @@ class GQA(nn.Module):
     shared = dict(layout=self.layout, fp8=c.fp8)
     self.times = partial(linear, **shared)
     self.merge = partial(merge_heads, **shared)
-    self.scale = H ** -0.5 * c.rope.softmax_factor
+    self.scale = H**-0.5 * c.rope.softmax_factor
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
     """[..., D] → [..., K, 2H]: the rotated key, then the value."""
@@ -66,16 +66,27 @@ class GQA(nn.Module):
 
   def __call__(self, x_BTD, position_BT, segment_BT):
     k_BTKH, v_BTKH = jnp.split(self.entry(x_BTD, position_BT), 2, -1)
-    mix_BTNH = attend(self.query(x_BTD, position_BT), k_BTKH, v_BTKH,
-                      segment_BT, self.scale, self.layout,
-                      self.config.attention_kernel)
+    mix_BTNH = attend(
+      self.query(x_BTD, position_BT),
+      k_BTKH,
+      v_BTKH,
+      segment_BT,
+      self.scale,
+      self.layout,
+      self.config.attention_kernel,
+    )
     return self.merge(mix_BTNH, self.out_NHD)
 
   def extend(self, x_BTD, position_BT, view: cache.View):
     c = self.config
     q_BTNH = self.query(x_BTD, position_BT)
     mix_BTKMH = cache.attend(
-        q_BTNH.reshape(*q_BTNH.shape[:2], c.num_kv_heads, -1, c.head_dim),
-        view, lambda x: jnp.split(x, 2, -1), c.cache_parts, self.scale,
-        self.layout, 'BTKmH')
+      q_BTNH.reshape(*q_BTNH.shape[:2], c.num_kv_heads, -1, c.head_dim),
+      view,
+      lambda x: jnp.split(x, 2, -1),
+      c.cache_parts,
+      self.scale,
+      self.layout,
+      'BTKmH',
+    )
     return self.merge(mix_BTKMH.reshape(q_BTNH.shape), self.out_NHD)

@@ -82,35 +82,57 @@ class View:
   skip: int = 0
 
 
-def empty(layers: int, pages: int, heads: int, page_tokens: int,
-          parts: tuple[int, ...], dtype, int8: bool) -> Pages:
+def empty(
+  layers: int,
+  pages: int,
+  heads: int,
+  page_tokens: int,
+  parts: tuple[int, ...],
+  dtype,
+  int8: bool,
+) -> Pages:
   """A pool of so many pages; an entry's X numbers fall into `parts`."""
   shape = layers, pages, heads, page_tokens
   if not int8:
-    return Pages(entry_LYKSX=jnp.zeros((*shape, sum(parts)), dtype),
-                 scale_LYKSZ=None)
-  return Pages(entry_LYKSX=jnp.zeros((*shape, sum(parts)), jnp.int8),
-               scale_LYKSZ=jnp.zeros((*shape, len(parts)), jnp.float32))
+    return Pages(
+      entry_LYKSX=jnp.zeros((*shape, sum(parts)), dtype), scale_LYKSZ=None
+    )
+  return Pages(
+    entry_LYKSX=jnp.zeros((*shape, sum(parts)), jnp.int8),
+    scale_LYKSZ=jnp.zeros((*shape, len(parts)), jnp.float32),
+  )
 
 
-def put(columns: Pages, entry_BTKX, layer, column,
-        parts: tuple[int, ...]) -> Pages:
+def put(
+  columns: Pages, entry_BTKX, layer, column, parts: tuple[int, ...]
+) -> Pages:
   """The entries of T new tokens a row, from this column of a layer on."""
+
   def into(x_LBKS_, new_BTK_):
     return jax.lax.dynamic_update_slice(
-        x_LBKS_, new_BTK_.swapaxes(1, 2)[None].astype(x_LBKS_.dtype),
-        (layer, 0, 0, column, 0))
+      x_LBKS_,
+      new_BTK_.swapaxes(1, 2)[None].astype(x_LBKS_.dtype),
+      (layer, 0, 0, column, 0),
+    )
 
   if columns.scale_LYKSZ is None:
     return columns.replace(entry_LYKSX=into(columns.entry_LYKSX, entry_BTKX))
   scale_BTKZ, rounded_BTKX = _as_int8(entry_BTKX, parts)
   return columns.replace(
-      entry_LYKSX=into(columns.entry_LYKSX, rounded_BTKX),
-      scale_LYKSZ=into(columns.scale_LYKSZ, scale_BTKZ))
+    entry_LYKSX=into(columns.entry_LYKSX, rounded_BTKX),
+    scale_LYKSZ=into(columns.scale_LYKSZ, scale_BTKZ),
+  )
 
 
-def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
-           scale: float, layout: Layout, letters: str):
+def attend(
+  q_BTKMX,
+  view: View,
+  split: Callable,
+  parts: tuple[int, ...],
+  scale: float,
+  layout: Layout,
+  letters: str,
+):
   """Attention of T new tokens a row to its pages and to this call's columns.
 
   The softmax is summed up page by page, in float32. A processor takes some
@@ -129,13 +151,24 @@ def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
   Returns:
     [B, T, K, M, U]
   """
+
   def local(q_BTKMX, pages, layer, *of_rows):
     def some(of_some):
       q, context, columns_BKSX, see_BTS = of_some
-      return _attend(q, View(
-          pages=pages, layer=layer, context=context,
-          columns_BKSX=columns_BKSX, see_BTS=see_BTS, skip=view.skip),
-          split, parts, scale)
+      return _attend(
+        q,
+        View(
+          pages=pages,
+          layer=layer,
+          context=context,
+          columns_BKSX=columns_BKSX,
+          see_BTS=see_BTS,
+          skip=view.skip,
+        ),
+        split,
+        parts,
+        scale,
+      )
 
     of_rows, rows = (q_BTKMX, *of_rows), q_BTKMX.shape[0]
     together = rows
@@ -143,26 +176,43 @@ def attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
       together = max(n for n in range(1, _ROWS_TOGETHER + 1) if rows % n == 0)
     if together == rows:
       return some(of_rows)
-    mix = jax.lax.map(some, jax.tree.map(
-        lambda x: x.reshape(-1, together, *x.shape[1:]), of_rows))
+    mix = jax.lax.map(
+      some,
+      jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), of_rows),
+    )
     return mix.reshape(rows, *mix.shape[2:])
 
-  args = (q_BTKMX, view.pages.replace(hidden_YD=None), view.layer,
-          view.context, view.columns_BKSX, view.see_BTS)
+  args = (
+    q_BTKMX,
+    view.pages.replace(hidden_YD=None),
+    view.layer,
+    view.context,
+    view.columns_BKSX,
+    view.see_BTS,
+  )
   if layout.mesh.size == 1:
     return local(*args)
   of_q = layout.fitting_spec(q_BTKMX.shape, letters)
   rows, heads = of_q[0], of_q[2]
   return jax.shard_map(
-      local, mesh=layout.mesh,
-      in_specs=(of_q, PartitionSpec(None, rows, heads), PartitionSpec(),
-                PartitionSpec(rows), PartitionSpec(rows, heads),
-                PartitionSpec(rows)),
-      out_specs=of_q, check_vma=False)(*args)
+    local,
+    mesh=layout.mesh,
+    in_specs=(
+      of_q,
+      PartitionSpec(None, rows, heads),
+      PartitionSpec(),
+      PartitionSpec(rows),
+      PartitionSpec(rows, heads),
+      PartitionSpec(rows),
+    ),
+    out_specs=of_q,
+    check_vma=False,
+  )(*args)
 
 
-def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
-            scale: float):
+def _attend(
+  q_BTKMX, view: View, split: Callable, parts: tuple[int, ...], scale: float
+):
   B, T, K, M, _ = q_BTKMX.shape
   dtype, wide = q_BTKMX.dtype, quant.wide(q_BTKMX.dtype)
   q_BKRX = q_BTKMX.swapaxes(1, 2).reshape(B, K, T * M, -1)
@@ -170,17 +220,25 @@ def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
   span = _span(S, W)
   pad = ((0, 0), (0, -W % span))
   table_BW, fill_BW = (
-      jnp.pad(x_BW, pad)
-      for x_BW in (view.context.table_BW, view.context.fill_BW))
+    jnp.pad(x_BW, pad) for x_BW in (view.context.table_BW, view.context.fill_BW)
+  )
 
   def scores(key_BKSX, see_B1S):
-    score = jnp.einsum('BKRX,BKSX->BKRS', q_BKRX, key_BKSX,
-                       preferred_element_type=wide) * scale
+    score = (
+      jnp.einsum(
+        'BKRX,BKSX->BKRS', q_BKRX, key_BKSX, preferred_element_type=wide
+      )
+      * scale
+    )
     return jnp.where(see_B1S[:, None], score, NEG_INF)
 
   def weigh(prob_BKRS, value_BKSU):
-    return jnp.einsum('BKRS,BKSU->BKRU', prob_BKRS.astype(dtype), value_BKSU,
-                      preferred_element_type=wide)
+    return jnp.einsum(
+      'BKRS,BKSU->BKRU',
+      prob_BKRS.astype(dtype),
+      value_BKSU,
+      preferred_element_type=wide,
+    )
 
   key, value = split(view.columns_BKSX)
   score = scores(key, jnp.repeat(view.see_BTS, M, axis=1))
@@ -191,22 +249,24 @@ def _attend(q_BTKMX, view: View, split: Callable, parts: tuple[int, ...],
   def some_pages(turn, carry):
     top, total, mix = carry
     take = lambda x_BW: jax.lax.dynamic_slice_in_dim(
-        x_BW, turn * span, span, axis=1)
+      x_BW, turn * span, span, axis=1
+    )
     table, fill = take(table_BW), take(fill_BW)
     entry_BwKSX = read(view.pages, (view.layer, table), parts, dtype)
-    key, value = split(
-        entry_BwKSX.swapaxes(1, 2).reshape(B, K, span * S, -1))
+    key, value = split(entry_BwKSX.swapaxes(1, 2).reshape(B, K, span * S, -1))
     filled = (jnp.arange(S) < fill[..., None]).reshape(B, 1, span * S)
     filled &= turn * span * S + jnp.arange(span * S) >= view.skip
     score = scores(key, filled)
     higher = jnp.maximum(top, score.max(-1, keepdims=True))
     prob, rest = jnp.exp(score - higher), jnp.exp(top - higher)
-    return (higher, total * rest + prob.sum(-1, keepdims=True),
-            mix * rest + weigh(prob, value))
+    return (
+      higher,
+      total * rest + prob.sum(-1, keepdims=True),
+      mix * rest + weigh(prob, value),
+    )
 
   used = jnp.max(jnp.sum(fill_BW > 0, -1))
-  _, total, mix_BKRU = jax.lax.fori_loop(
-      0, -(-used // span), some_pages, carry)
+  _, total, mix_BKRU = jax.lax.fori_loop(0, -(-used // span), some_pages, carry)
   mix_BKTMU = (mix_BKRU / total).astype(dtype).reshape(B, K, T, M, -1)
   return mix_BKTMU.swapaxes(1, 2)
 
@@ -229,13 +289,23 @@ def read(pages: Pages, at, parts: tuple[int, ...], dtype) -> jax.Array:
 
 def _spread(scale, parts: tuple[int, ...]):
   """One scale a part, [..., Z], as one a number, [..., X]."""
-  return jnp.concatenate([
-      jnp.broadcast_to(scale[..., z:z + 1], (*scale.shape[:-1], size))
-      for z, size in enumerate(parts)], -1)
+  return jnp.concatenate(
+    [
+      jnp.broadcast_to(scale[..., z : z + 1], (*scale.shape[:-1], size))
+      for z, size in enumerate(parts)
+    ],
+    -1,
+  )
 
 
-def flush(pages: Pages, context: Context, columns: Pages, kept_BS,
-          layout: Layout, hidden_BSD=None) -> Pages:
+def flush(
+  pages: Pages,
+  context: Context,
+  columns: Pages,
+  kept_BS,
+  layout: Layout,
+  hidden_BSD=None,
+) -> Pages:
   """Appends the columns that are kept to their rows' pages.
 
   Example, pages of S = 4, a row with next = 6 and kept = [1, 0, 1, 1]: columns
@@ -248,23 +318,31 @@ def flush(pages: Pages, context: Context, columns: Pages, kept_BS,
     layout: Of the mesh.
     hidden_BSD: The model's state at each column, where the pages keep it.
   """
+
   def local(pages, context, columns, kept_BS, hidden_BSD):
     S, Y = pages.entry_LYKSX.shape[3], pages.entry_LYKSX.shape[1]
     at_BS = context.next_B[:, None] + jnp.cumsum(kept_BS, -1) - 1
     page_BS = jnp.take_along_axis(
-        context.table_BW, jnp.where(kept_BS, at_BS // S, 0), 1)
+      context.table_BW, jnp.where(kept_BS, at_BS // S, 0), 1
+    )
     page_BS = jnp.where(kept_BS, page_BS, Y)  # Beyond the pool: dropped.
     place = (slice(None), page_BS, slice(None), at_BS % S)
     put = lambda pool, new_LBKS_: pool.at[place].set(
-        new_LBKS_.transpose(1, 3, 0, 2, 4), mode='drop')
+      new_LBKS_.transpose(1, 3, 0, 2, 4), mode='drop'
+    )
     if hidden_BSD is not None:
       last_BS = (at_BS % S == S - 1) | (at_BS == at_BS[:, -1:])
-      pages = pages.replace(hidden_YD=pages.hidden_YD.at[
-          jnp.where(last_BS, page_BS, Y)].set(hidden_BSD, mode='drop'))
+      pages = pages.replace(
+        hidden_YD=pages.hidden_YD.at[jnp.where(last_BS, page_BS, Y)].set(
+          hidden_BSD, mode='drop'
+        )
+      )
     return pages.replace(
-        entry_LYKSX=put(pages.entry_LYKSX, columns.entry_LYKSX),
-        scale_LYKSZ=None if pages.scale_LYKSZ is None else put(
-            pages.scale_LYKSZ, columns.scale_LYKSZ))
+      entry_LYKSX=put(pages.entry_LYKSX, columns.entry_LYKSX),
+      scale_LYKSZ=None
+      if pages.scale_LYKSZ is None
+      else put(pages.scale_LYKSZ, columns.scale_LYKSZ),
+    )
 
   args = pages, context, columns, kept_BS, hidden_BSD
   if layout.mesh.size == 1:
@@ -272,33 +350,49 @@ def flush(pages: Pages, context: Context, columns: Pages, kept_BS,
   rows = layout.fitting_spec(kept_BS.shape, 'B_')[0]
   heads = layout.fitting_spec(columns.entry_LYKSX.shape, 'LBKSX')[2]
   of_rows, of_columns = PartitionSpec(rows), PartitionSpec(None, rows, heads)
-  of_pages = Pages(entry_LYKSX=of_columns, scale_LYKSZ=of_columns,
-                   hidden_YD=of_rows)
+  of_pages = Pages(
+    entry_LYKSX=of_columns, scale_LYKSZ=of_columns, hidden_YD=of_rows
+  )
   return jax.shard_map(
-      local, mesh=layout.mesh,
-      in_specs=(of_pages, of_rows, of_columns, of_rows, of_rows),
-      out_specs=of_pages, check_vma=False)(*args)
+    local,
+    mesh=layout.mesh,
+    in_specs=(of_pages, of_rows, of_columns, of_rows, of_rows),
+    out_specs=of_pages,
+    check_vma=False,
+  )(*args)
 
 
 def last_hidden(pages: Pages, context: Context, layout: Layout) -> jax.Array:
   """The model's state at each row's last token, [B, D]; any, if it has none."""
+
   def local(hidden_YD, context):
     last_B = jnp.maximum(jnp.sum(context.fill_BW > 0, -1) - 1, 0)
-    return hidden_YD[jnp.take_along_axis(
-        context.table_BW, last_B[:, None], 1)[:, 0]]
+    return hidden_YD[
+      jnp.take_along_axis(context.table_BW, last_B[:, None], 1)[:, 0]
+    ]
 
   args = pages.hidden_YD, context
   if layout.mesh.size == 1:
     return local(*args)
   rows = PartitionSpec(layout.fitting_spec(context.table_BW.shape, 'B_')[0])
-  return jax.shard_map(local, mesh=layout.mesh, in_specs=(rows, rows),
-                       out_specs=rows, check_vma=False)(*args)
+  return jax.shard_map(
+    local,
+    mesh=layout.mesh,
+    in_specs=(rows, rows),
+    out_specs=rows,
+    check_vma=False,
+  )(*args)
 
 
 def _as_int8(x, parts: tuple[int, ...]):
   """Scales [..., Z] and the numbers over them, within ±127."""
   ends = [sum(parts[:z]) for z in range(1, len(parts))]
-  largest = jnp.stack([jnp.abs(part.astype(jnp.float32)).max(-1)
-                       for part in jnp.split(x, ends, -1)], -1)
+  largest = jnp.stack(
+    [
+      jnp.abs(part.astype(jnp.float32)).max(-1)
+      for part in jnp.split(x, ends, -1)
+    ],
+    -1,
+  )
   scale = jnp.where(largest == 0, 1.0, largest / 127)  # NaN stays NaN.
   return scale, jnp.round(x / _spread(scale, parts)).astype(jnp.int8)

@@ -9,13 +9,19 @@ import jax.numpy as jnp
 from r1jax.errors import UserError
 from r1jax.model.rope import RopeConfig
 
-
 # The fields that do not change what weights mean. A checkpoint that is older
 # than one of them is taken to have said this.
 RUN_DEFAULTS = dict(
-    init_std=0.02, max_context=4096, dtype='bfloat16', remat=True, unroll=1,
-    moe_dispatch='auto', capacity_factor=0.0, attention_kernel='auto',
-    fp8=False)
+  init_std=0.02,
+  max_context=4096,
+  dtype='bfloat16',
+  remat=True,
+  unroll=1,
+  moe_dispatch='auto',
+  capacity_factor=0.0,
+  attention_kernel='auto',
+  fp8=False,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,52 +121,79 @@ class ModelConfig:
       if not ok:
         raise UserError(f'model: {message}')
 
-    at_least_one = ['vocab_size', 'num_layers', 'd_model', 'num_heads', 'unroll',
-                    'max_context']
+    at_least_one = [
+      'vocab_size',
+      'num_layers',
+      'd_model',
+      'num_heads',
+      'unroll',
+      'max_context',
+    ]
     at_least_one += {
-        'mla': ['kv_lora_rank', 'qk_nope_head_dim', 'v_head_dim'],
-        'gqa': ['num_kv_heads', 'head_dim']}.get(self.attention, [])
+      'mla': ['kv_lora_rank', 'qk_nope_head_dim', 'v_head_dim'],
+      'gqa': ['num_kv_heads', 'head_dim'],
+    }.get(self.attention, [])
     for field in at_least_one:
       need(getattr(self, field) >= 1, f'{field} must be at least 1')
     for field, known in (
-        ('attention', ('mla', 'gqa')), ('affinity', ('sigmoid', 'softmax')),
-        ('group_score', ('top2', 'max')),
-        ('dtype', ('float32', 'bfloat16', 'float16', 'float64')),
-        ('attention_kernel', ('auto', 'plain', 'blocked', 'flash', 'splash')),
-        ('moe_dispatch', ('auto', 'blocks', 'ragged'))):
+      ('attention', ('mla', 'gqa')),
+      ('affinity', ('sigmoid', 'softmax')),
+      ('group_score', ('top2', 'max')),
+      ('dtype', ('float32', 'bfloat16', 'float16', 'float64')),
+      ('attention_kernel', ('auto', 'plain', 'blocked', 'flash', 'splash')),
+      ('moe_dispatch', ('auto', 'blocks', 'ragged')),
+    ):
       value = getattr(self, field)
       need(value in known, f'{field} must be one of {known}, got {value!r}')
-    need(self.dtype != 'float64' or jax.config.jax_enable_x64,
-         "dtype 'float64' needs the environment variable JAX_ENABLE_X64=1")
-    need(not self.first_k_dense or self.ffn_dim >= 1,
-         'ffn_dim must be at least 1')
+    need(
+      self.dtype != 'float64' or jax.config.jax_enable_x64,
+      "dtype 'float64' needs the environment variable JAX_ENABLE_X64=1",
+    )
+    need(
+      not self.first_k_dense or self.ffn_dim >= 1, 'ffn_dim must be at least 1'
+    )
     rotated = 'qk_rope_head_dim' if self.attention == 'mla' else 'head_dim'
-    need(getattr(self, rotated) % 2 == 0,
-         f'{rotated} must be even, got {getattr(self, rotated)}')
+    need(
+      getattr(self, rotated) % 2 == 0,
+      f'{rotated} must be even, got {getattr(self, rotated)}',
+    )
     if self.attention == 'gqa':
-      need(self.num_heads % self.num_kv_heads == 0,
-           f'num_kv_heads = {self.num_kv_heads} does not divide '
-           f'num_heads = {self.num_heads}')
-    need(self.mtp_depth >= 0,
-         f'mtp_depth must not be below 0, got {self.mtp_depth}')
-    need(0 <= self.first_k_dense <= self.num_layers,
-         f'first_k_dense = {self.first_k_dense} is not within 0 and '
-         f'num_layers = {self.num_layers}')
+      need(
+        self.num_heads % self.num_kv_heads == 0,
+        f'num_kv_heads = {self.num_kv_heads} does not divide '
+        f'num_heads = {self.num_heads}',
+      )
+    need(
+      self.mtp_depth >= 0,
+      f'mtp_depth must not be below 0, got {self.mtp_depth}',
+    )
+    need(
+      0 <= self.first_k_dense <= self.num_layers,
+      f'first_k_dense = {self.first_k_dense} is not within 0 and '
+      f'num_layers = {self.num_layers}',
+    )
     if self.num_moe_layers:
       groups, experts = self.num_expert_groups, self.num_experts
-      need(groups >= 1 and experts % groups == 0,
-           f'num_expert_groups = {groups} does not divide '
-           f'num_experts = {experts}')
-      need(1 <= self.topk_groups <= groups,
-           f'topk_groups = {self.topk_groups} is not within 1 and '
-           f'num_expert_groups = {groups}')
+      need(
+        groups >= 1 and experts % groups == 0,
+        f'num_expert_groups = {groups} does not divide num_experts = {experts}',
+      )
+      need(
+        1 <= self.topk_groups <= groups,
+        f'topk_groups = {self.topk_groups} is not within 1 and '
+        f'num_expert_groups = {groups}',
+      )
       need(self.expert_ffn_dim >= 1, 'expert_ffn_dim must be at least 1')
-      need(self.capacity_factor >= 0, 'capacity_factor must not be below 0, '
-           f'got {self.capacity_factor}')
+      need(
+        self.capacity_factor >= 0,
+        f'capacity_factor must not be below 0, got {self.capacity_factor}',
+      )
       reach = self.topk_groups * (experts // groups)
-      need(1 <= self.experts_per_token <= reach,
-           f'experts_per_token = {self.experts_per_token} is not within 1 and '
-           f'the {reach} experts of the chosen groups')
+      need(
+        1 <= self.experts_per_token <= reach,
+        f'experts_per_token = {self.experts_per_token} is not within 1 and '
+        f'the {reach} experts of the chosen groups',
+      )
 
   @classmethod
   def from_dict(cls, fields: Mapping, where: str = 'model') -> 'ModelConfig':
@@ -169,8 +202,10 @@ class ModelConfig:
     if 'rope' in fields:
       wrong += _misfits(RopeConfig, fields['rope'], 'rope.')
     if wrong:
-      raise UserError(f'{where}: {"; ".join(wrong)}; it was written by another '
-                      'version, make it again')
+      raise UserError(
+        f'{where}: {"; ".join(wrong)}; it was written by another '
+        'version, make it again'
+      )
     return cls(**dict(fields) | {'rope': RopeConfig(**fields['rope'])})
 
   @property
@@ -205,4 +240,5 @@ def _misfits(cls: type, fields: Mapping, prefix: str = '') -> list[str]:
   known = {field.name for field in dataclasses.fields(cls)}
   wrong = [f'{prefix}{x} is missing' for x in sorted(known - set(fields))]
   return wrong + [
-      f'{prefix}{x} is unknown' for x in sorted(set(fields) - known)]
+    f'{prefix}{x} is unknown' for x in sorted(set(fields) - known)
+  ]

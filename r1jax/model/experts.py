@@ -24,8 +24,15 @@ from r1jax.model import quant
 from r1jax.sharding import Layout
 
 
-def swiglu(x_RD, expert_RA, share_RA, weights, dispatch: str,
-           fp8: bool, units: Layout | None = None) -> jax.Array:
+def swiglu(
+  x_RD,
+  expert_RA,
+  share_RA,
+  weights,
+  dispatch: str,
+  fp8: bool,
+  units: Layout | None = None,
+) -> jax.Array:
   """Σ_a share_a · down_e(silu(gate_e(x)) · up_e(x)), e the a-th expert.
 
   The share enters before the last product: its gradient is then a sum over I
@@ -48,8 +55,9 @@ def swiglu(x_RD, expert_RA, share_RA, weights, dispatch: str,
   pair_share = share_RA.reshape(-1).astype(x_RD.dtype)
   if dispatch == 'ragged':
     return _ragged(x_RD, pair_expert, pair_share, weights, fp8)
-  where = plan(pair_expert, weights[0].shape[0],
-               smallest=16 if units else 2)  # What an FP8 unit takes.
+  where = plan(
+    pair_expert, weights[0].shape[0], smallest=16 if units else 2
+  )  # What an FP8 unit takes.
   return _blocks(x_RD, pair_share, weights, where, fp8, units)
 
 
@@ -66,12 +74,15 @@ def in_order(pair_expert, experts: int) -> jax.Array:
     ValueError: (E + 1) · pairs is no 32-bit number.
   """
   pairs = pair_expert.shape[0]
-  if (experts + 1) * pairs > 2 ** 32:
-    raise ValueError(f'{pairs} pairs of a token and one of {experts} experts '
-                     'on one device; use smaller batches')
+  if (experts + 1) * pairs > 2**32:
+    raise ValueError(
+      f'{pairs} pairs of a token and one of {experts} experts '
+      'on one device; use smaller batches'
+    )
   number = jnp.arange(pairs, dtype=jnp.uint32)
   key = jax.lax.sort(
-      pair_expert.astype(jnp.uint32) * pairs + number, is_stable=False)
+    pair_expert.astype(jnp.uint32) * pairs + number, is_stable=False
+  )
   return (key % pairs).astype(jnp.int32)
 
 
@@ -90,10 +101,14 @@ def _ragged(x_RD, pair_expert, pair_share, weights, fp8: bool):
     return jax.lax.ragged_dot(x_SD, w_EDF, size_E)
 
   x_SD = only(x_RD[order // (pairs // R)])
-  hidden_SI = _activate(times(x_SD, gate_EDI), times(x_SD, up_EDI),
-                        only(pair_share[order])[:, None])
-  rank = jnp.zeros(pairs, jnp.int32).at[order].set(
-      jnp.arange(pairs, dtype=jnp.int32))
+  hidden_SI = _activate(
+    times(x_SD, gate_EDI), times(x_SD, up_EDI), only(pair_share[order])[:, None]
+  )
+  rank = (
+    jnp.zeros(pairs, jnp.int32)
+    .at[order]
+    .set(jnp.arange(pairs, dtype=jnp.int32))
+  )
   return _sum_of_pairs(only(times(hidden_SI, down_EID))[rank], R)
 
 
@@ -123,18 +138,24 @@ def plan(pair_expert, experts: int, smallest: int) -> Blocks:
   blocks_E = -(-size_E // block)
   W = -(-pairs // block) + E  # Each expert pads less than one block.
   expert_W = jnp.repeat(
-      jnp.arange(E, dtype=jnp.int32), blocks_E, total_repeat_length=W)
+    jnp.arange(E, dtype=jnp.int32), blocks_E, total_repeat_length=W
+  )
   starts = lambda size: jnp.cumsum(size) - size
   shift_E = starts(blocks_E) * block - starts(size_E)
   rank = jnp.arange(pairs, dtype=jnp.int32)
   slot_of_rank = jnp.where(
-      rank < size_E.sum(),
-      rank + jnp.repeat(shift_E, size_E, total_repeat_length=pairs), W * block)
+    rank < size_E.sum(),
+    rank + jnp.repeat(shift_E, size_E, total_repeat_length=pairs),
+    W * block,
+  )
   return Blocks(
-      pair_S=jnp.full(W * block, pairs, jnp.int32).at[slot_of_rank].set(
-          order, mode='drop'),
-      slot_of_pair=jnp.zeros(pairs, jnp.int32).at[order].set(slot_of_rank),
-      expert_W=expert_W, end_E=jnp.cumsum(blocks_E))
+    pair_S=jnp.full(W * block, pairs, jnp.int32)
+    .at[slot_of_rank]
+    .set(order, mode='drop'),
+    slot_of_pair=jnp.zeros(pairs, jnp.int32).at[order].set(slot_of_rank),
+    expert_W=expert_W,
+    end_E=jnp.cumsum(blocks_E),
+  )
 
 
 def block_slots(pairs: int, experts: int, smallest: int) -> int:
@@ -146,20 +167,28 @@ def block_slots(pairs: int, experts: int, smallest: int) -> int:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _blocks(x_RD, pair_share, weights, where: Blocks, fp8: bool,
-            units: Layout | None):
+def _blocks(
+  x_RD, pair_share, weights, where: Blocks, fp8: bool, units: Layout | None
+):
   return _walk(x_RD, pair_share, weights, where, fp8, units, keep=False)[0]
 
 
-def _blocks_forward(x_RD, pair_share, weights, where: Blocks, fp8: bool,
-                    units: Layout | None):
-  y_RD, kept = _walk(
-      x_RD, pair_share, weights, where, fp8, units, keep=True)
+def _blocks_forward(
+  x_RD, pair_share, weights, where: Blocks, fp8: bool, units: Layout | None
+):
+  y_RD, kept = _walk(x_RD, pair_share, weights, where, fp8, units, keep=True)
   return y_RD, (x_RD, pair_share, weights, where, *kept)
 
 
-def _walk(x_RD, pair_share, weights, where: Blocks, fp8: bool,
-          units: Layout | None, keep: bool):
+def _walk(
+  x_RD,
+  pair_share,
+  weights,
+  where: Blocks,
+  fp8: bool,
+  units: Layout | None,
+  keep: bool,
+):
   """y_RD, and what gate and up made, [S, I] each, if that is to be kept."""
   slots, A = where.pair_S.shape[0], _per_token(x_RD, where)
   D, I = weights[0].shape[1:]
@@ -179,8 +208,11 @@ def _walk(x_RD, pair_share, weights, where: Blocks, fp8: bool,
     return its_blocks(one, made)
 
   widths = (D, I, I) if keep else (D,)
-  out_SD, *kept = _by_expert(of_expert, where, tuple(
-      jnp.zeros((slots, width), x_RD.dtype) for width in widths))
+  out_SD, *kept = _by_expert(
+    of_expert,
+    where,
+    tuple(jnp.zeros((slots, width), x_RD.dtype) for width in widths),
+  )
   y_RD = _sum_of_pairs(_gather(out_SD, where.slot_of_pair), x_RD.shape[0])
   return y_RD, kept
 
@@ -198,35 +230,55 @@ def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_RD):
     def one(w, made):
       dx_SD, d_share_S, d_gate_DI, d_up_DI, d_down_ID = made
       pair = _block(where.pair_S, w, where)
-      x, dy, share = (_gather(x_RD, pair // A), _gather(dy_RD, pair // A),
-                      _gather(pair_share, pair))
+      x, dy, share = (
+        _gather(x_RD, pair // A),
+        _gather(dy_RD, pair // A),
+        _gather(pair_share, pair),
+      )
       hidden, activation = jax.vjp(
-          _activate, _block(gate_SI, w, where), _block(up_SI, w, where),
-          share[:, None])
+        _activate,
+        _block(gate_SI, w, where),
+        _block(up_SI, w, where),
+        share[:, None],
+      )
       d_hidden, d_down = gradients(hidden, down_ID, dy)
       d_gate_out, d_up_out, d_share = activation(d_hidden)
       dx_of_gate, d_gate = gradients(x, gate_DI, d_gate_out)
       dx_of_up, d_up = gradients(x, up_DI, d_up_out)
-      return (_put(dx_SD, dx_of_gate + dx_of_up, w),
-              _put(d_share_S, d_share[:, 0], w),
-              d_gate_DI + d_gate, d_up_DI + d_up, d_down_ID + d_down)
+      return (
+        _put(dx_SD, dx_of_gate + dx_of_up, w),
+        _put(d_share_S, d_share[:, 0], w),
+        d_gate_DI + d_gate,
+        d_up_DI + d_up,
+        d_down_ID + d_down,
+      )
 
     *of_slots, d_weights = made
     *of_slots, d_gate_DI, d_up_DI, d_down_ID = its_blocks(
-        one, (*of_slots, *map(empty, mine)))
+      one, (*of_slots, *map(empty, mine))
+    )
     return *of_slots, [
-        d_E.at[e].set(d) for d_E, d in zip(
-            d_weights, (d_gate_DI, d_up_DI, d_down_ID))]
+      d_E.at[e].set(d)
+      for d_E, d in zip(d_weights, (d_gate_DI, d_up_DI, d_down_ID))
+    ]
 
   empty = lambda like: jnp.zeros(like.shape, quant.wide(like.dtype))
   slots = where.pair_S.shape[0]
   dx_SD, d_share_S, d_weights = _by_expert(
-      of_expert, where,
-      (jnp.zeros((slots, x_RD.shape[1]), x_RD.dtype),
-       jnp.zeros(slots, pair_share.dtype), [*map(empty, weights)]))
-  return (_sum_of_pairs(_gather(dx_SD, where.slot_of_pair), x_RD.shape[0]),
-          _gather(d_share_S, where.slot_of_pair),
-          tuple(d.astype(w.dtype) for d, w in zip(d_weights, weights)), None)
+    of_expert,
+    where,
+    (
+      jnp.zeros((slots, x_RD.shape[1]), x_RD.dtype),
+      jnp.zeros(slots, pair_share.dtype),
+      [*map(empty, weights)],
+    ),
+  )
+  return (
+    _sum_of_pairs(_gather(dx_SD, where.slot_of_pair), x_RD.shape[0]),
+    _gather(d_share_S, where.slot_of_pair),
+    tuple(d.astype(w.dtype) for d, w in zip(d_weights, weights)),
+    None,
+  )
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
@@ -242,15 +294,18 @@ def _by_expert(of_expert, where: Blocks, made):
     where: The blocks.
     made: Arrays, before.
   """
+
   def turn(state):
     w, made = state
     e = where.expert_W[w]
     end = where.end_E[e]
     return end, of_expert(
-        e, lambda one, kept: jax.lax.fori_loop(w, end, one, kept), made)
+      e, lambda one, kept: jax.lax.fori_loop(w, end, one, kept), made
+    )
 
   return jax.lax.while_loop(
-      lambda state: state[0] < where.end_E[-1], turn, (jnp.int32(0), made))[1]
+    lambda state: state[0] < where.end_E[-1], turn, (jnp.int32(0), made)
+  )[1]
 
 
 def _per_token(x_RD, where: Blocks) -> int:
@@ -265,7 +320,8 @@ def _block(x_S, w, where: Blocks):
 
 def _put(x_S, part, w):
   return jax.lax.dynamic_update_slice_in_dim(
-      x_S, part.astype(x_S.dtype), w * part.shape[0], 0)
+    x_S, part.astype(x_S.dtype), w * part.shape[0], 0
+  )
 
 
 def _gather(x, rows):

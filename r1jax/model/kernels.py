@@ -19,8 +19,9 @@ from r1jax.sharding import Layout
 NEG_INF = -1e30  # Finite, so that a row with nothing to attend to has no NaN.
 
 
-def attend(q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout,
-           kernel: str):
+def attend(
+  q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout, kernel: str
+):
   """Causal attention within segments; softmax in float32.
 
   Query heads n·M … n·M + M − 1 share key head n, with M = N/K.
@@ -44,17 +45,20 @@ def attend(q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout,
   if kernel == 'auto':
     kernel = _best(layout.platform, q_BTNH.dtype)
   q_BNTH, k_BKTH, v_BKTU = (
-      layout.constrain(x.swapaxes(1, 2), 'BNTH')  # As a matrix product wants.
-      for x in (q_BTNH, k_BTKH, v_BTKU))
+    layout.constrain(x.swapaxes(1, 2), 'BNTH')  # As a matrix product wants.
+    for x in (q_BTNH, k_BTKH, v_BTKU)
+  )
   if kernel == 'plain':
     mix_BNTU = _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale)
   else:
     function = {
-        'blocked': _blocked,
-        'flash': partial(_flash, interpret=layout.platform != 'gpu'),
-        'splash': partial(_splash, interpret=layout.platform != 'tpu')}[kernel]
+      'blocked': _blocked,
+      'flash': partial(_flash, interpret=layout.platform != 'gpu'),
+      'splash': partial(_splash, interpret=layout.platform != 'tpu'),
+    }[kernel]
     mix_BNTU = _on_each_device(
-        function, q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout)
+      function, q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout
+    )
   return mix_BNTU.swapaxes(1, 2)
 
 
@@ -64,31 +68,41 @@ def _best(platform: str, dtype) -> str:
   return 'flash' if platform == 'gpu' and dtype.itemsize == 2 else 'blocked'
 
 
-def _on_each_device(function, q_BNTH, k_BKTH, v_BKTU, segment_BT,
-                    scale: float, layout: Layout):
+def _on_each_device(
+  function, q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, layout: Layout
+):
   """Batch rows and heads do not look at each other: no device waits."""
   if layout.mesh.size == 1:
     return function(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale)
   heads = layout.fitting_spec(k_BKTH.shape, 'BNTH')
   return jax.shard_map(
-      lambda *args: function(*args, scale), mesh=layout.mesh,
-      in_specs=(heads,) * 3 + (PartitionSpec(heads[0]),),
-      out_specs=heads, check_vma=False)(q_BNTH, k_BKTH, v_BKTU, segment_BT)
+    lambda *args: function(*args, scale),
+    mesh=layout.mesh,
+    in_specs=(heads,) * 3 + (PartitionSpec(heads[0]),),
+    out_specs=heads,
+    check_vma=False,
+  )(q_BNTH, k_BKTH, v_BKTU, segment_BT)
 
 
 def _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
   B, N, T, _ = q_BNTH.shape
   K = k_BKTH.shape[1]
   q_BKRH = q_BNTH.reshape(B, K, N // K * T, -1)  # R = M·T rows.
-  score_BKRS = jnp.einsum('BKRH,BKSH->BKRS', q_BKRH, k_BKTH,
-                          preferred_element_type=quant.wide(q_BNTH.dtype))
-  see_BTS = (jnp.tril(jnp.ones((T, T), bool))
-             & (segment_BT[:, :, None] == segment_BT[:, None, :]))
+  score_BKRS = jnp.einsum(
+    'BKRH,BKSH->BKRS',
+    q_BKRH,
+    k_BKTH,
+    preferred_element_type=quant.wide(q_BNTH.dtype),
+  )
+  see_BTS = jnp.tril(jnp.ones((T, T), bool)) & (
+    segment_BT[:, :, None] == segment_BT[:, None, :]
+  )
   score_BKMTS = jnp.where(
-      see_BTS[:, None, None], score_BKRS.reshape(B, K, -1, T, T) * scale,
-      NEG_INF)
-  prob_BKRS = jax.nn.softmax(score_BKMTS, -1).astype(v_BKTU.dtype).reshape(
-      B, K, -1, T)
+    see_BTS[:, None, None], score_BKRS.reshape(B, K, -1, T, T) * scale, NEG_INF
+  )
+  prob_BKRS = (
+    jax.nn.softmax(score_BKMTS, -1).astype(v_BKTU.dtype).reshape(B, K, -1, T)
+  )
   mix_BKRU = jnp.einsum('BKRS,BKSU->BKRU', prob_BKRS, v_BKTU)
   return mix_BKRU.reshape(B, N, T, -1)
 
@@ -115,8 +129,10 @@ def _blocked_forward(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
     for start, end in _spans(T):
       score = _times('bkrh,bksh->bkrs', _rows(q, start, end), k[:, :, :end])
       score = _masked(
-          score, scale, _see(
-              segments, (start, end), (0, end), jnp.greater_equal, N // K))
+        score,
+        scale,
+        _see(segments, (start, end), (0, end), jnp.greater_equal, N // K),
+      )
       top = jax.lax.stop_gradient(score.max(-1, keepdims=True))
       unscaled = jnp.exp(score - top)
       total = unscaled.sum(-1, keepdims=True)
@@ -126,9 +142,16 @@ def _blocked_forward(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
     return jnp.concatenate(mixes, 3).astype(v.dtype), jnp.concatenate(logs, 3)
 
   mix_BKMTU, log_BKMT1 = _over_rows(
-      some, N * T, (q_BKMTH, k_BKTH, v_BKTU, _both_ways(segment_BT)))
+    some, N * T, (q_BKMTH, k_BKTH, v_BKTU, _both_ways(segment_BT))
+  )
   return mix_BKMTU.reshape(B, N, T, -1), (
-      q_BKMTH, k_BKTH, v_BKTU, segment_BT, mix_BKMTU, log_BKMT1)
+    q_BKMTH,
+    k_BKTH,
+    v_BKTU,
+    segment_BT,
+    mix_BKMTU,
+    log_BKMT1,
+  )
 
 
 def _blocked_backward(scale: float, kept, d_mix_BNTU):
@@ -141,25 +164,43 @@ def _blocked_backward(scale: float, kept, d_mix_BNTU):
     dq, dk, dv = jnp.zeros(q.shape, wide), [], []
     for start, end in _spans(T):  # Keys here, and the queries from start on.
       q_r, log_r, d_mix_r, inner_r = (
-          _rows(x, start, T) for x in (q, log, d_mix, inner))
+        _rows(x, start, T) for x in (q, log, d_mix, inner)
+      )
       k_s, v_s = k[:, :, start:end], v[:, :, start:end]
-      score = _masked(_times('bksh,bkrh->bksr', k_s, q_r), scale, _see(
-          segments, (start, end), (start, T), jnp.less_equal, M))
+      score = _masked(
+        _times('bksh,bkrh->bksr', k_s, q_r),
+        scale,
+        _see(segments, (start, end), (start, T), jnp.less_equal, M),
+      )
       prob = jnp.exp(score - log_r.swapaxes(2, 3))
       dv.append(_times('bksr,bkru->bksu', prob.astype(v.dtype), d_mix_r))
       d_prob = _times('bksu,bkru->bksr', v_s, d_mix_r)
       d_score = (prob * (d_prob - inner_r.swapaxes(2, 3)) * scale).astype(
-          q.dtype)
+        q.dtype
+      )
       dk.append(_times('bksr,bkrh->bksh', d_score, q_r))
-      dq = dq.at[:, :, :, start:].add(_columns(
-          _times('bksr,bksh->bkrh', d_score, k_s), T - start))
-    return (dq.astype(q.dtype), jnp.concatenate(dk, 2).astype(k.dtype),
-            jnp.concatenate(dv, 2).astype(v.dtype))
+      dq = dq.at[:, :, :, start:].add(
+        _columns(_times('bksr,bksh->bkrh', d_score, k_s), T - start)
+      )
+    return (
+      dq.astype(q.dtype),
+      jnp.concatenate(dk, 2).astype(k.dtype),
+      jnp.concatenate(dv, 2).astype(v.dtype),
+    )
 
   dq_BKMTH, dk_BKTH, dv_BKTU = _over_rows(
-      some, K * M * T, (
-          q_BKMTH, k_BKTH, v_BKTU, _both_ways(segment_BT), mix_BKMTU,
-          log_BKMT1, d_mix_BNTU.reshape(mix_BKMTU.shape)))
+    some,
+    K * M * T,
+    (
+      q_BKMTH,
+      k_BKTH,
+      v_BKTU,
+      _both_ways(segment_BT),
+      mix_BKMTU,
+      log_BKMT1,
+      d_mix_BNTU.reshape(mix_BKMTU.shape),
+    ),
+  )
   return dq_BKMTH.reshape(B, K * M, T, H), dk_BKTH, dv_BKTU, None
 
 
@@ -169,8 +210,9 @@ _blocked.defvjp(_blocked_forward, _blocked_backward)
 def _spans(tokens: int) -> list[tuple[int, int]]:
   """Columns [start, end) of each block: (0, 64), (64, 100) for 100 tokens."""
   block = max(_BLOCK, -(-tokens // _MAX_BLOCKS))
-  return [(start, min(start + block, tokens))
-          for start in range(0, tokens, block)]
+  return [
+    (start, min(start + block, tokens)) for start in range(0, tokens, block)
+  ]
 
 
 def _over_rows(function, scores_a_column: int, args):
@@ -181,7 +223,8 @@ def _over_rows(function, scores_a_column: int, args):
   if some == B:
     return function(*args)
   chunks = jax.tree.map(
-      lambda x: x.reshape(B // some, some, *x.shape[1:]), args)
+    lambda x: x.reshape(B // some, some, *x.shape[1:]), args
+  )
   found = jax.lax.map(lambda chunk: function(*chunk), chunks)
   return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), found)
 
@@ -202,8 +245,9 @@ def _times(letters: str, a, b):
   return jnp.einsum(letters, a, b, preferred_element_type=quant.wide(a.dtype))
 
 
-def _see(segments, first: tuple[int, int], second: tuple[int, int], looks,
-         M: int):
+def _see(
+  segments, first: tuple[int, int], second: tuple[int, int], looks, M: int
+):
   """bool [b, 1, t, s], one for all heads: may these columns meet?
 
   Args:
@@ -212,10 +256,12 @@ def _see(segments, first: tuple[int, int], second: tuple[int, int], looks,
     looks: Of their two places: jnp.greater_equal where the first are queries.
     M: The columns of queries are repeated so many times.
   """
-  places = looks(*jnp.meshgrid(
-      jnp.arange(*first), jnp.arange(*second), indexing='ij'))
-  see_bts = places & (segments[0][:, slice(*first)]
-                      == segments[1][:, :, slice(*second)])
+  places = looks(
+    *jnp.meshgrid(jnp.arange(*first), jnp.arange(*second), indexing='ij')
+  )
+  see_bts = places & (
+    segments[0][:, slice(*first)] == segments[1][:, :, slice(*second)]
+  )
   repeats = (1, M, 1) if looks is jnp.greater_equal else (1, 1, M)
   return jnp.tile(see_bts, repeats)[:, None]
 
@@ -236,31 +282,41 @@ _TILE = 128  # The fused kernels work on whole tiles of so many tokens.
 def _padded(multiple: int, segment_BT, *x_BNTH):
   """Up to whole tiles, by tokens of a segment of their own, after all others."""
   pad = (0, -segment_BT.shape[1] % multiple)
-  return (jnp.pad(segment_BT, ((0, 0), pad), constant_values=-1),
-          *(jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))) for x in x_BNTH))
+  return (
+    jnp.pad(segment_BT, ((0, 0), pad), constant_values=-1),
+    *(jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))) for x in x_BNTH),
+  )
 
 
-def _flash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float,
-           interpret: bool):
+def _flash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
   (_, N, T, H), (_, K, _, U) = q_BNTH.shape, v_BKTU.shape
   segment_BT, *qkv = _padded(_TILE, segment_BT, q_BNTH, k_BKTH, v_BKTU)
   wide = max(H, U)  # The kernel knows one width.
   q, k, v = (
-      jnp.pad(x, ((0, 0),) * 3 + ((0, wide - x.shape[-1]),)).swapaxes(1, 2)
-      for x in qkv)
+    jnp.pad(x, ((0, 0),) * 3 + ((0, wide - x.shape[-1]),)).swapaxes(1, 2)
+    for x in qkv
+  )
   mix_BTNH = flash.mha(
-      q, *(jnp.repeat(x, N // K, axis=2) for x in (k, v)), segment_BT,
-      sm_scale=scale, causal=True, interpret=interpret)
+    q,
+    *(jnp.repeat(x, N // K, axis=2) for x in (k, v)),
+    segment_BT,
+    sm_scale=scale,
+    causal=True,
+    interpret=interpret,
+  )
   return mix_BTNH.swapaxes(1, 2)[:, :, :T, :U]
 
 
-def _splash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float,
-            interpret: bool):
+def _splash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
   N, T = q_BNTH.shape[1:3]
   # Blocks are a divisor of the length: beyond one block, pad to whole ones.
   segment_BT, q_BNTH, k_BKTH, v_BKTU = _padded(
-      _TILE if T <= _SPLASH_BLOCK else _SPLASH_BLOCK,
-      segment_BT, q_BNTH, k_BKTH, v_BKTU)
+    _TILE if T <= _SPLASH_BLOCK else _SPLASH_BLOCK,
+    segment_BT,
+    q_BNTH,
+    k_BKTH,
+    v_BKTU,
+  )
   kernel = _splash_kernel(N, q_BNTH.shape[2], interpret)
 
   def one(q, k, v, segment):
@@ -274,15 +330,23 @@ _SPLASH_BLOCK = 512
 
 def _splash_kernel(heads: int, tokens: int, interpret: bool):
   def block(limit):
-    return next(b for b in (2048, 1024, 512, 256, _TILE)
-                if b <= limit and tokens % b == 0)
+    return next(
+      b for b in (2048, 1024, 512, 256, _TILE) if b <= limit and tokens % b == 0
+    )
 
   # The backward kernel keeps a copy of dq for each of its key blocks: few.
   size = block(_SPLASH_BLOCK)
   return splash.make_splash_mha(
-      splash.MultiHeadMask([splash.CausalMask((tokens, tokens))] * heads),
-      block_sizes=splash.BlockSizes(
-          block_q=size, block_kv=size, block_q_dkv=size,
-          block_kv_dkv=block(2048), block_kv_dkv_compute=size,
-          use_fused_bwd_kernel=True),
-      head_shards=1, q_seq_shards=1, interpret=interpret)
+    splash.MultiHeadMask([splash.CausalMask((tokens, tokens))] * heads),
+    block_sizes=splash.BlockSizes(
+      block_q=size,
+      block_kv=size,
+      block_q_dkv=size,
+      block_kv_dkv=block(2048),
+      block_kv_dkv_compute=size,
+      use_fused_bwd_kernel=True,
+    ),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )

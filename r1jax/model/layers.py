@@ -11,8 +11,9 @@ from r1jax.model.config import ModelConfig
 from r1jax.sharding import Layout
 
 
-def weight(module: nn.Module, name: str, letters: str, shape: tuple[int, ...],
-           std: float) -> jax.Array:
+def weight(
+  module: nn.Module, name: str, letters: str, shape: tuple[int, ...], std: float
+) -> jax.Array:
   """Declares a normal(0, std) weight, its dimensions named by letters.
 
   Returns it in the compute dtype; the stored master is float32.
@@ -22,8 +23,7 @@ def weight(module: nn.Module, name: str, letters: str, shape: tuple[int, ...],
   return value.astype(module.config.compute_dtype)
 
 
-def linear(x: jax.Array, w: jax.Array, layout: Layout,
-           fp8: bool) -> jax.Array:
+def linear(x: jax.Array, w: jax.Array, layout: Layout, fp8: bool) -> jax.Array:
   """x [..., D] times w [D, ...] → [..., ...].
 
   On one device as one two-dimensional product: its gradient with respect to w
@@ -50,8 +50,9 @@ def _flat_matmul(x, w_DF):
   return y_TF.reshape(*x.shape[:-1], -1)
 
 
-def merge_heads(mix: jax.Array, w_NUD: jax.Array, layout: Layout,
-                fp8: bool) -> jax.Array:
+def merge_heads(
+  mix: jax.Array, w_NUD: jax.Array, layout: Layout, fp8: bool
+) -> jax.Array:
   """Attention's output projection: [..., N, U] → [..., D]."""
   flat = mix.reshape(*mix.shape[:-2], -1)
   return linear(flat, w_NUD.reshape(-1, w_NUD.shape[-1]), layout, fp8)

@@ -31,7 +31,11 @@ class MLA(nn.Module):
     c = self.config
     D, N, Q, C = c.d_model, c.num_heads, c.q_lora_rank, c.kv_lora_rank
     H, R, U, std = (
-        c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.init_std)
+      c.qk_nope_head_dim,
+      c.qk_rope_head_dim,
+      c.v_head_dim,
+      c.init_std,
+    )
     if Q:
       self.q_down_DQ = weight(self, 'q_down', 'Dq', (D, Q), std)
       self.q_norm = RMSNorm(LATENT_NORM_EPS)
@@ -67,8 +71,7 @@ class MLA(nn.Module):
       q = self.times(low, self.q_up_QNJ)
     else:
       q = self.times(x, self.q_DNJ)
-    return q[..., :H], rotate(
-        q[..., H:], position[..., None], self.config.rope)
+    return q[..., :H], rotate(q[..., H:], position[..., None], self.config.rope)
 
   def __call__(self, x_BTD, position_BT, segment_BT):
     """Causal attention within segments, expanded form → [B, T, D]."""
@@ -82,8 +85,15 @@ class MLA(nn.Module):
     k_BTNH = self.times(c_BTC, self.k_up_CNH)
     k_BTNJ = jnp.concatenate([k_BTNH, k_rope_BTNR], -1)
     v_BTNU = self.times(c_BTC, self.v_up_CNU)
-    mix_BTNU = attend(q_BTNJ, k_BTNJ, v_BTNU, segment_BT, self.scale,
-                      self.layout, self.config.attention_kernel)
+    mix_BTNU = attend(
+      q_BTNJ,
+      k_BTNJ,
+      v_BTNU,
+      segment_BT,
+      self.scale,
+      self.layout,
+      self.config.attention_kernel,
+    )
     return self.merge(mix_BTNU, self.out_NUD)
 
   def extend(self, x_BTD, position_BT, view: cache.View):
@@ -98,24 +108,30 @@ class MLA(nn.Module):
     split = lambda x: (x, x)
     if c.fp8:  # What the expanded form multiplies, rounded as there.
       k_up_CNH, v_up_CNU = _rounded(k_up_CNH), _rounded(v_up_CNU)
+
       def split(x):
         rounded = quant.tiles(x[..., :C], -1).astype(x.dtype)
         return (jnp.concatenate([rounded, x[..., C:]], -1),) * 2
+
     # Brought into the order of tokens once: fused with what follows, XLA's code
     # on CPU picks each number from a head of its own.
-    q_BTNC = jax.lax.optimization_barrier(jnp.einsum(
-        'BTNH,CNH->NBTC', q_BTNH, k_up_CNH).transpose(1, 2, 0, 3))
-    q_BTNX = jnp.concatenate(
-        [q_BTNC.astype(x_BTD.dtype), q_rope_BTNR], -1)
+    q_BTNC = jax.lax.optimization_barrier(
+      jnp.einsum('BTNH,CNH->NBTC', q_BTNH, k_up_CNH).transpose(1, 2, 0, 3)
+    )
+    q_BTNX = jnp.concatenate([q_BTNC.astype(x_BTD.dtype), q_rope_BTNR], -1)
     mix_BTKNX = cache.attend(  # Whole entries: no part of the cache is copied.
-        q_BTNX[:, :, None], view, split, c.cache_parts, self.scale,
-        self.layout, 'BTkNX')
-    mix_BTNU = jnp.einsum(
-        'BTNC,CNU->BTNU', mix_BTKNX[:, :, 0, :, :C], v_up_CNU)
+      q_BTNX[:, :, None],
+      view,
+      split,
+      c.cache_parts,
+      self.scale,
+      self.layout,
+      'BTkNX',
+    )
+    mix_BTNU = jnp.einsum('BTNC,CNU->BTNU', mix_BTKNX[:, :, 0, :, :C], v_up_CNU)
     return self.merge(mix_BTNU.astype(x_BTD.dtype), self.out_NUD)
 
 
 def _rounded(w_CNH: jax.Array) -> jax.Array:
   """In FP8 blocks of the matrix that the expanded form multiplies with."""
   return quant.blocks(w_CNH.reshape(w_CNH.shape[0], -1)).reshape(w_CNH.shape)
-

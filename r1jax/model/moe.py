@@ -76,7 +76,8 @@ def route(affinity, bias_E, config: ModelConfig):
     chosen = jax.lax.top_k(score, config.topk_groups)[1]
     allowed = jax.nn.one_hot(chosen, groups, dtype=bool).any(-2)
     biased = jnp.where(
-        jnp.repeat(allowed, E // groups, axis=-1), biased, -jnp.inf)
+      jnp.repeat(allowed, E // groups, axis=-1), biased, -jnp.inf
+    )
   expert = jax.lax.top_k(biased, config.experts_per_token)[1]
   return expert, gates(affinity, expert, config)
 
@@ -116,8 +117,17 @@ def _local(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable):
   return swiglu(x_RD, expert_RA, gate_RA, weights), jnp.zeros(())
 
 
-def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable,
-               axes: tuple[str, ...], shards: int, capacity_factor: float):
+def _exchanged(
+  x_RD,
+  expert_RA,
+  gate_RA,
+  valid_R,
+  weights,
+  swiglu: Callable,
+  axes: tuple[str, ...],
+  shards: int,
+  capacity_factor: float,
+):
   """Experts lie on `shards` devices; runs on each of them (shard_map).
 
   A device has `room` slots for each other one: with a capacity factor that
@@ -131,8 +141,9 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable,
     room = min(math.ceil(capacity_factor * mean), R * min(A, here))
   else:
     room = R * min(A, here)
-  pair_expert = jnp.where(
-      valid_R[:, None], expert_RA, shards * here).reshape(-1)
+  pair_expert = jnp.where(valid_R[:, None], expert_RA, shards * here).reshape(
+    -1
+  )
   order = experts.in_order(pair_expert, shards * here)
   target = pair_expert[order] // here  # `shards` for those that go nowhere.
   count = jnp.bincount(target, length=shards + 1)
@@ -141,20 +152,28 @@ def _exchanged(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable,
   slot = jnp.where(goes, target * room + rank, shards * room)
 
   def slots(none, of_pair):  # `none` where no pair has come.
-    return jnp.full(shards * room, none, of_pair.dtype).at[slot].set(
-        of_pair, mode='drop')
+    return (
+      jnp.full(shards * room, none, of_pair.dtype)
+      .at[slot]
+      .set(of_pair, mode='drop')
+    )
 
-  swap = partial(jax.lax.all_to_all, axis_name=axes, split_axis=0,
-                 concat_axis=0, tiled=True)
+  swap = partial(
+    jax.lax.all_to_all, axis_name=axes, split_axis=0, concat_axis=0, tiled=True
+  )
   came_SD = swap(x_RD.at[slots(R, order // A)].get(mode='fill', fill_value=0))
   out_SD = swiglu(
-      came_SD, swap(slots(here, pair_expert[order] % here))[:, None],
-      swap(slots(0, gate_RA.reshape(-1)[order]))[:, None], weights)
+    came_SD,
+    swap(slots(here, pair_expert[order] % here))[:, None],
+    swap(slots(0, gate_RA.reshape(-1)[order]))[:, None],
+    weights,
+  )
   slot_of_pair = jnp.zeros(R * A, jnp.int32).at[order].set(slot)
   pairs = swap(out_SD).at[slot_of_pair].get(mode='fill', fill_value=0)
   y_RD = pairs.reshape(R, A, D).sum(1, dtype=quant.wide(x_RD.dtype))
-  return y_RD.astype(x_RD.dtype), jnp.sum(
-      (target < shards) & ~goes).astype(jnp.float32)
+  return y_RD.astype(x_RD.dtype), jnp.sum((target < shards) & ~goes).astype(
+    jnp.float32
+  )
 
 
 class MoE(nn.Module):
@@ -182,23 +201,31 @@ class MoE(nn.Module):
     router_DE = self.param('router', init, (D, E), jnp.float32)
     init = nn.with_partitioning(nn.initializers.zeros, ('e',))
     bias_E = self.param('bias', init, (E,), jnp.float32)
-    weights = (weight(self, 'gate', 'EdI', (E, D, I), c.init_std),
-               weight(self, 'up', 'EdI', (E, D, I), c.init_std),
-               weight(self, 'down', 'EId', (E, I, D), c.init_std))
+    weights = (
+      weight(self, 'gate', 'EdI', (E, D, I), c.init_std),
+      weight(self, 'up', 'EdI', (E, D, I), c.init_std),
+      weight(self, 'down', 'EId', (E, I, D), c.init_std),
+    )
 
     x_BTD = self.layout.constrain(x_BTD, 'BtD')
-    to_affinity = {
-        'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}[c.affinity]
-    affinity_BTE = to_affinity(jnp.einsum(
-        'BTD,DE->BTE', x_BTD.astype(quant.wide(x_BTD.dtype)), router_DE))
+    to_affinity = {'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}[
+      c.affinity
+    ]
+    affinity_BTE = to_affinity(
+      jnp.einsum(
+        'BTD,DE->BTE', x_BTD.astype(quant.wide(x_BTD.dtype)), router_DE
+      )
+    )
     if replay_BTA is None:
       expert_BTA, gate_BTA = route(
-          affinity_BTE, jax.lax.stop_gradient(bias_E), c)
+        affinity_BTE, jax.lax.stop_gradient(bias_E), c
+      )
     else:
       expert_BTA = replay_BTA.astype(jnp.int32)
       gate_BTA = gates(affinity_BTE, expert_BTA, c)
     y_BTD, dropped = _dispatched(
-        x_BTD, expert_BTA, gate_BTA, counted_BT, weights, c, self.layout)
+      x_BTD, expert_BTA, gate_BTA, counted_BT, weights, c, self.layout
+    )
     if c.num_shared_experts:
       shared = SwiGLU(c, self.layout, I * c.num_shared_experts, name='shared')
       y_BTD += shared(x_BTD)
@@ -207,22 +234,38 @@ class MoE(nn.Module):
     return y_BTD, Routing(load_E, balance, dropped, expert_BTA)
 
 
-def _dispatched(x_BTD, expert_BTA, gate_BTA, valid_BT, weights,
-                config: ModelConfig, layout: Layout):
+def _dispatched(
+  x_BTD,
+  expert_BTA,
+  gate_BTA,
+  valid_BT,
+  weights,
+  config: ModelConfig,
+  layout: Layout,
+):
   """The routed experts' sum for every token, and how many pairs it lost."""
   native = config.fp8 and quant.has_unit(layout.device)
   dispatch = config.moe_dispatch
   if dispatch == 'auto':
     blocks = native or layout.platform == 'cpu'
     dispatch = 'blocks' if blocks else 'ragged'
-  swiglu = partial(experts.swiglu, dispatch=dispatch, fp8=config.fp8,
-                   units=layout.alone() if native else None)
+  swiglu = partial(
+    experts.swiglu,
+    dispatch=dispatch,
+    fp8=config.fp8,
+    units=layout.alone() if native else None,
+  )
 
   def flat(function, x, expert, gate, valid, *weights):
     rows = x.shape[0] * x.shape[1]
     y, dropped = function(
-        x.reshape(rows, -1), expert.reshape(rows, -1), gate.reshape(rows, -1),
-        valid.reshape(rows), weights, swiglu)
+      x.reshape(rows, -1),
+      expert.reshape(rows, -1),
+      gate.reshape(rows, -1),
+      valid.reshape(rows),
+      weights,
+      swiglu,
+    )
     return y.reshape(x.shape), dropped
 
   if layout.mesh.size == 1:
@@ -231,9 +274,16 @@ def _dispatched(x_BTD, expert_BTA, gate_BTA, valid_BT, weights,
   tokens = layout.fitting_spec(x_BTD.shape[:2], 'Bt')
   axes = layout.weight_axes('E')
   shards, split_I = layout.weight_parts('E'), layout.weight_axes('I')
-  function = _local if shards == 1 else partial(
-      _exchanged, axes=axes, shards=shards,
-      capacity_factor=config.capacity_factor)
+  function = (
+    _local
+    if shards == 1
+    else partial(
+      _exchanged,
+      axes=axes,
+      shards=shards,
+      capacity_factor=config.capacity_factor,
+    )
+  )
   # Tokens that an axis does not divide are sent by each of its devices.
   copies = layout.mesh.size / layout.parts(tokens)
 
@@ -242,22 +292,26 @@ def _dispatched(x_BTD, expert_BTA, gate_BTA, valid_BT, weights,
       gather = partial(jax.lax.all_gather, axis_name=split_I, tiled=True)
       gate_EDI, up_EDI = gather(gate_EDI, axis=2), gather(up_EDI, axis=2)
       down_EID = gather(down_EID, axis=1)
-    y, dropped = flat(function, x, expert, gate, valid, gate_EDI, up_EDI,
-                      down_EID)
+    y, dropped = flat(
+      function, x, expert, gate, valid, gate_EDI, up_EDI, down_EID
+    )
     return y, jax.lax.psum(dropped, layout.mesh.axis_names) / copies
 
   spec = jax.sharding.PartitionSpec
   by_weight = [layout.weight_spec(letters) for letters in ('EdI', 'EdI', 'EId')]
   return jax.shard_map(
-      on_device, mesh=layout.mesh,
-      in_specs=(spec(*tokens, None),) * 3 + (tokens, *by_weight),
-      out_specs=(spec(*tokens, None), spec()), check_vma=False)(
-          x_BTD, expert_BTA, gate_BTA, valid_BT, *weights)
+    on_device,
+    mesh=layout.mesh,
+    in_specs=(spec(*tokens, None),) * 3 + (tokens, *by_weight),
+    out_specs=(spec(*tokens, None), spec()),
+    check_vma=False,
+  )(x_BTD, expert_BTA, gate_BTA, valid_BT, *weights)
 
 
 BIAS = {  # Where each stack keeps its selection bias.
-    'moe_layers': ('moe_layers', 'ffn', 'bias'),
-    'mtp': ('mtp', 'block', 'ffn', 'bias')}
+  'moe_layers': ('moe_layers', 'ffn', 'bias'),
+  'mtp': ('mtp', 'block', 'ffn', 'bias'),
+}
 
 
 def balanced_bias(bias_LE, load_LE, speed: float):
@@ -281,14 +335,18 @@ def load_metrics(load_LE) -> dict[str, jax.Array]:
   violation_L = load_LE.max(-1) / mean_L - 1
   share_LE = load_LE / jnp.maximum(load_LE.sum(-1, keepdims=True), 1e-9)
   entropy_L = -jnp.sum(
-      share_LE * jnp.log(jnp.maximum(share_LE, 1e-30)), -1) / jnp.log(
-          load_LE.shape[-1])
+    share_LE * jnp.log(jnp.maximum(share_LE, 1e-30)), -1
+  ) / jnp.log(load_LE.shape[-1])
   dead_L = jnp.sum(load_LE == 0, -1).astype(jnp.float32)
   by_layer = {}
   for i in range(load_LE.shape[0]):
-    by_layer |= {f'moe/layer_{i}/violation': violation_L[i],
-                 f'moe/layer_{i}/entropy': entropy_L[i],
-                 f'moe/layer_{i}/dead': dead_L[i]}
-  return {'moe/max_violation': violation_L.max(),
-          'moe/min_entropy': entropy_L.min(),
-          'moe/dead_experts': dead_L.sum()} | by_layer
+    by_layer |= {
+      f'moe/layer_{i}/violation': violation_L[i],
+      f'moe/layer_{i}/entropy': entropy_L[i],
+      f'moe/layer_{i}/dead': dead_L[i],
+    }
+  return {
+    'moe/max_violation': violation_L.max(),
+    'moe/min_entropy': entropy_L.min(),
+    'moe/dead_experts': dead_L.sum(),
+  } | by_layer

@@ -50,12 +50,23 @@ class MTP(nn.Module):
       segment_BT: Theirs too.
     """
     x_BTD, routing = self.block(
-        self._joined(h_BTD, ahead_BTD), position_BT, segment_BT)
+      self._joined(h_BTD, ahead_BTD), position_BT, segment_BT
+    )
     h_BTD = self.norm(x_BTD)
     return h_BTD, (h_BTD, routing)
 
-  def extend(self, h_BTD, ahead_BTD, position_BT, live_BT, see_BTS,
-             columns, column, pages, context):
+  def extend(
+    self,
+    h_BTD,
+    ahead_BTD,
+    position_BT,
+    live_BT,
+    see_BTS,
+    columns,
+    column,
+    pages,
+    context,
+  ):
     """The same over a cache, whose entry of a place lies with the token ahead
     of it: the first token of a row has none.
 
@@ -69,15 +80,25 @@ class MTP(nn.Module):
       h_1, normed for the head; and the columns.
     """
     (x_BTD, columns), _ = self.block.extend(
-        (self._joined(h_BTD, ahead_BTD), columns), 0, pages, context,
-        position_BT, live_BT, see_BTS, column, skip=1)
+      (self._joined(h_BTD, ahead_BTD), columns),
+      0,
+      pages,
+      context,
+      position_BT,
+      live_BT,
+      see_BTS,
+      column,
+      skip=1,
+    )
     return self.norm(x_BTD), columns
 
   def _joined(self, h_BTD, ahead_BTD):
     both = jnp.concatenate(
-        [self.ahead_norm(ahead_BTD), self.hidden_norm(h_BTD)], -1)
-    return self.layout.constrain(linear(
-        both, self.merge_dD, self.layout, self.config.fp8), 'BtD')
+      [self.ahead_norm(ahead_BTD), self.hidden_norm(h_BTD)], -1
+    )
+    return self.layout.constrain(
+      linear(both, self.merge_dD, self.layout, self.config.fp8), 'BtD'
+    )
 
 
 def shift(x_BT: jax.Array, by: int) -> jax.Array:

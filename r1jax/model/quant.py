@@ -45,9 +45,12 @@ def has_unit(device: jax.Device) -> bool:
     return generation is not None and int(generation[1]) >= 7
   # AMD's capability is a name, 'gfx942'; a CPU has none.
   capability = re.fullmatch(
-      r'(\d+)\.(\d+)', str(getattr(device, 'compute_capability', '')))
+    r'(\d+)\.(\d+)', str(getattr(device, 'compute_capability', ''))
+  )
   return capability is not None and (
-      int(capability[1]), int(capability[2])) >= (8, 9)
+    int(capability[1]),
+    int(capability[2]),
+  ) >= (8, 9)
 
 
 class Scaled(NamedTuple):
@@ -78,7 +81,7 @@ def tiles(x: jax.Array, axis: int) -> jax.Array:
   pad = [(0, 0)] * x.ndim
   pad[axis] = (0, -size % tile)
   wide = jnp.pad(x.astype(jnp.float32), pad)
-  shape = (*x.shape[:axis], -1, tile, *x.shape[axis + 1:])
+  shape = (*x.shape[:axis], -1, tile, *x.shape[axis + 1 :])
   found = _rounded(wide.reshape(shape), (axis + 1,)).reshape(wide.shape)
   return jax.lax.slice_in_dim(found, 0, size, axis=axis)
 
@@ -86,17 +89,25 @@ def tiles(x: jax.Array, axis: int) -> jax.Array:
 def blocks(w: jax.Array) -> jax.Array:
   """w with every 128 × 128 of its last two axes rounded together, float32."""
   *lead, rows, columns = w.shape
-  wide = jnp.pad(w.astype(jnp.float32), [(0, 0)] * len(lead) + [
-      (0, -rows % BLOCK), (0, -columns % BLOCK)])
-  shape = (*lead, wide.shape[-2] // BLOCK, BLOCK, wide.shape[-1] // BLOCK,
-           BLOCK)
+  wide = jnp.pad(
+    w.astype(jnp.float32),
+    [(0, 0)] * len(lead) + [(0, -rows % BLOCK), (0, -columns % BLOCK)],
+  )
+  shape = (
+    *lead,
+    wide.shape[-2] // BLOCK,
+    BLOCK,
+    wide.shape[-1] // BLOCK,
+    BLOCK,
+  )
   found = _rounded(wide.reshape(shape), (len(lead) + 1, len(lead) + 3))
   return found.reshape(wide.shape)[..., :rows, :columns]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(multiply: Callable, units: Layout | None, x: jax.Array,
-            w: jax.Array, *rest):
+def product(
+  multiply: Callable, units: Layout | None, x: jax.Array, w: jax.Array, *rest
+):
   """multiply(x, w, *rest) in FP8, and its two backward products too.
 
   Args:
@@ -131,10 +142,12 @@ def _backward(multiply, units, kept, dy):
     dw = _weight_product(units, _tiles(once, -2), _tiles(dy, -2))
   else:
     with jax.default_matmul_precision('highest'):
-      dx = jax.vjp(lambda x: multiply(x, blocks(w), *rest),
-                   x.astype(jnp.float32))[1](tiles(dy, -1))[0]
-      dw = jax.vjp(lambda w: multiply(tiles(once, -2), w, *rest),
-                   w.astype(jnp.float32))[1](tiles(dy, -2))[0]
+      dx = jax.vjp(
+        lambda x: multiply(x, blocks(w), *rest), x.astype(jnp.float32)
+      )[1](tiles(dy, -1))[0]
+      dw = jax.vjp(
+        lambda w: multiply(tiles(once, -2), w, *rest), w.astype(jnp.float32)
+      )[1](tiles(dy, -2))[0]
   return (dx.astype(x.dtype), dw.astype(w.dtype)) + (None,) * len(rest)
 
 
@@ -152,31 +165,38 @@ def _tokens_product(units: Layout, a: Scaled, b: Scaled) -> jax.Array:
     return _promoted(a, b)
   shape = a.number.shape[1:-1]
   letters = 'B' + '_' * (len(shape) - 2) + 't'
-  tokens = units.fitting_spec(shape, letters[-len(shape):])
+  tokens = units.fitting_spec(shape, letters[-len(shape) :])
   return jax.shard_map(
-      _promoted, mesh=units.mesh,
-      in_specs=(PartitionSpec(None, *tokens), PartitionSpec()),
-      out_specs=tokens, check_vma=False)(a, b)
+    _promoted,
+    mesh=units.mesh,
+    in_specs=(PartitionSpec(None, *tokens), PartitionSpec()),
+    out_specs=tokens,
+    check_vma=False,
+  )(a, b)
 
 
 def _weight_product(units: Layout, a: Scaled, b: Scaled) -> jax.Array:
   """[S, B, ..., M, 128], [S, B, ..., N, 128] → [M, N]; B and N are split."""
 
   def over(axes, a, b):
-    joined = (Scaled(*(x.reshape(-1, *x.shape[-2:]) for x in operand))
-              for operand in (a, b))
+    joined = (
+      Scaled(*(x.reshape(-1, *x.shape[-2:]) for x in operand))
+      for operand in (a, b)
+    )
     return jax.lax.psum(_promoted(*joined), axes)
 
   if units.mesh.size == 1:
     return over((), a, b)
   shape = b.number.shape[1:-1]
   letters = 'B' + '_' * (len(shape) - 2) + 't'
-  *rows, columns = units.fitting_spec(shape, letters[-len(shape):])
+  *rows, columns = units.fitting_spec(shape, letters[-len(shape) :])
   return jax.shard_map(
-      partial(over, rows[0] if rows and rows[0] else ()), mesh=units.mesh,
-      in_specs=(PartitionSpec(None, *rows),
-                PartitionSpec(None, *rows, columns)),
-      out_specs=PartitionSpec(None, columns), check_vma=False)(a, b)
+    partial(over, rows[0] if rows and rows[0] else ()),
+    mesh=units.mesh,
+    in_specs=(PartitionSpec(None, *rows), PartitionSpec(None, *rows, columns)),
+    out_specs=PartitionSpec(None, columns),
+    check_vma=False,
+  )(a, b)
 
 
 def _promoted(a: Scaled, b: Scaled) -> jax.Array:
@@ -193,9 +213,12 @@ def _promoted(a: Scaled, b: Scaled) -> jax.Array:
   def add(total, stretch):
     a, b = stretch
     part = jax.lax.dot_general(
-        a.number, b.number, (((a.number.ndim - 1,), (1,)), ((), ())),
-        precision='highest',  # Else a GPU may round sums within a stretch.
-        preferred_element_type=jnp.float32)
+      a.number,
+      b.number,
+      (((a.number.ndim - 1,), (1,)), ((), ())),
+      precision='highest',  # Else a GPU may round sums within a stretch.
+      preferred_element_type=jnp.float32,
+    )
     return total + part * a.scale * b.scale[:, 0], None
 
   zeros = jnp.zeros((*a.number.shape[1:-1], b.number.shape[1]), jnp.float32)
@@ -207,7 +230,8 @@ def _tiles(x: jax.Array, axis: int) -> Scaled:
   x = jnp.moveaxis(x.astype(jnp.float32), axis, -1)
   x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)])
   return _scaled(
-      jnp.moveaxis(x.reshape(*x.shape[:-1], -1, BLOCK), -2, 0), (-1,))
+    jnp.moveaxis(x.reshape(*x.shape[:-1], -1, BLOCK), -2, 0), (-1,)
+  )
 
 
 def _blocks(w_KN: jax.Array) -> Scaled:
@@ -216,5 +240,7 @@ def _blocks(w_KN: jax.Array) -> Scaled:
   wide = jnp.pad(w_KN.astype(jnp.float32), [(0, -K % BLOCK), (0, -N % BLOCK)])
   wide = wide.reshape(-1, BLOCK, wide.shape[1] // BLOCK, BLOCK)
   number, scale = _scaled(wide.transpose(0, 2, 3, 1), (2, 3))
-  return Scaled(number.reshape(number.shape[0], -1, BLOCK)[:, :N],
-                jnp.repeat(scale[:, :, 0], BLOCK, axis=1)[:, :N])
+  return Scaled(
+    number.reshape(number.shape[0], -1, BLOCK)[:, :N],
+    jnp.repeat(scale[:, :, 0], BLOCK, axis=1)[:, :N],
+  )

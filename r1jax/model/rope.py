@@ -47,26 +47,32 @@ class RopeConfig:
   high_freq_factor: float
 
   def __post_init__(self):
-    for field, known in (('pairs', ('adjacent', 'halves')),
-                         ('scaling', ('none', 'yarn', 'llama3'))):
+    for field, known in (
+      ('pairs', ('adjacent', 'halves')),
+      ('scaling', ('none', 'yarn', 'llama3')),
+    ):
       value = getattr(self, field)
       if value not in known:
         raise UserError(
-            f'model.rope: {field} must be one of {known}, got {value!r}')
+          f'model.rope: {field} must be one of {known}, got {value!r}'
+        )
     if self.theta <= 1:
-      raise UserError(
-          f'model.rope: theta must be above 1, got {self.theta}')
+      raise UserError(f'model.rope: theta must be above 1, got {self.theta}')
     if self.scaling != 'none' and (
-        self.factor < 1 or self.original_context < 1):
+      self.factor < 1 or self.original_context < 1
+    ):
       raise UserError(
-          f'model.rope: scaling {self.scaling!r} needs factor and '
-          f'original_context of at least 1, got {self.factor} and '
-          f'{self.original_context}')
+        f'model.rope: scaling {self.scaling!r} needs factor and '
+        f'original_context of at least 1, got {self.factor} and '
+        f'{self.original_context}'
+      )
     if self.scaling == 'llama3' and (
-        not 0 < self.low_freq_factor < self.high_freq_factor):
+      not 0 < self.low_freq_factor < self.high_freq_factor
+    ):
       raise UserError(
-          'model.rope: llama3 needs 0 < low_freq_factor < high_freq_factor, '
-          f'got {self.low_freq_factor} and {self.high_freq_factor}')
+        'model.rope: llama3 needs 0 < low_freq_factor < high_freq_factor, '
+        f'got {self.low_freq_factor} and {self.high_freq_factor}'
+      )
 
   def frequencies(self, width: int) -> np.ndarray:
     """Radians a token of each of the width / 2 pairs, float32."""
@@ -76,16 +82,23 @@ class RopeConfig:
     if self.scaling == 'llama3':
       turns = self.original_context * freq / (2 * math.pi)
       keep = np.clip(
-          (turns - self.low_freq_factor)
-          / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        (turns - self.low_freq_factor)
+        / (self.high_freq_factor - self.low_freq_factor),
+        0,
+        1,
+      )
       freq = freq * (keep + (1 - keep) / self.factor)
     return freq.astype(np.float32)
 
   def _yarn_slowed(self, width: int) -> np.ndarray:
     """0 where a pair keeps its frequency, 1 where it is divided by factor."""
+
     def pair(turns):  # The pair that turns so often in the original context.
-      return (width * math.log(self.original_context / (turns * 2 * math.pi))
-              / (2 * math.log(self.theta)))
+      return (
+        width
+        * math.log(self.original_context / (turns * 2 * math.pi))
+        / (2 * math.log(self.theta))
+      )
 
     first = max(math.floor(pair(self.beta_fast)), 0)
     last = min(math.ceil(pair(self.beta_slow)), width - 1)
@@ -116,8 +129,9 @@ def rotate(x: jax.Array, position: jax.Array, config: RopeConfig) -> jax.Array:
     position: int32, broadcastable to x.shape[:-1].
     config: Frequencies, and what makes a pair.
   """
-  angle = (position[..., None].astype(quant.wide(x.dtype))
-           * config.frequencies(x.shape[-1]))
+  angle = position[..., None].astype(quant.wide(x.dtype)) * config.frequencies(
+    x.shape[-1]
+  )
   cos, sin = (config.magnitude * f(angle) for f in (jnp.cos, jnp.sin))
   wide = x.astype(quant.wide(x.dtype))
   if config.pairs == 'adjacent':

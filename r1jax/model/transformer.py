@@ -54,14 +54,24 @@ class Block(nn.Module):
     return x_BTD + y_BTD, routing
 
   def __call__(self, x_BTD, position_BT, segment_BT, replay_BTA=None):
-    x_BTD += self.attention(
-        self.attention_norm(x_BTD), position_BT, segment_BT)
+    x_BTD += self.attention(self.attention_norm(x_BTD), position_BT, segment_BT)
     x_BTD, routing = self.feed_forward(
-        self.layout.constrain(x_BTD, 'BtD'), segment_BT > 0, replay_BTA)
+      self.layout.constrain(x_BTD, 'BtD'), segment_BT > 0, replay_BTA
+    )
     return self.layout.constrain(x_BTD, 'BtD'), routing
 
-  def extend(self, carry, layer, pages, context, position_BT, live_BT,
-             see_BTS, column, skip: int = 0):
+  def extend(
+    self,
+    carry,
+    layer,
+    pages,
+    context,
+    position_BT,
+    live_BT,
+    see_BTS,
+    column,
+    skip: int = 0,
+  ):
     """T more tokens a row; carries the stack's columns, written in place.
 
     Of the first `skip` tokens of a row nothing is seen.
@@ -74,10 +84,18 @@ class Block(nn.Module):
     h_BTD = self.attention_norm(x_BTD)
     entry_BTKX = self.attention.entry(h_BTD, position_BT)
     columns = cache.put(columns, entry_BTKX, layer, column, parts)
-    x_BTD += self.attention.extend(h_BTD, position_BT, cache.View(
-        pages=pages, layer=layer, context=context,
+    x_BTD += self.attention.extend(
+      h_BTD,
+      position_BT,
+      cache.View(
+        pages=pages,
+        layer=layer,
+        context=context,
         columns_BKSX=cache.read(columns, layer, parts, x_BTD.dtype),
-        see_BTS=see_BTS, skip=skip))
+        see_BTS=see_BTS,
+        skip=skip,
+      ),
+    )
     x_BTD, routing = self.feed_forward(x_BTD, live_BT)
     chosen_BTA = routing.expert_BTA if self.is_moe else None
     return (self.layout.constrain(x_BTD, 'BtD'), columns), chosen_BTA
@@ -86,13 +104,23 @@ class Block(nn.Module):
 def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
   """`layers` blocks of one kind, their parameters stacked along L."""
   over_layers = dict(
-      variable_axes={'params': 0}, split_rngs={'params': True}, length=layers,
-      metadata_params={nn.PARTITION_NAME: 'L'})
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    length=layers,
+    metadata_params={nn.PARTITION_NAME: 'L'},
+  )
   block = nn.remat(Block) if config.remat else Block
-  scanned = nn.scan(block, methods={
-      '__call__': dict(over_layers, unroll=config.unroll,
-                       in_axes=(nn.broadcast, nn.broadcast, 0)),
-      'extend': dict(over_layers, in_axes=(0,) + (nn.broadcast,) * 6)})
+  scanned = nn.scan(
+    block,
+    methods={
+      '__call__': dict(
+        over_layers,
+        unroll=config.unroll,
+        in_axes=(nn.broadcast, nn.broadcast, 0),
+      ),
+      'extend': dict(over_layers, in_axes=(0,) + (nn.broadcast,) * 6),
+    },
+  )
   return scanned(config, layout, is_moe)
 
 
@@ -117,9 +145,13 @@ def _mtp(config: ModelConfig, layout: Layout):
   """The look-ahead modules, stacked along their depth."""
   module = nn.remat(MTP) if config.remat else MTP
   return nn.scan(
-      module, variable_axes={'params': 0}, split_rngs={'params': True},
-      length=config.mtp_depth, in_axes=(0, nn.broadcast, nn.broadcast),
-      metadata_params={nn.PARTITION_NAME: 'L'})(config, layout, Block)
+    module,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    length=config.mtp_depth,
+    in_axes=(0, nn.broadcast, nn.broadcast),
+    metadata_params={nn.PARTITION_NAME: 'L'},
+  )(config, layout, Block)
 
 
 class Transformer(nn.Module):
@@ -138,7 +170,8 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.embedding_VD = weight(
-        self, 'embedding', 'VD', (c.vocab_size, c.d_model), c.init_std)
+      self, 'embedding', 'VD', (c.vocab_size, c.d_model), c.init_std
+    )
     layers = _blocks if self.apart else _stack
     stacks = []
     if c.first_k_dense:
@@ -153,14 +186,16 @@ class Transformer(nn.Module):
       self.head_DV = self.embedding_VD.T
     else:
       self.head_DV = weight(
-          self, 'head', 'DV', (c.d_model, c.vocab_size), c.init_std)
+        self, 'head', 'DV', (c.d_model, c.vocab_size), c.init_std
+      )
     if c.scalar_head:
       self.scalar_D1 = weight(self, 'scalar', 'Dv', (c.d_model, 1), 0.0)
     if c.mtp_depth:
       self.mtp = _mtp(c, self.layout)
 
-  def __call__(self, tokens_BT, position_BT, segment_BT,
-               replay_BTLA=None) -> Output:
+  def __call__(
+    self, tokens_BT, position_BT, segment_BT, replay_BTLA=None
+  ) -> Output:
     """The full forward pass, without logits: they are asked for in chunks.
 
     Args:
@@ -191,11 +226,15 @@ class Transformer(nn.Module):
       hidden_ZBTD, along depth: [k − 1] is of the module that predicts k + 1
       tokens on; and the modules' routing, by stack.
     """
-    ahead_ZBTD = jnp.stack([
+    ahead_ZBTD = jnp.stack(
+      [
         self.embedding_VD[shift(tokens_BT, k + 1)]
-        for k in range(self.config.mtp_depth)])
+        for k in range(self.config.mtp_depth)
+      ]
+    )
     _, (hidden_ZBTD, routed) = self.mtp(
-        hidden_BTD, ahead_ZBTD, position_BT, segment_BT)
+      hidden_BTD, ahead_ZBTD, position_BT, segment_BT
+    )
     return hidden_ZBTD, {} if routed is None else {'mtp': routed}
 
   def embed(self, tokens_BT) -> jax.Array:
@@ -203,8 +242,9 @@ class Transformer(nn.Module):
 
   def scalars(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [...]: values, or rewards, of every token."""
-    return jnp.matmul(hidden, self.scalar_D1,
-                      preferred_element_type=quant.wide(hidden.dtype))[..., 0]
+    return jnp.matmul(
+      hidden, self.scalar_D1, preferred_element_type=quant.wide(hidden.dtype)
+    )[..., 0]
 
   def everything(self, tokens_BT, position_BT, segment_BT):
     """Passes through every parameter: what initialisation calls."""
@@ -215,11 +255,20 @@ class Transformer(nn.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] → float32 [..., V]."""
     return jnp.matmul(
-        hidden, self.head_DV,
-        preferred_element_type=quant.wide(hidden.dtype))
+      hidden, self.head_DV, preferred_element_type=quant.wide(hidden.dtype)
+    )
 
-  def extend(self, tokens_BT, position_BT, live_BT, see_BTS, columns, column,
-             pages, context: cache.Context):
+  def extend(
+    self,
+    tokens_BT,
+    position_BT,
+    live_BT,
+    see_BTS,
+    columns,
+    column,
+    pages,
+    context: cache.Context,
+  ):
     """Continues B rows, whose tokens so far lie in a cache, by T tokens each.
 
     Args:
@@ -241,8 +290,16 @@ class Transformer(nn.Module):
     for name, stack, layers in self.stacks:
       through = _through_blocks if self.apart else _through_stack
       (x_BTD, columns[name]), chosen_LBTA = through(
-          stack, layers, (x_BTD, columns[name]), pages[name], context,
-          position_BT, live_BT, see_BTS, column)
+        stack,
+        layers,
+        (x_BTD, columns[name]),
+        pages[name],
+        context,
+        position_BT,
+        live_BT,
+        see_BTS,
+        column,
+      )
       if chosen_LBTA is not None:
         chosen_BTLA = jnp.moveaxis(chosen_LBTA, 0, 2)
     return self.norm(x_BTD), columns, chosen_BTLA
@@ -250,8 +307,10 @@ class Transformer(nn.Module):
 
 def first_look_ahead(model: Transformer, params):
   """The module that predicts the token after the next, and its parameters."""
-  return (MTP(model.config, model.layout, Block),
-          jax.tree.map(lambda x: x[0], params['mtp']))
+  return (
+    MTP(model.config, model.layout, Block),
+    jax.tree.map(lambda x: x[0], params['mtp']),
+  )
 
 
 def layers_apart(config: ModelConfig, params, of=lambda x, layer: x[layer]):
@@ -264,18 +323,23 @@ def layers_apart(config: ModelConfig, params, of=lambda x, layer: x[layer]):
     of: What belongs to a layer of one of them.
   """
   found = dict(params)
-  for name, layers in (('dense_layers', config.first_k_dense),
-                       ('moe_layers', config.num_moe_layers)):
+  for name, layers in (
+    ('dense_layers', config.first_k_dense),
+    ('moe_layers', config.num_moe_layers),
+  ):
     stack = found.pop(name, None)
-    found |= {f'{name}_{layer}': jax.tree.map(partial(of, layer=layer), stack)
-              for layer in range(layers)}
+    found |= {
+      f'{name}_{layer}': jax.tree.map(partial(of, layer=layer), stack)
+      for layer in range(layers)
+    }
   return found
 
 
 def as_used(config: ModelConfig, params):
   """Parameters without the digits that no forward pass reads."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, x: x.astype(used_dtype(config, path[-1].key)), params)
+    lambda path, x: x.astype(used_dtype(config, path[-1].key)), params
+  )
 
 
 def used_dtype(config: ModelConfig, name: str):
@@ -295,8 +359,9 @@ def is_stacked(path: str) -> bool:
 
 def output_head(model: Transformer, params) -> jax.Array:
   """[D, V] in the compute dtype: what turns hidden states into logits."""
-  head = (params['embedding'].T if model.config.tie_embeddings
-          else params['head'])
+  head = (
+    params['embedding'].T if model.config.tie_embeddings else params['head']
+  )
   return head.astype(model.config.compute_dtype)
 
 
@@ -322,10 +387,13 @@ def all_scalars(model: Transformer, params, tokens_BT, valid_BT):
   """The scalar head's number at each token, float32 [B, T], and the forward
   pass's Output."""
   tokens_BT = model.layout.constrain(tokens_BT, 'BT')
-  out = model.apply({'params': params}, tokens_BT, positions(valid_BT),
-                    valid_BT.astype(jnp.int32))
-  return model.apply(
-      {'params': params}, out.hidden_BTD, method='scalars'), out
+  out = model.apply(
+    {'params': params},
+    tokens_BT,
+    positions(valid_BT),
+    valid_BT.astype(jnp.int32),
+  )
+  return model.apply({'params': params}, out.hidden_BTD, method='scalars'), out
 
 
 def positions(valid_BT: jax.Array) -> jax.Array:
@@ -350,23 +418,29 @@ def _shapes(config: ModelConfig, layout: Layout):
 
 def parameter_shardings(model: Transformer, layout: Layout):
   """The NamedSharding of every parameter, after checking that it divides."""
+
   def shard(path, boxed):
     name = '/'.join(str(getattr(k, 'key', k)) for k in path)
     layout.check(name, boxed.value.shape, boxed.names)
     return jax.sharding.NamedSharding(
-        layout.mesh, layout.weight_spec(boxed.names))
+      layout.mesh, layout.weight_spec(boxed.names)
+    )
 
   return jax.tree_util.tree_map_with_path(
-      shard, parameter_shapes(model),
-      is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    shard,
+    parameter_shapes(model),
+    is_leaf=lambda x: isinstance(x, nn.Partitioned),
+  )
 
 
 def init_params(model: Transformer, key: jax.Array):
   """Fresh parameters, made in place on the mesh: plain nested dicts."""
+
   def make(key):
     one = jnp.zeros((1, 1), jnp.int32)
-    return nn.meta.unbox(model.init(
-        key, one, one, one, method='everything')['params'])
+    return nn.meta.unbox(
+      model.init(key, one, one, one, method='everything')['params']
+    )
 
   shardings = parameter_shardings(model, model.layout)
   return jax.jit(make, out_shardings=shardings)(key)

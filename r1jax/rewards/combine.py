@@ -16,10 +16,10 @@ import numpy as np
 from r1jax.data.datasets import GENERAL
 from r1jax.data.text.forms import MAX_ERRORS, Parsed, Reader
 from r1jax.errors import UserError, unknown
-from r1jax.records import Prompt, Scored
-from r1jax.rewards import language, length
 from r1jax.graders import answers
 from r1jax.graders.verdict import Grade, Verdict
+from r1jax.records import Prompt, Scored
+from r1jax.rewards import language, length
 
 
 class Sample(NamedTuple):
@@ -57,11 +57,15 @@ class Options:
 
   def __post_init__(self):
     if not 0 <= self.max_unscored <= 1:
-      raise UserError('reward: max_unscored is a share within [0, 1], got '
-                      f'{self.max_unscored}')
+      raise UserError(
+        'reward: max_unscored is a share within [0, 1], got '
+        f'{self.max_unscored}'
+      )
     if self.code_credit not in CREDITS:
-      raise UserError(f'reward: code_credit must be one of {CREDITS}, got '
-                      f'{self.code_credit!r}')
+      raise UserError(
+        f'reward: code_credit must be one of {CREDITS}, got '
+        f'{self.code_credit!r}'
+      )
 
 
 class RewardFailure(UserError):
@@ -77,9 +81,14 @@ LEARNED = ('helpful', 'safe', 'process')
 class Reward:
   """Scores batches; callable from any thread."""
 
-  def __init__(self, weights: Mapping[str, float],
-               general_weights: Mapping[str, float], reader: Reader,
-               options: Options, judges: Mapping[str, Judge] | None = None):
+  def __init__(
+    self,
+    weights: Mapping[str, float],
+    general_weights: Mapping[str, float],
+    reader: Reader,
+    options: Options,
+    judges: Mapping[str, Judge] | None = None,
+  ):
     """Args:
       weights: Part to weight, for rows that a rule can verify.
       general_weights: The same for general rows.
@@ -90,8 +99,10 @@ class Reward:
     Raises:
       UserError: a part is unknown, or means nothing for these rows.
     """
-    self._weights = {False: _counting(weights), True: _counting(
-        general_weights)}
+    self._weights = {
+      False: _counting(weights),
+      True: _counting(general_weights),
+    }
     self._reader, self._options = reader, options
     self._judges = dict(judges or {})
     for name, weight in (*weights.items(), *general_weights.items()):
@@ -100,17 +111,25 @@ class Reward:
       if name not in PARTS and name not in LEARNED:
         raise unknown('reward', name, [*PARTS, *LEARNED])
     for name in _VERIFIED & self._weights[True].keys():
-      raise UserError(f'reward: {name} needs a rule, which general rows have '
-                      'not; leave it out of general_reward')
+      raise UserError(
+        f'reward: {name} needs a rule, which general rows have '
+        'not; leave it out of general_reward'
+      )
     for name in {*self._weights[False], *self._weights[True]}:
       if name in LEARNED and name not in self._judges:
-        raise UserError(f'reward: {name} has a weight, but no model was given '
-                        'to score it; leave it out')
+        raise UserError(
+          f'reward: {name} has a weight, but no model was given '
+          'to score it; leave it out'
+        )
     if 'overlong' in {*self._weights[False], *self._weights[True]}:
       length.overlong(0, options.max_tokens, options.overlong_buffer_tokens)
 
-  def score(self, texts: Sequence[str], prompts: Sequence[Prompt],
-            tokens_B: Sequence[int]) -> Scored:
+  def score(
+    self,
+    texts: Sequence[str],
+    prompts: Sequence[Prompt],
+    tokens_B: Sequence[int],
+  ) -> Scored:
     """Scores B completions of P prompts; text b belongs to prompt b // G."""
     samples = self._samples(texts, prompts, tokens_B)
     general_B = np.array([s.prompt.source == GENERAL for s in samples])
@@ -119,42 +138,63 @@ class Reward:
     wanted = {**self._weights[False], **self._weights[True]}
     for name in dict.fromkeys((*_ALWAYS, *wanted)):
       part_B = self._part(name, samples)
-      weight_B = np.where(general_B, self._weights[True].get(name, 0.0),
-                          self._weights[False].get(name, 0.0))
+      weight_B = np.where(
+        general_B,
+        self._weights[True].get(name, 0.0),
+        self._weights[False].get(name, 0.0),
+      )
       parts[name] = part_B
       counts_B = weight_B != 0
       reward_B[counts_B] += (weight_B * part_B).astype(np.float32)[counts_B]
     scorable_B = ~np.isnan(reward_B)
     return Scored(
-        reward_B=np.where(scorable_B, reward_B, np.float32(0)),
-        scorable_B=scorable_B, parts=parts,
-        verdicts=[s.grade.verdict if s.grade else GENERAL for s in samples],
-        texts=list(texts))
+      reward_B=np.where(scorable_B, reward_B, np.float32(0)),
+      scorable_B=scorable_B,
+      parts=parts,
+      verdicts=[s.grade.verdict if s.grade else GENERAL for s in samples],
+      texts=list(texts),
+    )
 
   def _samples(self, texts, prompts, tokens_B) -> list[Sample]:
     group_size = len(texts) // len(prompts)
     asked = [prompts[b // group_size] for b in range(len(texts))]
     parsed = [self._reader.parse(text) for text in texts]
     verified = [b for b, p in enumerate(asked) if p.source != GENERAL]
-    grades = dict(zip(verified, answers.grades([
-        (parsed[b].answer, asked[b].answer, asked[b].source)
-        for b in verified], self._options.code_credit == 'share')))
-    return [Sample(text, read, prompt, int(tokens), grades.get(b))
-            for b, (text, read, prompt, tokens) in enumerate(
-                zip(texts, parsed, asked, tokens_B, strict=True))]
+    grades = dict(
+      zip(
+        verified,
+        answers.grades(
+          [
+            (parsed[b].answer, asked[b].answer, asked[b].source)
+            for b in verified
+          ],
+          self._options.code_credit == 'share',
+        ),
+      )
+    )
+    return [
+      Sample(text, read, prompt, int(tokens), grades.get(b))
+      for b, (text, read, prompt, tokens) in enumerate(
+        zip(texts, parsed, asked, tokens_B, strict=True)
+      )
+    ]
 
   def _part(self, name: str, samples: Sequence[Sample]) -> np.ndarray:
     if name in LEARNED:
       found = self._judges[name](
-          [s.prompt for s in samples], [s.text for s in samples])
+        [s.prompt for s in samples], [s.text for s in samples]
+      )
     else:
       part = PARTS[name]
       found = [part(sample, self._options) for sample in samples]
     found = np.array(
-        [np.nan if value is None else value for value in found], np.float32)
+      [np.nan if value is None else value for value in found], np.float32
+    )
     if found.shape != (len(samples),):
-      raise RewardFailure(f'reward: {name} returned {found.shape} numbers for '
-                          f'{len(samples)} samples')
+      raise RewardFailure(
+        f'reward: {name} returned {found.shape} numbers for '
+        f'{len(samples)} samples'
+      )
     return np.where(np.isfinite(found), found, np.float32(np.nan))
 
   def check(self, scored: Scored):
@@ -167,12 +207,15 @@ class Reward:
     share = missing_B.mean()
     if share > self._options.max_unscored:
       broken = [
-          name for name in {*self._weights[False], *self._weights[True]}
-          if np.isnan(scored.parts[name][missing_B]).any()]
+        name
+        for name in {*self._weights[False], *self._weights[True]}
+        if np.isnan(scored.parts[name][missing_B]).any()
+      ]
       raise RewardFailure(
-          f'reward: {share:.0%} of the samples have no {" or ".join(broken)}, '
-          f'more than rl.max_unscored = {self._options.max_unscored:.0%}: the '
-          'grader is broken; the run stops, and its checkpoints stand')
+        f'reward: {share:.0%} of the samples have no {" or ".join(broken)}, '
+        f'more than rl.max_unscored = {self._options.max_unscored:.0%}: the '
+        'grader is broken; the run stops, and its checkpoints stand'
+      )
 
 
 def _counting(weights: Mapping[str, float]) -> dict[str, float]:
@@ -187,21 +230,23 @@ def _cosine(s: Sample, o: Options) -> float | None:
   if _accuracy(s, o) is None:
     return None
   return length.cosine(
-      s.grade.verdict is Verdict.CORRECT, s.tokens, o.max_tokens)
+    s.grade.verdict is Verdict.CORRECT, s.tokens, o.max_tokens
+  )
 
 
 PARTS: dict[str, Callable[[Sample, Options], float | None]] = {
-    'accuracy': _accuracy,
-    'format': lambda s, o: float(s.parsed.well_formed),
-    # −(errors of the form), a share of the most that are counted.
-    'format_errors': lambda s, o: -s.parsed.errors / MAX_ERRORS,
-    'language': lambda s, o: language.consistency(
-        s.parsed.thought or s.text, s.prompt.language),
-    'overlong': lambda s, o: length.overlong(
-        s.tokens, o.max_tokens, o.overlong_buffer_tokens),
-    'cosine': _cosine,
-    'repetition': lambda s, o: length.repetition(
-        s.text.split(), o.repetition_n),
+  'accuracy': _accuracy,
+  'format': lambda s, o: float(s.parsed.well_formed),
+  # −(errors of the form), a share of the most that are counted.
+  'format_errors': lambda s, o: -s.parsed.errors / MAX_ERRORS,
+  'language': lambda s, o: language.consistency(
+    s.parsed.thought or s.text, s.prompt.language
+  ),
+  'overlong': lambda s, o: length.overlong(
+    s.tokens, o.max_tokens, o.overlong_buffer_tokens
+  ),
+  'cosine': _cosine,
+  'repetition': lambda s, o: length.repetition(s.text.split(), o.repetition_n),
 }
 _ALWAYS = ('accuracy', 'format')  # Told whatever they weigh.
 _VERIFIED = {'accuracy', 'cosine'}

@@ -27,8 +27,11 @@ def is_mine(index: int) -> bool:
   return index % jax.process_count() == jax.process_index()
 
 
-def together(texts: Sequence[Sequence[str]], mine: Sequence[int],
-             score: Callable[[], Scored]) -> Scored:
+def together(
+  texts: Sequence[Sequence[str]],
+  mine: Sequence[int],
+  score: Callable[[], Scored],
+) -> Scored:
   """The scores of all groups, the same in all processes, which wait for it.
 
   Args:
@@ -48,46 +51,57 @@ def together(texts: Sequence[Sequence[str]], mine: Sequence[int],
       message |= _packed(score())
   except Exception as error:  # The others wait for word, whatever it is.
     message, failure = {'error': f'{type(error).__name__}: {error}'}, error
-  told = [json.loads(each) for each in _exchanged(
-      json.dumps(message).encode('ascii'))]
+  told = [
+    json.loads(each) for each in _exchanged(json.dumps(message).encode('ascii'))
+  ]
   if failure:
     raise failure
   for process, each in enumerate(told):
     if 'error' in each:
       raise RewardFailure(
-          f'reward: process {process} could not score its share: '
-          + each['error'])
+        f'reward: process {process} could not score its share: ' + each['error']
+      )
   return _unpacked([each for each in told if each['groups']], texts)
 
 
 def _packed(scored: Scored) -> dict:
   """In JSON, which keeps every float32 and NaN as it is. The texts stay."""
   return {
-      'reward': np.asarray(scored.reward_B).tolist(),
-      'scorable': np.asarray(scored.scorable_B).tolist(),
-      'parts': {name: np.asarray(part_B).tolist()
-                for name, part_B in scored.parts.items()},
-      'verdicts': list(map(str, scored.verdicts))}
+    'reward': np.asarray(scored.reward_B).tolist(),
+    'scorable': np.asarray(scored.scorable_B).tolist(),
+    'parts': {
+      name: np.asarray(part_B).tolist() for name, part_B in scored.parts.items()
+    },
+    'verdicts': list(map(str, scored.verdicts)),
+  }
 
 
 def _unpacked(told: list[dict], texts: Sequence[Sequence[str]]) -> Scored:
   """From what each process says of its groups; in the order of all."""
   size = len(texts[0])
-  rows = np.concatenate([
-      group * size + np.arange(size) for each in told
-      for group in each['groups']])
+  rows = np.concatenate(
+    [
+      group * size + np.arange(size)
+      for each in told
+      for group in each['groups']
+    ]
+  )
   order = np.argsort(rows)
   assert (rows[order] == np.arange(len(texts) * size)).all(), rows
   beside = lambda take, dtype: np.concatenate(
-      [np.array(take(each), dtype) for each in told])[order]
+    [np.array(take(each), dtype) for each in told]
+  )[order]
   verdicts = [verdict for each in told for verdict in each['verdicts']]
   return Scored(
-      reward_B=beside(lambda each: each['reward'], np.float32),
-      scorable_B=beside(lambda each: each['scorable'], bool),
-      parts={name: beside(lambda each: each['parts'][name], np.float32)
-             for name in told[0]['parts']},
-      verdicts=[verdicts[row] for row in order],
-      texts=[text for group in texts for text in group])
+    reward_B=beside(lambda each: each['reward'], np.float32),
+    scorable_B=beside(lambda each: each['scorable'], bool),
+    parts={
+      name: beside(lambda each: each['parts'][name], np.float32)
+      for name in told[0]['parts']
+    },
+    verdicts=[verdicts[row] for row in order],
+    texts=[text for group in texts for text in group],
+  )
 
 
 def _exchanged(message: bytes) -> list[bytes]:
@@ -95,6 +109,6 @@ def _exchanged(message: bytes) -> list[bytes]:
   sizes = multihost_utils.process_allgather(np.array(len(message), np.int32))
   # Few lengths, and so few programs.
   padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
-  padded[:len(message)] = np.frombuffer(message, np.uint8)
+  padded[: len(message)] = np.frombuffer(message, np.uint8)
   rows = multihost_utils.process_allgather(padded)
   return [row[:size].tobytes() for row, size in zip(rows, sizes)]

@@ -7,7 +7,7 @@ identifier reads the text by the sentence, and a sentence that it is sure is in
 another language counts with none of its words.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 import re
 import unicodedata
 
@@ -21,13 +21,17 @@ _HAN, _KANA, _HANGUL = ('CJK',), ('HIRAGANA', 'KATAKANA'), ('HANGUL',)
 
 # The scripts of each language, and the languages that share them.
 _SCRIPTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    **{code: (('LATIN',), _LATIN) for code in _LATIN},
-    **{code: (('CYRILLIC',), _CYRILLIC) for code in _CYRILLIC},
-    **{code: (('ARABIC',), _ARABIC) for code in _ARABIC},
-    **{code: (('DEVANAGARI',), _DEVANAGARI) for code in _DEVANAGARI},
-    'zh': (_HAN, ('zh',)), 'ja': (_HAN + _KANA, ('ja',)),
-    'ko': (_HANGUL, ('ko',)), 'el': (('GREEK',), ('el',)),
-    'he': (('HEBREW',), ('he',)), 'th': (('THAI',), ('th',))}
+  **{code: (('LATIN',), _LATIN) for code in _LATIN},
+  **{code: (('CYRILLIC',), _CYRILLIC) for code in _CYRILLIC},
+  **{code: (('ARABIC',), _ARABIC) for code in _ARABIC},
+  **{code: (('DEVANAGARI',), _DEVANAGARI) for code in _DEVANAGARI},
+  'zh': (_HAN, ('zh',)),
+  'ja': (_HAN + _KANA, ('ja',)),
+  'ko': (_HANGUL, ('ko',)),
+  'el': (('GREEK',), ('el',)),
+  'he': (('HEBREW',), ('he',)),
+  'th': (('THAI',), ('th',)),
+}
 LANGUAGES = tuple(sorted(_SCRIPTS))
 
 SURE = 0.9  # Of the identifier, before it takes words away.
@@ -35,8 +39,14 @@ LEAST_WORDS = 4  # Of a sentence that it is asked about.
 # Scripts without spaces: so many characters are about a word.
 _CHARACTERS_A_WORD = {script: 2 for script in (*_HAN, *_KANA, 'THAI')}
 
-_CLOSING = {'```': '```', '`': '`', '$$': '$$', '$': '$', '\\[': '\\]',
-            '\\(': '\\)'}
+_CLOSING = {
+  '```': '```',
+  '`': '`',
+  '$$': '$$',
+  '$': '$',
+  '\\[': '\\]',
+  '\\(': '\\)',
+}
 _IN_A_LINE = ('`', '$')
 _OPENING = re.compile('|'.join(map(re.escape, _CLOSING)))
 _NO_WORDS = re.compile(r'\\[a-zA-Z]+|https?://\S+|</?\w{1,20}>')
@@ -47,8 +57,9 @@ _LETTERS = re.compile(r'[^\W\d_]+')
 def check(language: str):
   """Raises UserError for a language that is not known."""
   if language not in _SCRIPTS:
-    raise UserError(f'language: unknown {language!r}; there are '
-                    f'{", ".join(LANGUAGES)}')
+    raise UserError(
+      f'language: unknown {language!r}; there are {", ".join(LANGUAGES)}'
+    )
 
 
 def consistency(text: str, language: str) -> float:
@@ -78,7 +89,7 @@ def _prose(text: str) -> str:
   line_end = -1
   while opening := _OPENING.search(text, at):
     mark = opening.group()
-    kept.append(text[at:opening.start()])
+    kept.append(text[at : opening.start()])
     at, closing = opening.end(), _CLOSING[mark]
     end = -1 if mark in absent else text.find(closing, at)
     if end < 0:
@@ -128,9 +139,10 @@ def _script(letter: str) -> str:
   return unicodedata.name(letter, 'UNKNOWN').split()[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _identifier(languages: tuple[str, ...]):
   from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
   made = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
   made.set_languages(languages)
   return made

@@ -11,8 +11,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from r1jax.data.text import forms
 from r1jax.data import scored_text
+from r1jax.data.text import forms
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.model import transformer
@@ -41,42 +41,62 @@ class Judging:
   def __post_init__(self):
     scored_text.check(self.kind)
     if self.std <= 0 or self.max_tokens < 2 or self.rows < 1:
-      raise UserError('reward model: std must be above 0, max_tokens at least '
-                      f'2 and rows at least 1, got {self}')
+      raise UserError(
+        'reward model: std must be above 0, max_tokens at least '
+        f'2 and rows at least 1, got {self}'
+      )
 
 
 class Judge:
   """A reward model and its parameters: score(prompts, texts) → float32 [B]."""
 
-  def __init__(self, model: Transformer, params, tokenizer: Tokenizer,
-               reader: forms.Reader, judging: Judging):
+  def __init__(
+    self,
+    model: Transformer,
+    params,
+    tokenizer: Tokenizer,
+    reader: forms.Reader,
+    judging: Judging,
+  ):
     if not model.config.scalar_head:
-      raise UserError('reward model: model.scalar_head is False; a reward '
-                      'model has a scalar head')
+      raise UserError(
+        'reward model: model.scalar_head is False; a reward '
+        'model has a scalar head'
+      )
     self._params, self._how, self._pad_id = params, judging, tokenizer.pad_id
     self._reading = scored_text.Reading(
-        judging.kind, judging.max_tokens, tokenizer, reader)
-    self._last_scalar = jax.jit(lambda *inputs: transformer.last_scalar(
-        model, *inputs)[0])
+      judging.kind, judging.max_tokens, tokenizer, reader
+    )
+    self._last_scalar = jax.jit(
+      lambda *inputs: transformer.last_scalar(model, *inputs)[0]
+    )
 
-  def score(self, prompts: Sequence[Prompt],
-            texts: Sequence[str]) -> np.ndarray:
+  def score(
+    self, prompts: Sequence[Prompt], texts: Sequence[str]
+  ) -> np.ndarray:
     """Of one response to each prompt; NaN where the tokenizer lacks a part of
     it, as of what a padded vocabulary's last ids become."""
     rows = [self._ids(prompt, text) for prompt, text in zip(prompts, texts)]
     raw = np.full(len(rows), np.nan, np.float32)
-    order = [b for b in np.argsort([len(ids) for ids in rows], kind='stable')
-             if rows[b]]
+    order = [
+      b
+      for b in np.argsort([len(ids) for ids in rows], kind='stable')
+      if rows[b]
+    ]
     for start in range(0, len(order), self._how.rows):
-      some = order[start:start + self._how.rows]
+      some = order[start : start + self._how.rows]
       raw[some] = self._scalars([rows[b] for b in some])
     if self._how.kind == scored_text.SAFE:
       return 1 / (1 + np.exp(-raw))
     return (raw - np.float32(self._how.mean)) / np.float32(self._how.std)
 
   def _scalars(self, rows: list[list[int]]) -> np.ndarray:
-    return np.asarray(self._last_scalar(self._params, *padded(
-        rows, self._how.rows, self._how.max_tokens, self._pad_id)))[:len(rows)]
+    return np.asarray(
+      self._last_scalar(
+        self._params,
+        *padded(rows, self._how.rows, self._how.max_tokens, self._pad_id),
+      )
+    )[: len(rows)]
 
   def _ids(self, prompt: Prompt, text: str) -> list[int]:
     """None of them for a response that cannot be read."""
@@ -97,5 +117,5 @@ def padded(rows: Sequence[Sequence[int]], count: int, most: int, pad_id: int):
   valid_BT = np.zeros(shape, bool)
   valid_BT[:, 0] = True  # A row of nothing else still has a last token.
   for b, ids in enumerate(rows):
-    tokens_BT[b, :len(ids)], valid_BT[b, :len(ids)] = ids, True
+    tokens_BT[b, : len(ids)], valid_BT[b, : len(ids)] = ids, True
   return tokens_BT, valid_BT

@@ -13,16 +13,25 @@ def overlong(tokens: int, max_tokens: int, buffer_tokens: int) -> float:
   max = 100 and buffer = 20: 80 → 0, 90 → −0.5, 100 → −1.
   """
   if not 0 < buffer_tokens <= max_tokens:
-    raise UserError(f'overlong: buffer_tokens = {buffer_tokens} must lie '
-                    f'within 1 and max_tokens = {max_tokens}')
+    raise UserError(
+      f'overlong: buffer_tokens = {buffer_tokens} must lie '
+      f'within 1 and max_tokens = {max_tokens}'
+    )
   over = tokens - (max_tokens - buffer_tokens)
   return -min(max(over / buffer_tokens, 0.0), 1.0)
 
 
-def cosine(right: bool, tokens: int, max_tokens: int, *,
-           right_short: float = 1.0, right_long: float = 0.5,
-           wrong_short: float = -1.0, wrong_long: float = -0.5,
-           exceeded: float = -1.0) -> float:
+def cosine(
+  right: bool,
+  tokens: int,
+  max_tokens: int,
+  *,
+  right_short: float = 1.0,
+  right_long: float = 0.5,
+  wrong_short: float = -1.0,
+  wrong_long: float = -0.5,
+  exceeded: float = -1.0,
+) -> float:
   """The cosine reward (arXiv 2502.03373, section 4.2).
 
   From the value of a short answer to that of a long one along half a cosine;
@@ -32,10 +41,12 @@ def cosine(right: bool, tokens: int, max_tokens: int, *,
   """
   if tokens >= max_tokens:
     return exceeded
-  short, long = ((right_short, right_long) if right
-                 else (wrong_short, wrong_long))
-  return long + (short - long) * (1 + math.cos(
-      math.pi * tokens / max_tokens)) / 2
+  short, long = (
+    (right_short, right_long) if right else (wrong_short, wrong_long)
+  )
+  return (
+    long + (short - long) * (1 + math.cos(math.pi * tokens / max_tokens)) / 2
+  )
 
 
 def repetition(ids: Sequence[Hashable], n: int) -> float:
@@ -48,5 +59,5 @@ def repetition(ids: Sequence[Hashable], n: int) -> float:
   total = len(ids) - n + 1
   if total <= 0:
     return 0.0
-  distinct = len({tuple(ids[i:i + n]) for i in range(total)})
+  distinct = len({tuple(ids[i : i + n]) for i in range(total)})
   return distinct / total - 1

@@ -47,18 +47,28 @@ class ProcessModel:
     splitter: Of the steps that it judges.
   """
 
-  def __init__(self, model: Transformer, params, tokenizer: Tokenizer,
-               splitter: Splitter, judging: Judging):
+  def __init__(
+    self,
+    model: Transformer,
+    params,
+    tokenizer: Tokenizer,
+    splitter: Splitter,
+    judging: Judging,
+  ):
     if not model.config.scalar_head:
-      raise UserError('process model: model.scalar_head is False; a process '
-                      'reward model has a scalar head')
+      raise UserError(
+        'process model: model.scalar_head is False; a process '
+        'reward model has a scalar head'
+      )
     self.splitter = splitter
     self._params, self._tokenizer, self._how = params, tokenizer, judging
-    self._chances = jax.jit(lambda *inputs: jax.nn.sigmoid(
-        transformer.all_scalars(model, *inputs)[0]))
+    self._chances = jax.jit(
+      lambda *inputs: jax.nn.sigmoid(transformer.all_scalars(model, *inputs)[0])
+    )
 
-  def after(self, rows: Sequence[Sequence[int]],
-            last: Sequence[Sequence[int]]) -> list[np.ndarray]:
+  def after(
+    self, rows: Sequence[Sequence[int]], last: Sequence[Sequence[int]]
+  ) -> list[np.ndarray]:
     """Chances of each row after its tokens of these indices, float32.
 
     Args:
@@ -68,22 +78,34 @@ class ProcessModel:
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
     order = np.argsort([len(ids) for ids in rows], kind='stable')
     for start in range(0, len(rows), self._how.rows):
-      some = order[start:start + self._how.rows]
-      chance_BT = np.asarray(self._chances(self._params, *learned.padded(
-          [rows[b] for b in some], self._how.rows, self._how.max_tokens,
-          self._tokenizer.pad_id)))
+      some = order[start : start + self._how.rows]
+      chance_BT = np.asarray(
+        self._chances(
+          self._params,
+          *learned.padded(
+            [rows[b] for b in some],
+            self._how.rows,
+            self._how.max_tokens,
+            self._tokenizer.pad_id,
+          ),
+        )
+      )
       for b, chance_T in zip(some, chance_BT):
         found[b] = chance_T[list(last[b])]
     return found
 
-  def of_steps(self, prompts: Sequence[Sequence[int]],
-               completions: Sequence[Sequence[int]]) -> list[np.ndarray]:
+  def of_steps(
+    self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+  ) -> list[np.ndarray]:
     """After each step of each completion; both are tokens."""
     said = [self.splitter.said(tokens) for tokens in completions]
     return self.after(
-        [[*prompt, *tokens] for prompt, tokens in zip(prompts, said)],
-        [[len(prompt) + end - 1 for end in self.splitter.ends(tokens)]
-         for prompt, tokens in zip(prompts, said)])
+      [[*prompt, *tokens] for prompt, tokens in zip(prompts, said)],
+      [
+        [len(prompt) + end - 1 for end in self.splitter.ends(tokens)]
+        for prompt, tokens in zip(prompts, said)
+      ],
+    )
 
   def scorer(self, how: str):
     """score(prompts, texts) → float32 [B], as other learned rewards have it.
@@ -94,13 +116,15 @@ class ProcessModel:
     Args:
       how: Of process.AGGREGATES.
     """
+
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
       found = np.zeros(len(texts), np.float32)
       rows = [self._ids(text) for text in texts]
       known = [b for b, ids in enumerate(rows) if ids is not None]
       each = self.of_steps(
-          [self._tokenizer.prompt(prompts[b].text) for b in known],
-          [rows[b] for b in known])
+        [self._tokenizer.prompt(prompts[b].text) for b in known],
+        [rows[b] for b in known],
+      )
       found[known] = [process.aggregate(chance, how) for chance in each]
       return found
 

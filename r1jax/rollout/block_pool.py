@@ -47,7 +47,9 @@ class Pool:
     self._fills: dict[bytes, Counter[int]] = {}
     # Found and not held, the oldest first: of prompts, and of completions.
     self._idle: tuple[OrderedDict[bytes, Page], ...] = (
-        OrderedDict(), OrderedDict())
+      OrderedDict(),
+      OrderedDict(),
+    )
 
   @property
   def available(self) -> int:
@@ -128,4 +130,5 @@ def _digest(before: bytes, tokens: np.ndarray) -> bytes:
   """Of a page's tokens and, by the digest of the page before, of all before
   them."""
   return hashlib.blake2b(
-      before + tokens.astype(np.int32).tobytes(), digest_size=16).digest()
+    before + tokens.astype(np.int32).tobytes(), digest_size=16
+  ).digest()

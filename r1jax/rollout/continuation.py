@@ -38,8 +38,13 @@ class Context(NamedTuple):
     return zlib.crc32(np.array(self.tokens, np.int32).tobytes(), self.id)
 
 
-def requests(contexts: Sequence[Context], hows: Sequence[Sampling], count: int,
-             key: jax.Array, turns: Sequence[int] = ()) -> list[Request]:
+def requests(
+  contexts: Sequence[Context],
+  hows: Sequence[Sampling],
+  count: int,
+  key: jax.Array,
+  turns: Sequence[int] = (),
+) -> list[Request]:
   """`count` continuations of each, side by side; named (context, sample).
 
   Args:
@@ -52,14 +57,20 @@ def requests(contexts: Sequence[Context], hows: Sequence[Sampling], count: int,
   """
   if not contexts:
     return []
-  seeds = [zlib.crc32(bytes([1] * turn), context.seed) for context, turn in zip(
-      contexts, turns or [0] * len(contexts), strict=True)]
+  seeds = [
+    zlib.crc32(bytes([1] * turn), context.seed)
+    for context, turn in zip(
+      contexts, turns or [0] * len(contexts), strict=True
+    )
+  ]
   keys = assemble.sample_keys(key, np.array(seeds, np.uint32), count)
   return [
-      Request(name=(c, n), prompt=context.ids, key=keys[c, n], sampling=how,
-              group=c)
-      for c, (context, how) in enumerate(zip(contexts, hows, strict=True))
-      for n in range(count)]
+    Request(
+      name=(c, n), prompt=context.ids, key=keys[c, n], sampling=how, group=c
+    )
+    for c, (context, how) in enumerate(zip(contexts, hows, strict=True))
+    for n in range(count)
+  ]
 
 
 def draw(session: Session, asked: Sequence[Request]) -> list[Completion]:

@@ -20,8 +20,13 @@ import numpy as np
 
 from r1jax.errors import UserError
 from r1jax.model.transformer import (
-    Transformer, as_used, layers_apart, parameter_shapes, parameter_shardings,
-    used_dtype)
+  Transformer,
+  as_used,
+  layers_apart,
+  parameter_shapes,
+  parameter_shardings,
+  used_dtype,
+)
 from r1jax.records import PromptBatch, Rollout
 from r1jax.rollout import assemble
 from r1jax.rollout.programs import Programs
@@ -58,11 +63,17 @@ class EngineConfig:
   speculative: bool = False
 
   def __post_init__(self):
-    for field in ('rows', 'context_tokens', 'page_tokens', 'chunk_steps',
-                  'prefill_tokens'):
+    for field in (
+      'rows',
+      'context_tokens',
+      'page_tokens',
+      'chunk_steps',
+      'prefill_tokens',
+    ):
       if getattr(self, field) < 1:
-        raise UserError(f'rollout: {field} must be at least 1, got '
-                        f'{getattr(self, field)}')
+        raise UserError(
+          f'rollout: {field} must be at least 1, got {getattr(self, field)}'
+        )
 
   @property
   def places(self) -> int:
@@ -81,9 +92,10 @@ class EngineConfig:
     pages = 1 + -(-tokens // (self.page_tokens * parts))
     if pages <= self.places:
       raise UserError(
-          f'rollout: cache_tokens = {tokens} holds no request of '
-          f'context_tokens = {self.context_tokens}; it needs '
-          f'{self.places * self.page_tokens * parts}')
+        f'rollout: cache_tokens = {tokens} holds no request of '
+        f'context_tokens = {self.context_tokens}; it needs '
+        f'{self.places * self.page_tokens * parts}'
+      )
     return pages
 
 
@@ -98,19 +110,25 @@ class Engine:
       pool.
   """
 
-  def __init__(self, model: Transformer, config: EngineConfig,
-               record_routing: bool = False,
-               decode: Callable[[Sequence[int]], str] | None = None):
+  def __init__(
+    self,
+    model: Transformer,
+    config: EngineConfig,
+    record_routing: bool = False,
+    decode: Callable[[Sequence[int]], str] | None = None,
+  ):
     """Args:
-      model: In its training layout.
-      config: Sizes.
-      record_routing: Completions tell the experts of their tokens.
-      decode: Ids to text; stop strings need it.
+    model: In its training layout.
+    config: Sizes.
+    record_routing: Completions tell the experts of their tokens.
+    decode: Ids to text; stop strings need it.
     """
     self.config, self.decode = config, decode
     if config.speculative and not model.config.mtp_depth:
-      raise UserError('rollout: speculative needs a look-ahead module, but '
-                      'model.mtp_depth is 0')
+      raise UserError(
+        'rollout: speculative needs a look-ahead module, but '
+        'model.mtp_depth is 0'
+      )
     self.layout = layout = model.layout.decoding()
     self.parts = layout.size('B')
     self.rows = -(-config.rows // self.parts)  # Of one part.
@@ -118,23 +136,36 @@ class Engine:
     _check_memory(layout, device_bytes(model, model.layout, config))
     # A sample depends on itself alone: no pair of it is dropped for others'.
     self.model = model.clone(
-        layout=layout, apart=_pays_apart(model), config=dataclasses.replace(
-            model.config, capacity_factor=0.0))
+      layout=layout,
+      apart=_pays_apart(model),
+      config=dataclasses.replace(model.config, capacity_factor=0.0),
+    )
     self.programs = Programs(
-        self.model, config.page_tokens, config.chunk_steps, config.cache_int8,
-        record_routing, config.speculative)
+      self.model,
+      config.page_tokens,
+      config.chunk_steps,
+      config.cache_int8,
+      record_routing,
+      config.speculative,
+    )
     self._shardings = parameter_shardings(model, layout)
     if self.model.apart:
       self._shardings = layers_apart(
-          model.config, self._shardings, _of_one_layer)
+        model.config, self._shardings, _of_one_layer
+      )
     self._lay_out = jax.jit(self._as_sampled, out_shardings=self._shardings)
     self._make_pages = jax.jit(
-        self._empty, out_shardings=self._page_shardings())
-    self.fill = jax.jit(self.programs.fill, donate_argnums=1,
-                        out_shardings=self._outputs())
+      self._empty, out_shardings=self._page_shardings()
+    )
+    self.fill = jax.jit(
+      self.programs.fill, donate_argnums=1, out_shardings=self._outputs()
+    )
     self.draw = jax.jit(
-        self.programs.draw, donate_argnums=1, static_argnames=('best',),
-        out_shardings=self._outputs())
+      self.programs.draw,
+      donate_argnums=1,
+      static_argnames=('best',),
+      out_shardings=self._outputs(),
+    )
 
   def compiled(self) -> int:
     """How many programs have been compiled so far."""
@@ -161,10 +192,13 @@ class Engine:
     the compute dtype."""
     wanted = jax.eval_shape(self._as_sampled, params)
     if jax.tree.structure(wanted) == jax.tree.structure(params) and all(
-        x.dtype == like.dtype and isinstance(x, jax.Array)
-        and x.sharding.is_equivalent_to(where, x.ndim)
-        for x, like, where in zip(*map(
-            jax.tree.leaves, (params, wanted, self._shardings)))):
+      x.dtype == like.dtype
+      and isinstance(x, jax.Array)
+      and x.sharding.is_equivalent_to(where, x.ndim)
+      for x, like, where in zip(
+        *map(jax.tree.leaves, (params, wanted, self._shardings))
+      )
+    ):
       return params  # Not copied.
     return self._lay_out(params)
 
@@ -174,8 +208,14 @@ class Engine:
       return params
     return layers_apart(self.model.config, params)
 
-  def generate(self, params, prompts: PromptBatch, group_size: int,
-               how: Sampling, key: jax.Array) -> Rollout:
+  def generate(
+    self,
+    params,
+    prompts: PromptBatch,
+    group_size: int,
+    how: Sampling,
+    key: jax.Array,
+  ) -> Rollout:
     """Completes every prompt `group_size` times.
 
     Args:
@@ -190,28 +230,41 @@ class Engine:
     """
     asked = assemble.requests(prompts, group_size, how, key)
     return assemble.as_rollout(
-        prompts, group_size, how.max_new_tokens, self.run(params, asked))
+      prompts, group_size, how.max_new_tokens, self.run(params, asked)
+    )
 
   def check(self, request: Request):
     """Raises UserError, which names the request, if it cannot be served."""
+
     def need(ok, message):
       if not ok:
         raise UserError(f'request {request.name}: {message}')
 
     p, new = len(request.prompt), request.sampling.budget(len(request.prompt))
     need(p, 'the prompt is empty')
-    need(new >= 1, f'prompt of {p} leaves nothing of max_total_tokens = '
-         f'{request.sampling.max_total_tokens}')
-    need(p + new <= self.config.context_tokens,
-         f'prompt of {p} and max_new_tokens of {new} exceed context_tokens = '
-         f'{self.config.context_tokens}')
-    need(np.shape(request.key) == (2,),
-         f'its key has shape {np.shape(request.key)}; a raw key is uint32 [2]')
-    need(self.decode or not request.sampling.stop_strings,
-         'stop strings need a tokenizer')
+    need(
+      new >= 1,
+      f'prompt of {p} leaves nothing of max_total_tokens = '
+      f'{request.sampling.max_total_tokens}',
+    )
+    need(
+      p + new <= self.config.context_tokens,
+      f'prompt of {p} and max_new_tokens of {new} exceed context_tokens = '
+      f'{self.config.context_tokens}',
+    )
+    need(
+      np.shape(request.key) == (2,),
+      f'its key has shape {np.shape(request.key)}; a raw key is uint32 [2]',
+    )
+    need(
+      self.decode or not request.sampling.stop_strings,
+      'stop strings need a tokenizer',
+    )
     V = self.model.config.vocab_size
-    need(0 <= request.prompt.min() and request.prompt.max() < V,
-         f'the prompt has a token outside of the vocabulary of {V}')
+    need(
+      0 <= request.prompt.min() and request.prompt.max() < V,
+      f'the prompt has a token outside of the vocabulary of {V}',
+    )
     try:
       request.sampling.check(V)
     except UserError as error:
@@ -237,12 +290,14 @@ class Engine:
 
   def _page_shardings(self):
     return jax.tree.map(
-        lambda x: NamedSharding(self.layout.mesh, _page_spec(self.layout, x)),
-        jax.eval_shape(self._empty))
+      lambda x: NamedSharding(self.layout.mesh, _page_spec(self.layout, x)),
+      jax.eval_shape(self._empty),
+    )
 
 
-def device_bytes(model: Transformer, layout: Layout,
-                 config: EngineConfig) -> dict[str, int]:
+def device_bytes(
+  model: Transformer, layout: Layout, config: EngineConfig
+) -> dict[str, int]:
   """What sampling needs of one device, part by part: both copies of the
   weights, where the two differ, and the cache. A step that trains has its
   moments and its reference policy beside it.
@@ -257,27 +312,44 @@ def device_bytes(model: Transformer, layout: Layout,
 
   def held(layout: Layout, itemsize: Callable[[str], int]) -> int:
     return sum(
-        itemsize(path[-1]) * math.prod(box.value.shape)
-        // layout.weight_parts(box.names) for path, box in boxes.items())
+      itemsize(path[-1])
+      * math.prod(box.value.shape)
+      // layout.weight_parts(box.names)
+      for path, box in boxes.items()
+    )
 
   # Decoding leaves axes out and adds none.
-  same = model.config.compute_dtype == jnp.float32 and not _pays_apart(
-      model) and all(
-          layout.weight_parts(box.names) == decoding.weight_parts(box.names)
-          for box in boxes.values())
+  same = (
+    model.config.compute_dtype == jnp.float32
+    and not _pays_apart(model)
+    and all(
+      layout.weight_parts(box.names) == decoding.weight_parts(box.names)
+      for box in boxes.values()
+    )
+  )
   parts = decoding.size('B')
-  programs = Programs(model, config.page_tokens, config.chunk_steps,
-                      config.cache_int8, False, config.speculative)
+  programs = Programs(
+    model,
+    config.page_tokens,
+    config.chunk_steps,
+    config.cache_int8,
+    False,
+    config.speculative,
+  )
   pool = jax.eval_shape(lambda: programs.empty(config.pages(parts) * parts))
   dtype = model.config.compute_dtype
   return {
-      'weights as trained, float32': held(layout, lambda name: 4),
-      f'weights as sampled, {dtype}': 0 if same else held(
-          decoding, lambda name: used_dtype(model.config, name).itemsize),
-      'cache': sum(
-          math.prod(x.shape) * x.dtype.itemsize
-          // decoding.parts(_page_spec(decoding, x))
-          for x in jax.tree.leaves(pool))}
+    'weights as trained, float32': held(layout, lambda name: 4),
+    f'weights as sampled, {dtype}': 0
+    if same
+    else held(decoding, lambda name: used_dtype(model.config, name).itemsize),
+    'cache': sum(
+      math.prod(x.shape)
+      * x.dtype.itemsize
+      // decoding.parts(_page_spec(decoding, x))
+      for x in jax.tree.leaves(pool)
+    ),
+  }
 
 
 def _page_spec(layout: Layout, x) -> PartitionSpec:
@@ -292,8 +364,9 @@ _APART_LAYERS = 8  # At most: each is compiled.
 def _pays_apart(model: Transformer) -> bool:
   """Where layers are few, and the device multiplies only what it has copied
   out of a stack. It costs a second copy of the parameters."""
-  return (model.layout.platform == 'cpu'
-          and model.config.num_layers <= _APART_LAYERS)
+  return (
+    model.layout.platform == 'cpu' and model.config.num_layers <= _APART_LAYERS
+  )
 
 
 def _of_one_layer(sharding: NamedSharding, layer: int) -> NamedSharding:
@@ -310,9 +383,11 @@ def _check_memory(layout: Layout, needs: dict[str, int]):
     limit = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     limit /= len(here)
   if sum(needs.values()) > limit:
-    told = ', '.join(f'{name}: {size / 1e9:.1f}'
-                     for name, size in needs.items())
+    told = ', '.join(
+      f'{name}: {size / 1e9:.1f}' for name, size in needs.items()
+    )
     raise UserError(
-        f'rollout: a device has {limit / 1e9:.1f} GB, and sampling needs '
-        f'{told}; lower cache_tokens or rows, or split the weights over more '
-        'of the mesh')
+      f'rollout: a device has {limit / 1e9:.1f} GB, and sampling needs '
+      f'{told}; lower cache_tokens or rows, or split the weights over more '
+      'of the mesh'
+    )

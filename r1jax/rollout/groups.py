@@ -27,16 +27,20 @@ class Group:
     return all(c.finish for c in self.completions)
 
 
-def open_groups(prompts: Sequence[Prompt], asked: Sequence[Request],
-                group_size: int) -> list[Group]:
+def open_groups(
+  prompts: Sequence[Prompt], asked: Sequence[Request], group_size: int
+) -> list[Group]:
   """Nothing drawn yet; see assemble.requests for the order of `asked`."""
   made = [Completion(request) for request in asked]
-  return [Group(prompt, made[p * group_size:(p + 1) * group_size])
-          for p, prompt in enumerate(prompts)]
+  return [
+    Group(prompt, made[p * group_size : (p + 1) * group_size])
+    for p, prompt in enumerate(prompts)
+  ]
 
 
-def fresh(groups: Sequence[Group], step: int,
-          most: int) -> tuple[list[Group], int]:
+def fresh(
+  groups: Sequence[Group], step: int, most: int
+) -> tuple[list[Group], int]:
   """Those that no policy older than `most` steps began; and how many were.
 
   Args:
@@ -44,15 +48,27 @@ def fresh(groups: Sequence[Group], step: int,
     step: This one.
     most: Steps; 0 for any.
   """
-  kept = [group for group in groups if not most or all(
+  kept = [
+    group
+    for group in groups
+    if not most
+    or all(
       step - version <= most
-      for c in group.completions for version in c.version[:1])]
+      for c in group.completions
+      for version in c.version[:1]
+    )
+  ]
   return kept, len(groups) - len(kept)
 
 
-def advance(engine: Engine, params, version: int, groups: Sequence[Group],
-            wanted: int, on_complete: Callable[[Group], None] = lambda _: None,
-            ) -> tuple[list[Group], list[Group]]:
+def advance(
+  engine: Engine,
+  params,
+  version: int,
+  groups: Sequence[Group],
+  wanted: int,
+  on_complete: Callable[[Group], None] = lambda _: None,
+) -> tuple[list[Group], list[Group]]:
   """Draws until so many of the groups are complete.
 
   Args:
@@ -81,8 +97,11 @@ def advance(engine: Engine, params, version: int, groups: Sequence[Group],
     count += len(done)
     if count >= wanted:
       break
-    touched = {id(group): group for completion in next(turns)
-               for group in [owner[completion]]}
+    touched = {
+      id(group): group
+      for completion in next(turns)
+      for group in [owner[completion]]
+    }
     done = [group for group in touched.values() if group.complete]
   complete = [group for group in groups if group.complete][:wanted]
   taken = set(map(id, complete))
@@ -90,20 +109,28 @@ def advance(engine: Engine, params, version: int, groups: Sequence[Group],
 
 
 _COUNTS = ('passes', 'drafts', 'kept_drafts')
-_LISTS = (('tokens', np.int32), ('logp', np.float32),
-          ('model_logp', np.float32), ('version', np.int32))
+_LISTS = (
+  ('tokens', np.int32),
+  ('logp', np.float32),
+  ('model_logp', np.float32),
+  ('version', np.int32),
+)
 
 
 def packed(groups: Sequence[Group]) -> list[dict[str, Any]]:
   """For a checkpoint: JSON, with every number as it is to the last bit."""
-  return [{
+  return [
+    {
       'prompt': dataclasses.asdict(group.prompt),
       'completions': [_packed(c) for c in group.completions],
-  } for group in groups]
+    }
+    for group in groups
+  ]
 
 
-def unpacked(saved: Sequence[dict[str, Any]], how: Sampling,
-             prompt_ids) -> list[Group]:
+def unpacked(
+  saved: Sequence[dict[str, Any]], how: Sampling, prompt_ids
+) -> list[Group]:
   """The groups again.
 
   Args:
@@ -116,28 +143,44 @@ def unpacked(saved: Sequence[dict[str, Any]], how: Sampling,
     turns = tuple(Message(*turn) for turn in item['prompt']['messages'])
     prompt = Prompt(**item['prompt'] | {'messages': turns})
     ids = np.asarray(prompt_ids(prompt), np.int32)
-    groups.append(Group(prompt, [
-        _unpacked(c, prompt, ids, how) for c in item['completions']]))
+    groups.append(
+      Group(
+        prompt, [_unpacked(c, prompt, ids, how) for c in item['completions']]
+      )
+    )
   return groups
 
 
 def _packed(c: Completion) -> dict[str, Any]:
-  found = {name: _bytes(np.asarray(getattr(c, name), dtype))
-           for name, dtype in _LISTS}
+  found = {
+    name: _bytes(np.asarray(getattr(c, name), dtype)) for name, dtype in _LISTS
+  }
   found |= {name: getattr(c, name) for name in _COUNTS}
   if c.prompt_experts is not None:
     experts = np.asarray(c.experts, np.uint16)
-    found |= {'prompt_experts': _bytes(c.prompt_experts),
-              'experts': _bytes(experts), 'layers': list(experts.shape[1:])}
-  return found | {'key': c.request.key.tolist(), 'finish': c.finish,
-                  'name': list(c.request.name)}
+    found |= {
+      'prompt_experts': _bytes(c.prompt_experts),
+      'experts': _bytes(experts),
+      'layers': list(experts.shape[1:]),
+    }
+  return found | {
+    'key': c.request.key.tolist(),
+    'finish': c.finish,
+    'name': list(c.request.name),
+  }
 
 
-def _unpacked(saved: dict[str, Any], prompt: Prompt, ids: np.ndarray,
-              how: Sampling) -> Completion:
-  c = Completion(Request(
-      name=tuple(saved['name']), prompt=ids, sampling=how,
-      key=np.array(saved['key'], np.uint32)))
+def _unpacked(
+  saved: dict[str, Any], prompt: Prompt, ids: np.ndarray, how: Sampling
+) -> Completion:
+  c = Completion(
+    Request(
+      name=tuple(saved['name']),
+      prompt=ids,
+      sampling=how,
+      key=np.array(saved['key'], np.uint32),
+    )
+  )
   for name, dtype in _LISTS:
     setattr(c, name, _array(saved[name], dtype).tolist())
   for name in (*_COUNTS, 'finish'):

@@ -115,11 +115,14 @@ class Programs:
   def empty(self, pages: int) -> dict[str, cache.Pages]:
     """A pool of so many pages, by stack."""
     c = self.model.config
-    pool = {stack: self._empty(stack, pages, self.page_tokens)
-            for stack in self._stacks()}
+    pool = {
+      stack: self._empty(stack, pages, self.page_tokens)
+      for stack in self._stacks()
+    }
     if self.speculative:
       pool['mtp'] = pool['mtp'].replace(
-          hidden_YD=jnp.zeros((pages, c.d_model), c.compute_dtype))
+        hidden_YD=jnp.zeros((pages, c.d_model), c.compute_dtype)
+      )
     return pool
 
   def fill(self, params, pages, context: cache.Context, tokens_BT, count_B):
@@ -134,23 +137,43 @@ class Programs:
     see_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
     columns = self._columns(B, T)
     hidden_BTD, columns, chosen_BTLA = self._model(
-        params, tokens_BT, position_BT, live_BT, see_BTS, columns, 0, pages,
-        context, method='extend')
+      params,
+      tokens_BT,
+      position_BT,
+      live_BT,
+      see_BTS,
+      columns,
+      0,
+      pages,
+      context,
+      method='extend',
+    )
     if self.speculative:
       before_BD = cache.last_hidden(pages['mtp'], context, self.model.layout)
-      before_BTD = jnp.concatenate(
-          [before_BD[:, None], hidden_BTD[:, :-1]], 1)
+      before_BTD = jnp.concatenate([before_BD[:, None], hidden_BTD[:, :-1]], 1)
       seen_BT = position_BT > 0  # The first token of all has none before it.
       _, columns['mtp'] = self._look_ahead(
-          params, pages, context,
-          _Unread(tokens_BT, before_BTD, live_BT & seen_BT), position_BT - 1,
-          see_BTS & seen_BT[:, None] | jnp.eye(T, dtype=bool),
-          columns['mtp'], 0)
+        params,
+        pages,
+        context,
+        _Unread(tokens_BT, before_BTD, live_BT & seen_BT),
+        position_BT - 1,
+        see_BTS & seen_BT[:, None] | jnp.eye(T, dtype=bool),
+        columns['mtp'],
+        0,
+      )
     pages = self._flush(pages, context, columns, live_BT, hidden_BTD)
     return pages, self._stored(chosen_BTLA)
 
-  def draw(self, params, pages, context: cache.Context, draws: Draws, token_B,
-           best: int):
+  def draw(
+    self,
+    params,
+    pages,
+    context: cache.Context,
+    draws: Draws,
+    token_B,
+    best: int,
+  ):
     """Draws up to N tokens a row, from its last one on.
 
     Returns:
@@ -158,20 +181,28 @@ class Programs:
     """
     B, N = token_B.shape[0], self.chunk_tokens
     started = _Loop(
-        step=jnp.int32(0), live_B=draws.left_B > 0, token_B=token_B,
-        columns=self._columns(B, N), hidden_BND=None, seen_BV=draws.seen_BV,
-        unread=None, told=self._nothing(B, best))
+      step=jnp.int32(0),
+      live_B=draws.left_B > 0,
+      token_B=token_B,
+      columns=self._columns(B, N),
+      hidden_BND=None,
+      seen_BV=draws.seen_BV,
+      unread=None,
+      told=self._nothing(B, best),
+    )
     if self.speculative:
       D, dtype = self.model.config.d_model, self.model.config.compute_dtype
       last_BD = cache.last_hidden(pages['mtp'], context, self.model.layout)
       one, gap = _length(context) > 0, jnp.zeros(B, bool)
       started = started._replace(
-          columns=started.columns | {
-              'mtp': self._empty('mtp', B, N + 2)},
-          hidden_BND=jnp.zeros((B, N, D), dtype),
-          unread=_Unread(jnp.stack([gap * token_B, token_B], 1),
-                         jnp.stack([0 * last_BD, last_BD], 1),
-                         jnp.stack([gap, one], 1)))
+        columns=started.columns | {'mtp': self._empty('mtp', B, N + 2)},
+        hidden_BND=jnp.zeros((B, N, D), dtype),
+        unread=_Unread(
+          jnp.stack([gap * token_B, token_B], 1),
+          jnp.stack([0 * last_BD, last_BD], 1),
+          jnp.stack([gap, one], 1),
+        ),
+      )
 
     def unfinished(loop: _Loop):
       return (loop.step < self.chunk_steps) & jnp.any(loop.live_B)
@@ -183,14 +214,15 @@ class Programs:
     columns = loop.columns
     if self.speculative:  # It reads what the last pass has kept.
       _, last = self._guess_logits(params, pages, context, loop)
-      columns = columns | {'mtp': jax.tree.map(
-          lambda x: x[..., 1:-1, :], last)}
+      columns = columns | {'mtp': jax.tree.map(lambda x: x[..., 1:-1, :], last)}
     pages = self._flush(
-        pages, context, columns, loop.told.drawn_BN, loop.hidden_BND)
+      pages, context, columns, loop.told.drawn_BN, loop.hidden_BND
+    )
     return pages, loop.told
 
-  def _pass(self, params, pages, context, draws: Draws, best: int,
-            loop: _Loop) -> _Loop:
+  def _pass(
+    self, params, pages, context, draws: Draws, best: int, loop: _Loop
+  ) -> _Loop:
     T, N, told = self.fed, self.chunk_tokens, loop.told
     column, made_B = loop.step * T, told.drawn_BN.sum(-1)
     draws = draws.replace(seen_BV=loop.seen_BV)
@@ -200,38 +232,55 @@ class Programs:
       logits_BV, mtp_columns = self._guess_logits(params, pages, context, loop)
       columns = columns | {'mtp': mtp_columns}
       draft = sampling.guess(
-          logits_BV, draws, made_B, loop.live_B & loop.unread.live_BT[:, 1])
+        logits_BV, draws, made_B, loop.live_B & loop.unread.live_BT[:, 1]
+      )
       fed_BT = jnp.stack([loop.token_B, draft.token_B], 1)
       live_BT = jnp.stack([loop.live_B, draft.live_B], 1)
     own_T, place_N = column + jnp.arange(T)[:, None], jnp.arange(N)
-    see_BTS = (told.drawn_BN[:, None]
-               | ((place_N >= column) & (place_N <= own_T)))
+    see_BTS = told.drawn_BN[:, None] | (
+      (place_N >= column) & (place_N <= own_T)
+    )
     hidden_BTD, columns, chosen_BTLA = self._model(
-        params, fed_BT, (_length(context) + made_B)[:, None] + jnp.arange(T),
-        live_BT, see_BTS, columns, column, pages, context, method='extend')
+      params,
+      fed_BT,
+      (_length(context) + made_B)[:, None] + jnp.arange(T),
+      live_BT,
+      see_BTS,
+      columns,
+      column,
+      pages,
+      context,
+      method='extend',
+    )
     logits_BTV = self._model(params, hidden_BTD, method='logits')
     drawn, emits, keeps_B = self._drawn(
-        logits_BTV, draws, made_B, draft, loop.live_B, best)
+      logits_BTV, draws, made_B, draft, loop.live_B, best
+    )
     emits_BT = jnp.stack(emits, 1)
 
     def put(x, news):
       return jax.lax.dynamic_update_slice_in_dim(
-          x, jnp.stack(news, 1).astype(x.dtype), column, 1)
+        x, jnp.stack(news, 1).astype(x.dtype), column, 1
+      )
 
     told = told.replace(
-        tokens_BN=put(told.tokens_BN, [d.token_B for d in drawn]),
-        logp_BN=put(told.logp_BN, [d.logp_B for d in drawn]),
-        model_logp_BN=put(told.model_logp_BN, [d.model_logp_B for d in drawn]),
-        drawn_BN=put(told.drawn_BN, emits),
-        passes_B=told.passes_B + loop.live_B)
+      tokens_BN=put(told.tokens_BN, [d.token_B for d in drawn]),
+      logp_BN=put(told.logp_BN, [d.logp_B for d in drawn]),
+      model_logp_BN=put(told.model_logp_BN, [d.model_logp_B for d in drawn]),
+      drawn_BN=put(told.drawn_BN, emits),
+      passes_B=told.passes_B + loop.live_B,
+    )
     if best:
       told = told.replace(
-          best_id_BNS=put(told.best_id_BNS, [d.best_id_BS for d in drawn]),
-          best_logp_BNS=put(
-              told.best_logp_BNS, [d.best_logp_BS for d in drawn]))
+        best_id_BNS=put(told.best_id_BNS, [d.best_id_BS for d in drawn]),
+        best_logp_BNS=put(told.best_logp_BNS, [d.best_logp_BS for d in drawn]),
+      )
     if self.record_routing:
-      told = told.replace(experts_BNLA=put(
-          told.experts_BNLA, [chosen_BTLA[:, t] for t in range(T)]))
+      told = told.replace(
+        experts_BNLA=put(
+          told.experts_BNLA, [chosen_BTLA[:, t] for t in range(T)]
+        )
+      )
     seen_BV = loop.seen_BV
     if seen_BV is not None:
       seen_BV = _mark(seen_BV, [d.token_B for d in drawn], emits)
@@ -240,21 +289,39 @@ class Programs:
     if self.speculative:
       token_B = jnp.where(emits[1], drawn[1].token_B, token_B)
       last_BD = jnp.where(emits[1][:, None], hidden_BTD[:, 1], last_BD)
-      unread = _Unread(jnp.stack([draft.token_B, token_B], 1),
-                       jnp.stack([hidden_BTD[:, 0], last_BD], 1),
-                       jnp.stack([emits[1], loop.live_B], 1))
+      unread = _Unread(
+        jnp.stack([draft.token_B, token_B], 1),
+        jnp.stack([hidden_BTD[:, 0], last_BD], 1),
+        jnp.stack([emits[1], loop.live_B], 1),
+      )
       hidden_BND = jax.lax.dynamic_update_slice_in_dim(
-          hidden_BND, hidden_BTD, column, 1)
-      told = told.replace(drafts_B=told.drafts_B + draft.live_B,
-                          kept_B=told.kept_B + keeps_B)
+        hidden_BND, hidden_BTD, column, 1
+      )
+      told = told.replace(
+        drafts_B=told.drafts_B + draft.live_B, kept_B=told.kept_B + keeps_B
+      )
     left_B = draws.left_B - made_B - emits_BT.sum(-1)
     live_B = loop.live_B & ~_stops(token_B, draws) & (left_B > 0)
     return _Loop(
-        step=loop.step + 1, live_B=live_B, token_B=token_B, columns=columns,
-        hidden_BND=hidden_BND, seen_BV=seen_BV, unread=unread, told=told)
+      step=loop.step + 1,
+      live_B=live_B,
+      token_B=token_B,
+      columns=columns,
+      hidden_BND=hidden_BND,
+      seen_BV=seen_BV,
+      unread=unread,
+      told=told,
+    )
 
-  def _drawn(self, logits_BTV, draws: Draws, made_B, draft: Draft | None,
-             live_B, best: int):
+  def _drawn(
+    self,
+    logits_BTV,
+    draws: Draws,
+    made_B,
+    draft: Draft | None,
+    live_B,
+    best: int,
+  ):
     """One token a row, and a second after a guess that stayed.
 
     Returns:
@@ -262,13 +329,18 @@ class Programs:
       their guess.
     """
     if draft is None:
-      return [sampling.draw(logits_BTV[:, 0], draws, made_B, best)], [
-          live_B], None
+      return (
+        [sampling.draw(logits_BTV[:, 0], draws, made_B, best)],
+        [live_B],
+        None,
+      )
     first, keeps_B = sampling.verify(
-        logits_BTV[:, 0], draws, made_B, draft, best)
+      logits_BTV[:, 0], draws, made_B, draft, best
+    )
     if draws.seen_BV is not None:
       draws = draws.replace(
-          seen_BV=_mark(draws.seen_BV, [first.token_B], [live_B]))
+        seen_BV=_mark(draws.seen_BV, [first.token_B], [live_B])
+      )
     second = sampling.draw(logits_BTV[:, 1], draws, made_B + 1, best)
     goes_on_B = ~_stops(first.token_B, draws) & (draws.left_B > made_B + 1)
     return [first, second], [live_B, live_B & keeps_B & goes_on_B], keeps_B
@@ -290,18 +362,42 @@ class Programs:
     before_BTS = jnp.pad(drawn_BN & ~first_BN, ((0, 0), (1, 1)))[:, None]
     own_TS = jnp.arange(N + 2) == column + jnp.arange(T)[:, None]
     hidden_BTD, columns = self._look_ahead(
-        params, pages, context, loop.unread, position_BT, before_BTS | own_TS,
-        loop.columns['mtp'], column)
+      params,
+      pages,
+      context,
+      loop.unread,
+      position_BT,
+      before_BTS | own_TS,
+      loop.columns['mtp'],
+      column,
+    )
     return self._model(params, hidden_BTD[:, 1], method='logits'), columns
 
-  def _look_ahead(self, params, pages, context, unread: _Unread, position_BT,
-                  see_BTS, columns, column):
+  def _look_ahead(
+    self,
+    params,
+    pages,
+    context,
+    unread: _Unread,
+    position_BT,
+    see_BTS,
+    columns,
+    column,
+  ):
     module, its_params = first_look_ahead(self.model, params)
     return module.apply(
-        {'params': its_params}, unread.hidden_BTD,
-        self._model(params, unread.token_BT, method='embed'),
-        jnp.maximum(position_BT, 0), unread.live_BT, see_BTS, columns, column,
-        pages['mtp'], context, method='extend')
+      {'params': its_params},
+      unread.hidden_BTD,
+      self._model(params, unread.token_BT, method='embed'),
+      jnp.maximum(position_BT, 0),
+      unread.live_BT,
+      see_BTS,
+      columns,
+      column,
+      pages['mtp'],
+      context,
+      method='extend',
+    )
 
   def _model(self, params, *args, method: str):
     return self.model.apply({'params': params}, *args, method=method)
@@ -309,26 +405,42 @@ class Programs:
   def _stacks(self) -> dict[str, int]:
     """Layers of each stack that has a cache."""
     c = self.model.config
-    stacks = {'dense_layers': c.first_k_dense, 'moe_layers': c.num_moe_layers,
-              'mtp': int(self.speculative)}
+    stacks = {
+      'dense_layers': c.first_k_dense,
+      'moe_layers': c.num_moe_layers,
+      'mtp': int(self.speculative),
+    }
     return {stack: layers for stack, layers in stacks.items() if layers}
 
   def _columns(self, rows: int, columns: int):
-    return {stack: self._empty(stack, rows, columns)
-            for stack in self._stacks()}
+    return {
+      stack: self._empty(stack, rows, columns) for stack in self._stacks()
+    }
 
   def _empty(self, stack: str, pages: int, page_tokens: int) -> cache.Pages:
     c = self.model.config
     return cache.empty(
-        self._stacks()[stack], pages, c.cache_heads, page_tokens, c.cache_parts,
-        c.compute_dtype, self.cache_int8)
+      self._stacks()[stack],
+      pages,
+      c.cache_heads,
+      page_tokens,
+      c.cache_parts,
+      c.compute_dtype,
+      self.cache_int8,
+    )
 
   def _flush(self, pages, context, columns, kept_BS, hidden_BSD):
     return {
-        stack: cache.flush(
-            pages[stack], context, columns[stack], kept_BS, self.model.layout,
-            hidden_BSD if stack == 'mtp' else None)
-        for stack in pages}
+      stack: cache.flush(
+        pages[stack],
+        context,
+        columns[stack],
+        kept_BS,
+        self.model.layout,
+        hidden_BSD if stack == 'mtp' else None,
+      )
+      for stack in pages
+    }
 
   def _nothing(self, B: int, best: int) -> Chunk:
     """A Chunk before the first pass."""
@@ -337,13 +449,20 @@ class Programs:
     experts = None
     if self.record_routing:
       experts = jnp.zeros(
-          (B, N, c.num_moe_layers, c.experts_per_token), jnp.uint16)
+        (B, N, c.num_moe_layers, c.experts_per_token), jnp.uint16
+      )
     return Chunk(
-        tokens_BN=some.astype(jnp.int32), logp_BN=some, model_logp_BN=some,
-        drawn_BN=some.astype(bool),
-        best_id_BNS=jnp.zeros((B, N, best), jnp.int32) if best else None,
-        best_logp_BNS=jnp.zeros((B, N, best)) if best else None,
-        experts_BNLA=experts, passes_B=none, drafts_B=none, kept_B=none)
+      tokens_BN=some.astype(jnp.int32),
+      logp_BN=some,
+      model_logp_BN=some,
+      drawn_BN=some.astype(bool),
+      best_id_BNS=jnp.zeros((B, N, best), jnp.int32) if best else None,
+      best_logp_BNS=jnp.zeros((B, N, best)) if best else None,
+      experts_BNLA=experts,
+      passes_B=none,
+      drafts_B=none,
+      kept_B=none,
+    )
 
   def _stored(self, chosen_BTLA):
     return chosen_BTLA.astype(jnp.uint16) if self.record_routing else None

@@ -54,7 +54,8 @@ class Sampling:
     def need(ok, field, wanted):
       if not ok:
         raise UserError(
-            f'sampling: {field} must {wanted}, got {getattr(self, field)}')
+          f'sampling: {field} must {wanted}, got {getattr(self, field)}'
+        )
 
     need(self.max_new_tokens >= 1, 'max_new_tokens', 'be at least 1')
     need(self.max_total_tokens >= 0, 'max_total_tokens', 'not be below 0')
@@ -66,22 +67,30 @@ class Sampling:
     need(self.repetition_penalty > 0, 'repetition_penalty', 'be above 0')
     need(self.best >= 0, 'best', 'not be below 0')
     need(all(self.stop_strings), 'stop_strings', 'not hold an empty one')
-    need(all(bias < np.inf for bias in self.logit_bias.values()),
-         'logit_bias', 'hold finite numbers, or −inf')
+    need(
+      all(bias < np.inf for bias in self.logit_bias.values()),
+      'logit_bias',
+      'hold finite numbers, or −inf',
+    )
 
   def check(self, vocab_size: int):
     """Raises UserError if it names a token that the model does not have."""
     for field in ('stop_ids', 'banned_ids', 'logit_bias'):
       for token in getattr(self, field):
         if not 0 <= token < vocab_size:
-          raise UserError(f'sampling: {field} has {token}, which is not within '
-                          f'the vocabulary of {vocab_size}')
+          raise UserError(
+            f'sampling: {field} has {token}, which is not within '
+            f'the vocabulary of {vocab_size}'
+          )
     if sum(bias == -np.inf for bias in self.bias.values()) >= vocab_size:
-      raise UserError('sampling: banned_ids and logit_bias leave no token to '
-                      'draw')
+      raise UserError(
+        'sampling: banned_ids and logit_bias leave no token to draw'
+      )
     if self.best > vocab_size:
-      raise UserError(f'sampling: best = {self.best} is more than the '
-                      f'vocabulary of {vocab_size}')
+      raise UserError(
+        f'sampling: best = {self.best} is more than the '
+        f'vocabulary of {vocab_size}'
+      )
 
   def budget(self, prompt_tokens: int) -> int:
     """The most that a completion of such a prompt may have."""
@@ -107,16 +116,18 @@ class Features(NamedTuple):
 def features(requests: Sequence[Sampling]) -> Features:
   """What all of these need together; widths are powers of two, so that few
   programs serve all."""
+
   def width(count: int) -> int:
     return 1 << (count - 1).bit_length() if count else 0
 
   of = lambda f: max(map(f, requests))
   return Features(
-      cuts=any(r.top_k or r.top_p < 1 or r.min_p for r in requests),
-      penalty=any(r.repetition_penalty != 1 for r in requests),
-      stops=width(max(of(lambda r: len(r.stop_ids)), 4)),
-      biases=width(of(lambda r: len(r.bias))),
-      best=width(of(lambda r: r.best)))
+    cuts=any(r.top_k or r.top_p < 1 or r.min_p for r in requests),
+    penalty=any(r.repetition_penalty != 1 for r in requests),
+    stops=width(max(of(lambda r: len(r.stop_ids)), 4)),
+    biases=width(of(lambda r: len(r.bias))),
+    best=width(of(lambda r: r.best)),
+  )
 
 
 @chex.dataclass(frozen=True)
@@ -171,7 +182,8 @@ def draw(logits_BV, draws: Draws, nth_B, best: int = 0) -> Drawn:
   shaped_BV = shaped(logits_BV, draws)
   token_B = _categorical(_keys(draws, nth_B), shaped_BV)
   token_B = jnp.where(
-      draws.temperature_B == 0, _most_likely(shaped_BV), token_B)
+    draws.temperature_B == 0, _most_likely(shaped_BV), token_B
+  )
   return _told(logits_BV, shaped_BV, token_B, draws, best)
 
 
@@ -194,12 +206,14 @@ def guess(logits_BV, draws: Draws, nth_B, live_B) -> Draft:
   shaped_BV = shaped(logits_BV, draws)
   token_B = _categorical(_keys(draws, nth_B, _GUESS), shaped_BV)
   token_B = jnp.where(
-      draws.temperature_B == 0, _most_likely(shaped_BV), token_B)
+    draws.temperature_B == 0, _most_likely(shaped_BV), token_B
+  )
   return Draft(token_B, shaped_BV, live_B)
 
 
-def verify(logits_BV, draws: Draws, nth_B, draft: Draft,
-           best: int = 0) -> tuple[Drawn, jax.Array]:
+def verify(
+  logits_BV, draws: Draws, nth_B, draft: Draft, best: int = 0
+) -> tuple[Drawn, jax.Array]:
   """As `draw`, and in the same distribution p: the draft, drawn from q, stays
   with probability min(1, p / q), or else a token of max(p − q, 0) takes its
   place (Leviathan et al. 2023, section 2.3). A greedy row keeps a draft that
@@ -220,9 +234,11 @@ def verify(logits_BV, draws: Draws, nth_B, draft: Draft,
   other_B = _categorical(_keys(draws, nth_B), jnp.log(rest_BV))
   greedy_B, top_B = draws.temperature_B == 0, _most_likely(shaped_BV)
   keeps_B = jnp.where(
-      greedy_B, draft.live_B & (draft.token_B == top_B), keeps_B)
-  token_B = jnp.where(keeps_B, draft.token_B,
-                      jnp.where(greedy_B, top_B, other_B))
+    greedy_B, draft.live_B & (draft.token_B == top_B), keeps_B
+  )
+  token_B = jnp.where(
+    keeps_B, draft.token_B, jnp.where(greedy_B, top_B, other_B)
+  )
   return _told(logits_BV, shaped_BV, token_B, draws, best), keeps_B
 
 
@@ -239,8 +255,9 @@ def _keys(draws: Draws, nth_B, purpose: int | None = None):
 
 def _categorical(key_B, logits_BV):
   """A token of each row, by Gumbel's trick, as jax.random.categorical."""
-  noise_BV = jax.vmap(
-      lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(key_B)
+  noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(
+    key_B
+  )
   return _most_likely(noise_BV + logits_BV)
 
 
@@ -258,10 +275,12 @@ def _told(logits_BV, shaped_BV, token_B, draws: Draws, best: int) -> Drawn:
   logp_B = _chosen(jax.nn.log_softmax(shaped_BV), token_B)
   found = jax.lax.top_k(plain_BV, best) if best else (None, None)
   return Drawn(
-      token_B=token_B,
-      logp_B=jnp.where(draws.temperature_B == 0, 0.0, logp_B),
-      model_logp_B=_chosen(plain_BV, token_B), best_id_BS=found[1],
-      best_logp_BS=found[0])
+    token_B=token_B,
+    logp_B=jnp.where(draws.temperature_B == 0, 0.0, logp_B),
+    model_logp_B=_chosen(plain_BV, token_B),
+    best_id_BS=found[1],
+    best_logp_BS=found[0],
+  )
 
 
 def shaped(logits_BV, draws: Draws):
@@ -273,12 +292,15 @@ def shaped(logits_BV, draws: Draws):
   if draws.bias_BS is not None:
     rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
     logits_BV = logits_BV.at[rows_B1, draws.bias_id_BS].add(
-        draws.bias_BS, mode='drop')
+      draws.bias_BS, mode='drop'
+    )
   if draws.seen_BV is not None:
     penalty_B1 = draws.penalty_B[:, None]
     logits_BV = jnp.where(
-        draws.seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty_B1,
-                                 logits_BV * penalty_B1), logits_BV)
+      draws.seen_BV,
+      jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1),
+      logits_BV,
+    )
   temperature_B1 = draws.temperature_B[:, None]
   logits_BV /= jnp.where(temperature_B1 > 0, temperature_B1, 1.0)
   if draws.top_p_B is not None:
@@ -297,16 +319,24 @@ def cut(logits_BV, top_k_B, top_p_B, min_p_B):
   in_k_BV = (top_k_B[:, None] == 0) | (jnp.arange(V) < top_k_B[:, None])
   prob_BV = jax.nn.softmax(jnp.where(in_k_BV, sorted_BV, -jnp.inf), -1)
   before_BV = jnp.cumsum(prob_BV, -1) - prob_BV
-  keep_BV = (in_k_BV & ((before_BV < top_p_B[:, None])
-                        | (top_p_B[:, None] >= 1))
-             & (prob_BV >= min_p_B[:, None] * prob_BV[:, :1]))
-  least_B1 = jnp.min(
-      jnp.where(keep_BV, sorted_BV, jnp.inf), -1, keepdims=True)
+  keep_BV = (
+    in_k_BV
+    & ((before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1))
+    & (prob_BV >= min_p_B[:, None] * prob_BV[:, :1])
+  )
+  least_B1 = jnp.min(jnp.where(keep_BV, sorted_BV, jnp.inf), -1, keepdims=True)
   return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
-def stack(requests: Sequence[Sampling | None], key_B2, made_B, left_B,
-          wanted: Features, vocab_size: int, seen=None) -> Draws:
+def stack(
+  requests: Sequence[Sampling | None],
+  key_B2,
+  made_B,
+  left_B,
+  wanted: Features,
+  vocab_size: int,
+  seen=None,
+) -> Draws:
   """NumPy rows for these requests; None for an empty row.
 
   Args:
@@ -319,36 +349,43 @@ def stack(requests: Sequence[Sampling | None], key_B2, made_B, left_B,
   B = len(requests)
 
   def of(field: str, dtype, empty):
-    return np.array([empty if r is None else getattr(r, field)
-                     for r in requests], dtype)
+    return np.array(
+      [empty if r is None else getattr(r, field) for r in requests], dtype
+    )
 
   def padded(width: int, rows, dtype, empty):
     found = np.full((B, width), empty, dtype)
     for row, values in zip(found, rows):
-      row[:len(values)] = list(values)
+      row[: len(values)] = list(values)
     return found
 
   some = [r.stop_ids if r else () for r in requests]
   draws = Draws(
-      key_B2=key_B2, made_B=made_B, left_B=left_B,
-      temperature_B=of('temperature', np.float32, 1.0),
-      stop_BS=padded(wanted.stops, some, np.int32, -1))
+    key_B2=key_B2,
+    made_B=made_B,
+    left_B=left_B,
+    temperature_B=of('temperature', np.float32, 1.0),
+    stop_BS=padded(wanted.stops, some, np.int32, -1),
+  )
   if wanted.cuts:
     draws = draws.replace(
-        top_k_B=of('top_k', np.int32, 0), top_p_B=of('top_p', np.float32, 1),
-        min_p_B=of('min_p', np.float32, 0))
+      top_k_B=of('top_k', np.int32, 0),
+      top_p_B=of('top_p', np.float32, 1),
+      min_p_B=of('min_p', np.float32, 0),
+    )
   if wanted.biases:
     bias = [r.bias if r else {} for r in requests]
     draws = draws.replace(
-        bias_id_BS=padded(wanted.biases, bias, np.int32, vocab_size),
-        bias_BS=padded(wanted.biases, [b.values() for b in bias], np.float32,
-                       0))
+      bias_id_BS=padded(wanted.biases, bias, np.int32, vocab_size),
+      bias_BS=padded(wanted.biases, [b.values() for b in bias], np.float32, 0),
+    )
   if wanted.penalty:
     seen_BV = np.zeros((B, vocab_size), bool)
     for row, tokens in zip(seen_BV, seen):
       row[tokens] = True
     draws = draws.replace(
-        penalty_B=of('repetition_penalty', np.float32, 1), seen_BV=seen_BV)
+      penalty_B=of('repetition_penalty', np.float32, 1), seen_BV=seen_BV
+    )
   return draws
 
 

@@ -90,7 +90,8 @@ class Completion:
   def context(self) -> np.ndarray:
     """int32, prompt and what was drawn."""
     return np.concatenate(
-        [self.request.prompt, np.asarray(self.tokens, np.int32)])
+      [self.request.prompt, np.asarray(self.tokens, np.int32)]
+    )
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,7 +145,7 @@ class Row:
   @property
   def written(self) -> int:
     """Tokens in its own pages."""
-    return _tokens(self.pages[self.own:])
+    return _tokens(self.pages[self.own :])
 
   @property
   def next(self) -> int:
@@ -164,8 +165,15 @@ class Scheduler:
     chunk_tokens: Tokens that a row may feed between two looks.
   """
 
-  def __init__(self, rows: int, parts: int, pages: int, places: int,
-               page_tokens: int, chunk_tokens: int):
+  def __init__(
+    self,
+    rows: int,
+    parts: int,
+    pages: int,
+    places: int,
+    page_tokens: int,
+    chunk_tokens: int,
+  ):
     self._rows, self._places, self._page_tokens = rows, places, page_tokens
     self._chunk = chunk_tokens
     self._waiting: deque[Completion] = deque()
@@ -183,7 +191,8 @@ class Scheduler:
   def unfinished(self) -> list[Completion]:
     """What is left when a run stops early, oldest first."""
     return [row.completion for part in self.running for row in part] + list(
-        self._waiting)
+      self._waiting
+    )
 
   def place(self) -> list[Fill]:
     """Gives waiting requests rows and pages, in their order.
@@ -205,8 +214,9 @@ class Scheduler:
         jobs.append(job)
     return jobs
 
-  def _part_for(self, completion: Completion,
-                context: np.ndarray) -> tuple[int, list[Page]] | None:
+  def _part_for(
+    self, completion: Completion, context: np.ndarray
+  ) -> tuple[int, list[Page]] | None:
     """The part where it decodes, and the pages there that it shares.
 
     A part that has all of its context comes first, up to an even share of the
@@ -222,8 +232,12 @@ class Scheduler:
         continue
       shared = self._fitting(pool.match(context), len(context), completion.left)
       missing = len(context) - _tokens(shared)
-      spare = (pool.available - sum(not page.holders for page in shared)
-               - _pages_of(missing, size) - _pages_of(ahead, size))
+      spare = (
+        pool.available
+        - sum(not page.holders for page in shared)
+        - _pages_of(missing, size)
+        - _pages_of(ahead, size)
+      )
       if spare < rows:  # A page for each row to grow.
         continue
       holds_all = not missing and rows < even
@@ -232,38 +246,54 @@ class Scheduler:
         best, settled = rank, (part, shared)
     return settled
 
-  def _fitting(self, shared: list[Page], context_tokens: int,
-               left: int) -> list[Page]:
+  def _fitting(
+    self, shared: list[Page], context_tokens: int, left: int
+  ) -> list[Page]:
     """Without the last ones, where those that are half full cost a page more
     than to read their tokens again, or are too many for a row."""
+
     def pages(shared: list[Page]) -> int:  # Of the whole context.
       return len(shared) + _pages_of(
-          context_tokens - _tokens(shared), self._page_tokens)
+        context_tokens - _tokens(shared), self._page_tokens
+      )
 
     most = self._places - _pages_of(left, self._page_tokens)
-    while shared and (pages(shared) > most
-                      or pages(shared) > pages(shared[:-1])):
+    while shared and (
+      pages(shared) > most or pages(shared) > pages(shared[:-1])
+    ):
       shared = shared[:-1]
     return shared
 
-  def _settle(self, completion: Completion, context: np.ndarray, part: int,
-              before: list[Page], filling: dict[int, Fill]) -> Fill | None:
+  def _settle(
+    self,
+    completion: Completion,
+    context: np.ndarray,
+    part: int,
+    before: list[Page],
+    filling: dict[int, Fill],
+  ) -> Fill | None:
     """A row of the part; and what of its context is still to be read."""
     pool, size = self._pools[part], self._page_tokens
     pool.hold(before)
-    rest, fresh = context[_tokens(before):], []
+    rest, fresh = context[_tokens(before) :], []
     last = before[-1].key if before else b''
     for start in range(0, len(rest), size):
       page = pool.take()
-      pool.publish(page, last, rest[start:start + size])
+      pool.publish(page, last, rest[start : start + size])
       fresh.append(page)
       last = page.key
-    self.running[part].append(Row(
-        completion, part, before + fresh, len(before) + len(fresh), size))
+    self.running[part].append(
+      Row(completion, part, before + fresh, len(before) + len(fresh), size)
+    )
     if not fresh:
       return None
-    job = Fill(part, before, fresh, rest,
-               after=filling.get(id(before[-1])) if before else None)
+    job = Fill(
+      part,
+      before,
+      fresh,
+      rest,
+      after=filling.get(id(before[-1])) if before else None,
+    )
     filling |= {id(page): job for page in fresh}
     return job
 
@@ -292,7 +322,7 @@ class Scheduler:
 
   def wrote(self, row: Row, tokens: int):
     """The row's chunk appended so many tokens to its own pages."""
-    for page in row.pages[row.own:]:
+    for page in row.pages[row.own :]:
       here = min(tokens, self._page_tokens - page.fill)
       page.fill += here
       tokens -= here
@@ -304,12 +334,12 @@ class Scheduler:
   def _release(self, row: Row):
     """Gives its pages back, where what it drew can be found."""
     pool, made, written = self._pools[row.part], row.completion, row.written
-    shared, own = row.pages[:row.own], row.pages[row.own:]
+    shared, own = row.pages[: row.own], row.pages[row.own :]
     context = made.context[:-1]
     # Not what a stop string cut off: its state would be of tokens unseen.
     if len(context) == _tokens(shared) + written:
-      drawn = context[len(context) - written:]
-      experts = made.experts[len(made.experts) - written:]
+      drawn = context[len(context) - written :]
+      experts = made.experts[len(made.experts) - written :]
       last, start = shared[-1].key if shared else b'', 0
       for page in own:
         if page.fill:

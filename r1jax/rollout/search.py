@@ -74,18 +74,24 @@ class Options:
   def __post_init__(self):
     for field in ('step_tokens', 'width', 'leaves', 'simulations'):
       if getattr(self, field) < 1:
-        raise UserError(f'search: {field} must be at least 1, got '
-                        f'{getattr(self, field)}')
+        raise UserError(
+          f'search: {field} must be at least 1, got {getattr(self, field)}'
+        )
     if self.finish_tokens < 0 or self.exploration < 0:
-      raise UserError('search: finish_tokens and exploration must not be below '
-                      f'0, got {self.finish_tokens} and {self.exploration}')
+      raise UserError(
+        'search: finish_tokens and exploration must not be below '
+        f'0, got {self.finish_tokens} and {self.exploration}'
+      )
     if not 0 <= self.widening < 1:
-      raise UserError('search: widening must lie within [0, 1), got '
-                      f'{self.widening}')
+      raise UserError(
+        f'search: widening must lie within [0, 1), got {self.widening}'
+      )
     for field, known in (('value', VALUES), ('choose', CHOICES)):
       if getattr(self, field) not in known:
-        raise UserError(f'search: {field} must be one of {known}, got '
-                        f'{getattr(self, field)!r}')
+        raise UserError(
+          f'search: {field} must be one of {known}, got '
+          f'{getattr(self, field)!r}'
+        )
 
   def least_tokens(self, max_new_tokens: int) -> int:
     """The least budget: one step, or its completion, beside what is kept."""
@@ -215,13 +221,20 @@ class Search:
     UserError: the budget is below one step.
   """
 
-  def __init__(self, options: Options, how: Sampling, splitter: Splitter,
-               draw: Draw, judge: Judge):
+  def __init__(
+    self,
+    options: Options,
+    how: Sampling,
+    splitter: Splitter,
+    draw: Draw,
+    judge: Judge,
+  ):
     least = options.least_tokens(how.max_new_tokens)
     if options.budget_tokens < least:
       raise UserError(
-          f'search: budget_tokens = {options.budget_tokens} is below one step: '
-          f'it needs {least}')
+        f'search: budget_tokens = {options.budget_tokens} is below one step: '
+        f'it needs {least}'
+      )
     self._options, self._how, self._splitter = options, how, splitter
     self._draw, self._judge = draw, judge
 
@@ -230,7 +243,8 @@ class Search:
     trees = [Tree(start=problem) for problem in problems]
     live = range(len(trees))
     while chosen := [
-        (p, *found) for p in live for found in self._select(trees[p])]:
+      (p, *found) for p in live for found in self._select(trees[p])
+    ]:
       live = sorted({p for p, _, _ in chosen})
       self._expand(trees, chosen, key)
     self._finish(trees, key)
@@ -265,7 +279,7 @@ class Search:
   def _narrow(self, node: Node) -> bool:
     """Were there too few draws here for so many visits?"""
     o = self._options
-    return node.draws < o.width * node.visits ** o.widening
+    return node.draws < o.width * node.visits**o.widening
 
   def _most_tokens(self, node: Node) -> int:
     """What one draw at a node may cost, with what its value costs."""
@@ -279,16 +293,26 @@ class Search:
     kept = 0 if tree.ends or tree.rolled else self._options.finish_tokens
     return self._options.budget_tokens - tree.used_tokens - kept
 
-  def _expand(self, trees: Sequence[Tree],
-              chosen: Sequence[tuple[int, Node, int]], key: jax.Array):
+  def _expand(
+    self,
+    trees: Sequence[Tree],
+    chosen: Sequence[tuple[int, Node, int]],
+    key: jax.Array,
+  ):
     """Draws next steps of all that were chosen, and backs their values up."""
     asked = continuation.requests(
-        [trees[p].context(node.tokens) for p, node, _ in chosen],
-        [self._step(node) for _, node, _ in chosen], self._options.width, key,
-        [node.turns for _, node, _ in chosen])
+      [trees[p].context(node.tokens) for p, node, _ in chosen],
+      [self._step(node) for _, node, _ in chosen],
+      self._options.width,
+      key,
+      [node.turns for _, node, _ in chosen],
+    )
     width = self._options.width
-    asked = [request for c, (_, _, draws) in enumerate(chosen)
-             for request in asked[c * width:c * width + draws]]
+    asked = [
+      request
+      for c, (_, _, draws) in enumerate(chosen)
+      for request in asked[c * width : c * width + draws]
+    ]
     made = iter(self._draw(asked))
     fresh: list[tuple[int, Node]] = []
     for p, node, draws in chosen:
@@ -307,9 +331,12 @@ class Search:
     """A step of the thought; after it, the answer."""
     room = self._how.max_new_tokens - len(node.tokens)
     return dataclasses.replace(
-        self._how, max_new_tokens=min(self._options.step_tokens, room),
-        stop_strings=() if self._splitter.closed(node.tokens)
-        else self._splitter.stop_strings)
+      self._how,
+      max_new_tokens=min(self._options.step_tokens, room),
+      stop_strings=()
+      if self._splitter.closed(node.tokens)
+      else self._splitter.stop_strings,
+    )
 
   def _grow(self, node: Node, drawn: Sequence[Completion]) -> list[Node]:
     """A child for each step that differs; those that are new."""
@@ -321,9 +348,13 @@ class Search:
         known[tokens].drawn += 1
         continue
       known[tokens] = Node(
-          tokens=tokens, parent=node,
-          ended=(tokens[-1] in self._how.stop_ids
-                 or len(tokens) >= self._how.max_new_tokens))
+        tokens=tokens,
+        parent=node,
+        ended=(
+          tokens[-1] in self._how.stop_ids
+          or len(tokens) >= self._how.max_new_tokens
+        ),
+      )
       node.children.append(known[tokens])
     node.draws += len(drawn)
     node.turns += 1
@@ -333,38 +364,61 @@ class Search:
     """Is it an answer, and not a completion that was cut off?"""
     return node.ended and node.tokens[-1] in self._how.stop_ids
 
-  def _value(self, trees: Sequence[Tree], fresh: Sequence[tuple[int, Node]],
-             key: jax.Array):
+  def _value(
+    self,
+    trees: Sequence[Tree],
+    fresh: Sequence[tuple[int, Node]],
+    key: jax.Array,
+  ):
     """Values of new nodes: 0 of what was cut off."""
-    asked = [(p, node) for p, node in fresh
-             if not node.ended or self._complete(node)]
+    asked = [
+      (p, node) for p, node in fresh if not node.ended or self._complete(node)
+    ]
     ends = [node.tokens for _, node in asked]
     if self._options.value == AT_END:
       ends = self._rolled(trees, asked, key)
-    known = [(p, node, tokens)
-             for (p, node), tokens in zip(asked, ends) if tokens]
+    known = [
+      (p, node, tokens) for (p, node), tokens in zip(asked, ends) if tokens
+    ]
     values = self._judge([(p, tokens) for p, _, tokens in known])
     for (p, node, tokens), value in zip(known, values, strict=True):
       node.value = float(value)
       if self._options.value == AT_END and not node.ended:
         trees[p].rolled.append(Answer(tokens, node.value, 1))
 
-  def _rolled(self, trees: Sequence[Tree], asked: Sequence[tuple[int, Node]],
-              key: jax.Array) -> list[tuple[int, ...] | None]:
+  def _rolled(
+    self,
+    trees: Sequence[Tree],
+    asked: Sequence[tuple[int, Node]],
+    key: jax.Array,
+  ) -> list[tuple[int, ...] | None]:
     """Each node's completion; None where it was cut off."""
     open_ = [(p, node) for p, node in asked if not node.ended]
     made = iter(self._completed(trees, open_, jax.random.fold_in(key, _ROLL)))
     return [node.tokens if node.ended else next(made) for _, node in asked]
 
-  def _completed(self, trees: Sequence[Tree], open_: Sequence[tuple[int, Node]],
-                 key: jax.Array) -> list[tuple[int, ...] | None]:
+  def _completed(
+    self,
+    trees: Sequence[Tree],
+    open_: Sequence[tuple[int, Node]],
+    key: jax.Array,
+  ) -> list[tuple[int, ...] | None]:
     """One completion from each node, as far as room and budget go."""
-    hows = [dataclasses.replace(self._how, max_new_tokens=min(
-        self._how.max_new_tokens - len(node.tokens),
-        self._options.budget_tokens - trees[p].used_tokens))
-            for p, node in open_]
-    made = self._draw(continuation.requests(
-        [trees[p].context(node.tokens) for p, node in open_], hows, 1, key))
+    hows = [
+      dataclasses.replace(
+        self._how,
+        max_new_tokens=min(
+          self._how.max_new_tokens - len(node.tokens),
+          self._options.budget_tokens - trees[p].used_tokens,
+        ),
+      )
+      for p, node in open_
+    ]
+    made = self._draw(
+      continuation.requests(
+        [trees[p].context(node.tokens) for p, node in open_], hows, 1, key
+      )
+    )
     found: list[tuple[int, ...] | None] = []
     for (p, node), completion in zip(open_, made):
       trees[p].used_tokens += len(completion.tokens)
@@ -396,5 +450,6 @@ class Search:
     held = [Answer(node.tokens, node.value, node.visits) for node in tree.ends]
     if self._options.choose == VALUE:
       return max(held + tree.rolled, key=lambda a: a.value, default=None)
-    return max(held or tree.rolled, key=lambda a: (a.visits, a.value),
-               default=None)
+    return max(
+      held or tree.rolled, key=lambda a: (a.visits, a.value), default=None
+    )

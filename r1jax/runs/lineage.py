@@ -17,13 +17,13 @@ import subprocess
 
 import ml_collections
 
+from r1jax.checkpoints.storage import write_text
 from r1jax.data import mixture, readers, sources, tasks
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.stages import prm
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages.build.parts import preference_data
-from r1jax.checkpoints.storage import write_text
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import preference_data
 
 FILE = 'lineage.json'
 
@@ -35,15 +35,19 @@ def write(workdir: Path, config: ml_collections.ConfigDict, made: Path):
   if record.exists():
     return
   said = {
-      'stages': list(config.stages),
-      'config_sha256': _digest_of(json.dumps(
-          json.loads((workdir / 'config.json').read_text()), sort_keys=True)),
-      'commit': _commit(),
-      'versions': _versions(),
-      'inputs': {key: _input(path.expanduser(), workdir)
-                 for key, path in inputs(config).items()},
-      'output': {'path': str(made.relative_to(workdir)),
-                 'sha256': digest(made)},
+    'stages': list(config.stages),
+    'config_sha256': _digest_of(
+      json.dumps(
+        json.loads((workdir / 'config.json').read_text()), sort_keys=True
+      )
+    ),
+    'commit': _commit(),
+    'versions': _versions(),
+    'inputs': {
+      key: _input(path.expanduser(), workdir)
+      for key, path in inputs(config).items()
+    },
+    'output': {'path': str(made.relative_to(workdir)), 'sha256': digest(made)},
   }
   write_text(record, json.dumps(said, indent=1) + '\n')
 
@@ -63,15 +67,21 @@ def read(workdir: Path) -> dict | None:
     return None
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(
-        f'lineage: {record} is broken ({type(error).__name__}: {error}); '
-        'remove it, and the next run of the same command writes it from what '
-        'is there now') from error
+      f'lineage: {record} is broken ({type(error).__name__}: {error}); '
+      'remove it, and the next run of the same command writes it from what '
+      'is there now'
+    ) from error
 
 
 def _check(said: dict):
   """Raises an error unless it has what readers of records look at."""
-  texts = [said['config_sha256'], said['output']['path'],
-           said['output']['sha256'], said['commit'] or '', *said['stages']]
+  texts = [
+    said['config_sha256'],
+    said['output']['path'],
+    said['output']['sha256'],
+    said['commit'] or '',
+    *said['stages'],
+  ]
   for found in said['inputs'].values():
     texts += [found['path'], found['sha256'], found['run'] or '']
   if not all(isinstance(text, str) for text in texts):
@@ -108,23 +118,37 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
   if 'rl' in config.stages:
     if config.rl.advantage == 'gae' and config.rl.ppo.value_init:
       found['rl.ppo.value_init'] = Path(config.rl.ppo.value_init)
-    found |= {f'rl.reward_models.{kind}': Path(file)
-              for kind, file in config.rl.reward_models.items() if file}
-    _add(found, 'data.eval',
-         _dataset_files([data.task], tasks.HELD_OUT, data.eval_path))
+    found |= {
+      f'rl.reward_models.{kind}': Path(file)
+      for kind, file in config.rl.reward_models.items()
+      if file
+    }
+    _add(
+      found,
+      'data.eval',
+      _dataset_files([data.task], tasks.HELD_OUT, data.eval_path),
+    )
   return found
 
 
 def _demonstrations(data) -> list[Path]:
-  return [file for name in mixture.parse(data) if name not in tasks.TASKS
-          for file in readers.files(name)]
+  return [
+    file
+    for name in mixture.parse(data)
+    if name not in tasks.TASKS
+    for file in readers.files(name)
+  ]
 
 
 def _dataset_files(names, split: str, path: str) -> list[Path]:
   if path:
     return readers.files(path)
-  return [file for name in names if name not in tasks.TASKS
-          for file in readers.files(sources.get(name).path(split))]
+  return [
+    file
+    for name in names
+    if name not in tasks.TASKS
+    for file in readers.files(sources.get(name).path(split))
+  ]
 
 
 def _add(found: dict[str, Path], key: str, files: list[Path]):
@@ -133,11 +157,16 @@ def _add(found: dict[str, Path], key: str, files: list[Path]):
 
 
 def _input(path: Path, workdir: Path) -> dict:
-  run = next((place for place in path.absolute().parents
-              if (place / FILE).exists()), None)
+  run = next(
+    (place for place in path.absolute().parents if (place / FILE).exists()),
+    None,
+  )
   relative = lambda place: os.path.relpath(place, workdir.absolute())
-  return {'path': relative(path) if run else str(path),
-          'sha256': digest(path), 'run': run and relative(run)}
+  return {
+    'path': relative(path) if run else str(path),
+    'sha256': digest(path),
+    'run': run and relative(run),
+  }
 
 
 def digest(path: Path) -> str:
@@ -145,9 +174,13 @@ def digest(path: Path) -> str:
   if path.is_file():
     with open(path, 'rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()
-  return _digest_of(''.join(
+  return _digest_of(
+    ''.join(
       f'{part.relative_to(path)} {digest(part)}\n'
-      for part in sorted(path.rglob('*')) if part.is_file()))
+      for part in sorted(path.rglob('*'))
+      if part.is_file()
+    )
+  )
 
 
 def _digest_of(text: str) -> str:
@@ -156,23 +189,39 @@ def _digest_of(text: str) -> str:
 
 def _commit() -> str | None:
   """Of the source tree, with '+' if files differ from it; None without."""
+
   def git(*args):
     return subprocess.run(
-        ['git', '-C', Path(__file__).parent, *args], capture_output=True,
-        text=True, timeout=30, check=True).stdout.strip()
+      ['git', '-C', Path(__file__).parent, *args],
+      capture_output=True,
+      text=True,
+      timeout=30,
+      check=True,
+    ).stdout.strip()
 
   try:
     return git('rev-parse', 'HEAD') + '+' * bool(
-        git('status', '--porcelain', '--untracked-files=no'))
+      git('status', '--porcelain', '--untracked-files=no')
+    )
   except (OSError, subprocess.SubprocessError):
     return None
 
 
 def _versions() -> dict[str, str]:
-  packages = ('r1jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
-              'grain', 'tokenizers', 'math-verify')
+  packages = (
+    'r1jax',
+    'jax',
+    'jaxlib',
+    'flax',
+    'optax',
+    'orbax-checkpoint',
+    'grain',
+    'tokenizers',
+    'math-verify',
+  )
   return {'python': platform.python_version()} | {
-      name: metadata.version(name) for name in packages}
+    name: metadata.version(name) for name in packages
+  }
 
 
 def tree(workdir: Path) -> str:
@@ -189,17 +238,25 @@ def tree(workdir: Path) -> str:
   return '\n'.join(lines)
 
 
-def _grow(workdir: Path, beside: Path, indent: str, key: str, lines: list[str],
-          seen: set[Path]):
+def _grow(
+  workdir: Path,
+  beside: Path,
+  indent: str,
+  key: str,
+  lines: list[str],
+  seen: set[Path],
+):
   said, place = read(workdir), workdir.resolve()
   name = os.path.relpath(place, beside)
   line = f'{indent}{key and key + " ← "}{name}'
   if said is None:
     lines.append(f'{line}: gone')
     return
-  line += (f' ({" + ".join(said["stages"])}; config '
-           f'{said["config_sha256"][:8]}, commit {str(said["commit"])[:8]}, '
-           f'output {said["output"]["sha256"][:8]})')
+  line += (
+    f' ({" + ".join(said["stages"])}; config '
+    f'{said["config_sha256"][:8]}, commit {str(said["commit"])[:8]}, '
+    f'output {said["output"]["sha256"][:8]})'
+  )
   if place in seen:
     lines.append(f'{line}: as above')
     return
@@ -207,8 +264,7 @@ def _grow(workdir: Path, beside: Path, indent: str, key: str, lines: list[str],
   lines.append(line)
   for key, found in said['inputs'].items():
     if found['run'] is None:
-      lines.append(f'{indent}  {key} ← {found["path"]} '
-                   f'({found["sha256"][:8]})')
+      lines.append(f'{indent}  {key} ← {found["path"]} ({found["sha256"][:8]})')
       continue
     _grow(workdir / found['run'], beside, indent + '  ', key, lines, seen)
     parent = read(workdir / found['run'])

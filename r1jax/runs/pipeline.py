@@ -20,19 +20,22 @@ from pathlib import Path
 import jax
 import ml_collections
 
+from r1jax.checkpoints.storage import write_text
 from r1jax.errors import UserError, unknown
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.rollout.engine import Engine
-from r1jax.stages.build.parts import parts as build
-from r1jax.runs import validate
-from r1jax.runs import run
-from r1jax.checkpoints.storage import write_text
+from r1jax.runs import run, validate
+from r1jax.stages.build import parts as build
 
 MEASURED = 'evaluation.json'
 
 
-def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
-          start: str = ''):
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  only: str = '',
+  start: str = '',
+):
   """Runs what is left to run of a pipeline.
 
   Args:
@@ -50,13 +53,17 @@ def train(config: ml_collections.ConfigDict, workdir: str, only: str = '',
   validate.check(config, place, names)
   table(config, place)  # A broken record is told first.
   examiner = _Examiner(config.evaluations)
-  concrete = {name: validate.resolved(config[name], config, place)
-              for name in names}
+  concrete = {
+    name: validate.resolved(config[name], config, place) for name in names
+  }
   for name in names:
     if _leaves_policy(config[name]):
       with validate.told_of(name):
-        examiner.check(concrete[name], place / name,
-                       run.output(config[name], place / name).exists())
+        examiner.check(
+          concrete[name],
+          place / name,
+          run.output(config[name], place / name).exists(),
+        )
   for name in names:
     print(f'--- {name} ---', flush=True)
     section, folder = config[name], place / name
@@ -93,8 +100,7 @@ class _Examiner:
     self._names = names
     self._known: dict[str, tuple[build.Parts, Engine]] = {}
 
-  def check(self, config: ml_collections.ConfigDict, workdir: Path,
-            made: bool):
+  def check(self, config: ml_collections.ConfigDict, workdir: Path, made: bool):
     """Refuses what it could not measure the policy on, made or to be made."""
     for name in self._missing(workdir) if made else self._names:
       self._evaluator(config, name)
@@ -107,19 +113,28 @@ class _Examiner:
     parts, _ = self._sampler(config)
     params = run.trained_params(config, parts, str(workdir))
     for name in missing:
-      metrics = self._evaluator(config, name).run(
-          params, jax.random.key(config.seed)).metrics
-      found |= {f'{name}/{key.removeprefix("eval/")}': value
-                for key, value in metrics.items()}
+      metrics = (
+        self._evaluator(config, name)
+        .run(params, jax.random.key(config.seed))
+        .metrics
+      )
+      found |= {
+        f'{name}/{key.removeprefix("eval/")}': value
+        for key, value in metrics.items()
+      }
     _write(workdir / MEASURED, json.dumps(found, indent=1) + '\n')
 
   def _missing(self, workdir: Path) -> list[str]:
     found = measured(workdir / MEASURED)
-    return [name for name in self._names
-            if not any(_of(name, column) for column in found)]
+    return [
+      name
+      for name in self._names
+      if not any(_of(name, column) for column in found)
+    ]
 
-  def _evaluator(self, config: ml_collections.ConfigDict,
-                 task: str) -> Evaluator:
+  def _evaluator(
+    self, config: ml_collections.ConfigDict, task: str
+  ) -> Evaluator:
     asked = copy.deepcopy(config)
     asked.data.update(task=task, mixture=(), path='', eval_path='')
     return build.evaluator(asked, *self._sampler(config))
@@ -128,10 +143,23 @@ class _Examiner:
     config = copy.deepcopy(config)
     # Of these the sampler knows nothing, but for how many rows it may need.
     config.rl.update(prompts_per_step=1, group_size=2, complete_share=1.0)
-    key = json.dumps([config[part].to_dict() for part in (
-        'model', 'mesh', 'tokenizer', 'rollout', 'eval')] + [
-            config.rl.max_new_tokens] + [config.data[part] for part in (
-                'max_prompt_tokens', 'template', 'system', 'prefill', 'form')])
+    key = json.dumps(
+      [
+        config[part].to_dict()
+        for part in ('model', 'mesh', 'tokenizer', 'rollout', 'eval')
+      ]
+      + [config.rl.max_new_tokens]
+      + [
+        config.data[part]
+        for part in (
+          'max_prompt_tokens',
+          'template',
+          'system',
+          'prefill',
+          'form',
+        )
+      ]
+    )
     if key not in self._known:
       parts = build.parts(config)
       self._known = {key: (parts, build.engine(config, parts))}
@@ -150,8 +178,9 @@ def seeded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return shifted
 
 
-def chosen(config: ml_collections.ConfigDict, only: str,
-           start: str) -> tuple[str, ...]:
+def chosen(
+  config: ml_collections.ConfigDict, only: str, start: str
+) -> tuple[str, ...]:
   """The stages to run.
 
   Raises:
@@ -165,7 +194,7 @@ def chosen(config: ml_collections.ConfigDict, only: str,
     raise UserError('pipeline: --only and --from exclude each other')
   if only:
     return (only,)
-  return names[names.index(start):] if start else names
+  return names[names.index(start) :] if start else names
 
 
 def measured(record: Path) -> dict[str, float]:
@@ -180,8 +209,10 @@ def measured(record: Path) -> dict[str, float]:
   except (FileNotFoundError, NotADirectoryError):
     return {}
   except (OSError, ValueError, TypeError, AttributeError) as error:
-    raise UserError(f'{record} is broken ({error}); remove it, and the stage '
-                    'is measured again') from error
+    raise UserError(
+      f'{record} is broken ({error}); remove it, and the stage '
+      'is measured again'
+    ) from error
 
 
 def _of(task: str, column: str) -> bool:
@@ -197,17 +228,25 @@ def table(config: ml_collections.ConfigDict, place: Path) -> str:
   rows = []
   for name in config.stages:
     found = measured(place / name / MEASURED)
-    if any(_of(task, column) for task in config.evaluations
-           for column in found):
+    if any(
+      _of(task, column) for task in config.evaluations for column in found
+    ):
       rows.append((name, found))
   if not rows:
     return ''
-  columns = list(dict.fromkeys(
-      column for task in config.evaluations for _, found in rows
-      for column in found if _of(task, column)
-      and column.rpartition('/')[2] not in _UNTOLD))
-  lines = ['| stage | ' + ' | '.join(columns) + ' |',
-           '|---' * (len(columns) + 1) + '|']
+  columns = list(
+    dict.fromkeys(
+      column
+      for task in config.evaluations
+      for _, found in rows
+      for column in found
+      if _of(task, column) and column.rpartition('/')[2] not in _UNTOLD
+    )
+  )
+  lines = [
+    '| stage | ' + ' | '.join(columns) + ' |',
+    '|---' * (len(columns) + 1) + '|',
+  ]
   for name, found in rows:
     shown = [f'{found[c]:.3f}' if c in found else '' for c in columns]
     lines.append(f'| {name} | ' + ' | '.join(shown) + ' |')

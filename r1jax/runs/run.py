@@ -10,28 +10,46 @@ import time
 import jax
 import ml_collections
 
+from r1jax.checkpoints import weights
+from r1jax.checkpoints.storage import Reader
+from r1jax.config.keys import flatten
 from r1jax.errors import UserError, unknown
 from r1jax.model import transformer
-from r1jax.config.keys import flatten
-from r1jax.stages import label_steps, preferences, prm
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages import rejection_sampling
 from r1jax.runs import lineage
-from r1jax.stages import rl, supervised
-from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.runs.workdir import Workdir, compare
-from r1jax.checkpoints.storage import Reader
+from r1jax.stages import (
+  label_steps,
+  preferences,
+  prm,
+  rejection_sampling,
+  rl,
+  supervised,
+)
+from r1jax.stages.build import parts as build
+from r1jax.stages.stage import OUTPUT, Stage
 from r1jax.train import optimizer
-from r1jax.checkpoints import weights
 
 # In the order in which a config may name them.
-STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (
-    supervised.Pretrain, supervised.SFT, preferences.RewardModel,
-    preferences.DPO, prm.PRM, rl.RL, rejection_sampling.Curate, label_steps.LabelSteps)}
+STAGES: dict[str, type[Stage]] = {
+  stage.name: stage
+  for stage in (
+    supervised.Pretrain,
+    supervised.SFT,
+    preferences.RewardModel,
+    preferences.DPO,
+    prm.PRM,
+    rl.RL,
+    rejection_sampling.Curate,
+    label_steps.LabelSteps,
+  )
+}
 
 
-def train(config: ml_collections.ConfigDict, workdir: str,
-          claimed: ml_collections.ConfigDict | None = None) -> Path:
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  claimed: ml_collections.ConfigDict | None = None,
+) -> Path:
   """Runs what is left to run of the config's stages in its workdir.
 
   Args:
@@ -105,11 +123,14 @@ def check_names(config: ml_collections.ConfigDict):
       raise unknown('stages', name, STAGES)
   if not names or names != tuple(name for name in STAGES if name in names):
     raise UserError(
-        f'stages: {names} is not some of {tuple(STAGES)}, in that order')
+      f'stages: {names} is not some of {tuple(STAGES)}, in that order'
+    )
   for name in names[:-1]:
     if not STAGES[name].leaves_policy:
-      raise UserError(f'stages: {name} leaves no policy for {names[-1]} to '
-                      'begin with; make it in a run of its own')
+      raise UserError(
+        f'stages: {name} leaves no policy for {names[-1]} to '
+        'begin with; make it in a run of its own'
+      )
 
 
 def output(config: ml_collections.ConfigDict, workdir: Path) -> Path:
@@ -118,8 +139,9 @@ def output(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   return workdir / last.name / last.output
 
 
-def _made(config, parts: build.Parts, stage: Stage, place: Workdir, params,
-          about: dict) -> Path:
+def _made(
+  config, parts: build.Parts, stage: Stage, place: Workdir, params, about: dict
+) -> Path:
   """What a stage leaves: made earlier, or made now."""
   directory = place.stage(stage.name)
   made = directory / stage.output
@@ -130,8 +152,9 @@ def _made(config, parts: build.Parts, stage: Stage, place: Workdir, params,
   return made
 
 
-def _pretrained(config, parts: build.Parts, stage: Stage, directory: Path,
-                about: dict):
+def _pretrained(
+  config, parts: build.Parts, stage: Stage, directory: Path, about: dict
+):
   """The base of this config: made before anywhere, or made now."""
   kept = build.base_file(config)
   made = directory / OUTPUT
@@ -141,8 +164,11 @@ def _pretrained(config, parts: build.Parts, stage: Stage, directory: Path,
       print(f'pretrain: found the base of this config in {kept}')
       _copy(kept, made)
     else:
-      stage.run(directory, transformer.init_params(
-          parts.model, jax.random.key(config.seed)), about)
+      stage.run(
+        directory,
+        transformer.init_params(parts.model, jax.random.key(config.seed)),
+        about,
+      )
   if not kept.exists():
     try:
       _copy(made, kept)
@@ -155,8 +181,10 @@ def _check_base(kept: Path):
   try:
     Reader(kept)
   except UserError as error:
-    raise UserError(f'pretrain: the base that was kept of this config is '
-                    f'broken; remove {kept} to make it again') from error
+    raise UserError(
+      f'pretrain: the base that was kept of this config is '
+      f'broken; remove {kept} to make it again'
+    ) from error
 
 
 def _copy(source: Path, target: Path):
@@ -180,14 +208,18 @@ def _check_init(config: ml_collections.ConfigDict):
     return
   if config.init == 'pretrain':
     raise UserError(
-        "init: no base was pre-trained with this config yet; add 'pretrain' "
-        'to config.stages')
-  raise UserError(f"init: {config.init!r} is neither 'shipped', 'pretrain' nor "
-                  "'random', nor a file or folder of weights")
+      "init: no base was pre-trained with this config yet; add 'pretrain' "
+      'to config.stages'
+    )
+  raise UserError(
+    f"init: {config.init!r} is neither 'shipped', 'pretrain' nor "
+    "'random', nor a file or folder of weights"
+  )
 
 
-def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
-                   workdir: str):
+def trained_params(
+  config: ml_collections.ConfigDict, parts: build.Parts, workdir: str
+):
   """What a workdir holds: final weights, else its newest checkpoint.
 
   Raises:
@@ -196,20 +228,25 @@ def trained_params(config: ml_collections.ConfigDict, parts: build.Parts,
   place = Path(workdir).expanduser()
   if not (place / 'config.json').exists():
     raise UserError(f'workdir: {place} holds no run of r1jax')
-  compare(place, config.to_dict(), (
-      'model.', 'tokenizer.', 'data.template', 'data.system', 'data.prefill'))
+  compare(
+    place,
+    config.to_dict(),
+    ('model.', 'tokenizer.', 'data.template', 'data.system', 'data.prefill'),
+  )
   for stage in reversed(STAGES.values()):
     final = place / stage.name / OUTPUT
     if stage.leaves_policy and final.exists():
       return weights.load(final, parts.model)
     if stage is rl.RL and (place / stage.name / 'checkpoints').exists():
       base = jax.eval_shape(
-          lambda: transformer.init_params(parts.model, jax.random.key(0)))
+        lambda: transformer.init_params(parts.model, jax.random.key(0))
+      )
       params = rl.RL(config, parts).latest(place / stage.name, base)
       if params is not None:
         return params
   said = json.loads((place / 'config.json').read_text())['stages']
   if not STAGES[said[-1]].leaves_policy:
-    raise UserError(f'workdir: {place} holds what {said[-1]} leaves, which is '
-                    'no policy')
+    raise UserError(
+      f'workdir: {place} holds what {said[-1]} leaves, which is no policy'
+    )
   raise UserError(f'workdir: {place} holds no weights yet')

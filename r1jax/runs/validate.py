@@ -8,21 +8,17 @@ from pathlib import Path
 
 import ml_collections
 
-from r1jax.data import sources, tasks
-from r1jax.data import scored_text
-from r1jax.errors import UserError, unknown
-from r1jax.config.keys import flatten
-from r1jax.stages.build.parts import sft_data
-from r1jax.runs import lineage
-from r1jax.runs import run
-from r1jax.runs import workdir
 from r1jax.checkpoints import weights
+from r1jax.config.keys import flatten
+from r1jax.data import scored_text, sources, tasks
+from r1jax.errors import UserError, unknown
+from r1jax.runs import lineage, run, workdir
+from r1jax.stages.build import sft_data
 
 _MARK = '@'
 
 
-def check(config: ml_collections.ConfigDict, place: Path,
-          names: Sequence[str]):
+def check(config: ml_collections.ConfigDict, place: Path, names: Sequence[str]):
   """Refuses what cannot work, before anything runs.
 
   Args:
@@ -43,25 +39,32 @@ def check(config: ml_collections.ConfigDict, place: Path,
   for name in stages:
     for key, parent in parents[name].items():
       _check_fit(name, config[name], key, parent, config[parent])
-  done = {name for name in stages
-          if run.output(config[name], place / name).exists()}
+  done = {
+    name for name in stages if run.output(config[name], place / name).exists()
+  }
   if place.exists() and not place.is_dir():
     raise UserError(f'pipeline: {place} is a file; use another --workdir')
   for name in stages:
-    workdir.check(place / name, config[name].to_dict(),
-                  f'{_anew(place / name)}, or use another --workdir')
+    workdir.check(
+      place / name,
+      config[name].to_dict(),
+      f'{_anew(place / name)}, or use another --workdir',
+    )
     inner = run.output(config[name], place / name).parent
     if inner.exists() and not inner.is_dir():
       raise UserError(f'pipeline: {inner} is a file; {_anew(place / name)}')
   _check_outputs(config, place, _with_ancestors(names, parents))
   check_sources(config, place)
   for name in names:
-    missing = [key for key, parent in parents[name].items()
-               if parent not in done]
+    missing = [
+      key for key, parent in parents[name].items() if parent not in done
+    ]
     for key in missing:
       if parents[name][key] not in names:
-        raise UserError(f'pipeline: {name}.{key} needs {parents[name][key]}, '
-                        'which has not been run; run it first')
+        raise UserError(
+          f'pipeline: {name}.{key} needs {parents[name][key]}, '
+          'which has not been run; run it first'
+        )
     if name not in done:
       _check_alone(name, config, place, missing)
 
@@ -85,9 +88,11 @@ def _marked(section: ml_collections.ConfigDict) -> dict[str, str]:
   return found
 
 
-def resolved(section: ml_collections.ConfigDict,
-             config: ml_collections.ConfigDict,
-             place: Path) -> ml_collections.ConfigDict:
+def resolved(
+  section: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+  place: Path,
+) -> ml_collections.ConfigDict:
   """The section with the files that its '@name's stand for.
 
   Args:
@@ -98,6 +103,7 @@ def resolved(section: ml_collections.ConfigDict,
   Raises:
     UserError: a name is no stage's.
   """
+
   def put(value):
     if isinstance(value, (tuple, list)):
       return tuple(map(put, value))
@@ -119,8 +125,9 @@ def resolved(section: ml_collections.ConfigDict,
   return copied
 
 
-def of_stage(config: ml_collections.ConfigDict,
-            name: str) -> ml_collections.ConfigDict:
+def of_stage(
+  config: ml_collections.ConfigDict, name: str
+) -> ml_collections.ConfigDict:
   """The config of one stage.
 
   Raises:
@@ -129,29 +136,47 @@ def of_stage(config: ml_collections.ConfigDict,
   found = config.get(name)
   if isinstance(found, ml_collections.ConfigDict) and _NEEDED <= set(found):
     return found
-  sections = [key for key, value in config.items()
-              if isinstance(value, ml_collections.ConfigDict)]
+  sections = [
+    key
+    for key, value in config.items()
+    if isinstance(value, ml_collections.ConfigDict)
+  ]
   if name not in config:
     raise unknown('pipeline: stage', name, sections)
-  raise UserError(f'pipeline: {name} must be the config of a run, with all of '
-                  f'r1jax/config/base.py; it is {type(found).__name__}')
+  raise UserError(
+    f'pipeline: {name} must be the config of a run, with all of '
+    f'r1jax/config/base.py; it is {type(found).__name__}'
+  )
 
 
 # Sections and keys of r1jax/config/base.py that say that a config is of a run.
-_NEEDED = {'stages', 'seed', 'init', 'model', 'mesh', 'tokenizer', 'data', 'rl',
-           'rollout', 'eval'}
+_NEEDED = {
+  'stages',
+  'seed',
+  'init',
+  'model',
+  'mesh',
+  'tokenizer',
+  'data',
+  'rl',
+  'rollout',
+  'eval',
+}
 
 
 def _check_form(config: ml_collections.ConfigDict):
   """What a pipeline consists of."""
   stages = tuple(config.stages)
   if not isinstance(config.get('evaluations'), (tuple, list)):
-    raise UserError('pipeline: the config needs evaluations, tasks that each '
-                    'policy is measured on; () for none')
+    raise UserError(
+      'pipeline: the config needs evaluations, tasks that each '
+      'policy is measured on; () for none'
+    )
   for name in config.evaluations:
     if name not in tasks.TASKS and name not in sources.SOURCES:
-      raise unknown('pipeline: evaluations: task', name,
-                    [*tasks.TASKS, *sources.SOURCES])
+      raise unknown(
+        'pipeline: evaluations: task', name, [*tasks.TASKS, *sources.SOURCES]
+      )
   if len(set(stages)) < len(stages) or not stages:
     raise UserError(f'pipeline: stages {stages} are none, or name one twice')
   for name in stages:
@@ -163,14 +188,17 @@ def _check_order(stages: Sequence[str], parents: dict[str, dict[str, str]]):
     for key, parent in parents[name].items():
       if parent not in stages:
         raise UserError(
-            f'pipeline: {name}.{key} names {parent!r}, which is no stage; '
-            f'there are {", ".join(stages)}')
+          f'pipeline: {name}.{key} names {parent!r}, which is no stage; '
+          f'there are {", ".join(stages)}'
+        )
   _check_circle(parents)
   for i, name in enumerate(stages):
     for key, parent in parents[name].items():
       if parent not in stages[:i]:
-        raise UserError(f'pipeline: {name}.{key} needs {parent}, which comes '
-                        f'after {name}; put it before')
+        raise UserError(
+          f'pipeline: {name}.{key} needs {parent}, which comes '
+          f'after {name}; put it before'
+        )
 
 
 def _check_circle(parents: dict[str, dict[str, str]]):
@@ -178,8 +206,10 @@ def _check_circle(parents: dict[str, dict[str, str]]):
 
   def visit(name: str, path: tuple[str, ...]):
     if name in path:
-      raise UserError('pipeline: the stages wait for each other: '
-                      + ' ← '.join([*path[path.index(name):], name]))
+      raise UserError(
+        'pipeline: the stages wait for each other: '
+        + ' ← '.join([*path[path.index(name) :], name])
+      )
     if name not in settled:
       for parent in parents[name].values():
         visit(parent, (*path, name))
@@ -197,14 +227,22 @@ _JUDGES = _REWARD, _PROCESS
 _LEFT = {'reward_model': _REWARD, 'prm': _PROCESS, 'label_steps': _STEPS}
 # By the beginning of a key.
 _TAKEN = {
-    'init': (_POLICY,), 'sft.teacher': (_POLICY,),
-    'sft.data': (_ROWS,), 'data.': (_ROWS,), 'curate.general': (_ROWS,),
-    'reward_model.data': (_PAIRS,), 'reward_model.held_out': (_PAIRS,),
-    'dpo.data': (_PAIRS,), 'dpo.held_out': (_PAIRS,),
-    'prm.data': (_STEPS,), 'eval.search': (_PROCESS,),
-    'rl.ppo.value_init': (_REWARD, _PROCESS, _POLICY),
-    'rl.reward_models.process': (_PROCESS,), 'rl.reward_models': (_REWARD,),
-    'curate.judge': (_REWARD,)}
+  'init': (_POLICY,),
+  'sft.teacher': (_POLICY,),
+  'sft.data': (_ROWS,),
+  'data.': (_ROWS,),
+  'curate.general': (_ROWS,),
+  'reward_model.data': (_PAIRS,),
+  'reward_model.held_out': (_PAIRS,),
+  'dpo.data': (_PAIRS,),
+  'dpo.held_out': (_PAIRS,),
+  'prm.data': (_STEPS,),
+  'eval.search': (_PROCESS,),
+  'rl.ppo.value_init': (_REWARD, _PROCESS, _POLICY),
+  'rl.reward_models.process': (_PROCESS,),
+  'rl.reward_models': (_REWARD,),
+  'curate.judge': (_REWARD,),
+}
 
 
 def _left_by(parent: ml_collections.ConfigDict) -> str:
@@ -218,8 +256,9 @@ def _left_by(parent: ml_collections.ConfigDict) -> str:
 def _check_fit(name: str, child, key: str, parent_name: str, parent):
   """Is what the parent leaves what the key needs?"""
   here = f'pipeline: {name}.{key}'
-  wanted = next((kinds for start, kinds in _TAKEN.items()
-                 if key.startswith(start)), None)
+  wanted = next(
+    (kinds for start, kinds in _TAKEN.items() if key.startswith(start)), None
+  )
   if wanted is None:
     raise UserError(f'{here} takes nothing from another stage')
   left = _left_by(parent)
@@ -229,8 +268,10 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
     hint = ''
     if {left, *wanted} <= {_ROWS, _PAIRS}:
       hint = f'; set {parent_name}.curate.pairs = {left == _ROWS}'
-    raise UserError(f'{here} needs {" or ".join(wanted)}, but {parent_name} '
-                    f'leaves {left}{hint}')
+    raise UserError(
+      f'{here} needs {" or ".join(wanted)}, but {parent_name} '
+      f'leaves {left}{hint}'
+    )
   if left == _ROWS:
     if key.startswith('sft.') and child.sft.teacher == sft_data.STORED:
       _check_stored(here, parent_name, parent)
@@ -241,57 +282,74 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
 def _check_stored(here: str, parent_name: str, parent):
   """Has every row of a curation its teacher's distributions?"""
   if not parent.curate.top_logps:
-    raise UserError(f"{here}: sft.teacher = 'stored' needs {parent_name}."
-                    'curate.top_logps above 0')
+    raise UserError(
+      f"{here}: sft.teacher = 'stored' needs {parent_name}."
+      'curate.top_logps above 0'
+    )
   if parent.curate.general:
-    raise UserError(f"{here}: sft.teacher = 'stored', but {parent_name}."
-                    'curate.general brings rows without a teacher; leave them '
-                    'out')
+    raise UserError(
+      f"{here}: sft.teacher = 'stored', but {parent_name}."
+      'curate.general brings rows without a teacher; leave them '
+      'out'
+    )
 
 
-def _check_weights(here: str, name: str, child, key: str, parent_name: str,
-                   parent):
+def _check_weights(
+  here: str, name: str, child, key: str, parent_name: str, parent
+):
   """Can the child use the parent's model for what the key says?"""
   if ':' in _marked(child)[key]:
-    raise UserError(f'{here} = {_MARK + _marked(child)[key]!r}: only data have '
-                    'a weight or a count')
+    raise UserError(
+      f'{here} = {_MARK + _marked(child)[key]!r}: only data have '
+      'a weight or a count'
+    )
   if child.tokenizer.source != parent.tokenizer.source:
     raise UserError(
-        f'{here}: {parent_name} has the tokenizer '
-        f'{parent.tokenizer.source!r}, {name} {child.tokenizer.source!r}')
+      f'{here}: {parent_name} has the tokenizer '
+      f'{parent.tokenizer.source!r}, {name} {child.tokenizer.source!r}'
+    )
   if key == 'init':  # A teacher or a judge is a model of its own.
     _check_model(name, child, parent_name, parent)
   elif key == 'rl.ppo.value_init':  # Its weights, whatever they judged.
     if not parent.model.scalar_head:
-      raise UserError(f'{here} needs a scalar head; set '
-                      f'{parent_name}.model.scalar_head')
+      raise UserError(
+        f'{here} needs a scalar head; set {parent_name}.model.scalar_head'
+      )
   elif _left_by(parent) == _PROCESS:
     reads = max(parent.prm.widths_tokens)
     asked = child.data.max_prompt_tokens + child.rl.max_new_tokens
     if asked > reads:
       raise UserError(
-          f'{here}: {parent_name} reads {reads} tokens, fewer than the {asked} '
-          f'of {name}; raise {parent_name}.prm.widths_tokens')
+        f'{here}: {parent_name} reads {reads} tokens, fewer than the {asked} '
+        f'of {name}; raise {parent_name}.prm.widths_tokens'
+      )
   kind = key.removeprefix('rl.reward_models.')
   if kind in scored_text.KINDS and parent.reward_model.kind != kind:
-    raise UserError(f'{here} needs what judges {kind!r}, but {parent_name} '
-                    f'judges {parent.reward_model.kind!r}')
+    raise UserError(
+      f'{here} needs what judges {kind!r}, but {parent_name} '
+      f'judges {parent.reward_model.kind!r}'
+    )
 
 
 def _check_model(name: str, child, parent_name: str, parent):
   """Are both the same transformer?"""
-  ours, theirs = (flatten({'model': c.model.to_dict()})
-                  for c in (child, parent))
-  differ = [f'{field} is {theirs[field]!r} in {parent_name} and {value!r} in '
-            f'{name}' for field, value in ours.items()
-            if theirs[field] != value and field not in weights.FREE]
+  ours, theirs = (
+    flatten({'model': c.model.to_dict()}) for c in (child, parent)
+  )
+  differ = [
+    f'{field} is {theirs[field]!r} in {parent_name} and {value!r} in {name}'
+    for field, value in ours.items()
+    if theirs[field] != value and field not in weights.FREE
+  ]
   if differ:
-    raise UserError(f'pipeline: {name}.init does not fit {parent_name}: '
-                    f'{"; ".join(differ)}')
+    raise UserError(
+      f'pipeline: {name}.init does not fit {parent_name}: {"; ".join(differ)}'
+    )
 
 
-def _with_ancestors(names: Sequence[str],
-                    parents: dict[str, dict[str, str]]) -> set[str]:
+def _with_ancestors(
+  names: Sequence[str], parents: dict[str, dict[str, str]]
+) -> set[str]:
   """These stages, and all that they come from."""
   found, left = set(), list(names)
   while left:
@@ -302,8 +360,9 @@ def _with_ancestors(names: Sequence[str],
   return found
 
 
-def _check_outputs(config: ml_collections.ConfigDict, place: Path,
-                   names: set[str]):
+def _check_outputs(
+  config: ml_collections.ConfigDict, place: Path, names: set[str]
+):
   """Finished stages are as they were left."""
   for name, said in _records(config, place).items():
     if not said or name not in names:
@@ -311,8 +370,9 @@ def _check_outputs(config: ml_collections.ConfigDict, place: Path,
     made = run.output(config[name], place / name)
     if lineage.digest(made) != said['output']['sha256']:
       raise UserError(
-          f'pipeline: {made} is not what {name} left, by its {lineage.FILE}; '
-          f'put that back, or {_anew(place / name)}')
+        f'pipeline: {made} is not what {name} left, by its {lineage.FILE}; '
+        f'put that back, or {_anew(place / name)}'
+      )
 
 
 def check_sources(config: ml_collections.ConfigDict, place: Path):
@@ -326,19 +386,27 @@ def check_sources(config: ml_collections.ConfigDict, place: Path):
     for key, then in (said['inputs'] if said else {}).items():
       parent = Path(then['run'] or '').name
       now = records.get(parent)
-      if (now and then['path'] == f"../{parent}/{now['output']['path']}"
-          and now['output']['sha256'] != then['sha256']):
+      if (
+        now
+        and then['path'] == f'../{parent}/{now["output"]["path"]}'
+        and now['output']['sha256'] != then['sha256']
+      ):
         raise UserError(
-            f'pipeline: {name} was made from another {parent} ({key}) than '
-            f'the one that is there now; {_anew(place / name)}')
+          f'pipeline: {name} was made from another {parent} ({key}) than '
+          f'the one that is there now; {_anew(place / name)}'
+        )
 
 
-def _records(config: ml_collections.ConfigDict,
-             place: Path) -> dict[str, dict | None]:
+def _records(
+  config: ml_collections.ConfigDict, place: Path
+) -> dict[str, dict | None]:
   """What finished stages say that they came from; None of one that was killed
   before it said it."""
-  return {name: lineage.read(place / name) for name in config.stages
-          if run.output(config[name], place / name).exists()}
+  return {
+    name: lineage.read(place / name)
+    for name in config.stages
+    if run.output(config[name], place / name).exists()
+  }
 
 
 def _anew(folder: Path) -> str:

@@ -4,16 +4,20 @@ import fcntl
 import json
 from pathlib import Path
 
-from r1jax.errors import UserError
 from r1jax.config.keys import flatten
+from r1jax.errors import UserError
 
 _OURS = ('.lock', 'config.partial')  # What a kill may leave before config.json.
 _SHOWN = 12  # Keys that a message lists: another experiment differs in most.
 _ELSEWHERE = 'use another --workdir'
 
 
-def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',),
-            remedy: str = _ELSEWHERE):
+def compare(
+  path: Path,
+  config: dict,
+  sections: tuple[str, ...] = ('',),
+  remedy: str = _ELSEWHERE,
+):
   """Checks that the run in `path` has this config.
 
   A key that only one of them has is as if it were off there: versions add keys
@@ -32,17 +36,22 @@ def compare(path: Path, config: dict, sections: tuple[str, ...] = ('',),
   try:
     theirs = flatten(json.loads(record.read_text()))
   except (OSError, ValueError, AttributeError) as error:
-    raise UserError(f'workdir: cannot read {record} ({error}), which says '
-                    f'whose {path} is; {remedy}') from error
+    raise UserError(
+      f'workdir: cannot read {record} ({error}), which says '
+      f'whose {path} is; {remedy}'
+    ) from error
   ours = flatten(config)
   differ = [
-      f'{key} is {_shown(theirs, key)} there and {_shown(ours, key)} here'
-      for key in sorted(theirs.keys() | ours.keys())
-      if key.startswith(sections) and not _alike(theirs, ours, key)]
+    f'{key} is {_shown(theirs, key)} there and {_shown(ours, key)} here'
+    for key in sorted(theirs.keys() | ours.keys())
+    if key.startswith(sections) and not _alike(theirs, ours, key)
+  ]
   if differ:
     more = f'; and {len(differ) - _SHOWN} more keys' * (len(differ) > _SHOWN)
-    raise UserError(f'workdir: {path} belongs to another config: '
-                    f'{"; ".join(differ[:_SHOWN])}{more}; {remedy}')
+    raise UserError(
+      f'workdir: {path} belongs to another config: '
+      f'{"; ".join(differ[:_SHOWN])}{more}; {remedy}'
+    )
 
 
 def _alike(theirs: dict, ours: dict, key: str) -> bool:
@@ -71,10 +80,12 @@ def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
   if (path / 'config.json').exists():
     compare(path, config, remedy=remedy)
   elif path.exists() and any(
-      entry.name not in _OURS for entry in path.iterdir()):
+    entry.name not in _OURS for entry in path.iterdir()
+  ):
     raise UserError(
-        f'workdir: {path} is not empty and holds no run of r1jax; use '
-        'another --workdir')
+      f'workdir: {path} is not empty and holds no run of r1jax; use '
+      'another --workdir'
+    )
 
 
 class Workdir:
@@ -95,11 +106,13 @@ class Workdir:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(
-          f'workdir: another run is writing to {self.path}; wait for it or use '
-          'another --workdir') from error
+        f'workdir: another run is writing to {self.path}; wait for it or use '
+        'another --workdir'
+      ) from error
     except OSError as error:
       raise UserError(
-          f'workdir: cannot write to {self.path}: {error}') from error
+        f'workdir: cannot write to {self.path}: {error}'
+      ) from error
     if not record.exists():
       partial = record.with_suffix('.partial')
       partial.write_text(json.dumps(config, indent=2) + '\n')

@@ -22,7 +22,7 @@ from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.groups import Group
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build import parts as build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,13 @@ class Collected:
 class Collector:
   """Draws the groups of one step after another; goes on from a checkpoint."""
 
-  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts,
-               engine: Engine, reward: Reward):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    parts: build.Parts,
+    engine: Engine,
+    reward: Reward,
+  ):
     c = self._config = config.rl
     self._seed, self._tokenizer = config.seed, parts.tokenizer
     self._width = config.data.max_prompt_tokens
@@ -64,8 +69,12 @@ class Collector:
       first = build.prompts(config, parts, tasks.TRAIN, general=False)
     shuffle = config.data.task not in tasks.TASKS
     self._data = batching.Switching(
-        *(batching.endless(prompts, self._seed, shuffle)
-          for prompts in (first, everything)), c.general_after)
+      *(
+        batching.endless(prompts, self._seed, shuffle)
+        for prompts in (first, everything)
+      ),
+      c.general_after,
+    )
     self._start = self._data.get_state()
     self._begun: list[Group] = []  # By an earlier step.
 
@@ -76,8 +85,10 @@ class Collector:
 
   def get_state(self) -> dict:
     """For a checkpoint: JSON."""
-    return {'prompts': self._data.get_state(),
-            'begun': groups.packed(self._begun)}
+    return {
+      'prompts': self._data.get_state(),
+      'begun': groups.packed(self._begun),
+    }
 
   def set_state(self, state: dict):
     """Goes on where another one was.
@@ -86,12 +97,16 @@ class Collector:
       UserError: an older r1jax wrote it.
     """
     if not isinstance(state.get('prompts'), list):
-      raise UserError('checkpoint: written by an older r1jax, which counted '
-                      'prompts otherwise; begin in a new --workdir')
+      raise UserError(
+        'checkpoint: written by an older r1jax, which counted '
+        'prompts otherwise; begin in a new --workdir'
+      )
     self._data.set_state(state['prompts'])
     self._begun = groups.unpacked(
-        state['begun'], self._sampling,
-        lambda prompt: self._tokenizer.prompt(prompt.text))
+      state['begun'],
+      self._sampling,
+      lambda prompt: self._tokenizer.prompt(prompt.text),
+    )
 
   def collect(self, params, step: int, key: jax.Array) -> Collected:
     """The groups of a step, under the policy that it begins with.
@@ -116,17 +131,21 @@ class Collector:
     told = {'rollout/dropped_groups': float(dropped)}
     if c.dynamic_sampling:
       sampled = len(taken) + len(idle)
-      told |= {'dynamic/sampled_groups': sampled,
-               'dynamic/useful': len(taken) / sampled}
+      told |= {
+        'dynamic/sampled_groups': sampled,
+        'dynamic/useful': len(taken) / sampled,
+      }
     counts_P = np.arange(wanted) < len(taken)
     chosen = (taken + idle)[:wanted]
     prompts = [group.prompt for group in chosen]
     return Collected(
-        prompts=prompts,
-        batch=batching.pad_prompts(prompts, self._tokenizer, self._width),
-        made=[made for group in chosen for made in group.completions],
-        scored=Scored.together([scored_of[id(group)] for group in chosen]),
-        counts_B=np.repeat(counts_P, c.group_size), told=told)
+      prompts=prompts,
+      batch=batching.pad_prompts(prompts, self._tokenizer, self._width),
+      made=[made for group in chosen for made in group.completions],
+      scored=Scored.together([scored_of[id(group)] for group in chosen]),
+      counts_B=np.repeat(counts_P, c.group_size),
+      told=told,
+    )
 
   def _open(self, step: int, key: jax.Array, in_flight: int):
     """Begins groups until so many are in flight."""
@@ -134,11 +153,13 @@ class Collector:
     if prompts:
       batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
       size = self._config.group_size
-      self._begun += groups.open_groups(prompts, assemble.requests(
-          batch, size, self._sampling, key), size)
+      self._begun += groups.open_groups(
+        prompts, assemble.requests(batch, size, self._sampling, key), size
+      )
 
-  def _advance(self, params, step: int,
-               wanted: int) -> tuple[list[Group], list[Scored]]:
+  def _advance(
+    self, params, step: int, wanted: int
+  ) -> tuple[list[Group], list[Scored]]:
     """The next groups that are complete, and their scores."""
     texts_of: dict[int, futures.Future] = {}
     scored_of: dict[int, futures.Future] = {}  # Of those that are ours.
@@ -148,15 +169,20 @@ class Collector:
       texts_of[id(group)] = self._scorer.submit(self._texts, group)
       if mine:
         scored_of[id(group)] = self._scorer.submit(
-            self._scored, group, texts_of[id(group)])
+          self._scored, group, texts_of[id(group)]
+        )
 
     complete, self._begun = groups.advance(
-        self._engine, params, step, self._begun, wanted, score)
+      self._engine, params, step, self._begun, wanted, score
+    )
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
     scored = hosts.together(
-        [texts_of[id(group)].result() for group in complete], own,
-        lambda: Scored.together(
-            [scored_of[id(complete[i])].result() for i in own]))
+      [texts_of[id(group)].result() for group in complete],
+      own,
+      lambda: Scored.together(
+        [scored_of[id(complete[i])].result() for i in own]
+      ),
+    )
     return complete, scored.groups(self._config.group_size)
 
   def _texts(self, group: Group) -> list[str]:
@@ -164,8 +190,8 @@ class Collector:
 
   def _scored(self, group: Group, texts: futures.Future) -> Scored:
     return self._reward.score(
-        texts.result(), [group.prompt],
-        [len(c.tokens) for c in group.completions])
+      texts.result(), [group.prompt], [len(c.tokens) for c in group.completions]
+    )
 
 
 def _varied(scored: Scored) -> bool:
@@ -173,6 +199,7 @@ def _varied(scored: Scored) -> bool:
   one: the format alone teaches no reasoning."""
   accuracy_B = scored.parts['accuracy']
   worth_B: Sequence[float] = (
-      scored.reward_B if np.isnan(accuracy_B).all() else accuracy_B)
+    scored.reward_B if np.isnan(accuracy_B).all() else accuracy_B
+  )
   known_B = np.asarray(worth_B)[scored.scorable_B]
   return known_B.size > 0 and known_B.min() < known_B.max()

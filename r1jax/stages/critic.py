@@ -14,19 +14,18 @@ import ml_collections
 
 from r1jax.algos import common
 from r1jax.algos import gae as ppo
+from r1jax.checkpoints import convert, weights
+from r1jax.checkpoints.storage import Reader
 from r1jax.errors import UserError
 from r1jax.model import transformer
-from r1jax.model.config import ModelConfig, RUN_DEFAULTS
+from r1jax.model.config import RUN_DEFAULTS, ModelConfig
 from r1jax.model.moe import Balancing
 from r1jax.model.transformer import Transformer
 from r1jax.records import FINISH_LENGTH, RLBatch
-from r1jax.stages.build.parts import parts as build
-from r1jax.checkpoints import convert
-from r1jax.stages.build.parts import sft_data
-from r1jax.checkpoints.storage import Reader
-from r1jax.train import optimizer, state as train_state
-from r1jax.train import value_step
-from r1jax.checkpoints import weights
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import sft_data
+from r1jax.train import optimizer, value_step
+from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
 
 
@@ -79,19 +78,24 @@ class _Valued(NoCritic, abc.ABC):
     def estimate(batch: RLBatch, reward_B, value_BT, after_B):
       mask_BT, kl_BT = batch.rollout.mask_BT, None
       if penalty:
-        kl_BT = penalty * common.kl(
-            c.kl, batch.old_logp_BT, batch.ref_logp_BT)
+        kl_BT = penalty * common.kl(c.kl, batch.old_logp_BT, batch.ref_logp_BT)
       return ppo.estimate(
-          how, ppo.token_rewards(reward_B, mask_BT, kl_BT), value_BT, after_B,
-          batch.rollout.finish_B == FINISH_LENGTH, mask_BT)
+        how,
+        ppo.token_rewards(reward_B, mask_BT, kl_BT),
+        value_BT,
+        after_B,
+        batch.rollout.finish_B == FINISH_LENGTH,
+        mask_BT,
+      )
 
     self._estimate = estimate
 
   def judged(self, params, state, batch, reward_B):
     value_BT, after_B = self._valued(params, state, batch)
     found = self._estimate(batch, jnp.asarray(reward_B), value_BT, after_B)
-    return batch.replace(adv_BT=found.adv_BT, value_BT=value_BT,
-                         return_BT=found.return_BT), found.metrics
+    return batch.replace(
+      adv_BT=found.adv_BT, value_BT=value_BT, return_BT=found.return_BT
+    ), found.metrics
 
   @abc.abstractmethod
   def _valued(self, params, state: TrainState | None, batch: RLBatch):
@@ -104,7 +108,8 @@ class Shared(_Valued):
   def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
     super().__init__(config, model)
     self.also = value_step.shared(
-        model, estimator(config), config.rl.ppo.value_coef)
+      model, estimator(config), config.rl.ppo.value_coef
+    )
 
   def _valued(self, params, state, batch):
     return self._values(params, batch.rollout)
@@ -117,22 +122,29 @@ class Own(_Valued):
     c = config.rl
     self._file = c.ppo.value_init
     if self._file:
-      sft_data.same_tokens('rl.ppo.value_init', _file(config), config,
-                          parts.tokenizer)
+      sft_data.same_tokens(
+        'rl.ppo.value_init', _file(config), config, parts.tokenizer
+      )
     model = self._model = Transformer(model_config(config), parts.model.layout)
     super().__init__(config, model)
     self.warmup_steps = c.ppo.value_warmup_steps
     self._tx = own_optimizer(config, c.steps * c.minibatches)
     self._layout = train_state.shardings(model, self._tx)
     self._update = value_step.critic(
-        model, self._tx, estimator(config), c.minibatches, c.microbatches,
-        Balancing(c.balance_speed, c.balance_loss))
+      model,
+      self._tx,
+      estimator(config),
+      c.minibatches,
+      c.microbatches,
+      Balancing(c.balance_speed, c.balance_loss),
+    )
 
   def target(self):
     shapes = jax.tree.map(
-        lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
-        transformer.parameter_shapes(self._model),
-        is_leaf=lambda x: hasattr(x, 'names'))
+      lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
+      transformer.parameter_shapes(self._model),
+      is_leaf=lambda x: hasattr(x, 'names'),
+    )
     return train_state.abstract(shapes, self._tx, self._layout)
 
   def fresh(self, base_params):
@@ -140,19 +152,24 @@ class Own(_Valued):
       params = weights.load(Path(self._file), self._model)
     else:  # As the policy is; a head that it has not says 0.
       nothing = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
-      params = {name: base_params[name] if name in base_params
-                else jax.tree.map(nothing, part)
-                for name, part in self.target().params.items()}
+      params = {
+        name: base_params[name]
+        if name in base_params
+        else jax.tree.map(nothing, part)
+        for name, part in self.target().params.items()
+      }
     params = jax.tree.map(jnp.copy, params)
-    return jax.jit(lambda p: train_state.create(p, self._tx),
-                   out_shardings=self._layout)(params)
+    return jax.jit(
+      lambda p: train_state.create(p, self._tx), out_shardings=self._layout
+    )(params)
 
   def updated(self, state, batch, key):
     return self._update(state, batch, key)
 
   def _valued(self, params, state, batch):
     return self._values(  # Which chooses experts of its own.
-        state.params, batch.rollout.replace(experts_BTLA=None))
+      state.params, batch.rollout.replace(experts_BTLA=None)
+    )
 
 
 def make(config: ml_collections.ConfigDict, parts: build.Parts) -> NoCritic:
@@ -182,32 +199,41 @@ def check(config: ml_collections.ConfigDict):
       raise UserError(f'rl.ppo: {field} must not be below 0, got {c[field]}')
   if c.value_warmup_steps >= config.rl.steps:
     raise UserError(
-        f'rl.ppo: value_warmup_steps = {c.value_warmup_steps} leaves the '
-        f'policy none of rl.steps = {config.rl.steps}')
+      f'rl.ppo: value_warmup_steps = {c.value_warmup_steps} leaves the '
+      f'policy none of rl.steps = {config.rl.steps}'
+    )
   if c.value == 'own':
     return
   if not config.model.scalar_head:
-    raise UserError("rl.ppo: value = 'shared' needs model.scalar_head = True: "
-                    "the value is a head on the policy's trunk")
+    raise UserError(
+      "rl.ppo: value = 'shared' needs model.scalar_head = True: "
+      "the value is a head on the policy's trunk"
+    )
   for field in ('value_init', 'value_warmup_steps'):
     if c[field]:
-      raise UserError(f"rl.ppo: {field} = {c[field]!r} needs value = 'own': a "
-                      'shared trunk begins and learns with the policy')
+      raise UserError(
+        f"rl.ppo: {field} = {c[field]!r} needs value = 'own': a "
+        'shared trunk begins and learns with the policy'
+      )
 
 
 def own_optimizer(config: ml_collections.ConfigDict, updates: int):
   """Of a critic of its own."""
   c = config.rl
   return optimizer.make(
-      dataclasses.replace(build.optimizer_config(c),
-                          learning_rate=c.ppo.value_learning_rate),
-      updates, untrained=('head', 'mtp'))
+    dataclasses.replace(
+      build.optimizer_config(c), learning_rate=c.ppo.value_learning_rate
+    ),
+    updates,
+    untrained=('head', 'mtp'),
+  )
 
 
 def estimator(config: ml_collections.ConfigDict) -> ppo.Estimator:
   c = config.rl.ppo
-  return ppo.Estimator(**{
-      field.name: c[field.name] for field in dataclasses.fields(ppo.Estimator)})
+  return ppo.Estimator(
+    **{field.name: c[field.name] for field in dataclasses.fields(ppo.Estimator)}
+  )
 
 
 def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
@@ -218,15 +244,19 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
   """
   if not config.rl.ppo.value_init:
     return dataclasses.replace(
-        build.model_config(config.model), scalar_head=True, mtp_depth=0)
+      build.model_config(config.model), scalar_head=True, mtp_depth=0
+    )
   path = _file(config)
   if 'scalar' not in Reader(path):
     raise UserError(
-        f'rl.ppo.value_init: {path} has no scalar head; give what the stage '
-        "reward_model leaves, or '' to begin as the policy does")
-  return ModelConfig.from_dict(convert.architecture(path) | {
-      field: config.model[field] for field in RUN_DEFAULTS} | dict(
-          scalar_head=True))
+      f'rl.ppo.value_init: {path} has no scalar head; give what the stage '
+      "reward_model leaves, or '' to begin as the policy does"
+    )
+  return ModelConfig.from_dict(
+    convert.architecture(path)
+    | {field: config.model[field] for field in RUN_DEFAULTS}
+    | dict(scalar_head=True)
+  )
 
 
 def _file(config: ml_collections.ConfigDict) -> Path:

@@ -15,8 +15,8 @@ import ml_collections
 
 from r1jax.errors import UserError
 from r1jax.records import Prompt
-from r1jax.stages.build.parts import parts as build
 from r1jax.runs import lineage
+from r1jax.stages.build import parts as build
 
 PARTIAL = 'partial.jsonl'
 _MOST = 1 << 30  # An endless task has more prompts than this.
@@ -30,11 +30,15 @@ def count(stage: str, asked: int, prompts: Sequence[Prompt]) -> int:
   """
   there = min(len(prompts), _MOST)
   if not 0 <= asked <= there:
-    raise UserError(f'{stage}: prompts = {asked}, but there are {there}; 0 '
-                    'takes all of a dataset')
+    raise UserError(
+      f'{stage}: prompts = {asked}, but there are {there}; 0 '
+      'takes all of a dataset'
+    )
   if not asked and len(prompts) > _MOST:
-    raise UserError(f'{stage}: prompts = 0 takes all of a dataset, but these '
-                    'have no end; say how many')
+    raise UserError(
+      f'{stage}: prompts = 0 takes all of a dataset, but these '
+      'have no end; say how many'
+    )
   return asked or there
 
 
@@ -61,8 +65,9 @@ def resumed(partial: Path) -> tuple[int, list[dict], Counter]:
   return done, rows, counts
 
 
-def append(file: TextIO, rows: Sequence[dict], done: int,
-           counts: Mapping[str, int]):
+def append(
+  file: TextIO, rows: Sequence[dict], done: int, counts: Mapping[str, int]
+):
   """A chunk and its marker, on the disk when this returns."""
   _write(file, [*rows, {'done': done, 'counts': counts}])
   file.flush()

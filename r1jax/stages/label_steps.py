@@ -23,16 +23,15 @@ import numpy as np
 from r1jax.data import batching, tasks
 from r1jax.data.text import steps
 from r1jax.errors import UserError
-from r1jax.records import Prompt
 from r1jax.graders import answers
 from r1jax.graders.verdict import Verdict
-from r1jax.rollout import assemble
-from r1jax.rollout import continuation
+from r1jax.records import Prompt
+from r1jax.rollout import assemble, continuation
 from r1jax.rollout.continuation import Context
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages.build.parts import parts as build
 from r1jax.stages import dataset_writer
+from r1jax.stages.build import parts as build
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
@@ -65,11 +64,15 @@ class LabelSteps(Stage):
     self._prompts = build.prompts(config, parts, tasks.TRAIN, general=False)
     self._count = dataset_writer.count(self.name, c.prompts, self._prompts)
     self._splitter = steps.splitter(
-        config.data.step_delimiter, parts.reader, parts.tokenizer)
+      config.data.step_delimiter, parts.reader, parts.tokenizer
+    )
     self._engine = build.engine(config, parts)
     self._sampling = Sampling(
-        max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
-        top_p=c.top_p, stop_ids=parts.tokenizer.stop_ids)
+      max_new_tokens=config.rl.max_new_tokens,
+      temperature=c.temperature,
+      top_p=c.top_p,
+      stop_ids=parts.tokenizer.stop_ids,
+    )
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Samples chunk by chunk; a kill loses no chunk that was finished."""
@@ -78,56 +81,78 @@ class LabelSteps(Stage):
     partial = directory / dataset_writer.PARTIAL
     done, rows, counts = dataset_writer.resumed(partial)
     source = {
-        'checkpoint': dataset_writer.checkpoint(self._whole),
-        'seed': self._whole.seed, 'temperature': c.temperature,
-        'delimiter': self._splitter.delimiter}
-    with (contextlib.closing(answers), open(partial, 'a') as file,
-          Progress(self.name, done, self._count, plain_every=1) as progress):
+      'checkpoint': dataset_writer.checkpoint(self._whole),
+      'seed': self._whole.seed,
+      'temperature': c.temperature,
+      'delimiter': self._splitter.delimiter,
+    }
+    with (
+      contextlib.closing(answers),
+      open(partial, 'a') as file,
+      Progress(self.name, done, self._count, plain_every=1) as progress,
+    ):
       if done:
         progress.tell(f'goes on after prompt {done}')
       for start in range(done, self._count, c.chunk_prompts):
         end = min(start + c.chunk_prompts, self._count)
         found, counted = self._chunk(
-            base_params, [self._prompts[i] for i in range(start, end)])
-        found = [row | {'provenance': source | row['provenance']}
-                 for row in found]
+          base_params, [self._prompts[i] for i in range(start, end)]
+        )
+        found = [
+          row | {'provenance': source | row['provenance']} for row in found
+        ]
         rows += found
         counts.update(counted)
         self._check(counts)
         dataset_writer.append(file, found, end, counted)
-        progress.update(end, {'steps': f'{counts["steps"]}'},
-                        keep=end == self._count)
+        progress.update(
+          end, {'steps': f'{counts["steps"]}'}, keep=end == self._count
+        )
     right = np.concatenate([row['right'] for row in rows]) / c.continuations
-    report = {'prompts': self._count} | counts | {
+    report = (
+      {'prompts': self._count}
+      | counts
+      | {
         'right': float(right.mean()),
-        'tokens': counts['thought_tokens'] + counts['continuation_tokens']}
+        'tokens': counts['thought_tokens'] + counts['continuation_tokens'],
+      }
+    )
     (directory / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
     path = directory / self.output
     dataset_writer.finish(path, rows)
-    print(f'label_steps: {counts["steps"]} steps of {len(rows)} thoughts, '
-          f'{right.mean():.0%} of their continuations right; '
-          f'{report["tokens"]:,} tokens')
+    print(
+      f'label_steps: {counts["steps"]} steps of {len(rows)} thoughts, '
+      f'{right.mean():.0%} of their continuations right; '
+      f'{report["tokens"]:,} tokens'
+    )
     return path
 
   def _check(self, counts: Counter):
     """Raises UserError where there is nothing to label."""
     if not counts['steps']:
       raise UserError(
-          f'label_steps: no steps found: all {counts["thoughts"]} completions '
-          'are empty')
+        f'label_steps: no steps found: all {counts["thoughts"]} completions '
+        'are empty'
+      )
     if not counts['divided']:
       raise UserError(
-          f'label_steps: data.step_delimiter = {self._splitter.delimiter!r} '
-          f'occurs in none of {counts["thoughts"]} completions')
+        f'label_steps: data.step_delimiter = {self._splitter.delimiter!r} '
+        f'occurs in none of {counts["thoughts"]} completions'
+      )
 
   def _chunk(self, params, prompts: Sequence[Prompt]):
     """Rows of some prompts, and what there is to count of them."""
     c, key = self._config, jax.random.key(self._whole.seed)
     session = self._engine.session(params)
     batch = batching.pad_prompts(
-        prompts, self._parts.tokenizer, self._whole.data.max_prompt_tokens)
-    made = continuation.draw(session, assemble.requests(
-        batch, c.samples, self._sampling, jax.random.fold_in(key, _THOUGHTS)))
+      prompts, self._parts.tokenizer, self._whole.data.max_prompt_tokens
+    )
+    made = continuation.draw(
+      session,
+      assemble.requests(
+        batch, c.samples, self._sampling, jax.random.fold_in(key, _THOUGHTS)
+      ),
+    )
     thoughts = self._thoughts(prompts, batch.id_P, made)
     begun: dict[tuple, tuple[Prompt, Context]] = {}  # Each of them once.
     for thought in thoughts:
@@ -135,66 +160,105 @@ class LabelSteps(Stage):
         context = thought.until(end)
         begun[thought.prompt.id, context.tokens] = thought.prompt, context
     contexts = [context for _, context in begun.values()]
-    drawn = continuation.draw(session, continuation.requests(
-        contexts, [self._left(context) for context in contexts],
-        c.continuations, jax.random.fold_in(key, _CONTINUATIONS)))
+    drawn = continuation.draw(
+      session,
+      continuation.requests(
+        contexts,
+        [self._left(context) for context in contexts],
+        c.continuations,
+        jax.random.fold_in(key, _CONTINUATIONS),
+      ),
+    )
     right = dict(zip(begun, self._right(list(begun.values()), drawn)))
     rows = [self._row(thought, right) for thought in thoughts if thought.ends]
     return rows, {
-        'thoughts': len(thoughts), 'empty': len(thoughts) - len(rows),
-        'divided': sum(self._splitter.divides(t.tokens) for t in thoughts),
-        'steps': sum(len(t.ends) for t in thoughts), 'continued': len(begun),
-        'thought_tokens': sum(len(m.tokens) for m in made),
-        'continuation_tokens': sum(len(m.tokens) for m in drawn)}
+      'thoughts': len(thoughts),
+      'empty': len(thoughts) - len(rows),
+      'divided': sum(self._splitter.divides(t.tokens) for t in thoughts),
+      'steps': sum(len(t.ends) for t in thoughts),
+      'continued': len(begun),
+      'thought_tokens': sum(len(m.tokens) for m in made),
+      'continuation_tokens': sum(len(m.tokens) for m in drawn),
+    }
 
   def _left(self, context: Context) -> Sampling:
     return dataclasses.replace(
-        self._sampling,
-        max_new_tokens=self._sampling.max_new_tokens - len(context.tokens))
+      self._sampling,
+      max_new_tokens=self._sampling.max_new_tokens - len(context.tokens),
+    )
 
-  def _thoughts(self, prompts: Sequence[Prompt], id_P,
-                made: Sequence[Completion]) -> list[_Thought]:
+  def _thoughts(
+    self, prompts: Sequence[Prompt], id_P, made: Sequence[Completion]
+  ) -> list[_Thought]:
     G = self._config.samples
     correct = self._correct([prompts[b // G] for b in range(len(made))], made)
-    return [_Thought(
-        prompts[b // G], b % G,
+    return [
+      _Thought(
+        prompts[b // G],
+        b % G,
         Context(int(id_P[b // G]), completion.request.prompt),
-        tuple(completion.tokens), self._splitter.ends(completion.tokens),
-        correct[b]) for b, completion in enumerate(made)]
+        tuple(completion.tokens),
+        self._splitter.ends(completion.tokens),
+        correct[b],
+      )
+      for b, completion in enumerate(made)
+    ]
 
-  def _right(self, begun: Sequence[tuple[Prompt, Context]],
-             drawn: Sequence[Completion]) -> list[int]:
+  def _right(
+    self, begun: Sequence[tuple[Prompt, Context]], drawn: Sequence[Completion]
+  ) -> list[int]:
     """Of each context how many of its continuations are right."""
     n = self._config.continuations
     correct = self._correct(
-        [begun[b // n][0] for b in range(len(drawn))], drawn,
-        [begun[b // n][1].tokens for b in range(len(drawn))])
-    return [sum(correct[i * n:(i + 1) * n]) for i in range(len(begun))]
+      [begun[b // n][0] for b in range(len(drawn))],
+      drawn,
+      [begun[b // n][1].tokens for b in range(len(drawn))],
+    )
+    return [sum(correct[i * n : (i + 1) * n]) for i in range(len(begun))]
 
-  def _correct(self, prompts: Sequence[Prompt], made: Sequence[Completion],
-               before: Sequence[tuple[int, ...]] | None = None) -> list[bool]:
+  def _correct(
+    self,
+    prompts: Sequence[Prompt],
+    made: Sequence[Completion],
+    before: Sequence[tuple[int, ...]] | None = None,
+  ) -> list[bool]:
     """Does each completion, with what it goes on from, end in the answer?"""
     before = before or [()] * len(made)
-    texts = self._parts.tokenizer.decode_batch([
+    texts = self._parts.tokenizer.decode_batch(
+      [
         [*said, *self._splitter.said(completion.tokens)]
-        for said, completion in zip(before, made)])
-    verdicts = answers.grade([
+        for said, completion in zip(before, made)
+      ]
+    )
+    verdicts = answers.grade(
+      [
         (self._parts.reader.parse(text).answer, prompt.answer, prompt.source)
-        for text, prompt in zip(texts, prompts)])
-    return [completion.finish == 'stop' and verdict is Verdict.CORRECT
-            for completion, verdict in zip(made, verdicts)]
+        for text, prompt in zip(texts, prompts)
+      ]
+    )
+    return [
+      completion.finish == 'stop' and verdict is Verdict.CORRECT
+      for completion, verdict in zip(made, verdicts)
+    ]
 
   def _row(self, thought: _Thought, right: dict[tuple, int]) -> dict:
     """What is last has no continuation: it is right or it is not."""
     n = self._config.continuations
     prompt, tokens = thought.prompt, self._splitter.said(thought.tokens)
     return {
-        'id': f'{prompt.id}-{thought.sample}', 'question': prompt.question,
-        'answer': prompt.answer, 'source': prompt.source,
-        'prompt': prompt.text,
-        'completion': self._parts.tokenizer.decode(tokens),
-        'tokens': list(tokens), 'ends': thought.ends,
-        'right': [right[prompt.id, thought.tokens[:end]]
-                  for end in thought.ends[:-1]] + [n * thought.correct],
-        'continuations': n, 'correct': thought.correct,
-        'provenance': {'prompt': prompt.id, 'sample': thought.sample}}
+      'id': f'{prompt.id}-{thought.sample}',
+      'question': prompt.question,
+      'answer': prompt.answer,
+      'source': prompt.source,
+      'prompt': prompt.text,
+      'completion': self._parts.tokenizer.decode(tokens),
+      'tokens': list(tokens),
+      'ends': thought.ends,
+      'right': [
+        right[prompt.id, thought.tokens[:end]] for end in thought.ends[:-1]
+      ]
+      + [n * thought.correct],
+      'continuations': n,
+      'correct': thought.correct,
+      'provenance': {'prompt': prompt.id, 'sample': thought.sample},
+    }

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from r1jax.checkpoints import weights
 from r1jax.data import batching
 from r1jax.model.moe import Balancing
 from r1jax.stages import report
-from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build import parts as build
 from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer, state as train_state
-from r1jax.checkpoints import weights
+from r1jax.train import optimizer
+from r1jax.train import state as train_state
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -23,19 +24,25 @@ class Measured(Stage):
   """A few passes over examples, an update each batch, and what is held out
   measured before, now and then, and after."""
 
-  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts,
-               lessons: Any, untrained: tuple[str, ...]):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    parts: build.Parts,
+    lessons: Any,
+    untrained: tuple[str, ...],
+  ):
     """Args:
-      config: Of the run.
-      parts: Its parts.
-      lessons: Sequences of batches, `train` and `held_out`.
-      untrained: Parts of the model that get no gradient.
+    config: Of the run.
+    parts: Its parts.
+    lessons: Sequences of batches, `train` and `held_out`.
+    untrained: Parts of the model that get no gradient.
     """
     c = self._config = config[self.name]
     self._seed, self._model, self._lessons = config.seed, parts.model, lessons
     self._steps = len(lessons.train)
     self._tx = optimizer.make(
-        build.optimizer_config(c), self._steps, untrained=untrained)
+      build.optimizer_config(c), self._steps, untrained=untrained
+    )
     self._balancing = Balancing(c.balance_speed, c.balance_loss)
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
@@ -43,15 +50,21 @@ class Measured(Stage):
     c = self._config
     data = batching.token_batches(self._lessons.train)
     layout = self._shardings()
-    with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
-                      self._seed) as checkpoints:
-      restored = checkpoints.restore(jax.tree.map(
+    with Checkpointer(
+      directory / 'checkpoints', c.keep_checkpoints, self._seed
+    ) as checkpoints:
+      restored = checkpoints.restore(
+        jax.tree.map(
           lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-          jax.eval_shape(self._fresh, base_params), layout))
+          jax.eval_shape(self._fresh, base_params),
+          layout,
+        )
+      )
       start = restored[0] if restored else 0
-      with (MetricsWriter(directory, start) as writer,
-            Progress(self.name, start, self._steps, plain_every=100
-                     ) as progress):
+      with (
+        MetricsWriter(directory, start) as writer,
+        Progress(self.name, start, self._steps, plain_every=100) as progress,
+      ):
         if restored:
           _, state, position = restored
           data.set_state(position)
@@ -59,7 +72,8 @@ class Measured(Stage):
           shown = {}
         else:
           state = jax.jit(self._fresh, out_shardings=layout)(
-              jax.tree.map(jnp.copy, base_params))  # A step takes its state.
+            jax.tree.map(jnp.copy, base_params)
+          )  # A step takes its state.
           found = self._evaluated(state, base_params)
           writer.write(0, found)
           shown = {'accuracy': f'{found["eval/accuracy"]:.3f}'}
@@ -85,8 +99,9 @@ class Measured(Stage):
             checkpoints.save(step, state, data.get_state())
     report.write_preferences(directory)
     path = directory / OUTPUT  # Last: it says that all is there.
-    weights.save(path, self._train(state).params, 'float32',
-                 about | self._about(state))
+    weights.save(
+      path, self._train(state).params, 'float32', about | self._about(state)
+    )
     return path
 
   @abc.abstractmethod

@@ -10,15 +10,14 @@ import ml_collections
 import numpy as np
 
 from r1jax.algos import common, dpo, reward_model
-from r1jax.data import preference_batches
-from r1jax.data import scored_text
+from r1jax.data import preference_batches, scored_text
 from r1jax.errors import UserError
 from r1jax.records import PairBatch
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages.build.parts import preference_data
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import preference_data
 from r1jax.stages.measured import Measured
-from r1jax.train import state as train_state
 from r1jax.train import preference_step
+from r1jax.train import state as train_state
 
 
 class _Preferences(Measured):
@@ -37,14 +36,18 @@ class _Preferences(Measured):
       group.append(_group(batch))
     right, group = (self._counting(found) for found in (right, group))
     metrics = {
-        'eval/accuracy': right.mean(),
-        'eval/accuracy_stderr': right.std() / np.sqrt(len(right))}
+      'eval/accuracy': right.mean(),
+      'eval/accuracy_stderr': right.std() / np.sqrt(len(right)),
+    }
     by_group = {
-        name: right[group == i].mean()
-        for i, name in enumerate(self._lessons.names) if (group == i).any()}
+      name: right[group == i].mean()
+      for i, name in enumerate(self._lessons.names)
+      if (group == i).any()
+    }
     if len(by_group) > 1:
-      metrics |= {f'eval/accuracy/{name}': value
-                  for name, value in by_group.items()}
+      metrics |= {
+        f'eval/accuracy/{name}': value for name, value in by_group.items()
+      }
       metrics['eval/worst_group'] = min(by_group.values())
     return {name: float(value) for name, value in metrics.items()}
 
@@ -72,16 +75,30 @@ class RewardModel(_Preferences):
     c = config.reward_model
     _check_judge(config)
     reading = scored_text.Reading(
-        c.kind, max(c.widths_tokens, default=0), parts.tokenizer, parts.reader)
-    super().__init__(config, parts, preference_data.lessons(
-        config, parts, self.name,
+      c.kind, max(c.widths_tokens, default=0), parts.tokenizer, parts.reader
+    )
+    super().__init__(
+      config,
+      parts,
+      preference_data.lessons(
+        config,
+        parts,
+        self.name,
         lambda found, quarantine: preference_batches.as_judged(
-            found, reading, c.cut_long, quarantine),
-        labelled=c.kind == scored_text.SAFE), untrained=('mtp', 'head'))
+          found, reading, c.cut_long, quarantine
+        ),
+        labelled=c.kind == scored_text.SAFE,
+      ),
+      untrained=('mtp', 'head'),
+    )
     self._scores = preference_step.scores(parts.model)
     self._update = preference_step.reward(
-        parts.model, self._tx, reward_model.Pairwise(c.margin, c.centring),
-        self._balancing, c.microbatches)
+      parts.model,
+      self._tx,
+      reward_model.Pairwise(c.margin, c.centring),
+      self._balancing,
+      c.microbatches,
+    )
 
   @classmethod
   def check(cls, config, parts, missing):
@@ -108,15 +125,24 @@ class RewardModel(_Preferences):
 
   def _about(self, state) -> dict:
     """How its scores are read: what rewards/learned.Judging holds."""
-    each = [np.asarray(self._scores(state.params, batch)).reshape(
-        len(_counts(batch)), -1) for batch in self._batches()]
+    each = [
+      np.asarray(self._scores(state.params, batch)).reshape(
+        len(_counts(batch)), -1
+      )
+      for batch in self._batches()
+    ]
     score = self._counting(each).ravel()
     c = self._config
-    return {'judging': {
-        'kind': c.kind, 'max_tokens': c.widths_tokens[-1],
-        'rows': c.judge_rows, 'mean': float(score.mean()),
+    return {
+      'judging': {
+        'kind': c.kind,
+        'max_tokens': c.widths_tokens[-1],
+        'rows': c.judge_rows,
+        'mean': float(score.mean()),
         # Of one that has learnt nothing, all are alike.
-        'std': max(float(score.std()), _LEAST)}}
+        'std': max(float(score.std()), _LEAST),
+      }
+    }
 
 
 def _check_judge(config: ml_collections.ConfigDict):
@@ -124,11 +150,15 @@ def _check_judge(config: ml_collections.ConfigDict):
   c = config.reward_model
   scored_text.check(c.kind)
   if not config.model.scalar_head:
-    raise UserError('reward_model: model.scalar_head is False; a score is '
-                    'what a scalar head says: set it')
+    raise UserError(
+      'reward_model: model.scalar_head is False; a score is '
+      'what a scalar head says: set it'
+    )
   if c.kind == scored_text.SAFE and (c.margin or c.centring):
-    raise UserError("reward_model: margin and centring are of pairs, and "
-                    "kind = 'safe' learns from single responses")
+    raise UserError(
+      'reward_model: margin and centring are of pairs, and '
+      "kind = 'safe' learns from single responses"
+    )
 
 
 _LEAST = 1e-6
@@ -143,16 +173,25 @@ class DPO(_Preferences):
     c = config.dpo
     most = max(c.widths_tokens, default=0)
     lessons = preference_data.lessons(
-        config, parts, self.name,
-        lambda found, quarantine: preference_batches.as_generated(
-            found, parts.tokenizer, most, quarantine))
+      config,
+      parts,
+      self.name,
+      lambda found, quarantine: preference_batches.as_generated(
+        found, parts.tokenizer, most, quarantine
+      ),
+    )
     super().__init__(config, parts, lessons, untrained=('mtp', 'scalar'))
     self._objective = _objective(c)
     self._robust = _robust(c, lessons)
     self._logps = preference_step.logps(parts.model, c.microbatches)
     self._update = preference_step.dpo(
-        parts.model, self._tx, self._objective, self._robust, self._balancing,
-        c.microbatches)
+      parts.model,
+      self._tx,
+      self._objective,
+      self._robust,
+      self._balancing,
+      c.microbatches,
+    )
 
   @classmethod
   def check(cls, config, parts, missing):
@@ -172,27 +211,33 @@ class DPO(_Preferences):
     return state.train
 
   def _gaps(self, state, batch, base_params) -> np.ndarray:
-    return np.asarray(dpo.ratio(
-        self._logps(state.train.params, batch),
-        self._logps(base_params, batch)))
+    return np.asarray(
+      dpo.ratio(
+        self._logps(state.train.params, batch), self._logps(base_params, batch)
+      )
+    )
 
   def _told(self, state) -> dict[str, float]:
     if not self._robust:
       return {}
-    return {f'alpha/{name}': alpha for name, alpha in zip(
-        self._lessons.groups, np.asarray(state.alpha_g))}
+    return {
+      f'alpha/{name}': alpha
+      for name, alpha in zip(self._lessons.groups, np.asarray(state.alpha_g))
+    }
 
 
 def _objective(c: ml_collections.ConfigDict) -> dpo.Objective:
   return dpo.Objective(c.beta, c.loss, c.label_smoothing)
 
 
-def _robust(c: ml_collections.ConfigDict,
-            lessons: preference_data.Lessons) -> dpo.Robust | None:
+def _robust(
+  c: ml_collections.ConfigDict, lessons: preference_data.Lessons
+) -> dpo.Robust | None:
   if not c.group_robust:
     return None
   if '' in lessons.names:
     raise UserError(
-        f"dpo: group_robust needs a 'group' in every row; "
-        f'{lessons.train.without_group()} has none')
+      f"dpo: group_robust needs a 'group' in every row; "
+      f'{lessons.train.without_group()} has none'
+    )
   return dpo.Robust(c.group_step, tuple(lessons.groups.values()))

@@ -9,16 +9,15 @@ import ml_collections
 import numpy as np
 
 from r1jax.algos import prm as process
-from r1jax.data import readers
-from r1jax.data import step_labels
-from r1jax.data.step_labels import StepBatches, Thought
+from r1jax.data import readers, step_labels
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.step_labels import StepBatches, Thought
 from r1jax.errors import UserError, unknown
 from r1jax.rewards.prm import KIND
-from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build import parts as build
 from r1jax.stages.measured import Measured
-from r1jax.train import state as train_state
 from r1jax.train import prm_step as process_step
+from r1jax.train import state as train_state
 
 
 class Lessons(NamedTuple):
@@ -37,12 +36,14 @@ class PRM(Measured):
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     _check(config, parts)
-    super().__init__(config, parts, lessons(config, parts),
-                     untrained=('mtp', 'head'))
+    super().__init__(
+      config, parts, lessons(config, parts), untrained=('mtp', 'head')
+    )
     c = self._config
     self._chances = process_step.chances(parts.model)
     self._update = process_step.learn(
-        parts.model, self._tx, self._balancing, c.microbatches)
+      parts.model, self._tx, self._balancing, c.microbatches
+    )
 
   @classmethod
   def check(cls, config, parts, missing):
@@ -64,17 +65,23 @@ class PRM(Measured):
   def _about(self, state) -> dict:
     """How its numbers are read: what rewards/process.Judging holds."""
     c = self._config
-    return {'judging': {
-        'kind': KIND, 'delimiter': self._lessons.delimiter,
-        'max_tokens': c.widths_tokens[-1], 'rows': c.judge_rows}}
+    return {
+      'judging': {
+        'kind': KIND,
+        'delimiter': self._lessons.delimiter,
+        'max_tokens': c.widths_tokens[-1],
+        'rows': c.judge_rows,
+      }
+    }
 
   def _evaluated(self, state, base_params) -> dict[str, float]:
     """process.measures of all steps that are held out."""
     chance, label = [], []
     for batch in self._batches():
       ends_BT = batch.weight_BT > 0
-      chance_BT = np.asarray(self._chances(
-          state.params, batch.tokens_BT, batch.valid_BT))
+      chance_BT = np.asarray(
+        self._chances(state.params, batch.tokens_BT, batch.valid_BT)
+      )
       chance.append(chance_BT[ends_BT])
       label.append(batch.label_BT[ends_BT])
     found = process.measures(np.concatenate(chance), np.concatenate(label))
@@ -85,18 +92,22 @@ def _check(config: ml_collections.ConfigDict, parts: build.Parts):
   """What the numbers of config.prm need, whatever it learns from."""
   c = config.prm
   if not config.model.scalar_head:
-    raise UserError('prm: model.scalar_head is False; a chance is what a '
-                    'scalar head says: set it')
-  build.divides('prm.batch_size', c.batch_size, c.microbatches,
-                parts.model.layout)
+    raise UserError(
+      'prm: model.scalar_head is False; a chance is what a '
+      'scalar head says: set it'
+    )
+  build.divides(
+    'prm.batch_size', c.batch_size, c.microbatches, parts.model.layout
+  )
   build.widths('prm', c.widths_tokens, config.model.max_context)
   if not c.data:
     raise UserError('prm: data names no labelled steps to learn from')
   if c.labels not in process.LABELS:
     raise unknown('prm: labels', c.labels, process.LABELS)
   if not 0 < c.held_out_share < 1:
-    raise UserError('prm: held_out_share must lie within (0, 1), got '
-                    f'{c.held_out_share}')
+    raise UserError(
+      f'prm: held_out_share must lie within (0, 1), got {c.held_out_share}'
+    )
 
 
 def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
@@ -107,8 +118,13 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
   """
   c, widths = config.prm, tuple(config.prm.widths_tokens)
   quarantine = Quarantine(config.data.quarantine)
-  found = [thought for path in c.data for thought in step_labels.read(
-      path, made.tokenizer, c.labels, widths[-1], quarantine)]
+  found = [
+    thought
+    for path in c.data
+    for thought in step_labels.read(
+      path, made.tokenizer, c.labels, widths[-1], quarantine
+    )
+  ]
   total = len(found) + len(quarantine.dropped)
   if told := quarantine.settle('prm.data', total):
     print(told)
@@ -116,18 +132,24 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
     raise UserError(f'prm: data: no rows in {", ".join(c.data)}')
   delimiters = sorted({thought.delimiter for thought in found})
   if len(delimiters) > 1 or not delimiters[0]:
-    raise UserError('prm: data: the provenance of all rows must name one '
-                    f'delimiter; they have {delimiters}')
+    raise UserError(
+      'prm: data: the provenance of all rows must name one '
+      f'delimiter; they have {delimiters}'
+    )
   sides: tuple[list[Thought], list[Thought]] = [], []
   for thought in found:
     sides[_held_out(thought.question, c.held_out_share)].append(thought)
   for side, said in zip(sides, ('to learn from', 'to evaluate on')):
     if not side:
-      raise UserError(f'prm: held_out_share = {c.held_out_share} leaves no '
-                      f'question {said}')
+      raise UserError(
+        f'prm: held_out_share = {c.held_out_share} leaves no question {said}'
+      )
   shape = c.batch_size, widths, made.tokenizer.pad_id
-  return Lessons(StepBatches(sides[0], *shape, config.seed, c.epochs),
-                 StepBatches(sides[1], *shape, shuffle=False), delimiters[0])
+  return Lessons(
+    StepBatches(sides[0], *shape, config.seed, c.epochs),
+    StepBatches(sides[1], *shape, shuffle=False),
+    delimiters[0],
+  )
 
 
 def _held_out(question: str, share: float) -> bool:

@@ -18,19 +18,20 @@ import jax
 import ml_collections
 import numpy as np
 
-from r1jax.data import batching, demonstrations as demos, mixture, tasks
+from r1jax.data import batching, mixture, tasks
+from r1jax.data import demonstrations as demos
 from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
-from r1jax.records import Demonstration, Prompt, TopLogp
-from r1jax.rewards import language, length
 from r1jax.graders import answers
 from r1jax.graders.verdict import Verdict
+from r1jax.records import Demonstration, Prompt, TopLogp
+from r1jax.rewards import language, length
 from r1jax.rollout import assemble
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages.build.parts import parts as build
 from r1jax.stages import dataset_writer
-from r1jax.stages.build.parts import reward_models
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import reward_models
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
@@ -62,8 +63,9 @@ class Curate(Stage):
     _sampling(config, parts)
     build.engine(config, parts)
     if not any(key.startswith('data.') for key in missing):
-      dataset_writer.count(cls.name, c.prompts,
-                   build.prompts(config, parts, tasks.TRAIN))
+      dataset_writer.count(
+        cls.name, c.prompts, build.prompts(config, parts, tasks.TRAIN)
+      )
     build.check_files('curate.general', c.general, missing)
     if 'curate.judge' not in missing:
       reward_models.of_curation(config, parts)
@@ -74,66 +76,91 @@ class Curate(Stage):
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / dataset_writer.PARTIAL
     done, rows, dropped = dataset_writer.resumed(partial)
-    seen = {(row['question'], row['chosen' if c.pairs else 'response'])
-            for row in rows}
+    seen = {
+      (row['question'], row['chosen' if c.pairs else 'response'])
+      for row in rows
+    }
     self._checkpoint = dataset_writer.checkpoint(self._whole)
     key = jax.random.key(self._seed)
-    with (contextlib.closing(answers), open(partial, 'a') as file,
-          Progress(self.name, done, self._count, plain_every=1) as progress):
+    with (
+      contextlib.closing(answers),
+      open(partial, 'a') as file,
+      Progress(self.name, done, self._count, plain_every=1) as progress,
+    ):
       if done:
         progress.tell(f'goes on after prompt {done}')
       for start in range(done, self._count, c.chunk_prompts):
         end = min(start + c.chunk_prompts, self._count)
         kept, lost = self._chunk(
-            base_params, [self._prompts[i] for i in range(start, end)], key,
-            seen)
+          base_params, [self._prompts[i] for i in range(start, end)], key, seen
+        )
         rows += kept
         dropped.update(lost)
         dataset_writer.append(file, kept, end, lost)
         progress.update(end, {'kept': f'{len(rows)}'}, keep=end == self._count)
     rows = _limited(rows, c.reasoning_rows, self._seed)
     report = {
-        'prompts': self._count, 'samples': self._count * c.samples,
-        'dropped': dropped, 'kept': len(rows), 'general': len(self._general)}
+      'prompts': self._count,
+      'samples': self._count * c.samples,
+      'dropped': dropped,
+      'kept': len(rows),
+      'general': len(self._general),
+    }
     (directory / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
     if not rows:
       raise UserError(
-          f'curate: nothing is left of {report["samples"]} completions: '
-          f'{_counts(dropped)}; loosen one of them (of truncated, '
-          'rl.max_new_tokens)')
+        f'curate: nothing is left of {report["samples"]} completions: '
+        f'{_counts(dropped)}; loosen one of them (of truncated, '
+        'rl.max_new_tokens)'
+      )
     path = directory / self.output
     dataset_writer.finish(path, [*rows, *self._general])
-    print(f'curate: kept {len(rows)} of {report["samples"]} completions; '
-          + _counts(dropped))
+    print(
+      f'curate: kept {len(rows)} of {report["samples"]} completions; '
+      + _counts(dropped)
+    )
     return path
 
-  def _chunk(self, params, prompts: Sequence[Prompt], key: jax.Array,
-             seen: set[tuple[str, str]]):
+  def _chunk(
+    self,
+    params,
+    prompts: Sequence[Prompt],
+    key: jax.Array,
+    seen: set[tuple[str, str]],
+  ):
     """Rows that are kept of some prompts, and what each filter dropped."""
     c = self._config
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
-    made = self._engine.run(params, assemble.requests(
-        batch, c.samples, self._sampling, key))
+    made = self._engine.run(
+      params, assemble.requests(batch, c.samples, self._sampling, key)
+    )
     texts = assemble.texts(made, self._parts.tokenizer.decode_batch)
     dropped: Counter = Counter()
     kept = []
     for p, prompt in enumerate(prompts):
       some = slice(p * c.samples, (p + 1) * c.samples)
       found, wrong = self._sorted(
-          prompt, made[some], texts[some], dropped, seen)
+        prompt, made[some], texts[some], dropped, seen
+      )
       if c.best_first:
-        found.sort(key=lambda row: -row['provenance']['scores'].get(
-            'model', 0.0))
+        found.sort(
+          key=lambda row: -row['provenance']['scores'].get('model', 0.0)
+        )
       if c.pairs:
         dropped['unpaired'] += max(0, len(found) - len(wrong))
         found = list(map(_pair, found, wrong))
-      dropped['max_per_prompt'] += len(found[c.max_per_prompt:])
-      kept += found[:c.max_per_prompt]
+      dropped['max_per_prompt'] += len(found[c.max_per_prompt :])
+      kept += found[: c.max_per_prompt]
     return kept, {name: n for name, n in dropped.items() if n}
 
-  def _sorted(self, prompt: Prompt, made: Sequence[Completion],
-              texts: Sequence[str], dropped: Counter,
-              seen: set[tuple[str, str]]) -> tuple[list[dict], list[str]]:
+  def _sorted(
+    self,
+    prompt: Prompt,
+    made: Sequence[Completion],
+    texts: Sequence[str],
+    dropped: Counter,
+    seen: set[tuple[str, str]],
+  ) -> tuple[list[dict], list[str]]:
     """Rows of one prompt that pass every filter, and what is wrong."""
     scores = self._scores(prompt, made, texts)
     rows, wrong = [], {}  # In the order that they were sampled in.
@@ -150,18 +177,32 @@ class Curate(Stage):
       rows.append(self._row(prompt, completion, text, sample, score))
     return rows, list(wrong)
 
-  def _row(self, prompt: Prompt, completion: Completion, text: str,
-           sample: int, score: dict[str, float]) -> dict:
+  def _row(
+    self,
+    prompt: Prompt,
+    completion: Completion,
+    text: str,
+    sample: int,
+    score: dict[str, float],
+  ) -> dict:
     c = self._config
     row = {
-        'id': f'{prompt.id}-{sample}', 'question': prompt.question,
-        'response': self._opened(text), 'answer': prompt.answer,
-        'source': prompt.source, 'language': prompt.language,
-        'general': prompt.source == GENERAL,
-        'provenance': {
-            'checkpoint': self._checkpoint, 'prompt': prompt.id,
-            'sample': sample, 'seed': self._seed,
-            'temperature': c.temperature, 'scores': score}}
+      'id': f'{prompt.id}-{sample}',
+      'question': prompt.question,
+      'response': self._opened(text),
+      'answer': prompt.answer,
+      'source': prompt.source,
+      'language': prompt.language,
+      'general': prompt.source == GENERAL,
+      'provenance': {
+        'checkpoint': self._checkpoint,
+        'prompt': prompt.id,
+        'sample': sample,
+        'seed': self._seed,
+        'temperature': c.temperature,
+        'scores': score,
+      },
+    }
     if prompt.messages:
       row['messages'] = [turn._asdict() for turn in prompt.messages]
     if c.top_logps:
@@ -171,22 +212,31 @@ class Curate(Stage):
   def _scores(self, prompt: Prompt, made, texts) -> dict[str, list[float]]:
     parsed = [self._parts.reader.parse(text) for text in texts]
     found = {
-        'format': [float(read.well_formed) for read in parsed],
-        'language': [language.consistency(
-            read.thought or text, prompt.language)
-                     for read, text in zip(parsed, texts)],
-        'repetition': [-length.repetition(text.split(), 4) for text in texts]}
+      'format': [float(read.well_formed) for read in parsed],
+      'language': [
+        language.consistency(read.thought or text, prompt.language)
+        for read, text in zip(parsed, texts)
+      ],
+      'repetition': [-length.repetition(text.split(), 4) for text in texts],
+    }
     if prompt.source != GENERAL:
-      verdicts = answers.grade([
-          (read.answer, prompt.answer, prompt.source) for read in parsed])
+      verdicts = answers.grade(
+        [(read.answer, prompt.answer, prompt.source) for read in parsed]
+      )
       found['correct'] = [float(v is Verdict.CORRECT) for v in verdicts]
     if self._score:
-      found['model'] = [float(s) for s in self._score(
-          [prompt] * len(texts), texts)]
+      found['model'] = [
+        float(s) for s in self._score([prompt] * len(texts), texts)
+      ]
     return found
 
-  def _reason(self, score: dict[str, float], completion: Completion, text: str,
-              again: bool) -> str:
+  def _reason(
+    self,
+    score: dict[str, float],
+    completion: Completion,
+    text: str,
+    again: bool,
+  ) -> str:
     """The first filter that drops a completion, or ''."""
     c = self._config
     if completion.finish != 'stop':
@@ -240,8 +290,9 @@ def _check(c: ml_collections.ConfigDict):
   """What the numbers of the section mean, whatever is sampled."""
   for field in ('min_language', 'max_repetition'):
     if not 0 <= c[field] <= 1:
-      raise UserError(f'curate: {field} is a share within [0, 1], got '
-                      f'{c[field]}')
+      raise UserError(
+        f'curate: {field} is a share within [0, 1], got {c[field]}'
+      )
   for field in ('prompts', 'max_tokens', 'reasoning_rows', 'top_logps'):
     if c[field] < 0:
       raise UserError(f'curate: {field} must not be below 0, got {c[field]}')
@@ -252,16 +303,22 @@ def _check(c: ml_collections.ConfigDict):
 def _sampling(config: ml_collections.ConfigDict, parts: build.Parts):
   c = config.curate
   how = Sampling(
-      max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
-      top_p=c.top_p, stop_ids=parts.tokenizer.stop_ids, best=c.top_logps)
+    max_new_tokens=config.rl.max_new_tokens,
+    temperature=c.temperature,
+    top_p=c.top_p,
+    stop_ids=parts.tokenizer.stop_ids,
+    best=c.top_logps,
+  )
   how.check(config.model.vocab_size)
   return how
 
 
 def _check_pairs(c: ml_collections.ConfigDict):
   if not (c.correct or c.well_formed):
-    raise UserError('curate: pairs needs the filter correct or well_formed: '
-                    'what they drop is the rejected response')
+    raise UserError(
+      'curate: pairs needs the filter correct or well_formed: '
+      'what they drop is the rejected response'
+    )
   for field in ('general', 'top_logps'):
     if c[field]:
       raise UserError(f'curate: pairs are no demonstrations; leave {field} out')
@@ -269,11 +326,23 @@ def _check_pairs(c: ml_collections.ConfigDict):
 
 def _pair(row: dict, wrong: str) -> dict:
   """What data/preferences.py reads."""
-  pair = {key: row[key] for key in (
-      'id', 'question', 'messages', 'answer', 'language', 'provenance')
-          if key in row}
-  return pair | {'chosen': row['response'], 'rejected': wrong,
-                 'group': row['source']}
+  pair = {
+    key: row[key]
+    for key in (
+      'id',
+      'question',
+      'messages',
+      'answer',
+      'language',
+      'provenance',
+    )
+    if key in row
+  }
+  return pair | {
+    'chosen': row['response'],
+    'rejected': wrong,
+    'group': row['source'],
+  }
 
 
 def _top(completion: Completion) -> TopLogp:
@@ -290,28 +359,35 @@ def _limited(rows: list[dict], most: int, seed: int) -> list[dict]:
   return [rows[i] for i in sorted(chosen)]
 
 
-def _general_rows(config: ml_collections.ConfigDict,
-                  parts: build.Parts) -> list[dict]:
+def _general_rows(
+  config: ml_collections.ConfigDict, parts: build.Parts
+) -> list[dict]:
   """Rows that are mixed in as they are: files, and documents of tasks."""
   rows, c = [], config.curate
   for name, count in mixture.parse(c.general).items():
     if name in tasks.TASKS:
       found = demos.synthetic(
-          name, build.web(config), parts.template, config.seed,
-          int(count or 0))
+        name, build.web(config), parts.template, config.seed, int(count or 0)
+      )
     else:
       found = demos.read(name, parts.template)
       found = _limited(found, int(count or 0), config.seed)
     if not found:
-      raise UserError(f"curate: general: say how many of {name}, as in "
-                      f"'{name}:200'")
+      raise UserError(
+        f"curate: general: say how many of {name}, as in '{name}:200'"
+      )
     rows += [_row(d) for d in found]
   return rows
 
 
 def _row(d: Demonstration) -> dict:
-  row = {'id': d.id, 'question': d.question, 'response': d.response,
-         'general': d.general, 'provenance': {'file': d.where}}
+  row = {
+    'id': d.id,
+    'question': d.question,
+    'response': d.response,
+    'general': d.general,
+    'provenance': {'file': d.where},
+  }
   if d.messages:
     row['messages'] = [turn._asdict() for turn in d.messages]
   return row

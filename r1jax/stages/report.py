@@ -11,8 +11,12 @@ def write(directory: Path, k: int):
   """Draws curves.png and writes and prints summary.txt from metrics.jsonl."""
   rows = metrics.read(directory / 'metrics.jsonl')
   evals = [row for row in rows if 'eval/format' in row]
-  _draw([row for row in rows if 'reward/mean' in row], evals, k,
-        directory / 'curves.png')
+  _draw(
+    [row for row in rows if 'reward/mean' in row],
+    evals,
+    k,
+    directory / 'curves.png',
+  )
   text = summary(rows[-1]['step'], evals[0], evals[-1], k)
   (directory / 'summary.txt').write_text(text)
   print(text, end='')
@@ -36,22 +40,35 @@ def write_preferences(directory: Path):
   rows = metrics.read(directory / 'metrics.jsonl')
   figure = Figure(figsize=(9, 3.4))
   left, right = figure.subplots(1, 2)
-  for axis, keys in ((left, ['loss']), (right, sorted(
-      {key for row in rows for key in row if key.startswith('eval/accuracy')}
-      - {'eval/accuracy_stderr'}))):
+  for axis, keys in (
+    (left, ['loss']),
+    (
+      right,
+      sorted(
+        {key for row in rows for key in row if key.startswith('eval/accuracy')}
+        - {'eval/accuracy_stderr'}
+      ),
+    ),
+  ):
     for key in keys:
       some = [row for row in rows if key in row]
-      axis.plot([row['step'] for row in some], [row[key] for row in some],
-                label=key, lw=1)
+      axis.plot(
+        [row['step'] for row in some],
+        [row[key] for row in some],
+        label=key,
+        lw=1,
+      )
     axis.set_xlabel('step')
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
   figure.tight_layout()
   figure.savefig(directory / 'curves.png', dpi=110)
   first, *_, last = (row for row in rows if 'eval/accuracy' in row)
-  text = (f"accuracy         {first['eval/accuracy']:.3f} → "
-          f"{last['eval/accuracy']:.3f}  (± {last['eval/accuracy_stderr']:.3f},"
-          f" {last['step']} steps)\n")
+  text = (
+    f'accuracy         {first["eval/accuracy"]:.3f} → '
+    f'{last["eval/accuracy"]:.3f}  (± {last["eval/accuracy_stderr"]:.3f},'
+    f' {last["step"]} steps)\n'
+  )
   (directory / 'summary.txt').write_text(text)
   print(text, end='')
 
@@ -63,17 +80,23 @@ def summary(steps: int, first: dict, last: dict, k: int) -> str:
   measured = [f'steps            {steps}']
   if 'eval/pass@1' in last:  # General problems have no right answers.
     measured = [
-        line('pass@1', 'eval/pass@1')
-        + f"  (± {last['eval/pass@1_stderr']:.3f}, {steps} steps)",
-        line(f'cons@{k}', f'eval/cons@{k}')]
+      line('pass@1', 'eval/pass@1')
+      + f'  (± {last["eval/pass@1_stderr"]:.3f}, {steps} steps)',
+      line(f'cons@{k}', f'eval/cons@{k}'),
+    ]
   elif 'eval/quality' in last:
     measured.append(line('quality', 'eval/quality'))
-  return '\n'.join([
-      *measured,
-      line('format', 'eval/format'),
-      line('response length', 'eval/response_length/mean', 1) + ' tokens',
-      line('self-corrections', 'eval/self_correction'),
-  ]) + '\n'
+  return (
+    '\n'.join(
+      [
+        *measured,
+        line('format', 'eval/format'),
+        line('response length', 'eval/response_length/mean', 1) + ' tokens',
+        line('self-corrections', 'eval/self_correction'),
+      ]
+    )
+    + '\n'
+  )
 
 
 def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
@@ -88,7 +111,8 @@ def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
   def mark(axis, key, label):
     if key in evals[-1]:
       axis.plot(
-          eval_steps, [row[key] for row in evals], 'o-', label=label, ms=4)
+        eval_steps, [row[key] for row in evals], 'o-', label=label, ms=4
+      )
 
   trace(axes[0], 'reward/accuracy', 'accuracy')
   trace(axes[0], 'reward/format', 'format')

@@ -13,22 +13,22 @@ import ml_collections
 import numpy as np
 import optax
 
-from r1jax.evaluate.evaluator import evaluator
-from r1jax.algos import advantage, common
-from r1jax.algos import policy_loss
+from r1jax.algos import advantage, common, policy_loss
+from r1jax.checkpoints import weights
 from r1jax.data.datasets import GENERAL
+from r1jax.evaluate import evaluator
+from r1jax.graders import answers, code_answer
+from r1jax.graders.verdict import Verdict
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, RLBatch, Rollout, Scored
-from r1jax.graders import answers
-from r1jax.graders import code_answer
-from r1jax.graders.verdict import Verdict
 from r1jax.rollout import assemble
 from r1jax.stages import collect, critic, report
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages.build.parts import reward_models
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import reward_models
 from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer, state as train_state, step as train_step
-from r1jax.checkpoints import weights
+from r1jax.train import optimizer
+from r1jax.train import state as train_state
+from r1jax.train import step as train_step
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -65,26 +65,40 @@ class RL(Stage):
     build.check_rl(config, parts.model.layout)
     self._engine = build.engine(config, parts)
     self._reward = build.reward(
-        config, parts, reward_models.of_rewards(config, parts))
+      config, parts, reward_models.of_rewards(config, parts)
+    )
     self._collector = collect.Collector(
-        config, parts, self._engine, self._reward)
+      config, parts, self._engine, self._reward
+    )
     self._evaluator = build.evaluator(config, parts, self._engine)
     model = parts.model
     self._critic = critic.make(config, parts)
     self._tx = optimizer.make(
-        build.optimizer_config(c),
-        (c.steps - self._critic.warmup_steps) * c.minibatches,
-        untrained=() if c.mtp_weight else ('mtp',))
+      build.optimizer_config(c),
+      (c.steps - self._critic.warmup_steps) * c.minibatches,
+      untrained=() if c.mtp_weight else ('mtp',),
+    )
     self._logp = train_step.score(model, c.temperature, self._width)
     self._objective = build.objective(config)
     self._update = train_step.policy(
-        model, self._tx, self._objective, c.temperature, self._width,
-        c.minibatches, c.microbatches,
-        Balancing(c.balance_speed, c.balance_loss), c.mtp_weight,
-        self._critic.also)
+      model,
+      self._tx,
+      self._objective,
+      c.temperature,
+      self._width,
+      c.minibatches,
+      c.microbatches,
+      Balancing(c.balance_speed, c.balance_loss),
+      c.mtp_weight,
+      self._critic.also,
+    )
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-    self._averaged = jax.jit(lambda old, new: optax.incremental_update(
-        new, old, 1 - c.reference_decay), donate_argnums=0)
+    self._averaged = jax.jit(
+      lambda old, new: optax.incremental_update(
+        new, old, 1 - c.reference_decay
+      ),
+      donate_argnums=0,
+    )
 
   @classmethod
   def check(cls, config, parts, missing):
@@ -93,7 +107,9 @@ class RL(Stage):
     if 'rl.ppo.value_init' not in missing:
       critic.make(config, parts)
     engine = build.engine(config, parts)
-    reward = build.reward(config, parts, reward_models.expected(config, missing))
+    reward = build.reward(
+      config, parts, reward_models.expected(config, missing)
+    )
     if not any(key.startswith('data.') for key in missing):
       collect.Collector(config, parts, engine, reward)
       build.evaluator(config, parts, engine)
@@ -104,13 +120,18 @@ class RL(Stage):
     collector = self._collector
     tier = code_answer.tier()
     shown: dict[str, str] = {}
-    with (contextlib.closing(answers),  # Its worker processes.
-          Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
-                       self._seed) as checkpoints):
+    with (
+      contextlib.closing(answers),  # Its worker processes.
+      Checkpointer(
+        directory / 'checkpoints', c.keep_checkpoints, self._seed
+      ) as checkpoints,
+    ):
       restored = checkpoints.restore(self._target(base_params))
       start = restored[0] if restored else 0
-      with (MetricsWriter(directory, start) as writer,
-            Progress(self.name, start, c.steps, plain_every=10) as progress):
+      with (
+        MetricsWriter(directory, start) as writer,
+        Progress(self.name, start, c.steps, plain_every=10) as progress,
+      ):
         if restored:
           _, state, position = restored
           progress.tell(f'goes on after step {start}')
@@ -128,7 +149,8 @@ class RL(Stage):
           evaluates = step % c.eval_every == 0 or step == c.steps
           if evaluates:
             values |= self._evaluate(
-                state, step, directory, rows[:c.train_samples], shown)
+              state, step, directory, rows[: c.train_samples], shown
+            )
           writer.write(step, values, speed)
           progress.update(step, _line(values, speed, shown), keep=evaluates)
           if step % c.checkpoint_every == 0 or step == c.steps:
@@ -148,26 +170,35 @@ class RL(Stage):
     """
     c = self._config
     found = self._collector.collect(
-        state.train.params, step, self._key(_ROLLOUT, step))
+      state.train.params, step, self._key(_ROLLOUT, step)
+    )
     prompts, scored = found.prompts, found.scored
     rollout = assemble.as_rollout(
-        found.batch, c.group_size, c.max_new_tokens, found.made, step)
+      found.batch, c.group_size, c.max_new_tokens, found.made, step
+    )
     self._reward.check(scored)
     old_logp_BT, ref_logp_BT = self._logps(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
     if c.kl_in == 'reward':
       reward_B -= c.kl_coef * common.masked_sum(
-          common.kl(c.kl, old_logp_BT, ref_logp_BT), rollout.mask_BT, axis=1)
+        common.kl(c.kl, old_logp_BT, ref_logp_BT), rollout.mask_BT, axis=1
+      )
     adv_B, varied_P = advantage.group(
-        reward_B, rollout.group_B, len(prompts), scale_by_std=c.scale_by_std,
-        scorable_B=jnp.asarray(scored.scorable_B))
+      reward_B,
+      rollout.group_B,
+      len(prompts),
+      scale_by_std=c.scale_by_std,
+      scorable_B=jnp.asarray(scored.scorable_B),
+    )
     batch = RLBatch(
-        rollout=_trained(
-            rollout, scored.scorable_B & found.counts_B, c.overlong),
-        adv_BT=adv_B[:, None], old_logp_BT=old_logp_BT,
-        ref_logp_BT=ref_logp_BT)
+      rollout=_trained(rollout, scored.scorable_B & found.counts_B, c.overlong),
+      adv_BT=adv_B[:, None],
+      old_logp_BT=old_logp_BT,
+      ref_logp_BT=ref_logp_BT,
+    )
     batch, metrics = self._critic.judged(
-        state.train.params, state.critic, batch, scored.reward_B)
+      state.train.params, state.critic, batch, scored.reward_B
+    )
     values = {}
     if self._objective.mismatch != 'none':
       batch, values = _weighted(self._objective, batch)
@@ -178,40 +209,51 @@ class RL(Stage):
       train, learnt = self._update(train, batch, key)
       metrics |= learnt
     state = RLState(
-        train=train, critic=valued,
-        reference=self._referred(state, train.params, step))
-    values |= (jax.device_get(metrics) | found.told
-               | _told(scored, rollout, varied_P))
-    values |= {f'rollout/{name}': value
-               for name, value in assemble.speculation(found.made).items()}
+      train=train,
+      critic=valued,
+      reference=self._referred(state, train.params, step),
+    )
+    values |= (
+      jax.device_get(metrics) | found.told | _told(scored, rollout, varied_P)
+    )
+    values |= {
+      f'rollout/{name}': value
+      for name, value in assemble.speculation(found.made).items()
+    }
     if not c.kl_coef:
       values.pop('kl', None)
     rows = evaluator.sample_rows(
-        prompts, scored, rollout.length_B, rollout.finish_B)
+      prompts, scored, rollout.length_B, rollout.finish_B
+    )
     return state, values, rows
 
   def latest(self, directory: Path, base_params):
     """Policy parameters of the newest checkpoint, or None."""
-    with Checkpointer(directory / 'checkpoints',
-                      self._config.keep_checkpoints, self._seed) as checkpoints:
+    with Checkpointer(
+      directory / 'checkpoints', self._config.keep_checkpoints, self._seed
+    ) as checkpoints:
       restored = checkpoints.restore(self._target(base_params))
     return restored and restored[1].train.params
 
   def _fresh(self, base_params) -> RLState:
     layout = train_state.shardings(self._parts.model, self._tx)
-    train = jax.jit(lambda p: train_state.create(p, self._tx),
-                    out_shardings=layout)(self._copy(base_params))
+    train = jax.jit(
+      lambda p: train_state.create(p, self._tx), out_shardings=layout
+    )(self._copy(base_params))
     reference = self._copy(base_params) if self._config.kl_coef else None
-    return RLState(train=train, reference=reference,
-                   critic=self._critic.fresh(base_params))
+    return RLState(
+      train=train, reference=reference, critic=self._critic.fresh(base_params)
+    )
 
   def _target(self, base_params) -> RLState:
     """The state as shapes and shardings: what a restore aims at."""
     layout = train_state.shardings(self._parts.model, self._tx)
     train = train_state.abstract(base_params, self._tx, layout)
     return RLState(
-        train=train, reference=train.params if self._config.kl_coef else None,
-        critic=self._critic.target())
+      train=train,
+      reference=train.params if self._config.kl_coef else None,
+      critic=self._critic.target(),
+    )
 
   def _key(self, stream: int, step: int) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(self._seed), stream)
@@ -225,7 +267,8 @@ class RL(Stage):
     ref_logp_BT = old_logp_BT
     if state.reference is not None:
       ref_logp_BT = self._logp(  # Which chooses experts of its own.
-          state.reference, rollout.replace(experts_BTLA=None))
+        state.reference, rollout.replace(experts_BTLA=None)
+      )
     return old_logp_BT, ref_logp_BT
 
   def _referred(self, state: RLState, params, step: int):
@@ -239,8 +282,14 @@ class RL(Stage):
       return self._copy(params)
     return state.reference
 
-  def _evaluate(self, state: RLState, step: int, directory: Path,
-                train_rows: list[dict], shown: dict) -> dict[str, float]:
+  def _evaluate(
+    self,
+    state: RLState,
+    step: int,
+    directory: Path,
+    train_rows: list[dict],
+    shown: dict,
+  ) -> dict[str, float]:
     found = self._evaluator.run(state.train.params, self._key(_EVAL, step))
     folder = directory / 'samples'
     folder.mkdir(parents=True, exist_ok=True)
@@ -248,9 +297,12 @@ class RL(Stage):
       for kind, rows in (('eval', found.samples), ('train', train_rows)):
         for row in rows:
           file.write(json.dumps({'kind': kind} | row) + '\n')
-    name = next(name for name in ('pass@1', 'quality', 'format')
-                if f'eval/{name}' in found.metrics)
-    shown[name] = f"{found.metrics[f'eval/{name}']:.3f}"
+    name = next(
+      name
+      for name in ('pass@1', 'quality', 'format')
+      if f'eval/{name}' in found.metrics
+    )
+    shown[name] = f'{found.metrics[f"eval/{name}"]:.3f}'
     return found.metrics
 
 
@@ -266,30 +318,41 @@ def _weighted(objective: policy_loss.Objective, batch: RLBatch):
   """The batch with the weights of policy_loss.mismatch_weight, and their metrics."""
   rollout = batch.rollout
   weight_BT = policy_loss.mismatch_weight(
-      objective, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT)
+    objective, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT
+  )
   weights = np.asarray(weight_BT, np.float64)[np.asarray(rollout.mask_BT)]
-  total, squares = weights.sum(), (weights ** 2).sum()
+  total, squares = weights.sum(), (weights**2).sum()
   return batch.replace(weight_BT=weight_BT), {
-      'mismatch/weight_mean': float(weights.mean()) if weights.size else 0.0,
-      # Effective sample size, as a share of the tokens.
-      'mismatch/effective_share': float(
-          total ** 2 / (squares * weights.size)) if squares else 0.0}
+    'mismatch/weight_mean': float(weights.mean()) if weights.size else 0.0,
+    # Effective sample size, as a share of the tokens.
+    'mismatch/effective_share': float(total**2 / (squares * weights.size))
+    if squares
+    else 0.0,
+  }
 
 
 def _speed(rows: list[dict], secs: float) -> dict[str, float]:
   """Of the step alone, without its evaluation."""
-  return {'speed/tokens_per_sec': sum(row['tokens'] for row in rows) / secs,
-          'speed/completions_per_sec': len(rows) / secs}
+  return {
+    'speed/tokens_per_sec': sum(row['tokens'] for row in rows) / secs,
+    'speed/completions_per_sec': len(rows) / secs,
+  }
 
 
 def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
   """What the live line shows."""
-  return {
-      'reward': f"{values['reward/mean']:.3f}",
-      'accuracy': f"{values['reward/accuracy']:.3f}",
-      'length': f"{values['response_length/mean']:.1f}"} | shown | {
-          'compl/s': f"{speed['speed/completions_per_sec']:.0f}",
-          'tok/s': f"{speed['speed/tokens_per_sec']:,.0f}"}
+  return (
+    {
+      'reward': f'{values["reward/mean"]:.3f}',
+      'accuracy': f'{values["reward/accuracy"]:.3f}',
+      'length': f'{values["response_length/mean"]:.1f}',
+    }
+    | shown
+    | {
+      'compl/s': f'{speed["speed/completions_per_sec"]:.0f}',
+      'tok/s': f'{speed["speed/tokens_per_sec"]:,.0f}',
+    }
+  )
 
 
 def _known_mean(x_B) -> float:
@@ -304,11 +367,17 @@ def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
   graded = lambda reduce, x_B: reduce(x_B[ok_B]) if ok_B.any() else np.nan
   verdicts = Counter(scored.verdicts)
   # Of the samples that have the part: general ones have no accuracy.
-  parts = {f'reward/{name}': graded(_known_mean, part)
-           for name, part in scored.parts.items()}
-  return parts | {
+  parts = {
+    f'reward/{name}': graded(_known_mean, part)
+    for name, part in scored.parts.items()
+  }
+  return (
+    parts
+    | {
       f'verdict/{name}': verdicts[name] / len(ok_B)
-      for name in (*Verdict, GENERAL)} | {
+      for name in (*Verdict, GENERAL)
+    }
+    | {
       'reward/mean': graded(np.mean, scored.reward_B),
       'reward/std': graded(np.std, scored.reward_B),
       'response_length/mean': np.mean(rollout.length_B),
@@ -317,6 +386,8 @@ def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
       'rollout/stale_tokens': np.mean(age > 0),
       'rollout/oldest': np.max(age),
       'response/self_correction': np.mean(
-          [evaluator.self_corrects(text) for text in scored.texts]),
+        [evaluator.self_corrects(text) for text in scored.texts]
+      ),
       'zero_variance_groups': np.mean(~np.asarray(varied_P)),
-  }
+    }
+  )

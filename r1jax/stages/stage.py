@@ -27,8 +27,12 @@ class Stage(abc.ABC):
   leaves_policy: bool = True
 
   @classmethod
-  def check(cls, config: ml_collections.ConfigDict, parts: Parts,
-            missing: Collection[str]):
+  def check(
+    cls,
+    config: ml_collections.ConfigDict,
+    parts: Parts,
+    missing: Collection[str],
+  ):
     """Refuses what is wrong already before all files are there.
 
     Args:

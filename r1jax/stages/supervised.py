@@ -7,16 +7,18 @@ from pathlib import Path
 import jax
 import ml_collections
 
+from r1jax.checkpoints import weights
 from r1jax.data import batching
 from r1jax.errors import UserError
 from r1jax.model.moe import Balancing
 from r1jax.records import TokenBatch
 from r1jax.stages import report
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages.build.parts import sft_data
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import sft_data
 from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer, state as train_state, step as train_step
-from r1jax.checkpoints import weights
+from r1jax.train import optimizer
+from r1jax.train import state as train_state
+from r1jax.train import step as train_step
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -24,9 +26,13 @@ from r1jax.train.metrics import MetricsWriter, Progress
 class _Supervised(Stage):
   """One pass over the batches of a corpus, an update each."""
 
-  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts,
-               corpus: Sequence[TokenBatch],
-               teaching: train_step.Teaching | None = None):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    parts: build.Parts,
+    corpus: Sequence[TokenBatch],
+    teaching: train_step.Teaching | None = None,
+  ):
     c = self._config = config[self.name]
     self._seed, self._model, self._corpus = config.seed, parts.model, corpus
     self._steps, self._teaching = len(corpus), teaching
@@ -38,25 +44,36 @@ class _Supervised(Stage):
     layout = train_state.shardings(model, tx)
     teacher_params = self._teacher_params()
     data = batching.token_batches(self._corpus)
-    with Checkpointer(directory / 'checkpoints', c.keep_checkpoints,
-                      self._seed) as checkpoints:
+    with Checkpointer(
+      directory / 'checkpoints', c.keep_checkpoints, self._seed
+    ) as checkpoints:
       restored = checkpoints.restore(
-          train_state.abstract(base_params, tx, layout))
+        train_state.abstract(base_params, tx, layout)
+      )
       if restored:
         start, state, position = restored
         data.set_state(position)
       else:
         start = 0
-        state = jax.jit(lambda p: train_state.create(p, tx),
-                        out_shardings=layout)(base_params)
+        state = jax.jit(
+          lambda p: train_state.create(p, tx), out_shardings=layout
+        )(base_params)
       step_fn = train_step.supervised(
-          model, tx, Balancing(c.balance_speed, c.balance_loss),
-          train_step.LookAhead(c.mtp.weight, c.mtp.later_weight,
-                               round(c.mtp.switch_share * self._steps)),
-          c.microbatches, self._teaching)
-      with (MetricsWriter(directory, start) as writer,
-            Progress(self.name, start, self._steps, plain_every=100
-                     ) as progress):
+        model,
+        tx,
+        Balancing(c.balance_speed, c.balance_loss),
+        train_step.LookAhead(
+          c.mtp.weight,
+          c.mtp.later_weight,
+          round(c.mtp.switch_share * self._steps),
+        ),
+        c.microbatches,
+        self._teaching,
+      )
+      with (
+        MetricsWriter(directory, start) as writer,
+        Progress(self.name, start, self._steps, plain_every=100) as progress,
+      ):
         if start:
           progress.tell(f'goes on after step {start}')
         tokens, skipped = 0, 0.0
@@ -69,8 +86,9 @@ class _Supervised(Stage):
             metrics = jax.device_get(metrics | {'skipped_updates': skipped})
             rate = tokens / progress.step_secs()
             writer.write(step, metrics, {'speed/tokens_per_sec': rate})
-            progress.update(step, {
-                'loss': f"{metrics['loss']:.4f}", 'tok/s': f'{rate:,.0f}'})
+            progress.update(
+              step, {'loss': f'{metrics["loss"]:.4f}', 'tok/s': f'{rate:,.0f}'}
+            )
             tokens, skipped = 0, 0.0
           if step % c.checkpoint_every == 0 or step == self._steps:
             checkpoints.save(step, state, data.get_state())
@@ -108,8 +126,9 @@ class SFT(_Supervised):
     sft_data.check(config, parts)
     self._path = config.sft.teacher
     teaching = sft_data.teaching(config, parts)
-    super().__init__(config, parts, sft_data.demonstrations(config, parts),
-                     teaching)
+    super().__init__(
+      config, parts, sft_data.demonstrations(config, parts), teaching
+    )
 
   @classmethod
   def check(cls, config, parts, missing):
@@ -128,5 +147,6 @@ class SFT(_Supervised):
 def _check_length(config: ml_collections.ConfigDict, name: str):
   length, context = config[name].length_tokens, config.model.max_context
   if length > context:
-    raise UserError(f'{name}.length_tokens = {length} exceeds '
-                    f'model.max_context = {context}')
+    raise UserError(
+      f'{name}.length_tokens = {length} exceeds model.max_context = {context}'
+    )

@@ -19,13 +19,18 @@ class Checkpointer:
     self._seed = seed
     self._directory = directory
     self._manager = ocp.CheckpointManager(
-        directory.absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+    )
 
   def save(self, step: int, state: Any, data_state: dict):
-    self._manager.save(step, args=ocp.args.Composite(
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        host=ocp.args.JsonSave({'data': data_state, 'seed': self._seed})))
+        host=ocp.args.JsonSave({'data': data_state, 'seed': self._seed}),
+      ),
+    )
 
   def restore(self, target: Any) -> tuple[int, Any, dict] | None:
     """Restores the newest step, or returns None where there is none.
@@ -43,19 +48,23 @@ class Checkpointer:
     if step is None:
       return None
     try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(target),
-          host=ocp.args.JsonRestore()))
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore()
+        ),
+      )
     except Exception as error:
       reason = str(error).strip().splitlines()[0][:300]
       raise UserError(
-          f'checkpoint: step {step} in {self._directory} does not restore '
-          f'({reason}); remove that step to go on from the one before'
+        f'checkpoint: step {step} in {self._directory} does not restore '
+        f'({reason}); remove that step to go on from the one before'
       ) from error
     if restored['host']['seed'] != self._seed:
       raise UserError(
-          f"checkpoint: step {step} in {self._directory} has seed "
-          f"{restored['host']['seed']}, the config {self._seed}")
+        f'checkpoint: step {step} in {self._directory} has seed '
+        f'{restored["host"]["seed"]}, the config {self._seed}'
+      )
     return step, restored['state'], restored['host']['data']
 
   def __enter__(self):

@@ -41,13 +41,19 @@ class MetricsWriter:
     partial.replace(path)
     self._file = open(path, 'a')
     self._tensorboard = tensorboardX.SummaryWriter(
-        str(directory / 'tensorboard'), purge_step=start_step + 1)
+      str(directory / 'tensorboard'), purge_step=start_step + 1
+    )
 
-  def write(self, step: int, values: dict[str, float],
-            speed: dict[str, float] | None = None):
+  def write(
+    self,
+    step: int,
+    values: dict[str, float],
+    speed: dict[str, float] | None = None,
+  ):
     row = {'step': step} | {
-        name: float(value) if math.isfinite(value) else None  # JSON has no NaN.
-        for name, value in sorted(values.items())}
+      name: float(value) if math.isfinite(value) else None  # JSON has no NaN.
+      for name, value in sorted(values.items())
+    }
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
     for name, value in (values | (speed or {})).items():
@@ -100,8 +106,10 @@ class Progress:
     done = max(step - self._start, 1)
     left = (time.monotonic() - self._began) / done * (self._total - step)
     shown = '  '.join(f'{name} {value}' for name, value in numbers.items())
-    line = (f'{self._stage} {step}/{self._total}  {shown}  '
-            f'ETA {int(left) // 60}:{int(left) % 60:02d}')
+    line = (
+      f'{self._stage} {step}/{self._total}  {shown}  '
+      f'ETA {int(left) // 60}:{int(left) % 60:02d}'
+    )
     if self._live:
       self._live.update(Text(line, no_wrap=True, overflow='ellipsis'))
     elif keep or step % self._plain_every == 0 or step == self._total:

@@ -38,31 +38,37 @@ class OptimizerConfig:
   def __post_init__(self):
     for field in ('learning_rate', 'warmup_steps', 'weight_decay'):
       if not getattr(self, field) >= 0:
-        raise UserError(f'optimizer: {field} must not be below 0, got '
-                        f'{getattr(self, field)}')
+        raise UserError(
+          f'optimizer: {field} must not be below 0, got {getattr(self, field)}'
+        )
     if not self.clip_norm > 0:
-      raise UserError('optimizer: clip_norm must be above 0, got '
-                      f'{self.clip_norm}')
+      raise UserError(
+        f'optimizer: clip_norm must be above 0, got {self.clip_norm}'
+      )
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   peak, warmup = config.learning_rate, config.warmup_steps
   if config.decay == 'cosine':
     after = optax.cosine_decay_schedule(
-        peak, max(total_steps - warmup, 1), config.final_ratio)
+      peak, max(total_steps - warmup, 1), config.final_ratio
+    )
   elif config.decay == 'constant':
     after = optax.constant_schedule(peak)
   else:
-    raise UserError("optimizer: decay must be 'constant' or 'cosine', got "
-                    f'{config.decay!r}')
+    raise UserError(
+      f"optimizer: decay must be 'constant' or 'cosine', got {config.decay!r}"
+    )
   if not warmup:
     return after
   return optax.join_schedules(
-      [optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    [optax.linear_schedule(0.0, peak, warmup), after], [warmup]
+  )
 
 
-def make(config: OptimizerConfig, total_steps: int,
-         untrained: tuple[str, ...] = ()) -> optax.GradientTransformation:
+def make(
+  config: OptimizerConfig, total_steps: int, untrained: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
   """Updates are counted from 0.
 
   Args:
@@ -71,22 +77,29 @@ def make(config: OptimizerConfig, total_steps: int,
     untrained: Parts of the model that get no gradient, and so no decay.
   """
   if config.moment_dtype not in ('float32', 'bfloat16'):
-    raise UserError("optimizer: moment_dtype must be 'float32' or 'bfloat16', "
-                    f'got {config.moment_dtype!r}')
+    raise UserError(
+      "optimizer: moment_dtype must be 'float32' or 'bfloat16', "
+      f'got {config.moment_dtype!r}'
+    )
   return optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      _stored_as(config.moment_dtype,
-                 optax.scale_by_adam(config.beta1, config.beta2)),
-      optax.add_decayed_weights(
-          config.weight_decay, partial(_decayed, untrained=untrained)),
-      optax.scale_by_learning_rate(schedule(config, total_steps)))
+    optax.clip_by_global_norm(config.clip_norm),
+    _stored_as(
+      config.moment_dtype, optax.scale_by_adam(config.beta1, config.beta2)
+    ),
+    optax.add_decayed_weights(
+      config.weight_decay, partial(_decayed, untrained=untrained)
+    ),
+    optax.scale_by_learning_rate(schedule(config, total_steps)),
+  )
 
 
 def _stored_as(dtype: str, adam: optax.GradientTransformation):
   """Adam that computes in float32 and keeps its moments in `dtype`."""
+
   def cast(state, to):
-    return state._replace(mu=optax.tree.cast(state.mu, to),
-                          nu=optax.tree.cast(state.nu, to))
+    return state._replace(
+      mu=optax.tree.cast(state.mu, to), nu=optax.tree.cast(state.nu, to)
+    )
 
   def init(params):
     return cast(adam.init(params), dtype)
@@ -101,8 +114,10 @@ def _stored_as(dtype: str, adam: optax.GradientTransformation):
 
 def _decayed(params, untrained: tuple[str, ...]):
   """True on matrices that are trained; False on scales and biases."""
+
   def is_matrix(path, _):
-    return (path[0].key not in untrained
-            and not path[-1].key.endswith(('scale', 'bias')))
+    return path[0].key not in untrained and not path[-1].key.endswith(
+      ('scale', 'bias')
+    )
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)

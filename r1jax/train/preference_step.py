@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.algos import common, dpo as dpo_loss, reward_model
+from r1jax.algos import common, reward_model
+from r1jax.algos import dpo as dpo_loss
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer, output_head, positions
 from r1jax.records import LabelBatch, PairBatch
-from r1jax.train import state as train_state, update
+from r1jax.train import state as train_state
+from r1jax.train import update
 from r1jax.train.state import TrainState
 
 
@@ -26,14 +28,19 @@ def scores(model: Transformer) -> Callable:
   def score(params, batch: PairBatch | LabelBatch):
     batch = update.constrain(model, batch)
     return transformer.last_scalar(
-        model, params, batch.tokens_BT, batch.valid_BT)[0]
+      model, params, batch.tokens_BT, batch.valid_BT
+    )[0]
 
   return score
 
 
-def reward(model: Transformer, tx: optax.GradientTransformation,
-           pairwise: reward_model.Pairwise, balancing: moe.Balancing,
-           microbatches: int) -> Callable:
+def reward(
+  model: Transformer,
+  tx: optax.GradientTransformation,
+  pairwise: reward_model.Pairwise,
+  balancing: moe.Balancing,
+  microbatches: int,
+) -> Callable:
   """Returns step(state, batch) → (state, metrics), jitted.
 
   A PairBatch is learnt from pairwise, a LabelBatch point-wise.
@@ -42,17 +49,19 @@ def reward(model: Transformer, tx: optax.GradientTransformation,
   def loss_of(score_B, batch, total):
     if isinstance(batch, LabelBatch):
       return reward_model.pointwise(
-          score_B, batch.safe_B, batch.weight_B, total)
+        score_B, batch.safe_B, batch.weight_B, total
+      )
     score_PG = _pairs(score_B)
-    return pairwise.loss(
-        score_PG[:, 0], score_PG[:, 1], batch.weight_P, total)
+    return pairwise.loss(score_PG[:, 0], score_PG[:, 1], batch.weight_P, total)
 
   def loss_fn(params, batch, total, live):
     score_B, out = transformer.last_scalar(
-        model, params, batch.tokens_BT, batch.valid_BT)
+      model, params, batch.tokens_BT, batch.valid_BT
+    )
     loss, metrics = loss_of(score_B, batch, total)
     loss += update.balance(
-        out.routing, balancing, update.live_rows(batch.valid_BT) / live)
+      out.routing, balancing, update.live_rows(batch.valid_BT) / live
+    )
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
@@ -61,8 +70,11 @@ def reward(model: Transformer, tx: optax.GradientTransformation,
     total = jnp.maximum(jnp.sum(_weight(batch)), 1)
     live = update.live_rows(batch.valid_BT)
     grads, metrics, _ = update.accumulate(
-        lambda params, micro: loss_fn(params, micro, total, live),
-        state.params, batch, microbatches)
+      lambda params, micro: loss_fn(params, micro, total, live),
+      state.params,
+      batch,
+      microbatches,
+    )
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)
     return state, metrics | applied
@@ -83,17 +95,22 @@ class DPOState:
   alpha_g: chex.Array | None
 
 
-def dpo_state(params, tx: optax.GradientTransformation,
-              robust: dpo_loss.Robust | None) -> DPOState:
+def dpo_state(
+  params, tx: optax.GradientTransformation, robust: dpo_loss.Robust | None
+) -> DPOState:
   return DPOState(
-      train=train_state.create(params, tx),
-      alpha_g=jnp.asarray(robust.first()) if robust else None)
+    train=train_state.create(params, tx),
+    alpha_g=jnp.asarray(robust.first()) if robust else None,
+  )
 
 
-def dpo_shardings(model: Transformer, tx,
-                  robust: dpo_loss.Robust | None) -> DPOState:
-  return DPOState(train=train_state.shardings(model, tx),
-                  alpha_g=model.layout.replicated() if robust else None)
+def dpo_shardings(
+  model: Transformer, tx, robust: dpo_loss.Robust | None
+) -> DPOState:
+  return DPOState(
+    train=train_state.shardings(model, tx),
+    alpha_g=model.layout.replicated() if robust else None,
+  )
 
 
 def logps(model: Transformer, microbatches: int) -> Callable:
@@ -110,9 +127,14 @@ def logps(model: Transformer, microbatches: int) -> Callable:
   return logp
 
 
-def dpo(model: Transformer, tx: optax.GradientTransformation,
-        objective: dpo_loss.Objective, robust: dpo_loss.Robust | None,
-        balancing: moe.Balancing, microbatches: int) -> Callable:
+def dpo(
+  model: Transformer,
+  tx: optax.GradientTransformation,
+  objective: dpo_loss.Objective,
+  robust: dpo_loss.Robust | None,
+  balancing: moe.Balancing,
+  microbatches: int,
+) -> Callable:
   """Returns step(state, PairBatch, reference) → (state, metrics), jitted.
 
   The reference's parameters are asked once a batch. Where groups have weights,
@@ -124,13 +146,18 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
     batch, ref_logp_PG, weight_P = inputs
     logp_PG, out = _logp(model, params, batch)
     loss, metrics = dpo_loss.loss(
-        objective, logp_PG, ref_logp_PG, weight_P, batch.weight_P, total)
+      objective, logp_PG, ref_logp_PG, weight_P, batch.weight_P, total
+    )
     loss += update.balance(
-        out.routing, balancing, update.live_rows(batch.valid_BT) / live)
+      out.routing, balancing, update.live_rows(batch.valid_BT) / live
+    )
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=(
-      dpo_shardings(model, tx, robust), model.layout.replicated()))
+  @partial(
+    jax.jit,
+    donate_argnums=0,
+    out_shardings=(dpo_shardings(model, tx, robust), model.layout.replicated()),
+  )
   def step(state: DPOState, batch: PairBatch, reference):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_P), 1)
@@ -139,17 +166,21 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
     weight_P = jnp.ones_like(batch.weight_P)
     if robust:
       ratio_P = dpo_loss.ratio(
-          _in_parts(model, params, batch, microbatches), ref_logp_PG)
+        _in_parts(model, params, batch, microbatches), ref_logp_PG
+      )
       alpha_g = robust.moved(
-          alpha_g, objective.of_pairs(ratio_P), batch.group_P, batch.weight_P)
+        alpha_g, objective.of_pairs(ratio_P), batch.group_P, batch.weight_P
+      )
       weight_P = robust.weight(alpha_g, batch.group_P)
     live = update.live_rows(batch.valid_BT)
     grads, metrics, _ = update.accumulate(
-        lambda params, micro: loss_fn(params, micro, total, live),
-        params, (batch, ref_logp_PG, weight_P), microbatches)
+      lambda params, micro: loss_fn(params, micro, total, live),
+      params,
+      (batch, ref_logp_PG, weight_P),
+      microbatches,
+    )
     routing = metrics.pop('routing')
-    train, applied = update.apply(
-        state.train, tx, grads, routing, balancing)
+    train, applied = update.apply(state.train, tx, grads, routing, balancing)
     if robust:
       alpha_g = jnp.where(applied['skipped_updates'], state.alpha_g, alpha_g)
     return DPOState(train=train, alpha_g=alpha_g), metrics | applied
@@ -158,7 +189,7 @@ def dpo(model: Transformer, tx: optax.GradientTransformation,
 
 
 def _weight(batch: PairBatch | LabelBatch):
-  return (batch.weight_B if isinstance(batch, LabelBatch) else batch.weight_P)
+  return batch.weight_B if isinstance(batch, LabelBatch) else batch.weight_P
 
 
 def _pairs(x_B):
@@ -185,9 +216,15 @@ def _logp(model: Transformer, params, batch: PairBatch):
     logp    = log p(b | a) + log p(c | ab)
   """
   out = model.apply(
-      {'params': params}, batch.tokens_BT, positions(batch.valid_BT),
-      batch.valid_BT.astype(jnp.int32))
+    {'params': params},
+    batch.tokens_BT,
+    positions(batch.valid_BT),
+    batch.valid_BT.astype(jnp.int32),
+  )
   logp_BT, _ = common.token_logp(
-      out.hidden_BTD[:, :-1], output_head(model, params),
-      batch.tokens_BT[:, 1:], layout=model.layout)
+    out.hidden_BTD[:, :-1],
+    output_head(model, params),
+    batch.tokens_BT[:, 1:],
+    layout=model.layout,
+  )
   return _pairs(common.masked_sum(logp_BT, batch.mask_BT[:, 1:], 1)), out

@@ -23,22 +23,30 @@ def chances(model: Transformer) -> Callable:
   @jax.jit
   def chance(params, tokens_BT, valid_BT):
     return jax.nn.sigmoid(
-        transformer.all_scalars(model, params, tokens_BT, valid_BT)[0])
+      transformer.all_scalars(model, params, tokens_BT, valid_BT)[0]
+    )
 
   return chance
 
 
-def learn(model: Transformer, tx: optax.GradientTransformation,
-          balancing: moe.Balancing, microbatches: int) -> Callable:
+def learn(
+  model: Transformer,
+  tx: optax.GradientTransformation,
+  balancing: moe.Balancing,
+  microbatches: int,
+) -> Callable:
   """Returns step(state, StepBatch) → (state, metrics), jitted."""
 
   def loss_fn(params, batch: StepBatch, total, live):
     score_BT, out = transformer.all_scalars(
-        model, params, batch.tokens_BT, batch.valid_BT)
+      model, params, batch.tokens_BT, batch.valid_BT
+    )
     loss, metrics = process.loss(
-        score_BT, batch.label_BT, batch.weight_BT, total)
+      score_BT, batch.label_BT, batch.weight_BT, total
+    )
     loss += update.balance(
-        out.routing, balancing, update.live_rows(batch.valid_BT) / live)
+      out.routing, balancing, update.live_rows(batch.valid_BT) / live
+    )
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
@@ -47,8 +55,11 @@ def learn(model: Transformer, tx: optax.GradientTransformation,
     total = jnp.maximum(jnp.sum(batch.weight_BT), 1)
     live = update.live_rows(batch.valid_BT)
     grads, metrics, _ = update.accumulate(
-        lambda params, micro: loss_fn(params, micro, total, live),
-        state.params, batch, microbatches)
+      lambda params, micro: loss_fn(params, micro, total, live),
+      state.params,
+      batch,
+      microbatches,
+    )
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)
     return state, metrics | applied

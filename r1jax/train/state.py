@@ -25,8 +25,9 @@ class TrainState:
 
 
 def create(params, tx: optax.GradientTransformation) -> TrainState:
-  return TrainState(updates=jnp.zeros((), jnp.int32), params=params,
-                    opt_state=tx.init(params))
+  return TrainState(
+    updates=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params)
+  )
 
 
 def shardings(model: Transformer, tx: optax.GradientTransformation):
@@ -34,19 +35,28 @@ def shardings(model: Transformer, tx: optax.GradientTransformation):
   layout = model.layout
   of_params = transformer.parameter_shardings(model, layout)
   params = jax.tree.map(
-      lambda box: box.value, transformer.parameter_shapes(model),
-      is_leaf=lambda x: hasattr(x, 'names'))
+    lambda box: box.value,
+    transformer.parameter_shapes(model),
+    is_leaf=lambda x: hasattr(x, 'names'),
+  )
   abstract = jax.eval_shape(lambda p: create(p, tx), params)
   opt_state = optax.tree.map_params(
-      tx, lambda _, sharding: sharding, abstract.opt_state, of_params,
-      transform_non_params=lambda _: layout.replicated())
-  return TrainState(updates=layout.replicated(), params=of_params,
-                    opt_state=opt_state)
+    tx,
+    lambda _, sharding: sharding,
+    abstract.opt_state,
+    of_params,
+    transform_non_params=lambda _: layout.replicated(),
+  )
+  return TrainState(
+    updates=layout.replicated(), params=of_params, opt_state=opt_state
+  )
 
 
 def abstract(params, tx: optax.GradientTransformation, layout_of):
   """Shapes, dtypes and shardings of a state: what a restore aims at."""
   shapes = jax.eval_shape(lambda p: create(p, tx), params)
   return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes, layout_of)
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    layout_of,
+  )

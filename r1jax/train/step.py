@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.algos import common, distill
-from r1jax.algos import policy_loss
+from r1jax.algos import common, distill, policy_loss
 from r1jax.model import moe, mtp
 from r1jax.model.mtp import shift
 from r1jax.model.transformer import Transformer, output_head, positions
@@ -34,7 +33,8 @@ class LookAhead:
 
   def at(self, updates) -> jax.Array:
     return jnp.where(
-        updates < self.switch_updates, self.weight, self.later_weight)
+      updates < self.switch_updates, self.weight, self.later_weight
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,14 @@ class Teaching:
   teacher: Transformer | None = None
 
 
-def supervised(model: Transformer, tx: optax.GradientTransformation,
-               balancing: moe.Balancing, look_ahead: LookAhead,
-               microbatches: int, teaching: Teaching | None = None) -> Callable:
+def supervised(
+  model: Transformer,
+  tx: optax.GradientTransformation,
+  balancing: moe.Balancing,
+  look_ahead: LookAhead,
+  microbatches: int,
+  teaching: Teaching | None = None,
+) -> Callable:
   """Returns step(state, TokenBatch, teacher_params) → (state, metrics), jitted.
 
   The loss is a mean over the tokens that have a weight, each times its weight.
@@ -69,20 +74,28 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
 
     if teaching:
       logp_BT, entropy_BT, kl_BT = _taught(
-          model, teaching, out.hidden_BTD, head, batch, taught)
+        model, teaching, out.hidden_BTD, head, batch, taught
+      )
       loss = mean(teaching.soft.mix(-logp_BT, kl_BT))
       metrics = {'loss': loss, 'nll': mean(-logp_BT), 'kl': mean(kl_BT)}
     else:
       logp_BT, entropy_BT = common.token_logp(
-          out.hidden_BTD, head, batch.target_BT, layout=model.layout)
+        out.hidden_BTD, head, batch.target_BT, layout=model.layout
+      )
       loss = mean(-logp_BT)
       metrics = {'loss': loss}
     metrics['entropy'] = mean(entropy_BT)
     routing = out.routing
     if model.config.mtp_depth:
       ahead, routed = _ahead_loss(
-          model, params, out.hidden_BTD, inputs, batch.target_BT,
-          batch.weight_BT, total)
+        model,
+        params,
+        out.hidden_BTD,
+        inputs,
+        batch.target_BT,
+        batch.weight_BT,
+        total,
+      )
       loss += look_ahead.at(updates) * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
@@ -106,7 +119,8 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
       return loss_fn(params, micro, taught, total, live, state.updates)
 
     grads, metrics, _ = update.accumulate(
-        of_micro, state.params, batch, microbatches)
+      of_micro, state.params, batch, microbatches
+    )
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)
     return state, metrics | applied
@@ -116,26 +130,41 @@ def supervised(model: Transformer, tx: optax.GradientTransformation,
 
 def _hidden(teacher: Transformer, params, batch: TokenBatch):
   """What the teacher thinks of every token; nothing of it is learnt."""
-  return jax.lax.stop_gradient(teacher.apply(
-      {'params': params}, batch.tokens_BT, batch.position_BT,
-      batch.segment_BT).hidden_BTD)
+  return jax.lax.stop_gradient(
+    teacher.apply(
+      {'params': params}, batch.tokens_BT, batch.position_BT, batch.segment_BT
+    ).hidden_BTD
+  )
 
 
-def _taught(model: Transformer, teaching: Teaching, hidden_BTD, head_DV,
-            batch: TokenBatch, taught):
+def _taught(
+  model: Transformer,
+  teaching: Teaching,
+  hidden_BTD,
+  head_DV,
+  batch: TokenBatch,
+  taught,
+):
   """logp_BT, entropy_BT and kl_BT: from the teacher, or from what it left."""
   temperature, layout = teaching.soft.temperature, model.layout
   if taught is not None:
     return distill.online(
-        hidden_BTD, head_DV, *taught, batch.target_BT, temperature,
-        layout=layout)
+      hidden_BTD, head_DV, *taught, batch.target_BT, temperature, layout=layout
+    )
   return distill.stored(
-      hidden_BTD, head_DV, batch.top_ids_BTO, batch.top_logp_BTO,
-      batch.target_BT, temperature, layout=layout)
+    hidden_BTD,
+    head_DV,
+    batch.top_ids_BTO,
+    batch.top_logp_BTO,
+    batch.target_BT,
+    temperature,
+    layout=layout,
+  )
 
 
-def score(model: Transformer, temperature: float,
-          prompt_tokens: int) -> Callable:
+def score(
+  model: Transformer, temperature: float, prompt_tokens: int
+) -> Callable:
   """Returns logp(params, rollout) → [B, T], jitted; 0 outside the mask.
 
   Rollouts have `prompt_tokens` columns of prompt before their completions.
@@ -145,16 +174,23 @@ def score(model: Transformer, temperature: float,
   @jax.jit
   def logp(params, rollout: Rollout):
     rollout = update.constrain(model, rollout)
-    return _rollout_logp(
-        model, params, rollout, temperature, prompt_tokens)[0]
+    return _rollout_logp(model, params, rollout, temperature, prompt_tokens)[0]
 
   return logp
 
 
-def policy(model: Transformer, tx: optax.GradientTransformation,
-           objective: policy_loss.Objective, temperature: float, prompt_tokens: int,
-           minibatches: int, microbatches: int, balancing: moe.Balancing,
-           mtp_weight: float = 0.0, also: Callable | None = None) -> Callable:
+def policy(
+  model: Transformer,
+  tx: optax.GradientTransformation,
+  objective: policy_loss.Objective,
+  temperature: float,
+  prompt_tokens: int,
+  minibatches: int,
+  microbatches: int,
+  balancing: moe.Balancing,
+  mtp_weight: float = 0.0,
+  also: Callable | None = None,
+) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
   One inner epoch: the rows are shuffled and cut into `minibatches`, each an
@@ -170,13 +206,21 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
   def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals):
     rollout, live_tokens = batch.rollout, totals.tokens
     logp_BT, entropy_BT, out = _rollout_logp(
-        model, params, rollout, temperature, prompt_tokens)
+      model, params, rollout, temperature, prompt_tokens
+    )
     loss, metrics = policy_loss.loss(
-        objective, logp_BT, batch.old_logp_BT, batch.ref_logp_BT, batch.adv_BT,
-        rollout.mask_BT, totals, batch.weight_BT)
-    metrics['entropy'] = (
-        common.masked_sum(entropy_BT, rollout.mask_BT)
-        / jnp.maximum(live_tokens, 1))
+      objective,
+      logp_BT,
+      batch.old_logp_BT,
+      batch.ref_logp_BT,
+      batch.adv_BT,
+      rollout.mask_BT,
+      totals,
+      batch.weight_BT,
+    )
+    metrics['entropy'] = common.masked_sum(
+      entropy_BT, rollout.mask_BT
+    ) / jnp.maximum(live_tokens, 1)
     if also:
       more, told = also(params, out.hidden_BTD, batch, totals)
       loss += more
@@ -186,9 +230,14 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
       inputs = rollout_inputs(rollout)
       only_mtp = jax.lax.stop_gradient(params) | {'mtp': params['mtp']}
       ahead, routed = _ahead_loss(
-          model, only_mtp, jax.lax.stop_gradient(out.hidden_BTD), inputs,
-          shift(rollout.tokens_BT, 1),
-          shift(rollout.mask_BT, 1).astype(jnp.float32), live_tokens)
+        model,
+        only_mtp,
+        jax.lax.stop_gradient(out.hidden_BTD),
+        inputs,
+        shift(rollout.tokens_BT, 1),
+        shift(rollout.mask_BT, 1).astype(jnp.float32),
+        live_tokens,
+      )
       loss += mtp_weight * ahead
       metrics['mtp/loss'] = ahead
       routing = routing | routed
@@ -199,22 +248,23 @@ def policy(model: Transformer, tx: optax.GradientTransformation,
     metrics['logp_gap'] = jnp.stack([gap_BT.sum(), fresh_BT.sum()])
     return loss, (metrics, {'logp_gap': gap_BT.max()})
 
-  epoch = update.epoch(
-      model, tx, loss_fn, minibatches, microbatches, balancing)
+  epoch = update.epoch(model, tx, loss_fn, minibatches, microbatches, balancing)
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
     state, metrics, largest = epoch(state, batch, key)
     gap_sum, tokens = metrics.pop('logp_gap')[0]
     return state, update.told(metrics) | {
-        'logp_gap/mean': gap_sum / jnp.maximum(tokens, 1),
-        'logp_gap/max': largest['logp_gap'][0]}
+      'logp_gap/mean': gap_sum / jnp.maximum(tokens, 1),
+      'logp_gap/max': largest['logp_gap'][0],
+    }
 
   return step
 
 
-def _rollout_logp(model, params, rollout: Rollout, temperature,
-                  prompt_tokens: int):
+def _rollout_logp(
+  model, params, rollout: Rollout, temperature, prompt_tokens: int
+):
   """Log-probability and entropy of each token, given those before it.
 
   Token t is predicted at t − 1, and only completions are asked for. With one
@@ -224,11 +274,15 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
     logp_BT  = [0, log p(b | a), log p(c | ab)]
   """
   out = model.apply(
-      {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA)
+    {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA
+  )
   logp, entropy = common.token_logp(
-      out.hidden_BTD[:, prompt_tokens - 1:-1], output_head(model, params),
-      rollout.tokens_BT[:, prompt_tokens:], temperature,
-      layout=model.layout)
+    out.hidden_BTD[:, prompt_tokens - 1 : -1],
+    output_head(model, params),
+    rollout.tokens_BT[:, prompt_tokens:],
+    temperature,
+    layout=model.layout,
+  )
 
   def whole(x):
     x_BT = jnp.pad(x, ((0, 0), (prompt_tokens, 0)))
@@ -239,23 +293,35 @@ def _rollout_logp(model, params, rollout: Rollout, temperature,
 
 def rollout_inputs(rollout: Rollout):
   """Tokens, positions and segments, as the model takes them."""
-  return (rollout.tokens_BT, positions(rollout.valid_BT),
-          rollout.valid_BT.astype(jnp.int32))
+  return (
+    rollout.tokens_BT,
+    positions(rollout.valid_BT),
+    rollout.valid_BT.astype(jnp.int32),
+  )
 
 
-def _ahead_loss(model: Transformer, params, hidden_BTD, inputs, target_BT,
-                weight_BT, total_weight):
+def _ahead_loss(
+  model: Transformer,
+  params,
+  hidden_BTD,
+  inputs,
+  target_BT,
+  weight_BT,
+  total_weight,
+):
   """Mean cross-entropy of the look-ahead modules (V3 eq. 24, 25, without λ).
 
   Returns:
     The loss, and the modules' routing.
   """
   hidden_ZBTD, routing = model.apply(
-      {'params': params}, hidden_BTD, *inputs, method='look_ahead')
+    {'params': params}, hidden_BTD, *inputs, method='look_ahead'
+  )
   head, depth, total = output_head(model, params), model.config.mtp_depth, 0.0
   for k in range(depth):
     target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)
     logp_BT, _ = common.token_logp(
-        hidden_ZBTD[k], head, target, layout=model.layout)
+      hidden_ZBTD[k], head, target, layout=model.layout
+    )
     total -= jnp.sum(logp_BT * weight) / jnp.maximum(total_weight, 1)
   return total / depth, routing

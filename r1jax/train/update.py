@@ -15,9 +15,14 @@ from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
 
 
-def epoch(model: Transformer, tx: optax.GradientTransformation,
-          loss_fn: Callable, minibatches: int, microbatches: int,
-          balancing: moe.Balancing) -> Callable:
+def epoch(
+  model: Transformer,
+  tx: optax.GradientTransformation,
+  loss_fn: Callable,
+  minibatches: int,
+  microbatches: int,
+  balancing: moe.Balancing,
+) -> Callable:
   """Returns run(state, RLBatch, key) → (state, sums, largest), to be jitted.
 
   The rows are shuffled and cut into `minibatches`, each an optimiser update,
@@ -29,12 +34,16 @@ def epoch(model: Transformer, tx: optax.GradientTransformation,
       'routing' is among the sums.
     minibatches, microbatches: How rows are split.
   """
+
   def one(state: TrainState, batch: RLBatch):
     mask_BT = batch.rollout.mask_BT
     totals = policy_loss.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
     grads, metrics, largest = accumulate(
-        lambda params, micro: loss_fn(params, micro, totals), state.params,
-        batch, microbatches)
+      lambda params, micro: loss_fn(params, micro, totals),
+      state.params,
+      batch,
+      microbatches,
+    )
     routing = metrics.pop('routing')
     state, applied = apply(state, tx, grads, routing, balancing)
     return state, (metrics | applied, largest)
@@ -57,8 +66,9 @@ def told(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def loads(routing: dict[str, moe.Routing]):
   """What adds up over microbatches: not which expert was whose."""
-  return {stack: routed._replace(expert_BTA=None)
-          for stack, routed in routing.items()}
+  return {
+    stack: routed._replace(expert_BTA=None) for stack, routed in routing.items()
+  }
 
 
 def balance(routing: dict[str, moe.Routing], balancing: moe.Balancing, share):
@@ -76,7 +86,7 @@ def live_rows(valid_BT):
 
 def constrain(model: Transformer, batch):
   def pin(x):
-    return model.layout.constrain(x, 'BTLA'[:x.ndim])
+    return model.layout.constrain(x, 'BTLA'[: x.ndim])
 
   return jax.tree.map(pin, batch)
 
@@ -110,7 +120,8 @@ def accumulate(loss_fn, params, batch, microbatches: int):
   micros = jax.tree.map(lambda x: split(x, microbatches), batch)
   first = jax.tree.map(lambda x: x[0], micros)
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)
+  )
 
   def add(acc, micro):
     grads, sums, largest = one(micro)
@@ -120,8 +131,13 @@ def accumulate(loss_fn, params, batch, microbatches: int):
   return jax.lax.scan(add, zeros, micros)[0]
 
 
-def apply(state: TrainState, tx, grads, routing: dict[str, moe.Routing],
-          balancing: moe.Balancing):
+def apply(
+  state: TrainState,
+  tx,
+  grads,
+  routing: dict[str, moe.Routing],
+  balancing: moe.Balancing,
+):
   """One optimiser update and one step of expert balancing.
 
   A gradient that is not finite leaves everything as it was, and is counted.
@@ -130,20 +146,26 @@ def apply(state: TrainState, tx, grads, routing: dict[str, moe.Routing],
   finite = jnp.isfinite(norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  metrics = {'grad_norm': norm,
-             'skipped_updates': 1.0 - finite.astype(jnp.float32)}
+  metrics = {
+    'grad_norm': norm,
+    'skipped_updates': 1.0 - finite.astype(jnp.float32),
+  }
   for stack, routed in routing.items():
     path = moe.BIAS[stack]
     bias_LE = moe.balanced_bias(
-        _leaf(params, path), routed.load_E, balancing.speed)
+      _leaf(params, path), routed.load_E, balancing.speed
+    )
     params = _replace(params, path, bias_LE)
   if routing:
     metrics |= moe.load_metrics(
-        jnp.concatenate([routed.load_E for routed in routing.values()]))
+      jnp.concatenate([routed.load_E for routed in routing.values()])
+    )
     metrics['moe/dropped'] = sum(
-        routed.dropped.sum() for routed in routing.values())
-  new = TrainState(updates=state.updates + 1, params=params,
-                   opt_state=opt_state)
+      routed.dropped.sum() for routed in routing.values()
+    )
+  new = TrainState(
+    updates=state.updates + 1, params=params, opt_state=opt_state
+  )
   chex.assert_trees_all_equal_structs(new, state)
   kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
   return kept, metrics

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.algos import policy_loss
 from r1jax.algos import gae as ppo
+from r1jax.algos import policy_loss
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer, last_of
 from r1jax.records import RLBatch, Rollout
@@ -48,9 +48,14 @@ def shared(model: Transformer, how: ppo.Estimator, coef: float) -> Callable:
   return also
 
 
-def critic(model: Transformer, tx: optax.GradientTransformation,
-           how: ppo.Estimator, minibatches: int, microbatches: int,
-           balancing: moe.Balancing) -> Callable:
+def critic(
+  model: Transformer,
+  tx: optax.GradientTransformation,
+  how: ppo.Estimator,
+  minibatches: int,
+  microbatches: int,
+  balancing: moe.Balancing,
+) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
   Rows are shuffled and split as a policy update with this key does it; experts
@@ -63,30 +68,44 @@ def critic(model: Transformer, tx: optax.GradientTransformation,
     loss += update.balance(out.routing, balancing, 1 / microbatches)
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
-  epoch = update.epoch(
-      model, tx, loss_fn, minibatches, microbatches, balancing)
+  epoch = update.epoch(model, tx, loss_fn, minibatches, microbatches, balancing)
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
     own = batch.replace(rollout=batch.rollout.replace(experts_BTLA=None))
     state, metrics, _ = epoch(state, own, key)
-    return state, {f'value/{name.removeprefix("value/")}': value
-                   for name, value in update.told(metrics).items()}
+    return state, {
+      f'value/{name.removeprefix("value/")}': value
+      for name, value in update.told(metrics).items()
+    }
 
   return step
 
 
-def _loss(model: Transformer, params, hidden_BTD, how: ppo.Estimator,
-          batch: RLBatch, totals: policy_loss.Totals):
+def _loss(
+  model: Transformer,
+  params,
+  hidden_BTD,
+  how: ppo.Estimator,
+  batch: RLBatch,
+  totals: policy_loss.Totals,
+):
   rollout = batch.rollout
   value_BT, _ = _values(model, params, hidden_BTD, rollout)
-  return ppo.value_loss(how, value_BT, batch.value_BT, batch.return_BT,
-                        rollout.mask_BT, totals.tokens)
+  return ppo.value_loss(
+    how,
+    value_BT,
+    batch.value_BT,
+    batch.return_BT,
+    rollout.mask_BT,
+    totals.tokens,
+  )
 
 
 def _pass(model: Transformer, params, rollout: Rollout):
   return model.apply(
-      {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA)
+    {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA
+  )
 
 
 def _values(model: Transformer, params, hidden_BTD, rollout: Rollout):
@@ -99,5 +118,7 @@ def _values(model: Transformer, params, hidden_BTD, rollout: Rollout):
   """
   scalar_BT = model.apply({'params': params}, hidden_BTD, method='scalars')
   before_BT = jnp.pad(scalar_BT[:, :-1], ((0, 0), (1, 0)))
-  return (jnp.where(rollout.mask_BT, before_BT, 0.0),
-          last_of(scalar_BT, rollout.valid_BT))
+  return (
+    jnp.where(rollout.mask_BT, before_BT, 0.0),
+    last_of(scalar_BT, rollout.valid_BT),
+  )

@@ -95,13 +95,14 @@ class _Runner:
   def _born(self):
     """Takes the next runner."""
     packet, (channel,), _, _ = socket.recv_fds(self._births, _BIRTH.size, 1)
-    self._pid, = _BIRTH.unpack(packet)
+    (self._pid,) = _BIRTH.unpack(packet)
     self._channel = socket.socket(fileno=channel)
     self._clock = _cpu_clock(self._pid)
     self._number = 0  # Of its jobs.
 
-  def run(self, job: bytes, cpu_secs: float,
-          wall_secs: float) -> tuple[bytes, float, bytes]:
+  def run(
+    self, job: bytes, cpu_secs: float, wall_secs: float
+  ) -> tuple[bytes, float, bytes]:
     """What happened, the CPU-seconds that it took, and the result."""
     self._number += 1
     took, found, want = 0.0, bytearray(), _FRAME.size
@@ -128,7 +129,7 @@ class _Runner:
             return DIED, took, b''
         if not some or len(found) > want:
           return DIED, took, b''
-      return DONE, self._clock() - began, bytes(found[_FRAME.size:])
+      return DONE, self._clock() - began, bytes(found[_FRAME.size :])
     except TimeoutError:  # It is stopped, and does not even take the job.
       return LATE, took, b''
     except OSError:  # It is gone, and so is its clock.
@@ -140,7 +141,8 @@ class _Runner:
       return
     if happened == DONE:
       self._learned = (
-          2 * self._learned if self._learned < _LEARNED_LAST else sys.maxsize)
+        2 * self._learned if self._learned < _LEARNED_LAST else sys.maxsize
+      )
     else:
       with contextlib.suppress(ProcessLookupError):
         os.kill(self._pid, signal.SIGKILL)
@@ -152,7 +154,8 @@ def _cpu_clock(pid: int) -> Callable[[], float]:
   """The CPU-seconds of a process; the wall's where it has no such clock."""
   clock = ctypes.c_int()
   if sys.platform == 'linux' and not ctypes.CDLL(None).clock_getcpuclockid(
-      pid, ctypes.byref(clock)):
+    pid, ctypes.byref(clock)
+  ):
     return lambda: time.clock_gettime(clock.value)
   return time.monotonic
 
@@ -164,8 +167,9 @@ def _die_with(parent_pid: int):
     os._exit(1)
 
 
-def _tell(told: BinaryIO, happened: bytes, secs: float = 0.0,
-          result: bytes = b''):
+def _tell(
+  told: BinaryIO, happened: bytes, secs: float = 0.0, result: bytes = b''
+):
   told.write(TELL.pack(happened, secs, len(result)) + result)
   told.flush()
 
@@ -208,7 +212,7 @@ def _work(handle: Callable[[Any], Any], channel: int):
     text = json.dumps(reply).encode('ascii')
     left = memoryview(_FRAME.pack(number, len(text)) + text)
     while left:
-      left = left[stream.write(left):]
+      left = left[stream.write(left) :]
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:

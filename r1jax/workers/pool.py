@@ -51,9 +51,15 @@ class Pool:
     start_secs: For a worker to start.
   """
 
-  def __init__(self, module: str, limits: Limits, size: int | None = None,
-               wall_secs: float = 20.0,
-               memory_bytes: int = 2 << 30, start_secs: float = 60.0):
+  def __init__(
+    self,
+    module: str,
+    limits: Limits,
+    size: int | None = None,
+    wall_secs: float = 20.0,
+    memory_bytes: int = 2 << 30,
+    start_secs: float = 60.0,
+  ):
     self._module, self._memory_bytes = module, memory_bytes
     self._size = size or min(_cores(), _MAX_WORKERS)
     self._limits, self._account = limits, Account(limits)
@@ -131,7 +137,8 @@ class Pool:
         self._discard(worker)  # It died between two jobs.
     while len(self._workers) < count:
       started = self._starter.submit(
-          _Worker, self._module, self._memory_bytes, self._start_secs)
+        _Worker, self._module, self._memory_bytes, self._start_secs
+      )
       self._workers.append(started.result())
 
   def _assign(self, turns: Turns, texts: list[bytes]):
@@ -178,8 +185,9 @@ class Pool:
     if self._stillborn >= _STILLBORN:
       self._stillborn = 0
       raise WorkersError(
-          f'workers of {self._module} do not start: '
-          + (worker.last_words or f'not within {self._start_secs} s'))
+        f'workers of {self._module} do not start: '
+        + (worker.last_words or f'not within {self._start_secs} s')
+      )
 
   def _discard(self, worker: '_Worker'):
     self._workers.remove(worker)
@@ -200,13 +208,28 @@ class _Worker:
     # hash seed, so that the order of sets is not drawn anew in each process.
     paths = [str(_ROOT), *(path for path in sys.path if path)]
     self.process = subprocess.Popen(
-        [sys.executable, '-P', '-m', 'r1jax.workers.forkserver', module,
-         str(memory_bytes), str(os.getpid())],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={'PYTHONPATH': os.pathsep.join(paths), 'PYTHONHASHSEED': '0',
-             'PATH': os.environ.get('PATH', ''), 'LANG': 'C.UTF-8'},
-        cwd='/', bufsize=0,
-        start_new_session=True)  # Ctrl-C is for the parent alone.
+      [
+        sys.executable,
+        '-P',
+        '-m',
+        'r1jax.workers.forkserver',
+        module,
+        str(memory_bytes),
+        str(os.getpid()),
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      env={
+        'PYTHONPATH': os.pathsep.join(paths),
+        'PYTHONHASHSEED': '0',
+        'PATH': os.environ.get('PATH', ''),
+        'LANG': 'C.UTF-8',
+      },
+      cwd='/',
+      bufsize=0,
+      start_new_session=True,
+    )  # Ctrl-C is for the parent alone.
     for pipe in self._pipes():
       os.set_blocking(pipe.fileno(), False)
     self.ready, self.turn = False, None
@@ -220,7 +243,8 @@ class _Worker:
   def give(self, turn: Turn, text: bytes, wall_secs: float):
     self.turn = turn
     self._outbox = memoryview(
-        forkserver.ASK.pack(turn.secs, wall_secs, len(text)) + text)
+      forkserver.ASK.pack(turn.secs, wall_secs, len(text)) + text
+    )
     self.until = time.monotonic() + wall_secs + _GRACE_SECS
 
   def rest(self):

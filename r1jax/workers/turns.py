@@ -155,8 +155,9 @@ class Turns:
     if turn.first:
       self._waiting.append((turn.job, False))
     else:
-      self._fail(turn.job, 'timeout',
-                 f'took more than {turn.secs:.2g} s of CPU time')
+      self._fail(
+        turn.job, 'timeout', f'took more than {turn.secs:.2g} s of CPU time'
+      )
 
   def died(self, turn: Turn, secs: float = 0.0):
     """Perhaps not its fault: memory is short, or someone killed the process.
@@ -181,8 +182,10 @@ class Turns:
 
   def stop(self, why: str):
     """Nothing else is tried."""
-    for job in (*(job for job, _ in self._waiting),
-                *(turn.job for turn in self._running)):
+    for job in (
+      *(job for job, _ in self._waiting),
+      *(turn.job for turn in self._running),
+    ):
       self._fail(job, 'timeout', why)
     self._waiting.clear()
     self._running.clear()

@@ -14,8 +14,13 @@ _B, _T, _D, _V, _TEACHER_D = 2, 5, 3, 7, 4
 def _arrays(seed=0):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  return (draw(_B, _T, _D), draw(_D, _V), draw(_B, _T, _TEACHER_D),
-          draw(_TEACHER_D, _V), rng.integers(0, _V, (_B, _T)))
+  return (
+    draw(_B, _T, _D),
+    draw(_D, _V),
+    draw(_B, _T, _TEACHER_D),
+    draw(_TEACHER_D, _V),
+    rng.integers(0, _V, (_B, _T)),
+  )
 
 
 def _log_softmax(x):
@@ -34,14 +39,16 @@ def _kl(hidden, head, theirs, their_head, temperature):
 def test_online_equals_numpy(temperature, chunk):
   hidden, head, theirs, their_head, target = _arrays()
   logp, entropy, kl = distill.online(
-      hidden, head, theirs, their_head, target, temperature, chunk)
+    hidden, head, theirs, their_head, target, temperature, chunk
+  )
   q = _log_softmax(np.float64(hidden @ head))
   np.testing.assert_allclose(
-      logp, np.take_along_axis(q, target[..., None], -1)[..., 0], rtol=1e-5)
+    logp, np.take_along_axis(q, target[..., None], -1)[..., 0], rtol=1e-5
+  )
   np.testing.assert_allclose(entropy, -(np.exp(q) * q).sum(-1), rtol=1e-5)
   np.testing.assert_allclose(
-      kl, _kl(hidden, head, theirs, their_head, temperature), rtol=1e-4,
-      atol=1e-6)
+    kl, _kl(hidden, head, theirs, their_head, temperature), rtol=1e-4, atol=1e-6
+  )
 
 
 def test_a_teacher_that_is_the_student_teaches_nothing():
@@ -61,8 +68,11 @@ def test_the_gradient_is_the_difference_of_the_distributions():
   logits, theirs = rng.normal(size=(2, 1, 3, _V)).astype(np.float32)
   eye = np.eye(_V, dtype=np.float32)
   tau = 1.7
-  grad = jax.grad(lambda x: distill.online(
-      x, eye, theirs, eye, np.zeros((1, 3), int), tau)[2].sum())(logits)
+  grad = jax.grad(
+    lambda x: distill.online(x, eye, theirs, eye, np.zeros((1, 3), int), tau)[
+      2
+    ].sum()
+  )(logits)
   q, p = (np.exp(_log_softmax(np.float64(x) / tau)) for x in (logits, theirs))
   np.testing.assert_allclose(grad, (q - p) / tau, atol=1e-6)
 
@@ -71,9 +81,10 @@ def test_a_padded_vocabulary_is_left_out_of_the_teacher():
   hidden, head, theirs, their_head, target = _arrays()
   wider = np.concatenate([their_head, np.full((_TEACHER_D, 3), 5.0)], 1)
   np.testing.assert_allclose(
-      distill.online(hidden, head, theirs, wider, target, 1.0)[2],
-      distill.online(hidden, head, theirs, their_head, target, 1.0)[2],
-      rtol=1e-5)
+    distill.online(hidden, head, theirs, wider, target, 1.0)[2],
+    distill.online(hidden, head, theirs, their_head, target, 1.0)[2],
+    rtol=1e-5,
+  )
 
 
 def _top(theirs, their_head, kept):
@@ -98,12 +109,18 @@ def test_fewer_tokens_stored_bound_the_divergence_from_below(chunk):
   last = np.zeros_like(whole)
   for kept in (1, 2, 4, 6):
     ids, logp = _top(theirs, their_head, kept)
-    kl = np.asarray(distill.stored(
-        hidden, head, ids, logp, target, 1.0, chunk)[2])
-    p, q = np.exp(logp), np.exp(np.take_along_axis(
-        _log_softmax(np.float64(hidden @ head)), ids, -1))
+    kl = np.asarray(
+      distill.stored(hidden, head, ids, logp, target, 1.0, chunk)[2]
+    )
+    p, q = (
+      np.exp(logp),
+      np.exp(
+        np.take_along_axis(_log_softmax(np.float64(hidden @ head)), ids, -1)
+      ),
+    )
     want = (p * np.log(p / q)).sum(-1) + (1 - p.sum(-1)) * np.log(
-        (1 - p.sum(-1)) / (1 - q.sum(-1)))
+      (1 - p.sum(-1)) / (1 - q.sum(-1))
+    )
     np.testing.assert_allclose(kl, want, rtol=1e-3, atol=1e-5)
     assert (kl <= whole + 1e-5).all() and (kl >= last - 1e-5).all()
     last = kl

@@ -32,16 +32,19 @@ def _loss(how, logp=_LOGP, weight=_ONE, counts=_ONE):
 @pytest.mark.parametrize('smooth', [0.0, 0.2])
 def test_dpo_equals_numpys_and_its_analytic_gradient(smooth):
   beta, h = 0.3, _h()
-  each = (-(1 - smooth) * np.log(_sigmoid(beta * h))
-          - smooth * np.log(_sigmoid(-beta * h)))
+  each = -(1 - smooth) * np.log(_sigmoid(beta * h)) - smooth * np.log(
+    _sigmoid(-beta * h)
+  )
   how = Objective(beta, label_smoothing=smooth)
   loss, metrics = _loss(how)
   np.testing.assert_allclose(loss, each.mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics['accuracy'], (h > 0).mean())
   np.testing.assert_allclose(metrics['reward/gap'], beta * h.mean(), rtol=1e-5)
   np.testing.assert_allclose(
-      metrics['reward/chosen'] - metrics['reward/rejected'],
-      metrics['reward/gap'], rtol=1e-5)
+    metrics['reward/chosen'] - metrics['reward/rejected'],
+    metrics['reward/gap'],
+    rtol=1e-5,
+  )
   grad = jax.grad(lambda x: _loss(how, x)[0])(_LOGP)
   slope = beta * (_sigmoid(beta * h) - (1 - smooth)) / 6
   np.testing.assert_allclose(grad, np.stack([slope, -slope], 1), atol=1e-6)
@@ -51,7 +54,8 @@ def test_ipo_pulls_every_ratio_to_its_target():
   """(h − 1/(2β))², at rest where h is 1/(2β)."""
   how = Objective(0.25, 'ipo')
   np.testing.assert_allclose(
-      _loss(how)[0], np.square(_h() - 2).mean(), rtol=1e-5)
+    _loss(how)[0], np.square(_h() - 2).mean(), rtol=1e-5
+  )
   there = np.stack([_REF[:, 0] + 2, _REF[:, 1]], 1)
   loss, grad = jax.value_and_grad(lambda x: _loss(how, x)[0])(there)
   np.testing.assert_allclose(loss, 0, atol=1e-9)
@@ -76,19 +80,20 @@ def test_limits_of_beta():
   """β → 0: log 2 for all, and a slope of β/2 whatever the pair; β → ∞: only
   pairs that are the wrong way round are felt."""
   beta = 1e-6
-  loss, grad = jax.value_and_grad(
-      lambda x: _loss(Objective(beta), x)[0])(_LOGP)
+  loss, grad = jax.value_and_grad(lambda x: _loss(Objective(beta), x)[0])(_LOGP)
   np.testing.assert_allclose(loss, np.log(2), rtol=1e-4)
   np.testing.assert_allclose(
-      grad / beta * 6, np.tile([-0.5, 0.5], (6, 1)), rtol=1e-3)
+    grad / beta * 6, np.tile([-0.5, 0.5], (6, 1)), rtol=1e-3
+  )
   grad = jax.grad(lambda x: _loss(Objective(1e4), x)[0])(_LOGP)
   np.testing.assert_array_equal(grad[:, 0] != 0, _h() < 0)
 
 
 def test_at_the_reference_nothing_is_preferred_yet():
   loss, metrics = _loss(Objective(0.1), _REF)
-  np.testing.assert_allclose([loss, metrics['accuracy']], [np.log(2), 0.5],
-                             rtol=1e-6)
+  np.testing.assert_allclose(
+    [loss, metrics['accuracy']], [np.log(2), 0.5], rtol=1e-6
+  )
 
 
 def test_one_group_is_plain_dpo():
@@ -101,8 +106,8 @@ def test_one_group_is_plain_dpo():
   alpha = alone.moved(alone.first(), Objective(0.3).of_pairs(_h()), group, _ONE)
   weight = alone.weight(alpha, group)
   np.testing.assert_allclose(
-      _loss(Objective(0.3), weight=weight)[0], _loss(Objective(0.3))[0],
-      rtol=1e-6)
+    _loss(Objective(0.3), weight=weight)[0], _loss(Objective(0.3))[0], rtol=1e-6
+  )
 
 
 def test_a_batch_moves_weights_as_the_paper_s_steps_do():
@@ -115,8 +120,12 @@ def test_a_batch_moves_weights_as_the_paper_s_steps_do():
     step = alpha.copy()
     rarity = 40 / (30, 10)[group]
     step[group] *= np.exp(0.7 * rarity * loss)
-    got = robust.moved(jnp.asarray(alpha), losses[:1] * 0 + loss,
-                       np.array([group]), np.ones(1, np.float32))
+    got = robust.moved(
+      jnp.asarray(alpha),
+      losses[:1] * 0 + loss,
+      np.array([group]),
+      np.ones(1, np.float32),
+    )
     np.testing.assert_allclose(got, step / step.sum(), rtol=1e-5)
     exponents[group] += 0.7 * rarity * loss / 6
   want = alpha * np.exp(exponents)
@@ -141,12 +150,15 @@ def test_weights_go_to_the_worst_group_and_back():
   for loss in ([2.0, 1.0], [1.0, 2.0]):
     for _ in range(500):
       alpha = robust.moved(
-          alpha, np.float32(loss), group, np.ones(2, np.float32))
+        alpha, np.float32(loss), group, np.ones(2, np.float32)
+      )
     np.testing.assert_allclose(alpha, np.float32(loss) - 1, atol=1e-6)
   still = Robust(0.0, (50, 50))
   np.testing.assert_allclose(
-      still.moved(still.first(), np.float32([9, 1]), group, np.ones(2)),
-      [0.5, 0.5], rtol=1e-6)
+    still.moved(still.first(), np.float32([9, 1]), group, np.ones(2)),
+    [0.5, 0.5],
+    rtol=1e-6,
+  )
 
 
 def test_what_fills_a_batch_says_nothing():
@@ -156,21 +168,24 @@ def test_what_fills_a_batch_says_nothing():
   loss, _ = _loss(Objective(0.3), poisoned, counts=counts)
   some = np.delete(_h(), 4)
   np.testing.assert_allclose(
-      loss, -np.log(_sigmoid(0.3 * some)).mean(), rtol=1e-5)
+    loss, -np.log(_sigmoid(0.3 * some)).mean(), rtol=1e-5
+  )
   robust = Robust(0.5, (4, 2))
   losses = np.where(counts > 0, np.float32(1), np.nan)
-  assert np.isfinite(
-      robust.moved(robust.first(), losses, _GROUP, counts)).all()
+  assert np.isfinite(robust.moved(robust.first(), losses, _GROUP, counts)).all()
 
 
-@pytest.mark.parametrize('make,message', [
+@pytest.mark.parametrize(
+  'make,message',
+  [
     (lambda: Objective(0.0), 'beta must be above 0'),
     (lambda: Objective(0.1, 'hinge'), "loss must be one of .* got 'hinge'"),
     (lambda: Objective(0.1, label_smoothing=0.5), 'label_smoothing must lie'),
     (lambda: Objective(0.1, 'ipo', 0.1), "is of loss = 'sigmoid'"),
     (lambda: Robust(0.1, (9,)), 'needs several groups, and there is 1'),
     (lambda: Robust(-0.1, (9, 9)), 'group_step must not be below 0'),
-])
+  ],
+)
 def test_numbers_that_mean_nothing_are_refused(make, message):
   with pytest.raises(UserError, match=message):
     make()

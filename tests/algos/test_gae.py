@@ -62,10 +62,12 @@ def test_lambda_zero_is_one_step_of_temporal_difference():
   reward, value, end, mask = _case()
   got = ppo.gae(0.9, 0.0, reward, value, end, mask)
   for b, t in zip(*np.nonzero(mask)):
-    after = value[b, t + 1] if t + 1 < mask.shape[1] and mask[
-        b, t + 1] else end[b]
+    after = (
+      value[b, t + 1] if t + 1 < mask.shape[1] and mask[b, t + 1] else end[b]
+    )
     np.testing.assert_allclose(
-        got[b, t], reward[b, t] + 0.9 * after - value[b, t], atol=1e-5)
+      got[b, t], reward[b, t] + 0.9 * after - value[b, t], atol=1e-5
+    )
 
 
 def test_a_perfect_value_leaves_no_advantage():
@@ -74,8 +76,14 @@ def test_a_perfect_value_leaves_no_advantage():
   reward_B = np.arange(_B, dtype=np.float32)
   reward = ppo.token_rewards(reward_B, mask)
   for lam in (0.0, 0.95, 1.0):
-    got = ppo.gae(1.0, lam, reward, reward_B[:, None] * np.ones(mask.shape),
-                  np.zeros(_B), mask)
+    got = ppo.gae(
+      1.0,
+      lam,
+      reward,
+      reward_B[:, None] * np.ones(mask.shape),
+      np.zeros(_B),
+      mask,
+    )
     assert not np.asarray(got).any()
 
 
@@ -83,7 +91,8 @@ def test_a_reward_stands_at_the_last_token_and_each_pays_its_penalty():
   mask = np.array([[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
   got = ppo.token_rewards(np.array([1.0, 2, 3]), mask, np.full((3, 5), 0.25))
   np.testing.assert_array_equal(
-      got, [[0, -0.25, -0.25, 0.75, 0], [0, 1.75, 0, 0, 0], [0] * 5])
+    got, [[0, -0.25, -0.25, 0.75, 0], [0, 1.75, 0, 0, 0], [0] * 5]
+  )
 
 
 def test_only_a_completion_that_was_cut_off_goes_on_at_its_value():
@@ -96,15 +105,18 @@ def test_only_a_completion_that_was_cut_off_goes_on_at_its_value():
     want = _slowly(1.0, 0.5, reward, value, end, mask)
     np.testing.assert_allclose(got.adv_BT, want, atol=1e-5)
     np.testing.assert_allclose(
-        got.return_BT, np.where(mask, want + value, 0), atol=1e-5)
+      got.return_BT, np.where(mask, want + value, 0), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('poison', [7.0, np.nan])
 def test_padding_changes_no_bit(poison):
   """Whatever stands in it, and however much of it there is."""
   reward, value, after, mask = _case()
-  how, cut = Estimator(gamma=0.99, lam=0.95, truncated='bootstrap'), np.ones(
-      _B, bool)
+  how, cut = (
+    Estimator(gamma=0.99, lam=0.95, truncated='bootstrap'),
+    np.ones(_B, bool),
+  )
   want = ppo.estimate(how, reward, value, after, cut, mask)
   dirty = [np.where(mask, x, poison) for x in (reward, value)]
   got = ppo.estimate(how, *dirty, after, cut, mask)
@@ -121,8 +133,11 @@ def test_padding_changes_no_bit(poison):
 
 def test_whitened_advantages_have_mean_zero_and_deviation_one():
   reward, value, after, mask = _case()
-  adv = np.asarray(ppo.estimate(
-      Estimator(), reward, value, after, np.zeros(_B, bool), mask).adv_BT)
+  adv = np.asarray(
+    ppo.estimate(
+      Estimator(), reward, value, after, np.zeros(_B, bool), mask
+    ).adv_BT
+  )
   np.testing.assert_allclose(adv[mask].mean(), 0, atol=1e-6)
   np.testing.assert_allclose(adv[mask].std(), 1, atol=1e-3)
   assert not adv[~mask].any()
@@ -134,30 +149,41 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one():
 
 def test_what_is_told_of_a_value():
   reward, value, after, mask = _case()
-  told = ppo.estimate(Estimator(whiten=False), reward, value, after,
-                      np.zeros(_B, bool), mask)
+  told = ppo.estimate(
+    Estimator(whiten=False), reward, value, after, np.zeros(_B, bool), mask
+  )
   returns = np.asarray(told.return_BT)[mask]
   close = lambda name, want: np.testing.assert_allclose(
-      told.metrics[name], want, rtol=1e-4)
+    told.metrics[name], want, rtol=1e-4
+  )
   close('value/mean', value[mask].mean())
   close('return/mean', returns.mean())
   close('advantage/std', np.asarray(told.adv_BT)[mask].std())
-  close('value/explained_variance',
-        1 - (returns - value[mask]).var() / returns.var())
+  close(
+    'value/explained_variance',
+    1 - (returns - value[mask]).var() / returns.var(),
+  )
   assert ppo.explained_variance(reward, reward, mask) == 1
   assert abs(ppo.explained_variance(0 * reward + 3, reward, mask)) < 1e-5
   assert np.isnan(ppo.explained_variance(reward, 0 * reward, mask))
 
 
-@pytest.mark.parametrize('value,old,target,loss,slope', [
+@pytest.mark.parametrize(
+  'value,old,target,loss,slope',
+  [
     (1.0, 1.0, 3.0, 2.0, -2.0),  # Where it was: the plain squared error.
     (1.5, 1.0, 3.0, 1.62, 0.0),  # It has gone ε towards R: no further.
     (0.5, 1.0, 3.0, 3.125, -2.5),  # It has gone the wrong way: all of it.
-    (1.1, 1.0, 0.0, 0.605, 1.1)])
+    (1.1, 1.0, 0.0, 0.605, 1.1),
+  ],
+)
 def test_a_value_moves_by_the_clip_at_most(value, old, target, loss, slope):
   one = lambda x: jnp.full((1, 1), x)
-  grad = jax.value_and_grad(lambda v: ppo.value_loss(
-      Estimator(value_clip=0.2), v, one(old), one(target), one(True), 1)[0])
+  grad = jax.value_and_grad(
+    lambda v: ppo.value_loss(
+      Estimator(value_clip=0.2), v, one(old), one(target), one(True), 1
+    )[0]
+  )
   got, found = grad(one(value))
   np.testing.assert_allclose(got, loss, rtol=1e-5)
   np.testing.assert_allclose(found[0, 0], slope, atol=1e-5)
@@ -167,17 +193,23 @@ def test_without_a_clip_it_is_half_the_mean_squared_error():
   reward, value, _, mask = _case()
   dirty = [np.where(mask, x, np.nan) for x in (value, value + 9, reward)]
   loss, metrics = ppo.value_loss(
-      Estimator(value_clip=0.0), *dirty, mask, mask.sum())
+    Estimator(value_clip=0.0), *dirty, mask, mask.sum()
+  )
   np.testing.assert_allclose(
-      loss, 0.5 * ((value - reward)[mask] ** 2).mean(), rtol=1e-5)
+    loss, 0.5 * ((value - reward)[mask] ** 2).mean(), rtol=1e-5
+  )
   assert metrics['value/clip_fraction'] == 0
 
 
-@pytest.mark.parametrize('changes,message', [
+@pytest.mark.parametrize(
+  'changes,message',
+  [
     ({'gamma': 1.1}, r'gamma must lie within \[0, 1\], got 1.1'),
     ({'lam': -0.1}, r'lam must lie within \[0, 1\]'),
     ({'truncated': 'stop'}, "truncated must be 'end' or 'bootstrap'"),
-    ({'value_clip': -1.0}, 'value_clip must not be below 0')])
+    ({'value_clip': -1.0}, 'value_clip must not be below 0'),
+  ],
+)
 def test_an_estimator_that_means_nothing_is_refused(changes, message):
   with pytest.raises(UserError, match=f'rl.ppo: {message}'):
     Estimator(**changes)

@@ -7,27 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos import advantage, common
-from r1jax.algos import policy_loss
+from r1jax.algos import advantage, common, policy_loss
 from r1jax.algos.policy_loss import Objective, Totals
 from r1jax.errors import UserError
 
-
-_NORM = {'grpo': 'sequence', 'dapo': 'token', 'bnpo': 'token',
-         'dr_grpo': 'constant', 'cispo': 'token'}
+_NORM = {
+  'grpo': 'sequence',
+  'dapo': 'token',
+  'bnpo': 'token',
+  'dr_grpo': 'constant',
+  'cispo': 'token',
+}
 
 
 def _objective(case, max_tokens: int) -> Objective:
   """What TRL calls by these names."""
   cispo = case['loss_type'] == 'cispo'
   return Objective(
-      surrogate='cispo' if cispo else 'clip', ratio=case['level'],
-      clip_low=case['eps'],
-      # TRL's cap of CISPO is the largest ratio itself, not what is above 1.
-      clip_high=case['eps_high'] - 1 if cispo else case['eps_high'],
-      clip_most=case['delta'] or 0.0, norm=_NORM[case['loss_type']],
-      max_tokens=max_tokens, kl_coef=case['beta'],
-      kl_corrected=case['kl_fix'])
+    surrogate='cispo' if cispo else 'clip',
+    ratio=case['level'],
+    clip_low=case['eps'],
+    # TRL's cap of CISPO is the largest ratio itself, not what is above 1.
+    clip_high=case['eps_high'] - 1 if cispo else case['eps_high'],
+    clip_most=case['delta'] or 0.0,
+    norm=_NORM[case['loss_type']],
+    max_tokens=max_tokens,
+    kl_coef=case['beta'],
+    kl_corrected=case['kl_fix'],
+  )
 
 
 def test_every_member_of_the_family_equals_trl(shared):
@@ -42,22 +49,33 @@ def test_every_member_of_the_family_equals_trl(shared):
     seen.add((case['loss_type'], case['level']))
     objective = _objective(case, int(data['max_completion_length']))
     old = data['old_logps'] if case['use_old'] else policy
-    tokens = (data['num_items_in_batch'] if case['loss_type'] == 'dapo'
-              else mask.sum())
+    tokens = (
+      data['num_items_in_batch'] if case['loss_type'] == 'dapo' else mask.sum()
+    )
     # TRL divides by the steps that it accumulates, all but DAPO.
     parts = 1 if case['loss_type'] == 'dapo' else case['accum']
 
     def value(logp):
-      return policy_loss.loss(
-          objective, logp, old, data['ref_logps'],
-          data[f"advantages_{case['scale']}"][:, None], mask,
-          Totals(float(tokens), len(mask)))[0] / parts
+      return (
+        policy_loss.loss(
+          objective,
+          logp,
+          old,
+          data['ref_logps'],
+          data[f'advantages_{case["scale"]}'][:, None],
+          mask,
+          Totals(float(tokens), len(mask)),
+        )[0]
+        / parts
+      )
 
     loss, grad = jax.value_and_grad(value)(policy)
-    np.testing.assert_allclose(loss, data['loss'][i], rtol=3e-5, atol=1e-6,
-                               err_msg=str(case))
-    np.testing.assert_allclose(grad, data['grad'][i], rtol=2e-4, atol=1e-7,
-                               err_msg=str(case))
+    np.testing.assert_allclose(
+      loss, data['loss'][i], rtol=3e-5, atol=1e-6, err_msg=str(case)
+    )
+    np.testing.assert_allclose(
+      grad, data['grad'][i], rtol=2e-4, atol=1e-7, err_msg=str(case)
+    )
   assert len(seen) == 9
 
 
@@ -66,8 +84,9 @@ def test_group_advantages_equal_trl(shared):
   rewards, size = data['rewards'], int(data['group_size'])
   group = np.arange(len(rewards)) // size
   for name, scale in (('group', True), ('none', False)):
-    got, _ = advantage.group(jnp.asarray(rewards), group, len(rewards) // size,
-                             scale_by_std=scale)
+    got, _ = advantage.group(
+      jnp.asarray(rewards), group, len(rewards) // size, scale_by_std=scale
+    )
     np.testing.assert_allclose(got, data[f'advantages_{name}'], atol=1e-5)
 
 
@@ -94,10 +113,10 @@ def test_rows_without_a_reward_count_in_no_group():
   group = jnp.array([0, 0, 0, 0, 1, 1, 2, 2])
   ok = jnp.array([1, 1, 0, 1, 0, 1, 0, 0], bool)
   for scale in (True, False):
-    got, varied = advantage.group(reward, group, 3, scale_by_std=scale,
-                                  scorable_B=ok)
-    want, _ = advantage.group(
-        reward[ok], group[ok], 3, scale_by_std=scale)
+    got, varied = advantage.group(
+      reward, group, 3, scale_by_std=scale, scorable_B=ok
+    )
+    want, _ = advantage.group(reward[ok], group[ok], 3, scale_by_std=scale)
     np.testing.assert_allclose(got[ok], want, rtol=1e-6)
     assert (got[~ok] == 0).all() and got[5] == 0
     assert varied.tolist() == [True, False, False]
@@ -110,8 +129,14 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
   adv = jnp.array([1.0, -1.0, 0.5, 0.0])
   mask = jnp.asarray(rng.random((4, 6)) < 0.7)
   value = lambda x: policy_loss.loss(
-      Objective(kl_coef=0.01), x, logp, logp, adv[:, None], mask,
-      Totals(mask.sum(), 4))
+    Objective(kl_coef=0.01),
+    x,
+    logp,
+    logp,
+    adv[:, None],
+    mask,
+    Totals(mask.sum(), 4),
+  )
   grad, metrics = jax.grad(value, has_aux=True)(logp)
   want = np.where(mask, -np.asarray(adv)[:, None] / float(mask.sum()), 0)
   np.testing.assert_allclose(grad, want, atol=1e-7)
@@ -119,28 +144,51 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
   assert metrics['kl'] == 0
 
 
-@pytest.mark.parametrize('ratio,adv,clipped', [
-    (1.5, 1.0, True), (1.5, -1.0, False), (0.5, 1.0, False),
-    (0.5, -1.0, True), (1.25, 1.0, False)])
+@pytest.mark.parametrize(
+  'ratio,adv,clipped',
+  [
+    (1.5, 1.0, True),
+    (1.5, -1.0, False),
+    (0.5, 1.0, False),
+    (0.5, -1.0, True),
+    (1.25, 1.0, False),
+  ],
+)
 def test_clipping_is_one_sided_and_asymmetric(ratio, adv, clipped):
   logp = jnp.full((1, 1), np.log(ratio), jnp.float32)
   value = lambda x: policy_loss.loss(
-      Objective(clip_high=0.28), x, jnp.zeros((1, 1)), x, jnp.array([[adv]]),
-      jnp.ones((1, 1), bool), Totals(1, 1))
+    Objective(clip_high=0.28),
+    x,
+    jnp.zeros((1, 1)),
+    x,
+    jnp.array([[adv]]),
+    jnp.ones((1, 1), bool),
+    Totals(1, 1),
+  )
   grad, metrics = jax.grad(value, has_aux=True)(logp)
   assert bool(metrics['clip_fraction']) == clipped
-  np.testing.assert_allclose(grad[0, 0], 0 if clipped else -ratio * adv,
-                             rtol=1e-5)
+  np.testing.assert_allclose(
+    grad[0, 0], 0 if clipped else -ratio * adv, rtol=1e-5
+  )
 
 
 def test_a_nan_outside_the_mask_is_harmless():
   logp = jnp.array([[-1.0, jnp.nan]])
-  for changes in ({}, {'ratio': 'sequence'}, {'norm': 'sequence'},
-                  {'surrogate': 'cispo'}):
+  for changes in (
+    {},
+    {'ratio': 'sequence'},
+    {'norm': 'sequence'},
+    {'surrogate': 'cispo'},
+  ):
     value = lambda x: policy_loss.loss(
-        Objective(kl_coef=0.1, **changes), x, jnp.array([[-1.0, jnp.nan]]),
-        jnp.array([[-2.0, jnp.nan]]), jnp.array([[1.0, jnp.nan]]),
-        jnp.array([[True, False]]), Totals(1, 1))[0]
+      Objective(kl_coef=0.1, **changes),
+      x,
+      jnp.array([[-1.0, jnp.nan]]),
+      jnp.array([[-2.0, jnp.nan]]),
+      jnp.array([[1.0, jnp.nan]]),
+      jnp.array([[True, False]]),
+      Totals(1, 1),
+    )[0]
     loss, grad = jax.value_and_grad(value)(logp)
     assert np.isfinite(loss) and np.isfinite(grad).all()
 
@@ -152,16 +200,25 @@ def test_advantages_may_differ_from_token_to_token(shared):
   mask, rows = data['mask'].astype(bool), data['advantages_group'][:, None]
 
   def grad(adv):
-    return jax.value_and_grad(lambda logp: policy_loss.loss(
-        Objective(), logp, data['old_logps'], data['ref_logps'], adv, mask,
-        Totals(49.0, 8))[0])(jnp.asarray(data['policy_logps']))
+    return jax.value_and_grad(
+      lambda logp: policy_loss.loss(
+        Objective(),
+        logp,
+        data['old_logps'],
+        data['ref_logps'],
+        adv,
+        mask,
+        Totals(49.0, 8),
+      )[0]
+    )(jnp.asarray(data['policy_logps']))
 
   whole = rows * np.ones(mask.shape, np.float32)
   for got, want in zip(grad(whole), grad(rows)):
     np.testing.assert_array_equal(got, want)
   even = np.arange(mask.shape[1]) % 2 == 0
   np.testing.assert_array_equal(
-      grad(whole * even)[1], np.where(even, grad(rows)[1], 0))
+    grad(whole * even)[1], np.where(even, grad(rows)[1], 0)
+  )
   with pytest.raises(AssertionError, match='rank'):
     grad(rows[:, 0])
 
@@ -173,18 +230,25 @@ def test_what_the_sampler_did_otherwise_is_weighed_or_left_out():
   mask = jnp.array([[True, True, False]] * 2)
 
   def weight(**changes):
-    return policy_loss.mismatch_weight(Objective(**changes), trainer, 0 * trainer,
-                                mask)[:, :2]
+    return policy_loss.mismatch_weight(
+      Objective(**changes), trainer, 0 * trainer, mask
+    )[:, :2]
 
   close = lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5)
   close(weight(mismatch='truncate'), [[2, 0.25], [1.5, 1.5]])
   close(weight(mismatch='mask'), [[0, 0], [1, 1]])
-  close(weight(mismatch='truncate', mismatch_level='sequence'),
-        [[1, 1], [2, 2]])
+  close(
+    weight(mismatch='truncate', mismatch_level='sequence'), [[1, 1], [2, 2]]
+  )
   close(weight(mismatch='mask', mismatch_level='sequence'), [[1, 1], [0, 0]])
   close(weight(), 1)
-  assert not np.asarray(jax.grad(lambda x: policy_loss.mismatch_weight(
-      Objective(mismatch='truncate'), x, 0 * x, mask).sum())(trainer)).any()
+  assert not np.asarray(
+    jax.grad(
+      lambda x: policy_loss.mismatch_weight(
+        Objective(mismatch='truncate'), x, 0 * x, mask
+      ).sum()
+    )(trainer)
+  ).any()
 
 
 def test_a_weight_scales_its_token(shared):
@@ -192,22 +256,35 @@ def test_a_weight_scales_its_token(shared):
   mask = data['mask'].astype(bool)
 
   def grad(weight):
-    return jax.grad(lambda logp: policy_loss.loss(
-        Objective(kl_coef=0.04), logp, data['old_logps'], data['ref_logps'],
-        data['advantages_group'][:, None], mask, Totals(49.0, 8), weight)[0])(
-            jnp.asarray(data['policy_logps']))
+    return jax.grad(
+      lambda logp: policy_loss.loss(
+        Objective(kl_coef=0.04),
+        logp,
+        data['old_logps'],
+        data['ref_logps'],
+        data['advantages_group'][:, None],
+        mask,
+        Totals(49.0, 8),
+        weight,
+      )[0]
+    )(jnp.asarray(data['policy_logps']))
 
   weight = jnp.asarray(np.random.default_rng(0).random(mask.shape))
-  np.testing.assert_allclose(grad(weight), grad(None) * weight, rtol=1e-4,
-                             atol=1e-7)
+  np.testing.assert_allclose(
+    grad(weight), grad(None) * weight, rtol=1e-4, atol=1e-7
+  )
 
 
-@pytest.mark.parametrize('changes,message', [
+@pytest.mark.parametrize(
+  'changes,message',
+  [
     ({'ratio': 'word'}, "ratio must be one of .* got 'word'"),
     ({'norm': 'constant'}, 'needs max_tokens above 0'),
     ({'clip_low': -0.1}, 'clip_low must not be below 0'),
     ({'clip_most': 1.1}, 'clip_most = 1.1 must be above 1'),
-    ({'mismatch': 'mask', 'mismatch_cap': 0.5}, 'mismatch_cap must be at')])
+    ({'mismatch': 'mask', 'mismatch_cap': 0.5}, 'mismatch_cap must be at'),
+  ],
+)
 def test_an_objective_that_means_nothing_is_refused(changes, message):
   with pytest.raises(UserError, match=message):
     Objective(**changes)
@@ -220,8 +297,9 @@ def test_kl_estimators(kind):
   q = np.array([0.45, 0.32, 0.23])
   exact = (p * np.log(p / q)).sum()
   estimate = (p * np.asarray(common.kl(kind, np.log(p), np.log(q)))).sum()
-  np.testing.assert_allclose(estimate, exact, rtol=0.05 if kind == 'k2'
-                             else 1e-4)
+  np.testing.assert_allclose(
+    estimate, exact, rtol=0.05 if kind == 'k2' else 1e-4
+  )
 
 
 def test_kl_gradients_against_the_analytic_one():
@@ -232,8 +310,9 @@ def test_kl_gradients_against_the_analytic_one():
 
   def expected(kind):
     p = jax.lax.stop_gradient(jax.nn.softmax(x))
-    return jax.grad(lambda x: (p * common.kl(
-        kind, jax.nn.log_softmax(x), jnp.log(q))).sum())(x)
+    return jax.grad(
+      lambda x: (p * common.kl(kind, jax.nn.log_softmax(x), jnp.log(q))).sum()
+    )(x)
 
   def forward(x):
     logp = jax.nn.log_softmax(x)
@@ -266,14 +345,18 @@ def test_chunked_logp_equals_the_whole(chunk):
 
   def whole(h, w):
     logp = jax.nn.log_softmax(h @ w / 0.7)
-    return (jnp.take_along_axis(logp, target[..., None], -1)[..., 0],
-            -(jnp.exp(logp) * logp).sum(-1))
+    return (
+      jnp.take_along_axis(logp, target[..., None], -1)[..., 0],
+      -(jnp.exp(logp) * logp).sum(-1),
+    )
 
   for got, want in zip(chunked(hidden, head), whole(hidden, head)):
     np.testing.assert_allclose(got, want, atol=1e-5)
   weight = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)
-  grads = [jax.grad(lambda h, w: (f(h, w)[0] * weight).sum(), (0, 1))(
-      hidden, head) for f in (chunked, whole)]
+  grads = [
+    jax.grad(lambda h, w: (f(h, w)[0] * weight).sum(), (0, 1))(hidden, head)
+    for f in (chunked, whole)
+  ]
   for got, want in zip(*grads):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
@@ -285,9 +368,11 @@ def test_logits_are_never_whole_in_memory():
   """
   B, T, D, V = 8, 1024, 64, 151936
   whole_bytes = B * T * V * 4  # 5 GB
-  shapes = (jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16),
-            jax.ShapeDtypeStruct((D, V), jnp.bfloat16),
-            jax.ShapeDtypeStruct((B, T), jnp.int32))
+  shapes = (
+    jax.ShapeDtypeStruct((B, T, D), jnp.bfloat16),
+    jax.ShapeDtypeStruct((D, V), jnp.bfloat16),
+    jax.ShapeDtypeStruct((B, T), jnp.int32),
+  )
 
   def temp_bytes(function):
     compiled = jax.jit(function).lower(*shapes).compile()
@@ -296,8 +381,10 @@ def test_logits_are_never_whole_in_memory():
   def value(chunk_tokens=None):
     def total(hidden, head, target):
       logp, entropy = common.token_logp(
-          hidden, head, target, chunk_tokens=chunk_tokens)
+        hidden, head, target, chunk_tokens=chunk_tokens
+      )
       return logp.sum(), entropy.sum()
+
     return total
 
   def gradient(chunk_tokens=None):

@@ -22,10 +22,12 @@ def test_the_loss_is_cross_entropy_where_steps_end():
   chance = 1 / (1 + np.exp(-score))
   each = -(label * np.log(chance) + (1 - label) * np.log(1 - chance))
   got, metrics = process.loss(
-      jnp.float32(score), jnp.float32(label), weight, weight.sum())
+    jnp.float32(score), jnp.float32(label), weight, weight.sum()
+  )
   np.testing.assert_allclose(got, each[weight > 0].mean(), rtol=1e-5)
   np.testing.assert_allclose(
-      metrics['score'], chance[weight > 0].mean(), rtol=1e-5)
+    metrics['score'], chance[weight > 0].mean(), rtol=1e-5
+  )
 
 
 def test_labels_are_a_share_or_whether_any_was_right():
@@ -34,8 +36,10 @@ def test_labels_are_a_share_or_whether_any_was_right():
   assert process.labels(right, 4, 'hard').tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize('how,want', [
-    ('min', 0.25), ('product', 0.1), ('mean', 1.55 / 3), ('last', 0.5)])
+@pytest.mark.parametrize(
+  'how,want',
+  [('min', 0.25), ('product', 0.1), ('mean', 1.55 / 3), ('last', 0.5)],
+)
 def test_a_thought_is_as_good_as_its_steps(how, want):
   chance = np.array([0.8, 0.25, 0.5])
   assert process.aggregate(chance, how) == pytest.approx(want)
@@ -59,7 +63,8 @@ def test_measures_are_those_of_numpy():
   got = process.measures(chance, label, bins=4)
   sided = label != 0.5
   assert got['accuracy'] == pytest.approx(
-      ((chance > 0.5) == (label > 0.5))[sided].mean())
+    ((chance > 0.5) == (label > 0.5))[sided].mean()
+  )
   gaps = 0.0
   for low in (0, 0.25, 0.5, 0.75):
     some = (chance >= low) & (chance < low + 0.25)

@@ -26,7 +26,7 @@ def _pairwise(how: Pairwise, chosen=_CHOSEN, rejected=_REJECTED):
 def test_pairs_equal_numpys_and_their_analytic_gradient(margin, centring):
   how = Pairwise(margin, centring)
   gap, level = _CHOSEN - _REJECTED, _CHOSEN + _REJECTED
-  each = -np.log(_sigmoid(gap - margin)) + centring * level ** 2
+  each = -np.log(_sigmoid(gap - margin)) + centring * level**2
   loss, metrics = _pairwise(how)
   np.testing.assert_allclose(loss, each[:4].mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics['accuracy'], (gap[:4] > 0).mean())
@@ -47,8 +47,9 @@ def test_a_fresh_head_is_at_chance():
   """Every score is 0: neither won nor lost, and log 2 of loss."""
   zeros = np.zeros(6, np.float32)
   loss, metrics = _pairwise(Pairwise(), zeros, zeros)
-  np.testing.assert_allclose([loss, metrics['accuracy']], [np.log(2), 0.5],
-                             rtol=1e-6)
+  np.testing.assert_allclose(
+    [loss, metrics['accuracy']], [np.log(2), 0.5], rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('safe', [0.0, 1.0])
@@ -75,7 +76,8 @@ def test_what_fills_a_batch_says_nothing(fill):
 
 def test_scores_of_any_size_are_finite():
   loss, grad = jax.value_and_grad(
-      lambda r: _pairwise(Pairwise(), r, -1e4 * _REJECTED)[0])(1e4 * _CHOSEN)
+    lambda r: _pairwise(Pairwise(), r, -1e4 * _REJECTED)[0]
+  )(1e4 * _CHOSEN)
   assert np.isfinite(loss) and np.isfinite(grad).all()
 
 

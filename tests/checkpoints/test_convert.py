@@ -11,17 +11,14 @@ import pytest
 from safetensors.flax import save_file as save_jax
 from safetensors.numpy import load_file, save_file
 
+from r1jax.checkpoints import convert, hf, hf_config, weights
+from r1jax.checkpoints.storage import Reader
 from r1jax.config import models
-from r1jax.checkpoints import hf
-from r1jax.checkpoints import hf_config
+from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 from r1jax.model.config import RUN_DEFAULTS
 from r1jax.model.transformer import Transformer
-from r1jax.config.keys import flatten
-from r1jax.checkpoints import convert
 from r1jax.stages.build.parts import SHIPPED_BASE
-from r1jax.checkpoints.storage import Reader
-from r1jax.checkpoints import weights
 from tests.conftest import from_dict, one_device
 
 
@@ -30,8 +27,10 @@ def _write(folder: Path, like: Path, said: dict, tensors: dict):
   folder.mkdir()
   config = json.loads((like / 'config.json').read_text()) | said
   (folder / 'config.json').write_text(json.dumps(config))
-  save_jax({name: jnp.asarray(x) for name, x in tensors.items()},
-           folder / 'model.safetensors')
+  save_jax(
+    {name: jnp.asarray(x) for name, x in tensors.items()},
+    folder / 'model.safetensors',
+  )
 
 
 def _same_files(one: Path, other: Path):
@@ -60,14 +59,17 @@ def test_the_shipped_base_goes_out_and_comes_back(tmp_path):
   weights.load(tmp_path / 'ours', model)
 
 
-@pytest.mark.parametrize('wide', [
-    ('norm.weight', 'mlp.gate.weight', 'e_score_correction_bias'), ()],
-    ids=['float32 norms and router', 'bf16 alone'])
+@pytest.mark.parametrize(
+  'wide',
+  [('norm.weight', 'mlp.gate.weight', 'e_score_correction_bias'), ()],
+  ids=['float32 norms and router', 'bf16 alone'],
+)
 def test_every_tensor_keeps_its_dtype(shared, tmp_path, wide):
   folder = shared / 'oracle' / 'deepseek_v3'
   tensors = {
-      name: x if wide and name.endswith(wide) else x.astype(ml_dtypes.bfloat16)
-      for name, x in load_file(folder / 'model.safetensors').items()}
+    name: x if wide and name.endswith(wide) else x.astype(ml_dtypes.bfloat16)
+    for name, x in load_file(folder / 'model.safetensors').items()
+  }
   _write(tmp_path / 'hf', folder, {'dtype': 'bfloat16'}, tensors)
   convert.import_hf(tmp_path / 'hf', tmp_path / 'ours')
   convert.export_hf(tmp_path / 'ours', tmp_path / 'theirs')
@@ -83,11 +85,17 @@ def _look_ahead(folder: Path) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   tensors = load_file(folder / 'model.safetensors')
   old, new = 'model.layers.2.', 'model.layers.3.'
-  tensors |= {name.replace(old, new): rng.normal(size=x.shape).astype(x.dtype)
-              for name, x in tensors.items() if name.startswith(old)}
+  tensors |= {
+    name.replace(old, new): rng.normal(size=x.shape).astype(x.dtype)
+    for name, x in tensors.items()
+    if name.startswith(old)
+  }
   for name, shape in (
-      ('eh_proj', (64, 128)), ('enorm', (64,)), ('hnorm', (64,)),
-      ('shared_head.norm', (64,))):
+    ('eh_proj', (64, 128)),
+    ('enorm', (64,)),
+    ('hnorm', (64,)),
+    ('shared_head.norm', (64,)),
+  ):
     tensors[f'{new}{name}.weight'] = rng.normal(size=shape).astype(np.float32)
   tensors[f'{new}embed_tokens.weight'] = tensors['model.embed_tokens.weight']
   tensors[f'{new}shared_head.head.weight'] = tensors['lm_head.weight']
@@ -103,18 +111,24 @@ def test_look_ahead_modules_come_back_bit_equal(shared, tmp_path):
   model = Transformer(from_dict(fields), one_device())
   params = weights.load(tmp_path / 'ours', model)
   np.testing.assert_array_equal(
-      params['mtp']['merge'][0], tensors['model.layers.3.eh_proj.weight'].T)
+    params['mtp']['merge'][0], tensors['model.layers.3.eh_proj.weight'].T
+  )
   np.testing.assert_array_equal(
-      params['mtp']['block']['ffn']['gate'][0, 5],
-      tensors['model.layers.3.mlp.experts.5.gate_proj.weight'].T)
+    params['mtp']['block']['ffn']['gate'][0, 5],
+    tensors['model.layers.3.mlp.experts.5.gate_proj.weight'].T,
+  )
   convert.export_hf(tmp_path / 'ours', tmp_path / 'theirs')
   _same_files(tmp_path / 'hf', tmp_path / 'theirs')
   assert hf_config.read_config(tmp_path / 'theirs')['mtp_depth'] == 1
 
 
-@pytest.mark.parametrize('name', [
+@pytest.mark.parametrize(
+  'name',
+  [
     'model.layers.3.embed_tokens.weight',
-    'model.layers.3.shared_head.head.weight'])
+    'model.layers.3.shared_head.head.weight',
+  ],
+)
 def test_a_copy_that_differs_is_named(shared, tmp_path, name):
   """It would be lost: our modules read the model's own."""
   folder = shared / 'oracle' / 'deepseek_v3'
@@ -140,49 +154,60 @@ def _quantised(tensor: np.ndarray):
   """(FP8, its scales, and what they say), in blocks of 128 × 128."""
   blocks = [-(-size // 128) for size in tensor.shape]
   scale = np.arange(1, np.prod(blocks) + 1, dtype=np.float32).reshape(
-      blocks) * np.float32(1.7)
+    blocks
+  ) * np.float32(1.7)
   spread = np.kron(scale, np.ones((128, 128), np.float32))
-  spread = spread[:tensor.shape[0], :tensor.shape[1]]
+  spread = spread[: tensor.shape[0], : tensor.shape[1]]
   numbers = (tensor / spread).astype(ml_dtypes.float8_e4m3fn)
   return numbers, scale, numbers.astype(np.float32) * spread
 
 
 def test_fp8_weights_are_imported_as_the_numbers_they_stand_for(
-    shared, tmp_path):
+  shared, tmp_path
+):
   """V3's form: FP8 projections, bf16 for the rest; blocks with a rest."""
   folder = shared / 'oracle' / 'deepseek_v3'
   rng = np.random.default_rng(0)
   tensors = load_file(folder / 'model.safetensors')
-  for name, shape in (('gate', (300, 64)), ('up', (300, 64)),
-                      ('down', (64, 300))):
+  for name, shape in (
+    ('gate', (300, 64)),
+    ('up', (300, 64)),
+    ('down', (64, 300)),
+  ):
     tensors[f'model.layers.0.mlp.{name}_proj.weight'] = rng.normal(
-        size=shape).astype(np.float32)
+      size=shape
+    ).astype(np.float32)
   written, meant = {}, {}
   for name, tensor in tensors.items():
     if '_proj' in name:
       written[name], written[f'{name}_scale_inv'], meant[name] = _quantised(
-          tensor)
+        tensor
+      )
     else:
       written[name] = meant[name] = tensor.astype(ml_dtypes.bfloat16)
-  said = {'intermediate_size': 300,
-          'quantization_config': {'quant_method': 'fp8'}}
+  said = {
+    'intermediate_size': 300,
+    'quantization_config': {'quant_method': 'fp8'},
+  }
   for where, held in (('fp8', written), ('wide', meant)):
     _write(tmp_path / where, folder, said, held)
     convert.import_hf(tmp_path / where, tmp_path / f'{where}_ours')
-  got, want = (Reader(tmp_path / f'{where}_ours')
-               for where in ('fp8', 'wide'))
+  got, want = (Reader(tmp_path / f'{where}_ours') for where in ('fp8', 'wide'))
   assert got.shapes == want.shapes
   assert got.shapes['dense_layers/0/ffn/gate'] == (64, 300)
   for name in got.shapes:
     assert got.dtype(name) == want.dtype(name), name
     assert got.read(name).tobytes() == want.read(name).tobytes(), name
 
-  q, scale = (written[f'model.layers.0.mlp.down_proj.weight{end}']
-              for end in ('', '_scale_inv'))
+  q, scale = (
+    written[f'model.layers.0.mlp.down_proj.weight{end}']
+    for end in ('', '_scale_inv')
+  )
   ours = got.read('dense_layers/0/ffn/down')
   for row, column in ((0, 0), (63, 127), (5, 128), (9, 299)):
-    assert ours[column, row] == np.float32(q[row, column]) * scale[
-        0, column // 128]
+    assert (
+      ours[column, row] == np.float32(q[row, column]) * scale[0, column // 128]
+    )
 
 
 def test_shards_hold_what_one_file_holds(shared, tmp_path):
@@ -202,26 +227,48 @@ def test_shards_hold_what_one_file_holds(shared, tmp_path):
 def test_a_conversion_holds_one_tensor_of_theirs(tmp_path):
   """64 experts: a layer's stack is 16 times the largest tensor."""
   fields = models.tiny() | dict(
-      num_layers=1, first_k_dense=0, d_model=256, expert_ffn_dim=256,
-      num_experts=64, num_expert_groups=4, topk_groups=2, vocab_size=1024)
+    num_layers=1,
+    first_k_dense=0,
+    d_model=256,
+    expert_ffn_dim=256,
+    num_experts=64,
+    num_expert_groups=4,
+    topk_groups=2,
+    vocab_size=1024,
+  )
   stack = 64 * 256 * 256 * 4
   largest = stack // 16
   rng = np.random.default_rng(0)
   config = from_dict(fields)
-  ours = {place.ours: rng.normal(size=[
-      hf._sizes(config)[x] for x in place.row.letters]).astype(np.float32)
-          for place in hf.places(config)}
+  ours = {
+    place.ours: rng.normal(
+      size=[hf._sizes(config)[x] for x in place.row.letters]
+    ).astype(np.float32)
+    for place in hf.places(config)
+  }
   (tmp_path / 'ours').mkdir()
-  save_file(ours, tmp_path / 'ours' / 'model.safetensors', metadata={
-      'about': json.dumps({'config': flatten({'model': fields})})})
+  save_file(
+    ours,
+    tmp_path / 'ours' / 'model.safetensors',
+    metadata={'about': json.dumps({'config': flatten({'model': fields})})},
+  )
   assert max(x.nbytes for x in ours.values()) == stack
   del ours
-  assert _peak_bytes(
-      convert.export_hf, tmp_path / 'ours', tmp_path / 'hf') < 2.5 * largest
-  assert max(x.nbytes for x in load_file(
-      tmp_path / 'hf' / 'model.safetensors').values()) == largest
-  assert _peak_bytes(
-      convert.import_hf, tmp_path / 'hf', tmp_path / 'again') < 2.5 * largest
+  assert (
+    _peak_bytes(convert.export_hf, tmp_path / 'ours', tmp_path / 'hf')
+    < 2.5 * largest
+  )
+  assert (
+    max(
+      x.nbytes
+      for x in load_file(tmp_path / 'hf' / 'model.safetensors').values()
+    )
+    == largest
+  )
+  assert (
+    _peak_bytes(convert.import_hf, tmp_path / 'hf', tmp_path / 'again')
+    < 2.5 * largest
+  )
   _same_files(tmp_path / 'ours', tmp_path / 'again')
 
 

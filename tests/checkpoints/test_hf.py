@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from r1jax.checkpoints import hf
-from r1jax.checkpoints import hf_config
+from r1jax.checkpoints import convert, hf, hf_config, weights
 from r1jax.model.transformer import Transformer
-from r1jax.checkpoints import convert
-from r1jax.checkpoints import weights
 from tests.conftest import continued, forward, from_dict, one_device
 
-FAMILIES = ('deepseek_v3', 'deepseek_v3_yarn', 'deepseek_v3_noqlora',
-            'qwen2', 'qwen3', 'llama3')
+FAMILIES = (
+  'deepseek_v3',
+  'deepseek_v3_yarn',
+  'deepseek_v3_noqlora',
+  'qwen2',
+  'qwen3',
+  'llama3',
+)
 _TOLERANCE = 2e-4
 
 
@@ -28,8 +31,12 @@ def oracle(request, shared, tmp_path_factory):
   made = tmp_path_factory.mktemp('imported')
   convert.import_hf(folder, made)
   model = _model(folder)
-  return folder, model, weights.load(made, model), np.load(
-      folder / 'reference.npz')
+  return (
+    folder,
+    model,
+    weights.load(made, model),
+    np.load(folder / 'reference.npz'),
+  )
 
 
 def _model(folder: Path) -> Transformer:
@@ -51,9 +58,13 @@ def test_the_full_forward_gives_their_logits(oracle):
 def test_left_padded_rows_give_their_logits(oracle):
   _, model, params, reference = oracle
   mask = reference['mask_b'].astype(bool)
-  got = forward(model, params, reference['tokens_b'],
-                reference['positions_b'].astype(np.int32),
-                mask.astype(np.int32))
+  got = forward(
+    model,
+    params,
+    reference['tokens_b'],
+    reference['positions_b'].astype(np.int32),
+    mask.astype(np.int32),
+  )
   assert _worst(got[mask], reference['logits_b'][mask]) <= _TOLERANCE
 
 
@@ -64,7 +75,7 @@ def test_cached_decoding_gives_their_logits_token_by_token(oracle):
   cut = 32
   prompts = [row[:cut][live[:cut]] for row, live in zip(tokens, mask)]
   got = continued(model, params, prompts, tokens[:, cut:], page_tokens=8)
-  assert _worst(got, reference['logits_b'][:, cut - 1:]) <= _TOLERANCE
+  assert _worst(got, reference['logits_b'][:, cut - 1 :]) <= _TOLERANCE
 
 
 def test_loss_gradients_have_their_norms(oracle):
@@ -74,8 +85,9 @@ def test_loss_gradients_have_their_norms(oracle):
   def loss(params):
     B, T = tokens.shape
     position = jnp.broadcast_to(jnp.arange(T), (B, T))
-    out = model.apply({'params': params}, tokens, position,
-                      jnp.ones((B, T), jnp.int32))
+    out = model.apply(
+      {'params': params}, tokens, position, jnp.ones((B, T), jnp.int32)
+    )
     logits = model.apply({'params': params}, out.hidden_BTD, method='logits')
     logp = jax.nn.log_softmax(logits[:, :-1])
     return -jnp.take_along_axis(logp, tokens[:, 1:, None], -1).mean()
@@ -86,7 +98,8 @@ def test_loss_gradients_have_their_norms(oracle):
   checked = 0
   for name, want in zip(reference['grad_names'], reference['grad_norms_a']):
     np.testing.assert_allclose(
-        got[str(name)], want, rtol=2e-3, atol=1e-6, err_msg=str(name))
+      got[str(name)], want, rtol=2e-3, atol=1e-6, err_msg=str(name)
+    )
     checked += 1
   assert checked == len(got)
 
@@ -94,18 +107,25 @@ def test_loss_gradients_have_their_norms(oracle):
 def _their_norms(folder, model, grads) -> dict[str, float]:
   """Our gradients under their (fused) names."""
   import tempfile
+
   with tempfile.TemporaryDirectory() as where:
     weights.save(Path(where) / 'model.safetensors', grads, 'float32', {})
-    hf.write_tensors(Path(where) / 'hf', model.config,
-                     hf.Reader(Path(where)), np.float32, 1 << 40)
+    hf.write_tensors(
+      Path(where) / 'hf',
+      model.config,
+      hf.Reader(Path(where)),
+      np.float32,
+      1 << 40,
+    )
     flat = load_file(Path(where) / 'hf' / 'model.safetensors')
   squares: dict[str, float] = {}
   for name, value in flat.items():
     name = _fused(name)
     if name:
       squares[name] = squares.get(name, 0.0) + float(
-          np.square(value, dtype=np.float64).sum())
-  return {name: square ** 0.5 for name, square in squares.items()}
+        np.square(value, dtype=np.float64).sum()
+      )
+  return {name: square**0.5 for name, square in squares.items()}
 
 
 def _fused(name: str) -> str | None:
@@ -114,7 +134,7 @@ def _fused(name: str) -> str | None:
   parts = name.split('.')
   if 'experts' in parts:
     kind = 'down_proj' if 'down_proj' in parts else 'gate_up_proj'
-    return '.'.join(parts[:parts.index('experts') + 1] + [kind])
+    return '.'.join(parts[: parts.index('experts') + 1] + [kind])
   return name
 
 

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from r1jax.checkpoints import convert, hf_config, weights
+from r1jax.checkpoints.storage import Reader
 from r1jax.config import models
-from r1jax.checkpoints import hf_config
+from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
-from r1jax.config.keys import flatten
-from r1jax.checkpoints import convert
-from r1jax.checkpoints.storage import Reader
-from r1jax.checkpoints import weights
 from tests.conftest import from_dict, one_device
 
 
@@ -45,18 +43,24 @@ def test_every_wrong_tensor_is_listed_at_once(shared, tmp_path):
   message = _broken(shared, tmp_path, change)
   assert 'model.norm.weight is missing' in message
   assert 'model.layers.9.surplus is unknown' in message
-  assert ('model.layers.1.mlp.gate.weight has shape (5, 64), config.json says '
-          '(16, 64)') in message
+  assert (
+    'model.layers.1.mlp.gate.weight has shape (5, 64), config.json says '
+    '(16, 64)'
+  ) in message
 
 
-@pytest.mark.parametrize('config,parts', [
+@pytest.mark.parametrize(
+  'config,parts',
+  [
     ({'model_type': 'mamba'}, ["'mamba'", 'deepseek_v3, llama, qwen2']),
     ({'hidden_act': 'gelu'}, ["hidden_act = 'gelu'", "'silu'"]),
     ({'vocab_size': 600}, ['lm_head.weight', '(512, 64)', '(600, 64)']),
     ({'n_group': 3}, ['num_expert_groups = 3', 'num_experts = 16']),
     ({'num_experts_per_tok': 9}, ['experts_per_token = 9', '8 experts']),
-    ({'rope_parameters': {'rope_theta': 1e4, 'rope_type': 'longrope'}},
-     ["'longrope'", 'yarn']),
+    (
+      {'rope_parameters': {'rope_theta': 1e4, 'rope_type': 'longrope'}},
+      ["'longrope'", 'yarn'],
+    ),
     ({'rope_parameters': {}}, ['rope_theta', 'a number']),
     ({'model_type': ['llama']}, ['model_type', 'deepseek_v3, llama, qwen2']),
     ({'hidden_size': None}, ['hidden_size = null', 'a whole number']),
@@ -70,10 +74,14 @@ def test_every_wrong_tensor_is_listed_at_once(shared, tmp_path):
     ({'rms_norm_eps': 'small'}, ['rms_norm_eps = "small"', 'a number']),
     ({'norm_topk_prob': 'yes'}, ['norm_topk_prob', 'true or false']),
     ({'rope_parameters': 'yarn'}, ['rope_parameters = "yarn"', 'an object']),
-    ({'rope_parameters': {'rope_theta': '1e4'}},
-     ['rope_parameters has rope_theta = "1e4"', 'a number']),
+    (
+      {'rope_parameters': {'rope_theta': '1e4'}},
+      ['rope_parameters has rope_theta = "1e4"', 'a number'],
+    ),
     ({'dtype': 32}, ['dtype = 32', 'a string']),
-], ids=lambda value: str(value)[:30])
+  ],
+  ids=lambda value: str(value)[:30],
+)
 def test_a_config_that_we_cannot_run_is_named(shared, tmp_path, config, parts):
   message = _broken(shared, tmp_path, lambda tensors: None, config)
   for part in parts:
@@ -96,7 +104,8 @@ def test_a_broken_file_is_named(shared, tmp_path):
 def test_a_scale_of_other_blocks_is_refused(shared, tmp_path):
   def change(tensors):
     tensors['model.layers.0.mlp.up_proj.weight_scale_inv'] = np.ones(
-        (4, 3), np.float32)
+      (4, 3), np.float32
+    )
     tensors['model.norm.weight_scale_inv'] = np.ones(1, np.float32)
 
   message = _broken(shared, tmp_path, change)
@@ -119,10 +128,14 @@ def test_a_field_that_says_what_weights_mean_may_not_be_missing(tmp_path):
   file = tmp_path / 'model.safetensors'
   said = flatten({'model': models.tiny()})
   for field in ('num_shared_experts', 'rope.theta'):
-    about = {'config': {
-        key: value for key, value in said.items() if key != f'model.{field}'}}
-    save_file({'nothing': np.zeros(1)}, file,
-              metadata={'about': json.dumps(about)})
+    about = {
+      'config': {
+        key: value for key, value in said.items() if key != f'model.{field}'
+      }
+    }
+    save_file(
+      {'nothing': np.zeros(1)}, file, metadata={'about': json.dumps(about)}
+    )
     with pytest.raises(UserError, match=f'{field} is missing'):
       models.imported(str(file))
 
@@ -130,13 +143,15 @@ def test_a_field_that_says_what_weights_mean_may_not_be_missing(tmp_path):
 def test_export_refuses_before_it_writes(tmp_path):
   """Another rotation, a head that they lack, a file that says nothing."""
   for changes, message in (
-      ({'rope': models.rope(1e4, 'adjacent')}, "rotates halves pairs"),
-      ({'scalar_head': True}, 'scalar head'),
-      ({}, 'lacks embedding')):
+    ({'rope': models.rope(1e4, 'adjacent')}, 'rotates halves pairs'),
+    ({'scalar_head': True}, 'scalar head'),
+    ({}, 'lacks embedding'),
+  ):
     about = {'config': flatten({'model': models.llama3_1_8b() | changes})}
     file = tmp_path / 'model.safetensors'
-    save_file({'nothing': np.zeros(1)}, file,
-              metadata={'about': json.dumps(about)})
+    save_file(
+      {'nothing': np.zeros(1)}, file, metadata={'about': json.dumps(about)}
+    )
     with pytest.raises(UserError, match=message):
       convert.export_hf(file, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
@@ -144,8 +159,9 @@ def test_export_refuses_before_it_writes(tmp_path):
   with pytest.raises(UserError, match='does not say what model'):
     convert.export_hf(file, tmp_path / 'out')
   about['config'].pop('model.attention')
-  save_file({'nothing': np.zeros(1)}, file,
-            metadata={'about': json.dumps(about)})
+  save_file(
+    {'nothing': np.zeros(1)}, file, metadata={'about': json.dumps(about)}
+  )
   with pytest.raises(UserError, match='attention is missing'):
     convert.export_hf(file, tmp_path / 'out')
 

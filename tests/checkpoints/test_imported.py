@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from configs import imported
+from r1jax.checkpoints import convert, weights
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages.build.parts import parts as build
-from r1jax.checkpoints import convert
-from r1jax.checkpoints import weights
+from r1jax.stages.build import parts as build
 from tests.conftest import from_dict
 from tests.stages.conftest import run
 
@@ -23,11 +22,19 @@ def _theirs(folder):
   convert.export_hf(build.SHIPPED_BASE, folder)
   core = tokenizer.load('character')._core
   (folder / 'tokenizer.json').write_text(core.to_str())
-  (folder / 'tokenizer_config.json').write_text(json.dumps(
-      {'eos_token': '<eos>', 'pad_token': '<pad>'}))
-  (folder / 'generation_config.json').write_text(json.dumps(
-      {'eos_token_id': [core.token_to_id('</answer>'),
-                        core.token_to_id('<eos>')]}))
+  (folder / 'tokenizer_config.json').write_text(
+    json.dumps({'eos_token': '<eos>', 'pad_token': '<pad>'})
+  )
+  (folder / 'generation_config.json').write_text(
+    json.dumps(
+      {
+        'eos_token_id': [
+          core.token_to_id('</answer>'),
+          core.token_to_id('<eos>'),
+        ]
+      }
+    )
+  )
 
 
 def test_their_folder_is_read_as_what_import_makes_of_it(tmp_path):
@@ -44,7 +51,9 @@ def test_their_folder_is_read_as_what_import_makes_of_it(tmp_path):
     params.append(weights.load(tmp_path / name, model))
     text = tokenizer.load(config.tokenizer.source)
     assert [text.text_of(stop) for stop in text.stop_ids] == [
-        '<eos>', '</answer>']
+      '<eos>',
+      '</answer>',
+    ]
   jax.tree.map(np.testing.assert_array_equal, *params)
 
 
@@ -53,24 +62,40 @@ def test_sample_reads_their_folder(environment, tmp_path):
   _theirs(tmp_path / 'theirs')
   asked = '--prompt=7+5', '--prompt=9-4', '--temperature=0'
   printed = run(
-      environment, 'sample', f'--config=configs/imported.py:{tmp_path}/theirs',
-      '--config.data.template=r1_zero_brief', *asked).stdout
-  want = run(environment, 'sample', '--config=configs/r1_zero_tiny.py',
-             *asked).stdout
+    environment,
+    'sample',
+    f'--config=configs/imported.py:{tmp_path}/theirs',
+    '--config.data.template=r1_zero_brief',
+    *asked,
+  ).stdout
+  want = run(
+    environment, 'sample', '--config=configs/r1_zero_tiny.py', *asked
+  ).stdout
   said = lambda text: [block.split('\n')[:2] for block in text.split('\n\n')]
-  assert [(heading, text + '</answer>') for heading, text, *_ in said(
-      printed)[:2]] == [(heading, text) for heading, text, *_ in said(want)[:2]]
+  assert [
+    (heading, text + '</answer>') for heading, text, *_ in said(printed)[:2]
+  ] == [(heading, text) for heading, text, *_ in said(want)[:2]]
 
 
 def test_the_config_names_what_it_lacks(environment, tmp_path):
-  done = run(environment, 'sample', '--config=configs/imported.py',
-             '--prompt=1', code=2)
+  done = run(
+    environment, 'sample', '--config=configs/imported.py', '--prompt=1', code=2
+  )
   assert 'name the folder: --config=configs/imported.py:FOLDER' in done.stderr
-  done = run(environment, 'sample', f'--config=configs/imported.py:{tmp_path}',
-             '--prompt=1', code=2)
+  done = run(
+    environment,
+    'sample',
+    f'--config=configs/imported.py:{tmp_path}',
+    '--prompt=1',
+    code=2,
+  )
   assert 'has neither model.safetensors nor' in done.stderr
   convert.export_hf(build.SHIPPED_BASE, tmp_path / 'bare')
-  done = run(environment, 'sample',
-             f'--config=configs/imported.py:{tmp_path}/bare', '--prompt=1',
-             code=2)
+  done = run(
+    environment,
+    'sample',
+    f'--config=configs/imported.py:{tmp_path}/bare',
+    '--prompt=1',
+    code=2,
+  )
   assert f'no tokenizer.json in {tmp_path}/bare' in done.stderr

@@ -13,11 +13,11 @@ from r1jax.errors import UserError
 
 _RNG = np.random.default_rng(0)
 _ARRAYS = {
-    'odd': _RNG.normal(size=(3, 5)).astype(ml_dtypes.bfloat16),
-    'wide': _RNG.normal(size=(4, 7)).astype(np.float32),
-    'scalar': np.float32(2.5).reshape(()),
-    'empty': np.zeros((0, 3), np.float16),
-    'whole': np.arange(7, dtype=np.int64),
+  'odd': _RNG.normal(size=(3, 5)).astype(ml_dtypes.bfloat16),
+  'wide': _RNG.normal(size=(4, 7)).astype(np.float32),
+  'scalar': np.float32(2.5).reshape(()),
+  'empty': np.zeros((0, 3), np.float16),
+  'whole': np.arange(7, dtype=np.int64),
 }
 
 
@@ -26,18 +26,22 @@ def _tensor(name: str, array: np.ndarray) -> storage.Tensor:
   if array.ndim < 2:
     return storage.Tensor(name, array.dtype, array.shape, (lambda: array,))
   rest = np.asfortranarray(array[1:])
-  return storage.Tensor(name, array.dtype, array.shape,
-                        (lambda: array[:1], lambda: rest))
+  return storage.Tensor(
+    name, array.dtype, array.shape, (lambda: array[:1], lambda: rest)
+  )
 
 
 def _write(folder, arrays, shard_bytes=1 << 30):
-  storage.write(folder, [_tensor(*item) for item in arrays.items()],
-                shard_bytes, {'about': '{}'})
+  storage.write(
+    folder,
+    [_tensor(*item) for item in arrays.items()],
+    shard_bytes,
+    {'about': '{}'},
+  )
 
 
 @pytest.mark.parametrize('slab_bytes', [1, 1 << 20])
-def test_the_library_reads_what_was_streamed(
-    tmp_path, monkeypatch, slab_bytes):
+def test_the_library_reads_what_was_streamed(tmp_path, monkeypatch, slab_bytes):
   monkeypatch.setattr(storage, '_SLAB_BYTES', slab_bytes)
   _write(tmp_path, _ARRAYS)
   assert [path.name for path in tmp_path.iterdir()] == [storage.SINGLE]
@@ -55,7 +59,7 @@ def test_numbers_lie_at_multiples_of_their_width(tmp_path):
   _write(tmp_path, _ARRAYS)
   data = (tmp_path / storage.SINGLE).read_bytes()
   length = int.from_bytes(data[:8], 'little')
-  header = json.loads(data[8:8 + length])
+  header = json.loads(data[8 : 8 + length])
   assert length % 8 == 0
   for name, array in _ARRAYS.items():
     assert header[name]['data_offsets'][0] % array.dtype.itemsize == 0
@@ -67,7 +71,8 @@ def test_shards_and_their_index(tmp_path):
   said = json.loads((tmp_path / storage.INDEX).read_text())
   assert said['metadata']['total_size'] == 2000
   assert sorted(set(said['weight_map'].values())) == [
-      f'model-0000{i}-of-00003.safetensors' for i in (1, 2, 3)]
+    f'model-0000{i}-of-00003.safetensors' for i in (1, 2, 3)
+  ]
   assert not list(tmp_path.glob('*.partial'))
   reader = storage.Reader(tmp_path)
   for name, array in arrays.items():

@@ -6,20 +6,21 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax.checkpoints import weights
+from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.transformer import Transformer
-from r1jax.config.keys import flatten
-from r1jax.checkpoints import weights
 from tests.conftest import one_device, small_config
 
 
 def _saved(path, about: bool):
   config = small_config()
   params = jax.tree.map(
-      lambda box: np.zeros(box.value.shape, np.float32),
-      transformer.parameter_shapes(Transformer(config, one_device())),
-      is_leaf=lambda x: hasattr(x, 'names'))
+    lambda box: np.zeros(box.value.shape, np.float32),
+    transformer.parameter_shapes(Transformer(config, one_device())),
+    is_leaf=lambda x: hasattr(x, 'names'),
+  )
   told = {'config': flatten({'model': dataclasses.asdict(config)})}
   weights.save(path, params, 'float32', told if about else {})
   return path
@@ -36,13 +37,15 @@ def _refused(path, **changes) -> str:
 def test_another_vocabulary_is_named_by_its_field(tmp_path):
   path = _saved(tmp_path / 'a.safetensors', about=True)
   assert 'model.vocab_size is 32 there and 40 here' in _refused(
-      path, vocab_size=40)
+    path, vocab_size=40
+  )
 
 
 def test_another_vocabulary_is_named_by_its_tensors(tmp_path):
   """Of a file that does not say what it was made by."""
-  message = _refused(_saved(tmp_path / 'a.safetensors', about=False),
-                     vocab_size=40)
+  message = _refused(
+    _saved(tmp_path / 'a.safetensors', about=False), vocab_size=40
+  )
   assert 'embedding has shape (32, 16), the model (40, 16)' in message
   assert 'head has shape (16, 32), the model (16, 40)' in message
   assert 'norm' not in message

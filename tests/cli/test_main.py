@@ -7,8 +7,8 @@ import pytest
 
 from r1jax.cli import main
 from r1jax.errors import UserError
-from r1jax.stages.build.parts import parts as build
 from r1jax.runs import run as stages_run
+from r1jax.stages.build import parts as build
 from tests.configs import small
 from tests.conftest import ROOT
 
@@ -23,15 +23,16 @@ def _refused(tmp_path, *args):
   """The error of a train command; asserts that nothing was written."""
   workdir = tmp_path / 'run'
   with pytest.raises(UserError) as caught:
-    main.run(['train', _SMALL, f'--workdir={workdir}',
-              *_EIGHT, *args])
+    main.run(['train', _SMALL, f'--workdir={workdir}', *_EIGHT, *args])
   assert not workdir.exists()
   message = str(caught.value)
   assert '\n' not in message
   return message
 
 
-@pytest.mark.parametrize('args,parts', [
+@pytest.mark.parametrize(
+  'args,parts',
+  [
     (['--config.rl.grop_size=8'], ['rl.grop_size', 'rl.group_size']),
     (['--config.r1.steps=8'], ['r1.steps', 'rl']),
     (['--config.rl.group_size=many'], ['group_size', 'many']),
@@ -41,10 +42,14 @@ def _refused(tmp_path, *args):
     (['--config.rl.old_logp=none'], ["old_logp must be 'rollout'"]),
     (['--config.rl.reward.acuracy=1.0'], ['acuracy', 'accuracy']),
     (['--config.rl.minibatches=3'], ['32 does not divide', '3 batches']),
-    (['--config.rl.max_new_tokens=200'],
-     ['max_new_tokens = 200', 'max_context = 128']),
-    (['--config.data.max_prompt_tokens=5'],
-     ['arithmetic-train-0-0', '11 tokens', 'max_prompt_tokens = 5']),
+    (
+      ['--config.rl.max_new_tokens=200'],
+      ['max_new_tokens = 200', 'max_context = 128'],
+    ),
+    (
+      ['--config.data.max_prompt_tokens=5'],
+      ['arithmetic-train-0-0', '11 tokens', 'max_prompt_tokens = 5'],
+    ),
     (['--config.model.vocab_size=50'], ['106 ids', 'vocab_size = 50']),
     (['--config.tokenizer.source=no/where'], ['no/where']),
     (['--config.data.task=algebra'], ["'algebra'", 'arithmetic']),
@@ -56,43 +61,72 @@ def _refused(tmp_path, *args):
     (['--config.data.quarantine=1.5'], ['quarantine is a share']),
     (['--config.data.template=chat'], ['has no chat template', '.jinja']),
     (['--config.data.system=Hello'], ['takes no data.system']),
-    (['--config.data.task=hh_helpful', '--config.stages=("rl",)'],
-     ['no pref/hh_helpful_base_train', 'hh-rlhf']),
+    (
+      ['--config.data.task=hh_helpful', '--config.stages=("rl",)'],
+      ['no pref/hh_helpful_base_train', 'hh-rlhf'],
+    ),
     (['--config.data.template=r2'], ["'r2'", 'r1_zero']),
-    (['--config.data.task=math', '--config.data.path=none.jsonl',
-      '--config.stages=("rl",)'],
-     ['none.jsonl', 'R1JAX_DATA']),
-    (['--config.init=none.safetensors', '--config.stages=("rl",)'],
-     ['none.safetensors']),
-    (['--config.init=shipped'],
-     ['is of another model', 'model.num_layers is 4 there and 2 here']),
+    (
+      [
+        '--config.data.task=math',
+        '--config.data.path=none.jsonl',
+        '--config.stages=("rl",)',
+      ],
+      ['none.jsonl', 'R1JAX_DATA'],
+    ),
+    (
+      ['--config.init=none.safetensors', '--config.stages=("rl",)'],
+      ['none.safetensors'],
+    ),
+    (
+      ['--config.init=shipped'],
+      ['is of another model', 'model.num_layers is 4 there and 2 here'],
+    ),
     (['--config.stages=("rl","pretrain")'], ['stages', 'in that order']),
     (['--config.mesh.tensor=3'], ['tensor=3', '8 devices']),
-    (['--config.mesh.data=1', '--config.mesh.expert=8'],
-     ['E = 4', 'expert × tensor = 8']),
+    (
+      ['--config.mesh.data=1', '--config.mesh.expert=8'],
+      ['E = 4', 'expert × tensor = 8'],
+    ),
     (['--config.rollout.rows=0'], ['rows must be at least 1, got 0']),
     (['--config.rollout.speculative=True'], ['model.mtp_depth is 0']),
-    (['--config.rl.complete_share=0.0'],
-     ['complete_share must lie within (0, 1], got 0.0']),
-    (['--config.rl.complete_share=0.5', '--config.rl.old_logp=recompute'],
-     ['complete_share = 0.5 needs old_logp']),
-    (['--config.rollout.cache_tokens=20'], [
-        'cache_tokens = 20 holds no request', 'context_tokens = 28']),
-    (['--config.model.num_expert_groups=3'],
-     ['num_expert_groups = 3', 'num_experts = 4']),
+    (
+      ['--config.rl.complete_share=0.0'],
+      ['complete_share must lie within (0, 1], got 0.0'],
+    ),
+    (
+      ['--config.rl.complete_share=0.5', '--config.rl.old_logp=recompute'],
+      ['complete_share = 0.5 needs old_logp'],
+    ),
+    (
+      ['--config.rollout.cache_tokens=20'],
+      ['cache_tokens = 20 holds no request', 'context_tokens = 28'],
+    ),
+    (
+      ['--config.model.num_expert_groups=3'],
+      ['num_expert_groups = 3', 'num_experts = 4'],
+    ),
     (['--config.corpus.slip=2.0'], ['slip', '2.0']),
     (['--config.pretrain.length_tokens=20'], ['length_tokens = 20']),
-    (['--config.pretrain.length_tokens=129'],
-     ['pretrain.length_tokens = 129', 'model.max_context = 128']),
-    (['--config.model.mtp_depth=2', '--config.pretrain.length_tokens=3'],
-     ['length_tokens = 3', 'model.mtp_depth = 2', 'they need 4']),
-    (['--config.rl.mtp_weight=0.3'],
-     ['mtp_weight = 0.3', 'model.mtp_depth is 0']),
+    (
+      ['--config.pretrain.length_tokens=129'],
+      ['pretrain.length_tokens = 129', 'model.max_context = 128'],
+    ),
+    (
+      ['--config.model.mtp_depth=2', '--config.pretrain.length_tokens=3'],
+      ['length_tokens = 3', 'model.mtp_depth = 2', 'they need 4'],
+    ),
+    (
+      ['--config.rl.mtp_weight=0.3'],
+      ['mtp_weight = 0.3', 'model.mtp_depth is 0'],
+    ),
     (['--config.rl.eval_every=0'], ['rl.eval_every must be at least 1']),
     (['--config.rl.microbatches=0'], ['rl.microbatches must be at least 1']),
     (['--config.seed=-1'], ['seed must not be below 0']),
     (['extra'], ["'extra'"]),
-], ids=lambda value: ' '.join(value) if value[0].startswith('-') else '')
+  ],
+  ids=lambda value: ' '.join(value) if value[0].startswith('-') else '',
+)
 def test_bad_input_is_one_line_that_names_it(tmp_path, args, parts):
   message = _refused(tmp_path, *args)
   for part in parts:
@@ -100,31 +134,46 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, args, parts):
 
 
 def test_a_dataset_that_is_not_there_is_told_with_its_origin(
-    tmp_path, monkeypatch):
+  tmp_path, monkeypatch
+):
   monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
-  message = _refused(tmp_path, '--config.data.task=countdown_file',
-                     '--config.stages=("rl",)')
-  for part in ('no countdown/countdown_train', f'R1JAX_DATA={tmp_path}',
-               'get it from liumy2010/UFT', 'question, nums, target'):
+  message = _refused(
+    tmp_path, '--config.data.task=countdown_file', '--config.stages=("rl",)'
+  )
+  for part in (
+    'no countdown/countdown_train',
+    f'R1JAX_DATA={tmp_path}',
+    'get it from liumy2010/UFT',
+    'question, nums, target',
+  ):
     assert part in message
 
 
 def test_a_malformed_data_file_is_named_with_its_line(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"id": "a", "question": "q", "answer": "1"}\noops\n')
-  message = _refused(tmp_path, '--config.data.task=math',
-                     f'--config.data.path={path}', '--config.stages=("rl",)')
+  message = _refused(
+    tmp_path,
+    '--config.data.task=math',
+    f'--config.data.path={path}',
+    '--config.stages=("rl",)',
+  )
   assert f'{path}:2' in message
 
 
 def test_a_long_row_of_a_file_is_named(tmp_path):
   path = tmp_path / 'rows.jsonl'
-  path.write_text('{"id": "row-a", "question": "%s", "answer": "1"}\n'
-                  % ('9' * 100))
+  path.write_text(
+    '{"id": "row-a", "question": "%s", "answer": "1"}\n' % ('9' * 100)
+  )
   message = _refused(
-      tmp_path, '--config.data.task=math', f'--config.data.path={path}',
-      f'--config.data.eval_path={path}', '--config.stages=("rl",)',
-      '--config.init=random')
+    tmp_path,
+    '--config.data.task=math',
+    f'--config.data.path={path}',
+    f'--config.data.eval_path={path}',
+    '--config.stages=("rl",)',
+    '--config.init=random',
+  )
   assert 'row-a has 102 tokens' in message
 
 
@@ -145,7 +194,9 @@ def test_a_workdir_that_is_a_file_or_broken_is_named(tmp_path):
     main.run(['train', _SMALL, f'--workdir={tmp_path / "run"}', *_EIGHT])
 
 
-@pytest.mark.parametrize('argv,part', [
+@pytest.mark.parametrize(
+  'argv,part',
+  [
     (['trian'], "unknown command 'trian'"),
     (['train'], '--config=FILE'),
     (['train', '--config=none.py'], 'none.py'),
@@ -153,32 +204,45 @@ def test_a_workdir_that_is_a_file_or_broken_is_named(tmp_path):
     (['sample', _SMALL, '--prompts=/dev/null'], 'holds no question'),
     (['sample', _SMALL, '--prompts=/bin/sh'], 'cannot read /bin/sh: '),
     (['eval', _SMALL, '--workdir=no/run'], 'no/run holds no run'),
-])
+  ],
+)
 def test_a_wrong_command_says_what_is_missing(argv, part):
   with pytest.raises(UserError, match=part):
     main.run(argv)
 
 
-@pytest.mark.parametrize('body,said', [
+@pytest.mark.parametrize(
+  'body,said',
+  [
     ('rate = learning_rate', "1: NameError: name 'learning_rate' is not"),
     ('\ndef get_config():\n  return 1 / 0', '3: ZeroDivisionError: division'),
-    ('def get_config():\n  return open("none.txt")',
-     '2: FileNotFoundError: [Errno 2] No such file'),
+    (
+      'def get_config():\n  return open("none.txt")',
+      '2: FileNotFoundError: [Errno 2] No such file',
+    ),
     ('import r1jax.nothing', '1: ModuleNotFoundError: No module named'),
     ('def get_config()', "1: SyntaxError: expected ':'"),
-    ('def get_config():\n  raise ValueError("one\\ntwo")',
-     '2: ValueError: one two'),
+    (
+      'def get_config():\n  raise ValueError("one\\ntwo")',
+      '2: ValueError: one two',
+    ),
     ('assert False', '1: AssertionError'),
     ('{}["lr"]', '1: KeyError: lr'),
     ('raise SystemExit(3)', '1: SystemExit: 3'),
-    ('from configs import models\nmodels.imported("no/weights")',
-     '2: weights: no file no/weights'),
-    ('from configs import base\n\n\ndef get_config():\n'
-     '  config = base.get_config()\n  config.sed = 1\n  return config',
-     '6: AttributeError: \'Key "sed" does not exist'),
+    (
+      'from configs import models\nmodels.imported("no/weights")',
+      '2: weights: no file no/weights',
+    ),
+    (
+      'from configs import base\n\n\ndef get_config():\n'
+      '  config = base.get_config()\n  config.sed = 1\n  return config',
+      '6: AttributeError: \'Key "sed" does not exist',
+    ),
     ('seed = 1', 'bad.py: this file has no function get_config()'),
     ('def get_config():\n  return {}', 'bad.py: get_config() returns no'),
-], ids=lambda value: value.split('\n')[-1][:30])
+  ],
+  ids=lambda value: value.split('\n')[-1][:30],
+)
 def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, body, said):
   path = tmp_path / 'bad.py'
   path.write_text(body)
@@ -202,8 +266,11 @@ def test_help_and_config(capsys):
 
 def test_exit_code_and_no_traceback():
   done = subprocess.run(
-      [sys.executable, '-m', 'r1jax.cli.main', 'train', '--config=none.py'],
-      capture_output=True, text=True, cwd=ROOT)
+    [sys.executable, '-m', 'r1jax.cli.main', 'train', '--config=none.py'],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
   assert done.returncode == 2
   assert done.stderr == 'r1jax: config: no file none.py\n'
 
@@ -229,12 +296,14 @@ def _stage(*args, file='tests/configs/small_judged.py'):
 
 
 def test_a_stage_is_the_pipeline_s_with_its_files_and_seed():
-  config, workdir = _stage('--stage=reasoning', '--workdir=W',
-                           '--config.seed=3')
+  config, workdir = _stage(
+    '--stage=reasoning', '--workdir=W', '--config.seed=3'
+  )
   assert workdir == 'W/reasoning' and config.seed == 3
   assert config.rl.reward_models.safe == 'W/safe/reward_model/model.safetensors'
-  with pytest.raises(UserError, match='reasoning.init is what liked leaves; '
-                     'give --workdir'):
+  with pytest.raises(
+    UserError, match='reasoning.init is what liked leaves; give --workdir'
+  ):
     _stage('--stage=reasoning')
   with pytest.raises(UserError, match="unknown 'reason'; did you mean"):
     _stage('--stage=reason')

@@ -7,15 +7,31 @@ def get_config():
   config = r1_zero_tiny.get_config()
   config.init = 'pretrain'
   config.model.update(
-      d_model=16, num_layers=2, q_lora_rank=8, kv_lora_rank=8,
-      qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, ffn_dim=32,
-      expert_ffn_dim=8, num_experts=4, init_std=0.1)
-  config.pretrain.update(
-      steps=4, batch_size=8, checkpoint_every=2, log_every=1)
+    d_model=16,
+    num_layers=2,
+    q_lora_rank=8,
+    kv_lora_rank=8,
+    qk_nope_head_dim=6,
+    qk_rope_head_dim=4,
+    v_head_dim=5,
+    ffn_dim=32,
+    expert_ffn_dim=8,
+    num_experts=4,
+    init_std=0.1,
+  )
+  config.pretrain.update(steps=4, batch_size=8, checkpoint_every=2, log_every=1)
   config.rl.update(
-      steps=6, prompts_per_step=4, group_size=4, max_new_tokens=16,
-      minibatches=2, microbatches=1, reference_every=3, eval_every=3,
-      checkpoint_every=2, complete_share=0.8)  # Five groups in flight.
+    steps=6,
+    prompts_per_step=4,
+    group_size=4,
+    max_new_tokens=16,
+    minibatches=2,
+    microbatches=1,
+    reference_every=3,
+    eval_every=3,
+    checkpoint_every=2,
+    complete_share=0.8,
+  )  # Five groups in flight.
   config.rollout.chunk_steps = 4
   config.eval.update(num_problems=8, samples=2)
   return config

@@ -18,8 +18,13 @@ def _judge(kind: str):
   config = _stage('reward_model', '@base')
   config.model.scalar_head = True
   config.reward_model.update(
-      kind=kind, data=('manners:16',), held_out_rows=8, batch_size=8,
-      widths_tokens=(96,), log_every=1)
+    kind=kind,
+    data=('manners:16',),
+    held_out_rows=8,
+    batch_size=8,
+    widths_tokens=(96,),
+    log_every=1,
+  )
   config.reward_model.optimizer.learning_rate = 1e-2
   return config
 
@@ -29,7 +34,8 @@ def get_config():
   base.pretrain.steps = 2
   liked = _stage('dpo', '@base')
   liked.dpo.update(
-      data=('manners:16',), held_out_rows=8, batch_size=8, widths_tokens=(96,))
+    data=('manners:16',), held_out_rows=8, batch_size=8, widths_tokens=(96,)
+  )
   reasoning = _stage('rl', '@liked')
   reasoning.data.mixture = ('arithmetic:1', 'manners:1')
   reasoning.data.max_prompt_tokens = 24
@@ -41,9 +47,25 @@ def get_config():
   kept.data.max_prompt_tokens = 24
   kept.rl.max_new_tokens = 60
   kept.curate.update(
-      prompts=6, samples=2, chunk_prompts=6, correct=False, well_formed=False,
-      judge='@helpful', min_score=-1e6, best_first=True)
-  return ConfigDict(dict(
+    prompts=6,
+    samples=2,
+    chunk_prompts=6,
+    correct=False,
+    well_formed=False,
+    judge='@helpful',
+    min_score=-1e6,
+    best_first=True,
+  )
+  return ConfigDict(
+    dict(
       stages=('base', 'helpful', 'safe', 'liked', 'reasoning', 'kept'),
-      seed=0, evaluations=(), base=base, helpful=_judge('helpful'),
-      safe=_judge('safe'), liked=liked, reasoning=reasoning, kept=kept))
+      seed=0,
+      evaluations=(),
+      base=base,
+      helpful=_judge('helpful'),
+      safe=_judge('safe'),
+      liked=liked,
+      reasoning=reasoning,
+      kept=kept,
+    )
+  )

@@ -20,21 +20,47 @@ def get_config():
   base = _stage('pretrain', 'pretrain')
   cold_start = _stage('sft', '@base')
   cold_start.sft.update(
-      data=('arithmetic:40', 'manners:20'), epochs=1, batch_size=8,
-      length_tokens=128, log_every=1, reasoning_share=0.7)
+    data=('arithmetic:40', 'manners:20'),
+    epochs=1,
+    batch_size=8,
+    length_tokens=128,
+    log_every=1,
+    reasoning_share=0.7,
+  )
   reasoning = _stage('rl', '@cold_start')
   reasoning.rl.update(steps=2, eval_every=2, complete_share=1.0)
   kept = _stage('curate', '@reasoning')
   kept.curate.update(
-      prompts=12, samples=3, chunk_prompts=4, correct=False, well_formed=False,
-      max_per_prompt=2, general=('manners:6',), top_logps=4)
+    prompts=12,
+    samples=3,
+    chunk_prompts=4,
+    correct=False,
+    well_formed=False,
+    max_per_prompt=2,
+    general=('manners:6',),
+    top_logps=4,
+  )
   kept.rl.max_new_tokens = 40
   student = _stage('sft', '@base')
   student.sft.update(
-      data=('@kept',), epochs=2, batch_size=8, length_tokens=128, log_every=1,
-      teacher='@reasoning', text_weight=0.5, checkpoint_every=1)
-  return ConfigDict(dict(
+    data=('@kept',),
+    epochs=2,
+    batch_size=8,
+    length_tokens=128,
+    log_every=1,
+    teacher='@reasoning',
+    text_weight=0.5,
+    checkpoint_every=1,
+  )
+  return ConfigDict(
+    dict(
       stages=('base', 'cold_start', 'reasoning', 'kept', 'student'),
-      seed=0, evaluations=('arithmetic', 'manners'),
-      base=base, cold_start=cold_start, reasoning=reasoning, kept=kept,
-      student=student))
+      seed=0,
+      evaluations=('arithmetic', 'manners'),
+      base=base,
+      cold_start=cold_start,
+      reasoning=reasoning,
+      kept=kept,
+      student=student,
+    )
+  )

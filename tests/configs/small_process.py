@@ -17,18 +17,33 @@ def get_config():
   base = _stage('pretrain', 'pretrain')
   labels = _stage('label_steps', '@base')
   labels.label_steps.update(
-      prompts=12, samples=3, continuations=2, chunk_prompts=4)
+    prompts=12, samples=3, continuations=2, chunk_prompts=4
+  )
   labels.rl.max_new_tokens = 40
   judge = _stage('prm', '@base')
   judge.model.scalar_head = True
   judge.prm.update(
-      data=('@labels',), held_out_share=0.4, batch_size=8, epochs=2,
-      widths_tokens=(32, 52), eval_every=2, log_every=1, judge_rows=8)
+    data=('@labels',),
+    held_out_share=0.4,
+    batch_size=8,
+    epochs=2,
+    widths_tokens=(32, 52),
+    eval_every=2,
+    log_every=1,
+    judge_rows=8,
+  )
   judge.prm.optimizer.learning_rate = 1e-2
   policy = _stage('rl', '@base')
   policy.rl.update(steps=2, eval_every=2, complete_share=1.0)
   policy.rl.reward.update(process=1.0, accuracy=0.0)
   policy.rl.reward_models.process = '@judge'
-  return ConfigDict(dict(
-      stages=('base', 'labels', 'judge', 'policy'), evaluations=(),
-      base=base, labels=labels, judge=judge, policy=policy))
+  return ConfigDict(
+    dict(
+      stages=('base', 'labels', 'judge', 'policy'),
+      evaluations=(),
+      base=base,
+      labels=labels,
+      judge=judge,
+      policy=policy,
+    )
+  )

@@ -6,11 +6,19 @@ from configs import r1_zero_671b
 def get_config():
   config = r1_zero_671b.get_config()
   config.model.update(
-      num_layers=5, d_model=128, num_heads=4, q_lora_rank=128,
-      kv_lora_rank=128, ffn_dim=512, expert_ffn_dim=128, num_experts=16,
-      vocab_size=1024)
+    num_layers=5,
+    d_model=128,
+    num_heads=4,
+    q_lora_rank=128,
+    kv_lora_rank=128,
+    ffn_dim=512,
+    expert_ffn_dim=128,
+    num_experts=16,
+    vocab_size=1024,
+  )
   config.mesh = dict(data=1, fsdp=2, tensor=1, expert=2)
   config.data.max_prompt_tokens = 128
   config.rl.update(
-      prompts_per_step=8, group_size=4, minibatches=8, max_new_tokens=128)
+    prompts_per_step=8, group_size=4, minibatches=8, max_new_tokens=128
+  )
   return config

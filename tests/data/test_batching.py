@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 
 from r1jax.data import batching, datasets, sources, tasks
-from r1jax.data.text import template
-from r1jax.data.text import tokenizer
+from r1jax.data.text import template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
-_WEB = tasks.Web(direct=0.5, direct_right=0.2, slip=0.1, noticed=0.5,
-                 reconsidered=0.2, malformed=0.1)
+_WEB = tasks.Web(
+  direct=0.5,
+  direct_right=0.2,
+  slip=0.1,
+  noticed=0.5,
+  reconsidered=0.2,
+  malformed=0.1,
+)
 
 
 def _prompt(text: str) -> Prompt:
@@ -36,11 +41,14 @@ def test_a_long_or_empty_prompt_is_named():
 
 def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
   path = tmp_path / 'rows.jsonl'
-  path.write_text('{"id": "a", "question": "1+1", "answer": "2"}\n'
-                  '{"id": "b", "question": "1+é", "answer": "3"}\n')
+  path.write_text(
+    '{"id": "a", "question": "1+1", "answer": "2"}\n'
+    '{"id": "b", "question": "1+é", "answer": "3"}\n'
+  )
   rows = datasets.Templated(
-      datasets.read(sources.get('math'), tasks.TRAIN, str(path)),
-      template.get('r1_zero_brief'))
+    datasets.read(sources.get('math'), tasks.TRAIN, str(path)),
+    template.get('r1_zero_brief'),
+  )
   text = tokenizer.load('character')
   with pytest.raises(UserError) as caught:
     batching.check_prompts(rows, text, 32)
@@ -54,8 +62,9 @@ def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
 
 def test_packing_shifts_within_documents():
   """The example of TokenBatch, to the number."""
-  documents = map(batching.Document, (
-      [7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6], [7] * 6))
+  documents = map(
+    batching.Document, ([7, 8, 9], [4, 5], [1, 2, 3, 4, 5], [6], [7] * 6)
+  )
   batch = batching.pack(lambda: next(documents), 2, 6, pad_id=0)
   assert batch.tokens_BT.tolist() == [[7, 8, 9, 4, 5, 0], [1, 2, 3, 4, 5, 6]]
   assert batch.target_BT[0].tolist() == [8, 9, 0, 5, 0, 0]
@@ -71,8 +80,15 @@ def test_a_document_longer_than_a_row_is_an_error():
 
 def _corpus(seed=0):
   return batching.WebCorpus(
-      {'arithmetic': 1.0}, _WEB, template.get('r1_zero_brief'),
-      tokenizer.load('character'), 4, 96, seed, 50)
+    {'arithmetic': 1.0},
+    _WEB,
+    template.get('r1_zero_brief'),
+    tokenizer.load('character'),
+    4,
+    96,
+    seed,
+    50,
+  )
 
 
 def test_a_corpus_batch_is_a_function_of_seed_and_index():
@@ -85,19 +101,33 @@ def test_a_corpus_batch_is_a_function_of_seed_and_index():
 def test_a_corpus_may_mix_its_tasks():
   text = tokenizer.load('character')
   corpus = batching.WebCorpus(
-      {'arithmetic': 0.7, 'manners': 0.3}, _WEB, template.get('r1_zero_brief'),
-      text, 64, 96, 0, 1)
+    {'arithmetic': 0.7, 'manners': 0.3},
+    _WEB,
+    template.get('r1_zero_brief'),
+    text,
+    64,
+    96,
+    0,
+    1,
+  )
   written = text.decode(corpus[0].tokens_BT.reshape(-1))
-  polite = written.count('greet') + written.count('thank') + written.count(
-      'bid ')
+  polite = (
+    written.count('greet') + written.count('thank') + written.count('bid ')
+  )
   assert 0.2 < polite / written.count('User:') / 2 < 0.4  # Asked and thought.
 
 
 def test_two_streams_switch_and_go_on_where_they_were():
   def streams():
-    return batching.Switching(*(batching.endless(
-        [_prompt(f'{name}{i}') for i in range(3)], 0, shuffle=False)
-        for name in 'ab'), 2)
+    return batching.Switching(
+      *(
+        batching.endless(
+          [_prompt(f'{name}{i}') for i in range(3)], 0, shuffle=False
+        )
+        for name in 'ab'
+      ),
+      2,
+    )
 
   data = streams()
   taken = [p.text for step in (1, 2, 3, 4) for p in data.take(step, 2)]

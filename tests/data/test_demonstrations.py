@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from r1jax.data import demonstrations, packing, tasks
-from r1jax.data.text import chat
-from r1jax.data.text import template
-from r1jax.data.text import tokenizer
 from r1jax.data.batching import Document
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.text import chat, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, TopLogp
 
@@ -38,31 +36,41 @@ def test_a_row_becomes_prompt_and_response(tmp_path):
 
 def test_a_prefill_is_not_told_twice(tmp_path):
   path = _file(tmp_path, _row())
-  for opened in (template.get('r1_zero_open'),
-                 template.Template('{question}', prefill='<think>')):
-    found, = demonstrations.read(path, opened)
+  for opened in (
+    template.get('r1_zero_open'),
+    template.Template('{question}', prefill='<think>'),
+  ):
+    (found,) = demonstrations.read(path, opened)
     assert found.prompt.endswith('<think>') and found.response == '2</think>'
 
 
 def test_conversations_keep_their_turns(tmp_path):
-  turns = [{'role': 'user', 'content': 'hi'},
-           {'role': 'assistant', 'content': 'yes?'},
-           {'role': 'user', 'content': '1+1'}]
+  turns = [
+    {'role': 'user', 'content': 'hi'},
+    {'role': 'assistant', 'content': 'yes?'},
+    {'role': 'user', 'content': '1+1'},
+  ]
   path = _file(tmp_path, {'id': 'a', 'messages': turns, 'response': '2'})
   asks = chat.ChatTemplate(
-      "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}",
-      '', '<eos>')
-  found, = demonstrations.read(path, asks)
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}",
+    '',
+    '<eos>',
+  )
+  (found,) = demonstrations.read(path, asks)
   assert found.prompt == '[user]hi[assistant]yes?[user]1+1'
   assert found.messages[1].content == 'yes?'
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize(
+  'change, said',
+  [
     (dict(response=''), "needs a non-empty str 'response'"),
     (dict(question=''), "needs a 'question' or 'messages'"),
     (dict(messages=[{'role': 'user'}]), "needs 'messages' of 'role'"),
     (dict(teacher={'kept': 2}), "has a broken 'teacher'"),
-    (dict(id='first'), "repeats the id 'first'")])
+    (dict(id='first'), "repeats the id 'first'"),
+  ],
+)
 def test_a_bad_row_is_named_or_dropped(tmp_path, change, said):
   path = _file(tmp_path, _row(id='first'), _row(**change))
   with pytest.raises(UserError) as caught:
@@ -75,27 +83,37 @@ def test_a_bad_row_is_named_or_dropped(tmp_path, change, said):
 
 def test_a_teacher_survives_a_file_bit_for_bit(tmp_path):
   rng = np.random.default_rng(0)
-  known = TopLogp(rng.integers(0, 99, (3, 4)).astype(np.int32),
-                  rng.normal(size=(3, 4)).astype(np.float32), 1.0)
-  path = _file(tmp_path, _row(
-      response='23', teacher=demonstrations.pack_teacher(known)))
-  found, = demonstrations.read(path, _BRIEF)
+  known = TopLogp(
+    rng.integers(0, 99, (3, 4)).astype(np.int32),
+    rng.normal(size=(3, 4)).astype(np.float32),
+    1.0,
+  )
+  path = _file(
+    tmp_path, _row(response='23', teacher=demonstrations.pack_teacher(known))
+  )
+  (found,) = demonstrations.read(path, _BRIEF)
   np.testing.assert_array_equal(found.teacher.ids_TO, known.ids_TO)
   np.testing.assert_array_equal(found.teacher.logp_TO, known.logp_TO)
-  made, = packing.documents([found], _TEXT, 64, Quarantine())
+  (made,) = packing.documents([found], _TEXT, 64, Quarantine())
   prompt = len(_TEXT.prompt(found.prompt))
   np.testing.assert_array_equal(made.top.logp_TO[prompt:], known.logp_TO)
   assert (made.top.logp_TO[:prompt] == -np.inf).all()
 
 
 def _demonstration(name, response, general=False):
-  return Demonstration(id=name, question='1', prompt='User:1Assistant:',
-                       response=response, general=general)
+  return Demonstration(
+    id=name,
+    question='1',
+    prompt='User:1Assistant:',
+    response=response,
+    general=general,
+  )
 
 
 def test_only_the_response_and_its_end_are_learnt():
-  made, = packing.documents([_demonstration('a', '23')], _TEXT, 64,
-                            Quarantine())
+  (made,) = packing.documents(
+    [_demonstration('a', '23')], _TEXT, 64, Quarantine()
+  )
   assert made.ids[-1] == _TEXT.stop_ids[0]
   assert made.weight_T.tolist() == [0] * 3 + [1] * 3
   batch = packing.PackedCorpus([made], 1, 8, 0, 0, 1)[0]
@@ -107,8 +125,11 @@ def test_only_the_response_and_its_end_are_learnt():
 @pytest.mark.parametrize('share', [0.8, 1.0, 0.0])
 def test_the_mean_is_the_share_of_each_kind(share):
   """Σ w·x / N = α · mean(x over reasoning) + (1 − α) · mean(x over general)."""
-  rows = [_demonstration('a', '234567'), _demonstration('b', '2', True),
-          _demonstration('c', '23', True)]
+  rows = [
+    _demonstration('a', '234567'),
+    _demonstration('b', '2', True),
+    _demonstration('c', '23', True),
+  ]
   made = packing.documents(rows, _TEXT, 64, Quarantine(), share)
   rng = np.random.default_rng(0)
   values = [rng.normal(size=len(d.ids)) for d in made]
@@ -119,7 +140,8 @@ def test_the_mean_is_the_share_of_each_kind(share):
   tokens = sum(len(v) - prompt for v in values)
   got = sum((d.weight_T * v).sum() for d, v in zip(made, values)) / tokens
   np.testing.assert_allclose(
-      got, share * reasoning + (1 - share) * general, rtol=1e-6)
+    got, share * reasoning + (1 - share) * general, rtol=1e-6
+  )
   assert own[0][prompt:].all() == (share > 0)
 
 
@@ -134,29 +156,42 @@ def test_every_pass_has_every_document_once(rows, length):
   documents = [Document([i + 1] * int(rng.integers(1, 9))) for i in range(23)]
   corpus = packing.PackedCorpus(documents, rows, length, 0, seed=3, epochs=2)
   tokens = np.concatenate(
-      [corpus[i].tokens_BT.reshape(-1) for i in range(len(corpus))])
+    [corpus[i].tokens_BT.reshape(-1) for i in range(len(corpus))]
+  )
   counted = np.bincount(tokens, minlength=24)[1:]
   assert counted.tolist() == [2 * len(d.ids) for d in documents]
-  first = lambda seed: packing.PackedCorpus(
-      documents, 64, 64, 0, seed, epochs=1)[0].tokens_BT
+  first = lambda seed: (
+    packing.PackedCorpus(documents, 64, 64, 0, seed, epochs=1)[0].tokens_BT
+  )
   np.testing.assert_array_equal(first(3), first(3))
   assert (first(3) != first(4)).any()
 
 
 def test_a_document_that_no_row_holds_is_named():
-  with pytest.raises(UserError, match='demonstration a has 13 tokens, more '
-                                      'than length_tokens = 9'):
-    packing.documents([_demonstration('a', '123456789')], _TEXT, 9,
-                      Quarantine())
+  with pytest.raises(
+    UserError,
+    match='demonstration a has 13 tokens, more than length_tokens = 9',
+  ):
+    packing.documents(
+      [_demonstration('a', '123456789')], _TEXT, 9, Quarantine()
+    )
 
 
 def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
-  web = tasks.Web(direct=0, direct_right=0, slip=0, noticed=1, reconsidered=0,
-                  malformed=0, spoken=1.0)
+  web = tasks.Web(
+    direct=0,
+    direct_right=0,
+    slip=0,
+    noticed=1,
+    reconsidered=0,
+    malformed=0,
+    spoken=1.0,
+  )
   first = demonstrations.synthetic('arithmetic', web, _BRIEF, 0, 5)
   assert first == demonstrations.synthetic('arithmetic', web, _BRIEF, 0, 5)
   assert first != demonstrations.synthetic('arithmetic', web, _BRIEF, 1, 5)
   assert all(d.response.isascii() for d in first)
   mixed = demonstrations.synthetic(
-      'arithmetic', tasks.Web(**{**web.__dict__, 'foreign': 0.5}), _BRIEF, 0, 9)
+    'arithmetic', tasks.Web(**{**web.__dict__, 'foreign': 0.5}), _BRIEF, 0, 9
+  )
   assert not all(d.response.isascii() for d in mixed)

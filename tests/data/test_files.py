@@ -11,8 +11,9 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
 
 _MATH = sources.get('math')
-_ROWS = [{'id': f'r{i}', 'question': f'{i}+1?', 'answer': str(i + 1)}
-         for i in range(7)]
+_ROWS = [
+  {'id': f'r{i}', 'question': f'{i}+1?', 'answer': str(i + 1)} for i in range(7)
+]
 
 
 def _read(path, source=_MATH, **kwargs):
@@ -48,12 +49,16 @@ def _hub_shards(folder):
   """As a repository of the hub: data/<split>-00000-of-00002.parquet."""
   pyarrow = pytest.importorskip('pyarrow')
   from pyarrow import parquet
+
   (folder / 'data').mkdir()
-  for name, rows in (('train-00000-of-00002', _ROWS[:4]),
-                     ('train-00001-of-00002', _ROWS[4:]),
-                     ('test-00000-of-00001', _ROWS[:1])):
-    parquet.write_table(pyarrow.Table.from_pylist(rows),
-                        folder / f'data/{name}.parquet')
+  for name, rows in (
+    ('train-00000-of-00002', _ROWS[:4]),
+    ('train-00001-of-00002', _ROWS[4:]),
+    ('test-00000-of-00001', _ROWS[:1]),
+  ):
+    parquet.write_table(
+      pyarrow.Table.from_pylist(rows), folder / f'data/{name}.parquet'
+    )
   return folder / 'data' / 'train-*'
 
 
@@ -67,16 +72,20 @@ def _saved_to_disk(folder):
     with pyarrow.ipc.new_stream(folder / names[-1], table.schema) as stream:
       stream.write_table(table, max_chunksize=2)
   (folder / 'state.json').write_text(
-      json.dumps({'_data_files': [{'filename': name} for name in names]}))
+    json.dumps({'_data_files': [{'filename': name} for name in names]})
+  )
   return folder
 
 
-@pytest.mark.parametrize('write', [
-    _jsonl, _no_suffix, _packed, _json_shards, _hub_shards, _saved_to_disk])
+@pytest.mark.parametrize(
+  'write',
+  [_jsonl, _no_suffix, _packed, _json_shards, _hub_shards, _saved_to_disk],
+)
 def test_every_form_reads_alike(tmp_path, write):
   prompts = _read(write(tmp_path))
   assert [(p.id, p.question, p.answer) for p in prompts] == [
-      tuple(row.values()) for row in _ROWS]
+    tuple(row.values()) for row in _ROWS
+  ]
   assert {p.source for p in prompts} == {'math'}
   file, number = prompts[-1].where.rsplit(':', 1)
   assert file.startswith(str(tmp_path)) and int(number) in (2, 3, 4, 7)
@@ -118,25 +127,37 @@ def test_a_folder_that_could_mean_several_things_is_refused(tmp_path):
 
 # A line, and what is said of it.
 _POISON = {
-    'broken': ('{', 'is not JSON'),
-    'blank': ('', 'is not JSON'),
-    'deep': ('[' * 100_000, 'is not JSON'),
-    'list': ('[1]', 'is not a JSON object'),
-    'missing': ('{"id": "x", "question": "q"}', "str 'answer', got None"),
-    'empty': ('{"id": "x", "question": " ", "answer": "1"}', "'question'"),
-    'type': ('{"id": "x", "question": "q", "answer": 3}', "'answer', got 3"),
-    'language': ('{"id": "x", "question": "q", "answer": "3", "language": 4}',
-                 "str 'language', got 4"),
-    'twice': ('{"id": "r0", "question": "q", "answer": "1"}',
-              "repeats the id 'r0' of "),
-    'nul': ('{"id": "x", "question": "q\\u0000", "answer": "1"}',
-            "a NUL in 'question'"),
-    'half': ('{"id": "x", "question": "\\ud800", "answer": "1"}',
-             "half a character .* in 'question'"),
-    'long': (json.dumps({'id': 'x', 'question': 'q' * 1_000_000,
-                         'answer': '1'}), '1000000 characters'),
-    'gold': ('{"id": "x", "question": "q", "answer": "{{"}',
-             'has a gold answer that does not parse'),
+  'broken': ('{', 'is not JSON'),
+  'blank': ('', 'is not JSON'),
+  'deep': ('[' * 100_000, 'is not JSON'),
+  'list': ('[1]', 'is not a JSON object'),
+  'missing': ('{"id": "x", "question": "q"}', "str 'answer', got None"),
+  'empty': ('{"id": "x", "question": " ", "answer": "1"}', "'question'"),
+  'type': ('{"id": "x", "question": "q", "answer": 3}', "'answer', got 3"),
+  'language': (
+    '{"id": "x", "question": "q", "answer": "3", "language": 4}',
+    "str 'language', got 4",
+  ),
+  'twice': (
+    '{"id": "r0", "question": "q", "answer": "1"}',
+    "repeats the id 'r0' of ",
+  ),
+  'nul': (
+    '{"id": "x", "question": "q\\u0000", "answer": "1"}',
+    "a NUL in 'question'",
+  ),
+  'half': (
+    '{"id": "x", "question": "\\ud800", "answer": "1"}',
+    "half a character .* in 'question'",
+  ),
+  'long': (
+    json.dumps({'id': 'x', 'question': 'q' * 1_000_000, 'answer': '1'}),
+    '1000000 characters',
+  ),
+  'gold': (
+    '{"id": "x", "question": "q", "answer": "{{"}',
+    'has a gold answer that does not parse',
+  ),
 }
 
 
@@ -159,18 +180,25 @@ def test_bytes_that_are_not_text_and_numbers_that_are_not_are_named(tmp_path):
   with pytest.raises(UserError, match='bad.jsonl:1 is not JSON'):
     _read(path)
   for numbers, target, message in (
-      ('[1, "x"]', '3', "integers in 'nums'"), ('[]', '3', "list 'nums'"),
-      ('[1, 2]', 'true', "int 'target', got True")):
-    path.write_text('{"id": "a", "question": "q", "nums": %s, "target": %s}'
-                    % (numbers, target))
+    ('[1, "x"]', '3', "integers in 'nums'"),
+    ('[]', '3', "list 'nums'"),
+    ('[1, 2]', 'true', "int 'target', got True"),
+  ):
+    path.write_text(
+      '{"id": "a", "question": "q", "nums": %s, "target": %s}'
+      % (numbers, target)
+    )
     with pytest.raises(UserError, match=message):
       _read(path, sources.get('countdown_file'))
 
 
 def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
   path = tmp_path / 'bad.jsonl'
-  path.write_text(_lines(_ROWS[:3]) + ''.join(
-      line + '\n' for line, _ in _POISON.values()) + _lines(_ROWS[3:]))
+  path.write_text(
+    _lines(_ROWS[:3])
+    + ''.join(line + '\n' for line, _ in _POISON.values())
+    + _lines(_ROWS[3:])
+  )
   quarantine = Quarantine(0.7)
   prompts = _read(path, quarantine=quarantine, bad_gold=_bad_gold)
   assert [p.id for p in prompts] == [row['id'] for row in _ROWS]
@@ -180,8 +208,11 @@ def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
   assert '3 × is not JSON' in told
   assert f'\n  {path}:4 is not JSON' in told  # Each with its line.
   assert len(told) < 5000  # Though one of them has a million characters.
-  with pytest.raises(UserError, match='13 of 20 rows of mine are bad, more '
-                     'than config.data.quarantine = 0.5 allows; the first: '):
+  with pytest.raises(
+    UserError,
+    match='13 of 20 rows of mine are bad, more '
+    'than config.data.quarantine = 0.5 allows; the first: ',
+  ):
     strict = Quarantine(0.5)
     strict.dropped = quarantine.dropped
     strict.settle('mine', total)
@@ -192,8 +223,11 @@ def test_a_missing_or_empty_file_is_named(tmp_path, monkeypatch):
   monkeypatch.delenv('R1JAX_DATA', raising=False)
   with pytest.raises(UserError, match='no math/none.jsonl; set R1JAX_DATA'):
     _read('math/none.jsonl')
-  with pytest.raises(UserError, match='no math/math500; set R1JAX_DATA.*get it '
-                     'from .*prm800k.* as rows of id, question, answer'):
+  with pytest.raises(
+    UserError,
+    match='no math/math500; set R1JAX_DATA.*get it '
+    'from .*prm800k.* as rows of id, question, answer',
+  ):
     datasets.read(_MATH, tasks.HELD_OUT)
   (tmp_path / 'empty.jsonl').write_text('')
   monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
@@ -205,24 +239,38 @@ def test_a_missing_or_empty_file_is_named(tmp_path, monkeypatch):
     sources.get('gsm8k_')
 
 
-@pytest.mark.parametrize('name,split,count,first,answer', [
+@pytest.mark.parametrize(
+  'name,split,count,first,answer',
+  [
     ('gsm8k', 'train', 7473, 'gsm8k-train-00000', '72'),
     ('gsm8k', 'held_out', 1319, 'gsm8k-test-00000', '18'),
     ('math', 'train', 11998, 'math12k-train-00000', '0'),
     ('math500', 'held_out', 500, 'math500-test-precalculus-807', '\\left( 3'),
     ('aime24', 'held_out', 30, 'aime24-I-01', '204'),
     ('amc23', 'held_out', 40, 'amc23-00', '27'),
-    ('countdown_file', 'train', 10240, 'countdown-train-00000',
-     '{"numbers": [44, 19, 35], "target": 98}'),
+    (
+      'countdown_file',
+      'train',
+      10240,
+      'countdown-train-00000',
+      '{"numbers": [44, 19, 35], "target": 98}',
+    ),
     ('humaneval', 'held_out', 164, 'HumanEval-0', '{"id": "HumanEval-0"'),
     ('mbpp', 'train', 374, 'mbpp-601', '{"id": "mbpp-601"'),
     ('mbpp', 'held_out', 500, 'mbpp-11', '{"id": "mbpp-11"'),
     ('hh_helpful', 'held_out', 2348, 'hh_helpful_base_test-0000', '{"chosen"'),
-    ('hh_harmless', 'held_out', 2308, 'hh_harmless_base_test-0000',
-     '{"chosen"'),
-])
+    (
+      'hh_harmless',
+      'held_out',
+      2308,
+      'hh_harmless_base_test-0000',
+      '{"chosen"',
+    ),
+  ],
+)
 def test_the_real_datasets_are_read_whole(
-    shared, monkeypatch, name, split, count, first, answer):
+  shared, monkeypatch, name, split, count, first, answer
+):
   monkeypatch.setenv('R1JAX_DATA', str(shared / 'data'))
   prompts = datasets.read(sources.get(name), split)
   assert len(prompts) == count  # None of their rows is bad.

@@ -12,13 +12,19 @@ from r1jax.records import Prompt
 
 
 def _source(name: str, count: int) -> list[Prompt]:
-  return [Prompt(id=f'{name}{i}', text='', question='', answer='', source=name)
-          for i in range(count)]
+  return [
+    Prompt(id=f'{name}{i}', text='', question='', answer='', source=name)
+    for i in range(count)
+  ]
 
 
 def _mixture(seed=3, shares=(0.6, 0.4), **kwargs) -> mixture.Mixture:
-  return mixture.Mixture([_source('a', 9), _source('b', 5)], shares, seed,
-                         **dict(shuffle=(True, True)) | kwargs)
+  return mixture.Mixture(
+    [_source('a', 9), _source('b', 5)],
+    shares,
+    seed,
+    **dict(shuffle=(True, True)) | kwargs,
+  )
 
 
 def _ids(data, count: int) -> list[str]:
@@ -33,11 +39,11 @@ def test_any_stretch_has_the_proportions_and_each_source_goes_round():
   ids = _ids(_endless(), 150)
   assert ids == [_mixture()[i].id for i in range(150)]  # By index, alike.
   for start in range(0, 100, 7):
-    count = Counter(id_[0] for id_ in ids[start:start + 50])
+    count = Counter(id_[0] for id_ in ids[start : start + 50])
     assert abs(count['a'] - 30) <= 1
   for name, size in (('a', 9), ('b', 5)):
     own = [id_ for id_ in ids if id_[0] == name]
-    rounds = [own[i:i + size] for i in range(0, len(own) - size, size)]
+    rounds = [own[i : i + size] for i in range(0, len(own) - size, size)]
     for one in rounds:
       assert len(set(one)) == size  # Each once before any comes twice.
     assert rounds[0] != rounds[1]  # In another order each time.
@@ -55,12 +61,12 @@ def test_a_mixture_resumes_bit_for_bit(stop):
   position = json.loads(json.dumps(data.get_state()))  # As a checkpoint does.
   resumed = _endless()
   resumed.set_state(position)
-  assert _ids(resumed, 20) == whole[stop:stop + 20]
+  assert _ids(resumed, 20) == whole[stop : stop + 20]
 
 
 def test_temperature_flattens_the_shares():
   sizes, none = [8000, 500], [None, None]
-  assert mixture.proportions(sizes, none, 1) == pytest.approx([16/17, 1/17])
+  assert mixture.proportions(sizes, none, 1) == pytest.approx([16 / 17, 1 / 17])
   assert mixture.proportions(sizes, none, 2) == pytest.approx([0.8, 0.2])
   assert mixture.proportions(sizes, none, 1e9) == pytest.approx([0.5, 0.5])
   assert mixture.proportions(sizes, [1, 3], 1) == pytest.approx([0.25, 0.75])
@@ -75,16 +81,21 @@ def test_wrong_weights_are_named():
     with pytest.raises(UserError, match=message):
       mixture.parse(parts)
   for weights, temperature, message in (
-      ([1, None], 1, 'every source a weight'), ([1, 0], 1, 'above 0'),
-      ([1, 2], 0, 'above 0')):
+    ([1, None], 1, 'every source a weight'),
+    ([1, 0], 1, 'above 0'),
+    ([1, 2], 0, 'above 0'),
+  ):
     with pytest.raises(UserError, match=message):
       mixture.proportions([1, 1], weights, temperature)
 
 
 def _rates(path, *rates) -> dict[str, float]:
-  path.write_text(''.join(
+  path.write_text(
+    ''.join(
       json.dumps({'id': f'a{i}', 'pass_rate': rate}) + '\n'
-      for i, rate in enumerate(rates)))
+      for i, rate in enumerate(rates)
+    )
+  )
   return curriculum.read_rates(str(path))
 
 
@@ -101,18 +112,23 @@ def test_easy_ones_come_first_and_equals_in_random_order(tmp_path):
   assert [rates[id_] for id_ in order] == [0.75] * 6 + [0.25] * 6
   assert order[:6] != sorted(order[:6])
   assert order == [
-      p.id for p in curriculum.easy_first(_source('a', 12), rates, 0)]
+    p.id for p in curriculum.easy_first(_source('a', 12), rates, 0)
+  ]
   ordered = mixture.Mixture(
-      [curriculum.easy_first(_source('a', 12), rates, 0)], [1.0], 0, [False])
+    [curriculum.easy_first(_source('a', 12), rates, 0)], [1.0], 0, [False]
+  )
   assert _ids(batching.endless(ordered, 0, shuffle=True), 24) == order * 2
 
 
-@pytest.mark.parametrize('line,message', [
+@pytest.mark.parametrize(
+  'line,message',
+  [
     ('{"id": "a", "pass_rate": 1.5}', "of 'a' is not within 0 and 1: 1.5"),
     ('{"id": "a", "pass_rate": NaN}', 'not within 0 and 1: nan'),
     ('{"id": "a"}', "rates.jsonl:1 needs .* float 'pass_rate'"),
     ('', 'has no rows'),
-])
+  ],
+)
 def test_wrong_rates_are_named(tmp_path, line, message):
   (tmp_path / 'rates.jsonl').write_text(line)
   with pytest.raises(UserError, match=message):

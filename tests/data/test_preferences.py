@@ -5,15 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from r1jax.data import batching, manners, preferences
-from r1jax.data import preference_batches
-from r1jax.data.text import forms
-from r1jax.data import scored_text
-from r1jax.data import tasks
-from r1jax.data.text import template
-from r1jax.data.text import tokenizer
+from r1jax.data import (
+  batching,
+  manners,
+  preference_batches,
+  preferences,
+  scored_text,
+  tasks,
+)
 from r1jax.data.preferences import Synthetic
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.text import forms, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.rewards.learned import Judge, Judging
 from r1jax.train import preference_step
@@ -29,9 +31,11 @@ _FORM = '<think>t</think><answer>{}</answer>'
 
 def _file(tmp_path, *rows):
   path = tmp_path / 'rows.jsonl'
-  path.write_text(''.join(
-      (row if isinstance(row, str) else json.dumps(row)) + '\n'
-      for row in rows))
+  path.write_text(
+    ''.join(
+      (row if isinstance(row, str) else json.dumps(row)) + '\n' for row in rows
+    )
+  )
   return str(path)
 
 
@@ -39,22 +43,39 @@ def _reading(kind='helpful', max_tokens=64):
   return scored_text.Reading(kind, max_tokens, _TEXT, _READER)
 
 
-def _judged(found, kind='helpful', max_tokens=64, cut_long=False,
-            quarantine=None):
-  return preference_batches.as_judged(found, _reading(kind, max_tokens), cut_long,
-                             quarantine or Quarantine())
+def _judged(
+  found, kind='helpful', max_tokens=64, cut_long=False, quarantine=None
+):
+  return preference_batches.as_judged(
+    found, _reading(kind, max_tokens), cut_long, quarantine or Quarantine()
+  )
 
 
 def test_rows_of_all_three_kinds_of_prompt_are_read(tmp_path):
-  found = preferences.read(_file(
-      tmp_path, _GOOD | {'group': 'x'},
-      {'id': 'b', 'messages': [{'role': 'user', 'content': 'hi'}],
-       'chosen': 'yes', 'rejected': 'no'},
-      {'id': 'c', 'prompt': '\n\nHuman: hi\n\nAssistant:', 'chosen': 'yes',
-       'rejected': 'no'},
-      {'id': 'd', 'question': 'hi', 'response': 'yes', 'safe': False}), _BRIEF)
+  found = preferences.read(
+    _file(
+      tmp_path,
+      _GOOD | {'group': 'x'},
+      {
+        'id': 'b',
+        'messages': [{'role': 'user', 'content': 'hi'}],
+        'chosen': 'yes',
+        'rejected': 'no',
+      },
+      {
+        'id': 'c',
+        'prompt': '\n\nHuman: hi\n\nAssistant:',
+        'chosen': 'yes',
+        'rejected': 'no',
+      },
+      {'id': 'd', 'question': 'hi', 'response': 'yes', 'safe': False},
+    ),
+    _BRIEF,
+  )
   assert [row.prompt.text for row in found[:2]] == [
-      'User:1+1Assistant:', 'User:hiAssistant:']
+    'User:1+1Assistant:',
+    'User:hiAssistant:',
+  ]
   assert found[2].prompt.messages[0].content == 'hi'
   assert [row.group for row in found] == ['x', '', '', '']
   assert found[0].prompt.where.endswith('rows.jsonl:1')
@@ -63,7 +84,9 @@ def test_rows_of_all_three_kinds_of_prompt_are_read(tmp_path):
   assert {row.prompt.id for row in each[:2]} == {'a'}
 
 
-@pytest.mark.parametrize('row,message', [
+@pytest.mark.parametrize(
+  'row,message',
+  [
     ('{', 'rows.jsonl:2 is not JSON'),
     (_GOOD | {'id': ''}, "rows.jsonl:2 needs a non-empty str 'id'"),
     (_GOOD | {'chosen': ' '}, "non-empty str 'chosen', got ' '"),
@@ -74,13 +97,26 @@ def test_rows_of_all_three_kinds_of_prompt_are_read(tmp_path):
     ({'id': 'b', 'chosen': '2', 'rejected': '3'}, "str 'question', got None"),
     (_GOOD | {'prompt': 'hi'}, "needs a dialogue in 'prompt'"),
     (_GOOD | {'messages': [{'role': 'user'}]}, "needs 'messages' of 'role'"),
-    (_GOOD | {'messages': [{'role': 'assistant', 'content': 'a'}]},
-     "end with the user's"),
-    (_GOOD | {'messages': [{'role': role, 'content': 'a'} for role in (
-        'user', 'assistant', 'user')]}, 'only a chat template can hold'),
-    ({'id': 'b', 'question': 'q', 'response': 'r', 'safe': 1},
-     "needs true or false in 'safe', got 1"),
-])
+    (
+      _GOOD | {'messages': [{'role': 'assistant', 'content': 'a'}]},
+      "end with the user's",
+    ),
+    (
+      _GOOD
+      | {
+        'messages': [
+          {'role': role, 'content': 'a'}
+          for role in ('user', 'assistant', 'user')
+        ]
+      },
+      'only a chat template can hold',
+    ),
+    (
+      {'id': 'b', 'question': 'q', 'response': 'r', 'safe': 1},
+      "needs true or false in 'safe', got 1",
+    ),
+  ],
+)
 def test_a_bad_row_is_named_or_quarantined(tmp_path, row, message):
   path = _file(tmp_path, _GOOD | {'id': 'z'}, row, _GOOD | {'id': 'y'})
   with pytest.raises(UserError, match=message):
@@ -91,16 +127,28 @@ def test_a_bad_row_is_named_or_quarantined(tmp_path, row, message):
   assert '1 of 3 rows' in dropped.settle('x', 3)
 
 
-@pytest.mark.parametrize('row,kind,message', [
-    (_GOOD | {'chosen': _FORM.format('2'), 'rejected': '<answer>2</answer>'},
-     'helpful', 'equals the rejected one in what is read'),
+@pytest.mark.parametrize(
+  'row,kind,message',
+  [
+    (
+      _GOOD | {'chosen': _FORM.format('2'), 'rejected': '<answer>2</answer>'},
+      'helpful',
+      'equals the rejected one in what is read',
+    ),
     (_GOOD | {'chosen': '<think>2</think>'}, 'helpful', 'without an answer'),
-    (_GOOD | {'chosen': '9' * 60}, 'safe',
-     '66 tokens, more than 64; raise widths_tokens'),
+    (
+      _GOOD | {'chosen': '9' * 60},
+      'safe',
+      '66 tokens, more than 64; raise widths_tokens',
+    ),
     (_GOOD | {'chosen': 'é'}, 'safe', "tokenizer has no 'é'"),
-    ({'id': 'a', 'question': 'q', 'response': 'r', 'safe': True}, 'helpful',
-     'has one response'),
-])
+    (
+      {'id': 'a', 'question': 'q', 'response': 'r', 'safe': True},
+      'helpful',
+      'has one response',
+    ),
+  ],
+)
 def test_what_cannot_be_judged_is_named(tmp_path, row, kind, message):
   found = preferences.read(_file(tmp_path, row), _BRIEF)
   if kind == 'safe':
@@ -111,20 +159,25 @@ def test_what_cannot_be_judged_is_named(tmp_path, row, kind, message):
 
 def test_a_policy_s_pair_is_whole(tmp_path):
   found = preferences.read(
-      _file(tmp_path, _GOOD | {'chosen': _FORM.format('2')}), _BRIEF)
-  example, = preference_batches.as_generated(found, _TEXT, 64, Quarantine())
+    _file(tmp_path, _GOOD | {'chosen': _FORM.format('2')}), _BRIEF
+  )
+  (example,) = preference_batches.as_generated(found, _TEXT, 64, Quarantine())
   assert example.prompt_tokens == len(_TEXT.prompt(found[0].prompt.text))
-  own = [row[example.prompt_tokens:] for row in example.rows]
-  assert own == [[*_TEXT.encode(text), _TEXT.stop_ids[0]]
-                 for text in (_FORM.format('2'), '3')]
+  own = [row[example.prompt_tokens :] for row in example.rows]
+  assert own == [
+    [*_TEXT.encode(text), _TEXT.stop_ids[0]]
+    for text in (_FORM.format('2'), '3')
+  ]
   with pytest.raises(UserError, match='more than 8; raise widths_tokens'):
     preference_batches.as_generated(found, _TEXT, 8, Quarantine())
 
 
 def test_a_dataset_s_missing_file_says_what_there_is(monkeypatch, tmp_path):
   monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
-  with pytest.raises(UserError, match='hh_helpful_base_train.*hh-rlhf.*'
-                     'hh_helpful_base_test.*hold a share'):
+  with pytest.raises(
+    UserError,
+    match='hh_helpful_base_train.*hh-rlhf.*hh_helpful_base_test.*hold a share',
+  ):
     preferences.dataset_path('hh_helpful', tasks.TRAIN)
   with pytest.raises(UserError, match='gsm8k has answers, not preferences'):
     preferences.dataset_path('gsm8k', tasks.TRAIN)
@@ -148,9 +201,11 @@ def test_synthetic_labels_are_bradley_terrys():
   """Of all pairs with one gap of quality, σ(s · gap) are as that says."""
   found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3000)
   quality = lambda row, text: manners.quality(
-      row.prompt.question, _READER.parse(text).answer)
-  gaps = np.array([quality(row, row.chosen) - quality(row, row.rejected)
-                   for row in found])
+    row.prompt.question, _READER.parse(text).answer
+  )
+  gaps = np.array(
+    [quality(row, row.chosen) - quality(row, row.rejected) for row in found]
+  )
   assert all(row.chosen != row.rejected for row in found)
   for gap in (1 / 3, 2 / 3, 1.0):
     ahead, behind = (np.isclose(gaps, sign * gap) for sign in (1, -1))
@@ -161,8 +216,10 @@ def test_synthetic_labels_are_bradley_terrys():
   again = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3)
   assert again == found[:3]
   held_out = preferences.pairs(_HOW, _BRIEF, tasks.HELD_OUT, 0, 200)
-  assert not ({row.prompt.question for row in held_out}
-              & {row.prompt.question for row in found})
+  assert not (
+    {row.prompt.question for row in held_out}
+    & {row.prompt.question for row in found}
+  )
 
 
 def test_synthetic_responses_are_unsafe_where_they_insult():
@@ -188,20 +245,24 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
   """The scores of a training batch are those of the judge, row by row."""
   if kind == 'helpful':
     found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
-    asked = [(row.prompt, text) for row in found
-             for text in (row.chosen, row.rejected)]
+    asked = [
+      (row.prompt, text) for row in found for text in (row.chosen, row.rejected)
+    ]
   else:
     found = preferences.responses(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
     asked = [(row.prompt, row.response) for row in found]
   examples = _judged(found, kind, max_tokens, cut_long=True)
   groups = preference_batches.groups_of(examples)
   batch = preference_batches.Comparisons(
-      examples, list(groups), 3, (max_tokens,), _TEXT.pad_id, shuffle=False)[0]
+    examples, list(groups), 3, (max_tokens,), _TEXT.pad_id, shuffle=False
+  )[0]
   got = np.asarray(preference_step.scores(model[0])(model[1], batch))
   want = Judge(*model, _TEXT, _READER, Judging(kind, max_tokens, rows=4)).score(
-      *zip(*asked))
+    *zip(*asked)
+  )
   np.testing.assert_allclose(
-      got if kind == 'helpful' else 1 / (1 + np.exp(-got)), want, atol=1e-5)
+    got if kind == 'helpful' else 1 / (1 + np.exp(-got)), want, atol=1e-5
+  )
 
 
 def test_batches_are_padded_to_the_least_width_and_to_the_end():
@@ -209,22 +270,25 @@ def test_batches_are_padded_to_the_least_width_and_to_the_end():
   examples = preference_batches.as_generated(found, _TEXT, 128, Quarantine())
   groups = list(preference_batches.groups_of(examples))
   corpus = preference_batches.Comparisons(
-      examples, groups, 4, (48, 64, 80, 96, 128), _TEXT.pad_id, seed=3,
-      epochs=2)
+    examples, groups, 4, (48, 64, 80, 96, 128), _TEXT.pad_id, seed=3, epochs=2
+  )
   assert len(corpus) == 5
   seen = []
   for batch in (corpus[i] for i in range(5)):
     longest = batch.valid_BT.sum(1).max()
-    assert batch.tokens_BT.shape == (8, min(
-        w for w in (48, 64, 80, 96, 128) if w >= longest))
+    assert batch.tokens_BT.shape == (
+      8,
+      min(w for w in (48, 64, 80, 96, 128) if w >= longest),
+    )
     assert (batch.mask_BT <= batch.valid_BT).all()
     for p in np.flatnonzero(batch.weight_P):
-      rows = [tuple(batch.tokens_BT[b, batch.valid_BT[b]])
-              for b in (2 * p, 2 * p + 1)]
+      rows = [
+        tuple(batch.tokens_BT[b, batch.valid_BT[b]]) for b in (2 * p, 2 * p + 1)
+      ]
       example = next(e for e in examples if tuple(e.rows[0]) == rows[0])
       assert rows[1] == tuple(example.rows[1])
       assert groups[batch.group_P[p]] == example.group
-      assert not batch.mask_BT[2 * p, :example.prompt_tokens].any()
+      assert not batch.mask_BT[2 * p, : example.prompt_tokens].any()
       seen.append(example.id)
   # Every pair once an epoch, in another order.
   assert sorted(seen[:10]) == sorted(seen[10:]) and seen[:10] != seen[10:]
@@ -233,7 +297,8 @@ def test_batches_are_padded_to_the_least_width_and_to_the_end():
 def test_an_iterator_goes_on_where_it_was():
   found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 12)
   corpus = preference_batches.Comparisons(
-      _judged(found), ['bid', 'greet', 'thank'], 4, (64,), 0, seed=1)
+    _judged(found), ['bid', 'greet', 'thank'], 4, (64,), 0, seed=1
+  )
   whole = batching.token_batches(corpus)
   next(whole)
   state = whole.get_state()

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from r1jax.data import datasets, manners, tasks
-from r1jax.data.text import template
-from r1jax.data.text import tokenizer
+from r1jax.data.text import template, tokenizer
 from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
 from r1jax.graders import answers
 
-_CLEAN = tasks.Web(direct=0, direct_right=0, slip=0, noticed=0, reconsidered=0,
-                   malformed=0)
+_CLEAN = tasks.Web(
+  direct=0, direct_right=0, slip=0, noticed=0, reconsidered=0, malformed=0
+)
 
 
 @pytest.mark.parametrize('task', sorted(tasks.TASKS))
@@ -27,11 +27,17 @@ def test_problems_are_a_function_of_seed_and_index(task):
 @pytest.mark.parametrize('task', sorted(tasks.TASKS))
 def test_train_and_held_out_never_meet(task):
   rng = np.random.default_rng(0)
-  train = {tasks.problem(task, tasks.TRAIN, s, i).question
-           for s in (0, 1) for i in range(1000)}
+  train = {
+    tasks.problem(task, tasks.TRAIN, s, i).question
+    for s in (0, 1)
+    for i in range(1000)
+  }
   train |= {tasks.document(rng, task, _CLEAN)[0] for _ in range(1000)}
-  held = {tasks.problem(task, tasks.HELD_OUT, s, i).question
-          for s in (0, 1) for i in range(200)}
+  held = {
+    tasks.problem(task, tasks.HELD_OUT, s, i).question
+    for s in (0, 1)
+    for i in range(200)
+  }
   assert not train & held
 
 
@@ -45,20 +51,30 @@ def test_arithmetic_answers_are_right():
 @pytest.mark.parametrize('task', ['arithmetic', 'countdown'])
 def test_clean_thoughts_arrive_at_the_right_answer(task):
   prompts = datasets.SyntheticPrompts(
-      task, tasks.TRAIN, 0, template.get('r1_zero_brief'))
+    task, tasks.TRAIN, 0, template.get('r1_zero_brief')
+  )
   rng, family = np.random.default_rng(0), tasks.get(task)
   for i in range(200):
     made = tasks.problem(task, tasks.TRAIN, 0, i)
     _, answer = family.think(rng, made, _CLEAN)
-    right, guessed = answers.grade([
+    right, guessed = answers.grade(
+      [
         (text, prompts[i].answer, task)
-        for text in (answer, family.guess(rng, made))])
+        for text in (answer, family.guess(rng, made))
+      ]
+    )
     assert right.score == 1 and guessed.score == 0
 
 
 def test_the_corpus_has_the_stated_proportions():
-  web = tasks.Web(direct=0.6, direct_right=0.2, slip=0.1, noticed=0.5,
-                  reconsidered=0.3, malformed=0.05)
+  web = tasks.Web(
+    direct=0.6,
+    direct_right=0.2,
+    slip=0.1,
+    noticed=0.5,
+    reconsidered=0.3,
+    malformed=0.05,
+  )
   rng = np.random.default_rng(0)
   direct = right = repaired = slipped = broken = steps = taken_back = 0
   total = 6000
@@ -90,8 +106,9 @@ def test_the_corpus_has_the_stated_proportions():
 
 
 def test_two_languages_mix_in_the_stated_proportions():
-  web = dataclasses.replace(_CLEAN, slip=0.3, noticed=1.0, spoken=0.5,
-                            foreign=0.25)
+  web = dataclasses.replace(
+    _CLEAN, slip=0.3, noticed=1.0, spoken=0.5, foreign=0.25
+  )
   rng = np.random.default_rng(0)
   words, steps = [], 0
   for _ in range(500):
@@ -126,7 +143,8 @@ def test_the_best_manners_are_best_and_an_insult_is_worth_nothing():
 
 def test_general_rows_are_known_by_their_source():
   rows = datasets.SyntheticPrompts(
-      'manners', tasks.TRAIN, 0, template.get('r1_zero_brief'))
+    'manners', tasks.TRAIN, 0, template.get('r1_zero_brief')
+  )
   assert rows[0].source == datasets.GENERAL
 
 
@@ -134,5 +152,6 @@ def test_wrong_names_and_shares_are_refused():
   with pytest.raises(UserError, match="unknown 'algebra'"):
     tasks.get('algebra')
   with pytest.raises(UserError, match='slip is a share'):
-    tasks.Web(direct=0, direct_right=0, slip=1.5, noticed=0, reconsidered=0,
-              malformed=0)
+    tasks.Web(
+      direct=0, direct_right=0, slip=1.5, noticed=0, reconsidered=0, malformed=0
+    )

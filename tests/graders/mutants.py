@@ -1,15 +1,27 @@
 """Programs with one operator, comparison or number changed."""
 
 import ast
-import copy
 from collections.abc import Iterator
+import copy
 
 _SWAPS = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And, ast.In: ast.NotIn,
-    ast.NotIn: ast.In}
+  ast.Add: ast.Sub,
+  ast.Sub: ast.Add,
+  ast.Mult: ast.Add,
+  ast.Div: ast.Mult,
+  ast.FloorDiv: ast.Mult,
+  ast.Mod: ast.FloorDiv,
+  ast.Lt: ast.LtE,
+  ast.LtE: ast.Lt,
+  ast.Gt: ast.GtE,
+  ast.GtE: ast.Gt,
+  ast.Eq: ast.NotEq,
+  ast.NotEq: ast.Eq,
+  ast.And: ast.Or,
+  ast.Or: ast.And,
+  ast.In: ast.NotIn,
+  ast.NotIn: ast.In,
+}
 
 
 def of(source: str) -> Iterator[str]:
@@ -17,8 +29,9 @@ def of(source: str) -> Iterator[str]:
   tree = ast.parse(source)
   for index, node in enumerate(ast.walk(tree)):
     changed = copy.deepcopy(tree)
-    twin = next(other for i, other in enumerate(ast.walk(changed))
-                if i == index)
+    twin = next(
+      other for i, other in enumerate(ast.walk(changed)) if i == index
+    )
     if isinstance(node, (ast.BinOp, ast.BoolOp, ast.AugAssign)):
       if type(node.op) not in _SWAPS:
         continue

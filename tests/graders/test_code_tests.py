@@ -11,22 +11,29 @@ from r1jax.data.code import sources as code_sources
 from r1jax.data.code import values as code_values
 from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
 from r1jax.data.datasets import read_jsonl
-from r1jax.graders import answers
-from r1jax.graders import code_answer
-from r1jax.graders import code_compare
-from r1jax.graders import code_tests
-from r1jax.workers.sandbox import tiers
+from r1jax.graders import answers, code_answer, code_compare, code_tests
 from r1jax.graders.code_tests import CodeVerdict, Rules
+from r1jax.workers.sandbox import tiers
 from r1jax.workers.sandbox.sandbox import Sandbox, SandboxUnavailable
-from tests.graders import forgeries
-from tests.graders import mutants
+from tests.graders import forgeries, mutants
 
-SORT = code_sources.mbpp({'id': 'sort', 'test_list': [
-    'assert solve([3, 1, 2]) == [1, 2, 3]', 'assert solve([]) == []',
-    'assert solve([2, 2, 1]) == [1, 2, 2]']})
-SUM = CodeTests(id='sum', cases=(
+SORT = code_sources.mbpp(
+  {
+    'id': 'sort',
+    'test_list': [
+      'assert solve([3, 1, 2]) == [1, 2, 3]',
+      'assert solve([]) == []',
+      'assert solve([2, 2, 1]) == [1, 2, 2]',
+    ],
+  }
+)
+SUM = CodeTests(
+  id='sum',
+  cases=(
     StdioCase(stdin='1 2\n', stdout='3\n'),
-    StdioCase(stdin='10 20\n', stdout='30\n')))
+    StdioCase(stdin='10 20\n', stdout='30\n'),
+  ),
+)
 ADDS = 'a, b = map(int, input().split())\nprint(a + b)'
 
 
@@ -55,7 +62,8 @@ def test_no_verdict_is_forged(every_sandbox, name):
   program = forgeries.FORGERIES[name]
   for partial in (False, True):
     found = code_tests.grade(
-        program, SORT, every_sandbox, Rules(partial=partial))
+      program, SORT, every_sandbox, Rules(partial=partial)
+    )
     # Two of the three lists are sorted neither by nothing nor by leaving them.
     assert found.verdict not in (CodeVerdict.CORRECT, CodeVerdict.UNGRADED)
     assert found.passed <= 1 and found.score <= found.share < 0.5
@@ -64,24 +72,30 @@ def test_no_verdict_is_forged(every_sandbox, name):
 @pytest.mark.parametrize('name', forgeries.WHOLE)
 def test_no_output_is_forged(every_sandbox, name):
   found = code_tests.grade(
-      forgeries.WHOLE[name], SUM, every_sandbox, Rules(partial=True))
+    forgeries.WHOLE[name], SUM, every_sandbox, Rules(partial=True)
+  )
   assert found.verdict not in (CodeVerdict.CORRECT, CodeVerdict.UNGRADED)
   assert found.score <= 0.5
 
 
 def test_what_solves_its_task_is_right(every_sandbox):
-  for program in ('def solve(x): return sorted(x)',
-                  'def solve(x):\n  x.sort()\n  print("noise")\n  return x',
-                  'import builtins\nsolve = sorted'):
+  for program in (
+    'def solve(x): return sorted(x)',
+    'def solve(x):\n  x.sort()\n  print("noise")\n  return x',
+    'import builtins\nsolve = sorted',
+  ):
     found = code_tests.grade(program, SORT, every_sandbox)
     assert (found.verdict, found.score, found.share) == ('correct', 1, 1)
   assert code_tests.grade(ADDS, SUM, every_sandbox).score == 1
 
 
-@pytest.mark.parametrize('program,verdict', [
+@pytest.mark.parametrize(
+  'program,verdict',
+  [
     ('def solve(x): return x', 'wrong'),
     ('def solve(x): return sorted(x) if x else None', 'wrong'),
-    ('def solve(x): return 1 / 0', 'error'), ('1 / 0', 'error'),
+    ('def solve(x): return 1 / 0', 'error'),
+    ('1 / 0', 'error'),
     ('def solve(x):\n  while True: pass', 'timeout'),
     ('while True: pass', 'timeout'),
     ('def solve(x): return [0] * (1 << 28)', 'memory'),
@@ -90,25 +104,34 @@ def test_what_solves_its_task_is_right(every_sandbox):
     ('import os\ndef solve(x): os.fork()', 'forbidden'),
     ('import socket; socket.socket()', 'forbidden'),
     ('import ctypes\ndef solve(x): ctypes.string_at(0)', 'error'),
-    ('#' * 200_000, 'error'), ('', 'no_program'), (None, 'no_program'),
-    ('  \n', 'no_program')])
+    ('#' * 200_000, 'error'),
+    ('', 'no_program'),
+    (None, 'no_program'),
+    ('  \n', 'no_program'),
+  ],
+)
 def test_a_failure_has_its_reason(sandbox, program, verdict):
   found = code_tests.grade(program, SORT, sandbox, Rules(case_secs=0.5))
   assert (found.verdict, found.score) == (verdict, 0), found.message
 
 
-@pytest.mark.parametrize('program,passed', [
+@pytest.mark.parametrize(
+  'program,passed',
+  [
     ('def solve(x): return sorted(x) if len(x) != 3 else 1 / 0', 1),
-    ('import os\ndef solve(x):\n  if not x: os._exit(1)\n  return sorted(x)',
-     2),
+    (
+      'import os\ndef solve(x):\n  if not x: os._exit(1)\n  return sorted(x)',
+      2,
+    ),
     ('def solve(x):\n  while not x: pass\n  return sorted(x)', 2),
-    ('def solve(x): return [1, 2, 3]', 1)])
+    ('def solve(x): return [1, 2, 3]', 1),
+  ],
+)
 def test_partial_credit_is_the_share_of_cases(sandbox, program, passed):
   rules = Rules(case_secs=1, partial=True)
   found = code_tests.grade(program, SORT, sandbox, rules)
   assert found.passed == passed and found.score == passed / 3
-  assert code_tests.grade(program, SORT, sandbox, Rules(case_secs=1)
-                          ).score == 0
+  assert code_tests.grade(program, SORT, sandbox, Rules(case_secs=1)).score == 0
 
 
 def test_a_program_has_a_bounded_time(sandbox):
@@ -123,8 +146,9 @@ def test_a_program_has_a_bounded_time(sandbox):
 def test_a_batch_has_a_bounded_time_and_masks_what_it_did_not_grade(sandbox):
   programs = ['def solve(x): return sorted(x)'] + ['while True: pass'] * 9
   start = time.monotonic()
-  found = code_tests.grade_batch(programs, [SORT] * 10, sandbox,
-                                 Rules(case_secs=0.5), total_secs=1.2)
+  found = code_tests.grade_batch(
+    programs, [SORT] * 10, sandbox, Rules(case_secs=0.5), total_secs=1.2
+  )
   assert time.monotonic() - start < 4
   assert [one.verdict for one in found[:2]] == ['correct', 'timeout']
   assert [one.verdict for one in found[-3:]] == ['ungraded'] * 3
@@ -132,9 +156,11 @@ def test_a_batch_has_a_bounded_time_and_masks_what_it_did_not_grade(sandbox):
 
 
 def test_a_batch_keeps_its_order(sandbox):
-  programs = [f'import time; time.sleep({0.03 * (n % 3)})\n'
-              f'def solve(x): return sorted(x)[:{n % 2 * 9}]'
-              for n in range(12)]
+  programs = [
+    f'import time; time.sleep({0.03 * (n % 3)})\n'
+    f'def solve(x): return sorted(x)[:{n % 2 * 9}]'
+    for n in range(12)
+  ]
   found = code_tests.grade_batch(programs, [SORT] * 12, sandbox)
   assert [one.score for one in found] == [0, 1] * 6
 
@@ -147,74 +173,139 @@ def test_when_the_sandbox_is_gone_nothing_is_scored(monkeypatch, sandbox):
       code_tests.grade_batch(['x'] * 3, [SORT] * 3, other)
 
 
-@pytest.mark.parametrize('answer,program', [
+@pytest.mark.parametrize(
+  'answer,program',
+  [
     ('```python\nx = 1\n```', 'x = 1\n'),
     ('so\n```python\nx = 1\n```\nor\n```python\nx = 2\n```\ndone', 'x = 2\n'),
     ('so: ```python\nx = 1\n``` done', 'x = 1\n'),
-    ('```\nx = 1\n```', 'x = 1\n'), ('```py\nx = 1\n```', 'x = 1\n'),
+    ('```\nx = 1\n```', 'x = 1\n'),
+    ('```py\nx = 1\n```', 'x = 1\n'),
     ('```python\nx = 1\n```\n```\noutput: 1\n```', 'x = 1\n'),
-    ('```python\nx = 1\n', 'x = 1\n'), ('x = 1', 'x = 1'),
+    ('```python\nx = 1\n', 'x = 1\n'),
+    ('x = 1', 'x = 1'),
     ('```python\nx = """\n  ```\n"""', 'x = """\n'),
-    ('```Python\r\nx = 1\r\n```', 'x = 1\r\n'), ('', ''), (None, None)])
+    ('```Python\r\nx = 1\r\n```', 'x = 1\r\n'),
+    ('', ''),
+    (None, None),
+  ],
+)
 def test_the_last_python_block_is_the_program(answer, program):
   assert code_tests.extract(answer) == program
 
 
-@pytest.mark.parametrize('found,expected,same', [
-    ('3\n', '3', True), ('3', '3\n\n', True), (' 3 \r\n', '3', True),
-    ('1 2\n3', '1  2\n3\n', True), ('3.0', '3', True), ('1e0', '1', True),
-    ('4', '3', False), ('', '3', False), ('3 3', '3', False),
-    ('1\n2', '1 2', False), ('nan', 'nan', True), ('nan', '1', False),
-    ('sNaN', '1', False), ('9' * 10**6, '9', False), ('Yes', 'YES', False)])
+@pytest.mark.parametrize(
+  'found,expected,same',
+  [
+    ('3\n', '3', True),
+    ('3', '3\n\n', True),
+    (' 3 \r\n', '3', True),
+    ('1 2\n3', '1  2\n3\n', True),
+    ('3.0', '3', True),
+    ('1e0', '1', True),
+    ('4', '3', False),
+    ('', '3', False),
+    ('3 3', '3', False),
+    ('1\n2', '1 2', False),
+    ('nan', 'nan', True),
+    ('nan', '1', False),
+    ('sNaN', '1', False),
+    ('9' * 10**6, '9', False),
+    ('Yes', 'YES', False),
+  ],
+)
 def test_outputs_are_compared_by_lines_and_tokens(found, expected, same):
   assert code_compare.same_output(found, expected) == same
 
 
-@pytest.mark.parametrize('relation,value,expected,holds', [
-    ('equal', [1], [1], True), ('equal', (1,), [1], False),
-    ('equal', True, 1, True), ('equal', 1.0, 1, True), ('equal', '1', 1, False),
-    ('equal', {1: 'a'}, {1: 'a'}, True), ('equal', {'1': 'a'}, {1: 'a'}, False),
-    ('equal', {1, 2}, {2, 1}, True), ('equal', None, 0, False),
+@pytest.mark.parametrize(
+  'relation,value,expected,holds',
+  [
+    ('equal', [1], [1], True),
+    ('equal', (1,), [1], False),
+    ('equal', True, 1, True),
+    ('equal', 1.0, 1, True),
+    ('equal', '1', 1, False),
+    ('equal', {1: 'a'}, {1: 'a'}, True),
+    ('equal', {'1': 'a'}, {1: 'a'}, False),
+    ('equal', {1, 2}, {2, 1}, True),
+    ('equal', None, 0, False),
     ('equal', float('nan'), float('nan'), False),
-    ('equal', 10**400, 10**400, True), ('same', 1, True, False),
-    ('same', True, True, True), ('unequal', 1, 2, True),
-    ('true', [0], None, True), ('true', [], None, False),
-    ('false', 0, None, True), ('in', 2, [1, 2], True), ('in', [], {1}, False),
-    ('near', 1.0, 1.05, True), ('near', float('nan'), 1, False),
-    ('near', 'x', 1, False), ('near', 10**400, 1.0, False),
-    ('at_most', 1, 1, True), ('close', 1.0, 1.05, True)])
+    ('equal', 10**400, 10**400, True),
+    ('same', 1, True, False),
+    ('same', True, True, True),
+    ('unequal', 1, 2, True),
+    ('true', [0], None, True),
+    ('true', [], None, False),
+    ('false', 0, None, True),
+    ('in', 2, [1, 2], True),
+    ('in', [], {1}, False),
+    ('near', 1.0, 1.05, True),
+    ('near', float('nan'), 1, False),
+    ('near', 'x', 1, False),
+    ('near', 10**400, 1.0, False),
+    ('at_most', 1, 1, True),
+    ('close', 1.0, 1.05, True),
+  ],
+)
 def test_relations(relation, value, expected, holds):
-  case = CallCase(call='', relation=relation, tolerance=(0.1, 0.0),
-                  expected=code_values.encode(expected))
+  case = CallCase(
+    call='',
+    relation=relation,
+    tolerance=(0.1, 0.0),
+    expected=code_values.encode(expected),
+  )
   assert code_compare.holds(case, code_values.encode(value)) == holds
 
 
-@pytest.mark.parametrize('result,holds', [
-    ([1, [2]], True), ((1, (2,)), True), ([1, 2], False), ('12', False),
-    ({1: 0, 2: 0}, False)])
+@pytest.mark.parametrize(
+  'result,holds',
+  [
+    ([1, [2]], True),
+    ((1, (2,)), True),
+    ([1, 2], False),
+    ('12', False),
+    ({1: 0, 2: 0}, False),
+  ],
+)
 def test_where_tests_are_json_a_tuple_counts_as_a_list(result, holds):
   test = {'input': '0', 'output': '[1, [2]]', 'testtype': 'functional'}
-  case, = code_sources.livecodebench({
-      'question_id': 'a', 'public_test_cases': [test],
-      'metadata': {'func_name': 'f'}}).cases
+  (case,) = code_sources.livecodebench(
+    {
+      'question_id': 'a',
+      'public_test_cases': [test],
+      'metadata': {'func_name': 'f'},
+    }
+  ).cases
   assert code_compare.holds(case, code_values.encode(result)) == holds
 
 
-@pytest.mark.parametrize('result,verdict', [
-    ('-(x[0] / x[1])', 'correct'), ('-x[0] / x[1] + 1', 'wrong'),
-    ('"0) or True #"', 'wrong'), ('"__import__"', 'wrong'), ('None', 'wrong'),
-    ('float("nan")', 'wrong'), ('True', 'wrong'), ('10 ** 5000', 'wrong'),
-    ('type("A", (float,), {"__lt__": lambda *a: True})(0)', 'error')])
-def test_a_judge_decides_where_the_program_never_was(
-    sandbox, result, verdict):
+@pytest.mark.parametrize(
+  'result,verdict',
+  [
+    ('-(x[0] / x[1])', 'correct'),
+    ('-x[0] / x[1] + 1', 'wrong'),
+    ('"0) or True #"', 'wrong'),
+    ('"__import__"', 'wrong'),
+    ('None', 'wrong'),
+    ('float("nan")', 'wrong'),
+    ('True', 'wrong'),
+    ('10 ** 5000', 'wrong'),
+    ('type("A", (float,), {"__lt__": lambda *a: True})(0)', 'error'),
+  ],
+)
+def test_a_judge_decides_where_the_program_never_was(sandbox, result, verdict):
   # poly is the judge's own, whatever the program calls by this name.
-  tests = code_sources.humaneval({
-      'id': 'root', 'entry_point': 'root',
+  tests = code_sources.humaneval(
+    {
+      'id': 'root',
+      'entry_point': 'root',
       'prompt': 'def poly(x, r):\n  return x[0] + x[1] * r\n'
-                'def root(x):\n  """Where is poly zero?"""\n',
+      'def root(x):\n  """Where is poly zero?"""\n',
       'test': 'def check(candidate):\n  for x in ([2, 4], [3, -1]):\n'
-              '    found = candidate(x)\n    assert abs(poly(x, found)) < 1e-6'
-  })
+      '    found = candidate(x)\n    assert abs(poly(x, found)) < 1e-6',
+    }
+  )
   program = f'def poly(x, r): return 0\ndef root(x): return {result}'
   assert code_tests.grade(program, tests, sandbox).verdict == verdict
 
@@ -227,27 +318,34 @@ def _rows(shared, name: str) -> list[dict]:
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-@pytest.mark.parametrize('name,convert,count,step', [
+@pytest.mark.parametrize(
+  'name,convert,count,step',
+  [
     ('humaneval', code_sources.humaneval, 164, 1),
-    ('mbpp', code_sources.mbpp, 974, 6)])
+    ('mbpp', code_sources.mbpp, 974, 6),
+  ],
+)
 def test_reference_solutions_are_right(
-    sandbox, shared, name, convert, count, step):
+  sandbox, shared, name, convert, count, step
+):
   rows = _rows(shared, name)
   assert len(rows) == count
   rows = [row for row in rows[::step] if row['id'] != 'mbpp-123']  # 20 s.
   found = code_tests.grade_batch(
-      list(map(code_sources.reference, rows)), list(map(convert, rows)),
-      sandbox)
-  assert {row['id']: grade for row, grade in zip(rows, found)
-          if grade.score != 1} == {}
+    list(map(code_sources.reference, rows)), list(map(convert, rows)), sandbox
+  )
+  assert {
+    row['id']: grade for row, grade in zip(rows, found) if grade.score != 1
+  } == {}
 
 
 def test_most_mutants_of_reference_solutions_are_wrong(sandbox, shared):
   made = []
   for row in _rows(shared, 'humaneval')[::4]:
     tests = code_sources.humaneval(row)
-    made += [(program, tests)
-             for program in mutants.of(code_sources.reference(row))]
+    made += [
+      (program, tests) for program in mutants.of(code_sources.reference(row))
+    ]
   made = random.Random(0).sample(made, 60)
   found = code_tests.grade_batch(*zip(*made), sandbox, Rules(case_secs=0.5))
   assert sum(grade.score == 0 for grade in found) >= 0.8 * len(found)
@@ -255,34 +353,52 @@ def test_most_mutants_of_reference_solutions_are_wrong(sandbox, shared):
 
 def test_records_survive_json(sandbox, shared):
   row = _rows(shared, 'humaneval')[32]  # The one that needs a judge.
-  tests = CodeTests.from_json(json.loads(json.dumps(
-      code_sources.humaneval(row).to_json())))
-  assert code_tests.grade(
-      code_sources.reference(row), tests, sandbox).score == 1
+  tests = CodeTests.from_json(
+    json.loads(json.dumps(code_sources.humaneval(row).to_json()))
+  )
+  assert (
+    code_tests.grade(code_sources.reference(row), tests, sandbox).score == 1
+  )
 
 
 def test_programs_are_answers_of_a_source_like_others(shared):
   """From the file to verdicts, beside mathematics."""
   folder = shared / 'data'
-  rows = datasets.read(sources.get('humaneval'), 'held_out',
-                       str(folder / 'code/humaneval.jsonl'))[:3]
+  rows = datasets.read(
+    sources.get('humaneval'), 'held_out', str(folder / 'code/humaneval.jsonl')
+  )[:3]
   raw = read_jsonl(str(folder / 'code/humaneval.jsonl'), {})[:3]
-  right = ['so:\n```python\n' + code_sources.reference(row) + '```'
-           for row in raw]
+  right = [
+    'so:\n```python\n' + code_sources.reference(row) + '```' for row in raw
+  ]
   items = [(text, row.answer, row.source) for text, row in zip(right, rows)]
-  items += [(right[0], rows[1].answer, 'code'), ('1/2', '0.5', 'math'),
-            (None, rows[0].answer, 'code'),
-            ('import os\nos.fork()', rows[0].answer, 'code')]
+  items += [
+    (right[0], rows[1].answer, 'code'),
+    ('1/2', '0.5', 'math'),
+    (None, rows[0].answer, 'code'),
+    ('import os\nos.fork()', rows[0].answer, 'code'),
+  ]
   try:
     assert answers.grade(items) == [
-        'correct', 'correct', 'correct', 'wrong', 'correct', 'unparsable',
-        'refused']
+      'correct',
+      'correct',
+      'correct',
+      'wrong',
+      'correct',
+      'unparsable',
+      'refused',
+    ]
     half = 'def check(x):\n  return x > 0\n'
-    tests = json.dumps(CodeTests(id='signs', cases=[
-        CallCase(f'check({x})', 'true') for x in (1, 2, -1, -2)]).to_json())
+    tests = json.dumps(
+      CodeTests(
+        id='signs',
+        cases=[CallCase(f'check({x})', 'true') for x in (1, 2, -1, -2)],
+      ).to_json()
+    )
     for partial, want in ((False, 0), (True, 0.5)):
       assert answers.grades([(half, tests, 'code')], partial) == [
-          ('wrong', want)]
+        ('wrong', want)
+      ]
     assert code_answer.tier()
   finally:
     answers.close()

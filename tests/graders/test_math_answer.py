@@ -11,10 +11,9 @@ import pytest
 import sympy
 
 from r1jax.data.datasets import read_jsonl
-from r1jax.records import Prompt
-from r1jax.graders import magnitude
-from r1jax.graders import math_answer
+from r1jax.graders import magnitude, math_answer
 from r1jax.graders.verdict import Verdict
+from r1jax.records import Prompt
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -24,19 +23,43 @@ def processes():
 
 
 def _golds(shared, *names) -> list[str]:
-  names = names or ('gsm8k_train', 'gsm8k_test', 'math_train12k', 'math500',
-                    'aime24', 'amc23')
-  return [row['answer'] for name in names for row in read_jsonl(
-      str(shared / f'data/math/{name}.jsonl'), {'answer': str})]
+  names = names or (
+    'gsm8k_train',
+    'gsm8k_test',
+    'math_train12k',
+    'math500',
+    'aime24',
+    'amc23',
+  )
+  return [
+    row['answer']
+    for name in names
+    for row in read_jsonl(
+      str(shared / f'data/math/{name}.jsonl'), {'answer': str}
+    )
+  ]
 
 
-@pytest.mark.parametrize('text,want', [
-    ('3', '3'), (' 3 ', '3'), ('', ''), ('so \\boxed{3}.', '3'),
-    ('\\boxed{1} no, \\boxed{2}', '2'), ('\\boxed{\\boxed{3}}', '3'),
-    ('\\boxed{\\frac{1}{2}}', '\\frac{1}{2}'), ('\\fbox{4}', '4'),
-    ('\\boxed{\\{1, 2\\}}', '\\{1, 2\\}'), ('\\boxed {5}', '5'),
-    ('\\boxed{1} and \\boxed{2', '1'), ('\\boxed{2', '\\boxed{2'),
-    ('}}\\boxed{2}', '2'), ('{\\boxed{2}', '2'), ('\\boxed 2', '\\boxed 2')])
+@pytest.mark.parametrize(
+  'text,want',
+  [
+    ('3', '3'),
+    (' 3 ', '3'),
+    ('', ''),
+    ('so \\boxed{3}.', '3'),
+    ('\\boxed{1} no, \\boxed{2}', '2'),
+    ('\\boxed{\\boxed{3}}', '3'),
+    ('\\boxed{\\frac{1}{2}}', '\\frac{1}{2}'),
+    ('\\fbox{4}', '4'),
+    ('\\boxed{\\{1, 2\\}}', '\\{1, 2\\}'),
+    ('\\boxed {5}', '5'),
+    ('\\boxed{1} and \\boxed{2', '1'),
+    ('\\boxed{2', '\\boxed{2'),
+    ('}}\\boxed{2}', '2'),
+    ('{\\boxed{2}', '2'),
+    ('\\boxed 2', '\\boxed 2'),
+  ],
+)
 def test_the_last_complete_box_is_the_answer(text, want):
   assert math_answer.extract(text) == want
 
@@ -47,10 +70,19 @@ def test_the_last_number_is_a_fallback_on_demand():
   assert math_answer.extract('none', True) == 'none'
 
 
-@pytest.mark.parametrize('text', [
-    '\\boxed{' * 150_000, '\\boxed{' * 75_000 + '}' * 75_000,
-    '\\boxed{1}' * 150_000, '\\' * 1_000_001, '{' * 1_000_000, '1' * 1_000_000,
-    '\\boxed ' * 150_000, '1,' * 500_000])
+@pytest.mark.parametrize(
+  'text',
+  [
+    '\\boxed{' * 150_000,
+    '\\boxed{' * 75_000 + '}' * 75_000,
+    '\\boxed{1}' * 150_000,
+    '\\' * 1_000_001,
+    '{' * 1_000_000,
+    '1' * 1_000_000,
+    '\\boxed ' * 150_000,
+    '1,' * 500_000,
+  ],
+)
 def test_finding_it_takes_linear_time(text):
   began = time.monotonic()
   math_answer.extract(text, last_number=True)
@@ -58,26 +90,57 @@ def test_finding_it_takes_linear_time(text):
 
 
 _BOMBS = [
-    '9^9^9', '9**9**9', '9^{9^{9}}', '10^{10^{10}}', '10^{99}^{99}',
-    '(10^{999})^{999}', '((x+1)^{99})^{99}',
-    '\\left(10^{999}\\right)^{999}', '|10|^{99999}',
-    '10000000!', '(10!)!', '10^{10!}', '\\frac{1}{100000!}', '2^{100000000}',
-    '2^(-(10^6))', '2^{1{,}000{,}000}', '2^{1\\,000\\,000}',
-    '2^\\frac{9999999}{1}', '10_{2}^{99999}', '\\binom{99999}{50000}',
-    'binom(1e7, 5e6)', '\\prod_{k=1}^{99999} k', '(' * 30 + '1' + ')' * 30,
-    '(' * 10_000 + '1' + ')' * 10_000, '1' * 1_000_000, '\\boxed{' * 150_000,
-    '\\sum_{k=1}^{9} k^2', '\\int_0^1 x^x dx', '\\lim_{x\\to 0} x',
-    '(x+y+z)^{1000}', '(a + b + c)^{40}', '\\left(1 + i\\right)^{999}',
-    '((a+b)+(c+d)+e)^{40}', '((a+b)^{9}+c)^{30}', '(x+1)^{200}',
-    '(\\sqrt{2}+(\\sqrt{3}+\\sqrt{5})+\\sqrt{7})^{50}',
-    '(a+b)(b+c)(c+d)(d+e)(e+f)(f+g)(g+h)', '\\frac{x^{999}-1}{x-1}',
-    '+'.join(f'1/(x+{i})' for i in range(9)),
-    '+'.join(f'\\frac{{1}}{{x+{i}}}' for i in range(9)),
-    '\\sin(x)^{50}\\cos(x)^{50}', '\\tan(\\tan(\\tan(\\tan(1))))',
-    '\\begin{pmatrix}a&b\\\\c&d\\end{pmatrix}^{5}',
-    '\\sqrt[3]{10^{3000}+1}', '\\cup'.join(['(0,1)'] * 20),
-    '-' * 290 + '1', '\\{' * 20 + '\\}' * 20,
-    '\\frac{1}{' * 100 + '1' + '}' * 100, '2^' * 1000 + '2', '{' * 100_000]
+  '9^9^9',
+  '9**9**9',
+  '9^{9^{9}}',
+  '10^{10^{10}}',
+  '10^{99}^{99}',
+  '(10^{999})^{999}',
+  '((x+1)^{99})^{99}',
+  '\\left(10^{999}\\right)^{999}',
+  '|10|^{99999}',
+  '10000000!',
+  '(10!)!',
+  '10^{10!}',
+  '\\frac{1}{100000!}',
+  '2^{100000000}',
+  '2^(-(10^6))',
+  '2^{1{,}000{,}000}',
+  '2^{1\\,000\\,000}',
+  '2^\\frac{9999999}{1}',
+  '10_{2}^{99999}',
+  '\\binom{99999}{50000}',
+  'binom(1e7, 5e6)',
+  '\\prod_{k=1}^{99999} k',
+  '(' * 30 + '1' + ')' * 30,
+  '(' * 10_000 + '1' + ')' * 10_000,
+  '1' * 1_000_000,
+  '\\boxed{' * 150_000,
+  '\\sum_{k=1}^{9} k^2',
+  '\\int_0^1 x^x dx',
+  '\\lim_{x\\to 0} x',
+  '(x+y+z)^{1000}',
+  '(a + b + c)^{40}',
+  '\\left(1 + i\\right)^{999}',
+  '((a+b)+(c+d)+e)^{40}',
+  '((a+b)^{9}+c)^{30}',
+  '(x+1)^{200}',
+  '(\\sqrt{2}+(\\sqrt{3}+\\sqrt{5})+\\sqrt{7})^{50}',
+  '(a+b)(b+c)(c+d)(d+e)(e+f)(f+g)(g+h)',
+  '\\frac{x^{999}-1}{x-1}',
+  '+'.join(f'1/(x+{i})' for i in range(9)),
+  '+'.join(f'\\frac{{1}}{{x+{i}}}' for i in range(9)),
+  '\\sin(x)^{50}\\cos(x)^{50}',
+  '\\tan(\\tan(\\tan(\\tan(1))))',
+  '\\begin{pmatrix}a&b\\\\c&d\\end{pmatrix}^{5}',
+  '\\sqrt[3]{10^{3000}+1}',
+  '\\cup'.join(['(0,1)'] * 20),
+  '-' * 290 + '1',
+  '\\{' * 20 + '\\}' * 20,
+  '\\frac{1}{' * 100 + '1' + '}' * 100,
+  '2^' * 1000 + '2',
+  '{' * 100_000,
+]
 
 
 @pytest.mark.parametrize('answer', _BOMBS, ids=lambda text: text[:20])
@@ -104,7 +167,7 @@ def test_no_number_has_more_digits_than_its_bound():
     (left, a), (right, b) = draw(depth - 1), draw(rng.randrange(depth))
     kind = rng.choice('+*^!')
     if kind == '^' and abs(b) * math.log10(abs(a) + 2) < 1000:
-      return f'({left})^{{{right}}}', a ** b
+      return f'({left})^{{{right}}}', a**b
     if kind == '!' and a <= 200:
       return f'({left})!', math.factorial(a)
     if kind == '*':
@@ -134,63 +197,100 @@ def test_no_polynomial_has_more_terms_than_its_bound():
   for _ in range(300):
     text = draw(rng.randrange(4))
     plain = text.replace('{', '(').replace('}', ')').replace('\\pi', 'd')
-    value = sympy.expand(sympy.sympify(
-        plain.replace(')(', ')*(').replace('^', '**')))
-    assert len(sympy.Add.make_args(value)) <= 1e-6 + magnitude.bound(
-        text).terms, text
+    value = sympy.expand(
+      sympy.sympify(plain.replace(')(', ')*(').replace('^', '**'))
+    )
+    assert (
+      len(sympy.Add.make_args(value)) <= 1e-6 + magnitude.bound(text).terms
+    ), text
 
 
 def test_terms_of_fractions_and_functions():
   """Done by hand: terms of the numerator, and below; of quotients of sums at
   least as many as digits."""
   for text, terms, below in [
-      ('\\frac{a+b}{c}', 2, 1), ('1/(c+d)', 3, 2), ('a/b/c', 1, 1),
-      ('\\frac{a}{b+c}+\\frac{d}{e+f}', 8, 4), ('(a/(b+c))^2', 6, 3),
-      ('\\frac{x^{30}-1}{x-1}', 34, 2), ('a-(b+c)', 3, 1), ('-a', 1, 1),
-      ('\\sin(a+b)', 8, 1), ('\\sin a+\\cos b', 8, 1),
-      ('\\ln\\left(\\frac{a}{b+c}\\right)', 7, 2), ('|a+b|^2', 4, 1),
-      ('\\sqrt{a+b}', 3, 1), ('\\sqrt{2^{60}+1}', 62, 1)]:
+    ('\\frac{a+b}{c}', 2, 1),
+    ('1/(c+d)', 3, 2),
+    ('a/b/c', 1, 1),
+    ('\\frac{a}{b+c}+\\frac{d}{e+f}', 8, 4),
+    ('(a/(b+c))^2', 6, 3),
+    ('\\frac{x^{30}-1}{x-1}', 34, 2),
+    ('a-(b+c)', 3, 1),
+    ('-a', 1, 1),
+    ('\\sin(a+b)', 8, 1),
+    ('\\sin a+\\cos b', 8, 1),
+    ('\\ln\\left(\\frac{a}{b+c}\\right)', 7, 2),
+    ('|a+b|^2', 4, 1),
+    ('\\sqrt{a+b}', 3, 1),
+    ('\\sqrt{2^{60}+1}', 62, 1),
+  ]:
     size = magnitude.bound(text)
     assert (round(size.terms), round(size.below)) == (terms, below), text
 
 
 _GRADED = [
-    ('72', '72', 'correct'), ('72.0', '72', 'correct'), ('73', '72', 'wrong'),
-    ('\\frac{1}{2}', '0.5', 'correct'), ('x^2+2x+1', '(x+1)^2', 'correct'),
-    ('The answer is $72$.', '72', 'correct'), ('\\boxed{72}', '72', 'correct'),
-    ('\\boxed{72} or \\boxed{73}', '72', 'wrong'),
-    ('I do not know', '72', 'wrong'), ('', '72', 'unparsable'),
-    (None, '72', 'unparsable'), ('\\boxed{}', '72', 'unparsable'),
-    # Large numbers within the bound.
-    ('2 \\cdot 2^{4949}', '2^{4950}', 'correct'),
-    ('4^{2475}', '2^{4950}', 'correct'), ('(2^3)^4', '4096', 'correct'),
-    ('\\frac{1}{2003! \\cdot 2004}', '\\frac{1}{2004!}', 'correct'),
-    # What is a match, and what only looks like one.
-    ('x=3', '3', 'correct'), ('y = 3', '3', 'correct'), ('3', 'x=3', 'correct'),
-    ('3=3', '3', 'correct'), ('2+1=3', '3', 'correct'), ('5=3', '3', 'wrong'),
-    ('x=5=3', '3', 'wrong'), ('300\\%', '3', 'correct'),
-    ('0.56=56\\%', '56\\%', 'correct'), ('0.57=56\\%', '56\\%', 'wrong'),
-    ('50', '50\\%', 'correct'), ('0.5', '50\\%', 'correct'),
-    ('[3,3]', '3', 'wrong'), ('3,3', '3', 'wrong'), ('3 or 3', '3', 'wrong'),
-    ('3 \\pm 0', '3', 'wrong'), ('\\{3\\}', '3', 'correct'),
-    ('x \\in [3,3]', '3', 'wrong'), ('1,000', '1000', 'correct'),
-    ('2,1', '1,2', 'correct'), ('[1,2)', '[1,2]', 'wrong'),
-    ('x \\in (1,2)', '(1,2)', 'correct'),
-    # What math-verify alone cannot read.
-    ('b+a+c', 'a + b + c', 'correct'), ('(\\sin t)^2', '\\sin^2 t', 'correct'),
-    ('\\frac{1}{29322216}', '\\dfrac{1}{29,\\!322,\\!216}', 'correct'),
-    ('-5/3', '-\\frac{5}{3}.', 'correct'),
-    # Broken text.
-    ('3\x00', '3', 'correct'), ('3\ud800', '3', 'correct'),
-    ('\\frac{1}{', '3', 'unparsable'), ('}{', '3', 'unparsable'),
-    ('\\frac', '3', 'unparsable'), ('[3', '3', 'unparsable'),
-    ('\\begin{pmatrix}', '3', 'unparsable'), ('\x00', '3', 'unparsable')]
+  ('72', '72', 'correct'),
+  ('72.0', '72', 'correct'),
+  ('73', '72', 'wrong'),
+  ('\\frac{1}{2}', '0.5', 'correct'),
+  ('x^2+2x+1', '(x+1)^2', 'correct'),
+  ('The answer is $72$.', '72', 'correct'),
+  ('\\boxed{72}', '72', 'correct'),
+  ('\\boxed{72} or \\boxed{73}', '72', 'wrong'),
+  ('I do not know', '72', 'wrong'),
+  ('', '72', 'unparsable'),
+  (None, '72', 'unparsable'),
+  ('\\boxed{}', '72', 'unparsable'),
+  # Large numbers within the bound.
+  ('2 \\cdot 2^{4949}', '2^{4950}', 'correct'),
+  ('4^{2475}', '2^{4950}', 'correct'),
+  ('(2^3)^4', '4096', 'correct'),
+  ('\\frac{1}{2003! \\cdot 2004}', '\\frac{1}{2004!}', 'correct'),
+  # What is a match, and what only looks like one.
+  ('x=3', '3', 'correct'),
+  ('y = 3', '3', 'correct'),
+  ('3', 'x=3', 'correct'),
+  ('3=3', '3', 'correct'),
+  ('2+1=3', '3', 'correct'),
+  ('5=3', '3', 'wrong'),
+  ('x=5=3', '3', 'wrong'),
+  ('300\\%', '3', 'correct'),
+  ('0.56=56\\%', '56\\%', 'correct'),
+  ('0.57=56\\%', '56\\%', 'wrong'),
+  ('50', '50\\%', 'correct'),
+  ('0.5', '50\\%', 'correct'),
+  ('[3,3]', '3', 'wrong'),
+  ('3,3', '3', 'wrong'),
+  ('3 or 3', '3', 'wrong'),
+  ('3 \\pm 0', '3', 'wrong'),
+  ('\\{3\\}', '3', 'correct'),
+  ('x \\in [3,3]', '3', 'wrong'),
+  ('1,000', '1000', 'correct'),
+  ('2,1', '1,2', 'correct'),
+  ('[1,2)', '[1,2]', 'wrong'),
+  ('x \\in (1,2)', '(1,2)', 'correct'),
+  # What math-verify alone cannot read.
+  ('b+a+c', 'a + b + c', 'correct'),
+  ('(\\sin t)^2', '\\sin^2 t', 'correct'),
+  ('\\frac{1}{29322216}', '\\dfrac{1}{29,\\!322,\\!216}', 'correct'),
+  ('-5/3', '-\\frac{5}{3}.', 'correct'),
+  # Broken text.
+  ('3\x00', '3', 'correct'),
+  ('3\ud800', '3', 'correct'),
+  ('\\frac{1}{', '3', 'unparsable'),
+  ('}{', '3', 'unparsable'),
+  ('\\frac', '3', 'unparsable'),
+  ('[3', '3', 'unparsable'),
+  ('\\begin{pmatrix}', '3', 'unparsable'),
+  ('\x00', '3', 'unparsable'),
+]
 
 
 def test_answers_are_graded_by_equivalence():
   found = math_answer.grade([(answer, gold) for answer, gold, _ in _GRADED])
-  assert [(*case[:2], str(verdict)) for case, verdict in zip(
-      _GRADED, found)] == _GRADED
+  assert [
+    (*case[:2], str(verdict)) for case, verdict in zip(_GRADED, found)
+  ] == _GRADED
 
 
 def test_real_answers_in_other_words(shared):
@@ -199,8 +299,11 @@ def test_real_answers_in_other_words(shared):
   assert found.count(Verdict.CORRECT) >= 299
   golds = sorted(set(_golds(shared, 'math500')))[::3]
   found = math_answer.grade([(f'{gold} .', gold) for gold in golds])
-  assert [gold for gold, verdict in zip(golds, found)
-          if verdict is not Verdict.CORRECT] == []
+  assert [
+    gold
+    for gold, verdict in zip(golds, found)
+    if verdict is not Verdict.CORRECT
+  ] == []
   others = golds[1:] + golds[:1]
   found = math_answer.grade(list(zip(others, golds)))
   assert found.count(Verdict.WRONG) >= 0.97 * len(golds)
@@ -210,8 +313,11 @@ def test_real_answers_in_other_words(shared):
 def test_any_thread_may_grade():
   """Even where math-verify's own time-outs, which are signals, cannot work."""
   found = []
-  thread = threading.Thread(target=lambda: found.extend(
-      math_answer.grade([('144/2', '72'), ('73', '72')])))
+  thread = threading.Thread(
+    target=lambda: found.extend(
+      math_answer.grade([('144/2', '72'), ('73', '72')])
+    )
+  )
   thread.start()
   thread.join()
   assert found == ['correct', 'wrong']
@@ -219,15 +325,18 @@ def test_any_thread_may_grade():
 
 def test_what_the_guard_misses_times_out_and_has_no_score(monkeypatch):
   monkeypatch.setattr(math_answer, 'is_bomb', lambda _: False)
-  found = math_answer.grade([
-      ('9^{9^{9^9}}', '72'), ('144/2', '72'), ('9^{9^{9^9}}', '72')])
+  found = math_answer.grade(
+    [('9^{9^{9^9}}', '72'), ('144/2', '72'), ('9^{9^{9^9}}', '72')]
+  )
   assert found[0] in (Verdict.TIMEOUT, Verdict.CRASH, Verdict.UNPARSABLE)
   assert found[1] == Verdict.CORRECT and found[2] == found[0]
 
 
 _PAST_THE_GUARD = (
-    '((a+b)+(c+d)+e)^{40}+%d', '((a+b)^{9}+c)^{30}+%d',
-    '(\\sqrt{2}+(\\sqrt{3}+\\sqrt{5})+\\sqrt{7})^{50}+%d')
+  '((a+b)+(c+d)+e)^{40}+%d',
+  '((a+b)^{9}+c)^{30}+%d',
+  '(\\sqrt{2}+(\\sqrt{3}+\\sqrt{5})+\\sqrt{7})^{50}+%d',
+)
 
 
 def test_bombs_past_the_guard_cost_no_worker_and_no_neighbour(monkeypatch):
@@ -238,7 +347,8 @@ def test_bombs_past_the_guard_cost_no_worker_and_no_neighbour(monkeypatch):
   pids = math_answer._processes().pids()
   bombs = [(_PAST_THE_GUARD[i % 3] % i, '72') for i in range(6)]
   found = math_answer.grade(
-      [pair for i in range(99) for pair in (*bombs[i:i + 1], answers[i])])
+    [pair for i in range(99) for pair in (*bombs[i : i + 1], answers[i])]
+  )
   assert found[1:12:2] == [Verdict.CORRECT] * 6
   assert found[12:] == [Verdict.CORRECT] * 93
   assert Verdict.TIMEOUT in found[:12:2]
@@ -256,9 +366,13 @@ def test_killed_graders_are_replaced_and_closed_ones_start_again():
 
 
 def _unreadable(golds) -> list[str]:
-  return [p.answer for p in math_answer.unreadable(
+  return [
+    p.answer
+    for p in math_answer.unreadable(
       Prompt(id=str(n), text='', question='', answer=gold, source='math')
-      for n, gold in enumerate(golds))]
+      for n, gold in enumerate(golds)
+    )
+  ]
 
 
 def test_a_gold_answer_that_nobody_can_read_is_found(shared):

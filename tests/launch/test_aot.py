@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import pytest
 
-from r1jax.config import algorithms
 from r1jax.cli import main
+from r1jax.config import algorithms
 from r1jax.errors import UserError
-from r1jax.launch import aot, flops, updates
+from r1jax.launch import aot, flops, info, updates
 from r1jax.model import kernels
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages.build.parts import parts as build
-from r1jax.launch import info
+from r1jax.stages.build import parts as build
 from tests.configs import small
 from tests.conftest import ROOT, one_device
 
@@ -51,20 +50,26 @@ def test_every_device_of_a_shard_map_counts():
 
   @jax.jit
   def run(x, w):
-    return jax.shard_map(lambda x, w: x @ w, mesh=mesh,
-                         in_specs=(split, PartitionSpec()), out_specs=split,
-                         check_vma=False)(x, w)
+    return jax.shard_map(
+      lambda x, w: x @ w,
+      mesh=mesh,
+      in_specs=(split, PartitionSpec()),
+      out_specs=split,
+      check_vma=False,
+    )(x, w)
 
   assert flops.of(run, jnp.ones((16, 4)), jnp.ones((4, 6)))['dense'] == (
-      2 * 16 * 4 * 6)
+    2 * 16 * 4 * 6
+  )
 
 
 def test_grouped_products_and_their_gradients_count_by_row():
   def loss(x, w):
     return jnp.sum(jax.lax.ragged_dot(x, w, jnp.array([3, 2])) ** 2)
 
-  found = flops.of(jax.jit(jax.grad(loss, (0, 1))), jnp.ones((5, 4)),
-                   jnp.ones((2, 4, 6)))
+  found = flops.of(
+    jax.jit(jax.grad(loss, (0, 1))), jnp.ones((5, 4)), jnp.ones((2, 4, 6))
+  )
   assert found['grouped'] == 3 * 2 * 5 * 4 * 6
 
 
@@ -76,14 +81,14 @@ def test_a_kernel_counts_its_whole_grid_forward_and_backward():
   segment = jnp.ones((B, T), jnp.int32)
 
   def mix(q, k, v):
-    return kernels.attend(
-        q, k, v, segment, 1.0, one_device(), 'splash').sum()
+    return kernels.attend(q, k, v, segment, 1.0, one_device(), 'splash').sum()
 
   forward = 2 * B * N * T * T * (H + U)
   backward = 2 * B * N * T * T * (3 * H + 2 * U)
   assert flops.of(jax.jit(mix), q, q, v)['kernel'] == forward
   assert flops.of(jax.jit(jax.grad(mix, (0, 1, 2))), q, q, v)['kernel'] == (
-      forward + backward)
+    forward + backward
+  )
 
 
 def _small(**changes):
@@ -102,12 +107,11 @@ def _compiled(config):
 def test_an_update_is_compiled_and_measured_without_its_arrays():
   """Experts on a mesh: what a device is given, and how much of it fits."""
   config = _small()
-  found, = _compiled(config)
+  (found,) = _compiled(config)
   c, T = config.rl, config.data.max_prompt_tokens + config.rl.max_new_tokens
   assert found.tokens == 8 * c.group_size // c.minibatches * T
   model = build.model_config(config.model)
-  held = info.parameters_per_device(
-      model, Layout(make_mesh(config.mesh)))
+  held = info.parameters_per_device(model, Layout(make_mesh(config.mesh)))
   state_bytes = 3 * 4 * held  # Weights and two moments.
   batch_bytes = 24 * found.tokens // 8  # Five arrays of 4 bytes, two of 1.
   assert state_bytes < found.arguments_bytes < state_bytes + batch_bytes
@@ -118,25 +122,32 @@ def test_an_update_is_compiled_and_measured_without_its_arrays():
 def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
   """Every product by hand; attention's core is in it, there is no kernel."""
   config = _small(first_k_dense=2)
-  found, = _compiled(config)
+  (found,) = _compiled(config)
   m, own = config.model, config.rl.max_new_tokens
   T = config.data.max_prompt_tokens + own
   rows, N = found.tokens // T, m.num_heads
   J, U = m.qk_nope_head_dim + m.qk_rope_head_dim, m.v_head_dim
   layer = (
-      m.d_model * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim)
-      + N * (m.q_lora_rank * J + m.kv_lora_rank * (m.qk_nope_head_dim + U)
-             + U * m.d_model) + 3 * m.d_model * m.ffn_dim)
+    m.d_model * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim)
+    + N
+    * (
+      m.q_lora_rank * J
+      + m.kv_lora_rank * (m.qk_nope_head_dim + U)
+      + U * m.d_model
+    )
+    + 3 * m.d_model * m.ffn_dim
+  )
   head = m.d_model * m.vocab_size
   products = 6 * rows * (m.num_layers * T * layer + own * head)
   # One block of the blocked kernel: two products, and five for the gradient.
   core = 2 * rows * m.num_layers * N * T * T * ((J + U) + (3 * J + 2 * U))
-  assert found.matmul_flops == dict(
-      dense=products + core, grouped=0, kernel=0)
+  assert found.matmul_flops == dict(dense=products + core, grouped=0, kernel=0)
   norms = m.d_model + m.num_layers * (
-      2 * m.d_model + m.q_lora_rank + m.kv_lora_rank)  # N counts them too.
+    2 * m.d_model + m.q_lora_rank + m.kv_lora_rank
+  )  # N counts them too.
   assert found.model_flops == 6 * found.tokens * (
-      m.num_layers * layer + head + norms)
+    m.num_layers * layer + head + norms
+  )
   pairs = rows * sum(t + 1 for t in range(T))
   assert found.attention_flops == 3 * 2 * m.num_layers * N * (J + U) * pairs
 
@@ -155,36 +166,48 @@ def _aot(capsys, monkeypatch, *args):
   """The command with these devices as the slice: exit code, what it said."""
   monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
   try:
-    main.run(['aot', f'--config={ROOT}/tests/configs/small.py',
-              '--topology=v5p:2x2x2', '--config.rl.prompts_per_step=8', *args])
+    main.run(
+      [
+        'aot',
+        f'--config={ROOT}/tests/configs/small.py',
+        '--topology=v5p:2x2x2',
+        '--config.rl.prompts_per_step=8',
+        *args,
+      ]
+    )
   except SystemExit as stop:
     return stop.code, capsys.readouterr().out
   return 0, capsys.readouterr().out
 
 
 def test_what_does_not_fit_exits_with_3_and_names_the_buffers(
-    capsys, monkeypatch):
+  capsys, monkeypatch
+):
   def fail(self, compiler_options):
     folder = Path(compiler_options['xla_dump_to'])
     (folder / 'module_0.jit_step.x.memory-usage-report.txt').write_text(_REPORT)
     raise jax.errors.JaxRuntimeError(
-        'RESOURCE_EXHAUSTED: E1001:\nRan out of vmem for %splash.\n'
-        + 'x' * 999)
+      'RESOURCE_EXHAUSTED: E1001:\nRan out of vmem for %splash.\n' + 'x' * 999
+    )
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
   code, printed = _aot(capsys, monkeypatch)
   assert code == aot.DOES_NOT_FIT == 3
   reason, *rest = printed.splitlines()
   assert reason.startswith(
-      'v5p:2x2x2: RESOURCE_EXHAUSTED: E1001: Ran out of vmem for %splash. xx')
+    'v5p:2x2x2: RESOURCE_EXHAUSTED: E1001: Ran out of vmem for %splash. xx'
+  )
   assert len(reason) < 300
   assert rest == [
-      'the largest buffers are',
-      '  19.07GiB  f32[128,40000]', '   4.77GiB  2×bf16[7,9]']
+    'the largest buffers are',
+    '  19.07GiB  f32[128,40000]',
+    '   4.77GiB  2×bf16[7,9]',
+  ]
 
 
 def test_another_failure_of_the_compiler_is_not_called_a_lack_of_memory(
-    capsys, monkeypatch):
+  capsys, monkeypatch
+):
   def fail(self, compiler_options):
     raise jax.errors.JaxRuntimeError('INTERNAL: no idea')
 
@@ -197,26 +220,38 @@ def _table(printed: str) -> dict[str, list[float]]:
   """Numbers by row: {'peak': [4.55, 102.0], ...}."""
   number = r'(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w·])'
   return {
-      line[:16].strip(): [float(x.replace(',', ''))
-                          for x in re.findall(number, line[16:])]
-      for line in printed.splitlines()[1:]}
+    line[:16].strip(): [
+      float(x.replace(',', '')) for x in re.findall(number, line[16:])
+    ]
+    for line in printed.splitlines()[1:]
+  }
 
 
 @pytest.mark.parametrize('kernel', [0.0, 8e15])
 def test_the_table_sets_each_flop_count_beside_its_yardstick(
-    capsys, monkeypatch, kernel):
-  monkeypatch.setattr(aot, 'compile_update', lambda update: (
-      aot.Compiled(
-          tokens=4_194_304, arguments_bytes=2 * 10 ** 9,
-          temporaries_bytes=5 * 10 ** 9, peak_bytes=6 * 10 ** 9,
-          matmul_flops=dict(dense=1e16, grouped=5e15, kernel=kernel),
-          model_flops=1e16, attention_flops=2e15, compile_secs=3.0,
-          host_bytes=10 ** 9)))
+  capsys, monkeypatch, kernel
+):
+  monkeypatch.setattr(
+    aot,
+    'compile_update',
+    lambda update: aot.Compiled(
+      tokens=4_194_304,
+      arguments_bytes=2 * 10**9,
+      temporaries_bytes=5 * 10**9,
+      peak_bytes=6 * 10**9,
+      matmul_flops=dict(dense=1e16, grouped=5e15, kernel=kernel),
+      model_flops=1e16,
+      attention_flops=2e15,
+      compile_secs=3.0,
+      host_bytes=10**9,
+    ),
+  )
   code, printed = _aot(capsys, monkeypatch)
   rows = _table(printed)
   assert code == 0
   assert printed.startswith(
-      'v5p:2x2x2: 8 devices; one GRPO update of 4,194,304 tokens\n')
+    'v5p:2x2x2: 8 devices; one GRPO update of 4,194,304 tokens\n'
+  )
   assert rows['arguments'] == [2] and rows['temporaries'] == [5]
   assert rows['peak'] == [6, 102.0]
   assert rows['matmul FLOPs'] == [1.5e16, 1.5, 1e16]
@@ -229,24 +264,48 @@ def test_the_table_sets_each_flop_count_beside_its_yardstick(
   assert max(map(len, printed.splitlines())) <= 80
 
 
-@pytest.mark.parametrize('topology,vocab_size,code,parts', [
+@pytest.mark.parametrize(
+  'topology,vocab_size,code,parts',
+  [
     ('v5p:2x2x1', 1024, 0, ['v5p:2x2x1: 4 devices', 'in kernels']),
-    ('v5e:2x2', 40_000_000, aot.DOES_NOT_FIT,
-     ['Ran out of memory on HBM', 'GiB  f32[128,40000000]'])])
+    (
+      'v5e:2x2',
+      40_000_000,
+      aot.DOES_NOT_FIT,
+      ['Ran out of memory on HBM', 'GiB  f32[128,40000000]'],
+    ),
+  ],
+)
 def test_the_tpu_compiler_says_whether_it_fits(
-    topology, vocab_size, code, parts):
+  topology, vocab_size, code, parts
+):
   """In a process of its own, whose environment asks for no TPU."""
   pytest.importorskip('libtpu')
   env = dict(
-      os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='', TPU_SKIP_MDS_QUERY='1',
-      ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-      JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
-      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5')
+    os.environ,
+    JAX_PLATFORMS='cpu',
+    XLA_FLAGS='',
+    TPU_SKIP_MDS_QUERY='1',
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5',
+  )
   done = subprocess.run(
-      [sys.executable, '-m', 'r1jax.cli.main', 'aot',
-       '--config=tests/configs/small_tpu.py', f'--topology={topology}',
-       f'--config.model.vocab_size={vocab_size}'],
-      env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    [
+      sys.executable,
+      '-m',
+      'r1jax.cli.main',
+      'aot',
+      '--config=tests/configs/small_tpu.py',
+      f'--topology={topology}',
+      f'--config.model.vocab_size={vocab_size}',
+    ],
+    env=env,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert done.returncode == code, done.stderr
   for part in parts:
     assert part in done.stdout
@@ -267,8 +326,9 @@ def test_without_the_compiler_the_fix_is_named():
     import libtpu  # noqa: F401
   except ImportError:
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
-      main.run(['aot', '--config=configs/r1_zero_671b.py',
-                '--topology=v5p:2x2x1'])
+      main.run(
+        ['aot', '--config=configs/r1_zero_671b.py', '--topology=v5p:2x2x1']
+      )
   else:
     pytest.skip('libtpu is installed here')
 
@@ -287,15 +347,20 @@ def _ppo(**changes):
   return config
 
 
-@pytest.mark.parametrize('config,kinds,tokens', [
+@pytest.mark.parametrize(
+  'config,kinds,tokens',
+  [
     (_stage('reward_model'), ['reward model'], 16 * 128),
     (_stage('reward_model', kind='safe'), ['reward model'], 8 * 128),
     (_stage('dpo', group_robust=True), ['DPO'], 16 * 128),
     (_ppo(value='own'), ['PPO policy', 'PPO critic'], None),
-    (_ppo(value='shared'), ['PPO policy'], None)],
-    ids=['pairs', 'labels', 'robust dpo', 'ppo', 'ppo, shared'])
-def test_other_stages_are_compiled_too(capsys, monkeypatch, config, kinds,
-                                       tokens):
+    (_ppo(value='shared'), ['PPO policy'], None),
+  ],
+  ids=['pairs', 'labels', 'robust dpo', 'ppo', 'ppo, shared'],
+)
+def test_other_stages_are_compiled_too(
+  capsys, monkeypatch, config, kinds, tokens
+):
   """What the command prints of each program, on these devices."""
   monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
   assert aot.show(config, 'v5p:2x2x2') == 0

@@ -5,15 +5,17 @@ import ml_collections
 import pytest
 
 from configs import r1_zero_tiny
-from r1jax.config import models
 from r1jax.cli import main
+from r1jax.config import models
 from r1jax.errors import UserError
-from r1jax.sharding import Layout, make_mesh
-from r1jax.stages.build.parts import parts as build
 from r1jax.launch import info
+from r1jax.sharding import Layout, make_mesh
+from r1jax.stages.build import parts as build
 
 
-@pytest.mark.parametrize('name,total,cache_bytes', [
+@pytest.mark.parametrize(
+  'name,total,cache_bytes',
+  [
     ('deepseek_v3', 671.0e9, 70_272),
     ('qwen2_5_math_1_5b', 1.54e9, 28 * 2 * 2 * 128 * 2),
     ('qwen2_5_math_7b', 7.62e9, 28 * 2 * 4 * 128 * 2),
@@ -22,11 +24,12 @@ from r1jax.launch import info
     ('qwen3_8b', 8.19e9, 36 * 2 * 8 * 128 * 2),
     ('llama3_1_8b', 8.03e9, 32 * 2 * 8 * 128 * 2),
     ('llama3_3_70b', 70.55e9, 80 * 2 * 8 * 128 * 2),
-])
-def test_named_sizes_have_their_published_parameters(
-    name, total, cache_bytes):
+  ],
+)
+def test_named_sizes_have_their_published_parameters(name, total, cache_bytes):
   config = build.model_config(
-      ml_collections.ConfigDict(getattr(models, name)()))
+    ml_collections.ConfigDict(getattr(models, name)())
+  )
   found = info.count(config)
   assert found.total == pytest.approx(total, rel=0.005)
   assert found.cache_bytes == cache_bytes
@@ -36,8 +39,9 @@ def test_named_sizes_have_their_published_parameters(
 # 37B, and '11.5B unique parameters' of one look-ahead module.
 @pytest.mark.parametrize('mtp_depth', [0, 1])
 def test_v3_has_671_billion_and_activates_37(mtp_depth):
-  config = build.model_config(ml_collections.ConfigDict(
-      models.deepseek_v3() | dict(mtp_depth=mtp_depth)))
+  config = build.model_config(
+    ml_collections.ConfigDict(models.deepseek_v3() | dict(mtp_depth=mtp_depth))
+  )
   found = info.count(config)
   assert found.total == pytest.approx(671.0e9, rel=0.005)
   assert found.active == pytest.approx(36.7e9, rel=0.005)
@@ -47,8 +51,14 @@ def test_v3_has_671_billion_and_activates_37(mtp_depth):
 
 @pytest.mark.parametrize('mtp_depth', [0, 1])
 def test_info_prints_the_published_sizes(capsys, mtp_depth):
-  main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024',
-            f'--config.model.mtp_depth={mtp_depth}'])
+  main.run(
+    [
+      'info',
+      '--config=configs/r1_zero_671b.py',
+      '--devices=1024',
+      f'--config.model.mtp_depth={mtp_depth}',
+    ]
+  )
   printed = capsys.readouterr().out
   assert '70,272' in printed
   rows = [line.rsplit(maxsplit=2) for line in printed.splitlines()]
@@ -69,7 +79,8 @@ def test_memory_is_told_of_grpo_and_of_ppo():
   assert found['GRPO, in all'] == (4 + 4 + 8 + 4) * n
   assert found["PPO's own critic and its moments"] == (4 + 8) * (n + head)
   assert found['PPO with it, in all'] == (
-      20 * n + 12 * (n + head) + 4 * head)  # Its gradient is the larger.
+    20 * n + 12 * (n + head) + 4 * head
+  )  # Its gradient is the larger.
   assert found['PPO on a shared trunk, in all'] == 20 * (n + head)
   config.rl.kl_coef = 0.0  # No reference.
   config.rl.optimizer.moment_dtype = 'bfloat16'
@@ -84,26 +95,42 @@ def _stage(name: str):
   return config
 
 
-@pytest.mark.parametrize('stage,reference', [
-    ('reward_model', False), ('dpo', True)])
+@pytest.mark.parametrize(
+  'stage,reference', [('reward_model', False), ('dpo', True)]
+)
 def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
-  main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024',
-            f'--config.stages=("{stage}",)',
-            f'--config.{stage}.optimizer.moment_dtype=bfloat16'])
+  main.run(
+    [
+      'info',
+      '--config=configs/r1_zero_671b.py',
+      '--devices=1024',
+      f'--config.stages=("{stage}",)',
+      f'--config.{stage}.optimizer.moment_dtype=bfloat16',
+    ]
+  )
   printed = capsys.readouterr().out
   assert ('reference policy' in printed) == reference
   assert 'Adam moments, bfloat16' in printed
   found = info.training_bytes(
-      _stage(stage), Layout(make_mesh({}, jax.devices()[:1])))
+    _stage(stage), Layout(make_mesh({}, jax.devices()[:1]))
+  )
   n = found['weights, float32'] // 4
   assert found['in all'] == n * (4 + 8 + 4 + 4 * reference)
 
 
-@pytest.mark.parametrize('stage,tokens,trains', [
-    ('sft', 32768, True), ('helpful', 8192, True), ('curated', 33792, False)])
+@pytest.mark.parametrize(
+  'stage,tokens,trains',
+  [('sft', 32768, True), ('helpful', 8192, True), ('curated', 33792, False)],
+)
 def test_info_of_a_stage_is_of_its_own_sequences(capsys, stage, tokens, trains):
-  main.run(['info', '--config=configs/pipeline_r1.py', '--devices=1024',
-            f'--stage={stage}'])
+  main.run(
+    [
+      'info',
+      '--config=configs/pipeline_r1.py',
+      '--devices=1024',
+      f'--stage={stage}',
+    ]
+  )
   printed = capsys.readouterr().out
   assert f'of one sequence of {tokens:,} tokens' in printed
   assert ('Adam moments' in printed) == trains
@@ -114,5 +141,11 @@ def test_info_shows_a_mesh_that_is_not_here(capsys):
   main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024'])
   assert 'data 1 × fsdp 8' in capsys.readouterr().out
   with pytest.raises(UserError, match='expert=3 does not make the 1024'):
-    main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024',
-              '--config.mesh.expert=3'])
+    main.run(
+      [
+        'info',
+        '--config=configs/r1_zero_671b.py',
+        '--devices=1024',
+        '--config.mesh.expert=3',
+      ]
+    )

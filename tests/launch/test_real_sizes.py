@@ -6,28 +6,32 @@ import jax
 import pytest
 
 from configs import pipeline_r1, pipeline_r1_zero
-from r1jax.sharding import Layout, mesh_sizes
-from r1jax.stages.build.parts import parts as build
 from r1jax.launch import info
-from r1jax.runs import validate
-from r1jax.runs import run
+from r1jax.runs import run, validate
+from r1jax.sharding import Layout, mesh_sizes
+from r1jax.stages.build import parts as build
 
-_STAGES = [(module.get_config(), name)
-           for module in (pipeline_r1_zero, pipeline_r1)
-           for name in module.get_config().stages]
+_STAGES = [
+  (module.get_config(), name)
+  for module in (pipeline_r1_zero, pipeline_r1)
+  for name in module.get_config().stages
+]
 
 
-@pytest.mark.parametrize('config, name', _STAGES,
-                         ids=[name for _, name in _STAGES])
+@pytest.mark.parametrize(
+  'config, name', _STAGES, ids=[name for _, name in _STAGES]
+)
 def test_every_stage_divides_over_its_mesh(config, name):
   section = config[name]
   run.check_names(section)
   build.check_counts(section)
   shape = section.mesh.to_dict()
-  sizes = mesh_sizes(shape, 1024 if -1 in shape.values() else math.prod(
-      shape.values()))
-  layout = Layout(jax.sharding.AbstractMesh(
-      tuple(sizes.values()), tuple(sizes)))
+  sizes = mesh_sizes(
+    shape, 1024 if -1 in shape.values() else math.prod(shape.values())
+  )
+  layout = Layout(
+    jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  )
   assert all(size > 0 for size in info.training_bytes(section, layout).values())
   if section.stages[-1] == 'rl':
     build.check_rl(section, layout)
@@ -44,16 +48,26 @@ def test_the_stages_feed_each_other_as_in_the_paper():
   assert parents['sft'] == {'sft.data[0]': 'curated'}  # From the base again.
   assert config.sft.init == config.cold_start.init
   assert parents['final'] == {
-      'init': 'sft', 'rl.reward_models.helpful': 'helpful',
-      'rl.reward_models.safe': 'safe'}
+    'init': 'sft',
+    'rl.reward_models.helpful': 'helpful',
+    'rl.reward_models.safe': 'safe',
+  }
   assert parents['qwen_7b'] == {'sft.data[0]': 'curated'}
   assert parents['qwen_32b_zero'] == {}
 
 
-@pytest.mark.parametrize('name, billions', [
-    ('qwen_1_5b', 1.54), ('qwen_7b', 7.62), ('qwen_14b', 14.8),
-    ('qwen_32b', 32.8), ('llama_8b', 8.03), ('llama_70b', 70.6),
-    ('final', 671.0)])
+@pytest.mark.parametrize(
+  'name, billions',
+  [
+    ('qwen_1_5b', 1.54),
+    ('qwen_7b', 7.62),
+    ('qwen_14b', 14.8),
+    ('qwen_32b', 32.8),
+    ('llama_8b', 8.03),
+    ('llama_70b', 70.6),
+    ('final', 671.0),
+  ],
+)
 def test_students_have_their_published_sizes(name, billions):
   config = pipeline_r1.get_config()[name]
   total = info.count(build.model_config(config.model)).total
@@ -67,8 +81,17 @@ def test_the_published_numbers():
   assert updates == 10_400 and zero.zero.rl.steps * 16 == 8192
   assert zero.zero_long.rl.max_new_tokens == 65536
   config = pipeline_r1.get_config()
-  rates = [config[name].sft.optimizer.learning_rate for name in (
-      'qwen_1_5b', 'qwen_7b', 'qwen_14b', 'qwen_32b', 'llama_8b', 'llama_70b')]
+  rates = [
+    config[name].sft.optimizer.learning_rate
+    for name in (
+      'qwen_1_5b',
+      'qwen_7b',
+      'qwen_14b',
+      'qwen_32b',
+      'llama_8b',
+      'llama_70b',
+    )
+  ]
   assert rates == [1e-4, 8e-5, 7e-5, 6e-5, 5e-5, 2e-5]
   final = config.final.rl
   assert (final.steps, final.steps - final.general_after) == (1700, 400)
@@ -76,5 +99,6 @@ def test_the_published_numbers():
   sft = config.sft.sft
   assert (sft.batch_size, sft.length_tokens) == (128, 32768)
   assert sft.optimizer.learning_rate * sft.optimizer.final_ratio == (
-      pytest.approx(5e-6))
+    pytest.approx(5e-6)
+  )
   assert config.helpful.reward_model.optimizer.learning_rate == 6e-6

@@ -11,14 +11,26 @@ from r1jax.model.kernels import attend
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import (
-    continued, dense_config, forward, make, one_device, small_config)
+  continued,
+  dense_config,
+  forward,
+  make,
+  one_device,
+  small_config,
+)
 
 
-@pytest.mark.parametrize('config', [
-    small_config(), dense_config(),
-    small_config(fp8=True, first_k_dense=3), dense_config(fp8=True),
-    dense_config(num_kv_heads=1, tie_embeddings=True, qk_norm=False)],
-    ids=['mla', 'gqa', 'mla in fp8', 'gqa in fp8', 'mqa'])
+@pytest.mark.parametrize(
+  'config',
+  [
+    small_config(),
+    dense_config(),
+    small_config(fp8=True, first_k_dense=3),
+    dense_config(fp8=True),
+    dense_config(num_kv_heads=1, tie_embeddings=True, qk_norm=False),
+  ],
+  ids=['mla', 'gqa', 'mla in fp8', 'gqa in fp8', 'mqa'],
+)
 def test_cached_decoding_equals_the_full_forward(config):
   """Token by token over pages of three, rows of different lengths."""
   model, params = make(config)
@@ -28,29 +40,35 @@ def test_cached_decoding_equals_the_full_forward(config):
   got = continued(model, params, prompts, after)
   rows = np.zeros((len(prompts), 16), int)  # What follows a row is not seen.
   for row, prompt, rest in zip(rows, prompts, after):
-    row[:len(prompt) + 7] = np.concatenate([prompt, rest])
+    row[: len(prompt) + 7] = np.concatenate([prompt, rest])
   want = forward(model, params, rows)
   for b, prompt in enumerate(prompts):
     np.testing.assert_allclose(
-        got[b], want[b, len(prompt) - 1:len(prompt) + 7], atol=2e-5)
+      got[b], want[b, len(prompt) - 1 : len(prompt) + 7], atol=2e-5
+    )
 
 
 def test_the_cache_holds_what_the_config_says():
   """MLA: C + R numbers a token and layer, and nothing more."""
   for config in (small_config(), dense_config()):
     model, _ = make(config)
-    engine = Engine(model, EngineConfig(
-        rows=2, context_tokens=12, page_tokens=4, cache_tokens=40))
+    engine = Engine(
+      model,
+      EngineConfig(rows=2, context_tokens=12, page_tokens=4, cache_tokens=40),
+    )
     tokens = 40 + 4  # A page is nobody's.
     pool = jax.tree.leaves(engine.new_pages())
     assert sum(x.nbytes for x in pool) == (
-        tokens * config.num_layers * config.cache_width * 4)
+      tokens * config.num_layers * config.cache_width * 4
+    )
   assert small_config().cache_width == 8 + 4
 
 
-@pytest.mark.parametrize('config,worst', [
-    (small_config(first_k_dense=3), 0.05), (dense_config(), 0.05)],
-    ids=['mla', 'gqa'])
+@pytest.mark.parametrize(
+  'config,worst',
+  [(small_config(first_k_dense=3), 0.05), (dense_config(), 0.05)],
+  ids=['mla', 'gqa'],
+)
 def test_an_8_bit_cache_is_near(config, worst):
   """Within a part of its largest number, an entry is off by 1 / 254."""
   model, params = make(config)
@@ -59,8 +77,9 @@ def test_an_8_bit_cache_is_near(config, worst):
   want = continued(model, params, prompts, after)
   got = continued(model, params, prompts, after, cache_int8=True)
   assert 0 < np.abs(got - want).max() < worst * np.abs(want).max()
-  pages = Engine(model, EngineConfig(
-      rows=2, context_tokens=12, cache_int8=True)).new_pages()
+  pages = Engine(
+    model, EngineConfig(rows=2, context_tokens=12, cache_int8=True)
+  ).new_pages()
   assert {x.entry_LYKSX.dtype for x in pages.values()} == {jnp.dtype('int8')}
 
 
@@ -70,20 +89,27 @@ def test_a_whole_cache_in_pages_equals_one_page():
   rng = np.random.default_rng(2)
   prompts, after = [rng.integers(0, 32, 11)] * 3, rng.integers(0, 32, (3, 6))
   one = continued(model, params, prompts, after, page_tokens=32)
-  many = continued(model, params, prompts, after, page_tokens=1,
-                   chunk_steps=3)
+  many = continued(model, params, prompts, after, page_tokens=1, chunk_steps=3)
   np.testing.assert_allclose(many, one, atol=1e-5)
 
 
-@pytest.mark.parametrize('changes,message', [
+@pytest.mark.parametrize(
+  'changes,message',
+  [
     ({'num_kv_heads': 3}, 'num_kv_heads = 3 does not divide num_heads = 4'),
     ({'head_dim': 5}, 'head_dim must be even'),
     ({'attention': 'linear'}, "attention must be one of .*'linear'"),
-    ({'rope': dense_config().rope.__dict__ | {'pairs': 'thirds'}},
-     "pairs must be one of .*'thirds'"),
-    ({'rope': dense_config().rope.__dict__ | {'low_freq_factor': 5.0}},
-     'llama3 needs 0 < low_freq_factor < high_freq_factor'),
-], ids=lambda value: str(value)[:30])
+    (
+      {'rope': dense_config().rope.__dict__ | {'pairs': 'thirds'}},
+      "pairs must be one of .*'thirds'",
+    ),
+    (
+      {'rope': dense_config().rope.__dict__ | {'low_freq_factor': 5.0}},
+      'llama3 needs 0 < low_freq_factor < high_freq_factor',
+    ),
+  ],
+  ids=lambda value: str(value)[:30],
+)
 def test_a_wrong_attention_is_named(changes, message):
   with pytest.raises(UserError, match=message):
     dense_config(**changes)
@@ -99,44 +125,66 @@ def _attend_and_gradients(kernel, heads, kv_heads, tokens, layout):
   q, k, v = draw(heads, 24), draw(kv_heads, 24), draw(kv_heads, 16)
   segment = jnp.asarray(np.arange(tokens) >= [[70], [tokens - 1]], jnp.int32)
   cotangent = draw(heads, 16)
-  out, vjp = jax.vjp(jax.jit(
-      lambda *qkv: attend(*qkv, segment, 0.2, layout, kernel)), q, k, v)
+  out, vjp = jax.vjp(
+    jax.jit(lambda *qkv: attend(*qkv, segment, 0.2, layout, kernel)), q, k, v
+  )
   return out, *vjp(cotangent)
 
 
-@pytest.mark.parametrize('kernel,heads,kv_heads,tokens', [
-    ('splash', 2, 2, 200), ('splash', 4, 2, 128), ('flash', 2, 2, 200),
-    ('flash', 4, 2, 128), ('blocked', 2, 2, 200), ('blocked', 4, 2, 128), ('blocked', 4, 1, 90), ('blocked', 2, 2, 2)])
+@pytest.mark.parametrize(
+  'kernel,heads,kv_heads,tokens',
+  [
+    ('splash', 2, 2, 200),
+    ('splash', 4, 2, 128),
+    ('flash', 2, 2, 200),
+    ('flash', 4, 2, 128),
+    ('blocked', 2, 2, 200),
+    ('blocked', 4, 2, 128),
+    ('blocked', 4, 1, 90),
+    ('blocked', 2, 2, 2),
+  ],
+)
 def test_a_fused_kernel_equals_the_plain_one(kernel, heads, kv_heads, tokens):
   """Lengths that are no whole tile, shared keys; value and gradients."""
   shape = heads, kv_heads, tokens, one_device()
-  for plain, fused in zip(_attend_and_gradients('plain', *shape),
-                          _attend_and_gradients(kernel, *shape)):
+  for plain, fused in zip(
+    _attend_and_gradients('plain', *shape),
+    _attend_and_gradients(kernel, *shape),
+  ):
     np.testing.assert_allclose(fused, plain, atol=2e-5)
 
 
 def test_the_fused_kernel_of_a_gpu_compiles_to_triton():
   """For MLA's true widths: what interpretation here cannot tell."""
-  shapes = [jax.ShapeDtypeStruct((1, 2, 300, width), jnp.bfloat16)
-            for width in (192, 192, 128)]
+  shapes = [
+    jax.ShapeDtypeStruct((1, 2, 300, width), jnp.bfloat16)
+    for width in (192, 192, 128)
+  ]
 
   def gradient(q, k, v, segment):
     def loss(*qkv):
-      return kernels._flash(*qkv, segment, 0.1, False).astype(
-          jnp.float32).sum()
+      return kernels._flash(*qkv, segment, 0.1, False).astype(jnp.float32).sum()
+
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 
   triton = '__gpu$xla.gpu.triton'
   lowered = jax.export.export(
-      jax.jit(gradient), platforms=['cuda'], disabled_checks=[
-          jax.export.DisabledSafetyCheck.custom_call(triton)])(
-              *shapes, jax.ShapeDtypeStruct((1, 300), jnp.int32))
+    jax.jit(gradient),
+    platforms=['cuda'],
+    disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(triton)],
+  )(*shapes, jax.ShapeDtypeStruct((1, 300), jnp.int32))
   assert lowered.mlir_module().count(f'custom_call @{triton}') == 3
 
 
-@pytest.mark.parametrize('platform,dtype,kernel', [
-    ('tpu', 'float32', 'splash'), ('gpu', 'bfloat16', 'flash'),
-    ('gpu', 'float32', 'blocked'), ('cpu', 'bfloat16', 'blocked')])
+@pytest.mark.parametrize(
+  'platform,dtype,kernel',
+  [
+    ('tpu', 'float32', 'splash'),
+    ('gpu', 'bfloat16', 'flash'),
+    ('gpu', 'float32', 'blocked'),
+    ('cpu', 'bfloat16', 'blocked'),
+  ],
+)
 def test_a_device_gets_its_own_kernel(platform, dtype, kernel):
   assert kernels._best(platform, jnp.dtype(dtype)) == kernel
 
@@ -153,9 +201,10 @@ def test_a_fused_kernel_loops_over_rows_and_blocks(monkeypatch):
 
 def test_a_fused_kernel_on_a_mesh_equals_one_device():
   layout = Layout(make_mesh(dict(data=2, tensor=4)))
-  for one, eight in zip(_attend_and_gradients('blocked', 4, 4, 90,
-                                              one_device()),
-                        _attend_and_gradients('blocked', 4, 4, 90, layout)):
+  for one, eight in zip(
+    _attend_and_gradients('blocked', 4, 4, 90, one_device()),
+    _attend_and_gradients('blocked', 4, 4, 90, layout),
+  ):
     np.testing.assert_allclose(eight, one, atol=2e-5)
 
 

@@ -14,12 +14,12 @@ def _silu(x):
   return x / (1 + np.exp(-x))
 
 
-def _loop(x_RD, share_RA, gate_EDI, up_EDI, down_EID, expert_RA,
-          cotangent_RD):
+def _loop(x_RD, share_RA, gate_EDI, up_EDI, down_EID, expert_RA, cotangent_RD):
   """The output, and the gradients of its product with the cotangent."""
   out = np.zeros(cotangent_RD.shape)
-  grads = [np.zeros(a.shape)
-           for a in (x_RD, share_RA, gate_EDI, up_EDI, down_EID)]
+  grads = [
+    np.zeros(a.shape) for a in (x_RD, share_RA, gate_EDI, up_EDI, down_EID)
+  ]
   for (r, a), e in np.ndenumerate(expert_RA):
     if e == len(gate_EDI):
       continue
@@ -41,13 +41,17 @@ def _loop(x_RD, share_RA, gate_EDI, up_EDI, down_EID, expert_RA,
 
 
 @pytest.mark.parametrize(
-    'case', ['even', 'one expert', 'some empty', 'few', 'some none'])
+  'case', ['even', 'one expert', 'some empty', 'few', 'some none']
+)
 @pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
 def test_dispatch_is_dropless_and_exact(case, dispatch):
   rng = np.random.default_rng(0)
   R, A, E, D, I = (3 if case == 'few' else 151), 2, 8, 5, 6
-  pool = {'one expert': [3], 'some empty': [0, 5, 7],
-          'some none': [1, 4, 8]}.get(case, range(E))
+  pool = {
+    'one expert': [3],
+    'some empty': [0, 5, 7],
+    'some none': [1, 4, 8],
+  }.get(case, range(E))
   expert = rng.choice(list(pool), (R, A)).astype(np.int32)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   arrays = draw(R, D), draw(R, A), draw(E, D, I), draw(E, D, I), draw(E, I, D)
@@ -73,8 +77,10 @@ def test_blocks_cost_little_more_than_the_ideal_product():
   assert pairs <= int(where.end_E[-1]) * block < 1.1 * pairs
 
 
-@pytest.mark.parametrize('pairs, slots', [
-    (4, 2), (32, 2), (64, 4), (256, 4), (512, 8), (1024, 16), (65536, 128)])
+@pytest.mark.parametrize(
+  'pairs, slots',
+  [(4, 2), (32, 2), (64, 4), (256, 4), (512, 8), (1024, 16), (65536, 128)],
+)
 def test_a_block_holds_a_quarter_of_a_fair_share(pairs, slots):
   assert experts.block_slots(pairs, 16, smallest=2) == slots
   assert experts.block_slots(pairs, 16, smallest=16) == max(slots, 16)
@@ -84,13 +90,16 @@ def test_pairs_are_in_order_of_expert_and_then_of_number():
   """As a stable sort brings them, those of no expert last."""
   expert = jax.random.randint(jax.random.key(0), (1000,), 0, 8)
   np.testing.assert_array_equal(
-      experts.in_order(expert, 7), jnp.argsort(expert, stable=True))
+    experts.in_order(expert, 7), jnp.argsort(expert, stable=True)
+  )
 
 
 def test_pairs_that_no_key_can_number_are_refused():
   with pytest.raises(ValueError, match='smaller batches'):
-    jax.eval_shape(lambda expert: experts.in_order(expert, 256),
-                   jax.ShapeDtypeStruct((1 << 24,), jnp.int32))
+    jax.eval_shape(
+      lambda expert: experts.in_order(expert, 256),
+      jax.ShapeDtypeStruct((1 << 24,), jnp.int32),
+    )
 
 
 def test_both_dispatches_agree_in_bfloat16():
@@ -105,9 +114,14 @@ def test_both_dispatches_agree_in_bfloat16():
   found = []
   for dispatch in ('blocks', 'ragged'):
     run = jax.jit(partial(experts.swiglu, dispatch=dispatch, fp8=False))
-    found.append(jax.vjp(
-        lambda *args, run=run: run(args[0], expert, *args[1:]), x, share,
-        weights)[1](cotangent))
+    found.append(
+      jax.vjp(
+        lambda *args, run=run: run(args[0], expert, *args[1:]),
+        x,
+        share,
+        weights,
+      )[1](cotangent)
+    )
   for blocks, ragged in zip(*map(jax.tree.leaves, found), strict=True):
     assert blocks.dtype == jnp.bfloat16
     blocks, ragged = (np.asarray(x, np.float32) for x in (blocks, ragged))

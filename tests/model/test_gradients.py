@@ -14,9 +14,14 @@ _POSITION = np.array([[0, 1, 2, 3, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6]])
 _SEGMENT = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]])
 
 
-@pytest.mark.parametrize('config', [
+@pytest.mark.parametrize(
+  'config',
+  [
     partial(small_config, mtp_depth=1),
-    partial(dense_config, tie_embeddings=True)], ids=['v3', 'dense'])
+    partial(dense_config, tie_embeddings=True),
+  ],
+  ids=['v3', 'dense'],
+)
 def test_gradient_equals_finite_differences(config):
   """Along a random direction for each parameter."""
   with jax.enable_x64(True):
@@ -34,8 +39,9 @@ def _check(config):
     total = jnp.sum(jnp.sin(total))
     total += sum(jnp.sum(r.balance) for r in out.routing.values())
     if config.mtp_depth:
-      ahead, _ = model.apply({'params': params}, out.hidden_BTD, *inputs,
-                             method='look_ahead')
+      ahead, _ = model.apply(
+        {'params': params}, out.hidden_BTD, *inputs, method='look_ahead'
+      )
       total += jnp.sum(jnp.sin(ahead))
     return total
 
@@ -44,8 +50,10 @@ def _check(config):
   assert value.dtype == jnp.float64
   run = jax.jit(loss)
   leaves, tree = jax.tree.flatten(params)
-  names = [jax.tree_util.keystr(path) for path, _ in
-           jax.tree_util.tree_leaves_with_path(params)]
+  names = [
+    jax.tree_util.keystr(path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
   slopes = jax.tree.leaves(grads)
   checked = 0
   for i, (name, leaf, slope) in enumerate(zip(names, leaves, slopes)):
@@ -62,7 +70,7 @@ def _check(config):
 
     numeric = (moved(1) - moved(-1)) / (2 * step)
     np.testing.assert_allclose(
-        np.sum(slope * direction), numeric, rtol=1e-5, atol=1e-6,
-        err_msg=name)
+      np.sum(slope * direction), numeric, rtol=1e-5, atol=1e-6, err_msg=name
+    )
     checked += 1
   assert checked > 10

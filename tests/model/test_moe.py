@@ -13,27 +13,32 @@ from tests.conftest import one_device, small_config
 from tests.reference import transformer as oracle
 
 
-@pytest.mark.parametrize('groups,top_groups,active', [
-    (1, 1, 2), (4, 2, 3), (4, 1, 2), (2, 2, 8), (8, 3, 2)])
+@pytest.mark.parametrize(
+  'groups,top_groups,active',
+  [(1, 1, 2), (4, 2, 3), (4, 1, 2), (2, 2, 8), (8, 3, 2)],
+)
 def test_routing_equals_the_numpy_oracle(groups, top_groups, active):
-  config = small_config(num_expert_groups=groups, topk_groups=top_groups,
-                        experts_per_token=active)
+  config = small_config(
+    num_expert_groups=groups, topk_groups=top_groups, experts_per_token=active
+  )
   rng = np.random.default_rng(0)
   affinity = rng.uniform(0.01, 0.99, (200, 8)).astype(np.float32)
   bias = rng.normal(0, 0.5, 8).astype(np.float32)
   expert_BA, gate_BA = moe.route(affinity, bias, config)
   for row in range(200):
     want = oracle.route(affinity[row], bias, config)
-    got = dict(zip(np.asarray(expert_BA[row]).tolist(),
-                   np.asarray(gate_BA[row])))
+    got = dict(
+      zip(np.asarray(expert_BA[row]).tolist(), np.asarray(gate_BA[row]))
+    )
     assert got.keys() == want.keys()
     for expert, gate in want.items():
       np.testing.assert_allclose(got[expert], gate, rtol=1e-5)
 
 
 def test_bias_selects_but_does_not_weigh():
-  config = small_config(num_expert_groups=1, topk_groups=1,
-                        experts_per_token=1, routed_scaling=1.0)
+  config = small_config(
+    num_expert_groups=1, topk_groups=1, experts_per_token=1, routed_scaling=1.0
+  )
   affinity = jnp.array([[0.9, 0.1] + [0.05] * 6])
   bias = jnp.array([-2.0] + [0.0] * 7)
   expert_BA, gate_BA = moe.route(affinity, bias, config)
@@ -42,18 +47,22 @@ def test_bias_selects_but_does_not_weigh():
 
 
 def test_balancing_moves_bias_against_the_load():
-  bias = moe.balanced_bias(jnp.zeros((1, 4)), jnp.array([[9., 1., 5., 5.]]),
-                           0.001)
+  bias = moe.balanced_bias(
+    jnp.zeros((1, 4)), jnp.array([[9.0, 1.0, 5.0, 5.0]]), 0.001
+  )
   np.testing.assert_allclose(bias, [[-0.001, 0.001, 0, 0]])
 
 
-@pytest.mark.parametrize('changes,message', [
+@pytest.mark.parametrize(
+  'changes,message',
+  [
     ({'num_expert_groups': 3}, 'num_expert_groups = 3 does not divide'),
     ({'topk_groups': 5}, 'topk_groups = 5'),
     ({'experts_per_token': 5}, 'experts_per_token = 5'),
     ({'qk_rope_head_dim': 3}, 'qk_rope_head_dim'),
     ({'first_k_dense': 9}, 'first_k_dense = 9'),
-])
+  ],
+)
 def test_a_wrong_architecture_is_named(changes, message):
   with pytest.raises(UserError, match=message):
     small_config(**changes)
@@ -62,9 +71,14 @@ def test_a_wrong_architecture_is_named(changes, message):
 def test_softmax_routing_is_that_of_v2():
   """Groups by their best expert; gates neither biased nor normalised."""
   config = small_config(
-      affinity='softmax', group_score='max', normalise_gates=False,
-      routed_scaling=16.0, num_expert_groups=4, topk_groups=2,
-      experts_per_token=2)
+    affinity='softmax',
+    group_score='max',
+    normalise_gates=False,
+    routed_scaling=16.0,
+    num_expert_groups=4,
+    topk_groups=2,
+    experts_per_token=2,
+  )
   rng = np.random.default_rng(0)
   affinity = jax.nn.softmax(rng.normal(size=(50, 8)).astype(np.float32) * 2)
   expert_BA, gate_BA = moe.route(affinity, jnp.zeros(8), config)
@@ -96,11 +110,12 @@ def test_the_balance_loss_equals_numpy_and_ignores_padding():
   loss, load = moe.balance_loss(affinity, jnp.asarray(expert), counted)
   np.testing.assert_allclose(loss, total / rows, rtol=1e-5)
   np.testing.assert_array_equal(
-      load, np.bincount(expert[counted].reshape(-1), minlength=E))
+    load, np.bincount(expert[counted].reshape(-1), minlength=E)
+  )
 
 
 def test_load_metrics_name_the_worst_layer():
-  load = jnp.array([[5., 5., 5., 5.], [20., 0., 0., 0.]])
+  load = jnp.array([[5.0, 5.0, 5.0, 5.0], [20.0, 0.0, 0.0, 0.0]])
   found = moe.load_metrics(load)
   assert found['moe/max_violation'] == 3
   assert found['moe/dead_experts'] == 3
@@ -115,29 +130,39 @@ _ONE_LAYER = dict(num_layers=1, first_k_dense=0, num_shared_experts=0)
 def _moe_layer(shape, **changes):
   """One MoE layer's output, gradients and routing, on a mesh."""
   config = small_config(**_ONE_LAYER, **changes)
-  mesh = make_mesh(shape, jax.devices()[:int(np.prod(list(shape.values())))])
+  mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
   module = moe.MoE(config, Layout(mesh))
   rng = np.random.default_rng(0)
   x = rng.normal(size=(8, 6, 16)).astype(np.float32)
   counted = np.arange(6) < rng.integers(1, 7, (8, 1))
-  params = nn.meta.unbox(moe.MoE(config, one_device()).init(
-      jax.random.key(1), x, counted)['params'])
+  params = nn.meta.unbox(
+    moe.MoE(config, one_device()).init(jax.random.key(1), x, counted)['params']
+  )
 
   @jax.jit
   def run(params, x):
     y, routing = module.apply({'params': params}, x, counted)
     y = jnp.where(counted[..., None], y, 0)
-    return jnp.mean(y ** 2), (y, routing)
+    return jnp.mean(y**2), (y, routing)
 
-  (_, (y, routing)), grads = jax.value_and_grad(
-      run, (0, 1), has_aux=True)(jax.device_get(params), x)
+  (_, (y, routing)), grads = jax.value_and_grad(run, (0, 1), has_aux=True)(
+    jax.device_get(params), x
+  )
   return jax.device_get((y, routing, grads))
 
 
-@pytest.mark.parametrize('shape', [
-    dict(data=4), dict(expert=4), dict(tensor=2, expert=4),
-    dict(fsdp=2, expert=2, tensor=2), dict(tensor=8), dict(data=2, tensor=4)],
-    ids=str)
+@pytest.mark.parametrize(
+  'shape',
+  [
+    dict(data=4),
+    dict(expert=4),
+    dict(tensor=2, expert=4),
+    dict(fsdp=2, expert=2, tensor=2),
+    dict(tensor=8),
+    dict(data=2, tensor=4),
+  ],
+  ids=str,
+)
 @pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
 def test_expert_parallelism_is_exact(shape, dispatch):
   """Output, load and every gradient, where the experts are elsewhere."""
@@ -145,8 +170,10 @@ def test_expert_parallelism_is_exact(shape, dispatch):
   got = _moe_layer(shape, moe_dispatch=dispatch)
   assert got[1].dropped == 0
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
-      got, want)
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+    got,
+    want,
+  )
 
 
 def test_a_capacity_drops_and_counts():

@@ -21,29 +21,38 @@ def test_every_module_equals_the_numpy_oracle(depth):
   model, params = make(config)
   ahead = params['mtp']['block']['ffn']
   ahead['bias'] = 0.3 * jax.random.normal(
-      jax.random.key(8), ahead['bias'].shape)
+    jax.random.key(8), ahead['bias'].shape
+  )
 
   @jax.jit
   def run(params):
     out = model.apply({'params': params}, _TOKENS, _POSITION, _SEGMENT)
-    return model.apply({'params': params}, out.hidden_BTD, _TOKENS, _POSITION,
-                       _SEGMENT, method='look_ahead')
+    return model.apply(
+      {'params': params},
+      out.hidden_BTD,
+      _TOKENS,
+      _POSITION,
+      _SEGMENT,
+      method='look_ahead',
+    )
 
   hidden_ZBTD, routing = run(params)
   params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   want = oracle.look_ahead(
-      params64, _TOKENS[0], _POSITION[0], _SEGMENT[0], config)
+    params64, _TOKENS[0], _POSITION[0], _SEGMENT[0], config
+  )
   for k in range(depth):
     # The last k + 1 places of the row have no token to look at.
     np.testing.assert_allclose(
-        hidden_ZBTD[k, 0, :-k - 1], want[k][:-k - 1], atol=2e-4)
+      hidden_ZBTD[k, 0, : -k - 1], want[k][: -k - 1], atol=2e-4
+    )
   assert routing['mtp'].load_E.shape == (depth, config.num_experts)
   assert routing['mtp'].load_E.sum() == depth * 9 * config.experts_per_token
 
 
 def test_targets_end_with_their_document():
   target = np.array([[8, 9, 0, 5, 0, 0]])
-  weight = np.array([[1., 1., 0., 1., 0., 0.]])
+  weight = np.array([[1.0, 1.0, 0.0, 1.0, 0.0, 0.0]])
   segment = np.array([[1, 1, 1, 2, 2, 0]])
   got, counts = mtp.targets(target, weight, segment, 1)
   np.testing.assert_array_equal(counts, [[1, 0, 0, 0, 0, 0]])
@@ -60,8 +69,14 @@ def test_look_ahead_sees_the_next_token_and_no_more():
   def run(tokens):
     segment, position = tokens * 0 + 1, np.arange(9)[None]
     out = model.apply({'params': params}, tokens, position, segment)
-    return model.apply({'params': params}, out.hidden_BTD, tokens, position,
-                       segment, method='look_ahead')[0][0, 0]
+    return model.apply(
+      {'params': params},
+      out.hidden_BTD,
+      tokens,
+      position,
+      segment,
+      method='look_ahead',
+    )[0][0, 0]
 
   changed = _TOKENS.copy()
   changed[0, 5] = (changed[0, 5] + 1) % 32
@@ -71,7 +86,7 @@ def test_look_ahead_sees_the_next_token_and_no_more():
 
 
 def test_a_reward_is_read_at_the_last_token():
-  x = jnp.arange(8.).reshape(2, 4)
+  x = jnp.arange(8.0).reshape(2, 4)
   valid = jnp.array([[0, 1, 1, 0], [1, 1, 1, 1]], bool)
   np.testing.assert_array_equal(last_of(x, valid), [2, 7])
 
@@ -82,4 +97,5 @@ def test_the_scalar_head_is_one_number_a_token():
   out = model.apply({'params': params}, _TOKENS, _POSITION, _SEGMENT)
   values = model.apply({'params': params}, out.hidden_BTD, method='scalars')
   np.testing.assert_allclose(
-      values, out.hidden_BTD @ np.asarray(params['scalar'])[:, 0], atol=1e-5)
+    values, out.hidden_BTD @ np.asarray(params['scalar'])[:, 0], atol=1e-5
+  )

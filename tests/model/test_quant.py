@@ -14,8 +14,7 @@ import pytest
 from r1jax.model import experts, layers, quant
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout, make_mesh
-from tests.conftest import (
-    dense_config, forward, make, one_device, small_config)
+from tests.conftest import dense_config, forward, make, one_device, small_config
 
 _RNG = np.random.default_rng(0)
 
@@ -24,7 +23,8 @@ def _round(group):
   """One group of numbers under one scale, in NumPy."""
   scale = np.float32(np.abs(group).max() / 448) or np.float32(1)
   return (group / scale).astype(ml_dtypes.float8_e4m3fn).astype(
-      np.float32) * scale
+    np.float32
+  ) * scale
 
 
 def _tiles(x, axis):
@@ -33,7 +33,7 @@ def _tiles(x, axis):
   out = np.zeros_like(x)
   for row in range(x.shape[0]):
     for start in range(0, x.shape[1], 128):
-      out[row, start:start + 128] = _round(x[row, start:start + 128])
+      out[row, start : start + 128] = _round(x[row, start : start + 128])
   return np.moveaxis(out, -1, axis)
 
 
@@ -41,7 +41,7 @@ def _blocks(w):
   out = np.zeros_like(w)
   for i in range(0, w.shape[0], 128):
     for j in range(0, w.shape[1], 128):
-      out[i:i + 128, j:j + 128] = _round(w[i:i + 128, j:j + 128])
+      out[i : i + 128, j : j + 128] = _round(w[i : i + 128, j : j + 128])
   return out
 
 
@@ -86,8 +86,7 @@ def _assert_same_terms(got, want, x, w, dy):
 def test_all_three_products_are_v3s(native, T, D, F):
   """The weight's gradient is rounded along tokens."""
   x, w, dy = _draw(T, D), _draw(D, F), _draw(T, F)
-  y, dx, dw = _gradients(
-      jnp.matmul, one_device() if native else None, x, w, dy)
+  y, dx, dw = _gradients(jnp.matmul, one_device() if native else None, x, w, dy)
   _assert_close(y, _tiles(x, 1) @ _blocks(w))
   _assert_close(dx, _tiles(dy, 1) @ _blocks(w).T)
   _assert_close(dw, _tiles(_tiles(x, 1), 0).T @ _tiles(dy, 0))
@@ -97,8 +96,11 @@ def test_all_three_products_are_v3s(native, T, D, F):
 def test_an_fp8_unit_computes_what_is_simulated(T, D, F):
   """The same numbers, but for the order of float32 sums; rows end tiles."""
   args = _draw(2, T, D), _draw(D, F), _draw(2, T, F)
-  _assert_same_terms(_gradients(jnp.matmul, one_device(), *args),
-                     _gradients(jnp.matmul, None, *args), *args)
+  _assert_same_terms(
+    _gradients(jnp.matmul, one_device(), *args),
+    _gradients(jnp.matmul, None, *args),
+    *args,
+  )
 
 
 def _dots(jaxpr):
@@ -118,8 +120,12 @@ def test_what_an_fp8_unit_multiplies_is_e4m3():
     y, vjp = jax.vjp(partial(quant.product, jnp.matmul, one_device()), x, w)
     return y, *vjp(dy)
 
-  traced = run.trace(*(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (
-      (2, 150, 200), (200, 130), (2, 150, 130))))
+  traced = run.trace(
+    *(
+      jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+      for shape in ((2, 150, 200), (200, 130), (2, 150, 130))
+    )
+  )
   dots = list(_dots(traced.jaxpr.jaxpr))
   assert len(dots) == 3
   for dot in dots:
@@ -133,8 +139,11 @@ def test_what_an_fp8_unit_multiplies_is_e4m3():
     lines = re.findall(r'stablehlo.dot_general.* : (.*)', text)
     assert len(lines) == 3
     for line in lines:
-      assert re.fullmatch(r'\(tensor<[\dx]+xf8E4M3FN>, tensor<[\dx]+xf8E4M3FN>'
-                          r'\) -> tensor<[\dx]+xf32>', line), line
+      assert re.fullmatch(
+        r'\(tensor<[\dx]+xf8E4M3FN>, tensor<[\dx]+xf8E4M3FN>'
+        r'\) -> tensor<[\dx]+xf32>',
+        line,
+      ), line
 
 
 def test_simulated_products_are_of_float32():
@@ -148,15 +157,22 @@ def test_simulated_products_are_of_float32():
     assert set(dot.params['precision']) == {jax.lax.Precision.HIGHEST}
 
 
-@pytest.mark.parametrize('platform, kind, capability, want', [
+@pytest.mark.parametrize(
+  'platform, kind, capability, want',
+  [
     ('gpu', 'NVIDIA A100-SXM4-80GB', '8.0', False),
     ('gpu', 'NVIDIA L4', '8.9', True),
     ('gpu', 'NVIDIA H100 80GB HBM3', '9.0', True),
     ('gpu', 'NVIDIA B200', '10.0', True),
     ('gpu', 'AMD Instinct MI300X', 'gfx942', False),
-    ('tpu', 'TPU v4', None, False), ('tpu', 'TPU v5 lite', None, False),
-    ('tpu', 'TPU v5', None, False), ('tpu', 'TPU v6 lite', None, False),
-    ('tpu', 'TPU7x', None, True), ('tpu', 'unheard of', None, False)])
+    ('tpu', 'TPU v4', None, False),
+    ('tpu', 'TPU v5 lite', None, False),
+    ('tpu', 'TPU v5', None, False),
+    ('tpu', 'TPU v6 lite', None, False),
+    ('tpu', 'TPU7x', None, True),
+    ('tpu', 'unheard of', None, False),
+  ],
+)
 def test_which_devices_have_an_fp8_unit(platform, kind, capability, want):
   device = SimpleNamespace(platform=platform, device_kind=kind)
   if capability:
@@ -180,14 +196,15 @@ def test_eight_devices_make_the_tiles_of_one(native, B, T):
 
   def compiled(layout):
     def run(x, w, dy):
-      y, vjp = jax.vjp(partial(
-          layers.linear, layout=layout, fp8=True), x, w)
+      y, vjp = jax.vjp(partial(layers.linear, layout=layout, fp8=True), x, w)
       return y, *vjp(dy)
+
     return jax.jit(run).lower(x, w, dy).compile()
 
   on_mesh = compiled(mesh)
-  _assert_same_terms(on_mesh(x, w, dy), compiled(one_device())(x, w, dy),
-                     x, w, dy)
+  _assert_same_terms(
+    on_mesh(x, w, dy), compiled(one_device())(x, w, dy), x, w, dy
+  )
   # A loop over stretches waits for nobody.
   loops = on_mesh.as_text().split('\nENTRY')[0]
   assert not native or not re.search(r' (all-|collective-|reduce-sc)', loops)
@@ -202,17 +219,24 @@ def test_a_models_gradient_in_fp8_is_the_same_on_eight_devices(native):
   tokens = np.random.default_rng(2).integers(0, 32, (4, 150))
   position = np.broadcast_to(np.arange(150), tokens.shape)
 
-  config = dense_config(fp8=True, num_layers=1, first_k_dense=1,
-                        max_context=256, attention_kernel='plain')
+  config = dense_config(
+    fp8=True,
+    num_layers=1,
+    first_k_dense=1,
+    max_context=256,
+    attention_kernel='plain',
+  )
   params = jax.device_get(make(config)[1])
 
   @partial(jax.jit, static_argnums=0)
   def gradient(layout, params):
 
     def loss(params):
-      hidden_BTD = Transformer(config, layout).apply(
-          {'params': params}, tokens, position,
-          np.ones_like(tokens)).hidden_BTD
+      hidden_BTD = (
+        Transformer(config, layout)
+        .apply({'params': params}, tokens, position, np.ones_like(tokens))
+        .hidden_BTD
+      )
       return jnp.mean(jnp.sin(3 * hidden_BTD))
 
     return jax.value_and_grad(loss)(params)
@@ -226,27 +250,37 @@ def test_a_models_gradient_in_fp8_is_the_same_on_eight_devices(native):
 
 def test_zeros_stay_zeros(native):
   x, w = jnp.zeros((3, 200)), jnp.zeros((200, 5))
-  for found in _gradients(jnp.matmul, one_device() if native else None, x, w,
-                          jnp.zeros((3, 5))):
+  for found in _gradients(
+    jnp.matmul, one_device() if native else None, x, w, jnp.zeros((3, 5))
+  ):
     assert not np.asarray(found).any()
 
 
-@pytest.mark.parametrize('dispatch, native', [
-    ('blocks', False), ('blocks', True), ('ragged', False)])
+@pytest.mark.parametrize(
+  'dispatch, native', [('blocks', False), ('blocks', True), ('ragged', False)]
+)
 def test_grouped_products_round_each_experts_weight(dispatch, native):
   rows, E, D, I = 40, 3, 140, 8
   x, expert = _draw(rows, D), _RNG.integers(0, E, (rows, 1)).astype(np.int32)
-  gate, up = (np.stack([_draw(D, I) / 1e3 for _ in range(E)])
-              for _ in range(2))
+  gate, up = (np.stack([_draw(D, I) / 1e3 for _ in range(E)]) for _ in range(2))
   down = np.stack([_draw(I, D) for _ in range(E)])
-  got = jax.jit(lambda x, *weights: experts.swiglu(
-      x, expert, jnp.ones(expert.shape), weights, dispatch, True,
-      one_device() if native else None))(x, gate, up, down)
+  got = jax.jit(
+    lambda x, *weights: experts.swiglu(
+      x,
+      expert,
+      jnp.ones(expert.shape),
+      weights,
+      dispatch,
+      True,
+      one_device() if native else None,
+    )
+  )(x, gate, up, down)
 
   def one(x, e):
     g, u = (_tiles(x[None], 1) @ _blocks(w[e]) for w in (gate, up))
     hidden = (g * (1 + np.tanh(g.astype(np.float64) / 2)) / 2 * u).astype(
-        np.float32)
+      np.float32
+    )
     return (_tiles(hidden, 1) @ _blocks(down[e]))[0]
 
   want = np.stack([one(x[r], e) for r, e in enumerate(expert[:, 0])])
@@ -255,8 +289,11 @@ def test_grouped_products_round_each_experts_weight(dispatch, native):
   assert close.mean() > 0.99
 
 
-@pytest.mark.parametrize('config', [
-    partial(small_config, first_k_dense=3), dense_config], ids=['mla', 'gqa'])
+@pytest.mark.parametrize(
+  'config',
+  [partial(small_config, first_k_dense=3), dense_config],
+  ids=['mla', 'gqa'],
+)
 def test_a_model_in_fp8_is_near_and_not_the_same(config):
   """Without routing: another choice of experts is no small difference."""
   tokens = _RNG.integers(0, 32, (2, 9))

@@ -10,7 +10,9 @@ from tests.reference import transformer as oracle
 _TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9))
 
 
-@pytest.mark.parametrize('changes', [
+@pytest.mark.parametrize(
+  'changes',
+  [
     {},
     {'q_lora_rank': 0},
     {'first_k_dense': 0},
@@ -21,7 +23,9 @@ _TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9))
     {'remat': True},
     {'unroll': 2},
     {'attention_kernel': 'plain'},
-], ids=str)
+  ],
+  ids=str,
+)
 def test_logits_equal_the_numpy_oracle(changes):
   config = small_config(**changes)
   model, params = make(config)
@@ -29,8 +33,7 @@ def test_logits_equal_the_numpy_oracle(changes):
   params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   T = _TOKENS.shape[1]
   for row, tokens in enumerate(_TOKENS):
-    want = oracle.logits(
-        params64, tokens, np.arange(T), np.ones(T), config)
+    want = oracle.logits(params64, tokens, np.arange(T), np.ones(T), config)
     np.testing.assert_allclose(got[row], want, atol=2e-4, rtol=2e-4)
 
 
@@ -51,17 +54,21 @@ def test_packed_documents_do_not_meet():
   segment = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2]])
   got = forward(model, params, packed, position, segment)
   np.testing.assert_allclose(
-      got[0, :4], forward(model, params, first[None])[0], atol=1e-5)
+    got[0, :4], forward(model, params, first[None])[0], atol=1e-5
+  )
   np.testing.assert_allclose(
-      got[0, 4:], forward(model, params, second[None])[0], atol=1e-5)
+    got[0, 4:], forward(model, params, second[None])[0], atol=1e-5
+  )
 
 
 def test_layers_are_scanned():
   """The program does not grow with depth."""
+
   def size(layers):
     model, params = make(small_config(num_layers=layers))
-    jaxpr = jax.make_jaxpr(lambda p: model.apply(
-        {'params': p}, _TOKENS, _TOKENS * 0, _TOKENS * 0))(params)
+    jaxpr = jax.make_jaxpr(
+      lambda p: model.apply({'params': p}, _TOKENS, _TOKENS * 0, _TOKENS * 0)
+    )(params)
     return len(str(jaxpr).split('\n'))
 
   assert size(8) == size(3)

@@ -44,10 +44,18 @@ def mla(p, x_TD, position_T, segment_T, config):
     down = x_TD[t] @ p['kv_down']
     latent = rms_norm(down[:C], p['kv_norm']['scale'], c.norm_eps)
     k_rope = rope(down[C:], position_T[t], c.rope.theta)
-    queries.append([np.concatenate(
-        [q[:H], rope(q[H:], position_T[t], c.rope.theta)]) for q in q_NJ])
-    keys.append([np.concatenate([latent @ p['k_up'][:, n], k_rope])
-                 for n in range(c.num_heads)])
+    queries.append(
+      [
+        np.concatenate([q[:H], rope(q[H:], position_T[t], c.rope.theta)])
+        for q in q_NJ
+      ]
+    )
+    keys.append(
+      [
+        np.concatenate([latent @ p['k_up'][:, n], k_rope])
+        for n in range(c.num_heads)
+      ]
+    )
     values.append([latent @ p['v_up'][:, n] for n in range(c.num_heads)])
   out = np.zeros_like(x_TD)
   for t in range(T):
@@ -72,9 +80,12 @@ def route(affinity_E, bias_E, config):
   groups = biased.reshape(c.num_expert_groups, per_group)
   score = [sum(sorted(g)[-2:]) for g in groups]
   best_groups = sorted(range(len(score)), key=lambda g: -score[g])
-  allowed = [e for e in range(c.num_experts)
-             if e // per_group in best_groups[:c.topk_groups]]
-  chosen = sorted(allowed, key=lambda e: -biased[e])[:c.experts_per_token]
+  allowed = [
+    e
+    for e in range(c.num_experts)
+    if e // per_group in best_groups[: c.topk_groups]
+  ]
+  chosen = sorted(allowed, key=lambda e: -biased[e])[: c.experts_per_token]
   total = sum(affinity_E[e] for e in chosen)
   return {e: c.routed_scaling * affinity_E[e] / total for e in chosen}
 
@@ -90,8 +101,9 @@ def moe(p, x, config):
 
 def block(p, x_TD, position_T, segment_T, dense, config):
   c = config
-  normed = np.stack([
-      rms_norm(x, p['attention_norm']['scale'], c.norm_eps) for x in x_TD])
+  normed = np.stack(
+    [rms_norm(x, p['attention_norm']['scale'], c.norm_eps) for x in x_TD]
+  )
   x_TD = x_TD + mla(p['attention'], normed, position_T, segment_T, c)
   for t in range(len(x_TD)):
     h = rms_norm(x_TD[t], p['ffn_norm']['scale'], c.norm_eps)
@@ -109,13 +121,15 @@ def hidden(params, tokens_T, position_T, segment_T, config):
     p = _layer(stack, layer if dense else layer - c.first_k_dense)
     x_TD = block(p, x_TD, position_T, segment_T, dense, c)
   return np.stack(
-      [rms_norm(x, params['norm']['scale'], c.norm_eps) for x in x_TD])
+    [rms_norm(x, params['norm']['scale'], c.norm_eps) for x in x_TD]
+  )
 
 
 def logits(params, tokens_T, position_T, segment_T, config):
   """The whole model for one sequence: [T, V]."""
-  return hidden(
-      params, tokens_T, position_T, segment_T, config) @ params['head']
+  return (
+    hidden(params, tokens_T, position_T, segment_T, config) @ params['head']
+  )
 
 
 def look_ahead(params, tokens_T, position_T, segment_T, config):
@@ -130,15 +144,23 @@ def look_ahead(params, tokens_T, position_T, segment_T, config):
     x_TD = []
     for i in range(len(tokens_T)):
       ahead = params['embedding'][
-          tokens_T[i + k + 1] if i + k + 1 < len(tokens_T) else 0]
-      x_TD.append(np.concatenate([
-          rms_norm(ahead, p['ahead_norm']['scale'], config.norm_eps),
-          rms_norm(h_TD[i], p['hidden_norm']['scale'], config.norm_eps),
-      ]) @ p['merge'])
+        tokens_T[i + k + 1] if i + k + 1 < len(tokens_T) else 0
+      ]
+      x_TD.append(
+        np.concatenate(
+          [
+            rms_norm(ahead, p['ahead_norm']['scale'], config.norm_eps),
+            rms_norm(h_TD[i], p['hidden_norm']['scale'], config.norm_eps),
+          ]
+        )
+        @ p['merge']
+      )
     x_TD = block(
-        p['block'], np.stack(x_TD), position_T, segment_T, False, config)
+      p['block'], np.stack(x_TD), position_T, segment_T, False, config
+    )
     h_TD = np.stack(
-        [rms_norm(x, p['norm']['scale'], config.norm_eps) for x in x_TD])
+      [rms_norm(x, p['norm']['scale'], config.norm_eps) for x in x_TD]
+    )
     found.append(h_TD)
   return found
 

@@ -1,6 +1,6 @@
 """One of several processes that score together; prints what it got.
 
-  python -m tests.rewards.hosts_process ADDRESS PROCESSES PROCESS
+python -m tests.rewards.hosts_process ADDRESS PROCESSES PROCESS
 """
 
 import json
@@ -34,8 +34,12 @@ def main(address: str, processes: int, process: int):
 def together(mine, can, groups: int = GROUPS) -> dict:
   """Every group that is scored must be one of `can`."""
   scored = hosts.together(
-      TEXTS[:groups], mine, lambda: Scored.together(
-          [graded(group) for group in mine if known(group, can)]))
+    TEXTS[:groups],
+    mine,
+    lambda: Scored.together(
+      [graded(group) for group in mine if known(group, can)]
+    ),
+  )
   return as_json(scored)
 
 
@@ -51,17 +55,23 @@ def graded(group: int) -> Scored:
   part = np.where(number % 4 == 1, np.float32(np.nan), number / 3)
   scorable = ~np.isnan(part)
   return Scored(
-      reward_B=np.where(scorable, part, np.float32(0)), scorable_B=scorable,
-      parts={'accuracy': part, 'format': number},
-      verdicts=[f'verdict {n:.0f}' for n in number], texts=TEXTS[group])
+    reward_B=np.where(scorable, part, np.float32(0)),
+    scorable_B=scorable,
+    parts={'accuracy': part, 'format': number},
+    verdicts=[f'verdict {n:.0f}' for n in number],
+    texts=TEXTS[group],
+  )
 
 
 def as_json(scored: Scored) -> dict:
   exact = lambda array: [f'{array.dtype}', array.tobytes().hex()]
-  return {'reward': exact(scored.reward_B),
-          'scorable': exact(scored.scorable_B),
-          'parts': {name: exact(x) for name, x in scored.parts.items()},
-          'verdicts': list(scored.verdicts), 'texts': list(scored.texts)}
+  return {
+    'reward': exact(scored.reward_B),
+    'scorable': exact(scored.scorable_B),
+    'parts': {name: exact(x) for name, x in scored.parts.items()},
+    'verdicts': list(scored.verdicts),
+    'texts': list(scored.texts),
+  }
 
 
 if __name__ == '__main__':

@@ -11,35 +11,58 @@ from r1jax.config import base
 from r1jax.data.datasets import countdown_answer, read_jsonl
 from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
-from r1jax.records import Prompt, Scored
-from r1jax.graders import answers
-from r1jax.graders import code_answer
-from r1jax.graders import code_tests
-from r1jax.graders import math_answer
-from r1jax.workers import pool as workers
-from r1jax.rewards.combine import Options, Reward, RewardFailure
+from r1jax.graders import answers, code_answer, code_tests, math_answer
 from r1jax.graders.verdict import Verdict
-from r1jax.stages.build.parts import parts as build
+from r1jax.records import Prompt, Scored
+from r1jax.rewards.combine import Options, Reward, RewardFailure
+from r1jax.stages.build import parts as build
+from r1jax.workers import pool as workers
 
 
 def is_right(answer, gold, source):
   return answers.grade([(answer, gold, source)]) == [Verdict.CORRECT]
 
 
-@pytest.mark.parametrize('answer,right', [
-    ('12', True), (' 12 ', True), ('', False), (None, False), ('112', False),
-    ('12.0', False), ('+12', False), ('1 2', False), ('twelve', False)])
+@pytest.mark.parametrize(
+  'answer,right',
+  [
+    ('12', True),
+    (' 12 ', True),
+    ('', False),
+    (None, False),
+    ('112', False),
+    ('12.0', False),
+    ('+12', False),
+    ('1 2', False),
+    ('twelve', False),
+  ],
+)
 def test_integers_are_exact(answer, right):
   assert is_right(answer, '12', 'arithmetic') == right
 
 
-@pytest.mark.parametrize('answer,right', [
-    ('(44+19)+35', True), ('44 + 19 + 35', True), ('35+19+44', True),
-    ('98', False), ('44+19', False), ('44+19+35+0', False),
-    ('44+44+10', False), ('44+19+35=98', False), ('44+19+-35', False),
-    ('44**19*35', False), ('44//19+35', False), ('4419+35', False),
-    ('(' * 100 + '44' + ')' * 100 + '+19+35', True), ('44+19+35)', False),
-    ('__import__("os")', False), ('44/0+19+35', False), ('', False)])
+@pytest.mark.parametrize(
+  'answer,right',
+  [
+    ('(44+19)+35', True),
+    ('44 + 19 + 35', True),
+    ('35+19+44', True),
+    ('98', False),
+    ('44+19', False),
+    ('44+19+35+0', False),
+    ('44+44+10', False),
+    ('44+19+35=98', False),
+    ('44+19+-35', False),
+    ('44**19*35', False),
+    ('44//19+35', False),
+    ('4419+35', False),
+    ('(' * 100 + '44' + ')' * 100 + '+19+35', True),
+    ('44+19+35)', False),
+    ('__import__("os")', False),
+    ('44/0+19+35', False),
+    ('', False),
+  ],
+)
 def test_countdown_is_exact(answer, right):
   gold = countdown_answer([44, 19, 35], 98)
   assert is_right(answer, gold, 'countdown') == right
@@ -54,22 +77,32 @@ def test_countdown_divides_exactly():
 def test_every_given_countdown_solution_is_right(shared):
   rows = read_jsonl(str(shared / 'data/countdown/countdown_test.jsonl'), {})
   assert all(
-      is_right(row['solution'], countdown_answer(row['nums'], row['target']),
-               'countdown') for row in rows)
+    is_right(
+      row['solution'], countdown_answer(row['nums'], row['target']), 'countdown'
+    )
+    for row in rows
+  )
 
 
-_OPTIONS = Options(max_tokens=100, overlong_buffer_tokens=20, repetition_n=2,
-                   max_unscored=0.2)
+_OPTIONS = Options(
+  max_tokens=100, overlong_buffer_tokens=20, repetition_n=2, max_unscored=0.2
+)
 
 
 def _reward(max_unscored=0.2, **weights) -> Reward:
-  return Reward(weights, {}, Reader(), dataclasses.replace(
-      _OPTIONS, max_unscored=max_unscored))
+  return Reward(
+    weights,
+    {},
+    Reader(),
+    dataclasses.replace(_OPTIONS, max_unscored=max_unscored),
+  )
 
 
 def _prompts():
-  return [Prompt(id=str(i), text='', question='', answer=str(i),
-                 source='arithmetic') for i in range(2)]
+  return [
+    Prompt(id=str(i), text='', question='', answer=str(i), source='arithmetic')
+    for i in range(2)
+  ]
 
 
 def test_reward_is_the_weighted_sum_of_its_parts():
@@ -83,13 +116,27 @@ def test_reward_is_the_weighted_sum_of_its_parts():
 
 def test_sources_may_be_mixed_and_verdicts_keep_their_order():
   gold = countdown_answer([1, 2], 3)
-  assert answers.grade([
-      ('7', '7', 'arithmetic'), ('1/2', '0.5', 'math'), ('1+1', gold,
-                                                         'countdown'),
-      (None, '7', 'math'), ('8', '7', 'arithmetic'), ('x', gold, 'countdown'),
-      ('1' * 301, '7', 'arithmetic'), ('9^9^9', '7', 'math')]) == [
-          'correct', 'correct', 'wrong', 'unparsable', 'wrong', 'unparsable',
-          'refused', 'refused']
+  assert answers.grade(
+    [
+      ('7', '7', 'arithmetic'),
+      ('1/2', '0.5', 'math'),
+      ('1+1', gold, 'countdown'),
+      (None, '7', 'math'),
+      ('8', '7', 'arithmetic'),
+      ('x', gold, 'countdown'),
+      ('1' * 301, '7', 'arithmetic'),
+      ('9^9^9', '7', 'math'),
+    ]
+  ) == [
+    'correct',
+    'correct',
+    'wrong',
+    'unparsable',
+    'wrong',
+    'unparsable',
+    'refused',
+    'refused',
+  ]
   with pytest.raises(KeyError, match='chess'):
     answers.grade([('e4', 'e4', 'chess')])
 
@@ -97,8 +144,11 @@ def test_sources_may_be_mixed_and_verdicts_keep_their_order():
 def test_what_no_grader_could_grade_has_no_reward(monkeypatch):
   class Broken:
     def map(self, jobs, total_secs):
-      return [workers.Failure('timeout', ''), 'wrong',
-              workers.Failure('crash', '')]
+      return [
+        workers.Failure('timeout', ''),
+        'wrong',
+        workers.Failure('crash', ''),
+      ]
 
   monkeypatch.setattr(math_answer, '_processes', Broken)
   prompts = [_prompts()[0].replace(source='math')]
@@ -108,10 +158,14 @@ def test_what_no_grader_could_grade_has_no_reward(monkeypatch):
   assert scored.verdicts == ['timeout', 'wrong', 'crash', 'correct']
   assert scored.scorable_B.tolist() == [False, True, False, True]
   np.testing.assert_array_equal(
-      scored.parts['accuracy'], [np.nan, 0, np.nan, 1])
+    scored.parts['accuracy'], [np.nan, 0, np.nan, 1]
+  )
   np.testing.assert_array_equal(scored.reward_B, [0, 0.5, 0, 1.5])
-  with pytest.raises(RewardFailure, match='50% of the samples have no accuracy, '
-                     'more than rl.max_unscored = 20%'):
+  with pytest.raises(
+    RewardFailure,
+    match='50% of the samples have no accuracy, '
+    'more than rl.max_unscored = 20%',
+  ):
     reward.check(scored)
   _reward(accuracy=1.0, max_unscored=0.5).check(scored)
 
@@ -122,53 +176,87 @@ def test_general_rows_have_weights_of_their_own():
   prompts = [_prompts()[1], _prompts()[0].replace(source='general')]
   form = '<think>we add</think><answer>{}</answer>'
   judges = {'helpful': lambda prompts, texts: np.arange(len(texts)) / 4}
-  reward = Reward({'accuracy': 1.0}, {'helpful': 2.0, 'format': 1.0}, Reader(),
-                  _OPTIONS, judges)
+  reward = Reward(
+    {'accuracy': 1.0},
+    {'helpful': 2.0, 'format': 1.0},
+    Reader(),
+    _OPTIONS,
+    judges,
+  )
   scored = reward.score(
-      [form.format(1), '7', form.format(0), '0'], prompts, [9] * 4)
+    [form.format(1), '7', form.format(0), '0'], prompts, [9] * 4
+  )
   np.testing.assert_allclose(scored.reward_B, [1, 0, 2 * 2 / 4 + 1, 2 * 3 / 4])
   assert scored.verdicts == ['correct', 'unparsable', 'general', 'general']
-  assert np.isnan(scored.parts['accuracy'][2:]).all() and scored.scorable_B.all()
+  assert (
+    np.isnan(scored.parts['accuracy'][2:]).all() and scored.scorable_B.all()
+  )
   reward.check(scored)
 
 
 def test_a_model_that_says_nothing_leaves_its_rows_unscored():
   prompts = [_prompts()[0].replace(source='general')]
   for value in (np.nan, np.inf):
-    reward = Reward({}, {'safe': 1.0}, Reader(), _OPTIONS, {
-        'safe': lambda prompts, texts: np.array([1, value, 0])})
+    reward = Reward(
+      {},
+      {'safe': 1.0},
+      Reader(),
+      _OPTIONS,
+      {'safe': lambda prompts, texts: np.array([1, value, 0])},
+    )
     scored = reward.score(['a', 'b', 'c'], prompts, [1] * 3)
     assert scored.scorable_B.tolist() == [True, False, True]
     np.testing.assert_array_equal(scored.reward_B, [1, 0, 0])
-  short = Reward({}, {'safe': 1.0}, Reader(), _OPTIONS, {
-      'safe': lambda prompts, texts: np.ones(2)})
-  with pytest.raises(RewardFailure, match=r'safe returned \(2,\) numbers for 3'):
+  short = Reward(
+    {},
+    {'safe': 1.0},
+    Reader(),
+    _OPTIONS,
+    {'safe': lambda prompts, texts: np.ones(2)},
+  )
+  with pytest.raises(
+    RewardFailure, match=r'safe returned \(2,\) numbers for 3'
+  ):
     short.score(['a', 'b', 'c'], prompts, [1] * 3)
 
 
 def test_parts_of_style_length_and_form():
-  texts = ['<think>we add three and four</think><answer>0</answer>',
-           '<think>wir addieren drei und vier zusammen</think><answer>1'
-           '</answer>', 'a b a b a b']
+  texts = [
+    '<think>we add three and four</think><answer>0</answer>',
+    '<think>wir addieren drei und vier zusammen</think><answer>1</answer>',
+    'a b a b a b',
+  ]
   scored = _reward(
-      language=1.0, format_errors=1.0, overlong=1.0, cosine=1.0,
-      repetition=1.0).score(texts, _prompts()[:1], [0, 90, 100])
+    language=1.0, format_errors=1.0, overlong=1.0, cosine=1.0, repetition=1.0
+  ).score(texts, _prompts()[:1], [0, 90, 100])
   np.testing.assert_allclose(scored.parts['language'], [1, 0, 1])
   np.testing.assert_allclose(scored.parts['format_errors'], [0, 0, -0.4])
   np.testing.assert_allclose(scored.parts['overlong'], [0, -0.5, -1])
   np.testing.assert_allclose(scored.parts['repetition'], [0, 0, -0.6])
   np.testing.assert_allclose(scored.parts['cosine'], [1, -0.512, -1], atol=1e-3)
   np.testing.assert_allclose(
-      scored.reward_B, sum(scored.parts[name] for name in (
-          'language', 'format_errors', 'overlong', 'cosine', 'repetition')),
-      atol=1e-6)
+    scored.reward_B,
+    sum(
+      scored.parts[name]
+      for name in (
+        'language',
+        'format_errors',
+        'overlong',
+        'cosine',
+        'repetition',
+      )
+    ),
+    atol=1e-6,
+  )
 
 
 def test_batches_are_put_together_as_they_were():
   reward, texts = _reward(accuracy=1.0, format=1.0), ['0', '1', '2', '3']
   whole = reward.score(texts, _prompts(), [1] * 4)
-  parts = [reward.score(texts[:2], _prompts()[:1], [1] * 2),
-           reward.score(texts[2:], _prompts()[1:], [1] * 2)]
+  parts = [
+    reward.score(texts[:2], _prompts()[:1], [1] * 2),
+    reward.score(texts[2:], _prompts()[1:], [1] * 2),
+  ]
   again = Scored.together(parts)
   np.testing.assert_array_equal(again.reward_B, whole.reward_B)
   np.testing.assert_array_equal(again.scorable_B, whole.scorable_B)
@@ -180,32 +268,47 @@ def test_batches_are_put_together_as_they_were():
 @pytest.mark.parametrize('credit,want', [('all', 0), ('share', 0.5)])
 def test_a_config_says_what_half_a_program_is_worth(monkeypatch, credit, want):
   """A program that passes half of its tests, scored as a run would."""
+
   def grade_batch(programs, tests, sandbox, rules, total_secs):
-    return [code_tests.Grade(code_tests.CodeVerdict.WRONG, 1, 2,
-                             0.5 if rules.partial else 0.0)]
+    return [
+      code_tests.Grade(
+        code_tests.CodeVerdict.WRONG, 1, 2, 0.5 if rules.partial else 0.0
+      )
+    ]
 
   monkeypatch.setattr(code_tests, 'grade_batch', grade_batch)
   monkeypatch.setattr(code_answer, 'sandbox', lambda: None)
   config = base.get_config()
   config.rl.code_credit = credit
   reward = build.reward(config, types.SimpleNamespace(reader=Reader()))
-  prompt = _prompts()[0].replace(source='code', answer=json.dumps(
-      {'id': 'p', 'cases': [{'stdin': '1', 'stdout': '2'}] * 2}))
+  prompt = _prompts()[0].replace(
+    source='code',
+    answer=json.dumps(
+      {'id': 'p', 'cases': [{'stdin': '1', 'stdout': '2'}] * 2}
+    ),
+  )
   text = '<think>a</think><answer>print(2)</answer>'
   scored = reward.score([text], [prompt], [9])
   assert scored.parts['accuracy'] == [want] and scored.verdicts == ['wrong']
 
 
 def test_another_credit_is_refused():
-  with pytest.raises(UserError, match=r"code_credit must be one of \('all', "
-                     r"'share'\), got 'half'"):
+  with pytest.raises(
+    UserError,
+    match=r"code_credit must be one of \('all', "
+    r"'share'\), got 'half'",
+  ):
     dataclasses.replace(_OPTIONS, code_credit='half')
 
 
-@pytest.mark.parametrize('weights,general,message', [
+@pytest.mark.parametrize(
+  'weights,general,message',
+  [
     ({'acuracy': 1.0}, {}, "unknown 'acuracy'; did you mean 'accuracy'"),
     ({}, {'accuracy': 1.0}, 'accuracy needs a rule, which general rows'),
-    ({}, {'helpful': 1.0}, 'helpful has a weight, but no model')])
+    ({}, {'helpful': 1.0}, 'helpful has a weight, but no model'),
+  ],
+)
 def test_weights_that_mean_nothing_are_refused(weights, general, message):
   with pytest.raises(UserError, match=message):
     Reward(weights, general, Reader(), _OPTIONS)

@@ -15,9 +15,20 @@ from tests.rewards import hosts_process as one
 def _start(address: str, process: int):
   env = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
   return subprocess.Popen(
-      [sys.executable, '-m', 'tests.rewards.hosts_process', address, '2',
-       str(process)], env=env | {'JAX_PLATFORMS': 'cpu'}, cwd=ROOT, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    [
+      sys.executable,
+      '-m',
+      'tests.rewards.hosts_process',
+      address,
+      '2',
+      str(process),
+    ],
+    env=env | {'JAX_PLATFORMS': 'cpu'},
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 def _told(process) -> dict:
@@ -38,8 +49,10 @@ def test_two_processes_score_half_each_and_hold_the_same_whole():
     assert told['whole'] == told['after'] == want
     assert told['first'] == one.as_json(one.graded(0))
   own = 'ValueError: nobody grades {}'
-  other = ('RewardFailure: reward: process {} could not score its share: '
-           'ValueError: nobody grades {}')
+  other = (
+    'RewardFailure: reward: process {} could not score its share: '
+    'ValueError: nobody grades {}'
+  )
   assert first['failure of 0'] == own.format(0)
   assert second['failure of 1'] == own.format(1)
   assert second['failure of 0'] == other.format(0, 0)

@@ -12,8 +12,16 @@ from r1jax.rewards.learned import Judge, Judging
 from tests.conftest import make, small_config
 
 _FORM = '<think>{}</think><answer>{}</answer>'
-_PROMPTS = [Prompt(id=str(n), text=f'User:{"9+" * n}1Assistant:', question='',
-                   answer='', source='general') for n in range(5)]
+_PROMPTS = [
+  Prompt(
+    id=str(n),
+    text=f'User:{"9+" * n}1Assistant:',
+    question='',
+    answer='',
+    source='general',
+  )
+  for n in range(5)
+]
 _TEXTS = [_FORM.format('9' * n, n) for n in range(5)]
 
 
@@ -25,19 +33,24 @@ def model():
 
 
 def _judge(model, kind, **changes) -> Judge:
-  return Judge(*model, Reader(), Judging(**dict(
-      kind=kind, max_tokens=64, rows=4) | changes))
+  return Judge(
+    *model,
+    Reader(),
+    Judging(**dict(kind=kind, max_tokens=64, rows=4) | changes),
+  )
 
 
 def test_a_score_is_that_of_the_full_forward_alone(model):
   """In a batch of other lengths: the scalar of the row's own last token."""
   made, params, text = model
   got = _judge(model, 'safe').score(_PROMPTS, _TEXTS)
-  rows = [[*text.prompt(prompt.text), *text.encode(response), text.stop_ids[0]]
-          for prompt, response in zip(_PROMPTS, _TEXTS)]
+  rows = [
+    [*text.prompt(prompt.text), *text.encode(response), text.stop_ids[0]]
+    for prompt, response in zip(_PROMPTS, _TEXTS)
+  ]
   tokens = np.zeros((5, 64), np.int32)
   for row, ids in zip(tokens, rows):
-    row[:len(ids)] = ids
+    row[: len(ids)] = ids
   position = np.broadcast_to(np.arange(64), tokens.shape)
 
   @jax.jit
@@ -45,8 +58,7 @@ def test_a_score_is_that_of_the_full_forward_alone(model):
     out = made.apply({'params': params}, tokens, position, tokens * 0 + 1)
     return out.hidden_BTD @ params['scalar'][:, 0]
 
-  raw = np.array([row[len(ids) - 1]
-                  for row, ids in zip(scalars(params), rows)])
+  raw = np.array([row[len(ids) - 1] for row, ids in zip(scalars(params), rows)])
   np.testing.assert_allclose(got, 1 / (1 + np.exp(-raw)), atol=1e-5)
 
 
@@ -54,13 +66,16 @@ def test_helpfulness_reads_the_summary_and_safety_all(model):
   changed = [_FORM.format('7' * 9, n) for n in range(5)]
   helpful, safe = _judge(model, 'helpful'), _judge(model, 'safe')
   np.testing.assert_allclose(
-      helpful.score(_PROMPTS, _TEXTS), helpful.score(_PROMPTS, changed),
-      atol=1e-6)
-  assert (np.abs(safe.score(_PROMPTS, _TEXTS)
-                 - safe.score(_PROMPTS, changed)) > 1e-4).all()
+    helpful.score(_PROMPTS, _TEXTS), helpful.score(_PROMPTS, changed), atol=1e-6
+  )
+  assert (
+    np.abs(safe.score(_PROMPTS, _TEXTS) - safe.score(_PROMPTS, changed)) > 1e-4
+  ).all()
   other = [_FORM.format('9' * n, 9 - n) for n in range(5)]
-  assert (np.abs(helpful.score(_PROMPTS, _TEXTS)
-                 - helpful.score(_PROMPTS, other)) > 1e-4).all()
+  assert (
+    np.abs(helpful.score(_PROMPTS, _TEXTS) - helpful.score(_PROMPTS, other))
+    > 1e-4
+  ).all()
 
 
 def test_scores_are_told_in_deviations(model):
@@ -70,10 +85,12 @@ def test_scores_are_told_in_deviations(model):
 
 
 def test_a_long_pair_loses_its_beginning(model):
-  prompt = Prompt(id='p', text='User:' + '8' * 300, question='', answer='',
-                  source='general')
-  other = Prompt(id='q', text='User:7' + '8' * 300, question='', answer='',
-                 source='general')
+  prompt = Prompt(
+    id='p', text='User:' + '8' * 300, question='', answer='', source='general'
+  )
+  other = Prompt(
+    id='q', text='User:7' + '8' * 300, question='', answer='', source='general'
+  )
   judge = _judge(model, 'safe')
   assert judge.score([prompt], ['a']) == judge.score([other], ['a'])
   assert judge.score([prompt], ['a']) != judge.score([prompt], ['b'])

@@ -1,6 +1,6 @@
 """One of several processes that sample together; prints what it drew.
 
-  python -m tests.rollout.sampling_process ADDRESS PROCESSES PROCESS DEVICES
+python -m tests.rollout.sampling_process ADDRESS PROCESSES PROCESS DEVICES
 """
 
 import json
@@ -22,13 +22,17 @@ from tests.conftest import small_config
 def main(address: str, processes: int, process: int, devices: int):
   # JAX reads the flags when it first looks for devices.
   os.environ['XLA_FLAGS'] = (
-      f'--xla_force_host_platform_device_count={devices} '
-      + compiler.light_flags())
+    f'--xla_force_host_platform_device_count={devices} '
+    + compiler.light_flags()
+  )
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(address, processes, process)
-  print(json.dumps({
-      'processes': jax.process_count(), 'devices': jax.device_count()} | drawn(
-          Layout(make_mesh(dict(fsdp=-1, tensor=2))))))
+  print(
+    json.dumps(
+      {'processes': jax.process_count(), 'devices': jax.device_count()}
+      | drawn(Layout(make_mesh(dict(fsdp=-1, tensor=2))))
+    )
+  )
 
 
 def drawn(layout: Layout) -> dict:
@@ -36,19 +40,36 @@ def drawn(layout: Layout) -> dict:
   rows give way."""
   model = Transformer(small_config(mtp_depth=1), layout)
   params = init_params(model, jax.random.key(0))
-  engine = Engine(model, EngineConfig(
-      rows=4, context_tokens=24, page_tokens=4, chunk_steps=4,
-      cache_tokens=64, speculative=True))
+  engine = Engine(
+    model,
+    EngineConfig(
+      rows=4,
+      context_tokens=24,
+      page_tokens=4,
+      chunk_steps=4,
+      cache_tokens=64,
+      speculative=True,
+    ),
+  )
   session = engine.session(params)
-  made = [session.submit(Request(
-      name=n, prompt=np.arange(3, 4 + n, dtype=np.int32),
-      key=np.array([0, n], np.uint32),
-      sampling=Sampling(max_new_tokens=8 + n, stop_ids=(2,))))
-      for n in range(8)]
+  made = [
+    session.submit(
+      Request(
+        name=n,
+        prompt=np.arange(3, 4 + n, dtype=np.int32),
+        key=np.array([0, n], np.uint32),
+        sampling=Sampling(max_new_tokens=8 + n, stop_ids=(2,)),
+      )
+    )
+    for n in range(8)
+  ]
   for _ in session:
     pass
-  return {'tokens': [c.tokens for c in made], 'logp': [c.logp for c in made],
-          'preempted': session.preempted}
+  return {
+    'tokens': [c.tokens for c in made],
+    'logp': [c.logp for c in made],
+    'preempted': session.preempted,
+  }
 
 
 if __name__ == '__main__':

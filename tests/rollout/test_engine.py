@@ -22,8 +22,14 @@ from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
 from r1jax.train import step as train_step
-from tests.conftest import ROOT, dense_config, forward, make, one_device
-from tests.conftest import small_config
+from tests.conftest import (
+  ROOT,
+  dense_config,
+  forward,
+  make,
+  one_device,
+  small_config,
+)
 from tests.rollout import sampling_process
 
 _HOW = Sampling(max_new_tokens=10, stop_ids=(2, 5))
@@ -34,14 +40,19 @@ def _prompts():
   """Two prompts of different length, left-padded."""
   tokens = np.array([[0, 0, 0, 9, 11], [7, 8, 9, 4, 12]], np.int32)
   valid = np.array([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]], bool)
-  return PromptBatch(tokens_PT=tokens, valid_PT=valid,
-                     id_P=np.array([17, 4], np.uint32))
+  return PromptBatch(
+    tokens_PT=tokens, valid_PT=valid, id_P=np.array([17, 4], np.uint32)
+  )
 
 
 def _request(prompt, seed: int = 0, **changes) -> Request:
   key = np.asarray(jax.random.key_data(jax.random.key(seed)))
-  return Request(name=f'#{seed}', prompt=np.asarray(prompt, np.int32), key=key,
-                 sampling=dataclasses.replace(_HOW, **changes))
+  return Request(
+    name=f'#{seed}',
+    prompt=np.asarray(prompt, np.int32),
+    key=key,
+    sampling=dataclasses.replace(_HOW, **changes),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -73,15 +84,18 @@ def test_logp_is_what_the_trainer_computes(small, temperature):
 
 def test_greedy_tokens_are_the_argmax_of_the_full_forward(small):
   model, params, engine = small
-  made, = engine.run(params, [_request(
-      [9, 11, 4], temperature=0.0, stop_ids=(), max_new_tokens=8)])
+  (made,) = engine.run(
+    params,
+    [_request([9, 11, 4], temperature=0.0, stop_ids=(), max_new_tokens=8)],
+  )
   want = forward(model, params, made.context[None])[0].argmax(-1)
   assert made.tokens == want[2:-1].tolist()
 
 
 @pytest.mark.parametrize('int8', [False, True])
 def test_a_sample_does_not_depend_on_the_sampler_s_sizes(
-    small, monkeypatch, int8):
+  small, monkeypatch, int8
+):
   """Few rows, large pages, short chunks, prompts read by twos: the same. So
   with an 8-bit cache: an entry is rounded before anybody sees it."""
   model, params, engine = small
@@ -89,8 +103,10 @@ def test_a_sample_does_not_depend_on_the_sampler_s_sizes(
   key = jax.random.key(5)
   want = _three(Engine(model, sizes) if int8 else engine, params, key)
   for changes in (
-      dict(rows=1, prefill_tokens=1), dict(rows=3, chunk_steps=3),
-      dict(page_tokens=16, chunk_steps=16)):
+    dict(rows=1, prefill_tokens=1),
+    dict(rows=3, chunk_steps=3),
+    dict(page_tokens=16, chunk_steps=16),
+  ):
     if 'prefill_tokens' in changes:
       monkeypatch.setattr(engine_file, '_FILL_COLUMNS', 2)
     other = Engine(model, dataclasses.replace(sizes, **changes))
@@ -103,15 +119,22 @@ def test_rows_that_attend_some_after_others_sample_the_same(small, monkeypatch):
   """In groups of two, longest first, each to the end of its own pages."""
   model, params, engine = small
   rng = np.random.default_rng(0)
-  requests = [_request(rng.integers(3, 30, 1 + 3 * n), n, stop_ids=(),
-                       max_new_tokens=9 - n) for n in range(6)]
+  requests = [
+    _request(
+      rng.integers(3, 30, 1 + 3 * n), n, stop_ids=(), max_new_tokens=9 - n
+    )
+    for n in range(6)
+  ]
   want = engine.run(params, requests)
   monkeypatch.setattr(cache, '_ROWS_TOGETHER', 2)
   monkeypatch.setattr(cache, '_SPAN_TOKENS', (4, 4))
   got = Engine(model, _SIZES).run(params, requests)
   assert [c.tokens for c in got] == [c.tokens for c in want]
-  np.testing.assert_allclose(np.concatenate([c.logp for c in got]),
-                             np.concatenate([c.logp for c in want]), atol=1e-5)
+  np.testing.assert_allclose(
+    np.concatenate([c.logp for c in got]),
+    np.concatenate([c.logp for c in want]),
+    atol=1e-5,
+  )
 
 
 def test_layers_apart_sample_what_a_stack_does(small, monkeypatch):
@@ -133,12 +156,15 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch(small):
   key = jax.random.key(5)
   both = _three(engine, params, key)
   for p in (0, 1):
-    alone = _three(engine, params, key,
-                   jax.tree.map(lambda x: x[p:p + 1], _prompts()))
+    alone = _three(
+      engine, params, key, jax.tree.map(lambda x: x[p : p + 1], _prompts())
+    )
     np.testing.assert_array_equal(
-        both.tokens_BT[3 * p:3 * p + 3], alone.tokens_BT)
-  swapped = _three(engine, params, key,
-                   jax.tree.map(lambda x: x[::-1], _prompts()))
+      both.tokens_BT[3 * p : 3 * p + 3], alone.tokens_BT
+    )
+  swapped = _three(
+    engine, params, key, jax.tree.map(lambda x: x[::-1], _prompts())
+  )
   np.testing.assert_array_equal(both.tokens_BT[:3], swapped.tokens_BT[3:])
   other = _three(engine, params, jax.random.key(6))
   assert (other.tokens_BT != both.tokens_BT).any()
@@ -146,26 +172,30 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch(small):
 
 def test_a_short_pool_makes_rows_give_way_and_changes_nothing(small):
   model, params, engine = small
-  requests = [_request([3, 4, n], n, max_new_tokens=20, stop_ids=())
-              for n in range(6)]
+  requests = [
+    _request([3, 4, n], n, max_new_tokens=20, stop_ids=()) for n in range(6)
+  ]
   want = engine.run(params, requests)
-  tight = Engine(model, dataclasses.replace(
-      _SIZES, context_tokens=23, cache_tokens=44)).session(params)
+  tight = Engine(
+    model, dataclasses.replace(_SIZES, context_tokens=23, cache_tokens=44)
+  ).session(params)
   got = [tight.submit(request) for request in requests]
   for _ in tight:
     pass
   assert tight.preempted > 0
   assert [c.tokens for c in got] == [c.tokens for c in want]
-  np.testing.assert_allclose([c.logp for c in got], [c.logp for c in want],
-                             atol=1e-5)
+  np.testing.assert_allclose(
+    [c.logp for c in got], [c.logp for c in want], atol=1e-5
+  )
 
 
 def test_what_one_session_begins_another_ends(small):
   """Stopped half-way and taken up again: the same tokens, each with the
   version of the policy that drew it."""
   _, params, engine = small
-  requests = [_request([3, 4, n], n, max_new_tokens=20, stop_ids=())
-              for n in range(4)]
+  requests = [
+    _request([3, 4, n], n, max_new_tokens=20, stop_ids=()) for n in range(4)
+  ]
   want = engine.run(params, requests)
   first = engine.session(params, version=7)
   for request in requests:
@@ -194,9 +224,17 @@ def test_uneven_lengths_are_refilled_without_recompiling(small):
   rng = np.random.default_rng(0)
   lengths = rng.geometric(0.2, 40).clip(1, 20)
   session = engine.session(params)
-  made = [session.submit(_request(
-      rng.integers(0, 32, rng.integers(1, 12)), n, stop_ids=(),
-      max_new_tokens=int(length))) for n, length in enumerate(lengths)]
+  made = [
+    session.submit(
+      _request(
+        rng.integers(0, 32, rng.integers(1, 12)),
+        n,
+        stop_ids=(),
+        max_new_tokens=int(length),
+      )
+    )
+    for n, length in enumerate(lengths)
+  ]
   for _ in session:
     pass
   assert [len(c.tokens) for c in made] == lengths.tolist()
@@ -207,9 +245,11 @@ def test_uneven_lengths_are_refilled_without_recompiling(small):
 def _choices(model, params, rollout):
   """The experts of each token in a full forward pass that chooses freely."""
   out = model.apply(
-      {'params': params}, rollout.tokens_BT,
-      transformer.positions(rollout.valid_BT),
-      rollout.valid_BT.astype(np.int32))
+    {'params': params},
+    rollout.tokens_BT,
+    transformer.positions(rollout.valid_BT),
+    rollout.valid_BT.astype(np.int32),
+  )
   return jnp.moveaxis(out.routing['moe_layers'].expert_BTA, 0, 2)
 
 
@@ -237,16 +277,25 @@ def test_training_replays_the_experts_that_sampled(small, recorded):
   """After the router moved: other choices, unless the old are replayed."""
   model, params, _ = small
   router = params['moe_layers']['ffn']['router']
-  moved = params | {'moe_layers': params['moe_layers'] | {
-      'ffn': params['moe_layers']['ffn'] | {
-          'bias': params['moe_layers']['ffn']['bias'] + jax.random.normal(
-              jax.random.key(2), (router.shape[0], router.shape[-1]))}}}
+  moved = params | {
+    'moe_layers': params['moe_layers']
+    | {
+      'ffn': params['moe_layers']['ffn']
+      | {
+        'bias': params['moe_layers']['ffn']['bias']
+        + jax.random.normal(
+          jax.random.key(2), (router.shape[0], router.shape[-1])
+        )
+      }
+    }
+  }
   free = _choices(model, moved, recorded)
   assert (np.sort(free, -1) != np.sort(recorded.experts_BTLA, -1)).any()
   # The bias selects only: with the old choices nothing else has changed.
   score = train_step.score(model, 1.0, 5)
   np.testing.assert_allclose(
-      score(moved, recorded), recorded.logp_BT, atol=1e-4)
+    score(moved, recorded), recorded.logp_BT, atol=1e-4
+  )
   chosen = score(moved, recorded.replace(experts_BTLA=None))
   assert np.abs(chosen - recorded.logp_BT).max() > 1e-3
 
@@ -258,8 +307,9 @@ def test_masks_come_from_lengths_and_the_stop_token_is_trained(small):
   rollout = _three(engine, params, jax.random.key(3), how=how)
   own, seen = rollout.tokens_BT[:, 5:], set()
   for b in range(6):
-    stops = np.flatnonzero(np.isin(own[b], how.stop_ids)
-                           & rollout.mask_BT[b, 5:])
+    stops = np.flatnonzero(
+      np.isin(own[b], how.stop_ids) & rollout.mask_BT[b, 5:]
+    )
     length = rollout.length_B[b]
     if rollout.finish_B[b] == FINISH_STOP:
       assert stops.tolist() == [length - 1]  # The first one, and it counts.
@@ -279,8 +329,10 @@ def test_a_group_reads_its_prompt_once(small):
   for count in (1, 16):
     wide = Engine(model, dataclasses.replace(_SIZES, rows=16))
     session = wide.session(params)
-    made = [session.submit(dataclasses.replace(
-        one, key=np.array([0, n], np.uint32))) for n in range(count)]
+    made = [
+      session.submit(dataclasses.replace(one, key=np.array([0, n], np.uint32)))
+      for n in range(count)
+    ]
     for _ in session:
       pass
     told[count] = session.read_tokens
@@ -292,30 +344,33 @@ def test_samples_of_a_group_differ(small):
   _, params, engine = small
   rollout = _three(engine, params, jax.random.key(5))
   for p in (0, 1):
-    rows = {tuple(row) for row in rollout.tokens_BT[3 * p:3 * p + 3].tolist()}
+    rows = {tuple(row) for row in rollout.tokens_BT[3 * p : 3 * p + 3].tolist()}
     assert len(rows) == 3
   assert rollout.group_B.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_stop_strings_end_a_completion_where_they_are_complete(small):
   _, params, engine = small
-  free, = engine.run(params, [_request([9, 4], stop_ids=())])
+  (free,) = engine.run(params, [_request([9, 4], stop_ids=())])
   string = _text(free.tokens)[4:7]  # Beyond the first chunk of four.
-  made, = engine.run(
-      params, [_request([9, 4], stop_ids=(), stop_strings=(string,))])
+  (made,) = engine.run(
+    params, [_request([9, 4], stop_ids=(), stop_strings=(string,))]
+  )
   end = _text(free.tokens).index(string) + 3
   assert made.tokens == free.tokens[:end] and made.finish == 'stop'
-  told, = engine.run(params, [_request(
-      [9, 4], stop_ids=(), stop_strings=(string,), best=2)])
+  (told,) = engine.run(
+    params, [_request([9, 4], stop_ids=(), stop_strings=(string,), best=2)]
+  )
   for field in ('logp', 'model_logp', 'version', 'best'):
     assert len(getattr(told, field)) == end
 
 
 def test_prompt_and_completion_have_a_budget_together(small):
   _, params, engine = small
-  free, = engine.run(params, [_request([9, 4, 3], stop_ids=())])
-  made, = engine.run(
-      params, [_request([9, 4, 3], stop_ids=(), max_total_tokens=7)])
+  (free,) = engine.run(params, [_request([9, 4, 3], stop_ids=())])
+  (made,) = engine.run(
+    params, [_request([9, 4, 3], stop_ids=(), max_total_tokens=7)]
+  )
   assert made.tokens == free.tokens[:4] and made.finish == 'length'
   with pytest.raises(UserError, match='leaves nothing of max_total_tokens = 3'):
     engine.run(params, [_request([9, 4, 3], max_total_tokens=3)])
@@ -325,20 +380,21 @@ def test_prompt_and_completion_have_a_budget_together(small):
 def test_the_next_turn_of_a_conversation_reads_what_is_new(small, int8):
   """And samples what it does in a session that has seen nothing."""
   model, params, _ = small
-  engine = Engine(model, dataclasses.replace(_SIZES, cache_int8=int8),
-                  record_routing=True)
+  engine = Engine(
+    model, dataclasses.replace(_SIZES, cache_int8=int8), record_routing=True
+  )
   session = engine.session(params)
-  first = session.submit(_request([9, 4, 3], 1, stop_ids=(), best=1,
-                                  max_new_tokens=7))
+  first = session.submit(
+    _request([9, 4, 3], 1, stop_ids=(), best=1, max_new_tokens=7)
+  )
   for _ in session:
     pass
-  again = _request([*first.context, 8, 7, 6], 2, stop_ids=(),
-                   max_new_tokens=6)
+  again = _request([*first.context, 8, 7, 6], 2, stop_ids=(), max_new_tokens=6)
   second, before = session.submit(again), session.read_tokens
   for _ in session:
     pass
   assert session.read_tokens - before == 3  # The last one drawn, 8 and 7.
-  want, = engine.run(params, [again])
+  (want,) = engine.run(params, [again])
   assert second.tokens == want.tokens
   np.testing.assert_allclose(second.logp, want.logp, atol=1e-5)
   np.testing.assert_array_equal(second.prompt_experts, want.prompt_experts)
@@ -351,8 +407,15 @@ def test_a_prompt_that_comes_twice_has_other_samples(small):
   rollout = _three(engine, params, jax.random.key(5), twice)
   want = _three(engine, params, jax.random.key(5))
   np.testing.assert_array_equal(rollout.tokens_BT[:6], want.tokens_BT)
-  assert len({tuple(row) for row in np.asarray(
-      rollout.tokens_BT)[[0, 1, 2, 6, 7, 8]].tolist()}) == 6
+  assert (
+    len(
+      {
+        tuple(row)
+        for row in np.asarray(rollout.tokens_BT)[[0, 1, 2, 6, 7, 8]].tolist()
+      }
+    )
+    == 6
+  )
 
 
 def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
@@ -361,7 +424,10 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   engine = Engine(model, _SIZES)
   laid = jax.tree_util.tree_leaves_with_path(engine.laid_out(params))
   assert {path[-1].key for path, x in laid if x.dtype != jnp.bfloat16} == {
-      'scale', 'router', 'bias'}
+    'scale',
+    'router',
+    'bias',
+  }
   got = _three(engine, params, jax.random.key(1))
   with monkeypatch.context() as patched:
     patched.setattr(engine_file, 'as_used', lambda config, params: params)
@@ -379,7 +445,7 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
 def test_requests_of_one_batch_have_settings_of_their_own(small):
   model, params, engine = small
   plain = _request([9, 4], 1, stop_ids=())
-  want, = engine.run(params, [plain])
+  (want,) = engine.run(params, [plain])
   greedy = _request([9, 4], 2, temperature=0.0, stop_ids=(), best=3)
   banned = _request([9, 4], 1, stop_ids=(), banned_ids=(want.tokens[0],))
   got = engine.run(params, [plain, greedy, banned])
@@ -389,18 +455,36 @@ def test_requests_of_one_batch_have_settings_of_their_own(small):
   for t, best in enumerate(got[1].best):
     logp_V = jax.nn.log_softmax(logits[1 + t])
     assert [token for token, _ in best] == np.argsort(-logp_V)[:3].tolist()
-    np.testing.assert_allclose([p for _, p in best], np.sort(-logp_V)[:3] * -1,
-                               atol=1e-4)
-  again, = engine.run(params, [_request(
-      [9, 4], 3, temperature=0.0, repetition_penalty=1e6, stop_ids=(),
-      max_new_tokens=6)])
+    np.testing.assert_allclose(
+      [p for _, p in best], np.sort(-logp_V)[:3] * -1, atol=1e-4
+    )
+  (again,) = engine.run(
+    params,
+    [
+      _request(
+        [9, 4],
+        3,
+        temperature=0.0,
+        repetition_penalty=1e6,
+        stop_ids=(),
+        max_new_tokens=6,
+      )
+    ],
+  )
   assert len({9, 4, *again.tokens}) == 8  # Nothing comes twice.
 
 
-@pytest.mark.parametrize('config,sizes', [
+@pytest.mark.parametrize(
+  'config,sizes',
+  [
     (small_config(), _SIZES),
-    (dense_config(num_heads=4, num_kv_heads=2),
-     dataclasses.replace(_SIZES, cache_int8=True))], ids=['mla', 'gqa-int8'])
+    (
+      dense_config(num_heads=4, num_kv_heads=2),
+      dataclasses.replace(_SIZES, cache_int8=True),
+    ),
+  ],
+  ids=['mla', 'gqa-int8'],
+)
 def test_eight_devices_sample_what_one_does(config, sizes):
   """Two prompts over four parts of a batch: the mesh need not divide them."""
   model, params = make(config)
@@ -409,7 +493,8 @@ def test_eight_devices_sample_what_one_does(config, sizes):
   layout = Layout(make_mesh(dict(data=-1, tensor=2, expert=experts)))
   wide = Transformer(config, layout)
   spread = jax.device_put(
-      jax.device_get(params), parameter_shardings(wide, layout))
+    jax.device_get(params), parameter_shardings(wide, layout)
+  )
   got = _three(Engine(wide, sizes), spread, jax.random.key(2))
   np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
   np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
@@ -431,14 +516,21 @@ def test_a_request_that_cannot_be_served_is_named_and_the_others_go_on(small):
   _, params, engine = small
   session = engine.session(params)
   good = session.submit(_request([1, 2], 0))
-  for n, (request, message) in enumerate([
+  for n, (request, message) in enumerate(
+    [
       (_request([], 1), 'request #1: the prompt is empty'),
-      (_request([1] * 30, 2), 'prompt of 30 and max_new_tokens of 10 exceed '
-       'context_tokens = 32'),
+      (
+        _request([1] * 30, 2),
+        'prompt of 30 and max_new_tokens of 10 exceed context_tokens = 32',
+      ),
       (_request([1, 40], 3), 'token outside of the vocabulary of 32'),
-      (dataclasses.replace(_request([1], 5), key=np.zeros(4, np.uint32)),
-       r'#5: its key has shape \(4,\)'),
-      (_request([1], 4, stop_ids=(77,)), '#4: .*stop_ids has 77')]):
+      (
+        dataclasses.replace(_request([1], 5), key=np.zeros(4, np.uint32)),
+        r'#5: its key has shape \(4,\)',
+      ),
+      (_request([1], 4, stop_ids=(77,)), '#4: .*stop_ids has 77'),
+    ]
+  ):
     with pytest.raises(UserError, match=message):
       session.submit(request)
   assert [c for finished in session for c in finished] == [good]
@@ -447,58 +539,84 @@ def test_a_request_that_cannot_be_served_is_named_and_the_others_go_on(small):
 
 def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
   model, *_ = small
-  with pytest.raises(UserError, match='cache_tokens = 20 holds no request of '
-                     'context_tokens = 32; it needs 36'):
+  with pytest.raises(
+    UserError,
+    match='cache_tokens = 20 holds no request of '
+    'context_tokens = 32; it needs 36',
+  ):
     Engine(model, dataclasses.replace(_SIZES, cache_tokens=20))
-  with pytest.raises(UserError, match='a device has .* GB, and sampling needs '
-                     'weights as trained.*; lower cache_tokens'):
+  with pytest.raises(
+    UserError,
+    match='a device has .* GB, and sampling needs '
+    'weights as trained.*; lower cache_tokens',
+  ):
     Engine(model, dataclasses.replace(_SIZES, cache_tokens=1 << 42))
   with pytest.raises(UserError, match='rollout: rows must be at least 1'):
     dataclasses.replace(_SIZES, rows=0)
 
 
-@pytest.mark.parametrize('config', [
-    small_config(dtype='bfloat16'),
-    dense_config(num_heads=4, num_kv_heads=2)], ids=['mla', 'gqa'])
-@pytest.mark.parametrize('mesh', [
-    dict(tensor=2, expert=2, fsdp=2), dict(data=8),
-    dict(data=4, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+  'config',
+  [small_config(dtype='bfloat16'), dense_config(num_heads=4, num_kv_heads=2)],
+  ids=['mla', 'gqa'],
+)
+@pytest.mark.parametrize(
+  'mesh',
+  [dict(tensor=2, expert=2, fsdp=2), dict(data=8), dict(data=4, tensor=2)],
+  ids=str,
+)
 def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
   if not config.num_experts:
-    mesh = mesh | {'fsdp': mesh.get('fsdp', 1) * mesh.get('expert', 1),
-                   'expert': 1}
+    mesh = mesh | {
+      'fsdp': mesh.get('fsdp', 1) * mesh.get('expert', 1),
+      'expert': 1,
+    }
   layout = Layout(make_mesh(mesh))
   model = Transformer(config, layout)
   params = transformer.init_params(model, jax.random.key(0))
   engine = Engine(model, _SIZES)
   trained, sampled, pool = (
-      sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
-      for tree in (params, engine.laid_out(params), engine.new_pages()))
+    sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+    for tree in (params, engine.laid_out(params), engine.new_pages())
+  )
   counted = engine_file.device_bytes(model, layout, _SIZES)
   told = list(counted.values())
   assert told == [trained, sampled, pool]
 
 
 def test_weights_that_are_sampled_as_they_are_trained_count_once(
-    small, monkeypatch):
+  small, monkeypatch
+):
   model, params, _ = small
   monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
   assert Engine(model, _SIZES).laid_out(params) is params
   trained, sampled, _ = engine_file.device_bytes(
-      model, model.layout, _SIZES).values()
+    model, model.layout, _SIZES
+  ).values()
   assert trained and not sampled
 
 
 def _start(address: str, processes: int, process: int, devices: int):
   env = dict(
-      os.environ, JAX_PLATFORMS='cpu',
-      JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
-      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5')
+    os.environ,
+    JAX_PLATFORMS='cpu',
+    JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5',
+  )
   return subprocess.Popen(
-      [sys.executable, '-m', 'tests.rollout.sampling_process', address,
-       *map(str, (processes, process, devices))],
-      env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE)
+    [
+      sys.executable,
+      '-m',
+      'tests.rollout.sampling_process',
+      address,
+      *map(str, (processes, process, devices)),
+    ],
+    env=env,
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 def _told(process) -> dict:

@@ -18,22 +18,36 @@ _IDS = {f'p{n}': [3 + n, 9, 4] for n in range(6)}
 
 
 def _open(names, seed: int = 0):
-  prompts = [Prompt(id=n, text=n, question=n, answer='', source='math',
-                    messages=(Message('user', n),)) for n in names]
+  prompts = [
+    Prompt(
+      id=n,
+      text=n,
+      question=n,
+      answer='',
+      source='math',
+      messages=(Message('user', n),),
+    )
+    for n in names
+  ]
   tokens = np.array([_IDS[n] for n in names], np.int32)
   batch = PromptBatch(
-      tokens_PT=tokens, valid_PT=np.ones(tokens.shape, bool),
-      id_P=np.array([int(n[1:]) for n in names], np.uint32))
-  return groups.open_groups(prompts, assemble.requests(
-      batch, 2, _HOW, jax.random.key(seed)), 2), batch
+    tokens_PT=tokens,
+    valid_PT=np.ones(tokens.shape, bool),
+    id_P=np.array([int(n[1:]) for n in names], np.uint32),
+  )
+  return groups.open_groups(
+    prompts, assemble.requests(batch, 2, _HOW, jax.random.key(seed)), 2
+  ), batch
 
 
 @pytest.fixture(scope='module')
 def small():
   model, params = make(small_config())
-  engine = Engine(model, EngineConfig(
-      rows=12, context_tokens=16, page_tokens=4, chunk_steps=2),
-      record_routing=True)
+  engine = Engine(
+    model,
+    EngineConfig(rows=12, context_tokens=16, page_tokens=4, chunk_steps=2),
+    record_routing=True,
+  )
   return params, jax.tree.map(lambda x: x * 1.2, params), engine
 
 
@@ -58,14 +72,17 @@ def test_a_step_ends_when_enough_groups_are_complete(small):
   assert all(group.complete for group in complete)
   assert not all(group.complete for group in rest)
   lengths = [max(map(len, _tokens([group]))) for group in complete]
-  others = [max(map(len, _tokens([group]))) for group in everything
-            if group.prompt.id not in {g.prompt.id for g in complete}]
+  others = [
+    max(map(len, _tokens([group])))
+    for group in everything
+    if group.prompt.id not in {g.prompt.id for g in complete}
+  ]
   assert max(lengths) <= min(others) + 1  # The shortest, to a chunk of two.
   # What was drawn is what would have been drawn.
   by_name = {g.prompt.id: _tokens([g]) for g in everything}
   for group in complete + rest:
     for got, want in zip(_tokens([group]), by_name[group.prompt.id]):
-      assert got == want[:len(got)]
+      assert got == want[: len(got)]
 
 
 def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
@@ -77,15 +94,20 @@ def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
   want, none = groups.advance(engine, moved, 2, rest, 5)
   got, _ = groups.advance(engine, moved, 2, again, 5)
   assert len(want) == 5 and not none
-  assert {version for group in want for c in group.completions
-          for version in c.version} == {1, 2}
+  assert {
+    version
+    for group in want
+    for c in group.completions
+    for version in c.version
+  } == {1, 2}
   for a, b in zip(got, want):
     assert a.prompt == b.prompt
     for x, y in zip(a.completions, b.completions):
       for field in dataclasses.fields(x):
         if field.name != 'request':
           np.testing.assert_array_equal(
-              getattr(x, field.name), getattr(y, field.name), field.name)
+            getattr(x, field.name), getattr(y, field.name), field.name
+          )
       np.testing.assert_array_equal(x.request.key, y.request.key)
 
 

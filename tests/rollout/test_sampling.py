@@ -14,19 +14,27 @@ from r1jax.rollout.sampling import Sampling
 _PLAIN = Sampling(max_new_tokens=4, stop_ids=(2,))
 
 
-def _draw(logits_V, rows: int = 1, seen=None, seed: int = 0, best: int = 0,
-          **changes):
+def _draw(
+  logits_V, rows: int = 1, seen=None, seed: int = 0, best: int = 0, **changes
+):
   """So many draws from the same logits, each from a key of its own."""
   how = dataclasses.replace(_PLAIN, **changes)
-  keys = np.asarray(jax.random.key_data(
-      jax.random.split(jax.random.key(seed), rows)))
+  keys = np.asarray(
+    jax.random.key_data(jax.random.split(jax.random.key(seed), rows))
+  )
   ones = np.ones(rows, np.int32)
   draws = sampling.stack(
-      [how] * rows, keys, 0 * ones, ones, sampling.features([how]),
-      len(logits_V), [seen] * rows)
+    [how] * rows,
+    keys,
+    0 * ones,
+    ones,
+    sampling.features([how]),
+    len(logits_V),
+    [seen] * rows,
+  )
   return jax.jit(sampling.draw, static_argnames='best')(
-      jnp.tile(jnp.asarray(logits_V, jnp.float32), (rows, 1)), draws, 0,
-      best=best)
+    jnp.tile(jnp.asarray(logits_V, jnp.float32), (rows, 1)), draws, 0, best=best
+  )
 
 
 def _softmax(x):
@@ -50,9 +58,11 @@ def test_samples_follow_the_distribution(temperature):
   chi2 = ((count_V - 20000 * want_V) ** 2 / (20000 * want_V)).sum()
   assert chi2 < 16.3  # 0.1 % of χ² with three degrees of freedom.
   np.testing.assert_allclose(
-      drawn.logp_B, np.log(want_V)[drawn.token_B], atol=1e-5)
+    drawn.logp_B, np.log(want_V)[drawn.token_B], atol=1e-5
+  )
   np.testing.assert_allclose(
-      drawn.model_logp_B, np.log(_softmax(logits_V))[drawn.token_B], atol=1e-5)
+    drawn.model_logp_B, np.log(_softmax(logits_V))[drawn.token_B], atol=1e-5
+  )
 
 
 def test_what_is_cut_and_what_is_left():
@@ -70,7 +80,8 @@ def test_what_is_cut_and_what_is_left():
   want = np.log(np.array([0, 0.625, 0, 0.375]) + 1e-30)
   np.testing.assert_allclose(drawn.logp_B, want[drawn.token_B], atol=1e-5)
   np.testing.assert_allclose(
-      drawn.model_logp_B, np.log(p)[drawn.token_B], atol=1e-5)
+    drawn.model_logp_B, np.log(p)[drawn.token_B], atol=1e-5
+  )
 
 
 def test_bans_biases_and_the_repetition_penalty():
@@ -80,12 +91,14 @@ def test_bans_biases_and_the_repetition_penalty():
   assert set(drawn.token_B.tolist()) == {3}
   # CTRL: a positive logit is divided, a negative one multiplied.
   logits = np.array([1.0, 0.9, -1.0, -1.1])
-  assert _draw(logits, temperature=0.0, seen=[0],
-               repetition_penalty=1.2).token_B.tolist() == [1]
+  assert _draw(
+    logits, temperature=0.0, seen=[0], repetition_penalty=1.2
+  ).token_B.tolist() == [1]
   penalised = np.array([1.0, 0.9, -2.0, -1.1])
   drawn = _draw(logits, 4000, seen=[2], repetition_penalty=2.0)
   np.testing.assert_allclose(
-      drawn.logp_B, np.log(_softmax(penalised))[drawn.token_B], atol=1e-5)
+    drawn.logp_B, np.log(_softmax(penalised))[drawn.token_B], atol=1e-5
+  )
 
 
 def _reference(x, how: Sampling, seen) -> np.ndarray:
@@ -95,11 +108,12 @@ def _reference(x, how: Sampling, seen) -> np.ndarray:
     x[token] += bias
   x[list(how.banned_ids)] = -np.inf
   for token in set(seen):
-    x[token] *= (1 / how.repetition_penalty if x[token] > 0
-                 else how.repetition_penalty)
+    x[token] *= (
+      1 / how.repetition_penalty if x[token] > 0 else how.repetition_penalty
+    )
   x /= how.temperature
   order = np.argsort(-x)
-  x[order[how.top_k:]] = -np.inf
+  x[order[how.top_k :]] = -np.inf
   p = _softmax(x)
   inside = order[np.cumsum(p[order]) - p[order] < how.top_p]
   x[~np.isin(np.arange(len(x)), inside)] = -np.inf
@@ -111,15 +125,28 @@ def test_settings_are_applied_in_the_documented_order_in_float32():
   """All of them at once, on logits in bfloat16."""
   rng = np.random.default_rng(0)
   how = dataclasses.replace(
-      _PLAIN, temperature=2.5, top_k=9, top_p=0.9, min_p=0.2,
-      repetition_penalty=1.7, banned_ids=(4,), logit_bias={1: 3.0, 7: -2.0})
+    _PLAIN,
+    temperature=2.5,
+    top_k=9,
+    top_p=0.9,
+    min_p=0.2,
+    repetition_penalty=1.7,
+    banned_ids=(4,),
+    logit_bias={1: 3.0, 7: -2.0},
+  )
   kept = set()
   for _ in range(20):
     logits_V = jnp.asarray(rng.normal(0, 4, 16), jnp.bfloat16)
     seen = rng.integers(0, 16, 5)
     draws = sampling.stack(
-        [how], np.zeros((1, 2), np.uint32), np.zeros(1, np.int32),
-        np.ones(1, np.int32), sampling.features([how]), 16, [seen])
+      [how],
+      np.zeros((1, 2), np.uint32),
+      np.zeros(1, np.int32),
+      np.ones(1, np.int32),
+      sampling.features([how]),
+      16,
+      [seen],
+    )
     got = sampling.shaped(logits_V[None], draws)
     assert got.dtype == jnp.float32
     want = _reference(logits_V, how, seen)
@@ -129,8 +156,11 @@ def test_settings_are_applied_in_the_documented_order_in_float32():
 
 
 def test_few_programs_serve_all_settings():
-  hows = [dataclasses.replace(_PLAIN, best=best, banned_ids=tuple(range(bans)))
-          for best in (3, 4) for bans in (5, 8)]
+  hows = [
+    dataclasses.replace(_PLAIN, best=best, banned_ids=tuple(range(bans)))
+    for best in (3, 4)
+    for bans in (5, 8)
+  ]
   assert len({sampling.features([how]) for how in hows}) == 1
 
 
@@ -139,8 +169,8 @@ def test_greedy_is_exact_and_certain():
   assert drawn.token_B.tolist() == [1] * 8
   assert drawn.logp_B.tolist() == [0.0] * 8
   np.testing.assert_allclose(
-      drawn.model_logp_B, np.log(_softmax([0.1, 3.0, 2.9, -1.0])[1]),
-      atol=1e-6)
+    drawn.model_logp_B, np.log(_softmax([0.1, 3.0, 2.9, -1.0])[1]), atol=1e-6
+  )
 
 
 def test_the_first_of_equals_is_taken_and_nan_draws_a_token_still():
@@ -158,29 +188,43 @@ def test_draws_are_those_of_jax_s_categorical():
   logits_BV[:, ::7] = -np.inf
   keys_B = jax.random.split(jax.random.key(3), 64)
   draws = sampling.stack(
-      [_PLAIN] * 64, np.asarray(jax.random.key_data(keys_B)),
-      np.arange(64, dtype=np.int32), np.ones(64, np.int32),
-      sampling.features([_PLAIN]), 300)
+    [_PLAIN] * 64,
+    np.asarray(jax.random.key_data(keys_B)),
+    np.arange(64, dtype=np.int32),
+    np.ones(64, np.int32),
+    sampling.features([_PLAIN]),
+    300,
+  )
   nth_B = jax.vmap(jax.random.fold_in)(keys_B, np.arange(64) + 2)
   np.testing.assert_array_equal(
-      jax.jit(sampling.draw)(logits_BV, draws, 2).token_B,
-      jax.vmap(jax.random.categorical)(nth_B, logits_BV))
+    jax.jit(sampling.draw)(logits_BV, draws, 2).token_B,
+    jax.vmap(jax.random.categorical)(nth_B, logits_BV),
+  )
 
 
 def test_the_most_likely_tokens_are_told():
   drawn = _draw(np.log([0.1, 0.6, 0.3]), 3, best=2)
   assert drawn.best_id_BS.tolist() == [[1, 2]] * 3
   np.testing.assert_allclose(
-      drawn.best_logp_BS, [[np.log(0.6), np.log(0.3)]] * 3, atol=1e-6)
+    drawn.best_logp_BS, [[np.log(0.6), np.log(0.3)]] * 3, atol=1e-6
+  )
 
 
 def test_rows_of_one_batch_are_drawn_in_their_own_way():
-  hows = [dataclasses.replace(_PLAIN, temperature=0.0),
-          dataclasses.replace(_PLAIN, top_k=1), _PLAIN, None]
+  hows = [
+    dataclasses.replace(_PLAIN, temperature=0.0),
+    dataclasses.replace(_PLAIN, top_k=1),
+    _PLAIN,
+    None,
+  ]
   draws = sampling.stack(
-      hows, np.zeros((4, 2), np.uint32), np.zeros(4, np.int32),
-      np.array([1, 1, 1, 0], np.int32),
-      sampling.features([h for h in hows if h]), 5)
+    hows,
+    np.zeros((4, 2), np.uint32),
+    np.zeros(4, np.int32),
+    np.array([1, 1, 1, 0], np.int32),
+    sampling.features([h for h in hows if h]),
+    5,
+  )
   shaped = sampling.shaped(jnp.tile(jnp.arange(5.0), (4, 1)), draws)
   np.testing.assert_array_equal(shaped[0], np.arange(5.0))
   assert np.isfinite(shaped[1]).tolist() == [False] * 4 + [True]
@@ -188,30 +232,42 @@ def test_rows_of_one_batch_are_drawn_in_their_own_way():
   assert draws.stop_BS[:, 0].tolist() == [2, 2, 2, -1]
 
 
-@pytest.mark.parametrize('changes,message', [
+@pytest.mark.parametrize(
+  'changes,message',
+  [
     ({'max_new_tokens': 0}, 'max_new_tokens must be at least 1, got 0'),
     ({'temperature': -1.0}, 'temperature must not be below 0, got -1.0'),
     ({'top_p': 0.0}, r'top_p must lie within \(0, 1\], got 0.0'),
-    ({'top_p': 1.5}, 'top_p'), ({'min_p': 1.5}, 'min_p'),
-    ({'top_k': -1}, 'top_k'), ({'repetition_penalty': 0.0}, 'repetition'),
+    ({'top_p': 1.5}, 'top_p'),
+    ({'min_p': 1.5}, 'min_p'),
+    ({'top_k': -1}, 'top_k'),
+    ({'repetition_penalty': 0.0}, 'repetition'),
     ({'temperature': np.inf}, 'temperature must be a finite number'),
     ({'logit_bias': {3: np.nan}}, 'logit_bias must hold finite numbers'),
     ({'logit_bias': {3: np.inf}}, 'logit_bias'),
     ({'max_total_tokens': -1}, 'max_total_tokens'),
-    ({'stop_strings': ('',)}, 'stop_strings')])
+    ({'stop_strings': ('',)}, 'stop_strings'),
+  ],
+)
 def test_a_wrong_setting_is_named(changes, message):
   with pytest.raises(UserError, match=message):
     dataclasses.replace(_PLAIN, **changes)
 
 
-@pytest.mark.parametrize('changes,message', [
+@pytest.mark.parametrize(
+  'changes,message',
+  [
     ({'stop_ids': (2, 40)}, 'stop_ids has 40, .* vocabulary of 32'),
     ({'banned_ids': (-1,)}, 'banned_ids has -1'),
     ({'logit_bias': {99: 1.0}}, 'logit_bias has 99'),
     ({'banned_ids': tuple(range(32))}, 'leave no token'),
-    ({'banned_ids': tuple(range(1, 32)), 'logit_bias': {0: -np.inf}},
-     'leave no token'),
-    ({'best': 33}, 'best = 33 is more than the vocabulary of 32')])
+    (
+      {'banned_ids': tuple(range(1, 32)), 'logit_bias': {0: -np.inf}},
+      'leave no token',
+    ),
+    ({'best': 33}, 'best = 33 is more than the vocabulary of 32'),
+  ],
+)
 def test_a_token_outside_the_vocabulary_is_named(changes, message):
   with pytest.raises(UserError, match=message):
     dataclasses.replace(_PLAIN, **changes).check(32)
@@ -223,10 +279,13 @@ def test_a_judged_draft_has_the_distribution_of_a_draw(temperature):
   rows = 20000
   p, q = np.log([[0.5, 0.2, 0.2, 0.1, 1e-30], [0.1, 0.6, 0.1, 0.1, 0.1]])
   draws = sampling.stack(
-      [Sampling(max_new_tokens=1, stop_ids=(), temperature=temperature)] * rows,
-      np.asarray(jax.random.key_data(jax.random.split(
-          jax.random.key(0), rows))),
-      np.zeros(rows, np.int32), np.ones(rows, np.int32), sampling.Features(), 5)
+    [Sampling(max_new_tokens=1, stop_ids=(), temperature=temperature)] * rows,
+    np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), rows))),
+    np.zeros(rows, np.int32),
+    np.ones(rows, np.int32),
+    sampling.Features(),
+    5,
+  )
   live_B = np.arange(rows) < rows // 2  # The others have no draft.
 
   @jax.jit
@@ -236,16 +295,23 @@ def test_a_judged_draft_has_the_distribution_of_a_draw(temperature):
     return sampling.verify(of(p), draws, 0, draft)
 
   drawn, keeps_B = run(draws)
-  share = np.array([np.bincount(drawn.token_B[half], minlength=5)
-                    for half in (live_B, ~live_B)]) / (rows // 2)
+  share = np.array(
+    [
+      np.bincount(drawn.token_B[half], minlength=5)
+      for half in (live_B, ~live_B)
+    ]
+  ) / (rows // 2)
   if temperature:
-    p, q = (np.exp(x / temperature) / np.exp(x / temperature).sum()
-            for x in (p, q))
+    p, q = (
+      np.exp(x / temperature) / np.exp(x / temperature).sum() for x in (p, q)
+    )
     assert np.abs(share - p).max() < 0.02
-    assert keeps_B[:rows // 2].mean() == pytest.approx(
-        np.minimum(p, q).sum(), abs=0.02)
+    assert keeps_B[: rows // 2].mean() == pytest.approx(
+      np.minimum(p, q).sum(), abs=0.02
+    )
     np.testing.assert_allclose(
-        drawn.logp_B, np.log(p)[drawn.token_B], atol=1e-5)
+      drawn.logp_B, np.log(p)[drawn.token_B], atol=1e-5
+    )
   else:
     assert (share[:, 0] == 1).all() and not keeps_B.any()
-  assert not keeps_B[rows // 2:].any()
+  assert not keeps_B[rows // 2 :].any()

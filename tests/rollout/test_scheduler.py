@@ -10,16 +10,21 @@ from r1jax.rollout.scheduler import Completion, Request, Scheduler
 
 
 def _request(prompt, new: int = 8, name='r') -> Completion:
-  return Completion(Request(
-      name=name, prompt=np.asarray(prompt, np.int32),
+  return Completion(
+    Request(
+      name=name,
+      prompt=np.asarray(prompt, np.int32),
       key=np.zeros(2, np.uint32),
-      sampling=Sampling(max_new_tokens=new, stop_ids=(1,))))
+      sampling=Sampling(max_new_tokens=new, stop_ids=(1,)),
+    )
+  )
 
 
 def _scheduler(**changes) -> Scheduler:
-  return Scheduler(**dict(
-      rows=4, parts=1, pages=20, places=8, page_tokens=4,
-      chunk_tokens=4) | changes)
+  return Scheduler(
+    **dict(rows=4, parts=1, pages=20, places=8, page_tokens=4, chunk_tokens=4)
+    | changes
+  )
 
 
 def _pages(row):
@@ -88,8 +93,10 @@ def test_no_page_is_lost_or_held_twice():
   have made, through a pool that is often full."""
   rng = np.random.default_rng(0)
   schedule = _scheduler(rows=5, pages=20, places=13)
-  made = [_request(rng.integers(0, 3, rng.integers(1, 14)),
-                   int(rng.integers(1, 20))) for _ in range(100)]
+  made = [
+    _request(rng.integers(0, 3, rng.integers(1, 14)), int(rng.integers(1, 20)))
+    for _ in range(100)
+  ]
   coming, went_on = deque(made), 0
   for _ in range(1000):
     while coming and len(schedule.unfinished()) < 4:
@@ -107,8 +114,8 @@ def test_no_page_is_lost_or_held_twice():
         made.append(_request([*said, 1, 2], int(rng.integers(1, 12))))
         coming.appendleft(made[-1])
     rows = schedule.running[0]
-    own = [n for row in rows for n in _pages(row)[row.own:]]
-    shared = {n for row in rows for n in _pages(row)[:row.own]}
+    own = [n for row in rows for n in _pages(row)[row.own :]]
+    shared = {n for row in rows for n in _pages(row)[: row.own]}
     assert len(own) == len(set(own)) and not shared & set(own)
     pool = schedule._pools[0]
     assert pool.available + len(own) + len(shared) == 19
@@ -135,7 +142,7 @@ def test_the_youngest_gives_way_and_goes_on_with_what_it_made():
   assert 0 < len(young.tokens) < 12
   while old.left:
     _draw(schedule)
-  job, = schedule.place()
+  (job,) = schedule.place()
   # Read again: the prompt and all it made, but for the last token.
   held = np.concatenate([page_tokens for page_tokens in [young.context[:-1]]])
   found = sum(page.fill for page in job.before)
@@ -153,11 +160,11 @@ def test_the_next_turn_reads_only_what_the_last_one_did_not_hold():
     _draw(schedule)
   second = _request([*first.context, 90, 91, 92])
   schedule.submit(second)
-  job, = schedule.place()
+  (job,) = schedule.place()
   # The last token drawn was never fed.
   assert job.tokens.tolist() == [7, 90, 91]
   assert [page.fill for page in job.before] == [4, 4, 1, 4, 3]
-  row, = schedule.running[0]
+  (row,) = schedule.running[0]
   assert row.next == 6 * 4 and len(row.pages) == 6
 
 
@@ -186,7 +193,7 @@ def test_half_full_pages_are_left_where_a_row_has_no_room_for_them():
   while not schedule.idle:
     _draw(schedule)
   schedule.submit(_request([*first.context, 90], new=4))
-  job, = schedule.place()
+  (job,) = schedule.place()
   assert [page.fill for page in job.before] == [4, 4, 1, 4]
   assert len(schedule.running[0][0].pages) + 1 <= 6
 
@@ -196,8 +203,11 @@ def test_a_half_full_page_is_not_shared_where_it_costs_one_more():
   schedule.submit(_request(range(7)))  # Pages of 4 and 2.
   schedule.submit(_request(range(13)))
   schedule.submit(_request(range(12)))
-  found = [[page.fill for page in row.pages] for _ in [schedule.place()]
-           for row in schedule.running[0]]
+  found = [
+    [page.fill for page in row.pages]
+    for _ in [schedule.place()]
+    for row in schedule.running[0]
+  ]
   # Twelve tokens fill three pages; eleven need as many either way.
   assert found == [[4, 2], [4, 4, 4], [4, 4, 3]]
 
@@ -213,7 +223,7 @@ def test_what_a_stop_string_cut_off_is_not_found():
   # Four were written, of which two are left: they follow nothing else either.
   for prompt in ([*range(5), *first.tokens, 8], [0, 1, 2, 3, 2, 3, 4, 7, 8]):
     schedule.submit(_request(prompt))
-    job, = schedule.place()
+    (job,) = schedule.place()
     assert [page.fill for page in job.before] == [4]
 
 
@@ -226,7 +236,7 @@ def test_a_prompt_is_forgotten_from_its_end():
   schedule.place()
   _draw(schedule)
   schedule.submit(_request(range(33), new=1))
-  job, = schedule.place()
+  (job,) = schedule.place()
   assert job.tokens.tolist() == list(range(20, 32))
 
 
@@ -290,7 +300,7 @@ def test_a_request_waits_where_the_pages_it_would_share_are_the_last():
   # other row's: more than the five that are there.
   assert not schedule.place() and len(schedule.unfinished()) == 2
   _draw(schedule)
-  job, = schedule.place()
+  (job,) = schedule.place()
   assert len(job.before) == 4
 
 
@@ -309,6 +319,7 @@ def test_parts_of_a_mesh_have_pools_of_their_own():
     schedule.submit(_request([name // 2] * 9, name=name))
   jobs = schedule.place()
   # A prompt's second sample goes where its pages are.
-  assert [[row.completion.request.name for row in rows]
-          for rows in schedule.running] == [[0, 1], [2, 3]]
+  assert [
+    [row.completion.request.name for row in rows] for rows in schedule.running
+  ] == [[0, 1], [2, 3]]
   assert [job.part for job in jobs] == [0, 1]

@@ -67,26 +67,47 @@ def _rewards(problem: int) -> dict[tuple[int, ...], float]:
 
 def _oracle(asked):
   """The best that a beginning can come to, by enumeration."""
-  return [max(value for leaf, value in _rewards(p).items()
-              if leaf[:len(_digits(tokens))] == _digits(tokens))
-          for p, tokens in asked]
+  return [
+    max(
+      value
+      for leaf, value in _rewards(p).items()
+      if leaf[: len(_digits(tokens))] == _digits(tokens)
+    )
+    for p, tokens in asked
+  ]
 
 
-def _run(problems=1, budget=2000, draw=_draw, judge=_oracle, seed=0, how=_HOW,
-         **changes) -> list[search.Tree]:
-  options = search.Options(**dict(
-      budget_tokens=budget, step_tokens=4, finish_tokens=_WHOLE, width=6,
-      simulations=100) | changes)
+def _run(
+  problems=1,
+  budget=2000,
+  draw=_draw,
+  judge=_oracle,
+  seed=0,
+  how=_HOW,
+  **changes,
+) -> list[search.Tree]:
+  options = search.Options(
+    **dict(
+      budget_tokens=budget,
+      step_tokens=4,
+      finish_tokens=_WHOLE,
+      width=6,
+      simulations=100,
+    )
+    | changes
+  )
   start = [Context(7 + p, np.array([1], np.int32)) for p in range(problems)]
   return search.Search(options, how, _SPLIT, draw, judge).run(
-      start, jax.random.key(seed))
+    start, jax.random.key(seed)
+  )
 
 
 @pytest.mark.parametrize('choose', search.CHOICES)
 @pytest.mark.parametrize('value', search.VALUES)
 def test_it_finds_what_enumeration_finds(value, choose):
-  for p, tree in enumerate(_run(
-      problems=3, value=value, choose=choose, budget=9000)):
+  for p, tree in enumerate(
+    _run(problems=3, value=value, choose=choose, budget=9000)
+  ):
     best = max(_LEAVES, key=_rewards(p).get)
     if value == 'step' or choose == 'value':
       assert _digits(tree.answer.tokens) == best
@@ -104,14 +125,19 @@ def test_visits_and_values_add_up(leaves, value):
       assert node.pending == 0
       assert own == 0 if node is tree.root else own >= 1
       assert own <= 1 or node.ended
-      assert node.total == pytest.approx(own * node.value + sum(
-          child.total for child in node.children))
+      assert node.total == pytest.approx(
+        own * node.value + sum(child.total for child in node.children)
+      )
       assert sum(child.prior for child in node.children) == pytest.approx(
-          1.0 if node.children else 0.0)
-    backed = [(node.visits - sum(c.visits for c in node.children), node.value)
-              for node in tree.nodes()]
-    assert tree.root.total / tree.root.visits == pytest.approx(np.average(
-        [value for _, value in backed], weights=[n for n, _ in backed]))
+        1.0 if node.children else 0.0
+      )
+    backed = [
+      (node.visits - sum(c.visits for c in node.children), node.value)
+      for node in tree.nodes()
+    ]
+    assert tree.root.total / tree.root.visits == pytest.approx(
+      np.average([value for _, value in backed], weights=[n for n, _ in backed])
+    )
 
 
 @pytest.mark.parametrize('budget', [12, 13, 25, 40, 77, 200])
@@ -126,7 +152,7 @@ def test_the_budget_is_never_exceeded(budget, value, leaves):
 
   if value == 'end':
     budget += _WHOLE
-  tree, = _run(budget=budget, value=value, leaves=leaves, draw=counted)
+  (tree,) = _run(budget=budget, value=value, leaves=leaves, draw=counted)
   assert sum(drawn) == tree.used_tokens <= budget
   assert tree.answer  # What was kept is enough to finish one thought.
 
@@ -152,35 +178,38 @@ def test_all_that_a_turn_needs_is_drawn_in_one_call():
 
 
 def test_a_step_that_is_cut_goes_on_and_a_thought_that_is_cut_has_no_answer():
-  tree, = _run(step_tokens=1)
+  (tree,) = _run(step_tokens=1)
   assert {len(n.tokens) for n in tree.nodes()} == set(range(_WHOLE + 1))
   short = Sampling(max_new_tokens=4, stop_ids=(_STOP,))
-  tree, = _run(how=short, finish_tokens=4)
-  assert tree.answer is None and max(
-      len(n.tokens) for n in tree.nodes()) == 4
+  (tree,) = _run(how=short, finish_tokens=4)
+  assert tree.answer is None and max(len(n.tokens) for n in tree.nodes()) == 4
   assert all(n.value == 0 for n in tree.nodes() if n.ended)
 
 
 def test_what_is_reached_often_is_widened():
   """Else a step that no first draw made is missed for ever."""
-  narrow, wide = (_run(width=1, widening=widening, budget=4000)[0]
-                  for widening in (0.0, 0.5))
+  narrow, wide = (
+    _run(width=1, widening=widening, budget=4000)[0] for widening in (0.0, 0.5)
+  )
   assert all(len(n.children) <= 1 for n in narrow.nodes())
   assert len(wide.root.children) == _DIGITS
-  assert wide.root.draws == wide.root.turns <= wide.root.visits ** 0.5 + 1
+  assert wide.root.draws == wide.root.turns <= wide.root.visits**0.5 + 1
 
 
 def test_exploration_is_what_puct_says():
   root = search.Node(visits=9, draws=4)
   root.children = [
-      search.Node(drawn=3, visits=6, total=3.0, parent=root),
-      search.Node(drawn=1, visits=3, total=1.8, parent=root)]
+    search.Node(drawn=3, visits=6, total=3.0, parent=root),
+    search.Node(drawn=1, visits=3, total=1.8, parent=root),
+  ]
   upper = lambda c: [0.5 + c * 0.75 * 3 / 7, 0.6 + c * 0.25 * 3 / 4]
   for c in (0.0, 0.5, 1.0, 4.0):
     assert root.best(c) is root.children[int(np.argmax(upper(c)))]
 
 
-@pytest.mark.parametrize('changes,told', [
+@pytest.mark.parametrize(
+  'changes,told',
+  [
     (dict(budget=11), 'budget_tokens = 11 is below one step: it needs 12'),
     (dict(value='end', budget=15), 'it needs 16'),
     (dict(width=0), 'width must be at least 1'),
@@ -188,7 +217,9 @@ def test_exploration_is_what_puct_says():
     (dict(widening=1.0), 'widening must lie within'),
     (dict(finish_tokens=-1), 'must not be below 0'),
     (dict(value='leaf'), "value must be one of .* got 'leaf'"),
-    (dict(choose='mean'), "choose must be one of .* got 'mean'")])
+    (dict(choose='mean'), "choose must be one of .* got 'mean'"),
+  ],
+)
 def test_what_cannot_be_searched_is_refused(changes, told):
   with pytest.raises(UserError, match=told):
     _run(**changes)

@@ -16,28 +16,38 @@ from r1jax.sharding import Layout, make_mesh
 from tests.conftest import forward, make, small_config
 
 # A pool that is short for two rows: now and then one gives way.
-_SIZES = EngineConfig(rows=2, context_tokens=32, page_tokens=4, chunk_steps=3,
-                      cache_tokens=44, speculative=True)
+_SIZES = EngineConfig(
+  rows=2,
+  context_tokens=32,
+  page_tokens=4,
+  chunk_steps=3,
+  cache_tokens=44,
+  speculative=True,
+)
 
 
 def _request(n: int, **changes) -> Request:
   """Prompts of one to eleven tokens."""
   rng = np.random.default_rng(n)
-  how = Sampling(**dict(
-      max_new_tokens=20, stop_ids=(), temperature=0.0) | changes)
-  return Request(name=n, prompt=rng.integers(0, 32, 1 + n % 11).astype('i4'),
-                 key=np.asarray(jax.random.key_data(jax.random.key(n))),
-                 sampling=how)
+  how = Sampling(
+    **dict(max_new_tokens=20, stop_ids=(), temperature=0.0) | changes
+  )
+  return Request(
+    name=n,
+    prompt=rng.integers(0, 32, 1 + n % 11).astype('i4'),
+    key=np.asarray(jax.random.key_data(jax.random.key(n))),
+    sampling=how,
+  )
 
 
 @pytest.fixture(scope='module')
 def small():
-  """A model, its parameters, an engine that speculates and one that does not.
-  """
+  """A model, its parameters, an engine that speculates and one that does not."""
   model, params = make(small_config(mtp_depth=1))
   engine = Engine(model, _SIZES, record_routing=True)
-  plain = Engine(model, dataclasses.replace(_SIZES, speculative=False),
-                 record_routing=True)
+  plain = Engine(
+    model, dataclasses.replace(_SIZES, speculative=False), record_routing=True
+  )
   return model, params, engine, plain
 
 
@@ -45,15 +55,19 @@ def _guesses(model, params, contexts):
   """The look-ahead module's choices at each place, by the full forward."""
   tokens_BT = np.zeros((len(contexts), _SIZES.context_tokens), np.int32)
   for row, context in zip(tokens_BT, contexts):
-    row[:len(context)] = context
-  inputs = (tokens_BT, np.broadcast_to(
-      np.arange(tokens_BT.shape[1]), tokens_BT.shape), tokens_BT * 0 + 1)
+    row[: len(context)] = context
+  inputs = (
+    tokens_BT,
+    np.broadcast_to(np.arange(tokens_BT.shape[1]), tokens_BT.shape),
+    tokens_BT * 0 + 1,
+  )
 
   @jax.jit
   def run(params):
     out = model.apply({'params': params}, *inputs)
     hidden_ZBTD, _ = model.apply(
-        {'params': params}, out.hidden_BTD, *inputs, method='look_ahead')
+      {'params': params}, out.hidden_BTD, *inputs, method='look_ahead'
+    )
     return model.apply({'params': params}, hidden_ZBTD[0], method='logits')
 
   return np.asarray(run(params).argmax(-1))
@@ -72,14 +86,18 @@ def _passes(guesses, tokens, start: int):
   return passes, drafts, kept
 
 
-def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(
-    small):
+def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(small):
   """Token for token; and each guess is what the module says without a cache,
   over prompts that share pages, across chunks and in a pool that is short."""
   model, params, engine, plain = small
   requests = [_request(n) for n in range(16)]
-  requests += [dataclasses.replace(requests[10], prompt=np.concatenate(
-      [requests[10].prompt, [n]]).astype(np.int32)) for n in range(3)]
+  requests += [
+    dataclasses.replace(
+      requests[10],
+      prompt=np.concatenate([requests[10].prompt, [n]]).astype(np.int32),
+    )
+    for n in range(3)
+  ]
   want = [c.tokens for c in plain.run(params, requests)]
   session = engine.session(params)
   found = [session.submit(request) for request in requests]
@@ -88,51 +106,76 @@ def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(
   assert session.preempted
   assert [c.tokens for c in found] == want
   guesses_BT = _guesses(model, params, [made.context for made in found])
-  wanted = [_passes(guesses_T, made.context, len(made.request.prompt))
-            for made, guesses_T in zip(found, guesses_BT)]
-  assert [(made.passes, made.drafts, made.kept_drafts)
-          for made in found] == wanted
+  wanted = [
+    _passes(guesses_T, made.context, len(made.request.prompt))
+    for made, guesses_T in zip(found, guesses_BT)
+  ]
+  assert [
+    (made.passes, made.drafts, made.kept_drafts) for made in found
+  ] == wanted
   passes, drafts, kept = np.sum(wanted, 0)
   assert assemble.speculation(found) == {
-      'draft_acceptance': kept / drafts, 'tokens_per_pass': 19 * 20 / passes}
+    'draft_acceptance': kept / drafts,
+    'tokens_per_pass': 19 * 20 / passes,
+  }
   # The random module is right now and then.
   assert sum(made.kept_drafts for made in found) > 20
 
 
-@pytest.mark.parametrize('changes', [
+@pytest.mark.parametrize(
+  'changes',
+  [
     dict(temperature=1.0),
-    dict(temperature=0.8, top_k=4, repetition_penalty=1.5)],
-    ids=['plain', 'shaped'])
+    dict(temperature=0.8, top_k=4, repetition_penalty=1.5),
+  ],
+  ids=['plain', 'shaped'],
+)
 def test_samples_have_the_model_s_distribution(changes):
   """All triples of a vocabulary of five, against the full forward's."""
   V, rows = 5, 4096
   model, params = make(small_config(vocab_size=V, mtp_depth=1))
   prompt = np.array([1, 3], np.int32)
-  engine = Engine(model, EngineConfig(
-      rows=512, context_tokens=8, page_tokens=8, chunk_steps=3,
-      speculative=True))
-  keys = np.asarray(jax.random.key_data(jax.random.split(
-      jax.random.key(3), rows)))
+  engine = Engine(
+    model,
+    EngineConfig(
+      rows=512, context_tokens=8, page_tokens=8, chunk_steps=3, speculative=True
+    ),
+  )
+  keys = np.asarray(
+    jax.random.key_data(jax.random.split(jax.random.key(3), rows))
+  )
   how = Sampling(max_new_tokens=3, stop_ids=(), **changes)
-  made = engine.run(params, [
+  made = engine.run(
+    params,
+    [
       Request(name=n, prompt=prompt, key=key, sampling=how)
-      for n, key in enumerate(keys)])
+      for n, key in enumerate(keys)
+    ],
+  )
   triples = np.stack(np.meshgrid(*[np.arange(V)] * 3, indexing='ij'), -1)
   triples = triples.reshape(-1, 3)
   contexts = np.concatenate(
-      [np.broadcast_to(prompt, (len(triples), 2)), triples], 1)
+    [np.broadcast_to(prompt, (len(triples), 2)), triples], 1
+  )
   logits = forward(model, params, contexts)
   logp = np.zeros(len(triples))
   for t in range(3):
     draws = sampling.stack(
-        [how] * len(triples), np.zeros((len(triples), 2), np.uint32), 0, 0,
-        sampling.features([how]), V, [c[:2 + t] for c in contexts])
+      [how] * len(triples),
+      np.zeros((len(triples), 2), np.uint32),
+      0,
+      0,
+      sampling.features([how]),
+      V,
+      [c[: 2 + t] for c in contexts],
+    )
     shaped = jax.nn.log_softmax(sampling.shaped(logits[:, 1 + t], draws))
-    logp += np.take_along_axis(
-        np.asarray(shaped), triples[:, t:t + 1], 1)[:, 0]
+    logp += np.take_along_axis(np.asarray(shaped), triples[:, t : t + 1], 1)[
+      :, 0
+    ]
   want = np.exp(logp)
   index = np.array([np.dot(c.tokens, [V * V, V, 1]) for c in made])
-  got = np.bincount(index, minlength=V ** 3)
+  got = np.bincount(index, minlength=V**3)
   assert want.sum() == pytest.approx(1, abs=1e-5)
   assert not got[want == 0].any()
   often = want * rows >= 5
@@ -144,7 +187,8 @@ def test_samples_have_the_model_s_distribution(changes):
   # χ² has mean f and deviation √2f; four deviations are a chance of 1e-4.
   assert excess < freedom + 4 * np.sqrt(2 * freedom)
   np.testing.assert_allclose(
-      [sum(c.logp) for c in made], logp[index], atol=1e-4)
+    [sum(c.logp) for c in made], logp[index], atol=1e-4
+  )
   assert 0.2 < sum(c.kept_drafts for c in made) / rows < 1.9
 
 
@@ -157,23 +201,28 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_the_mesh(small):
   layout = Layout(make_mesh(dict(data=-1, tensor=2, expert=2)))
   wide = Transformer(model.config, layout)
   spread = jax.device_put(
-      jax.device_get(params), parameter_shardings(wide, layout))
+    jax.device_get(params), parameter_shardings(wide, layout)
+  )
   roomy = dataclasses.replace(_SIZES, cache_tokens=0)
   got = Engine(wide, roomy).run(spread, requests)
   assert [c.tokens for c in got] == [c.tokens for c in want]
-  np.testing.assert_allclose([c.logp for c in got], [c.logp for c in want],
-                             atol=1e-5)
+  np.testing.assert_allclose(
+    [c.logp for c in got], [c.logp for c in want], atol=1e-5
+  )
 
 
 def test_stops_budgets_and_experts_are_those_of_plain_decoding(small):
   _, params, engine, plain = small
-  requests = [_request(n, stop_ids=(3, 5, 9, 20), max_new_tokens=1 + n)
-              for n in range(12)]
-  for got, want in zip(engine.run(params, requests),
-                       plain.run(params, requests)):
+  requests = [
+    _request(n, stop_ids=(3, 5, 9, 20), max_new_tokens=1 + n) for n in range(12)
+  ]
+  for got, want in zip(
+    engine.run(params, requests), plain.run(params, requests)
+  ):
     assert (got.tokens, got.finish) == (want.tokens, want.finish)
-    np.testing.assert_array_equal(np.sort(got.experts, -1),
-                                  np.sort(want.experts, -1))
+    np.testing.assert_array_equal(
+      np.sort(got.experts, -1), np.sort(want.experts, -1)
+    )
 
 
 def test_a_model_without_a_look_ahead_module_is_refused():

@@ -10,12 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from r1jax.errors import UserError
-from r1jax.stages import dataset_writer
-from r1jax.stages import rejection_sampling
-from r1jax.runs import lineage
-from r1jax.runs import pipeline
-from r1jax.runs import validate
+from r1jax.runs import lineage, pipeline
+from r1jax.stages import dataset_writer, rejection_sampling
 from tests.configs import small_pipeline
 from tests.conftest import ROOT
 from tests.stages.conftest import command, rows, run
@@ -27,11 +23,13 @@ PIPELINE = '--config=tests/configs/small_pipeline.py'
 def finished(environment, tmp_path_factory):
   place = tmp_path_factory.mktemp('pipelines') / 'whole'
   return place, run(
-      environment, 'pipeline', PIPELINE, f'--workdir={place}').stdout
+    environment, 'pipeline', PIPELINE, f'--workdir={place}'
+  ).stdout
 
 
 def test_every_stage_leaves_its_output_and_where_it_came_from(
-    finished, environment):
+  finished, environment
+):
   place, printed = finished
   config = small_pipeline.get_config()
   for name in config.stages:
@@ -40,10 +38,13 @@ def test_every_stage_leaves_its_output_and_where_it_came_from(
   assert [row['step'] for row in rows(place / 'cold_start', 'sft')] == [1, 2, 3]
   assert {'nll', 'kl', 'loss'} <= rows(place / 'student', 'sft')[0].keys()
   told = run(environment, 'lineage', str(place / 'student')).stdout
-  for line in ('student (sft; ', '  init ← base (pretrain; ',
-               '  sft.teacher ← reasoning (rl; ',
-               '    init ← cold_start (sft; ',
-               '  sft.data ← kept (curate; '):
+  for line in (
+    'student (sft; ',
+    '  init ← base (pretrain; ',
+    '  sft.teacher ← reasoning (rl; ',
+    '    init ← cold_start (sft; ',
+    '  sft.data ← kept (curate; ',
+  ):
     assert f'\n{line}' in f'\n{told}'
   assert (place / 'table.md').read_text().strip() in printed
   assert re.search(r'\| student \|( \d+\.\d{3} \|){9}\n', printed)
@@ -56,22 +57,29 @@ def test_curated_rows_say_what_they_are_and_came_from(finished):
   report = json.loads((place / 'kept/curate/report.json').read_text())
   sampled = [row for row in kept if 'answer' in row]
   assert report['kept'] == len(sampled) and len(kept) - len(sampled) == 6
-  assert report['samples'] == 36 == report['kept'] + sum(
-      report['dropped'].values())
+  assert (
+    report['samples'] == 36 == report['kept'] + sum(report['dropped'].values())
+  )
   for row in sampled:
     source = row['provenance']
-    assert row['id'] == f"{source['prompt']}-{source['sample']}"
+    assert row['id'] == f'{source["prompt"]}-{source["sample"]}'
     assert source['checkpoint'] == lineage.digest(
-        place / 'reasoning/rl/model.safetensors')
+      place / 'reasoning/rl/model.safetensors'
+    )
     assert set(source['scores']) == {
-        'format', 'language', 'repetition', 'correct'}
+      'format',
+      'language',
+      'repetition',
+      'correct',
+    }
     assert row['teacher']['kept'] == 4
   per_prompt = [row['provenance']['prompt'] for row in sampled]
   assert max(map(per_prompt.count, per_prompt)) <= 2
 
 
 def test_a_second_run_makes_what_is_lacking_alone(
-    finished, environment, tmp_path):
+  finished, environment, tmp_path
+):
   """Records that a kill prevented, evaluations that are new; and an output that
   is gone, whatever was said of it."""
   whole, _ = finished
@@ -82,35 +90,50 @@ def test_a_second_run_makes_what_is_lacking_alone(
   base = place / 'base/pretrain/model.safetensors'
   base.unlink()
   (place / 'base/lineage.json').write_text(
-      (whole / 'base/lineage.json').read_text().replace(
-          lineage.digest(whole / 'base/pretrain/model.safetensors'), 'old'))
+    (whole / 'base/lineage.json')
+    .read_text()
+    .replace(lineage.digest(whole / 'base/pretrain/model.safetensors'), 'old')
+  )
   (place / 'base/evaluation.json').write_text('{"arithmetic/pass@1": 7.0}')
-  printed = run(environment, 'pipeline', PIPELINE, f'--workdir={place}',
-                '--config.evaluations=("countdown", "arithmetic")').stdout
+  printed = run(
+    environment,
+    'pipeline',
+    PIPELINE,
+    f'--workdir={place}',
+    '--config.evaluations=("countdown", "arithmetic")',
+  ).stdout
   assert printed.count('is finished already; nothing to do') == 4
   assert {p for p in before if before[p] != p.stat().st_mtime_ns} == {base}
   for name in ('base', 'student'):
     assert lineage.read(place / name) == lineage.read(whole / name)
-  measured, known = (pipeline.measured(folder / 'student/evaluation.json')
-                     for folder in (place, whole))
+  measured, known = (
+    pipeline.measured(folder / 'student/evaluation.json')
+    for folder in (place, whole)
+  )
   assert known.items() < measured.items()
-  measured, known = (pipeline.measured(folder / 'base/evaluation.json')
-                     for folder in (place, whole))
+  measured, known = (
+    pipeline.measured(folder / 'base/evaluation.json')
+    for folder in (place, whole)
+  )
   assert measured['arithmetic/pass@1'] == known['arithmetic/pass@1']
   assert '| stage | countdown/' in printed
   assert 'manners' not in (place / 'table.md').read_text()
 
 
 def test_killed_while_it_curates_it_goes_on_to_the_same_end(
-    finished, environment, tmp_path):
+  finished, environment, tmp_path
+):
   whole, _ = finished
   cut = tmp_path / 'cut'
   for name in ('base', 'cold_start', 'reasoning'):
     shutil.copytree(whole / name, cut / name)
   process = subprocess.Popen(
-      command('pipeline', PIPELINE, f'--workdir={cut}', '--from=kept'),
-      env=environment, cwd=ROOT, stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL)
+    command('pipeline', PIPELINE, f'--workdir={cut}', '--from=kept'),
+    env=environment,
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
   partial = cut / 'kept/curate/partial.jsonl'
   deadline = time.monotonic() + 240
   while not (partial.exists() and '"done": 4' in partial.read_text()):
@@ -120,23 +143,33 @@ def test_killed_while_it_curates_it_goes_on_to_the_same_end(
   process.wait()
   printed = run(environment, 'pipeline', PIPELINE, f'--workdir={cut}').stdout
   assert 'curate goes on after prompt' in printed
-  for file in ('kept/curate/kept.jsonl', 'kept/curate/report.json',
-               'student/sft/metrics.jsonl', 'student/sft/model.safetensors'):
+  for file in (
+    'kept/curate/kept.jsonl',
+    'kept/curate/report.json',
+    'student/sft/metrics.jsonl',
+    'student/sft/model.safetensors',
+  ):
     assert (cut / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-def test_what_changed_under_a_finished_stage_is_refused(
-    finished, environment):
+def test_what_changed_under_a_finished_stage_is_refused(finished, environment):
   whole, _ = finished
-  done = run(environment, 'pipeline', PIPELINE, f'--workdir={whole}',
-             '--config.cold_start.sft.epochs=2', code=2)
+  done = run(
+    environment,
+    'pipeline',
+    PIPELINE,
+    f'--workdir={whole}',
+    '--config.cold_start.sft.epochs=2',
+    code=2,
+  )
   assert 'sft.epochs is 1 there and 2 here' in done.stderr
 
 
 def test_a_torn_chunk_is_sampled_again(tmp_path):
   partial = tmp_path / 'partial.jsonl'
-  partial.write_text('{"id": "a"}\n{"done": 2, "counts": {"correct": 3}}\n'
-                     '{"id": "b"}\n{"id": "c')
+  partial.write_text(
+    '{"id": "a"}\n{"done": 2, "counts": {"correct": 3}}\n{"id": "b"}\n{"id": "c'
+  )
   done, kept, counts = dataset_writer.resumed(partial)
   assert (done, [row['id'] for row in kept]) == (2, ['a'])
   assert counts == {'correct': 3}
@@ -144,12 +177,20 @@ def test_a_torn_chunk_is_sampled_again(tmp_path):
 
 
 def test_an_empty_curation_says_which_filter_emptied_it(
-    finished, environment, tmp_path):
+  finished, environment, tmp_path
+):
   whole, _ = finished
   for name in ('base', 'cold_start', 'reasoning'):
     shutil.copytree(whole / name, tmp_path / name)
-  done = run(environment, 'pipeline', PIPELINE, f'--workdir={tmp_path}',
-             '--only=kept', '--config.kept.curate.max_tokens=1', code=2)
+  done = run(
+    environment,
+    'pipeline',
+    PIPELINE,
+    f'--workdir={tmp_path}',
+    '--only=kept',
+    '--config.kept.curate.max_tokens=1',
+    code=2,
+  )
   assert 'nothing is left of 36 completions: ' in done.stderr
   assert 'truncated dropped' in done.stderr
   assert 'max_tokens dropped' in done.stderr
@@ -157,5 +198,7 @@ def test_an_empty_curation_says_which_filter_emptied_it(
 
 def test_chance_picks_the_same_rows_again():
   picked = rejection_sampling._limited([{'n': n} for n in range(9)], 4, 0)
-  assert picked == rejection_sampling._limited([{'n': n} for n in range(9)], 4, 0)
+  assert picked == rejection_sampling._limited(
+    [{'n': n} for n in range(9)], 4, 0
+  )
   assert len(picked) == 4 and np.all(np.diff([r['n'] for r in picked]) > 0)

@@ -9,31 +9,45 @@ import time
 import pytest
 
 from configs import pretrain_tiny
-from r1jax.config.keys import flatten
-from r1jax.stages.build.parts import parts as build
 from r1jax.checkpoints import weights
+from r1jax.config.keys import flatten
+from r1jax.stages.build import parts as build
 from tests.conftest import ROOT
 from tests.stages.conftest import SMALL, command, rows, run
+
 
 @pytest.fixture(scope='module')
 def finished(environment, tmp_path_factory):
   """An uninterrupted run: its workdir and what it printed."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   return workdir, run(
-      environment, 'train', SMALL, f'--workdir={workdir}').stdout
+    environment, 'train', SMALL, f'--workdir={workdir}'
+  ).stdout
 
 
 def test_one_command_leaves_everything_a_person_looks_at(finished):
   workdir, printed = finished
   lines = rows(workdir)
   assert [row['step'] for row in lines] == list(range(7))
-  assert {'reward/mean', 'reward/accuracy', 'reward/format', 'kl', 'entropy',
-          'clip_fraction', 'grad_norm', 'response_length/mean',
-          'zero_variance_groups'} <= lines[1].keys()
+  assert {
+    'reward/mean',
+    'reward/accuracy',
+    'reward/format',
+    'kl',
+    'entropy',
+    'clip_fraction',
+    'grad_norm',
+    'response_length/mean',
+    'zero_variance_groups',
+  } <= lines[1].keys()
   for step in (0, 3, 6):
-    assert {'eval/pass@1', 'eval/cons@2', 'eval/format',
-            'eval/self_correction',
-            'eval/response_length/mean'} <= lines[step].keys()
+    assert {
+      'eval/pass@1',
+      'eval/cons@2',
+      'eval/format',
+      'eval/self_correction',
+      'eval/response_length/mean',
+    } <= lines[step].keys()
     saved = (workdir / f'rl/samples/step_{step:06d}.jsonl').read_text()
     kinds = [json.loads(line)['kind'] for line in saved.splitlines()]
     assert kinds.count('eval') == 16
@@ -51,11 +65,13 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
 
 
 def test_the_second_run_finds_the_base_and_repeats_the_first(
-    finished, environment, tmp_path):
+  finished, environment, tmp_path
+):
   """Another workdir, the same config: no pre-training, the same numbers."""
   workdir, _ = finished
-  printed = run(environment, 'train', SMALL,
-                f'--workdir={tmp_path / "second"}').stdout
+  printed = run(
+    environment, 'train', SMALL, f'--workdir={tmp_path / "second"}'
+  ).stdout
   assert 'found the base of this config' in printed
   assert rows(tmp_path / 'second') == rows(workdir)
 
@@ -82,7 +98,8 @@ def _kill_when(process, path, lines):
 
 
 def test_killed_and_resumed_equals_uninterrupted(
-    finished, environment, tmp_path):
+  finished, environment, tmp_path
+):
   """kill -9 three times, in both stages: every number and weight the same."""
   workdir, _ = finished
   environment = dict(environment, R1JAX_CACHE=str(tmp_path / 'cache'))
@@ -90,30 +107,50 @@ def test_killed_and_resumed_equals_uninterrupted(
   # Pre-training after step 3, RL before and after its first checkpoint.
   for stage, lines in (('pretrain', 3), ('rl', 2), ('rl', 5)):
     process = subprocess.Popen(
-        command('train', SMALL, f'--workdir={cut}'), env=environment,
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+      command('train', SMALL, f'--workdir={cut}'),
+      env=environment,
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
     _kill_when(process, cut / stage / 'metrics.jsonl', lines)
   run(environment, 'train', SMALL, f'--workdir={cut}')
   for stage in ('pretrain', 'rl'):
     assert rows(cut, stage) == rows(workdir, stage)
     for name in ('metrics.jsonl', 'model.safetensors'):
-      assert ((cut / stage / name).read_bytes()
-              == (workdir / stage / name).read_bytes())
+      assert (cut / stage / name).read_bytes() == (
+        workdir / stage / name
+      ).read_bytes()
 
 
 def test_eval_and_sample_read_a_run(finished, environment, tmp_path):
   workdir, _ = finished
   printed = run(environment, 'eval', SMALL, f'--workdir={workdir}').stdout
   assert 'eval/pass@1 ' in printed and 'eval/cons@2 ' in printed
-  printed = run(environment, 'sample', SMALL, f'--workdir={workdir}',
-                '--prompt=1+2+3+4+5', '--prompt=9-1-1-1-1',
-                '--samples=3').stdout
+  printed = run(
+    environment,
+    'sample',
+    SMALL,
+    f'--workdir={workdir}',
+    '--prompt=1+2+3+4+5',
+    '--prompt=9-1-1-1-1',
+    '--samples=3',
+  ).stdout
   assert printed.count(' tokens, ') == 6 and printed.count('9-1-1-1-1') >= 3
   # A question that cannot be served is told; the others are answered.
   (tmp_path / 'asked.txt').write_text('2+2\n\n3+3\n')
-  done = run(environment, 'sample', SMALL, f'--workdir={workdir}',
-             f'--prompt={"+".join("1" * 20)}', '--prompt=1+é', '--prompt=1+1',
-             f'--prompts={tmp_path}/asked.txt', '--stop=1', code=2)
+  done = run(
+    environment,
+    'sample',
+    SMALL,
+    f'--workdir={workdir}',
+    f'--prompt={"+".join("1" * 20)}',
+    '--prompt=1+é',
+    '--prompt=1+1',
+    f'--prompts={tmp_path}/asked.txt',
+    '--stop=1',
+    code=2,
+  )
   assert 'raise --config.data.max_prompt_tokens' in done.stderr
   answered = [done.stdout.index(text) for text in ('1+1\n', '2+2\n', '3+3\n')]
   assert answered == sorted(answered)
@@ -127,8 +164,15 @@ def test_eval_and_sample_read_a_run(finished, environment, tmp_path):
 def test_another_config_is_refused_and_nothing_changes(finished, environment):
   workdir, _ = finished
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
-  done = run(environment, 'train', SMALL, f'--workdir={workdir}',
-             '--config.rl.group_size=2', '--config.seed=1', code=2)
+  done = run(
+    environment,
+    'train',
+    SMALL,
+    f'--workdir={workdir}',
+    '--config.rl.group_size=2',
+    '--config.seed=1',
+    code=2,
+  )
   assert 'rl.group_size is 4 there and 2 here' in done.stderr
   assert 'seed is 0 there and 1 here' in done.stderr
   assert done.stderr.count('\n') == 1
@@ -147,6 +191,9 @@ def test_the_shipped_base_was_made_by_its_config():
   config = flatten(pretrain_tiny.get_config().to_dict())
   made_by = weights.about(build.SHIPPED_BASE)['config']
   for key, value in config.items():
-    if key.split('.')[0] in ('model', 'tokenizer', 'corpus', 'pretrain',
-                             'seed', 'stages') and key not in weights.FREE:
+    if (
+      key.split('.')[0]
+      in ('model', 'tokenizer', 'corpus', 'pretrain', 'seed', 'stages')
+      and key not in weights.FREE
+    ):
       assert made_by.get(key, value if not value else None) == value, key

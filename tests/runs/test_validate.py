@@ -7,11 +7,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.runs import lineage
-from r1jax.runs import pipeline
-from r1jax.runs import validate
-from r1jax.runs import run
-from r1jax.runs import workdir
+from r1jax.runs import lineage, pipeline, run, validate, workdir
 from tests.configs import small_judged, small_pipeline, small_process
 
 
@@ -40,92 +36,153 @@ def _set(path, value):
       config = config[key]
     with config.unlocked():
       config[last] = value
+
   return change
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize(
+  'change, said',
+  [
     (_set('stages', ()), 'are none, or name one twice'),
     (_set('stages', ('base', 'bass')), "unknown 'bass'; did you mean 'base'"),
-    (_set('evaluations', ('arithmetics',)), "evaluations: task: unknown "
-     "'arithmetics'; did you mean 'arithmetic'"),
-    (_set('reasoning.init', '@warm'), "reasoning.init names 'warm', which is "
-     'no stage'),
-    (_set('cold_start.init', '@reasoning'), 'wait for each other: cold_start ← '
-     'reasoning ← cold_start'),
-    (_set('stages', ('base', 'reasoning', 'cold_start', 'kept', 'student')),
-     'reasoning.init needs cold_start, which comes after'),
+    (
+      _set('evaluations', ('arithmetics',)),
+      "evaluations: task: unknown 'arithmetics'; did you mean 'arithmetic'",
+    ),
+    (
+      _set('reasoning.init', '@warm'),
+      "reasoning.init names 'warm', which is no stage",
+    ),
+    (
+      _set('cold_start.init', '@reasoning'),
+      'wait for each other: cold_start ← reasoning ← cold_start',
+    ),
+    (
+      _set('stages', ('base', 'reasoning', 'cold_start', 'kept', 'student')),
+      'reasoning.init needs cold_start, which comes after',
+    ),
     (_set('reasoning.init', '@kept'), 'wait for each other'),
-    (_set('student.init', '@kept'), 'student.init needs a policy, but kept '
-     'leaves demonstrations'),
-    (_set('student.sft.data', ('@base',)), 'student.sft.data[0] needs '
-     'demonstrations, but base leaves a policy'),
-    (_set('reasoning.model.d_model', 32), 'model.d_model is 16 in cold_start '
-     'and 32 in reasoning'),
-    (_set('reasoning.tokenizer.source', 'character'), "cold_start has the "
-     "tokenizer 'bilingual', reasoning 'character'"),
-    (_set('cold_start.sft.data', ('arithmetics:3',)), 'cold_start: sft: data: '
-     'arithmetics is no task, of which there are arithmetic, '),
+    (
+      _set('student.init', '@kept'),
+      'student.init needs a policy, but kept leaves demonstrations',
+    ),
+    (
+      _set('student.sft.data', ('@base',)),
+      'student.sft.data[0] needs demonstrations, but base leaves a policy',
+    ),
+    (
+      _set('reasoning.model.d_model', 32),
+      'model.d_model is 16 in cold_start and 32 in reasoning',
+    ),
+    (
+      _set('reasoning.tokenizer.source', 'character'),
+      "cold_start has the tokenizer 'bilingual', reasoning 'character'",
+    ),
+    (
+      _set('cold_start.sft.data', ('arithmetics:3',)),
+      'cold_start: sft: data: '
+      'arithmetics is no task, of which there are arithmetic, ',
+    ),
     (_set('cold_start.sft.data', ('rows.jsonl',)), 'cold_start: data: no rows'),
     (_set('reasoning.rl.group_size', 1), 'reasoning: rl: group_size'),
     (_set('kept.stages', ('curate', 'rl')), 'in that order'),
     (_set('evaluations', None), 'the config needs evaluations, tasks that'),
     (_set('stages', ('base', 3)), 'pipeline: stage: unknown 3'),
-    (_number, 'cold_start must be the config of a run, with all '
-     'of r1jax/config/base.py; it is int'),
-    (_set('cold_start.init', '@base:3'), "cold_start.init = '@base:3': only "
-     'data have a weight'),
+    (
+      _number,
+      'cold_start must be the config of a run, with all '
+      'of r1jax/config/base.py; it is int',
+    ),
+    (
+      _set('cold_start.init', '@base:3'),
+      "cold_start.init = '@base:3': only data have a weight",
+    ),
     (_set('cold_start.init', ''), "cold_start: init: '' is neither 'shipped'"),
-    (_set('cold_start.rl.kl', '@base'), 'cold_start.rl.kl takes nothing from '
-     'another stage'),
+    (
+      _set('cold_start.rl.kl', '@base'),
+      'cold_start.rl.kl takes nothing from another stage',
+    ),
     # Of stages whose own inputs are still to come.
     (_set('student.sft.text_weight', 1.5), 'student: distill: text_weight'),
-    (_set('student.sft.batch_size', 7), 'student: sft.batch_size = 7 does not '
-     'divide'),
-    (_set('student.sft.length_tokens', 4096), 'student: sft.length_tokens = '
-     '4096 exceeds'),
-    (_set('student.sft.data', ('@kept', 'rows.jsonl')), 'student: data: no '
-     'rows.jsonl'),
+    (
+      _set('student.sft.batch_size', 7),
+      'student: sft.batch_size = 7 does not divide',
+    ),
+    (
+      _set('student.sft.length_tokens', 4096),
+      'student: sft.length_tokens = 4096 exceeds',
+    ),
+    (
+      _set('student.sft.data', ('@kept', 'rows.jsonl')),
+      'student: data: no rows.jsonl',
+    ),
     (_set('student.sft.data', ('@kept', 'gsm8k')), 'student: data: no gsm8k'),
-    (_set('student.sft.data', ('@kept', 'manners')), 'student: sft: data: say '
-     'how many of manners'),
+    (
+      _set('student.sft.data', ('@kept', 'manners')),
+      'student: sft: data: say how many of manners',
+    ),
     (_set('student.sft.data', ()), 'student: sft: data names nothing'),
     (_set('student.sft.optimizer.decay', 'lin'), 'student: optimizer: decay'),
-    (_set('student.sft.optimizer.clip_norm', -1.0), 'student: optimizer: '
-     'clip_norm must be above 0'),
-    (_set('student.sft.teacher', 'stored'), "student.sft.data[0]: sft.teacher = "
-     "'stored', but kept.curate.general brings rows without a teacher"),
+    (
+      _set('student.sft.optimizer.clip_norm', -1.0),
+      'student: optimizer: clip_norm must be above 0',
+    ),
+    (
+      _set('student.sft.teacher', 'stored'),
+      'student.sft.data[0]: sft.teacher = '
+      "'stored', but kept.curate.general brings rows without a teacher",
+    ),
     (_set('student.sft.data', (3,)), "3 is not 'name' or 'name:weight'"),
-    (_set('kept.curate.prompts', -1), 'kept: curate: prompts must not be below '
-     '0, got -1'),
-    (_set('kept.curate.prompts', 0), 'kept: curate: prompts = 0 takes all of a '
-     'dataset, but these have no end'),
+    (
+      _set('kept.curate.prompts', -1),
+      'kept: curate: prompts must not be below 0, got -1',
+    ),
+    (
+      _set('kept.curate.prompts', 0),
+      'kept: curate: prompts = 0 takes all of a dataset, but these have no end',
+    ),
     (_set('kept.curate.reasoning_rows', -2), 'kept: curate: reasoning_rows'),
-])
+  ],
+)
 def test_what_cannot_work_is_refused_before_anything_runs(
-    tmp_path, change, said):
+  tmp_path, change, said
+):
   with pytest.raises(UserError) as caught:
     _check(tmp_path, change)
   assert said in str(caught.value)
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('path, value, said', [
-    ('reasoning.rl.reward_models.helpful', '', 'reasoning: reward: helpful has '
-     'a weight, but no model'),
+@pytest.mark.parametrize(
+  'path, value, said',
+  [
+    (
+      'reasoning.rl.reward_models.helpful',
+      '',
+      'reasoning: reward: helpful has a weight, but no model',
+    ),
     ('reasoning.rl.group_size', 1, 'reasoning: rl: group_size'),
     ('reasoning.data.task', 'gsm', "reasoning: data: task: unknown 'gsm'"),
     ('reasoning.rl.optimizer.decay', 'lin', 'reasoning: optimizer: decay'),
-    ('reasoning.rl.reward.accuracy', float('nan'), 'reasoning: reward: the '
-     'weight of accuracy is nan'),
+    (
+      'reasoning.rl.reward.accuracy',
+      float('nan'),
+      'reasoning: reward: the weight of accuracy is nan',
+    ),
     ('kept.curate.min_language', 2.0, 'kept: curate: min_language'),
     ('kept.curate.general', ('rows.jsonl',), 'kept: data: no rows.jsonl'),
-    ('reasoning.rl.reward_models.safe', 'rows.safetensors', 'reasoning: rl.'
-     'reward_models.safe: no file rows.safetensors'),
+    (
+      'reasoning.rl.reward_models.safe',
+      'rows.safetensors',
+      'reasoning: rl.reward_models.safe: no file rows.safetensors',
+    ),
     ('helpful.model.scalar_head', False, 'helpful: reward_model: model.scalar'),
     ('liked.dpo.beta', 0.0, 'liked: dpo: beta must be above 0'),
-])
+  ],
+)
 def test_numbers_are_checked_though_a_judge_is_still_to_come(
-    tmp_path, path, value, said):
+  tmp_path, path, value, said
+):
   with pytest.raises(UserError) as caught:
     _judged(tmp_path, path, value)
   assert said in str(caught.value)
@@ -139,14 +196,23 @@ def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
   _refused(config, tmp_path, f'process: judge reads {reads} tokens, fewer than')
 
 
-@pytest.mark.parametrize('path, value, said', [
-    ('cold_start.rl.max_new_tokens', 4000, 'pipeline: cold_start: data.max_'
-     'prompt_tokens = 16 and rl.max_new_tokens = 4000 exceed'),
+@pytest.mark.parametrize(
+  'path, value, said',
+  [
+    (
+      'cold_start.rl.max_new_tokens',
+      4000,
+      'pipeline: cold_start: data.max_'
+      'prompt_tokens = 16 and rl.max_new_tokens = 4000 exceed',
+    ),
     ('base.eval.temperature', -1.0, 'pipeline: base: sampling: temperature'),
     ('student.rollout.page_tokens', 0, 'pipeline: student: rollout: page_'),
-    ('evaluations', ('math500',), 'pipeline: base: data: no math/math500')])
+    ('evaluations', ('math500',), 'pipeline: base: data: no math/math500'),
+  ],
+)
 def test_what_measures_a_policy_is_checked_before_it_is_made(
-    tmp_path, monkeypatch, path, value, said):
+  tmp_path, monkeypatch, path, value, said
+):
   monkeypatch.delenv('R1JAX_DATA', raising=False)
   config = small_pipeline.get_config()
   _set(path, value)(config)
@@ -173,8 +239,9 @@ def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
   config.policy.rl.advantage = 'gae'
   config.policy.rl.ppo.value_init = '@judge'
   config.judge.prm.widths_tokens = (16,)
-  validate._check_fit('policy', config.policy, 'rl.ppo.value_init', 'judge',
-                  config.judge)
+  validate._check_fit(
+    'policy', config.policy, 'rl.ppo.value_init', 'judge', config.judge
+  )
 
 
 def test_curated_rows_begin_no_curation(tmp_path):
@@ -207,7 +274,9 @@ def _make(config: ConfigDict, place: Path, name: str, content: bytes):
   made.parent.mkdir(exist_ok=True)
   made.write_bytes(content)
   (place / name / lineage.FILE).unlink(missing_ok=True)
-  lineage.write(place / name, validate.resolved(config[name], config, place), made)
+  lineage.write(
+    place / name, validate.resolved(config[name], config, place), made
+  )
 
 
 def _refused(config, place: Path, said: str):
@@ -222,34 +291,53 @@ def test_what_finished_stages_left_is_looked_at_again(tmp_path):
   validate.check(config, tmp_path, config.stages)
   made = tmp_path / 'cold_start/sft/model.safetensors'
   made.write_bytes(b'something else')
-  _refused(config, tmp_path, f'{made} is not what cold_start left, by its '
-           'lineage.json; put that back, or remove')
+  _refused(
+    config,
+    tmp_path,
+    f'{made} is not what cold_start left, by its '
+    'lineage.json; put that back, or remove',
+  )
   _make(config, tmp_path, 'cold_start', b'made again')
-  _refused(config, tmp_path, 'reasoning was made from another cold_start '
-           f'(init) than the one that is there now; remove {tmp_path}')
+  _refused(
+    config,
+    tmp_path,
+    'reasoning was made from another cold_start '
+    f'(init) than the one that is there now; remove {tmp_path}',
+  )
 
 
 def test_data_that_were_made_again_are_found_out(tmp_path):
   config = _finished(
-      tmp_path, 'base', 'cold_start', 'reasoning', 'kept', 'student')
+    tmp_path, 'base', 'cold_start', 'reasoning', 'kept', 'student'
+  )
   _make(config, tmp_path, 'kept', b'{}')
-  with pytest.raises(UserError, match=r'student was made from another kept \('
-                     r'sft.data\)'):
+  with pytest.raises(
+    UserError,
+    match=r'student was made from another kept \('
+    r'sft.data\)',
+  ):
     validate.check_sources(config, tmp_path)
 
 
 def test_what_a_run_does_not_come_from_may_be_broken(tmp_path):
   config = _finished(
-      tmp_path, 'base', 'cold_start', 'reasoning', 'kept', 'student')
+    tmp_path, 'base', 'cold_start', 'reasoning', 'kept', 'student'
+  )
   (tmp_path / 'reasoning/rl/model.safetensors').unlink()
   (tmp_path / 'student/sft/model.safetensors').write_bytes(b'torn')
   validate.check(config, tmp_path, ('reasoning',))
 
 
-@pytest.mark.parametrize('text', [
-    '{"stages": [', '[]', '{"stages": ["rl"], "inputs": {}}',
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{"stages": [',
+    '[]',
+    '{"stages": ["rl"], "inputs": {}}',
     '{"stages": [], "config_sha256": "", "commit": "", "inputs": {"init": 3}, '
-    '"output": {"path": "", "sha256": ""}}'])
+    '"output": {"path": "", "sha256": ""}}',
+  ],
+)
 def test_a_broken_record_is_named(tmp_path, text):
   config = _finished(tmp_path, 'base')
   (tmp_path / 'base/lineage.json').write_text(text)
@@ -275,12 +363,16 @@ def test_folders_of_later_stages_are_looked_at_first(tmp_path):
   _refused(config, tmp_path / 'kept/curate', 'curate is a file; use another')
   (tmp_path / 'kept/curate').unlink()
   config.base.pretrain.steps += 1
-  _refused(config, tmp_path, f'remove {tmp_path}/base to make it again, or use '
-           'another --workdir')
+  _refused(
+    config,
+    tmp_path,
+    f'remove {tmp_path}/base to make it again, or use another --workdir',
+  )
 
 
 def test_a_key_that_is_newer_than_a_run_changes_nothing_while_it_is_off(
-    tmp_path):
+  tmp_path,
+):
   config = _finished(tmp_path, 'base')
   record = tmp_path / 'base/config.json'
   said = json.loads(record.read_text())
@@ -292,8 +384,9 @@ def test_a_key_that_is_newer_than_a_run_changes_nothing_while_it_is_off(
 
 
 def test_a_stage_alone_waits_for_its_parents(tmp_path):
-  with pytest.raises(UserError, match='cold_start.init needs base, which has '
-                                      'not been run'):
+  with pytest.raises(
+    UserError, match='cold_start.init needs base, which has not been run'
+  ):
     _check(tmp_path, lambda config: None, ('cold_start',))
   config = small_pipeline.get_config()
   assert pipeline.chosen(config, '', 'kept') == ('kept', 'student')

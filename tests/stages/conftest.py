@@ -19,8 +19,13 @@ def command(*args) -> list[str]:
 
 def run(environment, *args, code=0):
   done = subprocess.run(
-      command(*args), env=environment, cwd=ROOT, capture_output=True,
-      text=True, timeout=300)
+    command(*args),
+    env=environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert done.returncode == code, done.stdout + done.stderr
   return done
 
@@ -34,8 +39,8 @@ def rows(workdir, stage='rl') -> list[dict]:
 def environment(tmp_path_factory):
   """One device, a fresh cache of bases, the tests' compilation cache."""
   import jax
-  env = dict(os.environ, JAX_PLATFORMS='cpu',
-             XLA_FLAGS=compiler.light_flags())
+
+  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=compiler.light_flags())
   env['R1JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
   env['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
   env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'

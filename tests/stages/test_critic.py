@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax.checkpoints import weights
+from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer, init_params
-from r1jax.config.keys import flatten
-from r1jax.stages import critic
-from r1jax.stages.build.parts import parts as build
 from r1jax.runs import run as stages_run
-from r1jax.checkpoints import weights
+from r1jax.stages import critic
+from r1jax.stages.build import parts as build
 from tests.configs import small_ppo
 from tests.stages.conftest import rows, run
 
@@ -29,9 +29,15 @@ def finished(environment, tmp_path_factory):
 
 def test_a_run_tells_what_its_critic_thinks(finished):
   first, *later = rows(finished)[1:]
-  told = {'value/loss', 'value/explained_variance', 'value/mean',
-          'value/clip_fraction', 'value/grad_norm', 'return/mean',
-          'advantage/std'}
+  told = {
+    'value/loss',
+    'value/explained_variance',
+    'value/mean',
+    'value/clip_fraction',
+    'value/grad_norm',
+    'return/mean',
+    'advantage/std',
+  }
   assert told <= first.keys() and 'loss' not in first
   assert first['value/mean'] == 0 and first['return/mean'] < 0
   for row in later:
@@ -51,22 +57,32 @@ def test_resumed_equals_uninterrupted(finished, environment, tmp_path):
   printed = run(environment, 'train', _PPO, f'--workdir={cut}').stdout
   assert 'goes on after step 2' in printed
   for name in ('metrics.jsonl', 'model.safetensors'):
-    assert ((cut / 'rl' / name).read_bytes()
-            == (finished / 'rl' / name).read_bytes())
+    assert (cut / 'rl' / name).read_bytes() == (
+      finished / 'rl' / name
+    ).read_bytes()
 
 
 def test_a_shared_trunk_runs_with_all_that_a_rollout_may_be(
-    environment, tmp_path):
+  environment, tmp_path
+):
   """Replayed routing, probabilities of the trainer, what is cut off masked or
   gone on with; the run's weights are then sampled from."""
   workdir = tmp_path / 'shared'
-  args = (_PPO, f'--workdir={workdir}', '--config.model.scalar_head=True',
-          '--config.rl.ppo.value=shared', '--config.rl.steps=2',
-          '--config.rl.ppo.value_warmup_steps=0',
-          '--config.rl.ppo.truncated=bootstrap',
-          '--config.pretrain.steps=2', '--config.rl.complete_share=1.0',
-          '--config.rl.old_logp=recompute', '--config.rl.mismatch=truncate',
-          '--config.rl.routing_replay=True', '--config.rl.kl_coef=0.0')
+  args = (
+    _PPO,
+    f'--workdir={workdir}',
+    '--config.model.scalar_head=True',
+    '--config.rl.ppo.value=shared',
+    '--config.rl.steps=2',
+    '--config.rl.ppo.value_warmup_steps=0',
+    '--config.rl.ppo.truncated=bootstrap',
+    '--config.pretrain.steps=2',
+    '--config.rl.complete_share=1.0',
+    '--config.rl.old_logp=recompute',
+    '--config.rl.mismatch=truncate',
+    '--config.rl.routing_replay=True',
+    '--config.rl.kl_coef=0.0',
+  )
   run(environment, 'train', *args)
   for row in rows(workdir)[1:]:
     assert 'kl' not in row and row['skipped_updates'] == 0
@@ -78,7 +94,8 @@ def test_a_shared_trunk_runs_with_all_that_a_rollout_may_be(
 def _config(**values):
   config = small_ppo.get_config()
   config.update_from_flattened_dict(
-      {key.replace('__', '.'): value for key, value in values.items()})
+    {key.replace('__', '.'): value for key, value in values.items()}
+  )
   return config
 
 
@@ -105,7 +122,9 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
   assert jax.tree.map(kind, state) == jax.tree.map(kind, valued.target())
 
 
-@pytest.mark.parametrize('values,message', [
+@pytest.mark.parametrize(
+  'values,message',
+  [
     (dict(rl__advantage='gea'), "rl.advantage must be one of .* got 'gea'"),
     (dict(rl__ppo__value='both'), "rl.ppo.value must be one of .* got 'both'"),
     (dict(rl__ppo__lam=1.5), r'rl.ppo: lam must lie within \[0, 1\], got 1.5'),
@@ -114,14 +133,19 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
     (dict(rl__ppo__value_coef=-1.0), 'rl.ppo: value_coef must not be below 0'),
     (dict(rl__ppo__value_warmup_steps=4), 'leaves the policy none of rl.steps'),
     (dict(rl__ppo__value='shared'), 'needs model.scalar_head = True'),
-    (dict(rl__ppo__value='shared', model__scalar_head=True),
-     "value_warmup_steps = 1 needs value = 'own'"),
+    (
+      dict(rl__ppo__value='shared', model__scalar_head=True),
+      "value_warmup_steps = 1 needs value = 'own'",
+    ),
     (dict(rl__ppo__value_init='no/where'), 'value_init: no file no/where'),
-    (dict(rl__ppo__value_init=str(build.SHIPPED_BASE)),
-     'rl.ppo.value_init: .*base_tiny.safetensors has no scalar head'),
+    (
+      dict(rl__ppo__value_init=str(build.SHIPPED_BASE)),
+      'rl.ppo.value_init: .*base_tiny.safetensors has no scalar head',
+    ),
     (dict(rl__group_size=0), '= 0 does not divide'),
     (dict(rl__dynamic_sampling=True), 'needs group_size above 1, got 1'),
-])
+  ],
+)
 def test_what_cannot_be_is_refused_at_start_up(values, message):
   with pytest.raises(UserError, match=message) as caught:
     stages_run.check(_config(**values))

@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 
 from r1jax import sharding
+from r1jax.checkpoints import weights
 from r1jax.data import preferences, tasks
 from r1jax.errors import UserError
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages.build.parts import reward_models
-from r1jax.runs import lineage
-from r1jax.runs import validate
-from r1jax.runs import run
+from r1jax.runs import lineage, run, validate
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import reward_models
 from r1jax.stages.preferences import DPO
-from r1jax.checkpoints import weights
 from r1jax.train.metrics import MetricsWriter
 from tests.configs import small, small_judged
-from tests.stages.conftest import rows, run as process
+from tests.stages.conftest import rows
+from tests.stages.conftest import run as process
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
   """One device, in this process."""
-  monkeypatch.setattr(build, 'make_mesh', lambda sizes: sharding.make_mesh(
-      {}, jax.devices()[:1]))
+  monkeypatch.setattr(
+    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+  )
 
 
 def _config(stage: str, **changes):
@@ -34,9 +34,17 @@ def _config(stage: str, **changes):
   config.init = 'random'
   config.model.update(scalar_head=stage == 'reward_model', num_layers=1)
   section = config[stage]
-  section.update(dict(
-      data=('manners:24',), batch_size=4, widths_tokens=(80, 96), eval_every=3,
-      held_out_rows=10, checkpoint_every=2, log_every=1))
+  section.update(
+    dict(
+      data=('manners:24',),
+      batch_size=4,
+      widths_tokens=(80, 96),
+      eval_every=3,
+      held_out_rows=10,
+      checkpoint_every=2,
+      log_every=1,
+    )
+  )
   section.synthetic.rude = 0.2
   section.optimizer.update(learning_rate=1e-2, warmup_steps=0)
   section.update(changes)
@@ -51,8 +59,9 @@ def _trained(config, workdir):
 def reward_model(tmp_path_factory):
   """A helpful one: its config, workdir and file."""
   patch = pytest.MonkeyPatch()
-  patch.setattr(build, 'make_mesh', lambda sizes: sharding.make_mesh(
-      {}, jax.devices()[:1]))
+  patch.setattr(
+    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+  )
   config = _config('reward_model')
   workdir = tmp_path_factory.mktemp('runs') / 'helpful'
   made = _trained(config, workdir)
@@ -71,30 +80,42 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
   groups = {'greet', 'thank', 'bid'}
   for line in evaluated:
     assert line['eval/worst_group'] == min(
-        line[f'eval/accuracy/{group}'] for group in groups
-        if f'eval/accuracy/{group}' in line)
+      line[f'eval/accuracy/{group}']
+      for group in groups
+      if f'eval/accuracy/{group}' in line
+    )
   assert (workdir / 'reward_model' / 'curves.png').stat().st_size > 10000
   parts = build.parts(config)
   judge = reward_models.judge('judge', str(made), config, parts, 'helpful')
   held_out = preferences.pairs(
-      preferences.Synthetic(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10)
-  scores = np.array([
+    preferences.Synthetic(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10
+  )
+  scores = np.array(
+    [
       judge.score([row.prompt] * 2, [row.chosen, row.rejected])
-      for row in held_out])
+      for row in held_out
+    ]
+  )
   np.testing.assert_allclose([scores.mean(), scores.std()], [0, 1], atol=1e-3)
   accuracy = ((1 + np.sign(scores[:, 0] - scores[:, 1])) / 2).mean()
   np.testing.assert_allclose(accuracy, evaluated[-1]['eval/accuracy'])
   with pytest.raises(UserError, match="judges what is 'helpful', not what is "):
-    reward_models.judge('rl.reward_models.safe', str(made), config, parts, 'safe')
+    reward_models.judge(
+      'rl.reward_models.safe', str(made), config, parts, 'safe'
+    )
 
 
 class _Killed(Exception):
   pass
 
 
-@pytest.mark.parametrize('stage,changes', [
+@pytest.mark.parametrize(
+  'stage,changes',
+  [
     ('reward_model', dict(kind='safe', microbatches=2)),
-    ('dpo', dict(group_robust=True, group_step=0.5))])
+    ('dpo', dict(group_robust=True, group_step=0.5)),
+  ],
+)
 def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
   """Cut after step 3, of which step 2 was saved."""
   config = _config(stage, **changes)
@@ -114,8 +135,9 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
   _trained(config, cut)
   assert rows(cut, stage) == rows(whole, stage)
   for name in ('metrics.jsonl', 'model.safetensors'):
-    assert ((cut / stage / name).read_bytes()
-            == (whole / stage / name).read_bytes())
+    assert (cut / stage / name).read_bytes() == (
+      whole / stage / name
+    ).read_bytes()
   last = rows(whole, stage)[-1]
   assert last['skipped_updates'] == 0
   if stage == 'dpo':
@@ -125,23 +147,32 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
     assert len(set(alpha.values())) == 3
     # In the first step the policy is the reference still.
     np.testing.assert_allclose(
-        rows(whole, stage)[1]['reward/gap'], 0, atol=1e-5)
+      rows(whole, stage)[1]['reward/gap'], 0, atol=1e-5
+    )
     # And is a policy: what evaluations and the next stage read.
     parts = build.parts(config)
     run.trained_params(config, parts, str(whole))
   else:
-    assert weights.about(whole / stage / 'model.safetensors')[
-        'judging']['kind'] == 'safe'
+    assert (
+      weights.about(whole / stage / 'model.safetensors')['judging']['kind']
+      == 'safe'
+    )
     with pytest.raises(UserError, match='which is no policy'):
       run.trained_params(config, build.parts(config), str(whole))
 
 
 def _rows_file(tmp_path, groups, name='rows.jsonl'):
   path = tmp_path / name
-  path.write_text(''.join(json.dumps(
-      {'id': f'r{i}', 'question': f'{i}+1', 'chosen': 'a', 'rejected': 'b'}
-      | ({'group': group} if group else {})) + '\n'
-      for i, group in enumerate(groups)))
+  path.write_text(
+    ''.join(
+      json.dumps(
+        {'id': f'r{i}', 'question': f'{i}+1', 'chosen': 'a', 'rejected': 'b'}
+        | ({'group': group} if group else {})
+      )
+      + '\n'
+      for i, group in enumerate(groups)
+    )
+  )
   return str(path)
 
 
@@ -155,8 +186,9 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
   path = _rows_file(tmp_path, ['x', 'y'] * 20)
   config = _config('dpo', data=(path,), held_out_share=0.3, held_out_rows=0)
   lessons = DPO(config, build.parts(config))._lessons
-  count = lambda corpus, field='weight_P': int(sum(
-      corpus[i][field].sum() for i in range(len(corpus))))
+  count = lambda corpus, field='weight_P': int(
+    sum(corpus[i][field].sum() for i in range(len(corpus)))
+  )
   train, held_out = count(lessons.train), count(lessons.held_out)
   assert train + held_out == 40 and 4 < held_out < 20
   assert sum(lessons.groups.values()) == train
@@ -169,10 +201,12 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
   assert str(lineage.inputs(config)['dpo.held_out']) == other
 
 
-@pytest.mark.parametrize('stage,changes,match', [
+@pytest.mark.parametrize(
+  'stage,changes,match',
+  [
     ('reward_model', dict(kind='nice'), "kind must be one of .* got 'nice'"),
     ('reward_model', dict(kind='safe', margin=0.1), 'margin .* are of pairs'),
-    ('reward_model', dict(data=('manners',)), "how many of manners, as in"),
+    ('reward_model', dict(data=('manners',)), 'how many of manners, as in'),
     ('reward_model', dict(data=('arithmetic:9',)), 'has no preferences'),
     ('reward_model', dict(data=()), 'nothing to learn from'),
     ('reward_model', dict(data=('gsm8k',)), 'has answers, not preferences'),
@@ -184,7 +218,8 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
     ('dpo', dict(beta=0.0), 'beta must be above 0'),
     ('dpo', dict(batch_size=3, microbatches=2), '3 does not divide'),
     ('dpo', dict(widths_tokens=(60,)), 'has .* tokens, more than 60'),
-])
+  ],
+)
 def test_bad_numbers_and_data_are_refused(stage, changes, match):
   _refused(_config(stage, **changes), match)
 
@@ -194,16 +229,23 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
   config = _config('reward_model')
   config.model.scalar_head = False
   _refused(config, 'model.scalar_head is False')
-  _refused(_config('reward_model', data=('hh_helpful',)),
-           'hh_helpful_base_train.*hold a share of its rows out')
+  _refused(
+    _config('reward_model', data=('hh_helpful',)),
+    'hh_helpful_base_train.*hold a share of its rows out',
+  )
   some = _rows_file(tmp_path, ['x', '', 'x', 'x'] * 9)
-  _refused(_config('dpo', data=(some,), group_robust=True, held_out_share=0.3),
-           r"needs a 'group' in every row; .*rows.jsonl:\d+ has none")
+  _refused(
+    _config('dpo', data=(some,), group_robust=True, held_out_share=0.3),
+    r"needs a 'group' in every row; .*rows.jsonl:\d+ has none",
+  )
   one = _rows_file(tmp_path, ['x'] * 36)
-  _refused(_config('dpo', data=(one,), group_robust=True, held_out_share=0.3),
-           'needs several groups, and there is 1')
-  _refused(_config('dpo', data=(one,), held_out_share=0.0),
-           'no row is held out')
+  _refused(
+    _config('dpo', data=(one,), group_robust=True, held_out_share=0.3),
+    'needs several groups, and there is 1',
+  )
+  _refused(
+    _config('dpo', data=(one,), held_out_share=0.0), 'no row is held out'
+  )
   config = _config('dpo')
   config.stages = ('reward_model', 'dpo')
   _refused(config, 'reward_model leaves no policy for dpo')
@@ -219,8 +261,10 @@ def test_reward_models_score_a_run_and_a_curation(environment, tmp_path):
     assert 0 < line['reward/safe'] < 1
     assert 0 < line['verdict/unparsable'] <= 0.5  # Half the rows are general.
     assert line['skipped_updates'] == 0
-  kept = [json.loads(line) for line in (
-      tmp_path / 'kept/curate/kept.jsonl').read_text().splitlines()]
+  kept = [
+    json.loads(line)
+    for line in (tmp_path / 'kept/curate/kept.jsonl').read_text().splitlines()
+  ]
   assert all('model' in row['provenance']['scores'] for row in kept)
   inputs = lineage.read(tmp_path / 'reasoning')['inputs']
   assert inputs['rl.reward_models.helpful']['run'] == '../helpful'
@@ -235,16 +279,40 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
     with pytest.raises(UserError, match=match):
       validate.check(config, tmp_path, tuple(config.stages))
 
-  refused('reasoning', 'rl.reward_models.helpful', '@base',
-          'needs a reward model, but base leaves a policy')
+  refused(
+    'reasoning',
+    'rl.reward_models.helpful',
+    '@base',
+    'needs a reward model, but base leaves a policy',
+  )
   refused('kept', 'curate.judge', '@liked', 'needs a reward model, but liked')
-  refused('liked', 'dpo.data', ('@base',),
-          'dpo.data.* needs pairs, but base leaves a policy')
-  refused('liked', 'dpo.held_out', ('@safe',), 'needs pairs, but safe leaves a '
-          'reward model')
-  refused('reasoning', 'rl.reward_models.helpful', '@safe',
-          "needs what judges 'helpful', but safe judges 'safe'")
-  refused('reasoning', 'init', '@helpful',
-          'init needs a policy, but helpful leaves a reward model')
-  refused('reasoning', 'rl.ppo.value_init', '@base',
-          'needs a scalar head; set base.model.scalar_head')
+  refused(
+    'liked',
+    'dpo.data',
+    ('@base',),
+    'dpo.data.* needs pairs, but base leaves a policy',
+  )
+  refused(
+    'liked',
+    'dpo.held_out',
+    ('@safe',),
+    'needs pairs, but safe leaves a reward model',
+  )
+  refused(
+    'reasoning',
+    'rl.reward_models.helpful',
+    '@safe',
+    "needs what judges 'helpful', but safe judges 'safe'",
+  )
+  refused(
+    'reasoning',
+    'init',
+    '@helpful',
+    'init needs a policy, but helpful leaves a reward model',
+  )
+  refused(
+    'reasoning',
+    'rl.ppo.value_init',
+    '@base',
+    'needs a scalar head; set base.model.scalar_head',
+  )

@@ -8,28 +8,21 @@ import numpy as np
 import pytest
 
 from r1jax.algos import prm as process
-from r1jax.data.text import forms
+from r1jax.checkpoints import weights
 from r1jax.data import step_labels
-from r1jax.data.text import steps
-from r1jax.data.text import template
-from r1jax.data.text import tokenizer
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.text import forms, steps, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer, init_params
 from r1jax.records import Prompt
-from r1jax.stages import label_steps
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages import dataset_writer
-from r1jax.stages.build.parts import reward_models
-from r1jax.runs import lineage
-from r1jax.stages import prm
-from r1jax.runs import pipeline
-from r1jax.runs import run
-from r1jax.stages.build.parts import evaluation
-from r1jax.checkpoints import weights
+from r1jax.runs import lineage, pipeline, run
+from r1jax.stages import dataset_writer, label_steps, prm
+from r1jax.stages.build import evaluation, reward_models
+from r1jax.stages.build import parts as build
 from tests.configs import small_process
 from tests.conftest import one_device
-from tests.stages.conftest import rows, run as run_command
+from tests.stages.conftest import rows
+from tests.stages.conftest import run as run_command
 
 PIPELINE = '--config=tests/configs/small_process.py'
 _TEXT = tokenizer.load('character')
@@ -58,8 +51,11 @@ def _parts(config) -> build.Parts:
   """On one device."""
   asks = template.get(config.data.template)
   return build.Parts(
-      Transformer(build.model_config(config.model), one_device()), _TEXT,
-      asks, forms.Reader(forms.get(config.data.form), asks.opens_think))
+    Transformer(build.model_config(config.model), one_device()),
+    _TEXT,
+    asks,
+    forms.Reader(forms.get(config.data.form), asks.opens_think),
+  )
 
 
 def _labelled(place: Path) -> list[dict]:
@@ -73,8 +69,7 @@ def _judge(place: Path) -> Path:
 
 def test_rows_say_what_came_of_every_step(finished):
   found = _labelled(finished)
-  report = json.loads(
-      (finished / 'labels/label_steps/report.json').read_text())
+  report = json.loads((finished / 'labels/label_steps/report.json').read_text())
   assert len(found) == report['thoughts'] - report['empty'] == 36
   assert report['steps'] == sum(len(row['ends']) for row in found)
   assert report['tokens'] > sum(len(row['tokens']) for row in found)
@@ -85,52 +80,82 @@ def test_rows_say_what_came_of_every_step(finished):
     assert len(row['right']) == len(row['ends'])
     assert row['right'][-1] == row['continuations'] * row['correct']
     assert row['provenance']['checkpoint'] == lineage.digest(
-        finished / 'base/pretrain/model.safetensors')
+      finished / 'base/pretrain/model.safetensors'
+    )
   assert max(len(row['ends']) for row in found) > 1
 
 
 def test_a_judge_learns_and_says_what_it_reads(finished):
-  first, *_, last = [line for line in rows(finished / 'judge', 'prm')
-                     if 'eval/accuracy' in line]
-  assert {'eval/auc', 'eval/calibration', 'eval/nll', 'eval/entropy'
-          } <= last.keys()
+  first, *_, last = [
+    line for line in rows(finished / 'judge', 'prm') if 'eval/accuracy' in line
+  ]
+  assert {
+    'eval/auc',
+    'eval/calibration',
+    'eval/nll',
+    'eval/entropy',
+  } <= last.keys()
   assert last['eval/nll'] < first['eval/nll']
   assert weights.about(_judge(finished))['judging'] == {
-      'kind': 'process', 'delimiter': ' ', 'max_tokens': 52, 'rows': 8}
+    'kind': 'process',
+    'delimiter': ' ',
+    'max_tokens': 52,
+    'rows': 8,
+  }
 
 
 def test_a_policy_is_rewarded_by_it(finished):
   line = rows(finished / 'policy')[-1]
   assert 0 < line['reward/process'] < 1
   assert line['reward/mean'] == pytest.approx(
-      line['reward/process'] + line['reward/format'], abs=1e-5)
+    line['reward/process'] + line['reward/format'], abs=1e-5
+  )
   said = lineage.read(finished / 'policy')
   assert said['inputs']['rl.reward_models.process']['run'] == '../judge'
   assert lineage.read(finished / 'judge')['inputs']['prm.data']['run'] == (
-      '../labels')
+    '../labels'
+  )
 
 
 def test_scores_are_those_of_the_full_forward(finished):
   config = _config('judge')
   made = _parts(config)
-  judge = reward_models.process_model('key', str(_judge(finished)), config, made)
+  judge = reward_models.process_model(
+    'key', str(_judge(finished)), config, made
+  )
   texts = ['<think>1+1=2 2+1=3</think><answer>3</answer>', '7', '']
-  prompts = [Prompt(id='p', text='User:1+1+1Assistant:', question='',
-                    answer='3', source='arithmetic')] * 3
+  prompts = [
+    Prompt(
+      id='p',
+      text='User:1+1+1Assistant:',
+      question='',
+      answer='3',
+      source='arithmetic',
+    )
+  ] * 3
   params = weights.load(_judge(finished), made.model)
   ids = [*_TEXT.prompt(prompts[0].text), *_TEXT.encode(texts[0])]
-  hidden = jax.jit(lambda: made.model.apply(
-      {'params': params}, np.array([ids]), np.arange(len(ids))[None],
-      np.ones((1, len(ids)), np.int32)).hidden_BTD)()
-  chance_T = 1 / (1 + np.exp(-np.asarray(
-      hidden[0] @ params['scalar'][:, 0], np.float64)))
+  hidden = jax.jit(
+    lambda: (
+      made.model.apply(
+        {'params': params},
+        np.array([ids]),
+        np.arange(len(ids))[None],
+        np.ones((1, len(ids)), np.int32),
+      ).hidden_BTD
+    )
+  )()
+  chance_T = 1 / (
+    1 + np.exp(-np.asarray(hidden[0] @ params['scalar'][:, 0], np.float64))
+  )
   prompt = len(ids) - len(_TEXT.encode(texts[0]))
   last = [prompt + end - 1 for end in judge.splitter.ends(ids[prompt:])]
   assert len(last) == 3
   for how in process.AGGREGATES:
     got = judge.scorer(how)(prompts, texts)
     assert got[0] == pytest.approx(
-        process.aggregate(chance_T[last], how), abs=1e-4)
+      process.aggregate(chance_T[last], how), abs=1e-4
+    )
     assert got[2] == 0.0  # No step, no chance.
   assert judge.scorer('min')(prompts[:1], ['\ufffd']) == [0.0]
 
@@ -156,8 +181,9 @@ def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
   again = stage.run(tmp_path / 'torn', params, {})
   assert again.read_bytes() == whole.read_bytes()
   for name in ('report.json',):
-    assert ((again.parent / name).read_bytes()
-            == (whole.parent / name).read_bytes())
+    assert (again.parent / name).read_bytes() == (
+      whole.parent / name
+    ).read_bytes()
   # What samples share is finished once.
   report = json.loads((whole.parent / 'report.json').read_text())
   assert report['continued'] <= report['steps'] - 36
@@ -167,36 +193,58 @@ def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
   config = small_process.get_config()
   with config.unlocked():
     config.policy.rl.reward_models.process = '@base'
-  with pytest.raises(UserError, match='reward_models.process needs a process '
-                                      'reward model, but base leaves a '
-                                      'policy'):
+  with pytest.raises(
+    UserError,
+    match='reward_models.process needs a process '
+    'reward model, but base leaves a '
+    'policy',
+  ):
     pipeline.train(config, str(tmp_path))
 
 
-@pytest.mark.parametrize('kind,value', [
-    ('vote', 'step'), ('best_of_n', 'step'), ('mcts', 'step'), ('mcts', 'end'),
-    ('mcts', 'rule')])
+@pytest.mark.parametrize(
+  'kind,value',
+  [
+    ('vote', 'step'),
+    ('best_of_n', 'step'),
+    ('mcts', 'step'),
+    ('mcts', 'end'),
+    ('mcts', 'rule'),
+  ],
+)
 def test_every_kind_of_evaluation_runs_and_counts_its_tokens(
-    finished, kind, value):
-  config = _config('policy', **{
-      'eval.search.kind': kind, 'eval.search.value': value,
+  finished, kind, value
+):
+  config = _config(
+    'policy',
+    **{
+      'eval.search.kind': kind,
+      'eval.search.value': value,
       'eval.search.process_model': str(_judge(finished)),
-      'eval.search.budget_tokens': 80, 'eval.search.finish_tokens': 16,
-      'eval.samples': 4, 'eval.num_problems': 3})
+      'eval.search.budget_tokens': 80,
+      'eval.search.finish_tokens': 16,
+      'eval.samples': 4,
+      'eval.num_problems': 3,
+    },
+  )
   made = _parts(config)
   params = weights.load(
-      finished / 'base/pretrain/model.safetensors', made.model)
+    finished / 'base/pretrain/model.safetensors', made.model
+  )
   found = evaluation.evaluator(config, made, build.engine(config, made)).run(
-      params, jax.random.key(0))
+    params, jax.random.key(0)
+  )
   metrics = found.metrics
   if kind == 'mcts':
     assert 0 < metrics['eval/tokens'] <= metrics['eval/tokens_max'] <= 80
     assert len(found.samples) == 3
     return
   assert len(found.samples) == 12
-  assert metrics['eval/n=4/tokens'] == pytest.approx(
-      4 * metrics['eval/n=1/tokens']) == pytest.approx(
-          sum(row['tokens'] for row in found.samples) / 3)
+  assert (
+    metrics['eval/n=4/tokens']
+    == pytest.approx(4 * metrics['eval/n=1/tokens'])
+    == pytest.approx(sum(row['tokens'] for row in found.samples) / 3)
+  )
   assert ('eval/n=4/best/min' in metrics) == (kind == 'best_of_n')
   for name in ('vote', *(['best/last'] if kind == 'best_of_n' else [])):
     assert metrics[f'eval/n=4/{name}'] <= metrics['eval/n=4/oracle']
@@ -205,11 +253,22 @@ def test_every_kind_of_evaluation_runs_and_counts_its_tokens(
 def _prm(tmp_path, change=lambda row: row, **changes):
   """The stage, of rows that are changed."""
   ids = _TEXT.encode('<think>1+1=2 2</think><answer>2</answer>')
-  found = [change({
-      'id': str(n), 'question': str(n), 'prompt': 'User:1+1Assistant:',
-      'completion': _TEXT.decode(ids), 'tokens': ids, 'ends': [7, 9, 12],
-      'right': [2, 1, 0], 'continuations': 2,
-      'provenance': {'delimiter': ' '}}) for n in range(8)]
+  found = [
+    change(
+      {
+        'id': str(n),
+        'question': str(n),
+        'prompt': 'User:1+1Assistant:',
+        'completion': _TEXT.decode(ids),
+        'tokens': ids,
+        'ends': [7, 9, 12],
+        'right': [2, 1, 0],
+        'continuations': 2,
+        'provenance': {'delimiter': ' '},
+      }
+    )
+    for n in range(8)
+  ]
   file = tmp_path / 'rows.jsonl'
   file.write_text(''.join(json.dumps(row) + '\n' for row in found))
   config = _config('judge', **{'prm.data': (str(file),)} | changes)
@@ -225,30 +284,39 @@ def test_batches_have_their_labels_where_steps_end(tmp_path):
   assert batch.label_BT[0, last].tolist() == [1.0, 0.5, 0.0]
   assert not batch.weight_BT[-1].any()  # It only fills the batch.
   hard = step_labels.read(
-      str(tmp_path / 'rows.jsonl'), _TEXT, 'hard', 52, Quarantine())
+    str(tmp_path / 'rows.jsonl'), _TEXT, 'hard', 52, Quarantine()
+  )
   assert hard[0].labels.tolist() == [1, 1, 0]
 
 
-@pytest.mark.parametrize('change,told', [
+@pytest.mark.parametrize(
+  'change,told',
+  [
     (dict(ends=[], right=[]), 'rows.jsonl:1 has no steps'),
     (dict(right=[2, 1]), 'a count within 0 and continuations = 2 for each of'),
     (dict(right=[3, 1, 0]), 'a count within 0 and continuations = 2'),
     (dict(continuations=0), 'continuations = 0'),
     (dict(ends=[7, 7, 12]), "needs 'ends' that rise"),
     (dict(completion='1'), 'they are of another tokenizer'),
-    (dict(provenance={}), "name one delimiter; they have \\[''\\]")])
+    (dict(provenance={}), "name one delimiter; they have \\[''\\]"),
+  ],
+)
 def test_rows_that_teach_nothing_are_named(tmp_path, change, told):
   with pytest.raises(UserError, match=told):
     _prm(tmp_path, lambda row: row | change)
 
 
-@pytest.mark.parametrize('changes,told', [
+@pytest.mark.parametrize(
+  'changes,told',
+  [
     ({'prm.data': ()}, 'prm: data names no labelled steps'),
     ({'prm.labels': 'firm'}, "prm: labels: unknown 'firm'"),
     ({'prm.held_out_share': 0.0}, 'held_out_share must lie within'),
     ({'prm.widths_tokens': (16,)}, 'more than 16; raise widths_tokens'),
     ({'prm.epochs': 0}, None),
-    ({'model.scalar_head': False}, 'prm: model.scalar_head is False')])
+    ({'model.scalar_head': False}, 'prm: model.scalar_head is False'),
+  ],
+)
 def test_a_config_that_cannot_be_is_refused(tmp_path, changes, told):
   if told is None:
     with pytest.raises(UserError, match='prm.epochs must be at least 1'):
@@ -258,13 +326,21 @@ def test_a_config_that_cannot_be_is_refused(tmp_path, changes, told):
     _prm(tmp_path, **changes)
 
 
-@pytest.mark.parametrize('changes,told', [
-    ({'label_steps.continuations': 0},
-     'label_steps.continuations must be at least 1, got 0'),
+@pytest.mark.parametrize(
+  'changes,told',
+  [
+    (
+      {'label_steps.continuations': 0},
+      'label_steps.continuations must be at least 1, got 0',
+    ),
     ({'label_steps.samples': 0}, 'label_steps.samples must be at least 1'),
-    ({'label_steps.prompts': 0}, 'label_steps: prompts = 0 takes all of a '
-     'dataset, but these have no end'),
-    ({'data.step_delimiter': ''}, 'step_delimiter is empty')])
+    (
+      {'label_steps.prompts': 0},
+      'label_steps: prompts = 0 takes all of a dataset, but these have no end',
+    ),
+    ({'data.step_delimiter': ''}, 'step_delimiter is empty'),
+  ],
+)
 def test_labels_that_cannot_be_made_are_refused(changes, told):
   config = _config('labels', **changes)
   with pytest.raises(UserError, match=told):
@@ -274,10 +350,13 @@ def test_labels_that_cannot_be_made_are_refused(changes, told):
 def test_a_delimiter_that_never_occurs_is_told_at_once(tmp_path):
   config = _config('labels', **{'data.step_delimiter': '~~~~'})
   made = _parts(config)
-  with pytest.raises(UserError, match="data.step_delimiter = '~~~~' occurs in "
-                                      'none of 12 completions'):
+  with pytest.raises(
+    UserError,
+    match="data.step_delimiter = '~~~~' occurs in none of 12 completions",
+  ):
     label_steps.LabelSteps(config, made).run(
-        tmp_path, init_params(made.model, jax.random.key(0)), {})
+      tmp_path, init_params(made.model, jax.random.key(0)), {}
+    )
 
 
 def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
@@ -296,30 +375,67 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
   about = weights.about(_judge(finished))
   other = tmp_path / 'other.safetensors'
   for kind, headless, told in (
-      ('safe', False, "judges what is 'safe', not what is 'process'"),
-      ('process', True, 'has no scalar head')):
-    weights.save(other, params, 'float32', {
+    ('safe', False, "judges what is 'safe', not what is 'process'"),
+    ('process', True, 'has no scalar head'),
+  ):
+    weights.save(
+      other,
+      params,
+      'float32',
+      {
         'judging': about['judging'] | {'kind': kind},
-        'config': about['config'] | {'model.scalar_head': not headless}})
+        'config': about['config'] | {'model.scalar_head': not headless},
+      },
+    )
     with pytest.raises(UserError, match=told):
       reward_models.process_model('key', str(other), config, made)
   with pytest.raises(UserError, match='reads 52 tokens, fewer than the 62'):
-    reward_models.process_model('key', str(_judge(finished)), _config(
-        'judge', **{'rl.max_new_tokens': 50}), made)
+    reward_models.process_model(
+      'key',
+      str(_judge(finished)),
+      _config('judge', **{'rl.max_new_tokens': 50}),
+      made,
+    )
 
 
-@pytest.mark.parametrize('changes,told', [
+@pytest.mark.parametrize(
+  'changes,told',
+  [
     ({'eval.search.kind': 'beam'}, 'eval.search.kind must be one of'),
-    ({'eval.search.kind': 'best_of_n'},
-     'process_model: best_of_n needs what the stage prm leaves'),
-    ({'eval.search.kind': 'mcts', 'eval.search.value': 'rule',
-      'eval.search.budget_tokens': 20}, 'budget_tokens = 20 is below one step'),
-    ({'eval.search.kind': 'vote', 'data.task': 'manners',
-      'data.max_prompt_tokens': 20}, 'general problems have no right answer'),
-    ({'eval.search.kind': 'mcts', 'eval.search.width': 0,
-      'eval.search.value': 'rule'}, 'search: width must be at least 1'),
-    ({'eval.search.kind': 'mcts', 'eval.search.value': 'leaf'},
-     'eval.search.value must be one of')])
+    (
+      {'eval.search.kind': 'best_of_n'},
+      'process_model: best_of_n needs what the stage prm leaves',
+    ),
+    (
+      {
+        'eval.search.kind': 'mcts',
+        'eval.search.value': 'rule',
+        'eval.search.budget_tokens': 20,
+      },
+      'budget_tokens = 20 is below one step',
+    ),
+    (
+      {
+        'eval.search.kind': 'vote',
+        'data.task': 'manners',
+        'data.max_prompt_tokens': 20,
+      },
+      'general problems have no right answer',
+    ),
+    (
+      {
+        'eval.search.kind': 'mcts',
+        'eval.search.width': 0,
+        'eval.search.value': 'rule',
+      },
+      'search: width must be at least 1',
+    ),
+    (
+      {'eval.search.kind': 'mcts', 'eval.search.value': 'leaf'},
+      'eval.search.value must be one of',
+    ),
+  ],
+)
 def test_a_search_that_cannot_be_is_refused(changes, told):
   config = _config('policy', **changes)
   made = _parts(config)

@@ -9,11 +9,10 @@ from r1jax import sharding
 from r1jax.data import preferences
 from r1jax.errors import UserError
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages.build.parts import parts as build
-from r1jax.runs import validate
-from r1jax.runs import run
-from r1jax.stages.rejection_sampling import Curate
+from r1jax.runs import run, validate
+from r1jax.stages.build import parts as build
 from r1jax.stages.preferences import DPO
+from r1jax.stages.rejection_sampling import Curate
 from tests.configs import small, small_judged
 
 RIGHT, WRONG, MALFORMED, TRUNCATED = 'right', 'wrong', 'malformed', 'truncated'
@@ -22,17 +21,19 @@ RIGHT, WRONG, MALFORMED, TRUNCATED = 'right', 'wrong', 'malformed', 'truncated'
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
   """One device, in this process."""
-  monkeypatch.setattr(build, 'make_mesh', lambda sizes: sharding.make_mesh(
-      {}, jax.devices()[:1]))
+  monkeypatch.setattr(
+    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+  )
 
 
 def _config(**changes):
   config = small.get_config()
   config.stages, config.init = ('curate',), 'random'
   config.rl.max_new_tokens = 64
-  config.curate.update(dict(
-      prompts=3, samples=4, chunk_prompts=2, max_per_prompt=2, pairs=True)
-      | changes)
+  config.curate.update(
+    dict(prompts=3, samples=4, chunk_prompts=2, max_per_prompt=2, pairs=True)
+    | changes
+  )
   return config
 
 
@@ -45,9 +46,11 @@ class _Engine:
 
   def run(self, params, requests):
     kinds = self._kinds
-    self._kinds = kinds[len(requests):]
-    return [self._completion(request, kind, i)
-            for i, (request, kind) in enumerate(zip(requests, kinds))]
+    self._kinds = kinds[len(requests) :]
+    return [
+      self._completion(request, kind, i)
+      for i, (request, kind) in enumerate(zip(requests, kinds))
+    ]
 
   def _completion(self, request, kind, i):
     if request.name[1] == 0:
@@ -57,8 +60,10 @@ class _Engine:
     if kind == MALFORMED:
       text = text.replace('</answer>', '')
     return Completion(
-        request=request, finish='length' if kind == TRUNCATED else 'stop',
-        tokens=[*self._tokenizer.encode(text), self._tokenizer.stop_ids[0]])
+      request=request,
+      finish='length' if kind == TRUNCATED else 'stop',
+      tokens=[*self._tokenizer.encode(text), self._tokenizer.stop_ids[0]],
+    )
 
 
 def _curated(tmp_path, kinds, **changes):
@@ -68,7 +73,8 @@ def _curated(tmp_path, kinds, **changes):
   stage = Curate(config, parts)
   prompts = [stage._prompts[i] for i in range(3)]
   stage._engine = _Engine(
-      parts.tokenizer, [prompt.answer for prompt in prompts], sum(kinds, []))
+    parts.tokenizer, [prompt.answer for prompt in prompts], sum(kinds, [])
+  )
   path = stage.run(tmp_path, None, {})
   report = json.loads((tmp_path / 'report.json').read_text())
   return preferences.read(str(path), parts.template), prompts, report
@@ -77,12 +83,19 @@ def _curated(tmp_path, kinds, **changes):
 def test_each_right_one_is_set_against_a_wrong_one(tmp_path):
   """Of the same prompt; two at most; neither of truncated ones; every
   completion is kept or counted."""
-  pairs, prompts, report = _curated(tmp_path, [
+  pairs, prompts, report = _curated(
+    tmp_path,
+    [
       [RIGHT, RIGHT, WRONG, MALFORMED],
       [RIGHT, RIGHT, RIGHT, WRONG],
-      [RIGHT, TRUNCATED, TRUNCATED, TRUNCATED]])
+      [RIGHT, TRUNCATED, TRUNCATED, TRUNCATED],
+    ],
+  )
   assert [pair.prompt.id.rpartition('-')[0] for pair in pairs] == [
-      prompts[0].id, prompts[0].id, prompts[1].id]
+    prompts[0].id,
+    prompts[0].id,
+    prompts[1].id,
+  ]
   for pair, prompt in zip(pairs, [prompts[0], prompts[0], prompts[1]]):
     assert pair.prompt.text == prompt.text
     assert f'<answer>{prompt.answer}</answer>' in pair.chosen
@@ -100,8 +113,11 @@ def test_pairs_are_what_dpo_learns_from(tmp_path):
   config = small.get_config()
   config.stages, config.init = ('dpo',), 'random'
   config.dpo.update(
-      data=(str(tmp_path / 'kept.jsonl'),), batch_size=2, widths_tokens=(128,),
-      held_out_share=0.5)
+    data=(str(tmp_path / 'kept.jsonl'),),
+    batch_size=2,
+    widths_tokens=(128,),
+    held_out_share=0.5,
+  )
   lessons = DPO(config, build.parts(config))._lessons
   assert lessons.names == ('arithmetic',)
   assert len(lessons.train) and len(lessons.held_out)
@@ -115,20 +131,24 @@ def test_a_prompt_in_pairs_goes_on_after_a_kill(tmp_path):
   lines = (whole / 'kept.jsonl').read_text().splitlines(keepends=True)
   cut.mkdir()
   (cut / 'partial.jsonl').write_text(
-      ''.join(lines[:4]) + '{"done": 2, "counts": {}}\n')
+    ''.join(lines[:4]) + '{"done": 2, "counts": {}}\n'
+  )
   config = _config()
   parts = build.parts(config)
   stage = Curate(config, parts)
   stage._engine = _Engine(parts.tokenizer, [stage._prompts[2].answer], kinds[2])
   stage.run(cut, None, {})
-  assert ((cut / 'kept.jsonl').read_text()
-          == (whole / 'kept.jsonl').read_text())
+  assert (cut / 'kept.jsonl').read_text() == (whole / 'kept.jsonl').read_text()
 
 
-@pytest.mark.parametrize('changes,match', [
+@pytest.mark.parametrize(
+  'changes,match',
+  [
     (dict(correct=False, well_formed=False), 'needs the filter correct or'),
     (dict(general=('manners:3',)), 'leave general out'),
-    (dict(top_logps=2), 'leave top_logps out')])
+    (dict(top_logps=2), 'leave top_logps out'),
+  ],
+)
 def test_what_is_no_pair_is_refused(changes, match):
   with pytest.raises(UserError, match=match):
     run.check(_config(**changes))
@@ -140,15 +160,22 @@ def test_a_pipeline_keeps_pairs_and_rows_apart(tmp_path):
   config.pairs = _config()
   config.pairs.model, config.pairs.init = config.base.model, '@base'
   config.liked.dpo.data = ('@pairs',)
-  validate._check_fit('liked', config.liked, 'dpo.data[0]', 'pairs',
-                  config.pairs)
+  validate._check_fit(
+    'liked', config.liked, 'dpo.data[0]', 'pairs', config.pairs
+  )
   config.pairs.curate.pairs = False
-  with pytest.raises(UserError, match='liked.dpo.data.* needs pairs, but '
-                     'pairs leaves demonstrations; set pairs.curate.pairs = '
-                     'True'):
+  with pytest.raises(
+    UserError,
+    match='liked.dpo.data.* needs pairs, but '
+    'pairs leaves demonstrations; set pairs.curate.pairs = '
+    'True',
+  ):
     validate.check(config, tmp_path, config.stages)
   config.pairs.curate.pairs = True
   config.liked.sft.data = ('@pairs',)
-  with pytest.raises(UserError, match='liked.sft.data.* needs demonstrations, '
-                     'but pairs leaves pairs; set pairs.curate.pairs = False'):
+  with pytest.raises(
+    UserError,
+    match='liked.sft.data.* needs demonstrations, '
+    'but pairs leaves pairs; set pairs.curate.pairs = False',
+  ):
     validate.check(config, tmp_path, config.stages)

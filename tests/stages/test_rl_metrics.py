@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from r1jax.evaluate.evaluator import evaluator
+from r1jax.evaluate import evaluator
 from r1jax.records import Prompt, Rollout, Scored
 from r1jax.stages import rl
 
@@ -15,25 +15,41 @@ def _scored(*verdicts: str) -> Scored:
   accuracy_B = np.array([score.get(each, np.nan) for each in verdicts])
   ok_B = np.isfinite(accuracy_B)
   return Scored(
-      reward_B=np.where(ok_B, accuracy_B, 0), scorable_B=ok_B,
-      parts={'accuracy': accuracy_B, 'format': np.ones(len(verdicts))},
-      verdicts=list(verdicts), texts=[''] * len(verdicts))
+    reward_B=np.where(ok_B, accuracy_B, 0),
+    scorable_B=ok_B,
+    parts={'accuracy': accuracy_B, 'format': np.ones(len(verdicts))},
+    verdicts=list(verdicts),
+    texts=[''] * len(verdicts),
+  )
 
 
 def _told(scored: Scored) -> dict:
   rows = len(scored.texts)
   ones = np.ones((rows, 2), np.int32)
-  return rl._told(scored, Rollout(
-      tokens_BT=ones, valid_BT=ones, mask_BT=ones.astype(bool), logp_BT=ones,
-      model_logp_BT=ones, age_BT=0 * ones, finish_B=ones[:, 0],
-      length_B=ones[:, 0], group_B=0 * ones[:, 0]), [True])
+  return rl._told(
+    scored,
+    Rollout(
+      tokens_BT=ones,
+      valid_BT=ones,
+      mask_BT=ones.astype(bool),
+      logp_BT=ones,
+      model_logp_BT=ones,
+      age_BT=0 * ones,
+      finish_B=ones[:, 0],
+      length_B=ones[:, 0],
+      group_B=0 * ones[:, 0],
+    ),
+    [True],
+  )
 
 
 def test_they_count_in_the_shares_and_in_no_mean():
   told = _told(_scored('correct', 'timeout', 'wrong', 'crash'))
   assert told['verdict/timeout'] == told['verdict/crash'] == 0.25
-  assert sum(value for name, value in told.items()
-             if name.startswith('verdict/')) == 1
+  assert (
+    sum(value for name, value in told.items() if name.startswith('verdict/'))
+    == 1
+  )
   assert told['reward/accuracy'] == told['reward/mean'] == 0.5
   assert told['reward/std'] == 0.5
 
@@ -46,7 +62,9 @@ def test_a_step_without_a_single_grade_has_no_mean():
 def test_their_rows_are_json_without_an_accuracy():
   prompt = Prompt(id='a', text='', question='', answer='7', source='math')
   rows = evaluator.sample_rows(
-      [prompt], _scored('correct', 'crash'), np.ones(2), np.ones(2))
-  assert [(row['accuracy'], row['verdict']) for row in json.loads(
-      json.dumps(rows, allow_nan=False))] == [(1.0, 'correct'),
-                                              (None, 'crash')]
+    [prompt], _scored('correct', 'crash'), np.ones(2), np.ones(2)
+  )
+  assert [
+    (row['accuracy'], row['verdict'])
+    for row in json.loads(json.dumps(rows, allow_nan=False))
+  ] == [(1.0, 'correct'), (None, 'crash')]

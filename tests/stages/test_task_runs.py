@@ -6,7 +6,7 @@ import pytest
 
 from configs import r1_zero_tiny
 from r1jax.config import algorithms
-from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build import parts as build
 from tests.stages.conftest import SMALL, rows, run
 
 
@@ -14,13 +14,20 @@ from tests.stages.conftest import SMALL, rows, run
 def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   environment = dict(environment, R1JAX_DATA=str(shared / 'data'))
   workdir = tmp_path / name
-  run(environment, 'train', f'--config=configs/r1_zero_{name}.py',
-      f'--workdir={workdir}', '--config.rl.steps=1',
-      '--config.rl.max_new_tokens=8',
-      '--config.data.max_prompt_tokens=320',  # One width: compiled once.
-      '--config.eval.top_p=1.0', '--config.eval.num_problems=4',
-      '--config.rl.prompts_per_step=2', '--config.rl.group_size=2',
-      '--config.rl.minibatches=1')
+  run(
+    environment,
+    'train',
+    f'--config=configs/r1_zero_{name}.py',
+    f'--workdir={workdir}',
+    '--config.rl.steps=1',
+    '--config.rl.max_new_tokens=8',
+    '--config.data.max_prompt_tokens=320',  # One width: compiled once.
+    '--config.eval.top_p=1.0',
+    '--config.eval.num_problems=4',
+    '--config.rl.prompts_per_step=2',
+    '--config.rl.group_size=2',
+    '--config.rl.minibatches=1',
+  )
   lines = rows(workdir)
   assert [row['step'] for row in lines] == [0, 1]
   assert lines[1]['entropy'] > 5  # A random model under 150,000 tokens.
@@ -31,13 +38,22 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
 
 def test_synthetic_countdown_runs(environment, tmp_path):
   workdir = tmp_path / 'run'
-  run(environment, 'train', SMALL, f'--workdir={workdir}',
-      '--config.data.task=countdown', '--config.data.max_prompt_tokens=16',
-      '--config.pretrain.steps=2', '--config.rl.steps=1',
-      '--config.rl.kl_coef=0.0', '--config.rl.old_logp=recompute',
-      '--config.rl.complete_share=1.0',  # As recomputing needs it.
-      '--config.rl.routing_replay=True',
-      '--config.rl.dynamic_sampling=True', '--config.rl.dynamic_rounds=2')
+  run(
+    environment,
+    'train',
+    SMALL,
+    f'--workdir={workdir}',
+    '--config.data.task=countdown',
+    '--config.data.max_prompt_tokens=16',
+    '--config.pretrain.steps=2',
+    '--config.rl.steps=1',
+    '--config.rl.kl_coef=0.0',
+    '--config.rl.old_logp=recompute',
+    '--config.rl.complete_share=1.0',  # As recomputing needs it.
+    '--config.rl.routing_replay=True',
+    '--config.rl.dynamic_sampling=True',
+    '--config.rl.dynamic_rounds=2',
+  )
   row = rows(workdir)[1]
   # An untrained policy is always wrong: nothing to learn, twice as sought.
   assert row['dynamic/sampled_groups'] == 8 and row['dynamic/useful'] == 0
@@ -52,20 +68,32 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
   left out, other parts of the reward, general rows from the second step on; a
   run whose numbers stay finite."""
   workdir = tmp_path / 'run'
-  run(environment, 'train', SMALL, f'--workdir={workdir}',
-      '--config.pretrain.steps=2', '--config.rl.steps=2',
-      '--config.rl.complete_share=1.0', '--config.rl.old_logp=recompute',
-      '--config.rl.max_new_tokens=40',  # Some of them end by themselves.
-      '--config.rl.mismatch=truncate', '--config.rl.mismatch_level=sequence',
-      '--config.rl.kl_in=reward', '--config.rl.kl=k1',
-      '--config.rl.reference_decay=0.5', '--config.rl.overlong=mask',
-      '--config.rl.norm=constant', '--config.rl.ratio=sequence',
-      '--config.rl.reward.language=0.1',
-      '--config.rl.reward.format_errors=1.0',
-      '--config.rl.reward.repetition=0.1',
-      "--config.data.mixture=('arithmetic:1', 'manners:1')",
-      '--config.data.max_prompt_tokens=16',
-      '--config.rl.general_reward.format=1.0', '--config.rl.general_after=1')
+  run(
+    environment,
+    'train',
+    SMALL,
+    f'--workdir={workdir}',
+    '--config.pretrain.steps=2',
+    '--config.rl.steps=2',
+    '--config.rl.complete_share=1.0',
+    '--config.rl.old_logp=recompute',
+    '--config.rl.max_new_tokens=40',  # Some of them end by themselves.
+    '--config.rl.mismatch=truncate',
+    '--config.rl.mismatch_level=sequence',
+    '--config.rl.kl_in=reward',
+    '--config.rl.kl=k1',
+    '--config.rl.reference_decay=0.5',
+    '--config.rl.overlong=mask',
+    '--config.rl.norm=constant',
+    '--config.rl.ratio=sequence',
+    '--config.rl.reward.language=0.1',
+    '--config.rl.reward.format_errors=1.0',
+    '--config.rl.reward.repetition=0.1',
+    "--config.data.mixture=('arithmetic:1', 'manners:1')",
+    '--config.data.max_prompt_tokens=16',
+    '--config.rl.general_reward.format=1.0',
+    '--config.rl.general_after=1',
+  )
   lines = rows(workdir)[1:]
   assert [row['verdict/general'] for row in lines] == [0, 0.5]
   for row in lines:
@@ -75,9 +103,19 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
     assert row['skipped_updates'] == 0
 
 
-@pytest.mark.parametrize('name', [
-    'r1_zero', 'deepseek_math', 'dapo', 'dr_grpo', 'bnpo', 'gspo', 'cispo',
-    'ppo'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'r1_zero',
+    'deepseek_math',
+    'dapo',
+    'dr_grpo',
+    'bnpo',
+    'gspo',
+    'cispo',
+    'ppo',
+  ],
+)
 def test_every_paper_s_settings_are_an_objective(name):
   config = r1_zero_tiny.get_config()
   config.rl.update(getattr(algorithms, name)())

@@ -13,15 +13,22 @@ from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelBatch, PairBatch
 from r1jax.sharding import Layout, make_mesh
-from r1jax.train import optimizer, state as train_state
-from r1jax.train import preference_step
+from r1jax.train import optimizer, preference_step
+from r1jax.train import state as train_state
 from tests.conftest import forward, make, small_config
 
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
 _OPTIMIZER = optimizer.OptimizerConfig(
-    learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=0.1,
-    beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=1e9,
-    moment_dtype='float32')
+  learning_rate=1e-3,
+  warmup_steps=0,
+  decay='constant',
+  final_ratio=0.1,
+  beta1=0.9,
+  beta2=0.95,
+  weight_decay=0.0,
+  clip_norm=1e9,
+  moment_dtype='float32',
+)
 _BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
 _CONFIG = small_config(scalar_head=True, num_layers=2, kv_lora_rank=16)
 _P, _T = 8, 10
@@ -44,18 +51,23 @@ def _pairs() -> PairBatch:
   weight = np.ones(_P, np.float32)
   weight[-1] = 0
   return PairBatch(
-      tokens_BT=rng.integers(3, 32, (2 * _P, _T)).astype(np.int32),
-      valid_BT=valid, mask_BT=valid & (column >= 2), weight_P=weight,
-      group_P=np.array([0, 1, 0, 0, 1, 0, 0, 0], np.int32))
+    tokens_BT=rng.integers(3, 32, (2 * _P, _T)).astype(np.int32),
+    valid_BT=valid,
+    mask_BT=valid & (column >= 2),
+    weight_P=weight,
+    group_P=np.array([0, 1, 0, 0, 1, 0, 0, 0], np.int32),
+  )
 
 
 def _labels() -> LabelBatch:
   pairs = _pairs()
   return LabelBatch(
-      tokens_BT=pairs.tokens_BT, valid_BT=pairs.valid_BT,
-      safe_B=(np.arange(2 * _P) % 3 > 0).astype(np.float32),
-      weight_B=np.repeat(pairs.weight_P, 2),
-      group_B=np.zeros(2 * _P, np.int32))
+    tokens_BT=pairs.tokens_BT,
+    valid_BT=pairs.valid_BT,
+    safe_B=(np.arange(2 * _P) % 3 > 0).astype(np.float32),
+    weight_B=np.repeat(pairs.weight_P, 2),
+    group_B=np.zeros(2 * _P, np.int32),
+  )
 
 
 def _learnt(model, params, kind, microbatches=1):
@@ -64,13 +76,18 @@ def _learnt(model, params, kind, microbatches=1):
   params = jax.tree.map(jnp.copy, params)
   if kind != 'dpo':
     step = preference_step.reward(
-        model, tx, Pairwise(0.1, 0.01), _BALANCING, microbatches)
-    return step(train_state.create(params, tx),
-                _pairs() if kind == 'helpful' else _labels())
+      model, tx, Pairwise(0.1, 0.01), _BALANCING, microbatches
+    )
+    return step(
+      train_state.create(params, tx),
+      _pairs() if kind == 'helpful' else _labels(),
+    )
   step = preference_step.dpo(
-      model, tx, _OBJECTIVE, _ROBUST, _BALANCING, microbatches)
-  return step(preference_step.dpo_state(params, tx, _ROBUST), _pairs(),
-              _reference(model))
+    model, tx, _OBJECTIVE, _ROBUST, _BALANCING, microbatches
+  )
+  return step(
+    preference_step.dpo_state(params, tx, _ROBUST), _pairs(), _reference(model)
+  )
 
 
 def _reference(model):
@@ -82,8 +99,11 @@ def _train(state):
 
 
 def _assert_same(got, want, atol):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol),
-               jax.device_get(got), jax.device_get(want))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=atol),
+    jax.device_get(got),
+    jax.device_get(want),
+  )
 
 
 @pytest.mark.parametrize('kind', ['helpful', 'safe', 'dpo'])
@@ -100,8 +120,9 @@ def test_microbatches_do_not_change_the_update(kind):
 
 def _numpy_logp(model, params, batch: PairBatch):
   """Of whole responses, from the full forward pass's logits."""
-  logits = forward(model, params, batch.tokens_BT,
-                   segment_BT=batch.valid_BT.astype(np.int32))
+  logits = forward(
+    model, params, batch.tokens_BT, segment_BT=batch.valid_BT.astype(np.int32)
+  )
   logp = np.asarray(jax.nn.log_softmax(logits))
   total = np.zeros(2 * _P)
   for b, t in zip(*np.nonzero(batch.mask_BT)):
@@ -119,8 +140,9 @@ def test_dpo_equals_numpys():
   gain = logp - ref
   each = np.log1p(np.exp(-0.5 * (gain[:, 0] - gain[:, 1])))[:-1]
   group, rarity = batch.group_P[:-1], 40 / np.array([30, 10])
-  power = np.array([
-      rarity[g] * each[group == g].sum() / len(each) for g in (0, 1)])
+  power = np.array(
+    [rarity[g] * each[group == g].sum() / len(each) for g in (0, 1)]
+  )
   alpha = np.exp(0.8 * power) / np.exp(0.8 * power).sum()
   state, metrics = _learnt(model, params, 'dpo')
   np.testing.assert_allclose(state.alpha_g, alpha, atol=1e-5)
@@ -136,9 +158,12 @@ def test_what_fills_a_batch_teaches_nothing():
   for fill in (batch.tokens_BT[-2:], 31 - batch.tokens_BT[-2:]):
     tokens = np.concatenate([batch.tokens_BT[:-2], np.maximum(fill, 0)])
     step = preference_step.reward(model, tx, Pairwise(), _BALANCING, 1)
-    states.append(step(
+    states.append(
+      step(
         train_state.create(jax.tree.map(jnp.copy, params), tx),
-        batch.replace(tokens_BT=tokens))[0])
+        batch.replace(tokens_BT=tokens),
+      )[0]
+    )
   _assert_same(states[0].params, states[1].params, 0)
 
 
@@ -149,8 +174,10 @@ def test_plain_dpo_has_no_weights_and_a_poisoned_batch_changes_none():
   reference = jax.tree.map(lambda x: x * np.nan, _reference(model))
   step = preference_step.dpo(model, tx, _OBJECTIVE, _ROBUST, _BALANCING, 1)
   state, metrics = step(
-      preference_step.dpo_state(jax.tree.map(jnp.copy, params), tx, _ROBUST),
-      _pairs(), reference)
+    preference_step.dpo_state(jax.tree.map(jnp.copy, params), tx, _ROBUST),
+    _pairs(),
+    reference,
+  )
   assert metrics['skipped_updates'] == 1
   _assert_same(state.train.params, params, 0)
   np.testing.assert_allclose(state.alpha_g, [0.5, 0.5])
@@ -163,10 +190,12 @@ def test_eight_devices_equal_one(kind):
   layout = Layout(make_mesh(dict(data=2, tensor=2, expert=2)))
   wide = Transformer(_CONFIG, layout)
   spread = jax.device_put(
-      jax.device_get(params), transformer.parameter_shardings(wide, layout))
+    jax.device_get(params), transformer.parameter_shardings(wide, layout)
+  )
   got, metrics = _learnt(wide, spread, kind)
   np.testing.assert_allclose(
-      metrics['grad_norm'], want_metrics['grad_norm'], rtol=1e-4)
+    metrics['grad_norm'], want_metrics['grad_norm'], rtol=1e-4
+  )
   np.testing.assert_allclose(metrics['loss'], want_metrics['loss'], atol=1e-5)
   _assert_same(_train(got).opt_state[1].mu, _train(want).opt_state[1].mu, 5e-6)
 

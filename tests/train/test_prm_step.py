@@ -8,15 +8,22 @@ import pytest
 
 from r1jax.model import moe
 from r1jax.records import StepBatch
-from r1jax.train import optimizer, state as train_state
-from r1jax.train import prm_step
+from r1jax.train import optimizer, prm_step
+from r1jax.train import state as train_state
 from tests.conftest import make, small_config
 
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
 _OPTIMIZER = optimizer.OptimizerConfig(
-    learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=0.1,
-    beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=1e9,
-    moment_dtype='float32')
+  learning_rate=1e-3,
+  warmup_steps=0,
+  decay='constant',
+  final_ratio=0.1,
+  beta1=0.9,
+  beta2=0.95,
+  weight_decay=0.0,
+  clip_norm=1e9,
+  moment_dtype='float32',
+)
 _B, _T = 4, 10
 
 
@@ -33,9 +40,11 @@ def _batch() -> StepBatch:
   valid = np.arange(_T) < np.array([10, 7, 5, 0])[:, None]
   ends = valid & (rng.random((_B, _T)) < 0.4)
   return StepBatch(
-      tokens_BT=rng.integers(3, 32, (_B, _T)).astype(np.int32),
-      valid_BT=valid, weight_BT=ends.astype(np.float32),
-      label_BT=np.where(ends, rng.random((_B, _T)), 0).astype(np.float32))
+    tokens_BT=rng.integers(3, 32, (_B, _T)).astype(np.int32),
+    valid_BT=valid,
+    weight_BT=ends.astype(np.float32),
+    label_BT=np.where(ends, rng.random((_B, _T)), 0).astype(np.float32),
+  )
 
 
 def _learnt(small, microbatches: int):
@@ -48,13 +57,15 @@ def _learnt(small, microbatches: int):
 def test_its_loss_is_that_of_the_chances_at_the_ends(small):
   model, params = small
   batch = _batch()
-  chance = np.asarray(prm_step.chances(model)(
-      params, batch.tokens_BT, batch.valid_BT), np.float64)
+  chance = np.asarray(
+    prm_step.chances(model)(params, batch.tokens_BT, batch.valid_BT), np.float64
+  )
   ends = batch.weight_BT > 0
   p, y = chance[ends], batch.label_BT[ends]
   _, metrics = _learnt(small, 1)
   assert metrics['loss'] == pytest.approx(
-      -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rel=1e-4)
+    -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rel=1e-4
+  )
   # A chance knows what came before its token, and nothing of what follows.
   other = batch.tokens_BT.copy()
   other[0, 6:] = 31
@@ -67,5 +78,8 @@ def test_it_learns_the_same_in_parts(small):
   (whole, want), (parts, got) = (_learnt(small, n) for n in (1, 2))
   for name in ('loss', 'grad_norm', 'label', 'score'):
     assert got[name] == pytest.approx(float(want[name]), rel=1e-4)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5),
-               whole.params, parts.params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5),
+    whole.params,
+    parts.params,
+  )

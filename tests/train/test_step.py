@@ -13,17 +13,27 @@ from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout, make_mesh
-from r1jax.train import optimizer, state as train_state, step as train_step
+from r1jax.train import optimizer
+from r1jax.train import state as train_state
+from r1jax.train import step as train_step
 from tests.conftest import make, one_device, small_config
 
 _OPTIMIZER = optimizer.OptimizerConfig(
-    learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=0.1,
-    beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0,
-    moment_dtype='float32')
+  learning_rate=1e-3,
+  warmup_steps=0,
+  decay='constant',
+  final_ratio=0.1,
+  beta1=0.9,
+  beta2=0.95,
+  weight_decay=0.1,
+  clip_norm=1.0,
+  moment_dtype='float32',
+)
 _PROMPT, _OWN, _ROWS = 4, 8, 16
 _BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
 _LOOK_AHEAD = train_step.LookAhead(
-    weight=0.3, later_weight=0.1, switch_updates=5)
+  weight=0.3, later_weight=0.1, switch_updates=5
+)
 
 
 def _rollout(seed=0) -> Rollout:
@@ -35,13 +45,16 @@ def _rollout(seed=0) -> Rollout:
   column = np.arange(T)
   mask = (column >= _PROMPT) & (column < _PROMPT + length_B[:, None])
   return Rollout(
-      tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
-      valid_BT=mask | ((column < _PROMPT) & (column >= start_B[:, None])),
-      mask_BT=mask, logp_BT=np.zeros((_ROWS, T), np.float32),
-      model_logp_BT=np.zeros((_ROWS, T), np.float32),
-      age_BT=np.zeros((_ROWS, T), np.int32),
-      finish_B=np.ones(_ROWS, np.int32), length_B=length_B.astype(np.int32),
-      group_B=np.arange(_ROWS, dtype=np.int32) // 4)
+    tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
+    valid_BT=mask | ((column < _PROMPT) & (column >= start_B[:, None])),
+    mask_BT=mask,
+    logp_BT=np.zeros((_ROWS, T), np.float32),
+    model_logp_BT=np.zeros((_ROWS, T), np.float32),
+    age_BT=np.zeros((_ROWS, T), np.int32),
+    finish_B=np.ones(_ROWS, np.int32),
+    length_B=length_B.astype(np.int32),
+    group_B=np.arange(_ROWS, dtype=np.int32) // 4,
+  )
 
 
 def _rl_batch(model, params) -> RLBatch:
@@ -49,16 +62,28 @@ def _rl_batch(model, params) -> RLBatch:
   old = train_step.score(model, 1.0, _PROMPT)(params, rollout)
   rng = np.random.default_rng(1)
   noise = 0.3 * rng.normal(size=old.shape).astype(np.float32)
-  return RLBatch(rollout=rollout.replace(logp_BT=old),
-                 adv_BT=rng.normal(size=(_ROWS, 1)).astype(np.float32),
-                 old_logp_BT=old, ref_logp_BT=old + noise)
+  return RLBatch(
+    rollout=rollout.replace(logp_BT=old),
+    adv_BT=rng.normal(size=(_ROWS, 1)).astype(np.float32),
+    old_logp_BT=old,
+    ref_logp_BT=old + noise,
+  )
 
 
-def _policy(model, tx, minibatches=1, microbatches=1, kl_coef=0.1,
-            mtp_weight=0.0):
+def _policy(
+  model, tx, minibatches=1, microbatches=1, kl_coef=0.1, mtp_weight=0.0
+):
   return train_step.policy(
-      model, tx, Objective(kl_coef=kl_coef), 1.0, _PROMPT, minibatches,
-      microbatches, _BALANCING, mtp_weight)
+    model,
+    tx,
+    Objective(kl_coef=kl_coef),
+    1.0,
+    _PROMPT,
+    minibatches,
+    microbatches,
+    _BALANCING,
+    mtp_weight,
+  )
 
 
 def _update(model, params, batch, **split):
@@ -68,8 +93,11 @@ def _update(model, params, batch, **split):
 
 
 def _assert_same(got, want, atol):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol),
-               jax.device_get(got), jax.device_get(want))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=atol),
+    jax.device_get(got),
+    jax.device_get(want),
+  )
 
 
 def _moments(state):
@@ -85,8 +113,11 @@ def test_microbatches_do_not_change_the_update():
   whole, metrics = _update(model, params, batch)
   state, split = _update(model, params, batch, microbatches=4)
   _assert_same(state.opt_state, whole.opt_state, 1e-6)
-  _assert_same(state.params['moe_layers']['ffn']['bias'],
-               whole.params['moe_layers']['ffn']['bias'], 0)
+  _assert_same(
+    state.params['moe_layers']['ffn']['bias'],
+    whole.params['moe_layers']['ffn']['bias'],
+    0,
+  )
   for name in ('loss', 'kl', 'entropy', 'grad_norm', 'clip_fraction'):
     np.testing.assert_allclose(split[name], metrics[name], atol=1e-5)
 
@@ -97,19 +128,20 @@ def test_supervised_microbatches_do_not_change_the_update():
   rng = np.random.default_rng(0)
   shape = (8, 10)
   batch = TokenBatch(
-      tokens_BT=rng.integers(0, 32, shape),
-      target_BT=rng.integers(0, 32, shape),
-      weight_BT=(rng.random(shape) < 0.5).astype(np.int32),
-      segment_BT=np.ones(shape, np.int32),
-      position_BT=np.tile(np.arange(10), (8, 1)))
-  batch = jax.tree.map(lambda x: np.where(np.arange(8)[:, None] < 5, x, 0),
-                       batch)
+    tokens_BT=rng.integers(0, 32, shape),
+    target_BT=rng.integers(0, 32, shape),
+    weight_BT=(rng.random(shape) < 0.5).astype(np.int32),
+    segment_BT=np.ones(shape, np.int32),
+    position_BT=np.tile(np.arange(10), (8, 1)),
+  )
+  batch = jax.tree.map(
+    lambda x: np.where(np.arange(8)[:, None] < 5, x, 0), batch
+  )
   tx = optimizer.make(_OPTIMIZER, 10)
   outs = []
   for parts in (1, 4):
     state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-    step = train_step.supervised(
-        model, tx, _BALANCING, _LOOK_AHEAD, parts)
+    step = train_step.supervised(model, tx, _BALANCING, _LOOK_AHEAD, parts)
     outs.append(step(state, batch))
   _assert_same(outs[0][0].opt_state, outs[1][0].opt_state, 1e-6)
   np.testing.assert_allclose(outs[0][1]['loss'], outs[1][1]['loss'], rtol=1e-5)
@@ -129,15 +161,16 @@ def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
   model, params = make(small_config())
   batch = _rl_batch(model, params)
   rollout = batch.rollout
-  old = np.broadcast_to(np.arange(_PROMPT + _OWN) % 3 == 0,
-                        rollout.mask_BT.shape)
+  old = np.broadcast_to(
+    np.arange(_PROMPT + _OWN) % 3 == 0, rollout.mask_BT.shape
+  )
   metrics = []
   for offset in (0.0, 0.5):
     changed = rollout.replace(
-        age_BT=old.astype(np.int32),
-        logp_BT=rollout.logp_BT + np.where(old, 5.0, offset * rollout.mask_BT))
-    metrics.append(_update(
-        model, params, batch.replace(rollout=changed))[1])
+      age_BT=old.astype(np.int32),
+      logp_BT=rollout.logp_BT + np.where(old, 5.0, offset * rollout.mask_BT),
+    )
+    metrics.append(_update(model, params, batch.replace(rollout=changed))[1])
   assert metrics[0]['logp_gap/max'] < 1e-5
   for name in ('logp_gap/max', 'logp_gap/mean'):
     np.testing.assert_allclose(metrics[1][name], 0.5, atol=1e-5)
@@ -146,7 +179,8 @@ def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
 def test_later_minibatches_are_off_policy():
   model, params = make(small_config())
   state, metrics = _update(
-      model, params, _rl_batch(model, params), minibatches=4)
+    model, params, _rl_batch(model, params), minibatches=4
+  )
   assert state.updates == 4
   assert abs(float(metrics['ratio/mean']) - 1) > 1e-6
   assert metrics['logp_gap/max'] < 1e-5
@@ -159,8 +193,10 @@ def test_zero_advantage_and_no_kl_leave_the_policy():
   batch = batch.replace(adv_BT=np.zeros((_ROWS, 1), np.float32))
   tx = optimizer.make(dataclasses.replace(_OPTIMIZER, weight_decay=0.0), 10)
   state, metrics = _policy(model, tx, kl_coef=0.0)(
-      train_state.create(jax.tree.map(jnp.copy, params), tx), batch,
-      jax.random.key(0))
+    train_state.create(jax.tree.map(jnp.copy, params), tx),
+    batch,
+    jax.random.key(0),
+  )
   assert metrics['grad_norm'] < 1e-1  # The balance loss, on routers alone.
   np.testing.assert_array_equal(state.params['head'], params['head'])
 
@@ -169,14 +205,27 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
   """Without advantages, KL and balance loss it is all that has a gradient."""
   model, params = make(small_config(mtp_depth=1, num_layers=2))
   rollout = _rollout()
-  batch = RLBatch(rollout=rollout, adv_BT=np.zeros((_ROWS, 1), np.float32),
-                  old_logp_BT=rollout.logp_BT, ref_logp_BT=rollout.logp_BT)
+  batch = RLBatch(
+    rollout=rollout,
+    adv_BT=np.zeros((_ROWS, 1), np.float32),
+    old_logp_BT=rollout.logp_BT,
+    ref_logp_BT=rollout.logp_BT,
+  )
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.policy(
-      model, tx, Objective(), 1.0, _PROMPT, 1, 1,
-      moe.Balancing(speed=1e-3, loss=0.0), mtp_weight=0.3)
+    model,
+    tx,
+    Objective(),
+    1.0,
+    _PROMPT,
+    1,
+    1,
+    moe.Balancing(speed=1e-3, loss=0.0),
+    mtp_weight=0.3,
+  )
   state, metrics = step(
-      train_state.create(params, tx), batch, jax.random.key(0))
+    train_state.create(params, tx), batch, jax.random.key(0)
+  )
   assert metrics['mtp/loss'] > 1
   learnt = jax.tree.map(lambda x: np.abs(x).max(), state.opt_state[1].mu)
   modules = learnt.pop('mtp')
@@ -199,8 +248,10 @@ def test_a_poisoned_batch_changes_nothing_and_is_counted(poison):
 def test_every_update_balances_the_experts():
   model, params = make(small_config())
   state, _ = _update(model, params, _rl_batch(model, params))
-  moved = (state.params['moe_layers']['ffn']['bias']
-           - params['moe_layers']['ffn']['bias'])
+  moved = (
+    state.params['moe_layers']['ffn']['bias']
+    - params['moe_layers']['ffn']['bias']
+  )
   np.testing.assert_allclose(np.abs(moved).max(), 1e-3, rtol=1e-3)
   # And nothing else moved it: no gradient, no weight decay.
   steps = np.abs(np.asarray(moved)) / 1e-3
@@ -208,8 +259,10 @@ def test_every_update_balances_the_experts():
 
 
 _MESHES = [
-    dict(data=2, fsdp=2, tensor=2), dict(data=2, tensor=2, expert=2),
-    dict(fsdp=2, expert=4)]
+  dict(data=2, fsdp=2, tensor=2),
+  dict(data=2, tensor=2, expert=2),
+  dict(fsdp=2, expert=4),
+]
 
 
 @pytest.mark.parametrize('shape', _MESHES, ids=str)
@@ -225,29 +278,33 @@ def test_eight_devices_equal_one(shape):
   model, params = make(config)
   batch = _rl_batch(model, params)
   want_logp = train_step.score(model, 1.0, _PROMPT)(params, batch.rollout)
-  want, want_metrics = _update(
-      model, params, batch, mtp_weight=0.3 * mtp_depth)
+  want, want_metrics = _update(model, params, batch, mtp_weight=0.3 * mtp_depth)
 
   layout = Layout(make_mesh(shape))
   wide = Transformer(config, layout)
   spread = jax.device_put(
-      jax.device_get(params), transformer.parameter_shardings(wide, layout))
+    jax.device_get(params), transformer.parameter_shardings(wide, layout)
+  )
   batch = jax.tree.map(np.asarray, batch)
   got_logp = train_step.score(wide, 1.0, _PROMPT)(spread, batch.rollout)
   np.testing.assert_allclose(got_logp, want_logp, atol=1e-5)
-  got, metrics = _update(
-      wide, spread, batch, mtp_weight=0.3 * mtp_depth)
+  got, metrics = _update(wide, spread, batch, mtp_weight=0.3 * mtp_depth)
   assert metrics['moe/dropped'] == 0
   np.testing.assert_allclose(
-      metrics['grad_norm'], want_metrics['grad_norm'], rtol=1e-4)
+    metrics['grad_norm'], want_metrics['grad_norm'], rtol=1e-4
+  )
   _assert_same(_moments(got), _moments(want), 1e-6)
   _assert_same(got.params, want.params, 1e-5)
   np.testing.assert_allclose(metrics['loss'], want_metrics['loss'], atol=1e-5)
   # It stays laid out as declared: the next step meets the same program.
   declared = transformer.parameter_shardings(wide, layout)
-  assert jax.tree.all(jax.tree.map(
+  assert jax.tree.all(
+    jax.tree.map(
       lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim),
-      got.params, declared))
+      got.params,
+      declared,
+    )
+  )
 
 
 def test_a_second_step_does_not_recompile():

@@ -7,7 +7,9 @@ import pytest
 
 from r1jax.model.moe import Balancing
 from r1jax.records import TokenBatch
-from r1jax.train import optimizer, state as train_state, step as train_step
+from r1jax.train import optimizer
+from r1jax.train import state as train_state
+from r1jax.train import step as train_step
 from tests.conftest import make, small_config
 from tests.reference import transformer as oracle
 
@@ -15,35 +17,54 @@ _DEPTH, _SPEED = 2, 1e-3
 _CONFIG = small_config(mtp_depth=_DEPTH)
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
 _OPTIMIZER = optimizer.OptimizerConfig(
-    learning_rate=1e-3, warmup_steps=0, decay='constant', final_ratio=0.1,
-    beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=1e9,
-    moment_dtype='float32')
+  learning_rate=1e-3,
+  warmup_steps=0,
+  decay='constant',
+  final_ratio=0.1,
+  beta1=0.9,
+  beta2=0.95,
+  weight_decay=0.0,
+  clip_norm=1e9,
+  moment_dtype='float32',
+)
 _LOOK_AHEAD = train_step.LookAhead(
-    weight=0.3, later_weight=0.1, switch_updates=5)
+  weight=0.3, later_weight=0.1, switch_updates=5
+)
 
 
 def _batch() -> TokenBatch:
   """Rows of two documents each, the last row with padding behind them."""
-  segment_BT = np.array([[1] * 4 + [2] * 6, [1] * 7 + [2] * 3,
-                         [1] * 8 + [2] * 2, [1] * 5 + [2] * 2 + [0] * 3])
+  segment_BT = np.array(
+    [
+      [1] * 4 + [2] * 6,
+      [1] * 7 + [2] * 3,
+      [1] * 8 + [2] * 2,
+      [1] * 5 + [2] * 2 + [0] * 3,
+    ]
+  )
   tokens_BT = np.random.default_rng(0).integers(0, 32, segment_BT.shape)
-  position_BT = np.array([
+  position_BT = np.array(
+    [
       [t - list(row).index(segment) for t, segment in enumerate(row)]
-      for row in segment_BT])
-  follows = ((segment_BT[:, 1:] == segment_BT[:, :-1])
-             & (segment_BT[:, 1:] > 0))
+      for row in segment_BT
+    ]
+  )
+  follows = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
   return TokenBatch(
-      tokens_BT=tokens_BT,
-      target_BT=np.pad(tokens_BT[:, 1:] * follows, ((0, 0), (0, 1))),
-      weight_BT=np.pad(follows, ((0, 0), (0, 1))).astype(np.int32),
-      segment_BT=segment_BT, position_BT=position_BT)
+    tokens_BT=tokens_BT,
+    target_BT=np.pad(tokens_BT[:, 1:] * follows, ((0, 0), (0, 1))),
+    weight_BT=np.pad(follows, ((0, 0), (0, 1))).astype(np.int32),
+    segment_BT=segment_BT,
+    position_BT=position_BT,
+  )
 
 
 def _model():
   model, params = make(_CONFIG)
   ahead = params['mtp']['block']['ffn']
   ahead['bias'] = 0.3 * jax.random.normal(
-      jax.random.key(8), ahead['bias'].shape)
+    jax.random.key(8), ahead['bias'].shape
+  )
   return model, params
 
 
@@ -53,7 +74,8 @@ def stepped():
   model, params = _model()
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.supervised(
-      model, tx, Balancing(_SPEED, 0.0), _LOOK_AHEAD, microbatches=2)
+    model, tx, Balancing(_SPEED, 0.0), _LOOK_AHEAD, microbatches=2
+  )
   found = {}
   for made in (0, 4, 5):
     state = train_state.create(jax.tree.map(jnp.copy, params), tx)
@@ -78,9 +100,9 @@ def _look_ahead_loss(params64, batch, modules):
 
 def _bias(params, layer):
   """Of a MoE layer, those of the look-ahead modules counted last."""
-  biases_LE = np.concatenate([
-      params['moe_layers']['ffn']['bias'],
-      params['mtp']['block']['ffn']['bias']])
+  biases_LE = np.concatenate(
+    [params['moe_layers']['ffn']['bias'], params['mtp']['block']['ffn']['bias']]
+  )
   return biases_LE[layer]
 
 
@@ -88,30 +110,37 @@ def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
   """Of a whole step in two microbatches, every module and MoE layer."""
   chosen = []  # By row, then layer, then token.
   route = oracle.route
-  monkeypatch.setattr(oracle, 'route', lambda *args: chosen.append(
-      list(gate := route(*args))) or gate)
+  monkeypatch.setattr(
+    oracle,
+    'route',
+    lambda *args: chosen.append(list(gate := route(*args))) or gate,
+  )
   (params, found), batch = stepped, _batch()
   state, metrics = found[0]
   params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   modules = [
-      oracle.look_ahead(params64, *row, _CONFIG) for row in zip(
-          batch.tokens_BT, batch.position_BT, batch.segment_BT)]
+    oracle.look_ahead(params64, *row, _CONFIG)
+    for row in zip(batch.tokens_BT, batch.position_BT, batch.segment_BT)
+  ]
   np.testing.assert_allclose(
-      metrics['mtp/loss'], _look_ahead_loss(params64, batch, modules),
-      rtol=1e-4)
+    metrics['mtp/loss'], _look_ahead_loss(params64, batch, modules), rtol=1e-4
+  )
 
   B, T = batch.tokens_BT.shape
   layers = _CONFIG.num_moe_layers + _DEPTH
   chosen_BLTA = np.array(chosen).reshape(B, layers, T, -1)
   for layer in range(layers):
     load_E = np.bincount(
-        chosen_BLTA[:, layer][batch.segment_BT > 0].ravel(),
-        minlength=_CONFIG.num_experts)
+      chosen_BLTA[:, layer][batch.segment_BT > 0].ravel(),
+      minlength=_CONFIG.num_experts,
+    )
     short_E = np.sign(load_E.mean() - load_E)
     assert {-1, 1} <= set(short_E)
     np.testing.assert_allclose(
-        _bias(state.params, layer),
-        _bias(params, layer) + _SPEED * short_E, atol=1e-7)
+      _bias(state.params, layer),
+      _bias(params, layer) + _SPEED * short_E,
+      atol=1e-7,
+    )
 
 
 def test_the_weight_of_looking_ahead_falls_at_its_switch(stepped):
@@ -119,8 +148,10 @@ def test_the_weight_of_looking_ahead_falls_at_its_switch(stepped):
   np.testing.assert_allclose(_LOOK_AHEAD.at(5), 0.1)
   # And the step uses it: nothing but this loss reaches the modules.
   before, after = (
-      jax.device_get(stepped[1][made][0].opt_state[1].mu['mtp'])
-      for made in (4, 5))
+    jax.device_get(stepped[1][made][0].opt_state[1].mu['mtp'])
+    for made in (4, 5)
+  )
   assert np.abs(before['merge']).max() > 1e-4
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b, atol=1e-6),
-               before, after)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, 3 * b, atol=1e-6), before, after
+  )

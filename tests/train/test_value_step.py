@@ -7,21 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos import policy_loss
 from r1jax.algos import gae as ppo
+from r1jax.algos import policy_loss
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
 from r1jax.sharding import Layout, make_mesh
-from r1jax.train import optimizer, state as train_state
-from r1jax.train import value_step
+from r1jax.train import optimizer, value_step
+from r1jax.train import state as train_state
 from r1jax.train import step as train_step
 from tests.conftest import dense_config, make, small_config
 
 _OPTIMIZER = optimizer.OptimizerConfig(
-    learning_rate=1e-2, warmup_steps=0, decay='constant', final_ratio=0.1,
-    beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=1.0,
-    moment_dtype='float32')
+  learning_rate=1e-2,
+  warmup_steps=0,
+  decay='constant',
+  final_ratio=0.1,
+  beta1=0.9,
+  beta2=0.95,
+  weight_decay=0.0,
+  clip_norm=1.0,
+  moment_dtype='float32',
+)
 _BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
 _HOW = ppo.Estimator()
 _PROMPT, _OWN, _ROWS = 3, 6, 16
@@ -31,7 +38,8 @@ def _made(config, seed=0):
   """A model whose scalar head says something from the start."""
   model, params = make(dataclasses.replace(config, scalar_head=True))
   params['scalar'] = 0.3 * jax.random.normal(
-      jax.random.key(seed), params['scalar'].shape)
+    jax.random.key(seed), params['scalar'].shape
+  )
   return model, params
 
 
@@ -43,13 +51,17 @@ def _rollout(seed=0) -> Rollout:
   mask = (column >= _PROMPT) & (column < _PROMPT + length_B[:, None])
   nothing = np.zeros((_ROWS, T), np.float32)
   return Rollout(
-      tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
-      valid_BT=mask | ((column < _PROMPT)
-                       & (column >= rng.integers(0, _PROMPT, (_ROWS, 1)))),
-      mask_BT=mask, logp_BT=nothing, model_logp_BT=nothing,
-      age_BT=nothing.astype(np.int32), finish_B=np.ones(_ROWS, np.int32),
-      length_B=length_B.astype(np.int32),
-      group_B=np.arange(_ROWS, dtype=np.int32))
+    tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
+    valid_BT=mask
+    | ((column < _PROMPT) & (column >= rng.integers(0, _PROMPT, (_ROWS, 1)))),
+    mask_BT=mask,
+    logp_BT=nothing,
+    model_logp_BT=nothing,
+    age_BT=nothing.astype(np.int32),
+    finish_B=np.ones(_ROWS, np.int32),
+    length_B=length_B.astype(np.int32),
+    group_B=np.arange(_ROWS, dtype=np.int32),
+  )
 
 
 def _batch(model, params, reward_B=None) -> RLBatch:
@@ -60,12 +72,21 @@ def _batch(model, params, reward_B=None) -> RLBatch:
   logp_BT = train_step.score(model, 1.0, _PROMPT)(params, rollout)
   value_BT, after_B = value_step.values(model)(params, rollout)
   found = ppo.estimate(
-      _HOW, ppo.token_rewards(reward_B, rollout.mask_BT), value_BT, after_B,
-      np.zeros(_ROWS, bool), rollout.mask_BT)
+    _HOW,
+    ppo.token_rewards(reward_B, rollout.mask_BT),
+    value_BT,
+    after_B,
+    np.zeros(_ROWS, bool),
+    rollout.mask_BT,
+  )
   return RLBatch(
-      rollout=rollout.replace(logp_BT=logp_BT), adv_BT=found.adv_BT,
-      old_logp_BT=logp_BT, ref_logp_BT=logp_BT, value_BT=value_BT,
-      return_BT=found.return_BT)
+    rollout=rollout.replace(logp_BT=logp_BT),
+    adv_BT=found.adv_BT,
+    old_logp_BT=logp_BT,
+    ref_logp_BT=logp_BT,
+    value_BT=value_BT,
+    return_BT=found.return_BT,
+  )
 
 
 def _critic_update(model, params, batch, microbatches=1):
@@ -78,8 +99,16 @@ def _critic_update(model, params, batch, microbatches=1):
 def _shared_update(model, params, batch, coef, microbatches=1):
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.policy(
-      model, tx, policy_loss.Objective(), 1.0, _PROMPT, 1, microbatches,
-      moe.Balancing(0.0, 0.0), also=value_step.shared(model, _HOW, coef))
+    model,
+    tx,
+    policy_loss.Objective(),
+    1.0,
+    _PROMPT,
+    1,
+    microbatches,
+    moe.Balancing(0.0, 0.0),
+    also=value_step.shared(model, _HOW, coef),
+  )
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
   return step(state, batch, jax.random.key(0))
 
@@ -91,8 +120,11 @@ def _moments(state):
 
 
 def _assert_same(got, want, atol):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol),
-               jax.device_get(got), jax.device_get(want))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=atol),
+    jax.device_get(got),
+    jax.device_get(want),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -111,12 +143,13 @@ def test_a_value_is_of_what_stands_before_its_token(dense):
   changed_at = _PROMPT + 1
   tokens_BT = rollout.tokens_BT.copy()
   tokens_BT[:, changed_at] = (tokens_BT[:, changed_at] + 1) % 32
-  other_BT, other_B = map(np.asarray, value(
-      params, rollout.replace(tokens_BT=tokens_BT)))
+  other_BT, other_B = map(
+    np.asarray, value(params, rollout.replace(tokens_BT=tokens_BT))
+  )
   close = np.isclose(other_BT, value_BT, atol=1e-5)
-  assert close[:, :changed_at + 1].all()
-  later = rollout.mask_BT[:, changed_at + 1:]
-  assert not close[:, changed_at + 1:][later].any()
+  assert close[:, : changed_at + 1].all()
+  later = rollout.mask_BT[:, changed_at + 1 :]
+  assert not close[:, changed_at + 1 :][later].any()
   # The state that a row was left in has its last token in it.
   ends_B = rollout.length_B > 1
   assert (np.isclose(other_B, after_B, atol=1e-5) == ~ends_B).all()
@@ -132,10 +165,12 @@ def test_microbatches_and_devices_do_not_change_a_critic():
   layout = Layout(make_mesh(dict(data=2, fsdp=2, expert=2)))
   wide = Transformer(model.config, layout)
   spread = jax.device_put(
-      jax.device_get(params), transformer.parameter_shardings(wide, layout))
+    jax.device_get(params), transformer.parameter_shardings(wide, layout)
+  )
   for got, told in (
-      _critic_update(model, params, batch, microbatches=4),
-      _critic_update(wide, spread, jax.tree.map(np.asarray, batch))):
+    _critic_update(model, params, batch, microbatches=4),
+    _critic_update(wide, spread, jax.tree.map(np.asarray, batch)),
+  ):
     _assert_same(_moments(got), _moments(want), 1e-6)
     _assert_same(got.params['scalar'], want.params['scalar'], 1e-5)
     for name in ('value/loss', 'value/grad_norm', 'value/clip_fraction'):
@@ -154,8 +189,10 @@ def test_a_shared_trunk_is_one_loss_however_it_is_split(dense):
   _assert_same(_moments(got), _moments(want), 1e-6)
   error = (batch.value_BT - batch.return_BT)[batch.rollout.mask_BT]
   np.testing.assert_allclose(
-      [metrics['value/loss'], told['value/loss']], 0.5 * (error ** 2).mean(),
-      rtol=1e-4)
+    [metrics['value/loss'], told['value/loss']],
+    0.5 * (error**2).mean(),
+    rtol=1e-4,
+  )
   alone, _ = _shared_update(model, params, batch, coef=0.0)
   assert not np.asarray(_moments(alone)[0]['scalar']).any()
   assert np.asarray(_moments(want)[0]['scalar']).any()
@@ -185,13 +222,26 @@ def test_a_critic_learns_a_known_value():
   for i in range(30):
     value_BT, after_B = values(state.params, rollout)
     found = ppo.estimate(
-        _HOW, ppo.token_rewards(reward_B, rollout.mask_BT), value_BT, after_B,
-        np.zeros(_ROWS, bool), rollout.mask_BT)
+      _HOW,
+      ppo.token_rewards(reward_B, rollout.mask_BT),
+      value_BT,
+      after_B,
+      np.zeros(_ROWS, bool),
+      rollout.mask_BT,
+    )
     told.append(float(found.metrics['value/explained_variance']))
-    state, _ = step(state, RLBatch(
-        rollout=rollout, adv_BT=found.adv_BT, old_logp_BT=rollout.logp_BT,
-        ref_logp_BT=rollout.logp_BT, value_BT=value_BT,
-        return_BT=found.return_BT), jax.random.key(i))
+    state, _ = step(
+      state,
+      RLBatch(
+        rollout=rollout,
+        adv_BT=found.adv_BT,
+        old_logp_BT=rollout.logp_BT,
+        ref_logp_BT=rollout.logp_BT,
+        value_BT=value_BT,
+        return_BT=found.return_BT,
+      ),
+      jax.random.key(i),
+    )
   assert told[0] < 0.5 and told[-1] > 0.9
   target_BT = reward_B[:, None] * np.ones(rollout.mask_BT.shape)
   error = (np.asarray(value_BT) - target_BT)[rollout.mask_BT]

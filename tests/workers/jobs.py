@@ -14,8 +14,12 @@ _LEARNED = []
 
 
 def _sockets():
-  return [fd for fd in range(3, 32) if os.path.exists(f'/proc/self/fd/{fd}')
-          and os.readlink(f'/proc/self/fd/{fd}').startswith('socket')]
+  return [
+    fd
+    for fd in range(3, 32)
+    if os.path.exists(f'/proc/self/fd/{fd}')
+    and os.readlink(f'/proc/self/fd/{fd}').startswith('socket')
+  ]
 
 
 def handle(job):
@@ -36,7 +40,7 @@ def handle(job):
   elif kind == 'garble':  # Into the channel that its replies go through.
     os.write(max(_sockets()), b'\0\0\0\0\0\0\0\7garbage')
   elif kind == 'hang':  # In C, where no signal handler runs.
-    return len(str(9 ** 9 ** value))
+    return len(str(9**9**value))
   elif kind == 'eat':
     kept = []
     while True:

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from r1jax.workers import pool as workers
-from r1jax.workers.turns import Failure, Limits
 from r1jax.workers.pool import Pool, WorkersError
+from r1jax.workers.turns import Failure, Limits
 from tests.conftest import ROOT
 
 _JOBS = 'tests.workers.jobs'
@@ -21,8 +21,9 @@ _LIMITS = Limits(first=1, deadline=4, kept=16, share=1, ordinary_secs=0.1)
 
 @pytest.fixture(scope='module')
 def pool():
-  with Pool(_JOBS, _LIMITS, size=2, wall_secs=2.0,
-            memory_bytes=256 << 20) as made:
+  with Pool(
+    _JOBS, _LIMITS, size=2, wall_secs=2.0, memory_bytes=256 << 20
+  ) as made:
     yield made
 
 
@@ -43,20 +44,29 @@ def _until(condition, secs: float = 10.0):
 
 def test_results_keep_the_order_of_the_jobs(pool):
   jobs = [('sleep', 0.03 * (i % 3 == 0)) for i in range(12)] + [
-      ('echo', i) for i in range(200)]
+    ('echo', i) for i in range(200)
+  ]
   assert pool.map(jobs) == [value for _, value in jobs]
   assert pool.map([]) == []
 
 
-@pytest.mark.parametrize('value', [
-    None, '\x00', '\ud800', {'a': [1.5, True]}, 'x' * 1_000_000])
+@pytest.mark.parametrize(
+  'value', [None, '\x00', '\ud800', {'a': [1.5, True]}, 'x' * 1_000_000]
+)
 def test_any_json_goes_there_and_back(pool, value):
   assert pool.map([('echo', value)]) == [value]
 
 
 def test_a_job_that_misbehaves_costs_itself_alone(pool):
-  jobs = [('hang', 9), ('exit', 3), ('eat', 0), ('raise', 'no'), ('talk', 'x'),
-          ('stop', 0), ('garble', 0)]
+  jobs = [
+    ('hang', 9),
+    ('exit', 3),
+    ('eat', 0),
+    ('raise', 'no'),
+    ('talk', 'x'),
+    ('stop', 0),
+    ('garble', 0),
+  ]
   found = pool.map([job for bad in jobs for job in (bad, ('echo', 1))])
   assert found[1::2] == [1] * len(jobs)
   hang, left, eat, raised, talk, stopped, garbled = found[::2]
@@ -80,8 +90,9 @@ def test_a_job_that_ends_its_process_costs_a_fork_and_no_worker():
   with Pool(_JOBS, _LIMITS, size=1) as made:
     [before] = made.map([('pid', 0)])
     workers_before = made.pids()
-    found = made.map([('pid', 0), ('exit', 1), ('pid', 1), ('exit', 1),
-                      ('pid', 2), ('pid', 3)])
+    found = made.map(
+      [('pid', 0), ('exit', 1), ('pid', 1), ('exit', 1), ('pid', 2), ('pid', 3)]
+    )
     # Each 'exit' has a second try, at the end; five forks, four of them new.
     first, second, third = found[0], found[2], found[4]
     assert first == before and len({first, second, third}) == 3
@@ -129,13 +140,13 @@ def test_a_batch_ends_when_its_time_is_over(pool):
   found = pool.map([('echo', 1)] + [('sleep', 0.9)] * 20, total_secs=1.5)
   assert time.monotonic() - began < 3
   assert found[0] == 1 and found[-1] == Failure(
-      'timeout', 'the batch had no time left')
+    'timeout', 'the batch had no time left'
+  )
   assert pool.map([('echo', 2)]) == [2]  # Nothing old is in the pipes.
 
 
 def test_a_worker_killed_from_outside_costs_no_job(pool):
-  timer = threading.Timer(
-      0.3, lambda: os.kill(pool.pids()[0], signal.SIGKILL))
+  timer = threading.Timer(0.3, lambda: os.kill(pool.pids()[0], signal.SIGKILL))
   timer.start()
   assert pool.map([('sleep', 0.1)] * 20) == [0.1] * 20
   for pid in pool.pids():  # Now all of them, while none works.
@@ -165,15 +176,19 @@ def test_any_thread_may_ask_and_two_at_once(pool):
     thread.start()
   for thread in threads:
     thread.join()
-  assert found == {
-      name: [[name, i] for i in range(50)] for name in range(4)}
+  assert found == {name: [[name, i] for i in range(50)] for name in range(4)}
 
 
 def test_workers_know_nothing_of_the_parent(pool, monkeypatch):
   monkeypatch.setenv('SECRET', 'x')
   [names] = pool.map([('env', 0)])
-  assert set(names) <= {'PATH', 'PYTHONPATH', 'PYTHONHASHSEED', 'LANG',
-                        'LC_CTYPE'}
+  assert set(names) <= {
+    'PATH',
+    'PYTHONPATH',
+    'PYTHONHASHSEED',
+    'LANG',
+    'LC_CTYPE',
+  }
   assert pool.map([('modules', ['jax', 'numpy', 'flax'])]) == [[]]
 
 
@@ -195,23 +210,29 @@ def test_workers_that_cannot_start_say_why():
       made.map([0])
 
 
-@pytest.mark.parametrize('ends', [
-    'os.kill(os.getpid(), 9)', 'sys.exit()', 'raise RuntimeError'])
+@pytest.mark.parametrize(
+  'ends', ['os.kill(os.getpid(), 9)', 'sys.exit()', 'raise RuntimeError']
+)
 def test_workers_die_with_the_parent(ends):
   """And their forks, also while these work."""
   program = (
-      'import os, sys, threading, time\n'
-      'from r1jax.workers.pool import Pool\n'
-      'from r1jax.workers.turns import Limits\n'
-      f'pool = Pool({_JOBS!r}, Limits(60, 60, 60, 1, 1), size=1)\n'
-      'fork = pool.map([("pid", 0)])\n'
-      'threading.Thread(target=pool.map, args=([("hang", 9)],),'
-      ' daemon=True).start()\n'
-      'time.sleep(0.2)\n'
-      'print(*pool.pids(), *fork, flush=True)\n' + ends)
+    'import os, sys, threading, time\n'
+    'from r1jax.workers.pool import Pool\n'
+    'from r1jax.workers.turns import Limits\n'
+    f'pool = Pool({_JOBS!r}, Limits(60, 60, 60, 1, 1), size=1)\n'
+    'fork = pool.map([("pid", 0)])\n'
+    'threading.Thread(target=pool.map, args=([("hang", 9)],),'
+    ' daemon=True).start()\n'
+    'time.sleep(0.2)\n'
+    'print(*pool.pids(), *fork, flush=True)\n' + ends
+  )
   done = subprocess.run(
-      [sys.executable, '-c', program], cwd=ROOT, capture_output=True,
-      text=True, timeout=30)
+    [sys.executable, '-c', program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=30,
+  )
   pids = [int(pid) for pid in done.stdout.split()]
   assert len(pids) == 2, done.stderr
   _until(lambda: not any(map(_alive, pids)))

@@ -41,16 +41,24 @@ def _play(needs, account, at_once=1):
 def test_the_example(one_second):
   account = Account(_LIMITS)
   results, tries = _play([2.5, _HANGS, 1.4], account)
-  assert tries == [(0, 4), (1, pytest.approx(1 + 23.75 / 8)),
-                   (2, pytest.approx(1 + 23.75 * 7 / 64)), (1, 16)]
-  assert results == ['result 0', Failure(
-      'timeout', 'took more than 16 s of CPU time'), 'result 2']
+  assert tries == [
+    (0, 4),
+    (1, pytest.approx(1 + 23.75 / 8)),
+    (2, pytest.approx(1 + 23.75 * 7 / 64)),
+    (1, 16),
+  ]
+  assert results == [
+    'result 0',
+    Failure('timeout', 'took more than 16 s of CPU time'),
+    'result 2',
+  ]
 
 
 @pytest.mark.parametrize('at_once', [1, 3])
 @pytest.mark.parametrize('share', [0.05, 0.5, 1])
 def test_jobs_that_hang_cost_their_first_try_and_the_account(
-    one_second, share, at_once):
+  one_second, share, at_once
+):
   needs = [_HANGS if (i * share) % 1 < share else 0.9 for i in range(400)]
   hang = needs.count(_HANGS)
   results, tries = _play(needs, Account(_LIMITS), at_once)
@@ -65,8 +73,11 @@ def test_the_slow_have_their_second_try_after_all_others(one_second):
   results, tries = _play(needs, Account(_LIMITS))
   assert [job for job, _ in tries] == [*range(7), 0, 3]
   assert results[0] == 'result 0' and results[6] == 'result 6'
-  assert results[4] == results[5] == Failure(
-      'timeout', 'no time was left for a second try')
+  assert (
+    results[4]
+    == results[5]
+    == Failure('timeout', 'no time was left for a second try')
+  )
 
 
 def test_a_second_try_waits_for_what_another_may_leave(one_second):

@@ -2,8 +2,8 @@
 
 import ast
 import builtins
-import dataclasses
 from collections.abc import Callable, Sequence
+import dataclasses
 
 AS_JSON = 'tuples as lists'  # No built-in: no assert can name it.
 
@@ -17,9 +17,26 @@ def _as_json(value):
 
 # What a value may go through on its way to be compared: each costs no more
 # than the value's size.
-THROUGH = {name: getattr(builtins, name) for name in (
-    'abs', 'bool', 'dict', 'float', 'int', 'len', 'list', 'max', 'min',
-    'round', 'set', 'sorted', 'str', 'sum', 'tuple')} | {AS_JSON: _as_json}
+THROUGH = {
+  name: getattr(builtins, name)
+  for name in (
+    'abs',
+    'bool',
+    'dict',
+    'float',
+    'int',
+    'len',
+    'list',
+    'max',
+    'min',
+    'round',
+    'set',
+    'sorted',
+    'str',
+    'sum',
+    'tuple',
+  )
+} | {AS_JSON: _as_json}
 
 
 class NotAClaim(Exception):
@@ -84,8 +101,11 @@ def _outermost(node: ast.AST, is_call) -> list[ast.expr]:
   """Calls, but none in an argument of another: f([Pair(5, 24)])."""
   if is_call(node):
     return [node]
-  return [call for child in ast.iter_child_nodes(node)
-          for call in _outermost(child, is_call)]
+  return [
+    call
+    for child in ast.iter_child_nodes(node)
+    for call in _outermost(child, is_call)
+  ]
 
 
 _SYMMETRIC = {ast.Eq: 'equal', ast.NotEq: 'unequal', ast.Is: 'same'}
@@ -94,15 +114,22 @@ _SYMMETRIC = {ast.Eq: 'equal', ast.NotEq: 'unequal', ast.Is: 'same'}
 def _comparison(test: ast.Compare, is_call) -> Claim | None:
   op, left, right = type(test.ops[0]), test.left, test.comparators[0]
   if op in (ast.Lt, ast.LtE) and (
-      _named(left, 'abs') or _named(left, 'math.fabs')):
+    _named(left, 'abs') or _named(left, 'math.fabs')
+  ):
     inner = left.args[0]
     if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Sub):
-      for value, expected in ((inner.left, inner.right),
-                              (inner.right, inner.left)):
+      for value, expected in (
+        (inner.left, inner.right),
+        (inner.right, inner.left),
+      ):
         peeled = _peel(value, is_call)
         if peeled:
-          return Claim(relation='near' if op is ast.Lt else 'at_most',
-                       expected=expected, tolerance=[right], **peeled)
+          return Claim(
+            relation='near' if op is ast.Lt else 'at_most',
+            expected=expected,
+            tolerance=[right],
+            **peeled,
+          )
   if op is ast.In and (peeled := _peel(left, is_call)):
     return Claim(relation='in', expected=right, **peeled)
   if op in _SYMMETRIC:
@@ -119,9 +146,14 @@ def _close(test: ast.Call, is_call) -> Claim | None:
     peeled = _peel(value, is_call)
     if peeled:
       return Claim(
-          relation='close', expected=expected, tolerance=[
-              given.get('rel_tol', ast.Constant(1e-9)),
-              given.get('abs_tol', ast.Constant(0.0))], **peeled)
+        relation='close',
+        expected=expected,
+        tolerance=[
+          given.get('rel_tol', ast.Constant(1e-9)),
+          given.get('abs_tol', ast.Constant(0.0)),
+        ],
+        **peeled,
+      )
   return None
 
 
@@ -129,8 +161,13 @@ def _peel(node: ast.expr, is_call) -> dict | None:
   """The call, and what it goes through: of `tuple(sorted(f(x)))` f(x), …"""
   through = []
   while not is_call(node):
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            and node.func.id in THROUGH and node.args and not node.keywords):
+    if not (
+      isinstance(node, ast.Call)
+      and isinstance(node.func, ast.Name)
+      and node.func.id in THROUGH
+      and node.args
+      and not node.keywords
+    ):
       return None
     through.insert(0, (node.func.id, node.args[1:]))
     node = node.args[0]

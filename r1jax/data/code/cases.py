@@ -13,15 +13,20 @@ outside, with an expected value that the answer never meets.
 `code_asserts` reads asserts, `code_sources` the benchmarks' rows.
 """
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 
 RELATIONS = (
-    'equal', 'unequal', 'same', 'true', 'false', 'in',
-    'near',  # |got - expected| < tolerance
-    'at_most',  # |got - expected| <= tolerance
-    'close',  # math.isclose, tolerance = [relative, absolute]
-    'judge',  # `judge` is an expression of `result`; see CodeTests.
+  'equal',
+  'unequal',
+  'same',
+  'true',
+  'false',
+  'in',
+  'near',  # |got - expected| < tolerance
+  'at_most',  # |got - expected| <= tolerance
+  'close',  # math.isclose, tolerance = [relative, absolute]
+  'judge',  # `judge` is an expression of `result`; see CodeTests.
 )
 
 
@@ -81,6 +86,8 @@ class CodeTests:
 
   @classmethod
   def from_json(cls, record: dict) -> 'CodeTests':
-    cases = [StdioCase(**case) if 'stdin' in case else CallCase(**case)
-             for case in record['cases']]
+    cases = [
+      StdioCase(**case) if 'stdin' in case else CallCase(**case)
+      for case in record['cases']
+    ]
     return cls(**{**record, 'cases': tuple(cases)})

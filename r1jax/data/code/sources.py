@@ -8,6 +8,7 @@ random module seeded. No answer of a model ever runs here.
 import ast
 import base64
 import builtins
+from collections.abc import Callable, Mapping
 import copy
 import datetime
 import io
@@ -16,9 +17,8 @@ import math
 import pickle
 import random
 import sys
-import zlib
-from collections.abc import Callable, Mapping
 from typing import Any
+import zlib
 
 from r1jax.data.code import values as code_values
 from r1jax.data.code.asserts import AS_JSON, Claim, NotAClaim, claims
@@ -53,9 +53,16 @@ def livecodebench(row: Mapping[str, Any]) -> CodeTests:
 
 def stdio(row: Mapping[str, Any]) -> CodeTests:
   """From id, inputs and outputs: lists of texts of one length."""
-  return _naming(lambda row: CodeTests(id=str(row['id']), cases=tuple(
-      StdioCase(stdin=given, stdout=wanted) for given, wanted in zip(
-          row['inputs'], row['outputs'], strict=True))), row)
+  return _naming(
+    lambda row: CodeTests(
+      id=str(row['id']),
+      cases=tuple(
+        StdioCase(stdin=given, stdout=wanted)
+        for given, wanted in zip(row['inputs'], row['outputs'], strict=True)
+      ),
+    ),
+    row,
+  )
 
 
 def reference(row: Mapping[str, Any]) -> str:
@@ -69,8 +76,9 @@ def _naming(convert: Callable, row: Mapping[str, Any]) -> CodeTests:
     tests = convert({**row, 'id': str(name)})
   except Exception as error:  # The row's own code runs: it may raise anything.
     raise UserError(
-        f'code tests: row {name!r} cannot be converted: '
-        f'{type(error).__name__}: {error}') from error
+      f'code tests: row {name!r} cannot be converted: '
+      f'{type(error).__name__}: {error}'
+    ) from error
   if not tests.cases:
     raise UserError(f'code tests: row {name!r} has no test')
   return tests
@@ -96,7 +104,8 @@ class _Recorded(ast.NodeTransformer):
 
   def is_call(self, node: ast.expr) -> bool:
     return _is_candidate(node) or (
-        isinstance(node, ast.Name) and node.id in self._held)
+      isinstance(node, ast.Name) and node.id in self._held
+    )
 
   def visit_Assign(self, node: ast.Assign):
     if _is_candidate(node.value) and isinstance(node.targets[0], ast.Name):
@@ -109,48 +118,71 @@ class _Recorded(ast.NodeTransformer):
     notes = []
     for claim in claims(node.test, self.is_call):
       self.claims.append(claim)
-      through = [ast.List([ast.Constant(name), *args], ast.Load())
-                 for name, args in claim.through]
+      through = [
+        ast.List([ast.Constant(name), *args], ast.Load())
+        for name, args in claim.through
+      ]
       parts = [
-          ast.Constant(len(self.claims) - 1), claim.call,
-          claim.expected or ast.Constant(None),
-          ast.List(list(claim.tolerance), ast.Load()),
-          ast.List(through, ast.Load()),
-          ast.Call(ast.Name('locals', ast.Load()), [], [])]
-      notes.append(ast.Expr(ast.Call(
-          ast.Name('__note__', ast.Load()), parts, [])))
+        ast.Constant(len(self.claims) - 1),
+        claim.call,
+        claim.expected or ast.Constant(None),
+        ast.List(list(claim.tolerance), ast.Load()),
+        ast.List(through, ast.Load()),
+        ast.Call(ast.Name('locals', ast.Load()), [], []),
+      ]
+      notes.append(
+        ast.Expr(ast.Call(ast.Name('__note__', ast.Load()), parts, []))
+      )
     return notes
 
 
 def _is_candidate(node: ast.AST) -> bool:
-  return (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-          and node.func.id == 'candidate')
+  return (
+    isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Name)
+    and node.func.id == 'candidate'
+  )
 
 
 def _humaneval(row: dict) -> CodeTests:
   name, prompt = row['entry_point'], row['prompt']
   reference = prompt + row['solution'] if row.get('solution') else prompt
   tree, recorder = ast.parse(row['test']), _Recorded()
-  check, = (node for node in tree.body
-            if isinstance(node, ast.FunctionDef) and node.name == 'check')
-  imports = [node for node in ast.walk(check)
-             if isinstance(node, (ast.Import, ast.ImportFrom))]
-  helpers = [ast.unparse(node) for node in imports + [
-      node for node in tree.body if node is not check]]
+  (check,) = (
+    node
+    for node in tree.body
+    if isinstance(node, ast.FunctionDef) and node.name == 'check'
+  )
+  imports = [
+    node
+    for node in ast.walk(check)
+    if isinstance(node, (ast.Import, ast.ImportFrom))
+  ]
+  helpers = [
+    ast.unparse(node)
+    for node in imports + [node for node in tree.body if node is not check]
+  ]
   recorder.visit(check)
   space: dict[str, Any] = {'__name__': 'check'}
   cases = []
 
   def note(index, call, expected, tolerance, through, names):
     args = [code_values.source(arg) for arg in call.args] + [
-        f'{key}={code_values.source(arg)}' for key, arg in call.kwargs.items()]
+      f'{key}={code_values.source(arg)}' for key, arg in call.kwargs.items()
+    ]
     claim, judge = recorder.claims[index], ''
     if claim.relation == 'judge':
       judge = _judge(claim, {**space, **names}, recorder.is_call)
-    cases.append(CallCase(
-        call=f'{name}({", ".join(args)})', relation=claim.relation,
-        expected=code_values.encode(expected), tolerance=tuple(tolerance),
-        through=tuple(map(_encoded_step, through)), judge=judge))
+    cases.append(
+      CallCase(
+        call=f'{name}({", ".join(args)})',
+        relation=claim.relation,
+        expected=code_values.encode(expected),
+        tolerance=tuple(tolerance),
+        through=tuple(map(_encoded_step, through)),
+        judge=judge,
+      )
+    )
 
   before = random.getstate()
   random.seed(0)
@@ -163,16 +195,23 @@ def _humaneval(row: dict) -> CodeTests:
     random.setstate(before)
   prelude = _before(prompt, name)
   return CodeTests(
-      id=row['id'], cases=tuple(cases), prelude=prelude,
-      judge='\n'.join([prelude, *helpers]) if any(
-          case.judge for case in cases) else '')
+    id=row['id'],
+    cases=tuple(cases),
+    prelude=prelude,
+    judge='\n'.join([prelude, *helpers])
+    if any(case.judge for case in cases)
+    else '',
+  )
 
 
 def _judge(claim: Claim, names: dict, is_call) -> str:
   """The whole claim as an expression of `result`, its variables filled in."""
-  bound = {node.id if isinstance(node, ast.Name) else node.arg
-           for node in ast.walk(claim.test) if isinstance(node, ast.arg) or (
-               isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))}
+  bound = {
+    node.id if isinstance(node, ast.Name) else node.arg
+    for node in ast.walk(claim.test)
+    if isinstance(node, ast.arg)
+    or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+  }
 
   class Fill(ast.NodeTransformer):
     def visit(self, node):
@@ -195,7 +234,7 @@ def _before(prompt: str, name: str) -> str:
   """What the prompt has before the function to write."""
   for node in ast.parse(prompt).body:
     if isinstance(node, ast.FunctionDef) and node.name == name:
-      return ''.join(prompt.splitlines(True)[:node.lineno - 1]).strip()
+      return ''.join(prompt.splitlines(True)[: node.lineno - 1]).strip()
   raise ValueError(f'the prompt does not define {name}')
 
 
@@ -210,8 +249,11 @@ _MODULES = {'math': math, 'sys': sys, 'datetime': datetime}
 
 
 def _mbpp(row: dict) -> CodeTests:
-  defined = {node.name for node in ast.walk(ast.parse(row.get('solution', '')))
-             if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+  defined = {
+    node.name
+    for node in ast.walk(ast.parse(row.get('solution', '')))
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+  }
 
   def is_call(node: ast.AST) -> bool:
     """Of a name that only the answer can have defined."""
@@ -228,16 +270,22 @@ def _mbpp(row: dict) -> CodeTests:
       for claim in claims(statement.test, is_call):
         if claim.relation == 'judge':
           raise NotAClaim(f'of no known form: {text!r}')
-        cases.append(CallCase(
-            call=ast.unparse(claim.call), relation=claim.relation,
-            expected=claim.expected and code_values.encode(
-                _value(claim.expected)),
+        cases.append(
+          CallCase(
+            call=ast.unparse(claim.call),
+            relation=claim.relation,
+            expected=claim.expected
+            and code_values.encode(_value(claim.expected)),
             tolerance=tuple(map(_value, claim.tolerance)),
             through=tuple(
-                _encoded_step([name, *map(_value, args)])
-                for name, args in claim.through)))
-  return CodeTests(id=row['id'], cases=tuple(cases),
-                   setup=row.get('test_setup_code', ''))
+              _encoded_step([name, *map(_value, args)])
+              for name, args in claim.through
+            ),
+          )
+        )
+  return CodeTests(
+    id=row['id'], cases=tuple(cases), setup=row.get('test_setup_code', '')
+  )
 
 
 def _value(node: ast.expr):
@@ -251,18 +299,26 @@ def _livecodebench(row: dict) -> CodeTests:
   name = _parsed(row.get('metadata') or {}).get('func_name')
   method = 'class Solution' in (row.get('starter_code') or '')
   tests = _parsed(row['public_test_cases']) + _private(
-      row.get('private_test_cases') or '[]')
+    row.get('private_test_cases') or '[]'
+  )
   cases = []
   for test in tests:
     if test['testtype'] == 'stdin':
       cases.append(StdioCase(stdin=test['input'], stdout=test['output']))
       continue
-    args = [code_values.source(json.loads(line))
-            for line in test['input'].splitlines() if line.strip()]
-    cases.append(CallCase(
+    args = [
+      code_values.source(json.loads(line))
+      for line in test['input'].splitlines()
+      if line.strip()
+    ]
+    cases.append(
+      CallCase(
         call=f'{"Solution()." if method else ""}{name}({", ".join(args)})',
-        relation='equal', through=([AS_JSON],),
-        expected=code_values.encode(json.loads(test['output']))))
+        relation='equal',
+        through=([AS_JSON],),
+        expected=code_values.encode(json.loads(test['output'])),
+      )
+    )
   if len({type(case) for case in cases}) > 1:
     raise ValueError('tests of both kinds')
   return CodeTests(id=row['id'], cases=tuple(cases))

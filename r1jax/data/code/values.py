@@ -22,8 +22,12 @@ import collections
 MAX_HASHED = 1024
 _PLAIN = (type(None), bool, str)
 _SMALL = 1 << 53
-_DICTS = (dict, collections.Counter, collections.OrderedDict,
-          collections.defaultdict)
+_DICTS = (
+  dict,
+  collections.Counter,
+  collections.OrderedDict,
+  collections.defaultdict,
+)
 _KEYS = type({}.keys())
 
 
@@ -53,8 +57,11 @@ def encode(value):
   if kind in (set, frozenset, _KEYS):
     return {'set': [encode(item) for item in _hashed(value)]}
   if kind in _DICTS:
-    return {'dict': [[encode(key), encode(item)]
-                     for key, item in _hashed(dict.items(value))]}
+    return {
+      'dict': [
+        [encode(key), encode(item)] for key, item in _hashed(dict.items(value))
+      ]
+    }
   raise TypeError(f'a value of type {kind.__name__!r} is no test value')
 
 
@@ -73,7 +80,7 @@ def decode(wire):
     return wire
   if len(wire) != 1:
     raise ValueError('not one kind')
-  (kind, inner), = wire.items()
+  ((kind, inner),) = wire.items()
   if kind not in _DECODERS:
     raise ValueError(f'unknown kind {kind!r}')
   try:
@@ -89,15 +96,15 @@ def _hashed(inner):
 
 
 _DECODERS = {
-    'int': lambda text: int(text, 16),
-    'float': float.fromhex,
-    'complex': lambda pair: complex(*map(
-        float.fromhex, (pair[0], pair[1]))),
-    'bytes': bytes.fromhex,
-    'tuple': lambda items: tuple(decode(item) for item in items),
-    'set': lambda items: {decode(item) for item in _hashed(items)},
-    'dict': lambda items: {
-        decode(key): decode(item) for key, item in _hashed(items)},
+  'int': lambda text: int(text, 16),
+  'float': float.fromhex,
+  'complex': lambda pair: complex(*map(float.fromhex, (pair[0], pair[1]))),
+  'bytes': bytes.fromhex,
+  'tuple': lambda items: tuple(decode(item) for item in items),
+  'set': lambda items: {decode(item) for item in _hashed(items)},
+  'dict': lambda items: {
+    decode(key): decode(item) for key, item in _hashed(items)
+  },
 }
 
 
@@ -118,6 +125,7 @@ def source(value) -> str:
     return f'{{{", ".join(map(source, value))}}}' if value else 'set()'
   if kind is dict:
     return '{%s}' % ', '.join(
-        f'{source(key)}: {source(item)}' for key, item in value.items())
+      f'{source(key)}: {source(item)}' for key, item in value.items()
+    )
   encode(value)
   return hex(value) if kind is int and abs(value) >= _SMALL else repr(value)

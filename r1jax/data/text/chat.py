@@ -27,8 +27,14 @@ class ChatTemplate:
       or by the prefill's.
   """
 
-  def __init__(self, source: str, bos_token: str = '', eos_token: str = '',
-               system: str = '', prefill: str = ''):
+  def __init__(
+    self,
+    source: str,
+    bos_token: str = '',
+    eos_token: str = '',
+    system: str = '',
+    prefill: str = '',
+  ):
     """Compiles a template.
 
     Args:
@@ -61,19 +67,25 @@ class ChatTemplate:
       turns.insert(0, Message('system', self._system))
     try:
       text = self._jinja.render(
-          messages=[turn._asdict() for turn in turns], tools=None,
-          documents=None, add_generation_prompt=True, **self._tokens)
+        messages=[turn._asdict() for turn in turns],
+        tools=None,
+        documents=None,
+        add_generation_prompt=True,
+        **self._tokens,
+      )
     except Exception as error:  # Others' programs fail in their own ways.
       raise UserError(
-          f'template: the chat template refuses it: {error}') from error
+        f'template: the chat template refuses it: {error}'
+      ) from error
     return text + self.prefill
 
 
 AnyTemplate = template.Template | ChatTemplate
 
 
-def make(name: str, tokenizer: Tokenizer, system: str = '',
-         prefill: str = '') -> AnyTemplate:
+def make(
+  name: str, tokenizer: Tokenizer, system: str = '', prefill: str = ''
+) -> AnyTemplate:
   """The template that a config names.
 
   Args:
@@ -89,19 +101,26 @@ def make(name: str, tokenizer: Tokenizer, system: str = '',
     source = tokenizer.chat_template
     if not source:
       raise UserError(
-          f'template: the tokenizer {tokenizer.source} has no chat template; '
-          'name a .jinja file in --config.data.template')
+        f'template: the tokenizer {tokenizer.source} has no chat template; '
+        'name a .jinja file in --config.data.template'
+      )
   elif name.endswith('.jinja'):
     source = readers.resolve(name).read_text()
   else:
     named = template.get(name)
     if system:
-      raise UserError(f'template: {name!r} takes no data.system; put it into '
-                      "the questions, or use template='chat'")
+      raise UserError(
+        f'template: {name!r} takes no data.system; put it into '
+        "the questions, or use template='chat'"
+      )
     return template.Template(named.text, prefill)
   return ChatTemplate(
-      source, tokenizer.text_of(tokenizer.bos_id),
-      tokenizer.text_of(tokenizer.stop_ids[0]), system, prefill)
+    source,
+    tokenizer.text_of(tokenizer.bos_id),
+    tokenizer.text_of(tokenizer.stop_ids[0]),
+    system,
+    prefill,
+  )
 
 
 def _raise(message: str):
@@ -120,6 +139,7 @@ def _json(value, indent: int | None = None) -> str:
 
 
 _ENVIRONMENT = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols])
+  trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
+)
 _ENVIRONMENT.globals.update(raise_exception=_raise, strftime_now=_today)
 _ENVIRONMENT.filters['tojson'] = _json

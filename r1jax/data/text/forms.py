@@ -1,9 +1,9 @@
 """The forms of a completion, and the strict reading that rewards need.
 
-  <think> r </think> <answer> a </answer>                    R1-Zero's
-  <think> r </think> a                                       R1's own
-  <reasoning_process> r </reasoning_process> <summary> a </summary>
-  |special_token| r |special_token| a                        of the cold start
+<think> r </think> <answer> a </answer>                    R1-Zero's
+<think> r </think> a                                       R1's own
+<reasoning_process> r </reasoning_process> <summary> a </summary>
+|special_token| r |special_token| a                        of the cold start
 """
 
 import dataclasses
@@ -24,17 +24,21 @@ class Form:
 
   @property
   def tags(self) -> tuple[str, ...]:
-    return tuple(filter(None, (self.opening, self.closing, self.answer_opening,
-                               self.answer_closing)))
+    return tuple(
+      filter(
+        None,
+        (self.opening, self.closing, self.answer_opening, self.answer_closing),
+      )
+    )
 
 
 FORMS = {
-    'think_answer': Form('<think>', '</think>', '<answer>', '</answer>'),
-    'think': Form('<think>', '</think>'),
-    'reasoning_summary': Form(
-        '<reasoning_process>', '</reasoning_process>', '<summary>',
-        '</summary>'),
-    'special_token': Form('|special_token|', '|special_token|'),
+  'think_answer': Form('<think>', '</think>', '<answer>', '</answer>'),
+  'think': Form('<think>', '</think>'),
+  'reasoning_summary': Form(
+    '<reasoning_process>', '</reasoning_process>', '<summary>', '</summary>'
+  ),
+  'special_token': Form('|special_token|', '|special_token|'),
 }
 
 
@@ -80,24 +84,30 @@ class Reader:
     thought, answer = self._parts(text)
     errors = self._misplaced(text)
     if not errors:
-      errors = self._outside(text) + sum(
-          not part for part in (thought, answer))
+      errors = self._outside(text) + sum(not part for part in (thought, answer))
     return Parsed(thought, answer, min(errors, MAX_ERRORS))
 
   def _parts(self, text: str) -> tuple[str | None, str | None]:
     form = self.form
     if form.answer_opening:
-      return (_between(text, form.opening, form.closing),
-              _between(text, form.answer_opening, form.answer_closing))
+      return (
+        _between(text, form.opening, form.closing),
+        _between(text, form.answer_opening, form.answer_closing),
+      )
     start = text.find(form.opening)
     inside = start + len(form.opening)
     # The last one closes: a thought may speak of the tag.
-    end = (text.find(form.closing, inside) if form.opening == form.closing
-           else text.rfind(form.closing))
+    end = (
+      text.find(form.closing, inside)
+      if form.opening == form.closing
+      else text.rfind(form.closing)
+    )
     if start < 0 or end < inside:
       return None, None
-    return (text[inside:end].strip(),
-            text[end + len(form.closing):].strip() or None)
+    return (
+      text[inside:end].strip(),
+      text[end + len(form.closing) :].strip() or None,
+    )
 
   def _misplaced(self, text: str) -> int:
     """Tags missing, too many, or out of order."""
@@ -105,7 +115,8 @@ class Reader:
     wrong = sum(abs(text.count(tag) - tags.count(tag)) for tag in set(tags))
     places = [text.find(tag) for tag in dict.fromkeys(tags)]
     return wrong + sum(
-        0 <= later < before for before, later in zip(places, places[1:]))
+      0 <= later < before for before, later in zip(places, places[1:])
+    )
 
   def _outside(self, text: str) -> int:
     """Texts before the thought, between the parts, and after the answer, where
@@ -115,7 +126,8 @@ class Reader:
     texts = [before]
     if form.answer_opening:
       between, _, rest = rest.partition(form.closing)[2].partition(
-          form.answer_opening)
+        form.answer_opening
+      )
       texts += [between, rest.partition(form.answer_closing)[2]]
     return sum(bool(outside.strip()) for outside in texts)
 
@@ -132,4 +144,4 @@ def _between(text: str, opening: str, closing: str) -> str | None:
   start = text.rfind(opening, 0, max(end, 0))
   if end < 0 or start < 0:
     return None
-  return text[start + len(opening):end].strip()
+  return text[start + len(opening) : end].strip()

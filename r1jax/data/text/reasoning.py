@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 SPECIAL_TOKEN = '|special_token|'  # DeepSeek-R1 section 2.3.1 writes it so.
 
-_OPENINGS = {'<think>': '</think>', '<reasoning_process>':
-             '</reasoning_process>', SPECIAL_TOKEN: SPECIAL_TOKEN}
+_OPENINGS = {
+  '<think>': '</think>',
+  '<reasoning_process>': '</reasoning_process>',
+  SPECIAL_TOKEN: SPECIAL_TOKEN,
+}
 _ANSWERS = ('answer', 'summary')
 
 
@@ -37,14 +40,16 @@ def split(completion: str, opens_think: bool = False) -> Read:
     text = '<think>' + text
   for opening, closing in _OPENINGS.items():
     if text.startswith(opening):
-      inner = text[len(opening):]
+      inner = text[len(opening) :]
       break
   else:
     return Read(None, _answer(text))
   # The last one closes: a thought may speak of the tag, as here.
   reasoning, closed, rest = (
-      inner.partition(closing) if opening == closing
-      else inner.rpartition(closing))
+    inner.partition(closing)
+    if opening == closing
+    else inner.rpartition(closing)
+  )
   if not closed:
     return Read(inner.strip(), None)
   return Read(reasoning.strip(), _answer(rest))

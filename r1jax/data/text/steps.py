@@ -71,8 +71,9 @@ class Splitter:
     return self.delimiter in self.decode(tokens)
 
 
-def splitter(delimiter: str, reader: forms.Reader,
-             tokenizer: Tokenizer) -> Splitter:
+def splitter(
+  delimiter: str, reader: forms.Reader, tokenizer: Tokenizer
+) -> Splitter:
   """Of thoughts in the reader's form.
 
   Raises:
@@ -80,15 +81,17 @@ def splitter(delimiter: str, reader: forms.Reader,
       opens and closes the form's thoughts.
   """
   if not delimiter:
-    raise UserError("data: step_delimiter is empty; say what ends a step, as "
-                    "'\\n\\n' does")
+    raise UserError(
+      "data: step_delimiter is empty; say what ends a step, as '\\n\\n' does"
+    )
   try:
     tokenizer.encode(delimiter)
   except UserError as error:
     raise UserError(f'data: step_delimiter: {error}') from error
   form = reader.form
   if form.opening == form.closing:
-    raise UserError(f'data: step_delimiter: in this form {form.closing!r} both '
-                    'opens and closes a thought, so that no step can end there')
-  return Splitter(delimiter, form.closing, tokenizer.decode,
-                  tokenizer.stop_ids)
+    raise UserError(
+      f'data: step_delimiter: in this form {form.closing!r} both '
+      'opens and closes a thought, so that no step can end there'
+    )
+  return Splitter(delimiter, form.closing, tokenizer.decode, tokenizer.stop_ids)

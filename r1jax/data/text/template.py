@@ -37,20 +37,22 @@ class Template:
 
 # The template of R1-Zero (DeepSeek-R1, table 1).
 _INSTRUCTION = (
-    'A conversation between User and Assistant. The user asks a question, and '
-    'the Assistant solves it. The assistant first thinks about the reasoning '
-    'process in the mind and then provides the user with the answer. The '
-    'reasoning process and answer are enclosed within <think> </think> and '
-    '<answer> </answer> tags, respectively, i.e., <think> reasoning process '
-    'here </think> <answer> answer here </answer>.')
+  'A conversation between User and Assistant. The user asks a question, and '
+  'the Assistant solves it. The assistant first thinks about the reasoning '
+  'process in the mind and then provides the user with the answer. The '
+  'reasoning process and answer are enclosed within <think> </think> and '
+  '<answer> </answer> tags, respectively, i.e., <think> reasoning process '
+  'here </think> <answer> answer here </answer>.'
+)
 
 TEMPLATES = {
-    'r1_zero': Template(_INSTRUCTION + ' User: {question} Assistant:'),
-    'r1_zero_open': Template(
-        _INSTRUCTION + ' User: {question} Assistant: <think>'),
-    # The same without the instruction: for a character-level miniature that
-    # never saw English, its 500 characters are a constant that costs time.
-    'r1_zero_brief': Template('User:{question}Assistant:'),
+  'r1_zero': Template(_INSTRUCTION + ' User: {question} Assistant:'),
+  'r1_zero_open': Template(
+    _INSTRUCTION + ' User: {question} Assistant: <think>'
+  ),
+  # The same without the instruction: for a character-level miniature that
+  # never saw English, its 500 characters are a constant that costs time.
+  'r1_zero_brief': Template('User:{question}Assistant:'),
 }
 
 

@@ -1,8 +1,8 @@
 """One tokenizer class: the miniature's characters, or a folder from a hub."""
 
+from collections.abc import Sequence
 import gzip
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -15,17 +15,33 @@ CHARACTER, BILINGUAL = 'character', 'bilingual'
 BUILT_IN = (CHARACTER, BILINGUAL)
 
 # What a folder may hold of a tokenizer.
-FILES = ('tokenizer.json', 'tokenizer.json.gz', 'tokenizer_config.json',
-         'chat_template.jinja', 'generation_config.json')
+FILES = (
+  'tokenizer.json',
+  'tokenizer.json.gz',
+  'tokenizer_config.json',
+  'chat_template.jinja',
+  'generation_config.json',
+)
 
-_SPECIAL = ('<pad>', '<bos>', '<eos>', '<think>', '</think>', '<answer>',
-            '</answer>', 'User:', 'Assistant:')
+_SPECIAL = (
+  '<pad>',
+  '<bos>',
+  '<eos>',
+  '<think>',
+  '</think>',
+  '<answer>',
+  '</answer>',
+  'User:',
+  'Assistant:',
+)
 _UNKNOWN = '\ufffd'
 _ASCII = '\n' + ''.join(chr(code) for code in range(32, 127))
 _CYRILLIC = ''.join(chr(code) for code in range(0x430, 0x450))
 _ALPHABETS = {CHARACTER: _ASCII, BILINGUAL: _ASCII + _CYRILLIC}
-_KNOWS = {CHARACTER: 'printable ASCII and the newline',
-          BILINGUAL: 'printable ASCII, the newline and Cyrillic а to я'}
+_KNOWS = {
+  CHARACTER: 'printable ASCII and the newline',
+  BILINGUAL: 'printable ASCII, the newline and Cyrillic а to я',
+}
 
 
 class Tokenizer:
@@ -41,9 +57,16 @@ class Tokenizer:
     chat_template: Jinja, as the folder has it; None without one.
   """
 
-  def __init__(self, core: tokenizers.Tokenizer, source: str, pad_id: int,
-               bos_id: int | None, stop_ids: Sequence[int],
-               adds_bos: bool = True, chat_template: str | None = None):
+  def __init__(
+    self,
+    core: tokenizers.Tokenizer,
+    source: str,
+    pad_id: int,
+    bos_id: int | None,
+    stop_ids: Sequence[int],
+    adds_bos: bool = True,
+    chat_template: str | None = None,
+  ):
     self._core = core
     self.source = source
     self.pad_id = pad_id
@@ -63,14 +86,18 @@ class Tokenizer:
     try:
       encoding = self._core.encode(text, add_special_tokens=False)
     except TypeError as error:
-      raise UserError('tokenizer: this is no text: it holds half a character '
-                      '(a lone surrogate)') from error
-    if self.source in BUILT_IN and -1 in (ids := [
-        -1 if token == '<unk>' else 0 for token in encoding.tokens]):
+      raise UserError(
+        'tokenizer: this is no text: it holds half a character '
+        '(a lone surrogate)'
+      ) from error
+    if self.source in BUILT_IN and -1 in (
+      ids := [-1 if token == '<unk>' else 0 for token in encoding.tokens]
+    ):
       start, end = encoding.offsets[ids.index(-1)]
       raise UserError(
-          f'tokenizer: the {self.source} tokenizer has no '
-          f'{text[start:end]!r}; it knows {_KNOWS[self.source]}')
+        f'tokenizer: the {self.source} tokenizer has no '
+        f'{text[start:end]!r}; it knows {_KNOWS[self.source]}'
+      )
     return encoding.ids
 
   def prompt(self, text: str) -> list[int]:
@@ -85,13 +112,15 @@ class Tokenizer:
     ids = self.encode(text)
     if self.bos_id is None:
       return ids
-    first = next((i for i, id_ in enumerate(ids) if id_ != self.bos_id),
-                 len(ids))
+    first = next(
+      (i for i, id_ in enumerate(ids) if id_ != self.bos_id), len(ids)
+    )
     rest = ids[first:]
     if self.bos_id in rest:
       raise UserError(
-          f'tokenizer: {self.text_of(self.bos_id)!r}, which opens a document, '
-          'stands inside the prompt')
+        f'tokenizer: {self.text_of(self.bos_id)!r}, which opens a document, '
+        'stands inside the prompt'
+      )
     return [self.bos_id] * (self.adds_bos or first > 0) + rest
 
   def text_of(self, id_: int | None) -> str:
@@ -100,13 +129,17 @@ class Tokenizer:
 
   def difference(self, other: 'Tokenizer') -> str:
     """The first token that the two do not share; '' where they share all."""
-    ours, theirs = (t._core.get_vocab(with_added_tokens=True)
-                    for t in (self, other))
+    ours, theirs = (
+      t._core.get_vocab(with_added_tokens=True) for t in (self, other)
+    )
     for token, id_ in sorted(ours.items(), key=lambda item: item[1]):
       if theirs.get(token) != id_:
         return f'{token!r} is {id_} here and {theirs.get(token)} there'
-    return '' if len(ours) == len(theirs) else (
-        f'{len(ours)} tokens here and {len(theirs)} there')
+    return (
+      ''
+      if len(ours) == len(theirs)
+      else (f'{len(ours)} tokens here and {len(theirs)} there')
+    )
 
   def decode(self, ids: Sequence[int]) -> str:
     return self.decode_batch([ids])[0]
@@ -118,11 +151,13 @@ class Tokenizer:
     dropped, a completion with junk in it could pass as well formed.
     """
     texts = self._core.decode_batch(
-        [[int(i) for i in row if i < self.vocab_size] for row in rows],
-        skip_special_tokens=False)
+      [[int(i) for i in row if i < self.vocab_size] for row in rows],
+      skip_special_tokens=False,
+    )
     return [
-        text + _UNKNOWN * sum(i >= self.vocab_size for i in row)
-        for text, row in zip(texts, rows)]
+      text + _UNKNOWN * sum(i >= self.vocab_size for i in row)
+      for text, row in zip(texts, rows)
+    ]
 
 
 def load(source: str) -> Tokenizer:
@@ -142,9 +177,10 @@ def load(source: str) -> Tokenizer:
   path = plain if plain.exists() else packed
   if not path.exists():
     raise UserError(
-        f'tokenizer: no tokenizer.json in {folder}; give the folder of a '
-        f'Hugging Face tokenizer, or one of {BUILT_IN}, in '
-        '--config.tokenizer.source')
+      f'tokenizer: no tokenizer.json in {folder}; give the folder of a '
+      f'Hugging Face tokenizer, or one of {BUILT_IN}, in '
+      '--config.tokenizer.source'
+    )
   try:
     opened = gzip.open(path, 'rt') if path == packed else open(path)
     with opened as file:
@@ -164,11 +200,14 @@ def load(source: str) -> Tokenizer:
     raise UserError(f'tokenizer: {folder} names no eos_token')
   pad = id_of('pad_token')
   return Tokenizer(
-      core, source, pad_id=eos if pad is None else pad,
-      bos_id=id_of('bos_token'),
-      stop_ids=(eos, *(stop for stop in stops if stop != eos)),
-      adds_bos=settings.get('add_bos_token', True),
-      chat_template=_chat_template(folder, settings))
+    core,
+    source,
+    pad_id=eos if pad is None else pad,
+    bos_id=id_of('bos_token'),
+    stop_ids=(eos, *(stop for stop in stops if stop != eos)),
+    adds_bos=settings.get('add_bos_token', True),
+    chat_template=_chat_template(folder, settings),
+  )
 
 
 def _stop_ids(folder: Path) -> list[int]:
@@ -196,9 +235,12 @@ def _characters(source: str) -> Tokenizer:
   vocab = {name: index for index, name in enumerate(names)}
   core = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))
   core.pre_tokenizer = pre_tokenizers.Split(
-      tokenizers.Regex(r'[\s\S]'), behavior='isolated')
+    tokenizers.Regex(r'[\s\S]'), behavior='isolated'
+  )
   core.decoder = decoders.Fuse()
   core.add_special_tokens(
-      [tokenizers.AddedToken(name, normalized=False) for name in _SPECIAL])
-  return Tokenizer(core, source, pad_id=vocab['<pad>'], bos_id=None,
-                   stop_ids=(vocab['<eos>'],))
+    [tokenizers.AddedToken(name, normalized=False) for name in _SPECIAL]
+  )
+  return Tokenizer(
+    core, source, pad_id=vocab['<pad>'], bos_id=None, stop_ids=(vocab['<eos>'],)
+  )

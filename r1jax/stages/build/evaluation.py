@@ -10,16 +10,17 @@ from r1jax.evaluate.search import Asked, BestOf, TreeSearch
 from r1jax.rewards.combine import Reward
 from r1jax.rollout import search
 from r1jax.rollout.engine import Engine
-from r1jax.stages.build.parts import parts as build
-from r1jax.stages.build.parts import reward_models
+from r1jax.stages.build import parts as build
+from r1jax.stages.build import reward_models
 
 _KEY = 'eval.search.process_model'
 KINDS = NONE, VOTE, BEST_OF_N, MCTS = 'none', 'vote', 'best_of_n', 'mcts'
 _RULE = 'rule'  # What may value a search, beside search.VALUES.
 
 
-def evaluator(config: ml_collections.ConfigDict, made: build.Parts,
-              sampler: Engine) -> Evaluator | BestOf | TreeSearch:
+def evaluator(
+  config: ml_collections.ConfigDict, made: build.Parts, sampler: Engine
+) -> Evaluator | BestOf | TreeSearch:
   """What run(params, key) → Report belongs to.
 
   Raises:
@@ -32,23 +33,40 @@ def evaluator(config: ml_collections.ConfigDict, made: build.Parts,
     return build.evaluator(config, made, sampler)
   prompts = build.prompts(config, made, tasks.HELD_OUT)
   asked = Asked(
-      [prompts[i] for i in range(len(prompts))], made.tokenizer, made.reader,
-      Reward({}, {}, made.reader, build.reward_options(config)),
-      config.data.max_prompt_tokens, build.eval_sampling(config, made))
+    [prompts[i] for i in range(len(prompts))],
+    made.tokenizer,
+    made.reader,
+    Reward({}, {}, made.reader, build.reward_options(config)),
+    config.data.max_prompt_tokens,
+    build.eval_sampling(config, made),
+  )
   if c.kind != MCTS:
     model = None
     if c.kind == BEST_OF_N:
       model = _model(config, made)
     return BestOf(sampler, asked, config.eval.samples, model)
   build.one_of('eval.search.value', c.value, (*search.VALUES, _RULE))
-  options = search.Options(**{
-      field: c[field] for field in (
-          'budget_tokens', 'step_tokens', 'finish_tokens', 'width',
-          'exploration', 'widening', 'leaves', 'simulations', 'choose')},
-      value=search.AT_END if c.value == _RULE else c.value)
+  options = search.Options(
+    **{
+      field: c[field]
+      for field in (
+        'budget_tokens',
+        'step_tokens',
+        'finish_tokens',
+        'width',
+        'exploration',
+        'widening',
+        'leaves',
+        'simulations',
+        'choose',
+      )
+    },
+    value=search.AT_END if c.value == _RULE else c.value,
+  )
   if c.value == _RULE:
     splitter = steps.splitter(
-        config.data.step_delimiter, made.reader, made.tokenizer)
+      config.data.step_delimiter, made.reader, made.tokenizer
+    )
     return TreeSearch(sampler, asked, options, splitter, None)
   model = _model(config, made)
   return TreeSearch(sampler, asked, options, model.splitter, model)
@@ -57,6 +75,7 @@ def evaluator(config: ml_collections.ConfigDict, made: build.Parts,
 def _model(config: ml_collections.ConfigDict, made: build.Parts):
   file = config.eval.search.process_model
   if not file:
-    raise UserError(f'{_KEY}: {config.eval.search.kind} needs what the stage '
-                    'prm leaves')
+    raise UserError(
+      f'{_KEY}: {config.eval.search.kind} needs what the stage prm leaves'
+    )
   return reward_models.process_model(_KEY, file, config, made)

@@ -14,9 +14,7 @@ import ml_collections
 
 from r1jax.algos.policy_loss import Objective
 from r1jax.data import batching, mixture, readers, tasks
-from r1jax.data.text import chat
-from r1jax.data.text import forms
-from r1jax.data.text import tokenizer
+from r1jax.data.text import chat, forms, tokenizer
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
@@ -27,7 +25,7 @@ from r1jax.rewards.combine import Judge, Options, Reward
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages.build.parts import prompts as questions
+from r1jax.stages.build import prompts as questions
 from r1jax.train.optimizer import OptimizerConfig
 
 SHIPPED_BASE = Path(__file__).parents[2] / 'assets' / 'base_tiny.safetensors'
@@ -48,8 +46,7 @@ def check_counts(config: ml_collections.ConfigDict):
   for key in _AT_LEAST_ONE:
     section, field = key.split('.')
     if config[section][field] < 1:
-      raise UserError(
-          f'{key} must be at least 1, got {config[section][field]}')
+      raise UserError(f'{key} must be at least 1, got {config[section][field]}')
   if config.seed < 0:
     raise UserError(f'seed must not be below 0, got {config.seed}')
 
@@ -67,12 +64,14 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
   text = tokenizer.load(source)
   if text.vocab_size > config.model.vocab_size:
     raise UserError(
-        f'tokenizer: {config.tokenizer.source} has {text.vocab_size} ids, more '
-        f'than config.model.vocab_size = {config.model.vocab_size}; raise it')
+      f'tokenizer: {config.tokenizer.source} has {text.vocab_size} ids, more '
+      f'than config.model.vocab_size = {config.model.vocab_size}; raise it'
+    )
   data = config.data
   asks = chat.make(data.template, text, data.system, data.prefill)
-  return Parts(model, text, asks, forms.Reader(
-      forms.get(data.form), asks.opens_think))
+  return Parts(
+    model, text, asks, forms.Reader(forms.get(data.form), asks.opens_think)
+  )
 
 
 def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
@@ -80,20 +79,45 @@ def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
 
 
 _AT_LEAST_ONE = (
-    'pretrain.steps', 'pretrain.microbatches', 'pretrain.checkpoint_every',
-    'pretrain.keep_checkpoints', 'pretrain.log_every', 'sft.epochs',
-    'sft.microbatches', 'sft.checkpoint_every', 'sft.keep_checkpoints',
-    'sft.log_every', *(
-        f'{stage}.{field}' for stage in ('reward_model', 'dpo', 'prm')
-        for field in (
-            'epochs', 'microbatches', 'checkpoint_every', 'keep_checkpoints',
-            'log_every', 'eval_every')),
-    'curate.samples', 'curate.chunk_prompts', 'curate.max_per_prompt',
-    'label_steps.samples', 'label_steps.continuations',
-    'label_steps.chunk_prompts',
-    'rl.steps', 'rl.minibatches', 'rl.microbatches', 'rl.reference_every',
-    'rl.eval_every', 'rl.checkpoint_every', 'rl.keep_checkpoints',
-    'eval.num_problems', 'eval.samples', 'data.max_prompt_tokens')
+  'pretrain.steps',
+  'pretrain.microbatches',
+  'pretrain.checkpoint_every',
+  'pretrain.keep_checkpoints',
+  'pretrain.log_every',
+  'sft.epochs',
+  'sft.microbatches',
+  'sft.checkpoint_every',
+  'sft.keep_checkpoints',
+  'sft.log_every',
+  *(
+    f'{stage}.{field}'
+    for stage in ('reward_model', 'dpo', 'prm')
+    for field in (
+      'epochs',
+      'microbatches',
+      'checkpoint_every',
+      'keep_checkpoints',
+      'log_every',
+      'eval_every',
+    )
+  ),
+  'curate.samples',
+  'curate.chunk_prompts',
+  'curate.max_per_prompt',
+  'label_steps.samples',
+  'label_steps.continuations',
+  'label_steps.chunk_prompts',
+  'rl.steps',
+  'rl.minibatches',
+  'rl.microbatches',
+  'rl.reference_every',
+  'rl.eval_every',
+  'rl.checkpoint_every',
+  'rl.keep_checkpoints',
+  'eval.num_problems',
+  'eval.samples',
+  'data.max_prompt_tokens',
+)
 
 
 def running(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -102,19 +126,29 @@ def running(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   return tuple(name for name in config.stages if wanted or name != 'pretrain')
 
 
-def corpus(config: ml_collections.ConfigDict,
-           made: Parts) -> batching.WebCorpus:
+def corpus(
+  config: ml_collections.ConfigDict, made: Parts
+) -> batching.WebCorpus:
   c = config.pretrain
   depth = config.model.mtp_depth
   if c.length_tokens < depth + 2:
     raise UserError(
-        f'pretrain: rows of length_tokens = {c.length_tokens} hold no target '
-        f'for model.mtp_depth = {depth}; they need {depth + 2}')
-  divides('pretrain.batch_size', c.batch_size, c.microbatches,
-           made.model.layout)
+      f'pretrain: rows of length_tokens = {c.length_tokens} hold no target '
+      f'for model.mtp_depth = {depth}; they need {depth + 2}'
+    )
+  divides(
+    'pretrain.batch_size', c.batch_size, c.microbatches, made.model.layout
+  )
   return batching.WebCorpus(
-      _web_tasks(config), web(config), made.template,
-      made.tokenizer, c.batch_size, c.length_tokens, config.seed, c.steps)
+    _web_tasks(config),
+    web(config),
+    made.template,
+    made.tokenizer,
+    c.batch_size,
+    c.length_tokens,
+    config.seed,
+    c.steps,
+  )
 
 
 def init_file(config: ml_collections.ConfigDict) -> Path:
@@ -139,12 +173,20 @@ def _web_tasks(config: ml_collections.ConfigDict) -> dict[str, float]:
   weights = mixture.parse(config.corpus.tasks)
   for name in weights:
     tasks.get(name)
-  return dict(zip(weights, mixture.proportions(
-      [1] * len(weights), list(weights.values()), 1.0)))
+  return dict(
+    zip(
+      weights,
+      mixture.proportions([1] * len(weights), list(weights.values()), 1.0),
+    )
+  )
 
 
-def prompts(config: ml_collections.ConfigDict, made: Parts,
-            split: str, general: bool = True) -> Sequence[Prompt]:
+def prompts(
+  config: ml_collections.ConfigDict,
+  made: Parts,
+  split: str,
+  general: bool = True,
+) -> Sequence[Prompt]:
   """The training prompts, with general ones or without; or the first
   eval.num_problems held-out ones."""
   asked = questions.Questions(config, made.template, made.tokenizer)
@@ -153,8 +195,9 @@ def prompts(config: ml_collections.ConfigDict, made: Parts,
   return asked.training(general)
 
 
-def engine(config: ml_collections.ConfigDict, made: Parts,
-           rows: int | None = None) -> Engine:
+def engine(
+  config: ml_collections.ConfigDict, made: Parts, rows: int | None = None
+) -> Engine:
   """The sampler of everything in a run: rollouts, evaluations, samples.
 
   Args:
@@ -164,19 +207,29 @@ def engine(config: ml_collections.ConfigDict, made: Parts,
   """
   _fits_context(config)
   return Engine(
-      made.model, engine_config(config, rows),
-      record_routing=config.rl.routing_replay, decode=made.tokenizer.decode)
+    made.model,
+    engine_config(config, rows),
+    record_routing=config.rl.routing_replay,
+    decode=made.tokenizer.decode,
+  )
 
 
-def engine_config(config: ml_collections.ConfigDict,
-                  rows: int | None = None) -> EngineConfig:
+def engine_config(
+  config: ml_collections.ConfigDict, rows: int | None = None
+) -> EngineConfig:
   """The sampler's sizes, with no more rows than are asked for."""
-  asked = rows or max(groups_in_flight(config) * config.rl.group_size,
-                      config.eval.num_problems * config.eval.samples)
-  return EngineConfig(**config.rollout.to_dict() | {
+  asked = rows or max(
+    groups_in_flight(config) * config.rl.group_size,
+    config.eval.num_problems * config.eval.samples,
+  )
+  return EngineConfig(
+    **config.rollout.to_dict()
+    | {
       'rows': min(config.rollout.rows, asked),
       'context_tokens': config.data.max_prompt_tokens
-                        + config.rl.max_new_tokens})
+      + config.rl.max_new_tokens,
+    }
+  )
 
 
 def groups_in_flight(config: ml_collections.ConfigDict) -> int:
@@ -187,39 +240,60 @@ def groups_in_flight(config: ml_collections.ConfigDict) -> int:
   return round(config.rl.prompts_per_step / share)
 
 
-def evaluator(config: ml_collections.ConfigDict, made: Parts,
-              sampler: Engine) -> Evaluator:
+def evaluator(
+  config: ml_collections.ConfigDict, made: Parts, sampler: Engine
+) -> Evaluator:
   """Of the held-out problems; by rules alone, whatever a run rewards."""
   c = config.eval
   rules = Reward({}, {}, made.reader, reward_options(config))
   return Evaluator(
-      sampler, prompts(config, made, tasks.HELD_OUT), made.tokenizer,
-      rules, made.reader,
-      config.data.max_prompt_tokens, c.samples, eval_sampling(config, made))
+    sampler,
+    prompts(config, made, tasks.HELD_OUT),
+    made.tokenizer,
+    rules,
+    made.reader,
+    config.data.max_prompt_tokens,
+    c.samples,
+    eval_sampling(config, made),
+  )
 
 
 def eval_sampling(config: ml_collections.ConfigDict, made: Parts) -> Sampling:
   """How held-out problems are answered."""
   c = config.eval
   return Sampling(
-      max_new_tokens=config.rl.max_new_tokens, temperature=c.temperature,
-      top_p=c.top_p, stop_ids=made.tokenizer.stop_ids)
+    max_new_tokens=config.rl.max_new_tokens,
+    temperature=c.temperature,
+    top_p=c.top_p,
+    stop_ids=made.tokenizer.stop_ids,
+  )
 
 
-def reward(config: ml_collections.ConfigDict, made: Parts,
-           judges: Mapping[str, Judge] | None = None) -> Reward:
+def reward(
+  config: ml_collections.ConfigDict,
+  made: Parts,
+  judges: Mapping[str, Judge] | None = None,
+) -> Reward:
   """Of a run's completions; with what its reward models say of them."""
   c = config.rl
-  return Reward(c.reward.to_dict(), c.general_reward.to_dict(), made.reader,
-                reward_options(config), judges)
+  return Reward(
+    c.reward.to_dict(),
+    c.general_reward.to_dict(),
+    made.reader,
+    reward_options(config),
+    judges,
+  )
 
 
 def reward_options(config: ml_collections.ConfigDict) -> Options:
   c = config.rl
   return Options(
-      max_tokens=c.max_new_tokens, max_unscored=c.max_unscored,
-      overlong_buffer_tokens=c.overlong_buffer_tokens,
-      repetition_n=c.repetition_n, code_credit=c.code_credit)
+    max_tokens=c.max_new_tokens,
+    max_unscored=c.max_unscored,
+    overlong_buffer_tokens=c.overlong_buffer_tokens,
+    repetition_n=c.repetition_n,
+    code_credit=c.code_credit,
+  )
 
 
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):
@@ -228,64 +302,90 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   one_of('rl.advantage', c.advantage, ('group', 'gae'))
   if c.group_size < 2 and c.advantage == 'group':
     raise UserError(
-        f'rl: group_size must be at least 2, got {c.group_size}: an advantage '
-        'is relative to the other samples of its group')
+      f'rl: group_size must be at least 2, got {c.group_size}: an advantage '
+      'is relative to the other samples of its group'
+    )
   if c.temperature <= 0:
     raise UserError(f'rl: temperature must be above 0, got {c.temperature}')
   if c.prompts_per_step < 1:
-    raise UserError('rl: prompts_per_step must be at least 1, got '
-                    f'{c.prompts_per_step}')
-  divides('rl.prompts_per_step × rl.group_size',
-           c.prompts_per_step * c.group_size, c.minibatches * c.microbatches,
-           layout)
+    raise UserError(
+      f'rl: prompts_per_step must be at least 1, got {c.prompts_per_step}'
+    )
+  divides(
+    'rl.prompts_per_step × rl.group_size',
+    c.prompts_per_step * c.group_size,
+    c.minibatches * c.microbatches,
+    layout,
+  )
   if c.mtp_weight and not config.model.mtp_depth:
-    raise UserError(f'rl: mtp_weight = {c.mtp_weight} needs look-ahead '
-                    'modules, but model.mtp_depth is 0')
+    raise UserError(
+      f'rl: mtp_weight = {c.mtp_weight} needs look-ahead '
+      'modules, but model.mtp_depth is 0'
+    )
   if c.routing_replay and not config.model.num_experts:
-    raise UserError('rl: routing_replay needs experts, but model.num_experts '
-                    'is 0')
+    raise UserError(
+      'rl: routing_replay needs experts, but model.num_experts is 0'
+    )
   if c.old_logp not in ('rollout', 'recompute'):
-    raise UserError("rl: old_logp must be 'rollout' or 'recompute', got "
-                    f'{c.old_logp!r}')
+    raise UserError(
+      f"rl: old_logp must be 'rollout' or 'recompute', got {c.old_logp!r}"
+    )
   one_of('rl.kl_in', c.kl_in, ('loss', 'reward'))
   one_of('rl.overlong', c.overlong, ('train', 'mask'))
   objective(config)
   if c.mismatch != 'none' and c.old_logp != 'recompute':
     raise UserError(
-        f"rl: mismatch = {c.mismatch!r} needs old_logp = 'recompute': the "
-        "trainer's own probabilities are compared with the sampler's")
+      f"rl: mismatch = {c.mismatch!r} needs old_logp = 'recompute': the "
+      "trainer's own probabilities are compared with the sampler's"
+    )
   if not 0 <= c.reference_decay < 1:
-    raise UserError('rl: reference_decay must lie within [0, 1), got '
-                    f'{c.reference_decay}')
+    raise UserError(
+      f'rl: reference_decay must lie within [0, 1), got {c.reference_decay}'
+    )
   if c.max_staleness < 0 or c.general_after < 0 or c.dynamic_rounds < 1:
     raise UserError(
-        'rl: max_staleness and general_after must not be below 0, and '
-        'dynamic_rounds must be at least 1')
+      'rl: max_staleness and general_after must not be below 0, and '
+      'dynamic_rounds must be at least 1'
+    )
   if c.dynamic_sampling and c.group_size < 2:
-    raise UserError(f'rl: dynamic_sampling needs group_size above 1, got '
-                    f'{c.group_size}: one sample alone is never of two worths')
+    raise UserError(
+      f'rl: dynamic_sampling needs group_size above 1, got '
+      f'{c.group_size}: one sample alone is never of two worths'
+    )
   if c.complete_share < 1 and c.old_logp != 'rollout':
     raise UserError(
-        f'rl: complete_share = {c.complete_share} needs old_logp = '
-        "'rollout': only the sampler knows what an older policy thought")
+      f'rl: complete_share = {c.complete_share} needs old_logp = '
+      "'rollout': only the sampler knows what an older policy thought"
+    )
   _fits_context(config)
 
 
 def objective(config: ml_collections.ConfigDict) -> Objective:
   c = config.rl
   in_loss = c.kl_coef if c.kl_in == 'loss' else 0.0
-  return Objective(max_tokens=c.max_new_tokens, kl_coef=in_loss, **{
-      field.name: c[field.name] for field in dataclasses.fields(Objective)
-      if field.name not in ('max_tokens', 'kl_coef')})
+  return Objective(
+    max_tokens=c.max_new_tokens,
+    kl_coef=in_loss,
+    **{
+      field.name: c[field.name]
+      for field in dataclasses.fields(Objective)
+      if field.name not in ('max_tokens', 'kl_coef')
+    },
+  )
 
 
-def rl_sampling(config: ml_collections.ConfigDict, made: Parts,
-                **changes) -> Sampling:
+def rl_sampling(
+  config: ml_collections.ConfigDict, made: Parts, **changes
+) -> Sampling:
   """Nothing is cut away: the ratio would be biased by the mass kept."""
-  return Sampling(**dict(
+  return Sampling(
+    **dict(
       max_new_tokens=config.rl.max_new_tokens,
       temperature=config.rl.temperature,
-      stop_ids=made.tokenizer.stop_ids) | changes)
+      stop_ids=made.tokenizer.stop_ids,
+    )
+    | changes
+  )
 
 
 def optimizer_config(section: ml_collections.ConfigDict) -> OptimizerConfig:
@@ -296,10 +396,11 @@ def _fits_context(config: ml_collections.ConfigDict):
   prompt, new = config.data.max_prompt_tokens, config.rl.max_new_tokens
   if prompt + new > config.model.max_context:
     raise UserError(
-        f'data.max_prompt_tokens = {prompt} and rl.max_new_tokens = {new} '
-        f'exceed model.max_context = {config.model.max_context}; lower either, '
-        'as in --config.rl.max_new_tokens='
-        f'{max(config.model.max_context - prompt, 1)}')
+      f'data.max_prompt_tokens = {prompt} and rl.max_new_tokens = {new} '
+      f'exceed model.max_context = {config.model.max_context}; lower either, '
+      'as in --config.rl.max_new_tokens='
+      f'{max(config.model.max_context - prompt, 1)}'
+    )
 
 
 def one_of(name: str, value, choices: tuple[str, ...]):
@@ -312,25 +413,34 @@ def divides(name: str, rows: int, parts_: int, layout: Layout):
   over = layout.size('B')
   if rows < 1 or rows % (parts_ * over):
     raise UserError(
-        f'{name} = {rows} does not divide into {parts_} batches over the '
-        f'mesh\'s {" × ".join(layout.activation_axes("B"))} = {over}')
+      f'{name} = {rows} does not divide into {parts_} batches over the '
+      f"mesh's {' × '.join(layout.activation_axes('B'))} = {over}"
+    )
 
 
-def widths(section: str, tokens: Sequence[int],
-           max_context: int) -> tuple[int, ...]:
+def widths(
+  section: str, tokens: Sequence[int], max_context: int
+) -> tuple[int, ...]:
   """The lengths that batches of a section are padded to."""
   tokens = tuple(tokens)
   if not tokens or min(tokens) < 2 or list(tokens) != sorted(set(tokens)):
-    raise UserError(f'{section}: widths_tokens = {tokens} must rise, from at '
-                    'least 2')
+    raise UserError(
+      f'{section}: widths_tokens = {tokens} must rise, from at least 2'
+    )
   if tokens[-1] > max_context:
-    raise UserError(f'{section}: widths_tokens ends at {tokens[-1]}, beyond '
-                    f'model.max_context = {max_context}')
+    raise UserError(
+      f'{section}: widths_tokens ends at {tokens[-1]}, beyond '
+      f'model.max_context = {max_context}'
+    )
   return tokens
 
 
-def check_files(key: str, names: Sequence[str], missing: Collection[str],
-                known: Collection[str] = tuple(tasks.TASKS)):
+def check_files(
+  key: str,
+  names: Sequence[str],
+  missing: Collection[str],
+  known: Collection[str] = tuple(tasks.TASKS),
+):
   """Are the files of a config's list there, but for those that are to come?
 
   Args:
@@ -350,17 +460,21 @@ def check_files(key: str, names: Sequence[str], missing: Collection[str],
 def base_file(config: ml_collections.ConfigDict) -> Path:
   """Where a base made by this config is kept for the next run to find."""
   made_by = {
-      key: config[key].to_dict() for key in ('model', 'tokenizer', 'corpus',
-                                              'pretrain')}
+    key: config[key].to_dict()
+    for key in ('model', 'tokenizer', 'corpus', 'pretrain')
+  }
   # Bases made before stay found.
   for key in ('tasks', 'spoken', 'foreign', 'rude'):
     if not made_by['corpus'][key]:
       del made_by['corpus'][key]
-  made_by |= {'seed': config.seed, 'task': config.data.task,
-              # Of empty texts nothing is seen: bases made before stay found.
-              'template': ''.join(
-                  config.data[key]
-                  for key in ('template', 'system', 'prefill'))}
+  made_by |= {
+    'seed': config.seed,
+    'task': config.data.task,
+    # Of empty texts nothing is seen: bases made before stay found.
+    'template': ''.join(
+      config.data[key] for key in ('template', 'system', 'prefill')
+    ),
+  }
   text = json.dumps(made_by, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()

@@ -6,13 +6,19 @@ from typing import NamedTuple
 
 import ml_collections
 
-from r1jax.data import mixture, preferences, readers, sources, tasks
-from r1jax.data import preference_batches
+from r1jax.data import (
+  mixture,
+  preference_batches,
+  preferences,
+  readers,
+  sources,
+  tasks,
+)
 from r1jax.data.preference_batches import Comparisons, Example
 from r1jax.data.preferences import Preference
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
-from r1jax.stages.build.parts import parts as build
+from r1jax.stages.build import parts as build
 
 
 class Lessons(NamedTuple):
@@ -31,9 +37,13 @@ class Lessons(NamedTuple):
   names: tuple[str, ...]
 
 
-def lessons(config: ml_collections.ConfigDict, made: build.Parts, name: str,
-            tokenise: Callable[[list[Preference], Quarantine], list[Example]],
-            labelled: bool = False) -> Lessons:
+def lessons(
+  config: ml_collections.ConfigDict,
+  made: build.Parts,
+  name: str,
+  tokenise: Callable[[list[Preference], Quarantine], list[Example]],
+  labelled: bool = False,
+) -> Lessons:
   """What config[name] says.
 
   Args:
@@ -56,30 +66,50 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts, name: str,
     train += learnt
     held_out += aside
   if c.held_out:
-    held_out = [row for source, count in mixture.parse(c.held_out).items()
-                for row in rows.held_out(source, count)]
+    held_out = [
+      row
+      for source, count in mixture.parse(c.held_out).items()
+      for row in rows.held_out(source, count)
+    ]
   total = len(train) + len(held_out) + len(quarantine.dropped)
-  examples, measured = (tokenise(some, quarantine)
-                        for some in (train, held_out))
+  examples, measured = (
+    tokenise(some, quarantine) for some in (train, held_out)
+  )
   if told := quarantine.settle(f'{name}.data', total):
     print(told)
   if not examples:
-    raise UserError(f'{name}: data: no rows to learn from in '
-                    f'{", ".join(c.data)}')
+    raise UserError(
+      f'{name}: data: no rows to learn from in {", ".join(c.data)}'
+    )
   if not measured:
-    raise UserError(f'{name}: no row is held out to evaluate on; raise '
-                    f'{name}.held_out_share, or name some in {name}.held_out')
+    raise UserError(
+      f'{name}: no row is held out to evaluate on; raise '
+      f'{name}.held_out_share, or name some in {name}.held_out'
+    )
   groups = preference_batches.groups_of(examples)
-  names = (*groups, *(group for group in preference_batches.groups_of(measured)
-                      if group not in groups))
+  names = (
+    *groups,
+    *(
+      group
+      for group in preference_batches.groups_of(measured)
+      if group not in groups
+    ),
+  )
   shape = c.batch_size, tuple(c.widths_tokens), made.tokenizer.pad_id
   return Lessons(
-      Comparisons(examples, names, *shape, config.seed, c.epochs),
-      Comparisons(measured, names, *shape, shuffle=False), groups, names)
+    Comparisons(examples, names, *shape, config.seed, c.epochs),
+    Comparisons(measured, names, *shape, shuffle=False),
+    groups,
+    names,
+  )
 
 
-def check(config: ml_collections.ConfigDict, made: build.Parts, name: str,
-          missing: Collection[str] = ()):
+def check(
+  config: ml_collections.ConfigDict,
+  made: build.Parts,
+  name: str,
+  missing: Collection[str] = (),
+):
   """What config[name] says, whatever is in the files that it names.
 
   Args:
@@ -92,12 +122,14 @@ def check(config: ml_collections.ConfigDict, made: build.Parts, name: str,
     UserError: naming the key that means nothing.
   """
   c = config[name]
-  build.divides(f'{name}.batch_size', c.batch_size, c.microbatches,
-                made.model.layout)
+  build.divides(
+    f'{name}.batch_size', c.batch_size, c.microbatches, made.model.layout
+  )
   build.widths(name, c.widths_tokens, config.model.max_context)
   if not 0 <= c.held_out_share < 1:
-    raise UserError(f'{name}: held_out_share must lie within [0, 1), got '
-                    f'{c.held_out_share}')
+    raise UserError(
+      f'{name}: held_out_share must lie within [0, 1), got {c.held_out_share}'
+    )
   if c.held_out_rows < 0:
     raise UserError(f'{name}: held_out_rows must not be below 0')
   if not c.data:
@@ -105,22 +137,27 @@ def check(config: ml_collections.ConfigDict, made: build.Parts, name: str,
   for key in ('data', 'held_out'):
     for source, count in mixture.parse(c[key]).items():
       _check_count(name, key, source, count)
-    build.check_files(f'{name}.{key}', c[key], missing,
-                      (*tasks.TASKS, *sources.SOURCES))
+    build.check_files(
+      f'{name}.{key}', c[key], missing, (*tasks.TASKS, *sources.SOURCES)
+    )
 
 
 def _check_count(name: str, key: str, source: str, count: float | None):
   if source not in tasks.TASKS:
     if count is not None:
-      raise UserError(f'{name}: {key}: {source} is a file: it counts by its '
-                      f'rows; leave :{count:g} out')
+      raise UserError(
+        f'{name}: {key}: {source} is a file: it counts by its '
+        f'rows; leave :{count:g} out'
+      )
     return
   if source != preferences.TASK:
-    raise UserError(f'{name}: {key}: {source} has no preferences; '
-                    f'{preferences.TASK} has')
+    raise UserError(
+      f'{name}: {key}: {source} has no preferences; {preferences.TASK} has'
+    )
   if key == 'data' and (not count or count != int(count)):
-    raise UserError(f'{name}: data: say how many of {source}, as in '
-                    f"'{source}:1000'")
+    raise UserError(
+      f"{name}: data: say how many of {source}, as in '{source}:1000'"
+    )
 
 
 def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
@@ -132,7 +169,8 @@ def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
         found[key] += readers.files(preferences.dataset_path(name, split))
         if not section.held_out:
           found['held_out'] += readers.files(
-              preferences.dataset_path(name, tasks.HELD_OUT))
+            preferences.dataset_path(name, tasks.HELD_OUT)
+          )
       elif name not in tasks.TASKS:
         found[key] += readers.files(name)
   return found
@@ -141,8 +179,14 @@ def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
 class _Rows:
   """Preferences of files, of datasets, and of the task."""
 
-  def __init__(self, config: ml_collections.ConfigDict, name: str,
-               made: build.Parts, labelled: bool, quarantine: Quarantine):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    name: str,
+    made: build.Parts,
+    labelled: bool,
+    quarantine: Quarantine,
+  ):
     self._c, self._seed = config[name], config.seed
     self._template, self._labelled = made.template, labelled
     self._quarantine = quarantine
@@ -152,8 +196,10 @@ class _Rows:
     """To learn from, and what of the same source is held out."""
     aside = not self._c.held_out
     if source in tasks.TASKS:
-      return (self._made(tasks.TRAIN, int(count)),
-              self.held_out(source, None) if aside else [])
+      return (
+        self._made(tasks.TRAIN, int(count)),
+        self.held_out(source, None) if aside else [],
+      )
     if source in sources.SOURCES:
       found = self._read(preferences.dataset_path(source, tasks.TRAIN), source)
       return found, self.held_out(source, None) if aside else []
@@ -162,14 +208,15 @@ class _Rows:
       return found, []
     share = self._c.held_out_share
     held = [preferences.is_held_out(row.prompt.id, share) for row in found]
-    return ([row for row, out in zip(found, held) if not out],
-            self._first([row for row, out in zip(found, held) if out]))
+    return (
+      [row for row, out in zip(found, held) if not out],
+      self._first([row for row, out in zip(found, held) if out]),
+    )
 
   def held_out(self, source: str, count: float | None) -> list[Preference]:
     """To evaluate on alone."""
     if source in tasks.TASKS:
-      return self._made(
-          tasks.HELD_OUT, int(count or self._c.held_out_rows))
+      return self._made(tasks.HELD_OUT, int(count or self._c.held_out_rows))
     group = ''
     if source in sources.SOURCES:
       group = source
@@ -185,4 +232,4 @@ class _Rows:
     return preferences.labelled(found) if self._labelled else found
 
   def _first(self, found: list[Preference]) -> list[Preference]:
-    return found[:self._c.held_out_rows or None]
+    return found[: self._c.held_out_rows or None]

@@ -1,6 +1,6 @@
 """From config.data to the prompts of a run: read, checked, cut, ordered, mixed.
 
-  files → quarantine → decontamination → pass rates → template → mixture
+files → quarantine → decontamination → pass rates → template → mixture
 """
 
 from collections.abc import Sequence
@@ -9,23 +9,32 @@ from pathlib import Path
 
 import ml_collections
 
-from r1jax.data import batching, curriculum, datasets, decontaminate
-from r1jax.data.text import chat
-from r1jax.data import mixture, sources, tasks
+from r1jax.data import (
+  batching,
+  curriculum,
+  datasets,
+  decontaminate,
+  mixture,
+  sources,
+  tasks,
+)
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.text import chat
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
+from r1jax.graders import answers, code_answer, math_answer
 from r1jax.records import Prompt
-from r1jax.graders import answers
-from r1jax.graders import code_answer
-from r1jax.graders import math_answer
 
 
 class Questions:
   """The prompts that a config asks for, in its template."""
 
-  def __init__(self, config: ml_collections.ConfigDict,
-               template: chat.AnyTemplate, tokenizer: Tokenizer):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    template: chat.AnyTemplate,
+    tokenizer: Tokenizer,
+  ):
     self._data, self._seed = config.data, config.seed
     self._num_eval = config.eval.num_problems
     self._template, self._tokenizer = template, tokenizer
@@ -41,34 +50,47 @@ class Questions:
       return self._source(data.task)
     weights = mixture.parse(data.mixture or (data.task,))
     if not general:
-      weights = {name: weight for name, weight in weights.items()
-                 if not is_general(name)}
+      weights = {
+        name: weight for name, weight in weights.items() if not is_general(name)
+      }
       if not weights:
-        raise UserError('data: mixture has general sources alone, but '
-                        'rl.general_after asks for others first')
+        raise UserError(
+          'data: mixture has general sources alone, but '
+          'rl.general_after asks for others first'
+        )
     parts = [self._source(name) for name in weights]
     endless = [isinstance(part, datasets.SyntheticPrompts) for part in parts]
     if any(endless) and len(parts) > 1 and None in weights.values():
-      raise UserError('data: mixture: a synthetic task has no size; give every '
-                      "source a weight, as in 'arithmetic:1'")
+      raise UserError(
+        'data: mixture: a synthetic task has no size; give every '
+        "source a weight, as in 'arithmetic:1'"
+      )
     return mixture.Mixture(
-        parts, mixture.proportions(
-            [len(part) for part in parts], list(weights.values()),
-            data.mixture_temperature),
-        self._seed, [not data.easy_first and not e for e in endless])
+      parts,
+      mixture.proportions(
+        [len(part) for part in parts],
+        list(weights.values()),
+        data.mixture_temperature,
+      ),
+      self._seed,
+      [not data.easy_first and not e for e in endless],
+    )
 
   def held_out(self) -> Sequence[Prompt]:
     """The first config.eval.num_problems that config.data.task holds out."""
     name, wanted = self._data.task, self._num_eval
     if name in tasks.TASKS:
       stream = datasets.SyntheticPrompts(
-          name, tasks.HELD_OUT, 0, self._template, wanted)
+        name, tasks.HELD_OUT, 0, self._template, wanted
+      )
       self._check(stream, wanted)
       return stream
     rows = _read(name, tasks.HELD_OUT, self._data.eval_path)
     if len(rows) < wanted:
-      raise UserError(f'eval: {name} has {len(rows)} held-out rows, fewer than '
-                      f'config.eval.num_problems = {wanted}')
+      raise UserError(
+        f'eval: {name} has {len(rows)} held-out rows, fewer than '
+        f'config.eval.num_problems = {wanted}'
+      )
     _check_gold(rows[:wanted], Quarantine())
     chosen = datasets.Templated(rows[:wanted], self._template)
     self._check(chosen, wanted)
@@ -78,10 +100,13 @@ class Questions:
     """The training prompts of one dataset or task."""
     if name in tasks.TASKS:
       if self._data.pass_rates or self._data.decontaminate:
-        raise UserError(f'data: pass_rates and decontaminate need a dataset, '
-                        f'not the synthetic task {name!r}')
+        raise UserError(
+          f'data: pass_rates and decontaminate need a dataset, '
+          f'not the synthetic task {name!r}'
+        )
       stream = datasets.SyntheticPrompts(
-          name, tasks.TRAIN, self._seed, self._template)
+        name, tasks.TRAIN, self._seed, self._template
+      )
       self._check(stream, _CHECKED)
       return stream
     quarantine = Quarantine(self._data.quarantine)
@@ -106,13 +131,15 @@ class Questions:
     templated, fitting = datasets.Templated(rows, self._template), []
     for index, row in enumerate(rows):
       try:
-        batching.pad_prompts([templated[index]], self._tokenizer,
-                             self._data.max_prompt_tokens)
+        batching.pad_prompts(
+          [templated[index]], self._tokenizer, self._data.max_prompt_tokens
+        )
       except UserError as error:
         if not self._data.quarantine:
           raise
         quarantine.drop(
-            row.where, str(error).removeprefix(f'data: {row.where}: '))
+          row.where, str(error).removeprefix(f'data: {row.where}: ')
+        )
       else:
         fitting.append(row)
     return fitting
@@ -121,18 +148,24 @@ class Questions:
     data = self._data
     rates = curriculum.read_rates(data.pass_rates)
     kept = curriculum.select(
-        rows, rates, data.pass_rate_low, data.pass_rate_high)
+      rows, rates, data.pass_rate_low, data.pass_rate_high
+    )
     unknown_rows = sum(row.id not in rates for row in rows)
-    _tell(f'data: {name}: {len(kept)} of {len(rows)} rows have a pass rate '
-          f'within [{data.pass_rate_low}, {data.pass_rate_high}]; '
-          f'{unknown_rows} were not measured')
+    _tell(
+      f'data: {name}: {len(kept)} of {len(rows)} rows have a pass rate '
+      f'within [{data.pass_rate_low}, {data.pass_rate_high}]; '
+      f'{unknown_rows} were not measured'
+    )
     if data.easy_first:
       kept = curriculum.easy_first(kept, rates, self._seed)
     return kept
 
   def _check(self, prompts: Sequence[Prompt], count: int):
-    batching.check_prompts((prompts[i] for i in range(count)),
-                           self._tokenizer, self._data.max_prompt_tokens)
+    batching.check_prompts(
+      (prompts[i] for i in range(count)),
+      self._tokenizer,
+      self._data.max_prompt_tokens,
+    )
 
 
 def check(data: ml_collections.ConfigDict):
@@ -145,14 +178,17 @@ def check(data: ml_collections.ConfigDict):
     sources.get(name).path(tasks.HELD_OUT)
   Quarantine(data.quarantine)
   if data.mixture and data.path:
-    raise UserError('data: path stands for the files of data.task, which a '
-                    'mixture does not read; leave one of them empty')
+    raise UserError(
+      'data: path stands for the files of data.task, which a '
+      'mixture does not read; leave one of them empty'
+    )
   if data.easy_first and not data.pass_rates:
     raise UserError('data: easy_first needs data.pass_rates')
   if not 0 <= data.pass_rate_low <= data.pass_rate_high <= 1:
     raise UserError(
-        'data: pass_rate_low and pass_rate_high need 0 ≤ low ≤ high ≤ 1, got '
-        f'{data.pass_rate_low} and {data.pass_rate_high}')
+      'data: pass_rate_low and pass_rate_high need 0 ≤ low ≤ high ≤ 1, got '
+      f'{data.pass_rate_low} and {data.pass_rate_high}'
+    )
 
 
 def training_path(data: ml_collections.ConfigDict, name: str) -> str:
@@ -160,14 +196,17 @@ def training_path(data: ml_collections.ConfigDict, name: str) -> str:
   return data.path if name == data.task and not data.mixture else ''
 
 
-def overlap(data: ml_collections.ConfigDict, name: str,
-            rows: Sequence[Prompt]) -> dict:
+def overlap(
+  data: ml_collections.ConfigDict, name: str, rows: Sequence[Prompt]
+) -> dict:
   """The report of decontaminating the rows of one training set."""
   evaluations = {
-      other: datasets.read(sources.get(other), tasks.HELD_OUT)
-      for other in data.decontaminate}
+    other: datasets.read(sources.get(other), tasks.HELD_OUT)
+    for other in data.decontaminate
+  }
   return decontaminate.report(
-      name, len(rows), decontaminate.matches(rows, evaluations))
+    name, len(rows), decontaminate.matches(rows, evaluations)
+  )
 
 
 def show_overlap(config: ml_collections.ConfigDict, out: str):
@@ -175,33 +214,43 @@ def show_overlap(config: ml_collections.ConfigDict, out: str):
   data = config.data
   check(data)
   if not data.decontaminate:
-    raise UserError('data: name the evaluation sets in '
-                    '--config.data.decontaminate')
+    raise UserError(
+      'data: name the evaluation sets in --config.data.decontaminate'
+    )
   told = []
   for name in mixture.parse(data.mixture or (data.task,)):
-    rows = datasets.read(sources.get(name), tasks.TRAIN,
-                         training_path(data, name),
-                         Quarantine(data.quarantine))
+    rows = datasets.read(
+      sources.get(name),
+      tasks.TRAIN,
+      training_path(data, name),
+      Quarantine(data.quarantine),
+    )
     told.append(overlap(data, name, rows))
     print(decontaminate.line(told[-1]))
   if out:
     try:
       Path(out).expanduser().write_text(
-          json.dumps(told, indent=1, ensure_ascii=False) + '\n')
+        json.dumps(told, indent=1, ensure_ascii=False) + '\n'
+      )
     except OSError as error:
       raise UserError(f'decontaminate: cannot write {out}: {error}') from error
 
 
-def _read(name: str, split: str, path: str,
-          quarantine: Quarantine | None = None) -> list[Prompt]:
+def _read(
+  name: str, split: str, path: str, quarantine: Quarantine | None = None
+) -> list[Prompt]:
   """The rows of a dataset that a grader of ours can score."""
   source = sources.get(name)
   if is_general(name):
-    return [row.replace(source=datasets.GENERAL) for row in datasets.read(
-        source, split, path, quarantine)]
+    return [
+      row.replace(source=datasets.GENERAL)
+      for row in datasets.read(source, split, path, quarantine)
+    ]
   if source.grader not in answers.GRADERS:
-    raise UserError(f'data: {name} has answers for a grader {source.grader!r}, '
-                    f'which is not one of {sorted(answers.GRADERS)}')
+    raise UserError(
+      f'data: {name} has answers for a grader {source.grader!r}, '
+      f'which is not one of {sorted(answers.GRADERS)}'
+    )
   if source.grader == 'code':
     print(f'rewards: programs run in the sandbox {code_answer.sandbox().tier}')
   return datasets.read(source, split, path, quarantine)
@@ -211,8 +260,10 @@ def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
   """Those whose gold answer their grader can read."""
   bad = math_answer.unreadable(row for row in rows if row.source == 'math')
   for row in bad:
-    quarantine.drop(row.where or row.id, 'has a gold answer that the grader '
-                    f'cannot read: {row.answer[:100]!r}')
+    quarantine.drop(
+      row.where or row.id,
+      f'has a gold answer that the grader cannot read: {row.answer[:100]!r}',
+    )
   dropped = {row.id for row in bad}
   return [row for row in rows if row.id not in dropped]
 

@@ -7,23 +7,26 @@ import jax
 import ml_collections
 
 from r1jax.algos.prm import check_aggregate
+from r1jax.checkpoints import convert, weights
 from r1jax.data.text import steps
 from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.rewards import prm
 from r1jax.rewards.learned import Judge, Judging
-from r1jax.checkpoints import convert
-from r1jax.stages.build.parts import sft_data
+from r1jax.stages.build import sft_data
 from r1jax.stages.build.parts import Parts
-from r1jax.checkpoints import weights
-
 
 _STAGE = {prm.KIND: 'prm'}  # That leaves a judge, if not reward_model.
 
 
-def judge(key: str, file: str, config: ml_collections.ConfigDict,
-          made: Parts, kind: str = '') -> Judge:
+def judge(
+  key: str,
+  file: str,
+  config: ml_collections.ConfigDict,
+  made: Parts,
+  kind: str = '',
+) -> Judge:
   """Loads what the stage `reward_model` has left.
 
   Args:
@@ -39,14 +42,21 @@ def judge(key: str, file: str, config: ml_collections.ConfigDict,
   """
   path, judging = _judging(key, file, 'reward_model', kind)
   if judging['kind'] == prm.KIND:
-    raise UserError(f"{key}: {path} judges the steps of thoughts; give what "
-                    'the stage reward_model leaves')
-  return Judge(*_loaded(key, path, config, made), made.tokenizer, made.reader,
-               Judging(**judging))
+    raise UserError(
+      f'{key}: {path} judges the steps of thoughts; give what '
+      'the stage reward_model leaves'
+    )
+  return Judge(
+    *_loaded(key, path, config, made),
+    made.tokenizer,
+    made.reader,
+    Judging(**judging),
+  )
 
 
-def process_model(key: str, file: str, config: ml_collections.ConfigDict,
-                  made: Parts) -> prm.ProcessModel:
+def process_model(
+  key: str, file: str, config: ml_collections.ConfigDict, made: Parts
+) -> prm.ProcessModel:
   """Loads what the stage `prm` has left.
 
   Raises:
@@ -57,11 +67,15 @@ def process_model(key: str, file: str, config: ml_collections.ConfigDict,
   most = config.data.max_prompt_tokens + config.rl.max_new_tokens
   if how.max_tokens < most:
     raise UserError(
-        f'{key}: {path} reads {how.max_tokens} tokens, fewer than the {most} '
-        'of data.max_prompt_tokens and rl.max_new_tokens')
+      f'{key}: {path} reads {how.max_tokens} tokens, fewer than the {most} '
+      'of data.max_prompt_tokens and rl.max_new_tokens'
+    )
   return prm.ProcessModel(
-      *_loaded(key, path, config, made), made.tokenizer,
-      steps.splitter(how.delimiter, made.reader, made.tokenizer), how)
+    *_loaded(key, path, config, made),
+    made.tokenizer,
+    steps.splitter(how.delimiter, made.reader, made.tokenizer),
+    how,
+  )
 
 
 def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
@@ -69,31 +83,37 @@ def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   path = Path(file).expanduser()
   _check_processes(key)
   if not path.exists():
-    raise UserError(f'{key}: no file {path}; give what the stage {stage} '
-                    'leaves')
+    raise UserError(
+      f'{key}: no file {path}; give what the stage {stage} leaves'
+    )
   judging = weights.about(path).get('judging')
   if judging is None:
     raise UserError(f'{key}: {path} is no reward model')
   if kind and judging['kind'] != kind:
-    raise UserError(f'{key}: {path} judges what is {judging["kind"]!r}, not '
-                    f'what is {kind!r}')
+    raise UserError(
+      f'{key}: {path} judges what is {judging["kind"]!r}, not what is {kind!r}'
+    )
   return path, judging
 
 
 def _check_processes(key: str):
   if jax.process_count() > 1:
-    raise UserError(f'{key}: reward models run in runs of one process alone: '
-                    'several divide the scoring, each at its own pace')
+    raise UserError(
+      f'{key}: reward models run in runs of one process alone: '
+      'several divide the scoring, each at its own pace'
+    )
 
 
-def _loaded(key: str, path: Path, config: ml_collections.ConfigDict,
-            made: Parts):
+def _loaded(
+  key: str, path: Path, config: ml_collections.ConfigDict, made: Parts
+):
   """The model in a file, and its parameters."""
   sft_data.same_tokens(key, path, config, made.tokenizer)
   fields = convert.architecture(path)
   if not fields['scalar_head']:
-    raise UserError(f'{key}: {path} has no scalar head: model.scalar_head is '
-                    'False')
+    raise UserError(
+      f'{key}: {path} has no scalar head: model.scalar_head is False'
+    )
   model = Transformer(ModelConfig.from_dict(fields), made.model.layout)
   return model, weights.load(path, model)
 
@@ -107,7 +127,8 @@ def of_rewards(config: ml_collections.ConfigDict, made: Parts):
     key = f'rl.reward_models.{kind}'
     if file and kind == prm.KIND:
       found[kind] = process_model(key, file, config, made).scorer(
-          c.process_aggregate)
+        c.process_aggregate
+      )
     elif file:
       found[kind] = judge(key, file, config, made, kind).score
   return found

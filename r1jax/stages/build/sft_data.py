@@ -6,19 +6,18 @@ from pathlib import Path
 import ml_collections
 
 from r1jax.algos import distill
+from r1jax.checkpoints import convert, weights
 from r1jax.data import demonstrations as demos
 from r1jax.data import mixture, packing, readers, tasks
-from r1jax.data.text import tokenizer
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.text import tokenizer
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.records import Demonstration
-from r1jax.stages.build.parts import parts as build
-from r1jax.checkpoints import convert
+from r1jax.stages.build import parts as build
 from r1jax.train import step as train_step
-from r1jax.checkpoints import weights
 
 STORED = 'stored'  # In the data: what config.sft.teacher may say.
 
@@ -30,19 +29,23 @@ def check(config: ml_collections.ConfigDict, made: build.Parts):
     UserError: naming the key that means nothing.
   """
   c = config.sft
-  build.divides('sft.batch_size', c.batch_size, c.microbatches,
-                made.model.layout)
+  build.divides(
+    'sft.batch_size', c.batch_size, c.microbatches, made.model.layout
+  )
   if not -1 <= c.reasoning_share <= 1:
-    raise UserError('sft: reasoning_share must lie within [0, 1], or be -1, '
-                    f'got {c.reasoning_share}')
+    raise UserError(
+      'sft: reasoning_share must lie within [0, 1], or be -1, '
+      f'got {c.reasoning_share}'
+    )
   for name, count in mixture.parse(c.data).items():
     if name in tasks.TASKS and (not count or count != int(count)):
       raise UserError(f"sft: data: say how many of {name}, as in '{name}:1000'")
     if name not in tasks.TASKS and count is not None:
       raise UserError(
-          f'sft: data: {name} is no task, of which there are '
-          f'{", ".join(tasks.TASKS)}; of a file all rows count: leave '
-          f':{count:g} out')
+        f'sft: data: {name} is no task, of which there are '
+        f'{", ".join(tasks.TASKS)}; of a file all rows count: leave '
+        f':{count:g} out'
+      )
   if not c.data:
     raise UserError('sft: data names nothing to learn from')
   if c.teacher:
@@ -51,8 +54,9 @@ def check(config: ml_collections.ConfigDict, made: build.Parts):
     raise UserError(f'sft: text_weight = {c.text_weight} needs a teacher')
 
 
-def demonstrations(config: ml_collections.ConfigDict,
-                   made: build.Parts) -> packing.PackedCorpus:
+def demonstrations(
+  config: ml_collections.ConfigDict, made: build.Parts
+) -> packing.PackedCorpus:
   """What config.sft.data names, packed for as many epochs as it says.
 
   Args:
@@ -68,42 +72,57 @@ def demonstrations(config: ml_collections.ConfigDict,
   for name, count in mixture.parse(c.data).items():
     if name in tasks.TASKS:
       found += demos.synthetic(
-          name, build.web(config), made.template, config.seed, int(count))
+        name, build.web(config), made.template, config.seed, int(count)
+      )
     else:
       found += demos.read(name, made.template, quarantine=quarantine)
   if not found:
     raise UserError(f'sft: data: no rows in {", ".join(c.data)}')
   total = len(found) + len(quarantine.dropped)
   documents = packing.documents(
-      found, made.tokenizer, c.length_tokens, quarantine,
-      None if c.reasoning_share < 0 else c.reasoning_share)
+    found,
+    made.tokenizer,
+    c.length_tokens,
+    quarantine,
+    None if c.reasoning_share < 0 else c.reasoning_share,
+  )
   if told := quarantine.settle('sft.data', total):
     print(told)
   kept = _stored(c, found) if c.teacher == STORED else 0
   return packing.PackedCorpus(
-      documents, c.batch_size, c.length_tokens, made.tokenizer.pad_id,
-      config.seed, c.epochs, kept)
+    documents,
+    c.batch_size,
+    c.length_tokens,
+    made.tokenizer.pad_id,
+    config.seed,
+    c.epochs,
+    kept,
+  )
 
 
-def _stored(c: ml_collections.ConfigDict,
-            found: Sequence[Demonstration]) -> int:
+def _stored(
+  c: ml_collections.ConfigDict, found: Sequence[Demonstration]
+) -> int:
   """O of the teacher's distributions that rows bring along."""
   without = [d for d in found if d.teacher is None]
   if without:
     raise UserError(
-        f"sft: teacher = 'stored', but {without[0].where or without[0].id} has "
-        "no 'teacher'; curate with config.curate.top_logps above 0")
+      f"sft: teacher = 'stored', but {without[0].where or without[0].id} has "
+      "no 'teacher'; curate with config.curate.top_logps above 0"
+    )
   kept = {(d.teacher.ids_TO.shape[1], d.teacher.temperature) for d in found}
   if len(kept) > 1 or min(kept)[1] != c.temperature:
     raise UserError(
-        f'sft: temperature = {c.temperature}, but the distributions in the '
-        'data are (tokens, temperature): '
-        f'{", ".join(map(str, sorted(kept)))}')
+      f'sft: temperature = {c.temperature}, but the distributions in the '
+      'data are (tokens, temperature): '
+      f'{", ".join(map(str, sorted(kept)))}'
+    )
   return min(kept)[0]
 
 
-def teaching(config: ml_collections.ConfigDict,
-             made: build.Parts) -> train_step.Teaching | None:
+def teaching(
+  config: ml_collections.ConfigDict, made: build.Parts
+) -> train_step.Teaching | None:
   """Of config.sft.teacher; None where the text alone teaches.
 
   Raises:
@@ -117,16 +136,20 @@ def teaching(config: ml_collections.ConfigDict,
     return train_step.Teaching(soft)
   path = Path(c.teacher).expanduser()
   if not path.exists():
-    raise UserError(f"sft: teacher: no file {path}; give weights of ours, or "
-                    f'{STORED!r} for distributions in the data')
+    raise UserError(
+      f'sft: teacher: no file {path}; give weights of ours, or '
+      f'{STORED!r} for distributions in the data'
+    )
   same_tokens('sft.teacher', path, config, made.tokenizer)
   teacher = Transformer(
-      ModelConfig.from_dict(convert.architecture(path)), made.model.layout)
+    ModelConfig.from_dict(convert.architecture(path)), made.model.layout
+  )
   return train_step.Teaching(soft, teacher)
 
 
-def same_tokens(key: str, path: Path, config: ml_collections.ConfigDict,
-                ours: Tokenizer):
+def same_tokens(
+  key: str, path: Path, config: ml_collections.ConfigDict, ours: Tokenizer
+):
   """Whether the tokens of the model that a key names mean what ours do.
 
   Raises:
@@ -137,14 +160,17 @@ def same_tokens(key: str, path: Path, config: ml_collections.ConfigDict,
   if source is None:  # Imported: only its size is known.
     if said['model.vocab_size'] != config.model.vocab_size:
       raise UserError(
-          f'{key}: {path} has a vocabulary of {said["model.vocab_size"]}, '
-          f'this model {config.model.vocab_size}')
+        f'{key}: {path} has a vocabulary of {said["model.vocab_size"]}, '
+        f'this model {config.model.vocab_size}'
+      )
     return
   if source == config.tokenizer.source:
     return
   theirs = tokenizer.load(
-      source if source in tokenizer.BUILT_IN else str(readers.resolve(source)))
+    source if source in tokenizer.BUILT_IN else str(readers.resolve(source))
+  )
   if different := ours.difference(theirs):
     raise UserError(
-        f'{key}: {path} has the tokenizer {source}, this model '
-        f'{config.tokenizer.source}: {different}')
+      f'{key}: {path} has the tokenizer {source}, this model '
+      f'{config.tokenizer.source}: {different}'
+    )

@@ -6,7 +6,7 @@ import tempfile
 from r1jax.workers.sandbox.tiers import SandboxUnavailable
 
 # Each block is one attack; it is called, and must raise or return None.
-_ATTACKS = '''
+_ATTACKS = """
 import ctypes, os, socket, subprocess, mmap
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,13 +54,13 @@ def leaks():
     if result is not None:
       found.append(name)
   return found
-'''
-_COLLECT = '''
+"""
+_COLLECT = """
 attacks = [(name, made) for name, made in list(globals().items())
            if type(made).__name__ == 'function'
            and name not in ('syscall', 'leaks')]
-'''
-_STUBBORN = '''
+"""
+_STUBBORN = """
 import signal
 for number in range(1, 65):
   try:
@@ -69,7 +69,7 @@ for number in range(1, 65):
     pass
 while True:
   pass
-'''
+"""
 
 
 def check(slot):
@@ -79,8 +79,10 @@ def check(slot):
     os.chmod(folder, 0o755)
     with open(secret, 'w') as file:
       file.write('secret')
-    facts = (f'SECRET, REPOSITORY, PARENT, MEMORY = {secret!r}, {__file__!r}, '
-             f'{os.getpid()}, {slot.limits.memory_bytes}')
+    facts = (
+      f'SECRET, REPOSITORY, PARENT, MEMORY = {secret!r}, {__file__!r}, '
+      f'{os.getpid()}, {slot.limits.memory_bytes}'
+    )
     sources = [('facts', facts), ('attacks', _ATTACKS), ('all', _COLLECT)]
     with slot.calls(sources, secs=20) as calls:
       found = calls.call('leaks()', secs=20)

@@ -7,10 +7,10 @@ still sees what reading is refused.
 This file also runs inside the sandbox: it imports the standard library only.
 """
 
+from collections.abc import Iterable
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
@@ -29,17 +29,21 @@ def ruleset(readable: Iterable[str]) -> int:
   """A file descriptor of: nothing but reading below these paths."""
   abi = version()
   attributes = struct.pack(
-      'QQQ', (1 << _FILE_BITS[min(abi, 5)]) - 1, 0b11, 0b11)
+    'QQQ', (1 << _FILE_BITS[min(abi, 5)]) - 1, 0b11, 0b11
+  )
   size = 8 if abi < 4 else 16 if abi < 6 else 24
-  rules = _checked('landlock_create_ruleset', _syscall(
-      _CREATE, attributes, size, 0))
+  rules = _checked(
+    'landlock_create_ruleset', _syscall(_CREATE, attributes, size, 0)
+  )
   for path in readable:
     if not os.path.exists(path):
       continue
     kinds = _READ_FILE | (_READ_FOLDER if os.path.isdir(path) else 0)
     opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    _checked('landlock_add_rule', _syscall(
-        _ADD, rules, 1, struct.pack('=Qi', kinds, opened), 0))
+    _checked(
+      'landlock_add_rule',
+      _syscall(_ADD, rules, 1, struct.pack('=Qi', kinds, opened), 0),
+    )
     os.close(opened)
   return rules
 
@@ -50,8 +54,10 @@ def restrict(rules: int):
 
 
 def _syscall(number: int, *args) -> int:
-  return libc.syscall(ctypes.c_long(number), *(
-      ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args))
+  return libc.syscall(
+    ctypes.c_long(number),
+    *(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args),
+  )
 
 
 def _checked(name: str, result: int) -> int:

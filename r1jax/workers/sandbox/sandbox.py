@@ -16,8 +16,7 @@ import contextlib
 import queue
 
 from r1jax.errors import UserError
-from r1jax.workers.sandbox import canaries
-from r1jax.workers.sandbox import tiers
+from r1jax.workers.sandbox import canaries, tiers
 from r1jax.workers.sandbox.slot import Limits, Slot
 from r1jax.workers.sandbox.tiers import SandboxUnavailable
 
@@ -29,8 +28,12 @@ class Sandbox:
     tier: Which one; a run records it.
   """
 
-  def __init__(self, slots: int = 2, tier: str | None = None,
-               limits: Limits = Limits()):
+  def __init__(
+    self,
+    slots: int = 2,
+    tier: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+  ):
     """Starts the slots; each tier must block every canary to be used.
 
     Args:
@@ -48,8 +51,7 @@ class Sandbox:
     for self.tier in [tier] if tier else tiers.TIERS:
       try:
         for number in range(slots):
-          self._slots.append(
-              Slot(self.tier, number, limits, self._launcher))
+          self._slots.append(Slot(self.tier, number, limits, self._launcher))
           self._slots[-1].start()
         canaries.check(self._slots[0])
         break
@@ -59,7 +61,8 @@ class Sandbox:
     else:
       self._launcher.shutdown()
       raise SandboxUnavailable(
-          'no sandbox for the programs of a model: ' + '; '.join(reasons))
+        'no sandbox for the programs of a model: ' + '; '.join(reasons)
+      )
     self._free: queue.Queue[Slot] = queue.Queue()
     for slot in self._slots:
       self._free.put(slot)

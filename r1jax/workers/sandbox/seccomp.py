@@ -14,43 +14,103 @@ import os
 import struct
 
 # Sets of values that one argument may have after masking: (index, mask, set).
-_WRITES = (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-           | (os.O_TMPFILE & ~os.O_DIRECTORY))
+_WRITES = (
+  os.O_WRONLY
+  | os.O_RDWR
+  | os.O_CREAT
+  | os.O_TRUNC
+  | os.O_APPEND
+  | (os.O_TMPFILE & ~os.O_DIRECTORY)
+)
 _READ_ONLY = (2, _WRITES, (0,))
-_SELF = (0, 0xffffffff, (0,))  # prlimit64 of a process id: only one's own.
+_SELF = (0, 0xFFFFFFFF, (0,))  # prlimit64 of a process id: only one's own.
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; none sets an owner.
-_FCNTL = (1, 0xffffffff, (0, 1, 2, 3, 1030))
+_FCNTL = (1, 0xFFFFFFFF, (0, 1, 2, 3, 1030))
 
 # Of a program: compute, read, write to what is open, look at what is visible.
 PROGRAM = {
-    'read': 0, 'write': 1, 'close': 3, 'stat': 4, 'fstat': 5, 'lstat': 6,
-    'lseek': 8, 'mmap': 9, 'mprotect': 10, 'munmap': 11, 'brk': 12,
-    'rt_sigaction': 13, 'rt_sigprocmask': 14, 'rt_sigreturn': 15,
-    'pread64': 17, 'readv': 19, 'writev': 20, 'access': 21, 'sched_yield': 24,
-    'mremap': 25, 'madvise': 28, 'dup': 32, 'nanosleep': 35, 'getpid': 39,
-    'exit': 60, 'fcntl': (72, _FCNTL), 'getcwd': 79, 'readlink': 89,
-    'gettimeofday': 96, 'getrusage': 98, 'times': 100, 'getuid': 102,
-    'getgid': 104, 'geteuid': 107, 'getegid': 108, 'getppid': 110,
-    'sigaltstack': 131, 'gettid': 186, 'time': 201, 'futex': 202,
-    'sched_getaffinity': 204,
-    'getdents64': 217, 'clock_gettime': 228, 'clock_getres': 229,
-    'clock_nanosleep': 230, 'exit_group': 231, 'openat': (257, _READ_ONLY),
-    'newfstatat': 262, 'readlinkat': 267, 'faccessat': 269,
-    'prlimit64': (302, _SELF), 'getrandom': 318, 'statx': 332,
-    'faccessat2': 439,
+  'read': 0,
+  'write': 1,
+  'close': 3,
+  'stat': 4,
+  'fstat': 5,
+  'lstat': 6,
+  'lseek': 8,
+  'mmap': 9,
+  'mprotect': 10,
+  'munmap': 11,
+  'brk': 12,
+  'rt_sigaction': 13,
+  'rt_sigprocmask': 14,
+  'rt_sigreturn': 15,
+  'pread64': 17,
+  'readv': 19,
+  'writev': 20,
+  'access': 21,
+  'sched_yield': 24,
+  'mremap': 25,
+  'madvise': 28,
+  'dup': 32,
+  'nanosleep': 35,
+  'getpid': 39,
+  'exit': 60,
+  'fcntl': (72, _FCNTL),
+  'getcwd': 79,
+  'readlink': 89,
+  'gettimeofday': 96,
+  'getrusage': 98,
+  'times': 100,
+  'getuid': 102,
+  'getgid': 104,
+  'geteuid': 107,
+  'getegid': 108,
+  'getppid': 110,
+  'sigaltstack': 131,
+  'gettid': 186,
+  'time': 201,
+  'futex': 202,
+  'sched_getaffinity': 204,
+  'getdents64': 217,
+  'clock_gettime': 228,
+  'clock_getres': 229,
+  'clock_nanosleep': 230,
+  'exit_group': 231,
+  'openat': (257, _READ_ONLY),
+  'newfstatat': 262,
+  'readlinkat': 267,
+  'faccessat': 269,
+  'prlimit64': (302, _SELF),
+  'getrandom': 318,
+  'statx': 332,
+  'faccessat2': 439,
 }
 # Of the server, which forks the programs' processes, further.
 SERVER = PROGRAM | {
-    'poll': 7, 'dup2': 33, 'sendto': 44, 'recvfrom': 45, 'sendmsg': 46,
-    'recvmsg': 47, 'clone': 56, 'wait4': 61, 'kill': 62, 'fcntl': 72,
-    'prctl': 157, 'setrlimit': 160, 'set_robust_list': 273, 'dup3': 292,
-    'prlimit64': 302, 'seccomp': 317, 'rseq': 334, 'pidfd_open': 434,
-    'close_range': 436, 'landlock_restrict_self': 446,
+  'poll': 7,
+  'dup2': 33,
+  'sendto': 44,
+  'recvfrom': 45,
+  'sendmsg': 46,
+  'recvmsg': 47,
+  'clone': 56,
+  'wait4': 61,
+  'kill': 62,
+  'fcntl': 72,
+  'prctl': 157,
+  'setrlimit': 160,
+  'set_robust_list': 273,
+  'dup3': 292,
+  'prlimit64': 302,
+  'seccomp': 317,
+  'rseq': 334,
+  'pidfd_open': 434,
+  'close_range': 436,
+  'landlock_restrict_self': 446,
 }
 
-_X86_64 = 0xc000003e
+_X86_64 = 0xC000003E
 _X32 = 0x40000000
-_ALLOW, _KILL = 0x7fff0000, 0x80000000
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _ERRNO = 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 
@@ -68,8 +128,13 @@ def check() -> str:
 def program(allowed: dict) -> bytes:
   """The filter: an array of `struct sock_filter`."""
   steps = [
-      (_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _X86_64), (_RETURN, 0, 0, _KILL),
-      (_LOAD, 0, 0, 0), (_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+    (_LOAD, 0, 0, 4),
+    (_EQUAL, 1, 0, _X86_64),
+    (_RETURN, 0, 0, _KILL),
+    (_LOAD, 0, 0, 0),
+    (_AT_LEAST, 0, 1, _X32),
+    (_RETURN, 0, 0, _KILL),
+  ]
   for entry in allowed.values():
     if isinstance(entry, int):
       steps += [(_EQUAL, 0, 1, entry), (_RETURN, 0, 0, _ALLOW)]
@@ -92,10 +157,17 @@ def forbid_privileges():
 def install(filter_bytes: bytes):
   """From now on, for good; `forbid_privileges` must have been called."""
   array = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
-  header = ctypes.create_string_buffer(struct.pack(
-      'HxxxxxxP', len(filter_bytes) // 8, ctypes.addressof(array)))
-  _call('seccomp', libc.syscall, ctypes.c_long(317), ctypes.c_long(1),
-        ctypes.c_long(0), header)
+  header = ctypes.create_string_buffer(
+    struct.pack('HxxxxxxP', len(filter_bytes) // 8, ctypes.addressof(array))
+  )
+  _call(
+    'seccomp',
+    libc.syscall,
+    ctypes.c_long(317),
+    ctypes.c_long(1),
+    ctypes.c_long(0),
+    header,
+  )
 
 
 def _call(name: str, function, *args):

@@ -31,20 +31,67 @@ import sys
 import types
 
 from r1jax.data.code import values as code_values
-from r1jax.workers.sandbox import landlock
-from r1jax.workers.sandbox import seccomp
+from r1jax.workers.sandbox import landlock, seccomp
 
 # Loaded before the doors close: where no file can be read there is no import.
 PRELOAD = (
-    '__future__', 'abc', 'array', 'ast', 'base64', 'bisect', 'calendar',
-    'cmath', 'collections', 'collections.abc', 'contextlib', 'copy',
-    'dataclasses', 'datetime', 'decimal', 'difflib', 'enum', 'fractions',
-    'functools', 'gc', 'hashlib', 'heapq', 'inspect', 'io', 'itertools',
-    'json', 'locale', 'math', 'numbers', 'operator', 'os', 'pprint', 'queue',
-    'random', 're', 'secrets', 'statistics', 'string', 'struct', 'sys',
-    'textwrap', 'threading', 'time', 'timeit', 'traceback', 'types', 'typing',
-    'unicodedata', 'unittest', 'uuid', 'warnings', 'weakref', 'zlib',
-    'encodings.ascii', 'encodings.latin_1', 'encodings.utf_8')
+  '__future__',
+  'abc',
+  'array',
+  'ast',
+  'base64',
+  'bisect',
+  'calendar',
+  'cmath',
+  'collections',
+  'collections.abc',
+  'contextlib',
+  'copy',
+  'dataclasses',
+  'datetime',
+  'decimal',
+  'difflib',
+  'enum',
+  'fractions',
+  'functools',
+  'gc',
+  'hashlib',
+  'heapq',
+  'inspect',
+  'io',
+  'itertools',
+  'json',
+  'locale',
+  'math',
+  'numbers',
+  'operator',
+  'os',
+  'pprint',
+  'queue',
+  'random',
+  're',
+  'secrets',
+  'statistics',
+  'string',
+  'struct',
+  'sys',
+  'textwrap',
+  'threading',
+  'time',
+  'timeit',
+  'traceback',
+  'types',
+  'typing',
+  'unicodedata',
+  'unittest',
+  'uuid',
+  'warnings',
+  'weakref',
+  'zlib',
+  'encodings.ascii',
+  'encodings.latin_1',
+  'encodings.utf_8',
+)
 # The exit status of a whole program, which has no frame to tell in.
 EXITS = {1: 'error', 78: 'forbidden', 79: 'memory'}
 
@@ -117,8 +164,9 @@ def _watch(child: int, control: socket.socket) -> bool:
   os.close(ended)
   _, status = os.waitpid(child, 0)
   if served:
-    control.send(json.dumps(
-        {'exit': os.waitstatus_to_exitcode(status)}).encode())
+    control.send(
+      json.dumps({'exit': os.waitstatus_to_exitcode(status)}).encode()
+    )
   return served
 
 
@@ -143,8 +191,9 @@ def _drop_capabilities():
 # --- In the child ------------------------------------------------------------
 
 
-def _child(request: dict, data: int, null: int, rules: int | None,
-           child_filter: bytes):
+def _child(
+  request: dict, data: int, null: int, rules: int | None, child_filter: bytes
+):
   """Confines itself for good, then runs one program."""
   seccomp.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # Dies with the server.
   if rules is not None:
@@ -157,11 +206,16 @@ def _child(request: dict, data: int, null: int, rules: int | None,
     os.dup2(data, 1)
   os.closerange(4, 1024)
   for kind, limit in (
-      ('AS', request['memory_bytes']), ('CPU', request['cpu_secs']),
-      ('FSIZE', 0), ('CORE', 0), ('NOFILE', 32), ('NPROC', 0),
-      ('MEMLOCK', 0), ('MSGQUEUE', 0)):
-    resource.setrlimit(
-        getattr(resource, f'RLIMIT_{kind}'), (limit, limit))
+    ('AS', request['memory_bytes']),
+    ('CPU', request['cpu_secs']),
+    ('FSIZE', 0),
+    ('CORE', 0),
+    ('NOFILE', 32),
+    ('NPROC', 0),
+    ('MEMLOCK', 0),
+    ('MSGQUEUE', 0),
+  ):
+    resource.setrlimit(getattr(resource, f'RLIMIT_{kind}'), (limit, limit))
   seccomp.install(child_filter)
   for name in [name for name in sys.modules if name.startswith('r1jax')]:
     del sys.modules[name]
@@ -195,8 +249,11 @@ def _serve_calls(reply_bytes: int):
   reply(load)
   while frame := _receive():
     call = json.loads(frame)
-    reply(lambda: {'value': values(
-        eval(compile(call, '<call>', 'eval'), module.__dict__))})
+    reply(
+      lambda: {
+        'value': values(eval(compile(call, '<call>', 'eval'), module.__dict__))
+      }
+    )
   os._exit(0)
 
 
@@ -238,7 +295,10 @@ def _failure(error: BaseException) -> dict:
   try:
     message = f'{message}: {error}'[:300]
     if isinstance(error, OSError) and error.errno in (
-        errno.EPERM, errno.EACCES, errno.ENOSYS):
+      errno.EPERM,
+      errno.EACCES,
+      errno.ENOSYS,
+    ):
       kind = 'forbidden'
     elif isinstance(error, MemoryError):
       kind = 'memory'
@@ -252,7 +312,7 @@ def _failure(error: BaseException) -> dict:
 def _send(payload: bytes):
   left = struct.pack('>I', len(payload)) + payload
   while left:
-    left = left[os.write(3, left):]
+    left = left[os.write(3, left) :]
 
 
 def _receive() -> bytes:

@@ -71,8 +71,9 @@ class Slot:
     limits: Of its programs.
   """
 
-  def __init__(self, tier: str, number: int, limits: Limits,
-               launcher: futures.Executor):
+  def __init__(
+    self, tier: str, number: int, limits: Limits, launcher: futures.Executor
+  ):
     self.limits = limits
     self._tier, self._number, self._launcher = tier, number, launcher
     self._server: subprocess.Popen | None = None
@@ -82,16 +83,23 @@ class Slot:
     """Raises SandboxUnavailable, with what the server or bwrap says."""
     plan = tiers.launch(self._tier, self._number)
     self._control, theirs = socket.socketpair(
-        socket.AF_UNIX, socket.SOCK_SEQPACKET)
+      socket.AF_UNIX, socket.SOCK_SEQPACKET
+    )
     # By one thread that lives as long as the slots: bwrap's processes die
     # with the thread that started them. Without hooks, this is vfork and exec:
     # nothing of a process that holds accelerators is copied.
     with theirs:
       try:
         self._server = self._launcher.submit(
-            subprocess.Popen, plan.command, env=plan.environment, stdin=theirs,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd='/',
-            start_new_session=True).result()
+          subprocess.Popen,
+          plan.command,
+          env=plan.environment,
+          stdin=theirs,
+          stdout=subprocess.DEVNULL,
+          stderr=subprocess.PIPE,
+          cwd='/',
+          start_new_session=True,
+        ).result()
       except OSError as error:
         self._control.close()
         raise SandboxUnavailable(f'{self._tier}: {error}') from error
@@ -105,7 +113,8 @@ class Slot:
       self.stop()
       said = answer or self._server.stderr.read(500)
       raise SandboxUnavailable(
-          f'{self._tier}: did not start: {said.decode(errors="replace")}')
+        f'{self._tier}: did not start: {said.decode(errors="replace")}'
+      )
     self._server.stderr.close()
 
   def stop(self):
@@ -117,15 +126,18 @@ class Slot:
         os.killpg(self._server.pid, signal.SIGKILL)
       self._server.wait()
 
-  def whole(self, source: str, stdin: str, secs: float,
-            reply_bytes: int | None = None) -> Reply:
+  def whole(
+    self, source: str, stdin: str, secs: float, reply_bytes: int | None = None
+  ) -> Reply:
     """Runs a program as a script; its standard output comes back."""
     deadline = time.monotonic() + secs
     with self._process('whole') as process:
       try:
         output = process.communicate(
-            _framed(source) + stdin.encode(errors='replace'), deadline,
-            reply_bytes or self.limits.reply_bytes)
+          _framed(source) + stdin.encode(errors='replace'),
+          deadline,
+          reply_bytes or self.limits.reply_bytes,
+        )
       except TimeoutError:
         return Reply('timeout', alive=False)
       except _TooLong:
@@ -136,13 +148,17 @@ class Slot:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
       return Reply('timeout', alive=False)
     if status != 0:
-      return Reply(sandbox_server.EXITS.get(status, 'error'), alive=False,
-                   message=f'exit status {status}')
+      return Reply(
+        sandbox_server.EXITS.get(status, 'error'),
+        alive=False,
+        message=f'exit status {status}',
+      )
     return Reply('ok', output.decode(errors='replace'), alive=False)
 
   @contextlib.contextmanager
-  def calls(self, sources: Sequence[tuple[str, str]],
-            secs: float) -> Iterator['Calls']:
+  def calls(
+    self, sources: Sequence[tuple[str, str]], secs: float
+  ) -> Iterator['Calls']:
     """A process in which named sources ran, one after the other."""
     with self._process('calls') as process:
       yield Calls(process, sources, secs, self.limits.reply_bytes)
@@ -216,7 +232,7 @@ class _Process:
     header = self._exactly(4, deadline)
     if not header:
       return None
-    length, = struct.unpack('>I', header)
+    (length,) = struct.unpack('>I', header)
     if length > most_bytes:
       raise _TooLong
     return self._exactly(length, deadline)
@@ -235,20 +251,22 @@ class _Process:
       missing -= len(part)
     return b''.join(parts)
 
-  def communicate(self, payload: bytes, deadline: float,
-                  most_bytes: int) -> bytes:
+  def communicate(
+    self, payload: bytes, deadline: float, most_bytes: int
+  ) -> bytes:
     """Feeds all of it and reads to the end; raises as `receive`."""
     left, parts, count = memoryview(payload), [], 0
     self._data.setblocking(False)
     with selectors.DefaultSelector() as selector:
       selector.register(
-          self._data, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        self._data, selectors.EVENT_READ | selectors.EVENT_WRITE
+      )
       while True:
         ready = selector.select(self._left(deadline))
         events = ready[0][1] if ready else 0
         try:
           if left is not None and events & selectors.EVENT_WRITE:
-            left = left[self._data.send(left[:1 << 16]):]
+            left = left[self._data.send(left[: 1 << 16]) :]
             if not left:
               left = None
               self._data.shutdown(socket.SHUT_WR)
@@ -286,8 +304,13 @@ class Calls:
     loaded: How the sources ran. After a failure there is nothing to call.
   """
 
-  def __init__(self, process: _Process, sources: Sequence[tuple[str, str]],
-               secs: float, reply_bytes: int):
+  def __init__(
+    self,
+    process: _Process,
+    sources: Sequence[tuple[str, str]],
+    secs: float,
+    reply_bytes: int,
+  ):
     self._process, self._most = process, reply_bytes
     self.loaded = self._asked(list(sources), secs)
 
@@ -313,8 +336,11 @@ class Calls:
       return Reply('lost', alive=False)
     # The kernel ends so what used up its processor time.
     late = status in (-signal.SIGXCPU, -signal.SIGKILL)
-    return Reply('timeout' if late else 'error', alive=False,
-                 message=f'exit status {status}')
+    return Reply(
+      'timeout' if late else 'error',
+      alive=False,
+      message=f'exit status {status}',
+    )
 
 
 def _framed(what) -> bytes:

@@ -21,9 +21,8 @@ import sysconfig
 
 from r1jax.data.code import values as code_values
 from r1jax.errors import UserError
-from r1jax.workers.sandbox import landlock
+from r1jax.workers.sandbox import landlock, seccomp
 from r1jax.workers.sandbox import server as sandbox_server
-from r1jax.workers.sandbox import seccomp
 
 TIERS = ('bubblewrap', 'landlock', 'chroot')
 # systemd's range for users that last as long as a service.
@@ -31,7 +30,7 @@ _FIRST_UID = 61184
 # One order of a set's items for every server.
 _ENVIRONMENT = {'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8'}
 # The server's files come by its control socket: inside, no path leads to them.
-_LOADER = '''
+_LOADER = """
 import json, socket, sys, types
 control = socket.socket(fileno=0)
 try:
@@ -47,7 +46,7 @@ try:
   module.main(sent['config'], control)
 except BaseException as error:
   control.send(json.dumps({'error': repr(error)[:500]}).encode())
-'''
+"""
 
 
 class SandboxUnavailable(UserError):
@@ -79,12 +78,18 @@ def launch(tier: str, slot: int) -> Launch:
   if tier == 'bubblewrap':
     command = _bubblewrap(python, root) + command
   config = {
-      'tier': tier, 'root': sysconfig.get_path('stdlib'),
-      'uid': _FIRST_UID + slot if root and tier != 'landlock' else None,
-      'readable': _libraries()}
+    'tier': tier,
+    'root': sysconfig.get_path('stdlib'),
+    'uid': _FIRST_UID + slot if root and tier != 'landlock' else None,
+    'readable': _libraries(),
+  }
   modules = (code_values, seccomp, landlock, sandbox_server)
-  greeting = {'config': config, 'sources': {
-      module.__name__: inspect.getsource(module) for module in modules}}
+  greeting = {
+    'config': config,
+    'sources': {
+      module.__name__: inspect.getsource(module) for module in modules
+    },
+  }
   return Launch(command, _ENVIRONMENT, json.dumps(greeting).encode())
 
 
@@ -100,8 +105,14 @@ def _lacks(tier: str) -> str:
 
 def _libraries() -> list[str]:
   """What an interpreter reads: its own library, and the shared ones."""
-  places = [os.path.join(sys.base_prefix, 'lib'), '/usr/lib', '/usr/lib64',
-            '/lib', '/lib64', '/etc/ld.so.cache']
+  places = [
+    os.path.join(sys.base_prefix, 'lib'),
+    '/usr/lib',
+    '/usr/lib64',
+    '/lib',
+    '/lib64',
+    '/etc/ld.so.cache',
+  ]
   return [place for place in dict.fromkeys(places) if os.path.exists(place)]
 
 
@@ -111,9 +122,14 @@ def _bubblewrap(python: str, root: bool) -> list[str]:
   # for a user id that no other slot has.
   spaces = ['ipc', 'pid', 'net', 'uts', 'cgroup-try'] if root else ['all']
   command = [
-      shutil.which('bwrap'), *(f'--unshare-{space}' for space in spaces),
-      '--die-with-parent', '--new-session', '--clearenv',
-      '--hostname', 'sandbox']
+    shutil.which('bwrap'),
+    *(f'--unshare-{space}' for space in spaces),
+    '--die-with-parent',
+    '--new-session',
+    '--clearenv',
+    '--hostname',
+    'sandbox',
+  ]
   for name, value in _ENVIRONMENT.items():
     command += ['--setenv', name, value]
   for place in [*_libraries(), python]:

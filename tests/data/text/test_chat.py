@@ -5,18 +5,22 @@ import json
 
 import pytest
 
-from r1jax.data.text import chat
-from r1jax.data.text import template
-from r1jax.data.text import tokenizer
+from r1jax.data.text import chat, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Message, Prompt
 
-_TURNS = (Message('system', 'Be brief.'), Message('user', 'a'),
-          Message('assistant', '<think>x</think>b'), Message('user', 'c'))
+_TURNS = (
+  Message('system', 'Be brief.'),
+  Message('user', 'a'),
+  Message('assistant', '<think>x</think>b'),
+  Message('user', 'c'),
+)
 _BOS = '<｜begin▁of▁sentence｜>'
 _END = '<｜end▁of▁sentence｜>'
-_QWEN_SYSTEM = ('<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. '
-                'You are a helpful assistant.<|im_end|>\n')
+_QWEN_SYSTEM = (
+  '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. '
+  'You are a helpful assistant.<|im_end|>\n'
+)
 # In Llama 3's form: the first turn carries the BOS, a day stands in it.
 _LLAMA = """{%- set day = strftime_now('%d %b %Y') %}
 {%- for message in messages %}
@@ -59,27 +63,37 @@ _DISTILL = 'deepseek-ai-DeepSeek-R1-Distill-Qwen-32B'
 _R1 = 'llama-cpp-deepseek-r1'
 
 
-@pytest.mark.parametrize('name,question,conversation', [
-    (_QWEN,
-     _QWEN_SYSTEM
-     + '<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n',
-     '<|im_start|>system\nBe brief.<|im_end|>\n'
-     '<|im_start|>user\na<|im_end|>\n'
-     '<|im_start|>assistant\n<think>x</think>b<|im_end|>\n'
-     '<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n'),
+@pytest.mark.parametrize(
+  'name,question,conversation',
+  [
+    (
+      _QWEN,
+      _QWEN_SYSTEM
+      + '<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n',
+      '<|im_start|>system\nBe brief.<|im_end|>\n'
+      '<|im_start|>user\na<|im_end|>\n'
+      '<|im_start|>assistant\n<think>x</think>b<|im_end|>\n'
+      '<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n',
+    ),
     # R1's templates drop the reasoning of earlier turns.
-    (_DISTILL,
-     f'{_BOS}<｜User｜>2+2?<｜Assistant｜><think>\n',
-     f'{_BOS}Be brief.<｜User｜>a<｜Assistant｜>b{_END}<｜User｜>c'
-     '<｜Assistant｜><think>\n'),
+    (
+      _DISTILL,
+      f'{_BOS}<｜User｜>2+2?<｜Assistant｜><think>\n',
+      f'{_BOS}Be brief.<｜User｜>a<｜Assistant｜>b{_END}<｜User｜>c'
+      '<｜Assistant｜><think>\n',
+    ),
     # This one ends the user's turns as well.
-    (_R1,
-     f'{_BOS}<｜User｜>2+2?{_END}<｜Assistant｜><think>\n',
-     f'{_BOS}Be brief.<｜User｜>a{_END}<｜Assistant｜>b{_END}<｜User｜>c{_END}'
-     '<｜Assistant｜><think>\n'),
-])
+    (
+      _R1,
+      f'{_BOS}<｜User｜>2+2?{_END}<｜Assistant｜><think>\n',
+      f'{_BOS}Be brief.<｜User｜>a{_END}<｜Assistant｜>b{_END}<｜User｜>c{_END}'
+      '<｜Assistant｜><think>\n',
+    ),
+  ],
+)
 def test_the_published_templates(
-    shared, deepseek, name, question, conversation):
+  shared, deepseek, name, question, conversation
+):
   made = chat.make(_file(shared, name), deepseek)
   assert made.render('2+2?') == question
   assert made.render('not read', _TURNS) == conversation
@@ -89,8 +103,9 @@ def test_the_published_templates(
 def test_the_tokenizers_own_templates(qwen, deepseek):
   own = chat.make('chat', qwen, system='Be brief.')
   assert own.render('2+2?') == (
-      '<|im_start|>system\nBe brief.<|im_end|>\n'
-      '<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n')
+    '<|im_start|>system\nBe brief.<|im_end|>\n'
+    '<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n'
+  )
   assert own.render('', _TURNS).count('Be brief.') == 1
   own = chat.make('chat', deepseek)
   assert own.render('2+2?') == f'{_BOS}<｜User｜>2+2?<｜Assistant｜>'
@@ -103,17 +118,20 @@ def test_the_tokenizers_own_templates(qwen, deepseek):
 def test_llamas_form_and_its_day_that_does_not_pass():
   made = chat.ChatTemplate(_LLAMA, bos_token='<s>', system='Be brief.')
   assert made.render(' 2+2? ') == (
-      '<s><|start_header_id|>system<|end_header_id|>\n\nToday: 26 Jul 2024\n\n'
-      'Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n'
-      '2+2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n')
+    '<s><|start_header_id|>system<|end_header_id|>\n\nToday: 26 Jul 2024\n\n'
+    'Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n'
+    '2+2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n'
+  )
   with pytest.raises(UserError, match='refuses it: no role tool'):
     made.render('', [Message('tool', 'x')])
 
 
-@pytest.mark.parametrize('name', [
-    'r1_zero', 'r1_zero_brief', 'chat', _QWEN, _DISTILL, _R1])
+@pytest.mark.parametrize(
+  'name', ['r1_zero', 'r1_zero_brief', 'chat', _QWEN, _DISTILL, _R1]
+)
 def test_exactly_one_bos_whatever_template_and_tokenizer_do(
-    shared, qwen, deepseek, name):
+  shared, qwen, deepseek, name
+):
   name = _file(shared, name) if '-' in name else name
   text = chat.make(name, deepseek).render('2+2?')
   for repeated in (text, _BOS + text, _BOS * 3 + text):
@@ -127,8 +145,13 @@ def test_exactly_one_bos_whatever_template_and_tokenizer_do(
   assert qwen.decode(qwen.prompt(text)) == text and 'None' not in text
   # One that leaves the BOS to the template.
   quiet = tokenizer.Tokenizer(
-      deepseek._core, 'quiet', deepseek.pad_id, deepseek.bos_id,
-      deepseek.stop_ids, adds_bos=False)
+    deepseek._core,
+    'quiet',
+    deepseek.pad_id,
+    deepseek.bos_id,
+    deepseek.stop_ids,
+    adds_bos=False,
+  )
   text = chat.make('chat', deepseek).render('2+2?')
   assert quiet.prompt(_BOS + text) == deepseek.prompt(text)
   assert quiet.prompt('2+2?') == deepseek.encode('2+2?')
@@ -141,10 +164,18 @@ def test_a_prefill_opens_the_thought_of_any_template(deepseek):
   assert not template.get('r1_zero').opens_think
 
 
-@pytest.mark.parametrize('source', [
-    '{% for %}', "{{ raise_exception('no') }}", '{{ messages[9].content }}',
-    "{{ ''.__class__.__mro__ }}", '{% set _ = messages.append(1) %}',
-    "{% for i in range(10 ** 9) %}{% endfor %}", '{{ 1 + messages }}'])
+@pytest.mark.parametrize(
+  'source',
+  [
+    '{% for %}',
+    "{{ raise_exception('no') }}",
+    '{{ messages[9].content }}',
+    "{{ ''.__class__.__mro__ }}",
+    '{% set _ = messages.append(1) %}',
+    '{% for i in range(10 ** 9) %}{% endfor %}',
+    '{{ 1 + messages }}',
+  ],
+)
 def test_a_template_that_fails_or_attacks_is_refused(source):
   with pytest.raises(UserError, match='template: '):
     chat.ChatTemplate(source)
@@ -152,10 +183,17 @@ def test_a_template_that_fails_or_attacks_is_refused(source):
 
 def test_a_template_may_stand_beside_the_settings(tmp_path):
   tokenizer.load('character')._core.save(str(tmp_path / 'tokenizer.json'))
-  (tmp_path / 'tokenizer_config.json').write_text(json.dumps({
-      'eos_token': '<eos>', 'chat_template': [
+  (tmp_path / 'tokenizer_config.json').write_text(
+    json.dumps(
+      {
+        'eos_token': '<eos>',
+        'chat_template': [
           {'name': 'tools', 'template': 'a'},
-          {'name': 'default', 'template': 'b{{ eos_token }}'}]}))
+          {'name': 'default', 'template': 'b{{ eos_token }}'},
+        ],
+      }
+    )
+  )
   made = chat.make('chat', tokenizer.load(str(tmp_path)))
   assert made.render('x') == 'b<eos>'
   (tmp_path / 'chat_template.jinja').write_text('c{{ messages[0].content }}')
@@ -164,8 +202,15 @@ def test_a_template_may_stand_beside_the_settings(tmp_path):
 
 
 def test_a_prompt_comes_back_from_json_with_its_messages():
-  prompt = Prompt(id='a', text='t', question='q', answer='', source='math',
-                  language='zh', messages=_TURNS)
+  prompt = Prompt(
+    id='a',
+    text='t',
+    question='q',
+    answer='',
+    source='math',
+    language='zh',
+    messages=_TURNS,
+  )
   saved = json.loads(json.dumps(dataclasses.asdict(prompt)))
   assert Prompt(**saved) == prompt
   assert Prompt(**saved).messages[1].role == 'user'

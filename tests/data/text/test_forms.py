@@ -9,7 +9,9 @@ from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
 
 
-@pytest.mark.parametrize('completion,thought,answer,well_formed', [
+@pytest.mark.parametrize(
+  'completion,thought,answer,well_formed',
+  [
     ('<think>a</think><answer>7</answer>', 'a', '7', True),
     (' <think>a\nb</think>\n<answer> 7 </answer>\n', 'a\nb', '7', True),
     ('<think></think><answer>7</answer>', '', '7', False),
@@ -23,11 +25,15 @@ from r1jax.errors import UserError
     ('<answer>7</answer><think>a</think>', 'a', '7', False),
     ('', None, None, False),
     ('</answer><answer>', None, None, False),
-])
+  ],
+)
 def test_completions_are_read_back(completion, thought, answer, well_formed):
   got = Reader().parse(completion)
   assert (got.thought, got.answer, got.well_formed) == (
-      thought, answer, well_formed)
+    thought,
+    answer,
+    well_formed,
+  )
 
 
 def test_a_template_that_opened_the_thought_is_known():
@@ -39,7 +45,7 @@ def test_a_template_that_opened_the_thought_is_known():
 
 def test_a_hostile_completion_is_read_in_linear_time():
   def hostile(n):
-    return ('<think>' + '</think><answer>' * n + '</answer>' * n + 'x')
+    return '<think>' + '</think><answer>' * n + '</answer>' * n + 'x'
 
   def secs(n):
     text = hostile(n)
@@ -51,30 +57,47 @@ def test_a_hostile_completion_is_read_in_linear_time():
   assert secs(40000) < 50 * secs(4000) + 0.1  # Quadratic would be 100 times.
 
 
-@pytest.mark.parametrize('completion,errors', [
+@pytest.mark.parametrize(
+  'completion,errors',
+  [
     ('<think>a</think><answer>7</answer>', 0),
-    ('<think>a</think><answer>7', 1), ('a</think>', 3), ('', 4), ('7', 4),
+    ('<think>a</think><answer>7', 1),
+    ('a</think>', 3),
+    ('', 4),
+    ('7', 4),
     ('x<think>a</think>y<answer>7</answer>z', 3),
     ('<think> </think><answer></answer>', 2),
     ('<answer>7</answer><think>a</think>', 1),
     ('<think>a</think><think>b</think><answer>7</answer>', 2),
-    ('<think>' * 50, 10)])
+    ('<think>' * 50, 10),
+  ],
+)
 def test_errors_of_the_form_are_counted(completion, errors):
   assert Reader().parse(completion).errors == errors
 
 
-@pytest.mark.parametrize('name,completion,want', [
+@pytest.mark.parametrize(
+  'name,completion,want',
+  [
     ('think', '<think>a</think>\n7', ('a', '7', 0)),
     ('think', '<think>a </think> tag</think> 7', ('a </think> tag', '7', 1)),
     ('think', '<think>a</think>', ('a', None, 1)),
     ('think', '<think>a', (None, None, 1)),
-    ('reasoning_summary', '<reasoning_process>a</reasoning_process>'
-     '<summary>7</summary>', ('a', '7', 0)),
-    ('reasoning_summary', '<think>a</think><answer>7</answer>',
-     (None, None, 4)),
+    (
+      'reasoning_summary',
+      '<reasoning_process>a</reasoning_process><summary>7</summary>',
+      ('a', '7', 0),
+    ),
+    (
+      'reasoning_summary',
+      '<think>a</think><answer>7</answer>',
+      (None, None, 4),
+    ),
     ('special_token', '|special_token|a|special_token|7', ('a', '7', 0)),
     ('special_token', 'x|special_token|a|special_token|7', ('a', '7', 1)),
-    ('special_token', '|special_token|a', (None, None, 1))])
+    ('special_token', '|special_token|a', (None, None, 1)),
+  ],
+)
 def test_every_form_is_read(name, completion, want):
   got = Reader(forms.get(name)).parse(completion)
   assert (got.thought, got.answer, got.errors) == want

@@ -2,9 +2,7 @@
 
 import pytest
 
-from r1jax.data.text import forms
-from r1jax.data.text import steps
-from r1jax.data.text import tokenizer
+from r1jax.data.text import forms, steps, tokenizer
 from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
 
@@ -20,21 +18,34 @@ def _split(text: str, delimiter: str = ' ', form: str = 'think_answer'):
   return [_TEXT.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
 
 
-@pytest.mark.parametrize('text,found', [
-    ('<think>7+5=12 12-3=9</think><answer>9</answer>',
-     ['<think>7+5=12 ', '12-3=9</think>', '<answer>9</answer>']),
-    ('<think>9</think><answer>9 or 8</answer>',
-     ['<think>9</think>', '<answer>9 or 8</answer>']),
+@pytest.mark.parametrize(
+  'text,found',
+  [
+    (
+      '<think>7+5=12 12-3=9</think><answer>9</answer>',
+      ['<think>7+5=12 ', '12-3=9</think>', '<answer>9</answer>'],
+    ),
+    (
+      '<think>9</think><answer>9 or 8</answer>',
+      ['<think>9</think>', '<answer>9 or 8</answer>'],
+    ),
     ('<think>1  2 ', ['<think>1 ', ' ', '2 ']),
     ('<think>1 2', ['<think>1 ', '2']),  # Cut off.
-    ('<think>1</think>', ['<think>1</think>']), ('9', ['9']), ('', [])])
+    ('<think>1</think>', ['<think>1</think>']),
+    ('9', ['9']),
+    ('', []),
+  ],
+)
 def test_a_step_ends_with_its_delimiter_or_with_the_thought(text, found):
   assert _split(text) == found
 
 
 def test_a_delimiter_may_be_longer_than_a_token():
   assert _split('<think>a\nb\n\nc</think>d', '\n\n', 'think') == [
-      '<think>a\nb\n\n', 'c</think>', 'd']
+    '<think>a\nb\n\n',
+    'c</think>',
+    'd',
+  ]
 
 
 def test_the_example_of_the_module():
@@ -56,16 +67,23 @@ def test_a_step_of_many_tokens_a_character_ends_where_a_sampler_stops(shared):
   ends = made.ends(ids)
   assert ends[-1] == len(ids) and len(ends) == 4
   for begin, end in zip([0, *ends], ends[:-1]):
-    held = [any(string in text.decode(ids[begin:n])
-                for string in made.stop_strings) for n in range(begin + 1, end)]
+    held = [
+      any(string in text.decode(ids[begin:n]) for string in made.stop_strings)
+      for n in range(begin + 1, end)
+    ]
     assert not any(held) and any(
-        string in text.decode(ids[begin:end]) for string in made.stop_strings)
+      string in text.decode(ids[begin:end]) for string in made.stop_strings
+    )
 
 
-@pytest.mark.parametrize('delimiter,form,told', [
+@pytest.mark.parametrize(
+  'delimiter,form,told',
+  [
     ('', 'think', 'step_delimiter is empty'),
     ('→', 'think', "step_delimiter: tokenizer: .* has no '→'"),
-    (' ', 'special_token', 'both opens and closes a thought')])
+    (' ', 'special_token', 'both opens and closes a thought'),
+  ],
+)
 def test_what_cannot_split_is_refused(delimiter, form, told):
   with pytest.raises(UserError, match=told):
     steps.splitter(delimiter, Reader(forms.get(form)), _TEXT)

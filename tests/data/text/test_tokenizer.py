@@ -1,10 +1,8 @@
 """Tokenizers and templates."""
 
-
 import pytest
 
-from r1jax.data.text import template
-from r1jax.data.text import tokenizer
+from r1jax.data.text import template, tokenizer
 from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
 
@@ -27,8 +25,9 @@ def test_an_unknown_character_is_named():
     tokenizer.load('character').encode('1+1\ud83d')
 
 
-@pytest.mark.parametrize('name,size,bos', [
-    ('qwen2.5', 151665, False), ('deepseek-r1', 128815, True)])
+@pytest.mark.parametrize(
+  'name,size,bos', [('qwen2.5', 151665, False), ('deepseek-r1', 128815, True)]
+)
 def test_real_tokenizers_load(shared, name, size, bos):
   text = tokenizer.load(str(shared / 'data' / 'tokenizer' / name))
   assert text.vocab_size == size

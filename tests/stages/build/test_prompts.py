@@ -5,13 +5,12 @@ import json
 
 import pytest
 
-from r1jax.config import base
 from r1jax.cli import main
+from r1jax.config import base
 from r1jax.data import batching
-from r1jax.data.text import chat
-from r1jax.data.text import tokenizer
+from r1jax.data.text import chat, tokenizer
 from r1jax.errors import UserError
-from r1jax.stages.build.parts import prompts as questions
+from r1jax.stages.build import prompts as questions
 
 
 @pytest.fixture
@@ -21,22 +20,30 @@ def folder(tmp_path, monkeypatch):
   (tmp_path / 'math').mkdir()
   words = ' '.join(f'word{i}' for i in range(12))
   _write(tmp_path / 'math/gsm8k_train.jsonl', 'g', [f'{i}+1' for i in range(8)])
-  _write(tmp_path / 'math/math_train12k.jsonl', 'm',
-         [f'{i}+2' for i in range(4)] + [f'Now {words}.', '7 + 3'])
+  _write(
+    tmp_path / 'math/math_train12k.jsonl',
+    'm',
+    [f'{i}+2' for i in range(4)] + [f'Now {words}.', '7 + 3'],
+  )
   _write(tmp_path / 'math/math500.jsonl', 't', [words, '7+3', '9+9'])
   return tmp_path
 
 
 def _write(path, name, asked):
-  path.write_text(''.join(
+  path.write_text(
+    ''.join(
       json.dumps({'id': f'{name}{i}', 'question': question, 'answer': '1'})
-      + '\n' for i, question in enumerate(asked)))
+      + '\n'
+      for i, question in enumerate(asked)
+    )
+  )
 
 
 def _config(**changes):
   config = base.get_config()
-  config.data.update(dict(task='math', template='r1_zero_brief',
-                          max_prompt_tokens=120) | changes)
+  config.data.update(
+    dict(task='math', template='r1_zero_brief', max_prompt_tokens=120) | changes
+  )
   config.eval.num_problems = 2
   return config
 
@@ -46,7 +53,8 @@ def _asked(**changes) -> questions.Questions:
   questions.check(config.data)
   text = tokenizer.load('character')
   return questions.Questions(
-      config, chat.make(config.data.template, text), text)
+    config, chat.make(config.data.template, text), text
+  )
 
 
 def _ids(prompts, count: int) -> list[str]:
@@ -65,23 +73,33 @@ def test_evaluation_questions_are_removed_and_told(folder, capsys):
   left = _asked(decontaminate=('math500',)).training()
   assert sorted(_ids(left, 4)) == ['m0', 'm1', 'm2', 'm3']
   assert capsys.readouterr().out == (
-      'data: math: 2 of 6 rows share 10 words with an evaluation and are not '
-      'trained on (math500 2)\n')
+    'data: math: 2 of 6 rows share 10 words with an evaluation and are not '
+    'trained on (math500 2)\n'
+  )
 
 
 def test_the_command_reports_each_match(folder, capsys):
   path = folder / 'config.py'
   path.write_text('from configs import base\nget_config = base.get_config\n')
-  main.run(['decontaminate', f'--config={path}', '--config.data.task=math',
-            '--config.data.mixture=("math","gsm8k")',
-            '--config.data.decontaminate=("math500",)',
-            f'--out={folder}/report.json'])
+  main.run(
+    [
+      'decontaminate',
+      f'--config={path}',
+      '--config.data.task=math',
+      '--config.data.mixture=("math","gsm8k")',
+      '--config.data.decontaminate=("math500",)',
+      f'--out={folder}/report.json',
+    ]
+  )
   assert 'gsm8k: 0 of 8 rows' in capsys.readouterr().out
   told = json.loads((folder / 'report.json').read_text())
   assert [each['removed'] for each in told] == [2, 0]
   assert told[0]['matches'][1] == {
-      'train_id': 'm5', 'evaluation': 'math500', 'eval_id': 't1',
-      'words': '7 3'}
+    'train_id': 'm5',
+    'evaluation': 'math500',
+    'eval_id': 't1',
+    'words': '7 3',
+  }
   with pytest.raises(UserError, match='name the evaluation sets'):
     main.run(['decontaminate', f'--config={path}'])
 
@@ -100,13 +118,17 @@ def test_a_mixture_of_datasets_and_a_task(folder):
 
 
 def test_pass_rates_choose_and_order(folder, capsys):
-  (folder / 'rates.jsonl').write_text(''.join(
+  (folder / 'rates.jsonl').write_text(
+    ''.join(
       json.dumps({'id': f'm{i}', 'pass_rate': rate}) + '\n'
-      for i, rate in enumerate((0.0, 0.25, 0.75, 0.5, 1.0))))
+      for i, rate in enumerate((0.0, 0.25, 0.75, 0.5, 1.0))
+    )
+  )
   rated = dict(pass_rates='rates.jsonl', pass_rate_low=0.1, pass_rate_high=0.9)
   assert sorted(_ids(_asked(**rated).training(), 3)) == ['m1', 'm2', 'm3']
   assert '3 of 6 rows have a pass rate within [0.1, 0.9]; 1 were not' in (
-      capsys.readouterr().out)
+    capsys.readouterr().out
+  )
   ordered = _asked(easy_first=True, **rated).training()
   assert _ids(ordered, 6) == ['m2', 'm3', 'm1'] * 2
   with pytest.raises(UserError, match='no row of gsm8k is left'):
@@ -117,15 +139,20 @@ def test_pass_rates_choose_and_order(folder, capsys):
 
 def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, capsys):
   path = folder / 'math/math_train12k.jsonl'
-  path.write_text(path.read_text() + 'oops\n' + json.dumps(
-      {'id': 'é', 'question': 'é', 'answer': '1'}) + '\n' + json.dumps(
-          {'id': 'long', 'question': '1' * 500, 'answer': '1'}) + '\n')
+  path.write_text(
+    path.read_text()
+    + 'oops\n'
+    + json.dumps({'id': 'é', 'question': 'é', 'answer': '1'})
+    + '\n'
+    + json.dumps({'id': 'long', 'question': '1' * 500, 'answer': '1'})
+    + '\n'
+  )
   with pytest.raises(UserError, match='math_train12k.jsonl:7 is not JSON'):
     _asked().training()
   assert len(_asked(quarantine=0.4).training()) == 6
   told = capsys.readouterr().out
   assert 'quarantined 3 of 9 rows of math' in told
-  assert f"{path}:8 prompt é: tokenizer: the character tokenizer" in told
+  assert f'{path}:8 prompt é: tokenizer: the character tokenizer' in told
   assert f'{path}:9 prompt long has 502 tokens' in told
   with pytest.raises(UserError, match='quarantine = 0.3 allows'):
     _asked(quarantine=0.3).training()

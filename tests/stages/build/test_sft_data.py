@@ -6,39 +6,46 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from r1jax.config.keys import flatten
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
-from r1jax.config.keys import flatten
-from r1jax.stages.build.parts import sft_data
+from r1jax.stages.build import sft_data
 from tests.configs import small
 
 
 def _said(tmp_path, **config):
   """Weights that say this of the config that made them."""
   path = tmp_path / 'model.safetensors'
-  save_file({'x': np.zeros(1)}, path,
-            metadata={'about': json.dumps({'config': config})})
+  save_file(
+    {'x': np.zeros(1)}, path, metadata={'about': json.dumps({'config': config})}
+  )
   return path
 
 
 def _check(path):
   config = small.get_config()
-  sft_data.same_tokens('sft.teacher', path, config,
-                      tokenizer.load(config.tokenizer.source))
+  sft_data.same_tokens(
+    'sft.teacher', path, config, tokenizer.load(config.tokenizer.source)
+  )
 
 
 def test_other_tokens_are_refused_with_the_first_that_differs(tmp_path):
   said = flatten(small.get_config().to_dict())
   _check(_said(tmp_path, **said))
   said['tokenizer.source'] = 'bilingual'
-  with pytest.raises(UserError, match='^sft.teacher: .*model.safetensors has '
-                     'the tokenizer bilingual, this model character: .*'):
+  with pytest.raises(
+    UserError,
+    match='^sft.teacher: .*model.safetensors has '
+    'the tokenizer bilingual, this model character: .*',
+  ):
     _check(_said(tmp_path, **said))
 
 
 def test_of_an_imported_model_the_size_must_be_ours(tmp_path):
   size = small.get_config().model.vocab_size
   _check(_said(tmp_path, **{'model.vocab_size': size}))
-  with pytest.raises(UserError, match=f'^sft.teacher: .* has a vocabulary of '
-                     f'7, this model {size}'):
+  with pytest.raises(
+    UserError,
+    match=f'^sft.teacher: .* has a vocabulary of 7, this model {size}',
+  ):
     _check(_said(tmp_path, **{'model.vocab_size': 7}))

@@ -6,315 +6,413 @@ with a secret), FOLDER (its folder), REPOSITORY (a file), PARENT (a process
 id) and `call` (a raw system call) are given.
 """
 
-PREAMBLE = '''
+PREAMBLE = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def call(number, *args):
   args = [a if isinstance(a, bytes) else ctypes.c_long(a) for a in args]
   return libc.syscall(ctypes.c_long(number), *args)
-'''
+"""
 
 ATTACKS = {
-    # Host files.
-    'read a file': 'return open(SECRET).read()',
-    'read a file by os.open': 'return os.read(os.open(SECRET, 0), 9)',
-    'read the repository': 'return open(REPOSITORY).read()',
-    'read the users': 'return open("/etc/passwd").read()',
-    'list a folder': 'return os.listdir(FOLDER)',
-    'read by openat2': 'return call(437, -100, SECRET.encode(), '
-                       'bytes(24), 24) >= 0',
-    'read through a link': '''
+  # Host files.
+  'read a file': 'return open(SECRET).read()',
+  'read a file by os.open': 'return os.read(os.open(SECRET, 0), 9)',
+  'read the repository': 'return open(REPOSITORY).read()',
+  'read the users': 'return open("/etc/passwd").read()',
+  'list a folder': 'return os.listdir(FOLDER)',
+  'read by openat2': 'return call(437, -100, SECRET.encode(), '
+  'bytes(24), 24) >= 0',
+  'read through a link': """
 os.symlink(SECRET, "link")
-return open("link").read()''',
-    'read through /proc/self/root': 'return open("/proc/self/root" + SECRET)'
-                                    '.read()',
-    'climb out of the root': 'return open("../" * 30 + SECRET).read()',
-    'chroot and climb': '''
+return open("link").read()""",
+  'read through /proc/self/root': 'return open("/proc/self/root" + SECRET)'
+  '.read()',
+  'climb out of the root': 'return open("../" * 30 + SECRET).read()',
+  'chroot and climb': """
 os.chroot("/")
-return open("../" * 30 + SECRET).read()''',
-    'map a file': '''
+return open("../" * 30 + SECRET).read()""",
+  'map a file': """
 import mmap
-return mmap.mmap(os.open(SECRET, 0), 4, prot=mmap.PROT_READ)[:]''',
-    'import a file': '''
+return mmap.mmap(os.open(SECRET, 0), 4, prot=mmap.PROT_READ)[:]""",
+  'import a file': """
 sys.path.insert(0, FOLDER)
 import secret_module
-return True''',
-    # The launcher, other processes.
-    'environment of the parent': 'return open(f"/proc/{PARENT}/environ", '
-                                 '"rb").read()',
-    'environment of process 1': 'return open("/proc/1/environ", "rb").read()',
-    'own environment': 'return any("R1JAX" in k for k in os.environ)',
-    'environment of the C library': '''
+return True""",
+  # The launcher, other processes.
+  'environment of the parent': 'return open(f"/proc/{PARENT}/environ", '
+  '"rb").read()',
+  'environment of process 1': 'return open("/proc/1/environ", "rb").read()',
+  'own environment': 'return any("R1JAX" in k for k in os.environ)',
+  'environment of the C library': """
 environ = ctypes.POINTER(ctypes.c_char_p).in_dll(libc, "environ")
 i = 0
 while environ and environ[i]:
   if b"R1JAX" in environ[i]:
     return True
-  i += 1''',
-    'see processes': 'return os.listdir("/proc")',
-    'command line of the parent': 'return open(f"/proc/{PARENT}/cmdline")'
-                                  '.read()',
-    'maps of the server': 'return open(f"/proc/{os.getppid()}/maps").read()',
-    'memory of itself by /proc': 'return open("/proc/self/mem", "rb")',
-    'inherited descriptors': '''
+  i += 1""",
+  'see processes': 'return os.listdir("/proc")',
+  'command line of the parent': 'return open(f"/proc/{PARENT}/cmdline").read()',
+  'maps of the server': 'return open(f"/proc/{os.getppid()}/maps").read()',
+  'memory of itself by /proc': 'return open("/proc/self/mem", "rb")',
+  'inherited descriptors': """
 for fd in range(4, 256):
   try:
     os.fstat(fd)
     return True
   except OSError:
-    pass''',
-    'descriptors of the server': '''
-return [os.readlink(f"/proc/{os.getppid()}/fd/{n}") for n in range(3)]''',
-    'kill the parent': '''
+    pass""",
+  'descriptors of the server': """
+return [os.readlink(f"/proc/{os.getppid()}/fd/{n}") for n in range(3)]""",
+  'kill the parent': """
 os.kill(PARENT, 0)
-return True''',
-    'kill the server': '''
+return True""",
+  'kill the server': """
 os.kill(os.getppid(), 0)
-return True''',
-    'kill everything': '''
+return True""",
+  'kill everything': """
 os.kill(-1, 0)
-return True''',
-    'kill its group': '''
+return True""",
+  'kill its group': """
 os.killpg(0, 0)
-return True''',
-    'signal by ownership': '''
+return True""",
+  'signal by ownership': """
 import fcntl
 fcntl.fcntl(3, fcntl.F_SETOWN, PARENT)
-return True''',
-    'limit the server': '''
+return True""",
+  'limit the server': """
 import resource
 resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))
-return True''',
-    # Writing.
-    'write to /tmp': 'return open("/tmp/r1jax-escaped", "w")',
-    'write beside': 'return open("r1jax-escaped", "w")',
-    'write shared memory': 'return open("/dev/shm/r1jax-escaped", "w")',
-    'append to a file': 'return open(SECRET, "a")',
-    'write an unnamed file': 'return os.open("/tmp", os.O_TMPFILE | 2)',
-    'truncate': '''
+return True""",
+  # Writing.
+  'write to /tmp': 'return open("/tmp/r1jax-escaped", "w")',
+  'write beside': 'return open("r1jax-escaped", "w")',
+  'write shared memory': 'return open("/dev/shm/r1jax-escaped", "w")',
+  'append to a file': 'return open(SECRET, "a")',
+  'write an unnamed file': 'return os.open("/tmp", os.O_TMPFILE | 2)',
+  'truncate': """
 os.truncate(SECRET, 0)
-return True''',
-    'remove': '''
+return True""",
+  'remove': """
 os.remove(SECRET)
-return True''',
-    'rename': '''
+return True""",
+  'rename': """
 os.rename(SECRET, SECRET + "2")
-return True''',
-    'change a mode': '''
+return True""",
+  'change a mode': """
 os.chmod(SECRET, 0o777)
-return True''',
-    'change an owner': '''
+return True""",
+  'change an owner': """
 os.chown(SECRET, os.getuid(), -1)
-return True''',
-    'set an attribute': '''
+return True""",
+  'set an attribute': """
 os.setxattr(SECRET, "user.r1jax", b"x")
-return True''',
-    'set a time': '''
+return True""",
+  'set a time': """
 os.utime(SECRET, (0, 0))
-return True''',
-    'make a folder': '''
+return True""",
+  'make a folder': """
 os.mkdir("/tmp/r1jax-escaped")
-return True''',
-    'make a hard link': '''
+return True""",
+  'make a hard link': """
 os.link(SECRET, "/tmp/r1jax-escaped")
-return True''',
-    'make a fifo': '''
+return True""",
+  'make a fifo': """
 os.mkfifo("/tmp/r1jax-escaped")
-return True''',
-    'a temporary file': '''
+return True""",
+  'a temporary file': """
 import tempfile
-return tempfile.TemporaryFile()''',
-    'a semaphore': '''
+return tempfile.TemporaryFile()""",
+  'a semaphore': """
 import multiprocessing
-return multiprocessing.Semaphore()''',
-    # The network.
-    'a socket': '''
+return multiprocessing.Semaphore()""",
+  # The network.
+  'a socket': """
 import socket
-return socket.socket()''',
-    'an abstract socket': '''
+return socket.socket()""",
+  'an abstract socket': """
 import socket
-return socket.socket(socket.AF_UNIX).bind("\\0r1jax") is None''',
-    'a netlink socket': '''
+return socket.socket(socket.AF_UNIX).bind("\\0r1jax") is None""",
+  'a netlink socket': """
 import socket
-return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)''',
-    'a pair of sockets': '''
+return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)""",
+  'a pair of sockets': """
 import socket
-return socket.socketpair()''',
-    'a message with a descriptor': '''
+return socket.socketpair()""",
+  'a message with a descriptor': """
 import socket
 socket.send_fds(socket.socket(fileno=3), [b"x"], [0])
-return True''',
-    # Processes.
-    'fork': '''
+return True""",
+  # Processes.
+  'fork': """
 if os.fork() == 0:
   os._exit(0)
-return True''',
-    'a pseudo-terminal': 'return os.forkpty()',
-    'a shell': 'return os.system("true") == 0',
-    'a subprocess': '''
+return True""",
+  'a pseudo-terminal': 'return os.forkpty()',
+  'a shell': 'return os.system("true") == 0',
+  'a subprocess': """
 import subprocess
-return subprocess.run(["/bin/true"])''',
-    'spawn': 'return os.posix_spawn("/bin/true", ["true"], {})',
-    'execute': 'os.execv("/bin/true", ["true"])',
-    'a thread': '''
+return subprocess.run(["/bin/true"])""",
+  'spawn': 'return os.posix_spawn("/bin/true", ["true"], {})',
+  'execute': 'os.execv("/bin/true", ["true"])',
+  'a thread': """
 import threading
 threading.Thread(target=print).start()
-return True''',
-    # Privileges.
-    'become root': '''
+return True""",
+  # Privileges.
+  'become root': """
 os.setuid(0)
-return True''',
-    'change groups': '''
+return True""",
+  'change groups': """
 os.setgroups([0])
-return True''',
-    'raise a limit': '''
+return True""",
+  'raise a limit': """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-return True''',
-    'set the clock': '''
+return True""",
+  'set the clock': """
 import time
 time.clock_settime(time.CLOCK_REALTIME, 0)
-return True''',
-    'a new name for the host': '''
+return True""",
+  'a new name for the host': """
 import socket
 socket.sethostname("r1jax")
-return True''',
-    'more nice': '''
+return True""",
+  'more nice': """
 os.setpriority(os.PRIO_PROCESS, 0, -5)
-return True''',
-    'type into a terminal': '''
+return True""",
+  'type into a terminal': """
 import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSTI, b"x")
-return True''',
-    'calls of 32 bits': '''
+return True""",
+  'calls of 32 bits': """
 import mmap  # getpid, by int 0x80: other numbers, which a filter must not pass.
 code = mmap.mmap(-1, 4096, prot=7)
 code.write(b"\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3")
 start = ctypes.addressof(ctypes.c_char.from_buffer(code))
-return ctypes.CFUNCTYPE(ctypes.c_int)(start)() > 0''',
-    'calls of x32': 'return call(0x40000000 + 39) > 0',
+return ctypes.CFUNCTYPE(ctypes.c_int)(start)() > 0""",
+  'calls of x32': 'return call(0x40000000 + 39) > 0',
 }
 
 # Of those above, what a plain process can do: they are no straw men.
 HARMLESS = (
-    'read a file', 'read a file by os.open', 'read the repository',
-    'list a folder', 'map a file', 'import a file', 'climb out of the root',
-    'environment of the C library', 'see processes', 'own environment',
-    'environment of the parent', 'fork', 'a socket', 'a subprocess', 'spawn',
-    'a thread', 'an abstract socket', 'a pair of sockets', 'a temporary file',
-    'a semaphore', 'kill the parent', 'command line of the parent', 'a shell',
-    'read through /proc/self/root', 'maps of the server')
+  'read a file',
+  'read a file by os.open',
+  'read the repository',
+  'list a folder',
+  'map a file',
+  'import a file',
+  'climb out of the root',
+  'environment of the C library',
+  'see processes',
+  'own environment',
+  'environment of the parent',
+  'fork',
+  'a socket',
+  'a subprocess',
+  'spawn',
+  'a thread',
+  'an abstract socket',
+  'a pair of sockets',
+  'a temporary file',
+  'a semaphore',
+  'kill the parent',
+  'command line of the parent',
+  'a shell',
+  'read through /proc/self/root',
+  'maps of the server',
+)
 
 CALLS = {
-    'ptrace': (101, 16, 1, 0, 0), 'process_vm_readv': (310, 1, 0, 0, 0, 0, 0),
-    'process_vm_writev': (311, 1, 0, 0, 0, 0, 0), 'tkill': (200, 1, 0),
-    'tgkill': (234, 1, 1, 0), 'rt_sigqueueinfo': (129, 1, 0, 0),
-    'pidfd_open': (434, 1, 0), 'pidfd_send_signal': (424, 0, 0, 0, 0),
-    'pidfd_getfd': (438, 0, 0, 0), 'kcmp': (312, 1, 1, 0, 0, 0),
-    'vfork': (58,), 'clone': (56, 17, 0, 0, 0, 0), 'clone3': (435, 0, 0),
-    'execveat': (322, 0, 0, 0, 0, 0x1000), 'memfd_create': (319, b'x', 0),
-    'memfd_secret': (447, 0), 'shmget': (29, 0, 4096, 0o1600),
-    'shmat': (30, 0, 0, 0), 'msgget': (68, 0, 0o1600),
-    'semget': (64, 0, 1, 0o1600), 'mq_open': (240, b'x', 66, 0o600, 0),
-    'pipe': (22, bytes(8)), 'pipe2': (293, bytes(8), 0),
-    'eventfd2': (290, 0, 0), 'timerfd_create': (283, 0, 0),
-    'signalfd4': (289, -1, bytes(8), 8, 0), 'epoll_create1': (291, 0),
-    'inotify_init1': (294, 0), 'fanotify_init': (300, 0, 0),
-    'io_uring_setup': (425, 1, bytes(120)), 'io_setup': (206, 1, bytes(8)),
-    'userfaultfd': (323, 1), 'perf_event_open': (298, bytes(128), 0, -1, -1, 0),
-    'bpf': (321, 0, bytes(128), 128), 'add_key': (248, b'user', b'x', b'x', 1,
-                                                  -2),
-    'keyctl': (250, 0, -2, 1), 'request_key': (249, b'user', b'x', 0, -2),
-    'unshare': (272, 0x10000000), 'setns': (308, 0, 0),
-    'mount': (165, b'x', b'/', b'tmpfs', 0, 0), 'umount2': (166, b'/', 2),
-    'open_tree': (428, -100, b'/', 0), 'fsopen': (430, b'tmpfs', 0),
-    'move_mount': (429, -1, b'', -1, b'', 0), 'pivot_root': (155, b'/', b'/'),
-    'mknod': (133, b'/tmp/r1jax-escaped', 0o10600, 0),
-    'name_to_handle_at': (303, -100, b'/', bytes(128), bytes(4), 0),
-    'open_by_handle_at': (304, -100, bytes(128), 0),
-    'prctl (seccomp)': (157, 22, 0, 0, 0), 'prctl (dumpable)': (157, 4, 1),
-    'seccomp': (317, 0, 0, 0), 'capset': (126, bytes(8), bytes(24)),
-    'setresuid': (117, 0, 0, 0), 'personality': (135, 0x0040000),
-    'ioctl': (16, 0, 0x5401, bytes(64)), 'iopl': (172, 3),
-    'ioperm': (173, 0, 1, 1), 'modify_ldt': (154, 0, bytes(16), 16),
-    'init_module': (175, b'', 0, b''), 'finit_module': (313, 0, b'', 0),
-    'kexec_load': (246, 0, 0, 0, 0), 'reboot': (169, 0, 0, 0),
-    'swapon': (167, b'/', 0), 'acct': (163, 0), 'syslog': (103, 10, 0, 0),
-    'quotactl': (179, 0, 0, 0, 0), 'adjtimex': (159, bytes(256)),
-    'settimeofday': (164, bytes(16), 0), 'clock_adjtime': (305, 0, bytes(256)),
-    'sethostname': (170, b'x', 1), 'mlockall': (151, 1),
-    'sched_setscheduler': (144, 0, 1, bytes(4)),
-    'sched_setaffinity': (203, 0, 8, b'\1' + bytes(7)),
-    'setsid': (112,), 'setpgid': (109, 0, 0), 'ftruncate': (77, 3, 0),
-    'fallocate': (285, 3, 0, 0, 1), 'splice': (275, 0, 0, 1, 0, 1, 0),
-    'vmsplice': (278, 1, 0, 0, 0), 'sendmsg': (46, 3, bytes(56), 0),
-    'recvmsg': (47, 3, bytes(56), 0x40), 'uname': (63, bytes(400)),
-    'landlock_create_ruleset': (444, 0, 0, 1), 'dup2': (33, 3, 9),
-    'process_madvise': (440, 0, 0, 0, 0, 0), 'membarrier': (324, 0, 0),
-    'remap_file_pages': (216, 0, 0, 0, 0, 0), 'lookup_dcookie': (212, 0, 0, 0),
-    'creat': (85, b'/tmp/r1jax-escaped', 0o600), 'open': (2, b'/', 0, 0),
+  'ptrace': (101, 16, 1, 0, 0),
+  'process_vm_readv': (310, 1, 0, 0, 0, 0, 0),
+  'process_vm_writev': (311, 1, 0, 0, 0, 0, 0),
+  'tkill': (200, 1, 0),
+  'tgkill': (234, 1, 1, 0),
+  'rt_sigqueueinfo': (129, 1, 0, 0),
+  'pidfd_open': (434, 1, 0),
+  'pidfd_send_signal': (424, 0, 0, 0, 0),
+  'pidfd_getfd': (438, 0, 0, 0),
+  'kcmp': (312, 1, 1, 0, 0, 0),
+  'vfork': (58,),
+  'clone': (56, 17, 0, 0, 0, 0),
+  'clone3': (435, 0, 0),
+  'execveat': (322, 0, 0, 0, 0, 0x1000),
+  'memfd_create': (319, b'x', 0),
+  'memfd_secret': (447, 0),
+  'shmget': (29, 0, 4096, 0o1600),
+  'shmat': (30, 0, 0, 0),
+  'msgget': (68, 0, 0o1600),
+  'semget': (64, 0, 1, 0o1600),
+  'mq_open': (240, b'x', 66, 0o600, 0),
+  'pipe': (22, bytes(8)),
+  'pipe2': (293, bytes(8), 0),
+  'eventfd2': (290, 0, 0),
+  'timerfd_create': (283, 0, 0),
+  'signalfd4': (289, -1, bytes(8), 8, 0),
+  'epoll_create1': (291, 0),
+  'inotify_init1': (294, 0),
+  'fanotify_init': (300, 0, 0),
+  'io_uring_setup': (425, 1, bytes(120)),
+  'io_setup': (206, 1, bytes(8)),
+  'userfaultfd': (323, 1),
+  'perf_event_open': (298, bytes(128), 0, -1, -1, 0),
+  'bpf': (321, 0, bytes(128), 128),
+  'add_key': (248, b'user', b'x', b'x', 1, -2),
+  'keyctl': (250, 0, -2, 1),
+  'request_key': (249, b'user', b'x', 0, -2),
+  'unshare': (272, 0x10000000),
+  'setns': (308, 0, 0),
+  'mount': (165, b'x', b'/', b'tmpfs', 0, 0),
+  'umount2': (166, b'/', 2),
+  'open_tree': (428, -100, b'/', 0),
+  'fsopen': (430, b'tmpfs', 0),
+  'move_mount': (429, -1, b'', -1, b'', 0),
+  'pivot_root': (155, b'/', b'/'),
+  'mknod': (133, b'/tmp/r1jax-escaped', 0o10600, 0),
+  'name_to_handle_at': (303, -100, b'/', bytes(128), bytes(4), 0),
+  'open_by_handle_at': (304, -100, bytes(128), 0),
+  'prctl (seccomp)': (157, 22, 0, 0, 0),
+  'prctl (dumpable)': (157, 4, 1),
+  'seccomp': (317, 0, 0, 0),
+  'capset': (126, bytes(8), bytes(24)),
+  'setresuid': (117, 0, 0, 0),
+  'personality': (135, 0x0040000),
+  'ioctl': (16, 0, 0x5401, bytes(64)),
+  'iopl': (172, 3),
+  'ioperm': (173, 0, 1, 1),
+  'modify_ldt': (154, 0, bytes(16), 16),
+  'init_module': (175, b'', 0, b''),
+  'finit_module': (313, 0, b'', 0),
+  'kexec_load': (246, 0, 0, 0, 0),
+  'reboot': (169, 0, 0, 0),
+  'swapon': (167, b'/', 0),
+  'acct': (163, 0),
+  'syslog': (103, 10, 0, 0),
+  'quotactl': (179, 0, 0, 0, 0),
+  'adjtimex': (159, bytes(256)),
+  'settimeofday': (164, bytes(16), 0),
+  'clock_adjtime': (305, 0, bytes(256)),
+  'sethostname': (170, b'x', 1),
+  'mlockall': (151, 1),
+  'sched_setscheduler': (144, 0, 1, bytes(4)),
+  'sched_setaffinity': (203, 0, 8, b'\1' + bytes(7)),
+  'setsid': (112,),
+  'setpgid': (109, 0, 0),
+  'ftruncate': (77, 3, 0),
+  'fallocate': (285, 3, 0, 0, 1),
+  'splice': (275, 0, 0, 1, 0, 1, 0),
+  'vmsplice': (278, 1, 0, 0, 0),
+  'sendmsg': (46, 3, bytes(56), 0),
+  'recvmsg': (47, 3, bytes(56), 0x40),
+  'uname': (63, bytes(400)),
+  'landlock_create_ruleset': (444, 0, 0, 1),
+  'dup2': (33, 3, 9),
+  'process_madvise': (440, 0, 0, 0, 0, 0),
+  'membarrier': (324, 0, 0),
+  'remap_file_pages': (216, 0, 0, 0, 0, 0),
+  'lookup_dcookie': (212, 0, 0, 0),
+  'creat': (85, b'/tmp/r1jax-escaped', 0o600),
+  'open': (2, b'/', 0, 0),
 }
 
 # Name → (program, the statuses that a sandbox may report).
 HOGS = {
-    'an endless loop': ('while True: pass', ('timeout',)),
-    'ignored signals': ('''
+  'an endless loop': ('while True: pass', ('timeout',)),
+  'ignored signals': (
+    """
 import signal
 for n in range(1, 65):
   try:
     signal.signal(n, signal.SIG_IGN)
   except (OSError, ValueError):
     pass
-while True: pass''', ('timeout',)),
-    'an endless sleep': ('''
+while True: pass""",
+    ('timeout',),
+  ),
+  'an endless sleep': (
+    """
 import time
 while True:
   try: time.sleep(1000)
-  except BaseException: pass''', ('timeout',)),
-    'a loop in C': ('import re; re.match(r"(a+)+$", "a" * 60 + "b")',
-                    ('timeout',)),
-    'an endless exit': ('''
+  except BaseException: pass""",
+    ('timeout',),
+  ),
+  'a loop in C': (
+    'import re; re.match(r"(a+)+$", "a" * 60 + "b")',
+    ('timeout',),
+  ),
+  'an endless exit': (
+    """
 import atexit
 @atexit.register
 def stay():
-  while True: pass''', ('timeout',)),
-    'waiting for more input': ('while True: input()', ('error',)),
-    'memory': ('x = bytearray(1 << 30)', ('memory',)),
-    'much memory, slowly': ('''
+  while True: pass""",
+    ('timeout',),
+  ),
+  'waiting for more input': ('while True: input()', ('error',)),
+  'memory': ('x = bytearray(1 << 30)', ('memory',)),
+  'much memory, slowly': (
+    """
 x = []
-while True: x.append(bytearray(1 << 24))''', ('memory',)),
-    'mapped memory': ('''
+while True: x.append(bytearray(1 << 24))""",
+    ('memory',),
+  ),
+  'mapped memory': (
+    """
 import mmap
-x = [mmap.mmap(-1, 1 << 26) for _ in range(64)]''', ('error', 'memory')),
-    'shared memory': ('''
+x = [mmap.mmap(-1, 1 << 26) for _ in range(64)]""",
+    ('error', 'memory'),
+  ),
+  'shared memory': (
+    """
 import mmap
-x = [mmap.mmap(-1, 1 << 26, mmap.MAP_SHARED) for _ in range(64)]''',
-                      ('error', 'memory')),
-    'a flood': ('while True: print("x" * 10000)', ('output',)),
-    'a flood of bytes': ('''
+x = [mmap.mmap(-1, 1 << 26, mmap.MAP_SHARED) for _ in range(64)]""",
+    ('error', 'memory'),
+  ),
+  'a flood': ('while True: print("x" * 10000)', ('output',)),
+  'a flood of bytes': (
+    """
 import os
-while True: os.write(1, b"\\0" * 60000)''', ('output',)),
-    'a deep recursion': ('''
+while True: os.write(1, b"\\0" * 60000)""",
+    ('output',),
+  ),
+  'a deep recursion': (
+    """
 import sys
 sys.setrecursionlimit(10**9)
 def f(): return [f()]
-f()''', ('error', 'memory', 'timeout')),
-    'a deep recursion in C': ('''
+f()""",
+    ('error', 'memory', 'timeout'),
+  ),
+  'a deep recursion in C': (
+    """
 import sys
 sys.setrecursionlimit(10**9)
 x = []
 for _ in range(10**5): x = [x]
-repr(x)''', ('error', 'memory')),
-    'a fork bomb': ('''
+repr(x)""",
+    ('error', 'memory'),
+  ),
+  'a fork bomb': (
+    """
 import os
-while True: os.fork()''', ('forbidden',)),
-    'many threads': ('''
+while True: os.fork()""",
+    ('forbidden',),
+  ),
+  'many threads': (
+    """
 import threading, time
 for _ in range(10**6): threading.Thread(target=time.sleep, args=[99]).start()
-''', ('forbidden', 'memory')),
-    'many descriptors': ('''
+""",
+    ('forbidden', 'memory'),
+  ),
+  'many descriptors': (
+    """
 import os
-while True: os.dup(0)''', ('error',)),
-    'a crash': ('import ctypes; ctypes.string_at(0)', ('error',)),
-    'an abort': ('import os; os.abort()', ('error',)),
+while True: os.dup(0)""",
+    ('error',),
+  ),
+  'a crash': ('import ctypes; ctypes.string_at(0)', ('error',)),
+  'an abort': ('import os; os.abort()', ('error',)),
 }

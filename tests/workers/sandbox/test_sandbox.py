@@ -11,11 +11,9 @@ import time
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.workers.sandbox import canaries
+from r1jax.workers.sandbox import canaries, seccomp, tiers
 from r1jax.workers.sandbox import sandbox as sandboxes
 from r1jax.workers.sandbox import slot as sandbox_slot
-from r1jax.workers.sandbox import seccomp
-from r1jax.workers.sandbox import tiers
 from r1jax.workers.sandbox.sandbox import Sandbox
 from tests.workers.sandbox import attacks
 
@@ -49,8 +47,9 @@ def sandbox(request, target):
 
 def _facts(target: Path) -> str:
   return attacks.PREAMBLE + (
-      f'SECRET, FOLDER, REPOSITORY, PARENT = {str(target)!r}, '
-      f'{str(target.parent)!r}, {__file__!r}, {os.getpid()}\n')
+    f'SECRET, FOLDER, REPOSITORY, PARENT = {str(target)!r}, '
+    f'{str(target.parent)!r}, {__file__!r}, {os.getpid()}\n'
+  )
 
 
 def _attack(name: str) -> str:
@@ -59,8 +58,12 @@ def _attack(name: str) -> str:
 
 @pytest.mark.parametrize('name', attacks.ATTACKS)
 def test_no_attack_gets_its_way(sandbox, target, name):
-  with sandbox.slot() as slot, slot.calls(
-      [('facts', _facts(target)), ('attack', _attack(name))], SECS) as calls:
+  with (
+    sandbox.slot() as slot,
+    slot.calls(
+      [('facts', _facts(target)), ('attack', _attack(name))], SECS
+    ) as calls,
+  ):
     assert calls.loaded.status == 'ok'
     found = calls.call('bool(attack())', SECS)
   assert found.value is not True
@@ -72,23 +75,35 @@ def test_no_attack_gets_its_way(sandbox, target, name):
 @pytest.mark.parametrize('name', attacks.HARMLESS)
 def test_a_plain_process_can_do_these(target, name):
   # All in one would be quicker, but one that fails must not hide another.
-  source = '\n'.join([_facts(target), _attack(name),
-                      'sys.exit(0 if attack() else 1)'])
-  assert subprocess.run([sys.executable, '-S', '-c', source], cwd='/',
-                        stdout=subprocess.DEVNULL).returncode == 0
+  source = '\n'.join(
+    [_facts(target), _attack(name), 'sys.exit(0 if attack() else 1)']
+  )
+  assert (
+    subprocess.run(
+      [sys.executable, '-S', '-c', source], cwd='/', stdout=subprocess.DEVNULL
+    ).returncode
+    == 0
+  )
 
 
 def test_calls_outside_the_list_do_not_exist(sandbox, target):
-  source = attacks.PREAMBLE + f'''
+  source = (
+    attacks.PREAMBLE
+    + f"""
 CALLS = {attacks.CALLS!r}
 def reached(name):
   return call(*CALLS[name]) != -1 or ctypes.get_errno() != 38
-'''
+"""
+  )
   with sandbox.slot() as slot, slot.calls([('calls', source)], SECS) as calls:
-    replies = {name: calls.call(f'reached({name!r})', SECS)
-               for name in attacks.CALLS}
-  assert {name: reply for name, reply in replies.items()
-          if reply.status != 'ok' or reply.value is not False} == {}
+    replies = {
+      name: calls.call(f'reached({name!r})', SECS) for name in attacks.CALLS
+    }
+  assert {
+    name: reply
+    for name, reply in replies.items()
+    if reply.status != 'ok' or reply.value is not False
+  } == {}
 
 
 @pytest.mark.parametrize('name', attacks.HOGS)
@@ -129,14 +144,22 @@ def test_a_value_that_is_too_long_does_not_come_back(sandbox):
 def test_programs_meet_only_themselves(sandbox):
   with sandbox.slot() as slot:
     for _ in range(2):
-      with slot.calls([('p', 'import math, builtins\nseen = '
-                        '(hasattr(math, "left"), hasattr(builtins, "left"))\n'
-                        'math.left = builtins.left = 1')], SECS) as calls:
+      with slot.calls(
+        [
+          (
+            'p',
+            'import math, builtins\nseen = '
+            '(hasattr(math, "left"), hasattr(builtins, "left"))\n'
+            'math.left = builtins.left = 1',
+          )
+        ],
+        SECS,
+      ) as calls:
         assert calls.call('list(seen)', SECS).value == [False, False]
 
 
 def test_programs_run_as_programs_do(sandbox):
-  source = '''
+  source = """
 import sys, dataclasses, heapq, collections, bisect, functools, decimal, email
 from typing import List, Optional
 @dataclasses.dataclass(order=True)
@@ -148,7 +171,7 @@ if __name__ == '__main__':
   print(n, Pair(n), *sys.stdin.read().split())
   print('é', file=sys.stderr)
   sys.exit()
-'''
+"""
   with sandbox.slot() as slot:
     reply = slot.whole(source, '1\na b\nc é', SECS)
     assert reply.value == '1 Pair(a=1, b=None) a b c é\n', reply
@@ -194,14 +217,15 @@ def test_nothing_stays_when_the_sandbox_closes(sandbox):
 
 
 def test_nothing_stays_when_its_owner_is_killed(sandbox):
-  source = f'''
+  source = f"""
 from r1jax.workers.sandbox.sandbox import Sandbox
 with Sandbox(slots=1, tier={sandbox.tier!r}) as made, made.slot() as slot:
   print(slot._server.pid, flush=True)
   slot.whole('while True: pass', '', {SECS})
-'''
-  with subprocess.Popen([sys.executable, '-c', source], text=True,
-                        stdout=subprocess.PIPE) as owner:
+"""
+  with subprocess.Popen(
+    [sys.executable, '-c', source], text=True, stdout=subprocess.PIPE
+  ) as owner:
     pid = int(owner.stdout.readline())
     time.sleep(0.1)
     assert _descendants(pid) >= 1
@@ -222,26 +246,38 @@ def test_the_strongest_tier_that_holds_is_taken(sandbox):
 def test_this_process_is_never_forked(sandbox, monkeypatch):
   def fork():
     raise AssertionError('forked')
+
   monkeypatch.setattr(os, 'fork', fork)
   with Sandbox(slots=1, tier=sandbox.tier) as made, made.slot() as slot:
     assert slot.whole('print(1)', '', SECS).value == '1\n'
 
 
 def test_a_tier_that_lets_a_canary_through_is_refused(sandbox, monkeypatch):
-  monkeypatch.setattr(canaries, '_ATTACKS', canaries._ATTACKS + '''
+  monkeypatch.setattr(
+    canaries,
+    '_ATTACKS',
+    canaries._ATTACKS
+    + """
 def gets_out(): return True
-''')
+""",
+  )
   with pytest.raises(UserError, match='not stopped: gets_out'):
     Sandbox(slots=1, tier=sandbox.tier)
 
 
-@pytest.mark.parametrize('hole', [
-    {'socket': 41}, {'memfd_create': 319}, {'shmget': 29}])
+@pytest.mark.parametrize(
+  'hole', [{'socket': 41}, {'memfd_create': 319}, {'shmget': 29}]
+)
 def test_the_canaries_notice_a_hole_in_the_filter(sandbox, monkeypatch, hole):
   source = tiers.inspect.getsource
-  monkeypatch.setattr(tiers.inspect, 'getsource', lambda module: source(
-      module) + f'\nPROGRAM |= {hole}\nSERVER |= {hole}\n' * (
-          module is seccomp))
+  monkeypatch.setattr(
+    tiers.inspect,
+    'getsource',
+    lambda module: (
+      source(module)
+      + f'\nPROGRAM |= {hole}\nSERVER |= {hole}\n' * (module is seccomp)
+    ),
+  )
   with pytest.raises(UserError, match='not stopped: '):
     Sandbox(slots=1, tier=sandbox.tier)
 
@@ -252,8 +288,7 @@ def test_without_a_tier_nothing_runs(monkeypatch):
     Sandbox()
 
 
-def test_a_tier_that_does_not_start_gives_way_to_the_next(
-    sandbox, monkeypatch):
+def test_a_tier_that_does_not_start_gives_way_to_the_next(sandbox, monkeypatch):
   monkeypatch.setattr(tiers.shutil, 'which', lambda name: '/bin/false')
   with pytest.raises(UserError, match='bubblewrap: did not start'):
     Sandbox(slots=1, tier='bubblewrap')
@@ -262,8 +297,7 @@ def test_a_tier_that_does_not_start_gives_way_to_the_next(
       assert made.tier != 'bubblewrap'
 
 
-def test_a_sandbox_that_cannot_start_again_scores_nothing(
-    sandbox, monkeypatch):
+def test_a_sandbox_that_cannot_start_again_scores_nothing(sandbox, monkeypatch):
   with Sandbox(slots=1, tier=sandbox.tier) as made, made.slot() as slot:
     monkeypatch.setattr(tiers, '_lacks', lambda tier: 'it is gone')
     os.killpg(slot._server.pid, signal.SIGKILL)
@@ -273,8 +307,9 @@ def test_a_sandbox_that_cannot_start_again_scores_nothing(
 
 
 def test_another_machine_is_refused(monkeypatch):
-  monkeypatch.setattr(seccomp.os, 'uname', lambda: type(
-      'Uname', (), {'machine': 'riscv64'}))
+  monkeypatch.setattr(
+    seccomp.os, 'uname', lambda: type('Uname', (), {'machine': 'riscv64'})
+  )
   with pytest.raises(UserError, match='not of riscv64'):
     Sandbox()
 
@@ -284,9 +319,21 @@ def test_an_unknown_tier_is_named():
     Sandbox(tier='docker')
 
 
-@pytest.mark.parametrize('payload', [
-    b'', b'x', b'[]', b'{}', b'null', b'1', b'{"error": "ok"}', b'\xff',
-    b'{"error": "correct", "message": ""}', b'[' * 100_000,
-    b'{"value": ' + b'9' * 10_000 + b'}'])
+@pytest.mark.parametrize(
+  'payload',
+  [
+    b'',
+    b'x',
+    b'[]',
+    b'{}',
+    b'null',
+    b'1',
+    b'{"error": "ok"}',
+    b'\xff',
+    b'{"error": "correct", "message": ""}',
+    b'[' * 100_000,
+    b'{"value": ' + b'9' * 10_000 + b'}',
+  ],
+)
 def test_a_forged_reply_is_an_error(payload):
   assert sandbox_slot._reply(payload).status == 'error'
