@@ -37,14 +37,14 @@ def get_config() -> ConfigDict:
   pipeline.grpo_language = copy.deepcopy(r1.zero)
   pipeline.grpo_language.rl.reward.language = 0.5
   pipeline.ppo, pipeline.ppo_lam095 = (_ppo(r1.zero, lam) for lam in (1, 0.95))
-  pipeline.pairs = copy.deepcopy(r1.curated)
+  pipeline.pairs = copy.deepcopy(r1.rejection_sampled)
   pipeline.pairs.init = '@base'
-  pipeline.pairs.curate.update(
-    prompts=2000,
-    samples=8,
+  pipeline.pairs.rejection_sampling.update(
+    num_prompts=2000,
+    num_samples=8,
     pairs=True,
     max_per_prompt=4,
-    general=(),
+    extra_data=(),
     min_language=0.0,
     max_repetition=1.0,
   )

@@ -27,7 +27,7 @@ def _config(kind: str) -> ConfigDict:
 def get_config() -> ConfigDict:
   labels = _config('label_steps')
   labels.label_steps.update(
-    prompts=96, samples=4, continuations=8, chunk_prompts=32
+    num_prompts=96, num_samples=4, num_continuations=8, prompts_per_chunk=32
   )
   judge = _config('prm')
   judge.model.scalar_head = True
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
   policy.rl.update(steps=30, eval_every=3, checkpoint_every=30)
   policy.rl.reward.update(accuracy=0.0, format=0.0, process=1.0)
   policy.rl.reward_models.process = '@judge'
-  policy.eval.samples = 4
+  policy.eval.num_samples = 4
   return ConfigDict(
     dict(
       stages=('labels', 'judge', 'policy'),

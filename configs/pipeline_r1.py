@@ -67,26 +67,26 @@ def _reasoning() -> ConfigDict:
   return config
 
 
-def _curated() -> ConfigDict:
+def _rejection_sampling() -> ConfigDict:
   """Rejection sampling: 600k reasoning rows, and 200k others (section 2.3.3).
 
   Mixed languages, long paragraphs and code blocks are dropped. How many samples
   a prompt had is unpublished.
   """
-  config = v3('curate', '@reasoning')
+  config = v3('rejection_sampling', '@reasoning')
   config.data.update(_FORM)
   config.rl.max_new_tokens = 32768
-  config.curate.update(
-    samples=16,
+  config.rejection_sampling.update(
+    num_samples=16,
     temperature=1.0,
-    correct=True,
-    well_formed=True,
+    require_correct=True,
+    require_format=True,
     min_language=0.95,
     max_repetition=0.2,
-    without=('```',),
+    forbidden_substrings=('```',),
     max_per_prompt=8,
-    reasoning_rows=600_000,
-    general=('r1/general.jsonl:200000',),
+    max_reasoning_rows=600_000,
+    extra_data=('r1/general.jsonl:200000',),
   )
   return config
 
@@ -127,7 +127,7 @@ def _distilled(
 ) -> ConfigDict:
   """SFT of a dense base on the 800k rows: 2 epochs ("2–3"), batch 64, cosine
   to a tenth (section 2.4)."""
-  config = _sft(weights, ('@curated',))
+  config = _sft(weights, ('@rejection_sampled',))
   config.model = model | dict(max_context=32768 + 1024)
   config.mesh = dict(data=1, fsdp=64, tensor=tensor, expert=1)
   config.tokenizer.source = tokenizer
@@ -189,7 +189,7 @@ def get_config() -> ConfigDict:
       stages=(
         'cold_start',
         'reasoning',
-        'curated',
+        'rejection_sampled',
         'sft',
         'helpful',
         'safe',
@@ -202,8 +202,8 @@ def get_config() -> ConfigDict:
       # Thousands of long thoughts; size and settings are unpublished.
       cold_start=_sft(V3_BASE, ('r1/cold_start.jsonl',)),
       reasoning=_reasoning(),
-      curated=_curated(),
-      sft=_sft(V3_BASE, ('@curated',)),  # From the base again.
+      rejection_sampled=_rejection_sampling(),
+      sft=_sft(V3_BASE, ('@rejection_sampled',)),  # From the base again.
       helpful=_judge('helpful', 'r1/helpful.jsonl'),
       safe=_judge('safe', 'r1/safe.jsonl'),
       final=_final(),

@@ -29,7 +29,7 @@ def _config(kind: str, init: str) -> ConfigDict:
     rude=0.35,
   )
   config.rl.max_new_tokens = 96
-  config.eval.update(num_problems=96, samples=8, temperature=1.0, top_p=1.0)
+  config.eval.update(num_problems=96, num_samples=8, temperature=1.0, top_p=1.0)
   return config
 
 
@@ -122,17 +122,17 @@ def _judge(kind: str) -> ConfigDict:
   return config
 
 
-def _curated(init: str, *general: str) -> ConfigDict:
+def _rejection_sampling(init: str, *general: str) -> ConfigDict:
   """Right, well formed, in one language; one of four samples a prompt."""
-  config = _config('curate', init)
+  config = _config('rejection_sampling', init)
   config.data.mixture = ('arithmetic:0.5', 'countdown:0.5')
   config.corpus.update(rude=0.0, spoken=1.0, foreign=0.0, malformed=0.0)
-  config.curate.update(
-    prompts=1200,
-    samples=4,
+  config.rejection_sampling.update(
+    num_prompts=1200,
+    num_samples=4,
     min_language=0.95,
     max_repetition=0.5,
-    general=general,
+    extra_data=general,
   )
   return config
 
@@ -178,12 +178,12 @@ def get_config() -> ConfigDict:
         'zero',
         'cold_start',
         'reasoning',
-        'curated',
+        'rejection_sampled',
         'sft',
         'helpful',
         'safe',
         'final',
-        'lessons',
+        'distillation_data',
         'student_base',
         'student',
         'student_rl',
@@ -200,13 +200,13 @@ def get_config() -> ConfigDict:
   pipeline.cold_start = _sft('@base', 'arithmetic:600', 'countdown:400')
   pipeline.reasoning = _rl('@cold_start', 50)
   pipeline.reasoning.rl.reward.language = 0.5
-  pipeline.curated = _curated('@reasoning', 'manners:400')
-  pipeline.sft = _sft('@base', '@curated')
+  pipeline.rejection_sampled = _rejection_sampling('@reasoning', 'manners:400')
+  pipeline.sft = _sft('@base', '@rejection_sampled')
   pipeline.helpful, pipeline.safe = _judge('helpful'), _judge('safe')
   pipeline.final = _final()
   # Distillation, and the same student without a teacher.
-  pipeline.lessons = _curated('@final', 'manners:400')
+  pipeline.distillation_data = _rejection_sampling('@final', 'manners:400')
   pipeline.student_base = _dense(_pretrain())
-  pipeline.student = _dense(_sft('@student_base', '@lessons'))
+  pipeline.student = _dense(_sft('@student_base', '@distillation_data'))
   pipeline.student_rl = _dense(_rl('@student_base', 50))
   return pipeline

@@ -31,5 +31,5 @@ def get_config():
     eval_every=2,
     checkpoint_every=2,
   )
-  config.eval.update(num_problems=8, samples=2)
+  config.eval.update(num_problems=8, num_samples=2)
   return config

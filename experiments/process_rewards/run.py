@@ -32,7 +32,7 @@ RL = {
   'rl.steps': STEPS,
   'rl.eval_every': 3,
   'rl.checkpoint_every': STEPS,
-  'eval.samples': 4,
+  'eval.num_samples': 4,
 }
 
 
@@ -91,7 +91,7 @@ def judged(
       f'--workdir={place}',
       f'--only={stage}',
       *changes,
-      f'--config.labels.label_steps.prompts={prompts}',
+      f'--config.labels.label_steps.num_prompts={prompts}',
     )
   report = (place / 'labels/label_steps/report.json').read_text()
   last = metrics.read(place / 'judge/prm/metrics.jsonl')[-1]
@@ -111,7 +111,7 @@ def policy_rows(
   shared = {'init': init, 'seed': seed, 'eval.search.process_model': model}
   found = evaluated(
     place / 'best.txt',
-    shared | {'eval.search.kind': 'best_of_n', 'eval.samples': SAMPLES},
+    shared | {'eval.search.kind': 'best_of_n', 'eval.num_samples': SAMPLES},
   )
   told = {'seed': seed, 'policy': name} | cost
   rows = []

@@ -202,42 +202,42 @@ def get_config() -> ml_collections.ConfigDict:
   config.dpo.optimizer.warmup_steps = 150
   # Rejection sampling: completions of config.init, of which the good ones are
   # kept to learn from. How long they may be is in config.rl.
-  config.curate = dict(
-    prompts=0,  # The first so many of the training prompts; 0: all of them.
-    samples=4,  # A prompt.
+  config.rejection_sampling = dict(
+    num_prompts=0,  # The first so many of the training prompts; 0: all of them.
+    num_samples=4,  # A prompt.
     temperature=1.0,
     top_p=1.0,
-    chunk_prompts=256,  # Between two saves.
+    prompts_per_chunk=256,  # Between two saves.
     # The filters. A truncated completion is always dropped.
-    correct=True,  # Drop what a rule finds wrong.
-    well_formed=True,  # Drop what breaks data.form.
+    require_correct=True,  # Drop what a rule finds wrong.
+    require_format=True,  # Drop what breaks data.form.
     min_language=0.0,  # Least share of the question's language.
     max_repetition=1.0,  # Largest share of repeated 4-grams of words.
     max_tokens=0,  # Of a completion; 0: any.
-    without=(),  # Texts that must not be in it, such as '```'.
-    judge='',  # A reward model, and its least score.
+    forbidden_substrings=(),  # Texts that must not be in it, such as '```'.
+    reward_model='',  # A reward model, and its least score.
     min_score=0.0,
     deduplicate=True,
     max_per_prompt=1,  # m.
-    best_first=False,  # The m of the highest scores, not the first m.
+    sort_by_score=False,  # The m of the highest scores, not the first m.
     # Rows for dpo.data: each that is kept before one that is wrong or
     # malformed, of the same prompt.
     pairs=False,
-    reasoning_rows=0,  # So many of what is left, by chance; 0: all.
+    max_reasoning_rows=0,  # So many of what is left, by chance; 0: all.
     # Rows to mix in: files of demonstrations, or synthetic tasks, with how
     # many of each: 'manners:200'.
-    general=(),
-    top_logps=0,  # Keep the checkpoint's O likeliest tokens, to distil from.
+    extra_data=(),
+    top_logprobs=0,  # Keep the checkpoint's O likeliest tokens, to distil from.
   )
   # Labels for the steps of config.init's thoughts, from its own continuations.
   # How long these may be is in config.rl.
   config.label_steps = dict(
-    prompts=0,  # The first so many of the training prompts; 0: all of them.
-    samples=4,  # Thoughts a prompt.
-    continuations=8,  # n, of each step (Math-Shepherd: N = 8).
+    num_prompts=0,  # The first so many of the training prompts; 0: all of them.
+    num_samples=4,  # Thoughts a prompt.
+    num_continuations=8,  # n, of each step (Math-Shepherd: N = 8).
     temperature=1.0,
     top_p=1.0,
-    chunk_prompts=64,  # Between two saves.
+    prompts_per_chunk=64,  # Between two saves.
   )
   # A process reward model, from what label_steps has left. It needs
   # config.model.scalar_head.
@@ -386,11 +386,11 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.eval = dict(
     num_problems=128,
-    samples=8,  # k, a problem.
+    num_samples=8,  # k, a problem.
     temperature=0.6,  # DeepSeek-R1 section 3.
     top_p=0.95,
     # What `r1jax eval` makes of more than one sample: 'none', pass@1 alone;
-    # of every n up to eval.samples, a power of two, the 'vote' or the
+    # of every n up to eval.num_samples, a power of two, the 'vote' or the
     # 'best_of_n' by a process reward model; or 'mcts', rollout/search.py.
     search=dict(
       kind='none',

@@ -1,7 +1,7 @@
 """Demonstrations: prompts with the responses to learn from.
 
 A row of a file has an `id`, a `question` or `messages`, and a `response`; it
-may say `general: true`. `r1jax` writes such rows in its curation stage.
+may say `general: true`. `r1jax` writes such rows in its stage rejection_sampling.
 """
 
 import base64

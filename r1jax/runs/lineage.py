@@ -106,15 +106,21 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
         _add(found, f'{name}.{key}', files)
   if 'prm' in config.stages:
     _add(found, 'prm.data', prm.files(config.prm))
-  if {'rl', 'curate', 'label_steps'} & set(config.stages):
+  if {'rl', 'rejection_sampling', 'label_steps'} & set(config.stages):
     names = list(mixture.parse(data.mixture or (data.task,)))
     _add(found, 'data.task', _dataset_files(names, tasks.TRAIN, data.path))
     if data.pass_rates:
       found['data.pass_rates'] = readers.resolve(data.pass_rates)
-  if 'curate' in config.stages:
-    _add(found, 'curate.general', _demonstrations(config.curate.general))
-    if config.curate.judge:
-      found['curate.judge'] = Path(config.curate.judge)
+  if 'rejection_sampling' in config.stages:
+    _add(
+      found,
+      'rejection_sampling.extra_data',
+      _demonstrations(config.rejection_sampling.extra_data),
+    )
+    if config.rejection_sampling.reward_model:
+      found['rejection_sampling.reward_model'] = Path(
+        config.rejection_sampling.reward_model
+      )
   if 'rl' in config.stages:
     if config.rl.advantage == 'gae' and config.rl.ppo.value_init:
       found['rl.ppo.value_init'] = Path(config.rl.ppo.value_init)

@@ -39,7 +39,7 @@ STAGES: dict[str, type[Stage]] = {
     preferences.DPO,
     prm.PRM,
     rl.RL,
-    rejection_sampling.Curate,
+    rejection_sampling.RejectionSampler,
     label_steps.LabelSteps,
   )
 }

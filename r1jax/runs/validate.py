@@ -231,7 +231,7 @@ _TAKEN = {
   'sft.teacher': (_POLICY,),
   'sft.data': (_ROWS,),
   'data.': (_ROWS,),
-  'curate.general': (_ROWS,),
+  'rejection_sampling.extra_data': (_ROWS,),
   'reward_model.data': (_PAIRS,),
   'reward_model.held_out': (_PAIRS,),
   'dpo.data': (_PAIRS,),
@@ -241,15 +241,15 @@ _TAKEN = {
   'rl.ppo.value_init': (_REWARD, _PROCESS, _POLICY),
   'rl.reward_models.process': (_PROCESS,),
   'rl.reward_models': (_REWARD,),
-  'curate.judge': (_REWARD,),
+  'rejection_sampling.reward_model': (_REWARD,),
 }
 
 
 def _left_by(parent: ml_collections.ConfigDict) -> str:
   """What a run of this config leaves."""
   last = parent.stages[-1]
-  if last == 'curate':
-    return _PAIRS if parent.curate.pairs else _ROWS
+  if last == 'rejection_sampling':
+    return _PAIRS if parent.rejection_sampling.pairs else _ROWS
   return _LEFT.get(last, _POLICY)
 
 
@@ -267,7 +267,7 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
   if left not in wanted:
     hint = ''
     if {left, *wanted} <= {_ROWS, _PAIRS}:
-      hint = f'; set {parent_name}.curate.pairs = {left == _ROWS}'
+      hint = f'; set {parent_name}.rejection_sampling.pairs = {left == _ROWS}'
     raise UserError(
       f'{here} needs {" or ".join(wanted)}, but {parent_name} '
       f'leaves {left}{hint}'
@@ -280,16 +280,16 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
 
 
 def _check_stored(here: str, parent_name: str, parent):
-  """Has every row of a curation its teacher's distributions?"""
-  if not parent.curate.top_logps:
+  """Checks that every sampled row brings the distributions of its teacher."""
+  if not parent.rejection_sampling.top_logprobs:
     raise UserError(
       f"{here}: sft.teacher = 'stored' needs {parent_name}."
-      'curate.top_logps above 0'
+      'rejection_sampling.top_logprobs above 0'
     )
-  if parent.curate.general:
+  if parent.rejection_sampling.extra_data:
     raise UserError(
       f"{here}: sft.teacher = 'stored', but {parent_name}."
-      'curate.general brings rows without a teacher; leave them '
+      'rejection_sampling.extra_data brings rows without a teacher; leave them '
       'out'
     )
 

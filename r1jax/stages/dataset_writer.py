@@ -31,12 +31,12 @@ def count(stage: str, asked: int, prompts: Sequence[Prompt]) -> int:
   there = min(len(prompts), _MOST)
   if not 0 <= asked <= there:
     raise UserError(
-      f'{stage}: prompts = {asked}, but there are {there}; 0 '
+      f'{stage}: num_prompts = {asked}, but there are {there}; 0 '
       'takes all of a dataset'
     )
   if not asked and len(prompts) > _MOST:
     raise UserError(
-      f'{stage}: prompts = 0 takes all of a dataset, but these '
+      f'{stage}: num_prompts = 0 takes all of a dataset, but these '
       'have no end; say how many'
     )
   return asked or there

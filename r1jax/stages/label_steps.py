@@ -62,7 +62,7 @@ class LabelSteps(Stage):
     c = self._config = config.label_steps
     self._whole, self._parts = config, parts
     self._prompts = build.prompts(config, parts, tasks.TRAIN, general=False)
-    self._count = dataset_writer.count(self.name, c.prompts, self._prompts)
+    self._count = dataset_writer.count(self.name, c.num_prompts, self._prompts)
     self._splitter = steps.splitter(
       config.data.step_delimiter, parts.reader, parts.tokenizer
     )
@@ -93,8 +93,8 @@ class LabelSteps(Stage):
     ):
       if done:
         progress.tell(f'goes on after prompt {done}')
-      for start in range(done, self._count, c.chunk_prompts):
-        end = min(start + c.chunk_prompts, self._count)
+      for start in range(done, self._count, c.prompts_per_chunk):
+        end = min(start + c.prompts_per_chunk, self._count)
         found, counted = self._chunk(
           base_params, [self._prompts[i] for i in range(start, end)]
         )
@@ -108,7 +108,7 @@ class LabelSteps(Stage):
         progress.update(
           end, {'steps': f'{counts["steps"]}'}, keep=end == self._count
         )
-    right = np.concatenate([row['right'] for row in rows]) / c.continuations
+    right = np.concatenate([row['right'] for row in rows]) / c.num_continuations
     report = (
       {'prompts': self._count}
       | counts
@@ -150,7 +150,7 @@ class LabelSteps(Stage):
     made = continuation.draw(
       session,
       assemble.requests(
-        batch, c.samples, self._sampling, jax.random.fold_in(key, _THOUGHTS)
+        batch, c.num_samples, self._sampling, jax.random.fold_in(key, _THOUGHTS)
       ),
     )
     thoughts = self._thoughts(prompts, batch.id_P, made)
@@ -165,7 +165,7 @@ class LabelSteps(Stage):
       continuation.requests(
         contexts,
         [self._left(context) for context in contexts],
-        c.continuations,
+        c.num_continuations,
         jax.random.fold_in(key, _CONTINUATIONS),
       ),
     )
@@ -190,7 +190,7 @@ class LabelSteps(Stage):
   def _thoughts(
     self, prompts: Sequence[Prompt], id_P, made: Sequence[Completion]
   ) -> list[_Thought]:
-    G = self._config.samples
+    G = self._config.num_samples
     correct = self._correct([prompts[b // G] for b in range(len(made))], made)
     return [
       _Thought(
@@ -208,7 +208,7 @@ class LabelSteps(Stage):
     self, begun: Sequence[tuple[Prompt, Context]], drawn: Sequence[Completion]
   ) -> list[int]:
     """Of each context how many of its continuations are right."""
-    n = self._config.continuations
+    n = self._config.num_continuations
     correct = self._correct(
       [begun[b // n][0] for b in range(len(drawn))],
       drawn,
@@ -243,7 +243,7 @@ class LabelSteps(Stage):
 
   def _row(self, thought: _Thought, right: dict[tuple, int]) -> dict:
     """What is last has no continuation: it is right or it is not."""
-    n = self._config.continuations
+    n = self._config.num_continuations
     prompt, tokens = thought.prompt, self._splitter.said(thought.tokens)
     return {
       'id': f'{prompt.id}-{thought.sample}',

@@ -2,7 +2,7 @@
 
   prompts → n completions each → filters, in this order → at most m a prompt
 
-Writes kept.jsonl, rows that `sft.data` reads, each with where it came from;
+Writes accepted.jsonl, rows that `sft.data` reads, each with where it came from;
 and report.json, what every filter dropped. With `pairs` a row is a pair that
 `dpo.data` reads: a completion that is kept, before one of the same prompt that
 is wrong or malformed; its group is what grades it.
@@ -36,39 +36,39 @@ from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
 
-class Curate(Stage):
+class RejectionSampler(Stage):
   """Samples, keeps what is good, and adds general rows."""
 
-  name = 'curate'
-  output = 'kept.jsonl'
+  name = 'rejection_sampling'
+  output = 'accepted.jsonl'
   leaves_policy = False
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
-    c = self._config = config.curate
+    c = self._config = config.rejection_sampling
     self._seed, self._parts = config.seed, parts
     self._whole = config
     self._width = config.data.max_prompt_tokens
     _check(c)
     self._prompts = build.prompts(config, parts, tasks.TRAIN)
-    self._count = dataset_writer.count(self.name, c.prompts, self._prompts)
+    self._count = dataset_writer.count(self.name, c.num_prompts, self._prompts)
     self._engine = build.engine(config, parts)
     self._sampling = _sampling(config, parts)
-    self._score = reward_models.of_curation(config, parts)
-    self._general = _general_rows(config, parts)
+    self._reward_model = reward_models.rejection_sampling_scorer(config, parts)
+    self._extra_rows = _extra_rows(config, parts)
 
   @classmethod
   def check(cls, config, parts, missing):
-    c = config.curate
+    c = config.rejection_sampling
     _check(c)
     _sampling(config, parts)
     build.engine(config, parts)
     if not any(key.startswith('data.') for key in missing):
       dataset_writer.count(
-        cls.name, c.prompts, build.prompts(config, parts, tasks.TRAIN)
+        cls.name, c.num_prompts, build.prompts(config, parts, tasks.TRAIN)
       )
-    build.check_files('curate.general', c.general, missing)
-    if 'curate.judge' not in missing:
-      reward_models.of_curation(config, parts)
+    build.check_files('rejection_sampling.extra_data', c.extra_data, missing)
+    if 'rejection_sampling.reward_model' not in missing:
+      reward_models.rejection_sampling_scorer(config, parts)
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Samples chunk by chunk; a kill loses no chunk that was finished."""
@@ -89,35 +89,38 @@ class Curate(Stage):
     ):
       if done:
         progress.tell(f'goes on after prompt {done}')
-      for start in range(done, self._count, c.chunk_prompts):
-        end = min(start + c.chunk_prompts, self._count)
+      for start in range(done, self._count, c.prompts_per_chunk):
+        end = min(start + c.prompts_per_chunk, self._count)
         kept, lost = self._chunk(
           base_params, [self._prompts[i] for i in range(start, end)], key, seen
         )
         rows += kept
         dropped.update(lost)
         dataset_writer.append(file, kept, end, lost)
-        progress.update(end, {'kept': f'{len(rows)}'}, keep=end == self._count)
-    rows = _limited(rows, c.reasoning_rows, self._seed)
+        progress.update(
+          end, {'accepted': f'{len(rows)}'}, keep=end == self._count
+        )
+    rows = _limited(rows, c.max_reasoning_rows, self._seed)
     report = {
-      'prompts': self._count,
-      'samples': self._count * c.samples,
+      'num_prompts': self._count,
+      'num_completions': self._count * c.num_samples,
       'dropped': dropped,
-      'kept': len(rows),
-      'general': len(self._general),
+      'accepted': len(rows),
+      'extra_rows': len(self._extra_rows),
     }
     (directory / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
     if not rows:
       raise UserError(
-        f'curate: nothing is left of {report["samples"]} completions: '
+        'rejection_sampling: the filters accept none of '
+        f'{report["num_completions"]} completions: '
         f'{_counts(dropped)}; loosen one of them (of truncated, '
         'rl.max_new_tokens)'
       )
     path = directory / self.output
-    dataset_writer.finish(path, [*rows, *self._general])
+    dataset_writer.finish(path, [*rows, *self._extra_rows])
     print(
-      f'curate: kept {len(rows)} of {report["samples"]} completions; '
-      + _counts(dropped)
+      f'rejection_sampling: accepted {len(rows)} of '
+      f'{report["num_completions"]} completions; ' + _counts(dropped)
     )
     return path
 
@@ -132,17 +135,17 @@ class Curate(Stage):
     c = self._config
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
     made = self._engine.run(
-      params, assemble.requests(batch, c.samples, self._sampling, key)
+      params, assemble.requests(batch, c.num_samples, self._sampling, key)
     )
     texts = assemble.texts(made, self._parts.tokenizer.decode_batch)
     dropped: Counter = Counter()
     kept = []
     for p, prompt in enumerate(prompts):
-      some = slice(p * c.samples, (p + 1) * c.samples)
+      some = slice(p * c.num_samples, (p + 1) * c.num_samples)
       found, wrong = self._sorted(
         prompt, made[some], texts[some], dropped, seen
       )
-      if c.best_first:
+      if c.sort_by_score:
         found.sort(
           key=lambda row: -row['provenance']['scores'].get('model', 0.0)
         )
@@ -170,7 +173,7 @@ class Curate(Stage):
       reason = self._reason(score, completion, text, again)
       if reason:
         dropped[reason] += 1
-        if reason in _WRONG:
+        if reason in _INCORRECT:
           wrong[self._opened(text)] = None
         continue
       seen.add((prompt.question, self._opened(text)))
@@ -205,7 +208,7 @@ class Curate(Stage):
     }
     if prompt.messages:
       row['messages'] = [turn._asdict() for turn in prompt.messages]
-    if c.top_logps:
+    if c.top_logprobs:
       row['teacher'] = demos.pack_teacher(_top(completion))
     return row
 
@@ -224,9 +227,9 @@ class Curate(Stage):
         [(read.answer, prompt.answer, prompt.source) for read in parsed]
       )
       found['correct'] = [float(v is Verdict.CORRECT) for v in verdicts]
-    if self._score:
+    if self._reward_model:
       found['model'] = [
-        float(s) for s in self._score([prompt] * len(texts), texts)
+        float(s) for s in self._reward_model([prompt] * len(texts), texts)
       ]
     return found
 
@@ -243,18 +246,18 @@ class Curate(Stage):
       return 'truncated'
     if not self._readable(completion, text):
       return 'unreadable'
-    if c.correct and not score.get('correct', 1.0):
-      return 'correct'
-    if c.well_formed and not score['format']:
-      return 'well_formed'
+    if c.require_correct and not score.get('correct', 1.0):
+      return 'require_correct'
+    if c.require_format and not score['format']:
+      return 'require_format'
     if score['language'] < c.min_language:
       return 'min_language'
     if score['repetition'] > c.max_repetition:
       return 'max_repetition'
     if c.max_tokens and len(completion.tokens) > c.max_tokens:
       return 'max_tokens'
-    if any(part in text for part in c.without):
-      return 'without'
+    if any(part in text for part in c.forbidden_substrings):
+      return 'forbidden_substrings'
     if 'model' in score and score['model'] < c.min_score:
       return 'min_score'
     if c.deduplicate and again:
@@ -269,7 +272,7 @@ class Curate(Stage):
       ids = self._parts.tokenizer.encode(text)
     except UserError:
       return False
-    return not self._config.top_logps or ids == completion.tokens[:-1]
+    return not self._config.top_logprobs or ids == completion.tokens[:-1]
 
   def _opened(self, text: str) -> str:
     """The response with what the template had said of it already."""
@@ -278,7 +281,8 @@ class Curate(Stage):
     return said + text
 
 
-_WRONG = 'correct', 'well_formed'  # The filters whose losses are rejected.
+# Filters whose dropped completions may be the rejected one of a pair.
+_INCORRECT = 'require_correct', 'require_format'
 
 
 def _counts(dropped: Counter) -> str:
@@ -291,37 +295,46 @@ def _check(c: ml_collections.ConfigDict):
   for field in ('min_language', 'max_repetition'):
     if not 0 <= c[field] <= 1:
       raise UserError(
-        f'curate: {field} is a share within [0, 1], got {c[field]}'
+        f'rejection_sampling: {field} must lie within [0, 1], got {c[field]}'
       )
-  for field in ('prompts', 'max_tokens', 'reasoning_rows', 'top_logps'):
+  for field in (
+    'num_prompts',
+    'max_tokens',
+    'max_reasoning_rows',
+    'top_logprobs',
+  ):
     if c[field] < 0:
-      raise UserError(f'curate: {field} must not be below 0, got {c[field]}')
+      raise UserError(
+        f'rejection_sampling: {field} must not be below 0, got {c[field]}'
+      )
   if c.pairs:
     _check_pairs(c)
 
 
 def _sampling(config: ml_collections.ConfigDict, parts: build.Parts):
-  c = config.curate
+  c = config.rejection_sampling
   how = Sampling(
     max_new_tokens=config.rl.max_new_tokens,
     temperature=c.temperature,
     top_p=c.top_p,
     stop_ids=parts.tokenizer.stop_ids,
-    best=c.top_logps,
+    best=c.top_logprobs,
   )
   how.check(config.model.vocab_size)
   return how
 
 
 def _check_pairs(c: ml_collections.ConfigDict):
-  if not (c.correct or c.well_formed):
+  if not (c.require_correct or c.require_format):
     raise UserError(
-      'curate: pairs needs the filter correct or well_formed: '
-      'what they drop is the rejected response'
+      'rejection_sampling: pairs needs the filter require_correct or require_format: '
+      'a completion that they drop becomes the rejected response'
     )
-  for field in ('general', 'top_logps'):
+  for field in ('extra_data', 'top_logprobs'):
     if c[field]:
-      raise UserError(f'curate: pairs are no demonstrations; leave {field} out')
+      raise UserError(
+        f'rejection_sampling: pairs are no demonstrations; leave {field} out'
+      )
 
 
 def _pair(row: dict, wrong: str) -> dict:
@@ -359,12 +372,12 @@ def _limited(rows: list[dict], most: int, seed: int) -> list[dict]:
   return [rows[i] for i in sorted(chosen)]
 
 
-def _general_rows(
+def _extra_rows(
   config: ml_collections.ConfigDict, parts: build.Parts
 ) -> list[dict]:
   """Rows that are mixed in as they are: files, and documents of tasks."""
-  rows, c = [], config.curate
-  for name, count in mixture.parse(c.general).items():
+  rows, c = [], config.rejection_sampling
+  for name, count in mixture.parse(c.extra_data).items():
     if name in tasks.TASKS:
       found = demos.synthetic(
         name, build.web(config), parts.template, config.seed, int(count or 0)
@@ -374,7 +387,7 @@ def _general_rows(
       found = _limited(found, int(count or 0), config.seed)
     if not found:
       raise UserError(
-        f"curate: general: say how many of {name}, as in '{name}:200'"
+        f"rejection_sampling: extra_data: say how many of {name}, as in '{name}:200'"
       )
     rows += [_row(d) for d in found]
   return rows

@@ -58,7 +58,7 @@ class RL(Stage):
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = self._config = config.rl
-    self._eval_samples = config.eval.samples
+    self._eval_samples = config.eval.num_samples
     self._seed = config.seed
     self._parts = parts
     self._width = config.data.max_prompt_tokens

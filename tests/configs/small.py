@@ -33,5 +33,5 @@ def get_config():
     complete_share=0.8,
   )  # Five groups in flight.
   config.rollout.chunk_steps = 4
-  config.eval.update(num_problems=8, samples=2)
+  config.eval.update(num_problems=8, num_samples=2)
   return config

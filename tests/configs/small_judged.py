@@ -42,19 +42,19 @@ def get_config():
   reasoning.rl.update(steps=2, eval_every=2, complete_share=1.0)
   reasoning.rl.general_reward.update(helpful=0.5, safe=1.0)
   reasoning.rl.reward_models.update(helpful='@helpful', safe='@safe')
-  kept = _stage('curate', '@reasoning')
+  kept = _stage('rejection_sampling', '@reasoning')
   kept.data.task = 'manners'
   kept.data.max_prompt_tokens = 24
   kept.rl.max_new_tokens = 60
-  kept.curate.update(
-    prompts=6,
-    samples=2,
-    chunk_prompts=6,
-    correct=False,
-    well_formed=False,
-    judge='@helpful',
+  kept.rejection_sampling.update(
+    num_prompts=6,
+    num_samples=2,
+    prompts_per_chunk=6,
+    require_correct=False,
+    require_format=False,
+    reward_model='@helpful',
     min_score=-1e6,
-    best_first=True,
+    sort_by_score=True,
   )
   return ConfigDict(
     dict(

@@ -29,16 +29,16 @@ def get_config():
   )
   reasoning = _stage('rl', '@cold_start')
   reasoning.rl.update(steps=2, eval_every=2, complete_share=1.0)
-  kept = _stage('curate', '@reasoning')
-  kept.curate.update(
-    prompts=12,
-    samples=3,
-    chunk_prompts=4,
-    correct=False,
-    well_formed=False,
+  kept = _stage('rejection_sampling', '@reasoning')
+  kept.rejection_sampling.update(
+    num_prompts=12,
+    num_samples=3,
+    prompts_per_chunk=4,
+    require_correct=False,
+    require_format=False,
     max_per_prompt=2,
-    general=('manners:6',),
-    top_logps=4,
+    extra_data=('manners:6',),
+    top_logprobs=4,
   )
   kept.rl.max_new_tokens = 40
   student = _stage('sft', '@base')

@@ -17,7 +17,7 @@ def get_config():
   base = _stage('pretrain', 'pretrain')
   labels = _stage('label_steps', '@base')
   labels.label_steps.update(
-    prompts=12, samples=3, continuations=2, chunk_prompts=4
+    num_prompts=12, num_samples=3, num_continuations=2, prompts_per_chunk=4
   )
   labels.rl.max_new_tokens = 40
   judge = _stage('prm', '@base')

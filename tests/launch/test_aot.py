@@ -375,8 +375,10 @@ def test_other_stages_are_compiled_too(
 
 def test_what_has_no_update_is_refused():
   config = _small()
-  config.stages = ('curate',)
-  with pytest.raises(UserError, match="stage 'curate' is not compiled ahead"):
+  config.stages = ('rejection_sampling',)
+  with pytest.raises(
+    UserError, match="stage 'rejection_sampling' is not compiled ahead"
+  ):
     updates.of(config, one_device())
   with pytest.raises(UserError, match="value = 'shared' needs model.scalar"):
     config = _ppo(value='shared')

@@ -120,7 +120,11 @@ def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
 
 @pytest.mark.parametrize(
   'stage,tokens,trains',
-  [('sft', 32768, True), ('helpful', 8192, True), ('curated', 33792, False)],
+  [
+    ('sft', 32768, True),
+    ('helpful', 8192, True),
+    ('rejection_sampled', 33792, False),
+  ],
 )
 def test_info_of_a_stage_is_of_its_own_sequences(capsys, stage, tokens, trains):
   main.run(

@@ -44,15 +44,17 @@ def test_the_stages_feed_each_other_as_in_the_paper():
   config = pipeline_r1.get_config()
   parents = {name: validate.references(config[name]) for name in config.stages}
   assert parents['reasoning'] == {'init': 'cold_start'}
-  assert parents['curated'] == {'init': 'reasoning'}
-  assert parents['sft'] == {'sft.data[0]': 'curated'}  # From the base again.
+  assert parents['rejection_sampled'] == {'init': 'reasoning'}
+  assert parents['sft'] == {
+    'sft.data[0]': 'rejection_sampled'
+  }  # From the base again.
   assert config.sft.init == config.cold_start.init
   assert parents['final'] == {
     'init': 'sft',
     'rl.reward_models.helpful': 'helpful',
     'rl.reward_models.safe': 'safe',
   }
-  assert parents['qwen_7b'] == {'sft.data[0]': 'curated'}
+  assert parents['qwen_7b'] == {'sft.data[0]': 'rejection_sampled'}
   assert parents['qwen_32b_zero'] == {}
 
 

@@ -43,22 +43,28 @@ def test_every_stage_leaves_its_output_and_where_it_came_from(
     '  init ← base (pretrain; ',
     '  sft.teacher ← reasoning (rl; ',
     '    init ← cold_start (sft; ',
-    '  sft.data ← kept (curate; ',
+    '  sft.data ← kept (rejection_sampling; ',
   ):
     assert f'\n{line}' in f'\n{told}'
   assert (place / 'table.md').read_text().strip() in printed
   assert re.search(r'\| student \|( \d+\.\d{3} \|){9}\n', printed)
 
 
-def test_curated_rows_say_what_they_are_and_came_from(finished):
+def test_accepted_rows_say_what_they_are_and_came_from(finished):
   place, _ = finished
-  lines = (place / 'kept/curate/kept.jsonl').read_text().splitlines()
+  lines = (
+    (place / 'kept/rejection_sampling/accepted.jsonl').read_text().splitlines()
+  )
   kept = [json.loads(line) for line in lines]
-  report = json.loads((place / 'kept/curate/report.json').read_text())
+  report = json.loads(
+    (place / 'kept/rejection_sampling/report.json').read_text()
+  )
   sampled = [row for row in kept if 'answer' in row]
-  assert report['kept'] == len(sampled) and len(kept) - len(sampled) == 6
+  assert report['accepted'] == len(sampled) and len(kept) - len(sampled) == 6
   assert (
-    report['samples'] == 36 == report['kept'] + sum(report['dropped'].values())
+    report['num_completions']
+    == 36
+    == report['accepted'] + sum(report['dropped'].values())
   )
   for row in sampled:
     source = row['provenance']
@@ -120,7 +126,7 @@ def test_a_second_run_makes_what_is_lacking_alone(
   assert 'manners' not in (place / 'table.md').read_text()
 
 
-def test_killed_while_it_curates_it_goes_on_to_the_same_end(
+def test_killed_while_it_samples_it_goes_on_to_the_same_end(
   finished, environment, tmp_path
 ):
   whole, _ = finished
@@ -134,7 +140,7 @@ def test_killed_while_it_curates_it_goes_on_to_the_same_end(
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  partial = cut / 'kept/curate/partial.jsonl'
+  partial = cut / 'kept/rejection_sampling/partial.jsonl'
   deadline = time.monotonic() + 240
   while not (partial.exists() and '"done": 4' in partial.read_text()):
     assert process.poll() is None and time.monotonic() < deadline
@@ -142,10 +148,10 @@ def test_killed_while_it_curates_it_goes_on_to_the_same_end(
   process.send_signal(signal.SIGKILL)
   process.wait()
   printed = run(environment, 'pipeline', PIPELINE, f'--workdir={cut}').stdout
-  assert 'curate goes on after prompt' in printed
+  assert 'rejection_sampling goes on after prompt' in printed
   for file in (
-    'kept/curate/kept.jsonl',
-    'kept/curate/report.json',
+    'kept/rejection_sampling/accepted.jsonl',
+    'kept/rejection_sampling/report.json',
     'student/sft/metrics.jsonl',
     'student/sft/model.safetensors',
   ):
@@ -176,7 +182,7 @@ def test_a_torn_chunk_is_sampled_again(tmp_path):
   assert partial.read_text().endswith('{"done": 2, "counts": {"correct": 3}}\n')
 
 
-def test_an_empty_curation_says_which_filter_emptied_it(
+def test_an_empty_dataset_says_which_filter_emptied_it(
   finished, environment, tmp_path
 ):
   whole, _ = finished
@@ -188,10 +194,10 @@ def test_an_empty_curation_says_which_filter_emptied_it(
     PIPELINE,
     f'--workdir={tmp_path}',
     '--only=kept',
-    '--config.kept.curate.max_tokens=1',
+    '--config.kept.rejection_sampling.max_tokens=1',
     code=2,
   )
-  assert 'nothing is left of 36 completions: ' in done.stderr
+  assert 'filters accept none of 36 completions: ' in done.stderr
   assert 'truncated dropped' in done.stderr
   assert 'max_tokens dropped' in done.stderr
 

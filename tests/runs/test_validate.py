@@ -85,7 +85,7 @@ def _set(path, value):
     ),
     (_set('cold_start.sft.data', ('rows.jsonl',)), 'cold_start: data: no rows'),
     (_set('reasoning.rl.group_size', 1), 'reasoning: rl: group_size'),
-    (_set('kept.stages', ('curate', 'rl')), 'in that order'),
+    (_set('kept.stages', ('rejection_sampling', 'rl')), 'in that order'),
     (_set('evaluations', None), 'the config needs evaluations, tasks that'),
     (_set('stages', ('base', 3)), 'pipeline: stage: unknown 3'),
     (
@@ -130,18 +130,21 @@ def _set(path, value):
     (
       _set('student.sft.teacher', 'stored'),
       'student.sft.data[0]: sft.teacher = '
-      "'stored', but kept.curate.general brings rows without a teacher",
+      "'stored', but kept.rejection_sampling.extra_data brings rows without a teacher",
     ),
     (_set('student.sft.data', (3,)), "3 is not 'name' or 'name:weight'"),
     (
-      _set('kept.curate.prompts', -1),
-      'kept: curate: prompts must not be below 0, got -1',
+      _set('kept.rejection_sampling.num_prompts', -1),
+      'kept: rejection_sampling: num_prompts must not be below 0, got -1',
     ),
     (
-      _set('kept.curate.prompts', 0),
-      'kept: curate: prompts = 0 takes all of a dataset, but these have no end',
+      _set('kept.rejection_sampling.num_prompts', 0),
+      'kept: rejection_sampling: num_prompts = 0 takes all of a dataset, but these have no end',
     ),
-    (_set('kept.curate.reasoning_rows', -2), 'kept: curate: reasoning_rows'),
+    (
+      _set('kept.rejection_sampling.max_reasoning_rows', -2),
+      'kept: rejection_sampling: max_reasoning_rows',
+    ),
   ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(
@@ -169,8 +172,16 @@ def test_what_cannot_work_is_refused_before_anything_runs(
       float('nan'),
       'reasoning: reward: the weight of accuracy is nan',
     ),
-    ('kept.curate.min_language', 2.0, 'kept: curate: min_language'),
-    ('kept.curate.general', ('rows.jsonl',), 'kept: data: no rows.jsonl'),
+    (
+      'kept.rejection_sampling.min_language',
+      2.0,
+      'kept: rejection_sampling: min_language',
+    ),
+    (
+      'kept.rejection_sampling.extra_data',
+      ('rows.jsonl',),
+      'kept: data: no rows.jsonl',
+    ),
     (
       'reasoning.rl.reward_models.safe',
       'rows.safetensors',
@@ -244,7 +255,7 @@ def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
   )
 
 
-def test_curated_rows_begin_no_curation(tmp_path):
+def test_accepted_rows_are_no_policy_to_start_from(tmp_path):
   config = small_pipeline.get_config()
   config.stages = ('base', 'cold_start', 'reasoning', 'kept', 'more')
   with config.unlocked():
@@ -358,10 +369,16 @@ def test_folders_of_later_stages_are_looked_at_first(tmp_path):
   _refused(config, tmp_path, f'{tmp_path}/kept is not empty and holds no run')
   (tmp_path / 'kept/notes.txt').unlink()
   workdir.Workdir(str(tmp_path / 'kept'), config.kept.to_dict())
-  (tmp_path / 'kept/curate').write_text('mine')
-  _refused(config, tmp_path, f'{tmp_path}/kept/curate is a file; remove')
-  _refused(config, tmp_path / 'kept/curate', 'curate is a file; use another')
-  (tmp_path / 'kept/curate').unlink()
+  (tmp_path / 'kept/rejection_sampling').write_text('mine')
+  _refused(
+    config, tmp_path, f'{tmp_path}/kept/rejection_sampling is a file; remove'
+  )
+  _refused(
+    config,
+    tmp_path / 'kept/rejection_sampling',
+    'rejection_sampling is a file; use another',
+  )
+  (tmp_path / 'kept/rejection_sampling').unlink()
   config.base.pretrain.steps += 1
   _refused(
     config,
@@ -376,11 +393,13 @@ def test_a_key_that_is_newer_than_a_run_changes_nothing_while_it_is_off(
   config = _finished(tmp_path, 'base')
   record = tmp_path / 'base/config.json'
   said = json.loads(record.read_text())
-  del said['curate']['pairs']
+  del said['rejection_sampling']['pairs']
   record.write_text(json.dumps(said))
   validate.check(config, tmp_path, config.stages)
-  config.base.curate.pairs = True
-  _refused(config, tmp_path, 'curate.pairs is absent there and True here')
+  config.base.rejection_sampling.pairs = True
+  _refused(
+    config, tmp_path, 'rejection_sampling.pairs is absent there and True here'
+  )
 
 
 def test_a_stage_alone_waits_for_its_parents(tmp_path):

@@ -251,7 +251,7 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
   _refused(config, 'reward_model leaves no policy for dpo')
 
 
-def test_reward_models_score_a_run_and_a_curation(environment, tmp_path):
+def test_reward_models_score_rl_and_rejection_sampling(environment, tmp_path):
   """A base, two reward models, a policy by DPO, reinforced by what they say
   and by rules, and its best responses kept: every file finds the next."""
   config = '--config=tests/configs/small_judged.py'
@@ -263,13 +263,17 @@ def test_reward_models_score_a_run_and_a_curation(environment, tmp_path):
     assert line['skipped_updates'] == 0
   kept = [
     json.loads(line)
-    for line in (tmp_path / 'kept/curate/kept.jsonl').read_text().splitlines()
+    for line in (tmp_path / 'kept/rejection_sampling/accepted.jsonl')
+    .read_text()
+    .splitlines()
   ]
   assert all('model' in row['provenance']['scores'] for row in kept)
   inputs = lineage.read(tmp_path / 'reasoning')['inputs']
   assert inputs['rl.reward_models.helpful']['run'] == '../helpful'
   assert inputs['rl.reward_models.safe']['run'] == '../safe'
-  assert lineage.read(tmp_path / 'kept')['inputs']['curate.judge']['sha256']
+  assert lineage.read(tmp_path / 'kept')['inputs'][
+    'rejection_sampling.reward_model'
+  ]['sha256']
 
 
 def test_a_pipeline_checks_what_a_key_needs(tmp_path):
@@ -285,7 +289,12 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
     '@base',
     'needs a reward model, but base leaves a policy',
   )
-  refused('kept', 'curate.judge', '@liked', 'needs a reward model, but liked')
+  refused(
+    'kept',
+    'rejection_sampling.reward_model',
+    '@liked',
+    'needs a reward model, but liked',
+  )
   refused(
     'liked',
     'dpo.data',

@@ -223,7 +223,7 @@ def test_every_kind_of_evaluation_runs_and_counts_its_tokens(
       'eval.search.process_model': str(_judge(finished)),
       'eval.search.budget_tokens': 80,
       'eval.search.finish_tokens': 16,
-      'eval.samples': 4,
+      'eval.num_samples': 4,
       'eval.num_problems': 3,
     },
   )
@@ -330,13 +330,16 @@ def test_a_config_that_cannot_be_is_refused(tmp_path, changes, told):
   'changes,told',
   [
     (
-      {'label_steps.continuations': 0},
-      'label_steps.continuations must be at least 1, got 0',
+      {'label_steps.num_continuations': 0},
+      'label_steps.num_continuations must be at least 1, got 0',
     ),
-    ({'label_steps.samples': 0}, 'label_steps.samples must be at least 1'),
     (
-      {'label_steps.prompts': 0},
-      'label_steps: prompts = 0 takes all of a dataset, but these have no end',
+      {'label_steps.num_samples': 0},
+      'label_steps.num_samples must be at least 1',
+    ),
+    (
+      {'label_steps.num_prompts': 0},
+      'label_steps: num_prompts = 0 takes all of a dataset, but these have no end',
     ),
     ({'data.step_delimiter': ''}, 'step_delimiter is empty'),
   ],
@@ -368,7 +371,9 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
   with pytest.raises(UserError, match='is no reward model'):
     reward_models.process_model('key', str(base), config, made)
   with pytest.raises(UserError, match='judges the steps of thoughts'):
-    reward_models.judge('curate.judge', str(_judge(finished)), config, made)
+    reward_models.judge(
+      'rejection_sampling.reward_model', str(_judge(finished)), config, made
+    )
   with pytest.raises(UserError, match="judges what is 'process', not"):
     reward_models.judge('key', str(_judge(finished)), config, made, 'safe')
   params = init_params(made.model, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Curation as pairs: what rules found right, before what they found wrong."""
+"""Rejection sampling of pairs: a correct completion preferred to a wrong one."""
 
 import json
 
@@ -12,7 +12,7 @@ from r1jax.rollout.scheduler import Completion
 from r1jax.runs import run, validate
 from r1jax.stages.build import parts as build
 from r1jax.stages.preferences import DPO
-from r1jax.stages.rejection_sampling import Curate
+from r1jax.stages.rejection_sampling import RejectionSampler
 from tests.configs import small, small_judged
 
 RIGHT, WRONG, MALFORMED, TRUNCATED = 'right', 'wrong', 'malformed', 'truncated'
@@ -28,10 +28,16 @@ def alone(monkeypatch):
 
 def _config(**changes):
   config = small.get_config()
-  config.stages, config.init = ('curate',), 'random'
+  config.stages, config.init = ('rejection_sampling',), 'random'
   config.rl.max_new_tokens = 64
-  config.curate.update(
-    dict(prompts=3, samples=4, chunk_prompts=2, max_per_prompt=2, pairs=True)
+  config.rejection_sampling.update(
+    dict(
+      num_prompts=3,
+      num_samples=4,
+      prompts_per_chunk=2,
+      max_per_prompt=2,
+      pairs=True,
+    )
     | changes
   )
   return config
@@ -66,11 +72,11 @@ class _Engine:
     )
 
 
-def _curated(tmp_path, kinds, **changes):
+def _rejection_sampling(tmp_path, kinds, **changes):
   """The pairs, read as DPO reads them; the answers; the report."""
   config = _config(**changes)
   parts = build.parts(config)
-  stage = Curate(config, parts)
+  stage = RejectionSampler(config, parts)
   prompts = [stage._prompts[i] for i in range(3)]
   stage._engine = _Engine(
     parts.tokenizer, [prompt.answer for prompt in prompts], sum(kinds, [])
@@ -83,7 +89,7 @@ def _curated(tmp_path, kinds, **changes):
 def test_each_right_one_is_set_against_a_wrong_one(tmp_path):
   """Of the same prompt; two at most; neither of truncated ones; every
   completion is kept or counted."""
-  pairs, prompts, report = _curated(
+  pairs, prompts, report = _rejection_sampling(
     tmp_path,
     [
       [RIGHT, RIGHT, WRONG, MALFORMED],
@@ -104,16 +110,20 @@ def test_each_right_one_is_set_against_a_wrong_one(tmp_path):
   assert pairs[0].rejected.endswith('2</answer>')
   assert pairs[1].rejected.endswith('3')  # Malformed.
   # What has no answer is not correct either.
-  assert report['dropped'] == {'correct': 3, 'truncated': 3, 'unpaired': 3}
-  assert report['kept'] == 3
+  assert report['dropped'] == {
+    'require_correct': 3,
+    'truncated': 3,
+    'unpaired': 3,
+  }
+  assert report['accepted'] == 3
 
 
 def test_pairs_are_what_dpo_learns_from(tmp_path):
-  _curated(tmp_path, [[RIGHT, WRONG, WRONG, RIGHT]] * 3)
+  _rejection_sampling(tmp_path, [[RIGHT, WRONG, WRONG, RIGHT]] * 3)
   config = small.get_config()
   config.stages, config.init = ('dpo',), 'random'
   config.dpo.update(
-    data=(str(tmp_path / 'kept.jsonl'),),
+    data=(str(tmp_path / 'accepted.jsonl'),),
     batch_size=2,
     widths_tokens=(128,),
     held_out_share=0.5,
@@ -127,26 +137,31 @@ def test_a_prompt_in_pairs_goes_on_after_a_kill(tmp_path):
   """The first chunk was finished: its pairs stay, and are not made again."""
   kinds = [[RIGHT, WRONG, WRONG, RIGHT]] * 3
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-  _curated(whole, kinds)
-  lines = (whole / 'kept.jsonl').read_text().splitlines(keepends=True)
+  _rejection_sampling(whole, kinds)
+  lines = (whole / 'accepted.jsonl').read_text().splitlines(keepends=True)
   cut.mkdir()
   (cut / 'partial.jsonl').write_text(
     ''.join(lines[:4]) + '{"done": 2, "counts": {}}\n'
   )
   config = _config()
   parts = build.parts(config)
-  stage = Curate(config, parts)
+  stage = RejectionSampler(config, parts)
   stage._engine = _Engine(parts.tokenizer, [stage._prompts[2].answer], kinds[2])
   stage.run(cut, None, {})
-  assert (cut / 'kept.jsonl').read_text() == (whole / 'kept.jsonl').read_text()
+  assert (cut / 'accepted.jsonl').read_text() == (
+    whole / 'accepted.jsonl'
+  ).read_text()
 
 
 @pytest.mark.parametrize(
   'changes,match',
   [
-    (dict(correct=False, well_formed=False), 'needs the filter correct or'),
-    (dict(general=('manners:3',)), 'leave general out'),
-    (dict(top_logps=2), 'leave top_logps out'),
+    (
+      dict(require_correct=False, require_format=False),
+      'needs the filter require_correct or',
+    ),
+    (dict(extra_data=('manners:3',)), 'leave extra_data out'),
+    (dict(top_logprobs=2), 'leave top_logprobs out'),
   ],
 )
 def test_what_is_no_pair_is_refused(changes, match):
@@ -163,19 +178,19 @@ def test_a_pipeline_keeps_pairs_and_rows_apart(tmp_path):
   validate._check_fit(
     'liked', config.liked, 'dpo.data[0]', 'pairs', config.pairs
   )
-  config.pairs.curate.pairs = False
+  config.pairs.rejection_sampling.pairs = False
   with pytest.raises(
     UserError,
     match='liked.dpo.data.* needs pairs, but '
-    'pairs leaves demonstrations; set pairs.curate.pairs = '
+    'pairs leaves demonstrations; set pairs.rejection_sampling.pairs = '
     'True',
   ):
     validate.check(config, tmp_path, config.stages)
-  config.pairs.curate.pairs = True
+  config.pairs.rejection_sampling.pairs = True
   config.liked.sft.data = ('@pairs',)
   with pytest.raises(
     UserError,
     match='liked.sft.data.* needs demonstrations, '
-    'but pairs leaves pairs; set pairs.curate.pairs = False',
+    'but pairs leaves pairs; set pairs.rejection_sampling.pairs = False',
   ):
     validate.check(config, tmp_path, config.stages)

@@ -44,7 +44,7 @@ def evaluator(
     model = None
     if c.kind == BEST_OF_N:
       model = _model(config, made)
-    return BestOf(sampler, asked, config.eval.samples, model)
+    return BestOf(sampler, asked, config.eval.num_samples, model)
   build.one_of('eval.search.value', c.value, (*search.VALUES, _RULE))
   options = search.Options(
     **{

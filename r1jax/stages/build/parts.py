@@ -101,12 +101,12 @@ _AT_LEAST_ONE = (
       'eval_every',
     )
   ),
-  'curate.samples',
-  'curate.chunk_prompts',
-  'curate.max_per_prompt',
-  'label_steps.samples',
-  'label_steps.continuations',
-  'label_steps.chunk_prompts',
+  'rejection_sampling.num_samples',
+  'rejection_sampling.prompts_per_chunk',
+  'rejection_sampling.max_per_prompt',
+  'label_steps.num_samples',
+  'label_steps.num_continuations',
+  'label_steps.prompts_per_chunk',
   'rl.steps',
   'rl.minibatches',
   'rl.microbatches',
@@ -115,7 +115,7 @@ _AT_LEAST_ONE = (
   'rl.checkpoint_every',
   'rl.keep_checkpoints',
   'eval.num_problems',
-  'eval.samples',
+  'eval.num_samples',
   'data.max_prompt_tokens',
 )
 
@@ -220,7 +220,7 @@ def engine_config(
   """The sampler's sizes, with no more rows than are asked for."""
   asked = rows or max(
     groups_in_flight(config) * config.rl.group_size,
-    config.eval.num_problems * config.eval.samples,
+    config.eval.num_problems * config.eval.num_samples,
   )
   return EngineConfig(
     **config.rollout.to_dict()
@@ -253,7 +253,7 @@ def evaluator(
     rules,
     made.reader,
     config.data.max_prompt_tokens,
-    c.samples,
+    c.num_samples,
     eval_sampling(config, made),
   )
 

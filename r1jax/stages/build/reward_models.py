@@ -157,7 +157,11 @@ def expected(config: ml_collections.ConfigDict, missing: Collection[str]):
   return dict.fromkeys(found)
 
 
-def of_curation(config: ml_collections.ConfigDict, made: Parts):
-  """score(prompts, texts) of config.curate.judge, or None."""
-  file = config.curate.judge
-  return judge('curate.judge', file, config, made).score if file else None
+def rejection_sampling_scorer(config: ml_collections.ConfigDict, made: Parts):
+  """score(prompts, texts) of config.rejection_sampling.reward_model, or None."""
+  file = config.rejection_sampling.reward_model
+  return (
+    judge('rejection_sampling.reward_model', file, config, made).score
+    if file
+    else None
+  )

@@ -108,7 +108,7 @@ def _stored(
   if without:
     raise UserError(
       f"sft: teacher = 'stored', but {without[0].where or without[0].id} has "
-      "no 'teacher'; curate with config.curate.top_logps above 0"
+      "no 'teacher'; sample them with rejection_sampling.top_logprobs above 0"
     )
   kept = {(d.teacher.ids_TO.shape[1], d.teacher.temperature) for d in found}
   if len(kept) > 1 or min(kept)[1] != c.temperature:
