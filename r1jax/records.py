@@ -1,19 +1,45 @@
-"""The typed records on the arrows of the data flow, and the dimension table.
+"""The dimension table, and the typed records that pass between components.
 
-An array's name ends in its shape, one letter a dimension; the same letters are
-einsum indices and sharding axes:
+An array's name ends in its shape, one letter a dimension: `logp_BT` is
+[sequences, tokens]. The same letters are einsum indices and, in
+r1jax/sharding.py, what is mapped to mesh axes.
 
-  B sequences (= P·G)    P prompts              G samples a prompt
-  T tokens               S cache slots          D model width
-  N heads                K kv heads             M = N/K
-  H head                 J query-key head (= H + R in MLA)
-  R rope part            C kv latent            X latent cache entry (= C + R)
-  Q query latent         U value head           F ffn width
-  E experts              A active experts       V vocabulary
-  L layers               W blocks; pages a row  Y pages of the cache's pool
-  Z look-ahead depth; parts of a cache entry
-  O tokens of a teacher's distribution that are kept
-  g groups of preferences
+  B  sequences in a batch: P·G in RL, 2·P for preference pairs
+  P  prompts; each has one group of samples, or one preference pair
+  G  samples (completions) per prompt
+  T  tokens of a sequence; all tokens of a device inside the MoE layer
+  S  cache slots, the key positions that a query attends to
+  W  blocks in the block table of one sequence
+  Y  blocks in the whole block pool
+  L  layers of one stack
+  Z  multi-token-prediction (MTP) modules
+  D  hidden size of the model
+  N  query heads
+  K  key-value heads
+  M  query heads per key-value head, N/K
+  H  width of a head; in MLA of its part without position
+  R  rotary part of an MLA head
+  J  whole MLA query or key head, H + R
+  U  width of a value head
+  Q  query latent of MLA
+  C  key-value latent of MLA
+  X  numbers in a cache entry of one head: C + R in MLA, 2·H in GQA
+  F  FFN hidden size
+  E  routed experts
+  A  active experts, the experts chosen for each token
+  I  hidden size of one expert
+  V  vocabulary
+  O  listed token ids: top log-probabilities, stop ids, biased ids
+
+A digit is a fixed size. Lower-case letters are dimensions that stay within a
+module:
+
+  d  concatenated input of an MTP module, 2·D
+  g  preference groups of group-robust DPO
+  p  (token, expert) pairs, T·A
+  r  query rows of a key-value head in one matrix product, M·T
+  s  dispatch slots: pairs sorted by expert, padded to whole blocks
+  w  blocks of dispatch slots
 """
 
 from collections.abc import Sequence
@@ -22,12 +48,17 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
-FINISH_LENGTH = 0  # Ran into the token budget: truncated.
+FINISH_LENGTH = 0  # Reached the token limit: truncated.
 FINISH_STOP = 1  # Sampled an end-of-sequence token.
 
 
 class Message(NamedTuple):
-  """One turn of a conversation; `role` is 'system', 'user' or 'assistant'."""
+  """One message of a conversation.
+
+  Attributes:
+    role: 'system', 'user' or 'assistant'.
+    content: Its text.
+  """
 
   role: str
   content: str
@@ -35,18 +66,21 @@ class Message(NamedTuple):
 
 @chex.dataclass(frozen=True)
 class Prompt:
-  """One question, on the host.
+  """One question with its reference answer, on the host.
 
   Attributes:
-    id: Unique within its source; names the row in errors and samples.
+    id: Identifier, unique within its source; names the row in errors and in
+      stored samples.
     text: The templated prompt, exactly as the tokenizer sees it.
-    question: The bare question.
-    answer: The gold answer, in the form that the source's grader reads.
-    source: Which grader scores it: 'arithmetic', 'countdown' or 'math'.
-    where: 'path:line' of a row of a file; for errors.
-    language: Of the question, and so of the answer that it asks for: ISO 639.
-    messages: The turns that lead to the answer, where there are several; empty
-      where the question is all.
+    question: The question without the template.
+    answer: The reference answer, in the format that the source's grader reads.
+    source: Name of the grader that scores it, such as 'arithmetic',
+      'countdown' or 'math'.
+    where: 'path:line' of the row in its file, for error messages.
+    language: ISO 639 code of the question's language, in which the answer is
+      expected.
+    messages: The conversation that leads to the answer if it has several
+      messages; empty if the question is all of it.
   """
 
   id: str
@@ -58,7 +92,7 @@ class Prompt:
   language: str = 'en'
   messages: tuple[Message, ...] = ()
 
-  def __post_init__(self):  # A checkpoint's JSON has lists for tuples.
+  def __post_init__(self):  # A prompt read from JSON has lists for tuples.
     object.__setattr__(
       self, 'messages', tuple(Message(*turn) for turn in self.messages)
     )
@@ -66,16 +100,19 @@ class Prompt:
 
 @chex.dataclass(frozen=True)
 class Demonstration:
-  """A prompt and a response to learn from, on the host.
+  """A prompt and a response to fine-tune on, on the host.
 
   Attributes:
-    id: Unique within its source.
-    question, messages: As Prompt has them.
+    id: Identifier, unique within its source.
+    question: See Prompt.
     prompt: The templated prompt.
-    response: What follows it, up to the end-of-sequence token.
-    general: Of a general row, not of reasoning.
-    where: 'path:line' of a row of a file; for errors.
-    teacher: What a teacher thought of each token of the response, or None.
+    response: The text that follows the prompt, without the end-of-sequence
+      token.
+    messages: See Prompt.
+    general: True for general data, False for reasoning data.
+    where: 'path:line' of the row in its file, for error messages.
+    teacher: A teacher's top log-probabilities at each token of the response,
+      to distil from; or None.
   """
 
   id: str
@@ -85,15 +122,16 @@ class Demonstration:
   messages: tuple[Message, ...] = ()
   general: bool = False
   where: str = ''
-  teacher: 'TopLogp | None' = None
+  teacher: 'TopLogprobs | None' = None
 
 
-class TopLogp(NamedTuple):
-  """The likeliest tokens of T distributions over the vocabulary.
+class TopLogprobs(NamedTuple):
+  """The O most likely tokens of T next-token distributions.
 
   Attributes:
-    ids_TO: int32.
-    logp_TO: float32, their log-probabilities, of all tokens at temperature τ.
+    ids_TO: int32 token ids.
+    logp_TO: float32 log-probabilities of these tokens, normalised over the
+      whole vocabulary at temperature τ.
     temperature: τ.
   """
 
@@ -104,12 +142,14 @@ class TopLogp(NamedTuple):
 
 @chex.dataclass(frozen=True)
 class PreferencePair:
-  """Two responses to a prompt, of which one was preferred, on the host.
+  """Two responses to a prompt, one preferred to the other, on the host.
 
   Attributes:
-    prompt: Its `where` is the row's.
-    chosen, rejected: What follows the prompt, up to the end-of-sequence token.
-    group: Whose preference it is; '' where the row does not say.
+    prompt: The prompt of both responses; its `where` is that of the row.
+    chosen: The preferred response, without the end-of-sequence token.
+    rejected: The other response.
+    group: Name of the group that has this preference, for group-robust DPO;
+      '' if the row names none.
   """
 
   prompt: Prompt
@@ -120,7 +160,14 @@ class PreferencePair:
 
 @chex.dataclass(frozen=True)
 class LabelledResponse:
-  """One response and whether it is safe; see PreferencePair."""
+  """One response with a safety label, on the host.
+
+  Attributes:
+    prompt: The prompt; its `where` is that of the row.
+    response: The response, without the end-of-sequence token.
+    safe: Whether the response is safe.
+    group: See PreferencePair.
+  """
 
   prompt: Prompt
   response: str
@@ -130,16 +177,16 @@ class LabelledResponse:
 
 @chex.dataclass(frozen=True)
 class PromptBatch:
-  """Tokenised prompts, padded on the left so that all end in one column.
+  """Tokenized prompts, padded on the left so that all end in one column.
 
   Example, T = 5, prompts [7, 8, 9] and [7, 8, 9, 4, 5]:
     tokens_PT = [[0, 0, 7, 8, 9], [7, 8, 9, 4, 5]]
     valid_PT  = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
 
   Attributes:
-    tokens_PT: int32.
-    valid_PT: bool, False on padding. Never derived from token ids.
-    id_P: uint32 hash of Prompt.id: seeds the prompt's samples.
+    tokens_PT: int32 token ids.
+    valid_PT: bool, False on padding. It is never derived from token ids.
+    id_P: uint32 hash of Prompt.id, which seeds the prompt's samples.
   """
 
   tokens_PT: chex.Array
@@ -149,24 +196,29 @@ class PromptBatch:
 
 @chex.dataclass(frozen=True)
 class Rollout:
-  """G completions for each of P prompts; row b belongs to prompt b // G.
+  """G completions of each of P prompts; row b belongs to prompt b // G.
 
-  Prompt columns come first, completion columns after them, one T axis.
+  The T axis holds the prompt columns first and the completion columns after
+  them.
 
   Attributes:
-    tokens_BT: int32, prompt (left-padded) then completion (right-padded).
+    tokens_BT: int32 token ids: the left-padded prompt, then the right-padded
+      completion.
     valid_BT: bool, True on prompt and completion tokens.
-    mask_BT: bool, True on completion tokens, the stop token among them.
+    mask_BT: bool, True on completion tokens, including the stop token.
     logp_BT: float32 log-probability of each token under the distribution that
-      it was sampled from; 0 outside mask_BT.
-    model_logp_BT: The same at temperature 1, with nothing cut.
-    age_BT: int32, how many steps ago the policy was current that drew the
-      token: 0, but in rows that an earlier step has begun.
+      it was sampled from, after temperature and truncation (top-p and such); 0
+      outside mask_BT.
+    model_logp_BT: float32, the same under the model's own distribution, at
+      temperature 1 and without truncation.
+    staleness_BT: int32, the number of steps since the policy that sampled the
+      token was current. 0 except in partial rollouts, which an earlier step
+      began.
     finish_B: int32, FINISH_STOP or FINISH_LENGTH.
-    length_B: int32, completion tokens, the stop token among them.
-    group_B: int32, which of the batch's prompts the row completes.
-    experts_BTLA: uint16, the experts of each token in each MoE layer, or None;
-      meaningless where valid_BT is False.
+    length_B: int32, completion tokens including the stop token.
+    group_B: int32, index within the batch of the row's prompt.
+    experts_BTLA: uint16, the experts that each token was routed to in each MoE
+      layer, or None; undefined where valid_BT is False.
   """
 
   tokens_BT: chex.Array
@@ -174,7 +226,7 @@ class Rollout:
   mask_BT: chex.Array
   logp_BT: chex.Array
   model_logp_BT: chex.Array
-  age_BT: chex.Array
+  staleness_BT: chex.Array
   finish_B: chex.Array
   length_B: chex.Array
   group_B: chex.Array
@@ -182,14 +234,18 @@ class Rollout:
 
 
 @chex.dataclass(frozen=True)
-class Scored:
-  """Rewards, on the host.
+class ScoredRollout:
+  """The rewards of B completions, on the host.
 
   Attributes:
-    reward_B: float32, the weighted sum of the parts; 0 where not scorable.
-    scorable_B: bool, False where no grader could say anything of the answer.
-    parts: Name to float32 [B], NaN where a sample has none: 'accuracy', …
-    verdicts: B names, of rewards/verdict.py; or 'general'.
+    reward_B: float32, the weighted sum of the reward parts; 0 where
+      scorable_B is False.
+    scorable_B: bool, False where the grader failed (it timed out or crashed),
+      so that nothing is known of the answer.
+    parts: Name of each reward part ('accuracy', 'format', …) to its float32
+      [B] values before weighting; NaN where the part does not apply.
+    verdicts: B names of r1jax/graders/verdict.py, or 'general' for a prompt
+      without a rule to grade it.
     texts: B decoded completions.
   """
 
@@ -199,31 +255,33 @@ class Scored:
   verdicts: Sequence[str]
   texts: Sequence[str]
 
-  def groups(self, size: int) -> list['Scored']:
-    """The inverse of `together`, of batches of one size."""
+  def split(self, size: int) -> list['ScoredRollout']:
+    """Splits it into consecutive records of `size` completions each.
 
-    def cut(start: int) -> Scored:
-      part = slice(start, start + size)
-      return Scored(
-        reward_B=self.reward_B[part],
-        scorable_B=self.scorable_B[part],
-        parts={name: x_B[part] for name, x_B in self.parts.items()},
-        verdicts=self.verdicts[part],
-        texts=self.texts[part],
+    This is the inverse of `concatenate` for records of one size.
+    """
+
+    def record(start: int) -> ScoredRollout:
+      rows = slice(start, start + size)
+      return ScoredRollout(
+        reward_B=self.reward_B[rows],
+        scorable_B=self.scorable_B[rows],
+        parts={name: x_B[rows] for name, x_B in self.parts.items()},
+        verdicts=self.verdicts[rows],
+        texts=self.texts[rows],
       )
 
-    return [cut(start) for start in range(0, len(self.texts), size)]
+    return [record(start) for start in range(0, len(self.texts), size)]
 
   @classmethod
-  def together(cls, batches: Sequence['Scored']) -> 'Scored':
-    """One after the other."""
-    beside = lambda arrays: np.concatenate(list(arrays))
+  def concatenate(cls, batches: Sequence['ScoredRollout']) -> 'ScoredRollout':
+    """Joins records along the batch axis; all have the same reward parts."""
+    join = lambda arrays: np.concatenate(list(arrays))
     return cls(
-      reward_B=beside(b.reward_B for b in batches),
-      scorable_B=beside(b.scorable_B for b in batches),
+      reward_B=join(b.reward_B for b in batches),
+      scorable_B=join(b.scorable_B for b in batches),
       parts={
-        name: beside(b.parts[name] for b in batches)
-        for name in batches[0].parts
+        name: join(b.parts[name] for b in batches) for name in batches[0].parts
       },
       verdicts=[v for b in batches for v in b.verdicts],
       texts=[t for b in batches for t in b.texts],
@@ -232,43 +290,47 @@ class Scored:
 
 @chex.dataclass(frozen=True)
 class RLBatch:
-  """What a policy update reads.
+  """The input of a policy update: a rollout and its training signals.
 
   Attributes:
     rollout: The sampled sequences.
-    adv_BT: float32, of each token; [B, 1] where a sequence's share one.
-    old_logp_BT: float32, log-probabilities under the sampling policy, of each
-      token the one that drew it.
-    ref_logp_BT: float32, under the reference policy.
-    weight_BT: float32, of each token in the loss, where the sampler was not
-      the trainer's policy (see grpo.mismatch_weight); None for 1.
-    value_BT, return_BT: float32, of the state that each token was drawn in:
-      what it was worth by the value function, and what that is to learn; None
-      without one.
+    adv_BT: float32 advantage of each token, or [B, 1] if the tokens of a
+      sequence share one.
+    old_logp_BT: float32 log-probability of each token under the policy that
+      sampled it, as recorded or as recomputed by the trainer (rl.old_logp): the
+      denominator of the importance ratio.
+    ref_logp_BT: float32 log-probability under the reference policy.
+    rollout_is_weight_BT: float32 importance weight of each token that corrects
+      for the difference between sampler and trainer; None for 1.
+    value_BT: float32, the value function's prediction for the state in which
+      each token was sampled; None without a value function.
+    return_BT: float32 regression target of that prediction; None likewise.
   """
 
   rollout: Rollout
   adv_BT: chex.Array
   old_logp_BT: chex.Array
   ref_logp_BT: chex.Array
-  weight_BT: chex.Array | None = None
+  rollout_is_weight_BT: chex.Array | None = None
   value_BT: chex.Array | None = None
   return_BT: chex.Array | None = None
 
 
 @chex.dataclass(frozen=True)
-class StepBatch:
-  """Thoughts whose steps are labelled, right-padded.
+class StepLabelBatch:
+  """Chains of thought with labelled steps, for a process reward model.
 
-  A prompt [7, 8] and two steps, [4, 5] and [6], with the labels 0.5 and 1:
+  Rows are right-padded. Example, a prompt [7, 8] and two steps, [4, 5] and
+  [6], with the labels 0.5 and 1:
     tokens_BT = [7, 8, 4, 5,   6, 0]
     label_BT  = [0, 0, 0, 0.5, 1, 0]
     weight_BT = [0, 0, 0, 1,   1, 0]
 
   Attributes:
+    tokens_BT: int32 token ids.
     valid_BT: bool, False on padding.
-    label_BT: float32, of a step at its last token.
-    weight_BT: float32, 1 there and 0 elsewhere.
+    label_BT: float32 label of a step in [0, 1], at the step's last token.
+    weight_BT: float32, 1 at the last token of each step and 0 elsewhere.
   """
 
   tokens_BT: chex.Array
@@ -290,8 +352,14 @@ class TokenBatch:
     position_BT = [0, 1, 2, 0, 1, 0]
 
   Attributes:
-    top_ids_BTO, top_logp_BTO: A teacher's likeliest next tokens, int32, and
-      their log-probabilities, float32, where weight_BT is not 0; or None.
+    tokens_BT: int32 token ids.
+    target_BT: int32, the token to predict at each position.
+    weight_BT: float32 weight of each position in the loss.
+    segment_BT: int32, the document that a token belongs to, counted from 1.
+    position_BT: int32, the token's position in its document.
+    top_ids_BTO: int32, a teacher's O most likely next tokens where weight_BT
+      is not 0; or None.
+    top_logp_BTO: float32 log-probabilities of these tokens; or None.
   """
 
   tokens_BT: chex.Array
@@ -305,19 +373,19 @@ class TokenBatch:
 
 @chex.dataclass(frozen=True)
 class PairBatch:
-  """P pairs as B = 2·P rows, a chosen response and then its rejected one.
+  """P preference pairs as B = 2·P rows: chosen, rejected, chosen, rejected, …
 
-  Prompt [7, 8], chosen [9], rejected [4, 5], 2 to end them, T = 6:
+  Example, prompt [7, 8], chosen [9], rejected [4, 5], end of sequence 2, T = 6:
     tokens_BT = [[7, 8, 9, 2, 0, 0], [7, 8, 4, 5, 2, 0]]
     valid_BT  = [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
     mask_BT   = [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0]]
 
   Attributes:
-    tokens_BT: int32.
+    tokens_BT: int32 token ids.
     valid_BT: bool, False on padding.
-    mask_BT: bool, True on the response and its end.
-    weight_P: float32, 1; 0 for a pair that only fills the batch.
-    group_P: int32, the pair's group.
+    mask_BT: bool, True on the response and its end-of-sequence token.
+    weight_P: float32, 1 for a real pair, 0 for one that pads the batch.
+    group_P: int32, index of the pair's preference group.
   """
 
   tokens_BT: chex.Array
@@ -328,13 +396,15 @@ class PairBatch:
 
 
 @chex.dataclass(frozen=True)
-class LabelBatch:
-  """Single responses; see PairBatch.
+class LabelledBatch:
+  """Single responses with safety labels; see PairBatch for the layout.
 
   Attributes:
+    tokens_BT: int32 token ids.
+    valid_BT: bool, False on padding.
     safe_B: float32, 1 for safe, 0 for unsafe.
-    weight_B: float32; 0 for a row that only fills the batch.
-    group_B: int32.
+    weight_B: float32, 1 for a real row, 0 for one that pads the batch.
+    group_B: int32, index of the row's preference group.
   """
 
   tokens_BT: chex.Array

@@ -176,7 +176,7 @@ def continued(
     tokens_BT,
     held_B,
   )
-  fed_Bn = np.concatenate([[[p[-1]] for p in prompts], after], 1)
+  fed_BT = np.concatenate([[[p[-1]] for p in prompts], after], 1)
 
   @jax.jit
   def step(params, pages, context, columns, token_B, column):
@@ -199,7 +199,7 @@ def continued(
   found = []
   for start in range(0, n + 1, chunk_steps):
     columns = engine.programs._columns(B, chunk_steps)
-    some = fed_Bn[:, start : start + chunk_steps].astype(np.int32)
+    some = fed_BT[:, start : start + chunk_steps].astype(np.int32)
     here = context(held_B + start)
     for column in range(some.shape[1]):
       logits, columns = step(

@@ -30,7 +30,7 @@ def group(
       no mean or deviation, and their advantage is 0.
 
   Returns:
-    adv_B, and varied_G: bool, whether the group's rewards differ at all.
+    adv_B, and varied_P: bool, whether the group's rewards differ at all.
   """
   if scorable_B is None:
     scorable_B = jnp.ones_like(reward_B, bool)
@@ -45,14 +45,14 @@ def group(
       jnp.where(scorable_B, x_B, -jnp.inf), group_B, num_groups
     )
 
-  count_G = jnp.maximum(total(jnp.ones_like(reward_B)), 1)
-  mean_G = total(reward_B) / count_G
-  varied_G = highest(reward_B) > -highest(-reward_B)
+  count_P = jnp.maximum(total(jnp.ones_like(reward_B)), 1)
+  mean_P = total(reward_B) / count_P
+  varied_P = highest(reward_B) > -highest(-reward_B)
   # The mean of equal floats may differ from them in the last bit: mask it.
   centred_B = jnp.where(
-    varied_G[group_B] & scorable_B, reward_B - mean_G[group_B], 0.0
+    varied_P[group_B] & scorable_B, reward_B - mean_P[group_B], 0.0
   )
   if scale_by_std:
-    std_G = jnp.sqrt(total(centred_B**2) / jnp.maximum(count_G - 1, 1))
-    centred_B /= std_G[group_B] + eps
-  return centred_B, varied_G
+    std_P = jnp.sqrt(total(centred_B**2) / jnp.maximum(count_P - 1, 1))
+    centred_B /= std_P[group_B] + eps
+  return centred_B, varied_P

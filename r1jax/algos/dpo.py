@@ -79,19 +79,19 @@ class Objective:
     )
 
 
-def ratio(logp_PG, ref_logp_PG):
+def ratio(logp_P2, ref_logp_P2):
   """h_P; column 0 is of the chosen responses, column 1 of the rejected."""
-  gain_PG = logp_PG - ref_logp_PG
-  return gain_PG[:, 0] - gain_PG[:, 1]
+  gain_P2 = logp_P2 - ref_logp_P2
+  return gain_P2[:, 0] - gain_P2[:, 1]
 
 
-def loss(objective: Objective, logp_PG, ref_logp_PG, weight_P, counts_P, total):
+def loss(objective: Objective, logp_P2, ref_logp_P2, weight_P, counts_P, total):
   """One microbatch's share of the loss.
 
   Args:
     objective: Static.
-    logp_PG: float32, log π of whole responses, chosen and rejected.
-    ref_logp_PG: The same of the reference.
+    logp_P2: float32, log π of whole responses, chosen and rejected.
+    ref_logp_P2: The same of the reference.
     weight_P: Of each pair's loss: 1, or N/N_g · α_g.
     counts_P: 1, or 0 for a pair that only fills the batch.
     total: Pairs of the WHOLE batch that count.
@@ -99,8 +99,8 @@ def loss(objective: Objective, logp_PG, ref_logp_PG, weight_P, counts_P, total):
   Returns:
     The loss and a dict of metrics; all of them sum over microbatches.
   """
-  ratio_P = ratio(logp_PG, ref_logp_PG)
-  gain_PG = objective.beta * (logp_PG - ref_logp_PG)
+  ratio_P = ratio(logp_P2, ref_logp_P2)
+  gain_P2 = objective.beta * (logp_P2 - ref_logp_P2)
 
   def mean(x_P):
     return jnp.sum(jnp.where(counts_P > 0, x_P, 0)) / total
@@ -110,10 +110,10 @@ def loss(objective: Objective, logp_PG, ref_logp_PG, weight_P, counts_P, total):
     'loss': value,
     'accuracy': mean(common.won(ratio_P)),
     'reward/gap': mean(objective.beta * ratio_P),
-    'reward/chosen': mean(gain_PG[:, 0]),
-    'reward/rejected': mean(gain_PG[:, 1]),
-    'logp/chosen': mean(logp_PG[:, 0]),
-    'logp/rejected': mean(logp_PG[:, 1]),
+    'reward/chosen': mean(gain_P2[:, 0]),
+    'reward/rejected': mean(gain_P2[:, 1]),
+    'logp/chosen': mean(logp_P2[:, 0]),
+    'logp/rejected': mean(logp_P2[:, 1]),
   }
 
 

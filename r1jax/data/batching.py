@@ -12,7 +12,7 @@ from r1jax.data.mixture import Mixture
 from r1jax.data.text.chat import AnyTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import Prompt, PromptBatch, TokenBatch, TopLogp
+from r1jax.records import Prompt, PromptBatch, TokenBatch, TopLogprobs
 
 
 def pad_prompts(
@@ -175,7 +175,7 @@ class Document(NamedTuple):
 
   ids: Sequence[int]
   weight_T: np.ndarray | None = None
-  top: TopLogp | None = None
+  top: TopLogprobs | None = None
 
 
 def pack(

@@ -12,7 +12,7 @@ from r1jax.data import readers, tasks
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.chat import AnyTemplate
 from r1jax.errors import UserError
-from r1jax.records import Demonstration, Message, TopLogp
+from r1jax.records import Demonstration, Message, TopLogprobs
 
 
 def read(
@@ -115,7 +115,7 @@ def continued(response: str, template: AnyTemplate) -> str:
   return response.removeprefix(said)
 
 
-def pack_teacher(known: TopLogp) -> dict:
+def pack_teacher(known: TopLogprobs) -> dict:
   """For a row of JSON, every number as it is to the last bit."""
   return {
     'temperature': known.temperature,
@@ -125,12 +125,12 @@ def pack_teacher(known: TopLogp) -> dict:
   }
 
 
-def _teacher(fields: dict | None) -> TopLogp | None:
+def _teacher(fields: dict | None) -> TopLogprobs | None:
   if fields is None:
     return None
   try:
     shape = -1, int(fields['kept'])
-    return TopLogp(
+    return TopLogprobs(
       ids_TO=np.frombuffer(base64.b64decode(fields['ids']), '<i4').reshape(
         shape
       ),

@@ -9,7 +9,7 @@ from r1jax.data.batching import Document
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import Demonstration, TokenBatch, TopLogp
+from r1jax.records import Demonstration, TokenBatch, TopLogprobs
 
 
 class PackedCorpus(Sequence):
@@ -138,10 +138,10 @@ def _tokenised(d: Demonstration, tokenizer: Tokenizer, length_tokens: int):
   return prompt, own
 
 
-def _shifted(known: TopLogp, prompt: Sequence[int]) -> TopLogp:
+def _shifted(known: TopLogprobs, prompt: Sequence[int]) -> TopLogprobs:
   """The response's distributions, behind columns for the prompt."""
   before = (len(prompt), 0), (0, 0)
-  return TopLogp(
+  return TopLogprobs(
     np.pad(known.ids_TO, before),
     np.pad(known.logp_TO, before, constant_values=-np.inf),
     known.temperature,

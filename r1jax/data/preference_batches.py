@@ -10,7 +10,7 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.records import (
-  LabelBatch,
+  LabelledBatch,
   LabelledResponse,
   PairBatch,
   PreferencePair,
@@ -191,7 +191,7 @@ class Comparisons(Sequence):
   def __len__(self) -> int:
     return -(-len(self._order) // self._batch_size)
 
-  def __getitem__(self, index: int) -> PairBatch | LabelBatch:
+  def __getitem__(self, index: int) -> PairBatch | LabelledBatch:
     size = self._batch_size
     some = [
       self._examples[i] for i in self._order[index * size : (index + 1) * size]
@@ -220,7 +220,7 @@ class Comparisons(Sequence):
       )
     safe_B = np.zeros(size, np.float32)
     safe_B[: len(some)] = [example.safe for example in some]
-    return LabelBatch(
+    return LabelledBatch(
       tokens_BT=tokens_BT,
       valid_BT=valid_BT,
       safe_B=safe_B,

@@ -15,7 +15,7 @@ from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import StepBatch
+from r1jax.records import StepLabelBatch
 
 
 class Thought(NamedTuple):
@@ -158,7 +158,7 @@ class StepBatches(Sequence):
   def __len__(self) -> int:
     return -(-len(self._order) // self._batch_size)
 
-  def __getitem__(self, index: int) -> StepBatch:
+  def __getitem__(self, index: int) -> StepLabelBatch:
     size = self._batch_size
     some = [
       self._thoughts[i] for i in self._order[index * size : (index + 1) * size]
@@ -172,7 +172,7 @@ class StepBatches(Sequence):
       tokens_BT[b, : len(thought.ids)] = thought.ids
       valid_BT[b, : len(thought.ids)] = True
       label_BT[b, thought.last], weight_BT[b, thought.last] = thought.labels, 1
-    return StepBatch(
+    return StepLabelBatch(
       tokens_BT=tokens_BT,
       valid_BT=valid_BT,
       label_BT=label_BT,

@@ -17,7 +17,7 @@ from r1jax.data.datasets import GENERAL
 from r1jax.data.text.forms import Reader
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.graders.verdict import Verdict
-from r1jax.records import Prompt, Rollout, Scored
+from r1jax.records import Prompt, Rollout, ScoredRollout
 from r1jax.rewards import hosts, language
 from r1jax.rewards.combine import Reward
 from r1jax.rollout import assemble
@@ -73,7 +73,7 @@ class Evaluator:
 
   def _scored(
     self, prompts: Sequence[Prompt], rollout: Rollout, texts: Sequence[str]
-  ) -> Scored:
+  ) -> ScoredRollout:
     mine = [p for p in range(len(prompts)) if hosts.is_mine(p)]
     some = [b for b, p in enumerate(rollout.group_B) if hosts.is_mine(p)]
     return hosts.together(
@@ -123,10 +123,10 @@ class Evaluator:
           )
         )
       }
-    right_PK = np.array(
+    right_PG = np.array(
       [row['verdict'] == Verdict.CORRECT for row in rows]
     ).reshape(num, k)
-    per_problem = right_PK.mean(1)
+    per_problem = right_PG.mean(1)
     voted = majority(
       [rows[p * k : (p + 1) * k] for p in range(num)], self._reader
     )
@@ -173,7 +173,7 @@ def self_corrects(completion: str) -> bool:
 
 
 def sample_rows(
-  prompts: Sequence[Prompt], scored: Scored, length_B, finish_B
+  prompts: Sequence[Prompt], scored: ScoredRollout, length_B, finish_B
 ) -> list[dict]:
   """One JSON-ready row a completion."""
   group_size = len(scored.texts) // len(prompts)

@@ -15,7 +15,7 @@ from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.moe import Balancing
 from r1jax.model.transformer import Transformer
-from r1jax.records import LabelBatch, PairBatch, RLBatch, Rollout, TokenBatch
+from r1jax.records import LabelledBatch, PairBatch, RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout
 from r1jax.stages import critic
 from r1jax.stages.build import parts as build
@@ -245,7 +245,7 @@ def _rollouts(layout: Layout, rows: int, tokens: int, valued: bool) -> RLBatch:
       mask_BT=array('BT', bool),
       logp_BT=each(),
       model_logp_BT=each(),
-      age_BT=array('BT', jnp.int32),
+      staleness_BT=array('BT', jnp.int32),
       finish_B=array('B', jnp.int32),
       length_B=array('B', jnp.int32),
       group_B=array('B', jnp.int32),
@@ -275,7 +275,7 @@ def _compared(
   one = _arrays(layout, c.batch_size, 0)
   rows = dict(tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool))
   if labelled:
-    return LabelBatch(
+    return LabelledBatch(
       **rows,
       safe_B=one('B', jnp.float32),
       weight_B=one('B', jnp.float32),

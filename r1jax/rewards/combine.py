@@ -18,7 +18,7 @@ from r1jax.data.text.forms import MAX_ERRORS, Parsed, Reader
 from r1jax.errors import UserError, unknown
 from r1jax.graders import answers
 from r1jax.graders.verdict import Grade, Verdict
-from r1jax.records import Prompt, Scored
+from r1jax.records import Prompt, ScoredRollout
 from r1jax.rewards import language, length
 
 
@@ -129,7 +129,7 @@ class Reward:
     texts: Sequence[str],
     prompts: Sequence[Prompt],
     tokens_B: Sequence[int],
-  ) -> Scored:
+  ) -> ScoredRollout:
     """Scores B completions of P prompts; text b belongs to prompt b // G."""
     samples = self._samples(texts, prompts, tokens_B)
     general_B = np.array([s.prompt.source == GENERAL for s in samples])
@@ -147,7 +147,7 @@ class Reward:
       counts_B = weight_B != 0
       reward_B[counts_B] += (weight_B * part_B).astype(np.float32)[counts_B]
     scorable_B = ~np.isnan(reward_B)
-    return Scored(
+    return ScoredRollout(
       reward_B=np.where(scorable_B, reward_B, np.float32(0)),
       scorable_B=scorable_B,
       parts=parts,
@@ -197,7 +197,7 @@ class Reward:
       )
     return np.where(np.isfinite(found), found, np.float32(np.nan))
 
-  def check(self, scored: Scored):
+  def check(self, scored: ScoredRollout):
     """A circuit breaker, for all of a step's samples.
 
     Raises:

@@ -18,7 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from r1jax.records import Scored
+from r1jax.records import ScoredRollout
 from r1jax.rewards.combine import RewardFailure
 
 
@@ -30,8 +30,8 @@ def is_mine(index: int) -> bool:
 def together(
   texts: Sequence[Sequence[str]],
   mine: Sequence[int],
-  score: Callable[[], Scored],
-) -> Scored:
+  score: Callable[[], ScoredRollout],
+) -> ScoredRollout:
   """The scores of all groups, the same in all processes, which wait for it.
 
   Args:
@@ -64,7 +64,7 @@ def together(
   return _unpacked([each for each in told if each['groups']], texts)
 
 
-def _packed(scored: Scored) -> dict:
+def _packed(scored: ScoredRollout) -> dict:
   """In JSON, which keeps every float32 and NaN as it is. The texts stay."""
   return {
     'reward': np.asarray(scored.reward_B).tolist(),
@@ -76,7 +76,9 @@ def _packed(scored: Scored) -> dict:
   }
 
 
-def _unpacked(told: list[dict], texts: Sequence[Sequence[str]]) -> Scored:
+def _unpacked(
+  told: list[dict], texts: Sequence[Sequence[str]]
+) -> ScoredRollout:
   """From what each process says of its groups; in the order of all."""
   size = len(texts[0])
   rows = np.concatenate(
@@ -92,7 +94,7 @@ def _unpacked(told: list[dict], texts: Sequence[Sequence[str]]) -> Scored:
     [np.array(take(each), dtype) for each in told]
   )[order]
   verdicts = [verdict for each in told for verdict in each['verdicts']]
-  return Scored(
+  return ScoredRollout(
     reward_B=beside(lambda each: each['reward'], np.float32),
     scorable_B=beside(lambda each: each['scorable'], bool),
     parts={

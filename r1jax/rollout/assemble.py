@@ -88,38 +88,38 @@ def as_rollout(
 ) -> Rollout:
   """Row b of the rollout is the b-th completion, of prompt b // G; `version`
   is the policy's that ages are counted from."""
-  B, S = len(made), max_new_tokens
-  tokens_BS = np.zeros((B, S), np.int32)
-  logp_BS, model_logp_BS = np.zeros((2, B, S), np.float32)
-  age_BS = np.zeros((B, S), np.int32)
+  B, T = len(made), max_new_tokens
+  tokens_BT = np.zeros((B, T), np.int32)
+  logp_BT, model_logp_BT = np.zeros((2, B, T), np.float32)
+  staleness_BT = np.zeros((B, T), np.int32)
   length_B = np.array([len(c.tokens) for c in made], np.int32)
   for b, c in enumerate(made):
-    tokens_BS[b, : length_B[b]] = c.tokens
-    logp_BS[b, : length_B[b]] = c.logp
-    model_logp_BS[b, : length_B[b]] = c.model_logp
-    age_BS[b, : length_B[b]] = version - np.array(c.version)
+    tokens_BT[b, : length_B[b]] = c.tokens
+    logp_BT[b, : length_B[b]] = c.logp
+    model_logp_BT[b, : length_B[b]] = c.model_logp
+    staleness_BT[b, : length_B[b]] = version - np.array(c.version)
   prompt_BT = np.repeat(np.asarray(prompts.tokens_PT), group_size, axis=0)
-  valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
-  live_BS = np.arange(S) < length_B[:, None]
+  prompt_valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
+  live_BT = np.arange(T) < length_B[:, None]
   beside = lambda left, right: np.concatenate([left, right], 1)
-  nothing = np.zeros(valid_BT.shape, np.float32)
-  T = prompt_BT.shape[1]
+  nothing = np.zeros(prompt_valid_BT.shape, np.float32)
+  prompt_tokens = prompt_BT.shape[1]
   experts_BTLA = None
   if made[0].prompt_experts is not None:
     experts_BTLA = np.zeros(
-      (B, T + S, *made[0].prompt_experts.shape[1:]), np.uint16
+      (B, prompt_tokens + T, *made[0].prompt_experts.shape[1:]), np.uint16
     )
     for b, c in enumerate(made):
       known = np.concatenate([c.prompt_experts, np.stack(c.experts)])
-      start = T - len(c.request.prompt)
+      start = prompt_tokens - len(c.request.prompt)
       experts_BTLA[b, start : start + len(known)] = known
   return Rollout(
-    tokens_BT=beside(prompt_BT, tokens_BS),
-    valid_BT=beside(valid_BT, live_BS),
-    mask_BT=beside(np.zeros_like(valid_BT), live_BS),
-    logp_BT=beside(nothing, logp_BS),
-    model_logp_BT=beside(nothing, model_logp_BS),
-    age_BT=beside(nothing.astype(np.int32), age_BS),
+    tokens_BT=beside(prompt_BT, tokens_BT),
+    valid_BT=beside(prompt_valid_BT, live_BT),
+    mask_BT=beside(np.zeros_like(prompt_valid_BT), live_BT),
+    logp_BT=beside(nothing, logp_BT),
+    model_logp_BT=beside(nothing, model_logp_BT),
+    staleness_BT=beside(nothing.astype(np.int32), staleness_BT),
     finish_B=np.array(
       [FINISH_STOP if c.finish == 'stop' else FINISH_LENGTH for c in made],
       np.int32,

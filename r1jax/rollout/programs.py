@@ -24,21 +24,21 @@ class Chunk:
   """What a call of the drawing program tells.
 
   Attributes:
-    tokens_BN, logp_BN, model_logp_BN: Drawn after each column of the chunk.
-    drawn_BN: bool, which columns count.
-    best_id_BNS, best_logp_BNS: See sampling.Drawn; or None.
-    experts_BNLA: uint16, of the tokens that were fed; or None.
+    tokens_BS, logp_BS, model_logp_BS: Drawn after each column of the chunk.
+    drawn_BS: bool, which columns count.
+    best_id_BSO, best_logp_BSO: See sampling.Drawn; or None.
+    experts_BSLA: uint16, of the tokens that were fed; or None.
     passes_B, drafts_B, kept_B: int32, forward passes, guesses, and guesses
       that stayed.
   """
 
-  tokens_BN: jax.Array
-  logp_BN: jax.Array
-  model_logp_BN: jax.Array
-  drawn_BN: jax.Array
-  best_id_BNS: jax.Array | None
-  best_logp_BNS: jax.Array | None
-  experts_BNLA: jax.Array | None
+  tokens_BS: jax.Array
+  logp_BS: jax.Array
+  model_logp_BS: jax.Array
+  drawn_BS: jax.Array
+  best_id_BSO: jax.Array | None
+  best_logp_BSO: jax.Array | None
+  experts_BSLA: jax.Array | None
   passes_B: jax.Array
   drafts_B: jax.Array
   kept_B: jax.Array
@@ -66,7 +66,7 @@ class _Loop(NamedTuple):
     live_B: bool, rows that go on.
     token_B: Fed next.
     columns: By stack, the entries of this chunk, one page a row.
-    hidden_BND: The model's state at each column, where it speculates.
+    hidden_BSD: The model's state at each column, where it speculates.
     seen_BV: See Draws.
     unread: Where it speculates.
     told: So far.
@@ -76,7 +76,7 @@ class _Loop(NamedTuple):
   live_B: jax.Array
   token_B: jax.Array
   columns: dict[str, cache.Pages]
-  hidden_BND: jax.Array | None
+  hidden_BSD: jax.Array | None
   seen_BV: jax.Array | None
   unread: _Unread | None
   told: Chunk
@@ -88,7 +88,7 @@ class Programs:
 
   Attributes:
     model: In its decoding layout.
-    page_tokens: S, of one page.
+    page_tokens: Tokens of one page.
     chunk_steps: Forward passes of one call.
     cache_int8: Keep the cache in 8 bits.
     record_routing: Tell the experts of each token.
@@ -109,7 +109,7 @@ class Programs:
 
   @property
   def chunk_tokens(self) -> int:
-    """N, the most that one call draws a row."""
+    """S, the most that one call draws a row."""
     return self.chunk_steps * self.fed
 
   def empty(self, pages: int) -> dict[str, cache.Pages]:
@@ -174,18 +174,18 @@ class Programs:
     token_B,
     best: int,
   ):
-    """Draws up to N tokens a row, from its last one on.
+    """Draws up to S tokens a row, from its last one on.
 
     Returns:
       The pages, and a Chunk.
     """
-    B, N = token_B.shape[0], self.chunk_tokens
+    B, S = token_B.shape[0], self.chunk_tokens
     started = _Loop(
       step=jnp.int32(0),
       live_B=draws.left_B > 0,
       token_B=token_B,
-      columns=self._columns(B, N),
-      hidden_BND=None,
+      columns=self._columns(B, S),
+      hidden_BSD=None,
       seen_BV=draws.seen_BV,
       unread=None,
       told=self._nothing(B, best),
@@ -195,8 +195,8 @@ class Programs:
       last_BD = cache.last_hidden(pages['mtp'], context, self.model.layout)
       one, gap = _length(context) > 0, jnp.zeros(B, bool)
       started = started._replace(
-        columns=started.columns | {'mtp': self._empty('mtp', B, N + 2)},
-        hidden_BND=jnp.zeros((B, N, D), dtype),
+        columns=started.columns | {'mtp': self._empty('mtp', B, S + 2)},
+        hidden_BSD=jnp.zeros((B, S, D), dtype),
         unread=_Unread(
           jnp.stack([gap * token_B, token_B], 1),
           jnp.stack([0 * last_BD, last_BD], 1),
@@ -216,15 +216,15 @@ class Programs:
       _, last = self._guess_logits(params, pages, context, loop)
       columns = columns | {'mtp': jax.tree.map(lambda x: x[..., 1:-1, :], last)}
     pages = self._flush(
-      pages, context, columns, loop.told.drawn_BN, loop.hidden_BND
+      pages, context, columns, loop.told.drawn_BS, loop.hidden_BSD
     )
     return pages, loop.told
 
   def _pass(
     self, params, pages, context, draws: Draws, best: int, loop: _Loop
   ) -> _Loop:
-    T, N, told = self.fed, self.chunk_tokens, loop.told
-    column, made_B = loop.step * T, told.drawn_BN.sum(-1)
+    T, S, told = self.fed, self.chunk_tokens, loop.told
+    column, made_B = loop.step * T, told.drawn_BS.sum(-1)
     draws = draws.replace(seen_BV=loop.seen_BV)
     fed_BT, live_BT, draft = loop.token_B[:, None], loop.live_B[:, None], None
     columns = loop.columns
@@ -236,9 +236,9 @@ class Programs:
       )
       fed_BT = jnp.stack([loop.token_B, draft.token_B], 1)
       live_BT = jnp.stack([loop.live_B, draft.live_B], 1)
-    own_T, place_N = column + jnp.arange(T)[:, None], jnp.arange(N)
-    see_BTS = told.drawn_BN[:, None] | (
-      (place_N >= column) & (place_N <= own_T)
+    own_T, place_S = column + jnp.arange(T)[:, None], jnp.arange(S)
+    see_BTS = told.drawn_BS[:, None] | (
+      (place_S >= column) & (place_S <= own_T)
     )
     hidden_BTD, columns, chosen_BTLA = self._model(
       params,
@@ -264,28 +264,28 @@ class Programs:
       )
 
     told = told.replace(
-      tokens_BN=put(told.tokens_BN, [d.token_B for d in drawn]),
-      logp_BN=put(told.logp_BN, [d.logp_B for d in drawn]),
-      model_logp_BN=put(told.model_logp_BN, [d.model_logp_B for d in drawn]),
-      drawn_BN=put(told.drawn_BN, emits),
+      tokens_BS=put(told.tokens_BS, [d.token_B for d in drawn]),
+      logp_BS=put(told.logp_BS, [d.logp_B for d in drawn]),
+      model_logp_BS=put(told.model_logp_BS, [d.model_logp_B for d in drawn]),
+      drawn_BS=put(told.drawn_BS, emits),
       passes_B=told.passes_B + loop.live_B,
     )
     if best:
       told = told.replace(
-        best_id_BNS=put(told.best_id_BNS, [d.best_id_BS for d in drawn]),
-        best_logp_BNS=put(told.best_logp_BNS, [d.best_logp_BS for d in drawn]),
+        best_id_BSO=put(told.best_id_BSO, [d.best_id_BO for d in drawn]),
+        best_logp_BSO=put(told.best_logp_BSO, [d.best_logp_BO for d in drawn]),
       )
     if self.record_routing:
       told = told.replace(
-        experts_BNLA=put(
-          told.experts_BNLA, [chosen_BTLA[:, t] for t in range(T)]
+        experts_BSLA=put(
+          told.experts_BSLA, [chosen_BTLA[:, t] for t in range(T)]
         )
       )
     seen_BV = loop.seen_BV
     if seen_BV is not None:
       seen_BV = _mark(seen_BV, [d.token_B for d in drawn], emits)
     token_B = drawn[0].token_B
-    last_BD, unread, hidden_BND = hidden_BTD[:, 0], None, loop.hidden_BND
+    last_BD, unread, hidden_BSD = hidden_BTD[:, 0], None, loop.hidden_BSD
     if self.speculative:
       token_B = jnp.where(emits[1], drawn[1].token_B, token_B)
       last_BD = jnp.where(emits[1][:, None], hidden_BTD[:, 1], last_BD)
@@ -294,8 +294,8 @@ class Programs:
         jnp.stack([hidden_BTD[:, 0], last_BD], 1),
         jnp.stack([emits[1], loop.live_B], 1),
       )
-      hidden_BND = jax.lax.dynamic_update_slice_in_dim(
-        hidden_BND, hidden_BTD, column, 1
+      hidden_BSD = jax.lax.dynamic_update_slice_in_dim(
+        hidden_BSD, hidden_BTD, column, 1
       )
       told = told.replace(
         drafts_B=told.drafts_B + draft.live_B, kept_B=told.kept_B + keeps_B
@@ -307,7 +307,7 @@ class Programs:
       live_B=live_B,
       token_B=token_B,
       columns=columns,
-      hidden_BND=hidden_BND,
+      hidden_BSD=hidden_BSD,
       seen_BV=seen_BV,
       unread=unread,
       told=told,
@@ -355,12 +355,12 @@ class Programs:
     Returns:
       Logits [B, V] of the token after the last; the module's columns.
     """
-    T, N, drawn_BN = self.fed, self.chunk_tokens, loop.told.drawn_BN
+    T, S, drawn_BS = self.fed, self.chunk_tokens, loop.told.drawn_BS
     column, start_B = loop.step * T, _length(context)
-    position_BT = (start_B + drawn_BN.sum(-1) - 2)[:, None] + jnp.arange(T)
-    first_BN = (jnp.arange(N) == 0) & (start_B == 0)[:, None]
-    before_BTS = jnp.pad(drawn_BN & ~first_BN, ((0, 0), (1, 1)))[:, None]
-    own_TS = jnp.arange(N + 2) == column + jnp.arange(T)[:, None]
+    position_BT = (start_B + drawn_BS.sum(-1) - 2)[:, None] + jnp.arange(T)
+    first_BS = (jnp.arange(S) == 0) & (start_B == 0)[:, None]
+    before_BTS = jnp.pad(drawn_BS & ~first_BS, ((0, 0), (1, 1)))[:, None]
+    own_TS = jnp.arange(S + 2) == column + jnp.arange(T)[:, None]
     hidden_BTD, columns = self._look_ahead(
       params,
       pages,
@@ -444,21 +444,21 @@ class Programs:
 
   def _nothing(self, B: int, best: int) -> Chunk:
     """A Chunk before the first pass."""
-    c, N = self.model.config, self.chunk_tokens
-    some, none = jnp.zeros((B, N), jnp.float32), jnp.zeros(B, jnp.int32)
+    c, S = self.model.config, self.chunk_tokens
+    some, none = jnp.zeros((B, S), jnp.float32), jnp.zeros(B, jnp.int32)
     experts = None
     if self.record_routing:
       experts = jnp.zeros(
-        (B, N, c.num_moe_layers, c.experts_per_token), jnp.uint16
+        (B, S, c.num_moe_layers, c.experts_per_token), jnp.uint16
       )
     return Chunk(
-      tokens_BN=some.astype(jnp.int32),
-      logp_BN=some,
-      model_logp_BN=some,
-      drawn_BN=some.astype(bool),
-      best_id_BNS=jnp.zeros((B, N, best), jnp.int32) if best else None,
-      best_logp_BNS=jnp.zeros((B, N, best)) if best else None,
-      experts_BNLA=experts,
+      tokens_BS=some.astype(jnp.int32),
+      logp_BS=some,
+      model_logp_BS=some,
+      drawn_BS=some.astype(bool),
+      best_id_BSO=jnp.zeros((B, S, best), jnp.int32) if best else None,
+      best_logp_BSO=jnp.zeros((B, S, best)) if best else None,
+      experts_BSLA=experts,
       passes_B=none,
       drafts_B=none,
       kept_B=none,
@@ -474,7 +474,7 @@ def _length(context: cache.Context) -> jax.Array:
 
 
 def _stops(token_B, draws: Draws) -> jax.Array:
-  return jnp.any(token_B[:, None] == draws.stop_BS, -1)
+  return jnp.any(token_B[:, None] == draws.stop_BO, -1)
 
 
 def _mark(seen_BV, tokens, emits) -> jax.Array:

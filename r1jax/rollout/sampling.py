@@ -139,9 +139,9 @@ class Draws:
     made_B: int32, tokens drawn so far: the n-th draw uses the key folded by n.
     left_B: int32, how many more the row may draw; 0 for an empty row.
     temperature_B: float32.
-    stop_BS: int32, padded with −1.
+    stop_BO: int32, padded with −1.
     top_k_B, top_p_B, min_p_B, penalty_B: See Sampling.
-    bias_id_BS, bias_BS: int32 and float32, padded with the vocabulary's size.
+    bias_id_BO, bias_BO: int32 and float32, padded with the vocabulary's size.
     seen_BV: bool, tokens of prompt and completion.
   """
 
@@ -149,13 +149,13 @@ class Draws:
   made_B: chex.Array
   left_B: chex.Array
   temperature_B: chex.Array
-  stop_BS: chex.Array
+  stop_BO: chex.Array
   top_k_B: chex.Array | None = None
   top_p_B: chex.Array | None = None
   min_p_B: chex.Array | None = None
   penalty_B: chex.Array | None = None
-  bias_id_BS: chex.Array | None = None
-  bias_BS: chex.Array | None = None
+  bias_id_BO: chex.Array | None = None
+  bias_BO: chex.Array | None = None
   seen_BV: chex.Array | None = None
 
 
@@ -167,14 +167,14 @@ class Drawn(NamedTuple):
     logp_B: float32, its log-probability in the distribution that it was drawn
       from, after all that Sampling asks for. A greedy choice has 0.
     model_logp_B: float32, its log-probability at temperature 1, nothing cut.
-    best_id_BS, best_logp_BS: The most likely tokens at temperature 1.
+    best_id_BO, best_logp_BO: The most likely tokens at temperature 1.
   """
 
   token_B: jax.Array
   logp_B: jax.Array
   model_logp_B: jax.Array
-  best_id_BS: jax.Array | None
-  best_logp_BS: jax.Array | None
+  best_id_BO: jax.Array | None
+  best_logp_BO: jax.Array | None
 
 
 def draw(logits_BV, draws: Draws, nth_B, best: int = 0) -> Drawn:
@@ -278,8 +278,8 @@ def _told(logits_BV, shaped_BV, token_B, draws: Draws, best: int) -> Drawn:
     token_B=token_B,
     logp_B=jnp.where(draws.temperature_B == 0, 0.0, logp_B),
     model_logp_B=_chosen(plain_BV, token_B),
-    best_id_BS=found[1],
-    best_logp_BS=found[0],
+    best_id_BO=found[1],
+    best_logp_BO=found[0],
   )
 
 
@@ -289,10 +289,10 @@ def shaped(logits_BV, draws: Draws):
   A greedy row is biased and penalised, and otherwise as it was.
   """
   logits_BV = logits_BV.astype(jnp.float32)
-  if draws.bias_BS is not None:
+  if draws.bias_BO is not None:
     rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
-    logits_BV = logits_BV.at[rows_B1, draws.bias_id_BS].add(
-      draws.bias_BS, mode='drop'
+    logits_BV = logits_BV.at[rows_B1, draws.bias_id_BO].add(
+      draws.bias_BO, mode='drop'
     )
   if draws.seen_BV is not None:
     penalty_B1 = draws.penalty_B[:, None]
@@ -365,7 +365,7 @@ def stack(
     made_B=made_B,
     left_B=left_B,
     temperature_B=of('temperature', np.float32, 1.0),
-    stop_BS=padded(wanted.stops, some, np.int32, -1),
+    stop_BO=padded(wanted.stops, some, np.int32, -1),
   )
   if wanted.cuts:
     draws = draws.replace(
@@ -376,8 +376,8 @@ def stack(
   if wanted.biases:
     bias = [r.bias if r else {} for r in requests]
     draws = draws.replace(
-      bias_id_BS=padded(wanted.biases, bias, np.int32, vocab_size),
-      bias_BS=padded(wanted.biases, [b.values() for b in bias], np.float32, 0),
+      bias_id_BO=padded(wanted.biases, bias, np.int32, vocab_size),
+      bias_BO=padded(wanted.biases, [b.values() for b in bias], np.float32, 0),
     )
   if wanted.penalty:
     seen_BV = np.zeros((B, vocab_size), bool)

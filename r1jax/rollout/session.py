@@ -164,30 +164,30 @@ class Session:
 
   def _take(self, row: Row, b: int, told: Chunk) -> bool:
     """Adds the row's columns to its completion; True where it is done."""
-    made, drawn_N = row.completion, told.drawn_BN[b]
-    how, count = made.request.sampling, int(drawn_N.sum())
+    made, drawn_S = row.completion, told.drawn_BS[b]
+    how, count = made.request.sampling, int(drawn_S.sum())
     made.passes += int(told.passes_B[b])
     made.drafts += int(told.drafts_B[b])
     made.kept_drafts += int(told.kept_B[b])
-    if told.experts_BNLA is not None:
+    if told.experts_BSLA is not None:
       if made.prompt_experts is None:
         made.prompt_experts = _experts_of(
           row.pages[: row.own],
           len(made.request.prompt) - 1,
-          told.experts_BNLA.shape[2:],
+          told.experts_BSLA.shape[2:],
         )
-      made.experts.extend(told.experts_BNLA[b, drawn_N])
+      made.experts.extend(told.experts_BSLA[b, drawn_S])
     before = len(made.tokens)
-    made.tokens.extend(told.tokens_BN[b, drawn_N].tolist())
-    made.logp.extend(told.logp_BN[b, drawn_N].tolist())
-    made.model_logp.extend(told.model_logp_BN[b, drawn_N].tolist())
+    made.tokens.extend(told.tokens_BS[b, drawn_S].tolist())
+    made.logp.extend(told.logp_BS[b, drawn_S].tolist())
+    made.model_logp.extend(told.model_logp_BS[b, drawn_S].tolist())
     made.version.extend([self._version] * count)
     if how.best:
       made.best.extend(
         list(zip(ids.tolist(), logps.tolist()))
         for ids, logps in zip(
-          told.best_id_BNS[b, drawn_N, : how.best],
-          told.best_logp_BNS[b, drawn_N, : how.best],
+          told.best_id_BSO[b, drawn_S, : how.best],
+          told.best_logp_BSO[b, drawn_S, : how.best],
         )
       )
     self._schedule.wrote(row, count)

@@ -15,7 +15,7 @@ import numpy as np
 
 from r1jax.data import batching, tasks
 from r1jax.errors import UserError
-from r1jax.records import Prompt, PromptBatch, Scored
+from r1jax.records import Prompt, PromptBatch, ScoredRollout
 from r1jax.rewards import hosts
 from r1jax.rewards.combine import Reward
 from r1jax.rollout import assemble, groups
@@ -41,7 +41,7 @@ class Collected:
   prompts: list[Prompt]
   batch: PromptBatch
   made: list[Completion]
-  scored: Scored
+  scored: ScoredRollout
   counts_B: np.ndarray
   told: dict[str, float]
 
@@ -142,7 +142,9 @@ class Collector:
       prompts=prompts,
       batch=batching.pad_prompts(prompts, self._tokenizer, self._width),
       made=[made for group in chosen for made in group.completions],
-      scored=Scored.together([scored_of[id(group)] for group in chosen]),
+      scored=ScoredRollout.concatenate(
+        [scored_of[id(group)] for group in chosen]
+      ),
       counts_B=np.repeat(counts_P, c.group_size),
       told=told,
     )
@@ -159,7 +161,7 @@ class Collector:
 
   def _advance(
     self, params, step: int, wanted: int
-  ) -> tuple[list[Group], list[Scored]]:
+  ) -> tuple[list[Group], list[ScoredRollout]]:
     """The next groups that are complete, and their scores."""
     texts_of: dict[int, futures.Future] = {}
     scored_of: dict[int, futures.Future] = {}  # Of those that are ours.
@@ -179,22 +181,22 @@ class Collector:
     scored = hosts.together(
       [texts_of[id(group)].result() for group in complete],
       own,
-      lambda: Scored.together(
+      lambda: ScoredRollout.concatenate(
         [scored_of[id(complete[i])].result() for i in own]
       ),
     )
-    return complete, scored.groups(self._config.group_size)
+    return complete, scored.split(self._config.group_size)
 
   def _texts(self, group: Group) -> list[str]:
     return assemble.texts(group.completions, self._tokenizer.decode_batch)
 
-  def _scored(self, group: Group, texts: futures.Future) -> Scored:
+  def _scored(self, group: Group, texts: futures.Future) -> ScoredRollout:
     return self._reward.score(
       texts.result(), [group.prompt], [len(c.tokens) for c in group.completions]
     )
 
 
-def _varied(scored: Scored) -> bool:
+def _varied(scored: ScoredRollout) -> bool:
   """Are the samples of a group of different worth? By accuracy, where there is
   one: the format alone teaches no reasoning."""
   accuracy_B = scored.parts['accuracy']

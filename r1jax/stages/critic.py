@@ -54,7 +54,7 @@ class NoCritic:
     Args:
       params: The policy's.
       state: Its own.
-      batch: Scored, with the advantages of groups.
+      batch: ScoredRollout, with the advantages of groups.
       reward_B: Without a penalty for KL.
     """
     del params, state, reward_B

@@ -24,7 +24,7 @@ from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
 from r1jax.graders import answers
 from r1jax.graders.verdict import Verdict
-from r1jax.records import Demonstration, Prompt, TopLogp
+from r1jax.records import Demonstration, Prompt, TopLogprobs
 from r1jax.rewards import language, length
 from r1jax.rollout import assemble
 from r1jax.rollout.sampling import Sampling
@@ -358,10 +358,10 @@ def _pair(row: dict, wrong: str) -> dict:
   }
 
 
-def _top(completion: Completion) -> TopLogp:
+def _top(completion: Completion) -> TopLogprobs:
   """The sampler's n best at each token, at temperature 1."""
   ids, logp = np.array(completion.best).transpose(2, 0, 1)
-  return TopLogp(ids.astype(np.int32), logp.astype(np.float32), 1.0)
+  return TopLogprobs(ids.astype(np.int32), logp.astype(np.float32), 1.0)
 
 
 def _limited(rows: list[dict], most: int, seed: int) -> list[dict]:

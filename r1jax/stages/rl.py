@@ -20,7 +20,7 @@ from r1jax.evaluate import evaluator
 from r1jax.graders import answers, code_answer
 from r1jax.graders.verdict import Verdict
 from r1jax.model.moe import Balancing
-from r1jax.records import FINISH_STOP, RLBatch, Rollout, Scored
+from r1jax.records import FINISH_STOP, RLBatch, Rollout, ScoredRollout
 from r1jax.rollout import assemble
 from r1jax.stages import collect, critic, report
 from r1jax.stages.build import parts as build
@@ -322,7 +322,7 @@ def _weighted(objective: policy_loss.Objective, batch: RLBatch):
   )
   weights = np.asarray(weight_BT, np.float64)[np.asarray(rollout.mask_BT)]
   total, squares = weights.sum(), (weights**2).sum()
-  return batch.replace(weight_BT=weight_BT), {
+  return batch.replace(rollout_is_weight_BT=weight_BT), {
     'mismatch/weight_mean': float(weights.mean()) if weights.size else 0.0,
     # Effective sample size, as a share of the tokens.
     'mismatch/effective_share': float(total**2 / (squares * weights.size))
@@ -360,9 +360,11 @@ def _known_mean(x_B) -> float:
   return known_B.mean() if known_B.size else np.nan
 
 
-def _told(scored: Scored, rollout: Rollout, varied_P) -> dict[str, float]:
+def _told(
+  scored: ScoredRollout, rollout: Rollout, varied_P
+) -> dict[str, float]:
   """What the rollout says of the policy, in the field's names."""
-  age = rollout.age_BT[rollout.mask_BT]
+  age = rollout.staleness_BT[rollout.mask_BT]
   ok_B = scored.scorable_B
   graded = lambda reduce, x_B: reduce(x_B[ok_B]) if ok_B.any() else np.nan
   verdicts = Counter(scored.verdicts)

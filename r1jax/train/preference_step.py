@@ -1,6 +1,6 @@
 """Jitted steps on preferences: reward models, and DPO.
 
-Rows 2p and 2p + 1 of a PairBatch are one pair; x_PG are its two numbers.
+Rows 2p and 2p + 1 of a PairBatch are one pair; x_P2 are its two values.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from r1jax.algos import common, reward_model
 from r1jax.algos import dpo as dpo_loss
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer, output_head, positions
-from r1jax.records import LabelBatch, PairBatch
+from r1jax.records import LabelledBatch, PairBatch
 from r1jax.train import state as train_state
 from r1jax.train import update
 from r1jax.train.state import TrainState
@@ -25,7 +25,7 @@ def scores(model: Transformer) -> Callable:
   """Returns score(params, batch) → float32 [B], jitted: of a reward model."""
 
   @jax.jit
-  def score(params, batch: PairBatch | LabelBatch):
+  def score(params, batch: PairBatch | LabelledBatch):
     batch = update.constrain(model, batch)
     return transformer.last_scalar(
       model, params, batch.tokens_BT, batch.valid_BT
@@ -43,16 +43,16 @@ def reward(
 ) -> Callable:
   """Returns step(state, batch) → (state, metrics), jitted.
 
-  A PairBatch is learnt from pairwise, a LabelBatch point-wise.
+  A PairBatch is learnt from pairwise, a LabelledBatch point-wise.
   """
 
   def loss_of(score_B, batch, total):
-    if isinstance(batch, LabelBatch):
+    if isinstance(batch, LabelledBatch):
       return reward_model.pointwise(
         score_B, batch.safe_B, batch.weight_B, total
       )
-    score_PG = _pairs(score_B)
-    return pairwise.loss(score_PG[:, 0], score_PG[:, 1], batch.weight_P, total)
+    score_P2 = _pairs(score_B)
+    return pairwise.loss(score_P2[:, 0], score_P2[:, 1], batch.weight_P, total)
 
   def loss_fn(params, batch, total, live):
     score_B, out = transformer.last_scalar(
@@ -65,7 +65,7 @@ def reward(
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
-  def step(state: TrainState, batch: PairBatch | LabelBatch):
+  def step(state: TrainState, batch: PairBatch | LabelledBatch):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(_weight(batch)), 1)
     live = update.live_rows(batch.valid_BT)
@@ -143,10 +143,10 @@ def dpo(
   """
 
   def loss_fn(params, inputs, total, live):
-    batch, ref_logp_PG, weight_P = inputs
-    logp_PG, out = _logp(model, params, batch)
+    batch, ref_logp_P2, weight_P = inputs
+    logp_P2, out = _logp(model, params, batch)
     loss, metrics = dpo_loss.loss(
-      objective, logp_PG, ref_logp_PG, weight_P, batch.weight_P, total
+      objective, logp_P2, ref_logp_P2, weight_P, batch.weight_P, total
     )
     loss += update.balance(
       out.routing, balancing, update.live_rows(batch.valid_BT) / live
@@ -162,11 +162,11 @@ def dpo(
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_P), 1)
     params, alpha_g = state.train.params, state.alpha_g
-    ref_logp_PG = _in_parts(model, reference, batch, microbatches)
+    ref_logp_P2 = _in_parts(model, reference, batch, microbatches)
     weight_P = jnp.ones_like(batch.weight_P)
     if robust:
       ratio_P = dpo_loss.ratio(
-        _in_parts(model, params, batch, microbatches), ref_logp_PG
+        _in_parts(model, params, batch, microbatches), ref_logp_P2
       )
       alpha_g = robust.moved(
         alpha_g, objective.of_pairs(ratio_P), batch.group_P, batch.weight_P
@@ -176,7 +176,7 @@ def dpo(
     grads, metrics, _ = update.accumulate(
       lambda params, micro: loss_fn(params, micro, total, live),
       params,
-      (batch, ref_logp_PG, weight_P),
+      (batch, ref_logp_P2, weight_P),
       microbatches,
     )
     routing = metrics.pop('routing')
@@ -188,8 +188,8 @@ def dpo(
   return step
 
 
-def _weight(batch: PairBatch | LabelBatch):
-  return batch.weight_B if isinstance(batch, LabelBatch) else batch.weight_P
+def _weight(batch: PairBatch | LabelledBatch):
+  return batch.weight_B if isinstance(batch, LabelledBatch) else batch.weight_P
 
 
 def _pairs(x_B):
@@ -198,7 +198,7 @@ def _pairs(x_B):
 
 
 def _in_parts(model: Transformer, params, batch: PairBatch, parts: int):
-  """logp_PG without gradients, some pairs at a time."""
+  """logp_P2 without gradients, some pairs at a time."""
   params = jax.lax.stop_gradient(params)
   if parts == 1:
     return _logp(model, params, batch)[0]
@@ -208,7 +208,7 @@ def _in_parts(model: Transformer, params, batch: PairBatch, parts: int):
 
 
 def _logp(model: Transformer, params, batch: PairBatch):
-  """logp_PG of whole responses, and the forward pass's Output.
+  """logp_P2 of whole responses, and the forward pass's Output.
 
   Token t is predicted at t − 1, so the first token is never asked for:
     tokens  = [a, b, c],  mask = [0, 1, 1]

@@ -11,7 +11,7 @@ import optax
 from r1jax.algos import prm as process
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
-from r1jax.records import StepBatch
+from r1jax.records import StepLabelBatch
 from r1jax.train import update
 from r1jax.train.state import TrainState
 
@@ -35,9 +35,9 @@ def learn(
   balancing: moe.Balancing,
   microbatches: int,
 ) -> Callable:
-  """Returns step(state, StepBatch) → (state, metrics), jitted."""
+  """Returns step(state, StepLabelBatch) → (state, metrics), jitted."""
 
-  def loss_fn(params, batch: StepBatch, total, live):
+  def loss_fn(params, batch: StepLabelBatch, total, live):
     score_BT, out = transformer.all_scalars(
       model, params, batch.tokens_BT, batch.valid_BT
     )
@@ -50,7 +50,7 @@ def learn(
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
-  def step(state: TrainState, batch: StepBatch):
+  def step(state: TrainState, batch: StepLabelBatch):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_BT), 1)
     live = update.live_rows(batch.valid_BT)

@@ -216,7 +216,7 @@ def policy(
       batch.adv_BT,
       rollout.mask_BT,
       totals,
-      batch.weight_BT,
+      batch.rollout_is_weight_BT,
     )
     metrics['entropy'] = common.masked_sum(
       entropy_BT, rollout.mask_BT
@@ -242,7 +242,7 @@ def policy(
       metrics['mtp/loss'] = ahead
       routing = routing | routed
     loss += update.balance(routing, balancing, 1 / microbatches)
-    fresh_BT = rollout.mask_BT & (rollout.age_BT == 0)
+    fresh_BT = rollout.mask_BT & (rollout.staleness_BT == 0)
     gap_BT = jnp.where(fresh_BT, jnp.abs(logp_BT - rollout.logp_BT), 0.0)
     metrics['routing'] = update.loads(routing)
     metrics['logp_gap'] = jnp.stack([gap_BT.sum(), fresh_BT.sum()])

@@ -10,7 +10,7 @@ from r1jax.data.batching import Document
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import chat, template, tokenizer
 from r1jax.errors import UserError
-from r1jax.records import Demonstration, TopLogp
+from r1jax.records import Demonstration, TopLogprobs
 
 _BRIEF = template.get('r1_zero_brief')
 _TEXT = tokenizer.load('bilingual')
@@ -83,7 +83,7 @@ def test_a_bad_row_is_named_or_dropped(tmp_path, change, said):
 
 def test_a_teacher_survives_a_file_bit_for_bit(tmp_path):
   rng = np.random.default_rng(0)
-  known = TopLogp(
+  known = TopLogprobs(
     rng.integers(0, 99, (3, 4)).astype(np.int32),
     rng.normal(size=(3, 4)).astype(np.float32),
     1.0,

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from r1jax.records import Scored
+from r1jax.records import ScoredRollout
 from r1jax.rewards import hosts
 
 GROUPS, SIZE = 5, 3
@@ -36,7 +36,7 @@ def together(mine, can, groups: int = GROUPS) -> dict:
   scored = hosts.together(
     TEXTS[:groups],
     mine,
-    lambda: Scored.together(
+    lambda: ScoredRollout.concatenate(
       [graded(group) for group in mine if known(group, can)]
     ),
   )
@@ -49,12 +49,12 @@ def known(group: int, can) -> bool:
   return True
 
 
-def graded(group: int) -> Scored:
+def graded(group: int) -> ScoredRollout:
   """Numbers that no JSON should bend: thirds and NaN."""
   number = np.arange(SIZE, dtype=np.float32) + group * SIZE
   part = np.where(number % 4 == 1, np.float32(np.nan), number / 3)
   scorable = ~np.isnan(part)
-  return Scored(
+  return ScoredRollout(
     reward_B=np.where(scorable, part, np.float32(0)),
     scorable_B=scorable,
     parts={'accuracy': part, 'format': number},
@@ -63,7 +63,7 @@ def graded(group: int) -> Scored:
   )
 
 
-def as_json(scored: Scored) -> dict:
+def as_json(scored: ScoredRollout) -> dict:
   exact = lambda array: [f'{array.dtype}', array.tobytes().hex()]
   return {
     'reward': exact(scored.reward_B),

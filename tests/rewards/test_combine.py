@@ -13,7 +13,7 @@ from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
 from r1jax.graders import answers, code_answer, code_tests, math_answer
 from r1jax.graders.verdict import Verdict
-from r1jax.records import Prompt, Scored
+from r1jax.records import Prompt, ScoredRollout
 from r1jax.rewards.combine import Options, Reward, RewardFailure
 from r1jax.stages.build import parts as build
 from r1jax.workers import pool as workers
@@ -257,7 +257,7 @@ def test_batches_are_put_together_as_they_were():
     reward.score(texts[:2], _prompts()[:1], [1] * 2),
     reward.score(texts[2:], _prompts()[1:], [1] * 2),
   ]
-  again = Scored.together(parts)
+  again = ScoredRollout.concatenate(parts)
   np.testing.assert_array_equal(again.reward_B, whole.reward_B)
   np.testing.assert_array_equal(again.scorable_B, whole.scorable_B)
   assert again.verdicts == whole.verdicts and again.texts == whole.texts

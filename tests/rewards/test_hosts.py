@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from r1jax.records import Scored
+from r1jax.records import ScoredRollout
 from r1jax.rewards import hosts
 from tests.conftest import ROOT
 from tests.rewards import hosts_process as one
@@ -44,7 +44,9 @@ def test_two_processes_score_half_each_and_hold_the_same_whole():
     address = f'localhost:{free.getsockname()[1]}'
   first, second = map(_told, [_start(address, process) for process in (0, 1)])
   assert first.pop('mine') == [0, 2, 4] and second.pop('mine') == [1, 3]
-  want = one.as_json(Scored.together(list(map(one.graded, range(one.GROUPS)))))
+  want = one.as_json(
+    ScoredRollout.concatenate(list(map(one.graded, range(one.GROUPS))))
+  )
   for told in (first, second):
     assert told['whole'] == told['after'] == want
     assert told['first'] == one.as_json(one.graded(0))

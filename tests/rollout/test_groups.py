@@ -119,7 +119,7 @@ def test_ages_count_from_the_policy_of_the_step(small):
   made = [c for group in complete for c in group.completions]
   some = jax.tree.map(lambda x: x[:5], batch)
   rollout = assemble.as_rollout(some, 2, 12, made, version=6)
-  ages = rollout.age_BT[rollout.mask_BT]
+  ages = rollout.staleness_BT[rollout.mask_BT]
   assert ages.tolist() == [6 - v for c in made for v in c.version]
   assert set(ages.tolist()) == {0, 2}
-  assert not rollout.age_BT[~rollout.mask_BT].any()
+  assert not rollout.staleness_BT[~rollout.mask_BT].any()

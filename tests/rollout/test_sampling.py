@@ -204,9 +204,9 @@ def test_draws_are_those_of_jax_s_categorical():
 
 def test_the_most_likely_tokens_are_told():
   drawn = _draw(np.log([0.1, 0.6, 0.3]), 3, best=2)
-  assert drawn.best_id_BS.tolist() == [[1, 2]] * 3
+  assert drawn.best_id_BO.tolist() == [[1, 2]] * 3
   np.testing.assert_allclose(
-    drawn.best_logp_BS, [[np.log(0.6), np.log(0.3)]] * 3, atol=1e-6
+    drawn.best_logp_BO, [[np.log(0.6), np.log(0.3)]] * 3, atol=1e-6
   )
 
 
@@ -229,7 +229,7 @@ def test_rows_of_one_batch_are_drawn_in_their_own_way():
   np.testing.assert_array_equal(shaped[0], np.arange(5.0))
   assert np.isfinite(shaped[1]).tolist() == [False] * 4 + [True]
   np.testing.assert_array_equal(shaped[2], np.arange(5.0))
-  assert draws.stop_BS[:, 0].tolist() == [2, 2, 2, -1]
+  assert draws.stop_BO[:, 0].tolist() == [2, 2, 2, -1]
 
 
 @pytest.mark.parametrize(

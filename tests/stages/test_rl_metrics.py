@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from r1jax.evaluate import evaluator
-from r1jax.records import Prompt, Rollout, Scored
+from r1jax.records import Prompt, Rollout, ScoredRollout
 from r1jax.stages import rl
 
 
-def _scored(*verdicts: str) -> Scored:
+def _scored(*verdicts: str) -> ScoredRollout:
   score = {'correct': 1, 'wrong': 0}
   accuracy_B = np.array([score.get(each, np.nan) for each in verdicts])
   ok_B = np.isfinite(accuracy_B)
-  return Scored(
+  return ScoredRollout(
     reward_B=np.where(ok_B, accuracy_B, 0),
     scorable_B=ok_B,
     parts={'accuracy': accuracy_B, 'format': np.ones(len(verdicts))},
@@ -23,7 +23,7 @@ def _scored(*verdicts: str) -> Scored:
   )
 
 
-def _told(scored: Scored) -> dict:
+def _told(scored: ScoredRollout) -> dict:
   rows = len(scored.texts)
   ones = np.ones((rows, 2), np.int32)
   return rl._told(
@@ -34,7 +34,7 @@ def _told(scored: Scored) -> dict:
       mask_BT=ones.astype(bool),
       logp_BT=ones,
       model_logp_BT=ones,
-      age_BT=0 * ones,
+      staleness_BT=0 * ones,
       finish_B=ones[:, 0],
       length_B=ones[:, 0],
       group_B=0 * ones[:, 0],

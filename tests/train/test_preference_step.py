@@ -11,7 +11,7 @@ from r1jax.algos.dpo import Objective, Robust
 from r1jax.algos.reward_model import Pairwise
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
-from r1jax.records import LabelBatch, PairBatch
+from r1jax.records import LabelledBatch, PairBatch
 from r1jax.sharding import Layout, make_mesh
 from r1jax.train import optimizer, preference_step
 from r1jax.train import state as train_state
@@ -59,9 +59,9 @@ def _pairs() -> PairBatch:
   )
 
 
-def _labels() -> LabelBatch:
+def _labels() -> LabelledBatch:
   pairs = _pairs()
-  return LabelBatch(
+  return LabelledBatch(
     tokens_BT=pairs.tokens_BT,
     valid_BT=pairs.valid_BT,
     safe_B=(np.arange(2 * _P) % 3 > 0).astype(np.float32),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from r1jax.model import moe
-from r1jax.records import StepBatch
+from r1jax.records import StepLabelBatch
 from r1jax.train import optimizer, prm_step
 from r1jax.train import state as train_state
 from tests.conftest import make, small_config
@@ -34,12 +34,12 @@ def small():
   return model, params
 
 
-def _batch() -> StepBatch:
+def _batch() -> StepLabelBatch:
   """Rows of different lengths and steps; the last only fills the batch."""
   rng = np.random.default_rng(0)
   valid = np.arange(_T) < np.array([10, 7, 5, 0])[:, None]
   ends = valid & (rng.random((_B, _T)) < 0.4)
-  return StepBatch(
+  return StepLabelBatch(
     tokens_BT=rng.integers(3, 32, (_B, _T)).astype(np.int32),
     valid_BT=valid,
     weight_BT=ends.astype(np.float32),

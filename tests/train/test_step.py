@@ -50,7 +50,7 @@ def _rollout(seed=0) -> Rollout:
     mask_BT=mask,
     logp_BT=np.zeros((_ROWS, T), np.float32),
     model_logp_BT=np.zeros((_ROWS, T), np.float32),
-    age_BT=np.zeros((_ROWS, T), np.int32),
+    staleness_BT=np.zeros((_ROWS, T), np.int32),
     finish_B=np.ones(_ROWS, np.int32),
     length_B=length_B.astype(np.int32),
     group_B=np.arange(_ROWS, dtype=np.int32) // 4,
@@ -167,7 +167,7 @@ def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
   metrics = []
   for offset in (0.0, 0.5):
     changed = rollout.replace(
-      age_BT=old.astype(np.int32),
+      staleness_BT=old.astype(np.int32),
       logp_BT=rollout.logp_BT + np.where(old, 5.0, offset * rollout.mask_BT),
     )
     metrics.append(_update(model, params, batch.replace(rollout=changed))[1])

@@ -57,7 +57,7 @@ def _rollout(seed=0) -> Rollout:
     mask_BT=mask,
     logp_BT=nothing,
     model_logp_BT=nothing,
-    age_BT=nothing.astype(np.int32),
+    staleness_BT=nothing.astype(np.int32),
     finish_B=np.ones(_ROWS, np.int32),
     length_B=length_B.astype(np.int32),
     group_B=np.arange(_ROWS, dtype=np.int32),
