@@ -67,10 +67,10 @@ def _dpo(grpo: ConfigDict, robust: bool) -> ConfigDict:
   config.stages = ('dpo',)
   config.dpo.update(
     data=('@pairs',),
-    held_out_share=0.1,
-    held_out_rows=0,
+    eval_share=0.1,
+    max_eval_rows=0,
     batch_size=32,
-    widths_tokens=(128,),
+    length_buckets=(128,),
     epochs=2,
     eval_every=50,
     checkpoint_every=50,

@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
   judge.model.scalar_head = True
   judge.prm.update(
     data=('@labels',),
-    held_out_share=0.15,
+    eval_share=0.15,
     epochs=6,
     batch_size=32,
-    widths_tokens=(32, 76),
+    length_buckets=(32, 76),
     eval_every=10,
     log_every=2,
     balance_loss=0.0,

@@ -26,7 +26,9 @@ from r1jax.config import models
 
 # 128 sequences at once, not 512: their tokens lie over more of `tensor`.
 _FEWER_ROWS = dict(data=-1, fsdp=4, tensor=8, expert=32)
-_FORM = dict(template='chat', form='think', prefill='<think>\n')
+_FORM = dict(
+  template='chat', response_format='think', response_prefix='<think>\n'
+)
 
 
 def _sft(init: str, data: tuple[str, ...]) -> ConfigDict:
@@ -116,7 +118,7 @@ def _judge(kind: str, data: str) -> ConfigDict:
     data=(data,),
     epochs=1,
     batch_size=256,
-    widths_tokens=(1024, 2048, 4096, 8192),
+    length_buckets=(1024, 2048, 4096, 8192),
   )
   config.reward_model.optimizer.learning_rate = 6e-6
   return config
@@ -174,7 +176,9 @@ def _qwen_32b_zero() -> ConfigDict:
   config.mesh = dict(data=1, fsdp=64, tensor=2, expert=1)
   config.rl.microbatches = 8
   config.tokenizer.source = _QWEN
-  config.data.update(template='r1_zero', form='think_answer', prefill='')
+  config.data.update(
+    template='r1_zero', response_format='think_answer', response_prefix=''
+  )
   config.rl.reward.language = 0.0
   config.rl.optimizer.learning_rate = 2e-6
   return config

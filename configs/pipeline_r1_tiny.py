@@ -24,9 +24,9 @@ def _config(kind: str, init: str) -> ConfigDict:
   config.data.step_delimiter = ' '
   config.corpus.update(
     tasks=('arithmetic:0.55', 'countdown:0.25', 'manners:0.2'),
-    spoken=0.8,
-    foreign=0.4,
-    rude=0.35,
+    connective_rate=0.8,
+    language_mixing_rate=0.4,
+    general_error_rate=0.35,
   )
   config.rl.max_new_tokens = 96
   config.eval.update(num_problems=96, num_samples=8, temperature=1.0, top_p=1.0)
@@ -51,14 +51,14 @@ def _pretrain() -> ConfigDict:
 def _sft(init: str, *data: str) -> ConfigDict:
   config = _config('sft', init)
   config.corpus.update(  # Demonstrations are clean, and in one language.
-    direct=0.0,
-    slip=0.02,
-    noticed=1.0,
-    reconsidered=0.0,
-    malformed=0.0,
-    spoken=1.0,
-    foreign=0.0,
-    rude=0.0,
+    guess_share=0.0,
+    slip_rate=0.02,
+    corrected_slip_share=1.0,
+    retracted_guess_share=0.0,
+    malformed_share=0.0,
+    connective_rate=1.0,
+    language_mixing_rate=0.0,
+    general_error_rate=0.0,
   )
   config.sft.update(
     data=data,
@@ -108,9 +108,9 @@ def _judge(kind: str) -> ConfigDict:
   config.reward_model.update(
     kind=kind,
     data=('manners:6000',),
-    held_out_rows=512,
+    max_eval_rows=512,
     batch_size=64,
-    widths_tokens=(96,),
+    length_buckets=(96,),
     epochs=2,
     eval_every=100,
     checkpoint_every=100,
@@ -126,7 +126,12 @@ def _rejection_sampling(init: str, *general: str) -> ConfigDict:
   """Right, well formed, in one language; one of four samples a prompt."""
   config = _config('rejection_sampling', init)
   config.data.mixture = ('arithmetic:0.5', 'countdown:0.5')
-  config.corpus.update(rude=0.0, spoken=1.0, foreign=0.0, malformed=0.0)
+  config.corpus.update(
+    general_error_rate=0.0,
+    connective_rate=1.0,
+    language_mixing_rate=0.0,
+    malformed_share=0.0,
+  )
   config.rejection_sampling.update(
     num_prompts=1200,
     num_samples=4,

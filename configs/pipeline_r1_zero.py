@@ -33,7 +33,7 @@ def v3(kind: str, init: str) -> ConfigDict:
   config.data.task = 'aime24'
   config.data.mixture = ('math:0.8', 'mbpp:0.2')
   config.data.decontaminate = ('aime24', 'math500', 'humaneval')
-  config.data.quarantine = 0.01
+  config.data.max_bad_row_share = 0.01
   config.eval.update(num_problems=30, num_samples=64)
   return config
 

@@ -28,9 +28,9 @@ def get_config():
   config.data.template = 'r1_zero_brief'
   config.reward_model.update(
     data=('manners:6000',),
-    held_out_rows=1024,
+    max_eval_rows=1024,
     batch_size=64,
-    widths_tokens=(64,),
+    length_buckets=(64,),
     epochs=2,
     eval_every=50,
     checkpoint_every=100,

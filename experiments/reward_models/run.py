@@ -138,10 +138,10 @@ def main():
     for kind in FILES:
       changes = {'seed': seed, 'reward_model.kind': kind}
       if kind == 'safe':  # It reads the thought too.
-        changes['reward_model.widths_tokens'] = '(96,)'
+        changes['reward_model.length_buckets'] = '(96,)'
       last, secs = trained(out / f'manners_{kind}_{seed}', changes)
       if kind == 'helpful':
-        best = bayes(preferences.Synthetic(0.4, 8.0), seed, 1024)
+        best = bayes(preferences.SyntheticPreferences(0.4, 8.0), seed, 1024)
         plain = 0.5
       else:
         best, safe = (
@@ -150,7 +150,7 @@ def main():
             [
               row.safe
               for row in preferences.responses(
-                preferences.Synthetic(0.4, 8.0),
+                preferences.SyntheticPreferences(0.4, 8.0),
                 _BRIEF,
                 tasks.HELD_OUT,
                 seed,
@@ -179,14 +179,14 @@ def main():
           'seed': seed,
           'reward_model.kind': kind,
           'reward_model.data': f'("{path}",)',
-          'reward_model.held_out_share': SHARE,
-          'reward_model.held_out_rows': 0,
+          'reward_model.eval_share': SHARE,
+          'reward_model.max_eval_rows': 0,
           'reward_model.epochs': 2,
           'reward_model.batch_size': 32,
           'reward_model.eval_every': 1000,
-          'reward_model.widths_tokens': '(128,)',
+          'reward_model.length_buckets': '(128,)',
           'reward_model.cut_long': True,
-          'data.quarantine': 0.02,
+          'data.max_bad_row_share': 0.02,
           'model.vocab_size': VOCAB,
           'model.init_std': 0.02,
           'reward_model.optimizer.learning_rate': 1e-3,

@@ -59,25 +59,28 @@ def _preferences(learning_rate: float, **values) -> dict:
   return (
     _one_pass(
       learning_rate,
-      # Files of preferences (data/preferences.py), datasets by name, and the
-      # synthetic task with how many of its rows: 'manners:2000'.
+      # Training data: preference files (data/preferences.py), names of
+      # datasets (data/sources.py), and the synthetic task with a number of
+      # rows, as in 'manners:2000'.
       data=(),
-      # The same, to evaluate on. Without it: of a file a share of its rows, by
-      # the hash of their ids; of a dataset and of the task what it holds out.
-      held_out=(),
-      held_out_share=0.05,
-      held_out_rows=512,  # At most, of each of them; 0: all of a file.
-      # Of 'manners': how often a part of a response goes wrong, and s, with
-      # which a judge prefers the better one: σ(s · difference in quality).
-      synthetic=dict(rude=0.4, sharpness=8.0),
+      # Evaluation data, named the same way. If it is empty, each entry of
+      # `data` is split: a file keeps eval_share of its rows for evaluation (by
+      # the hash of their ids); datasets and tasks have a held-out split.
+      eval_data=(),
+      eval_share=0.05,
+      max_eval_rows=512,  # Per entry of the evaluation data; 0: no limit.
+      # Preferences of the task 'manners': the probability that a part of a
+      # response is wrong, and the slope s of the simulated annotator, who
+      # prefers a to b with probability σ(s · (quality(a) − quality(b))).
+      synthetic_preferences=dict(error_rate=0.4, sharpness=8.0),
       epochs=1,
-      # A batch is padded to the least of these that holds it; the last is the
-      # most that prompt and response may have.
-      widths_tokens=(1024, 2048, 4096, 8192),
-      eval_every=50,
+      # Padded lengths in tokens: a batch takes the smallest bucket that fits
+      # it. The last one is the limit of prompt and response together.
+      length_buckets=(1024, 2048, 4096, 8192),
+      eval_every=50,  # Steps; also before the first and at the end.
     )
     | values
-  )  # Steps; also before the first and at the end.
+  )
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -99,51 +102,56 @@ def get_config() -> ml_collections.ConfigDict:
   config.tokenizer = dict(source='character')
 
   config.data = dict(
-    # What is trained on and evaluated: a synthetic task of r1jax/data/
-    # tasks.py, or a dataset of r1jax/data/sources.py.
+    # The training and evaluation data: a synthetic task of data/tasks.py, or
+    # a dataset of data/sources.py.
     task='arithmetic',
-    # Other files with a dataset's fields, instead of its own: JSONL, Parquet,
-    # or a folder of either; relative to $R1JAX_DATA or to here.
-    path='',  # To train on.
-    eval_path='',  # To evaluate on.
-    # Trained on instead of the task: 'name' or 'name:weight' each.
+    # Files that replace the dataset's own and have the same fields: JSONL,
+    # Parquet, or a folder of either; relative to $R1JAX_DATA or to the working
+    # directory.
+    path='',  # Training rows.
+    eval_path='',  # Evaluation rows.
+    # Training sources that replace `task`, each 'name' or 'name:weight'.
     mixture=(),
-    mixture_temperature=1.0,  # T: shares ∝ w^(1/T), or size^(1/T).
-    # Datasets whose held-out questions no training question may share ten
-    # words with; one that does is removed.
+    mixture_temperature=1.0,  # T: shares ∝ weight^(1/T), or size^(1/T).
+    # Evaluation datasets to decontaminate against: a training question that
+    # shares a 10-gram of words with their held-out questions is removed.
     decontaminate=(),
-    # The largest share of a training set's rows that may be dropped as bad;
-    # 0: a bad row is an error. Evaluation questions are never cut.
-    quarantine=0.0,
-    pass_rates='',  # A JSONL file of id and pass_rate.
-    pass_rate_low=0.0,  # Train on prompts whose rate lies within these.
-    pass_rate_high=1.0,
-    easy_first=False,  # In the order of pass rates instead of shuffled.
-    # How a completion is to be formed, see data/forms.py: 'think_answer',
-    # 'think' (R1's own), 'reasoning_summary' or 'special_token'.
-    form='think_answer',
-    # Of r1jax/data/text/template.py; 'chat', the tokenizer's own; or a .jinja
-    # file.
+    # Largest share of a training set's rows that may be dropped as malformed;
+    # 0: a malformed row is an error. An evaluation question is never dropped.
+    max_bad_row_share=0.0,
+    pass_rates='',  # A JSONL file with the fields id and pass_rate.
+    min_pass_rate=0.0,  # Train on prompts whose pass rate lies within these.
+    max_pass_rate=1.0,
+    sort_by_pass_rate=False,  # Easiest prompts first, instead of shuffled.
+    # Tags that a completion must have, see data/text/response_formats.py:
+    # 'think_answer' (R1-Zero's), 'think' (R1's), 'reasoning_summary' or
+    # 'special_token'.
+    response_format='think_answer',
+    # Prompt template: a name of data/text/template.py; 'chat' for the
+    # tokenizer's own chat template; or a .jinja file.
     template='r1_zero',
-    system='',  # A system message, for chat templates.
-    prefill='',  # Begins every completion, as '<think>\n' does R1's.
-    # What ends a step of a thought, see data/steps.py: of search, and of
+    system='',  # System message, for chat templates.
+    # Text that the prompt ends with and every completion so begins with, such
+    # as '<think>\n' for R1.
+    response_prefix='',
+    # Text that ends a reasoning step (data/text/steps.py), for tree search and
     # process reward models.
     step_delimiter='\n\n',
-    max_prompt_tokens=1024,  # A longer prompt is a bad row.
+    max_prompt_tokens=1024,  # A longer prompt counts as a malformed row.
   )
-  # The noisy web that the base model reads: see r1jax/data/tasks.py.
+  # The noisy synthetic corpus that the base model is pre-trained on. Shares
+  # and rates lie within 0 and 1; see CorpusConfig in data/tasks.py.
   config.corpus = dict(
-    tasks=(),  # 'name:weight' each, of its documents; none: data.task alone.
-    direct=0.75,
-    direct_right=0.12,
-    slip=0.08,
-    noticed=0.5,
-    reconsidered=0.4,
-    malformed=0.06,
-    spoken=0.0,
-    foreign=0.0,
-    rude=0.0,
+    tasks=(),  # 'name' or 'name:weight' each; empty: data.task alone.
+    guess_share=0.75,  # Documents that guess without reasoning.
+    guess_accuracy=0.12,  # Guesses that are right.
+    slip_rate=0.08,  # Probability that a reasoning step goes wrong.
+    corrected_slip_share=0.5,  # Slips that are corrected after "wait".
+    retracted_guess_share=0.4,  # Reasoning that first retracts a guess.
+    malformed_share=0.06,  # Documents that lack a tag.
+    connective_rate=0.0,  # Probability that a step opens with a word.
+    language_mixing_rate=0.0,  # … that the word is of the second language.
+    general_error_rate=0.0,  # … that a part of a 'manners' answer is wrong.
   )
 
   config.pretrain = _supervised(
@@ -180,8 +188,8 @@ def get_config() -> ml_collections.ConfigDict:
     batch_size=256,  # Pairs, or responses.
     margin=0.0,  # m and c of algos/reward_model.py, of pairs.
     centring=0.0,
-    # What is longer than the last width: a bad row; or it loses its
-    # beginning, as it does when it is judged.
+    # Whether a sequence beyond the last length bucket loses its beginning, as
+    # it does when the reward model is used; otherwise it is a malformed row.
     cut_long=False,
     judge_rows=16,  # That are judged in one call when it is used.
   )
@@ -210,7 +218,7 @@ def get_config() -> ml_collections.ConfigDict:
     prompts_per_chunk=256,  # Between two saves.
     # The filters. A truncated completion is always dropped.
     require_correct=True,  # Drop what a rule finds wrong.
-    require_format=True,  # Drop what breaks data.form.
+    require_format=True,  # Drop what breaks data.response_format.
     min_language=0.0,  # Least share of the question's language.
     max_repetition=1.0,  # Largest share of repeated 4-grams of words.
     max_tokens=0,  # Of a completion; 0: any.
@@ -243,14 +251,14 @@ def get_config() -> ml_collections.ConfigDict:
   # config.model.scalar_head.
   config.prm = _one_pass(
     1e-5,
-    data=(),  # Files of labelled steps.
-    held_out_share=0.1,  # Of the questions, to evaluate on.
+    data=(),  # Files that the stage label_steps wrote.
+    eval_share=0.1,  # Share of the questions that is kept for evaluation.
     labels='soft',  # Or 'hard', see algos/process.py.
     epochs=1,
     batch_size=64,  # Thoughts.
-    # A batch is padded to the least of these that holds it; the last is the
-    # most that prompt and completion may have.
-    widths_tokens=(1024, 2048, 4096, 8192),
+    # Padded lengths in tokens: a batch takes the smallest bucket that fits it.
+    # The last one is the limit of prompt and completion together.
+    length_buckets=(1024, 2048, 4096, 8192),
     eval_every=50,  # Steps; also before the first and after the last.
     judge_rows=16,  # That are judged in one call when it is used.
   )

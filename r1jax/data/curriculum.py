@@ -39,7 +39,7 @@ def select(
   ]
 
 
-def easy_first(
+def sort_by_pass_rate(
   prompts: Sequence[Prompt], rates: Mapping[str, float], seed: int
 ) -> list[Prompt]:
   """From the easiest to the hardest; those of one rate in random order."""

@@ -111,7 +111,7 @@ def _demonstration(
 
 def continued(response: str, template: AnyTemplate) -> str:
   """What is left to say after what the template has said of it already."""
-  said = template.prefill or ('<think>' if template.opens_think else '')
+  said = template.response_prefix or ('<think>' if template.opens_think else '')
   return response.removeprefix(said)
 
 

@@ -55,10 +55,10 @@ def best(question: str) -> str:
   return f'{phrase} {name}, {kindness}'
 
 
-def answer(rng: np.random.Generator, question: str, rude: float) -> str:
-  """An answer, each part of which goes wrong with the chance `rude`."""
+def answer(rng: np.random.Generator, question: str, error_rate: float) -> str:
+  """An answer, each part of which goes wrong with the chance `error_rate`."""
   intent, name = question.split(' ', 1)
-  wrong = rng.random(4) < rude
+  wrong = rng.random(4) < error_rate
   others = [other for other in _PHRASES if other != intent]
   phrase, kindness = _PHRASES[intent]
   if wrong[0]:

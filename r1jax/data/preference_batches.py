@@ -74,7 +74,7 @@ def as_judged(
       _check_length(
         len(reading.whole(prompt, part)),
         reading.max_tokens,
-        'raise widths_tokens, or set cut_long',
+        'raise length_buckets, or set cut_long',
       )
     return reading.ids(prompt, part)
 
@@ -114,7 +114,7 @@ def as_generated(
       [*prompt, *tokenizer.encode(text), tokenizer.stop_ids[0]]
       for text in (pair.chosen, pair.rejected)
     )
-    _check_length(max(map(len, rows)), max_tokens, 'raise widths_tokens')
+    _check_length(max(map(len, rows)), max_tokens, 'raise length_buckets')
     return Example(
       pair.prompt.id, rows, len(prompt), pair.group, where=pair.prompt.where
     )

@@ -101,27 +101,27 @@ def labelled(found: Sequence[Preference]) -> list[LabelledResponse]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Synthetic:
+class SyntheticPreferences:
   """How preferences of the task `manners` come about.
 
   Attributes:
-    rude: The chance that a part of a response goes wrong.
+    error_rate: The chance that a part of a response goes wrong.
     sharpness: s: a judge prefers a to b with the chance σ(s · (qₐ − q_b)), for
       their qualities within [0, 1] (Bradley and Terry).
   """
 
-  rude: float
+  error_rate: float
   sharpness: float
 
   def __post_init__(self):
-    if not 0 < self.rude <= 1:
+    if not 0 < self.error_rate <= 1:
       raise UserError(
-        'data: synthetic: rude must lie within (0, 1], got '
-        f'{self.rude}: two responses must differ'
+        'synthetic_preferences: error_rate must lie within (0, 1], got '
+        f'{self.error_rate}: two responses must differ'
       )
     if self.sharpness <= 0:
       raise UserError(
-        f'data: synthetic: sharpness must be above 0, got {self.sharpness}'
+        f'synthetic_preferences: sharpness must be above 0, got {self.sharpness}'
       )
 
   def chance(self, question: str, one: str, other: str) -> float:
@@ -131,15 +131,19 @@ class Synthetic:
 
 
 def pairs(
-  how: Synthetic, template: AnyTemplate, split: str, seed: int, count: int
+  how: SyntheticPreferences,
+  template: AnyTemplate,
+  split: str,
+  seed: int,
+  count: int,
 ) -> list[PreferencePair]:
   """Two different answers each; what a question asks for is its group."""
   found = []
   for index in range(count):
     rng, prompt = _asked(template, split, seed, index)
-    one = other = manners.answer(rng, prompt.question, how.rude)
+    one = other = manners.answer(rng, prompt.question, how.error_rate)
     while other == one:
-      other = manners.answer(rng, prompt.question, how.rude)
+      other = manners.answer(rng, prompt.question, how.error_rate)
     if rng.random() >= how.chance(prompt.question, one, other):
       one, other = other, one
     found.append(
@@ -154,13 +158,17 @@ def pairs(
 
 
 def responses(
-  how: Synthetic, template: AnyTemplate, split: str, seed: int, count: int
+  how: SyntheticPreferences,
+  template: AnyTemplate,
+  split: str,
+  seed: int,
+  count: int,
 ) -> list[LabelledResponse]:
   """One answer each, and whether it insults."""
   found = []
   for index in range(count):
     rng, prompt = _asked(template, split, seed, index)
-    answer = manners.answer(rng, prompt.question, how.rude)
+    answer = manners.answer(rng, prompt.question, how.error_rate)
     found.append(
       LabelledResponse(
         prompt=prompt,

@@ -17,7 +17,9 @@ class Quarantine:
 
   def __init__(self, share: float = 0.0):
     if not 0 <= share < 1:
-      raise UserError(f'data: quarantine is a share within [0, 1), got {share}')
+      raise UserError(
+        f'data: max_bad_row_share is a share within [0, 1), got {share}'
+      )
     self._share = share
     self.dropped: list[tuple[str, str]] = []  # Where, and why.
 
@@ -55,7 +57,7 @@ class Quarantine:
       where, why = self.dropped[0]
       raise UserError(
         f'data: {count} of {total} rows of {name} are bad, more than '
-        f'config.data.quarantine = {self._share} allows; the first: {where} '
+        f'config.data.max_bad_row_share = {self._share} allows; the first: {where} '
         f'{why}'
       )
     why = ', '.join(f'{n} × {kind} …' for kind, n in kinds.most_common())

@@ -115,7 +115,7 @@ def _thought(
   ids = [*prompt, *fields['tokens']]
   if len(ids) > max_tokens:
     raise ValueError(
-      f'has {len(ids)} tokens, more than {max_tokens}; raise widths_tokens'
+      f'has {len(ids)} tokens, more than {max_tokens}; raise length_buckets'
     )
   return Thought(
     fields['id'],

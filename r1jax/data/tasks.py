@@ -37,27 +37,27 @@ class Web:
   """Proportions of the noisy corpus; what remains is step-by-step thought.
 
   Attributes:
-    direct: Share of documents that guess without reasoning.
-    direct_right: Share of the guesses that are right.
-    slip: Chance that a reasoning step goes wrong.
-    noticed: Share of slips that the writer notices and repairs after "wait".
-    reconsidered: Share of thoughts that open with a guess and take it back
+    guess_share: Share of documents that guess without reasoning.
+    guess_accuracy: Share of the guesses that are right.
+    slip_rate: Chance that a reasoning step goes wrong.
+    corrected_slip_share: Share of slips that the writer notices and repairs after "wait".
+    retracted_guess_share: Share of thoughts that open with a guess and take it back
       with "wait" before they reason.
-    malformed: Share of documents whose tags are broken.
-    spoken: Chance that a step of a thought opens with a word.
-    foreign: Chance that such a word, or "wait", is of the second language.
-    rude: Chance that a part of an answer to a general question is wrong.
+    malformed_share: Share of documents whose tags are broken.
+    connective_rate: Chance that a step of a thought opens with a word.
+    language_mixing_rate: Chance that such a word, or "wait", is of the second language.
+    general_error_rate: Chance that a part of an answer to a general question is wrong.
   """
 
-  direct: float
-  direct_right: float
-  slip: float
-  noticed: float
-  reconsidered: float
-  malformed: float
-  spoken: float = 0.0
-  foreign: float = 0.0
-  rude: float = 0.0
+  guess_share: float
+  guess_accuracy: float
+  slip_rate: float
+  corrected_slip_share: float
+  retracted_guess_share: float
+  malformed_share: float
+  connective_rate: float = 0.0
+  language_mixing_rate: float = 0.0
+  general_error_rate: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -110,16 +110,16 @@ def document(rng: np.random.Generator, task: str, web: Web) -> tuple[str, str]:
   made = draw(rng, task, TRAIN)
   if family.general:
     thought, answer = family.think(rng, made, web)
-  elif rng.random() < web.direct:
-    right = rng.random() < web.direct_right
+  elif rng.random() < web.guess_share:
+    right = rng.random() < web.guess_accuracy
     answer = made.answer if right else family.guess(rng, made)
     thought = answer
   else:
     thought, answer = family.think(rng, made, web)
-    if rng.random() < web.reconsidered:
+    if rng.random() < web.retracted_guess_share:
       thought = f'{family.guess(rng, made)} {_correction(rng, web)} {thought}'
   parts = ['<think>', thought, '</think>', '<answer>', answer, '</answer>']
-  if rng.random() < web.malformed:
+  if rng.random() < web.malformed_share:
     del parts[int(rng.choice([0, 2, 3, 5]))]  # Lose one tag.
   return made.question, ''.join(parts)
 
@@ -131,14 +131,16 @@ def get(name: str) -> Task:
 
 
 def _correction(rng: np.random.Generator, web: Web) -> str:
-  return CORRECTIONS[bool(web.foreign and rng.random() < web.foreign)]
+  return CORRECTIONS[
+    bool(web.language_mixing_rate and rng.random() < web.language_mixing_rate)
+  ]
 
 
 def _joining(rng: np.random.Generator, web: Web) -> str:
   """A word and a space, or nothing."""
-  if not web.spoken or rng.random() >= web.spoken:
+  if not web.connective_rate or rng.random() >= web.connective_rate:
     return ''
-  words = _JOINING[bool(rng.random() < web.foreign)]
+  words = _JOINING[bool(rng.random() < web.language_mixing_rate)]
   return f'{words[rng.integers(len(words))]} '
 
 
@@ -171,10 +173,10 @@ def _think_arithmetic(rng, made: Problem, web: Web) -> tuple[str, str]:
     right = total - number if op == '-' else total + number
     step = f'{total}{op}{number}='
     word = _joining(rng, web)
-    if rng.random() < web.slip:
+    if rng.random() < web.slip_rate:
       wrong = _slip(rng, right)
       steps.append(f'{word}{step}{wrong}')
-      if rng.random() < web.noticed:
+      if rng.random() < web.corrected_slip_share:
         steps.append(f'{_correction(rng, web)} {step}{right}')
         total = right
       else:
@@ -239,9 +241,9 @@ def _think_countdown(rng, made: Problem, web: Web) -> tuple[str, str]:
         f'{_left_to_right(numbers, ops)} {_correction(rng, web)}'
       )
   right = _expression(made.numbers, made.ops)
-  if rng.random() < web.slip:
+  if rng.random() < web.slip_rate:
     wrong = _guess_countdown(rng, made)
-    if rng.random() >= web.noticed:
+    if rng.random() >= web.corrected_slip_share:
       return ' '.join([*tries, f'{wrong}={made.answer}']), wrong
     tries.append(f'{wrong}={made.answer} {_correction(rng, web)}')
   return ' '.join([*tries, f'{right}={made.answer}']), right
@@ -264,7 +266,7 @@ def _draw_manners(rng: np.random.Generator) -> Problem:
 
 def _think_manners(rng, made: Problem, web: Web) -> tuple[str, str]:
   thought = f'{_joining(rng, web)}{made.question}'
-  return thought, manners.answer(rng, made.question, web.rude)
+  return thought, manners.answer(rng, made.question, web.general_error_rate)
 
 
 TASKS = {

@@ -145,8 +145,8 @@ def longest_tokens(config: ml_collections.ConfigDict) -> int:
   c = config[config.stages[-1]]
   if 'length_tokens' in c:
     return c.length_tokens
-  if 'widths_tokens' in c:
-    return max(c.widths_tokens)
+  if 'length_buckets' in c:
+    return max(c.length_buckets)
   return config.data.max_prompt_tokens + config.rl.max_new_tokens
 
 

@@ -269,8 +269,8 @@ def _compared(
   name = config.stages[-1]
   c = config[name]
   build.divides(f'{name}.batch_size', c.batch_size, c.microbatches, layout)
-  build.widths(name, c.widths_tokens, config.model.max_context)
-  shape = c.batch_size * (1 if labelled else 2), c.widths_tokens[-1]
+  build.widths(name, c.length_buckets, config.model.max_context)
+  shape = c.batch_size * (1 if labelled else 2), c.length_buckets[-1]
   array = _arrays(layout, *shape)
   one = _arrays(layout, c.batch_size, 0)
   rows = dict(tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool))

@@ -155,8 +155,8 @@ class _Examiner:
           'max_prompt_tokens',
           'template',
           'system',
-          'prefill',
-          'form',
+          'response_prefix',
+          'response_format',
         )
       ]
     )

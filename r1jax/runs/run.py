@@ -231,7 +231,13 @@ def trained_params(
   compare(
     place,
     config.to_dict(),
-    ('model.', 'tokenizer.', 'data.template', 'data.system', 'data.prefill'),
+    (
+      'model.',
+      'tokenizer.',
+      'data.template',
+      'data.system',
+      'data.response_prefix',
+    ),
   )
   for stage in reversed(STAGES.values()):
     final = place / stage.name / OUTPUT

@@ -233,9 +233,9 @@ _TAKEN = {
   'data.': (_ROWS,),
   'rejection_sampling.extra_data': (_ROWS,),
   'reward_model.data': (_PAIRS,),
-  'reward_model.held_out': (_PAIRS,),
+  'reward_model.eval_data': (_PAIRS,),
   'dpo.data': (_PAIRS,),
-  'dpo.held_out': (_PAIRS,),
+  'dpo.eval_data': (_PAIRS,),
   'prm.data': (_STEPS,),
   'eval.search': (_PROCESS,),
   'rl.ppo.value_init': (_REWARD, _PROCESS, _POLICY),
@@ -316,12 +316,12 @@ def _check_weights(
         f'{here} needs a scalar head; set {parent_name}.model.scalar_head'
       )
   elif _left_by(parent) == _PROCESS:
-    reads = max(parent.prm.widths_tokens)
+    reads = max(parent.prm.length_buckets)
     asked = child.data.max_prompt_tokens + child.rl.max_new_tokens
     if asked > reads:
       raise UserError(
         f'{here}: {parent_name} reads {reads} tokens, fewer than the {asked} '
-        f'of {name}; raise {parent_name}.prm.widths_tokens'
+        f'of {name}; raise {parent_name}.prm.length_buckets'
       )
   kind = key.removeprefix('rl.reward_models.')
   if kind in scored_text.KINDS and parent.reward_model.kind != kind:

@@ -75,7 +75,7 @@ class RewardModel(_Preferences):
     c = config.reward_model
     _check_judge(config)
     reading = scored_text.Reading(
-      c.kind, max(c.widths_tokens, default=0), parts.tokenizer, parts.reader
+      c.kind, max(c.length_buckets, default=0), parts.tokenizer, parts.reader
     )
     super().__init__(
       config,
@@ -136,7 +136,7 @@ class RewardModel(_Preferences):
     return {
       'judging': {
         'kind': c.kind,
-        'max_tokens': c.widths_tokens[-1],
+        'max_tokens': c.length_buckets[-1],
         'rows': c.judge_rows,
         'mean': float(score.mean()),
         # Of one that has learnt nothing, all are alike.
@@ -171,7 +171,7 @@ class DPO(_Preferences):
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = config.dpo
-    most = max(c.widths_tokens, default=0)
+    most = max(c.length_buckets, default=0)
     lessons = preference_data.lessons(
       config,
       parts,

@@ -69,7 +69,7 @@ class PRM(Measured):
       'judging': {
         'kind': KIND,
         'delimiter': self._lessons.delimiter,
-        'max_tokens': c.widths_tokens[-1],
+        'max_tokens': c.length_buckets[-1],
         'rows': c.judge_rows,
       }
     }
@@ -99,14 +99,14 @@ def _check(config: ml_collections.ConfigDict, parts: build.Parts):
   build.divides(
     'prm.batch_size', c.batch_size, c.microbatches, parts.model.layout
   )
-  build.widths('prm', c.widths_tokens, config.model.max_context)
+  build.widths('prm', c.length_buckets, config.model.max_context)
   if not c.data:
     raise UserError('prm: data names no labelled steps to learn from')
   if c.labels not in process.LABELS:
     raise unknown('prm: labels', c.labels, process.LABELS)
-  if not 0 < c.held_out_share < 1:
+  if not 0 < c.eval_share < 1:
     raise UserError(
-      f'prm: held_out_share must lie within (0, 1), got {c.held_out_share}'
+      f'prm: eval_share must lie within (0, 1), got {c.eval_share}'
     )
 
 
@@ -116,8 +116,8 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
   Raises:
     UserError: bad data, or none.
   """
-  c, widths = config.prm, tuple(config.prm.widths_tokens)
-  quarantine = Quarantine(config.data.quarantine)
+  c, widths = config.prm, tuple(config.prm.length_buckets)
+  quarantine = Quarantine(config.data.max_bad_row_share)
   found = [
     thought
     for path in c.data
@@ -138,11 +138,11 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
     )
   sides: tuple[list[Thought], list[Thought]] = [], []
   for thought in found:
-    sides[_held_out(thought.question, c.held_out_share)].append(thought)
+    sides[_held_out(thought.question, c.eval_share)].append(thought)
   for side, said in zip(sides, ('to learn from', 'to evaluate on')):
     if not side:
       raise UserError(
-        f'prm: held_out_share = {c.held_out_share} leaves no question {said}'
+        f'prm: eval_share = {c.eval_share} leaves no question {said}'
       )
   shape = c.batch_size, widths, made.tokenizer.pad_id
   return Lessons(

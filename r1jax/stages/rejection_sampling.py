@@ -277,7 +277,9 @@ class RejectionSampler(Stage):
   def _opened(self, text: str) -> str:
     """The response with what the template had said of it already."""
     template = self._parts.template
-    said = template.prefill or ('<think>' if template.opens_think else '')
+    said = template.response_prefix or (
+      '<think>' if template.opens_think else ''
+    )
     return said + text
 
 

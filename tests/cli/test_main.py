@@ -57,8 +57,11 @@ def _refused(tmp_path, *args):
     (['--config.data.mixture=("gsm8k","mth")'], ["did you mean 'math'?"]),
     (['--config.data.mixture=("gsm8k:x",)'], ["'gsm8k:x' is not"]),
     (['--config.data.decontaminate=("countdown",)'], ["'countdown_file'?"]),
-    (['--config.data.easy_first=True'], ['easy_first needs data.pass_rates']),
-    (['--config.data.quarantine=1.5'], ['quarantine is a share']),
+    (
+      ['--config.data.sort_by_pass_rate=True'],
+      ['sort_by_pass_rate needs data.pass_rates'],
+    ),
+    (['--config.data.max_bad_row_share=1.5'], ['max_bad_row_share is a share']),
     (['--config.data.template=chat'], ['has no chat template', '.jinja']),
     (['--config.data.system=Hello'], ['takes no data.system']),
     (
@@ -106,7 +109,7 @@ def _refused(tmp_path, *args):
       ['--config.model.num_expert_groups=3'],
       ['num_expert_groups = 3', 'num_experts = 4'],
     ),
-    (['--config.corpus.slip=2.0'], ['slip', '2.0']),
+    (['--config.corpus.slip_rate=2.0'], ['slip_rate', '2.0']),
     (['--config.pretrain.length_tokens=20'], ['length_tokens = 20']),
     (
       ['--config.pretrain.length_tokens=129'],

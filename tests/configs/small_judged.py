@@ -10,7 +10,7 @@ def _stage(kind: str, init: str):
   config.stages = (kind,)
   config.init = init
   config.model.update(num_layers=1, vocab_size=106)  # Every id has a text.
-  config.corpus.rude = 0.3
+  config.corpus.general_error_rate = 0.3
   return config
 
 
@@ -20,9 +20,9 @@ def _judge(kind: str):
   config.reward_model.update(
     kind=kind,
     data=('manners:16',),
-    held_out_rows=8,
+    max_eval_rows=8,
     batch_size=8,
-    widths_tokens=(96,),
+    length_buckets=(96,),
     log_every=1,
   )
   config.reward_model.optimizer.learning_rate = 1e-2
@@ -34,7 +34,7 @@ def get_config():
   base.pretrain.steps = 2
   liked = _stage('dpo', '@base')
   liked.dpo.update(
-    data=('manners:16',), held_out_rows=8, batch_size=8, widths_tokens=(96,)
+    data=('manners:16',), max_eval_rows=8, batch_size=8, length_buckets=(96,)
   )
   reasoning = _stage('rl', '@liked')
   reasoning.data.mixture = ('arithmetic:1', 'manners:1')

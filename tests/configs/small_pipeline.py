@@ -12,7 +12,9 @@ def _stage(kind: str, init: str):
   config.model.vocab_size = 138
   config.tokenizer.source = 'bilingual'
   config.data.max_prompt_tokens = 16
-  config.corpus.update(spoken=0.5, foreign=0.5, rude=0.3)
+  config.corpus.update(
+    connective_rate=0.5, language_mixing_rate=0.5, general_error_rate=0.3
+  )
   return config
 
 

@@ -24,10 +24,10 @@ def get_config():
   judge.model.scalar_head = True
   judge.prm.update(
     data=('@labels',),
-    held_out_share=0.4,
+    eval_share=0.4,
     batch_size=8,
     epochs=2,
-    widths_tokens=(32, 52),
+    length_buckets=(32, 52),
     eval_every=2,
     log_every=1,
     judge_rows=8,

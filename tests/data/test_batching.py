@@ -11,12 +11,12 @@ from r1jax.errors import UserError
 from r1jax.records import Prompt
 
 _WEB = tasks.Web(
-  direct=0.5,
-  direct_right=0.2,
-  slip=0.1,
-  noticed=0.5,
-  reconsidered=0.2,
-  malformed=0.1,
+  guess_share=0.5,
+  guess_accuracy=0.2,
+  slip_rate=0.1,
+  corrected_slip_share=0.5,
+  retracted_guess_share=0.2,
+  malformed_share=0.1,
 )
 
 

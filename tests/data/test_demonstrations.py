@@ -38,7 +38,7 @@ def test_a_prefill_is_not_told_twice(tmp_path):
   path = _file(tmp_path, _row())
   for opened in (
     template.get('r1_zero_open'),
-    template.Template('{question}', prefill='<think>'),
+    template.Template('{question}', response_prefix='<think>'),
   ):
     (found,) = demonstrations.read(path, opened)
     assert found.prompt.endswith('<think>') and found.response == '2</think>'
@@ -179,19 +179,23 @@ def test_a_document_that_no_row_holds_is_named():
 
 def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
   web = tasks.Web(
-    direct=0,
-    direct_right=0,
-    slip=0,
-    noticed=1,
-    reconsidered=0,
-    malformed=0,
-    spoken=1.0,
+    guess_share=0,
+    guess_accuracy=0,
+    slip_rate=0,
+    corrected_slip_share=1,
+    retracted_guess_share=0,
+    malformed_share=0,
+    connective_rate=1.0,
   )
   first = demonstrations.synthetic('arithmetic', web, _BRIEF, 0, 5)
   assert first == demonstrations.synthetic('arithmetic', web, _BRIEF, 0, 5)
   assert first != demonstrations.synthetic('arithmetic', web, _BRIEF, 1, 5)
   assert all(d.response.isascii() for d in first)
   mixed = demonstrations.synthetic(
-    'arithmetic', tasks.Web(**{**web.__dict__, 'foreign': 0.5}), _BRIEF, 0, 9
+    'arithmetic',
+    tasks.Web(**{**web.__dict__, 'language_mixing_rate': 0.5}),
+    _BRIEF,
+    0,
+    9,
   )
   assert not all(d.response.isascii() for d in mixed)

@@ -211,7 +211,7 @@ def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
   with pytest.raises(
     UserError,
     match='13 of 20 rows of mine are bad, more '
-    'than config.data.quarantine = 0.5 allows; the first: ',
+    'than config.data.max_bad_row_share = 0.5 allows; the first: ',
   ):
     strict = Quarantine(0.5)
     strict.dropped = quarantine.dropped

@@ -108,14 +108,19 @@ def test_a_curriculum_keeps_the_measured_middle(tmp_path):
 
 def test_easy_ones_come_first_and_equals_in_random_order(tmp_path):
   rates = _rates(tmp_path / 'rates.jsonl', *[0.25, 0.75] * 6)
-  order = [p.id for p in curriculum.easy_first(_source('a', 12), rates, 0)]
+  order = [
+    p.id for p in curriculum.sort_by_pass_rate(_source('a', 12), rates, 0)
+  ]
   assert [rates[id_] for id_ in order] == [0.75] * 6 + [0.25] * 6
   assert order[:6] != sorted(order[:6])
   assert order == [
-    p.id for p in curriculum.easy_first(_source('a', 12), rates, 0)
+    p.id for p in curriculum.sort_by_pass_rate(_source('a', 12), rates, 0)
   ]
   ordered = mixture.Mixture(
-    [curriculum.easy_first(_source('a', 12), rates, 0)], [1.0], 0, [False]
+    [curriculum.sort_by_pass_rate(_source('a', 12), rates, 0)],
+    [1.0],
+    0,
+    [False],
   )
   assert _ids(batching.endless(ordered, 0, shuffle=True), 24) == order * 2
 

@@ -13,7 +13,7 @@ from r1jax.data import (
   scored_text,
   tasks,
 )
-from r1jax.data.preferences import Synthetic
+from r1jax.data.preferences import SyntheticPreferences
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import forms, template, tokenizer
 from r1jax.errors import UserError
@@ -24,7 +24,7 @@ from tests.conftest import make, small_config
 _BRIEF = template.get('r1_zero_brief')
 _TEXT = tokenizer.load('character')
 _READER = forms.Reader()
-_HOW = Synthetic(rude=0.4, sharpness=8.0)
+_HOW = SyntheticPreferences(error_rate=0.4, sharpness=8.0)
 _GOOD = {'id': 'a', 'question': '1+1', 'chosen': '2', 'rejected': '3'}
 _FORM = '<think>t</think><answer>{}</answer>'
 
@@ -139,7 +139,7 @@ def test_a_bad_row_is_named_or_quarantined(tmp_path, row, message):
     (
       _GOOD | {'chosen': '9' * 60},
       'safe',
-      '66 tokens, more than 64; raise widths_tokens',
+      '66 tokens, more than 64; raise length_buckets',
     ),
     (_GOOD | {'chosen': 'é'}, 'safe', "tokenizer has no 'é'"),
     (
@@ -168,7 +168,7 @@ def test_a_policy_s_pair_is_whole(tmp_path):
     [*_TEXT.encode(text), _TEXT.stop_ids[0]]
     for text in (_FORM.format('2'), '3')
   ]
-  with pytest.raises(UserError, match='more than 8; raise widths_tokens'):
+  with pytest.raises(UserError, match='more than 8; raise length_buckets'):
     preference_batches.as_generated(found, _TEXT, 8, Quarantine())
 
 
@@ -227,9 +227,9 @@ def test_synthetic_responses_are_unsafe_where_they_insult():
   for row in found:
     assert row.safe != ('fool' in row.response)
   assert 0.7 < np.mean([row.safe for row in found]) < 0.9
-  for field in ('rude', 'sharpness'):
+  for field in ('error_rate', 'sharpness'):
     with pytest.raises(UserError, match=field):
-      Synthetic(**dict(rude=0.4, sharpness=1.0) | {field: 0.0})
+      SyntheticPreferences(**dict(error_rate=0.4, sharpness=1.0) | {field: 0.0})
 
 
 @pytest.fixture(scope='module')

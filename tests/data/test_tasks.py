@@ -12,7 +12,12 @@ from r1jax.errors import UserError
 from r1jax.graders import answers
 
 _CLEAN = tasks.Web(
-  direct=0, direct_right=0, slip=0, noticed=0, reconsidered=0, malformed=0
+  guess_share=0,
+  guess_accuracy=0,
+  slip_rate=0,
+  corrected_slip_share=0,
+  retracted_guess_share=0,
+  malformed_share=0,
 )
 
 
@@ -68,12 +73,12 @@ def test_clean_thoughts_arrive_at_the_right_answer(task):
 
 def test_the_corpus_has_the_stated_proportions():
   web = tasks.Web(
-    direct=0.6,
-    direct_right=0.2,
-    slip=0.1,
-    noticed=0.5,
-    reconsidered=0.3,
-    malformed=0.05,
+    guess_share=0.6,
+    guess_accuracy=0.2,
+    slip_rate=0.1,
+    corrected_slip_share=0.5,
+    retracted_guess_share=0.3,
+    malformed_share=0.05,
   )
   rng = np.random.default_rng(0)
   direct = right = repaired = slipped = broken = steps = taken_back = 0
@@ -107,7 +112,11 @@ def test_the_corpus_has_the_stated_proportions():
 
 def test_two_languages_mix_in_the_stated_proportions():
   web = dataclasses.replace(
-    _CLEAN, slip=0.3, noticed=1.0, spoken=0.5, foreign=0.25
+    _CLEAN,
+    slip_rate=0.3,
+    corrected_slip_share=1.0,
+    connective_rate=0.5,
+    language_mixing_rate=0.25,
   )
   rng = np.random.default_rng(0)
   words, steps = [], 0
@@ -151,7 +160,12 @@ def test_general_rows_are_known_by_their_source():
 def test_wrong_names_and_shares_are_refused():
   with pytest.raises(UserError, match="unknown 'algebra'"):
     tasks.get('algebra')
-  with pytest.raises(UserError, match='slip is a share'):
+  with pytest.raises(UserError, match='slip_rate is a share'):
     tasks.Web(
-      direct=0, direct_right=0, slip=1.5, noticed=0, reconsidered=0, malformed=0
+      guess_share=0,
+      guess_accuracy=0,
+      slip_rate=1.5,
+      corrected_slip_share=0,
+      retracted_guess_share=0,
+      malformed_share=0,
     )

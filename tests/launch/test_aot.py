@@ -336,7 +336,7 @@ def test_without_the_compiler_the_fix_is_named():
 def _stage(name: str, **changes):
   config = _small(scalar_head=name == 'reward_model')
   config.stages = (name,)
-  config[name].update(dict(batch_size=8, widths_tokens=(64, 128)) | changes)
+  config[name].update(dict(batch_size=8, length_buckets=(64, 128)) | changes)
   return config
 
 

@@ -202,7 +202,7 @@ def test_numbers_are_checked_though_a_judge_is_still_to_come(
 def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
   config = small_process.get_config()
   config.policy.rl.reward_models.process = '@judge'
-  reads = config.judge.prm.widths_tokens[-1]
+  reads = config.judge.prm.length_buckets[-1]
   config.policy.rl.max_new_tokens = reads
   _refused(config, tmp_path, f'process: judge reads {reads} tokens, fewer than')
 
@@ -249,7 +249,7 @@ def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
   config = small_process.get_config()
   config.policy.rl.advantage = 'gae'
   config.policy.rl.ppo.value_init = '@judge'
-  config.judge.prm.widths_tokens = (16,)
+  config.judge.prm.length_buckets = (16,)
   validate._check_fit(
     'policy', config.policy, 'rl.ppo.value_init', 'judge', config.judge
   )

@@ -38,14 +38,14 @@ def _config(stage: str, **changes):
     dict(
       data=('manners:24',),
       batch_size=4,
-      widths_tokens=(80, 96),
+      length_buckets=(80, 96),
       eval_every=3,
-      held_out_rows=10,
+      max_eval_rows=10,
       checkpoint_every=2,
       log_every=1,
     )
   )
-  section.synthetic.rude = 0.2
+  section.synthetic_preferences.error_rate = 0.2
   section.optimizer.update(learning_rate=1e-2, warmup_steps=0)
   section.update(changes)
   return config
@@ -88,7 +88,11 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
   parts = build.parts(config)
   judge = reward_models.judge('judge', str(made), config, parts, 'helpful')
   held_out = preferences.pairs(
-    preferences.Synthetic(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10
+    preferences.SyntheticPreferences(0.2, 8.0),
+    parts.template,
+    tasks.HELD_OUT,
+    0,
+    10,
   )
   scores = np.array(
     [
@@ -184,7 +188,7 @@ def _refused(config, match):
 
 def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
   path = _rows_file(tmp_path, ['x', 'y'] * 20)
-  config = _config('dpo', data=(path,), held_out_share=0.3, held_out_rows=0)
+  config = _config('dpo', data=(path,), eval_share=0.3, max_eval_rows=0)
   lessons = DPO(config, build.parts(config))._lessons
   count = lambda corpus, field='weight_P': int(
     sum(corpus[i][field].sum() for i in range(len(corpus)))
@@ -194,11 +198,11 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
   assert sum(lessons.groups.values()) == train
   assert str(lineage.inputs(config)['dpo.data']) == path
   other = _rows_file(tmp_path, ['z'] * 6, 'other.jsonl')
-  config.dpo.held_out = (other,)
+  config.dpo.eval_data = (other,)
   lessons = DPO(config, build.parts(config))._lessons
   assert count(lessons.train) == 40 and count(lessons.held_out) == 6
   assert lessons.names == ('x', 'y', 'z')
-  assert str(lineage.inputs(config)['dpo.held_out']) == other
+  assert str(lineage.inputs(config)['dpo.eval_data']) == other
 
 
 @pytest.mark.parametrize(
@@ -210,14 +214,14 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
     ('reward_model', dict(data=('arithmetic:9',)), 'has no preferences'),
     ('reward_model', dict(data=()), 'nothing to learn from'),
     ('reward_model', dict(data=('gsm8k',)), 'has answers, not preferences'),
-    ('reward_model', dict(widths_tokens=(96, 80)), 'must rise'),
-    ('reward_model', dict(widths_tokens=(80, 256)), 'max_context = 128'),
-    ('reward_model', dict(widths_tokens=(16,)), 'has .* tokens, more than 16'),
-    ('reward_model', dict(held_out_share=1.5), 'held_out_share must lie'),
+    ('reward_model', dict(length_buckets=(96, 80)), 'must rise'),
+    ('reward_model', dict(length_buckets=(80, 256)), 'max_context = 128'),
+    ('reward_model', dict(length_buckets=(16,)), 'has .* tokens, more than 16'),
+    ('reward_model', dict(eval_share=1.5), 'eval_share must lie'),
     ('reward_model', dict(eval_every=0), 'eval_every must be at least 1'),
     ('dpo', dict(beta=0.0), 'beta must be above 0'),
     ('dpo', dict(batch_size=3, microbatches=2), '3 does not divide'),
-    ('dpo', dict(widths_tokens=(60,)), 'has .* tokens, more than 60'),
+    ('dpo', dict(length_buckets=(60,)), 'has .* tokens, more than 60'),
   ],
 )
 def test_bad_numbers_and_data_are_refused(stage, changes, match):
@@ -235,17 +239,15 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
   )
   some = _rows_file(tmp_path, ['x', '', 'x', 'x'] * 9)
   _refused(
-    _config('dpo', data=(some,), group_robust=True, held_out_share=0.3),
+    _config('dpo', data=(some,), group_robust=True, eval_share=0.3),
     r"needs a 'group' in every row; .*rows.jsonl:\d+ has none",
   )
   one = _rows_file(tmp_path, ['x'] * 36)
   _refused(
-    _config('dpo', data=(one,), group_robust=True, held_out_share=0.3),
+    _config('dpo', data=(one,), group_robust=True, eval_share=0.3),
     'needs several groups, and there is 1',
   )
-  _refused(
-    _config('dpo', data=(one,), held_out_share=0.0), 'no row is held out'
-  )
+  _refused(_config('dpo', data=(one,), eval_share=0.0), 'no row is held out')
   config = _config('dpo')
   config.stages = ('reward_model', 'dpo')
   _refused(config, 'reward_model leaves no policy for dpo')
@@ -303,7 +305,7 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
   )
   refused(
     'liked',
-    'dpo.held_out',
+    'dpo.eval_data',
     ('@safe',),
     'needs pairs, but safe leaves a reward model',
   )

@@ -54,7 +54,7 @@ def _parts(config) -> build.Parts:
     Transformer(build.model_config(config.model), one_device()),
     _TEXT,
     asks,
-    forms.Reader(forms.get(config.data.form), asks.opens_think),
+    forms.Reader(forms.get(config.data.response_format), asks.opens_think),
   )
 
 
@@ -311,8 +311,8 @@ def test_rows_that_teach_nothing_are_named(tmp_path, change, told):
   [
     ({'prm.data': ()}, 'prm: data names no labelled steps'),
     ({'prm.labels': 'firm'}, "prm: labels: unknown 'firm'"),
-    ({'prm.held_out_share': 0.0}, 'held_out_share must lie within'),
-    ({'prm.widths_tokens': (16,)}, 'more than 16; raise widths_tokens'),
+    ({'prm.eval_share': 0.0}, 'eval_share must lie within'),
+    ({'prm.length_buckets': (16,)}, 'more than 16; raise length_buckets'),
     ({'prm.epochs': 0}, None),
     ({'model.scalar_head': False}, 'prm: model.scalar_head is False'),
   ],

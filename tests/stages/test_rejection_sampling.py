@@ -125,8 +125,8 @@ def test_pairs_are_what_dpo_learns_from(tmp_path):
   config.dpo.update(
     data=(str(tmp_path / 'accepted.jsonl'),),
     batch_size=2,
-    widths_tokens=(128,),
-    held_out_share=0.5,
+    length_buckets=(128,),
+    eval_share=0.5,
   )
   lessons = DPO(config, build.parts(config))._lessons
   assert lessons.names == ('arithmetic',)

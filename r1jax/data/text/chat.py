@@ -24,7 +24,7 @@ class ChatTemplate:
 
   Attributes:
     opens_think: The prompt ends inside the thought, by the template's doing
-      or by the prefill's.
+      or by the response_prefix's.
   """
 
   def __init__(
@@ -33,7 +33,7 @@ class ChatTemplate:
     bos_token: str = '',
     eos_token: str = '',
     system: str = '',
-    prefill: str = '',
+    response_prefix: str = '',
   ):
     """Compiles a template.
 
@@ -43,13 +43,13 @@ class ChatTemplate:
       bos_token: '' where the family has none.
       eos_token: Ends the turns of some families.
       system: The system message; '' for none of ours.
-      prefill: What the completion is made to begin with.
+      response_prefix: What the completion is made to begin with.
 
     Raises:
       UserError: it is no template, or fails on a plain question.
     """
     self._tokens = dict(bos_token=bos_token, eos_token=eos_token)
-    self._system, self.prefill = system, prefill
+    self._system, self.response_prefix = system, response_prefix
     try:
       self._jinja = _ENVIRONMENT.from_string(source)
     except jinja2.TemplateError as error:
@@ -77,14 +77,14 @@ class ChatTemplate:
       raise UserError(
         f'template: the chat template refuses it: {error}'
       ) from error
-    return text + self.prefill
+    return text + self.response_prefix
 
 
 AnyTemplate = template.Template | ChatTemplate
 
 
 def make(
-  name: str, tokenizer: Tokenizer, system: str = '', prefill: str = ''
+  name: str, tokenizer: Tokenizer, system: str = '', response_prefix: str = ''
 ) -> AnyTemplate:
   """The template that a config names.
 
@@ -92,7 +92,7 @@ def make(
     name: Of template.TEMPLATES; 'chat', the tokenizer's own; or a Jinja file.
     tokenizer: Has the special tokens, and perhaps a template.
     system: A system message, for chat templates.
-    prefill: What completions are made to begin with, such as '<think>\\n'.
+    response_prefix: What completions are made to begin with, such as '<think>\\n'.
 
   Raises:
     UserError: there is none of that name, or it takes no system message.
@@ -113,13 +113,13 @@ def make(
         f'template: {name!r} takes no data.system; put it into '
         "the questions, or use template='chat'"
       )
-    return template.Template(named.text, prefill)
+    return template.Template(named.text, response_prefix)
   return ChatTemplate(
     source,
     tokenizer.text_of(tokenizer.bos_id),
     tokenizer.text_of(tokenizer.stop_ids[0]),
     system,
-    prefill,
+    response_prefix,
   )
 
 

@@ -20,15 +20,15 @@ class Template:
 
   Attributes:
     text: With one {question}.
-    prefill: What the completion is made to begin with: the prompt ends in it.
+    response_prefix: What the completion is made to begin with: the prompt ends in it.
   """
 
   text: str
-  prefill: str = ''
+  response_prefix: str = ''
 
   def render(self, question: str, messages: Sequence[Message] = ()) -> str:
     del messages  # One question and one answer is all this form knows.
-    return self.text.replace('{question}', question) + self.prefill
+    return self.text.replace('{question}', question) + self.response_prefix
 
   @property
   def opens_think(self) -> bool:

@@ -68,9 +68,12 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
       f'than config.model.vocab_size = {config.model.vocab_size}; raise it'
     )
   data = config.data
-  asks = chat.make(data.template, text, data.system, data.prefill)
+  asks = chat.make(data.template, text, data.system, data.response_prefix)
   return Parts(
-    model, text, asks, forms.Reader(forms.get(data.form), asks.opens_think)
+    model,
+    text,
+    asks,
+    forms.Reader(forms.get(data.response_format), asks.opens_think),
   )
 
 
@@ -425,11 +428,11 @@ def widths(
   tokens = tuple(tokens)
   if not tokens or min(tokens) < 2 or list(tokens) != sorted(set(tokens)):
     raise UserError(
-      f'{section}: widths_tokens = {tokens} must rise, from at least 2'
+      f'{section}: length_buckets = {tokens} must rise, from at least 2'
     )
   if tokens[-1] > max_context:
     raise UserError(
-      f'{section}: widths_tokens ends at {tokens[-1]}, beyond '
+      f'{section}: length_buckets ends at {tokens[-1]}, beyond '
       f'model.max_context = {max_context}'
     )
   return tokens
@@ -464,7 +467,12 @@ def base_file(config: ml_collections.ConfigDict) -> Path:
     for key in ('model', 'tokenizer', 'corpus', 'pretrain')
   }
   # Bases made before stay found.
-  for key in ('tasks', 'spoken', 'foreign', 'rude'):
+  for key in (
+    'tasks',
+    'connective_rate',
+    'language_mixing_rate',
+    'general_error_rate',
+  ):
     if not made_by['corpus'][key]:
       del made_by['corpus'][key]
   made_by |= {
@@ -472,7 +480,7 @@ def base_file(config: ml_collections.ConfigDict) -> Path:
     'task': config.data.task,
     # Of empty texts nothing is seen: bases made before stay found.
     'template': ''.join(
-      config.data[key] for key in ('template', 'system', 'prefill')
+      config.data[key] for key in ('template', 'system', 'response_prefix')
     ),
   }
   text = json.dumps(made_by, sort_keys=True)

@@ -58,17 +58,17 @@ def lessons(
   """
   c = config[name]
   check(config, made, name)
-  quarantine = Quarantine(config.data.quarantine)
+  quarantine = Quarantine(config.data.max_bad_row_share)
   rows = _Rows(config, name, made, labelled, quarantine)
   train, held_out = [], []
   for source, count in mixture.parse(c.data).items():
     learnt, aside = rows.both(source, count)
     train += learnt
     held_out += aside
-  if c.held_out:
+  if c.eval_data:
     held_out = [
       row
-      for source, count in mixture.parse(c.held_out).items()
+      for source, count in mixture.parse(c.eval_data).items()
       for row in rows.held_out(source, count)
     ]
   total = len(train) + len(held_out) + len(quarantine.dropped)
@@ -84,7 +84,7 @@ def lessons(
   if not measured:
     raise UserError(
       f'{name}: no row is held out to evaluate on; raise '
-      f'{name}.held_out_share, or name some in {name}.held_out'
+      f'{name}.eval_share, or name some in {name}.eval_data'
     )
   groups = preference_batches.groups_of(examples)
   names = (
@@ -95,7 +95,7 @@ def lessons(
       if group not in groups
     ),
   )
-  shape = c.batch_size, tuple(c.widths_tokens), made.tokenizer.pad_id
+  shape = c.batch_size, tuple(c.length_buckets), made.tokenizer.pad_id
   return Lessons(
     Comparisons(examples, names, *shape, config.seed, c.epochs),
     Comparisons(measured, names, *shape, shuffle=False),
@@ -125,16 +125,16 @@ def check(
   build.divides(
     f'{name}.batch_size', c.batch_size, c.microbatches, made.model.layout
   )
-  build.widths(name, c.widths_tokens, config.model.max_context)
-  if not 0 <= c.held_out_share < 1:
+  build.widths(name, c.length_buckets, config.model.max_context)
+  if not 0 <= c.eval_share < 1:
     raise UserError(
-      f'{name}: held_out_share must lie within [0, 1), got {c.held_out_share}'
+      f'{name}: eval_share must lie within [0, 1), got {c.eval_share}'
     )
-  if c.held_out_rows < 0:
-    raise UserError(f'{name}: held_out_rows must not be below 0')
+  if c.max_eval_rows < 0:
+    raise UserError(f'{name}: max_eval_rows must not be below 0')
   if not c.data:
     raise UserError(f'{name}: data names nothing to learn from')
-  for key in ('data', 'held_out'):
+  for key in ('data', 'eval_data'):
     for source, count in mixture.parse(c[key]).items():
       _check_count(name, key, source, count)
     build.check_files(
@@ -161,14 +161,14 @@ def _check_count(name: str, key: str, source: str, count: float | None):
 
 
 def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
-  """The files that `data` and `held_out` of a section stand for."""
-  found = {'data': [], 'held_out': []}
-  for key, split in (('data', tasks.TRAIN), ('held_out', tasks.HELD_OUT)):
+  """The files that `data` and `eval_data` of a section stand for."""
+  found = {'data': [], 'eval_data': []}
+  for key, split in (('data', tasks.TRAIN), ('eval_data', tasks.HELD_OUT)):
     for name in mixture.parse(section[key]):
       if name in sources.SOURCES:
         found[key] += readers.files(preferences.dataset_path(name, split))
-        if not section.held_out:
-          found['held_out'] += readers.files(
+        if not section.eval_data:
+          found['eval_data'] += readers.files(
             preferences.dataset_path(name, tasks.HELD_OUT)
           )
       elif name not in tasks.TASKS:
@@ -190,11 +190,13 @@ class _Rows:
     self._c, self._seed = config[name], config.seed
     self._template, self._labelled = made.template, labelled
     self._quarantine = quarantine
-    self._synthetic = preferences.Synthetic(**self._c.synthetic)
+    self._synthetic = preferences.SyntheticPreferences(
+      **self._c.synthetic_preferences
+    )
 
   def both(self, source: str, count: float | None):
     """To learn from, and what of the same source is held out."""
-    aside = not self._c.held_out
+    aside = not self._c.eval_data
     if source in tasks.TASKS:
       return (
         self._made(tasks.TRAIN, int(count)),
@@ -206,7 +208,7 @@ class _Rows:
     found = self._read(source, '')
     if not aside:
       return found, []
-    share = self._c.held_out_share
+    share = self._c.eval_share
     held = [preferences.is_held_out(row.prompt.id, share) for row in found]
     return (
       [row for row, out in zip(found, held) if not out],
@@ -216,7 +218,7 @@ class _Rows:
   def held_out(self, source: str, count: float | None) -> list[Preference]:
     """To evaluate on alone."""
     if source in tasks.TASKS:
-      return self._made(tasks.HELD_OUT, int(count or self._c.held_out_rows))
+      return self._made(tasks.HELD_OUT, int(count or self._c.max_eval_rows))
     group = ''
     if source in sources.SOURCES:
       group = source
@@ -232,4 +234,4 @@ class _Rows:
     return preferences.labelled(found) if self._labelled else found
 
   def _first(self, found: list[Preference]) -> list[Preference]:
-    return found[: self._c.held_out_rows or None]
+    return found[: self._c.max_eval_rows or None]

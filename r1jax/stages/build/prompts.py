@@ -46,7 +46,7 @@ class Questions:
       general: Whether sources that no rule can verify are part of it.
     """
     data = self._data
-    if not data.mixture and not data.easy_first:
+    if not data.mixture and not data.sort_by_pass_rate:
       return self._source(data.task)
     weights = mixture.parse(data.mixture or (data.task,))
     if not general:
@@ -73,7 +73,7 @@ class Questions:
         data.mixture_temperature,
       ),
       self._seed,
-      [not data.easy_first and not e for e in endless],
+      [not data.sort_by_pass_rate and not e for e in endless],
     )
 
   def held_out(self) -> Sequence[Prompt]:
@@ -109,7 +109,7 @@ class Questions:
       )
       self._check(stream, _CHECKED)
       return stream
-    quarantine = Quarantine(self._data.quarantine)
+    quarantine = Quarantine(self._data.max_bad_row_share)
     rows = _read(name, tasks.TRAIN, training_path(self._data, name), quarantine)
     total = len(rows) + len(quarantine.dropped)
     rows = self._fitting(rows, quarantine)
@@ -135,7 +135,7 @@ class Questions:
           [templated[index]], self._tokenizer, self._data.max_prompt_tokens
         )
       except UserError as error:
-        if not self._data.quarantine:
+        if not self._data.max_bad_row_share:
           raise
         quarantine.drop(
           row.where, str(error).removeprefix(f'data: {row.where}: ')
@@ -148,16 +148,16 @@ class Questions:
     data = self._data
     rates = curriculum.read_rates(data.pass_rates)
     kept = curriculum.select(
-      rows, rates, data.pass_rate_low, data.pass_rate_high
+      rows, rates, data.min_pass_rate, data.max_pass_rate
     )
     unknown_rows = sum(row.id not in rates for row in rows)
     _tell(
       f'data: {name}: {len(kept)} of {len(rows)} rows have a pass rate '
-      f'within [{data.pass_rate_low}, {data.pass_rate_high}]; '
+      f'within [{data.min_pass_rate}, {data.max_pass_rate}]; '
       f'{unknown_rows} were not measured'
     )
-    if data.easy_first:
-      kept = curriculum.easy_first(kept, rates, self._seed)
+    if data.sort_by_pass_rate:
+      kept = curriculum.sort_by_pass_rate(kept, rates, self._seed)
     return kept
 
   def _check(self, prompts: Sequence[Prompt], count: int):
@@ -176,18 +176,18 @@ def check(data: ml_collections.ConfigDict):
       raise unknown('data: task', name, [*sources.SOURCES, *tasks.TASKS])
   for name in data.decontaminate:
     sources.get(name).path(tasks.HELD_OUT)
-  Quarantine(data.quarantine)
+  Quarantine(data.max_bad_row_share)
   if data.mixture and data.path:
     raise UserError(
       'data: path stands for the files of data.task, which a '
       'mixture does not read; leave one of them empty'
     )
-  if data.easy_first and not data.pass_rates:
-    raise UserError('data: easy_first needs data.pass_rates')
-  if not 0 <= data.pass_rate_low <= data.pass_rate_high <= 1:
+  if data.sort_by_pass_rate and not data.pass_rates:
+    raise UserError('data: sort_by_pass_rate needs data.pass_rates')
+  if not 0 <= data.min_pass_rate <= data.max_pass_rate <= 1:
     raise UserError(
-      'data: pass_rate_low and pass_rate_high need 0 ≤ low ≤ high ≤ 1, got '
-      f'{data.pass_rate_low} and {data.pass_rate_high}'
+      'data: min_pass_rate and max_pass_rate need 0 ≤ low ≤ high ≤ 1, got '
+      f'{data.min_pass_rate} and {data.max_pass_rate}'
     )
 
 
@@ -223,7 +223,7 @@ def show_overlap(config: ml_collections.ConfigDict, out: str):
       sources.get(name),
       tasks.TRAIN,
       training_path(data, name),
-      Quarantine(data.quarantine),
+      Quarantine(data.max_bad_row_share),
     )
     told.append(overlap(data, name, rows))
     print(decontaminate.line(told[-1]))

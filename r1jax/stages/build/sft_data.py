@@ -67,7 +67,7 @@ def demonstrations(
     UserError: bad data, or none.
   """
   c = config.sft
-  quarantine = Quarantine(config.data.quarantine)
+  quarantine = Quarantine(config.data.max_bad_row_share)
   found = []
   for name, count in mixture.parse(c.data).items():
     if name in tasks.TASKS:

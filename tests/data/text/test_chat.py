@@ -110,7 +110,7 @@ def test_the_tokenizers_own_templates(qwen, deepseek):
   own = chat.make('chat', deepseek)
   assert own.render('2+2?') == f'{_BOS}<｜User｜>2+2?<｜Assistant｜>'
   assert not own.opens_think
-  opened = chat.make('chat', deepseek, prefill='<think>\n')
+  opened = chat.make('chat', deepseek, response_prefix='<think>\n')
   assert opened.opens_think
   assert opened.render('2+2?').endswith('<｜Assistant｜><think>\n')
 
@@ -158,7 +158,7 @@ def test_exactly_one_bos_whatever_template_and_tokenizer_do(
 
 
 def test_a_prefill_opens_the_thought_of_any_template(deepseek):
-  made = chat.make('r1_zero', deepseek, prefill=' <think>')
+  made = chat.make('r1_zero', deepseek, response_prefix=' <think>')
   assert made.render('2+2?') == template.get('r1_zero_open').render('2+2?')
   assert made.opens_think and template.get('r1_zero_open').opens_think
   assert not template.get('r1_zero').opens_think

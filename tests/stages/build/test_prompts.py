@@ -124,17 +124,17 @@ def test_pass_rates_choose_and_order(folder, capsys):
       for i, rate in enumerate((0.0, 0.25, 0.75, 0.5, 1.0))
     )
   )
-  rated = dict(pass_rates='rates.jsonl', pass_rate_low=0.1, pass_rate_high=0.9)
+  rated = dict(pass_rates='rates.jsonl', min_pass_rate=0.1, max_pass_rate=0.9)
   assert sorted(_ids(_asked(**rated).training(), 3)) == ['m1', 'm2', 'm3']
   assert '3 of 6 rows have a pass rate within [0.1, 0.9]; 1 were not' in (
     capsys.readouterr().out
   )
-  ordered = _asked(easy_first=True, **rated).training()
+  ordered = _asked(sort_by_pass_rate=True, **rated).training()
   assert _ids(ordered, 6) == ['m2', 'm3', 'm1'] * 2
   with pytest.raises(UserError, match='no row of gsm8k is left'):
     _asked(task='gsm8k', **rated).training()
   with pytest.raises(UserError, match='low ≤ high'):
-    _asked(pass_rates='rates.jsonl', pass_rate_low=0.9, pass_rate_high=0.1)
+    _asked(pass_rates='rates.jsonl', min_pass_rate=0.9, max_pass_rate=0.1)
 
 
 def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, capsys):
@@ -149,13 +149,13 @@ def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, capsys):
   )
   with pytest.raises(UserError, match='math_train12k.jsonl:7 is not JSON'):
     _asked().training()
-  assert len(_asked(quarantine=0.4).training()) == 6
+  assert len(_asked(max_bad_row_share=0.4).training()) == 6
   told = capsys.readouterr().out
   assert 'quarantined 3 of 9 rows of math' in told
   assert f'{path}:8 prompt é: tokenizer: the character tokenizer' in told
   assert f'{path}:9 prompt long has 502 tokens' in told
-  with pytest.raises(UserError, match='quarantine = 0.3 allows'):
-    _asked(quarantine=0.3).training()
+  with pytest.raises(UserError, match='max_bad_row_share = 0.3 allows'):
+    _asked(max_bad_row_share=0.3).training()
   (folder / 'math/math500.jsonl').write_text('oops\n')
   with pytest.raises(UserError, match='math500.jsonl:1 is not JSON'):
-    _asked(quarantine=0.9).held_out()
+    _asked(max_bad_row_share=0.9).held_out()
