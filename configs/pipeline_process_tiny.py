@@ -40,15 +40,15 @@ def get_config() -> ConfigDict:
     eval_every=10,
     log_every=2,
     balance_loss=0.0,
-    judge_rows=64,
+    score_batch_size=64,
   )
   judge.prm.optimizer.update(
     learning_rate=1e-3, warmup_steps=5, decay='cosine', weight_decay=0.0
   )
   policy = _config('rl')
   policy.rl.update(steps=30, eval_every=3, checkpoint_every=30)
-  policy.rl.reward.update(accuracy=0.0, format=0.0, process=1.0)
-  policy.rl.reward_models.process = '@judge'
+  policy.rl.reward.update(accuracy=0.0, format=0.0, prm=1.0)
+  policy.rl.reward_models.prm = '@judge'
   policy.eval.num_samples = 4
   return ConfigDict(
     dict(

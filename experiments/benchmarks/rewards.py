@@ -18,7 +18,7 @@ import time
 
 from r1jax.data.code import sources as code_sources
 from r1jax.data.datasets import read_jsonl
-from r1jax.graders import answers, code_answer, code_tests, math_answer
+from r1jax.graders import code_grader, code_runner, dispatch, math_grader
 from r1jax.graders.verdict import Verdict
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -80,7 +80,7 @@ def cpu_secs() -> float:
       below = file.read().split()
     return ticks / os.sysconf('SC_CLK_TCK') + sum(map(of, below))
 
-  return sum(map(of, math_answer._processes().pids()))
+  return sum(map(of, math_grader._worker_pool().pids()))
 
 
 def speed(golds: list[str], at_once: int, batches: int = 5):
@@ -90,7 +90,7 @@ def speed(golds: list[str], at_once: int, batches: int = 5):
     f'{"":24} {"secs":>8} {"CPU-secs":>9} {"over clean":>11} '
     f'{"answers a CPU-sec":>18} {"others without a score":>23}'
   )
-  guard = math_answer.is_bomb
+  guard = math_grader.is_too_expensive
   for seed in range(1, 1 + batches):
     clean = 0.0
     for name, bombs in (
@@ -100,18 +100,20 @@ def speed(golds: list[str], at_once: int, batches: int = 5):
       ('5 % around the guard', UNKNOWN),
     ):
       items, chosen = sampled(golds, BATCH, random.Random(seed), bombs)
-      math_answer.close()
-      answers.grade(sampled(golds, BATCH, random.Random(0))[0])  # Fills tables.
+      math_grader.shutdown()
+      dispatch.verdicts(
+        sampled(golds, BATCH, random.Random(0))[0]
+      )  # Fills tables.
       if bombs is UNKNOWN:
-        math_answer.is_bomb = lambda answer: False
+        math_grader.is_too_expensive = lambda answer: False
       began, before = time.perf_counter(), cpu_secs()
       verdicts = [
         verdict
         for start in range(0, BATCH, at_once)
-        for verdict in answers.grade(items[start : start + at_once])
+        for verdict in dispatch.verdicts(items[start : start + at_once])
       ]
       secs, spent = time.perf_counter() - began, cpu_secs() - before
-      math_answer.is_bomb = guard
+      math_grader.is_too_expensive = guard
       clean = clean or spent
       lost = sum(
         verdict.score is None
@@ -130,12 +132,12 @@ def soundness(name: str, golds: list[str]):
 
   def share(pairs, wanted) -> str:
     distinct = sorted(set(pairs))
-    verdicts = dict(zip(distinct, math_answer.ask(distinct)))
+    verdicts = dict(zip(distinct, math_grader.verify(distinct)))
     told = Counter(verdicts[pair] for pair in pairs)
     rest = {str(key): told[key] for key in told if key != wanted}
     return f'{told[wanted] / len(pairs):.4f} of {len(pairs)}, else {rest}'
 
-  refused = sum(map(math_answer.is_bomb, golds))
+  refused = sum(map(math_grader.is_too_expensive, golds))
   others = random.Random(0).sample(golds, len(golds))
   print(f'{name}: the guard refuses {refused} of {len(golds)}')
   print(
@@ -156,12 +158,12 @@ def mathematics(rows: int | None):
     speed(golds['math_train12k'], at_once)
   for name, some in golds.items():
     soundness(name, some)
-  answers.close()
+  dispatch.shutdown()
 
 
 def code(rows: int | None):
   """Reference solutions, their mutants, and how many programs a second."""
-  sandbox = code_answer.sandbox()
+  sandbox = code_grader.sandbox()
   print(f'code: sandbox {sandbox.tier}, {len(sandbox)} slots')
   for name, convert in (
     ('humaneval', code_sources.humaneval),
@@ -173,7 +175,7 @@ def code(rows: int | None):
     began = time.perf_counter()
     told = Counter(
       str(grade.verdict)
-      for grade in code_tests.grade_batch(programs, tests, sandbox)
+      for grade in code_runner.run_tests_batch(programs, tests, sandbox)
     )
     secs = time.perf_counter() - began
     print(
@@ -187,7 +189,7 @@ def code(rows: int | None):
         row['prompt'] * ('entry_point' in row) + row['solution']
       )
     ]
-    grades = code_tests.grade_batch(
+    grades = code_runner.run_tests_batch(
       [program for program, _ in pairs], [test for _, test in pairs], sandbox
     )
     caught = sum(grade.verdict != 'correct' for grade in grades)
@@ -202,12 +204,15 @@ def code(rows: int | None):
     for i in range(int(runs * share)):
       programs[i * 20] = 'while True: pass'
     began = time.perf_counter()
-    code_tests.grade_batch(
-      programs, [short] * runs, sandbox, code_tests.Rules(case_secs=1.0)
+    code_runner.run_tests_batch(
+      programs,
+      [short] * runs,
+      sandbox,
+      code_runner.GradingOptions(case_secs=1.0),
     )
     secs = time.perf_counter() - began
     print(f'  {runs} short programs, {name}: {runs / secs:.0f} a second')
-  code_answer.close()
+  code_grader.shutdown()
 
 
 def main():

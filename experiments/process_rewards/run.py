@@ -211,14 +211,14 @@ def plot(rows: list[dict], runs: dict[str, list[dict]]):
       label=f'{name}: held-out pass@1',
     )
     panels[2].plot(
-      *curve(lines, 'reward/accuracy'),
+      *curve(lines, 'rewards/accuracy/mean'),
       color=color,
       alpha=0.4,
       linestyle='--',
       label=f'{name}: accuracy of samples',
     )
   panels[2].plot(
-    *curve(runs['process reward'], 'reward/process'),
+    *curve(runs['process reward'], 'rewards/prm/mean'),
     color='k',
     label='process reward: its reward',
   )
@@ -280,12 +280,12 @@ def main():
         }
       )
     last = [run[-1] for run in (plain, hacked)]
-    first = next(line for line in hacked if 'reward/process' in line)
+    first = next(line for line in hacked if 'rewards/prm/mean' in line)
     totals[-2] |= {
       'rule_rl_pass@1': last[0]['eval/pass@1'],
       'process_rl_pass@1': last[1]['eval/pass@1'],
-      'process_reward_before': first['reward/process'],
-      'process_reward_after': last[1]['reward/process'],
+      'process_reward_before': first['rewards/prm/mean'],
+      'process_reward_after': last[1]['rewards/prm/mean'],
     }
     rows += found
   for name, table in (('tokens', rows), ('results', totals)):

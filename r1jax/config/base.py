@@ -191,7 +191,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Whether a sequence beyond the last length bucket loses its beginning, as
     # it does when the reward model is used; otherwise it is a malformed row.
     cut_long=False,
-    judge_rows=16,  # That are judged in one call when it is used.
+    score_batch_size=16,  # That are judged in one call when it is used.
   )
   # Direct preference optimisation of config.init, which is also the reference.
   # R1 has no such stage; the values are of the paper (arXiv 2305.18290, B).
@@ -260,7 +260,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The last one is the limit of prompt and completion together.
     length_buckets=(1024, 2048, 4096, 8192),
     eval_every=50,  # Steps; also before the first and after the last.
-    judge_rows=16,  # That are judged in one call when it is used.
+    score_batch_size=16,  # That are judged in one call when it is used.
   )
   # A step is a rollout and its updates. R1-Zero counts updates: 10,400 of 32
   # questions × 16 samples, made 8,192 samples at a time, 16 updates a rollout;
@@ -337,7 +337,7 @@ def get_config() -> ml_collections.ConfigDict:
     balance_speed=1e-3,
     balance_loss=0.0,
     mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.
-    # Weights of the parts, see rewards/combine.py; of rows that a rule can
+    # Weights of the parts, see rewards/reward_manager.py; of rows that a rule can
     # verify, and of general ones.
     reward=dict(
       accuracy=1.0,
@@ -349,7 +349,7 @@ def get_config() -> ml_collections.ConfigDict:
       repetition=0.0,
       helpful=0.0,
       safe=0.0,
-      process=0.0,
+      prm=0.0,
     ),
     general_reward=dict(
       format=0.0,
@@ -361,16 +361,16 @@ def get_config() -> ml_collections.ConfigDict:
       safe=0.0,
     ),
     # Weights that the stage reward_model left: what gives the parts
-    # 'helpful' and 'safe' of a reward; and that the stage prm left: 'process',
+    # 'helpful' and 'safe' of a reward; and that the stage prm left: 'prm',
     # of a thought's steps the 'min', 'product', 'mean' or 'last' chance.
-    reward_models=dict(helpful='', safe='', process=''),
-    process_aggregate='min',
+    reward_models=dict(helpful='', safe='', prm=''),
+    prm_aggregation='min',
     overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
     repetition_n=4,  # Words.
-    # What a program is worth that fails some of its tests: nothing, since it
-    # must pass 'all'; or the 'share' that it passes.
-    code_credit='all',
-    max_unscored=0.2,  # A larger share without a score stops the run.
+    # Score a program that fails some of its tests by the share of them that it
+    # passes; otherwise it scores 0.
+    code_partial_credit=False,
+    max_unscorable_share=0.2,  # A larger share without a score stops the run.
     optimizer=optimizer(3e-6),
     eval_every=100,  # Steps; also before the first and after the last.
     checkpoint_every=100,

@@ -18,8 +18,8 @@ from r1jax.data.text.forms import Reader
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt, Rollout, ScoredRollout
-from r1jax.rewards import hosts, language
-from r1jax.rewards.combine import Reward
+from r1jax.rewards import language, multihost
+from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import Sampling
@@ -41,7 +41,7 @@ class Evaluator:
     engine: Engine,
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
-    reward: Reward,
+    reward: RewardManager,
     reader: Reader,
     width_tokens: int,
     k: int,
@@ -74,9 +74,9 @@ class Evaluator:
   def _scored(
     self, prompts: Sequence[Prompt], rollout: Rollout, texts: Sequence[str]
   ) -> ScoredRollout:
-    mine = [p for p in range(len(prompts)) if hosts.is_mine(p)]
-    some = [b for b, p in enumerate(rollout.group_B) if hosts.is_mine(p)]
-    return hosts.together(
+    mine = [p for p in range(len(prompts)) if multihost.is_local(p)]
+    some = [b for b, p in enumerate(rollout.group_B) if multihost.is_local(p)]
+    return multihost.gather_scores(
       [texts[p * self._k : (p + 1) * self._k] for p in range(len(prompts))],
       mine,
       lambda: self._reward.score(

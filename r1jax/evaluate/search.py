@@ -20,11 +20,11 @@ from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import evaluator
 from r1jax.evaluate.evaluator import Report
-from r1jax.graders import answers
+from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, Prompt
-from r1jax.rewards.combine import Reward
-from r1jax.rewards.prm import ProcessModel
+from r1jax.rewards.prm import ProcessRewardModel
+from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble, continuation, search
 from r1jax.rollout.continuation import Context
 from r1jax.rollout.engine import Engine
@@ -46,7 +46,7 @@ class Asked:
   prompts: Sequence[Prompt]
   tokenizer: Tokenizer
   reader: Reader
-  reward: Reward
+  reward: RewardManager
   width_tokens: int
   how: Sampling
 
@@ -70,7 +70,7 @@ class BestOf:
   of each n by their majority and by the process reward model."""
 
   def __init__(
-    self, engine: Engine, asked: Asked, k: int, model: ProcessModel | None
+    self, engine: Engine, asked: Asked, k: int, model: ProcessRewardModel | None
   ):
     self._engine, self._asked, self._k = engine, asked, k
     self._model = model
@@ -149,7 +149,7 @@ class TreeSearch:
     asked: Asked,
     options: search.Options,
     splitter,
-    model: ProcessModel | None,
+    model: ProcessRewardModel | None,
   ):
     """Args:
     engine: Draws.
@@ -235,7 +235,7 @@ class TreeSearch:
     texts = self._asked.tokenizer.decode_batch(
       [self._splitter.said(tokens) for _, tokens in asked]
     )
-    verdicts = answers.grade(
+    verdicts = dispatch.verdicts(
       [
         (self._asked.reader.parse(text).answer, prompt.answer, prompt.source)
         for (p, _), text in zip(asked, texts)

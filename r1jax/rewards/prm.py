@@ -18,29 +18,29 @@ from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
-from r1jax.rewards import learned
+from r1jax.rewards import reward_model
 
-KIND = 'process'
+KIND = 'prm'
 
 
 @dataclasses.dataclass(frozen=True)
-class Judging:
+class ProcessScoringConfig:
   """What a process reward model is asked.
 
   Attributes:
     kind: KIND.
     delimiter: Ends the steps that it has learnt from.
     max_tokens: Of prompt and completion.
-    rows: Of one call on the device.
+    batch_size: Of one call on the device.
   """
 
   kind: str
   delimiter: str
   max_tokens: int
-  rows: int = 16
+  batch_size: int = 16
 
 
-class ProcessModel:
+class ProcessRewardModel:
   """A process reward model and its parameters.
 
   Attributes:
@@ -53,7 +53,7 @@ class ProcessModel:
     params,
     tokenizer: Tokenizer,
     splitter: Splitter,
-    judging: Judging,
+    scoring: ProcessScoringConfig,
   ):
     if not model.config.scalar_head:
       raise UserError(
@@ -61,7 +61,7 @@ class ProcessModel:
         'reward model has a scalar head'
       )
     self.splitter = splitter
-    self._params, self._tokenizer, self._how = params, tokenizer, judging
+    self._params, self._tokenizer, self._how = params, tokenizer, scoring
     self._chances = jax.jit(
       lambda *inputs: jax.nn.sigmoid(transformer.all_scalars(model, *inputs)[0])
     )
@@ -77,14 +77,14 @@ class ProcessModel:
     """
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
     order = np.argsort([len(ids) for ids in rows], kind='stable')
-    for start in range(0, len(rows), self._how.rows):
-      some = order[start : start + self._how.rows]
+    for start in range(0, len(rows), self._how.batch_size):
+      some = order[start : start + self._how.batch_size]
       chance_BT = np.asarray(
         self._chances(
           self._params,
-          *learned.padded(
+          *reward_model.padded(
             [rows[b] for b in some],
-            self._how.rows,
+            self._how.batch_size,
             self._how.max_tokens,
             self._tokenizer.pad_id,
           ),

@@ -239,7 +239,7 @@ _TAKEN = {
   'prm.data': (_STEPS,),
   'eval.search': (_PROCESS,),
   'rl.ppo.value_init': (_REWARD, _PROCESS, _POLICY),
-  'rl.reward_models.process': (_PROCESS,),
+  'rl.reward_models.prm': (_PROCESS,),
   'rl.reward_models': (_REWARD,),
   'rejection_sampling.reward_model': (_REWARD,),
 }

@@ -16,8 +16,8 @@ import numpy as np
 from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, ScoredRollout
-from r1jax.rewards import hosts
-from r1jax.rewards.combine import Reward
+from r1jax.rewards import multihost
+from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.groups import Group
@@ -54,7 +54,7 @@ class Collector:
     config: ml_collections.ConfigDict,
     parts: build.Parts,
     engine: Engine,
-    reward: Reward,
+    reward: RewardManager,
   ):
     c = self._config = config.rl
     self._seed, self._tokenizer = config.seed, parts.tokenizer
@@ -167,7 +167,7 @@ class Collector:
     scored_of: dict[int, futures.Future] = {}  # Of those that are ours.
 
     def score(group: Group):  # While others are drawn.
-      mine = hosts.is_mine(len(texts_of))
+      mine = multihost.is_local(len(texts_of))
       texts_of[id(group)] = self._scorer.submit(self._texts, group)
       if mine:
         scored_of[id(group)] = self._scorer.submit(
@@ -178,7 +178,7 @@ class Collector:
       self._engine, params, step, self._begun, wanted, score
     )
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
-    scored = hosts.together(
+    scored = multihost.gather_scores(
       [texts_of[id(group)].result() for group in complete],
       own,
       lambda: ScoredRollout.concatenate(

@@ -10,7 +10,6 @@ and report.json, with the tokens that it all took.
 
 from collections import Counter
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from r1jax.data import batching, tasks
 from r1jax.data.text import steps
 from r1jax.errors import UserError
-from r1jax.graders import answers
+from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt
 from r1jax.rollout import assemble, continuation
@@ -87,7 +86,7 @@ class LabelSteps(Stage):
       'delimiter': self._splitter.delimiter,
     }
     with (
-      contextlib.closing(answers),
+      dispatch.shutdown_on_exit(),
       open(partial, 'a') as file,
       Progress(self.name, done, self._count, plain_every=1) as progress,
     ):
@@ -230,7 +229,7 @@ class LabelSteps(Stage):
         for said, completion in zip(before, made)
       ]
     )
-    verdicts = answers.grade(
+    verdicts = dispatch.verdicts(
       [
         (self._parts.reader.parse(text).answer, prompt.answer, prompt.source)
         for text, prompt in zip(texts, prompts)

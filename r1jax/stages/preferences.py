@@ -124,7 +124,7 @@ class RewardModel(_Preferences):
     return (2 * batch.safe_B - 1) * score_B
 
   def _about(self, state) -> dict:
-    """How its scores are read: what rewards/learned.Judging holds."""
+    """How its scores are read: what rewards.reward_model.ScoringConfig holds."""
     each = [
       np.asarray(self._scores(state.params, batch)).reshape(
         len(_counts(batch)), -1
@@ -134,10 +134,10 @@ class RewardModel(_Preferences):
     score = self._counting(each).ravel()
     c = self._config
     return {
-      'judging': {
+      'scoring': {
         'kind': c.kind,
         'max_tokens': c.length_buckets[-1],
-        'rows': c.judge_rows,
+        'batch_size': c.score_batch_size,
         'mean': float(score.mean()),
         # Of one that has learnt nothing, all are alike.
         'std': max(float(score.std()), _LEAST),

@@ -63,14 +63,14 @@ class PRM(Measured):
     return state
 
   def _about(self, state) -> dict:
-    """How its numbers are read: what rewards/process.Judging holds."""
+    """How its numbers are read: what rewards.prm.ProcessScoringConfig holds."""
     c = self._config
     return {
-      'judging': {
+      'scoring': {
         'kind': KIND,
         'delimiter': self._lessons.delimiter,
         'max_tokens': c.length_buckets[-1],
-        'rows': c.judge_rows,
+        'batch_size': c.score_batch_size,
       }
     }
 

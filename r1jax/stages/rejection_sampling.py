@@ -10,7 +10,6 @@ is wrong or malformed; its group is what grades it.
 
 from collections import Counter
 from collections.abc import Sequence
-import contextlib
 import json
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from r1jax.data import batching, mixture, tasks
 from r1jax.data import demonstrations as demos
 from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
-from r1jax.graders import answers
+from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Demonstration, Prompt, TopLogprobs
 from r1jax.rewards import language, length
@@ -83,7 +82,7 @@ class RejectionSampler(Stage):
     self._checkpoint = dataset_writer.checkpoint(self._whole)
     key = jax.random.key(self._seed)
     with (
-      contextlib.closing(answers),
+      dispatch.shutdown_on_exit(),
       open(partial, 'a') as file,
       Progress(self.name, done, self._count, plain_every=1) as progress,
     ):
@@ -223,7 +222,7 @@ class RejectionSampler(Stage):
       'repetition': [-length.repetition(text.split(), 4) for text in texts],
     }
     if prompt.source != GENERAL:
-      verdicts = answers.grade(
+      verdicts = dispatch.verdicts(
         [(read.answer, prompt.answer, prompt.source) for read in parsed]
       )
       found['correct'] = [float(v is Verdict.CORRECT) for v in verdicts]

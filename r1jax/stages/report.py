@@ -12,10 +12,7 @@ def write(directory: Path, k: int):
   rows = metrics.read(directory / 'metrics.jsonl')
   evals = [row for row in rows if 'eval/format' in row]
   _draw(
-    [row for row in rows if 'reward/mean' in row],
-    evals,
-    k,
-    directory / 'curves.png',
+    [row for row in rows if 'reward' in row], evals, k, directory / 'curves.png'
   )
   text = summary(rows[-1]['step'], evals[0], evals[-1], k)
   (directory / 'summary.txt').write_text(text)
@@ -114,8 +111,8 @@ def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
         eval_steps, [row[key] for row in evals], 'o-', label=label, ms=4
       )
 
-  trace(axes[0], 'reward/accuracy', 'accuracy')
-  trace(axes[0], 'reward/format', 'format')
+  trace(axes[0], 'rewards/accuracy/mean', 'accuracy')
+  trace(axes[0], 'rewards/format/mean', 'format')
   axes[0].set_title('reward')
   mark(axes[1], f'eval/cons@{k}', f'cons@{k}')
   mark(axes[1], 'eval/pass@1', 'pass@1')

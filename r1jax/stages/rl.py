@@ -1,7 +1,6 @@
 """Reinforcement learning: the one RL step (`RL._step`), repeated."""
 
 from collections import Counter
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from r1jax.algos import advantage, common, policy_loss
 from r1jax.checkpoints import weights
 from r1jax.data.datasets import GENERAL
 from r1jax.evaluate import evaluator
-from r1jax.graders import answers, code_answer
+from r1jax.graders import code_grader, dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.model.moe import Balancing
 from r1jax.records import FINISH_STOP, RLBatch, Rollout, ScoredRollout
@@ -118,10 +117,10 @@ class RL(Stage):
     """Trains, or goes on from a checkpoint; returns the weights' file."""
     c = self._config
     collector = self._collector
-    tier = code_answer.tier()
+    tier = code_grader.tier()
     shown: dict[str, str] = {}
     with (
-      contextlib.closing(answers),  # Its worker processes.
+      dispatch.shutdown_on_exit(),  # Its worker processes.
       Checkpointer(
         directory / 'checkpoints', c.keep_checkpoints, self._seed
       ) as checkpoints,
@@ -343,8 +342,8 @@ def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
   """What the live line shows."""
   return (
     {
-      'reward': f'{values["reward/mean"]:.3f}',
-      'accuracy': f'{values["reward/accuracy"]:.3f}',
+      'reward': f'{values["reward"]:.3f}',
+      'accuracy': f'{values["rewards/accuracy/mean"]:.3f}',
       'length': f'{values["response_length/mean"]:.1f}',
     }
     | shown
@@ -370,7 +369,7 @@ def _told(
   verdicts = Counter(scored.verdicts)
   # Of the samples that have the part: general ones have no accuracy.
   parts = {
-    f'reward/{name}': graded(_known_mean, part)
+    f'rewards/{name}/mean': graded(_known_mean, part)
     for name, part in scored.parts.items()
   }
   return (
@@ -380,8 +379,8 @@ def _told(
       for name in (*Verdict, GENERAL)
     }
     | {
-      'reward/mean': graded(np.mean, scored.reward_B),
-      'reward/std': graded(np.std, scored.reward_B),
+      'reward': graded(np.mean, scored.reward_B),
+      'reward_std': graded(np.std, scored.reward_B),
       'response_length/mean': np.mean(rollout.length_B),
       'response_length/max': np.max(rollout.length_B),
       'response/truncated': np.mean(rollout.finish_B == 0),

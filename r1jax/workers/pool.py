@@ -1,6 +1,6 @@
 """Worker processes with deadlines, for code that may hang or eat memory.
 
-  with Pool('r1jax.graders.math_worker', limits) as pool:
+  with WorkerPool('r1jax.graders.math_worker', limits) as pool:
     results = pool.map(jobs)
 
 A job is JSON, and so is its result. `forkserver.py` is the worker's side of it: a
@@ -25,7 +25,13 @@ import time
 from typing import Any
 
 from r1jax.workers import forkserver
-from r1jax.workers.turns import Account, Failure, Limits, Turn, Turns
+from r1jax.workers.job_queue import (
+  Attempt,
+  CpuBudget,
+  JobFailure,
+  JobQueue,
+  WorkerLimits,
+)
 
 _ROOT = Path(__file__).parents[2]  # The folder that holds the package.
 _MAX_WORKERS = 8
@@ -33,11 +39,11 @@ _STILLBORN = 4  # So many in a row mean that none will start.
 _GRACE_SECS = 5.0  # A worker that is later than its fork may be is broken.
 
 
-class WorkersError(RuntimeError):
+class WorkerStartError(RuntimeError):
   """No worker can be started; the text says what the last one said."""
 
 
-class Pool:
+class WorkerPool:
   """Some workers, started when first needed.
 
   Args:
@@ -54,7 +60,7 @@ class Pool:
   def __init__(
     self,
     module: str,
-    limits: Limits,
+    limits: WorkerLimits,
     size: int | None = None,
     wall_secs: float = 20.0,
     memory_bytes: int = 2 << 30,
@@ -62,7 +68,7 @@ class Pool:
   ):
     self._module, self._memory_bytes = module, memory_bytes
     self._size = size or min(_cores(), _MAX_WORKERS)
-    self._limits, self._account = limits, Account(limits)
+    self._limits, self._account = limits, CpuBudget(limits)
     self._wall_secs, self._start_secs = wall_secs, start_secs
     self._workers: list[_Worker] = []
     self._stillborn = 0
@@ -93,20 +99,20 @@ class Pool:
     return [worker.process.pid for worker in self._workers]
 
   def map(self, jobs: Sequence[Any], total_secs: float = math.inf) -> list:
-    """The jobs' results in their order, a Failure for each that has none.
+    """The jobs' results in their order, a JobFailure for each that has none.
 
     Callable from any thread; a second call waits for the first. It takes at
     most total_secs, whatever the jobs do. A job may run more than once, so it
     should change nothing outside.
 
     Raises:
-      WorkersError: the workers do not start.
+      WorkerStartError: the workers do not start.
     """
     texts = [json.dumps(job).encode('ascii') for job in jobs]
     with self._lock:
       if self._closed:
         raise RuntimeError(f'workers of {self._module}: the pool is closed')
-      turns = Turns(len(texts), self._limits, self._account)
+      turns = JobQueue(len(texts), self._limits, self._account)
       try:
         self._run(turns, texts, time.monotonic() + total_secs)
       finally:  # After an error, nobody waits for what these would say.
@@ -115,7 +121,7 @@ class Pool:
         self._account.rest(len(texts))
       return turns.results
 
-  def _run(self, turns: Turns, texts: list[bytes], end: float):
+  def _run(self, turns: JobQueue, texts: list[bytes], end: float):
     while not turns.over:
       self._staff(min(self._size, len(texts)))
       if time.monotonic() >= end:
@@ -141,7 +147,7 @@ class Pool:
       )
       self._workers.append(started.result())
 
-  def _assign(self, turns: Turns, texts: list[bytes]):
+  def _assign(self, turns: JobQueue, texts: list[bytes]):
     for worker in self._workers:
       if worker.ready and not worker.turn and (turn := turns.take()):
         worker.give(turn, texts[turn.job], self._wall_secs)
@@ -154,7 +160,7 @@ class Pool:
     until = min([end, *(worker.until for worker in self._workers)])
     poll.poll(max(0.0, min(until - time.monotonic(), 3600.0)) * 1000 + 1)
 
-  def _hear(self, worker: '_Worker', turns: Turns):
+  def _hear(self, worker: '_Worker', turns: JobQueue):
     """What a worker says of its job, or that it says nothing any more."""
     told, alive = worker.exchange()
     if told is None:
@@ -171,11 +177,11 @@ class Pool:
     elif happened == forkserver.DIED or (reply := _read(text)) is None:
       turns.died(turn, secs)
     elif 'error' in reply:
-      turns.done(turn, secs, Failure('crash', reply['error']))
+      turns.done(turn, secs, JobFailure('crash', reply['error']))
     else:
       turns.done(turn, secs, reply['value'])
 
-  def _lost(self, worker: '_Worker', turns: Turns):
+  def _lost(self, worker: '_Worker', turns: JobQueue):
     self._discard(worker)
     if worker.turn:
       turns.lost(worker.turn, self._size)
@@ -184,7 +190,7 @@ class Pool:
     self._stillborn += 1
     if self._stillborn >= _STILLBORN:
       self._stillborn = 0
-      raise WorkersError(
+      raise WorkerStartError(
         f'workers of {self._module} do not start: '
         + (worker.last_words or f'not within {self._start_secs} s')
       )
@@ -240,7 +246,7 @@ class _Worker:
   def _pipes(self):
     return self.process.stdin, self.process.stdout, self.process.stderr
 
-  def give(self, turn: Turn, text: bytes, wall_secs: float):
+  def give(self, turn: Attempt, text: bytes, wall_secs: float):
     self.turn = turn
     self._outbox = memoryview(
       forkserver.ASK.pack(turn.secs, wall_secs, len(text)) + text

@@ -30,13 +30,13 @@ def get_config():
     length_buckets=(32, 52),
     eval_every=2,
     log_every=1,
-    judge_rows=8,
+    score_batch_size=8,
   )
   judge.prm.optimizer.learning_rate = 1e-2
   policy = _stage('rl', '@base')
   policy.rl.update(steps=2, eval_every=2, complete_share=1.0)
-  policy.rl.reward.update(process=1.0, accuracy=0.0)
-  policy.rl.reward_models.process = '@judge'
+  policy.rl.reward.update(prm=1.0, accuracy=0.0)
+  policy.rl.reward_models.prm = '@judge'
   return ConfigDict(
     dict(
       stages=('base', 'labels', 'judge', 'policy'),

@@ -17,7 +17,7 @@ from r1jax.data.preferences import SyntheticPreferences
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import forms, template, tokenizer
 from r1jax.errors import UserError
-from r1jax.rewards.learned import Judge, Judging
+from r1jax.rewards.reward_model import RewardModel, ScoringConfig
 from r1jax.train import preference_step
 from tests.conftest import make, small_config
 
@@ -257,9 +257,9 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
     examples, list(groups), 3, (max_tokens,), _TEXT.pad_id, shuffle=False
   )[0]
   got = np.asarray(preference_step.scores(model[0])(model[1], batch))
-  want = Judge(*model, _TEXT, _READER, Judging(kind, max_tokens, rows=4)).score(
-    *zip(*asked)
-  )
+  want = RewardModel(
+    *model, _TEXT, _READER, ScoringConfig(kind, max_tokens, batch_size=4)
+  ).score(*zip(*asked))
   np.testing.assert_allclose(
     got if kind == 'helpful' else 1 / (1 + np.exp(-got)), want, atol=1e-5
   )

@@ -9,7 +9,7 @@ from r1jax.data import datasets, manners, tasks
 from r1jax.data.text import template, tokenizer
 from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
-from r1jax.graders import answers
+from r1jax.graders import dispatch
 
 _CLEAN = tasks.Web(
   guess_share=0,
@@ -62,7 +62,7 @@ def test_clean_thoughts_arrive_at_the_right_answer(task):
   for i in range(200):
     made = tasks.problem(task, tasks.TRAIN, 0, i)
     _, answer = family.think(rng, made, _CLEAN)
-    right, guessed = answers.grade(
+    right, guessed = dispatch.verdicts(
       [
         (text, prompts[i].answer, task)
         for text in (answer, family.guess(rng, made))

@@ -30,9 +30,9 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
   lines = rows(workdir)
   assert [row['step'] for row in lines] == list(range(7))
   assert {
-    'reward/mean',
-    'reward/accuracy',
-    'reward/format',
+    'reward',
+    'rewards/accuracy/mean',
+    'rewards/format/mean',
     'kl',
     'entropy',
     'clip_fraction',

@@ -201,10 +201,10 @@ def test_numbers_are_checked_though_a_judge_is_still_to_come(
 
 def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
   config = small_process.get_config()
-  config.policy.rl.reward_models.process = '@judge'
+  config.policy.rl.reward_models.prm = '@judge'
   reads = config.judge.prm.length_buckets[-1]
   config.policy.rl.max_new_tokens = reads
-  _refused(config, tmp_path, f'process: judge reads {reads} tokens, fewer than')
+  _refused(config, tmp_path, f'prm: judge reads {reads} tokens, fewer than')
 
 
 @pytest.mark.parametrize(

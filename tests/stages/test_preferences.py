@@ -86,7 +86,9 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
     )
   assert (workdir / 'reward_model' / 'curves.png').stat().st_size > 10000
   parts = build.parts(config)
-  judge = reward_models.judge('judge', str(made), config, parts, 'helpful')
+  judge = reward_models.reward_model(
+    'judge', str(made), config, parts, 'helpful'
+  )
   held_out = preferences.pairs(
     preferences.SyntheticPreferences(0.2, 8.0),
     parts.template,
@@ -104,7 +106,7 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
   accuracy = ((1 + np.sign(scores[:, 0] - scores[:, 1])) / 2).mean()
   np.testing.assert_allclose(accuracy, evaluated[-1]['eval/accuracy'])
   with pytest.raises(UserError, match="judges what is 'helpful', not what is "):
-    reward_models.judge(
+    reward_models.reward_model(
       'rl.reward_models.safe', str(made), config, parts, 'safe'
     )
 
@@ -158,7 +160,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
     run.trained_params(config, parts, str(whole))
   else:
     assert (
-      weights.about(whole / stage / 'model.safetensors')['judging']['kind']
+      weights.about(whole / stage / 'model.safetensors')['scoring']['kind']
       == 'safe'
     )
     with pytest.raises(UserError, match='which is no policy'):
@@ -259,8 +261,8 @@ def test_reward_models_score_rl_and_rejection_sampling(environment, tmp_path):
   config = '--config=tests/configs/small_judged.py'
   process(environment, 'pipeline', config, f'--workdir={tmp_path}')
   for line in rows(tmp_path / 'reasoning')[1:]:
-    assert np.isfinite([line['reward/helpful'], line['reward/mean']]).all()
-    assert 0 < line['reward/safe'] < 1
+    assert np.isfinite([line['rewards/helpful/mean'], line['reward']]).all()
+    assert 0 < line['rewards/safe/mean'] < 1
     assert 0 < line['verdict/unparsable'] <= 0.5  # Half the rows are general.
     assert line['skipped_updates'] == 0
   kept = [

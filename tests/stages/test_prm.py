@@ -42,7 +42,7 @@ def _config(stage: str, **changes):
   with config.unlocked():
     config.init = 'random'
     config.prm.data = ()
-    config.rl.reward_models.process = ''
+    config.rl.reward_models.prm = ''
     config.update_from_flattened_dict(changes)
   return config
 
@@ -96,22 +96,22 @@ def test_a_judge_learns_and_says_what_it_reads(finished):
     'eval/entropy',
   } <= last.keys()
   assert last['eval/nll'] < first['eval/nll']
-  assert weights.about(_judge(finished))['judging'] == {
-    'kind': 'process',
+  assert weights.about(_judge(finished))['scoring'] == {
+    'kind': 'prm',
     'delimiter': ' ',
     'max_tokens': 52,
-    'rows': 8,
+    'batch_size': 8,
   }
 
 
 def test_a_policy_is_rewarded_by_it(finished):
   line = rows(finished / 'policy')[-1]
-  assert 0 < line['reward/process'] < 1
-  assert line['reward/mean'] == pytest.approx(
-    line['reward/process'] + line['reward/format'], abs=1e-5
+  assert 0 < line['rewards/prm/mean'] < 1
+  assert line['reward'] == pytest.approx(
+    line['rewards/prm/mean'] + line['rewards/format/mean'], abs=1e-5
   )
   said = lineage.read(finished / 'policy')
-  assert said['inputs']['rl.reward_models.process']['run'] == '../judge'
+  assert said['inputs']['rl.reward_models.prm']['run'] == '../judge'
   assert lineage.read(finished / 'judge')['inputs']['prm.data']['run'] == (
     '../labels'
   )
@@ -120,7 +120,7 @@ def test_a_policy_is_rewarded_by_it(finished):
 def test_scores_are_those_of_the_full_forward(finished):
   config = _config('judge')
   made = _parts(config)
-  judge = reward_models.process_model(
+  judge = reward_models.process_reward_model(
     'key', str(_judge(finished)), config, made
   )
   texts = ['<think>1+1=2 2+1=3</think><answer>3</answer>', '7', '']
@@ -192,10 +192,10 @@ def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
 def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
   config = small_process.get_config()
   with config.unlocked():
-    config.policy.rl.reward_models.process = '@base'
+    config.policy.rl.reward_models.prm = '@base'
   with pytest.raises(
     UserError,
-    match='reward_models.process needs a process '
+    match='reward_models.prm needs a process '
     'reward model, but base leaves a '
     'policy',
   ):
@@ -366,36 +366,38 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
   config = _config('judge')
   made = _parts(config)
   with pytest.raises(UserError, match='key: no file .* the stage prm leaves'):
-    reward_models.process_model('key', 'none', config, made)
+    reward_models.process_reward_model('key', 'none', config, made)
   base = finished / 'base/pretrain/model.safetensors'
   with pytest.raises(UserError, match='is no reward model'):
-    reward_models.process_model('key', str(base), config, made)
+    reward_models.process_reward_model('key', str(base), config, made)
   with pytest.raises(UserError, match='judges the steps of thoughts'):
-    reward_models.judge(
+    reward_models.reward_model(
       'rejection_sampling.reward_model', str(_judge(finished)), config, made
     )
-  with pytest.raises(UserError, match="judges what is 'process', not"):
-    reward_models.judge('key', str(_judge(finished)), config, made, 'safe')
+  with pytest.raises(UserError, match="judges what is 'prm', not"):
+    reward_models.reward_model(
+      'key', str(_judge(finished)), config, made, 'safe'
+    )
   params = init_params(made.model, jax.random.key(0))
   about = weights.about(_judge(finished))
   other = tmp_path / 'other.safetensors'
   for kind, headless, told in (
-    ('safe', False, "judges what is 'safe', not what is 'process'"),
-    ('process', True, 'has no scalar head'),
+    ('safe', False, "judges what is 'safe', not what is 'prm'"),
+    ('prm', True, 'has no scalar head'),
   ):
     weights.save(
       other,
       params,
       'float32',
       {
-        'judging': about['judging'] | {'kind': kind},
+        'scoring': about['scoring'] | {'kind': kind},
         'config': about['config'] | {'model.scalar_head': not headless},
       },
     )
     with pytest.raises(UserError, match=told):
-      reward_models.process_model('key', str(other), config, made)
+      reward_models.process_reward_model('key', str(other), config, made)
   with pytest.raises(UserError, match='reads 52 tokens, fewer than the 62'):
-    reward_models.process_model(
+    reward_models.process_reward_model(
       'key',
       str(_judge(finished)),
       _config('judge', **{'rl.max_new_tokens': 50}),

@@ -50,13 +50,13 @@ def test_they_count_in_the_shares_and_in_no_mean():
     sum(value for name, value in told.items() if name.startswith('verdict/'))
     == 1
   )
-  assert told['reward/accuracy'] == told['reward/mean'] == 0.5
-  assert told['reward/std'] == 0.5
+  assert told['rewards/accuracy/mean'] == told['reward'] == 0.5
+  assert told['reward_std'] == 0.5
 
 
 @pytest.mark.filterwarnings('error')
 def test_a_step_without_a_single_grade_has_no_mean():
-  assert np.isnan(_told(_scored('timeout', 'crash'))['reward/mean'])
+  assert np.isnan(_told(_scored('timeout', 'crash'))['reward'])
 
 
 def test_their_rows_are_json_without_an_accuracy():

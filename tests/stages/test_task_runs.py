@@ -99,7 +99,7 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
   for row in lines:
     assert 0.9 < row['mismatch/weight_mean'] < 1.1
     assert 0.9 < row['mismatch/effective_share'] <= 1
-    assert -1 <= row['reward/format_errors'] <= 0
+    assert -1 <= row['rewards/format_errors/mean'] <= 0
     assert row['skipped_updates'] == 0
 
 

@@ -10,18 +10,18 @@ import time
 import pytest
 
 from r1jax.workers import pool as workers
-from r1jax.workers.pool import Pool, WorkersError
-from r1jax.workers.turns import Failure, Limits
+from r1jax.workers.job_queue import JobFailure, WorkerLimits
+from r1jax.workers.pool import WorkerPool, WorkerStartError
 from tests.conftest import ROOT
 
 _JOBS = 'tests.workers.jobs'
 # An ordinary job takes nothing: 0.1 s is the unit.
-_LIMITS = Limits(first=1, deadline=4, kept=16, share=1, ordinary_secs=0.1)
+_LIMITS = WorkerLimits(first=1, deadline=4, kept=16, share=1, ordinary_secs=0.1)
 
 
 @pytest.fixture(scope='module')
 def pool():
-  with Pool(
+  with WorkerPool(
     _JOBS, _LIMITS, size=2, wall_secs=2.0, memory_bytes=256 << 20
   ) as made:
     yield made
@@ -73,7 +73,7 @@ def test_a_job_that_misbehaves_costs_itself_alone(pool):
   assert hang.kind == 'timeout' and '0.4 s of CPU time' in hang.why
   assert left.kind == 'crash' and 'died' in left.why
   assert eat.kind in ('crash', 'timeout')  # As fast as memory is had.
-  assert raised == Failure('crash', 'ValueError: no')
+  assert raised == JobFailure('crash', 'ValueError: no')
   assert talk == ''  # It printed to nobody, and read from nobody.
   assert stopped.kind == 'timeout'
   assert garbled.kind == 'crash'
@@ -87,7 +87,7 @@ def _below(pid: int) -> list[int]:
 
 
 def test_a_job_that_ends_its_process_costs_a_fork_and_no_worker():
-  with Pool(_JOBS, _LIMITS, size=1) as made:
+  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
     [before] = made.map([('pid', 0)])
     workers_before = made.pids()
     found = made.map(
@@ -106,7 +106,7 @@ def test_a_job_that_ends_its_process_costs_a_fork_and_no_worker():
 
 
 def test_what_a_runner_has_learned_is_not_lost_with_it():
-  with Pool(_JOBS, _LIMITS, size=1) as made:
+  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
     assert made.map([('learn', 0)] * 20) == list(range(1, 21))
     assert made.map([('exit', 1)])[0].kind == 'crash'
     assert made.map([('learn', 0)]) == [17]  # As after 16 jobs.
@@ -115,7 +115,7 @@ def test_what_a_runner_has_learned_is_not_lost_with_it():
 
 def test_an_honest_slow_job_has_its_result_among_some_that_hang():
   jobs = [('echo', 1), ('hang', 9), ('work', 0.2), ('hang', 9), ('echo', 2)]
-  with Pool(_JOBS, _LIMITS, size=1) as made:
+  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
     found = made.map(jobs)
   assert [found[0], found[2], found[4]] == [1, 0.2, 2]
   assert [found[i].kind for i in (1, 3)] == ['timeout'] * 2
@@ -139,7 +139,7 @@ def test_a_batch_ends_when_its_time_is_over(pool):
   began = time.monotonic()
   found = pool.map([('echo', 1)] + [('sleep', 0.9)] * 20, total_secs=1.5)
   assert time.monotonic() - began < 3
-  assert found[0] == 1 and found[-1] == Failure(
+  assert found[0] == 1 and found[-1] == JobFailure(
     'timeout', 'the batch had no time left'
   )
   assert pool.map([('echo', 2)]) == [2]  # Nothing old is in the pipes.
@@ -156,7 +156,7 @@ def test_a_worker_killed_from_outside_costs_no_job(pool):
 
 def test_a_worker_that_stops_costs_no_job(monkeypatch):
   monkeypatch.setattr(workers, '_GRACE_SECS', 0.1)
-  with Pool(_JOBS, _LIMITS, size=1, wall_secs=0.5) as made:
+  with WorkerPool(_JOBS, _LIMITS, size=1, wall_secs=0.5) as made:
     made.map([('echo', 0)])
     [stopped] = made.pids()
     os.kill(stopped, signal.SIGSTOP)
@@ -193,7 +193,7 @@ def test_workers_know_nothing_of_the_parent(pool, monkeypatch):
 
 
 def test_closing_ends_all_and_a_closed_pool_says_so():
-  with Pool(_JOBS, _LIMITS, size=1) as made:
+  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
     made.map([('echo', 0)])
     pids = [*made.pids(), *made.map([('pid', 0)])]
     assert len(pids) == 2 and all(map(_alive, pids))
@@ -205,21 +205,23 @@ def test_closing_ends_all_and_a_closed_pool_says_so():
 
 
 def test_workers_that_cannot_start_say_why():
-  with Pool('tests.rewards.no_such_module', _LIMITS, size=1) as made:
-    with pytest.raises(WorkersError, match='No module named .*no_such'):
+  with WorkerPool('tests.rewards.no_such_module', _LIMITS, size=1) as made:
+    with pytest.raises(WorkerStartError, match='No module named .*no_such'):
       made.map([0])
 
 
 @pytest.mark.parametrize(
-  'ends', ['os.kill(os.getpid(), 9)', 'sys.exit()', 'raise RuntimeError']
+  'ends',
+  ['os.kill(os.getpid(), 9)', 'sys.exit()', 'raise RuntimeError'],
+  ids=['killed', 'exits', 'raises'],
 )
 def test_workers_die_with_the_parent(ends):
   """And their forks, also while these work."""
   program = (
     'import os, sys, threading, time\n'
-    'from r1jax.workers.pool import Pool\n'
-    'from r1jax.workers.turns import Limits\n'
-    f'pool = Pool({_JOBS!r}, Limits(60, 60, 60, 1, 1), size=1)\n'
+    'from r1jax.workers.pool import WorkerPool\n'
+    'from r1jax.workers.job_queue import WorkerLimits\n'
+    f'pool = WorkerPool({_JOBS!r}, WorkerLimits(60, 60, 60, 1, 1), size=1)\n'
     'fork = pool.map([("pid", 0)])\n'
     'threading.Thread(target=pool.map, args=([("hang", 9)],),'
     ' daemon=True).start()\n'

@@ -7,7 +7,7 @@ from r1jax.data.text import steps
 from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.evaluate.search import Asked, BestOf, TreeSearch
-from r1jax.rewards.combine import Reward
+from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import search
 from r1jax.rollout.engine import Engine
 from r1jax.stages.build import parts as build
@@ -36,7 +36,7 @@ def evaluator(
     [prompts[i] for i in range(len(prompts))],
     made.tokenizer,
     made.reader,
-    Reward({}, {}, made.reader, build.reward_options(config)),
+    RewardManager({}, {}, made.reader, build.reward_options(config)),
     config.data.max_prompt_tokens,
     build.eval_sampling(config, made),
   )
@@ -78,4 +78,4 @@ def _model(config: ml_collections.ConfigDict, made: build.Parts):
     raise UserError(
       f'{_KEY}: {config.eval.search.kind} needs what the stage prm leaves'
     )
-  return reward_models.process_model(_KEY, file, config, made)
+  return reward_models.process_reward_model(_KEY, file, config, made)

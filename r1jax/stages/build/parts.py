@@ -21,7 +21,11 @@ from r1jax.evaluate.evaluator import Evaluator
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import Prompt
-from r1jax.rewards.combine import Judge, Options, Reward
+from r1jax.rewards.reward_manager import (
+  RewardManager,
+  RewardModelFn,
+  RewardOptions,
+)
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.sharding import Layout, make_mesh
@@ -248,7 +252,7 @@ def evaluator(
 ) -> Evaluator:
   """Of the held-out problems; by rules alone, whatever a run rewards."""
   c = config.eval
-  rules = Reward({}, {}, made.reader, reward_options(config))
+  rules = RewardManager({}, {}, made.reader, reward_options(config))
   return Evaluator(
     sampler,
     prompts(config, made, tasks.HELD_OUT),
@@ -275,27 +279,27 @@ def eval_sampling(config: ml_collections.ConfigDict, made: Parts) -> Sampling:
 def reward(
   config: ml_collections.ConfigDict,
   made: Parts,
-  judges: Mapping[str, Judge] | None = None,
-) -> Reward:
+  reward_models: Mapping[str, RewardModelFn] | None = None,
+) -> RewardManager:
   """Of a run's completions; with what its reward models say of them."""
   c = config.rl
-  return Reward(
+  return RewardManager(
     c.reward.to_dict(),
     c.general_reward.to_dict(),
     made.reader,
     reward_options(config),
-    judges,
+    reward_models,
   )
 
 
-def reward_options(config: ml_collections.ConfigDict) -> Options:
+def reward_options(config: ml_collections.ConfigDict) -> RewardOptions:
   c = config.rl
-  return Options(
+  return RewardOptions(
     max_tokens=c.max_new_tokens,
-    max_unscored=c.max_unscored,
+    max_unscorable_share=c.max_unscorable_share,
     overlong_buffer_tokens=c.overlong_buffer_tokens,
     repetition_n=c.repetition_n,
-    code_credit=c.code_credit,
+    code_partial_credit=c.code_partial_credit,
   )
 
 

@@ -22,7 +22,7 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import chat
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
-from r1jax.graders import answers, code_answer, math_answer
+from r1jax.graders import code_grader, dispatch, math_grader
 from r1jax.records import Prompt
 
 
@@ -246,19 +246,21 @@ def _read(
       row.replace(source=datasets.GENERAL)
       for row in datasets.read(source, split, path, quarantine)
     ]
-  if source.grader not in answers.GRADERS:
+  if source.grader not in dispatch.GRADERS:
     raise UserError(
       f'data: {name} has answers for a grader {source.grader!r}, '
-      f'which is not one of {sorted(answers.GRADERS)}'
+      f'which is not one of {sorted(dispatch.GRADERS)}'
     )
   if source.grader == 'code':
-    print(f'rewards: programs run in the sandbox {code_answer.sandbox().tier}')
+    print(f'rewards: programs run in the sandbox {code_grader.sandbox().tier}')
   return datasets.read(source, split, path, quarantine)
 
 
 def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
   """Those whose gold answer their grader can read."""
-  bad = math_answer.unreadable(row for row in rows if row.source == 'math')
+  bad = math_grader.unparsable_golds(
+    row for row in rows if row.source == 'math'
+  )
   for row in bad:
     quarantine.drop(
       row.where or row.id,

@@ -13,20 +13,20 @@ from r1jax.errors import UserError
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.rewards import prm
-from r1jax.rewards.learned import Judge, Judging
+from r1jax.rewards.reward_model import RewardModel, ScoringConfig
 from r1jax.stages.build import sft_data
 from r1jax.stages.build.parts import Parts
 
 _STAGE = {prm.KIND: 'prm'}  # That leaves a judge, if not reward_model.
 
 
-def judge(
+def reward_model(
   key: str,
   file: str,
   config: ml_collections.ConfigDict,
   made: Parts,
   kind: str = '',
-) -> Judge:
+) -> RewardModel:
   """Loads what the stage `reward_model` has left.
 
   Args:
@@ -40,37 +40,37 @@ def judge(
     UserError: there is no file, it is no reward model, judges something else,
       or has other tokens.
   """
-  path, judging = _judging(key, file, 'reward_model', kind)
-  if judging['kind'] == prm.KIND:
+  path, scoring = _scoring(key, file, 'reward_model', kind)
+  if scoring['kind'] == prm.KIND:
     raise UserError(
       f'{key}: {path} judges the steps of thoughts; give what '
       'the stage reward_model leaves'
     )
-  return Judge(
+  return RewardModel(
     *_loaded(key, path, config, made),
     made.tokenizer,
     made.reader,
-    Judging(**judging),
+    ScoringConfig(**scoring),
   )
 
 
-def process_model(
+def process_reward_model(
   key: str, file: str, config: ml_collections.ConfigDict, made: Parts
-) -> prm.ProcessModel:
+) -> prm.ProcessRewardModel:
   """Loads what the stage `prm` has left.
 
   Raises:
-    UserError: as `judge`; or it reads fewer tokens than a run may write.
+    UserError: as `reward_model`; or it reads fewer tokens than a run may write.
   """
-  path, judging = _judging(key, file, _STAGE[prm.KIND], prm.KIND)
-  how = prm.Judging(**judging)
+  path, scoring = _scoring(key, file, _STAGE[prm.KIND], prm.KIND)
+  how = prm.ProcessScoringConfig(**scoring)
   most = config.data.max_prompt_tokens + config.rl.max_new_tokens
   if how.max_tokens < most:
     raise UserError(
       f'{key}: {path} reads {how.max_tokens} tokens, fewer than the {most} '
       'of data.max_prompt_tokens and rl.max_new_tokens'
     )
-  return prm.ProcessModel(
+  return prm.ProcessRewardModel(
     *_loaded(key, path, config, made),
     made.tokenizer,
     steps.splitter(how.delimiter, made.reader, made.tokenizer),
@@ -78,7 +78,7 @@ def process_model(
   )
 
 
-def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
+def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   """What a file says that it judges."""
   path = Path(file).expanduser()
   _check_processes(key)
@@ -86,14 +86,14 @@ def _judging(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
     raise UserError(
       f'{key}: no file {path}; give what the stage {stage} leaves'
     )
-  judging = weights.about(path).get('judging')
-  if judging is None:
+  scoring = weights.about(path).get('scoring')
+  if scoring is None:
     raise UserError(f'{key}: {path} is no reward model')
-  if kind and judging['kind'] != kind:
+  if kind and scoring['kind'] != kind:
     raise UserError(
-      f'{key}: {path} judges what is {judging["kind"]!r}, not what is {kind!r}'
+      f'{key}: {path} judges what is {scoring["kind"]!r}, not what is {kind!r}'
     )
-  return path, judging
+  return path, scoring
 
 
 def _check_processes(key: str):
@@ -121,16 +121,16 @@ def _loaded(
 def of_rewards(config: ml_collections.ConfigDict, made: Parts):
   """The judges that config.rl.reward_models names, by the part they give."""
   c = config.rl
-  check_aggregate('rl.process_aggregate', c.process_aggregate)
+  check_aggregate('rl.prm_aggregation', c.prm_aggregation)
   found = {}
   for kind, file in c.reward_models.items():
     key = f'rl.reward_models.{kind}'
     if file and kind == prm.KIND:
-      found[kind] = process_model(key, file, config, made).scorer(
-        c.process_aggregate
+      found[kind] = process_reward_model(key, file, config, made).scorer(
+        c.prm_aggregation
       )
     elif file:
-      found[kind] = judge(key, file, config, made, kind).score
+      found[kind] = reward_model(key, file, config, made, kind).score
   return found
 
 
@@ -147,13 +147,13 @@ def expected(config: ml_collections.ConfigDict, missing: Collection[str]):
       not to come is not there, or judges something else.
   """
   c = config.rl
-  check_aggregate('rl.process_aggregate', c.process_aggregate)
+  check_aggregate('rl.prm_aggregation', c.prm_aggregation)
   found = {kind: file for kind, file in c.reward_models.items() if file}
   for kind, file in found.items():
     key = f'rl.reward_models.{kind}'
     _check_processes(key)
     if key not in missing:
-      _judging(key, file, _STAGE.get(kind, 'reward_model'), kind)
+      _scoring(key, file, _STAGE.get(kind, 'reward_model'), kind)
   return dict.fromkeys(found)
 
 
@@ -161,7 +161,7 @@ def rejection_sampling_scorer(config: ml_collections.ConfigDict, made: Parts):
   """score(prompts, texts) of config.rejection_sampling.reward_model, or None."""
   file = config.rejection_sampling.reward_model
   return (
-    judge('rejection_sampling.reward_model', file, config, made).score
+    reward_model('rejection_sampling.reward_model', file, config, made).score
     if file
     else None
   )

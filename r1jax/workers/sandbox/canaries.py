@@ -84,16 +84,18 @@ def check(slot):
       f'{os.getpid()}, {slot.limits.memory_bytes}'
     )
     sources = [('facts', facts), ('attacks', _ATTACKS), ('all', _COLLECT)]
-    with slot.calls(sources, secs=20) as calls:
+    with slot.call_session(sources, secs=20) as calls:
       found = calls.call('leaks()', secs=20)
   if found.status != 'ok':
     raise SandboxUnavailable(f'a canary did not report: {found}')
   escaped = list(found.value)
-  if slot.whole('print(6 * 7)', '', secs=20).value != '42\n':
+  if slot.run_script('print(6 * 7)', '', secs=20).value != '42\n':
     escaped.append('runs_no_program')
-  if slot.whole(_STUBBORN, '', secs=0.2).status != 'timeout':
+  if slot.run_script(_STUBBORN, '', secs=0.2).status != 'timeout':
     escaped.append('outlives_its_time')
-  if slot.whole('while True: print("x" * 9999)', '', 20).status != 'output':
+  if (
+    slot.run_script('while True: print("x" * 9999)', '', 20).status != 'output'
+  ):
     escaped.append('floods')
   if escaped:
     raise SandboxUnavailable(f'not stopped: {", ".join(escaped)}')

@@ -2,8 +2,8 @@
 
   with Sandbox(slots=2) as sandbox:
     with sandbox.slot() as slot:
-      slot.whole('print(int(input()) + 1)', '1', secs=2)
-      with slot.calls([('program', 'def f(x): return x')], secs=2) as calls:
+      slot.run_script('print(int(input()) + 1)', '1', secs=2)
+      with slot.call_session([('program', 'def f(x): return x')], secs=2) as calls:
         calls.call('f(3)', secs=2)
 
 Without a tier (`tiers`) that holds there is no sandbox, and then no program
@@ -17,7 +17,7 @@ import queue
 
 from r1jax.errors import UserError
 from r1jax.workers.sandbox import canaries, tiers
-from r1jax.workers.sandbox.slot import Limits, Slot
+from r1jax.workers.sandbox.slot import SandboxLimits, Slot
 from r1jax.workers.sandbox.tiers import SandboxUnavailable
 
 
@@ -32,7 +32,7 @@ class Sandbox:
     self,
     slots: int = 2,
     tier: str | None = None,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: SandboxLimits = SandboxLimits(),  # noqa: B008 (frozen)
   ):
     """Starts the slots; each tier must block every canary to be used.
 

@@ -27,7 +27,7 @@ _END_SECS = 5.0  # A killed process is gone in milliseconds.
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
   """Of one program.
 
   Attributes:
@@ -72,7 +72,11 @@ class Slot:
   """
 
   def __init__(
-    self, tier: str, number: int, limits: Limits, launcher: futures.Executor
+    self,
+    tier: str,
+    number: int,
+    limits: SandboxLimits,
+    launcher: futures.Executor,
   ):
     self.limits = limits
     self._tier, self._number, self._launcher = tier, number, launcher
@@ -126,7 +130,7 @@ class Slot:
         os.killpg(self._server.pid, signal.SIGKILL)
       self._server.wait()
 
-  def whole(
+  def run_script(
     self, source: str, stdin: str, secs: float, reply_bytes: int | None = None
   ) -> Reply:
     """Runs a program as a script; its standard output comes back."""
@@ -156,12 +160,12 @@ class Slot:
     return Reply('ok', output.decode(errors='replace'), alive=False)
 
   @contextlib.contextmanager
-  def calls(
+  def call_session(
     self, sources: Sequence[tuple[str, str]], secs: float
-  ) -> Iterator['Calls']:
+  ) -> Iterator['CallSession']:
     """A process in which named sources ran, one after the other."""
     with self._process('calls') as process:
-      yield Calls(process, sources, secs, self.limits.reply_bytes)
+      yield CallSession(process, sources, secs, self.limits.reply_bytes)
 
   @contextlib.contextmanager
   def _process(self, mode: str) -> Iterator['_Process']:
@@ -297,7 +301,7 @@ class _Process:
     return left
 
 
-class Calls:
+class CallSession:
   """Expressions, evaluated one by one where the sources ran.
 
   Attributes:

@@ -60,7 +60,7 @@ def _attack(name: str) -> str:
 def test_no_attack_gets_its_way(sandbox, target, name):
   with (
     sandbox.slot() as slot,
-    slot.calls(
+    slot.call_session(
       [('facts', _facts(target)), ('attack', _attack(name))], SECS
     ) as calls,
   ):
@@ -95,7 +95,10 @@ def reached(name):
   return call(*CALLS[name]) != -1 or ctypes.get_errno() != 38
 """
   )
-  with sandbox.slot() as slot, slot.calls([('calls', source)], SECS) as calls:
+  with (
+    sandbox.slot() as slot,
+    slot.call_session([('calls', source)], SECS) as calls,
+  ):
     replies = {
       name: calls.call(f'reached({name!r})', SECS) for name in attacks.CALLS
     }
@@ -112,9 +115,9 @@ def test_no_program_takes_more_than_its_share(sandbox, name):
   secs = 0.3 if 'timeout' in statuses else SECS
   start = time.monotonic()
   with sandbox.slot() as slot:
-    assert slot.whole(source, 'x', secs).status in statuses
+    assert slot.run_script(source, 'x', secs).status in statuses
     assert time.monotonic() - start < SECS
-    assert slot.whole('print(input())', 'fine', SECS).value == 'fine\n'
+    assert slot.run_script('print(input())', 'fine', SECS).value == 'fine\n'
     assert _descendants(slot._server.pid) <= 2  # bwrap has two of its own.
 
 
@@ -136,7 +139,7 @@ def _descendants(pid: int) -> int:
 
 
 def test_a_value_that_is_too_long_does_not_come_back(sandbox):
-  with sandbox.slot() as slot, slot.calls([('p', '')], SECS) as calls:
+  with sandbox.slot() as slot, slot.call_session([('p', '')], SECS) as calls:
     assert calls.call('"x" * (2 << 20)', SECS).status == 'output'
     assert calls.call('1 + 1', SECS).value == 2
 
@@ -144,7 +147,7 @@ def test_a_value_that_is_too_long_does_not_come_back(sandbox):
 def test_programs_meet_only_themselves(sandbox):
   with sandbox.slot() as slot:
     for _ in range(2):
-      with slot.calls(
+      with slot.call_session(
         [
           (
             'p',
@@ -173,38 +176,42 @@ if __name__ == '__main__':
   sys.exit()
 """
   with sandbox.slot() as slot:
-    reply = slot.whole(source, '1\na b\nc é', SECS)
+    reply = slot.run_script(source, '1\na b\nc é', SECS)
     assert reply.value == '1 Pair(a=1, b=None) a b c é\n', reply
     read = 'print(open(0).read().split())'
-    assert slot.whole(read, 'a\nb', SECS).value == "['a', 'b']\n"
+    assert slot.run_script(read, 'a\nb', SECS).value == "['a', 'b']\n"
     big = 'x' * (1 << 20)
-    assert slot.whole('print(len(input()))', big, SECS).value == '1048576\n'
-    assert slot.whole('print("unread")', big, SECS).value == 'unread\n'
-    assert slot.whole('import sys; sys.exit(3)', '', SECS).status == 'error'
-    assert slot.whole('1/0', '', SECS).status == 'error'
-    assert slot.whole('x = "\0"', '', SECS).status == 'error'
-    assert slot.whole('x = "\ud800"', '', SECS).status == 'error'
+    assert (
+      slot.run_script('print(len(input()))', big, SECS).value == '1048576\n'
+    )
+    assert slot.run_script('print("unread")', big, SECS).value == 'unread\n'
+    assert (
+      slot.run_script('import sys; sys.exit(3)', '', SECS).status == 'error'
+    )
+    assert slot.run_script('1/0', '', SECS).status == 'error'
+    assert slot.run_script('x = "\0"', '', SECS).status == 'error'
+    assert slot.run_script('x = "\ud800"', '', SECS).status == 'error'
 
 
 def test_a_set_has_one_order_and_random_one_seed(sandbox):
   source = 'import random; print({"a", "b", "c", "d"}, random.random())'
   with sandbox.slot() as slot:
-    first = slot.whole(source, '', SECS)
+    first = slot.run_script(source, '', SECS)
     slot.stop()
-    assert slot.whole(source, '', SECS) == first and first.status == 'ok'
+    assert slot.run_script(source, '', SECS) == first and first.status == 'ok'
 
 
 def test_a_server_that_died_is_replaced(sandbox):
   with sandbox.slot() as slot:
     os.killpg(slot._server.pid, signal.SIGKILL)
     slot._server.wait()
-    assert slot.whole('print(1)', '', SECS).value == '1\n'
-    with slot.calls([('p', '')], SECS) as calls:
+    assert slot.run_script('print(1)', '', SECS).value == '1\n'
+    with slot.call_session([('p', '')], SECS) as calls:
       os.killpg(slot._server.pid, signal.SIGKILL)
       slot._server.wait()
       time.sleep(0.05)  # Below bwrap, the rest goes a moment later.
       assert calls.call('1', SECS).status == 'lost'
-    assert slot.whole('print(1)', '', SECS).value == '1\n'
+    assert slot.run_script('print(1)', '', SECS).value == '1\n'
 
 
 def test_nothing_stays_when_the_sandbox_closes(sandbox):
@@ -221,7 +228,7 @@ def test_nothing_stays_when_its_owner_is_killed(sandbox):
 from r1jax.workers.sandbox.sandbox import Sandbox
 with Sandbox(slots=1, tier={sandbox.tier!r}) as made, made.slot() as slot:
   print(slot._server.pid, flush=True)
-  slot.whole('while True: pass', '', {SECS})
+  slot.run_script('while True: pass', '', {SECS})
 """
   with subprocess.Popen(
     [sys.executable, '-c', source], text=True, stdout=subprocess.PIPE
@@ -249,7 +256,7 @@ def test_this_process_is_never_forked(sandbox, monkeypatch):
 
   monkeypatch.setattr(os, 'fork', fork)
   with Sandbox(slots=1, tier=sandbox.tier) as made, made.slot() as slot:
-    assert slot.whole('print(1)', '', SECS).value == '1\n'
+    assert slot.run_script('print(1)', '', SECS).value == '1\n'
 
 
 def test_a_tier_that_lets_a_canary_through_is_refused(sandbox, monkeypatch):
@@ -303,7 +310,7 @@ def test_a_sandbox_that_cannot_start_again_scores_nothing(sandbox, monkeypatch):
     os.killpg(slot._server.pid, signal.SIGKILL)
     slot._server.wait()
     with pytest.raises(sandboxes.SandboxUnavailable, match='it is gone'):
-      slot.whole('print(1)', '', SECS)
+      slot.run_script('print(1)', '', SECS)
 
 
 def test_another_machine_is_refused(monkeypatch):

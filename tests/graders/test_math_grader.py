@@ -11,7 +11,7 @@ import pytest
 import sympy
 
 from r1jax.data.datasets import read_jsonl
-from r1jax.graders import magnitude, math_answer
+from r1jax.graders import magnitude, math_grader
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt
 
@@ -19,7 +19,7 @@ from r1jax.records import Prompt
 @pytest.fixture(scope='module', autouse=True)
 def processes():
   yield
-  math_answer.close()
+  math_grader.shutdown()
 
 
 def _golds(shared, *names) -> list[str]:
@@ -61,13 +61,15 @@ def _golds(shared, *names) -> list[str]:
   ],
 )
 def test_the_last_complete_box_is_the_answer(text, want):
-  assert math_answer.extract(text) == want
+  assert math_grader.extract_answer(text) == want
 
 
 def test_the_last_number_is_a_fallback_on_demand():
-  assert math_answer.extract('first 1, then -2,000.5.', True) == '-2,000.5'
-  assert math_answer.extract('\\boxed{1} of 2', True) == '1'
-  assert math_answer.extract('none', True) == 'none'
+  assert (
+    math_grader.extract_answer('first 1, then -2,000.5.', True) == '-2,000.5'
+  )
+  assert math_grader.extract_answer('\\boxed{1} of 2', True) == '1'
+  assert math_grader.extract_answer('none', True) == 'none'
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_the_last_number_is_a_fallback_on_demand():
 )
 def test_finding_it_takes_linear_time(text):
   began = time.monotonic()
-  math_answer.extract(text, last_number=True)
+  math_grader.extract_answer(text, last_number=True)
   assert time.monotonic() - began < 3
 
 
@@ -146,14 +148,14 @@ _BOMBS = [
 @pytest.mark.parametrize('answer', _BOMBS, ids=lambda text: text[:20])
 def test_the_guard_refuses_what_would_explode(answer):
   began = time.monotonic()
-  assert math_answer.grade([(answer, '72')]) == [Verdict.REFUSED]
+  assert math_grader.grade([(answer, '72')]) == [Verdict.REFUSED]
   assert time.monotonic() - began < 1
 
 
 def test_the_guard_lets_every_gold_answer_pass(shared):
   golds = _golds(shared)
   assert len(golds) == 21360
-  assert [gold for gold in golds if math_answer.is_bomb(gold)] == []
+  assert [gold for gold in golds if math_grader.is_too_expensive(gold)] == []
 
 
 def test_no_number_has_more_digits_than_its_bound():
@@ -287,7 +289,7 @@ _GRADED = [
 
 
 def test_answers_are_graded_by_equivalence():
-  found = math_answer.grade([(answer, gold) for answer, gold, _ in _GRADED])
+  found = math_grader.grade([(answer, gold) for answer, gold, _ in _GRADED])
   assert [
     (*case[:2], str(verdict)) for case, verdict in zip(_GRADED, found)
   ] == _GRADED
@@ -295,17 +297,17 @@ def test_answers_are_graded_by_equivalence():
 
 def test_real_answers_in_other_words(shared):
   golds = [gold for gold in _golds(shared, 'gsm8k_test') if gold.isdigit()]
-  found = math_answer.grade([(gold + '.0', gold) for gold in golds[:300]])
+  found = math_grader.grade([(gold + '.0', gold) for gold in golds[:300]])
   assert found.count(Verdict.CORRECT) >= 299
   golds = sorted(set(_golds(shared, 'math500')))[::3]
-  found = math_answer.grade([(f'{gold} .', gold) for gold in golds])
+  found = math_grader.grade([(f'{gold} .', gold) for gold in golds])
   assert [
     gold
     for gold, verdict in zip(golds, found)
     if verdict is not Verdict.CORRECT
   ] == []
   others = golds[1:] + golds[:1]
-  found = math_answer.grade(list(zip(others, golds)))
+  found = math_grader.grade(list(zip(others, golds)))
   assert found.count(Verdict.WRONG) >= 0.97 * len(golds)
   assert found.count(Verdict.TIMEOUT) + found.count(Verdict.CRASH) == 0
 
@@ -315,7 +317,7 @@ def test_any_thread_may_grade():
   found = []
   thread = threading.Thread(
     target=lambda: found.extend(
-      math_answer.grade([('144/2', '72'), ('73', '72')])
+      math_grader.grade([('144/2', '72'), ('73', '72')])
     )
   )
   thread.start()
@@ -324,8 +326,8 @@ def test_any_thread_may_grade():
 
 
 def test_what_the_guard_misses_times_out_and_has_no_score(monkeypatch):
-  monkeypatch.setattr(math_answer, 'is_bomb', lambda _: False)
-  found = math_answer.grade(
+  monkeypatch.setattr(math_grader, 'is_too_expensive', lambda _: False)
+  found = math_grader.grade(
     [('9^{9^{9^9}}', '72'), ('144/2', '72'), ('9^{9^{9^9}}', '72')]
   )
   assert found[0] in (Verdict.TIMEOUT, Verdict.CRASH, Verdict.UNPARSABLE)
@@ -341,34 +343,34 @@ _PAST_THE_GUARD = (
 
 def test_bombs_past_the_guard_cost_no_worker_and_no_neighbour(monkeypatch):
   """As if it knew nothing of them: others may exist that it does not know."""
-  monkeypatch.setattr(math_answer, 'is_bomb', lambda answer: False)
+  monkeypatch.setattr(math_grader, 'is_too_expensive', lambda answer: False)
   answers = [(f'{i}/2', f'{i / 2}') for i in range(1, 100)]
-  math_answer.grade(answers[:2])
-  pids = math_answer._processes().pids()
+  math_grader.grade(answers[:2])
+  pids = math_grader._worker_pool().pids()
   bombs = [(_PAST_THE_GUARD[i % 3] % i, '72') for i in range(6)]
-  found = math_answer.grade(
+  found = math_grader.grade(
     [pair for i in range(99) for pair in (*bombs[i : i + 1], answers[i])]
   )
   assert found[1:12:2] == [Verdict.CORRECT] * 6
   assert found[12:] == [Verdict.CORRECT] * 93
   assert Verdict.TIMEOUT in found[:12:2]
-  assert set(pids) <= set(math_answer._processes().pids())
+  assert set(pids) <= set(math_grader._worker_pool().pids())
 
 
 def test_killed_graders_are_replaced_and_closed_ones_start_again():
-  assert math_answer.grade([('144/2', '72')]) == ['correct']
-  for pid in math_answer._processes().pids():
+  assert math_grader.grade([('144/2', '72')]) == ['correct']
+  for pid in math_grader._worker_pool().pids():
     os.kill(pid, signal.SIGKILL)
-  assert math_answer.grade([('145/2', '72')]) == ['wrong']
-  math_answer.close()
-  math_answer.close()
-  assert math_answer.grade([('144/2', '72')]) == ['correct']
+  assert math_grader.grade([('145/2', '72')]) == ['wrong']
+  math_grader.shutdown()
+  math_grader.shutdown()
+  assert math_grader.grade([('144/2', '72')]) == ['correct']
 
 
 def _unreadable(golds) -> list[str]:
   return [
     p.answer
-    for p in math_answer.unreadable(
+    for p in math_grader.unparsable_golds(
       Prompt(id=str(n), text='', question='', answer=gold, source='math')
       for n, gold in enumerate(golds)
     )

@@ -5,29 +5,30 @@ sandbox, all of a batch's at once. A missing or empty answer is unparsable befor
 """
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 from fractions import Fraction
 import json
 import re
 
-from r1jax.graders import code_answer, math_answer
+from r1jax.graders import code_grader, math_grader
 from r1jax.graders.verdict import Grade, Verdict
 
-MAX_CHARS = math_answer.MAX_CHARS
+MAX_CHARS = math_grader.MAX_CHARS
 Item = tuple[str | None, str, str]  # Answer, gold answer, source.
 
 
-def grade(items: Sequence[Item]) -> list[Verdict]:
+def verdicts(items: Sequence[Item]) -> list[Verdict]:
   """Their verdicts, in order, from any thread."""
-  return [found.verdict for found in grades(items)]
+  return [found.verdict for found in grade(items)]
 
 
-def grades(items: Sequence[Item], partial: bool = False) -> list[Grade]:
-  """With what they are worth; `partial` as in code_answer.grade."""
+def grade(items: Sequence[Item], partial: bool = False) -> list[Grade]:
+  """With what they are worth; `partial` as in code_grader.grade."""
   found: list[Grade | None] = [None] * len(items)
   batched = {
-    'math': lambda pairs: map(_whole, math_answer.grade(pairs)),
-    'code': lambda pairs: code_answer.grade(pairs, partial),
+    'math': lambda pairs: map(_whole, math_grader.grade(pairs)),
+    'code': lambda pairs: code_grader.grade(pairs, partial),
   }
   for name, grader in batched.items():
     asked = [i for i, item in enumerate(items) if item[2] == name]
@@ -40,10 +41,20 @@ def _whole(verdict: Verdict) -> Grade:
   return Grade(verdict, verdict.score)
 
 
-def close():
-  """Ends what graders left running; they may be asked again."""
-  math_answer.close()
-  code_answer.close()
+def shutdown():
+  """Stops the worker processes and the sandbox; the next call of `grade` starts
+  them again."""
+  math_grader.shutdown()
+  code_grader.shutdown()
+
+
+@contextlib.contextmanager
+def shutdown_on_exit() -> Iterator[None]:
+  """Calls `shutdown` when the block ends, however it ends."""
+  try:
+    yield
+  finally:
+    shutdown()
 
 
 def _exactly(answer: str | None, gold: str, source: str) -> Verdict:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from r1jax.records import ScoredRollout
-from r1jax.rewards import hosts
+from r1jax.rewards import multihost
 from tests.conftest import ROOT
-from tests.rewards import hosts_process as one
+from tests.rewards import multihost_process as one
 
 
 def _start(address: str, process: int):
@@ -18,7 +18,7 @@ def _start(address: str, process: int):
     [
       sys.executable,
       '-m',
-      'tests.rewards.hosts_process',
+      'tests.rewards.multihost_process',
       address,
       '2',
       str(process),
@@ -52,7 +52,7 @@ def test_two_processes_score_half_each_and_hold_the_same_whole():
     assert told['first'] == one.as_json(one.graded(0))
   own = 'ValueError: nobody grades {}'
   other = (
-    'RewardFailure: reward: process {} could not score its share: '
+    'RewardError: reward: process {} could not score its share: '
     'ValueError: nobody grades {}'
   )
   assert first['failure of 0'] == own.format(0)
@@ -62,6 +62,6 @@ def test_two_processes_score_half_each_and_hold_the_same_whole():
 
 
 def test_one_process_scores_all():
-  assert all(map(hosts.is_mine, range(5)))
+  assert all(map(multihost.is_local, range(5)))
   whole = one.together(range(5), range(5))
   assert whole['verdicts'] == [f'verdict {n}' for n in range(15)]

@@ -10,8 +10,8 @@ import os
 import threading
 
 from r1jax.data.code.cases import CodeTests
-from r1jax.graders import code_tests
-from r1jax.graders.code_tests import CodeVerdict
+from r1jax.graders import code_runner
+from r1jax.graders.code_runner import CodeVerdict
 from r1jax.graders.verdict import Grade, Verdict
 from r1jax.workers.sandbox.sandbox import Sandbox
 
@@ -44,11 +44,11 @@ def grade(
   """
   if not pairs:
     return []
-  found = code_tests.grade_batch(
-    [code_tests.extract(answer) for answer, _ in pairs],
+  found = code_runner.run_tests_batch(
+    [code_runner.extract_program(answer) for answer, _ in pairs],
     [CodeTests.from_json(json.loads(tests)) for _, tests in pairs],
     sandbox(),
-    code_tests.Rules(partial=partial),
+    code_runner.GradingOptions(partial=partial),
     total_secs=_BATCH_SECS + _PROGRAM_SECS * len(pairs),
   )
   return [
@@ -76,7 +76,7 @@ def tier() -> str:
   return _sandbox.tier if _sandbox else ''
 
 
-def close():
+def shutdown():
   """Ends the sandbox; the next question opens another."""
   global _sandbox
   with _lock:

@@ -19,15 +19,15 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from r1jax.records import ScoredRollout
-from r1jax.rewards.combine import RewardFailure
+from r1jax.rewards.reward_manager import RewardError
 
 
-def is_mine(index: int) -> bool:
+def is_local(index: int) -> bool:
   """Whether this process scores the group of this index."""
   return index % jax.process_count() == jax.process_index()
 
 
-def together(
+def gather_scores(
   texts: Sequence[Sequence[str]],
   mine: Sequence[int],
   score: Callable[[], ScoredRollout],
@@ -40,7 +40,7 @@ def together(
     score: Of these, one after the other; not called where there are none.
 
   Raises:
-    RewardFailure: in another process scoring failed; says why.
+    RewardError: in another process scoring failed; says why.
     Exception: that of `score`.
   """
   if jax.process_count() == 1:
@@ -58,7 +58,7 @@ def together(
     raise failure
   for process, each in enumerate(told):
     if 'error' in each:
-      raise RewardFailure(
+      raise RewardError(
         f'reward: process {process} could not score its share: ' + each['error']
       )
   return _unpacked([each for each in told if each['groups']], texts)

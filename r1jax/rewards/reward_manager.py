@@ -16,7 +16,7 @@ import numpy as np
 from r1jax.data.datasets import GENERAL
 from r1jax.data.text.forms import MAX_ERRORS, Parsed, Reader
 from r1jax.errors import UserError, unknown
-from r1jax.graders import answers
+from r1jax.graders import dispatch
 from r1jax.graders.verdict import Grade, Verdict
 from r1jax.records import Prompt, ScoredRollout
 from r1jax.rewards import language, length
@@ -32,53 +32,45 @@ class Sample(NamedTuple):
   grade: Grade | None
 
 
-CREDITS = ('all', 'share')
-
-
 @dataclasses.dataclass(frozen=True)
-class Options:
+class RewardOptions:
   """Of the parts.
 
   Attributes:
     max_tokens: Of a completion.
     overlong_buffer_tokens: See length.overlong.
     repetition_n: Words of an n-gram.
-    max_unscored: The largest share of a batch's samples that may lack a part;
+    max_unscorable_share: The largest share of a batch's samples that may lack a part;
       beyond it the run stops, for its grader is broken.
-    code_credit: What a program scores that fails some of its tests: nothing,
-      since it must pass 'all'; or the 'share' that it passes.
+    code_partial_credit: Whether a program that fails some of its tests scores
+      the share of them that it passes, instead of 0.
   """
 
   max_tokens: int
   overlong_buffer_tokens: int
   repetition_n: int
-  max_unscored: float
-  code_credit: str = 'all'
+  max_unscorable_share: float
+  code_partial_credit: bool = False
 
   def __post_init__(self):
-    if not 0 <= self.max_unscored <= 1:
+    if not 0 <= self.max_unscorable_share <= 1:
       raise UserError(
-        'reward: max_unscored is a share within [0, 1], got '
-        f'{self.max_unscored}'
-      )
-    if self.code_credit not in CREDITS:
-      raise UserError(
-        f'reward: code_credit must be one of {CREDITS}, got '
-        f'{self.code_credit!r}'
+        'reward: max_unscorable_share is a share within [0, 1], got '
+        f'{self.max_unscorable_share}'
       )
 
 
-class RewardFailure(UserError):
+class RewardError(UserError):
   """Too many samples have no score; the run stops."""
 
 
-# A learned part: score(prompts, texts) → float32, see learned.Judge and
-# process.ProcessModel.
-Judge = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
-LEARNED = ('helpful', 'safe', 'process')
+# A learned part: score(prompts, texts) → float32, see reward_model.RewardModel and
+# prm.ProcessRewardModel.
+RewardModelFn = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
+LEARNED = ('helpful', 'safe', 'prm')
 
 
-class Reward:
+class RewardManager:
   """Scores batches; callable from any thread."""
 
   def __init__(
@@ -86,15 +78,15 @@ class Reward:
     weights: Mapping[str, float],
     general_weights: Mapping[str, float],
     reader: Reader,
-    options: Options,
-    judges: Mapping[str, Judge] | None = None,
+    options: RewardOptions,
+    reward_models: Mapping[str, RewardModelFn] | None = None,
   ):
     """Args:
       weights: Part to weight, for rows that a rule can verify.
       general_weights: The same for general rows.
       reader: Of the completions' form.
       options: Of the parts.
-      judges: The learned parts.
+      reward_models: The learned parts.
 
     Raises:
       UserError: a part is unknown, or means nothing for these rows.
@@ -104,7 +96,7 @@ class Reward:
       True: _counting(general_weights),
     }
     self._reader, self._options = reader, options
-    self._judges = dict(judges or {})
+    self._judges = dict(reward_models or {})
     for name, weight in (*weights.items(), *general_weights.items()):
       if not math.isfinite(weight):
         raise UserError(f'reward: the weight of {name} is {weight}')
@@ -163,12 +155,12 @@ class Reward:
     grades = dict(
       zip(
         verified,
-        answers.grades(
+        dispatch.grade(
           [
             (parsed[b].answer, asked[b].answer, asked[b].source)
             for b in verified
           ],
-          self._options.code_credit == 'share',
+          self._options.code_partial_credit,
         ),
       )
     )
@@ -191,7 +183,7 @@ class Reward:
       [np.nan if value is None else value for value in found], np.float32
     )
     if found.shape != (len(samples),):
-      raise RewardFailure(
+      raise RewardError(
         f'reward: {name} returned {found.shape} numbers for '
         f'{len(samples)} samples'
       )
@@ -201,19 +193,19 @@ class Reward:
     """A circuit breaker, for all of a step's samples.
 
     Raises:
-      RewardFailure: more than max_unscored of them have no score.
+      RewardError: more than max_unscorable_share of them have no score.
     """
     missing_B = ~np.asarray(scored.scorable_B)
     share = missing_B.mean()
-    if share > self._options.max_unscored:
+    if share > self._options.max_unscorable_share:
       broken = [
         name
         for name in {*self._weights[False], *self._weights[True]}
         if np.isnan(scored.parts[name][missing_B]).any()
       ]
-      raise RewardFailure(
+      raise RewardError(
         f'reward: {share:.0%} of the samples have no {" or ".join(broken)}, '
-        f'more than rl.max_unscored = {self._options.max_unscored:.0%}: the '
+        f'more than rl.max_unscorable_share = {self._options.max_unscorable_share:.0%}: the '
         'grader is broken; the run stops, and its checkpoints stand'
       )
 
@@ -226,7 +218,7 @@ def _accuracy(s: Sample, _) -> float | None:
   return s.grade and s.grade.score
 
 
-def _cosine(s: Sample, o: Options) -> float | None:
+def _cosine(s: Sample, o: RewardOptions) -> float | None:
   if _accuracy(s, o) is None:
     return None
   return length.cosine(
@@ -234,7 +226,7 @@ def _cosine(s: Sample, o: Options) -> float | None:
   )
 
 
-PARTS: dict[str, Callable[[Sample, Options], float | None]] = {
+PARTS: dict[str, Callable[[Sample, RewardOptions], float | None]] = {
   'accuracy': _accuracy,
   'format': lambda s, o: float(s.parsed.well_formed),
   # −(errors of the form), a share of the most that are counted.

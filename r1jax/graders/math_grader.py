@@ -1,6 +1,6 @@
 """Grading mathematics: find the answer, refuse bombs, ask worker processes.
 
-  text → extract → is_bomb → math_worker, in a process that may be killed
+  text → extract → is_too_expensive → math_worker, in a process that may be killed
 
 math-verify stops itself by signals, which exist in the main thread alone, and
 some inputs keep it busy for ever: 9^9^9, 10000000!, ten thousand parentheses.
@@ -13,8 +13,8 @@ import threading
 from r1jax.graders import magnitude
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt
+from r1jax.workers import job_queue
 from r1jax.workers import pool as workers
-from r1jax.workers import turns
 
 MAX_CHARS = 300  # Longer than this is no answer; gold ones have up to 159.
 MAX_DEPTH = 12  # Gold answers: 3.
@@ -27,14 +27,14 @@ MAX_TERMS = 100  # Gold answers: 64.
 # has 0.045 and an eighth of the account's 0.3; the deadline is 0.3, and all
 # grow with what answers take. A deadline of seconds would let few bombs fill
 # the time of all others.
-_LIMITS = turns.Limits(
+_LIMITS = job_queue.WorkerLimits(
   first=15, deadline=100, kept=100, share=0.2, ordinary_secs=0.003
 )
 # A batch ends: what is not graded by then has no score.
 _BATCH_SECS, _ANSWER_SECS = 60.0, 0.25
 
 
-def extract(text: str, last_number: bool = False) -> str:
+def extract_answer(text: str, last_number: bool = False) -> str:
   """The answer in an answer's text: its last complete \\boxed{}, else all.
 
   Linear in len(text), however boxes are nested or left open.
@@ -73,7 +73,7 @@ _BOMB = re.compile(
 )
 
 
-def is_bomb(answer: str) -> bool:
+def is_too_expensive(answer: str) -> bool:
   """Whether a symbolic engine might choke on it: better never asked."""
   if (
     len(answer) > MAX_CHARS
@@ -101,21 +101,21 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
   verdicts: dict[tuple, Verdict] = {}
   asked: dict[tuple[str, str], list] = {}
   for pair in pairs:
-    answer, gold = extract(pair[0] or ''), pair[1].strip()
+    answer, gold = extract_answer(pair[0] or ''), pair[1].strip()
     if not answer:
       verdicts[pair] = Verdict.UNPARSABLE
     elif answer == gold:
       verdicts[pair] = Verdict.CORRECT
-    elif is_bomb(answer):
+    elif is_too_expensive(answer):
       verdicts[pair] = Verdict.REFUSED
     else:
       asked.setdefault((answer, gold), []).append(pair)
-  for found, same in zip(ask(asked), asked.values()):
+  for found, same in zip(verify(asked), asked.values()):
     verdicts |= dict.fromkeys(same, found)
   return [verdicts[pair] for pair in pairs]
 
 
-def unreadable(prompts: Iterable[Prompt]) -> list[Prompt]:
+def unparsable_golds(prompts: Iterable[Prompt]) -> list[Prompt]:
   """Those whose gold answer cannot be read, as it will be read when answers
   come: nothing but the same text could ever be right.
 
@@ -126,11 +126,11 @@ def unreadable(prompts: Iterable[Prompt]) -> list[Prompt]:
   bad: list[Prompt] = []
   for prompt in prompts:
     gold = prompt.answer.strip()
-    if is_bomb(gold):
+    if is_too_expensive(gold):
       bad.append(prompt)
     elif not _PLAIN.fullmatch(gold):
       alike.setdefault(_DIGIT.sub('1', gold), []).append(prompt)
-  verdicts = ask([(None, same[0].answer.strip()) for same in alike.values()])
+  verdicts = verify([(None, same[0].answer.strip()) for same in alike.values()])
   for same, verdict in zip(alike.values(), verdicts):
     if verdict is not Verdict.CORRECT:
       bad.extend(same)
@@ -141,34 +141,34 @@ _PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Of these none can fail.
 _DIGIT = re.compile(r'\d')
 
 
-def ask(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
+def verify(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
   """What the workers say of answers and gold answers that the guard let pass;
   without an answer, CORRECT if the gold answer can be read."""
   jobs = [{'answer': answer, 'gold': gold} for answer, gold in pairs]
   if not jobs:
     return []
-  found = _processes().map(jobs, _BATCH_SECS + _ANSWER_SECS * len(jobs))
+  found = _worker_pool().map(jobs, _BATCH_SECS + _ANSWER_SECS * len(jobs))
   return [
-    Verdict(each.kind if isinstance(each, workers.Failure) else each)
+    Verdict(each.kind if isinstance(each, workers.JobFailure) else each)
     for each in found
   ]
 
 
 _MODULE = 'r1jax.graders.math_worker'
 _lock = threading.Lock()
-_pool: workers.Pool | None = None
+_pool: workers.WorkerPool | None = None
 
 
-def _processes() -> workers.Pool:
+def _worker_pool() -> workers.WorkerPool:
   """One pool serves all threads; made at the first question."""
   global _pool
   with _lock:
     if _pool is None:
-      _pool = workers.Pool(_MODULE, _LIMITS)
+      _pool = workers.WorkerPool(_MODULE, _LIMITS)
     return _pool
 
 
-def close():
+def shutdown():
   """Ends the worker processes; the next question starts others."""
   global _pool
   with _lock:

@@ -21,33 +21,33 @@ from r1jax.records import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class Judging:
+class ScoringConfig:
   """What a reward model is asked, and how its numbers are read.
 
   Attributes:
     kind: Of scored_text.KINDS.
     max_tokens: Of prompt and response; of a longer pair the beginning is cut.
-    rows: Of one call on the device.
+    batch_size: Of one call on the device.
     mean, std: Of its scores on reference responses: a helpful score is told
       in deviations from their mean. A safe one is a probability already.
   """
 
   kind: str
   max_tokens: int
-  rows: int = 16
+  batch_size: int = 16
   mean: float = 0.0
   std: float = 1.0
 
   def __post_init__(self):
     scored_text.check(self.kind)
-    if self.std <= 0 or self.max_tokens < 2 or self.rows < 1:
+    if self.std <= 0 or self.max_tokens < 2 or self.batch_size < 1:
       raise UserError(
         'reward model: std must be above 0, max_tokens at least '
-        f'2 and rows at least 1, got {self}'
+        '2 and batch_size at least 1, got {self}'
       )
 
 
-class Judge:
+class RewardModel:
   """A reward model and its parameters: score(prompts, texts) → float32 [B]."""
 
   def __init__(
@@ -56,16 +56,16 @@ class Judge:
     params,
     tokenizer: Tokenizer,
     reader: forms.Reader,
-    judging: Judging,
+    scoring: ScoringConfig,
   ):
     if not model.config.scalar_head:
       raise UserError(
         'reward model: model.scalar_head is False; a reward '
         'model has a scalar head'
       )
-    self._params, self._how, self._pad_id = params, judging, tokenizer.pad_id
+    self._params, self._how, self._pad_id = params, scoring, tokenizer.pad_id
     self._reading = scored_text.Reading(
-      judging.kind, judging.max_tokens, tokenizer, reader
+      scoring.kind, scoring.max_tokens, tokenizer, reader
     )
     self._last_scalar = jax.jit(
       lambda *inputs: transformer.last_scalar(model, *inputs)[0]
@@ -83,8 +83,8 @@ class Judge:
       for b in np.argsort([len(ids) for ids in rows], kind='stable')
       if rows[b]
     ]
-    for start in range(0, len(order), self._how.rows):
-      some = order[start : start + self._how.rows]
+    for start in range(0, len(order), self._how.batch_size):
+      some = order[start : start + self._how.batch_size]
       raw[some] = self._scalars([rows[b] for b in some])
     if self._how.kind == scored_text.SAFE:
       return 1 / (1 + np.exp(-raw))
@@ -94,7 +94,7 @@ class Judge:
     return np.asarray(
       self._last_scalar(
         self._params,
-        *padded(rows, self._how.rows, self._how.max_tokens, self._pad_id),
+        *padded(rows, self._how.batch_size, self._how.max_tokens, self._pad_id),
       )
     )[: len(rows)]
 

@@ -8,7 +8,7 @@ from r1jax.data.text import tokenizer
 from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
 from r1jax.records import Prompt
-from r1jax.rewards.learned import Judge, Judging
+from r1jax.rewards.reward_model import RewardModel, ScoringConfig
 from tests.conftest import make, small_config
 
 _FORM = '<think>{}</think><answer>{}</answer>'
@@ -32,18 +32,18 @@ def model():
   return made, params, tokenizer.load('character')
 
 
-def _judge(model, kind, **changes) -> Judge:
-  return Judge(
+def _reward_model(model, kind, **changes) -> RewardModel:
+  return RewardModel(
     *model,
     Reader(),
-    Judging(**dict(kind=kind, max_tokens=64, rows=4) | changes),
+    ScoringConfig(**dict(kind=kind, max_tokens=64, batch_size=4) | changes),
   )
 
 
 def test_a_score_is_that_of_the_full_forward_alone(model):
   """In a batch of other lengths: the scalar of the row's own last token."""
   made, params, text = model
-  got = _judge(model, 'safe').score(_PROMPTS, _TEXTS)
+  got = _reward_model(model, 'safe').score(_PROMPTS, _TEXTS)
   rows = [
     [*text.prompt(prompt.text), *text.encode(response), text.stop_ids[0]]
     for prompt, response in zip(_PROMPTS, _TEXTS)
@@ -64,7 +64,7 @@ def test_a_score_is_that_of_the_full_forward_alone(model):
 
 def test_helpfulness_reads_the_summary_and_safety_all(model):
   changed = [_FORM.format('7' * 9, n) for n in range(5)]
-  helpful, safe = _judge(model, 'helpful'), _judge(model, 'safe')
+  helpful, safe = _reward_model(model, 'helpful'), _reward_model(model, 'safe')
   np.testing.assert_allclose(
     helpful.score(_PROMPTS, _TEXTS), helpful.score(_PROMPTS, changed), atol=1e-6
   )
@@ -79,8 +79,10 @@ def test_helpfulness_reads_the_summary_and_safety_all(model):
 
 
 def test_scores_are_told_in_deviations(model):
-  plain = _judge(model, 'helpful').score(_PROMPTS, _TEXTS)
-  told = _judge(model, 'helpful', mean=0.5, std=2.0).score(_PROMPTS, _TEXTS)
+  plain = _reward_model(model, 'helpful').score(_PROMPTS, _TEXTS)
+  told = _reward_model(model, 'helpful', mean=0.5, std=2.0).score(
+    _PROMPTS, _TEXTS
+  )
   np.testing.assert_allclose(told, (plain - 0.5) / 2, atol=1e-6)
 
 
@@ -91,15 +93,19 @@ def test_a_long_pair_loses_its_beginning(model):
   other = Prompt(
     id='q', text='User:7' + '8' * 300, question='', answer='', source='general'
   )
-  judge = _judge(model, 'safe')
-  assert judge.score([prompt], ['a']) == judge.score([other], ['a'])
-  assert judge.score([prompt], ['a']) != judge.score([prompt], ['b'])
+  reward_model = _reward_model(model, 'safe')
+  assert reward_model.score([prompt], ['a']) == reward_model.score(
+    [other], ['a']
+  )
+  assert reward_model.score([prompt], ['a']) != reward_model.score(
+    [prompt], ['b']
+  )
 
 
 def test_what_the_tokenizer_lacks_has_no_score(model):
-  judge = _judge(model, 'safe')
-  plain = judge.score(_PROMPTS, _TEXTS)
-  got = judge.score(_PROMPTS, [*_TEXTS[:2], 'a\ufffd', *_TEXTS[3:]])
+  reward_model = _reward_model(model, 'safe')
+  plain = reward_model.score(_PROMPTS, _TEXTS)
+  got = reward_model.score(_PROMPTS, [*_TEXTS[:2], 'a\ufffd', *_TEXTS[3:]])
   assert np.isnan(got[2])
   np.testing.assert_allclose(np.delete(got, 2), np.delete(plain, 2), atol=1e-6)
 
@@ -107,8 +113,8 @@ def test_what_the_tokenizer_lacks_has_no_score(model):
 def test_what_is_no_reward_model_is_refused(model):
   made, params = make(small_config())
   with pytest.raises(UserError, match='model.scalar_head is False'):
-    Judge(made, params, model[2], Reader(), Judging('safe', 64))
+    RewardModel(made, params, model[2], Reader(), ScoringConfig('safe', 64))
   with pytest.raises(UserError, match="kind must be one of .* got 'nice'"):
-    Judging('nice', 64)
+    ScoringConfig('nice', 64)
   with pytest.raises(UserError, match='std must be above 0'):
-    Judging('safe', 64, std=0)
+    ScoringConfig('safe', 64, std=0)

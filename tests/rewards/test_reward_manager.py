@@ -11,16 +11,20 @@ from r1jax.config import base
 from r1jax.data.datasets import countdown_answer, read_jsonl
 from r1jax.data.text.forms import Reader
 from r1jax.errors import UserError
-from r1jax.graders import answers, code_answer, code_tests, math_answer
+from r1jax.graders import code_grader, code_runner, dispatch, math_grader
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt, ScoredRollout
-from r1jax.rewards.combine import Options, Reward, RewardFailure
+from r1jax.rewards.reward_manager import (
+  RewardError,
+  RewardManager,
+  RewardOptions,
+)
 from r1jax.stages.build import parts as build
 from r1jax.workers import pool as workers
 
 
 def is_right(answer, gold, source):
-  return answers.grade([(answer, gold, source)]) == [Verdict.CORRECT]
+  return dispatch.verdicts([(answer, gold, source)]) == [Verdict.CORRECT]
 
 
 @pytest.mark.parametrize(
@@ -84,17 +88,20 @@ def test_every_given_countdown_solution_is_right(shared):
   )
 
 
-_OPTIONS = Options(
-  max_tokens=100, overlong_buffer_tokens=20, repetition_n=2, max_unscored=0.2
+_OPTIONS = RewardOptions(
+  max_tokens=100,
+  overlong_buffer_tokens=20,
+  repetition_n=2,
+  max_unscorable_share=0.2,
 )
 
 
-def _reward(max_unscored=0.2, **weights) -> Reward:
-  return Reward(
+def _reward(max_unscorable_share=0.2, **weights) -> RewardManager:
+  return RewardManager(
     weights,
     {},
     Reader(),
-    dataclasses.replace(_OPTIONS, max_unscored=max_unscored),
+    dataclasses.replace(_OPTIONS, max_unscorable_share=max_unscorable_share),
   )
 
 
@@ -116,7 +123,7 @@ def test_reward_is_the_weighted_sum_of_its_parts():
 
 def test_sources_may_be_mixed_and_verdicts_keep_their_order():
   gold = countdown_answer([1, 2], 3)
-  assert answers.grade(
+  assert dispatch.verdicts(
     [
       ('7', '7', 'arithmetic'),
       ('1/2', '0.5', 'math'),
@@ -138,19 +145,19 @@ def test_sources_may_be_mixed_and_verdicts_keep_their_order():
     'refused',
   ]
   with pytest.raises(KeyError, match='chess'):
-    answers.grade([('e4', 'e4', 'chess')])
+    dispatch.verdicts([('e4', 'e4', 'chess')])
 
 
 def test_what_no_grader_could_grade_has_no_reward(monkeypatch):
   class Broken:
     def map(self, jobs, total_secs):
       return [
-        workers.Failure('timeout', ''),
+        workers.JobFailure('timeout', ''),
         'wrong',
-        workers.Failure('crash', ''),
+        workers.JobFailure('crash', ''),
       ]
 
-  monkeypatch.setattr(math_answer, '_processes', Broken)
+  monkeypatch.setattr(math_grader, '_worker_pool', Broken)
   prompts = [_prompts()[0].replace(source='math')]
   texts = [f'<think>a</think><answer>{i}</answer>' for i in (1, 2, 3, 0)]
   reward = _reward(accuracy=1.0, format=0.5)
@@ -162,26 +169,26 @@ def test_what_no_grader_could_grade_has_no_reward(monkeypatch):
   )
   np.testing.assert_array_equal(scored.reward_B, [0, 0.5, 0, 1.5])
   with pytest.raises(
-    RewardFailure,
+    RewardError,
     match='50% of the samples have no accuracy, '
-    'more than rl.max_unscored = 20%',
+    'more than rl.max_unscorable_share = 20%',
   ):
     reward.check(scored)
-  _reward(accuracy=1.0, max_unscored=0.5).check(scored)
+  _reward(accuracy=1.0, max_unscorable_share=0.5).check(scored)
 
 
 def test_general_rows_have_weights_of_their_own():
-  """A batch of both kinds: rules on the one, a model and the form on the
+  """A batch of both kinds: options on the one, a model and the form on the
   other, whose language is counted too."""
   prompts = [_prompts()[1], _prompts()[0].replace(source='general')]
   form = '<think>we add</think><answer>{}</answer>'
-  judges = {'helpful': lambda prompts, texts: np.arange(len(texts)) / 4}
-  reward = Reward(
+  reward_models = {'helpful': lambda prompts, texts: np.arange(len(texts)) / 4}
+  reward = RewardManager(
     {'accuracy': 1.0},
     {'helpful': 2.0, 'format': 1.0},
     Reader(),
     _OPTIONS,
-    judges,
+    reward_models,
   )
   scored = reward.score(
     [form.format(1), '7', form.format(0), '0'], prompts, [9] * 4
@@ -197,7 +204,7 @@ def test_general_rows_have_weights_of_their_own():
 def test_a_model_that_says_nothing_leaves_its_rows_unscored():
   prompts = [_prompts()[0].replace(source='general')]
   for value in (np.nan, np.inf):
-    reward = Reward(
+    reward = RewardManager(
       {},
       {'safe': 1.0},
       Reader(),
@@ -207,16 +214,14 @@ def test_a_model_that_says_nothing_leaves_its_rows_unscored():
     scored = reward.score(['a', 'b', 'c'], prompts, [1] * 3)
     assert scored.scorable_B.tolist() == [True, False, True]
     np.testing.assert_array_equal(scored.reward_B, [1, 0, 0])
-  short = Reward(
+  short = RewardManager(
     {},
     {'safe': 1.0},
     Reader(),
     _OPTIONS,
     {'safe': lambda prompts, texts: np.ones(2)},
   )
-  with pytest.raises(
-    RewardFailure, match=r'safe returned \(2,\) numbers for 3'
-  ):
+  with pytest.raises(RewardError, match=r'safe returned \(2,\) numbers for 3'):
     short.score(['a', 'b', 'c'], prompts, [1] * 3)
 
 
@@ -265,21 +270,21 @@ def test_batches_are_put_together_as_they_were():
     np.testing.assert_array_equal(again.parts[name], part)
 
 
-@pytest.mark.parametrize('credit,want', [('all', 0), ('share', 0.5)])
-def test_a_config_says_what_half_a_program_is_worth(monkeypatch, credit, want):
+@pytest.mark.parametrize('partial,want', [(False, 0), (True, 0.5)])
+def test_a_config_says_what_half_a_program_is_worth(monkeypatch, partial, want):
   """A program that passes half of its tests, scored as a run would."""
 
-  def grade_batch(programs, tests, sandbox, rules, total_secs):
+  def run_tests_batch(programs, tests, sandbox, options, total_secs):
     return [
-      code_tests.Grade(
-        code_tests.CodeVerdict.WRONG, 1, 2, 0.5 if rules.partial else 0.0
+      code_runner.ProgramResult(
+        code_runner.CodeVerdict.WRONG, 1, 2, 0.5 if options.partial else 0.0
       )
     ]
 
-  monkeypatch.setattr(code_tests, 'grade_batch', grade_batch)
-  monkeypatch.setattr(code_answer, 'sandbox', lambda: None)
+  monkeypatch.setattr(code_runner, 'run_tests_batch', run_tests_batch)
+  monkeypatch.setattr(code_grader, 'sandbox', lambda: None)
   config = base.get_config()
-  config.rl.code_credit = credit
+  config.rl.code_partial_credit = partial
   reward = build.reward(config, types.SimpleNamespace(reader=Reader()))
   prompt = _prompts()[0].replace(
     source='code',
@@ -292,15 +297,6 @@ def test_a_config_says_what_half_a_program_is_worth(monkeypatch, credit, want):
   assert scored.parts['accuracy'] == [want] and scored.verdicts == ['wrong']
 
 
-def test_another_credit_is_refused():
-  with pytest.raises(
-    UserError,
-    match=r"code_credit must be one of \('all', "
-    r"'share'\), got 'half'",
-  ):
-    dataclasses.replace(_OPTIONS, code_credit='half')
-
-
 @pytest.mark.parametrize(
   'weights,general,message',
   [
@@ -311,4 +307,4 @@ def test_another_credit_is_refused():
 )
 def test_weights_that_mean_nothing_are_refused(weights, general, message):
   with pytest.raises(UserError, match=message):
-    Reward(weights, general, Reader(), _OPTIONS)
+    RewardManager(weights, general, Reader(), _OPTIONS)

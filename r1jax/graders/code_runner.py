@@ -38,7 +38,7 @@ class CodeVerdict(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class GradingOptions:
   """How a program is graded.
 
   Attributes:
@@ -54,7 +54,7 @@ class Rules:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grade:
+class ProgramResult:
   """What a program's cases came to.
 
   Attributes:
@@ -80,36 +80,36 @@ class Grade:
     return self.passed / self.total
 
 
-def grade(
+def run_tests(
   program: str | None,
   tests: CodeTests,
   sandbox: Sandbox,
-  rules: Rules = Rules(),
-) -> Grade:
+  options: GradingOptions = GradingOptions(),
+) -> ProgramResult:
   """Grades one program; waits for a slot.
 
   Raises:
     SandboxUnavailable: the sandbox is gone: nothing more can be scored.
   """
-  return _grade(program, tests, sandbox, rules, float('inf'))
+  return _grade(program, tests, sandbox, options, float('inf'))
 
 
-def grade_batch(
+def run_tests_batch(
   programs: Sequence[str | None],
   tests: Sequence[CodeTests],
   sandbox: Sandbox,
-  rules: Rules = Rules(),
+  options: GradingOptions = GradingOptions(),
   total_secs: float = 600.0,
-) -> list[Grade]:
+) -> list[ProgramResult]:
   """Grades programs, each by its own tests, on all slots at once.
 
   Ends within total_secs and a moment: what is not graded by then is UNGRADED,
-  whether it waited or ran. Raises as `grade`.
+  whether it waited or ran. Raises as `run_tests`.
   """
   deadline = time.monotonic() + total_secs
   with futures.ThreadPoolExecutor(len(sandbox)) as pool:
     running = [
-      pool.submit(_grade, *pair, sandbox, rules, deadline)
+      pool.submit(_grade, *pair, sandbox, options, deadline)
       for pair in zip(programs, tests, strict=True)
     ]
     try:
@@ -119,7 +119,7 @@ def grade_batch(
         one.cancel()
 
 
-def extract(answer: str | None) -> str | None:
+def extract_program(answer: str | None) -> str | None:
   """The program in an answer: its last ```python block, or all of it.
 
   'so: ```python\\nx = 1\\n``` done' → 'x = 1\\n'; a block that never closes
@@ -164,13 +164,13 @@ class _Tally:
     if self.verdict is CodeVerdict.CORRECT or verdict is CodeVerdict.UNGRADED:
       self.verdict, self.message = verdict, message
 
-  def grade(self, rules: Rules, start: float) -> Grade:
+  def result(self, options: GradingOptions, start: float) -> ProgramResult:
     score: float | None = float(self.verdict is CodeVerdict.CORRECT)
     if self.verdict is CodeVerdict.UNGRADED:
       score = None
-    elif rules.partial:
+    elif options.partial:
       score = self.passed / self.total
-    return Grade(
+    return ProgramResult(
       self.verdict,
       self.passed,
       self.total,
@@ -183,9 +183,9 @@ class _Tally:
 class _Clock:
   """What time a program has left, and whose end comes first."""
 
-  def __init__(self, rules: Rules, batch_end: float):
-    self._case_secs, self._batch_end = rules.case_secs, batch_end
-    self._end = min(time.monotonic() + rules.program_secs, batch_end)
+  def __init__(self, options: GradingOptions, batch_end: float):
+    self._case_secs, self._batch_end = options.case_secs, batch_end
+    self._end = min(time.monotonic() + options.program_secs, batch_end)
 
   def secs(self) -> float:
     """For the next step; 0 if there is none."""
@@ -201,9 +201,9 @@ def _grade(
   program: str | None,
   tests: CodeTests,
   sandbox: Sandbox,
-  rules: Rules,
+  options: GradingOptions,
   batch_end: float,
-) -> Grade:
+) -> ProgramResult:
   tally, start = _Tally(len(tests.cases)), time.monotonic()
   if start >= batch_end:
     tally.fail(CodeVerdict.UNGRADED, 'no time was left for it')
@@ -213,42 +213,42 @@ def _grade(
     tally.fail(CodeVerdict.ERROR, 'the program is too long')
   else:
     try:
-      _run(program, tests, sandbox, rules, batch_end, tally)
+      _run(program, tests, sandbox, options, batch_end, tally)
     except TimeoutError as error:  # Others had the slots all the time.
       tally.fail(CodeVerdict.UNGRADED, str(error))
-  return tally.grade(rules, start)
+  return tally.result(options, start)
 
 
 def _run(
   program: str,
   tests: CodeTests,
   sandbox: Sandbox,
-  rules: Rules,
+  options: GradingOptions,
   batch_end: float,
   tally: _Tally,
 ):
   wait = batch_end - time.monotonic()
   with sandbox.slot(None if wait == float('inf') else max(wait, 0)) as slot:
-    clock = _Clock(rules, batch_end)
+    clock = _Clock(options, batch_end)
     if isinstance(tests.cases[0], StdioCase):
-      _runs(program, tests.cases, slot, rules, clock, tally)
+      _runs(program, tests.cases, slot, options, clock, tally)
     else:
-      _calls(program, tests, slot, rules, clock, tally)
+      _calls(program, tests, slot, options, clock, tally)
 
 
 def _runs(
   program: str,
   cases: Sequence[StdioCase],
   slot: Slot,
-  rules: Rules,
+  options: GradingOptions,
   clock: _Clock,
   tally: _Tally,
 ):
   """A process for each case."""
   for case in cases:
-    if not _goes_on(tally, rules) or _over(clock, tally):
+    if not _goes_on(tally, options) or _over(clock, tally):
       return
-    reply = slot.whole(
+    reply = slot.run_script(
       program,
       case.stdin,
       clock.secs(),
@@ -264,7 +264,7 @@ def _calls(
   program: str,
   tests: CodeTests,
   slot: Slot,
-  rules: Rules,
+  options: GradingOptions,
   clock: _Clock,
   tally: _Tally,
 ):
@@ -282,13 +282,13 @@ def _calls(
     if text
   ]
   left, judged = list(tests.cases), []
-  while left and _goes_on(tally, rules) and not _over(clock, tally):
+  while left and _goes_on(tally, options) and not _over(clock, tally):
     before = len(left)
-    with slot.calls(sources, clock.secs()) as process:
+    with slot.call_session(sources, clock.secs()) as process:
       if process.loaded.status != 'ok':
         tally.fail(_verdict(process.loaded, clock), process.loaded.message)
         return
-      while left and _goes_on(tally, rules):
+      while left and _goes_on(tally, options):
         case = left.pop(0)
         reply = process.call(case.call, clock.secs())
         if reply.status != 'ok':
@@ -300,29 +300,29 @@ def _calls(
         else:
           tally.add(code_compare.holds(case, reply.value))
     assert len(left) < before
-  if judged and _goes_on(tally, rules):
-    _judge(judged, tests, slot, rules, clock, tally)
+  if judged and _goes_on(tally, options):
+    _judge(judged, tests, slot, options, clock, tally)
 
 
 def _judge(
   expressions: Sequence[str | None],
   tests: CodeTests,
   slot: Slot,
-  rules: Rules,
+  options: GradingOptions,
   clock: _Clock,
   tally: _Tally,
 ):
   with contextlib.ExitStack() as stack:
     process = None
     for expression in expressions:
-      if not _goes_on(tally, rules):
+      if not _goes_on(tally, options):
         return
       if expression is None:
         tally.add(False)
         continue
       if process is None:
         process = stack.enter_context(
-          slot.calls([('judge', tests.judge)], clock.secs())
+          slot.call_session([('judge', tests.judge)], clock.secs())
         )
       reply = process.call(expression, clock.secs())
       if reply.status != 'ok' and (
@@ -335,9 +335,9 @@ def _judge(
         return
 
 
-def _goes_on(tally: _Tally, rules: Rules) -> bool:
+def _goes_on(tally: _Tally, options: GradingOptions) -> bool:
   return tally.verdict is CodeVerdict.CORRECT or (
-    rules.partial and tally.verdict is not CodeVerdict.UNGRADED
+    options.partial and tally.verdict is not CodeVerdict.UNGRADED
   )
 
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
+class JobFailure:
   """In a result's place: the job has none.
 
   Attributes:
@@ -39,7 +39,7 @@ class Failure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class WorkerLimits:
   """In ordinary jobs.
 
   Attributes:
@@ -59,7 +59,7 @@ class Limits:
   ordinary_secs: float
 
 
-class Account:
+class CpuBudget:
   """What lasts from batch to batch; in CPU-seconds.
 
   Attributes:
@@ -67,7 +67,7 @@ class Account:
     unit_secs: An ordinary job.
   """
 
-  def __init__(self, limits: Limits):
+  def __init__(self, limits: WorkerLimits):
     self._limits, self._mean_secs = limits, limits.ordinary_secs
     self.secs = limits.kept * self.unit_secs
 
@@ -95,7 +95,7 @@ class Account:
 _MEMORY, _REFILL, _LONG = 256, 512, 4  # Jobs; jobs; ordinary ones.
 
 
-class Turn(NamedTuple):
+class Attempt(NamedTuple):
   """A try of a job."""
 
   job: int
@@ -104,17 +104,17 @@ class Turn(NamedTuple):
   paid_secs: float  # By the account.
 
 
-class Turns:
+class JobQueue:
   """Of one batch.
 
   Attributes:
-    results: Of the jobs, in their order; a Failure for each that has none.
+    results: Of the jobs, in their order; a JobFailure for each that has none.
   """
 
-  def __init__(self, jobs: int, limits: Limits, account: Account):
+  def __init__(self, jobs: int, limits: WorkerLimits, account: CpuBudget):
     self._limits, self._account = limits, account
     self._waiting = deque((job, True) for job in range(jobs))
-    self._running: set[Turn] = set()
+    self._running: set[Attempt] = set()
     self._died: set[int] = set()
     self._lost: Counter = Counter()  # Job to the workers that it lost.
     self.results: list[Any] = [None] * jobs
@@ -123,7 +123,7 @@ class Turns:
   def over(self) -> bool:
     return not self._waiting and not self._running
 
-  def take(self) -> Turn | None:
+  def take(self) -> Attempt | None:
     """The next; None if there is none now, but one that runs may change it."""
     unit = self._account.unit_secs
     most, free = self._limits.deadline * unit, self._limits.first * unit
@@ -138,19 +138,19 @@ class Turns:
         self._waiting.popleft()
         continue
       self._waiting.popleft()
-      turn = Turn(job, first, secs, max(0.0, secs - free) if first else secs)
+      turn = Attempt(job, first, secs, max(0.0, secs - free) if first else secs)
       self._account.secs -= turn.paid_secs
       self._running.add(turn)
       return turn
     return None
 
-  def done(self, turn: Turn, secs: float, result: Any):
+  def done(self, turn: Attempt, secs: float, result: Any):
     self._settle(turn, secs)
     if turn.first:
       self._account.ordinary(secs)
     self.results[turn.job] = result
 
-  def late(self, turn: Turn):
+  def late(self, turn: Attempt):
     self._settle(turn, turn.secs)
     if turn.first:
       self._waiting.append((turn.job, False))
@@ -159,7 +159,7 @@ class Turns:
         turn.job, 'timeout', f'took more than {turn.secs:.2g} s of CPU time'
       )
 
-  def died(self, turn: Turn, secs: float = 0.0):
+  def died(self, turn: Attempt, secs: float = 0.0):
     """Perhaps not its fault: memory is short, or someone killed the process.
     So it runs once more."""
     self._settle(turn, secs)
@@ -169,7 +169,7 @@ class Turns:
       self._died.add(turn.job)
       self._waiting.append((turn.job, turn.first))
 
-  def lost(self, turn: Turn, workers: int):
+  def lost(self, turn: Attempt, workers: int):
     """The whole worker is gone, which runs nothing of the job's: it may have
     been killed before the job reached it, and so may all the others. So the
     job runs again, and as many times as there are workers at most."""
@@ -190,10 +190,10 @@ class Turns:
     self._waiting.clear()
     self._running.clear()
 
-  def _settle(self, turn: Turn, secs: float):
+  def _settle(self, turn: Attempt, secs: float):
     """What it did not need goes back to the account."""
     self._running.discard(turn)
     self._account.secs += min(turn.paid_secs, max(0.0, turn.secs - secs))
 
   def _fail(self, job: int, kind: str, why: str):
-    self.results[job] = Failure(kind, why)
+    self.results[job] = JobFailure(kind, why)

@@ -11,8 +11,8 @@ from r1jax.data.code import sources as code_sources
 from r1jax.data.code import values as code_values
 from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
 from r1jax.data.datasets import read_jsonl
-from r1jax.graders import answers, code_answer, code_compare, code_tests
-from r1jax.graders.code_tests import CodeVerdict, Rules
+from r1jax.graders import code_compare, code_grader, code_runner, dispatch
+from r1jax.graders.code_runner import CodeVerdict, GradingOptions
 from r1jax.workers.sandbox import tiers
 from r1jax.workers.sandbox.sandbox import Sandbox, SandboxUnavailable
 from tests.graders import forgeries, mutants
@@ -61,8 +61,8 @@ def sandbox():
 def test_no_verdict_is_forged(every_sandbox, name):
   program = forgeries.FORGERIES[name]
   for partial in (False, True):
-    found = code_tests.grade(
-      program, SORT, every_sandbox, Rules(partial=partial)
+    found = code_runner.run_tests(
+      program, SORT, every_sandbox, GradingOptions(partial=partial)
     )
     # Two of the three lists are sorted neither by nothing nor by leaving them.
     assert found.verdict not in (CodeVerdict.CORRECT, CodeVerdict.UNGRADED)
@@ -71,8 +71,8 @@ def test_no_verdict_is_forged(every_sandbox, name):
 
 @pytest.mark.parametrize('name', forgeries.WHOLE)
 def test_no_output_is_forged(every_sandbox, name):
-  found = code_tests.grade(
-    forgeries.WHOLE[name], SUM, every_sandbox, Rules(partial=True)
+  found = code_runner.run_tests(
+    forgeries.WHOLE[name], SUM, every_sandbox, GradingOptions(partial=True)
   )
   assert found.verdict not in (CodeVerdict.CORRECT, CodeVerdict.UNGRADED)
   assert found.score <= 0.5
@@ -84,9 +84,9 @@ def test_what_solves_its_task_is_right(every_sandbox):
     'def solve(x):\n  x.sort()\n  print("noise")\n  return x',
     'import builtins\nsolve = sorted',
   ):
-    found = code_tests.grade(program, SORT, every_sandbox)
+    found = code_runner.run_tests(program, SORT, every_sandbox)
     assert (found.verdict, found.score, found.share) == ('correct', 1, 1)
-  assert code_tests.grade(ADDS, SUM, every_sandbox).score == 1
+  assert code_runner.run_tests(ADDS, SUM, every_sandbox).score == 1
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,9 @@ def test_what_solves_its_task_is_right(every_sandbox):
   ],
 )
 def test_a_failure_has_its_reason(sandbox, program, verdict):
-  found = code_tests.grade(program, SORT, sandbox, Rules(case_secs=0.5))
+  found = code_runner.run_tests(
+    program, SORT, sandbox, GradingOptions(case_secs=0.5)
+  )
   assert (found.verdict, found.score) == (verdict, 0), found.message
 
 
@@ -128,17 +130,22 @@ def test_a_failure_has_its_reason(sandbox, program, verdict):
   ],
 )
 def test_partial_credit_is_the_share_of_cases(sandbox, program, passed):
-  rules = Rules(case_secs=1, partial=True)
-  found = code_tests.grade(program, SORT, sandbox, rules)
+  options = GradingOptions(case_secs=1, partial=True)
+  found = code_runner.run_tests(program, SORT, sandbox, options)
   assert found.passed == passed and found.score == passed / 3
-  assert code_tests.grade(program, SORT, sandbox, Rules(case_secs=1)).score == 0
+  assert (
+    code_runner.run_tests(
+      program, SORT, sandbox, GradingOptions(case_secs=1)
+    ).score
+    == 0
+  )
 
 
 def test_a_program_has_a_bounded_time(sandbox):
   start = time.monotonic()
   slow = 'import time\ndef solve(x): time.sleep(0.3); return sorted(x)'
-  rules = Rules(program_secs=0.8, partial=True)
-  found = code_tests.grade(slow, SORT, sandbox, rules)
+  options = GradingOptions(program_secs=0.8, partial=True)
+  found = code_runner.run_tests(slow, SORT, sandbox, options)
   assert found.verdict == 'timeout' and found.passed <= 2
   assert time.monotonic() - start < 2
 
@@ -146,8 +153,12 @@ def test_a_program_has_a_bounded_time(sandbox):
 def test_a_batch_has_a_bounded_time_and_masks_what_it_did_not_grade(sandbox):
   programs = ['def solve(x): return sorted(x)'] + ['while True: pass'] * 9
   start = time.monotonic()
-  found = code_tests.grade_batch(
-    programs, [SORT] * 10, sandbox, Rules(case_secs=0.5), total_secs=1.2
+  found = code_runner.run_tests_batch(
+    programs,
+    [SORT] * 10,
+    sandbox,
+    GradingOptions(case_secs=0.5),
+    total_secs=1.2,
   )
   assert time.monotonic() - start < 4
   assert [one.verdict for one in found[:2]] == ['correct', 'timeout']
@@ -161,7 +172,7 @@ def test_a_batch_keeps_its_order(sandbox):
     f'def solve(x): return sorted(x)[:{n % 2 * 9}]'
     for n in range(12)
   ]
-  found = code_tests.grade_batch(programs, [SORT] * 12, sandbox)
+  found = code_runner.run_tests_batch(programs, [SORT] * 12, sandbox)
   assert [one.score for one in found] == [0, 1] * 6
 
 
@@ -170,7 +181,7 @@ def test_when_the_sandbox_is_gone_nothing_is_scored(monkeypatch, sandbox):
     other._slots[0].stop()
     monkeypatch.setattr(tiers, '_lacks', lambda tier: 'it is gone')
     with pytest.raises(SandboxUnavailable, match='it is gone'):
-      code_tests.grade_batch(['x'] * 3, [SORT] * 3, other)
+      code_runner.run_tests_batch(['x'] * 3, [SORT] * 3, other)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +202,7 @@ def test_when_the_sandbox_is_gone_nothing_is_scored(monkeypatch, sandbox):
   ],
 )
 def test_the_last_python_block_is_the_program(answer, program):
-  assert code_tests.extract(answer) == program
+  assert code_runner.extract_program(answer) == program
 
 
 @pytest.mark.parametrize(
@@ -307,7 +318,7 @@ def test_a_judge_decides_where_the_program_never_was(sandbox, result, verdict):
     }
   )
   program = f'def poly(x, r): return 0\ndef root(x): return {result}'
-  assert code_tests.grade(program, tests, sandbox).verdict == verdict
+  assert code_runner.run_tests(program, tests, sandbox).verdict == verdict
 
 
 # --- Real data ---------------------------------------------------------------
@@ -331,7 +342,7 @@ def test_reference_solutions_are_right(
   rows = _rows(shared, name)
   assert len(rows) == count
   rows = [row for row in rows[::step] if row['id'] != 'mbpp-123']  # 20 s.
-  found = code_tests.grade_batch(
+  found = code_runner.run_tests_batch(
     list(map(code_sources.reference, rows)), list(map(convert, rows)), sandbox
   )
   assert {
@@ -347,7 +358,9 @@ def test_most_mutants_of_reference_solutions_are_wrong(sandbox, shared):
       (program, tests) for program in mutants.of(code_sources.reference(row))
     ]
   made = random.Random(0).sample(made, 60)
-  found = code_tests.grade_batch(*zip(*made), sandbox, Rules(case_secs=0.5))
+  found = code_runner.run_tests_batch(
+    *zip(*made), sandbox, GradingOptions(case_secs=0.5)
+  )
   assert sum(grade.score == 0 for grade in found) >= 0.8 * len(found)
 
 
@@ -357,7 +370,8 @@ def test_records_survive_json(sandbox, shared):
     json.loads(json.dumps(code_sources.humaneval(row).to_json()))
   )
   assert (
-    code_tests.grade(code_sources.reference(row), tests, sandbox).score == 1
+    code_runner.run_tests(code_sources.reference(row), tests, sandbox).score
+    == 1
   )
 
 
@@ -379,7 +393,7 @@ def test_programs_are_answers_of_a_source_like_others(shared):
     ('import os\nos.fork()', rows[0].answer, 'code'),
   ]
   try:
-    assert answers.grade(items) == [
+    assert dispatch.verdicts(items) == [
       'correct',
       'correct',
       'correct',
@@ -396,10 +410,10 @@ def test_programs_are_answers_of_a_source_like_others(shared):
       ).to_json()
     )
     for partial, want in ((False, 0), (True, 0.5)):
-      assert answers.grades([(half, tests, 'code')], partial) == [
+      assert dispatch.grade([(half, tests, 'code')], partial) == [
         ('wrong', want)
       ]
-    assert code_answer.tier()
+    assert code_grader.tier()
   finally:
-    answers.close()
-  assert not code_answer.tier()
+    dispatch.shutdown()
+  assert not code_grader.tier()

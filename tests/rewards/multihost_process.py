@@ -1,6 +1,6 @@
 """One of several processes that score together; prints what it got.
 
-python -m tests.rewards.hosts_process ADDRESS PROCESSES PROCESS
+python -m tests.rewards.multihost_process ADDRESS PROCESSES PROCESS
 """
 
 import json
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from r1jax.records import ScoredRollout
-from r1jax.rewards import hosts
+from r1jax.rewards import multihost
 
 GROUPS, SIZE = 5, 3
 TEXTS = [[f'{group}/{i}' for i in range(SIZE)] for group in range(GROUPS)]
@@ -19,7 +19,7 @@ TEXTS = [[f'{group}/{i}' for i in range(SIZE)] for group in range(GROUPS)]
 def main(address: str, processes: int, process: int):
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(address, processes, process)
-  mine = [group for group in range(GROUPS) if hosts.is_mine(group)]
+  mine = [group for group in range(GROUPS) if multihost.is_local(group)]
   told = {'mine': mine, 'whole': together(mine, mine)}
   told['first'] = together([0] if process == 0 else [], [0], groups=1)
   for failing in range(processes):
@@ -33,7 +33,7 @@ def main(address: str, processes: int, process: int):
 
 def together(mine, can, groups: int = GROUPS) -> dict:
   """Every group that is scored must be one of `can`."""
-  scored = hosts.together(
+  scored = multihost.gather_scores(
     TEXTS[:groups],
     mine,
     lambda: ScoredRollout.concatenate(
