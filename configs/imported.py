@@ -29,7 +29,7 @@ def get_config(source: str = ''):
   )
   if there and tokenizer.load(source).chat_template:
     config.data.template = 'chat'
-  context = config.model.max_context
+  context = config.model.max_position_embeddings
   config.data.max_prompt_tokens = min(1024, context // 2)
   config.rl.max_new_tokens = min(4096, context // 2)
   return config

@@ -74,7 +74,7 @@ def _dpo(grpo: ConfigDict, robust: bool) -> ConfigDict:
     epochs=2,
     eval_every=50,
     checkpoint_every=50,
-    balance_loss=0.0,
+    router_aux_loss_coef=0.0,
     beta=0.5,
     group_robust=bool(robust),
     group_step=0.05,

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     length_buckets=(32, 76),
     eval_every=10,
     log_every=2,
-    balance_loss=0.0,
+    router_aux_loss_coef=0.0,
     score_batch_size=64,
   )
   judge.prm.optimizer.update(

@@ -130,7 +130,7 @@ def _distilled(
   """SFT of a dense base on the 800k rows: 2 epochs ("2–3"), batch 64, cosine
   to a tenth (section 2.4)."""
   config = _sft(weights, ('@rejection_sampled',))
-  config.model = model | dict(max_context=32768 + 1024)
+  config.model = model | dict(max_position_embeddings=32768 + 1024)
   config.mesh = dict(data=1, fsdp=64, tensor=tensor, expert=1)
   config.tokenizer.source = tokenizer
   config.sft.update(batch_size=64)

@@ -17,7 +17,9 @@ def _config(kind: str, init: str) -> ConfigDict:
   config = base.get_config()
   config.stages = (kind,)
   config.init = init
-  config.model = models.tiny() | dict(vocab_size=144, max_context=160)
+  config.model = models.tiny() | dict(
+    vocab_size=144, max_position_embeddings=160
+  )
   config.tokenizer.source = 'bilingual'
   config.data.template = 'r1_zero_brief'
   config.data.max_prompt_tokens = 20
@@ -40,7 +42,7 @@ def _pretrain() -> ConfigDict:
     batch_size=72,
     length_tokens=128,
     checkpoint_every=300,
-    balance_loss=0.0,
+    router_aux_loss_coef=0.0,
   )
   config.pretrain.optimizer.update(
     learning_rate=2e-3, warmup_steps=100, decay='cosine'
@@ -66,7 +68,7 @@ def _sft(init: str, *data: str) -> ConfigDict:
     batch_size=16,
     length_tokens=128,
     log_every=5,
-    balance_loss=0.0,
+    router_aux_loss_coef=0.0,
   )
   config.sft.optimizer.update(
     learning_rate=1e-3, warmup_steps=10, decay='cosine', weight_decay=0.0
@@ -97,12 +99,12 @@ def _judge(kind: str) -> ConfigDict:
   """A reward model of its own: it never saw a rule."""
   config = _config('reward_model', 'random')
   config.model.update(
-    num_layers=2,
-    first_k_dense=2,
-    d_model=64,
+    num_hidden_layers=2,
+    first_k_dense_replace=2,
+    hidden_size=64,
     q_lora_rank=32,
     kv_lora_rank=16,
-    ffn_dim=192,
+    intermediate_size=192,
     scalar_head=True,
   )
   config.reward_model.update(
@@ -114,7 +116,7 @@ def _judge(kind: str) -> ConfigDict:
     epochs=2,
     eval_every=100,
     checkpoint_every=100,
-    balance_loss=0.0,
+    router_aux_loss_coef=0.0,
   )
   config.reward_model.optimizer.update(
     learning_rate=3e-3, warmup_steps=20, decay='cosine'
@@ -158,16 +160,16 @@ def _final() -> ConfigDict:
 def _dense(config: ConfigDict) -> ConfigDict:
   """The small student: dense, with grouped queries, as Qwen and Llama are."""
   config.model = models.llama3_1_8b() | dict(
-    num_layers=2,
-    first_k_dense=2,
-    d_model=80,
-    num_heads=4,
-    num_kv_heads=2,
+    num_hidden_layers=2,
+    first_k_dense_replace=2,
+    hidden_size=80,
+    num_attention_heads=4,
+    num_key_value_heads=2,
     head_dim=20,
-    ffn_dim=240,
+    intermediate_size=240,
     vocab_size=144,
-    max_context=160,
-    init_std=0.02,
+    max_position_embeddings=160,
+    initializer_range=0.02,
     rope=models.rope(1e4, 'halves'),
     dtype='float32',
     remat=False,

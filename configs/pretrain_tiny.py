@@ -25,7 +25,7 @@ def get_config():
     batch_size=86,
     length_tokens=96,
     checkpoint_every=200,
-    balance_loss=0.0,
+    router_aux_loss_coef=0.0,
   )  # The bias alone keeps eight experts busy.
   config.rl.max_new_tokens = 64
   # The policy itself is measured, not a cooler one.

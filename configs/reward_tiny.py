@@ -17,12 +17,12 @@ def get_config():
   config.stages = ('reward_model',)
   config.init = 'random'
   config.model = models.tiny() | dict(
-    num_layers=2,
-    first_k_dense=2,
-    d_model=64,
+    num_hidden_layers=2,
+    first_k_dense_replace=2,
+    hidden_size=64,
     q_lora_rank=32,
     kv_lora_rank=16,
-    ffn_dim=192,
+    intermediate_size=192,
     scalar_head=True,
   )
   config.data.template = 'r1_zero_brief'
@@ -34,7 +34,7 @@ def get_config():
     epochs=2,
     eval_every=50,
     checkpoint_every=100,
-    balance_loss=0.0,
+    router_aux_loss_coef=0.0,
   )
   config.reward_model.optimizer.update(
     learning_rate=3e-3, warmup_steps=20, decay='cosine'

@@ -59,21 +59,21 @@ def small_config(**changes) -> ModelConfig:
   return from_dict(
     models.tiny()
     | dict(
-      d_model=16,
-      num_layers=3,
-      num_heads=2,
+      hidden_size=16,
+      num_hidden_layers=3,
+      num_attention_heads=2,
       q_lora_rank=16,
       kv_lora_rank=8,
       qk_nope_head_dim=6,
       qk_rope_head_dim=4,
       v_head_dim=5,
-      ffn_dim=32,
-      expert_ffn_dim=16,
-      num_experts=8,
+      intermediate_size=32,
+      moe_intermediate_size=16,
+      n_routed_experts=8,
       vocab_size=32,
-      init_std=0.3,
-      num_expert_groups=4,
-      topk_groups=2,
+      initializer_range=0.3,
+      n_group=4,
+      topk_group=2,
     )
     | changes
   )
@@ -84,20 +84,20 @@ def dense_config(**changes) -> ModelConfig:
   return from_dict(
     models.llama3_1_8b()
     | dict(
-      d_model=16,
-      num_layers=2,
-      first_k_dense=2,
-      num_heads=4,
-      num_kv_heads=2,
+      hidden_size=16,
+      num_hidden_layers=2,
+      first_k_dense_replace=2,
+      num_attention_heads=4,
+      num_key_value_heads=2,
       head_dim=6,
-      ffn_dim=32,
+      intermediate_size=32,
       vocab_size=32,
-      init_std=0.3,
+      initializer_range=0.3,
       dtype='float32',
       remat=False,
       qkv_bias=True,
       qk_norm=True,
-      max_context=128,
+      max_position_embeddings=128,
     )
     | changes
   )

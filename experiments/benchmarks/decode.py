@@ -136,7 +136,7 @@ def ours() -> dict:
       session.submit(request(n, 65, tokens))
     session.turn()  # Reads the prompts.
     secs = best(session.turn, 0) / 16
-    entry = model.config.num_layers * model.config.cache_width * 4
+    entry = model.config.num_hidden_layers * model.config.cache_width * 4
     found['context'].append(
       dict(
         context=tokens,

@@ -38,7 +38,7 @@ def ours() -> dict[str, float]:
   from r1jax.train import state as train_state
   from r1jax.train import step as train_step
 
-  model = peer.model_of(unroll=3)
+  model = peer.model_of(scan_scan_unroll=3)
   tx = optimizer.make(
     optimizer.OptimizerConfig(
       learning_rate=1e-3,
@@ -54,7 +54,11 @@ def ours() -> dict[str, float]:
     100,
   )
   step = train_step.supervised(
-    model, tx, moe.Balancing(1e-3, 0.0), train_step.LookAhead(0.0, 0.0, 0), 1
+    model,
+    tx,
+    moe.LoadBalancing(1e-3, 0.0),
+    train_step.LookAhead(0.0, 0.0, 0),
+    1,
   )
   tokens = np.random.default_rng(0).integers(0, 512, (BATCH, TOKENS))
   ones = np.ones_like(tokens)

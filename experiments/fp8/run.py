@@ -19,11 +19,11 @@ SIZE = {
   'pretrain.log_every': 5,
   'pretrain.batch_size': 64,
   'pretrain.checkpoint_every': 500,
-  'model.d_model': 128,
-  'model.num_layers': 2,
+  'model.hidden_size': 128,
+  'model.num_hidden_layers': 2,
   'model.q_lora_rank': 64,
   'model.kv_lora_rank': 64,
-  'model.expert_ffn_dim': 128,
+  'model.moe_intermediate_size': 128,
   'model.dtype': 'bfloat16',
 }
 VARIANTS = {'bf16': False, 'fp8': True}

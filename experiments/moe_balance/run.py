@@ -22,10 +22,10 @@ VARIANTS = {  # Speed of the bias (γ), coefficient of the loss (α).
 SIZE = {
   'pretrain.steps': 300,
   'pretrain.log_every': 5,
-  'model.num_experts': 16,
-  'model.num_expert_groups': 1,
-  'model.topk_groups': 1,
-  'model.expert_ffn_dim': 32,
+  'model.n_routed_experts': 16,
+  'model.n_group': 1,
+  'model.topk_group': 1,
+  'model.moe_intermediate_size': 32,
 }
 
 
@@ -40,8 +40,8 @@ def main():
         SIZE
         | {
           'seed': seed,
-          'pretrain.balance_speed': speed,
-          'pretrain.balance_loss': loss,
+          'pretrain.routed_bias_update_rate': speed,
+          'pretrain.router_aux_loss_coef': loss,
         },
       )
       runs[name].append(lines)

@@ -188,7 +188,7 @@ def main():
           'reward_model.cut_long': True,
           'data.max_bad_row_share': 0.02,
           'model.vocab_size': VOCAB,
-          'model.init_std': 0.02,
+          'model.initializer_range': 0.02,
           'reward_model.optimizer.learning_rate': 1e-3,
           'tokenizer.source': folder,
         },

@@ -24,7 +24,7 @@ from r1jax.train import metrics
 
 CONFIG = 'configs/r1_zero_tiny.py'
 SIZE = {
-  'model.mtp_depth': 1,
+  'model.num_nextn_predict_layers': 1,
   'pretrain.steps': 700,
   'pretrain.checkpoint_every': 350,
   'init': 'pretrain',

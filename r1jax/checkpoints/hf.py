@@ -113,9 +113,9 @@ def _sizes(c: ModelConfig) -> dict[str, int]:
   mla = c.attention == 'mla'
   return dict(
     V=c.vocab_size,
-    D=c.d_model,
-    N=c.num_heads,
-    K=c.num_kv_heads,
+    D=c.hidden_size,
+    N=c.num_attention_heads,
+    K=c.num_key_value_heads,
     H=c.qk_nope_head_dim if mla else c.head_dim,
     Q=c.q_lora_rank,
     C=c.kv_lora_rank,
@@ -123,11 +123,11 @@ def _sizes(c: ModelConfig) -> dict[str, int]:
     U=c.v_head_dim,
     X=c.cache_width,
     Y=c.qk_nope_head_dim + c.v_head_dim,
-    F=c.ffn_dim,
-    I=c.expert_ffn_dim,
-    E=c.num_experts,
-    Z=c.expert_ffn_dim * c.num_shared_experts,
-    G=2 * c.d_model,
+    F=c.intermediate_size,
+    I=c.moe_intermediate_size,
+    E=c.n_routed_experts,
+    Z=c.moe_intermediate_size * c.n_shared_experts,
+    G=2 * c.hidden_size,
   )
 
 
@@ -189,19 +189,19 @@ def places(config: ModelConfig) -> list[Place]:
     for row in rows:
       if row.ours not in absent:
         name = f'model.layers.{number}.{row.theirs}'
-        experts = range(config.num_experts) if '{e}' in name else (0,)
+        experts = range(config.n_routed_experts) if '{e}' in name else (0,)
         yield Place(
           f'{ours}/{row.ours}', row, tuple(name.format(e=e) for e in experts)
         )
 
   found = [Place(row.ours, row, (row.theirs[1:],)) for row in _TOP[:1]]
-  first_moe = config.first_k_dense
+  first_moe = config.first_k_dense_replace
   for i in range(first_moe):
     found += layer(i, f'dense_layers/{i}', _BLOCK + attention + dense)
   for i in range(config.num_moe_layers):
     found += layer(first_moe + i, f'moe_layers/{i}', _BLOCK + attention + moe)
-  for i in range(config.mtp_depth):
-    number = config.num_layers + i
+  for i in range(config.num_nextn_predict_layers):
+    number = config.num_hidden_layers + i
     found += layer(number, f'mtp/{i}', _MTP)
     found += layer(
       number,
@@ -219,7 +219,7 @@ def places(config: ModelConfig) -> list[Place]:
 def _absent(c: ModelConfig) -> set[str]:
   """Rows that this architecture does not have."""
   absent = set()
-  if c.tie_embeddings:
+  if c.tie_word_embeddings:
     absent.add('head')
   if c.attention == 'mla':
     absent |= (
@@ -232,7 +232,7 @@ def _absent(c: ModelConfig) -> set[str]:
       absent |= {f'attention/{x}_bias' for x in 'qkv'}
     if not c.qk_norm:
       absent |= {'attention/q_norm/scale', 'attention/k_norm/scale'}
-  if not c.num_shared_experts:
+  if not c.n_shared_experts:
     absent |= {f'ffn/shared/{x}' for x in ('gate', 'up', 'down')}
   return absent
 
@@ -416,9 +416,9 @@ _EMBEDDING, _HEAD = (row.theirs[1:] for row in (_TOP[0], _TOP[2]))
 
 def _copies(config: ModelConfig) -> dict[str, str]:
   """Tensors of theirs that repeat another, to the name of that one."""
-  copies = {_HEAD: _EMBEDDING} if config.tie_embeddings else {}
-  for i in range(config.mtp_depth):
-    layer = f'model.layers.{config.num_layers + i}'
+  copies = {_HEAD: _EMBEDDING} if config.tie_word_embeddings else {}
+  for i in range(config.num_nextn_predict_layers):
+    layer = f'model.layers.{config.num_hidden_layers + i}'
     copies |= {
       f'{layer}.embed_tokens.weight': _EMBEDDING,
       f'{layer}.shared_head.head.weight': copies.get(_HEAD, _HEAD),

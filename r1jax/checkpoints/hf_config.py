@@ -28,9 +28,9 @@ def family(config: ModelConfig) -> str:
   """
   if config.scalar_head:
     raise UserError('export-hf: no family has a scalar head')
-  if config.mtp_depth and config.attention != 'mla':
+  if config.num_nextn_predict_layers and config.attention != 'mla':
     raise UserError(
-      'export-hf: no family has look-ahead modules (mtp_depth) '
+      'export-hf: no family has MTP modules (num_nextn_predict_layers) '
       'with grouped-query attention'
     )
   pairs = 'adjacent' if config.attention == 'mla' else 'halves'
@@ -39,12 +39,12 @@ def family(config: ModelConfig) -> str:
       f'export-hf: every family with {config.attention} rotates '
       f'{pairs} pairs; this model does not'
     )
-  if config.attention == 'gqa' and config.rope.scaling == 'yarn':
+  if config.attention == 'gqa' and config.rope.rope_type == 'yarn':
     raise UserError(
       'export-hf: YaRN with grouped-query attention is scaled otherwise there'
     )
   if config.attention == 'mla':
-    if (config.affinity, config.group_score) != ('sigmoid', 'top2'):
+    if (config.scoring_func, config.group_scoring) != ('sigmoid', 'top2_sum'):
       raise UserError(
         'export-hf: deepseek_v3 routes by sigmoid affinities and '
         'the top-2 sum of a group; this model does not'
@@ -167,24 +167,24 @@ class _Keys:
 
 
 _NO_MLA = dict(
-  first_k_dense=0,
+  first_k_dense_replace=0,
   q_lora_rank=0,
   kv_lora_rank=0,
   qk_nope_head_dim=0,
   qk_rope_head_dim=0,
   v_head_dim=0,
 )
-_NO_GQA = dict(num_kv_heads=0, head_dim=0)
+_NO_GQA = dict(num_key_value_heads=0, head_dim=0)
 _NO_EXPERTS = dict(
-  expert_ffn_dim=0,
-  num_experts=0,
-  num_shared_experts=0,
-  experts_per_token=0,
-  num_expert_groups=0,
-  topk_groups=0,
-  normalise_gates=True,
-  routed_scaling=1.0,
-  mtp_depth=0,
+  moe_intermediate_size=0,
+  n_routed_experts=0,
+  n_shared_experts=0,
+  num_experts_per_tok=0,
+  n_group=0,
+  topk_group=0,
+  norm_topk_prob=True,
+  routed_scaling_factor=1.0,
+  num_nextn_predict_layers=0,
 )
 
 
@@ -193,21 +193,21 @@ def _architecture(kind: str, h: _Keys) -> dict:
   stored = h.text('torch_dtype', h.text('dtype', 'bfloat16'))
   shared = dict(
     vocab_size=h.count('vocab_size'),
-    num_layers=h.count('num_hidden_layers'),
-    d_model=h.count('hidden_size'),
-    num_heads=h.count('num_attention_heads'),
-    ffn_dim=h.count('intermediate_size', 0 if mla else 1),
-    tie_embeddings=h.flag('tie_word_embeddings', False),
+    num_hidden_layers=h.count('num_hidden_layers'),
+    hidden_size=h.count('hidden_size'),
+    num_attention_heads=h.count('num_attention_heads'),
+    intermediate_size=h.count('intermediate_size', 0 if mla else 1),
+    tie_word_embeddings=h.flag('tie_word_embeddings', False),
     attention='mla' if mla else 'gqa',
     qkv_bias=kind == 'qwen2',
     qk_norm=kind == 'qwen3',
     rope=_rope(h, 'adjacent' if mla else 'halves'),
-    affinity='sigmoid',
-    group_score='top2',
+    scoring_func='sigmoid',
+    group_scoring='top2_sum',
     scalar_head=False,
-    norm_eps=h.number('rms_norm_eps'),
-    init_std=h.number('initializer_range', 0.02),
-    max_context=h.count('max_position_embeddings'),
+    rms_norm_eps=h.number('rms_norm_eps'),
+    initializer_range=h.number('initializer_range', 0.02),
+    max_position_embeddings=h.count('max_position_embeddings'),
     dtype='float32' if stored == 'float32' else 'bfloat16',
   )
   return RUN_DEFAULTS | shared | (_mixture(h) if mla else _dense(h, shared))
@@ -216,21 +216,21 @@ def _architecture(kind: str, h: _Keys) -> dict:
 def _mixture(h: _Keys) -> dict:
   """MLA and experts; a model may have dense layers alone."""
   return _NO_GQA | dict(
-    first_k_dense=h.count('first_k_dense_replace', 0),
+    first_k_dense_replace=h.count('first_k_dense_replace', 0),
     q_lora_rank=h.count('q_lora_rank', 0, default=0),
     kv_lora_rank=h.count('kv_lora_rank'),
     qk_nope_head_dim=h.count('qk_nope_head_dim'),
     qk_rope_head_dim=h.count('qk_rope_head_dim'),
     v_head_dim=h.count('v_head_dim'),
-    expert_ffn_dim=h.count('moe_intermediate_size', 0),
-    num_experts=h.count('n_routed_experts', 0),
-    num_shared_experts=h.count('n_shared_experts', 0, default=0),
-    experts_per_token=h.count('num_experts_per_tok', 0),
-    num_expert_groups=h.count('n_group', 0),
-    topk_groups=h.count('topk_group', 0),
-    normalise_gates=h.flag('norm_topk_prob', True),
-    routed_scaling=h.number('routed_scaling_factor'),
-    mtp_depth=h.count('num_nextn_predict_layers', 0, default=0),
+    moe_intermediate_size=h.count('moe_intermediate_size', 0),
+    n_routed_experts=h.count('n_routed_experts', 0),
+    n_shared_experts=h.count('n_shared_experts', 0, default=0),
+    num_experts_per_tok=h.count('num_experts_per_tok', 0),
+    n_group=h.count('n_group', 0),
+    topk_group=h.count('topk_group', 0),
+    norm_topk_prob=h.flag('norm_topk_prob', True),
+    routed_scaling_factor=h.number('routed_scaling_factor'),
+    num_nextn_predict_layers=h.count('num_nextn_predict_layers', 0, default=0),
   )
 
 
@@ -239,10 +239,11 @@ def _dense(h: _Keys, shared: dict) -> dict:
     _NO_MLA
     | _NO_EXPERTS
     | dict(
-      first_k_dense=shared['num_layers'],
-      num_kv_heads=h.count('num_key_value_heads'),
+      first_k_dense_replace=shared['num_hidden_layers'],
+      num_key_value_heads=h.count('num_key_value_heads'),
       head_dim=h.count(
-        'head_dim', default=shared['d_model'] // shared['num_heads']
+        'head_dim',
+        default=shared['hidden_size'] // shared['num_attention_heads'],
       ),
     )
   )
@@ -265,11 +266,11 @@ def _rope(h: _Keys, pairs: str) -> dict:
       'or without MLA; only mscale with MLA is supported'
     )
   return dict(
-    theta=(said if 'rope_theta' in said else h).number('rope_theta'),
+    rope_theta=(said if 'rope_theta' in said else h).number('rope_theta'),
     pairs=pairs,
-    scaling='none' if kind == 'default' else kind,
+    rope_type=kind,
     factor=said.number('factor', 1.0),
-    original_context=said.count(
+    original_max_position_embeddings=said.count(
       'original_max_position_embeddings',
       default=h.count('max_position_embeddings'),
     ),
@@ -282,67 +283,68 @@ def _rope(h: _Keys, pairs: str) -> dict:
   )
 
 
+# Keys of config.json that are fields of ModelConfig, with the same meaning.
+_SHARED_KEYS = (
+  'vocab_size',
+  'hidden_size',
+  'intermediate_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'max_position_embeddings',
+  'rms_norm_eps',
+  'initializer_range',
+  'tie_word_embeddings',
+)
+_DEEPSEEK_KEYS = (
+  'kv_lora_rank',
+  'qk_nope_head_dim',
+  'qk_rope_head_dim',
+  'v_head_dim',
+  'first_k_dense_replace',
+  'moe_intermediate_size',
+  'n_routed_experts',
+  'n_shared_experts',
+  'num_experts_per_tok',
+  'n_group',
+  'topk_group',
+  'norm_topk_prob',
+  'routed_scaling_factor',
+  'scoring_func',
+  'num_nextn_predict_layers',
+)
+
+
 def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
   """config.json in the keys of hub checkpoints."""
   kind = family(c)
-  made = dict(
+  shared = dict(
     architectures=[_ARCHITECTURES[kind]],
     model_type=kind,
-    vocab_size=c.vocab_size,
-    hidden_size=c.d_model,
-    intermediate_size=c.ffn_dim,
-    num_hidden_layers=c.num_layers,
-    num_attention_heads=c.num_heads,
     hidden_act='silu',
-    max_position_embeddings=c.max_context,
-    rms_norm_eps=c.norm_eps,
-    initializer_range=c.init_std,
-    tie_word_embeddings=c.tie_embeddings,
-    rope_theta=c.rope.theta,
+    rope_theta=c.rope.rope_theta,
     rope_scaling=_their_rope(c.rope),
     torch_dtype=str(np.dtype(dtype)),
+    **{key: getattr(c, key) for key in _SHARED_KEYS},
   )
   if c.attention == 'gqa':
-    return made | dict(num_key_value_heads=c.num_kv_heads, head_dim=c.head_dim)
-  return made | dict(
-    num_key_value_heads=c.num_heads,
+    return shared | dict(
+      num_key_value_heads=c.num_key_value_heads, head_dim=c.head_dim
+    )
+  return shared | dict(
+    num_key_value_heads=c.num_attention_heads,
     q_lora_rank=c.q_lora_rank or None,
-    kv_lora_rank=c.kv_lora_rank,
-    qk_nope_head_dim=c.qk_nope_head_dim,
-    qk_rope_head_dim=c.qk_rope_head_dim,
-    v_head_dim=c.v_head_dim,
-    first_k_dense_replace=c.first_k_dense,
-    moe_intermediate_size=c.expert_ffn_dim,
     moe_layer_freq=1,
-    n_routed_experts=c.num_experts,
-    n_shared_experts=c.num_shared_experts,
-    num_experts_per_tok=c.experts_per_token,
-    n_group=c.num_expert_groups,
-    topk_group=c.topk_groups,
-    norm_topk_prob=c.normalise_gates,
-    routed_scaling_factor=c.routed_scaling,
-    scoring_func='sigmoid',
     topk_method='noaux_tc',
-    num_nextn_predict_layers=c.mtp_depth,
+    **{key: getattr(c, key) for key in _DEEPSEEK_KEYS},
   )
 
 
 def _their_rope(r: RopeConfig) -> dict | None:
-  if r.scaling == 'none':
+  if r.rope_type == 'default':
     return None
-  made = dict(
-    rope_type=r.scaling,
-    type=r.scaling,
-    factor=r.factor,
-    original_max_position_embeddings=r.original_context,
-  )
-  if r.scaling == 'yarn':
-    return made | dict(
-      beta_fast=r.beta_fast,
-      beta_slow=r.beta_slow,
-      mscale=r.mscale,
-      mscale_all_dim=r.mscale_all_dim,
-    )
-  return made | dict(
-    low_freq_factor=r.low_freq_factor, high_freq_factor=r.high_freq_factor
-  )
+  keys = ['rope_type', 'factor', 'original_max_position_embeddings']
+  keys += {
+    'yarn': ['beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim'],
+    'llama3': ['low_freq_factor', 'high_freq_factor'],
+  }[r.rope_type]
+  return {key: getattr(r, key) for key in keys} | {'type': r.rope_type}

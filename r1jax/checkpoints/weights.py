@@ -123,7 +123,7 @@ def _check(reader: Reader | hf.Checkpoint, shapes: dict, config: ModelConfig):
   said = json.loads(reader.metadata.get('about', '{}')).get('config', {})
   ours = flatten({'model': dataclasses.asdict(config)})
   free = FREE
-  if {said.get(_SCALING), ours[_SCALING]} == {'none'}:
+  if {said.get(_ROPE_TYPE), ours[_ROPE_TYPE]} == {'default'}:
     free += tuple(
       key
       for key in ours
@@ -165,6 +165,6 @@ def _check(reader: Reader | hf.Checkpoint, shapes: dict, config: ModelConfig):
 _SCALAR = 'scalar'  # The head for values or rewards, which `load` looks for.
 # What the same weights may be run with.
 FREE = tuple(f'model.{field}' for field in (*RUN_DEFAULTS, 'scalar_head'))
-# Without scaling, position depends on these keys of rope alone.
-_SCALING = 'model.rope.scaling'
-_UNSCALED = (_SCALING, 'model.rope.theta', 'model.rope.pairs')
+# Without context extension, position depends on these keys of rope alone.
+_ROPE_TYPE = 'model.rope.rope_type'
+_UNSCALED = (_ROPE_TYPE, 'model.rope.rope_theta', 'model.rope.pairs')

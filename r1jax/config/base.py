@@ -30,8 +30,8 @@ def _one_pass(learning_rate: float, **values) -> dict:
   return (
     dict(
       microbatches=1,  # Gradients are summed over them.
-      balance_speed=1e-3,  # γ of the routing bias (V3 section 4.2).
-      balance_loss=1e-4,  # α of the sequence-wise balance loss.
+      routed_bias_update_rate=1e-3,  # γ of the routing bias (V3 section 4.2).
+      router_aux_loss_coef=1e-4,  # α of the sequence-wise balance loss.
       optimizer=optimizer(learning_rate),
       checkpoint_every=500,  # Steps.
       keep_checkpoints=2,
@@ -95,7 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.init = 'pretrain'
 
   config.model = models.deepseek_v3()
-  config.model.max_context = 1024 + 32768  # Prompt and completion.
+  config.model.max_position_embeddings = 1024 + 32768  # Prompt and completion.
   config.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)  # −1: what is left.
   # 'character', 'bilingual' (Cyrillic too), or the folder of a Hugging Face
   # tokenizer.
@@ -334,8 +334,8 @@ def get_config() -> ml_collections.ConfigDict:
     old_logp='rollout',
     # Training sends each token to the experts that the sampler sent it to.
     routing_replay=False,
-    balance_speed=1e-3,
-    balance_loss=0.0,
+    routed_bias_update_rate=1e-3,
+    router_aux_loss_coef=0.0,
     mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.
     # Weights of the parts, see rewards/reward_manager.py; of rows that a rule can
     # verify, and of general ones.

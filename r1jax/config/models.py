@@ -5,15 +5,15 @@ from pathlib import Path
 from r1jax.checkpoints import convert
 
 
-def rope(theta: float, pairs: str, **changes) -> dict:
-  """Without scaling; factor and the rest matter only with one."""
+def rope(rope_theta: float, pairs: str, **changes) -> dict:
+  """Returns config.model.rope; by default without context extension."""
   return (
     dict(
-      theta=theta,
+      rope_theta=rope_theta,
       pairs=pairs,
-      scaling='none',
+      rope_type='default',
       factor=1.0,
-      original_context=4096,
+      original_max_position_embeddings=4096,
       beta_fast=32.0,
       beta_slow=1.0,
       mscale=1.0,
@@ -26,45 +26,45 @@ def rope(theta: float, pairs: str, **changes) -> dict:
 
 
 _V3 = dict(
-  num_layers=61,
-  first_k_dense=3,
-  d_model=7168,
-  tie_embeddings=False,
+  num_hidden_layers=61,
+  first_k_dense_replace=3,
+  hidden_size=7168,
+  tie_word_embeddings=False,
   attention='mla',
-  num_heads=128,
+  num_attention_heads=128,
   q_lora_rank=1536,
   kv_lora_rank=512,
   qk_nope_head_dim=128,
   qk_rope_head_dim=64,
   v_head_dim=128,
-  num_kv_heads=0,
+  num_key_value_heads=0,
   head_dim=0,
   qkv_bias=False,
   qk_norm=False,
   attention_kernel='auto',
   rope=rope(1e4, 'adjacent'),
-  ffn_dim=18432,
-  expert_ffn_dim=2048,
-  num_experts=256,
-  num_shared_experts=1,
-  experts_per_token=8,
-  affinity='sigmoid',
-  num_expert_groups=8,
-  topk_groups=4,
-  group_score='top2',
-  normalise_gates=True,
-  routed_scaling=2.5,
+  intermediate_size=18432,
+  moe_intermediate_size=2048,
+  n_routed_experts=256,
+  n_shared_experts=1,
+  num_experts_per_tok=8,
+  scoring_func='sigmoid',
+  n_group=8,
+  topk_group=4,
+  group_scoring='top2_sum',
+  norm_topk_prob=True,
+  routed_scaling_factor=2.5,
   capacity_factor=0.0,
-  mtp_depth=0,
+  num_nextn_predict_layers=0,
   scalar_head=False,
   vocab_size=129280,
-  norm_eps=1e-6,
-  init_std=0.006,
-  max_context=4096,
+  rms_norm_eps=1e-6,
+  initializer_range=0.006,
+  max_position_embeddings=4096,
   dtype='bfloat16',
   fp8=False,
   remat=True,
-  unroll=1,
+  scan_unroll=1,
   moe_dispatch='auto',
 )
 
@@ -76,13 +76,13 @@ _DENSE = _V3 | dict(
   qk_nope_head_dim=0,
   qk_rope_head_dim=0,
   v_head_dim=0,
-  expert_ffn_dim=0,
-  num_experts=0,
-  num_shared_experts=0,
-  experts_per_token=0,
-  num_expert_groups=0,
-  topk_groups=0,
-  init_std=0.02,
+  moe_intermediate_size=0,
+  n_routed_experts=0,
+  n_shared_experts=0,
+  num_experts_per_tok=0,
+  n_group=0,
+  topk_group=0,
+  initializer_range=0.02,
 )
 
 
@@ -94,13 +94,14 @@ def deepseek_v3() -> dict:
 def deepseek_v3_yarn() -> dict:
   """DeepSeek-V3 with its context stretched to 160K (config_671B.json)."""
   return _V3 | dict(
-    rope=rope(1e4, 'adjacent', scaling='yarn', factor=40.0), max_context=163840
+    rope=rope(1e4, 'adjacent', rope_type='yarn', factor=40.0),
+    max_position_embeddings=163840,
   )
 
 
 def _dense(
   layers: int,
-  d_model: int,
+  hidden_size: int,
   heads: int,
   kv_heads: int,
   ffn: int,
@@ -110,13 +111,13 @@ def _dense(
   return (
     _DENSE
     | dict(
-      num_layers=layers,
-      first_k_dense=layers,
-      d_model=d_model,
-      num_heads=heads,
-      num_kv_heads=kv_heads,
-      head_dim=d_model // heads,
-      ffn_dim=ffn,
+      num_hidden_layers=layers,
+      first_k_dense_replace=layers,
+      hidden_size=hidden_size,
+      num_attention_heads=heads,
+      num_key_value_heads=kv_heads,
+      head_dim=hidden_size // heads,
+      intermediate_size=ffn,
       vocab_size=vocab,
     )
     | changes
@@ -126,7 +127,9 @@ def _dense(
 def _qwen2(*sizes: int, **changes) -> dict:
   return _dense(
     *sizes,
-    **dict(qkv_bias=True, rope=rope(1e6, 'halves'), max_context=131072)
+    **dict(
+      qkv_bias=True, rope=rope(1e6, 'halves'), max_position_embeddings=131072
+    )
     | changes,
   )
 
@@ -140,27 +143,34 @@ def qwen2_5_math_1_5b() -> dict:
     2,
     8960,
     151936,
-    tie_embeddings=True,
+    tie_word_embeddings=True,
     rope=rope(1e4, 'halves'),
-    max_context=4096,
+    max_position_embeddings=4096,
   )
 
 
 def qwen2_5_math_7b() -> dict:
   """Qwen2.5-Math-7B: the base of R1-Distill-Qwen-7B."""
   return _qwen2(
-    28, 3584, 28, 4, 18944, 152064, rope=rope(1e4, 'halves'), max_context=4096
+    28,
+    3584,
+    28,
+    4,
+    18944,
+    152064,
+    rope=rope(1e4, 'halves'),
+    max_position_embeddings=4096,
   )
 
 
 def qwen2_5_14b() -> dict:
   """Qwen2.5-14B: the base of R1-Distill-Qwen-14B."""
-  return _qwen2(48, 5120, 40, 8, 13824, 152064, norm_eps=1e-5)
+  return _qwen2(48, 5120, 40, 8, 13824, 152064, rms_norm_eps=1e-5)
 
 
 def qwen2_5_32b() -> dict:
   """Qwen2.5-32B: the base of R1-Distill-Qwen-32B and Qwen-32B-Zero."""
-  return _qwen2(64, 5120, 40, 8, 27648, 152064, norm_eps=1e-5)
+  return _qwen2(64, 5120, 40, 8, 27648, 152064, rms_norm_eps=1e-5)
 
 
 def qwen3_8b() -> dict:
@@ -173,7 +183,7 @@ def qwen3_8b() -> dict:
     151936,
     qk_norm=True,
     rope=rope(1e6, 'halves'),
-    max_context=40960,
+    max_position_embeddings=40960,
   )
 
 
@@ -181,10 +191,14 @@ def _llama3(*sizes: int, **changes) -> dict:
   return _dense(
     *sizes,
     **dict(
-      norm_eps=1e-5,
-      max_context=131072,
+      rms_norm_eps=1e-5,
+      max_position_embeddings=131072,
       rope=rope(
-        5e5, 'halves', scaling='llama3', factor=8.0, original_context=8192
+        5e5,
+        'halves',
+        rope_type='llama3',
+        factor=8.0,
+        original_max_position_embeddings=8192,
       ),
     )
     | changes,
@@ -209,24 +223,24 @@ def imported(source: str) -> dict:
 def tiny() -> dict:
   """The miniature: V3's attention and experts, 0.7M parameters, characters."""
   return _V3 | dict(
-    num_layers=4,
-    first_k_dense=1,
-    d_model=96,
-    num_heads=2,
+    num_hidden_layers=4,
+    first_k_dense_replace=1,
+    hidden_size=96,
+    num_attention_heads=2,
     q_lora_rank=48,
     kv_lora_rank=32,
     qk_nope_head_dim=24,
     qk_rope_head_dim=16,
     v_head_dim=32,
-    ffn_dim=256,
-    expert_ffn_dim=64,
-    num_experts=8,
-    experts_per_token=2,
-    num_expert_groups=2,
-    topk_groups=1,
+    intermediate_size=256,
+    moe_intermediate_size=64,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    n_group=2,
+    topk_group=1,
     vocab_size=112,
-    init_std=0.02,
-    max_context=128,
+    initializer_range=0.02,
+    max_position_embeddings=128,
     dtype='float32',
     remat=False,
   )
@@ -235,5 +249,8 @@ def tiny() -> dict:
 def small_qwen_vocab() -> dict:
   """A small random model under the real Qwen2.5 vocabulary."""
   return tiny() | dict(
-    num_layers=2, d_model=64, vocab_size=151936, max_context=512
+    num_hidden_layers=2,
+    hidden_size=64,
+    vocab_size=151936,
+    max_position_embeddings=512,
   )

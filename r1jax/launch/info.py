@@ -29,7 +29,7 @@ class Info:
 
   Attributes:
     total: Parameters; the routing biases are not counted among them.
-    active: Parameters that one token meets: its experts_per_token experts
+    active: Parameters that one token meets: its num_experts_per_tok experts
       and the shared ones. The embedding's one row is not counted.
     look_ahead: Parameters of the look-ahead modules, in neither of the two.
     cache_bytes: That a token leaves in the cache, in the compute dtype.
@@ -56,10 +56,10 @@ def count(config: ModelConfig) -> Info:
       look_ahead += size
       continue
     total += size
-    if name == 'embedding' and not config.tie_embeddings:
+    if name == 'embedding' and not config.tie_word_embeddings:
       continue  # A lookup, not a product.
     if 'E' in box.names:
-      size = size // config.num_experts * config.experts_per_token
+      size = size // config.n_routed_experts * config.num_experts_per_tok
     active += size
   if config.attention == 'mla':
     head = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
@@ -70,10 +70,15 @@ def count(config: ModelConfig) -> Info:
     active=active,
     look_ahead=look_ahead,
     cache_bytes=(
-      config.num_layers * config.cache_width * config.compute_dtype.itemsize
+      config.num_hidden_layers
+      * config.cache_width
+      * config.compute_dtype.itemsize
     ),
     forward_flops=2 * active,
-    attention_flops=2 * config.num_layers * config.num_heads * head,
+    attention_flops=2
+    * config.num_hidden_layers
+    * config.num_attention_heads
+    * head,
   )
 
 
@@ -165,7 +170,7 @@ def show(config: ml_collections.ConfigDict, devices: int):
     ('parameters', f'{found.total:,}', _size(found.total)),
     ('  met by one token', f'{found.active:,}', _size(found.active)),
   ]
-  if model.mtp_depth:
+  if model.num_nextn_predict_layers:
     rows.append(
       (
         'look-ahead modules, apart',

@@ -13,7 +13,7 @@ from r1jax.algos import dpo, reward_model
 from r1jax.data import scored_text
 from r1jax.errors import UserError
 from r1jax.model import transformer
-from r1jax.model.moe import Balancing
+from r1jax.model.moe import LoadBalancing
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch, RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout
@@ -205,8 +205,8 @@ _STAGES = {
 }
 
 
-def _balancing(c: ml_collections.ConfigDict) -> Balancing:
-  return Balancing(c.balance_speed, c.balance_loss)
+def _balancing(c: ml_collections.ConfigDict) -> LoadBalancing:
+  return LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef)
 
 
 def _state(model: Transformer, tx) -> train_state.TrainState:
@@ -269,7 +269,7 @@ def _compared(
   name = config.stages[-1]
   c = config[name]
   build.divides(f'{name}.batch_size', c.batch_size, c.microbatches, layout)
-  build.widths(name, c.length_buckets, config.model.max_context)
+  build.widths(name, c.length_buckets, config.model.max_position_embeddings)
   shape = c.batch_size * (1 if labelled else 2), c.length_buckets[-1]
   array = _arrays(layout, *shape)
   one = _arrays(layout, c.batch_size, 0)

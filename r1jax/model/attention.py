@@ -28,17 +28,25 @@ class GQA(nn.Module):
 
   def setup(self):
     c = self.config
-    D, N, K, H = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
-    self.q_DNH = weight(self, 'q', 'DNH', (D, N, H), c.init_std)
-    self.k_DKH = weight(self, 'k', 'DKH', (D, K, H), c.init_std)
-    self.v_DKH = weight(self, 'v', 'DKH', (D, K, H), c.init_std)
-    self.out_NHD = weight(self, 'out', 'NHD', (N, H, D), c.init_std)
+    D, N, K, H = (
+      c.hidden_size,
+      c.num_attention_heads,
+      c.num_key_value_heads,
+      c.head_dim,
+    )
+    self.q_DNH = weight(self, 'q', 'DNH', (D, N, H), c.initializer_range)
+    self.k_DKH = weight(self, 'k', 'DKH', (D, K, H), c.initializer_range)
+    self.v_DKH = weight(self, 'v', 'DKH', (D, K, H), c.initializer_range)
+    self.out_NHD = weight(self, 'out', 'NHD', (N, H, D), c.initializer_range)
     if c.qkv_bias:
       self.q_bias_NH = weight(self, 'q_bias', 'NH', (N, H), 0.0)
       self.k_bias_KH = weight(self, 'k_bias', 'KH', (K, H), 0.0)
       self.v_bias_KH = weight(self, 'v_bias', 'KH', (K, H), 0.0)
     if c.qk_norm:
-      self.q_norm, self.k_norm = RMSNorm(c.norm_eps), RMSNorm(c.norm_eps)
+      self.q_norm, self.k_norm = (
+        RMSNorm(c.rms_norm_eps),
+        RMSNorm(c.rms_norm_eps),
+      )
     shared = dict(layout=self.layout, fp8=c.fp8)
     self.times = partial(linear, **shared)
     self.merge = partial(merge_heads, **shared)
@@ -81,7 +89,7 @@ class GQA(nn.Module):
     c = self.config
     q_BTNH = self.query(x_BTD, position_BT)
     mix_BTKMH = cache.attend(
-      q_BTNH.reshape(*q_BTNH.shape[:2], c.num_kv_heads, -1, c.head_dim),
+      q_BTNH.reshape(*q_BTNH.shape[:2], c.num_key_value_heads, -1, c.head_dim),
       view,
       lambda x: jnp.split(x, 2, -1),
       c.cache_parts,

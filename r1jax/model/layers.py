@@ -78,11 +78,15 @@ class SwiGLU(nn.Module):
 
   config: ModelConfig
   layout: Layout
-  ffn_dim: int
+  intermediate_size: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    D, F, std = self.config.d_model, self.ffn_dim, self.config.init_std
+    D, F, std = (
+      self.config.hidden_size,
+      self.intermediate_size,
+      self.config.initializer_range,
+    )
     gate_DF = weight(self, 'gate', 'DF', (D, F), std)
     up_DF = weight(self, 'up', 'DF', (D, F), std)
     down_FD = weight(self, 'down', 'FD', (F, D), std)

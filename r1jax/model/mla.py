@@ -20,7 +20,9 @@ from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
 from r1jax.model.rope import rotate
 from r1jax.sharding import Layout
 
-LATENT_NORM_EPS = 1e-6  # Of the two latents' norms, whatever config.norm_eps.
+LATENT_NORM_EPS = (
+  1e-6  # Of the two latents' norms, whatever config.rms_norm_eps.
+)
 
 
 class MLA(nn.Module):
@@ -29,12 +31,17 @@ class MLA(nn.Module):
 
   def setup(self):
     c = self.config
-    D, N, Q, C = c.d_model, c.num_heads, c.q_lora_rank, c.kv_lora_rank
+    D, N, Q, C = (
+      c.hidden_size,
+      c.num_attention_heads,
+      c.q_lora_rank,
+      c.kv_lora_rank,
+    )
     H, R, U, std = (
       c.qk_nope_head_dim,
       c.qk_rope_head_dim,
       c.v_head_dim,
-      c.init_std,
+      c.initializer_range,
     )
     if Q:
       self.q_down_DQ = weight(self, 'q_down', 'Dq', (D, Q), std)
@@ -75,7 +82,7 @@ class MLA(nn.Module):
 
   def __call__(self, x_BTD, position_BT, segment_BT):
     """Causal attention within segments, expanded form → [B, T, D]."""
-    C, N = self.config.kv_lora_rank, self.config.num_heads
+    C, N = self.config.kv_lora_rank, self.config.num_attention_heads
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
     latent_BTX = self._latent(x_BTD, position_BT)
     c_BTC, k_rope_BTR = latent_BTX[..., :C], latent_BTX[..., C:]

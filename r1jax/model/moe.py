@@ -1,8 +1,12 @@
-"""DeepSeekMoE: routing, dispatch, expert parallelism (V3 section 2.1.2).
+"""DeepSeekMoE: routing, dispatch and expert parallelism (V3 section 2.1.2).
 
-On a mesh each device routes its own tokens and sends them to the devices that
-hold their experts, by one all-to-all there and one back. What the experts do
-with them is in experts.py.
+On a mesh each device routes its own tokens, sends them to the devices that hold
+their experts by one all-to-all, and receives the results by another. The
+computation of the experts is in experts.py.
+
+Attributes:
+  BIAS_PATHS: Path of the routing bias in the parameters of each stack of layers
+    that has experts.
 """
 
 from collections.abc import Callable
@@ -22,82 +26,100 @@ from r1jax.sharding import Layout
 
 
 class Routing(NamedTuple):
-  """What one MoE layer tells of its routing; stacked along L by the scan.
+  """Routing statistics of one MoE layer; the scan over layers stacks them.
 
   Attributes:
-    load_E: float32, how many counted tokens chose each expert.
-    balance: Scalar, the sequence-wise balance loss without its α (V3 eq.
-      17–20), the mean over sequences. 1 when the load is even.
-    dropped: Scalar float32, (token, expert) pairs that found no room.
+    load_E: float32, number of counted tokens that chose each expert.
+    aux_loss: float32 scalar, the sequence-wise balance loss without its factor
+      α (V3 eq. 17–20), mean over sequences. It is 1 when the load is even.
+    dropped: float32 scalar, number of (token, expert) pairs beyond capacity.
     expert_BTA: int32, the experts of each token.
   """
 
   load_E: jax.Array
-  balance: jax.Array
+  aux_loss: jax.Array
   dropped: jax.Array
   expert_BTA: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Balancing:
-  """How the load of the experts is kept even.
+class LoadBalancing:
+  """Coefficients of the two mechanisms that balance the load of experts.
 
   Attributes:
-    speed: γ of the selection bias, 0 leaves it alone (V3 section 2.1.2).
-    loss: α of the sequence-wise balance loss (V3 eq. 17).
+    routed_bias_update_rate: γ, the change of the routing bias per update; 0
+      keeps the bias (V3 section 2.1.2, auxiliary-loss-free balancing).
+    router_aux_loss_coef: α of the sequence-wise balance loss (V3 eq. 17).
   """
 
-  speed: float
-  loss: float
+  routed_bias_update_rate: float
+  router_aux_loss_coef: float
 
 
 def route(affinity, bias_E, config: ModelConfig):
-  """Group-limited top-k over affinities (V3 eq. 13–16).
+  """Chooses A experts per token by group-limited top-k (V3 eq. 13–16).
 
-  The bias chooses and nothing else: a group's score is the sum of its two
-  best biased affinities; the gate weights are the unbiased affinities of the
-  chosen experts, normalised to 1 and scaled. DeepSeek-V2 scores a group by
-  its best expert, and does not normalise.
+  The routing bias influences the choice of experts but not their weights. The
+  topk_group groups with the highest score are allowed, and the A experts with
+  the highest biased affinity within them are chosen. In V3 a group's score is
+  the sum of its two highest biased affinities, in V2 the highest.
 
   Args:
     affinity: float32 [..., E] in (0, 1).
-    bias_E: float32, the selection bias.
-    config: The model's.
+    bias_E: float32, the routing bias.
+    config: The model's configuration.
 
   Returns:
-    expert int32 [..., A] and gate float32 [..., A].
+    The chosen experts, int32 [..., A], and their gate weights, float32
+    [..., A]; see `gates`.
   """
-  E, groups = config.num_experts, config.num_expert_groups
+  E, groups = config.n_routed_experts, config.n_group
   biased = affinity + bias_E
   if groups > 1:
     grouped = biased.reshape(*biased.shape[:-1], groups, E // groups)
-    counted = min(2 if config.group_score == 'top2' else 1, E // groups)
+    counted = min(2 if config.group_scoring == 'top2_sum' else 1, E // groups)
     score = jax.lax.top_k(grouped, counted)[0].sum(-1)
-    chosen = jax.lax.top_k(score, config.topk_groups)[1]
+    chosen = jax.lax.top_k(score, config.topk_group)[1]
     allowed = jax.nn.one_hot(chosen, groups, dtype=bool).any(-2)
     biased = jnp.where(
       jnp.repeat(allowed, E // groups, axis=-1), biased, -jnp.inf
     )
-  expert = jax.lax.top_k(biased, config.experts_per_token)[1]
+  expert = jax.lax.top_k(biased, config.num_experts_per_tok)[1]
   return expert, gates(affinity, expert, config)
 
 
 def gates(affinity, expert, config: ModelConfig):
-  """The weights of chosen experts: [..., E] at [..., A] → [..., A]."""
+  """Returns the gate weights of chosen experts, [..., A].
+
+  They are the experts' affinities without bias, normalized to sum 1 if
+  config.norm_topk_prob, times config.routed_scaling_factor.
+
+  Args:
+    affinity: float32 [..., E].
+    expert: int32 [..., A].
+    config: The model's configuration.
+  """
   gate = jnp.take_along_axis(affinity, expert, axis=-1)
-  if config.normalise_gates:
+  if config.norm_topk_prob:
     gate /= gate.sum(-1, keepdims=True) + 1e-20
-  return gate * config.routed_scaling
+  return gate * config.routed_scaling_factor
 
 
-def balance_loss(affinity_BTE, expert_BTA, counted_BT):
-  """Σ_i f_i P_i of each sequence, their mean (V3 eq. 17–20, without α).
+def sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT):
+  """Computes the sequence-wise balance loss (V3 eq. 17–20) without its α.
 
-  f_i = E / (A T) · tokens that chose expert i; P_i = the mean of i's share of
-  a token's affinities. Only counted tokens enter; a row is one sequence.
+  It is the mean over sequences of Σ_i f_i P_i, with f_i = E / (A T) · (tokens
+  that chose expert i) and P_i = the mean over tokens of expert i's share of
+  the affinities. A row is one sequence.
+
+  Args:
+    affinity_BTE: float32.
+    expert_BTA: int32, the chosen experts.
+    counted_BT: bool, False for tokens to leave out, such as padding.
 
   Returns:
-    The loss, and load_E: how many counted tokens chose each expert.
+    The float32 scalar loss, and load_E: the number of counted tokens that
+    chose each expert.
   """
   E, A = affinity_BTE.shape[-1], expert_BTA.shape[-1]
   counted_BT1 = counted_BT[..., None].astype(jnp.float32)
@@ -111,105 +133,129 @@ def balance_loss(affinity_BTE, expert_BTA, counted_BT):
   return loss, load_BE.sum(0)
 
 
-def _local(x_RD, expert_RA, gate_RA, valid_R, weights, swiglu: Callable):
-  """All experts are here. Padding goes to none of them: it is never read."""
-  expert_RA = jnp.where(valid_R[:, None], expert_RA, weights[0].shape[0])
-  return swiglu(x_RD, expert_RA, gate_RA, weights), jnp.zeros(())
+def _local(x_TD, expert_TA, gate_TA, valid_T, weights, swiglu: Callable):
+  """Applies the experts where one device holds all of them.
+
+  Padding is sent to no expert, so its output is 0.
+  """
+  expert_TA = jnp.where(valid_T[:, None], expert_TA, weights[0].shape[0])
+  return swiglu(x_TD, expert_TA, gate_TA, weights), jnp.zeros(())
 
 
 def _exchanged(
-  x_RD,
-  expert_RA,
-  gate_RA,
-  valid_R,
+  x_TD,
+  expert_TA,
+  gate_TA,
+  valid_T,
   weights,
   swiglu: Callable,
   axes: tuple[str, ...],
   shards: int,
   capacity_factor: float,
 ):
-  """Experts lie on `shards` devices; runs on each of them (shard_map).
+  """Applies experts that are sharded over devices; runs inside shard_map.
 
-  A device has `room` slots for each other one: with a capacity factor that
-  many times the mean, and pairs beyond it are dropped and counted; without
-  one as many as could ever be needed, and none is dropped.
+  Each device reserves `capacity` slots for the pairs of each other device:
+  capacity_factor times the mean number of pairs, with pairs beyond it dropped
+  and counted; or, if the factor is 0, as many as could ever be needed, so that
+  none is dropped.
+
+  Args:
+    x_TD: Hidden states of this device's tokens.
+    expert_TA: The experts of each token.
+    gate_TA: Their gate weights.
+    valid_T: bool, False on padding.
+    weights: The experts of this device.
+    swiglu: experts.swiglu with its options bound.
+    axes: Mesh axes that experts are sharded over.
+    shards: Number of devices along them.
+    capacity_factor: See ModelConfig.
+
+  Returns:
+    The summed output of each token's experts [T, D], and the number of pairs
+    of this device that were dropped.
   """
-  (R, A), D = expert_RA.shape, x_RD.shape[-1]
-  here = weights[0].shape[0]  # Experts of this device.
+  (T, A), D = expert_TA.shape, x_TD.shape[-1]
+  local_experts = weights[0].shape[0]
   if capacity_factor:
-    mean = R * A / shards
-    room = min(math.ceil(capacity_factor * mean), R * min(A, here))
+    mean = T * A / shards
+    capacity = min(math.ceil(capacity_factor * mean), T * min(A, local_experts))
   else:
-    room = R * min(A, here)
-  pair_expert = jnp.where(valid_R[:, None], expert_RA, shards * here).reshape(
-    -1
-  )
-  order = experts.in_order(pair_expert, shards * here)
-  target = pair_expert[order] // here  # `shards` for those that go nowhere.
+    capacity = T * min(A, local_experts)
+  pair_expert = jnp.where(
+    valid_T[:, None], expert_TA, shards * local_experts
+  ).reshape(-1)
+  order = experts.in_order(pair_expert, shards * local_experts)
+  target = pair_expert[order] // local_experts  # `shards` for pairs of padding.
   count = jnp.bincount(target, length=shards + 1)
-  rank = jnp.arange(R * A) - (jnp.cumsum(count) - count)[target]
-  goes = (target < shards) & (rank < room)
-  slot = jnp.where(goes, target * room + rank, shards * room)
+  rank = jnp.arange(T * A) - (jnp.cumsum(count) - count)[target]
+  is_sent = (target < shards) & (rank < capacity)
+  slot = jnp.where(is_sent, target * capacity + rank, shards * capacity)
 
-  def slots(none, of_pair):  # `none` where no pair has come.
+  def slots(empty, pair_value):  # `empty` is the value of an unused slot.
     return (
-      jnp.full(shards * room, none, of_pair.dtype)
+      jnp.full(shards * capacity, empty, pair_value.dtype)
       .at[slot]
-      .set(of_pair, mode='drop')
+      .set(pair_value, mode='drop')
     )
 
-  swap = partial(
+  exchange = partial(
     jax.lax.all_to_all, axis_name=axes, split_axis=0, concat_axis=0, tiled=True
   )
-  came_SD = swap(x_RD.at[slots(R, order // A)].get(mode='fill', fill_value=0))
-  out_SD = swiglu(
-    came_SD,
-    swap(slots(here, pair_expert[order] % here))[:, None],
-    swap(slots(0, gate_RA.reshape(-1)[order]))[:, None],
+  received_sD = exchange(
+    x_TD.at[slots(T, order // A)].get(mode='fill', fill_value=0)
+  )
+  out_sD = swiglu(
+    received_sD,
+    exchange(slots(local_experts, pair_expert[order] % local_experts))[:, None],
+    exchange(slots(0, gate_TA.reshape(-1)[order]))[:, None],
     weights,
   )
-  slot_of_pair = jnp.zeros(R * A, jnp.int32).at[order].set(slot)
-  pairs = swap(out_SD).at[slot_of_pair].get(mode='fill', fill_value=0)
-  y_RD = pairs.reshape(R, A, D).sum(1, dtype=quant.wide(x_RD.dtype))
-  return y_RD.astype(x_RD.dtype), jnp.sum((target < shards) & ~goes).astype(
+  slot_of_pair = jnp.zeros(T * A, jnp.int32).at[order].set(slot)
+  pair_out_pD = exchange(out_sD).at[slot_of_pair].get(mode='fill', fill_value=0)
+  y_TD = pair_out_pD.reshape(T, A, D).sum(1, dtype=quant.wide(x_TD.dtype))
+  return y_TD.astype(x_TD.dtype), jnp.sum((target < shards) & ~is_sent).astype(
     jnp.float32
   )
 
 
 class MoE(nn.Module):
-  """Routed experts plus shared ones."""
+  """A layer of routed and shared experts (DeepSeekMoE)."""
 
   config: ModelConfig
   layout: Layout
 
   @nn.compact
   def __call__(self, x_BTD, counted_BT, replay_BTA=None):
-    """Applies the experts.
+    """Routes each token and applies its experts.
 
     Args:
-      x_BTD: Tokens.
-      counted_BT: bool; only these tokens count. Padding does not.
-      replay_BTA: int, the experts to use instead of choosing any; their gate
-        weights are computed as ever.
+      x_BTD: Hidden states.
+      counted_BT: bool, False for padding, which is routed to no expert and
+        counts in no statistic.
+      replay_BTA: int, experts to use instead of the router's choice (routing
+        replay); their gate weights are computed by the router all the same.
 
     Returns:
-      y_BTD, and a Routing.
+      y_BTD, and the layer's Routing.
     """
     c = self.config
-    D, E, I = c.d_model, c.num_experts, c.expert_ffn_dim
-    init = nn.with_partitioning(nn.initializers.normal(c.init_std), ('D', 'e'))
+    D, E, I = c.hidden_size, c.n_routed_experts, c.moe_intermediate_size
+    init = nn.with_partitioning(
+      nn.initializers.normal(c.initializer_range), ('D', 'e')
+    )
     router_DE = self.param('router', init, (D, E), jnp.float32)
     init = nn.with_partitioning(nn.initializers.zeros, ('e',))
     bias_E = self.param('bias', init, (E,), jnp.float32)
     weights = (
-      weight(self, 'gate', 'EdI', (E, D, I), c.init_std),
-      weight(self, 'up', 'EdI', (E, D, I), c.init_std),
-      weight(self, 'down', 'EId', (E, I, D), c.init_std),
+      weight(self, 'gate', 'EdI', (E, D, I), c.initializer_range),
+      weight(self, 'up', 'EdI', (E, D, I), c.initializer_range),
+      weight(self, 'down', 'EId', (E, I, D), c.initializer_range),
     )
 
     x_BTD = self.layout.constrain(x_BTD, 'BtD')
     to_affinity = {'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}[
-      c.affinity
+      c.scoring_func
     ]
     affinity_BTE = to_affinity(
       jnp.einsum(
@@ -226,12 +272,12 @@ class MoE(nn.Module):
     y_BTD, dropped = _dispatched(
       x_BTD, expert_BTA, gate_BTA, counted_BT, weights, c, self.layout
     )
-    if c.num_shared_experts:
-      shared = SwiGLU(c, self.layout, I * c.num_shared_experts, name='shared')
+    if c.n_shared_experts:
+      shared = SwiGLU(c, self.layout, I * c.n_shared_experts, name='shared')
       y_BTD += shared(x_BTD)
 
-    balance, load_E = balance_loss(affinity_BTE, expert_BTA, counted_BT)
-    return y_BTD, Routing(load_E, balance, dropped, expert_BTA)
+    aux_loss, load_E = sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT)
+    return y_BTD, Routing(load_E, aux_loss, dropped, expert_BTA)
 
 
 def _dispatched(
@@ -243,7 +289,11 @@ def _dispatched(
   config: ModelConfig,
   layout: Layout,
 ):
-  """The routed experts' sum for every token, and how many pairs it lost."""
+  """Sums the routed experts' outputs over each token's experts.
+
+  Returns:
+    y_BTD, and the number of (token, expert) pairs dropped on all devices.
+  """
   native = config.fp8 and quant.has_unit(layout.device)
   dispatch = config.moe_dispatch
   if dispatch == 'auto':
@@ -284,7 +334,7 @@ def _dispatched(
       capacity_factor=config.capacity_factor,
     )
   )
-  # Tokens that an axis does not divide are sent by each of its devices.
+  # If an axis does not divide the tokens, each of its devices sends them all.
   copies = layout.mesh.size / layout.parts(tokens)
 
   def on_device(x, expert, gate, valid, gate_EDI, up_EDI, down_EID):
@@ -308,28 +358,41 @@ def _dispatched(
   )(x_BTD, expert_BTA, gate_BTA, valid_BT, *weights)
 
 
-BIAS = {  # Where each stack keeps its selection bias.
+BIAS_PATHS = {
   'moe_layers': ('moe_layers', 'ffn', 'bias'),
   'mtp': ('mtp', 'block', 'ffn', 'bias'),
 }
 
 
-def balanced_bias(bias_LE, load_LE, speed: float):
-  """One step of auxiliary-loss-free balancing (V3 section 2.1.2).
+def updated_bias(bias_LE, load_LE, update_rate: float):
+  """Makes one step of auxiliary-loss-free load balancing (V3 section 2.1.2).
 
-  An overloaded expert's selection bias falls by `speed` (γ), an underloaded
-  one's rises by it. load_LE counts the tokens of the whole global batch.
+  The routing bias of an overloaded expert falls by the update rate γ, that of
+  an underloaded one rises by it.
+
+  Args:
+    bias_LE: float32 routing biases.
+    load_LE: Tokens of the whole global batch that each expert received.
+    update_rate: γ.
   """
   mean_L1 = load_LE.mean(-1, keepdims=True)
-  return bias_LE + speed * jnp.sign(mean_L1 - load_LE)
+  return bias_LE + update_rate * jnp.sign(mean_L1 - load_LE)
 
 
 def load_metrics(load_LE) -> dict[str, jax.Array]:
-  """How uneven the load of each MoE layer is, counted from the first of them.
+  """Measures how uneven the load of the experts is in each MoE layer.
 
-  Violation (V3 section 4.5.3's MaxVio) is the most loaded expert's load over
-  the mean, less 1; entropy is that of the load as a distribution, over its
-  maximum ln E; a dead expert got no token at all.
+  `violation` is V3's MaxVio (section 4.5.3): the highest load over the mean
+  load, minus 1. `entropy` is that of the load as a distribution over experts,
+  divided by its maximum ln E. `dead` counts experts that received no token.
+  Layers are numbered from the first MoE layer.
+
+  Args:
+    load_LE: float32, tokens that each expert received.
+
+  Returns:
+    The three measures of each layer, 'moe/layer_0/violation' and so on, and
+    their extremes over all layers.
   """
   mean_L = jnp.maximum(load_LE.mean(-1), 1e-9)
   violation_L = load_LE.max(-1) / mean_L - 1

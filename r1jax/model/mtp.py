@@ -33,12 +33,12 @@ class MTP(nn.Module):
 
   def setup(self):
     c = self.config
-    D = c.d_model
-    self.ahead_norm = RMSNorm(c.norm_eps)
-    self.hidden_norm = RMSNorm(c.norm_eps)
-    self.merge_dD = weight(self, 'merge', 'dD', (2 * D, D), c.init_std)
+    D = c.hidden_size
+    self.ahead_norm = RMSNorm(c.rms_norm_eps)
+    self.hidden_norm = RMSNorm(c.rms_norm_eps)
+    self.merge_dD = weight(self, 'merge', 'dD', (2 * D, D), c.initializer_range)
     self.block = self.make_block(c, self.layout, bool(c.num_moe_layers))
-    self.norm = RMSNorm(c.norm_eps)
+    self.norm = RMSNorm(c.rms_norm_eps)
 
   def __call__(self, h_BTD, ahead_BTD, position_BT, segment_BT):
     """Returns h_k, normed for the head, twice; and the block's routing.

@@ -1,4 +1,4 @@
-"""Rotary position embedding, and the two ways of stretching its context."""
+"""Rotary position embedding (RoPE), with YaRN and Llama 3 context extension."""
 
 import dataclasses
 import math
@@ -13,32 +13,41 @@ from r1jax.model import quant
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-  """RoFormer, eq. 34, with an optional change of its frequencies.
+  """Rotary position embedding (RoFormer, eq. 34) and its context extension.
+
+  The names are those of Hugging Face's `rope_theta` and `rope_scaling`; `pairs`
+  has no counterpart there.
 
   Attributes:
-    theta: Base of the frequencies.
-    pairs: Which two numbers turn together: 'adjacent', (2i, 2i+1), as in
-      RoFormer and DeepSeek; or 'halves', (i, i + R/2), as in Llama and Qwen.
-    scaling: 'none', 'yarn' (arXiv 2309.00071) or 'llama3'.
-    factor: How many times the context grew beyond original_context.
-    original_context: Tokens that the model was first trained on.
-    beta_fast: YaRN: pairs that turn more often than this within the original
-      context keep their frequency...
-    beta_slow: ...those that turn less often are slowed down by `factor`, and
-      between them it is blended.
-    mscale: YaRN: the rotated part is multiplied by m(mscale) /
-      m(mscale_all_dim) with m(s) = 0.1 · s · ln(factor) + 1...
-    mscale_all_dim: ...and the softmax scale by m(mscale_all_dim)².
-    low_freq_factor: Llama 3: wavelengths above original_context / this are
-      slowed down...
-    high_freq_factor: ...those below original_context / this are kept.
+    rope_theta: Base of the frequencies.
+    pairs: Which two numbers of a head rotate together: 'adjacent', (2i, 2i+1),
+      as in RoFormer and DeepSeek; or 'halves', (i, i + R/2), as in Llama and
+      Qwen.
+    rope_type: 'default' for no extension, 'yarn' (arXiv 2309.00071) or
+      'llama3'.
+    factor: Ratio of the extended context to the original one.
+    original_max_position_embeddings: Context length in tokens before the
+      extension.
+    beta_fast: YaRN: pairs that rotate more often than this within the original
+      context keep their frequency.
+    beta_slow: YaRN: pairs that rotate less often than this have their frequency
+      divided by `factor`; between the two bounds it is interpolated.
+    mscale: YaRN: the rotated numbers are multiplied by m(mscale) /
+      m(mscale_all_dim), with m(s) = 0.1 · s · ln(factor) + 1.
+    mscale_all_dim: YaRN: the softmax scale is multiplied by m(mscale_all_dim)².
+    low_freq_factor: Llama 3: frequencies whose wavelength exceeds
+      original_max_position_embeddings / low_freq_factor are divided by
+      `factor`.
+    high_freq_factor: Llama 3: frequencies whose wavelength is below
+      original_max_position_embeddings / high_freq_factor are kept; between the
+      two bounds they are interpolated.
   """
 
-  theta: float
+  rope_theta: float
   pairs: str
-  scaling: str
+  rope_type: str
   factor: float
-  original_context: int
+  original_max_position_embeddings: int
   beta_fast: float
   beta_slow: float
   mscale: float
@@ -49,24 +58,26 @@ class RopeConfig:
   def __post_init__(self):
     for field, known in (
       ('pairs', ('adjacent', 'halves')),
-      ('scaling', ('none', 'yarn', 'llama3')),
+      ('rope_type', ('default', 'yarn', 'llama3')),
     ):
       value = getattr(self, field)
       if value not in known:
         raise UserError(
           f'model.rope: {field} must be one of {known}, got {value!r}'
         )
-    if self.theta <= 1:
-      raise UserError(f'model.rope: theta must be above 1, got {self.theta}')
-    if self.scaling != 'none' and (
-      self.factor < 1 or self.original_context < 1
+    if self.rope_theta <= 1:
+      raise UserError(
+        f'model.rope: rope_theta must be above 1, got {self.rope_theta}'
+      )
+    if self.rope_type != 'default' and (
+      self.factor < 1 or self.original_max_position_embeddings < 1
     ):
       raise UserError(
-        f'model.rope: scaling {self.scaling!r} needs factor and '
-        f'original_context of at least 1, got {self.factor} and '
-        f'{self.original_context}'
+        f'model.rope: rope_type {self.rope_type!r} needs factor and '
+        'original_max_position_embeddings of at least 1, got '
+        f'{self.factor} and {self.original_max_position_embeddings}'
       )
-    if self.scaling == 'llama3' and (
+    if self.rope_type == 'llama3' and (
       not 0 < self.low_freq_factor < self.high_freq_factor
     ):
       raise UserError(
@@ -75,12 +86,14 @@ class RopeConfig:
       )
 
   def frequencies(self, width: int) -> np.ndarray:
-    """Radians a token of each of the width / 2 pairs, float32."""
-    freq = self.theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
-    if self.scaling == 'yarn':
+    """Returns the radians per token of each pair, float32 [width / 2]."""
+    freq = self.rope_theta ** (
+      -np.arange(0, width, 2, dtype=np.float64) / width
+    )
+    if self.rope_type == 'yarn':
       freq = freq * (1 - (1 - 1 / self.factor) * self._yarn_slowed(width))
-    if self.scaling == 'llama3':
-      turns = self.original_context * freq / (2 * math.pi)
+    if self.rope_type == 'llama3':
+      turns = self.original_max_position_embeddings * freq / (2 * math.pi)
       keep = np.clip(
         (turns - self.low_freq_factor)
         / (self.high_freq_factor - self.low_freq_factor),
@@ -91,13 +104,19 @@ class RopeConfig:
     return freq.astype(np.float32)
 
   def _yarn_slowed(self, width: int) -> np.ndarray:
-    """0 where a pair keeps its frequency, 1 where it is divided by factor."""
+    """Returns YaRN's ramp over pairs, [width / 2].
 
-    def pair(turns):  # The pair that turns so often in the original context.
+    It is 0 for pairs that keep their frequency, 1 for those whose frequency is
+    divided by `factor`, and linear in between.
+    """
+
+    def pair(turns):  # Index of the pair that rotates so often in the context.
       return (
         width
-        * math.log(self.original_context / (turns * 2 * math.pi))
-        / (2 * math.log(self.theta))
+        * math.log(
+          self.original_max_position_embeddings / (turns * 2 * math.pi)
+        )
+        / (2 * math.log(self.rope_theta))
       )
 
     first = max(math.floor(pair(self.beta_fast)), 0)
@@ -107,27 +126,32 @@ class RopeConfig:
 
   @property
   def magnitude(self) -> float:
-    """Factor on the rotated numbers."""
-    if self.scaling != 'yarn':
+    """Factor on the rotated numbers (YaRN's attention scaling), else 1."""
+    if self.rope_type != 'yarn':
       return 1.0
     return self._m(self.mscale) / self._m(self.mscale_all_dim)
 
   @property
   def softmax_factor(self) -> float:
-    """Factor on the attention's softmax scale."""
-    return self._m(self.mscale_all_dim) ** 2 if self.scaling == 'yarn' else 1.0
+    """Factor on the softmax scale of attention (YaRN), else 1."""
+    return (
+      self._m(self.mscale_all_dim) ** 2 if self.rope_type == 'yarn' else 1.0
+    )
 
   def _m(self, scale: float) -> float:
     return 0.1 * scale * math.log(self.factor) + 1
 
 
 def rotate(x: jax.Array, position: jax.Array, config: RopeConfig) -> jax.Array:
-  """Turns every pair of x by position · frequency, in float32 at least.
+  """Rotates every pair of x by position · frequency, in float32 at least.
 
   Args:
-    x: [..., R]
-    position: int32, broadcastable to x.shape[:-1].
-    config: Frequencies, and what makes a pair.
+    x: [..., R] queries or keys.
+    position: int32 token positions, broadcastable to x.shape[:-1].
+    config: Frequencies and the layout of pairs.
+
+  Returns:
+    [..., R] in the dtype of x.
   """
   angle = position[..., None].astype(quant.wide(x.dtype)) * config.frequencies(
     x.shape[-1]
@@ -136,8 +160,8 @@ def rotate(x: jax.Array, position: jax.Array, config: RopeConfig) -> jax.Array:
   wide = x.astype(quant.wide(x.dtype))
   if config.pairs == 'adjacent':
     a, b = wide[..., 0::2], wide[..., 1::2]
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    rotated = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    return rotated.reshape(x.shape).astype(x.dtype)
   a, b = jnp.split(wide, 2, -1)
-  turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
-  return turned.astype(x.dtype)
+  rotated = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+  return rotated.astype(x.dtype)

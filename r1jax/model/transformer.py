@@ -37,14 +37,14 @@ class Block(nn.Module):
 
   def setup(self):
     c = self.config
-    self.attention_norm = RMSNorm(c.norm_eps)
+    self.attention_norm = RMSNorm(c.rms_norm_eps)
     attention = {'mla': MLA, 'gqa': GQA}[c.attention]
     self.attention = attention(c, self.layout)
-    self.ffn_norm = RMSNorm(c.norm_eps)
+    self.ffn_norm = RMSNorm(c.rms_norm_eps)
     if self.is_moe:
       self.ffn = MoE(c, self.layout)
     else:
-      self.ffn = SwiGLU(c, self.layout, c.ffn_dim)
+      self.ffn = SwiGLU(c, self.layout, c.intermediate_size)
 
   def feed_forward(self, x_BTD, counted_BT, replay_BTA=None):
     h_BTD = self.ffn_norm(x_BTD)
@@ -115,7 +115,7 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
     methods={
       '__call__': dict(
         over_layers,
-        unroll=config.unroll,
+        unroll=config.scan_unroll,
         in_axes=(nn.broadcast, nn.broadcast, 0),
       ),
       'extend': dict(over_layers, in_axes=(0,) + (nn.broadcast,) * 6),
@@ -148,7 +148,7 @@ def _mtp(config: ModelConfig, layout: Layout):
     module,
     variable_axes={'params': 0},
     split_rngs={'params': True},
-    length=config.mtp_depth,
+    length=config.num_nextn_predict_layers,
     in_axes=(0, nn.broadcast, nn.broadcast),
     metadata_params={nn.PARTITION_NAME: 'L'},
   )(config, layout, Block)
@@ -170,27 +170,33 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.embedding_VD = weight(
-      self, 'embedding', 'VD', (c.vocab_size, c.d_model), c.init_std
+      self,
+      'embedding',
+      'VD',
+      (c.vocab_size, c.hidden_size),
+      c.initializer_range,
     )
     layers = _blocks if self.apart else _stack
     stacks = []
-    if c.first_k_dense:
-      self.dense_layers = layers(c, self.layout, False, c.first_k_dense)
-      stacks.append(('dense_layers', self.dense_layers, c.first_k_dense))
+    if c.first_k_dense_replace:
+      self.dense_layers = layers(c, self.layout, False, c.first_k_dense_replace)
+      stacks.append(
+        ('dense_layers', self.dense_layers, c.first_k_dense_replace)
+      )
     if c.num_moe_layers:
       self.moe_layers = layers(c, self.layout, True, c.num_moe_layers)
       stacks.append(('moe_layers', self.moe_layers, c.num_moe_layers))
     self.stacks = stacks
-    self.norm = RMSNorm(c.norm_eps)
-    if c.tie_embeddings:
+    self.norm = RMSNorm(c.rms_norm_eps)
+    if c.tie_word_embeddings:
       self.head_DV = self.embedding_VD.T
     else:
       self.head_DV = weight(
-        self, 'head', 'DV', (c.d_model, c.vocab_size), c.init_std
+        self, 'head', 'DV', (c.hidden_size, c.vocab_size), c.initializer_range
       )
     if c.scalar_head:
-      self.scalar_D1 = weight(self, 'scalar', 'Dv', (c.d_model, 1), 0.0)
-    if c.mtp_depth:
+      self.scalar_D1 = weight(self, 'scalar', 'Dv', (c.hidden_size, 1), 0.0)
+    if c.num_nextn_predict_layers:
       self.mtp = _mtp(c, self.layout)
 
   def __call__(
@@ -229,7 +235,7 @@ class Transformer(nn.Module):
     ahead_ZBTD = jnp.stack(
       [
         self.embedding_VD[shift(tokens_BT, k + 1)]
-        for k in range(self.config.mtp_depth)
+        for k in range(self.config.num_nextn_predict_layers)
       ]
     )
     _, (hidden_ZBTD, routed) = self.mtp(
@@ -249,7 +255,7 @@ class Transformer(nn.Module):
   def everything(self, tokens_BT, position_BT, segment_BT):
     """Passes through every parameter: what initialisation calls."""
     hidden_BTD = self(tokens_BT, position_BT, segment_BT).hidden_BTD
-    if self.config.mtp_depth:
+    if self.config.num_nextn_predict_layers:
       self.look_ahead(hidden_BTD, tokens_BT, position_BT, segment_BT)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -324,7 +330,7 @@ def layers_apart(config: ModelConfig, params, of=lambda x, layer: x[layer]):
   """
   found = dict(params)
   for name, layers in (
-    ('dense_layers', config.first_k_dense),
+    ('dense_layers', config.first_k_dense_replace),
     ('moe_layers', config.num_moe_layers),
   ):
     stack = found.pop(name, None)
@@ -360,7 +366,9 @@ def is_stacked(path: str) -> bool:
 def output_head(model: Transformer, params) -> jax.Array:
   """[D, V] in the compute dtype: what turns hidden states into logits."""
   head = (
-    params['embedding'].T if model.config.tie_embeddings else params['head']
+    params['embedding'].T
+    if model.config.tie_word_embeddings
+    else params['head']
   )
   return head.astype(model.config.compute_dtype)
 

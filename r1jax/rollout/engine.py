@@ -124,10 +124,10 @@ class Engine:
     decode: Ids to text; stop strings need it.
     """
     self.config, self.decode = config, decode
-    if config.speculative and not model.config.mtp_depth:
+    if config.speculative and not model.config.num_nextn_predict_layers:
       raise UserError(
         'rollout: speculative needs a look-ahead module, but '
-        'model.mtp_depth is 0'
+        'model.num_nextn_predict_layers is 0'
       )
     self.layout = layout = model.layout.decoding()
     self.parts = layout.size('B')
@@ -365,7 +365,8 @@ def _pays_apart(model: Transformer) -> bool:
   """Where layers are few, and the device multiplies only what it has copied
   out of a stack. It costs a second copy of the parameters."""
   return (
-    model.layout.platform == 'cpu' and model.config.num_layers <= _APART_LAYERS
+    model.layout.platform == 'cpu'
+    and model.config.num_hidden_layers <= _APART_LAYERS
   )
 
 

@@ -121,7 +121,7 @@ class Programs:
     }
     if self.speculative:
       pool['mtp'] = pool['mtp'].replace(
-        hidden_YD=jnp.zeros((pages, c.d_model), c.compute_dtype)
+        hidden_YD=jnp.zeros((pages, c.hidden_size), c.compute_dtype)
       )
     return pool
 
@@ -191,7 +191,7 @@ class Programs:
       told=self._nothing(B, best),
     )
     if self.speculative:
-      D, dtype = self.model.config.d_model, self.model.config.compute_dtype
+      D, dtype = self.model.config.hidden_size, self.model.config.compute_dtype
       last_BD = cache.last_hidden(pages['mtp'], context, self.model.layout)
       one, gap = _length(context) > 0, jnp.zeros(B, bool)
       started = started._replace(
@@ -406,7 +406,7 @@ class Programs:
     """Layers of each stack that has a cache."""
     c = self.model.config
     stacks = {
-      'dense_layers': c.first_k_dense,
+      'dense_layers': c.first_k_dense_replace,
       'moe_layers': c.num_moe_layers,
       'mtp': int(self.speculative),
     }
@@ -449,7 +449,7 @@ class Programs:
     experts = None
     if self.record_routing:
       experts = jnp.zeros(
-        (B, S, c.num_moe_layers, c.experts_per_token), jnp.uint16
+        (B, S, c.num_moe_layers, c.num_experts_per_tok), jnp.uint16
       )
     return Chunk(
       tokens_BS=some.astype(jnp.int32),

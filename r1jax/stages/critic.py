@@ -19,7 +19,7 @@ from r1jax.checkpoints.storage import Reader
 from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.config import RUN_DEFAULTS, ModelConfig
-from r1jax.model.moe import Balancing
+from r1jax.model.moe import LoadBalancing
 from r1jax.model.transformer import Transformer
 from r1jax.records import FINISH_LENGTH, RLBatch
 from r1jax.stages.build import parts as build
@@ -136,7 +136,7 @@ class Own(_Valued):
       estimator(config),
       c.minibatches,
       c.microbatches,
-      Balancing(c.balance_speed, c.balance_loss),
+      LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
     )
 
   def target(self):
@@ -244,7 +244,9 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
   """
   if not config.rl.ppo.value_init:
     return dataclasses.replace(
-      build.model_config(config.model), scalar_head=True, mtp_depth=0
+      build.model_config(config.model),
+      scalar_head=True,
+      num_nextn_predict_layers=0,
     )
   path = _file(config)
   if 'scalar' not in Reader(path):

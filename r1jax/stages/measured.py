@@ -10,7 +10,7 @@ import ml_collections
 
 from r1jax.checkpoints import weights
 from r1jax.data import batching
-from r1jax.model.moe import Balancing
+from r1jax.model.moe import LoadBalancing
 from r1jax.stages import report
 from r1jax.stages.build import parts as build
 from r1jax.stages.stage import OUTPUT, Stage
@@ -43,7 +43,9 @@ class Measured(Stage):
     self._tx = optimizer.make(
       build.optimizer_config(c), self._steps, untrained=untrained
     )
-    self._balancing = Balancing(c.balance_speed, c.balance_loss)
+    self._balancing = LoadBalancing(
+      c.routed_bias_update_rate, c.router_aux_loss_coef
+    )
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
     """Trains, or goes on from a checkpoint; returns the weights' file."""

@@ -99,7 +99,7 @@ def _check(config: ml_collections.ConfigDict, parts: build.Parts):
   build.divides(
     'prm.batch_size', c.batch_size, c.microbatches, parts.model.layout
   )
-  build.widths('prm', c.length_buckets, config.model.max_context)
+  build.widths('prm', c.length_buckets, config.model.max_position_embeddings)
   if not c.data:
     raise UserError('prm: data names no labelled steps to learn from')
   if c.labels not in process.LABELS:

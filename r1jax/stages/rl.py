@@ -18,7 +18,7 @@ from r1jax.data.datasets import GENERAL
 from r1jax.evaluate import evaluator
 from r1jax.graders import code_grader, dispatch
 from r1jax.graders.verdict import Verdict
-from r1jax.model.moe import Balancing
+from r1jax.model.moe import LoadBalancing
 from r1jax.records import FINISH_STOP, RLBatch, Rollout, ScoredRollout
 from r1jax.rollout import assemble
 from r1jax.stages import collect, critic, report
@@ -87,7 +87,7 @@ class RL(Stage):
       self._width,
       c.minibatches,
       c.microbatches,
-      Balancing(c.balance_speed, c.balance_loss),
+      LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
       c.mtp_weight,
       self._critic.also,
     )

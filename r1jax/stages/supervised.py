@@ -10,7 +10,7 @@ import ml_collections
 from r1jax.checkpoints import weights
 from r1jax.data import batching
 from r1jax.errors import UserError
-from r1jax.model.moe import Balancing
+from r1jax.model.moe import LoadBalancing
 from r1jax.records import TokenBatch
 from r1jax.stages import report
 from r1jax.stages.build import parts as build
@@ -61,7 +61,7 @@ class _Supervised(Stage):
       step_fn = train_step.supervised(
         model,
         tx,
-        Balancing(c.balance_speed, c.balance_loss),
+        LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
         train_step.LookAhead(
           c.mtp.weight,
           c.mtp.later_weight,
@@ -145,8 +145,12 @@ class SFT(_Supervised):
 
 
 def _check_length(config: ml_collections.ConfigDict, name: str):
-  length, context = config[name].length_tokens, config.model.max_context
+  length, context = (
+    config[name].length_tokens,
+    config.model.max_position_embeddings,
+  )
   if length > context:
     raise UserError(
-      f'{name}.length_tokens = {length} exceeds model.max_context = {context}'
+      f'{name}.length_tokens = {length} exceeds '
+      f'model.max_position_embeddings = {context}'
     )

@@ -38,7 +38,7 @@ def reward(
   model: Transformer,
   tx: optax.GradientTransformation,
   pairwise: reward_model.Pairwise,
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
   microbatches: int,
 ) -> Callable:
   """Returns step(state, batch) → (state, metrics), jitted.
@@ -132,7 +132,7 @@ def dpo(
   tx: optax.GradientTransformation,
   objective: dpo_loss.Objective,
   robust: dpo_loss.Robust | None,
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
   microbatches: int,
 ) -> Callable:
   """Returns step(state, PairBatch, reference) → (state, metrics), jitted.

@@ -32,7 +32,7 @@ def chances(model: Transformer) -> Callable:
 def learn(
   model: Transformer,
   tx: optax.GradientTransformation,
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
   microbatches: int,
 ) -> Callable:
   """Returns step(state, StepLabelBatch) → (state, metrics), jitted."""

@@ -53,7 +53,7 @@ class Teaching:
 def supervised(
   model: Transformer,
   tx: optax.GradientTransformation,
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
   look_ahead: LookAhead,
   microbatches: int,
   teaching: Teaching | None = None,
@@ -86,7 +86,7 @@ def supervised(
       metrics = {'loss': loss}
     metrics['entropy'] = mean(entropy_BT)
     routing = out.routing
-    if model.config.mtp_depth:
+    if model.config.num_nextn_predict_layers:
       ahead, routed = _ahead_loss(
         model,
         params,
@@ -187,7 +187,7 @@ def policy(
   prompt_tokens: int,
   minibatches: int,
   microbatches: int,
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
   mtp_weight: float = 0.0,
   also: Callable | None = None,
 ) -> Callable:
@@ -317,7 +317,11 @@ def _ahead_loss(
   hidden_ZBTD, routing = model.apply(
     {'params': params}, hidden_BTD, *inputs, method='look_ahead'
   )
-  head, depth, total = output_head(model, params), model.config.mtp_depth, 0.0
+  head, depth, total = (
+    output_head(model, params),
+    model.config.num_nextn_predict_layers,
+    0.0,
+  )
   for k in range(depth):
     target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)
     logp_BT, _ = common.token_logp(

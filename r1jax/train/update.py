@@ -21,7 +21,7 @@ def epoch(
   loss_fn: Callable,
   minibatches: int,
   microbatches: int,
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
 ) -> Callable:
   """Returns run(state, RLBatch, key) → (state, sums, largest), to be jitted.
 
@@ -71,12 +71,14 @@ def loads(routing: dict[str, moe.Routing]):
   }
 
 
-def balance(routing: dict[str, moe.Routing], balancing: moe.Balancing, share):
+def balance(
+  routing: dict[str, moe.Routing], balancing: moe.LoadBalancing, share
+):
   """α times the balance loss of all layers, times a microbatch's share."""
-  if not balancing.loss:
+  if not balancing.router_aux_loss_coef:
     return 0.0
-  layers = sum(routed.balance.sum() for routed in routing.values())
-  return balancing.loss * layers * share
+  layers = sum(routed.aux_loss.sum() for routed in routing.values())
+  return balancing.router_aux_loss_coef * layers * share
 
 
 def live_rows(valid_BT):
@@ -136,7 +138,7 @@ def apply(
   tx,
   grads,
   routing: dict[str, moe.Routing],
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
 ):
   """One optimiser update and one step of expert balancing.
 
@@ -151,9 +153,9 @@ def apply(
     'skipped_updates': 1.0 - finite.astype(jnp.float32),
   }
   for stack, routed in routing.items():
-    path = moe.BIAS[stack]
-    bias_LE = moe.balanced_bias(
-      _leaf(params, path), routed.load_E, balancing.speed
+    path = moe.BIAS_PATHS[stack]
+    bias_LE = moe.updated_bias(
+      _leaf(params, path), routed.load_E, balancing.routed_bias_update_rate
     )
     params = _replace(params, path, bias_LE)
   if routing:

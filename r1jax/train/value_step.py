@@ -54,7 +54,7 @@ def critic(
   how: ppo.Estimator,
   minibatches: int,
   microbatches: int,
-  balancing: moe.Balancing,
+  balancing: moe.LoadBalancing,
 ) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 

@@ -119,7 +119,9 @@ def test_look_ahead_modules_come_back_bit_equal(shared, tmp_path):
   )
   convert.export_hf(tmp_path / 'ours', tmp_path / 'theirs')
   _same_files(tmp_path / 'hf', tmp_path / 'theirs')
-  assert hf_config.read_config(tmp_path / 'theirs')['mtp_depth'] == 1
+  assert (
+    hf_config.read_config(tmp_path / 'theirs')['num_nextn_predict_layers'] == 1
+  )
 
 
 @pytest.mark.parametrize(
@@ -227,13 +229,13 @@ def test_shards_hold_what_one_file_holds(shared, tmp_path):
 def test_a_conversion_holds_one_tensor_of_theirs(tmp_path):
   """64 experts: a layer's stack is 16 times the largest tensor."""
   fields = models.tiny() | dict(
-    num_layers=1,
-    first_k_dense=0,
-    d_model=256,
-    expert_ffn_dim=256,
-    num_experts=64,
-    num_expert_groups=4,
-    topk_groups=2,
+    num_hidden_layers=1,
+    first_k_dense_replace=0,
+    hidden_size=256,
+    moe_intermediate_size=256,
+    n_routed_experts=64,
+    n_group=4,
+    topk_group=2,
     vocab_size=1024,
   )
   stack = 64 * 256 * 256 * 4

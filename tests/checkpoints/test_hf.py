@@ -157,6 +157,6 @@ def test_both_forms_of_config_say_the_same(shared, tmp_path, name):
   folder = shared / 'oracle' / name
   shutil.copy(folder / 'config_hub.json', tmp_path / 'config.json')
   hub, new = hf_config.read_config(tmp_path), hf_config.read_config(folder)
-  for field in ('init_std', 'dtype'):
+  for field in ('initializer_range', 'dtype'):
     hub.pop(field), new.pop(field)
   assert hub == new

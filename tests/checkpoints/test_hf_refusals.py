@@ -55,8 +55,8 @@ def test_every_wrong_tensor_is_listed_at_once(shared, tmp_path):
     ({'model_type': 'mamba'}, ["'mamba'", 'deepseek_v3, llama, qwen2']),
     ({'hidden_act': 'gelu'}, ["hidden_act = 'gelu'", "'silu'"]),
     ({'vocab_size': 600}, ['lm_head.weight', '(512, 64)', '(600, 64)']),
-    ({'n_group': 3}, ['num_expert_groups = 3', 'num_experts = 16']),
-    ({'num_experts_per_tok': 9}, ['experts_per_token = 9', '8 experts']),
+    ({'n_group': 3}, ['n_group = 3', 'n_routed_experts = 16']),
+    ({'num_experts_per_tok': 9}, ['num_experts_per_tok = 9', '8 experts']),
     (
       {'rope_parameters': {'rope_theta': 1e4, 'rope_type': 'longrope'}},
       ["'longrope'", 'yarn'],
@@ -118,16 +118,18 @@ def test_a_checkpoint_of_another_architecture_is_refused(shared, tmp_path):
   """The same shapes, another rotation: no shape would have told."""
   convert.import_hf(shared / 'oracle' / 'qwen2', tmp_path / 'ours')
   fields = hf_config.read_config(shared / 'oracle' / 'qwen2')
-  fields['rope']['theta'] = 1e4
+  fields['rope']['rope_theta'] = 1e4
   model = Transformer(from_dict(fields), one_device())
-  with pytest.raises(UserError, match='model.rope.theta is 1000000.0 there'):
+  with pytest.raises(
+    UserError, match='model.rope.rope_theta is 1000000.0 there'
+  ):
     weights.load(tmp_path / 'ours', model)
 
 
 def test_a_field_that_says_what_weights_mean_may_not_be_missing(tmp_path):
   file = tmp_path / 'model.safetensors'
   said = flatten({'model': models.tiny()})
-  for field in ('num_shared_experts', 'rope.theta'):
+  for field in ('n_shared_experts', 'rope.rope_theta'):
     about = {
       'config': {
         key: value for key, value in said.items() if key != f'model.{field}'

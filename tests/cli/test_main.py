@@ -44,7 +44,7 @@ def _refused(tmp_path, *args):
     (['--config.rl.minibatches=3'], ['32 does not divide', '3 batches']),
     (
       ['--config.rl.max_new_tokens=200'],
-      ['max_new_tokens = 200', 'max_context = 128'],
+      ['max_new_tokens = 200', 'max_position_embeddings = 128'],
     ),
     (
       ['--config.data.max_prompt_tokens=5'],
@@ -83,7 +83,7 @@ def _refused(tmp_path, *args):
     ),
     (
       ['--config.init=shipped'],
-      ['is of another model', 'model.num_layers is 4 there and 2 here'],
+      ['is of another model', 'model.num_hidden_layers is 4 there and 2 here'],
     ),
     (['--config.stages=("rl","pretrain")'], ['stages', 'in that order']),
     (['--config.mesh.tensor=3'], ['tensor=3', '8 devices']),
@@ -92,7 +92,10 @@ def _refused(tmp_path, *args):
       ['E = 4', 'expert × tensor = 8'],
     ),
     (['--config.rollout.rows=0'], ['rows must be at least 1, got 0']),
-    (['--config.rollout.speculative=True'], ['model.mtp_depth is 0']),
+    (
+      ['--config.rollout.speculative=True'],
+      ['model.num_nextn_predict_layers is 0'],
+    ),
     (
       ['--config.rl.complete_share=0.0'],
       ['complete_share must lie within (0, 1], got 0.0'],
@@ -105,23 +108,27 @@ def _refused(tmp_path, *args):
       ['--config.rollout.cache_tokens=20'],
       ['cache_tokens = 20 holds no request', 'context_tokens = 28'],
     ),
-    (
-      ['--config.model.num_expert_groups=3'],
-      ['num_expert_groups = 3', 'num_experts = 4'],
-    ),
+    (['--config.model.n_group=3'], ['n_group = 3', 'n_routed_experts = 4']),
     (['--config.corpus.slip_rate=2.0'], ['slip_rate', '2.0']),
     (['--config.pretrain.length_tokens=20'], ['length_tokens = 20']),
     (
       ['--config.pretrain.length_tokens=129'],
-      ['pretrain.length_tokens = 129', 'model.max_context = 128'],
+      ['pretrain.length_tokens = 129', 'model.max_position_embeddings = 128'],
     ),
     (
-      ['--config.model.mtp_depth=2', '--config.pretrain.length_tokens=3'],
-      ['length_tokens = 3', 'model.mtp_depth = 2', 'they need 4'],
+      [
+        '--config.model.num_nextn_predict_layers=2',
+        '--config.pretrain.length_tokens=3',
+      ],
+      [
+        'length_tokens = 3',
+        'model.num_nextn_predict_layers = 2',
+        'they need 4',
+      ],
     ),
     (
       ['--config.rl.mtp_weight=0.3'],
-      ['mtp_weight = 0.3', 'model.mtp_depth is 0'],
+      ['mtp_weight = 0.3', 'model.num_nextn_predict_layers is 0'],
     ),
     (['--config.rl.eval_every=0'], ['rl.eval_every must be at least 1']),
     (['--config.rl.microbatches=0'], ['rl.microbatches must be at least 1']),

@@ -7,17 +7,17 @@ def get_config():
   config = r1_zero_tiny.get_config()
   config.init = 'pretrain'
   config.model.update(
-    d_model=16,
-    num_layers=2,
+    hidden_size=16,
+    num_hidden_layers=2,
     q_lora_rank=8,
     kv_lora_rank=8,
     qk_nope_head_dim=6,
     qk_rope_head_dim=4,
     v_head_dim=5,
-    ffn_dim=32,
-    expert_ffn_dim=8,
-    num_experts=4,
-    init_std=0.1,
+    intermediate_size=32,
+    moe_intermediate_size=8,
+    n_routed_experts=4,
+    initializer_range=0.1,
   )
   config.pretrain.update(steps=4, batch_size=8, checkpoint_every=2, log_every=1)
   config.rl.update(

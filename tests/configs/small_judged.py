@@ -9,7 +9,9 @@ def _stage(kind: str, init: str):
   config = small.get_config()
   config.stages = (kind,)
   config.init = init
-  config.model.update(num_layers=1, vocab_size=106)  # Every id has a text.
+  config.model.update(
+    num_hidden_layers=1, vocab_size=106
+  )  # Every id has a text.
   config.corpus.general_error_rate = 0.3
   return config
 

@@ -6,14 +6,14 @@ from configs import r1_zero_671b
 def get_config():
   config = r1_zero_671b.get_config()
   config.model.update(
-    num_layers=5,
-    d_model=128,
-    num_heads=4,
+    num_hidden_layers=5,
+    hidden_size=128,
+    num_attention_heads=4,
     q_lora_rank=128,
     kv_lora_rank=128,
-    ffn_dim=512,
-    expert_ffn_dim=128,
-    num_experts=16,
+    intermediate_size=512,
+    moe_intermediate_size=128,
+    n_routed_experts=16,
     vocab_size=1024,
   )
   config.mesh = dict(data=1, fsdp=2, tensor=1, expert=2)

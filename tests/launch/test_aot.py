@@ -121,35 +121,39 @@ def test_an_update_is_compiled_and_measured_without_its_arrays():
 
 def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
   """Every product by hand; attention's core is in it, there is no kernel."""
-  config = _small(first_k_dense=2)
+  config = _small(first_k_dense_replace=2)
   (found,) = _compiled(config)
   m, own = config.model, config.rl.max_new_tokens
   T = config.data.max_prompt_tokens + own
-  rows, N = found.tokens // T, m.num_heads
+  rows, N = found.tokens // T, m.num_attention_heads
   J, U = m.qk_nope_head_dim + m.qk_rope_head_dim, m.v_head_dim
   layer = (
-    m.d_model * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim)
+    m.hidden_size * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim)
     + N
     * (
       m.q_lora_rank * J
       + m.kv_lora_rank * (m.qk_nope_head_dim + U)
-      + U * m.d_model
+      + U * m.hidden_size
     )
-    + 3 * m.d_model * m.ffn_dim
+    + 3 * m.hidden_size * m.intermediate_size
   )
-  head = m.d_model * m.vocab_size
-  products = 6 * rows * (m.num_layers * T * layer + own * head)
+  head = m.hidden_size * m.vocab_size
+  products = 6 * rows * (m.num_hidden_layers * T * layer + own * head)
   # One block of the blocked kernel: two products, and five for the gradient.
-  core = 2 * rows * m.num_layers * N * T * T * ((J + U) + (3 * J + 2 * U))
+  core = (
+    2 * rows * m.num_hidden_layers * N * T * T * ((J + U) + (3 * J + 2 * U))
+  )
   assert found.matmul_flops == dict(dense=products + core, grouped=0, kernel=0)
-  norms = m.d_model + m.num_layers * (
-    2 * m.d_model + m.q_lora_rank + m.kv_lora_rank
+  norms = m.hidden_size + m.num_hidden_layers * (
+    2 * m.hidden_size + m.q_lora_rank + m.kv_lora_rank
   )  # N counts them too.
   assert found.model_flops == 6 * found.tokens * (
-    m.num_layers * layer + head + norms
+    m.num_hidden_layers * layer + head + norms
   )
   pairs = rows * sum(t + 1 for t in range(T))
-  assert found.attention_flops == 3 * 2 * m.num_layers * N * (J + U) * pairs
+  assert (
+    found.attention_flops == 3 * 2 * m.num_hidden_layers * N * (J + U) * pairs
+  )
 
 
 # As the compiler writes it; ours are the rows, not the two lines above them.

@@ -37,26 +37,31 @@ def test_named_sizes_have_their_published_parameters(name, total, cache_bytes):
 
 # DeepSeek's README_WEIGHTS: '671B', '36.7B' active, which the report rounds to
 # 37B, and '11.5B unique parameters' of one look-ahead module.
-@pytest.mark.parametrize('mtp_depth', [0, 1])
-def test_v3_has_671_billion_and_activates_37(mtp_depth):
+@pytest.mark.parametrize('num_nextn_predict_layers', [0, 1])
+def test_v3_has_671_billion_and_activates_37(num_nextn_predict_layers):
   config = build.model_config(
-    ml_collections.ConfigDict(models.deepseek_v3() | dict(mtp_depth=mtp_depth))
+    ml_collections.ConfigDict(
+      models.deepseek_v3()
+      | dict(num_nextn_predict_layers=num_nextn_predict_layers)
+    )
   )
   found = info.count(config)
   assert found.total == pytest.approx(671.0e9, rel=0.005)
   assert found.active == pytest.approx(36.7e9, rel=0.005)
-  assert found.look_ahead == pytest.approx(mtp_depth * 11.5e9, rel=0.01)
+  assert found.look_ahead == pytest.approx(
+    num_nextn_predict_layers * 11.5e9, rel=0.01
+  )
   assert found.cache_bytes == 61 * (512 + 64) * 2  # bf16
 
 
-@pytest.mark.parametrize('mtp_depth', [0, 1])
-def test_info_prints_the_published_sizes(capsys, mtp_depth):
+@pytest.mark.parametrize('num_nextn_predict_layers', [0, 1])
+def test_info_prints_the_published_sizes(capsys, num_nextn_predict_layers):
   main.run(
     [
       'info',
       '--config=configs/r1_zero_671b.py',
       '--devices=1024',
-      f'--config.model.mtp_depth={mtp_depth}',
+      f'--config.model.num_nextn_predict_layers={num_nextn_predict_layers}',
     ]
   )
   printed = capsys.readouterr().out
@@ -65,17 +70,19 @@ def test_info_prints_the_published_sizes(capsys, mtp_depth):
   shown = {row[0].strip(): row[1:] for row in rows}
   assert shown['parameters'] == ['671,026,404,352', '671B']
   assert shown['met by one token'][1] == '37B'
-  assert ('look-ahead modules, apart' in shown) == bool(mtp_depth)
+  assert ('look-ahead modules, apart' in shown) == bool(
+    num_nextn_predict_layers
+  )
 
 
 def test_memory_is_told_of_grpo_and_of_ppo():
   """Against sizes by hand: float32, two moments, one reference policy."""
   config = r1_zero_tiny.get_config()
   n = info.count(build.model_config(config.model)).total
-  n += 3 * config.model.num_experts  # Routing biases are held too.
+  n += 3 * config.model.n_routed_experts  # Routing biases are held too.
   layout = Layout(make_mesh({}, jax.devices()[:1]))
   found = info.training_bytes(config, layout)
-  head = config.model.d_model
+  head = config.model.hidden_size
   assert found['GRPO, in all'] == (4 + 4 + 8 + 4) * n
   assert found["PPO's own critic and its moments"] == (4 + 8) * (n + head)
   assert found['PPO with it, in all'] == (

@@ -25,9 +25,11 @@ from tests.conftest import (
   [
     small_config(),
     dense_config(),
-    small_config(fp8=True, first_k_dense=3),
+    small_config(fp8=True, first_k_dense_replace=3),
     dense_config(fp8=True),
-    dense_config(num_kv_heads=1, tie_embeddings=True, qk_norm=False),
+    dense_config(
+      num_key_value_heads=1, tie_word_embeddings=True, qk_norm=False
+    ),
   ],
   ids=['mla', 'gqa', 'mla in fp8', 'gqa in fp8', 'mqa'],
 )
@@ -59,14 +61,14 @@ def test_the_cache_holds_what_the_config_says():
     tokens = 40 + 4  # A page is nobody's.
     pool = jax.tree.leaves(engine.new_pages())
     assert sum(x.nbytes for x in pool) == (
-      tokens * config.num_layers * config.cache_width * 4
+      tokens * config.num_hidden_layers * config.cache_width * 4
     )
   assert small_config().cache_width == 8 + 4
 
 
 @pytest.mark.parametrize(
   'config,worst',
-  [(small_config(first_k_dense=3), 0.05), (dense_config(), 0.05)],
+  [(small_config(first_k_dense_replace=3), 0.05), (dense_config(), 0.05)],
   ids=['mla', 'gqa'],
 )
 def test_an_8_bit_cache_is_near(config, worst):
@@ -96,7 +98,10 @@ def test_a_whole_cache_in_pages_equals_one_page():
 @pytest.mark.parametrize(
   'changes,message',
   [
-    ({'num_kv_heads': 3}, 'num_kv_heads = 3 does not divide num_heads = 4'),
+    (
+      {'num_key_value_heads': 3},
+      'num_key_value_heads = 3 does not divide num_attention_heads = 4',
+    ),
     ({'head_dim': 5}, 'head_dim must be even'),
     ({'attention': 'linear'}, "attention must be one of .*'linear'"),
     (

@@ -17,8 +17,8 @@ _SEGMENT = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]])
 @pytest.mark.parametrize(
   'config',
   [
-    partial(small_config, mtp_depth=1),
-    partial(dense_config, tie_embeddings=True),
+    partial(small_config, num_nextn_predict_layers=1),
+    partial(dense_config, tie_word_embeddings=True),
   ],
   ids=['v3', 'dense'],
 )
@@ -37,8 +37,8 @@ def _check(config):
     out = model.apply({'params': params}, *inputs)
     total = model.apply({'params': params}, out.hidden_BTD, method='logits')
     total = jnp.sum(jnp.sin(total))
-    total += sum(jnp.sum(r.balance) for r in out.routing.values())
-    if config.mtp_depth:
+    total += sum(jnp.sum(r.aux_loss) for r in out.routing.values())
+    if config.num_nextn_predict_layers:
       ahead, _ = model.apply(
         {'params': params}, out.hidden_BTD, *inputs, method='look_ahead'
       )

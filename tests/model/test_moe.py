@@ -19,7 +19,7 @@ from tests.reference import transformer as oracle
 )
 def test_routing_equals_the_numpy_oracle(groups, top_groups, active):
   config = small_config(
-    num_expert_groups=groups, topk_groups=top_groups, experts_per_token=active
+    n_group=groups, topk_group=top_groups, num_experts_per_tok=active
   )
   rng = np.random.default_rng(0)
   affinity = rng.uniform(0.01, 0.99, (200, 8)).astype(np.float32)
@@ -37,7 +37,7 @@ def test_routing_equals_the_numpy_oracle(groups, top_groups, active):
 
 def test_bias_selects_but_does_not_weigh():
   config = small_config(
-    num_expert_groups=1, topk_groups=1, experts_per_token=1, routed_scaling=1.0
+    n_group=1, topk_group=1, num_experts_per_tok=1, routed_scaling_factor=1.0
   )
   affinity = jnp.array([[0.9, 0.1] + [0.05] * 6])
   bias = jnp.array([-2.0] + [0.0] * 7)
@@ -47,7 +47,7 @@ def test_bias_selects_but_does_not_weigh():
 
 
 def test_balancing_moves_bias_against_the_load():
-  bias = moe.balanced_bias(
+  bias = moe.updated_bias(
     jnp.zeros((1, 4)), jnp.array([[9.0, 1.0, 5.0, 5.0]]), 0.001
   )
   np.testing.assert_allclose(bias, [[-0.001, 0.001, 0, 0]])
@@ -56,11 +56,11 @@ def test_balancing_moves_bias_against_the_load():
 @pytest.mark.parametrize(
   'changes,message',
   [
-    ({'num_expert_groups': 3}, 'num_expert_groups = 3 does not divide'),
-    ({'topk_groups': 5}, 'topk_groups = 5'),
-    ({'experts_per_token': 5}, 'experts_per_token = 5'),
+    ({'n_group': 3}, 'n_group = 3 does not divide'),
+    ({'topk_group': 5}, 'topk_group = 5'),
+    ({'num_experts_per_tok': 5}, 'num_experts_per_tok = 5'),
     ({'qk_rope_head_dim': 3}, 'qk_rope_head_dim'),
-    ({'first_k_dense': 9}, 'first_k_dense = 9'),
+    ({'first_k_dense_replace': 9}, 'first_k_dense_replace = 9'),
   ],
 )
 def test_a_wrong_architecture_is_named(changes, message):
@@ -71,13 +71,13 @@ def test_a_wrong_architecture_is_named(changes, message):
 def test_softmax_routing_is_that_of_v2():
   """Groups by their best expert; gates neither biased nor normalised."""
   config = small_config(
-    affinity='softmax',
-    group_score='max',
-    normalise_gates=False,
-    routed_scaling=16.0,
-    num_expert_groups=4,
-    topk_groups=2,
-    experts_per_token=2,
+    scoring_func='softmax',
+    group_scoring='max',
+    norm_topk_prob=False,
+    routed_scaling_factor=16.0,
+    n_group=4,
+    topk_group=2,
+    num_experts_per_tok=2,
   )
   rng = np.random.default_rng(0)
   affinity = jax.nn.softmax(rng.normal(size=(50, 8)).astype(np.float32) * 2)
@@ -107,7 +107,7 @@ def test_the_balance_loss_equals_numpy_and_ignores_padding():
       f = E / (A * len(seen)) * sum(i in expert[b, t] for t in seen)
       P = np.mean([affinity[b, t, i] / affinity[b, t].sum() for t in seen])
       total += f * P
-  loss, load = moe.balance_loss(affinity, jnp.asarray(expert), counted)
+  loss, load = moe.sequence_aux_loss(affinity, jnp.asarray(expert), counted)
   np.testing.assert_allclose(loss, total / rows, rtol=1e-5)
   np.testing.assert_array_equal(
     load, np.bincount(expert[counted].reshape(-1), minlength=E)
@@ -124,7 +124,9 @@ def test_load_metrics_name_the_worst_layer():
   np.testing.assert_allclose(found['moe/min_entropy'], 0, atol=1e-6)
 
 
-_ONE_LAYER = dict(num_layers=1, first_k_dense=0, num_shared_experts=0)
+_ONE_LAYER = dict(
+  num_hidden_layers=1, first_k_dense_replace=0, n_shared_experts=0
+)
 
 
 def _moe_layer(shape, **changes):

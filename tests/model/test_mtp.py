@@ -17,7 +17,7 @@ _SEGMENT = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2]])
 
 @pytest.mark.parametrize('depth', [1, 2])
 def test_every_module_equals_the_numpy_oracle(depth):
-  config = small_config(mtp_depth=depth)
+  config = small_config(num_nextn_predict_layers=depth)
   model, params = make(config)
   ahead = params['mtp']['block']['ffn']
   ahead['bias'] = 0.3 * jax.random.normal(
@@ -46,8 +46,8 @@ def test_every_module_equals_the_numpy_oracle(depth):
     np.testing.assert_allclose(
       hidden_ZBTD[k, 0, : -k - 1], want[k][: -k - 1], atol=2e-4
     )
-  assert routing['mtp'].load_E.shape == (depth, config.num_experts)
-  assert routing['mtp'].load_E.sum() == depth * 9 * config.experts_per_token
+  assert routing['mtp'].load_E.shape == (depth, config.n_routed_experts)
+  assert routing['mtp'].load_E.sum() == depth * 9 * config.num_experts_per_tok
 
 
 def test_targets_end_with_their_document():
@@ -63,7 +63,7 @@ def test_targets_end_with_their_document():
 
 def test_look_ahead_sees_the_next_token_and_no_more():
   """Module 1 at place i reads tokens up to i + 1."""
-  model, params = make(small_config(mtp_depth=1))
+  model, params = make(small_config(num_nextn_predict_layers=1))
 
   @jax.jit
   def run(tokens):

@@ -221,9 +221,9 @@ def test_a_models_gradient_in_fp8_is_the_same_on_eight_devices(native):
 
   config = dense_config(
     fp8=True,
-    num_layers=1,
-    first_k_dense=1,
-    max_context=256,
+    num_hidden_layers=1,
+    first_k_dense_replace=1,
+    max_position_embeddings=256,
     attention_kernel='plain',
   )
   params = jax.device_get(make(config)[1])
@@ -291,7 +291,7 @@ def test_grouped_products_round_each_experts_weight(dispatch, native):
 
 @pytest.mark.parametrize(
   'config',
-  [partial(small_config, first_k_dense=3), dense_config],
+  [partial(small_config, first_k_dense_replace=3), dense_config],
   ids=['mla', 'gqa'],
 )
 def test_a_model_in_fp8_is_near_and_not_the_same(config):

@@ -15,13 +15,13 @@ _TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9))
   [
     {},
     {'q_lora_rank': 0},
-    {'first_k_dense': 0},
-    {'first_k_dense': 3},
-    {'num_expert_groups': 1, 'topk_groups': 1},
-    {'num_shared_experts': 0, 'experts_per_token': 3},
+    {'first_k_dense_replace': 0},
+    {'first_k_dense_replace': 3},
+    {'n_group': 1, 'topk_group': 1},
+    {'n_shared_experts': 0, 'num_experts_per_tok': 3},
     {'moe_dispatch': 'ragged'},
     {'remat': True},
-    {'unroll': 2},
+    {'scan_unroll': 2},
     {'attention_kernel': 'plain'},
   ],
   ids=str,
@@ -65,7 +65,7 @@ def test_layers_are_scanned():
   """The program does not grow with depth."""
 
   def size(layers):
-    model, params = make(small_config(num_layers=layers))
+    model, params = make(small_config(num_hidden_layers=layers))
     jaxpr = jax.make_jaxpr(
       lambda p: model.apply({'params': p}, _TOKENS, _TOKENS * 0, _TOKENS * 0)
     )(params)

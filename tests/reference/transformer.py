@@ -37,30 +37,34 @@ def mla(p, x_TD, position_T, segment_T, config):
   queries, keys, values = [], [], []
   for t in range(T):
     if c.q_lora_rank:
-      low = rms_norm(x_TD[t] @ p['q_down'], p['q_norm']['scale'], c.norm_eps)
+      low = rms_norm(
+        x_TD[t] @ p['q_down'], p['q_norm']['scale'], c.rms_norm_eps
+      )
       q_NJ = np.einsum('q,qnj->nj', low, p['q_up'])
     else:
       q_NJ = np.einsum('d,dnj->nj', x_TD[t], p['q'])
     down = x_TD[t] @ p['kv_down']
-    latent = rms_norm(down[:C], p['kv_norm']['scale'], c.norm_eps)
-    k_rope = rope(down[C:], position_T[t], c.rope.theta)
+    latent = rms_norm(down[:C], p['kv_norm']['scale'], c.rms_norm_eps)
+    k_rope = rope(down[C:], position_T[t], c.rope.rope_theta)
     queries.append(
       [
-        np.concatenate([q[:H], rope(q[H:], position_T[t], c.rope.theta)])
+        np.concatenate([q[:H], rope(q[H:], position_T[t], c.rope.rope_theta)])
         for q in q_NJ
       ]
     )
     keys.append(
       [
         np.concatenate([latent @ p['k_up'][:, n], k_rope])
-        for n in range(c.num_heads)
+        for n in range(c.num_attention_heads)
       ]
     )
-    values.append([latent @ p['v_up'][:, n] for n in range(c.num_heads)])
+    values.append(
+      [latent @ p['v_up'][:, n] for n in range(c.num_attention_heads)]
+    )
   out = np.zeros_like(x_TD)
   for t in range(T):
     seen = [s for s in range(t + 1) if segment_T[s] == segment_T[t]]
-    for n in range(c.num_heads):
+    for n in range(c.num_attention_heads):
       score = np.array([queries[t][n] @ keys[s][n] for s in seen])
       weight = softmax(score / np.sqrt(H + c.qk_rope_head_dim))
       mix = sum(w * values[s][n] for w, s in zip(weight, seen))
@@ -76,23 +80,23 @@ def route(affinity_E, bias_E, config):
   """V3 eq. 12–16: the chosen experts and their gate weights."""
   c = config
   biased = affinity_E + bias_E
-  per_group = c.num_experts // c.num_expert_groups
-  groups = biased.reshape(c.num_expert_groups, per_group)
+  per_group = c.n_routed_experts // c.n_group
+  groups = biased.reshape(c.n_group, per_group)
   score = [sum(sorted(g)[-2:]) for g in groups]
   best_groups = sorted(range(len(score)), key=lambda g: -score[g])
   allowed = [
     e
-    for e in range(c.num_experts)
-    if e // per_group in best_groups[: c.topk_groups]
+    for e in range(c.n_routed_experts)
+    if e // per_group in best_groups[: c.topk_group]
   ]
-  chosen = sorted(allowed, key=lambda e: -biased[e])[: c.experts_per_token]
+  chosen = sorted(allowed, key=lambda e: -biased[e])[: c.num_experts_per_tok]
   total = sum(affinity_E[e] for e in chosen)
-  return {e: c.routed_scaling * affinity_E[e] / total for e in chosen}
+  return {e: c.routed_scaling_factor * affinity_E[e] / total for e in chosen}
 
 
 def moe(p, x, config):
   affinity = 1 / (1 + np.exp(-(x @ p['router'])))
-  out = swiglu(p['shared'], x) if config.num_shared_experts else 0
+  out = swiglu(p['shared'], x) if config.n_shared_experts else 0
   for e, gate in route(affinity, p['bias'], config).items():
     expert = {name: p[name][e] for name in ('gate', 'up', 'down')}
     out = out + gate * swiglu(expert, x)
@@ -102,11 +106,11 @@ def moe(p, x, config):
 def block(p, x_TD, position_T, segment_T, dense, config):
   c = config
   normed = np.stack(
-    [rms_norm(x, p['attention_norm']['scale'], c.norm_eps) for x in x_TD]
+    [rms_norm(x, p['attention_norm']['scale'], c.rms_norm_eps) for x in x_TD]
   )
   x_TD = x_TD + mla(p['attention'], normed, position_T, segment_T, c)
   for t in range(len(x_TD)):
-    h = rms_norm(x_TD[t], p['ffn_norm']['scale'], c.norm_eps)
+    h = rms_norm(x_TD[t], p['ffn_norm']['scale'], c.rms_norm_eps)
     x_TD[t] += swiglu(p['ffn'], h) if dense else moe(p['ffn'], h, c)
   return x_TD
 
@@ -115,13 +119,13 @@ def hidden(params, tokens_T, position_T, segment_T, config):
   """The states after the final norm: [T, D]."""
   c = config
   x_TD = params['embedding'][tokens_T]
-  for layer in range(c.num_layers):
-    dense = layer < c.first_k_dense
+  for layer in range(c.num_hidden_layers):
+    dense = layer < c.first_k_dense_replace
     stack = params['dense_layers' if dense else 'moe_layers']
-    p = _layer(stack, layer if dense else layer - c.first_k_dense)
+    p = _layer(stack, layer if dense else layer - c.first_k_dense_replace)
     x_TD = block(p, x_TD, position_T, segment_T, dense, c)
   return np.stack(
-    [rms_norm(x, params['norm']['scale'], c.norm_eps) for x in x_TD]
+    [rms_norm(x, params['norm']['scale'], c.rms_norm_eps) for x in x_TD]
   )
 
 
@@ -139,7 +143,7 @@ def look_ahead(params, tokens_T, position_T, segment_T, config):
   """
   h_TD = hidden(params, tokens_T, position_T, segment_T, config)
   found = []
-  for k in range(config.mtp_depth):
+  for k in range(config.num_nextn_predict_layers):
     p = _layer(params['mtp'], k)
     x_TD = []
     for i in range(len(tokens_T)):
@@ -149,8 +153,8 @@ def look_ahead(params, tokens_T, position_T, segment_T, config):
       x_TD.append(
         np.concatenate(
           [
-            rms_norm(ahead, p['ahead_norm']['scale'], config.norm_eps),
-            rms_norm(h_TD[i], p['hidden_norm']['scale'], config.norm_eps),
+            rms_norm(ahead, p['ahead_norm']['scale'], config.rms_norm_eps),
+            rms_norm(h_TD[i], p['hidden_norm']['scale'], config.rms_norm_eps),
           ]
         )
         @ p['merge']
@@ -159,7 +163,7 @@ def look_ahead(params, tokens_T, position_T, segment_T, config):
       p['block'], np.stack(x_TD), position_T, segment_T, False, config
     )
     h_TD = np.stack(
-      [rms_norm(x, p['norm']['scale'], config.norm_eps) for x in x_TD]
+      [rms_norm(x, p['norm']['scale'], config.rms_norm_eps) for x in x_TD]
     )
     found.append(h_TD)
   return found

@@ -38,7 +38,7 @@ def main(address: str, processes: int, process: int, devices: int):
 def drawn(layout: Layout) -> dict:
   """Tokens and log-probabilities of eight requests, in a pool so short that
   rows give way."""
-  model = Transformer(small_config(mtp_depth=1), layout)
+  model = Transformer(small_config(num_nextn_predict_layers=1), layout)
   params = init_params(model, jax.random.key(0))
   engine = Engine(
     model,

@@ -141,7 +141,9 @@ def test_layers_apart_sample_what_a_stack_does(small, monkeypatch):
   """Few layers are taken apart on a processor; deep models stay scanned."""
   model, params, engine = small
   assert engine.model.apart
-  monkeypatch.setattr(engine_file, '_APART_LAYERS', model.config.num_layers - 1)
+  monkeypatch.setattr(
+    engine_file, '_APART_LAYERS', model.config.num_hidden_layers - 1
+  )
   stacked = Engine(model, _SIZES)
   assert not stacked.model.apart
   want = _three(stacked, params, jax.random.key(5))
@@ -479,7 +481,7 @@ def test_requests_of_one_batch_have_settings_of_their_own(small):
   [
     (small_config(), _SIZES),
     (
-      dense_config(num_heads=4, num_kv_heads=2),
+      dense_config(num_attention_heads=4, num_key_value_heads=2),
       dataclasses.replace(_SIZES, cache_int8=True),
     ),
   ],
@@ -489,7 +491,7 @@ def test_eight_devices_sample_what_one_does(config, sizes):
   """Two prompts over four parts of a batch: the mesh need not divide them."""
   model, params = make(config)
   want = _three(Engine(model, sizes), params, jax.random.key(2))
-  experts = 2 if config.num_experts else 1
+  experts = 2 if config.n_routed_experts else 1
   layout = Layout(make_mesh(dict(data=-1, tensor=2, expert=experts)))
   wide = Transformer(config, layout)
   spread = jax.device_put(
@@ -557,7 +559,10 @@ def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
 
 @pytest.mark.parametrize(
   'config',
-  [small_config(dtype='bfloat16'), dense_config(num_heads=4, num_kv_heads=2)],
+  [
+    small_config(dtype='bfloat16'),
+    dense_config(num_attention_heads=4, num_key_value_heads=2),
+  ],
   ids=['mla', 'gqa'],
 )
 @pytest.mark.parametrize(
@@ -566,7 +571,7 @@ def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
   ids=str,
 )
 def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
-  if not config.num_experts:
+  if not config.n_routed_experts:
     mesh = mesh | {
       'fsdp': mesh.get('fsdp', 1) * mesh.get('expert', 1),
       'expert': 1,

@@ -43,7 +43,7 @@ def _request(n: int, **changes) -> Request:
 @pytest.fixture(scope='module')
 def small():
   """A model, its parameters, an engine that speculates and one that does not."""
-  model, params = make(small_config(mtp_depth=1))
+  model, params = make(small_config(num_nextn_predict_layers=1))
   engine = Engine(model, _SIZES, record_routing=True)
   plain = Engine(
     model, dataclasses.replace(_SIZES, speculative=False), record_routing=True
@@ -133,7 +133,7 @@ def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(small):
 def test_samples_have_the_model_s_distribution(changes):
   """All triples of a vocabulary of five, against the full forward's."""
   V, rows = 5, 4096
-  model, params = make(small_config(vocab_size=V, mtp_depth=1))
+  model, params = make(small_config(vocab_size=V, num_nextn_predict_layers=1))
   prompt = np.array([1, 3], np.int32)
   engine = Engine(
     model,

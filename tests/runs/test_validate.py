@@ -71,8 +71,8 @@ def _set(path, value):
       'student.sft.data[0] needs demonstrations, but base leaves a policy',
     ),
     (
-      _set('reasoning.model.d_model', 32),
-      'model.d_model is 16 in cold_start and 32 in reasoning',
+      _set('reasoning.model.hidden_size', 32),
+      'model.hidden_size is 16 in cold_start and 32 in reasoning',
     ),
     (
       _set('reasoning.tokenizer.source', 'character'),

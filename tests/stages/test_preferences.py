@@ -32,7 +32,7 @@ def _config(stage: str, **changes):
   config = small.get_config()
   config.stages = (stage,)
   config.init = 'random'
-  config.model.update(scalar_head=stage == 'reward_model', num_layers=1)
+  config.model.update(scalar_head=stage == 'reward_model', num_hidden_layers=1)
   section = config[stage]
   section.update(
     dict(
@@ -217,7 +217,11 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
     ('reward_model', dict(data=()), 'nothing to learn from'),
     ('reward_model', dict(data=('gsm8k',)), 'has answers, not preferences'),
     ('reward_model', dict(length_buckets=(96, 80)), 'must rise'),
-    ('reward_model', dict(length_buckets=(80, 256)), 'max_context = 128'),
+    (
+      'reward_model',
+      dict(length_buckets=(80, 256)),
+      'max_position_embeddings = 128',
+    ),
     ('reward_model', dict(length_buckets=(16,)), 'has .* tokens, more than 16'),
     ('reward_model', dict(eval_share=1.5), 'eval_share must lie'),
     ('reward_model', dict(eval_every=0), 'eval_every must be at least 1'),

@@ -29,8 +29,10 @@ _OPTIMIZER = optimizer.OptimizerConfig(
   clip_norm=1e9,
   moment_dtype='float32',
 )
-_BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
-_CONFIG = small_config(scalar_head=True, num_layers=2, kv_lora_rank=16)
+_BALANCING = moe.LoadBalancing(
+  routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
+)
+_CONFIG = small_config(scalar_head=True, num_hidden_layers=2, kv_lora_rank=16)
 _P, _T = 8, 10
 _OBJECTIVE, _ROBUST = Objective(0.5), Robust(0.8, (30, 10))
 

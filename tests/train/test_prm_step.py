@@ -29,7 +29,7 @@ _B, _T = 4, 10
 
 @pytest.fixture(scope='module')
 def small():
-  model, params = make(small_config(scalar_head=True, num_layers=2))
+  model, params = make(small_config(scalar_head=True, num_hidden_layers=2))
   params['scalar'] = 0.1 * jax.random.normal(jax.random.key(3), (16, 1))
   return model, params
 
@@ -50,7 +50,7 @@ def _batch() -> StepLabelBatch:
 def _learnt(small, microbatches: int):
   model, params = small
   tx = optimizer.make(_OPTIMIZER, 10)
-  step = prm_step.learn(model, tx, moe.Balancing(1e-3, 0.0), microbatches)
+  step = prm_step.learn(model, tx, moe.LoadBalancing(1e-3, 0.0), microbatches)
   return step(train_state.create(jax.tree.map(jnp.copy, params), tx), _batch())
 
 

@@ -30,7 +30,9 @@ _OPTIMIZER = optimizer.OptimizerConfig(
   moment_dtype='float32',
 )
 _PROMPT, _OWN, _ROWS = 4, 8, 16
-_BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
+_BALANCING = moe.LoadBalancing(
+  routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
+)
 _LOOK_AHEAD = train_step.LookAhead(
   weight=0.3, later_weight=0.1, switch_updates=5
 )
@@ -203,7 +205,9 @@ def test_zero_advantage_and_no_kl_leave_the_policy():
 
 def test_looking_ahead_teaches_its_modules_and_nothing_else():
   """Without advantages, KL and balance loss it is all that has a gradient."""
-  model, params = make(small_config(mtp_depth=1, num_layers=2))
+  model, params = make(
+    small_config(num_nextn_predict_layers=1, num_hidden_layers=2)
+  )
   rollout = _rollout()
   batch = RLBatch(
     rollout=rollout,
@@ -220,7 +224,7 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
     _PROMPT,
     1,
     1,
-    moe.Balancing(speed=1e-3, loss=0.0),
+    moe.LoadBalancing(routed_bias_update_rate=1e-3, router_aux_loss_coef=0.0),
     mtp_weight=0.3,
   )
   state, metrics = step(
@@ -273,12 +277,18 @@ def test_eight_devices_equal_one(shape):
   scale from the moments: so the norm before clipping is compared, then the
   moments, and parameters last.
   """
-  mtp_depth = int('expert' in shape)  # Its module too, where it costs least.
-  config = small_config(kv_lora_rank=16, mtp_depth=mtp_depth)
+  num_nextn_predict_layers = int(
+    'expert' in shape
+  )  # Its module too, where it costs least.
+  config = small_config(
+    kv_lora_rank=16, num_nextn_predict_layers=num_nextn_predict_layers
+  )
   model, params = make(config)
   batch = _rl_batch(model, params)
   want_logp = train_step.score(model, 1.0, _PROMPT)(params, batch.rollout)
-  want, want_metrics = _update(model, params, batch, mtp_weight=0.3 * mtp_depth)
+  want, want_metrics = _update(
+    model, params, batch, mtp_weight=0.3 * num_nextn_predict_layers
+  )
 
   layout = Layout(make_mesh(shape))
   wide = Transformer(config, layout)
@@ -288,7 +298,9 @@ def test_eight_devices_equal_one(shape):
   batch = jax.tree.map(np.asarray, batch)
   got_logp = train_step.score(wide, 1.0, _PROMPT)(spread, batch.rollout)
   np.testing.assert_allclose(got_logp, want_logp, atol=1e-5)
-  got, metrics = _update(wide, spread, batch, mtp_weight=0.3 * mtp_depth)
+  got, metrics = _update(
+    wide, spread, batch, mtp_weight=0.3 * num_nextn_predict_layers
+  )
   assert metrics['moe/dropped'] == 0
   np.testing.assert_allclose(
     metrics['grad_norm'], want_metrics['grad_norm'], rtol=1e-4

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.model.moe import Balancing
+from r1jax.model.moe import LoadBalancing
 from r1jax.records import TokenBatch
 from r1jax.train import optimizer
 from r1jax.train import state as train_state
@@ -14,7 +14,7 @@ from tests.conftest import make, small_config
 from tests.reference import transformer as oracle
 
 _DEPTH, _SPEED = 2, 1e-3
-_CONFIG = small_config(mtp_depth=_DEPTH)
+_CONFIG = small_config(num_nextn_predict_layers=_DEPTH)
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
 _OPTIMIZER = optimizer.OptimizerConfig(
   learning_rate=1e-3,
@@ -74,7 +74,7 @@ def stepped():
   model, params = _model()
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.supervised(
-    model, tx, Balancing(_SPEED, 0.0), _LOOK_AHEAD, microbatches=2
+    model, tx, LoadBalancing(_SPEED, 0.0), _LOOK_AHEAD, microbatches=2
   )
   found = {}
   for made in (0, 4, 5):
@@ -132,7 +132,7 @@ def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
   for layer in range(layers):
     load_E = np.bincount(
       chosen_BLTA[:, layer][batch.segment_BT > 0].ravel(),
-      minlength=_CONFIG.num_experts,
+      minlength=_CONFIG.n_routed_experts,
     )
     short_E = np.sign(load_E.mean() - load_E)
     assert {-1, 1} <= set(short_E)

@@ -29,7 +29,9 @@ _OPTIMIZER = optimizer.OptimizerConfig(
   clip_norm=1.0,
   moment_dtype='float32',
 )
-_BALANCING = moe.Balancing(speed=1e-3, loss=0.01)
+_BALANCING = moe.LoadBalancing(
+  routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
+)
 _HOW = ppo.Estimator()
 _PROMPT, _OWN, _ROWS = 3, 6, 16
 
@@ -106,7 +108,7 @@ def _shared_update(model, params, batch, coef, microbatches=1):
     _PROMPT,
     1,
     microbatches,
-    moe.Balancing(0.0, 0.0),
+    moe.LoadBalancing(0.0, 0.0),
     also=value_step.shared(model, _HOW, coef),
   )
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
@@ -157,7 +159,7 @@ def test_a_value_is_of_what_stands_before_its_token(dense):
 
 def test_microbatches_and_devices_do_not_change_a_critic():
   """One device and one batch, four microbatches, eight devices."""
-  config = small_config(kv_lora_rank=16, num_layers=2)
+  config = small_config(kv_lora_rank=16, num_hidden_layers=2)
   model, params = _made(config)
   batch = _batch(model, params)
   want, metrics = _critic_update(model, params, batch)

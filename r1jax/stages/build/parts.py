@@ -137,11 +137,11 @@ def corpus(
   config: ml_collections.ConfigDict, made: Parts
 ) -> batching.WebCorpus:
   c = config.pretrain
-  depth = config.model.mtp_depth
+  depth = config.model.num_nextn_predict_layers
   if c.length_tokens < depth + 2:
     raise UserError(
       f'pretrain: rows of length_tokens = {c.length_tokens} hold no target '
-      f'for model.mtp_depth = {depth}; they need {depth + 2}'
+      f'for model.num_nextn_predict_layers = {depth}; they need {depth + 2}'
     )
   divides(
     'pretrain.batch_size', c.batch_size, c.microbatches, made.model.layout
@@ -324,14 +324,14 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
     c.minibatches * c.microbatches,
     layout,
   )
-  if c.mtp_weight and not config.model.mtp_depth:
+  if c.mtp_weight and not config.model.num_nextn_predict_layers:
     raise UserError(
       f'rl: mtp_weight = {c.mtp_weight} needs look-ahead '
-      'modules, but model.mtp_depth is 0'
+      'modules, but model.num_nextn_predict_layers is 0'
     )
-  if c.routing_replay and not config.model.num_experts:
+  if c.routing_replay and not config.model.n_routed_experts:
     raise UserError(
-      'rl: routing_replay needs experts, but model.num_experts is 0'
+      'rl: routing_replay needs experts, but model.n_routed_experts is 0'
     )
   if c.old_logp not in ('rollout', 'recompute'):
     raise UserError(
@@ -401,12 +401,13 @@ def optimizer_config(section: ml_collections.ConfigDict) -> OptimizerConfig:
 
 def _fits_context(config: ml_collections.ConfigDict):
   prompt, new = config.data.max_prompt_tokens, config.rl.max_new_tokens
-  if prompt + new > config.model.max_context:
+  context = config.model.max_position_embeddings
+  if prompt + new > context:
     raise UserError(
       f'data.max_prompt_tokens = {prompt} and rl.max_new_tokens = {new} '
-      f'exceed model.max_context = {config.model.max_context}; lower either, '
+      f'exceed model.max_position_embeddings = {context}; lower either, '
       'as in --config.rl.max_new_tokens='
-      f'{max(config.model.max_context - prompt, 1)}'
+      f'{max(context - prompt, 1)}'
     )
 
 
@@ -426,7 +427,7 @@ def divides(name: str, rows: int, parts_: int, layout: Layout):
 
 
 def widths(
-  section: str, tokens: Sequence[int], max_context: int
+  section: str, tokens: Sequence[int], max_position_embeddings: int
 ) -> tuple[int, ...]:
   """The lengths that batches of a section are padded to."""
   tokens = tuple(tokens)
@@ -434,10 +435,10 @@ def widths(
     raise UserError(
       f'{section}: length_buckets = {tokens} must rise, from at least 2'
     )
-  if tokens[-1] > max_context:
+  if tokens[-1] > max_position_embeddings:
     raise UserError(
       f'{section}: length_buckets ends at {tokens[-1]}, beyond '
-      f'model.max_context = {max_context}'
+      f'model.max_position_embeddings = {max_position_embeddings}'
     )
   return tokens
 

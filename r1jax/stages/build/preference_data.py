@@ -125,7 +125,7 @@ def check(
   build.divides(
     f'{name}.batch_size', c.batch_size, c.microbatches, made.model.layout
   )
-  build.widths(name, c.length_buckets, config.model.max_context)
+  build.widths(name, c.length_buckets, config.model.max_position_embeddings)
   if not 0 <= c.eval_share < 1:
     raise UserError(
       f'{name}: eval_share must lie within [0, 1), got {c.eval_share}'
