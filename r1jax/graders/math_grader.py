@@ -28,7 +28,11 @@ MAX_TERMS = 100  # Gold answers: 64.
 # grow with what answers take. A deadline of seconds would let few bombs fill
 # the time of all others.
 _LIMITS = job_queue.WorkerLimits(
-  first=15, deadline=100, kept=100, share=0.2, ordinary_secs=0.003
+  first_attempt=15,
+  deadline=100,
+  budget_capacity=100,
+  budget_refill=0.2,
+  typical_job_secs=0.003,
 )
 # A batch ends: what is not graded by then has no score.
 _BATCH_SECS, _ANSWER_SECS = 60.0, 0.25

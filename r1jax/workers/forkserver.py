@@ -1,21 +1,25 @@
-"""A worker of `workers.py`, in its own process: it forks those that run jobs.
+"""The fork server: one worker process, whose forks run the jobs.
 
   python -m r1jax.workers.forkserver MODULE MEMORY_BYTES PARENT_PID
 
-  this process ── template ── template … ── runner
+  this process (monitor) ── zygote ── zygote … ── runner
 
-MODULE.prepare() returns the function from job to result; it and all that it
-imports are loaded once. A runner runs job after job. Where one takes too long
-or kills it, the template that it was forked from forks the next, within
-milliseconds. After some jobs a runner becomes a template itself: what it has
-learned, as the tables of a parser, is lost with no later runner.
+MODULE.prepare() returns the function from job to result; that function and all
+that it imports are loaded once, in the first zygote (a process that only forks
+others, as on Android). A runner is a fork of the zygote and runs one job after
+another. If a job takes too long or kills its runner, the zygote forks the next
+runner within milliseconds. After a number of jobs a runner is promoted to a
+zygote itself, so that later runners inherit what it has cached, such as the
+tables of a parser.
 
-This process keeps the time, on the runner's CPU clock, and passes bytes on: it
-reads nothing that a job wrote, and runs nothing of it. This file imports
-little: every worker does.
+The monitor measures time on the runner's CPU clock and passes bytes on. It
+parses nothing that a job wrote and runs none of its code. This file imports
+little, since every worker imports it.
 
-  there   ASK, and a job: JSON
-  back    TELL, and JSON, if it is DONE: {"value": …} or {"error": …}
+Messages on standard input and output:
+
+  request   REQUEST header, then the job as JSON
+  reply     REPLY header, then, for DONE, JSON: {"value": …} or {"error": …}
 """
 
 from collections.abc import Callable
@@ -33,23 +37,25 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-ASK = struct.Struct('>ddI')  # Seconds by the CPU, by the wall; bytes behind.
-TELL = struct.Struct('>cdI')  # What happened, CPU-seconds, bytes behind.
-READY, DONE, LATE, DIED = b'r', b'd', b'l', b'x'
-MAX_BYTES = 1 << 24  # Of a result.
+# Limit in CPU-seconds, limit in wall-clock seconds, bytes that follow.
+REQUEST = struct.Struct('>ddI')
+# Status, CPU-seconds taken, bytes that follow.
+REPLY = struct.Struct('>cdI')
+READY, DONE, TIMEOUT, CRASHED = b'r', b'd', b't', b'c'  # The statuses.
+MAX_RESULT_BYTES = 1 << 24
 
 _PR_SET_PDEATHSIG = 1
-_BIRTH = struct.Struct('>I')  # Of a runner: its process; its channel comes too.
-_FRAME = struct.Struct('>II')  # Number of the job, the same back; bytes behind.
-_LOOK_SECS = 0.001  # The shortest wait between two looks at the clock.
-_BIRTH_SECS = 10.0  # Longer than any fork takes.
-# After so many jobs a runner becomes a template; after twice as many the next,
-# and so on, up to the last.
-_LEARNED, _LEARNED_LAST = 16, 4096
+_NEW_RUNNER = struct.Struct('>I')  # Process id; its channel's fd comes along.
+_FRAME = struct.Struct('>II')  # Job number (echoed back), bytes that follow.
+_MIN_POLL_SECS = 0.001  # The shortest wait between two looks at the clock.
+_FORK_SECS = 10.0  # Longer than any fork takes.
+# A runner is promoted to a zygote after so many jobs, the next one after twice
+# as many, and so on; beyond the last number none is.
+_PROMOTE_JOBS, _PROMOTE_JOBS_LAST = 16, 4096
 
 
-def confine(memory_bytes: int, parent_pid: int):
-  """Bounds the memory, leaves no core dump, dies with the parent."""
+def limit_process(memory_bytes: int, parent_pid: int):
+  """Limits this process's memory, forbids core dumps, ties it to its parent."""
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   if sys.platform == 'linux':
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -57,101 +63,106 @@ def confine(memory_bytes: int, parent_pid: int):
 
 
 def main(module: str, memory_bytes: str, parent_pid: str):
-  confine(int(memory_bytes), int(parent_pid))
-  # What a job prints or reads must not meet the messages.
-  jobs, told = os.fdopen(os.dup(0), 'rb'), os.fdopen(os.dup(1), 'wb')
-  nothing = os.open(os.devnull, os.O_RDWR)
-  os.dup2(nothing, 0)
-  os.dup2(nothing, 1)
-  handle = importlib.import_module(module).prepare()
-  os.dup2(nothing, 2)  # Until here, for the reason why it does not start.
+  """Serves requests until standard input closes; see the module's docstring."""
+  limit_process(int(memory_bytes), int(parent_pid))
+  # Output and input of a job must not mix with the messages.
+  requests, replies = os.fdopen(os.dup(0), 'rb'), os.fdopen(os.dup(1), 'wb')
+  devnull = os.open(os.devnull, os.O_RDWR)
+  os.dup2(devnull, 0)
+  os.dup2(devnull, 1)
+  run_job = importlib.import_module(module).prepare()
+  os.dup2(devnull, 2)  # Until here, stderr says why a worker does not start.
   gc.collect()
-  runner = _Runner(handle)
-  _tell(told, READY)
-  while len(head := jobs.read(ASK.size)) == ASK.size:
-    cpu_secs, wall_secs, size = ASK.unpack(head)
-    happened, secs, result = runner.run(jobs.read(size), cpu_secs, wall_secs)
-    _tell(told, happened, secs, result)
-    runner.settle(happened)
+  monitor = _RunnerMonitor(run_job)
+  _send_reply(replies, READY)
+  while len(header := requests.read(REQUEST.size)) == REQUEST.size:
+    cpu_secs, wall_secs, size = REQUEST.unpack(header)
+    status, secs, result = monitor.run(requests.read(size), cpu_secs, wall_secs)
+    _send_reply(replies, status, secs, result)
+    monitor.recycle(status)
 
 
-class _Runner:
-  """The process that runs jobs now, watched from outside."""
+class _RunnerMonitor:
+  """Sends jobs to the current runner and watches it from outside."""
 
-  def __init__(self, handle: Callable[[Any], Any]):
-    self._births, theirs = socket.socketpair()
-    self._births.settimeout(_BIRTH_SECS)
-    self._learned = _LEARNED
+  def __init__(self, run_job: Callable[[Any], Any]):
+    self._new_runners, zygote_end = socket.socketpair()
+    self._new_runners.settimeout(_FORK_SECS)
+    self._promote_after = _PROMOTE_JOBS
     parent = os.getpid()
     if not os.fork():
       try:
         _die_with(parent)
-        _stand(handle, theirs)
+        _zygote_loop(run_job, zygote_end)
       finally:
         os._exit(1)
-    theirs.close()  # Without a template this process ends, and so does all.
-    self._born()
+    zygote_end.close()  # If the zygote dies, receiving fails and all ends.
+    self._accept_runner()
 
-  def _born(self):
-    """Takes the next runner."""
-    packet, (channel,), _, _ = socket.recv_fds(self._births, _BIRTH.size, 1)
-    (self._pid,) = _BIRTH.unpack(packet)
+  def _accept_runner(self):
+    """Receives the next runner from the zygote."""
+    packet, (channel,), _, _ = socket.recv_fds(
+      self._new_runners, _NEW_RUNNER.size, 1
+    )
+    (self._pid,) = _NEW_RUNNER.unpack(packet)
     self._channel = socket.socket(fileno=channel)
     self._clock = _cpu_clock(self._pid)
-    self._number = 0  # Of its jobs.
+    self._num_jobs = 0
 
   def run(
     self, job: bytes, cpu_secs: float, wall_secs: float
   ) -> tuple[bytes, float, bytes]:
-    """What happened, the CPU-seconds that it took, and the result."""
-    self._number += 1
-    took, found, want = 0.0, bytearray(), _FRAME.size
+    """Runs a job; returns its status, its CPU-seconds and its result."""
+    self._num_jobs += 1
+    used, reply, reply_bytes = 0.0, bytearray(), _FRAME.size
     try:
-      began, end = self._clock(), time.monotonic() + wall_secs
+      start, end = self._clock(), time.monotonic() + wall_secs
       self._channel.settimeout(wall_secs)
-      self._channel.sendall(_FRAME.pack(self._number, len(job)) + job)
-      while len(found) < want:
-        took = self._clock() - began
-        left = min(cpu_secs - took, end - time.monotonic())
+      self._channel.sendall(_FRAME.pack(self._num_jobs, len(job)) + job)
+      while len(reply) < reply_bytes:
+        used = self._clock() - start
+        left = min(cpu_secs - used, end - time.monotonic())
         if left <= 0:
-          return LATE, took, b''
-        # One thread uses no more CPU time than passes on the wall.
-        self._channel.settimeout(max(left, _LOOK_SECS))
+          return TIMEOUT, used, b''
+        # One thread uses no more CPU time than passes on the wall clock.
+        self._channel.settimeout(max(left, _MIN_POLL_SECS))
         try:
-          some = self._channel.recv(1 << 16)
+          part = self._channel.recv(1 << 16)
         except TimeoutError:
           continue
-        found += some
-        if len(found) >= _FRAME.size:
-          number, size = _FRAME.unpack_from(found)
-          want = _FRAME.size + size
-          if number != self._number or size > MAX_BYTES:
-            return DIED, took, b''
-        if not some or len(found) > want:
-          return DIED, took, b''
-      return DONE, self._clock() - began, bytes(found[_FRAME.size :])
-    except TimeoutError:  # It is stopped, and does not even take the job.
-      return LATE, took, b''
-    except OSError:  # It is gone, and so is its clock.
-      return DIED, took, b''
+        reply += part
+        if len(reply) >= _FRAME.size:
+          number, size = _FRAME.unpack_from(reply)
+          reply_bytes = _FRAME.size + size
+          if number != self._num_jobs or size > MAX_RESULT_BYTES:
+            return CRASHED, used, b''
+        if not part or len(reply) > reply_bytes:
+          return CRASHED, used, b''
+      return DONE, self._clock() - start, bytes(reply[_FRAME.size :])
+    except TimeoutError:  # The runner is stopped and does not take the job.
+      return TIMEOUT, used, b''
+    except OSError:  # The runner is gone, and so is its clock.
+      return CRASHED, used, b''
 
-  def settle(self, happened: bytes):
-    """After a job: the runner goes on, becomes a template, or is killed."""
-    if happened == DONE and self._number < self._learned:
+  def recycle(self, status: bytes):
+    """After a job: keeps the runner, promotes it to a zygote, or kills it."""
+    if status == DONE and self._num_jobs < self._promote_after:
       return
-    if happened == DONE:
-      self._learned = (
-        2 * self._learned if self._learned < _LEARNED_LAST else sys.maxsize
+    if status == DONE:
+      self._promote_after = (
+        2 * self._promote_after
+        if self._promote_after < _PROMOTE_JOBS_LAST
+        else sys.maxsize
       )
     else:
       with contextlib.suppress(ProcessLookupError):
         os.kill(self._pid, signal.SIGKILL)
-    self._channel.close()
-    self._born()
+    self._channel.close()  # A living runner becomes a zygote when it closes.
+    self._accept_runner()
 
 
 def _cpu_clock(pid: int) -> Callable[[], float]:
-  """The CPU-seconds of a process; the wall's where it has no such clock."""
+  """Returns a clock of a process's CPU-seconds, or the wall clock without one."""
   clock = ctypes.c_int()
   if sys.platform == 'linux' and not ctypes.CDLL(None).clock_getcpuclockid(
     pid, ctypes.byref(clock)
@@ -161,65 +172,70 @@ def _cpu_clock(pid: int) -> Callable[[], float]:
 
 
 def _die_with(parent_pid: int):
+  """Makes the kernel kill this process when its parent ends."""
   if sys.platform == 'linux':
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
   if os.getppid() != parent_pid:  # It was gone before the line above.
     os._exit(1)
 
 
-def _tell(
-  told: BinaryIO, happened: bytes, secs: float = 0.0, result: bytes = b''
+def _send_reply(
+  replies: BinaryIO, status: bytes, secs: float = 0.0, result: bytes = b''
 ):
-  told.write(TELL.pack(happened, secs, len(result)) + result)
-  told.flush()
+  replies.write(REPLY.pack(status, secs, len(result)) + result)
+  replies.flush()
 
 
-# --- In templates and runners ------------------------------------------------
+# --- In zygotes and runners ---------------------------------------------------
 
 
-def _stand(handle: Callable[[Any], Any], births: socket.socket):
-  """A template: forks runners, one after another, each as good as itself."""
-  os.dup2(births.fileno(), 3)  # And nothing else of the parent's.
+def _zygote_loop(run_job: Callable[[Any], Any], new_runners: socket.socket):
+  """Forks one runner after another; a promoted runner goes on with this loop."""
+  os.dup2(new_runners.fileno(), 3)  # No other descriptor of the parent stays.
   os.closerange(4, 1024)
-  births = socket.socket(fileno=3)
+  new_runners = socket.socket(fileno=3)
   while True:
-    gc.freeze()  # What is loaded stays one copy in all forks.
-    ours, theirs = socket.socketpair()
+    gc.freeze()  # Forks share the loaded modules' memory.
+    monitor_end, runner_end = socket.socketpair()
     parent = os.getpid()
     if pid := os.fork():
-      socket.send_fds(births, [_BIRTH.pack(pid)], [ours.fileno()])
-      ours.close()
-      theirs.close()
+      socket.send_fds(
+        new_runners, [_NEW_RUNNER.pack(pid)], [monitor_end.fileno()]
+      )
+      monitor_end.close()
+      runner_end.close()
       os.waitpid(pid, 0)
     else:
       _die_with(parent)
-      ours.close()
-      with theirs:
-        _work(handle, theirs.fileno())  # Until it is to be a template itself.
+      monitor_end.close()
+      with runner_end:
+        _run_jobs(run_job, runner_end.fileno())  # Returns when promoted.
 
 
-def _work(handle: Callable[[Any], Any], channel: int):
+def _run_jobs(run_job: Callable[[Any], Any], channel: int):
+  """Runs jobs from a channel until it closes."""
   stream = open(channel, 'r+b', buffering=0, closefd=False)
-  while len(head := _exactly(stream, _FRAME.size)) == _FRAME.size:
-    number, size = _FRAME.unpack(head)
-    job = json.loads(_exactly(stream, size))
+  while len(header := _read_exactly(stream, _FRAME.size)) == _FRAME.size:
+    number, size = _FRAME.unpack(header)
+    job = json.loads(_read_exactly(stream, size))
     try:
-      reply = {'value': handle(job)}
-    except MemoryError:  # Nobody knows what else is missing now.
+      reply = {'value': run_job(job)}
+    except MemoryError:  # Other parts of the process may be damaged by now.
       os._exit(1)
     except Exception as error:
       reply = {'error': f'{type(error).__name__}: {error}'[:500]}
     text = json.dumps(reply).encode('ascii')
-    left = memoryview(_FRAME.pack(number, len(text)) + text)
-    while left:
-      left = left[stream.write(left) :]
+    unsent = memoryview(_FRAME.pack(number, len(text)) + text)
+    while unsent:
+      unsent = unsent[stream.write(unsent) :]
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
-  found = bytearray()
-  while len(found) < size and (some := stream.read(size - len(found))):
-    found += some
-  return bytes(found)
+def _read_exactly(stream: BinaryIO, size: int) -> bytes:
+  """Reads `size` bytes, or fewer where the stream ends."""
+  data = bytearray()
+  while len(data) < size and (part := stream.read(size - len(data))):
+    data += part
+  return bytes(data)
 
 
 if __name__ == '__main__':

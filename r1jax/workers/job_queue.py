@@ -1,23 +1,27 @@
-"""Which job runs next, and for how long: policy, without processes or clocks.
+"""Scheduling of jobs under a budget of CPU time, without processes or clocks.
 
-Every job has a first try, of which nearly all need but a small part. One whose
-time runs out begins again at the end of the queue, with all the time up to its
-deadline, or what is left if that is twice `first`. An account pays for that
-second try, and before it for what a first try takes beyond `first`, for which
-it may use an eighth of the account; ordinary work pays in. So a job that is
-slow and honest has its result, and jobs that never end cost, however many they
-are, no more than `first` each and what the account holds. Where that is too
-little a job has no result: that is all that it can lose by its neighbours.
+Every job gets a first attempt, and most jobs finish within a small part of it.
+A job whose attempt runs out of time goes back to the end of the queue for a
+second attempt, which may use the whole deadline, or whatever the budget still
+holds if that is at least twice `first_attempt`. A shared budget pays for second
+attempts, and for the part of a first attempt beyond `first_attempt`, which may
+use up to an eighth of the budget. Completed jobs refill the budget.
 
-  first 1, deadline 16, share 0.5, the account holds 24:
+So a slow but honest job gets its result, while jobs that never end cost, however
+many there are, no more than `first_attempt` each plus what the budget holds.
+When the budget is empty, a job that needs it fails with 'timeout': its
+neighbours can do no worse to it.
 
-    first try     1 + 24 / 8 = 4; done after 2.5, so that 1.5 come back
-    another       1 + 23.8 / 8 = 4, in vain; the account holds 20.8
-    its second    16, in vain; the account holds 4.8
-    the next one  1.6 at first, and then 4.2
+Example with first_attempt = 1, deadline = 16, budget_refill = 0.5 and a budget
+that holds 24:
 
-The unit is what an ordinary job takes, of CPU time: so a slow machine, or a
-busy one, makes no honest job late.
+  first attempt    limit 1 + 24 / 8 = 4; done after 2.5, so 1.5 are refunded
+  another job      limit 1 + 23.75 / 8 ≈ 4, times out; the budget holds 20.8
+  its second one   limit 16, times out; the budget holds 4.8
+  the next job     limit 1.6 at first, and then 4.2
+
+Limits are in units of the CPU time of a typical job, measured as jobs complete,
+so a slow or busy machine makes no honest job time out.
 """
 
 from collections import Counter, deque
@@ -27,173 +31,212 @@ from typing import Any, NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class JobFailure:
-  """In a result's place: the job has none.
+  """Stands in the place of a result for a job that has none.
 
   Attributes:
     kind: 'timeout' or 'crash'.
-    why: For a person.
+    message: A description of the failure for a person to read.
   """
 
   kind: str
-  why: str
+  message: str
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerLimits:
-  """In ordinary jobs.
+  """CPU-time limits of jobs, in units of a typical job's CPU time.
 
   Attributes:
-    first: That every job may take.
-    deadline: That a job may take at most.
-    kept: The most that the account keeps from one batch for the next; that is
-      also what it begins with.
-    share: Of what ordinary jobs take, that goes to the account.
-    ordinary_secs: An ordinary job on an idle machine; that it takes longer is
-      found out, and never taken to be less.
+    first_attempt: CPU time that every job may use.
+    deadline: CPU time that one attempt may use at most.
+    budget_capacity: The most that the budget keeps between batches, and what it
+      starts with.
+    budget_refill: Share of the CPU time of completed jobs that is added to the
+      budget.
+    typical_job_secs: CPU-seconds of a typical job on an idle machine. The
+      measured mean replaces it when it is larger, never when it is smaller.
   """
 
-  first: float
+  first_attempt: float
   deadline: float
-  kept: float
-  share: float
-  ordinary_secs: float
+  budget_capacity: float
+  budget_refill: float
+  typical_job_secs: float
+
+
+_MEAN_JOBS = 256  # Jobs that the running mean of CPU time averages over.
+_REFILL_JOBS = 512  # Jobs after which an empty budget is half full again.
+_OUTLIER_FACTOR = 4  # A job counts as at most so many typical ones.
 
 
 class CpuBudget:
-  """What lasts from batch to batch; in CPU-seconds.
+  """A token bucket of CPU-seconds that lasts from batch to batch.
 
   Attributes:
-    secs: That it holds.
-    unit_secs: An ordinary job.
+    secs: CPU-seconds that it holds.
   """
 
   def __init__(self, limits: WorkerLimits):
-    self._limits, self._mean_secs = limits, limits.ordinary_secs
-    self.secs = limits.kept * self.unit_secs
+    self._limits, self._mean_secs = limits, limits.typical_job_secs
+    self.secs = limits.budget_capacity * self.typical_secs
 
   @property
-  def unit_secs(self) -> float:
-    return max(self._mean_secs, self._limits.ordinary_secs)
+  def typical_secs(self) -> float:
+    """CPU-seconds of a typical job: the unit of the limits."""
+    return max(self._mean_secs, self._limits.typical_job_secs)
 
-  def ordinary(self, secs: float):
-    """A job's first try took so long, with a result. What takes much longer
-    than most is not ordinary, and moves the mean as if it took less."""
-    secs = min(secs, _LONG * self.unit_secs)
-    self.secs += self._limits.share * secs
-    self._mean_secs += (secs - self._mean_secs) / _MEMORY
+  def record(self, secs: float):
+    """Refills the budget and updates the mean after a completed first attempt.
 
-  def rest(self, jobs: int):
-    """After a batch of so many: no more than it keeps; and where it holds less
-    than half of that, half comes back over _REFILL jobs, whatever they took, so
-    that bombs do not make honest answers late for long. By jobs and not by
-    batches: small ones would fill it each time anew for bombs to spend."""
-    kept = self._limits.kept * self.unit_secs
-    back = self.secs + jobs / _REFILL * kept / 2
-    self.secs = min(max(self.secs, min(back, kept / 2)), kept)
+    A job that took much longer than most counts as _OUTLIER_FACTOR typical
+    jobs, so that it moves the mean little.
 
+    Args:
+      secs: CPU-seconds that the attempt took.
+    """
+    secs = min(secs, _OUTLIER_FACTOR * self.typical_secs)
+    self.secs += self._limits.budget_refill * secs
+    self._mean_secs += (secs - self._mean_secs) / _MEAN_JOBS
 
-_MEMORY, _REFILL, _LONG = 256, 512, 4  # Jobs; jobs; ordinary ones.
+  def end_batch(self, num_jobs: int):
+    """Caps the budget at its capacity and refills an empty one up to half.
+
+    Below half of the capacity, half comes back over _REFILL_JOBS jobs, whatever
+    they took, so that bombs delay honest jobs for a short time only. The refill
+    counts jobs and not batches: otherwise many small batches would refill it
+    each time for bombs to spend.
+    """
+    capacity = self._limits.budget_capacity * self.typical_secs
+    refilled = self.secs + num_jobs / _REFILL_JOBS * capacity / 2
+    self.secs = min(max(self.secs, min(refilled, capacity / 2)), capacity)
 
 
 class Attempt(NamedTuple):
-  """A try of a job."""
+  """One attempt to run a job.
+
+  Attributes:
+    job: Index of the job in its batch.
+    is_first: Whether it is the job's first attempt.
+    limit_secs: CPU-seconds that it may use.
+    charged_secs: CPU-seconds that the budget has paid for it.
+  """
 
   job: int
-  first: bool
-  secs: float  # That it may take.
-  paid_secs: float  # By the account.
+  is_first: bool
+  limit_secs: float
+  charged_secs: float
 
 
 class JobQueue:
-  """Of one batch.
+  """The queue of one batch of jobs: which job runs next, and for how long.
 
   Attributes:
-    results: Of the jobs, in their order; a JobFailure for each that has none.
+    results: Results in the order of the jobs; a JobFailure for a job without
+      one, None while it has not ended.
   """
 
-  def __init__(self, jobs: int, limits: WorkerLimits, account: CpuBudget):
-    self._limits, self._account = limits, account
-    self._waiting = deque((job, True) for job in range(jobs))
+  def __init__(self, num_jobs: int, limits: WorkerLimits, budget: CpuBudget):
+    self._limits, self._budget = limits, budget
+    self._waiting = deque((job, True) for job in range(num_jobs))
     self._running: set[Attempt] = set()
-    self._died: set[int] = set()
-    self._lost: Counter = Counter()  # Job to the workers that it lost.
-    self.results: list[Any] = [None] * jobs
+    self._crashed: set[int] = set()
+    self._workers_lost: Counter = Counter()  # Job → workers lost with it.
+    self.results: list[Any] = [None] * num_jobs
 
   @property
-  def over(self) -> bool:
+  def is_finished(self) -> bool:
+    """Whether every job has a result or has failed."""
     return not self._waiting and not self._running
 
-  def take(self) -> Attempt | None:
-    """The next; None if there is none now, but one that runs may change it."""
-    unit = self._account.unit_secs
-    most, free = self._limits.deadline * unit, self._limits.first * unit
+  def pop(self) -> Attempt | None:
+    """Returns the next attempt to run and charges the budget for it.
+
+    Returns:
+      The attempt; None if none can run now. That may change when a running
+      attempt ends.
+    """
+    typical = self._budget.typical_secs
+    deadline = self._limits.deadline * typical
+    free = self._limits.first_attempt * typical
     while self._waiting:
-      job, first = self._waiting[0]
-      held = self._account.secs
-      secs = min(most, free + held / 8 if first else held)
-      if not first and secs < most and self._running:
-        return None  # What they do not need comes back.
-      if not first and secs < min(most, 2 * free):
+      job, is_first = self._waiting[0]
+      budget = self._budget.secs
+      limit = min(deadline, free + budget / 8 if is_first else budget)
+      if not is_first and limit < deadline and self._running:
+        return None  # Running attempts may still refund what they do not use.
+      if not is_first and limit < min(deadline, 2 * free):
         self._fail(job, 'timeout', 'no time was left for a second try')
         self._waiting.popleft()
         continue
       self._waiting.popleft()
-      turn = Attempt(job, first, secs, max(0.0, secs - free) if first else secs)
-      self._account.secs -= turn.paid_secs
-      self._running.add(turn)
-      return turn
+      charged = max(0.0, limit - free) if is_first else limit
+      attempt = Attempt(job, is_first, limit, charged)
+      self._budget.secs -= attempt.charged_secs
+      self._running.add(attempt)
+      return attempt
     return None
 
-  def done(self, turn: Attempt, secs: float, result: Any):
-    self._settle(turn, secs)
-    if turn.first:
-      self._account.ordinary(secs)
-    self.results[turn.job] = result
+  def complete(self, attempt: Attempt, secs: float, result: Any):
+    """Records the result of an attempt that took `secs` CPU-seconds."""
+    self._refund(attempt, secs)
+    if attempt.is_first:
+      self._budget.record(secs)
+    self.results[attempt.job] = result
 
-  def late(self, turn: Attempt):
-    self._settle(turn, turn.secs)
-    if turn.first:
-      self._waiting.append((turn.job, False))
+  def time_out(self, attempt: Attempt):
+    """Requeues a job after its first timeout; the second one fails it."""
+    self._refund(attempt, attempt.limit_secs)
+    if attempt.is_first:
+      self._waiting.append((attempt.job, False))
     else:
       self._fail(
-        turn.job, 'timeout', f'took more than {turn.secs:.2g} s of CPU time'
+        attempt.job,
+        'timeout',
+        f'took more than {attempt.limit_secs:.2g} s of CPU time',
       )
 
-  def died(self, turn: Attempt, secs: float = 0.0):
-    """Perhaps not its fault: memory is short, or someone killed the process.
-    So it runs once more."""
-    self._settle(turn, secs)
-    if turn.job in self._died:
-      self._fail(turn.job, 'crash', 'the worker died')
-    else:
-      self._died.add(turn.job)
-      self._waiting.append((turn.job, turn.first))
+  def crash(self, attempt: Attempt, secs: float = 0.0):
+    """Requeues a job after its first crash; the second one fails it.
 
-  def lost(self, turn: Attempt, workers: int):
-    """The whole worker is gone, which runs nothing of the job's: it may have
-    been killed before the job reached it, and so may all the others. So the
-    job runs again, and as many times as there are workers at most."""
-    self._settle(turn, 0.0)
-    self._lost[turn.job] += 1
-    if self._lost[turn.job] > workers:
-      self._fail(turn.job, 'crash', 'the worker died')
+    The first crash may not be the job's fault: memory may be short, or someone
+    may have killed the process.
+    """
+    self._refund(attempt, secs)
+    if attempt.job in self._crashed:
+      self._fail(attempt.job, 'crash', 'the worker died')
     else:
-      self._waiting.append((turn.job, turn.first))
+      self._crashed.add(attempt.job)
+      self._waiting.append((attempt.job, attempt.is_first))
 
-  def stop(self, why: str):
-    """Nothing else is tried."""
+  def lose_worker(self, attempt: Attempt, num_workers: int):
+    """Requeues a job whose whole worker is gone.
+
+    The worker itself runs none of the job's code. It may have been killed before
+    the job reached it, and so may all the others, so the job is requeued up to
+    num_workers times.
+    """
+    self._refund(attempt, 0.0)
+    self._workers_lost[attempt.job] += 1
+    if self._workers_lost[attempt.job] > num_workers:
+      self._fail(attempt.job, 'crash', 'the worker died')
+    else:
+      self._waiting.append((attempt.job, attempt.is_first))
+
+  def cancel(self, message: str):
+    """Fails every job that has not ended with a 'timeout'."""
     for job in (
       *(job for job, _ in self._waiting),
-      *(turn.job for turn in self._running),
+      *(attempt.job for attempt in self._running),
     ):
-      self._fail(job, 'timeout', why)
+      self._fail(job, 'timeout', message)
     self._waiting.clear()
     self._running.clear()
 
-  def _settle(self, turn: Attempt, secs: float):
-    """What it did not need goes back to the account."""
-    self._running.discard(turn)
-    self._account.secs += min(turn.paid_secs, max(0.0, turn.secs - secs))
+  def _refund(self, attempt: Attempt, secs: float):
+    """Ends an attempt; what it did not use goes back to the budget."""
+    self._running.discard(attempt)
+    unused = max(0.0, attempt.limit_secs - secs)
+    self._budget.secs += min(attempt.charged_secs, unused)
 
-  def _fail(self, job: int, kind: str, why: str):
-    self.results[job] = JobFailure(kind, why)
+  def _fail(self, job: int, kind: str, message: str):
+    self.results[job] = JobFailure(kind, message)

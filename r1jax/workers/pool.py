@@ -1,12 +1,13 @@
-"""Worker processes with deadlines, for code that may hang or eat memory.
+"""Worker processes with deadlines, for code that may hang or exhaust memory.
 
   with WorkerPool('r1jax.graders.math_worker', limits) as pool:
     results = pool.map(jobs)
 
-A job is JSON, and so is its result. `forkserver.py` is the worker's side of it: a
-process of its own, started by exec, whose forks run the jobs, and which kills
-with SIGKILL those that are late, because nothing inside a process can stop a
-product of huge integers. `turns.py` says who runs when, and for how long.
+A job is JSON, and so is its result. Each worker is a fork server
+(`forkserver.py`), started by exec, whose forks run the jobs. It kills a fork
+that exceeds its limit with SIGKILL, because nothing inside a process can stop a
+product of huge integers. `job_queue.py` decides which job runs next and for how
+long.
 """
 
 import atexit
@@ -35,26 +36,26 @@ from r1jax.workers.job_queue import (
 
 _ROOT = Path(__file__).parents[2]  # The folder that holds the package.
 _MAX_WORKERS = 8
-_STILLBORN = 4  # So many in a row mean that none will start.
-_GRACE_SECS = 5.0  # A worker that is later than its fork may be is broken.
+_MAX_FAILED_STARTS = 4  # So many in a row mean that no worker will start.
+_GRACE_SECS = 5.0  # A worker that exceeds its fork's limit by more is broken.
 
 
 class WorkerStartError(RuntimeError):
-  """No worker can be started; the text says what the last one said."""
+  """No worker starts; the message has the last line that one wrote to stderr."""
 
 
 class WorkerPool:
-  """Some workers, started when first needed.
+  """A pool of worker processes, which start at the first call of `map`.
 
   Args:
-    module: Importable by name, with a function prepare() that returns the
-      function from job to result. Workers import nothing else of ours.
-    limits: Of the CPU time of jobs.
-    size: How many jobs run at once; None for one on each core, at most 8.
-    wall_secs: Of one try, by the clock on the wall, for a job that waits
-      instead of working. Far above the limits: a machine may be busy.
-    memory_bytes: Of a process's address space.
-    start_secs: For a worker to start.
+    module: Name of an importable module with a function prepare() that returns
+      the function from job to result. Workers import nothing else of r1jax.
+    limits: CPU-time limits of the jobs.
+    size: Number of workers; None for one per core, at most 8.
+    wall_secs: Wall-clock limit of one attempt, for a job that waits instead of
+      computing. Choose it far above the CPU limits: a machine may be busy.
+    memory_bytes: Address space of one process.
+    start_secs: Wall-clock limit for a worker to start.
   """
 
   def __init__(
@@ -67,14 +68,14 @@ class WorkerPool:
     start_secs: float = 60.0,
   ):
     self._module, self._memory_bytes = module, memory_bytes
-    self._size = size or min(_cores(), _MAX_WORKERS)
-    self._limits, self._account = limits, CpuBudget(limits)
+    self._size = size or min(_num_cores(), _MAX_WORKERS)
+    self._limits, self._budget = limits, CpuBudget(limits)
     self._wall_secs, self._start_secs = wall_secs, start_secs
     self._workers: list[_Worker] = []
-    self._stillborn = 0
+    self._failed_starts = 0
     self._lock = threading.Lock()
-    # The kernel kills a worker when the THREAD that started it ends, which is
-    # why one thread that lives as long as the pool starts them all.
+    # The kernel kills a worker when the THREAD that started it ends, so one
+    # thread that lives as long as the pool starts them all.
     self._starter = futures.ThreadPoolExecutor(1, 'workers')
     self._closed = False
     atexit.register(self.close)
@@ -86,7 +87,7 @@ class WorkerPool:
     self.close()
 
   def close(self):
-    """Kills the workers. A second time it does nothing."""
+    """Kills the workers. Calling it again does nothing."""
     with self._lock:
       self._closed = True
       while self._workers:
@@ -95,104 +96,117 @@ class WorkerPool:
     atexit.unregister(self.close)
 
   def pids(self) -> list[int]:
-    """Of the workers; not of their forks."""
+    """Returns the process ids of the workers, without those of their forks."""
     return [worker.process.pid for worker in self._workers]
 
   def map(self, jobs: Sequence[Any], total_secs: float = math.inf) -> list:
-    """The jobs' results in their order, a JobFailure for each that has none.
+    """Runs the jobs and returns their results in order.
 
-    Callable from any thread; a second call waits for the first. It takes at
-    most total_secs, whatever the jobs do. A job may run more than once, so it
-    should change nothing outside.
+    Any thread may call it; a second call waits for the first. A job may run
+    more than once, so it should have no side effects.
+
+    Args:
+      jobs: JSON-serialisable jobs.
+      total_secs: Wall-clock limit of the call, whatever the jobs do.
+
+    Returns:
+      One result per job, a JobFailure for a job that has none.
 
     Raises:
-      WorkerStartError: the workers do not start.
+      WorkerStartError: The workers do not start.
     """
     texts = [json.dumps(job).encode('ascii') for job in jobs]
     with self._lock:
       if self._closed:
         raise RuntimeError(f'workers of {self._module}: the pool is closed')
-      turns = JobQueue(len(texts), self._limits, self._account)
+      queue = JobQueue(len(texts), self._limits, self._budget)
       try:
-        self._run(turns, texts, time.monotonic() + total_secs)
-      finally:  # After an error, nobody waits for what these would say.
+        self._run(queue, texts, time.monotonic() + total_secs)
+      finally:  # After an error nobody reads the replies of busy workers.
         for worker in self._busy():
           self._discard(worker)
-        self._account.rest(len(texts))
-      return turns.results
+        self._budget.end_batch(len(texts))
+      return queue.results
 
-  def _run(self, turns: JobQueue, texts: list[bytes], end: float):
-    while not turns.over:
-      self._staff(min(self._size, len(texts)))
+  def _run(self, queue: JobQueue, texts: list[bytes], end: float):
+    while not queue.is_finished:
+      self._start_workers(min(self._size, len(texts)))
       if time.monotonic() >= end:
-        return turns.stop('the batch had no time left')
-      self._assign(turns, texts)
-      if turns.over:  # The last ones that waited may not run any more.
+        return queue.cancel('the batch had no time left')
+      self._assign(queue, texts)
+      if (
+        queue.is_finished
+      ):  # The last waiting jobs have failed for lack of time.
         return
       self._wait(end)
       for worker in list(self._workers):
-        self._hear(worker, turns)
+        self._handle_reply(worker, queue)
 
   def _busy(self) -> list['_Worker']:
-    return [worker for worker in self._workers if worker.turn]
+    return [worker for worker in self._workers if worker.attempt]
 
-  def _staff(self, count: int):
-    """Starts workers; they load what they need by themselves."""
+  def _start_workers(self, count: int):
+    """Replaces dead idle workers and starts new ones, without waiting for them."""
     for worker in list(self._workers):
-      if worker.ready and not worker.turn and worker.process.poll() is not None:
-        self._discard(worker)  # It died between two jobs.
+      idle = worker.ready and not worker.attempt
+      if idle and worker.process.poll() is not None:
+        self._discard(worker)
     while len(self._workers) < count:
       started = self._starter.submit(
         _Worker, self._module, self._memory_bytes, self._start_secs
       )
       self._workers.append(started.result())
 
-  def _assign(self, turns: JobQueue, texts: list[bytes]):
+  def _assign(self, queue: JobQueue, texts: list[bytes]):
+    """Gives each idle worker an attempt, as long as the queue has one."""
     for worker in self._workers:
-      if worker.ready and not worker.turn and (turn := turns.take()):
-        worker.give(turn, texts[turn.job], self._wall_secs)
+      idle = worker.ready and not worker.attempt
+      if idle and (attempt := queue.pop()):
+        worker.submit(attempt, texts[attempt.job], self._wall_secs)
 
   def _wait(self, end: float):
-    """Until a worker says something, can be told more, or is late."""
+    """Blocks until a worker can be read or written, or a deadline passes."""
     poll = select.poll()
     for worker in self._workers:
       worker.register(poll)
-    until = min([end, *(worker.until for worker in self._workers)])
-    poll.poll(max(0.0, min(until - time.monotonic(), 3600.0)) * 1000 + 1)
+    deadline = min([end, *(worker.deadline for worker in self._workers)])
+    timeout_secs = max(0.0, min(deadline - time.monotonic(), 3600.0))
+    poll.poll(timeout_secs * 1000 + 1)
 
-  def _hear(self, worker: '_Worker', turns: JobQueue):
-    """What a worker says of its job, or that it says nothing any more."""
-    told, alive = worker.exchange()
-    if told is None:
-      if not alive or time.monotonic() >= worker.until:
-        self._lost(worker, turns)
+  def _handle_reply(self, worker: '_Worker', queue: JobQueue):
+    """Reads a worker's reply, if it is there, and records it in the queue."""
+    reply, alive = worker.exchange()
+    if reply is None:
+      if not alive or time.monotonic() >= worker.deadline:
+        self._handle_lost(worker, queue)
       return
-    turn = worker.turn
-    happened, secs, text = told
-    worker.rest()
-    if happened == forkserver.READY:
-      worker.ready, self._stillborn = True, 0
-    elif happened == forkserver.LATE:
-      turns.late(turn)
-    elif happened == forkserver.DIED or (reply := _read(text)) is None:
-      turns.died(turn, secs)
-    elif 'error' in reply:
-      turns.done(turn, secs, JobFailure('crash', reply['error']))
+    attempt = worker.attempt
+    status, secs, text = reply
+    worker.set_idle()
+    if status == forkserver.READY:
+      worker.ready, self._failed_starts = True, 0
+    elif status == forkserver.TIMEOUT:
+      queue.time_out(attempt)
+    elif status == forkserver.CRASHED or (result := _parse(text)) is None:
+      queue.crash(attempt, secs)
+    elif 'error' in result:
+      queue.complete(attempt, secs, JobFailure('crash', result['error']))
     else:
-      turns.done(turn, secs, reply['value'])
+      queue.complete(attempt, secs, result['value'])
 
-  def _lost(self, worker: '_Worker', turns: JobQueue):
+  def _handle_lost(self, worker: '_Worker', queue: JobQueue):
+    """Discards a worker that died or missed its deadline."""
     self._discard(worker)
-    if worker.turn:
-      turns.lost(worker.turn, self._size)
+    if worker.attempt:
+      queue.lose_worker(worker.attempt, self._size)
     if worker.ready:
       return
-    self._stillborn += 1
-    if self._stillborn >= _STILLBORN:
-      self._stillborn = 0
+    self._failed_starts += 1
+    if self._failed_starts >= _MAX_FAILED_STARTS:
+      self._failed_starts = 0
       raise WorkerStartError(
         f'workers of {self._module} do not start: '
-        + (worker.last_words or f'not within {self._start_secs} s')
+        + (worker.start_error or f'not within {self._start_secs} s')
       )
 
   def _discard(self, worker: '_Worker'):
@@ -201,17 +215,21 @@ class WorkerPool:
 
 
 class _Worker:
-  """One process and what is on its way to and from it; never blocks.
+  """One worker process and the bytes on their way to and from it.
+
+  No method blocks on the process.
 
   Attributes:
-    ready: It has started.
-    turn: What it works on, or None.
-    until: When it is late with what it does.
+    process: The process.
+    ready: Whether it has started.
+    attempt: The attempt that it runs, or None.
+    deadline: time.monotonic() after which it counts as lost.
+    start_error: Last line of its stderr, if it was killed before it was ready.
   """
 
   def __init__(self, module: str, memory_bytes: int, start_secs: float):
-    # By exec, and with nothing of our environment but where modules are. One
-    # hash seed, so that the order of sets is not drawn anew in each process.
+    # Started by exec, with none of our environment but the module paths. A fixed
+    # hash seed gives sets the same order in every process.
     paths = [str(_ROOT), *(path for path in sys.path if path)]
     self.process = subprocess.Popen(
       [
@@ -234,69 +252,76 @@ class _Worker:
       },
       cwd='/',
       bufsize=0,
-      start_new_session=True,
-    )  # Ctrl-C is for the parent alone.
+      start_new_session=True,  # Ctrl-C reaches the parent alone.
+    )
     for pipe in self._pipes():
       os.set_blocking(pipe.fileno(), False)
-    self.ready, self.turn = False, None
-    self.until = time.monotonic() + start_secs
-    self.last_words = ''
+    self.ready, self.attempt = False, None
+    self.deadline = time.monotonic() + start_secs
+    self.start_error = ''
     self._outbox, self._inbox = memoryview(b''), bytearray()
 
   def _pipes(self):
     return self.process.stdin, self.process.stdout, self.process.stderr
 
-  def give(self, turn: Attempt, text: bytes, wall_secs: float):
-    self.turn = turn
+  def submit(self, attempt: Attempt, job: bytes, wall_secs: float):
+    """Queues a job for writing; `exchange` sends it."""
+    self.attempt = attempt
     self._outbox = memoryview(
-      forkserver.ASK.pack(turn.secs, wall_secs, len(text)) + text
+      forkserver.REQUEST.pack(attempt.limit_secs, wall_secs, len(job)) + job
     )
-    self.until = time.monotonic() + wall_secs + _GRACE_SECS
+    self.deadline = time.monotonic() + wall_secs + _GRACE_SECS
 
-  def rest(self):
-    self.turn, self.until = None, math.inf
+  def set_idle(self):
+    """Marks the worker as free for the next attempt."""
+    self.attempt, self.deadline = None, math.inf
 
   def register(self, poll):
+    """Registers the pipes that `exchange` would use with a poll object."""
     poll.register(self.process.stdout, select.POLLIN)
     if self._outbox:
       poll.register(self.process.stdin, select.POLLOUT)
 
   def exchange(self) -> tuple[tuple[bytes, float, bytes] | None, bool]:
-    """Writes and reads what it can: a whole message or None, and whether the
-    worker is alive."""
+    """Writes and reads as much as the pipes take and hold.
+
+    Returns:
+      A whole reply (status, CPU-seconds, JSON) or None, and whether the worker
+      is alive.
+    """
     try:
       while self._outbox and (sent := self.process.stdin.write(self._outbox)):
         self._outbox = self._outbox[sent:]
-      while (more := self.process.stdout.read(1 << 16)) is not None:
-        if not more:
+      while (part := self.process.stdout.read(1 << 16)) is not None:
+        if not part:
           return None, False
-        self._inbox += more
-    except OSError:  # It closed its end.
+        self._inbox += part
+    except OSError:  # The worker closed its end.
       return None, False
-    head = forkserver.TELL.size
-    if len(self._inbox) < head:
+    header_bytes = forkserver.REPLY.size
+    if len(self._inbox) < header_bytes:
       return None, True
-    happened, secs, size = forkserver.TELL.unpack_from(self._inbox)
-    if len(self._inbox) < head + size:
+    status, secs, size = forkserver.REPLY.unpack_from(self._inbox)
+    if len(self._inbox) < header_bytes + size:
       return None, True
-    text = bytes(self._inbox[head:])
+    text = bytes(self._inbox[header_bytes:])
     self._inbox.clear()
-    return (happened, secs, text), True
+    return (status, secs, text), True
 
   def kill(self):
-    """Also its fork: it leads a process group."""
+    """Kills the worker and its forks: it leads a process group."""
     if self.process.poll() is None:
       os.killpg(self.process.pid, signal.SIGKILL)
       self.process.wait()
     if not self.ready:
       text = (self.process.stderr.read() or b'').decode(errors='replace')
-      self.last_words = text.strip().rpartition('\n')[2][:500]
+      self.start_error = text.strip().rpartition('\n')[2][:500]
     for pipe in self._pipes():
       pipe.close()
 
 
-def _read(text: bytes) -> dict | None:
-  """A fork's reply, if it makes sense."""
+def _parse(text: bytes) -> dict | None:
+  """Parses the JSON of a runner; None if it does not follow the protocol."""
   try:
     reply = json.loads(text)
   except ValueError:
@@ -305,8 +330,8 @@ def _read(text: bytes) -> dict | None:
   return reply if reply and known else None
 
 
-def _cores() -> int:
-  """Those that this process may use, where the system can say so."""
+def _num_cores() -> int:
+  """Counts the cores that this process may use, where the system says so."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

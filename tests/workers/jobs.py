@@ -1,4 +1,4 @@
-"""What the workers of test_workers.py run: jobs that behave and that do not."""
+"""The jobs that test_pool.py runs in workers, well-behaved ones and others."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ def prepare():
   return handle
 
 
-_LEARNED = []
+_CACHE = []
 
 
 def _sockets():
@@ -26,18 +26,18 @@ def handle(job):
   kind, value = job
   if kind == 'sleep':
     time.sleep(value)
-  elif kind == 'work':  # So many seconds of the processor.
+  elif kind == 'work':  # CPU-seconds.
     end = time.process_time() + value
     while time.process_time() < end:
       pass
-  elif kind == 'learn':
-    _LEARNED.append(value)
-    return len(_LEARNED)
+  elif kind == 'cache':
+    _CACHE.append(value)
+    return len(_CACHE)
   elif kind == 'pid':
     return os.getpid()
   elif kind == 'stop':
     os.kill(os.getpid(), signal.SIGSTOP)
-  elif kind == 'garble':  # Into the channel that its replies go through.
+  elif kind == 'garble':  # Writes into the channel of its replies.
     os.write(max(_sockets()), b'\0\0\0\0\0\0\0\7garbage')
   elif kind == 'hang':  # In C, where no signal handler runs.
     return len(str(9**9**value))

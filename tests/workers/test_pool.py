@@ -1,4 +1,4 @@
-"""Whatever a job does, its worker's pool answers in time and goes on."""
+"""The worker pool returns in time and goes on, whatever its jobs do."""
 
 import os
 import signal
@@ -15,16 +15,22 @@ from r1jax.workers.pool import WorkerPool, WorkerStartError
 from tests.conftest import ROOT
 
 _JOBS = 'tests.workers.jobs'
-# An ordinary job takes nothing: 0.1 s is the unit.
-_LIMITS = WorkerLimits(first=1, deadline=4, kept=16, share=1, ordinary_secs=0.1)
+# An 'echo' takes next to nothing, so 0.1 s is the unit of the limits.
+_LIMITS = WorkerLimits(
+  first_attempt=1,
+  deadline=4,
+  budget_capacity=16,
+  budget_refill=1,
+  typical_job_secs=0.1,
+)
 
 
 @pytest.fixture(scope='module')
 def pool():
   with WorkerPool(
     _JOBS, _LIMITS, size=2, wall_secs=2.0, memory_bytes=256 << 20
-  ) as made:
-    yield made
+  ) as worker_pool:
+    yield worker_pool
 
 
 def _alive(pid: int) -> bool:
@@ -70,8 +76,8 @@ def test_a_job_that_misbehaves_costs_itself_alone(pool):
   found = pool.map([job for bad in jobs for job in (bad, ('echo', 1))])
   assert found[1::2] == [1] * len(jobs)
   hang, left, eat, raised, talk, stopped, garbled = found[::2]
-  assert hang.kind == 'timeout' and '0.4 s of CPU time' in hang.why
-  assert left.kind == 'crash' and 'died' in left.why
+  assert hang.kind == 'timeout' and '0.4 s of CPU time' in hang.message
+  assert left.kind == 'crash' and 'died' in left.message
   assert eat.kind in ('crash', 'timeout')  # As fast as memory is had.
   assert raised == JobFailure('crash', 'ValueError: no')
   assert talk == ''  # It printed to nobody, and read from nobody.
@@ -80,50 +86,52 @@ def test_a_job_that_misbehaves_costs_itself_alone(pool):
 
 
 def _below(pid: int) -> list[int]:
-  """Children and theirs."""
+  """Process ids of all descendants."""
   with open(f'/proc/{pid}/task/{pid}/children') as file:
     children = list(map(int, file.read().split()))
   return children + [deeper for child in children for deeper in _below(child)]
 
 
 def test_a_job_that_ends_its_process_costs_a_fork_and_no_worker():
-  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
-    [before] = made.map([('pid', 0)])
-    workers_before = made.pids()
-    found = made.map(
+  with WorkerPool(_JOBS, _LIMITS, size=1) as worker_pool:
+    [before] = worker_pool.map([('pid', 0)])
+    workers_before = worker_pool.pids()
+    found = worker_pool.map(
       [('pid', 0), ('exit', 1), ('pid', 1), ('exit', 1), ('pid', 2), ('pid', 3)]
     )
-    # Each 'exit' has a second try, at the end; five forks, four of them new.
+    # Each 'exit' gets a second attempt, at the end; five forks, four of them new.
     first, second, third = found[0], found[2], found[4]
     assert first == before and len({first, second, third}) == 3
     assert found[5] == third
     assert [each.kind for each in (found[1], found[3])] == ['crash'] * 2
-    assert made.pids() == workers_before
-    [last] = made.map([('pid', 0)])
-    template, runner = _below(workers_before[0])  # And no zombie.
-    assert runner == last and template != last
+    assert worker_pool.pids() == workers_before
+    [last] = worker_pool.map([('pid', 0)])
+    zygote, runner = _below(workers_before[0])  # And no zombie.
+    assert runner == last and zygote != last
     assert not any(map(_alive, (first, second, third)))
 
 
-def test_what_a_runner_has_learned_is_not_lost_with_it():
-  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
-    assert made.map([('learn', 0)] * 20) == list(range(1, 21))
-    assert made.map([('exit', 1)])[0].kind == 'crash'
-    assert made.map([('learn', 0)]) == [17]  # As after 16 jobs.
-    assert len(_below(made.pids()[0])) == 3
+def test_later_runners_inherit_what_a_runner_cached():
+  with WorkerPool(_JOBS, _LIMITS, size=1) as worker_pool:
+    assert worker_pool.map([('cache', 0)] * 20) == list(range(1, 21))
+    assert worker_pool.map([('exit', 1)])[0].kind == 'crash'
+    assert worker_pool.map([('cache', 0)]) == [17]  # As after 16 jobs.
+    assert len(_below(worker_pool.pids()[0])) == 3
 
 
 def test_an_honest_slow_job_has_its_result_among_some_that_hang():
   jobs = [('echo', 1), ('hang', 9), ('work', 0.2), ('hang', 9), ('echo', 2)]
-  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
-    found = made.map(jobs)
+  with WorkerPool(_JOBS, _LIMITS, size=1) as worker_pool:
+    found = worker_pool.map(jobs)
   assert [found[0], found[2], found[4]] == [1, 0.2, 2]
   assert [found[i].kind for i in (1, 3)] == ['timeout'] * 2
 
 
 def test_waiting_is_not_working(pool):
   [first] = pool.map([('pid', 0)])[:1]
-  found = pool.map([('sleep', 0.3), ('sleep', 0.3)])  # More than a first try.
+  found = pool.map(
+    [('sleep', 0.3), ('sleep', 0.3)]
+  )  # More than a first attempt.
   assert found == [0.3, 0.3]
   assert _alive(first)  # Nobody was late.
 
@@ -156,16 +164,16 @@ def test_a_worker_killed_from_outside_costs_no_job(pool):
 
 def test_a_worker_that_stops_costs_no_job(monkeypatch):
   monkeypatch.setattr(workers, '_GRACE_SECS', 0.1)
-  with WorkerPool(_JOBS, _LIMITS, size=1, wall_secs=0.5) as made:
-    made.map([('echo', 0)])
-    [stopped] = made.pids()
+  with WorkerPool(_JOBS, _LIMITS, size=1, wall_secs=0.5) as worker_pool:
+    worker_pool.map([('echo', 0)])
+    [stopped] = worker_pool.pids()
     os.kill(stopped, signal.SIGSTOP)
     long = 'x' * 1_000_000  # More than a pipe holds.
-    assert made.map([('echo', long)] * 4) == [long] * 4
-    assert stopped not in made.pids()
+    assert worker_pool.map([('echo', long)] * 4) == [long] * 4
+    assert stopped not in worker_pool.pids()
 
 
-def test_any_thread_may_ask_and_two_at_once(pool):
+def test_several_threads_may_map_at_once(pool):
   found = {}
 
   def ask(name):
@@ -179,7 +187,7 @@ def test_any_thread_may_ask_and_two_at_once(pool):
   assert found == {name: [[name, i] for i in range(50)] for name in range(4)}
 
 
-def test_workers_know_nothing_of_the_parent(pool, monkeypatch):
+def test_workers_inherit_nothing_of_the_parent(pool, monkeypatch):
   monkeypatch.setenv('SECRET', 'x')
   [names] = pool.map([('env', 0)])
   assert set(names) <= {
@@ -193,21 +201,23 @@ def test_workers_know_nothing_of_the_parent(pool, monkeypatch):
 
 
 def test_closing_ends_all_and_a_closed_pool_says_so():
-  with WorkerPool(_JOBS, _LIMITS, size=1) as made:
-    made.map([('echo', 0)])
-    pids = [*made.pids(), *made.map([('pid', 0)])]
+  with WorkerPool(_JOBS, _LIMITS, size=1) as worker_pool:
+    worker_pool.map([('echo', 0)])
+    pids = [*worker_pool.pids(), *worker_pool.map([('pid', 0)])]
     assert len(pids) == 2 and all(map(_alive, pids))
   _until(lambda: not any(map(_alive, pids)))
-  assert made.pids() == []
+  assert worker_pool.pids() == []
   with pytest.raises(RuntimeError, match='closed'):
-    made.map([('echo', 0)])
-  made.close()
+    worker_pool.map([('echo', 0)])
+  worker_pool.close()
 
 
 def test_workers_that_cannot_start_say_why():
-  with WorkerPool('tests.rewards.no_such_module', _LIMITS, size=1) as made:
+  with WorkerPool(
+    'tests.rewards.no_such_module', _LIMITS, size=1
+  ) as worker_pool:
     with pytest.raises(WorkerStartError, match='No module named .*no_such'):
-      made.map([0])
+      worker_pool.map([0])
 
 
 @pytest.mark.parametrize(
