@@ -11,7 +11,8 @@ prompts and completions than here: --config.data.max_prompt_tokens and
 
 from pathlib import Path
 
-from r1jax.config import base, models
+from r1jax.checkpoints import convert
+from r1jax.config import base
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 
@@ -21,7 +22,7 @@ def get_config(source: str = ''):
     raise UserError('name the folder: --config=configs/imported.py:FOLDER')
   config = base.get_config()
   config.stages = ('rl',)
-  config.model = models.imported(source)
+  config.model = convert.model_config_of(source)
   config.init = config.tokenizer.source = source
   there = any(
     (Path(source).expanduser() / name).exists()

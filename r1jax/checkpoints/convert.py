@@ -1,11 +1,11 @@
-"""Between checkpoints of Hugging Face's form and ours, tensor by tensor."""
+"""Converts whole checkpoints: Hugging Face to r1jax and back."""
 
 from pathlib import Path
 
 import numpy as np
 
-from r1jax.checkpoints import hf, hf_config, storage, weights
-from r1jax.checkpoints.storage import INDEX, SINGLE, Reader
+from r1jax.checkpoints import hf_config, hf_export, hf_import, storage, weights
+from r1jax.checkpoints.storage import INDEX_FILE, SINGLE_FILE, SafetensorsReader
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.model.config import RUN_DEFAULTS, ModelConfig
@@ -14,24 +14,28 @@ SHARD_BYTES = 4 << 30
 
 
 def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
-  """Writes our form of a checkpoint of theirs into the folder `out`, and its
-  tokenizer beside it.
+  """Converts a Hugging Face checkpoint to r1jax safetensors.
 
-  One tensor of theirs is in memory at a time.
+  One Hugging Face tensor at a time is in memory. Tokenizer files are copied.
+
+  Args:
+    folder: The Hugging Face checkpoint.
+    out: The folder to write; new or empty.
+    shard_bytes: Maximum size of one file.
 
   Returns:
-    Whether there was a tokenizer.
+    Whether the checkpoint has a tokenizer.
 
   Raises:
-    UserError: `out` is in use, or what hf_config.read_config and
-      hf.read_tensors say.
+    UserError: `out` is in use, or the checkpoint is broken or not supported
+      (see hf_config.read_config and hf_import.read_tensors).
   """
-  out = _vacant('import-hf', out)
+  out = _empty_folder('import-hf', out)
   folder = Path(folder).expanduser()
-  fields = hf_config.read_config(folder)
-  tensors = hf.read_tensors(folder, ModelConfig.from_dict(fields))
+  model_fields = hf_config.read_config(folder)
+  tensors = hf_import.read_tensors(folder, ModelConfig.from_dict(model_fields))
   try:
-    beside = {
+    tokenizer_files = {
       name: (folder / name).read_bytes()
       for name in tokenizer.FILES
       if (folder / name).exists()
@@ -39,69 +43,84 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
   except OSError as error:
     raise UserError(f'import-hf: {error}') from error
   storage.write(
-    out, tensors, shard_bytes, {'about': hf.about(fields, folder)}, beside
+    out,
+    tensors,
+    shard_bytes,
+    storage.encode_metadata(hf_import.import_metadata(model_fields, folder)),
+    tokenizer_files,
   )
-  return bool(beside.keys() & {'tokenizer.json', 'tokenizer.json.gz'})
+  return bool(tokenizer_files.keys() & {'tokenizer.json', 'tokenizer.json.gz'})
 
 
 def export_hf(
   source: Path, out: Path, dtype: str = '', shard_bytes: int = SHARD_BYTES
 ):
-  """Writes their form of a file or folder of ours into the folder `out`.
+  """Converts r1jax weights to a Hugging Face checkpoint.
+
+  Args:
+    source: A safetensors file, or a folder of them.
+    out: The folder to write; new or empty.
+    dtype: Dtype to write; '' keeps the dtype of each tensor.
+    shard_bytes: Maximum size of one file.
 
   Raises:
-    UserError: `out` is in use, or the source does not say its architecture.
+    UserError: `out` is in use, or the source does not name its architecture,
+      or no Hugging Face family has it.
   """
-  out = _vacant('export-hf', out)
+  out = _empty_folder('export-hf', out)
   source = Path(source).expanduser()
   if source.is_dir() and not any(
-    (source / name).exists() for name in (SINGLE, INDEX)
+    (source / name).exists() for name in (SINGLE_FILE, INDEX_FILE)
   ):
     raise UserError(
-      f'export-hf: {source} holds no {SINGLE}; give the folder '
+      f'export-hf: {source} holds no {SINGLE_FILE}; give the folder '
       'of a finished stage, or of import-hf'
     )
-  reader = Reader(source)
-  if hf.is_theirs(reader):
-    raise UserError(f'export-hf: {source} is of their form already')
-  config = ModelConfig.from_dict(architecture(source))
-  kept = np.dtype(dtype) if dtype else None
-  hf.write_tensors(out, config, reader, kept, shard_bytes)
+  reader = SafetensorsReader(source)
+  if hf_import.is_hugging_face(reader):
+    raise UserError(f'export-hf: {source} is a Hugging Face checkpoint already')
+  config = ModelConfig.from_dict(model_config_of(source))
+  hf_export.write_tensors(
+    out, config, reader, np.dtype(dtype) if dtype else None, shard_bytes
+  )
 
 
-def architecture(source: Path) -> dict:
-  """The config.model of a file or folder of ours, or of a folder of theirs.
+def model_config_of(source: str | Path) -> dict:
+  """Returns config.model of the model that a checkpoint holds.
+
+  Args:
+    source: r1jax weights (a file or folder), or a Hugging Face folder.
 
   Raises:
-    UserError: it does not say, or says it without a field that tells what the
-      weights mean.
+    UserError: The checkpoint does not describe its model, or lacks a field
+      that determines what the weights mean.
   """
-  said = weights.about(source).get('config')
-  if not said:
+  config = weights.metadata(Path(source)).get('config')
+  if not config:
     raise UserError(
-      f'{source} does not say what model it holds; r1jax '
-      'import-hf makes a folder that does'
+      f'{source} does not say what model it holds; `r1jax import-hf` makes a '
+      'folder that does'
     )
-  fields = RUN_DEFAULTS | _section(said, 'model.')
+  fields = RUN_DEFAULTS | _nested(config, 'model.')
   ModelConfig.from_dict(fields, str(source))
   return fields
 
 
-def _section(flat: dict, prefix: str) -> dict:
-  """The inverse of flatten, below a prefix."""
-  section: dict = {}
+def _nested(flat: dict, prefix: str) -> dict:
+  """Inverse of flatten, for the keys below a prefix."""
+  nested: dict = {}
   for key, value in flat.items():
     if key.startswith(prefix):
-      *path, last = key.removeprefix(prefix).split('.')
-      inner = section
-      for part in path:
-        inner = inner.setdefault(part, {})
+      *sections, last = key.removeprefix(prefix).split('.')
+      inner = nested
+      for section in sections:
+        inner = inner.setdefault(section, {})
       inner[last] = value
-  return section
+  return nested
 
 
-def _vacant(command: str, out: Path) -> Path:
-  """The folder to write; what a killed conversion left in it goes."""
+def _empty_folder(command: str, out: Path) -> Path:
+  """Checks the folder to write; removes what a killed conversion left in it."""
   out = Path(out).expanduser()
   if out.is_dir():
     for partial in out.glob('shard-*.partial'):

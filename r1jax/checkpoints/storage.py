@@ -1,10 +1,10 @@
-"""Safetensors in and out: named tensors in one file, or in shards of a folder.
+"""Reads and writes safetensors lazily: one file, or a folder of shards.
 
-Nothing is read before it is asked for, and then no more than the slice that
-was asked for; what is written goes from memory piece by piece.
+A read touches the disk only for the requested slice. A write streams tensors
+piece by piece, so that one piece at a time is in memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -17,7 +17,7 @@ import safetensors
 
 from r1jax.errors import UserError
 
-SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+SINGLE_FILE, INDEX_FILE = 'model.safetensors', 'model.safetensors.index.json'
 _FP8 = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2}
 _DTYPES = {
   code: np.dtype(kind)
@@ -37,34 +37,42 @@ _DTYPES = {
     }
   ).items()
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_SLAB_BYTES = 8 << 20  # Copied at once on the way to the disk.
+_DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_METADATA_KEY = 'about'  # Its value in the header is JSON.
+_WRITE_BYTES = 8 << 20  # Bytes that one write call copies.
 
 
-class Reader:
-  """Tensors by name, read slice by slice.
+def encode_metadata(metadata: Mapping) -> dict[str, str]:
+  """Returns safetensors metadata from which SafetensorsReader reads this."""
+  return {_METADATA_KEY: json.dumps(metadata)}
+
+
+class SafetensorsReader:
+  """Reads tensors by name, whole or by slices.
 
   Attributes:
-    path: The file, or the folder with its index.
-    shapes: Name to shape, of everything that is there.
+    path: The file, or the folder of shards.
+    shapes: Shape of every tensor, by name.
+    header: The safetensors metadata of all shards together.
+    metadata: What r1jax wrote into it, such as the config; empty if nothing.
   """
 
   def __init__(self, path: Path):
     """Opens every shard and reads its header.
 
     Raises:
-      UserError: naming the file that is missing or broken.
+      UserError: A file is missing or broken; the message names it.
     """
     self.path = Path(path).expanduser()
     self._files, self._file_of, self.shapes = {}, {}, {}
-    self.metadata: dict[str, str] = {}
+    self.header: dict[str, str] = {}
     for file in _shards(self.path):
       self._open(file)
 
   def _open(self, file: Path):
     try:
       opened = safetensors.safe_open(file, 'numpy')
-      self.metadata |= opened.metadata() or {}
+      self.header |= opened.metadata() or {}
       for name in opened.keys():
         self._file_of[name] = file
         self.shapes[name] = tuple(opened.get_slice(name).get_shape())
@@ -72,27 +80,36 @@ class Reader:
       raise UserError(f'weights: no file {file}') from error
     except (safetensors.SafetensorError, OSError, ValueError) as error:
       raise UserError(
-        f'weights: cannot read {file} ({error}); it is no safetensors '
-        'file, or a broken one'
+        f'weights: cannot read {file} ({error}); it is not a safetensors '
+        'file, or it is broken'
       ) from error
     self._files[file] = opened
+
+  @property
+  def metadata(self) -> dict:
+    return json.loads(self.header.get(_METADATA_KEY, '{}'))
 
   def __contains__(self, name: str) -> bool:
     return name in self.shapes
 
   def dtype(self, name: str) -> np.dtype:
+    """Returns the dtype of a tensor.
+
+    Raises:
+      UserError: r1jax does not support it.
+    """
     code = self._slice(name).get_dtype()
     if code not in _DTYPES:
       raise UserError(
-        f'weights: {name} of {self._file_of[name]} is {code}; there are '
-        f'{", ".join(_DTYPES)}'
+        f'weights: {name} of {self._file_of[name]} has dtype {code}; '
+        f'supported are {", ".join(_DTYPES)}'
       )
     return _DTYPES[code]
 
   def read(self, name: str, index: tuple = ()) -> np.ndarray:
-    """The tensor, or the part of it that a tuple of slices names."""
+    """Returns a tensor, or the part of it that a tuple of slices selects."""
     code = self._slice(name).get_dtype()
-    if code in _FP8:  # NumPy's reader has no name for it: map the bytes.
+    if code in _FP8:  # The NumPy reader does not know FP8: map the bytes.
       return np.array(self._mapped(name, _FP8[code])[index])
     return self._slice(name)[index or (slice(None),) * self._rank(name)]
 
@@ -119,30 +136,28 @@ class Reader:
 def _shards(path: Path) -> list[Path]:
   if not path.is_dir():
     return [path]
-  index = path / INDEX
+  index = path / INDEX_FILE
   if index.exists():
     try:
       names = json.loads(index.read_text())['weight_map'].values()
     except (ValueError, KeyError, AttributeError) as error:
-      raise UserError(
-        f'weights: {index} is not an index of safetensors'
-      ) from error
+      raise UserError(f'weights: {index} is not a safetensors index') from error
     return [path / name for name in sorted(set(names))]
-  if (path / SINGLE).exists():
-    return [path / SINGLE]
-  raise UserError(f'weights: {path} has neither {SINGLE} nor {INDEX}')
+  if (path / SINGLE_FILE).exists():
+    return [path / SINGLE_FILE]
+  raise UserError(f'weights: {path} has neither {SINGLE_FILE} nor {INDEX_FILE}')
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor to be written: all is known of it but its numbers.
+class LazyTensor:
+  """A tensor to write, whose numbers are read when they are written.
 
   Attributes:
-    name: In the file.
-    dtype: In the file; pieces are converted to it.
-    shape: In the file.
-    pieces: Each reads an array. One after the other, in C order, these hold
-      the tensor's numbers; only one is in memory at a time.
+    name: Name in the file.
+    dtype: Dtype in the file; pieces are converted to it.
+    shape: Shape in the file.
+    pieces: Functions that return one array each. The arrays, concatenated in C
+      order, are the tensor; only one is in memory at a time.
   """
 
   name: str
@@ -152,49 +167,58 @@ class Tensor:
 
   @property
   def nbytes(self) -> int:
+    """Size in the file."""
     return math.prod(self.shape) * self.dtype.itemsize
+
+
+def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+  """Returns the dtype of all, or one that holds the numbers of each."""
+  kinds = set(dtypes)
+  if len(kinds) == 1:
+    return kinds.pop()
+  return max(kinds | {np.dtype(np.float32)}, key=lambda kind: kind.itemsize)
 
 
 def write(
   folder: Path,
-  tensors: Sequence[Tensor],
+  tensors: Sequence[LazyTensor],
   shard_bytes: int,
   metadata: Mapping[str, str],
-  beside: Mapping[str, bytes] | None = None,
+  extra_files: Mapping[str, bytes] | None = None,
 ):
-  """Tensors into shards of at most `shard_bytes`, and an index at the end.
+  """Writes tensors into shards of at most `shard_bytes`, then their index.
 
-  A single shard is one file, SINGLE, without an index. The index, or the
-  single file, appears last: before it, the folder holds no checkpoint.
+  A single shard becomes one file, SINGLE_FILE, without an index. The index, or
+  the single file, appears last: until then the folder holds no checkpoint.
 
   Args:
-    folder: Is made where it is not there.
-    tensors: In the order in which they fill the shards.
-    shard_bytes: A tensor that is larger has a shard of its own.
-    metadata: Of every shard.
-    beside: Contents by the names of their files in the folder.
+    folder: Created if it does not exist.
+    tensors: The tensors, in the order in which they fill the shards.
+    shard_bytes: Maximum size of a shard; a larger tensor has its own.
+    metadata: Safetensors metadata of every shard; see encode_metadata.
+    extra_files: Contents of other files in the folder, by file name.
 
   Raises:
-    UserError: the folder or a file cannot be written.
+    UserError: The folder or a file cannot be written.
   """
   folder = Path(folder)
   shards = _split(tensors, shard_bytes)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for i, shard in enumerate(shards, 1):
-      _write_shard(folder / _part(i), shard, metadata)
-    for name, content in (beside or {}).items():
+      _write_shard(folder / _partial_name(i), shard, metadata)
+    for name, content in (extra_files or {}).items():
       write_bytes(folder / name, content)
     if len(shards) == 1:
-      os.replace(folder / _part(1), folder / SINGLE)
+      os.replace(folder / _partial_name(1), folder / SINGLE_FILE)
       return
     file_of = {}
     for i, shard in enumerate(shards, 1):
       file = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
-      os.replace(folder / _part(i), folder / file)
+      os.replace(folder / _partial_name(i), folder / file)
       file_of |= {tensor.name: file for tensor in shard}
     write_text(
-      folder / INDEX,
+      folder / INDEX_FILE,
       json.dumps(
         {
           'metadata': {'total_size': sum(t.nbytes for t in tensors)},
@@ -207,7 +231,7 @@ def write(
     raise UserError(f'cannot write to {folder}: {error}') from error
 
 
-def _split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
+def _split(tensors: Sequence[LazyTensor], limit: int) -> list[list[LazyTensor]]:
   shards, room = [[]], limit
   for tensor in tensors:
     if shards[-1] and tensor.nbytes > room:
@@ -219,17 +243,17 @@ def _split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
 
 
 def _write_shard(
-  path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]
+  path: Path, tensors: Sequence[LazyTensor], metadata: Mapping[str, str]
 ):
-  """The header's length in 8 bytes, the header in JSON, then the numbers."""
+  """Writes one safetensors file: header length (8 bytes), header, numbers."""
   header: dict = {'__metadata__': dict(metadata)}
   end = 0
-  # The widest first, so that each lies at a multiple of its own width: torch
-  # maps no others.
+  # The widest dtype comes first, so that every offset is a multiple of the
+  # item size: PyTorch does not map tensors that are not aligned.
   for tensor in sorted(tensors, key=lambda t: -t.dtype.itemsize):
     start, end = end, end + tensor.nbytes
     header[tensor.name] = {
-      'dtype': _CODES[tensor.dtype],
+      'dtype': _DTYPE_CODES[tensor.dtype],
       'shape': list(tensor.shape),
       'data_offsets': [start, end],
     }
@@ -244,33 +268,37 @@ def _write_shard(
       file.seek(start)
       for read in tensor.pieces:
         _write_array(file, read(), tensor.dtype)
-      assert file.tell() == end, f'{tensor.name} has pieces of another size'
+      assert file.tell() == end, (
+        f'{tensor.name} has pieces that do not fill its shape'
+      )
 
 
 def _write_array(file, array: np.ndarray, dtype: np.dtype):
-  for slab in _slabs(array):
-    whole = np.ascontiguousarray(slab, dtype)  # The array may be transposed.
-    file.write(whole.reshape(-1).view(np.uint8).data)
+  for chunk in _chunks(array):
+    # The array may be transposed.
+    contiguous = np.ascontiguousarray(chunk, dtype)
+    file.write(contiguous.reshape(-1).view(np.uint8).data)
 
 
-def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:
-  """Parts of about _SLAB_BYTES along the first axis."""
+def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+  """Splits an array along its first axis into chunks of about _WRITE_BYTES."""
   array = np.atleast_1d(array)
-  rows = max(1, len(array) * _SLAB_BYTES // max(1, array.nbytes))
+  rows = max(1, len(array) * _WRITE_BYTES // max(1, array.nbytes))
   for start in range(0, len(array), rows):
     yield array[start : start + rows]
 
 
-def _part(number: int) -> str:
+def _partial_name(number: int) -> str:
   return f'shard-{number:05d}.partial'
 
 
 def write_text(path: Path, text: str):
-  """Atomic: a reader never meets half a file."""
+  """Writes a text file atomically; see write_bytes."""
   write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes):
+  """Writes a file atomically: nobody ever reads half of it."""
   partial = path.with_suffix(f'.partial{os.getpid()}')
   partial.write_bytes(content)
   partial.replace(path)

@@ -231,7 +231,7 @@ def _import_hf(values, folder: str) -> str:
   out = values.out
   spoken = convert.import_hf(Path(folder), Path(out))
   told = (
-    f"\nIn a config: config.model = models.imported('{out}'); "
+    f"\nIn a config: config.model = convert.model_config_of('{out}'); "
     f"config.init = '{out}'"
   )
   if not spoken:

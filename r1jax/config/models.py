@@ -1,9 +1,5 @@
 """Named model sizes: the values of config.model."""
 
-from pathlib import Path
-
-from r1jax.checkpoints import convert
-
 
 def rope(rope_theta: float, pairs: str, **changes) -> dict:
   """Returns config.model.rope; by default without context extension."""
@@ -213,11 +209,6 @@ def llama3_1_8b() -> dict:
 def llama3_3_70b() -> dict:
   """Llama-3.3-70B-Instruct: the base of R1-Distill-Llama-70B."""
   return _llama3(80, 8192, 64, 8, 28672, 128256)
-
-
-def imported(source: str) -> dict:
-  """Of a folder that `r1jax import-hf` wrote, or of Hugging Face's form."""
-  return convert.architecture(Path(source))
 
 
 def tiny() -> dict:

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from r1jax.checkpoints import weights
-from r1jax.checkpoints.storage import Reader
+from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError, unknown
 from r1jax.model import transformer
@@ -179,7 +179,7 @@ def _pretrained(
 
 def _check_base(kept: Path):
   try:
-    Reader(kept)
+    SafetensorsReader(kept)
   except UserError as error:
     raise UserError(
       f'pretrain: the base that was kept of this config is '

@@ -339,7 +339,7 @@ def _check_model(name: str, child, parent_name: str, parent):
   differ = [
     f'{field} is {theirs[field]!r} in {parent_name} and {value!r} in {name}'
     for field, value in ours.items()
-    if theirs[field] != value and field not in weights.FREE
+    if theirs[field] != value and field not in weights.RUNTIME_KEYS
   ]
   if differ:
     raise UserError(

@@ -15,7 +15,7 @@ import ml_collections
 from r1jax.algos import common
 from r1jax.algos import gae as ppo
 from r1jax.checkpoints import convert, weights
-from r1jax.checkpoints.storage import Reader
+from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.errors import UserError
 from r1jax.model import transformer
 from r1jax.model.config import RUN_DEFAULTS, ModelConfig
@@ -249,13 +249,13 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
       num_nextn_predict_layers=0,
     )
   path = _file(config)
-  if 'scalar' not in Reader(path):
+  if 'scalar' not in SafetensorsReader(path):
     raise UserError(
       f'rl.ppo.value_init: {path} has no scalar head; give what the stage '
       "reward_model leaves, or '' to begin as the policy does"
     )
   return ModelConfig.from_dict(
-    convert.architecture(path)
+    convert.model_config_of(path)
     | {field: config.model[field] for field in RUN_DEFAULTS}
     | dict(scalar_head=True)
   )

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps on its way in and out: bits, dtypes, copies."""
+"""Import and export keep bits and dtypes, and refuse copies that differ."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ import pytest
 from safetensors.flax import save_file as save_jax
 from safetensors.numpy import load_file, save_file
 
-from r1jax.checkpoints import convert, hf, hf_config, weights
-from r1jax.checkpoints.storage import Reader
+from r1jax.checkpoints import convert, hf_config, hf_mapping, weights
+from r1jax.checkpoints.storage import SafetensorsReader, encode_metadata
 from r1jax.config import models
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
@@ -22,10 +22,10 @@ from r1jax.stages.build.parts import SHIPPED_BASE
 from tests.conftest import from_dict, one_device
 
 
-def _write(folder: Path, like: Path, said: dict, tensors: dict):
-  """A checkpoint of theirs: another's config.json with changes."""
+def _write(folder: Path, like: Path, changes: dict, tensors: dict):
+  """Writes a Hugging Face checkpoint with a changed copy of a config.json."""
   folder.mkdir()
-  config = json.loads((like / 'config.json').read_text()) | said
+  config = json.loads((like / 'config.json').read_text()) | changes
   (folder / 'config.json').write_text(json.dumps(config))
   save_jax(
     {name: jnp.asarray(x) for name, x in tensors.items()},
@@ -34,29 +34,32 @@ def _write(folder: Path, like: Path, said: dict, tensors: dict):
 
 
 def _same_files(one: Path, other: Path):
-  """Names, dtypes and bits."""
-  before, after = Reader(one), Reader(other)
+  """Asserts equal names, dtypes and bits."""
+  before, after = SafetensorsReader(one), SafetensorsReader(other)
   assert before.shapes == after.shapes
   for name in before.shapes:
     assert before.dtype(name) == after.dtype(name), name
     assert before.read(name).tobytes() == after.read(name).tobytes(), name
 
 
-def test_the_shipped_base_goes_out_and_comes_back(tmp_path):
-  """It is older than some fields: those do not change what weights mean."""
-  convert.export_hf(SHIPPED_BASE, tmp_path / 'theirs')
-  convert.import_hf(tmp_path / 'theirs', tmp_path / 'ours')
-  fields = models.imported(str(tmp_path / 'ours'))
-  told = models.imported(str(SHIPPED_BASE))
+def test_the_shipped_base_survives_a_round_trip(tmp_path):
+  """Its metadata lacks newer fields, which do not change what weights mean."""
+  convert.export_hf(SHIPPED_BASE, tmp_path / 'exported')
+  convert.import_hf(tmp_path / 'exported', tmp_path / 'r1jax')
+  fields = convert.model_config_of(str(tmp_path / 'r1jax'))
+  fields_before = convert.model_config_of(str(SHIPPED_BASE))
   for field in fields.keys() - RUN_DEFAULTS.keys() - {'rope'}:
-    assert fields[field] == told[field], field
-  before, after = Reader(SHIPPED_BASE), Reader(tmp_path / 'ours')
+    assert fields[field] == fields_before[field], field
+  before, after = (
+    SafetensorsReader(SHIPPED_BASE),
+    SafetensorsReader(tmp_path / 'r1jax'),
+  )
   assert before.shapes == after.shapes
   for name in before.shapes:
     assert before.dtype(name) == after.dtype(name)
     assert before.read(name).tobytes() == after.read(name).tobytes(), name
-  model = Transformer(from_dict(told), one_device())
-  weights.load(tmp_path / 'ours', model)
+  model = Transformer(from_dict(fields_before), one_device())
+  weights.load(tmp_path / 'r1jax', model)
 
 
 @pytest.mark.parametrize(
@@ -71,17 +74,17 @@ def test_every_tensor_keeps_its_dtype(shared, tmp_path, wide):
     for name, x in load_file(folder / 'model.safetensors').items()
   }
   _write(tmp_path / 'hf', folder, {'dtype': 'bfloat16'}, tensors)
-  convert.import_hf(tmp_path / 'hf', tmp_path / 'ours')
-  convert.export_hf(tmp_path / 'ours', tmp_path / 'theirs')
-  _same_files(tmp_path / 'hf', tmp_path / 'theirs')
-  convert.export_hf(tmp_path / 'ours', tmp_path / 'cast', 'bfloat16')
-  cast = Reader(tmp_path / 'cast')
-  for name in cast.shapes:  # Their routing bias is float32 whatever the rest.
+  convert.import_hf(tmp_path / 'hf', tmp_path / 'r1jax')
+  convert.export_hf(tmp_path / 'r1jax', tmp_path / 'exported')
+  _same_files(tmp_path / 'hf', tmp_path / 'exported')
+  convert.export_hf(tmp_path / 'r1jax', tmp_path / 'cast', 'bfloat16')
+  cast = SafetensorsReader(tmp_path / 'cast')
+  for name in cast.shapes:  # The routing bias stays float32.
     assert (cast.dtype(name) == np.float32) == name.endswith('bias')
 
 
-def _look_ahead(folder: Path) -> dict[str, np.ndarray]:
-  """The oracle's tensors, and a module after its three layers as V3's."""
+def _with_mtp_module(folder: Path) -> dict[str, np.ndarray]:
+  """The oracle's tensors, and an MTP module after its three layers."""
   rng = np.random.default_rng(0)
   tensors = load_file(folder / 'model.safetensors')
   old, new = 'model.layers.2.', 'model.layers.3.'
@@ -102,14 +105,14 @@ def _look_ahead(folder: Path) -> dict[str, np.ndarray]:
   return tensors
 
 
-def test_look_ahead_modules_come_back_bit_equal(shared, tmp_path):
+def test_mtp_modules_round_trip_bit_equal(shared, tmp_path):
   folder = shared / 'oracle' / 'deepseek_v3'
-  tensors = _look_ahead(folder)
+  tensors = _with_mtp_module(folder)
   _write(tmp_path / 'hf', folder, {'num_nextn_predict_layers': 1}, tensors)
-  convert.import_hf(tmp_path / 'hf', tmp_path / 'ours')
-  fields = models.imported(str(tmp_path / 'ours'))
+  convert.import_hf(tmp_path / 'hf', tmp_path / 'r1jax')
+  fields = convert.model_config_of(str(tmp_path / 'r1jax'))
   model = Transformer(from_dict(fields), one_device())
-  params = weights.load(tmp_path / 'ours', model)
+  params = weights.load(tmp_path / 'r1jax', model)
   np.testing.assert_array_equal(
     params['mtp']['merge'][0], tensors['model.layers.3.eh_proj.weight'].T
   )
@@ -117,10 +120,11 @@ def test_look_ahead_modules_come_back_bit_equal(shared, tmp_path):
     params['mtp']['block']['ffn']['gate'][0, 5],
     tensors['model.layers.3.mlp.experts.5.gate_proj.weight'].T,
   )
-  convert.export_hf(tmp_path / 'ours', tmp_path / 'theirs')
-  _same_files(tmp_path / 'hf', tmp_path / 'theirs')
+  convert.export_hf(tmp_path / 'r1jax', tmp_path / 'exported')
+  _same_files(tmp_path / 'hf', tmp_path / 'exported')
   assert (
-    hf_config.read_config(tmp_path / 'theirs')['num_nextn_predict_layers'] == 1
+    hf_config.read_config(tmp_path / 'exported')['num_nextn_predict_layers']
+    == 1
   )
 
 
@@ -132,15 +136,15 @@ def test_look_ahead_modules_come_back_bit_equal(shared, tmp_path):
   ],
 )
 def test_a_copy_that_differs_is_named(shared, tmp_path, name):
-  """It would be lost: our modules read the model's own."""
+  """Its numbers would be lost: r1jax shares embedding and head."""
   folder = shared / 'oracle' / 'deepseek_v3'
-  tensors = _look_ahead(folder)
+  tensors = _with_mtp_module(folder)
   tensors[name] = tensors[name].copy()
   tensors[name][-1, -1] += 1
   _write(tmp_path / 'hf', folder, {'num_nextn_predict_layers': 1}, tensors)
   with pytest.raises(UserError, match=f'{name} of .* differs'):
-    convert.import_hf(tmp_path / 'hf', tmp_path / 'ours')
-  assert not (tmp_path / 'ours').exists()
+    convert.import_hf(tmp_path / 'hf', tmp_path / 'r1jax')
+  assert not (tmp_path / 'r1jax').exists()
 
 
 def test_a_tied_head_that_differs_is_named(shared, tmp_path):
@@ -149,11 +153,11 @@ def test_a_tied_head_that_differs_is_named(shared, tmp_path):
   tensors['lm_head.weight'] = tensors['model.embed_tokens.weight'] + 1
   _write(tmp_path / 'hf', folder, {'tie_word_embeddings': True}, tensors)
   with pytest.raises(UserError, match='lm_head.weight of .* differs'):
-    convert.import_hf(tmp_path / 'hf', tmp_path / 'ours')
+    convert.import_hf(tmp_path / 'hf', tmp_path / 'r1jax')
 
 
 def _quantised(tensor: np.ndarray):
-  """(FP8, its scales, and what they say), in blocks of 128 × 128."""
+  """Returns FP8 numbers, scales of 128 × 128 blocks, and their product."""
   blocks = [-(-size // 128) for size in tensor.shape]
   scale = np.arange(1, np.prod(blocks) + 1, dtype=np.float32).reshape(
     blocks
@@ -167,7 +171,7 @@ def _quantised(tensor: np.ndarray):
 def test_fp8_weights_are_imported_as_the_numbers_they_stand_for(
   shared, tmp_path
 ):
-  """V3's form: FP8 projections, bf16 for the rest; blocks with a rest."""
+  """FP8 projections and bf16 for the rest, as DeepSeek-V3; partial blocks."""
   folder = shared / 'oracle' / 'deepseek_v3'
   rng = np.random.default_rng(0)
   tensors = load_file(folder / 'model.safetensors')
@@ -179,22 +183,24 @@ def test_fp8_weights_are_imported_as_the_numbers_they_stand_for(
     tensors[f'model.layers.0.mlp.{name}_proj.weight'] = rng.normal(
       size=shape
     ).astype(np.float32)
-  written, meant = {}, {}
+  written, dequantized = {}, {}
   for name, tensor in tensors.items():
     if '_proj' in name:
-      written[name], written[f'{name}_scale_inv'], meant[name] = _quantised(
-        tensor
+      written[name], written[f'{name}_scale_inv'], dequantized[name] = (
+        _quantised(tensor)
       )
     else:
-      written[name] = meant[name] = tensor.astype(ml_dtypes.bfloat16)
-  said = {
+      written[name] = dequantized[name] = tensor.astype(ml_dtypes.bfloat16)
+  config_changes = {
     'intermediate_size': 300,
     'quantization_config': {'quant_method': 'fp8'},
   }
-  for where, held in (('fp8', written), ('wide', meant)):
-    _write(tmp_path / where, folder, said, held)
-    convert.import_hf(tmp_path / where, tmp_path / f'{where}_ours')
-  got, want = (Reader(tmp_path / f'{where}_ours') for where in ('fp8', 'wide'))
+  for where, held in (('fp8', written), ('wide', dequantized)):
+    _write(tmp_path / where, folder, config_changes, held)
+    convert.import_hf(tmp_path / where, tmp_path / f'{where}_r1jax')
+  got, want = (
+    SafetensorsReader(tmp_path / f'{where}_r1jax') for where in ('fp8', 'wide')
+  )
   assert got.shapes == want.shapes
   assert got.shapes['dense_layers/0/ffn/gate'] == (64, 300)
   for name in got.shapes:
@@ -205,25 +211,28 @@ def test_fp8_weights_are_imported_as_the_numbers_they_stand_for(
     written[f'model.layers.0.mlp.down_proj.weight{end}']
     for end in ('', '_scale_inv')
   )
-  ours = got.read('dense_layers/0/ffn/down')
+  params = got.read('dense_layers/0/ffn/down')
   for row, column in ((0, 0), (63, 127), (5, 128), (9, 299)):
     assert (
-      ours[column, row] == np.float32(q[row, column]) * scale[0, column // 128]
+      params[column, row]
+      == np.float32(q[row, column]) * scale[0, column // 128]
     )
 
 
 def test_shards_hold_what_one_file_holds(shared, tmp_path):
   source = shared / 'oracle' / 'qwen3'
-  convert.import_hf(source, tmp_path / 'ours', shard_bytes=100_000)
-  files = list((tmp_path / 'ours').glob('*.safetensors'))
+  convert.import_hf(source, tmp_path / 'r1jax', shard_bytes=100_000)
+  files = list((tmp_path / 'r1jax').glob('*.safetensors'))
   assert len(files) > 3
   assert max(file.stat().st_size for file in files) < 150_000
-  convert.export_hf(tmp_path / 'ours', tmp_path / 'theirs', shard_bytes=90_000)
-  theirs = Reader(tmp_path / 'theirs')
+  convert.export_hf(
+    tmp_path / 'r1jax', tmp_path / 'exported', shard_bytes=90_000
+  )
+  exported = SafetensorsReader(tmp_path / 'exported')
   before = load_file(source / 'model.safetensors')
-  assert theirs.shapes.keys() == before.keys()
+  assert exported.shapes.keys() == before.keys()
   for name, tensor in before.items():
-    assert theirs.read(name).tobytes() == tensor.tobytes()
+    assert exported.read(name).tobytes() == tensor.tobytes()
 
 
 def test_a_conversion_holds_one_tensor_of_theirs(tmp_path):
@@ -242,22 +251,23 @@ def test_a_conversion_holds_one_tensor_of_theirs(tmp_path):
   largest = stack // 16
   rng = np.random.default_rng(0)
   config = from_dict(fields)
-  ours = {
-    place.ours: rng.normal(
-      size=[hf._sizes(config)[x] for x in place.row.letters]
-    ).astype(np.float32)
-    for place in hf.places(config)
+  sizes = hf_mapping.dimension_sizes(config)
+  params = {
+    parameter.name: rng.normal(size=parameter.mapping.shape(sizes)).astype(
+      np.float32
+    )
+    for parameter in hf_mapping.mapped_parameters(config)
   }
-  (tmp_path / 'ours').mkdir()
+  (tmp_path / 'r1jax').mkdir()
   save_file(
-    ours,
-    tmp_path / 'ours' / 'model.safetensors',
-    metadata={'about': json.dumps({'config': flatten({'model': fields})})},
+    params,
+    tmp_path / 'r1jax' / 'model.safetensors',
+    metadata=encode_metadata({'config': flatten({'model': fields})}),
   )
-  assert max(x.nbytes for x in ours.values()) == stack
-  del ours
+  assert max(x.nbytes for x in params.values()) == stack
+  del params
   assert (
-    _peak_bytes(convert.export_hf, tmp_path / 'ours', tmp_path / 'hf')
+    _peak_bytes(convert.export_hf, tmp_path / 'r1jax', tmp_path / 'hf')
     < 2.5 * largest
   )
   assert (
@@ -271,7 +281,7 @@ def test_a_conversion_holds_one_tensor_of_theirs(tmp_path):
     _peak_bytes(convert.import_hf, tmp_path / 'hf', tmp_path / 'again')
     < 2.5 * largest
   )
-  _same_files(tmp_path / 'ours', tmp_path / 'again')
+  _same_files(tmp_path / 'r1jax', tmp_path / 'again')
 
 
 def _peak_bytes(convert_fn, source: Path, out: Path) -> int:

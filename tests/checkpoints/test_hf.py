@@ -1,4 +1,4 @@
-"""Real checkpoints' form: transformers' logits, and back bit for bit."""
+"""Imported checkpoints give the logits of transformers, and export bit-equal."""
 
 from pathlib import Path
 import shutil
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from r1jax.checkpoints import convert, hf, hf_config, weights
+from r1jax.checkpoints import convert, hf_config, hf_export, weights
+from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.model.transformer import Transformer
 from tests.conftest import continued, forward, from_dict, one_device
 
@@ -26,15 +27,15 @@ _TOLERANCE = 2e-4
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def oracle(request, shared, tmp_path_factory):
-  """(folder of theirs, our model, its parameters, reference arrays)."""
+  """The Hugging Face folder, the model, its parameters, reference arrays."""
   folder = shared / 'oracle' / request.param
-  made = tmp_path_factory.mktemp('imported')
-  convert.import_hf(folder, made)
+  imported = tmp_path_factory.mktemp('imported')
+  convert.import_hf(folder, imported)
   model = _model(folder)
   return (
     folder,
     model,
-    weights.load(made, model),
+    weights.load(imported, model),
     np.load(folder / 'reference.npz'),
   )
 
@@ -49,13 +50,13 @@ def _worst(got, want) -> float:
   return np.abs(got - want).max()
 
 
-def test_the_full_forward_gives_their_logits(oracle):
+def test_the_full_forward_gives_the_reference_logits(oracle):
   _, model, params, reference = oracle
   got = forward(model, params, reference['tokens_a'])
   assert _worst(got, reference['logits_a']) <= _TOLERANCE
 
 
-def test_left_padded_rows_give_their_logits(oracle):
+def test_left_padded_rows_give_the_reference_logits(oracle):
   _, model, params, reference = oracle
   mask = reference['mask_b'].astype(bool)
   got = forward(
@@ -68,7 +69,7 @@ def test_left_padded_rows_give_their_logits(oracle):
   assert _worst(got[mask], reference['logits_b'][mask]) <= _TOLERANCE
 
 
-def test_cached_decoding_gives_their_logits_token_by_token(oracle):
+def test_cached_decoding_gives_the_reference_logits_token_by_token(oracle):
   """Prompts of 2 to 32 tokens in pages, 16 tokens after them, one at a time."""
   _, model, params, reference = oracle
   tokens, mask = reference['tokens_b'], reference['mask_b'].astype(bool)
@@ -78,7 +79,7 @@ def test_cached_decoding_gives_their_logits_token_by_token(oracle):
   assert _worst(got, reference['logits_b'][:, cut - 1 :]) <= _TOLERANCE
 
 
-def test_loss_gradients_have_their_norms(oracle):
+def test_loss_gradients_have_hf_gradient_norms(oracle):
   folder, model, params, reference = oracle
   tokens = jnp.asarray(reference['tokens_a'])
 
@@ -94,7 +95,7 @@ def test_loss_gradients_have_their_norms(oracle):
 
   value, grads = jax.jit(jax.value_and_grad(loss))(params)
   np.testing.assert_allclose(value, reference['loss_a'], rtol=1e-5)
-  got = _their_norms(folder, model, grads)
+  got = _hf_gradient_norms(folder, model, grads)
   checked = 0
   for name, want in zip(reference['grad_names'], reference['grad_norms_a']):
     np.testing.assert_allclose(
@@ -104,16 +105,16 @@ def test_loss_gradients_have_their_norms(oracle):
   assert checked == len(got)
 
 
-def _their_norms(folder, model, grads) -> dict[str, float]:
-  """Our gradients under their (fused) names."""
+def _hf_gradient_norms(folder, model, grads) -> dict[str, float]:
+  """Norms of r1jax gradients under the (fused) names of transformers."""
   import tempfile
 
   with tempfile.TemporaryDirectory() as where:
     weights.save(Path(where) / 'model.safetensors', grads, 'float32', {})
-    hf.write_tensors(
+    hf_export.write_tensors(
       Path(where) / 'hf',
       model.config,
-      hf.Reader(Path(where)),
+      SafetensorsReader(Path(where)),
       np.float32,
       1 << 40,
     )
@@ -140,20 +141,20 @@ def _fused(name: str) -> str | None:
 
 def test_a_round_trip_is_bit_equal(oracle, tmp_path):
   folder, _, _, _ = oracle
-  convert.import_hf(folder, tmp_path / 'ours')
-  convert.export_hf(tmp_path / 'ours', tmp_path / 'theirs')
+  convert.import_hf(folder, tmp_path / 'r1jax')
+  convert.export_hf(tmp_path / 'r1jax', tmp_path / 'exported')
   before = load_file(folder / 'model.safetensors')
-  after = load_file(tmp_path / 'theirs' / 'model.safetensors')
+  after = load_file(tmp_path / 'exported' / 'model.safetensors')
   assert before.keys() == after.keys()
   for name, tensor in before.items():
     assert tensor.dtype == after[name].dtype
     assert tensor.tobytes() == after[name].tobytes(), name
-  again = hf_config.read_config(tmp_path / 'theirs')
+  again = hf_config.read_config(tmp_path / 'exported')
   assert again == hf_config.read_config(folder)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_both_forms_of_config_say_the_same(shared, tmp_path, name):
+def test_old_and_new_config_json_mean_the_same(shared, tmp_path, name):
   folder = shared / 'oracle' / name
   shutil.copy(folder / 'config_hub.json', tmp_path / 'config.json')
   hub, new = hf_config.read_config(tmp_path), hf_config.read_config(folder)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from r1jax.checkpoints import convert, hf_config, weights
-from r1jax.checkpoints.storage import Reader
+from r1jax.checkpoints.storage import SafetensorsReader, encode_metadata
 from r1jax.config import models
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
@@ -24,11 +24,13 @@ def _broken(shared, tmp_path, change, config=None) -> str:
   tensors = load_file(source / 'model.safetensors')
   change(tensors)
   save_file(tensors, folder / 'model.safetensors')
-  said = json.loads((source / 'config.json').read_text()) | (config or {})
-  (folder / 'config.json').write_text(json.dumps(said))
+  fields_json = json.loads((source / 'config.json').read_text()) | (
+    config or {}
+  )
+  (folder / 'config.json').write_text(json.dumps(fields_json))
   with pytest.raises(UserError) as caught:
-    convert.import_hf(folder, tmp_path / 'ours')
-  assert not (tmp_path / 'ours').exists()
+    convert.import_hf(folder, tmp_path / 'r1jax')
+  assert not (tmp_path / 'r1jax').exists()
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
@@ -95,10 +97,10 @@ def test_a_broken_file_is_named(shared, tmp_path):
   file.chmod(0o644)
   file.write_bytes(file.read_bytes()[:1000])
   with pytest.raises(UserError, match='cannot read .*model.safetensors'):
-    convert.import_hf(folder, tmp_path / 'ours')
+    convert.import_hf(folder, tmp_path / 'r1jax')
   file.unlink()
   with pytest.raises(UserError, match='has neither model.safetensors nor'):
-    convert.import_hf(folder, tmp_path / 'ours')
+    convert.import_hf(folder, tmp_path / 'r1jax')
 
 
 def test_a_scale_of_other_blocks_is_refused(shared, tmp_path):
@@ -116,30 +118,32 @@ def test_a_scale_of_other_blocks_is_refused(shared, tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_refused(shared, tmp_path):
   """The same shapes, another rotation: no shape would have told."""
-  convert.import_hf(shared / 'oracle' / 'qwen2', tmp_path / 'ours')
+  convert.import_hf(shared / 'oracle' / 'qwen2', tmp_path / 'r1jax')
   fields = hf_config.read_config(shared / 'oracle' / 'qwen2')
   fields['rope']['rope_theta'] = 1e4
   model = Transformer(from_dict(fields), one_device())
   with pytest.raises(
     UserError, match='model.rope.rope_theta is 1000000.0 there'
   ):
-    weights.load(tmp_path / 'ours', model)
+    weights.load(tmp_path / 'r1jax', model)
 
 
 def test_a_field_that_says_what_weights_mean_may_not_be_missing(tmp_path):
   file = tmp_path / 'model.safetensors'
-  said = flatten({'model': models.tiny()})
+  fields_json = flatten({'model': models.tiny()})
   for field in ('n_shared_experts', 'rope.rope_theta'):
-    about = {
+    metadata = {
       'config': {
-        key: value for key, value in said.items() if key != f'model.{field}'
+        key: value
+        for key, value in fields_json.items()
+        if key != f'model.{field}'
       }
     }
     save_file(
-      {'nothing': np.zeros(1)}, file, metadata={'about': json.dumps(about)}
+      {'nothing': np.zeros(1)}, file, metadata=encode_metadata(metadata)
     )
     with pytest.raises(UserError, match=f'{field} is missing'):
-      models.imported(str(file))
+      convert.model_config_of(str(file))
 
 
 def test_export_refuses_before_it_writes(tmp_path):
@@ -149,10 +153,10 @@ def test_export_refuses_before_it_writes(tmp_path):
     ({'scalar_head': True}, 'scalar head'),
     ({}, 'lacks embedding'),
   ):
-    about = {'config': flatten({'model': models.llama3_1_8b() | changes})}
+    metadata = {'config': flatten({'model': models.llama3_1_8b() | changes})}
     file = tmp_path / 'model.safetensors'
     save_file(
-      {'nothing': np.zeros(1)}, file, metadata={'about': json.dumps(about)}
+      {'nothing': np.zeros(1)}, file, metadata=encode_metadata(metadata)
     )
     with pytest.raises(UserError, match=message):
       convert.export_hf(file, tmp_path / 'out')
@@ -160,21 +164,19 @@ def test_export_refuses_before_it_writes(tmp_path):
   save_file({'nothing': np.zeros(1)}, file)
   with pytest.raises(UserError, match='does not say what model'):
     convert.export_hf(file, tmp_path / 'out')
-  about['config'].pop('model.attention')
-  save_file(
-    {'nothing': np.zeros(1)}, file, metadata={'about': json.dumps(about)}
-  )
+  metadata['config'].pop('model.attention')
+  save_file({'nothing': np.zeros(1)}, file, metadata=encode_metadata(metadata))
   with pytest.raises(UserError, match='attention is missing'):
     convert.export_hf(file, tmp_path / 'out')
 
 
 def test_export_lists_every_tensor_that_does_not_fit(shared, tmp_path):
-  convert.import_hf(shared / 'oracle' / 'qwen2', tmp_path / 'ours')
-  file = tmp_path / 'ours' / 'model.safetensors'
-  held = load_file(file)
-  held['norm/scale'] = held['norm/scale'][:-1]
-  del held['dense_layers/1/ffn/up']
-  save_file(held, file, metadata=Reader(file).metadata)
+  convert.import_hf(shared / 'oracle' / 'qwen2', tmp_path / 'r1jax')
+  file = tmp_path / 'r1jax' / 'model.safetensors'
+  tensors = load_file(file)
+  tensors['norm/scale'] = tensors['norm/scale'][:-1]
+  del tensors['dense_layers/1/ffn/up']
+  save_file(tensors, file, metadata=SafetensorsReader(file).header)
   with pytest.raises(UserError, match='ffn/up; norm/scale of shape'):
-    convert.export_hf(file, tmp_path / 'theirs')
-  assert not (tmp_path / 'theirs').exists()
+    convert.export_hf(file, tmp_path / 'exported')
+  assert not (tmp_path / 'exported').exists()

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's form, as it is and imported."""
+"""A Hugging Face folder can be used as it is, or imported."""
 
 import json
 
@@ -17,8 +17,8 @@ from tests.conftest import from_dict
 from tests.stages.conftest import run
 
 
-def _theirs(folder):
-  """The shipped base as others would keep it, with its tokenizer."""
+def _write_hf_folder(folder):
+  """Writes the shipped base as a Hugging Face folder with its tokenizer."""
   convert.export_hf(build.SHIPPED_BASE, folder)
   core = tokenizer.load('character')._core
   (folder / 'tokenizer.json').write_text(core.to_str())
@@ -37,15 +37,17 @@ def _theirs(folder):
   )
 
 
-def test_their_folder_is_read_as_what_import_makes_of_it(tmp_path):
-  _theirs(tmp_path / 'theirs')
-  assert convert.import_hf(tmp_path / 'theirs', tmp_path / 'ours')
-  with pytest.raises(UserError, match='theirs is of their form already'):
-    convert.export_hf(tmp_path / 'theirs', tmp_path / 'again')
+def test_a_hugging_face_folder_loads_as_its_imported_copy(tmp_path):
+  _write_hf_folder(tmp_path / 'hf')
+  assert convert.import_hf(tmp_path / 'hf', tmp_path / 'r1jax')
+  with pytest.raises(
+    UserError, match='hf is a Hugging Face checkpoint already'
+  ):
+    convert.export_hf(tmp_path / 'hf', tmp_path / 'again')
   params = []
-  for name in ('theirs', 'ours'):
+  for name in ('hf', 'r1jax'):
     config = imported.get_config(str(tmp_path / name))
-    # Over two devices that hold four experts each.
+    # Two devices that hold four experts each.
     layout = Layout(make_mesh(dict(expert=2), jax.devices()[:2]))
     model = Transformer(from_dict(config.model.to_dict()), layout)
     params.append(weights.load(tmp_path / name, model))
@@ -57,24 +59,24 @@ def test_their_folder_is_read_as_what_import_makes_of_it(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, *params)
 
 
-def test_sample_reads_their_folder(environment, tmp_path):
-  """Greedily what the base itself says, up to the stop token of its own."""
-  _theirs(tmp_path / 'theirs')
-  asked = '--prompt=7+5', '--prompt=9-4', '--temperature=0'
+def test_sample_reads_a_hugging_face_folder(environment, tmp_path):
+  """Greedy samples equal those of the base, up to its own stop token."""
+  _write_hf_folder(tmp_path / 'hf')
+  prompt_flags = '--prompt=7+5', '--prompt=9-4', '--temperature=0'
   printed = run(
     environment,
     'sample',
-    f'--config=configs/imported.py:{tmp_path}/theirs',
+    f'--config=configs/imported.py:{tmp_path}/hf',
     '--config.data.template=r1_zero_brief',
-    *asked,
+    *prompt_flags,
   ).stdout
   want = run(
-    environment, 'sample', '--config=configs/r1_zero_tiny.py', *asked
+    environment, 'sample', '--config=configs/r1_zero_tiny.py', *prompt_flags
   ).stdout
-  said = lambda text: [block.split('\n')[:2] for block in text.split('\n\n')]
+  blocks = lambda text: [block.split('\n')[:2] for block in text.split('\n\n')]
   assert [
-    (heading, text + '</answer>') for heading, text, *_ in said(printed)[:2]
-  ] == [(heading, text) for heading, text, *_ in said(want)[:2]]
+    (heading, text + '</answer>') for heading, text, *_ in blocks(printed)[:2]
+  ] == [(heading, text) for heading, text, *_ in blocks(want)[:2]]
 
 
 def test_the_config_names_what_it_lacks(environment, tmp_path):

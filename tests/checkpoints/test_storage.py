@@ -1,4 +1,4 @@
-"""What is streamed to the disk is read by the safetensors library."""
+"""Streamed files are read by the safetensors library."""
 
 import json
 
@@ -21,12 +21,12 @@ _ARRAYS = {
 }
 
 
-def _tensor(name: str, array: np.ndarray) -> storage.Tensor:
-  """In two pieces, the second of them not contiguous."""
+def _tensor(name: str, array: np.ndarray) -> storage.LazyTensor:
+  """A LazyTensor of two pieces, of which the second is not contiguous."""
   if array.ndim < 2:
-    return storage.Tensor(name, array.dtype, array.shape, (lambda: array,))
+    return storage.LazyTensor(name, array.dtype, array.shape, (lambda: array,))
   rest = np.asfortranarray(array[1:])
-  return storage.Tensor(
+  return storage.LazyTensor(
     name, array.dtype, array.shape, (lambda: array[:1], lambda: rest)
   )
 
@@ -36,28 +36,28 @@ def _write(folder, arrays, shard_bytes=1 << 30):
     folder,
     [_tensor(*item) for item in arrays.items()],
     shard_bytes,
-    {'about': '{}'},
+    storage.encode_metadata({}),
   )
 
 
-@pytest.mark.parametrize('slab_bytes', [1, 1 << 20])
-def test_the_library_reads_what_was_streamed(tmp_path, monkeypatch, slab_bytes):
-  monkeypatch.setattr(storage, '_SLAB_BYTES', slab_bytes)
+@pytest.mark.parametrize('write_bytes', [1, 1 << 20])
+def test_the_library_reads_a_streamed_file(tmp_path, monkeypatch, write_bytes):
+  monkeypatch.setattr(storage, '_WRITE_BYTES', write_bytes)
   _write(tmp_path, _ARRAYS)
-  assert [path.name for path in tmp_path.iterdir()] == [storage.SINGLE]
-  got = load_file(tmp_path / storage.SINGLE)
+  assert [path.name for path in tmp_path.iterdir()] == [storage.SINGLE_FILE]
+  got = load_file(tmp_path / storage.SINGLE_FILE)
   assert got.keys() == _ARRAYS.keys()
   for name, array in _ARRAYS.items():
     assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape)
     assert got[name].tobytes() == array.tobytes(), name
-  with safe_open(tmp_path / storage.SINGLE, 'numpy') as file:
-    assert file.metadata() == {'about': '{}'}
+  with safe_open(tmp_path / storage.SINGLE_FILE, 'numpy') as file:
+    assert file.metadata() == storage.encode_metadata({})
 
 
-def test_numbers_lie_at_multiples_of_their_width(tmp_path):
-  """An odd count of bf16 comes first and may not shift the rest."""
+def test_tensors_are_aligned_to_their_item_size(tmp_path):
+  """A bf16 tensor with an odd number of entries must not shift the others."""
   _write(tmp_path, _ARRAYS)
-  data = (tmp_path / storage.SINGLE).read_bytes()
+  data = (tmp_path / storage.SINGLE_FILE).read_bytes()
   length = int.from_bytes(data[:8], 'little')
   header = json.loads(data[8 : 8 + length])
   assert length % 8 == 0
@@ -68,13 +68,13 @@ def test_numbers_lie_at_multiples_of_their_width(tmp_path):
 def test_shards_and_their_index(tmp_path):
   arrays = {f'x{i}': np.full(100, i, np.float32) for i in range(5)}
   _write(tmp_path, arrays, shard_bytes=900)
-  said = json.loads((tmp_path / storage.INDEX).read_text())
-  assert said['metadata']['total_size'] == 2000
-  assert sorted(set(said['weight_map'].values())) == [
+  index = json.loads((tmp_path / storage.INDEX_FILE).read_text())
+  assert index['metadata']['total_size'] == 2000
+  assert sorted(set(index['weight_map'].values())) == [
     f'model-0000{i}-of-00003.safetensors' for i in (1, 2, 3)
   ]
   assert not list(tmp_path.glob('*.partial'))
-  reader = storage.Reader(tmp_path)
+  reader = storage.SafetensorsReader(tmp_path)
   for name, array in arrays.items():
     np.testing.assert_array_equal(reader.read(name), array)
 
@@ -84,11 +84,11 @@ def test_a_read_that_fails_leaves_no_checkpoint(tmp_path):
     raise RuntimeError('the source is gone')
 
   good = _tensor('wide', _ARRAYS['wide'])
-  bad = storage.Tensor('x', np.dtype(np.float32), (3,), (fails,))
+  bad = storage.LazyTensor('x', np.dtype(np.float32), (3,), (fails,))
   with pytest.raises(RuntimeError):
     storage.write(tmp_path, [good, bad], 1 << 30, {})
   with pytest.raises(UserError, match='has neither'):
-    storage.Reader(tmp_path)
+    storage.SafetensorsReader(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Weights that do not fit are refused in one line that says what differs."""
+"""Weights that do not fit the model are refused in one line that says why."""
 
 import dataclasses
 
@@ -14,15 +14,15 @@ from r1jax.model.transformer import Transformer
 from tests.conftest import one_device, small_config
 
 
-def _saved(path, about: bool):
+def _saved(path, with_metadata: bool):
   config = small_config()
   params = jax.tree.map(
     lambda box: np.zeros(box.value.shape, np.float32),
     transformer.parameter_shapes(Transformer(config, one_device())),
     is_leaf=lambda x: hasattr(x, 'names'),
   )
-  told = {'config': flatten({'model': dataclasses.asdict(config)})}
-  weights.save(path, params, 'float32', told if about else {})
+  metadata = {'config': flatten({'model': dataclasses.asdict(config)})}
+  weights.save(path, params, 'float32', metadata if with_metadata else {})
   return path
 
 
@@ -35,16 +35,16 @@ def _refused(path, **changes) -> str:
 
 
 def test_another_vocabulary_is_named_by_its_field(tmp_path):
-  path = _saved(tmp_path / 'a.safetensors', about=True)
+  path = _saved(tmp_path / 'a.safetensors', with_metadata=True)
   assert 'model.vocab_size is 32 there and 40 here' in _refused(
     path, vocab_size=40
   )
 
 
 def test_another_vocabulary_is_named_by_its_tensors(tmp_path):
-  """Of a file that does not say what it was made by."""
+  """For a file without metadata."""
   message = _refused(
-    _saved(tmp_path / 'a.safetensors', about=False), vocab_size=40
+    _saved(tmp_path / 'a.safetensors', with_metadata=False), vocab_size=40
   )
   assert 'embedding has shape (32, 16), the model (40, 16)' in message
   assert 'head has shape (16, 32), the model (16, 40)' in message
@@ -54,7 +54,7 @@ def test_another_vocabulary_is_named_by_its_tensors(tmp_path):
 @pytest.mark.parametrize('lost_bytes', [1, 10_000])
 def test_a_file_cut_off_inside_its_data_is_named(tmp_path, lost_bytes):
   """Its header is whole: every tensor's name and shape could be read."""
-  path = _saved(tmp_path / 'a.safetensors', about=True)
+  path = _saved(tmp_path / 'a.safetensors', with_metadata=True)
   whole = path.read_bytes()
   header = 8 + int.from_bytes(whole[:8], 'little')
   assert len(whole) - lost_bytes > header

@@ -240,11 +240,11 @@ def test_a_wrong_command_says_what_is_missing(argv, part):
     ('{}["lr"]', '1: KeyError: lr'),
     ('raise SystemExit(3)', '1: SystemExit: 3'),
     (
-      'from configs import models\nmodels.imported("no/weights")',
+      'from r1jax.checkpoints import convert\nconvert.model_config_of("no/weights")',
       '2: weights: no file no/weights',
     ),
     (
-      'from configs import base\n\n\ndef get_config():\n'
+      'from r1jax.config import base\n\n\ndef get_config():\n'
       '  config = base.get_config()\n  config.sed = 1\n  return config',
       '6: AttributeError: \'Key "sed" does not exist',
     ),

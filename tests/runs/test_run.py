@@ -189,11 +189,11 @@ def test_two_runs_on_one_workdir_are_refused(finished, environment):
 
 def test_the_shipped_base_was_made_by_its_config():
   config = flatten(pretrain_tiny.get_config().to_dict())
-  made_by = weights.about(build.SHIPPED_BASE)['config']
+  made_by = weights.metadata(build.SHIPPED_BASE)['config']
   for key, value in config.items():
     if (
       key.split('.')[0]
       in ('model', 'tokenizer', 'corpus', 'pretrain', 'seed', 'stages')
-      and key not in weights.FREE
+      and key not in weights.RUNTIME_KEYS
     ):
       assert made_by.get(key, value if not value else None) == value, key

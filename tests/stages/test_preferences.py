@@ -160,7 +160,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
     run.trained_params(config, parts, str(whole))
   else:
     assert (
-      weights.about(whole / stage / 'model.safetensors')['scoring']['kind']
+      weights.metadata(whole / stage / 'model.safetensors')['scoring']['kind']
       == 'safe'
     )
     with pytest.raises(UserError, match='which is no policy'):

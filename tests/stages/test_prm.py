@@ -96,7 +96,7 @@ def test_a_judge_learns_and_says_what_it_reads(finished):
     'eval/entropy',
   } <= last.keys()
   assert last['eval/nll'] < first['eval/nll']
-  assert weights.about(_judge(finished))['scoring'] == {
+  assert weights.metadata(_judge(finished))['scoring'] == {
     'kind': 'prm',
     'delimiter': ' ',
     'max_tokens': 52,
@@ -379,7 +379,7 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
       'key', str(_judge(finished)), config, made, 'safe'
     )
   params = init_params(made.model, jax.random.key(0))
-  about = weights.about(_judge(finished))
+  about = weights.metadata(_judge(finished))
   other = tmp_path / 'other.safetensors'
   for kind, headless, told in (
     ('safe', False, "judges what is 'safe', not what is 'prm'"),

@@ -86,7 +86,7 @@ def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
     raise UserError(
       f'{key}: no file {path}; give what the stage {stage} leaves'
     )
-  scoring = weights.about(path).get('scoring')
+  scoring = weights.metadata(path).get('scoring')
   if scoring is None:
     raise UserError(f'{key}: {path} is no reward model')
   if kind and scoring['kind'] != kind:
@@ -109,7 +109,7 @@ def _loaded(
 ):
   """The model in a file, and its parameters."""
   sft_data.same_tokens(key, path, config, made.tokenizer)
-  fields = convert.architecture(path)
+  fields = convert.model_config_of(path)
   if not fields['scalar_head']:
     raise UserError(
       f'{key}: {path} has no scalar head: model.scalar_head is False'

@@ -142,7 +142,7 @@ def teaching(
     )
   same_tokens('sft.teacher', path, config, made.tokenizer)
   teacher = Transformer(
-    ModelConfig.from_dict(convert.architecture(path)), made.model.layout
+    ModelConfig.from_dict(convert.model_config_of(path)), made.model.layout
   )
   return train_step.Teaching(soft, teacher)
 
@@ -155,7 +155,7 @@ def same_tokens(
   Raises:
     UserError: they do not, with the first that differs.
   """
-  said = weights.about(path).get('config', {})
+  said = weights.metadata(path).get('config', {})
   source = said.get('tokenizer.source')
   if source is None:  # Imported: only its size is known.
     if said['model.vocab_size'] != config.model.vocab_size:
