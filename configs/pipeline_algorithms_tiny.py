@@ -56,8 +56,8 @@ def _ppo(grpo: ConfigDict, lam: float) -> ConfigDict:
   """The same rollouts and steps, after ten in which the critic learns alone."""
   config = copy.deepcopy(grpo)
   config.rl.update(algorithms.ppo(float(lam)))
-  config.rl.steps += 10
-  config.rl.ppo.update(value_learning_rate=1e-3, value_warmup_steps=10)
+  config.rl.max_steps += 10
+  config.rl.ppo.update(critic_learning_rate=1e-3, critic_warmup_steps=10)
   return config
 
 
@@ -71,15 +71,18 @@ def _dpo(grpo: ConfigDict, robust: bool) -> ConfigDict:
     max_eval_rows=0,
     batch_size=32,
     length_buckets=(128,),
-    epochs=2,
-    eval_every=50,
-    checkpoint_every=50,
+    num_train_epochs=2,
+    eval_steps=50,
+    save_steps=50,
     router_aux_loss_coef=0.0,
     beta=0.5,
     group_robust=bool(robust),
-    group_step=0.05,
+    group_dro_step_size=0.05,
   )
   config.dpo.optimizer.update(
-    learning_rate=5e-5, warmup_steps=10, decay='cosine', weight_decay=0.0
+    learning_rate=5e-5,
+    warmup_steps=10,
+    lr_scheduler_type='cosine',
+    weight_decay=0.0,
   )
   return config

@@ -34,19 +34,22 @@ def get_config() -> ConfigDict:
   judge.prm.update(
     data=('@labels',),
     eval_share=0.15,
-    epochs=6,
+    num_train_epochs=6,
     batch_size=32,
     length_buckets=(32, 76),
-    eval_every=10,
-    log_every=2,
+    eval_steps=10,
+    logging_steps=2,
     router_aux_loss_coef=0.0,
     score_batch_size=64,
   )
   judge.prm.optimizer.update(
-    learning_rate=1e-3, warmup_steps=5, decay='cosine', weight_decay=0.0
+    learning_rate=1e-3,
+    warmup_steps=5,
+    lr_scheduler_type='cosine',
+    weight_decay=0.0,
   )
   policy = _config('rl')
-  policy.rl.update(steps=30, eval_every=3, checkpoint_every=30)
+  policy.rl.update(max_steps=30, eval_steps=3, save_steps=30)
   policy.rl.reward.update(accuracy=0.0, format=0.0, prm=1.0)
   policy.rl.reward_models.prm = '@judge'
   policy.eval.num_samples = 4

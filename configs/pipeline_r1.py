@@ -37,10 +37,14 @@ def _sft(init: str, data: tuple[str, ...]) -> ConfigDict:
   config.mesh = _FEWER_ROWS
   config.data.update(_FORM)
   config.sft.update(
-    data=data, epochs=2, batch_size=128, length_tokens=32768, microbatches=1
+    data=data,
+    num_train_epochs=2,
+    batch_size=128,
+    length_tokens=32768,
+    gradient_accumulation_steps=1,
   )
   config.sft.optimizer.update(
-    learning_rate=5e-5, decay='cosine', final_ratio=0.1
+    learning_rate=5e-5, lr_scheduler_type='cosine', min_lr_ratio=0.1
   )
   return config
 
@@ -49,13 +53,13 @@ def _rl(init: str, steps: int) -> ConfigDict:
   config = v3('rl', init)
   config.data.update(_FORM)
   config.rl.update(
-    steps=steps,
+    max_steps=steps,
     prompts_per_step=512,
     group_size=16,
-    minibatches=16,
+    num_minibatches=16,
     max_new_tokens=32768,
     kl_coef=0.001,
-    reference_every=25,
+    ref_model_sync_steps=25,
   )
   config.rl.reward.language = 1.0  # Added directly (section 2.3.2).
   config.rl.optimizer.learning_rate = 3e-6
@@ -65,7 +69,9 @@ def _rl(init: str, steps: int) -> ConfigDict:
 def _reasoning() -> ConfigDict:
   """RL stage 1: as R1-Zero, clip ε = 10. Its number of steps is unpublished."""
   config = _rl('@cold_start', 500)
-  config.rl.update(clip_low=1.0, clip_high=10.0)  # 1 − ε below 0 is 0.
+  config.rl.update(
+    clip_ratio_low=1.0, clip_ratio_high=10.0
+  )  # 1 − ε below 0 is 0.
   return config
 
 
@@ -98,7 +104,7 @@ def _final() -> ConfigDict:
   preference rewards in the last 400 (longer is hacked)."""
   config = _rl('@sft', 1700)
   config.data.mixture = ('math:0.6', 'mbpp:0.2', 'hh_helpful:0.2')
-  config.rl.update(temperature=0.7, general_after=1300)
+  config.rl.update(temperature=0.7, general_prompts_after_steps=1300)
   config.rl.reward_models.update(helpful='@helpful', safe='@safe')
   config.rl.general_reward.update(
     helpful=1.0, safe=1.0, format=1.0, language=1.0
@@ -116,7 +122,7 @@ def _judge(kind: str, data: str) -> ConfigDict:
   config.reward_model.update(
     kind=kind,
     data=(data,),
-    epochs=1,
+    num_train_epochs=1,
     batch_size=256,
     length_buckets=(1024, 2048, 4096, 8192),
   )
@@ -174,7 +180,7 @@ def _qwen_32b_zero() -> ConfigDict:
   config = _rl('weights/qwen2.5-32b', 650)
   config.model = models.qwen2_5_32b()
   config.mesh = dict(data=1, fsdp=64, tensor=2, expert=1)
-  config.rl.microbatches = 8
+  config.rl.gradient_accumulation_steps = 8
   config.tokenizer.source = _QWEN
   config.data.update(
     template='r1_zero', response_format='think_answer', response_prefix=''

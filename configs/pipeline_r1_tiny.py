@@ -38,14 +38,14 @@ def _config(kind: str, init: str) -> ConfigDict:
 def _pretrain() -> ConfigDict:
   config = _config('pretrain', 'pretrain')
   config.pretrain.update(
-    steps=1500,
+    max_steps=1500,
     batch_size=72,
     length_tokens=128,
-    checkpoint_every=300,
+    save_steps=300,
     router_aux_loss_coef=0.0,
   )
   config.pretrain.optimizer.update(
-    learning_rate=2e-3, warmup_steps=100, decay='cosine'
+    learning_rate=2e-3, warmup_steps=100, lr_scheduler_type='cosine'
   )
   return config
 
@@ -64,14 +64,17 @@ def _sft(init: str, *data: str) -> ConfigDict:
   )
   config.sft.update(
     data=data,
-    epochs=3,
+    num_train_epochs=3,
     batch_size=16,
     length_tokens=128,
-    log_every=5,
+    logging_steps=5,
     router_aux_loss_coef=0.0,
   )
   config.sft.optimizer.update(
-    learning_rate=1e-3, warmup_steps=10, decay='cosine', weight_decay=0.0
+    learning_rate=1e-3,
+    warmup_steps=10,
+    lr_scheduler_type='cosine',
+    weight_decay=0.0,
   )
   return config
 
@@ -80,17 +83,20 @@ def _rl(init: str, steps: int) -> ConfigDict:
   config = _config('rl', init)
   config.data.mixture = ('arithmetic:0.6', 'countdown:0.4')
   config.rl.update(
-    steps=steps,
+    max_steps=steps,
     prompts_per_step=32,
     group_size=16,
-    minibatches=2,
-    microbatches=4,
-    reference_every=40,
-    eval_every=10,
-    checkpoint_every=20,
+    num_minibatches=2,
+    gradient_accumulation_steps=4,
+    ref_model_sync_steps=40,
+    eval_steps=10,
+    save_steps=20,
   )
   config.rl.optimizer.update(
-    learning_rate=1e-4, warmup_steps=5, decay='cosine', weight_decay=0.0
+    learning_rate=1e-4,
+    warmup_steps=5,
+    lr_scheduler_type='cosine',
+    weight_decay=0.0,
   )
   return config
 
@@ -113,13 +119,13 @@ def _judge(kind: str) -> ConfigDict:
     max_eval_rows=512,
     batch_size=64,
     length_buckets=(96,),
-    epochs=2,
-    eval_every=100,
-    checkpoint_every=100,
+    num_train_epochs=2,
+    eval_steps=100,
+    save_steps=100,
     router_aux_loss_coef=0.0,
   )
   config.reward_model.optimizer.update(
-    learning_rate=3e-3, warmup_steps=20, decay='cosine'
+    learning_rate=3e-3, warmup_steps=20, lr_scheduler_type='cosine'
   )
   return config
 
@@ -148,7 +154,7 @@ def _final() -> ConfigDict:
   """RL for all scenarios: general prompts come in late."""
   config = _rl('@sft', 50)
   config.data.mixture = ('arithmetic:0.45', 'countdown:0.35', 'manners:0.2')
-  config.rl.general_after = 35
+  config.rl.general_prompts_after_steps = 35
   config.rl.reward.language = 0.5
   config.rl.reward_models.update(helpful='@helpful', safe='@safe')
   config.rl.general_reward.update(

@@ -42,14 +42,14 @@ def zero(init: str, steps: int, max_new_tokens: int) -> ConfigDict:
   """Section 2.2: 32 questions × 16 samples an update, 16 updates a rollout."""
   config = v3('rl', init)
   config.rl.update(
-    steps=steps,
+    max_steps=steps,
     prompts_per_step=512,
     group_size=16,
-    minibatches=16,
+    num_minibatches=16,
     max_new_tokens=max_new_tokens,
     kl_coef=0.001,
     temperature=1.0,
-    reference_every=25,
+    ref_model_sync_steps=25,
   )
   config.rl.optimizer.learning_rate = 3e-6
   return config
@@ -60,7 +60,7 @@ def zero_long() -> ConfigDict:
   quarter of a minibatch is in memory at once."""
   config = zero('@zero', 138, 65536)
   config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
-  config.rl.microbatches = 4
+  config.rl.gradient_accumulation_steps = 4
   return config
 
 

@@ -21,10 +21,10 @@ def get_config():
   config.data.max_prompt_tokens = 12
   config.data.step_delimiter = ' '
   config.pretrain.update(
-    steps=1500,
+    max_steps=1500,
     batch_size=86,
     length_tokens=96,
-    checkpoint_every=200,
+    save_steps=200,
     router_aux_loss_coef=0.0,
   )  # The bias alone keeps eight experts busy.
   config.rl.max_new_tokens = 64
@@ -34,6 +34,6 @@ def get_config():
     budget_tokens=256, step_tokens=16, finish_tokens=48, exploration=0.5
   )
   config.pretrain.optimizer.update(
-    learning_rate=2e-3, warmup_steps=100, decay='cosine'
+    learning_rate=2e-3, warmup_steps=100, lr_scheduler_type='cosine'
   )
   return config

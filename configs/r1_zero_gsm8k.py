@@ -23,13 +23,13 @@ def get_config():
   config.tokenizer.source = 'tokenizer/qwen2.5'
   config.data.update(task='gsm8k', template='r1_zero', max_prompt_tokens=320)
   config.rl.update(
-    steps=4,
+    max_steps=4,
     prompts_per_step=4,
     group_size=4,
     max_new_tokens=64,
-    minibatches=2,
-    eval_every=2,
-    checkpoint_every=2,
+    num_minibatches=2,
+    eval_steps=2,
+    save_steps=2,
   )
   config.eval.update(num_problems=8, num_samples=2)
   return config

@@ -17,16 +17,19 @@ def get_config():
   config.stages = ('pretrain', 'rl')
   config.init = 'shipped'
   config.rl.update(
-    steps=80,
+    max_steps=80,
     prompts_per_step=32,
     group_size=16,
-    minibatches=2,
-    microbatches=4,
-    reference_every=40,
-    eval_every=10,
-    checkpoint_every=10,
+    num_minibatches=2,
+    gradient_accumulation_steps=4,
+    ref_model_sync_steps=40,
+    eval_steps=10,
+    save_steps=10,
   )
   config.rl.optimizer.update(
-    learning_rate=3e-4, warmup_steps=5, decay='cosine', weight_decay=0.0
+    learning_rate=3e-4,
+    warmup_steps=5,
+    lr_scheduler_type='cosine',
+    weight_decay=0.0,
   )
   return config

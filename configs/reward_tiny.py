@@ -31,12 +31,12 @@ def get_config():
     max_eval_rows=1024,
     batch_size=64,
     length_buckets=(64,),
-    epochs=2,
-    eval_every=50,
-    checkpoint_every=100,
+    num_train_epochs=2,
+    eval_steps=50,
+    save_steps=100,
     router_aux_loss_coef=0.0,
   )
   config.reward_model.optimizer.update(
-    learning_rate=3e-3, warmup_steps=20, decay='cosine'
+    learning_rate=3e-3, warmup_steps=20, lr_scheduler_type='cosine'
   )
   return config

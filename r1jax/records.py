@@ -297,7 +297,8 @@ class RLBatch:
     adv_BT: float32 advantage of each token, or [B, 1] if the tokens of a
       sequence share one.
     old_logp_BT: float32 log-probability of each token under the policy that
-      sampled it, as recorded or as recomputed by the trainer (rl.old_logp): the
+      sampled it, as recorded or as recomputed by the trainer
+      (rl.old_logp_source): the
       denominator of the importance ratio.
     ref_logp_BT: float32 log-probability under the reference policy.
     rollout_is_weight_BT: float32 importance weight of each token that corrects

@@ -15,7 +15,7 @@ _REDUCED = """STEPS = 2
 WORKDIR = {workdir!r}
 OVERRIDES = {{
     'mesh.data': 1, 'rl.prompts_per_step': 4, 'rl.group_size': 4,
-    'rl.minibatches': 1, 'eval.num_problems': 8,
+    'rl.num_minibatches': 1, 'eval.num_problems': 8,
     'eval.num_samples': 2}}
 """
 

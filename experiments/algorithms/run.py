@@ -73,9 +73,9 @@ def row(place: Path, stage: str, found: dict[str, float]) -> dict:
     }
   if CONFIG[stage].stages[-1] == 'rl':
     explained = [
-      line['value/explained_variance']
+      line['critic/vf_explained_var']
       for line in metrics.read(place / stage / 'rl/metrics.jsonl')
-      if 'value/explained_variance' in line
+      if 'critic/vf_explained_var' in line
     ][-10:]
     if explained:
       told['explained variance'] = round(sum(explained) / len(explained), 3)

@@ -43,22 +43,18 @@ def ours() -> dict[str, float]:
     optimizer.OptimizerConfig(
       learning_rate=1e-3,
       warmup_steps=0,
-      decay='constant',
-      final_ratio=1.0,
-      beta1=0.9,
-      beta2=0.95,
+      lr_scheduler_type='constant',
+      min_lr_ratio=1.0,
+      adam_beta1=0.9,
+      adam_beta2=0.95,
       weight_decay=0.1,
-      clip_norm=1.0,
+      max_grad_norm=1.0,
       moment_dtype='float32',
     ),
     100,
   )
   step = train_step.supervised(
-    model,
-    tx,
-    moe.LoadBalancing(1e-3, 0.0),
-    train_step.LookAhead(0.0, 0.0, 0),
-    1,
+    model, tx, moe.LoadBalancing(1e-3, 0.0), train_step.MTPLoss(0.0, 0.0, 0), 1
   )
   tokens = np.random.default_rng(0).integers(0, 512, (BATCH, TOKENS))
   ones = np.ones_like(tokens)

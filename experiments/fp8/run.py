@@ -15,10 +15,10 @@ sys.path.insert(0, str(HERE.parent))
 import study
 
 SIZE = {
-  'pretrain.steps': 1500,
-  'pretrain.log_every': 5,
+  'pretrain.max_steps': 1500,
+  'pretrain.logging_steps': 5,
   'pretrain.batch_size': 64,
-  'pretrain.checkpoint_every': 500,
+  'pretrain.save_steps': 500,
   'model.hidden_size': 128,
   'model.num_hidden_layers': 2,
   'model.q_lora_rank': 64,

@@ -20,8 +20,8 @@ VARIANTS = {  # Speed of the bias (γ), coefficient of the loss (α).
   'bias': (1e-3, 0.0),
 }
 SIZE = {
-  'pretrain.steps': 300,
-  'pretrain.log_every': 5,
+  'pretrain.max_steps': 300,
+  'pretrain.logging_steps': 5,
   'model.n_routed_experts': 16,
   'model.n_group': 1,
   'model.topk_group': 1,

@@ -29,9 +29,9 @@ EARLY_STEPS, STEPS = 8, 30
 # Thoughts of the early policy are longer: fewer of them cost as much.
 PROMPTS = {'base': 96, 'early': 48}
 RL = {
-  'rl.steps': STEPS,
-  'rl.eval_every': 3,
-  'rl.checkpoint_every': STEPS,
+  'rl.max_steps': STEPS,
+  'rl.eval_steps': 3,
+  'rl.save_steps': STEPS,
   'eval.num_samples': 4,
 }
 
@@ -153,7 +153,7 @@ def reached(lines: list[dict], tokens: float) -> dict:
   """The last evaluation of a run before it had drawn so many tokens."""
   used, best = 0.0, lines[0]
   for line in lines:
-    used += line.get('response_length/mean', 0.0) * 512
+    used += line.get('completions/mean_length', 0.0) * 512
     if used > tokens:
       break
     if 'eval/pass@1' in line:
@@ -237,7 +237,7 @@ def main():
   for seed in seeds:
     place = out / f'seed{seed}'
     early = place / 'early_rl'
-    trained(early, RL | {'seed': seed, 'rl.steps': EARLY_STEPS})
+    trained(early, RL | {'seed': seed, 'rl.max_steps': EARLY_STEPS})
     plain = trained(place / 'plain', RL | {'seed': seed})
     found = policy_rows(
       out, 'base', 'shipped', seed, ('labels', 'judge', 'policy')
@@ -249,7 +249,7 @@ def main():
     spent = {
       'base': 0.0,
       'early': 512
-      * sum(line.get('response_length/mean', 0.0) for line in before),
+      * sum(line.get('completions/mean_length', 0.0) for line in before),
     }
     hacked = metrics.read(place / 'base/process/policy/rl/metrics.jsonl')
     runs = runs or {'rule reward': plain, 'process reward': hacked}

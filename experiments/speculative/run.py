@@ -25,11 +25,15 @@ from r1jax.train import metrics
 CONFIG = 'configs/r1_zero_tiny.py'
 SIZE = {
   'model.num_nextn_predict_layers': 1,
-  'pretrain.steps': 700,
-  'pretrain.checkpoint_every': 350,
+  'pretrain.max_steps': 700,
+  'pretrain.save_steps': 350,
   'init': 'pretrain',
 }
-RL = {'rl.steps': 40, 'rl.mtp_weight': 0.1, 'rollout.speculative': True}
+RL = {
+  'rl.max_steps': 40,
+  'rl.mtp_loss_weight': 0.1,
+  'rollout.speculative': True,
+}
 
 
 def r1jax(command: str, workdir: Path, changes: dict[str, object]) -> str:

@@ -1,11 +1,11 @@
-"""What every objective shares: log-probabilities in chunks, KL estimators."""
+"""Shared by all losses: chunked log-probabilities, masked sums, KL estimators."""
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.sharding import Layout
 
-MAX_CHUNK_LOGITS = 1 << 26  # On one device: 256 MiB of float32.
+MAX_CHUNK_LOGITS = 1 << 26  # Per device: 256 MiB of float32.
 
 
 def token_logp(
@@ -16,20 +16,20 @@ def token_logp(
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
 ):
-  """Log-probability of each target and entropy of its distribution.
+  """Returns each target's log-probability and the entropy of its distribution.
 
   Logits exist for one chunk of columns at a time, in the forward and in the
   backward pass: [B, T, V] is never stored.
 
   Args:
-    hidden_BTD: The model's output after its final norm.
+    hidden_BTD: The model's hidden states after its final norm.
     head_DV: The output projection.
     target_BT: int32; target_BT[b, t] is predicted from hidden_BTD[b, t].
-    temperature: Divides the logits, as the sampler did.
-    chunk_tokens: Tokens a chunk, in whole columns of B; T is padded up to a
-      multiple. None: as many as keep a device's logits within
-      MAX_CHUNK_LOGITS numbers.
-    layout: Of a mesh; None for one device.
+    temperature: Divides the logits, as in sampling.
+    chunk_tokens: Tokens per chunk, rounded down to whole columns of B tokens; T
+      is padded to a multiple of the chunk's columns. None takes as many as keep
+      the logits of a device within MAX_CHUNK_LOGITS numbers.
+    layout: The mesh layout; None for one device.
 
   Returns:
     logp_BT and entropy_BT, float32, in nats. No gradient flows to the entropy.
@@ -45,29 +45,29 @@ def token_logp(
     chosen = jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
     return chosen, jax.lax.stop_gradient(entropy)
 
-  return over_tokens(
+  return map_token_chunks(
     chunk, (hidden_BTD, target_BT), head_DV.shape[1], chunk_tokens, layout
   )
 
 
-def over_tokens(
-  chunk,
+def map_token_chunks(
+  function,
   arrays,
   vocab_size: int,
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
 ):
-  """Maps `chunk` over arrays [B, T, …], some columns of T at a time.
+  """Maps a function over arrays [B, T, …], some columns of T at a time.
 
   Args:
-    chunk: (array [n, …], …) → a tuple of [n], one number a token. It is run
-      again in the backward pass.
-    arrays: [B, T] or [B, T, D] each.
-    vocab_size: Numbers that it makes of a token on the way.
+    function: Takes arrays [n, …] and returns a tuple of arrays [n], one number
+      per token. It is computed again in the backward pass.
+    arrays: Arrays of shape [B, T] or [B, T, D].
+    vocab_size: Intermediate numbers per token, by which the chunk is sized.
     chunk_tokens, layout: See token_logp.
 
   Returns:
-    A tuple of [B, T].
+    A tuple of arrays [B, T].
   """
   B, T = arrays[0].shape[:2]
   devices = layout.mesh.size if layout else 1
@@ -77,40 +77,40 @@ def over_tokens(
   if devices > 1:
     arrays = [layout.constrain(x, 'BTD') if x.ndim == 3 else x for x in arrays]
 
-  def shaped(some):
+  def apply(chunks):
     if devices == 1:  # One product, whose gradient contracts one axis.
-      some = [x.reshape(-1, *x.shape[2:]) for x in some]
-    return tuple(x.reshape(B, -1) for x in chunk(*some))
+      chunks = [x.reshape(-1, *x.shape[2:]) for x in chunks]
+    return tuple(x.reshape(B, -1) for x in function(*chunks))
 
   if columns == T:
-    return shaped(arrays)
+    return apply(arrays)
 
   def split(x):
     x = jnp.pad(x, ((0, 0), (0, -T % columns)) + ((0, 0),) * (x.ndim - 2))
     return x.reshape(B, -1, columns, *x.shape[2:]).swapaxes(0, 1)
 
-  found = jax.lax.map(jax.checkpoint(shaped), [split(x) for x in arrays])
-  return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in found)
+  outputs = jax.lax.map(jax.checkpoint(apply), [split(x) for x in arrays])
+  return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in outputs)
 
 
 def masked_sum(x, mask, axis: int | None = None):
-  """Sum where mask, without letting a NaN outside it through."""
+  """Returns the sum over a mask; a NaN outside the mask does not reach it."""
   return jnp.sum(jnp.where(mask, x, 0), axis)
 
 
-def won(gap):
-  """1 where the right one is ahead, a half where neither is."""
-  return (1 + jnp.sign(gap)) / 2
+def pairwise_accuracy(margin):
+  """Returns 1 for a positive margin, 0 for a negative one, 1/2 for a tie."""
+  return (1 + jnp.sign(margin)) / 2
 
 
-MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: beyond it the estimate says nothing.
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: a larger ratio carries no information.
 
 
-def kl(kind: str, logp, ref_logp):
-  """Per-token estimate of KL(policy ‖ reference) from the policy's samples.
+def kl_estimate(estimator: str, logp, ref_logp):
+  """Returns a per-token estimate of KL(policy ‖ reference).
 
-  With r = ref_logp − logp (Schulman, 'Approximating KL divergence'; k3 is
-  DeepSeekMath eq. 4):
+  The tokens must be samples of the policy. With r = ref_logp − logp (Schulman,
+  'Approximating KL divergence'; k3 is DeepSeekMath eq. 4):
     k1 = −r            unbiased, may be negative
     k2 = r² / 2        biased, low variance
     k3 = eʳ − r − 1    unbiased, never negative
@@ -118,10 +118,12 @@ def kl(kind: str, logp, ref_logp):
   r = jnp.clip(
     jnp.float32(ref_logp) - jnp.float32(logp), -MAX_LOG_RATIO, MAX_LOG_RATIO
   )
-  if kind == 'k1':
+  if estimator == 'k1':
     return -r
-  if kind == 'k2':
+  if estimator == 'k2':
     return 0.5 * r * r
-  if kind == 'k3':
+  if estimator == 'k3':
     return jnp.expm1(r) - r
-  raise ValueError(f'kl: unknown estimator {kind!r}; there are k1, k2, k3')
+  raise ValueError(
+    f'kl_estimator: unknown {estimator!r}; there are k1, k2 and k3'
+  )

@@ -1,10 +1,10 @@
-"""Soft targets: what a student learns of a teacher's whole distribution.
+"""Distillation losses: cross-entropy mixed with the KL to a teacher.
 
-  L = β · CE(text) + (1 − β) · τ² · KL(teacher_τ ‖ student_τ)
+  L = (1 − α) · CE(text) + α · τ² · KL(teacher_τ ‖ student_τ)
 
-(Hinton et al., arXiv 1503.02531, section 2): τ divides both logits, and τ²
-keeps the gradient's size when it does. β = 1 is learning from the text alone,
-as DeepSeek-R1's distillations do (section 2.4).
+(Hinton et al., arXiv 1503.02531, section 2): τ divides the logits of both
+models, and τ² keeps the size of the gradient independent of it. α = 0 learns
+from the text alone, as DeepSeek-R1's distillations do (section 2.4).
 """
 
 import dataclasses
@@ -19,29 +19,32 @@ from r1jax.sharding import Layout
 
 @dataclasses.dataclass(frozen=True)
 class SoftTargets:
-  """β and τ."""
+  """The weight and the temperature of the teacher's distribution.
 
-  text_weight: float
+  Attributes:
+    alpha: α, the weight of the KL, in [0, 1].
+    temperature: τ, above 0.
+  """
+
+  alpha: float
   temperature: float = 1.0
 
   def __post_init__(self):
-    if not 0 <= self.text_weight <= 1:
+    if not 0 <= self.alpha <= 1:
       raise UserError(
-        f'distill: text_weight must lie within [0, 1], got {self.text_weight}'
+        f'sft: distillation_alpha must lie within [0, 1], got {self.alpha}'
       )
     if self.temperature <= 0:
       raise UserError(
-        f'distill: temperature must be above 0, got {self.temperature}'
+        f'sft: distillation_temperature must be above 0, got {self.temperature}'
       )
 
   def mix(self, nll, kl):
-    """The loss of a token, or of many."""
-    return (
-      self.text_weight * nll + (1 - self.text_weight) * self.temperature**2 * kl
-    )
+    """Returns the loss from cross-entropy and KL, of any shape."""
+    return (1 - self.alpha) * nll + self.alpha * self.temperature**2 * kl
 
 
-def online(
+def full_kl(
   hidden_BTD,
   head_DV,
   teacher_BTD,
@@ -51,14 +54,17 @@ def online(
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
 ):
-  """Both models' logits, in chunks; their widths may differ.
+  """Returns the student's log-probabilities and the KL from a teacher model.
+
+  The logits of both models are computed in chunks; their widths may differ.
 
   Args:
-    hidden_BTD, head_DV: The student's.
-    teacher_BTD, teacher_head_DV: The teacher's, whose vocabulary may be padded
-      to another size: ids beyond the smaller of both are left out of the KL.
-    target_BT: int32.
-    temperature: τ, of the KL alone.
+    hidden_BTD, head_DV: Hidden states and output projection of the student.
+    teacher_BTD, teacher_head_DV: The same of the teacher. Its vocabulary may be
+      padded to another size: ids beyond the smaller of both are left out of the
+      KL.
+    target_BT: int32 next tokens.
+    temperature: τ; only the KL uses it.
     chunk_tokens, layout: See common.token_logp.
 
   Returns:
@@ -69,15 +75,15 @@ def online(
 
   def chunk(hidden, teacher, target):
     logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
-    theirs = jax.lax.stop_gradient(
+    teacher_logits = jax.lax.stop_gradient(
       jnp.matmul(teacher, teacher_head_DV, preferred_element_type=jnp.float32)
     )
-    p = jax.nn.log_softmax(theirs[..., :V] / temperature)
+    p = jax.nn.log_softmax(teacher_logits[..., :V] / temperature)
     q = jax.nn.log_softmax(logits[..., :V] / temperature)
     chosen, entropy = _chosen(jax.nn.log_softmax(logits), target)
     return chosen, entropy, jnp.sum(jnp.exp(p) * (p - q), -1)
 
-  return common.over_tokens(
+  return common.map_token_chunks(
     chunk,
     (hidden_BTD, teacher_BTD, target_BT),
     head_DV.shape[1] + teacher_head_DV.shape[1],
@@ -86,7 +92,7 @@ def online(
   )
 
 
-def stored(
+def top_k_kl(
   hidden_BTD,
   head_DV,
   top_ids_BTO,
@@ -96,19 +102,20 @@ def stored(
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
 ):
-  """From a teacher's O likeliest tokens; all others are one event.
+  """Returns the same as full_kl, from stored top log-probabilities.
 
-  The KL between the two coarser distributions is a lower bound of the KL
-  between the whole ones, and equal to it where O is the vocabulary.
+  The tokens outside a teacher's O most likely ones are merged into one event.
+  The KL between the merged distributions is a lower bound of the KL between the
+  whole ones, and equal to it if O is the vocabulary size.
 
   Args:
-    hidden_BTD, head_DV: The student's.
-    top_ids_BTO, top_logp_BTO: The teacher's, at this temperature; −∞ where
-      there is none.
-    target_BT, temperature, chunk_tokens, layout: See `online`.
+    hidden_BTD, head_DV: Hidden states and output projection of the student.
+    top_ids_BTO, top_logp_BTO: The teacher's most likely tokens and their
+      log-probabilities at this temperature; −∞ where there is none.
+    target_BT, temperature, chunk_tokens, layout: See full_kl.
 
   Returns:
-    As `online`.
+    logp_BT, entropy_BT and kl_BT, as full_kl.
   """
 
   def chunk(hidden, ids, p, target):
@@ -120,18 +127,18 @@ def stored(
     p_rest = _rest(jnp.where(known, jnp.exp(p_safe), 0.0))
     q_rest = _rest(jnp.where(known, jnp.exp(q), 0.0))
     kl += jnp.where(
-      p_rest > _LEAST,
+      p_rest > _MIN_PROB,
       p_rest
       * (
-        jnp.log(jnp.maximum(p_rest, _LEAST))
-        - jnp.log(jnp.maximum(q_rest, _LEAST))
+        jnp.log(jnp.maximum(p_rest, _MIN_PROB))
+        - jnp.log(jnp.maximum(q_rest, _MIN_PROB))
       ),
       0.0,
     )
     kl = jnp.where(known.any(-1), kl, 0.0)
     return *_chosen(jax.nn.log_softmax(logits), target), kl
 
-  return common.over_tokens(
+  return common.map_token_chunks(
     chunk,
     (hidden_BTD, top_ids_BTO, top_logp_BTO, target_BT),
     head_DV.shape[1],
@@ -140,14 +147,16 @@ def stored(
   )
 
 
-_LEAST = 1e-6  # Of a probability: what is left of 1 in float32 is no better.
+_MIN_PROB = 1e-6  # 1 − Σ p in float32 is no more accurate than this.
 
 
 def _rest(p):
+  """Returns the probability of all tokens outside the top ones."""
   return jnp.maximum(1 - jnp.sum(p, -1), 0.0)
 
 
 def _chosen(logp, target):
+  """Returns the target's log-probability, and the entropy."""
   entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
   chosen = jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
   return chosen, jax.lax.stop_gradient(entropy)

@@ -1,33 +1,37 @@
-"""Direct preference optimisation, and its group-robust form.
+"""Direct preference optimization (DPO), IPO, and group-robust DPO.
 
-With the log-ratio of a pair, of a policy π and a fixed reference π_ref,
+With the difference of log-ratios of a pair under a policy π and a fixed
+reference π_ref,
 
   h = [log π(y_w|x) − log π_ref(y_w|x)] − [log π(y_l|x) − log π_ref(y_l|x)]
+
+the losses are
 
   'sigmoid'  −(1 − ε) log σ(βh) − ε log σ(−βh)      arXiv 2305.18290, eq. 7;
                                                     ε > 0 is cDPO
   'ipo'      (h − 1/(2β))²                          arXiv 2310.12036, eq. 17
 
-Group-robust (arXiv 2405.20304, "Group Robust Preference Optimization", which
-shares four letters with another method): groups g = 1 … K of N_g pairs,
-N = Σ N_g, prefer differently, and the worst of them is what counts:
+Group-robust DPO (arXiv 2405.20304, "Group Robust Preference Optimization",
+whose abbreviation is also that of another method) has groups g = 1 … K of N_g
+pairs, N = Σ N_g, whose preferences differ, and minimizes the loss of the worst:
 
   min_π max_{α ∈ Δ_K} Σ_g α_g L_g(π),    L_g the mean loss of group g.
 
-Its algorithm 1 draws a pair, and then its group's weight and the policy move,
+Its algorithm 1 samples one pair and updates first the weight of its group, then
+the policy:
 
   α_g ← α_g · exp(η · N/N_g · ℓ),  α ← α / Σ α         (exponentiated gradient)
   θ   ← θ − lr · N/N_g · α_g · ∇ℓ
 
-N/N_g makes up for how often a group is drawn, so that in the mean over draws
-both steps see L_g and not N_g/N · L_g. Here a batch of B pairs is drawn at
-once and both are the mean of its B single steps:
+N/N_g compensates for how often a group is sampled, so that in expectation both
+updates see L_g and not N_g/N · L_g. Here a batch of B pairs is sampled at once,
+and both updates are the mean of its B single updates:
 
   α_g ← α_g · exp(η · 1/B Σ_{i of g} N/N_g ℓ_i),    loss = 1/B Σ_i N/N_g α_g ℓ_i
 
-K = 1 is plain DPO; η = 0 is DPO with every group alike, however large it is.
-(The authors' code does the same with its `divide_by_totalcount`, but for 1/B,
-which their η and rate take in.)
+K = 1 is plain DPO; η = 0 is DPO with equal weights for all groups, whatever
+their size. (The authors' code does the same with its `divide_by_totalcount`,
+except for 1/B, which their η and learning rate absorb.)
 """
 
 import dataclasses
@@ -39,26 +43,29 @@ import numpy as np
 from r1jax.algos import common
 from r1jax.errors import UserError
 
-_LOSSES = ('sigmoid', 'ipo')
+_LOSS_TYPES = ('sigmoid', 'ipo')
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-  """The loss of a pair.
+class DPOLoss:
+  """The loss of a preference pair.
 
   Attributes:
-    beta: β; the larger, the nearer to the reference.
-    loss: 'sigmoid' or 'ipo'.
-    label_smoothing: ε, the chance that a label is wrong; of 'sigmoid'.
+    beta: β, above 0; a larger value keeps the policy closer to the reference.
+    loss_type: 'sigmoid' or 'ipo'.
+    label_smoothing: ε, the probability that a label is wrong, in [0, 0.5); only
+      for 'sigmoid'.
   """
 
   beta: float
-  loss: str = 'sigmoid'
+  loss_type: str = 'sigmoid'
   label_smoothing: float = 0.0
 
   def __post_init__(self):
-    if self.loss not in _LOSSES:
-      raise UserError(f'dpo: loss must be one of {_LOSSES}, got {self.loss!r}')
+    if self.loss_type not in _LOSS_TYPES:
+      raise UserError(
+        f'dpo: loss_type must be one of {_LOSS_TYPES}, got {self.loss_type!r}'
+      )
     if self.beta <= 0:
       raise UserError(f'dpo: beta must be above 0, got {self.beta}')
     if not 0 <= self.label_smoothing < 0.5:
@@ -66,99 +73,102 @@ class Objective:
         'dpo: label_smoothing must lie within [0, 0.5), got '
         f'{self.label_smoothing}'
       )
-    if self.label_smoothing and self.loss != 'sigmoid':
-      raise UserError("dpo: label_smoothing is of loss = 'sigmoid'")
+    if self.label_smoothing and self.loss_type != 'sigmoid':
+      raise UserError("dpo: label_smoothing needs loss_type = 'sigmoid'")
 
-  def of_pairs(self, ratio_P):
-    """loss_P of the log-ratios h."""
-    if self.loss == 'ipo':
-      return jnp.square(ratio_P - 1 / (2 * self.beta))
-    logit_P, smooth = self.beta * ratio_P, self.label_smoothing
+  def per_pair(self, log_ratio_P):
+    """Returns loss_P of the log-ratios h_P."""
+    if self.loss_type == 'ipo':
+      return jnp.square(log_ratio_P - 1 / (2 * self.beta))
+    logit_P, smooth = self.beta * log_ratio_P, self.label_smoothing
     return (1 - smooth) * jax.nn.softplus(-logit_P) + smooth * jax.nn.softplus(
       logit_P
     )
 
 
-def ratio(logp_P2, ref_logp_P2):
-  """h_P; column 0 is of the chosen responses, column 1 of the rejected."""
-  gain_P2 = logp_P2 - ref_logp_P2
-  return gain_P2[:, 0] - gain_P2[:, 1]
+def log_ratio(logp_P2, ref_logp_P2):
+  """Returns h_P; column 0 is the chosen response, column 1 the rejected one."""
+  log_ratio_P2 = logp_P2 - ref_logp_P2
+  return log_ratio_P2[:, 0] - log_ratio_P2[:, 1]
 
 
-def loss(objective: Objective, logp_P2, ref_logp_P2, weight_P, counts_P, total):
-  """One microbatch's share of the loss.
+def loss(config: DPOLoss, logp_P2, ref_logp_P2, weight_P, counts_P, total):
+  """Returns one microbatch's share of the loss, and metrics.
 
   Args:
-    objective: Static.
-    logp_P2: float32, log π of whole responses, chosen and rejected.
-    ref_logp_P2: The same of the reference.
-    weight_P: Of each pair's loss: 1, or N/N_g · α_g.
-    counts_P: 1, or 0 for a pair that only fills the batch.
-    total: Pairs of the WHOLE batch that count.
+    config: Parameters of the loss; static under jit.
+    logp_P2: float32 log π of whole responses, chosen and rejected.
+    ref_logp_P2: float32 log π_ref of the same responses.
+    weight_P: Weight of each pair's loss: 1, or N/N_g · α_g.
+    counts_P: 1, or 0 for a pair that pads the batch.
+    total: Number of pairs with counts_P = 1 in the whole batch.
 
   Returns:
-    The loss and a dict of metrics; all of them sum over microbatches.
+    The loss and a dict of metrics. All of them add up over microbatches.
   """
-  ratio_P = ratio(logp_P2, ref_logp_P2)
-  gain_P2 = objective.beta * (logp_P2 - ref_logp_P2)
+  log_ratio_P = log_ratio(logp_P2, ref_logp_P2)
+  reward_P2 = config.beta * (logp_P2 - ref_logp_P2)
 
   def mean(x_P):
     return jnp.sum(jnp.where(counts_P > 0, x_P, 0)) / total
 
-  value = mean(weight_P * objective.of_pairs(ratio_P))
+  value = mean(weight_P * config.per_pair(log_ratio_P))
   return value, {
     'loss': value,
-    'accuracy': mean(common.won(ratio_P)),
-    'reward/gap': mean(objective.beta * ratio_P),
-    'reward/chosen': mean(gain_P2[:, 0]),
-    'reward/rejected': mean(gain_P2[:, 1]),
-    'logp/chosen': mean(logp_P2[:, 0]),
-    'logp/rejected': mean(logp_P2[:, 1]),
+    'accuracy': mean(common.pairwise_accuracy(log_ratio_P)),
+    'rewards/margins': mean(config.beta * log_ratio_P),
+    'rewards/chosen': mean(reward_P2[:, 0]),
+    'rewards/rejected': mean(reward_P2[:, 1]),
+    'logps/chosen': mean(logp_P2[:, 0]),
+    'logps/rejected': mean(logp_P2[:, 1]),
   }
 
 
 @dataclasses.dataclass(frozen=True)
-class Robust:
-  """The weights of groups.
+class GroupRobust:
+  """The group weights α of group-robust DPO and their update.
 
   Attributes:
-    step: η.
-    counts: N_g of each group, pairs of the training set.
+    step_size: η, at least 0.
+    counts: N_g, the number of pairs of each group in the training set.
   """
 
-  step: float
+  step_size: float
   counts: tuple[int, ...]
 
   def __post_init__(self):
-    if self.step < 0:
-      raise UserError(f'dpo: group_step must not be below 0, got {self.step}')
+    if self.step_size < 0:
+      raise UserError(
+        f'dpo: group_dro_step_size must not be below 0, got {self.step_size}'
+      )
     if len(self.counts) < 2:
       raise UserError(
         'dpo: group-robust training needs several groups, and '
         f'there is {len(self.counts)}; set group_robust=False'
       )
 
-  def first(self) -> np.ndarray:
-    """α_g before the first step: every group alike."""
+  def initial(self) -> np.ndarray:
+    """Returns α before the first step: equal weights."""
     return np.full(len(self.counts), 1 / len(self.counts), np.float32)
 
-  def rarity(self):
-    """N/N_g of each group."""
+  def inverse_frequency(self):
+    """Returns N/N_g of each group."""
     counts_g = jnp.array(self.counts, jnp.float32)
     return counts_g.sum() / counts_g
 
-  def moved(self, alpha_g, loss_P, group_P, counts_P):
-    """α_g after a batch of losses; see the module."""
-    each_P = jnp.where(counts_P > 0, loss_P, 0) * self.rarity()[group_P]
+  def update(self, alpha_g, loss_P, group_P, counts_P):
+    """Returns α after a batch of losses, by exponentiated gradient ascent."""
+    pair_loss_P = jnp.where(counts_P > 0, loss_P, 0)
+    pair_loss_P *= self.inverse_frequency()[group_P]
     total = jnp.maximum(jnp.sum(counts_P), 1)
     loss_g = (
-      jax.ops.segment_sum(each_P, group_P, num_segments=len(self.counts))
+      jax.ops.segment_sum(pair_loss_P, group_P, num_segments=len(self.counts))
       / total
     )
-    # A weight that has come to 0 in float32 may rise again.
+    # A weight that has underflowed to 0 in float32 can grow again.
     log_g = jnp.log(jnp.maximum(alpha_g, jnp.finfo(jnp.float32).tiny))
-    return jax.nn.softmax(log_g + self.step * loss_g)
+    return jax.nn.softmax(log_g + self.step_size * loss_g)
 
-  def weight(self, alpha_g, group_P):
-    """N/N_g · α_g of each pair."""
-    return (self.rarity() * alpha_g)[group_P]
+  def pair_weights(self, alpha_g, group_P):
+    """Returns N/N_g · α_g of each pair."""
+    return (self.inverse_frequency() * alpha_g)[group_P]

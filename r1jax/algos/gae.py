@@ -1,9 +1,8 @@
-"""What PPO has that GRPO has not: a value of every state, and advantages of
-every token from it.
+"""Generalized advantage estimation (GAE) and the value loss of PPO.
 
-The policy's own loss is the same (algos/grpo.py). The state that a token is
-drawn in is all that stands before it, so value_BT[b, t] is of the tokens before
-t, as logp_BT[b, t] is.
+The policy loss is that of algos/policy_loss.py. The state in which a token is
+sampled consists of all tokens before it, so value_BT[b, t] is the value of the
+tokens before t, as logp_BT[b, t] is conditioned on them.
 """
 
 from collections.abc import Mapping
@@ -16,30 +15,32 @@ import jax.numpy as jnp
 from r1jax.algos import common
 from r1jax.errors import UserError
 
-_LEAST_STD = 1e-4  # Below it differences are rounding, and stay small.
+_MIN_STD = 1e-4  # Keeps differences that are only rounding small.
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimator:
-  """How rewards become advantages, and what a value is to learn.
+class GAE:
+  """The parameters of advantage estimation and of the value loss.
 
   Attributes:
-    gamma: γ, by which a later reward counts less.
-    lam: λ of generalised advantage estimation (arXiv 1506.02438, eq. 16): 1,
-      what was earned from a token on, without bias; 0, what the next value
-      says of it, with the least variance.
-    truncated: What follows a completion that was cut off: nothing ('end'), or
-      the value of the state that it was left in ('bootstrap').
-    whiten: Advantages of all tokens get mean 0 and deviation 1.
-    value_clip: How far a value may move from the one that the advantages were
-      made with before its error counts unclipped; 0 for no bound.
+    gamma: γ, the discount factor, in [0, 1].
+    lam: λ of generalized advantage estimation (arXiv 1506.02438, eq. 16), in
+      [0, 1]: 1 gives unbiased advantages, return minus value; 0 gives one-step
+      temporal differences, with the least variance.
+    truncated_value: The value that follows the last token of a completion that
+      was truncated: 'zero', or 'bootstrap' for the value of its final state.
+    whiten_advantages: Scales the advantages of all tokens of a batch to mean 0
+      and standard deviation 1.
+    cliprange_value: Largest change of a value against the one that the
+      advantages were computed with, beyond which its error counts unclipped;
+      0 turns value clipping off.
   """
 
   gamma: float = 1.0
   lam: float = 1.0
-  truncated: str = 'end'
-  whiten: bool = True
-  value_clip: float = 0.2
+  truncated_value: str = 'zero'
+  whiten_advantages: bool = True
+  cliprange_value: float = 0.2
 
   def __post_init__(self):
     for field in ('gamma', 'lam'):
@@ -47,19 +48,20 @@ class Estimator:
         raise UserError(
           f'rl.ppo: {field} must lie within [0, 1], got {getattr(self, field)}'
         )
-    if self.truncated not in ('end', 'bootstrap'):
+    if self.truncated_value not in ('zero', 'bootstrap'):
       raise UserError(
-        "rl.ppo: truncated must be 'end' or 'bootstrap', got "
-        f'{self.truncated!r}'
+        "rl.ppo: truncated_value must be 'zero' or 'bootstrap', got "
+        f'{self.truncated_value!r}'
       )
-    if self.value_clip < 0:
+    if self.cliprange_value < 0:
       raise UserError(
-        f'rl.ppo: value_clip must not be below 0, got {self.value_clip}'
+        'rl.ppo: cliprange_value must not be below 0, got '
+        f'{self.cliprange_value}'
       )
 
 
 class Estimate(NamedTuple):
-  """Of every token: its advantage, and the return that a value learns."""
+  """Advantages, the returns that a value function learns, and metrics."""
 
   adv_BT: jax.Array
   return_BT: jax.Array
@@ -67,9 +69,12 @@ class Estimate(NamedTuple):
 
 
 def token_rewards(reward_B, mask_BT, penalty_BT=None):
-  """A completion's reward stands at its last token; each pays its penalty.
+  """Returns token rewards: a completion's reward is given at its last token.
 
-  Example, a reward of 1, three tokens after a column of prompt, 0.1 each:
+  A penalty, such as a KL estimate, is subtracted at every token.
+
+  Example with a reward of 1, three tokens after one column of prompt, and a
+  penalty of 0.1 per token:
     mask_BT   = [0,    1,    1,    1,   0]
     reward_BT = [0, −0.1, −0.1,  0.9,   0]
   """
@@ -80,47 +85,45 @@ def token_rewards(reward_B, mask_BT, penalty_BT=None):
 
 
 def estimate(
-  how: Estimator, reward_BT, value_BT, after_B, cut_B, mask_BT
+  config: GAE, reward_BT, value_BT, final_value_B, truncated_B, mask_BT
 ) -> Estimate:
-  """Generalised advantage estimation and what is told of it.
+  """Returns advantages by generalized advantage estimation, and returns.
 
   Args:
-    how: Static.
-    reward_BT: See token_rewards.
-    value_BT: float32, of the state that each token was drawn in.
-    after_B: Value of the state that a row was left in.
-    cut_B: bool, rows that were cut off and might have gone on.
-    mask_BT: bool, live tokens; a row's lie side by side.
+    config: Parameters; static under jit.
+    reward_BT: float32 token rewards, see token_rewards.
+    value_BT: float32 value of the state in which each token was sampled.
+    final_value_B: float32 value of the state after a row's last token.
+    truncated_B: bool, True for completions that were truncated.
+    mask_BT: bool loss mask; the tokens of a row are contiguous.
   """
-  goes_on_B = cut_B & (how.truncated == 'bootstrap')
+  bootstrap_B = truncated_B & (config.truncated_value == 'bootstrap')
   adv_BT = gae(
-    how.gamma,
-    how.lam,
+    config.gamma,
+    config.lam,
     reward_BT,
     value_BT,
-    jnp.where(goes_on_B, after_B, 0.0),
+    jnp.where(bootstrap_B, final_value_B, 0.0),
     mask_BT,
   )
   return_BT = adv_BT + jnp.where(mask_BT, value_BT, 0.0)
   _, std = _moments(adv_BT, mask_BT)
   metrics = {
-    'value/mean': _moments(value_BT, mask_BT)[0],
-    'value/explained_variance': explained_variance(
-      value_BT, return_BT, mask_BT
-    ),
-    'return/mean': _moments(return_BT, mask_BT)[0],
-    'advantage/std': std,
-  }  # Before it becomes 1.
-  if how.whiten:
+    'critic/values/mean': _moments(value_BT, mask_BT)[0],
+    'critic/vf_explained_var': explained_variance(value_BT, return_BT, mask_BT),
+    'critic/returns/mean': _moments(return_BT, mask_BT)[0],
+    'critic/advantages/std': std,  # Before whitening.
+  }
+  if config.whiten_advantages:
     adv_BT = whiten(adv_BT, mask_BT)
   return Estimate(adv_BT, return_BT, metrics)
 
 
 def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
-  """A_t = δ_t + γλ A_{t+1} with δ_t = r_t + γ V_{t+1} − V_t, from the end back.
+  """Returns A_t = δ_t + γλ A_{t+1}, where δ_t = r_t + γ V_{t+1} − V_t.
 
-  Example, γ = λ = 1, two tokens after a column of prompt, a reward of 1 at the
-  last, nothing after it:
+  Example with γ = λ = 1, two tokens after one column of prompt, a reward of 1
+  at the last token, and the value 0 after it:
     mask_BT   = [0,   1,   1, 0]
     reward_BT = [0,   0,   1, 0]
     value_BT  = [0, 0.5, 0.7, 0]
@@ -128,13 +131,13 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
     adv_BT    = [0, 0.5, 0.3, 0]
 
   Args:
-    gamma, lam: See Estimator.
+    gamma, lam: See GAE.
     reward_BT, value_BT: float32.
     end_B: V after a row's last token.
-    mask_BT: bool, live tokens; a row's lie side by side.
+    mask_BT: bool loss mask; the tokens of a row are contiguous.
 
   Returns:
-    adv_BT, 0 outside the mask. Columns without a live token change no bit.
+    adv_BT, 0 outside the mask. Columns without tokens change no bit.
   """
   reward_BT, value_BT = (
     jnp.where(mask_BT, x, 0.0) for x in (reward_BT, value_BT)
@@ -154,71 +157,74 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
 
 
 def value_loss(
-  how: Estimator, value_BT, old_value_BT, return_BT, mask_BT, live_tokens
+  config: GAE, value_BT, old_value_BT, return_BT, mask_BT, num_tokens
 ):
-  """½ max{(V − R)², (clip(V, V_old ± ε) − R)²}, a mean over live tokens.
+  """Returns the mean of ½ max{(V − R)², (clip(V, V_old ± ε) − R)²}.
 
   Args:
-    how: Static.
-    value_BT: float32, what is trained.
-    old_value_BT: What the advantages were made with.
-    return_BT: R.
-    mask_BT: bool, live tokens.
-    live_tokens: Of the WHOLE minibatch, so that the value does not depend on
-      how it is split.
+    config: Parameters; static under jit.
+    value_BT: float32 V, the values in training.
+    old_value_BT: float32 V_old, the values that the advantages came from.
+    return_BT: float32 R.
+    mask_BT: bool loss mask.
+    num_tokens: Number of tokens in the mask of the whole minibatch, so that
+      the loss does not depend on how a minibatch is split.
 
   Returns:
-    The loss and a dict of metrics; all of them sum over microbatches.
+    The loss and a dict of metrics. All of them add up over microbatches.
   """
   value_BT, old_value_BT, return_BT = (
     jnp.where(mask_BT, x, 0.0) for x in (value_BT, old_value_BT, return_BT)
   )
   error_BT = (value_BT - return_BT) ** 2
-  bound_BT = jnp.zeros_like(mask_BT)
-  if how.value_clip:
+  clipped_BT = jnp.zeros_like(mask_BT)
+  if config.cliprange_value:
     near_BT = old_value_BT + jnp.clip(
-      value_BT - old_value_BT, -how.value_clip, how.value_clip
+      value_BT - old_value_BT, -config.cliprange_value, config.cliprange_value
     )
-    clipped_BT = (near_BT - return_BT) ** 2
-    bound_BT = clipped_BT > error_BT
-    error_BT = jnp.maximum(error_BT, clipped_BT)
+    near_error_BT = (near_BT - return_BT) ** 2
+    clipped_BT = near_error_BT > error_BT
+    error_BT = jnp.maximum(error_BT, near_error_BT)
 
   def mean(x_BT):
-    return common.masked_sum(x_BT, mask_BT) / jnp.maximum(live_tokens, 1)
+    return common.masked_sum(x_BT, mask_BT) / jnp.maximum(num_tokens, 1)
 
-  value = 0.5 * mean(error_BT)
-  return value, {
-    'value/loss': value,
-    'value/clip_fraction': mean(bound_BT.astype(jnp.float32)),
+  vf_loss = 0.5 * mean(error_BT)
+  return vf_loss, {
+    'critic/vf_loss': vf_loss,
+    'critic/vf_clipfrac': mean(clipped_BT.astype(jnp.float32)),
   }
 
 
 def whiten(x_BT, mask_BT):
-  """Mean 0 and deviation 1 over the live entries; 0 elsewhere."""
+  """Scales the masked entries to mean 0 and deviation 1; others become 0."""
   mean, std = _moments(x_BT, mask_BT)
-  return jnp.where(mask_BT, (x_BT - mean) / (std + _LEAST_STD), 0.0)
+  return jnp.where(mask_BT, (x_BT - mean) / (std + _MIN_STD), 0.0)
 
 
 def explained_variance(value_BT, return_BT, mask_BT):
-  """1 − Var(R − V) / Var(R): 1 for a perfect value, 0 for a constant one, NaN
-  where all returns are one."""
+  """Returns 1 − Var(R − V) / Var(R).
+
+  It is 1 for a perfect value function, 0 for a constant one, and NaN where all
+  returns are equal.
+  """
   _, std = _moments(return_BT, mask_BT)
-  _, left = _moments(return_BT - value_BT, mask_BT)
-  return jnp.where(std > 0, 1 - left**2 / std**2, jnp.nan)
+  _, residual_std = _moments(return_BT - value_BT, mask_BT)
+  return jnp.where(std > 0, 1 - residual_std**2 / std**2, jnp.nan)
 
 
 def _moments(x_BT, mask_BT):
-  """Mean and deviation of the live entries."""
+  """Returns mean and standard deviation of the masked entries."""
   count = jnp.maximum(jnp.sum(mask_BT), 1)
   mean = common.masked_sum(x_BT, mask_BT) / count
   return mean, jnp.sqrt(common.masked_sum((x_BT - mean) ** 2, mask_BT) / count)
 
 
 def _last(mask_BT):
-  """True at the last live token of each row."""
+  """Returns True at the last masked token of each row."""
   return mask_BT & ~_from_right(mask_BT)
 
 
 def _from_right(x_BT):
-  """Each column's right neighbour: [1, 2, 3] → [2, 3, 0]."""
+  """Shifts columns to the left by one: [1, 2, 3] → [2, 3, 0]."""
   return jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1)))

@@ -1,10 +1,11 @@
-"""Process reward models: how likely a thought is to end well, step by step.
+"""Process reward models: the probability that a thought ends well, per step.
 
-Of a step, y is the share of its continuations that reached the right answer
-(Math-Shepherd, arXiv 2312.08935, eq. 3; soft) or whether any did (eq. 2;
-hard), and s the scalar head's number at the step's last token:
+The label y of a step is the fraction of its continuations that reached the
+right answer (Math-Shepherd, arXiv 2312.08935, eq. 3; soft), or whether any did
+(eq. 2; hard). With s, the scalar head's output at the step's last token, the
+loss is
 
-  −y log σ(s) − (1 − y) log σ(−s)          a mean over all steps
+  −y log σ(s) − (1 − y) log σ(−s)          averaged over all steps.
 """
 
 import jax
@@ -17,23 +18,29 @@ LABELS = SOFT, HARD = 'soft', 'hard'
 
 
 def labels(right: np.ndarray, continuations: int, kind: str) -> np.ndarray:
-  """y of steps, from how many of their continuations were right."""
+  """Returns the labels y of steps.
+
+  Args:
+    right: Number of right continuations of each step.
+    continuations: Number of continuations of every step.
+    kind: SOFT or HARD.
+  """
   if kind == HARD:
     return (np.asarray(right) > 0).astype(np.float32)
   return np.asarray(right, np.float32) / np.float32(continuations)
 
 
 def loss(score_BT, label_BT, weight_BT, total):
-  """One microbatch's share of the mean over the whole batch.
+  """Returns one microbatch's share of the mean over the whole batch.
 
   Args:
     score_BT: float32 s of every token.
-    label_BT: float32 y, where weight_BT is not 0.
+    label_BT: float32 y where weight_BT is not 0.
     weight_BT: 1 at the last token of a step, and 0 elsewhere.
-    total: Sum of the weights of the WHOLE batch.
+    total: Sum of the weights of the whole batch.
 
   Returns:
-    The loss and a dict of metrics; all of them sum over microbatches.
+    The loss and a dict of metrics. All of them add up over microbatches.
   """
 
   def mean(x_BT):
@@ -51,40 +58,50 @@ AGGREGATES = {
   'min': np.min,
   'product': np.prod,
   'mean': np.mean,
-  'last': lambda chance: chance[-1],  # As an outcome reward model.
+  'last': lambda chance: chance[-1],  # Like an outcome reward model.
 }
 
 
-def check_aggregate(key: str, how: str):
-  """Raises UserError, naming the key, for one that there is not."""
-  if how not in AGGREGATES:
-    raise unknown(key, how, AGGREGATES)
+def check_aggregate(key: str, name: str):
+  """Raises a UserError that names the key if there is no such aggregate."""
+  if name not in AGGREGATES:
+    raise unknown(key, name, AGGREGATES)
 
 
-def aggregate(chance: np.ndarray, how: str) -> float:
-  """One number for a thought, from those of its steps; 0 without any."""
-  return float(AGGREGATES[how](chance)) if len(chance) else 0.0
+def aggregate(chance: np.ndarray, name: str) -> float:
+  """Returns a thought's score from those of its steps; 0 without steps.
+
+  Args:
+    chance: Probabilities of the steps, in order.
+    name: A key of AGGREGATES.
+  """
+  return float(AGGREGATES[name](chance)) if len(chance) else 0.0
 
 
-def measures(
+def classification_metrics(
   chance: np.ndarray, label: np.ndarray, bins: int = 10
 ) -> dict[str, float]:
-  """How good the chances of n steps are, against their labels.
+  """Returns how well the predicted probabilities of n steps fit the labels.
+
+  Args:
+    chance: [n] predicted probabilities.
+    label: [n] labels in [0, 1].
+    bins: Number of equal bins for the calibration error.
 
   Returns:
-    accuracy: Share of the steps whose chance is on the label's side of 1/2, of
-      those whose label is on one.
-    accuracy_stderr: Of that mean.
-    auc: See `auc`.
-    calibration: Mean over equal bins of the chance, weighed by their steps, of
-      |mean chance − mean label| (expected calibration error).
-    nll: The loss.
-    entropy: The least that the loss can be with these labels.
+    accuracy: Fraction of steps whose probability is on the label's side of 1/2,
+      among the steps whose label is not 1/2.
+    accuracy_stderr: Standard error of the accuracy.
+    auc: Area under the ROC curve, see `auc`.
+    calibration: Expected calibration error: |mean probability − mean label|
+      per bin, averaged with the number of steps as weight.
+    nll: Mean negative log-likelihood, the loss.
+    entropy: Mean entropy of the labels, the smallest possible loss.
   """
-  sided = label != 0.5
-  right = (chance > 0.5)[sided] == (label > 0.5)[sided]
-  place = np.minimum((chance * bins).astype(int), bins - 1)
-  gap = np.bincount(place, chance - label, bins)  # Sums, not means.
+  decided = label != 0.5
+  right = (chance > 0.5)[decided] == (label > 0.5)[decided]
+  bin_of = np.minimum((chance * bins).astype(int), bins - 1)
+  gap = np.bincount(bin_of, chance - label, bins)  # Sums, not means.
   log = lambda p: np.log(np.clip(p, 1e-12, 1.0))
   cross = lambda p: float(-np.mean(label * log(p) + (1 - label) * log(1 - p)))
   return {
@@ -100,14 +117,14 @@ def measures(
 
 
 def auc(score: np.ndarray, label: np.ndarray) -> float:
-  """The chance that a step that came out right has the higher score.
+  """Returns the probability that a right step scores above a wrong one.
 
-  A soft label y counts y times as right and 1 − y times as wrong, as its
-  continuations did. Ties count half; NaN where all labels are 0, or 1.
+  A soft label y counts as y right steps and 1 − y wrong ones, as do its
+  continuations. Ties count half. The result is NaN if all labels are 0, or 1.
   """
-  values, place = np.unique(score, return_inverse=True)
-  right = np.bincount(place, label, len(values))
-  wrong = np.bincount(place, 1 - label, len(values))
+  values, value_of = np.unique(score, return_inverse=True)
+  right = np.bincount(value_of, label, len(values))
+  wrong = np.bincount(value_of, 1 - label, len(values))
   pairs = right.sum() * wrong.sum()
   if not pairs:
     return float('nan')

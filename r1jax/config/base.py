@@ -13,15 +13,16 @@ from r1jax.config import models
 
 def optimizer(learning_rate: float) -> dict:
   return dict(
-    learning_rate=learning_rate,  # Peak.
-    warmup_steps=0,  # Updates, linear from 0.
-    decay='constant',  # Or 'cosine', down to learning_rate · final_ratio.
-    final_ratio=0.1,
-    beta1=0.9,
-    beta2=0.95,
-    weight_decay=0.1,  # On matrices only.
-    clip_norm=1.0,  # Of the global gradient.
-    moment_dtype='float32',  # Or 'bfloat16', as V3.
+    learning_rate=learning_rate,  # Peak learning rate.
+    warmup_steps=0,  # Updates of linear warm-up from 0.
+    # 'constant', or 'cosine' down to learning_rate · min_lr_ratio.
+    lr_scheduler_type='constant',
+    min_lr_ratio=0.1,
+    adam_beta1=0.9,
+    adam_beta2=0.95,
+    weight_decay=0.1,  # Decoupled; applied to matrices only.
+    max_grad_norm=1.0,  # Gradients are clipped to this global norm.
+    moment_dtype='float32',  # Adam's moments; 'bfloat16' as in V3.
   )
 
 
@@ -29,13 +30,13 @@ def _one_pass(learning_rate: float, **values) -> dict:
   """What all stages share that go through data once, or a few times."""
   return (
     dict(
-      microbatches=1,  # Gradients are summed over them.
+      gradient_accumulation_steps=1,  # Microbatches per update.
       routed_bias_update_rate=1e-3,  # γ of the routing bias (V3 section 4.2).
       router_aux_loss_coef=1e-4,  # α of the sequence-wise balance loss.
       optimizer=optimizer(learning_rate),
-      checkpoint_every=500,  # Steps.
-      keep_checkpoints=2,
-      log_every=10,  # Steps a line in metrics.jsonl.
+      save_steps=500,  # Steps between checkpoints.
+      save_total_limit=2,  # Checkpoints to keep.
+      logging_steps=10,  # Steps between lines of metrics.jsonl.
     )
     | values
   )
@@ -46,9 +47,9 @@ def _supervised(learning_rate: float, **values) -> dict:
   return (
     _one_pass(
       learning_rate,
-      # λ of multi-token prediction, and what it becomes after a share of the
-      # steps (V3: after 10T of 14.8T tokens).
-      mtp=dict(weight=0.3, later_weight=0.1, switch_share=0.68),
+      # λ, the weight of the multi-token prediction loss, at first and after
+      # this fraction of the steps (V3: after 10T of 14.8T tokens).
+      mtp=dict(loss_weight=0.3, final_loss_weight=0.1, switch_fraction=0.68),
     )
     | values
   )
@@ -73,11 +74,11 @@ def _preferences(learning_rate: float, **values) -> dict:
       # response is wrong, and the slope s of the simulated annotator, who
       # prefers a to b with probability σ(s · (quality(a) − quality(b))).
       synthetic_preferences=dict(error_rate=0.4, sharpness=8.0),
-      epochs=1,
+      num_train_epochs=1,
       # Padded lengths in tokens: a batch takes the smallest bucket that fits
       # it. The last one is the limit of prompt and response together.
       length_buckets=(1024, 2048, 4096, 8192),
-      eval_every=50,  # Steps; also before the first and at the end.
+      eval_steps=50,  # Steps; also before the first and at the end.
     )
     | values
   )
@@ -156,7 +157,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.pretrain = _supervised(
     2.2e-4,
-    steps=2000,
+    max_steps=2000,
     batch_size=64,  # Rows of packed documents.
     length_tokens=128,  # Of a row.
   )
@@ -166,18 +167,19 @@ def get_config() -> ml_collections.ConfigDict:
     # Files of demonstrations (data/demonstrations.py), and synthetic tasks
     # with how many of their documents: 'arithmetic:1000'.
     data=(),
-    epochs=2,
+    num_train_epochs=2,
     batch_size=128,  # Rows of packed documents.
     length_tokens=32768,
-    # α: the loss is α · (mean over reasoning rows) + (1 − α) · (mean over
-    # general ones); −1: every token counts alike.
-    reasoning_share=-1.0,
-    # Soft targets, see algos/distill.py: weights of ours, asked as it
-    # learns; or 'stored', the distributions that the data bring along.
-    teacher='',
-    text_weight=1.0,  # β; 1 − β is the weight of the KL.
-    temperature=1.0,  # τ, of that KL.
-    mtp=dict(weight=0.1, later_weight=0.1, switch_share=1.0),
+    # w: the loss is w · (mean over reasoning rows) + (1 − w) · (mean over
+    # general rows); −1: the mean over all tokens.
+    reasoning_loss_weight=-1.0,
+    # Distillation from a teacher's distributions, see algos/distill.py: a
+    # weights file of r1jax, which is run during training; or 'stored', for
+    # distributions in the data. '' trains on the text alone.
+    teacher_model='',
+    distillation_alpha=0.0,  # α, the weight of the KL; 1 − α is the text's.
+    distillation_temperature=1.0,  # τ of the KL.
+    mtp=dict(loss_weight=0.1, final_loss_weight=0.1, switch_fraction=1.0),
   )
   # A reward model; the values are R1's (second version, section 3.1): 66,000
   # pairs for helpfulness, 106,000 labelled responses for safety. It needs
@@ -186,8 +188,8 @@ def get_config() -> ml_collections.ConfigDict:
     6e-6,
     kind='helpful',  # From pairs; or 'safe', from single responses.
     batch_size=256,  # Pairs, or responses.
-    margin=0.0,  # m and c of algos/reward_model.py, of pairs.
-    centring=0.0,
+    margin=0.0,  # m of algos/reward_model.py; only for pairs.
+    center_rewards_coefficient=0.0,  # c of the same; only for pairs.
     # Whether a sequence beyond the last length bucket loses its beginning, as
     # it does when the reward model is used; otherwise it is a malformed row.
     cut_long=False,
@@ -199,13 +201,12 @@ def get_config() -> ml_collections.ConfigDict:
     1e-6,
     batch_size=64,  # Pairs.
     beta=0.1,  # β.
-    loss='sigmoid',  # Or 'ipo'.
-    label_smoothing=0.0,  # ε, of 'sigmoid'.
-    # Weigh groups by their loss, see algos/dpo.py; η of their weights. Every
-    # row needs a group: its field, its dataset's name, or what 'manners' is
-    # asked for.
+    loss_type='sigmoid',  # Or 'ipo'.
+    label_smoothing=0.0,  # ε; only for 'sigmoid'.
+    # Weigh groups by their loss, see algos/dpo.py. Every row needs a group: its
+    # field 'group', its dataset's name, or the kind of a 'manners' request.
     group_robust=False,
-    group_step=0.01,
+    group_dro_step_size=0.01,  # η, the step size of the group weights.
   )
   config.dpo.optimizer.warmup_steps = 150
   # Rejection sampling: completions of config.init, of which the good ones are
@@ -253,90 +254,103 @@ def get_config() -> ml_collections.ConfigDict:
     1e-5,
     data=(),  # Files that the stage label_steps wrote.
     eval_share=0.1,  # Share of the questions that is kept for evaluation.
-    labels='soft',  # Or 'hard', see algos/process.py.
-    epochs=1,
+    labels='soft',  # Or 'hard', see algos/prm.py.
+    num_train_epochs=1,
     batch_size=64,  # Thoughts.
     # Padded lengths in tokens: a batch takes the smallest bucket that fits it.
     # The last one is the limit of prompt and completion together.
     length_buckets=(1024, 2048, 4096, 8192),
-    eval_every=50,  # Steps; also before the first and after the last.
+    eval_steps=50,  # Steps; also before the first and after the last.
     score_batch_size=16,  # That are judged in one call when it is used.
   )
   # A step is a rollout and its updates. R1-Zero counts updates: 10,400 of 32
   # questions × 16 samples, made 8,192 samples at a time, 16 updates a rollout;
   # the reference is replaced every 400 updates.
   config.rl = dict(
-    steps=650,
+    max_steps=650,
     prompts_per_step=512,
     group_size=16,  # G.
-    # A step samples more groups than it trains on, and ends when this share
-    # of them is complete; the others go on in the next step with what they
-    # have drawn. 1: every group is sampled and trained on in one step.
-    complete_share=1.0,
-    # A group whose first token is of a policy so many steps old is dropped;
-    # 0: none is.
+    # Partial rollouts: prompts_per_step · oversample groups are in flight, and
+    # a step ends as soon as prompts_per_step of them are complete. The others
+    # continue in the next step with the tokens sampled so far. 1: every group
+    # is sampled and trained on in the same step.
+    oversample=1.0,
+    # Drop a group if its first token was sampled by a policy more than so many
+    # steps old; 0: never.
     max_staleness=0,
-    # Train only on groups whose samples are not all right or all wrong, and
-    # sample more until there are enough (DAPO section 3.2), at most so many
-    # times; then the rest of the batch counts for nothing.
+    # Train only on groups whose samples are neither all right nor all wrong,
+    # and sample more groups until there are enough (DAPO section 3.2), in at
+    # most so many rounds. Then the remaining groups of the batch are masked.
     dynamic_sampling=False,
-    dynamic_rounds=4,
-    # General rows of data.mixture, which models judge, come in after so many
-    # steps: R1's second RL has them in its last 400 of 1,700.
-    general_after=0,
+    dynamic_sampling_max_rounds=4,
+    # Use general prompts of data.mixture, which reward models score, after so
+    # many steps: R1's second RL stage has them in its last 400 of 1,700.
+    general_prompts_after_steps=0,
     max_new_tokens=32768,
     temperature=1.0,
-    minibatches=16,  # Updates a rollout.
-    microbatches=1,  # Gradients of one update are summed over them.
-    # The objective, see algos/grpo.py; r1jax/config/algorithms.py has the papers'.
-    surrogate='clip',  # Or 'cispo'.
-    ratio='token',  # Or of the 'sequence' (GSPO).
-    clip_low=0.2,  # ε_low.
-    clip_high=0.2,  # ε_high.
-    clip_most=0.0,  # δ, of any ratio; 0 for none.
-    norm='token',  # Or 'sequence' (GRPO), 'constant' (Dr. GRPO).
+    num_minibatches=16,  # Updates per rollout.
+    gradient_accumulation_steps=1,  # Microbatches per update.
+    # The policy loss, see algos/policy_loss.py; the settings of papers are in
+    # r1jax/config/algorithms.py.
+    policy_loss='clip',  # Or 'cispo'.
+    importance_sampling_level='token',  # Or 'sequence' (GSPO).
+    clip_ratio_low=0.2,  # ε_low.
+    clip_ratio_high=0.2,  # ε_high.
+    # δ, an upper bound of the ratio whatever the sign of the advantage; above
+    # 1 + clip_ratio_high, or 0 for no bound.
+    delta=0.0,
+    # 'token-mean' (DAPO), 'seq-mean-token-mean' (GRPO) or
+    # 'seq-mean-token-sum-norm' (Dr. GRPO).
+    loss_agg_mode='token-mean',
     kl_coef=0.001,  # β; 0 keeps no reference policy.
-    kl='k3',  # Its estimator; or 'k1', 'k2'.
-    kl_in='loss',  # Or in the 'reward', before the advantages.
-    kl_corrected=False,  # Weigh it by the ratio, for its true gradient.
-    # Where the sampler's probabilities are not the trainer's: 'none',
-    # 'truncate' or 'mask' by their ratio, of a 'token' or a 'sequence'.
-    mismatch='none',
-    mismatch_level='token',
-    mismatch_cap=2.0,
-    # Where advantages come from: the other samples of a 'group' (GRPO), or
-    # what a value function expected of every token, 'gae' (PPO).
-    advantage='group',
-    ppo=dict(  # See algos/ppo.py.
+    kl_estimator='k3',  # Or 'k1', 'k2'.
+    kl_in_reward=False,  # Subtract the KL from rewards, not from the loss.
+    kl_importance_weighted=False,  # Multiply the KL estimate by the ratio.
+    # Importance-sampling correction for the difference between the sampler's
+    # and the trainer's probabilities: 'none', 'truncate' or 'mask' by their
+    # ratio per 'token' or per 'sequence'.
+    rollout_is='none',
+    rollout_is_level='token',
+    rollout_is_threshold=2.0,
+    # Advantages: relative to the group's other samples, 'grpo'; or generalized
+    # advantage estimation from a value function, 'gae' (PPO).
+    adv_estimator='grpo',
+    ppo=dict(  # See algos/gae.py.
       gamma=1.0,  # γ.
       lam=1.0,  # λ; R1's comparison has 0.95 as well.
-      truncated='end',  # Or 'bootstrap' at the value of what is cut off.
-      whiten=True,  # Advantages of a step get mean 0, deviation 1.
-      # The value function: a transformer of its 'own', or a scalar head
-      # on the policy's trunk, 'shared'.
-      value='own',
-      # What 'own' begins as: weights of ours with a scalar head, such as a
-      # reward model's; '' for the policy's, with a new head.
-      value_init='',
-      value_learning_rate=1e-5,  # Of 'own'; the rest is rl.optimizer's.
-      value_warmup_steps=0,  # At first, that train 'own' alone.
-      value_coef=0.5,  # Of its loss beside the policy's, of 'shared'.
-      value_clip=0.2,  # ε of the value's own clipping; 0 for none.
+      # Value after a truncated completion: 'zero', or 'bootstrap' from the
+      # value of its last state.
+      truncated_value='zero',
+      whiten_advantages=True,  # To mean 0 and deviation 1 per step.
+      # The value function: a 'separate' transformer, or a scalar head on the
+      # policy's trunk, 'shared'.
+      critic='separate',
+      # Initial weights of a separate critic: a weights file of r1jax with a
+      # scalar head, such as a reward model's; '' copies the policy's and adds a
+      # new head.
+      critic_init='',
+      # Learning rate of a separate critic; its other optimizer settings are
+      # rl.optimizer's.
+      critic_learning_rate=1e-5,
+      critic_warmup_steps=0,  # First steps, which train only the critic.
+      vf_coef=0.5,  # Weight of the value loss with a shared critic.
+      cliprange_value=0.2,  # ε of value clipping; 0 turns it off.
     ),
-    overlong='train',  # Or 'mask' completions that were cut off.
-    reference_every=25,  # Steps between replacements of the reference.
-    # Above 0 the reference is a moving average instead: d · reference +
-    # (1 − d) · policy after each step.
-    reference_decay=0.0,
-    scale_by_std=True,  # A group's advantages are divided by its deviation.
-    # Where old log-probabilities come from: 'rollout', as sampled, or
-    # 'recompute', by the trainer, where sampler and trainer differ.
-    old_logp='rollout',
+    # Leave completions without an end out of the loss.
+    mask_truncated_completions=False,
+    # Every so many steps, reference ← α · policy + (1 − α) · reference. α = 1
+    # replaces the reference by the policy.
+    ref_model_sync_steps=25,
+    ref_model_mixup_alpha=1.0,
+    scale_rewards=True,  # Divide a group's advantages by its deviation.
+    # Old log-probabilities: the sampler's, 'rollout'; or the trainer's own,
+    # 'recompute', where sampler and trainer differ.
+    old_logp_source='rollout',
     # Training sends each token to the experts that the sampler sent it to.
     routing_replay=False,
     routed_bias_update_rate=1e-3,
     router_aux_loss_coef=0.0,
-    mtp_weight=0.0,  # λ; above 0, look-ahead modules go on learning.
+    mtp_loss_weight=0.0,  # λ; above 0 the MTP modules are trained as well.
     # Weights of the parts, see rewards/reward_manager.py; of rows that a rule can
     # verify, and of general ones.
     reward=dict(
@@ -372,10 +386,10 @@ def get_config() -> ml_collections.ConfigDict:
     code_partial_credit=False,
     max_unscorable_share=0.2,  # A larger share without a score stops the run.
     optimizer=optimizer(3e-6),
-    eval_every=100,  # Steps; also before the first and after the last.
-    checkpoint_every=100,
-    keep_checkpoints=2,
-    train_samples=8,  # Training completions saved at each evaluation.
+    eval_steps=100,  # Steps; also before the first and after the last.
+    save_steps=100,
+    save_total_limit=2,
+    num_logged_completions=8,  # Training completions saved per evaluation.
   )
   # The sampler. What it draws does not depend on these sizes, but on the last
   # two.
@@ -386,7 +400,8 @@ def get_config() -> ml_collections.ConfigDict:
     prefill_tokens=2048,  # Of prompts, that one call reads.
     cache_tokens=0,  # Of the whole cache; 0: as many as all rows may need.
     # Keep the cache in 8 bits. What is sampled is then of a policy that is
-    # near, not the same: rl.old_logp = 'recompute' and rl.mismatch correct it.
+    # near, not the same: rl.old_logp_source = 'recompute' and
+    # rl.rollout_is correct it.
     cache_int8=False,
     # Guess a token ahead with the first look-ahead module. Samples have the
     # same distribution; a run draws others.

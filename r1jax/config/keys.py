@@ -2,7 +2,7 @@
 
 
 def flatten(config: dict, prefix: str = '') -> dict:
-  """{'rl': {'steps': 3}} → {'rl.steps': 3}, with JSON's types."""
+  """{'rl': {'max_steps': 3}} → {'rl.max_steps': 3}, with JSON's types."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, dict):

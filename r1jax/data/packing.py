@@ -77,7 +77,7 @@ def documents(
   tokenizer: Tokenizer,
   length_tokens: int,
   quarantine: Quarantine,
-  reasoning_share: float | None = None,
+  reasoning_loss_weight: float | None = None,
 ) -> list[Document]:
   """Tokenises them; only responses and their end are learnt.
 
@@ -90,7 +90,7 @@ def documents(
     tokenizer: Its first stop token ends a response.
     length_tokens: Of a row, which the longest must fit into.
     quarantine: Takes those that do not.
-    reasoning_share: α. Weights of reasoning and general tokens are such that
+    reasoning_loss_weight: α. Weights of reasoning and general tokens are such that
       the mean over all tokens is α · (mean over reasoning) + (1 − α) · (mean
       over general rows). None: every token counts alike.
 
@@ -105,7 +105,7 @@ def documents(
     except (ValueError, UserError) as error:
       quarantine.drop(d.where or d.id, str(error))
   weight_of = _weights(
-    [(d.general, len(own)) for d, _, own in made], reasoning_share
+    [(d.general, len(own)) for d, _, own in made], reasoning_loss_weight
   )
   packed = []
   for d, prompt, own in made:

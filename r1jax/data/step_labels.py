@@ -26,7 +26,7 @@ class Thought(NamedTuple):
     question: Thoughts on one question are held out together.
     ids: Tokens of prompt and completion, without a stop token.
     last: The index in `ids` of each step's last token.
-    labels: y of each step, see algos/process.py.
+    labels: y of each step, see algos/prm.py.
     delimiter: Ends its steps.
   """
 

@@ -67,18 +67,23 @@ def of(config: ml_collections.ConfigDict, layout: Layout) -> list[Update]:
 def _supervised(config: ml_collections.ConfigDict, model: Transformer):
   name = config.stages[-1]
   c = config[name]
-  if name == 'sft' and c.teacher:
-    raise UserError('aot: sft.teacher has a model of its own; compile without')
+  if name == 'sft' and c.teacher_model:
+    raise UserError(
+      'aot: sft.teacher_model has a model of its own; compile without'
+    )
   build.divides(
-    f'{name}.batch_size', c.batch_size, c.microbatches, model.layout
+    f'{name}.batch_size',
+    c.batch_size,
+    c.gradient_accumulation_steps,
+    model.layout,
   )
   tx = optimizer.make(build.optimizer_config(c), _UPDATES)
   step = train_step.supervised(
     model,
     tx,
     _balancing(c),
-    train_step.LookAhead(c.mtp.weight, c.mtp.later_weight, 0),
-    c.microbatches,
+    train_step.MTPLoss(c.mtp.loss_weight, c.mtp.final_loss_weight, 0),
+    c.gradient_accumulation_steps,
   )
   array = _arrays(model.layout, c.batch_size, c.length_tokens)
   batch = TokenBatch(
@@ -106,28 +111,28 @@ def _rl(config: ml_collections.ConfigDict, model: Transformer):
   c, width = config.rl, config.data.max_prompt_tokens
   critic.check(config)
   shape = (
-    c.prompts_per_step * c.group_size // c.minibatches,
+    c.prompts_per_step * c.group_size // c.num_minibatches,
     width + c.max_new_tokens,
   )
-  valued = c.advantage == 'gae'
-  shared = valued and c.ppo.value == 'shared'
+  valued = c.adv_estimator == 'gae'
+  shared = valued and c.ppo.critic == 'shared'
   tx = optimizer.make(
     build.optimizer_config(c),
     _UPDATES,
-    untrained=() if c.mtp_weight else ('mtp',),
+    untrained=() if c.mtp_loss_weight else ('mtp',),
   )
   how = critic.estimator(config) if valued else None
   step = train_step.policy(
     model,
     tx,
-    build.objective(config),
+    build.policy_loss(config),
     c.temperature,
     width,
     1,
-    c.microbatches,
+    c.gradient_accumulation_steps,
     _balancing(c),
-    c.mtp_weight,
-    value_step.shared(model, how, c.ppo.value_coef) if shared else None,
+    c.mtp_loss_weight,
+    value_step.shared(model, how, c.ppo.vf_coef) if shared else None,
   )
   batch, key = _rollouts(model.layout, *shape, valued), _key(model.layout)
   found = [
@@ -142,7 +147,9 @@ def _rl(config: ml_collections.ConfigDict, model: Transformer):
   if valued and not shared:
     other = Transformer(critic.model_config(config), model.layout)
     tx = critic.own_optimizer(config, _UPDATES)
-    step = value_step.critic(other, tx, how, 1, c.microbatches, _balancing(c))
+    step = value_step.critic(
+      other, tx, how, 1, c.gradient_accumulation_steps, _balancing(c)
+    )
     found.append(
       Update('PPO critic', other, step, (_state(other, tx), batch, key), *shape)
     )
@@ -158,9 +165,9 @@ def _reward_model(config: ml_collections.ConfigDict, model: Transformer):
   step = preference_step.reward(
     model,
     tx,
-    reward_model.Pairwise(c.margin, c.centring),
+    reward_model.PairwiseLoss(c.margin, c.center_rewards_coefficient),
     _balancing(c),
-    c.microbatches,
+    c.gradient_accumulation_steps,
   )
   batch, shape = _compared(config, model.layout, labelled)
   return [
@@ -174,14 +181,16 @@ def _dpo(config: ml_collections.ConfigDict, model: Transformer):
   tx = optimizer.make(
     build.optimizer_config(c), _UPDATES, untrained=('mtp', 'scalar')
   )
-  robust = dpo.Robust(c.group_step, (1, 1)) if c.group_robust else None
+  robust = (
+    dpo.GroupRobust(c.group_dro_step_size, (1, 1)) if c.group_robust else None
+  )
   step = preference_step.dpo(
     model,
     tx,
-    dpo.Objective(c.beta, c.loss, c.label_smoothing),
+    dpo.DPOLoss(c.beta, c.loss_type, c.label_smoothing),
     robust,
     _balancing(c),
-    c.microbatches,
+    c.gradient_accumulation_steps,
   )
   batch, shape = _compared(config, model.layout)
   train = _state(model, tx)
@@ -268,7 +277,9 @@ def _compared(
   """The widest batch of preferences, and its shape in rows and tokens."""
   name = config.stages[-1]
   c = config[name]
-  build.divides(f'{name}.batch_size', c.batch_size, c.microbatches, layout)
+  build.divides(
+    f'{name}.batch_size', c.batch_size, c.gradient_accumulation_steps, layout
+  )
   build.widths(name, c.length_buckets, config.model.max_position_embeddings)
   shape = c.batch_size * (1 if labelled else 2), c.length_buckets[-1]
   array = _arrays(layout, *shape)

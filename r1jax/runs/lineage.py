@@ -97,8 +97,8 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
   if config.tokenizer.source not in tokenizer.BUILT_IN:
     found['tokenizer.source'] = readers.resolve(config.tokenizer.source)
   if 'sft' in config.stages:
-    if config.sft.teacher not in ('', 'stored'):
-      found['sft.teacher'] = Path(config.sft.teacher)
+    if config.sft.teacher_model not in ('', 'stored'):
+      found['sft.teacher_model'] = Path(config.sft.teacher_model)
     _add(found, 'sft.data', _demonstrations(config.sft.data))
   for name in ('reward_model', 'dpo'):
     if name in config.stages:
@@ -122,8 +122,8 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
         config.rejection_sampling.reward_model
       )
   if 'rl' in config.stages:
-    if config.rl.advantage == 'gae' and config.rl.ppo.value_init:
-      found['rl.ppo.value_init'] = Path(config.rl.ppo.value_init)
+    if config.rl.adv_estimator == 'gae' and config.rl.ppo.critic_init:
+      found['rl.ppo.critic_init'] = Path(config.rl.ppo.critic_init)
     found |= {
       f'rl.reward_models.{kind}': Path(file)
       for kind, file in config.rl.reward_models.items()

@@ -142,7 +142,7 @@ class _Examiner:
   def _sampler(self, config) -> tuple[build.Parts, Engine]:
     config = copy.deepcopy(config)
     # Of these the sampler knows nothing, but for how many rows it may need.
-    config.rl.update(prompts_per_step=1, group_size=2, complete_share=1.0)
+    config.rl.update(prompts_per_step=1, group_size=2, oversample=1.0)
     key = json.dumps(
       [
         config[part].to_dict()

@@ -228,7 +228,7 @@ _LEFT = {'reward_model': _REWARD, 'prm': _PROCESS, 'label_steps': _STEPS}
 # By the beginning of a key.
 _TAKEN = {
   'init': (_POLICY,),
-  'sft.teacher': (_POLICY,),
+  'sft.teacher_model': (_POLICY,),
   'sft.data': (_ROWS,),
   'data.': (_ROWS,),
   'rejection_sampling.extra_data': (_ROWS,),
@@ -238,7 +238,7 @@ _TAKEN = {
   'dpo.eval_data': (_PAIRS,),
   'prm.data': (_STEPS,),
   'eval.search': (_PROCESS,),
-  'rl.ppo.value_init': (_REWARD, _PROCESS, _POLICY),
+  'rl.ppo.critic_init': (_REWARD, _PROCESS, _POLICY),
   'rl.reward_models.prm': (_PROCESS,),
   'rl.reward_models': (_REWARD,),
   'rejection_sampling.reward_model': (_REWARD,),
@@ -273,7 +273,7 @@ def _check_fit(name: str, child, key: str, parent_name: str, parent):
       f'leaves {left}{hint}'
     )
   if left == _ROWS:
-    if key.startswith('sft.') and child.sft.teacher == sft_data.STORED:
+    if key.startswith('sft.') and child.sft.teacher_model == sft_data.STORED:
       _check_stored(here, parent_name, parent)
   elif left not in (_PAIRS, _STEPS):
     _check_weights(here, name, child, key, parent_name, parent)
@@ -283,12 +283,12 @@ def _check_stored(here: str, parent_name: str, parent):
   """Checks that every sampled row brings the distributions of its teacher."""
   if not parent.rejection_sampling.top_logprobs:
     raise UserError(
-      f"{here}: sft.teacher = 'stored' needs {parent_name}."
+      f"{here}: sft.teacher_model = 'stored' needs {parent_name}."
       'rejection_sampling.top_logprobs above 0'
     )
   if parent.rejection_sampling.extra_data:
     raise UserError(
-      f"{here}: sft.teacher = 'stored', but {parent_name}."
+      f"{here}: sft.teacher_model = 'stored', but {parent_name}."
       'rejection_sampling.extra_data brings rows without a teacher; leave them '
       'out'
     )
@@ -310,7 +310,7 @@ def _check_weights(
     )
   if key == 'init':  # A teacher or a judge is a model of its own.
     _check_model(name, child, parent_name, parent)
-  elif key == 'rl.ppo.value_init':  # Its weights, whatever they judged.
+  elif key == 'rl.ppo.critic_init':  # Its weights, whatever they judged.
     if not parent.model.scalar_head:
       raise UserError(
         f'{here} needs a scalar head; set {parent_name}.model.scalar_head'

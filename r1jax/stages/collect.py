@@ -65,7 +65,7 @@ class Collector:
     self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
     everything = build.prompts(config, parts, tasks.TRAIN)
     first = everything  # Before general rows come in.
-    if c.general_after:
+    if c.general_prompts_after_steps:
       first = build.prompts(config, parts, tasks.TRAIN, general=False)
     shuffle = config.data.task not in tasks.TASKS
     self._data = batching.Switching(
@@ -73,7 +73,7 @@ class Collector:
         batching.endless(prompts, self._seed, shuffle)
         for prompts in (first, everything)
       ),
-      c.general_after,
+      c.general_prompts_after_steps,
     )
     self._start = self._data.get_state()
     self._begun: list[Group] = []  # By an earlier step.
@@ -118,7 +118,9 @@ class Collector:
     self._begun, dropped = groups.fresh(self._begun, step, c.max_staleness)
     self._open(step, key, self._in_flight)
     taken, idle, scored_of = [], [], {}
-    for turn in range(c.dynamic_rounds if c.dynamic_sampling else 1):
+    for turn in range(
+      c.dynamic_sampling_max_rounds if c.dynamic_sampling else 1
+    ):
       if turn:  # A prompt that comes again is not sampled as before.
         self._open(step, jax.random.fold_in(key, turn), wanted - len(taken))
       complete, scored = self._advance(params, step, wanted - len(taken))

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from r1jax.algos import common
-from r1jax.algos import gae as ppo
+from r1jax.algos import common, gae
 from r1jax.checkpoints import convert, weights
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.errors import UserError
@@ -72,16 +71,18 @@ class _Valued(NoCritic, abc.ABC):
   def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
     c, how = config.rl, estimator(config)
     self._values = value_step.values(model)
-    penalty = c.kl_coef if c.kl_in == 'reward' else 0.0
+    penalty = c.kl_coef if c.kl_in_reward else 0.0
 
     @jax.jit
     def estimate(batch: RLBatch, reward_B, value_BT, after_B):
       mask_BT, kl_BT = batch.rollout.mask_BT, None
       if penalty:
-        kl_BT = penalty * common.kl(c.kl, batch.old_logp_BT, batch.ref_logp_BT)
-      return ppo.estimate(
+        kl_BT = penalty * common.kl_estimate(
+          c.kl_estimator, batch.old_logp_BT, batch.ref_logp_BT
+        )
+      return gae.estimate(
         how,
-        ppo.token_rewards(reward_B, mask_BT, kl_BT),
+        gae.token_rewards(reward_B, mask_BT, kl_BT),
         value_BT,
         after_B,
         batch.rollout.finish_B == FINISH_LENGTH,
@@ -108,7 +109,7 @@ class Shared(_Valued):
   def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
     super().__init__(config, model)
     self.also = value_step.shared(
-      model, estimator(config), config.rl.ppo.value_coef
+      model, estimator(config), config.rl.ppo.vf_coef
     )
 
   def _valued(self, params, state, batch):
@@ -120,22 +121,22 @@ class Own(_Valued):
 
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = config.rl
-    self._file = c.ppo.value_init
+    self._file = c.ppo.critic_init
     if self._file:
       sft_data.same_tokens(
-        'rl.ppo.value_init', _file(config), config, parts.tokenizer
+        'rl.ppo.critic_init', _file(config), config, parts.tokenizer
       )
     model = self._model = Transformer(model_config(config), parts.model.layout)
     super().__init__(config, model)
-    self.warmup_steps = c.ppo.value_warmup_steps
-    self._tx = own_optimizer(config, c.steps * c.minibatches)
+    self.warmup_steps = c.ppo.critic_warmup_steps
+    self._tx = own_optimizer(config, c.max_steps * c.num_minibatches)
     self._layout = train_state.shardings(model, self._tx)
     self._update = value_step.critic(
       model,
       self._tx,
       estimator(config),
-      c.minibatches,
-      c.microbatches,
+      c.num_minibatches,
+      c.gradient_accumulation_steps,
       LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
     )
 
@@ -173,46 +174,46 @@ class Own(_Valued):
 
 
 def make(config: ml_collections.ConfigDict, parts: build.Parts) -> NoCritic:
-  """What config.rl.advantage asks for.
+  """What config.rl.adv_estimator asks for.
 
   Raises:
     UserError: it means nothing, or not with this model or file.
   """
   check(config)
-  if config.rl.advantage == 'group':
+  if config.rl.adv_estimator == 'grpo':
     return NoCritic()
-  if config.rl.ppo.value == 'own':
+  if config.rl.ppo.critic == 'separate':
     return Own(config, parts)
   return Shared(config, parts.model)
 
 
 def check(config: ml_collections.ConfigDict):
   """What config.rl.ppo needs, where advantages come from values."""
-  if config.rl.advantage == 'group':
+  if config.rl.adv_estimator == 'grpo':
     return
   c = config.rl.ppo
   estimator(config)
   own_optimizer(config, 1)
-  build.one_of('rl.ppo.value', c.value, ('own', 'shared'))
-  for field in ('value_coef', 'value_warmup_steps'):
+  build.one_of('rl.ppo.critic', c.critic, ('separate', 'shared'))
+  for field in ('vf_coef', 'critic_warmup_steps'):
     if c[field] < 0:
       raise UserError(f'rl.ppo: {field} must not be below 0, got {c[field]}')
-  if c.value_warmup_steps >= config.rl.steps:
+  if c.critic_warmup_steps >= config.rl.max_steps:
     raise UserError(
-      f'rl.ppo: value_warmup_steps = {c.value_warmup_steps} leaves the '
-      f'policy none of rl.steps = {config.rl.steps}'
+      f'rl.ppo: critic_warmup_steps = {c.critic_warmup_steps} leaves the '
+      f'policy none of rl.max_steps = {config.rl.max_steps}'
     )
-  if c.value == 'own':
+  if c.critic == 'separate':
     return
   if not config.model.scalar_head:
     raise UserError(
-      "rl.ppo: value = 'shared' needs model.scalar_head = True: "
+      "rl.ppo: critic = 'shared' needs model.scalar_head = True: "
       "the value is a head on the policy's trunk"
     )
-  for field in ('value_init', 'value_warmup_steps'):
+  for field in ('critic_init', 'critic_warmup_steps'):
     if c[field]:
       raise UserError(
-        f"rl.ppo: {field} = {c[field]!r} needs value = 'own': a "
+        f"rl.ppo: {field} = {c[field]!r} needs critic = 'separate': a "
         'shared trunk begins and learns with the policy'
       )
 
@@ -222,17 +223,17 @@ def own_optimizer(config: ml_collections.ConfigDict, updates: int):
   c = config.rl
   return optimizer.make(
     dataclasses.replace(
-      build.optimizer_config(c), learning_rate=c.ppo.value_learning_rate
+      build.optimizer_config(c), learning_rate=c.ppo.critic_learning_rate
     ),
     updates,
     untrained=('head', 'mtp'),
   )
 
 
-def estimator(config: ml_collections.ConfigDict) -> ppo.Estimator:
+def estimator(config: ml_collections.ConfigDict) -> gae.GAE:
   c = config.rl.ppo
-  return ppo.Estimator(
-    **{field.name: c[field.name] for field in dataclasses.fields(ppo.Estimator)}
+  return gae.GAE(
+    **{field.name: c[field.name] for field in dataclasses.fields(gae.GAE)}
   )
 
 
@@ -242,7 +243,7 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
   Raises:
     UserError: there is no such file, or no scalar head in it.
   """
-  if not config.rl.ppo.value_init:
+  if not config.rl.ppo.critic_init:
     return dataclasses.replace(
       build.model_config(config.model),
       scalar_head=True,
@@ -251,7 +252,7 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
   path = _file(config)
   if 'scalar' not in SafetensorsReader(path):
     raise UserError(
-      f'rl.ppo.value_init: {path} has no scalar head; give what the stage '
+      f'rl.ppo.critic_init: {path} has no scalar head; give what the stage '
       "reward_model leaves, or '' to begin as the policy does"
     )
   return ModelConfig.from_dict(
@@ -262,7 +263,7 @@ def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
 
 
 def _file(config: ml_collections.ConfigDict) -> Path:
-  path = Path(config.rl.ppo.value_init).expanduser()
+  path = Path(config.rl.ppo.critic_init).expanduser()
   if not path.exists():
-    raise UserError(f'rl.ppo.value_init: no file {path}')
+    raise UserError(f'rl.ppo.critic_init: no file {path}')
   return path

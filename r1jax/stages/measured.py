@@ -53,7 +53,7 @@ class Measured(Stage):
     data = batching.token_batches(self._lessons.train)
     layout = self._shardings()
     with Checkpointer(
-      directory / 'checkpoints', c.keep_checkpoints, self._seed
+      directory / 'checkpoints', c.save_total_limit, self._seed
     ) as checkpoints:
       restored = checkpoints.restore(
         jax.tree.map(
@@ -85,11 +85,11 @@ class Measured(Stage):
           state, metrics = self._step(state, batch, base_params)
           last = step == self._steps
           values = {}
-          if step % c.log_every == 0 or last:
+          if step % c.logging_steps == 0 or last:
             values |= jax.device_get(metrics) | self._told(state)
             # All so far, those between two lines too.
             values['skipped_updates'] = step - int(self._train(state).updates)
-          if step % c.eval_every == 0 or last:
+          if step % c.eval_steps == 0 or last:
             values |= self._evaluated(state, base_params)
             shown |= {'accuracy': f'{values["eval/accuracy"]:.3f}'}
           if values:
@@ -97,7 +97,7 @@ class Measured(Stage):
           if 'loss' in values:
             shown |= {'loss': f'{values["loss"]:.4f}'}
           progress.update(step, shown, keep='eval/accuracy' in values)
-          if step % c.checkpoint_every == 0 or last:
+          if step % c.save_steps == 0 or last:
             checkpoints.save(step, state, data.get_state())
     report.write_preferences(directory)
     path = directory / OUTPUT  # Last: it says that all is there.

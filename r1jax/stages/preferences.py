@@ -32,7 +32,7 @@ class _Preferences(Measured):
     right, group = [], []
     for batch in self._batches():
       gap = self._gaps(state, batch, base_params)
-      right.append(common.won(gap))
+      right.append(common.pairwise_accuracy(gap))
       group.append(_group(batch))
     right, group = (self._counting(found) for found in (right, group))
     metrics = {
@@ -95,9 +95,9 @@ class RewardModel(_Preferences):
     self._update = preference_step.reward(
       parts.model,
       self._tx,
-      reward_model.Pairwise(c.margin, c.centring),
+      reward_model.PairwiseLoss(c.margin, c.center_rewards_coefficient),
       self._balancing,
-      c.microbatches,
+      c.gradient_accumulation_steps,
     )
 
   @classmethod
@@ -154,9 +154,9 @@ def _check_judge(config: ml_collections.ConfigDict):
       'reward_model: model.scalar_head is False; a score is '
       'what a scalar head says: set it'
     )
-  if c.kind == scored_text.SAFE and (c.margin or c.centring):
+  if c.kind == scored_text.SAFE and (c.margin or c.center_rewards_coefficient):
     raise UserError(
-      'reward_model: margin and centring are of pairs, and '
+      'reward_model: margin and center_rewards_coefficient are of pairs, and '
       "kind = 'safe' learns from single responses"
     )
 
@@ -181,28 +181,32 @@ class DPO(_Preferences):
       ),
     )
     super().__init__(config, parts, lessons, untrained=('mtp', 'scalar'))
-    self._objective = _objective(c)
-    self._robust = _robust(c, lessons)
-    self._logps = preference_step.logps(parts.model, c.microbatches)
+    self._loss = _loss(c)
+    self._group_robust = _group_robust(c, lessons)
+    self._logps = preference_step.logps(
+      parts.model, c.gradient_accumulation_steps
+    )
     self._update = preference_step.dpo(
       parts.model,
       self._tx,
-      self._objective,
-      self._robust,
+      self._loss,
+      self._group_robust,
       self._balancing,
-      c.microbatches,
+      c.gradient_accumulation_steps,
     )
 
   @classmethod
   def check(cls, config, parts, missing):
-    _objective(config.dpo)
+    _loss(config.dpo)
     preference_data.check(config, parts, cls.name, missing)
 
   def _shardings(self):
-    return preference_step.dpo_shardings(self._model, self._tx, self._robust)
+    return preference_step.dpo_shardings(
+      self._model, self._tx, self._group_robust
+    )
 
   def _fresh(self, params):
-    return preference_step.dpo_state(params, self._tx, self._robust)
+    return preference_step.dpo_state(params, self._tx, self._group_robust)
 
   def _step(self, state, batch, base_params):
     return self._update(state, batch, base_params)
@@ -212,27 +216,27 @@ class DPO(_Preferences):
 
   def _gaps(self, state, batch, base_params) -> np.ndarray:
     return np.asarray(
-      dpo.ratio(
+      dpo.log_ratio(
         self._logps(state.train.params, batch), self._logps(base_params, batch)
       )
     )
 
   def _told(self, state) -> dict[str, float]:
-    if not self._robust:
+    if not self._group_robust:
       return {}
     return {
-      f'alpha/{name}': alpha
+      f'group_weights/{name}': alpha
       for name, alpha in zip(self._lessons.groups, np.asarray(state.alpha_g))
     }
 
 
-def _objective(c: ml_collections.ConfigDict) -> dpo.Objective:
-  return dpo.Objective(c.beta, c.loss, c.label_smoothing)
+def _loss(c: ml_collections.ConfigDict) -> dpo.DPOLoss:
+  return dpo.DPOLoss(c.beta, c.loss_type, c.label_smoothing)
 
 
-def _robust(
+def _group_robust(
   c: ml_collections.ConfigDict, lessons: preference_data.Lessons
-) -> dpo.Robust | None:
+) -> dpo.GroupRobust | None:
   if not c.group_robust:
     return None
   if '' in lessons.names:
@@ -240,4 +244,4 @@ def _robust(
       f"dpo: group_robust needs a 'group' in every row; "
       f'{lessons.train.without_group()} has none'
     )
-  return dpo.Robust(c.group_step, tuple(lessons.groups.values()))
+  return dpo.GroupRobust(c.group_dro_step_size, tuple(lessons.groups.values()))

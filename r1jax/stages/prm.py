@@ -42,7 +42,7 @@ class PRM(Measured):
     c = self._config
     self._chances = process_step.chances(parts.model)
     self._update = process_step.learn(
-      parts.model, self._tx, self._balancing, c.microbatches
+      parts.model, self._tx, self._balancing, c.gradient_accumulation_steps
     )
 
   @classmethod
@@ -75,7 +75,7 @@ class PRM(Measured):
     }
 
   def _evaluated(self, state, base_params) -> dict[str, float]:
-    """process.measures of all steps that are held out."""
+    """process.classification_metrics of all steps that are held out."""
     chance, label = [], []
     for batch in self._batches():
       ends_BT = batch.weight_BT > 0
@@ -84,7 +84,9 @@ class PRM(Measured):
       )
       chance.append(chance_BT[ends_BT])
       label.append(batch.label_BT[ends_BT])
-    found = process.measures(np.concatenate(chance), np.concatenate(label))
+    found = process.classification_metrics(
+      np.concatenate(chance), np.concatenate(label)
+    )
     return {f'eval/{name}': value for name, value in found.items()}
 
 
@@ -97,7 +99,10 @@ def _check(config: ml_collections.ConfigDict, parts: build.Parts):
       'scalar head says: set it'
     )
   build.divides(
-    'prm.batch_size', c.batch_size, c.microbatches, parts.model.layout
+    'prm.batch_size',
+    c.batch_size,
+    c.gradient_accumulation_steps,
+    parts.model.layout,
   )
   build.widths('prm', c.length_buckets, config.model.max_position_embeddings)
   if not c.data:
@@ -146,7 +151,7 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
       )
   shape = c.batch_size, widths, made.tokenizer.pad_id
   return Lessons(
-    StepBatches(sides[0], *shape, config.seed, c.epochs),
+    StepBatches(sides[0], *shape, config.seed, c.num_train_epochs),
     StepBatches(sides[1], *shape, shuffle=False),
     delimiters[0],
   )

@@ -118,10 +118,10 @@ def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
   mark(axes[1], 'eval/pass@1', 'pass@1')
   mark(axes[1], 'eval/quality', 'quality')
   axes[1].set_title('held-out problems')
-  trace(axes[2], 'response_length/mean', 'training')
+  trace(axes[2], 'completions/mean_length', 'training')
   mark(axes[2], 'eval/response_length/mean', 'held-out')
   axes[2].set_title('response length (tokens)')
-  trace(axes[3], 'response/self_correction', 'training')
+  trace(axes[3], 'completions/self_correction', 'training')
   mark(axes[3], 'eval/self_correction', 'held-out')
   axes[3].set_title('share with a self-correction')
   for axis in axes:

@@ -74,27 +74,27 @@ class RL(Stage):
     self._critic = critic.make(config, parts)
     self._tx = optimizer.make(
       build.optimizer_config(c),
-      (c.steps - self._critic.warmup_steps) * c.minibatches,
-      untrained=() if c.mtp_weight else ('mtp',),
+      (c.max_steps - self._critic.warmup_steps) * c.num_minibatches,
+      untrained=() if c.mtp_loss_weight else ('mtp',),
     )
     self._logp = train_step.score(model, c.temperature, self._width)
-    self._objective = build.objective(config)
+    self._policy_loss = build.policy_loss(config)
     self._update = train_step.policy(
       model,
       self._tx,
-      self._objective,
+      self._policy_loss,
       c.temperature,
       self._width,
-      c.minibatches,
-      c.microbatches,
+      c.num_minibatches,
+      c.gradient_accumulation_steps,
       LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
-      c.mtp_weight,
+      c.mtp_loss_weight,
       self._critic.also,
     )
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     self._averaged = jax.jit(
       lambda old, new: optax.incremental_update(
-        new, old, 1 - c.reference_decay
+        new, old, c.ref_model_mixup_alpha
       ),
       donate_argnums=0,
     )
@@ -103,7 +103,7 @@ class RL(Stage):
   def check(cls, config, parts, missing):
     build.check_rl(config, parts.model.layout)
     critic.check(config)
-    if 'rl.ppo.value_init' not in missing:
+    if 'rl.ppo.critic_init' not in missing:
       critic.make(config, parts)
     engine = build.engine(config, parts)
     reward = build.reward(
@@ -122,14 +122,14 @@ class RL(Stage):
     with (
       dispatch.shutdown_on_exit(),  # Its worker processes.
       Checkpointer(
-        directory / 'checkpoints', c.keep_checkpoints, self._seed
+        directory / 'checkpoints', c.save_total_limit, self._seed
       ) as checkpoints,
     ):
       restored = checkpoints.restore(self._target(base_params))
       start = restored[0] if restored else 0
       with (
         MetricsWriter(directory, start) as writer,
-        Progress(self.name, start, c.steps, plain_every=10) as progress,
+        Progress(self.name, start, c.max_steps, plain_every=10) as progress,
       ):
         if restored:
           _, state, position = restored
@@ -141,18 +141,18 @@ class RL(Stage):
           progress.tell('compiles, and evaluates the base')
           writer.write(0, self._evaluate(state, 0, directory, [], shown))
           progress.tell('starts at ' + ', '.join(map(' '.join, shown.items())))
-        for step in range(start + 1, c.steps + 1):
+        for step in range(start + 1, c.max_steps + 1):
           progress.step_secs()
           state, values, rows = self._step(state, step)
           speed = _speed(rows, progress.step_secs())
-          evaluates = step % c.eval_every == 0 or step == c.steps
+          evaluates = step % c.eval_steps == 0 or step == c.max_steps
           if evaluates:
             values |= self._evaluate(
-              state, step, directory, rows[: c.train_samples], shown
+              state, step, directory, rows[: c.num_logged_completions], shown
             )
           writer.write(step, values, speed)
           progress.update(step, _line(values, speed, shown), keep=evaluates)
-          if step % c.checkpoint_every == 0 or step == c.steps:
+          if step % c.save_steps == 0 or step == c.max_steps:
             checkpoints.save(step, state, collector.get_state())
     report.write(directory, self._eval_samples)
     path = directory / OUTPUT  # Last: it says that all is there.
@@ -178,19 +178,25 @@ class RL(Stage):
     self._reward.check(scored)
     old_logp_BT, ref_logp_BT = self._logps(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
-    if c.kl_in == 'reward':
+    if c.kl_in_reward:
       reward_B -= c.kl_coef * common.masked_sum(
-        common.kl(c.kl, old_logp_BT, ref_logp_BT), rollout.mask_BT, axis=1
+        common.kl_estimate(c.kl_estimator, old_logp_BT, ref_logp_BT),
+        rollout.mask_BT,
+        axis=1,
       )
     adv_B, varied_P = advantage.group(
       reward_B,
       rollout.group_B,
       len(prompts),
-      scale_by_std=c.scale_by_std,
+      scale_rewards=c.scale_rewards,
       scorable_B=jnp.asarray(scored.scorable_B),
     )
     batch = RLBatch(
-      rollout=_trained(rollout, scored.scorable_B & found.counts_B, c.overlong),
+      rollout=_trained(
+        rollout,
+        scored.scorable_B & found.counts_B,
+        c.mask_truncated_completions,
+      ),
       adv_BT=adv_B[:, None],
       old_logp_BT=old_logp_BT,
       ref_logp_BT=ref_logp_BT,
@@ -199,8 +205,8 @@ class RL(Stage):
       state.train.params, state.critic, batch, scored.reward_B
     )
     values = {}
-    if self._objective.mismatch != 'none':
-      batch, values = _weighted(self._objective, batch)
+    if self._policy_loss.rollout_is != 'none':
+      batch, values = _weighted(self._policy_loss, batch)
     key, train = self._key(_SHUFFLE, step), state.train
     valued, learnt = self._critic.updated(state.critic, batch, key)
     metrics |= learnt
@@ -229,7 +235,7 @@ class RL(Stage):
   def latest(self, directory: Path, base_params):
     """Policy parameters of the newest checkpoint, or None."""
     with Checkpointer(
-      directory / 'checkpoints', self._config.keep_checkpoints, self._seed
+      directory / 'checkpoints', self._config.save_total_limit, self._seed
     ) as checkpoints:
       restored = checkpoints.restore(self._target(base_params))
     return restored and restored[1].train.params
@@ -261,7 +267,7 @@ class RL(Stage):
   def _logps(self, state: RLState, rollout: Rollout):
     """Under the policy that sampled, and under the reference."""
     old_logp_BT = rollout.logp_BT
-    if self._config.old_logp == 'recompute':
+    if self._config.old_logp_source == 'recompute':
       old_logp_BT = self._logp(state.train.params, rollout)
     ref_logp_BT = old_logp_BT
     if state.reference is not None:
@@ -275,11 +281,11 @@ class RL(Stage):
     c = self._config
     if state.reference is None:
       return None
-    if c.reference_decay:
+    if step % c.ref_model_sync_steps:
+      return state.reference
+    if c.ref_model_mixup_alpha < 1:
       return self._averaged(state.reference, params)
-    if step % c.reference_every == 0:
-      return self._copy(params)
-    return state.reference
+    return self._copy(params)
 
   def _evaluate(
     self,
@@ -305,26 +311,26 @@ class RL(Stage):
     return found.metrics
 
 
-def _trained(rollout: Rollout, scorable_B, overlong: str) -> Rollout:
+def _trained(rollout: Rollout, scorable_B, mask_truncated: bool) -> Rollout:
   """What of it counts in the loss; lengths are told of all of it."""
   counts_B = scorable_B
-  if overlong == 'mask':
+  if mask_truncated:
     counts_B = counts_B & (rollout.finish_B == FINISH_STOP)
   return rollout.replace(mask_BT=rollout.mask_BT & counts_B[:, None])
 
 
-def _weighted(objective: policy_loss.Objective, batch: RLBatch):
-  """The batch with the weights of policy_loss.mismatch_weight, and their metrics."""
+def _weighted(config: policy_loss.PolicyLoss, batch: RLBatch):
+  """The batch with the weights of policy_loss.rollout_is_weights, and their metrics."""
   rollout = batch.rollout
-  weight_BT = policy_loss.mismatch_weight(
-    objective, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT
+  weight_BT = policy_loss.rollout_is_weights(
+    config, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT
   )
   weights = np.asarray(weight_BT, np.float64)[np.asarray(rollout.mask_BT)]
   total, squares = weights.sum(), (weights**2).sum()
   return batch.replace(rollout_is_weight_BT=weight_BT), {
-    'mismatch/weight_mean': float(weights.mean()) if weights.size else 0.0,
+    'rollout_is/mean': float(weights.mean()) if weights.size else 0.0,
     # Effective sample size, as a share of the tokens.
-    'mismatch/effective_share': float(total**2 / (squares * weights.size))
+    'rollout_is/eff_sample_size': float(total**2 / (squares * weights.size))
     if squares
     else 0.0,
   }
@@ -344,7 +350,7 @@ def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
     {
       'reward': f'{values["reward"]:.3f}',
       'accuracy': f'{values["rewards/accuracy/mean"]:.3f}',
-      'length': f'{values["response_length/mean"]:.1f}',
+      'length': f'{values["completions/mean_length"]:.1f}',
     }
     | shown
     | {
@@ -381,14 +387,14 @@ def _told(
     | {
       'reward': graded(np.mean, scored.reward_B),
       'reward_std': graded(np.std, scored.reward_B),
-      'response_length/mean': np.mean(rollout.length_B),
-      'response_length/max': np.max(rollout.length_B),
-      'response/truncated': np.mean(rollout.finish_B == 0),
+      'completions/mean_length': np.mean(rollout.length_B),
+      'completions/max_length': np.max(rollout.length_B),
+      'completions/clipped_ratio': np.mean(rollout.finish_B == 0),
       'rollout/stale_tokens': np.mean(age > 0),
       'rollout/oldest': np.max(age),
-      'response/self_correction': np.mean(
+      'completions/self_correction': np.mean(
         [evaluator.self_corrects(text) for text in scored.texts]
       ),
-      'zero_variance_groups': np.mean(~np.asarray(varied_P)),
+      'frac_reward_zero_std': np.mean(~np.asarray(varied_P)),
     }
   )

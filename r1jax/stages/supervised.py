@@ -31,11 +31,11 @@ class _Supervised(Stage):
     config: ml_collections.ConfigDict,
     parts: build.Parts,
     corpus: Sequence[TokenBatch],
-    teaching: train_step.Teaching | None = None,
+    distillation: train_step.Distillation | None = None,
   ):
     c = self._config = config[self.name]
     self._seed, self._model, self._corpus = config.seed, parts.model, corpus
-    self._steps, self._teaching = len(corpus), teaching
+    self._steps, self._distillation = len(corpus), distillation
     self._tx = optimizer.make(build.optimizer_config(c), self._steps)
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
@@ -45,7 +45,7 @@ class _Supervised(Stage):
     teacher_params = self._teacher_params()
     data = batching.token_batches(self._corpus)
     with Checkpointer(
-      directory / 'checkpoints', c.keep_checkpoints, self._seed
+      directory / 'checkpoints', c.save_total_limit, self._seed
     ) as checkpoints:
       restored = checkpoints.restore(
         train_state.abstract(base_params, tx, layout)
@@ -62,13 +62,13 @@ class _Supervised(Stage):
         model,
         tx,
         LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
-        train_step.LookAhead(
-          c.mtp.weight,
-          c.mtp.later_weight,
-          round(c.mtp.switch_share * self._steps),
+        train_step.MTPLoss(
+          c.mtp.loss_weight,
+          c.mtp.final_loss_weight,
+          round(c.mtp.switch_fraction * self._steps),
         ),
-        c.microbatches,
-        self._teaching,
+        c.gradient_accumulation_steps,
+        self._distillation,
       )
       with (
         MetricsWriter(directory, start) as writer,
@@ -82,7 +82,7 @@ class _Supervised(Stage):
           state, metrics = step_fn(state, batch, teacher_params)
           tokens += (batch.weight_BT > 0).sum()
           skipped += metrics['skipped_updates']
-          if step % c.log_every == 0 or step == self._steps:
+          if step % c.logging_steps == 0 or step == self._steps:
             metrics = jax.device_get(metrics | {'skipped_updates': skipped})
             rate = tokens / progress.step_secs()
             writer.write(step, metrics, {'speed/tokens_per_sec': rate})
@@ -90,7 +90,7 @@ class _Supervised(Stage):
               step, {'loss': f'{metrics["loss"]:.4f}', 'tok/s': f'{rate:,.0f}'}
             )
             tokens, skipped = 0, 0.0
-          if step % c.checkpoint_every == 0 or step == self._steps:
+          if step % c.save_steps == 0 or step == self._steps:
             checkpoints.save(step, state, data.get_state())
     report.write_loss(directory)
     path = directory / OUTPUT  # Last: it says that all is there.
@@ -124,10 +124,10 @@ class SFT(_Supervised):
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     _check_length(config, self.name)
     sft_data.check(config, parts)
-    self._path = config.sft.teacher
-    teaching = sft_data.teaching(config, parts)
+    self._path = config.sft.teacher_model
+    distillation = sft_data.distillation(config, parts)
     super().__init__(
-      config, parts, sft_data.demonstrations(config, parts), teaching
+      config, parts, sft_data.demonstrations(config, parts), distillation
     )
 
   @classmethod
@@ -135,13 +135,13 @@ class SFT(_Supervised):
     _check_length(config, cls.name)
     sft_data.check(config, parts)
     build.check_files('sft.data', config.sft.data, missing)
-    if 'sft.teacher' not in missing:
-      sft_data.teaching(config, parts)
+    if 'sft.teacher_model' not in missing:
+      sft_data.distillation(config, parts)
 
   def _teacher_params(self):
-    if not (self._teaching and self._teaching.teacher):
+    if not (self._distillation and self._distillation.teacher):
       return None
-    return weights.load(Path(self._path), self._teaching.teacher)
+    return weights.load(Path(self._path), self._distillation.teacher)
 
 
 def _check_length(config: ml_collections.ConfigDict, name: str):

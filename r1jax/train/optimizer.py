@@ -16,23 +16,23 @@ class OptimizerConfig:
   Attributes:
     learning_rate: Peak.
     warmup_steps: Linear, from 0.
-    decay: 'constant', or 'cosine' to learning_rate · final_ratio.
-    final_ratio: Where the cosine ends.
-    beta1: First moment.
-    beta2: Second moment.
+    lr_scheduler_type: 'constant', or 'cosine' to learning_rate · min_lr_ratio.
+    min_lr_ratio: Where the cosine ends.
+    adam_beta1: First moment.
+    adam_beta2: Second moment.
     weight_decay: Decoupled; on matrices only, never on norms or biases.
-    clip_norm: Global gradient norm.
+    max_grad_norm: Global gradient norm.
     moment_dtype: Of both moments: 'float32', or 'bfloat16' (V3 section 3.3).
   """
 
   learning_rate: float
   warmup_steps: int
-  decay: str
-  final_ratio: float
-  beta1: float
-  beta2: float
+  lr_scheduler_type: str
+  min_lr_ratio: float
+  adam_beta1: float
+  adam_beta2: float
   weight_decay: float
-  clip_norm: float
+  max_grad_norm: float
   moment_dtype: str
 
   def __post_init__(self):
@@ -41,23 +41,23 @@ class OptimizerConfig:
         raise UserError(
           f'optimizer: {field} must not be below 0, got {getattr(self, field)}'
         )
-    if not self.clip_norm > 0:
+    if not self.max_grad_norm > 0:
       raise UserError(
-        f'optimizer: clip_norm must be above 0, got {self.clip_norm}'
+        f'optimizer: max_grad_norm must be above 0, got {self.max_grad_norm}'
       )
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   peak, warmup = config.learning_rate, config.warmup_steps
-  if config.decay == 'cosine':
+  if config.lr_scheduler_type == 'cosine':
     after = optax.cosine_decay_schedule(
-      peak, max(total_steps - warmup, 1), config.final_ratio
+      peak, max(total_steps - warmup, 1), config.min_lr_ratio
     )
-  elif config.decay == 'constant':
+  elif config.lr_scheduler_type == 'constant':
     after = optax.constant_schedule(peak)
   else:
     raise UserError(
-      f"optimizer: decay must be 'constant' or 'cosine', got {config.decay!r}"
+      f"optimizer: lr_scheduler_type must be 'constant' or 'cosine', got {config.lr_scheduler_type!r}"
     )
   if not warmup:
     return after
@@ -82,9 +82,10 @@ def make(
       f'got {config.moment_dtype!r}'
     )
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
+    optax.clip_by_global_norm(config.max_grad_norm),
     _stored_as(
-      config.moment_dtype, optax.scale_by_adam(config.beta1, config.beta2)
+      config.moment_dtype,
+      optax.scale_by_adam(config.adam_beta1, config.adam_beta2),
     ),
     optax.add_decayed_weights(
       config.weight_decay, partial(_decayed, untrained=untrained)

@@ -37,9 +37,9 @@ def scores(model: Transformer) -> Callable:
 def reward(
   model: Transformer,
   tx: optax.GradientTransformation,
-  pairwise: reward_model.Pairwise,
+  pairwise: reward_model.PairwiseLoss,
   balancing: moe.LoadBalancing,
-  microbatches: int,
+  gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, batch) → (state, metrics), jitted.
 
@@ -73,7 +73,7 @@ def reward(
       lambda params, micro: loss_fn(params, micro, total, live),
       state.params,
       batch,
-      microbatches,
+      gradient_accumulation_steps,
     )
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)
@@ -96,24 +96,26 @@ class DPOState:
 
 
 def dpo_state(
-  params, tx: optax.GradientTransformation, robust: dpo_loss.Robust | None
+  params,
+  tx: optax.GradientTransformation,
+  group_robust: dpo_loss.GroupRobust | None,
 ) -> DPOState:
   return DPOState(
     train=train_state.create(params, tx),
-    alpha_g=jnp.asarray(robust.first()) if robust else None,
+    alpha_g=jnp.asarray(group_robust.initial()) if group_robust else None,
   )
 
 
 def dpo_shardings(
-  model: Transformer, tx, robust: dpo_loss.Robust | None
+  model: Transformer, tx, group_robust: dpo_loss.GroupRobust | None
 ) -> DPOState:
   return DPOState(
     train=train_state.shardings(model, tx),
-    alpha_g=model.layout.replicated() if robust else None,
+    alpha_g=model.layout.replicated() if group_robust else None,
   )
 
 
-def logps(model: Transformer, microbatches: int) -> Callable:
+def logps(model: Transformer, gradient_accumulation_steps: int) -> Callable:
   """Returns logp(params, PairBatch) → float32 [P, G], jitted.
 
   Of whole responses, some pairs at a time.
@@ -122,7 +124,7 @@ def logps(model: Transformer, microbatches: int) -> Callable:
   @jax.jit
   def logp(params, batch: PairBatch):
     batch = update.constrain(model, batch)
-    return _in_parts(model, params, batch, microbatches)
+    return _in_parts(model, params, batch, gradient_accumulation_steps)
 
   return logp
 
@@ -130,10 +132,10 @@ def logps(model: Transformer, microbatches: int) -> Callable:
 def dpo(
   model: Transformer,
   tx: optax.GradientTransformation,
-  objective: dpo_loss.Objective,
-  robust: dpo_loss.Robust | None,
+  config: dpo_loss.DPOLoss,
+  group_robust: dpo_loss.GroupRobust | None,
   balancing: moe.LoadBalancing,
-  microbatches: int,
+  gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, PairBatch, reference) → (state, metrics), jitted.
 
@@ -146,7 +148,7 @@ def dpo(
     batch, ref_logp_P2, weight_P = inputs
     logp_P2, out = _logp(model, params, batch)
     loss, metrics = dpo_loss.loss(
-      objective, logp_P2, ref_logp_P2, weight_P, batch.weight_P, total
+      config, logp_P2, ref_logp_P2, weight_P, batch.weight_P, total
     )
     loss += update.balance(
       out.routing, balancing, update.live_rows(batch.valid_BT) / live
@@ -156,32 +158,38 @@ def dpo(
   @partial(
     jax.jit,
     donate_argnums=0,
-    out_shardings=(dpo_shardings(model, tx, robust), model.layout.replicated()),
+    out_shardings=(
+      dpo_shardings(model, tx, group_robust),
+      model.layout.replicated(),
+    ),
   )
   def step(state: DPOState, batch: PairBatch, reference):
     batch = update.constrain(model, batch)
     total = jnp.maximum(jnp.sum(batch.weight_P), 1)
     params, alpha_g = state.train.params, state.alpha_g
-    ref_logp_P2 = _in_parts(model, reference, batch, microbatches)
+    ref_logp_P2 = _in_parts(
+      model, reference, batch, gradient_accumulation_steps
+    )
     weight_P = jnp.ones_like(batch.weight_P)
-    if robust:
-      ratio_P = dpo_loss.ratio(
-        _in_parts(model, params, batch, microbatches), ref_logp_P2
+    if group_robust:
+      log_ratio_P = dpo_loss.log_ratio(
+        _in_parts(model, params, batch, gradient_accumulation_steps),
+        ref_logp_P2,
       )
-      alpha_g = robust.moved(
-        alpha_g, objective.of_pairs(ratio_P), batch.group_P, batch.weight_P
+      alpha_g = group_robust.update(
+        alpha_g, config.per_pair(log_ratio_P), batch.group_P, batch.weight_P
       )
-      weight_P = robust.weight(alpha_g, batch.group_P)
+      weight_P = group_robust.pair_weights(alpha_g, batch.group_P)
     live = update.live_rows(batch.valid_BT)
     grads, metrics, _ = update.accumulate(
       lambda params, micro: loss_fn(params, micro, total, live),
       params,
       (batch, ref_logp_P2, weight_P),
-      microbatches,
+      gradient_accumulation_steps,
     )
     routing = metrics.pop('routing')
     train, applied = update.apply(state.train, tx, grads, routing, balancing)
-    if robust:
+    if group_robust:
       alpha_g = jnp.where(applied['skipped_updates'], state.alpha_g, alpha_g)
     return DPOState(train=train, alpha_g=alpha_g), metrics | applied
 

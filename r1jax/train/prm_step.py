@@ -33,7 +33,7 @@ def learn(
   model: Transformer,
   tx: optax.GradientTransformation,
   balancing: moe.LoadBalancing,
-  microbatches: int,
+  gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, StepLabelBatch) → (state, metrics), jitted."""
 
@@ -58,7 +58,7 @@ def learn(
       lambda params, micro: loss_fn(params, micro, total, live),
       state.params,
       batch,
-      microbatches,
+      gradient_accumulation_steps,
     )
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)

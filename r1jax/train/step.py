@@ -18,27 +18,27 @@ from r1jax.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class LookAhead:
+class MTPLoss:
   """Weight of the multi-token prediction loss (V3 section 4.2).
 
   Attributes:
     weight: λ at first.
-    later_weight: λ after that.
+    final_weight: λ after that.
     switch_updates: Optimiser updates until then.
   """
 
   weight: float
-  later_weight: float
+  final_weight: float
   switch_updates: int
 
   def at(self, updates) -> jax.Array:
     return jnp.where(
-      updates < self.switch_updates, self.weight, self.later_weight
+      updates < self.switch_updates, self.weight, self.final_weight
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Teaching:
+class Distillation:
   """Soft targets, and the model that gives them.
 
   Attributes:
@@ -54,9 +54,9 @@ def supervised(
   model: Transformer,
   tx: optax.GradientTransformation,
   balancing: moe.LoadBalancing,
-  look_ahead: LookAhead,
-  microbatches: int,
-  teaching: Teaching | None = None,
+  mtp_loss: MTPLoss,
+  gradient_accumulation_steps: int,
+  distillation: Distillation | None = None,
 ) -> Callable:
   """Returns step(state, TokenBatch, teacher_params) → (state, metrics), jitted.
 
@@ -72,11 +72,11 @@ def supervised(
     def mean(x_BT):
       return jnp.sum(x_BT * batch.weight_BT) / total
 
-    if teaching:
+    if distillation:
       logp_BT, entropy_BT, kl_BT = _taught(
-        model, teaching, out.hidden_BTD, head, batch, taught
+        model, distillation, out.hidden_BTD, head, batch, taught
       )
-      loss = mean(teaching.soft.mix(-logp_BT, kl_BT))
+      loss = mean(distillation.soft.mix(-logp_BT, kl_BT))
       metrics = {'loss': loss, 'nll': mean(-logp_BT), 'kl': mean(kl_BT)}
     else:
       logp_BT, entropy_BT = common.token_logp(
@@ -96,8 +96,8 @@ def supervised(
         batch.weight_BT,
         total,
       )
-      loss += look_ahead.at(updates) * ahead
-      metrics['mtp/loss'] = ahead
+      loss += mtp_loss.at(updates) * ahead
+      metrics['mtp_loss'] = ahead
       routing = routing | routed
     rows = update.live_rows(batch.segment_BT > 0)
     loss += update.balance(routing, balancing, rows / live)
@@ -109,17 +109,17 @@ def supervised(
     total = jnp.maximum(jnp.sum(batch.weight_BT > 0), 1)
     live = update.live_rows(batch.segment_BT > 0)
     head = None
-    if teaching and teaching.teacher:
-      head = output_head(teaching.teacher, teacher_params)
+    if distillation and distillation.teacher:
+      head = output_head(distillation.teacher, teacher_params)
 
     def of_micro(params, micro):
       taught = None
       if head is not None:
-        taught = _hidden(teaching.teacher, teacher_params, micro), head
+        taught = _hidden(distillation.teacher, teacher_params, micro), head
       return loss_fn(params, micro, taught, total, live, state.updates)
 
     grads, metrics, _ = update.accumulate(
-      of_micro, state.params, batch, microbatches
+      of_micro, state.params, batch, gradient_accumulation_steps
     )
     routing = metrics.pop('routing')
     state, applied = update.apply(state, tx, grads, routing, balancing)
@@ -139,19 +139,19 @@ def _hidden(teacher: Transformer, params, batch: TokenBatch):
 
 def _taught(
   model: Transformer,
-  teaching: Teaching,
+  distillation: Distillation,
   hidden_BTD,
   head_DV,
   batch: TokenBatch,
   taught,
 ):
   """logp_BT, entropy_BT and kl_BT: from the teacher, or from what it left."""
-  temperature, layout = teaching.soft.temperature, model.layout
+  temperature, layout = distillation.soft.temperature, model.layout
   if taught is not None:
-    return distill.online(
+    return distill.full_kl(
       hidden_BTD, head_DV, *taught, batch.target_BT, temperature, layout=layout
     )
-  return distill.stored(
+  return distill.top_k_kl(
     hidden_BTD,
     head_DV,
     batch.top_ids_BTO,
@@ -182,21 +182,21 @@ def score(
 def policy(
   model: Transformer,
   tx: optax.GradientTransformation,
-  objective: policy_loss.Objective,
+  config: policy_loss.PolicyLoss,
   temperature: float,
   prompt_tokens: int,
-  minibatches: int,
-  microbatches: int,
+  num_minibatches: int,
+  gradient_accumulation_steps: int,
   balancing: moe.LoadBalancing,
-  mtp_weight: float = 0.0,
+  mtp_loss_weight: float = 0.0,
   also: Callable | None = None,
 ) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
-  One inner epoch: the rows are shuffled and cut into `minibatches`, each an
-  optimiser update, each summed over `microbatches`. The first update meets the
-  policy that sampled, so its ratio is 1 but for rounding: 'logp_gap/mean' and
-  'logp_gap/max' say how far its log-probabilities are from the sampler's, of
+  One inner epoch: the rows are shuffled and cut into `num_minibatches`, each an
+  optimiser update, each summed over `gradient_accumulation_steps` microbatches. The first update meets the
+  policy that sampled, so its ratio is 1 but for rounding: 'rollout_logp_diff/mean' and
+  'rollout_logp_diff/max' say how far its log-probabilities are from the sampler's, of
   all its tokens that this policy drew. With a weight λ
   the multi-token prediction modules go on learning from the completions, and
   nothing else learns from them. `also` is what else is learnt from the same
@@ -209,7 +209,7 @@ def policy(
       model, params, rollout, temperature, prompt_tokens
     )
     loss, metrics = policy_loss.loss(
-      objective,
+      config,
       logp_BT,
       batch.old_logp_BT,
       batch.ref_logp_BT,
@@ -226,7 +226,7 @@ def policy(
       loss += more
       metrics |= told
     routing = out.routing
-    if mtp_weight:
+    if mtp_loss_weight:
       inputs = rollout_inputs(rollout)
       only_mtp = jax.lax.stop_gradient(params) | {'mtp': params['mtp']}
       ahead, routed = _ahead_loss(
@@ -238,25 +238,27 @@ def policy(
         shift(rollout.mask_BT, 1).astype(jnp.float32),
         live_tokens,
       )
-      loss += mtp_weight * ahead
-      metrics['mtp/loss'] = ahead
+      loss += mtp_loss_weight * ahead
+      metrics['mtp_loss'] = ahead
       routing = routing | routed
-    loss += update.balance(routing, balancing, 1 / microbatches)
+    loss += update.balance(routing, balancing, 1 / gradient_accumulation_steps)
     fresh_BT = rollout.mask_BT & (rollout.staleness_BT == 0)
     gap_BT = jnp.where(fresh_BT, jnp.abs(logp_BT - rollout.logp_BT), 0.0)
     metrics['routing'] = update.loads(routing)
-    metrics['logp_gap'] = jnp.stack([gap_BT.sum(), fresh_BT.sum()])
-    return loss, (metrics, {'logp_gap': gap_BT.max()})
+    metrics['rollout_logp_diff'] = jnp.stack([gap_BT.sum(), fresh_BT.sum()])
+    return loss, (metrics, {'rollout_logp_diff': gap_BT.max()})
 
-  epoch = update.epoch(model, tx, loss_fn, minibatches, microbatches, balancing)
+  epoch = update.epoch(
+    model, tx, loss_fn, num_minibatches, gradient_accumulation_steps, balancing
+  )
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
     state, metrics, largest = epoch(state, batch, key)
-    gap_sum, tokens = metrics.pop('logp_gap')[0]
+    gap_sum, tokens = metrics.pop('rollout_logp_diff')[0]
     return state, update.told(metrics) | {
-      'logp_gap/mean': gap_sum / jnp.maximum(tokens, 1),
-      'logp_gap/max': largest['logp_gap'][0],
+      'rollout_logp_diff/mean': gap_sum / jnp.maximum(tokens, 1),
+      'rollout_logp_diff/max': largest['rollout_logp_diff'][0],
     }
 
   return step

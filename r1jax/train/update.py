@@ -1,4 +1,4 @@
-"""How a loss becomes updates: microbatches, minibatches, and the optimiser."""
+"""How a loss becomes updates: gradient_accumulation_steps, minibatches, and the optimiser."""
 
 from collections.abc import Callable
 
@@ -19,8 +19,8 @@ def epoch(
   model: Transformer,
   tx: optax.GradientTransformation,
   loss_fn: Callable,
-  minibatches: int,
-  microbatches: int,
+  num_minibatches: int,
+  gradient_accumulation_steps: int,
   balancing: moe.LoadBalancing,
 ) -> Callable:
   """Returns run(state, RLBatch, key) → (state, sums, largest), to be jitted.
@@ -32,7 +32,7 @@ def epoch(
     model, tx, balancing: Of what is trained.
     loss_fn: (params, RLBatch, Totals) → loss, (sums, largest), see accumulate;
       'routing' is among the sums.
-    minibatches, microbatches: How rows are split.
+    minibatches, gradient_accumulation_steps: How rows are split.
   """
 
   def one(state: TrainState, batch: RLBatch):
@@ -42,7 +42,7 @@ def epoch(
       lambda params, micro: loss_fn(params, micro, totals),
       state.params,
       batch,
-      microbatches,
+      gradient_accumulation_steps,
     )
     routing = metrics.pop('routing')
     state, applied = apply(state, tx, grads, routing, balancing)
@@ -51,7 +51,7 @@ def epoch(
   def run(state: TrainState, batch: RLBatch, key: jax.Array):
     batch = constrain(model, batch)
     order_B = jax.random.permutation(key, batch.adv_BT.shape[0])
-    batch = jax.tree.map(lambda x: split(x[order_B], minibatches), batch)
+    batch = jax.tree.map(lambda x: split(x[order_B], num_minibatches), batch)
     state, (metrics, largest) = jax.lax.scan(one, state, batch)
     return state, metrics, largest
 
@@ -65,7 +65,7 @@ def told(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def loads(routing: dict[str, moe.Routing]):
-  """What adds up over microbatches: not which expert was whose."""
+  """What adds up over gradient_accumulation_steps: not which expert was whose."""
   return {
     stack: routed._replace(expert_BTA=None) for stack, routed in routing.items()
   }
@@ -102,11 +102,11 @@ def split(x, parts: int):
   return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
 
 
-def accumulate(loss_fn, params, batch, microbatches: int):
+def accumulate(loss_fn, params, batch, gradient_accumulation_steps: int):
   """Gradients over microbatches of the rows.
 
   loss_fn(params, micro) → loss, (sums, largest): dicts of what adds up over
-  microbatches, and of what is the largest of theirs.
+  gradient_accumulation_steps, and of what is the largest of theirs.
 
   Returns:
     Gradients, sums, largest.
@@ -117,9 +117,9 @@ def accumulate(loss_fn, params, batch, microbatches: int):
     (_, (sums, largest)), grads = grad_fn(params, micro)
     return grads, sums, largest
 
-  if microbatches == 1:
+  if gradient_accumulation_steps == 1:
     return one(batch)
-  micros = jax.tree.map(lambda x: split(x, microbatches), batch)
+  micros = jax.tree.map(lambda x: split(x, gradient_accumulation_steps), batch)
   first = jax.tree.map(lambda x: x[0], micros)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)

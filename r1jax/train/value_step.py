@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.algos import gae as ppo
-from r1jax.algos import policy_loss
+from r1jax.algos import gae, policy_loss
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer, last_of
 from r1jax.records import RLBatch, Rollout
@@ -37,12 +36,12 @@ def values(model: Transformer) -> Callable:
   return value
 
 
-def shared(model: Transformer, how: ppo.Estimator, coef: float) -> Callable:
+def shared(model: Transformer, config: gae.GAE, coef: float) -> Callable:
   """What a policy update learns besides, see step.policy: its scalar head is
   the value, and `coef` times its loss is added to the policy's."""
 
   def also(params, hidden_BTD, batch: RLBatch, totals: policy_loss.Totals):
-    loss, metrics = _loss(model, params, hidden_BTD, how, batch, totals)
+    loss, metrics = _loss(model, params, hidden_BTD, config, batch, totals)
     return coef * loss, metrics
 
   return also
@@ -51,9 +50,9 @@ def shared(model: Transformer, how: ppo.Estimator, coef: float) -> Callable:
 def critic(
   model: Transformer,
   tx: optax.GradientTransformation,
-  how: ppo.Estimator,
-  minibatches: int,
-  microbatches: int,
+  config: gae.GAE,
+  num_minibatches: int,
+  gradient_accumulation_steps: int,
   balancing: moe.LoadBalancing,
 ) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
@@ -64,18 +63,22 @@ def critic(
 
   def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals):
     out = _pass(model, params, batch.rollout)
-    loss, metrics = _loss(model, params, out.hidden_BTD, how, batch, totals)
-    loss += update.balance(out.routing, balancing, 1 / microbatches)
+    loss, metrics = _loss(model, params, out.hidden_BTD, config, batch, totals)
+    loss += update.balance(
+      out.routing, balancing, 1 / gradient_accumulation_steps
+    )
     return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
-  epoch = update.epoch(model, tx, loss_fn, minibatches, microbatches, balancing)
+  epoch = update.epoch(
+    model, tx, loss_fn, num_minibatches, gradient_accumulation_steps, balancing
+  )
 
   @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
   def step(state: TrainState, batch: RLBatch, key: jax.Array):
     own = batch.replace(rollout=batch.rollout.replace(experts_BTLA=None))
     state, metrics, _ = epoch(state, own, key)
     return state, {
-      f'value/{name.removeprefix("value/")}': value
+      f'critic/{name.removeprefix("critic/")}': value
       for name, value in update.told(metrics).items()
     }
 
@@ -86,14 +89,14 @@ def _loss(
   model: Transformer,
   params,
   hidden_BTD,
-  how: ppo.Estimator,
+  config: gae.GAE,
   batch: RLBatch,
   totals: policy_loss.Totals,
 ):
   rollout = batch.rollout
   value_BT, _ = _values(model, params, hidden_BTD, rollout)
-  return ppo.value_loss(
-    how,
+  return gae.value_loss(
+    config,
     value_BT,
     batch.value_BT,
     batch.return_BT,

@@ -38,7 +38,7 @@ def _kl(hidden, head, theirs, their_head, temperature):
 @pytest.mark.parametrize('chunk', [None, 4])
 def test_online_equals_numpy(temperature, chunk):
   hidden, head, theirs, their_head, target = _arrays()
-  logp, entropy, kl = distill.online(
+  logp, entropy, kl = distill.full_kl(
     hidden, head, theirs, their_head, target, temperature, chunk
   )
   q = _log_softmax(np.float64(hidden @ head))
@@ -55,7 +55,7 @@ def test_a_teacher_that_is_the_student_teaches_nothing():
   hidden, head, _, _, target = _arrays()
 
   def loss(hidden):
-    return distill.online(hidden, head, hidden, head, target, 1.0)[2].sum()
+    return distill.full_kl(hidden, head, hidden, head, target, 1.0)[2].sum()
 
   value, grad = jax.value_and_grad(loss)(jnp.asarray(hidden))
   np.testing.assert_allclose(value, 0, atol=1e-5)
@@ -69,7 +69,7 @@ def test_the_gradient_is_the_difference_of_the_distributions():
   eye = np.eye(_V, dtype=np.float32)
   tau = 1.7
   grad = jax.grad(
-    lambda x: distill.online(x, eye, theirs, eye, np.zeros((1, 3), int), tau)[
+    lambda x: distill.full_kl(x, eye, theirs, eye, np.zeros((1, 3), int), tau)[
       2
     ].sum()
   )(logits)
@@ -81,8 +81,8 @@ def test_a_padded_vocabulary_is_left_out_of_the_teacher():
   hidden, head, theirs, their_head, target = _arrays()
   wider = np.concatenate([their_head, np.full((_TEACHER_D, 3), 5.0)], 1)
   np.testing.assert_allclose(
-    distill.online(hidden, head, theirs, wider, target, 1.0)[2],
-    distill.online(hidden, head, theirs, their_head, target, 1.0)[2],
+    distill.full_kl(hidden, head, theirs, wider, target, 1.0)[2],
+    distill.full_kl(hidden, head, theirs, their_head, target, 1.0)[2],
     rtol=1e-5,
   )
 
@@ -96,8 +96,8 @@ def _top(theirs, their_head, kept):
 def test_all_tokens_stored_equal_the_teacher_online():
   hidden, head, theirs, their_head, target = _arrays()
   ids, logp = _top(theirs, their_head, _V)
-  stored = distill.stored(hidden, head, ids, logp, target, 1.0)
-  online = distill.online(hidden, head, theirs, their_head, target, 1.0)
+  stored = distill.top_k_kl(hidden, head, ids, logp, target, 1.0)
+  online = distill.full_kl(hidden, head, theirs, their_head, target, 1.0)
   for got, want in zip(stored, online):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
 
@@ -110,7 +110,7 @@ def test_fewer_tokens_stored_bound_the_divergence_from_below(chunk):
   for kept in (1, 2, 4, 6):
     ids, logp = _top(theirs, their_head, kept)
     kl = np.asarray(
-      distill.stored(hidden, head, ids, logp, target, 1.0, chunk)[2]
+      distill.top_k_kl(hidden, head, ids, logp, target, 1.0, chunk)[2]
     )
     p, q = (
       np.exp(logp),
@@ -132,15 +132,15 @@ def test_a_token_without_a_teacher_has_no_divergence_and_no_gradient():
   logp[:, 2] = -np.inf
 
   def loss(hidden):
-    return distill.stored(hidden, head, ids, logp, target, 1.0)[2][:, 2].sum()
+    return distill.top_k_kl(hidden, head, ids, logp, target, 1.0)[2][:, 2].sum()
 
   value, grad = jax.value_and_grad(loss)(jnp.asarray(hidden))
   assert value == 0 and (np.asarray(grad) == 0).all()
 
 
 def test_the_mixture():
-  soft = distill.SoftTargets(text_weight=0.25, temperature=2.0)
+  soft = distill.SoftTargets(alpha=0.75, temperature=2.0)
   assert soft.mix(4.0, 3.0) == 0.25 * 4 + 0.75 * 4 * 3
-  for wrong in (dict(text_weight=1.5), dict(text_weight=0.5, temperature=0)):
-    with pytest.raises(UserError, match='distill: '):
+  for wrong in (dict(alpha=1.5), dict(alpha=0.5, temperature=0)):
+    with pytest.raises(UserError, match='sft: distillation_'):
       distill.SoftTargets(**wrong)

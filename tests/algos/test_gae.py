@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos import gae as ppo
-from r1jax.algos.gae import Estimator
+from r1jax.algos import gae
+from r1jax.algos.gae import GAE
 from r1jax.errors import UserError
 
 _B, _PROMPT, _OWN = 6, 3, 7
@@ -44,13 +44,13 @@ def _slowly(gamma, lam, reward, value, end, mask):
 @pytest.mark.parametrize('lam', [0.0, 0.5, 0.95, 1.0])
 def test_gae_equals_a_slow_double_loop(gamma, lam):
   case = _case()
-  got = jax.jit(ppo.gae, static_argnums=(0, 1))(gamma, lam, *case)
+  got = jax.jit(gae.gae, static_argnums=(0, 1))(gamma, lam, *case)
   np.testing.assert_allclose(got, _slowly(gamma, lam, *case), atol=1e-5)
 
 
 def test_lambda_one_is_what_was_earned_less_the_value():
   reward, value, end, mask = _case()
-  got = ppo.gae(0.9, 1.0, reward, value, end, mask)
+  got = gae.gae(0.9, 1.0, reward, value, end, mask)
   for b, t in zip(*np.nonzero(mask)):
     later = np.flatnonzero(mask[b, t:]) + t
     earned = sum(0.9 ** (s - t) * reward[b, s] for s in later)
@@ -60,7 +60,7 @@ def test_lambda_one_is_what_was_earned_less_the_value():
 
 def test_lambda_zero_is_one_step_of_temporal_difference():
   reward, value, end, mask = _case()
-  got = ppo.gae(0.9, 0.0, reward, value, end, mask)
+  got = gae.gae(0.9, 0.0, reward, value, end, mask)
   for b, t in zip(*np.nonzero(mask)):
     after = (
       value[b, t + 1] if t + 1 < mask.shape[1] and mask[b, t + 1] else end[b]
@@ -74,9 +74,9 @@ def test_a_perfect_value_leaves_no_advantage():
   """γ = 1, one reward at the end, V = that reward everywhere."""
   mask = _mask()
   reward_B = np.arange(_B, dtype=np.float32)
-  reward = ppo.token_rewards(reward_B, mask)
+  reward = gae.token_rewards(reward_B, mask)
   for lam in (0.0, 0.95, 1.0):
-    got = ppo.gae(
+    got = gae.gae(
       1.0,
       lam,
       reward,
@@ -89,7 +89,7 @@ def test_a_perfect_value_leaves_no_advantage():
 
 def test_a_reward_stands_at_the_last_token_and_each_pays_its_penalty():
   mask = np.array([[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
-  got = ppo.token_rewards(np.array([1.0, 2, 3]), mask, np.full((3, 5), 0.25))
+  got = gae.token_rewards(np.array([1.0, 2, 3]), mask, np.full((3, 5), 0.25))
   np.testing.assert_array_equal(
     got, [[0, -0.25, -0.25, 0.75, 0], [0, 1.75, 0, 0, 0], [0] * 5]
   )
@@ -98,10 +98,12 @@ def test_a_reward_stands_at_the_last_token_and_each_pays_its_penalty():
 def test_only_a_completion_that_was_cut_off_goes_on_at_its_value():
   reward, value, after, mask = _case()
   cut = np.array([True, False, True, False, True, False])
-  for truncated in ('end', 'bootstrap'):
-    how = Estimator(lam=0.5, truncated=truncated, whiten=False)
-    got = ppo.estimate(how, reward, value, after, cut, mask)
-    end = np.where(cut & (truncated == 'bootstrap'), after, 0)
+  for truncated_value in ('zero', 'bootstrap'):
+    config = GAE(
+      lam=0.5, truncated_value=truncated_value, whiten_advantages=False
+    )
+    got = gae.estimate(config, reward, value, after, cut, mask)
+    end = np.where(cut & (truncated_value == 'bootstrap'), after, 0)
     want = _slowly(1.0, 0.5, reward, value, end, mask)
     np.testing.assert_allclose(got.adv_BT, want, atol=1e-5)
     np.testing.assert_allclose(
@@ -113,15 +115,17 @@ def test_only_a_completion_that_was_cut_off_goes_on_at_its_value():
 def test_padding_changes_no_bit(poison):
   """Whatever stands in it, and however much of it there is."""
   reward, value, after, mask = _case()
-  how, cut = (
-    Estimator(gamma=0.99, lam=0.95, truncated='bootstrap'),
+  config, cut = (
+    GAE(gamma=0.99, lam=0.95, truncated_value='bootstrap'),
     np.ones(_B, bool),
   )
-  want = ppo.estimate(how, reward, value, after, cut, mask)
+  want = gae.estimate(config, reward, value, after, cut, mask)
   dirty = [np.where(mask, x, poison) for x in (reward, value)]
-  got = ppo.estimate(how, *dirty, after, cut, mask)
+  got = gae.estimate(config, *dirty, after, cut, mask)
   wide = [np.pad(x, ((0, 0), (2, 5)), constant_values=poison) for x in dirty]
-  wider = ppo.estimate(how, *wide, after, cut, np.pad(mask, ((0, 0), (2, 5))))
+  wider = gae.estimate(
+    config, *wide, after, cut, np.pad(mask, ((0, 0), (2, 5)))
+  )
   for name in ('adv_BT', 'return_BT'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   np.testing.assert_array_equal(wider.return_BT[:, 2:-5], want.return_BT)
@@ -134,38 +138,35 @@ def test_padding_changes_no_bit(poison):
 def test_whitened_advantages_have_mean_zero_and_deviation_one():
   reward, value, after, mask = _case()
   adv = np.asarray(
-    ppo.estimate(
-      Estimator(), reward, value, after, np.zeros(_B, bool), mask
-    ).adv_BT
+    gae.estimate(GAE(), reward, value, after, np.zeros(_B, bool), mask).adv_BT
   )
   np.testing.assert_allclose(adv[mask].mean(), 0, atol=1e-6)
   np.testing.assert_allclose(adv[mask].std(), 1, atol=1e-3)
   assert not adv[~mask].any()
   # All alike, but for rounding, or nothing at all: no token is better.
   alike = np.float32(0.1) * np.ones(mask.shape, np.float32)
-  np.testing.assert_allclose(ppo.whiten(alike, mask), 0, atol=1e-3)
-  assert not np.asarray(ppo.whiten(reward, np.zeros_like(mask))).any()
+  np.testing.assert_allclose(gae.whiten(alike, mask), 0, atol=1e-3)
+  assert not np.asarray(gae.whiten(reward, np.zeros_like(mask))).any()
 
 
-def test_what_is_told_of_a_value():
+def test_metrics_of_the_value_function():
   reward, value, after, mask = _case()
-  told = ppo.estimate(
-    Estimator(whiten=False), reward, value, after, np.zeros(_B, bool), mask
+  estimate = gae.estimate(
+    GAE(whiten_advantages=False), reward, value, after, np.zeros(_B, bool), mask
   )
-  returns = np.asarray(told.return_BT)[mask]
+  returns = np.asarray(estimate.return_BT)[mask]
   close = lambda name, want: np.testing.assert_allclose(
-    told.metrics[name], want, rtol=1e-4
+    estimate.metrics[name], want, rtol=1e-4
   )
-  close('value/mean', value[mask].mean())
-  close('return/mean', returns.mean())
-  close('advantage/std', np.asarray(told.adv_BT)[mask].std())
+  close('critic/values/mean', value[mask].mean())
+  close('critic/returns/mean', returns.mean())
+  close('critic/advantages/std', np.asarray(estimate.adv_BT)[mask].std())
   close(
-    'value/explained_variance',
-    1 - (returns - value[mask]).var() / returns.var(),
+    'critic/vf_explained_var', 1 - (returns - value[mask]).var() / returns.var()
   )
-  assert ppo.explained_variance(reward, reward, mask) == 1
-  assert abs(ppo.explained_variance(0 * reward + 3, reward, mask)) < 1e-5
-  assert np.isnan(ppo.explained_variance(reward, 0 * reward, mask))
+  assert gae.explained_variance(reward, reward, mask) == 1
+  assert abs(gae.explained_variance(0 * reward + 3, reward, mask)) < 1e-5
+  assert np.isnan(gae.explained_variance(reward, 0 * reward, mask))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +181,8 @@ def test_what_is_told_of_a_value():
 def test_a_value_moves_by_the_clip_at_most(value, old, target, loss, slope):
   one = lambda x: jnp.full((1, 1), x)
   grad = jax.value_and_grad(
-    lambda v: ppo.value_loss(
-      Estimator(value_clip=0.2), v, one(old), one(target), one(True), 1
+    lambda v: gae.value_loss(
+      GAE(cliprange_value=0.2), v, one(old), one(target), one(True), 1
     )[0]
   )
   got, found = grad(one(value))
@@ -192,13 +193,13 @@ def test_a_value_moves_by_the_clip_at_most(value, old, target, loss, slope):
 def test_without_a_clip_it_is_half_the_mean_squared_error():
   reward, value, _, mask = _case()
   dirty = [np.where(mask, x, np.nan) for x in (value, value + 9, reward)]
-  loss, metrics = ppo.value_loss(
-    Estimator(value_clip=0.0), *dirty, mask, mask.sum()
+  loss, metrics = gae.value_loss(
+    GAE(cliprange_value=0.0), *dirty, mask, mask.sum()
   )
   np.testing.assert_allclose(
     loss, 0.5 * ((value - reward)[mask] ** 2).mean(), rtol=1e-5
   )
-  assert metrics['value/clip_fraction'] == 0
+  assert metrics['critic/vf_clipfrac'] == 0
 
 
 @pytest.mark.parametrize(
@@ -206,10 +207,13 @@ def test_without_a_clip_it_is_half_the_mean_squared_error():
   [
     ({'gamma': 1.1}, r'gamma must lie within \[0, 1\], got 1.1'),
     ({'lam': -0.1}, r'lam must lie within \[0, 1\]'),
-    ({'truncated': 'stop'}, "truncated must be 'end' or 'bootstrap'"),
-    ({'value_clip': -1.0}, 'value_clip must not be below 0'),
+    (
+      {'truncated_value': 'stop'},
+      "truncated_value must be 'zero' or 'bootstrap'",
+    ),
+    ({'cliprange_value': -1.0}, 'cliprange_value must not be below 0'),
   ],
 )
-def test_an_estimator_that_means_nothing_is_refused(changes, message):
+def test_wrong_parameters_are_refused(changes, message):
   with pytest.raises(UserError, match=f'rl.ppo: {message}'):
-    Estimator(**changes)
+    GAE(**changes)

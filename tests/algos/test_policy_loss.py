@@ -8,32 +8,32 @@ import numpy as np
 import pytest
 
 from r1jax.algos import advantage, common, policy_loss
-from r1jax.algos.policy_loss import Objective, Totals
+from r1jax.algos.policy_loss import PolicyLoss, Totals
 from r1jax.errors import UserError
 
-_NORM = {
-  'grpo': 'sequence',
-  'dapo': 'token',
-  'bnpo': 'token',
-  'dr_grpo': 'constant',
-  'cispo': 'token',
+_AGG_MODE = {
+  'grpo': 'seq-mean-token-mean',
+  'dapo': 'token-mean',
+  'bnpo': 'token-mean',
+  'dr_grpo': 'seq-mean-token-sum-norm',
+  'cispo': 'token-mean',
 }
 
 
-def _objective(case, max_tokens: int) -> Objective:
+def _config(case, max_tokens: int) -> PolicyLoss:
   """What TRL calls by these names."""
   cispo = case['loss_type'] == 'cispo'
-  return Objective(
-    surrogate='cispo' if cispo else 'clip',
-    ratio=case['level'],
-    clip_low=case['eps'],
+  return PolicyLoss(
+    policy_loss='cispo' if cispo else 'clip',
+    importance_sampling_level=case['level'],
+    clip_ratio_low=case['eps'],
     # TRL's cap of CISPO is the largest ratio itself, not what is above 1.
-    clip_high=case['eps_high'] - 1 if cispo else case['eps_high'],
-    clip_most=case['delta'] or 0.0,
-    norm=_NORM[case['loss_type']],
+    clip_ratio_high=case['eps_high'] - 1 if cispo else case['eps_high'],
+    delta=case['delta'] or 0.0,
+    loss_agg_mode=_AGG_MODE[case['loss_type']],
     max_tokens=max_tokens,
     kl_coef=case['beta'],
-    kl_corrected=case['kl_fix'],
+    kl_importance_weighted=case['kl_fix'],
   )
 
 
@@ -47,7 +47,7 @@ def test_every_member_of_the_family_equals_trl(shared):
     if case['loss_type'] == 'luspo' or case['quantile'] not in (None, 1, 1.0):
       continue
     seen.add((case['loss_type'], case['level']))
-    objective = _objective(case, int(data['max_completion_length']))
+    config = _config(case, int(data['max_completion_length']))
     old = data['old_logps'] if case['use_old'] else policy
     tokens = (
       data['num_items_in_batch'] if case['loss_type'] == 'dapo' else mask.sum()
@@ -58,7 +58,7 @@ def test_every_member_of_the_family_equals_trl(shared):
     def value(logp):
       return (
         policy_loss.loss(
-          objective,
+          config,
           logp,
           old,
           data['ref_logps'],
@@ -85,7 +85,7 @@ def test_group_advantages_equal_trl(shared):
   group = np.arange(len(rewards)) // size
   for name, scale in (('group', True), ('none', False)):
     got, _ = advantage.group(
-      jnp.asarray(rewards), group, len(rewards) // size, scale_by_std=scale
+      jnp.asarray(rewards), group, len(rewards) // size, scale_rewards=scale
     )
     np.testing.assert_allclose(got, data[f'advantages_{name}'], atol=1e-5)
 
@@ -114,9 +114,9 @@ def test_rows_without_a_reward_count_in_no_group():
   ok = jnp.array([1, 1, 0, 1, 0, 1, 0, 0], bool)
   for scale in (True, False):
     got, varied = advantage.group(
-      reward, group, 3, scale_by_std=scale, scorable_B=ok
+      reward, group, 3, scale_rewards=scale, scorable_B=ok
     )
-    want, _ = advantage.group(reward[ok], group[ok], 3, scale_by_std=scale)
+    want, _ = advantage.group(reward[ok], group[ok], 3, scale_rewards=scale)
     np.testing.assert_allclose(got[ok], want, rtol=1e-6)
     assert (got[~ok] == 0).all() and got[5] == 0
     assert varied.tolist() == [True, False, False]
@@ -129,7 +129,7 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
   adv = jnp.array([1.0, -1.0, 0.5, 0.0])
   mask = jnp.asarray(rng.random((4, 6)) < 0.7)
   value = lambda x: policy_loss.loss(
-    Objective(kl_coef=0.01),
+    PolicyLoss(kl_coef=0.01),
     x,
     logp,
     logp,
@@ -140,7 +140,7 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
   grad, metrics = jax.grad(value, has_aux=True)(logp)
   want = np.where(mask, -np.asarray(adv)[:, None] / float(mask.sum()), 0)
   np.testing.assert_allclose(grad, want, atol=1e-7)
-  assert metrics['ratio/mean'] == 1 and metrics['clip_fraction'] == 0
+  assert metrics['ratio/mean'] == 1 and metrics['pg_clipfrac'] == 0
   assert metrics['kl'] == 0
 
 
@@ -157,7 +157,7 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
 def test_clipping_is_one_sided_and_asymmetric(ratio, adv, clipped):
   logp = jnp.full((1, 1), np.log(ratio), jnp.float32)
   value = lambda x: policy_loss.loss(
-    Objective(clip_high=0.28),
+    PolicyLoss(clip_ratio_high=0.28),
     x,
     jnp.zeros((1, 1)),
     x,
@@ -166,7 +166,7 @@ def test_clipping_is_one_sided_and_asymmetric(ratio, adv, clipped):
     Totals(1, 1),
   )
   grad, metrics = jax.grad(value, has_aux=True)(logp)
-  assert bool(metrics['clip_fraction']) == clipped
+  assert bool(metrics['pg_clipfrac']) == clipped
   np.testing.assert_allclose(
     grad[0, 0], 0 if clipped else -ratio * adv, rtol=1e-5
   )
@@ -176,12 +176,12 @@ def test_a_nan_outside_the_mask_is_harmless():
   logp = jnp.array([[-1.0, jnp.nan]])
   for changes in (
     {},
-    {'ratio': 'sequence'},
-    {'norm': 'sequence'},
-    {'surrogate': 'cispo'},
+    {'importance_sampling_level': 'sequence'},
+    {'loss_agg_mode': 'seq-mean-token-mean'},
+    {'policy_loss': 'cispo'},
   ):
     value = lambda x: policy_loss.loss(
-      Objective(kl_coef=0.1, **changes),
+      PolicyLoss(kl_coef=0.1, **changes),
       x,
       jnp.array([[-1.0, jnp.nan]]),
       jnp.array([[-2.0, jnp.nan]]),
@@ -202,7 +202,7 @@ def test_advantages_may_differ_from_token_to_token(shared):
   def grad(adv):
     return jax.value_and_grad(
       lambda logp: policy_loss.loss(
-        Objective(),
+        PolicyLoss(),
         logp,
         data['old_logps'],
         data['ref_logps'],
@@ -230,22 +230,24 @@ def test_what_the_sampler_did_otherwise_is_weighed_or_left_out():
   mask = jnp.array([[True, True, False]] * 2)
 
   def weight(**changes):
-    return policy_loss.mismatch_weight(
-      Objective(**changes), trainer, 0 * trainer, mask
+    return policy_loss.rollout_is_weights(
+      PolicyLoss(**changes), trainer, 0 * trainer, mask
     )[:, :2]
 
   close = lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5)
-  close(weight(mismatch='truncate'), [[2, 0.25], [1.5, 1.5]])
-  close(weight(mismatch='mask'), [[0, 0], [1, 1]])
+  close(weight(rollout_is='truncate'), [[2, 0.25], [1.5, 1.5]])
+  close(weight(rollout_is='mask'), [[0, 0], [1, 1]])
   close(
-    weight(mismatch='truncate', mismatch_level='sequence'), [[1, 1], [2, 2]]
+    weight(rollout_is='truncate', rollout_is_level='sequence'), [[1, 1], [2, 2]]
   )
-  close(weight(mismatch='mask', mismatch_level='sequence'), [[1, 1], [0, 0]])
+  close(
+    weight(rollout_is='mask', rollout_is_level='sequence'), [[1, 1], [0, 0]]
+  )
   close(weight(), 1)
   assert not np.asarray(
     jax.grad(
-      lambda x: policy_loss.mismatch_weight(
-        Objective(mismatch='truncate'), x, 0 * x, mask
+      lambda x: policy_loss.rollout_is_weights(
+        PolicyLoss(rollout_is='truncate'), x, 0 * x, mask
       ).sum()
     )(trainer)
   ).any()
@@ -258,7 +260,7 @@ def test_a_weight_scales_its_token(shared):
   def grad(weight):
     return jax.grad(
       lambda logp: policy_loss.loss(
-        Objective(kl_coef=0.04),
+        PolicyLoss(kl_coef=0.04),
         logp,
         data['old_logps'],
         data['ref_logps'],
@@ -278,16 +280,22 @@ def test_a_weight_scales_its_token(shared):
 @pytest.mark.parametrize(
   'changes,message',
   [
-    ({'ratio': 'word'}, "ratio must be one of .* got 'word'"),
-    ({'norm': 'constant'}, 'needs max_tokens above 0'),
-    ({'clip_low': -0.1}, 'clip_low must not be below 0'),
-    ({'clip_most': 1.1}, 'clip_most = 1.1 must be above 1'),
-    ({'mismatch': 'mask', 'mismatch_cap': 0.5}, 'mismatch_cap must be at'),
+    (
+      {'importance_sampling_level': 'word'},
+      "level must be one of .* got 'word'",
+    ),
+    ({'loss_agg_mode': 'seq-mean-token-sum-norm'}, 'needs max_tokens above 0'),
+    ({'clip_ratio_low': -0.1}, 'clip_ratio_low must not be below 0'),
+    ({'delta': 1.1}, 'delta = 1.1 must be above 1'),
+    (
+      {'rollout_is': 'mask', 'rollout_is_threshold': 0.5},
+      'rollout_is_threshold must be at',
+    ),
   ],
 )
-def test_an_objective_that_means_nothing_is_refused(changes, message):
+def test_a_loss_with_wrong_parameters_is_refused(changes, message):
   with pytest.raises(UserError, match=message):
-    Objective(**changes)
+    PolicyLoss(**changes)
 
 
 @pytest.mark.parametrize('kind', ['k1', 'k2', 'k3'])
@@ -296,7 +304,9 @@ def test_kl_estimators(kind):
   p = np.array([0.5, 0.3, 0.2])
   q = np.array([0.45, 0.32, 0.23])
   exact = (p * np.log(p / q)).sum()
-  estimate = (p * np.asarray(common.kl(kind, np.log(p), np.log(q)))).sum()
+  estimate = (
+    p * np.asarray(common.kl_estimate(kind, np.log(p), np.log(q)))
+  ).sum()
   np.testing.assert_allclose(
     estimate, exact, rtol=0.05 if kind == 'k2' else 1e-4
   )
@@ -311,7 +321,9 @@ def test_kl_gradients_against_the_analytic_one():
   def expected(kind):
     p = jax.lax.stop_gradient(jax.nn.softmax(x))
     return jax.grad(
-      lambda x: (p * common.kl(kind, jax.nn.log_softmax(x), jnp.log(q))).sum()
+      lambda x: (
+        p * common.kl_estimate(kind, jax.nn.log_softmax(x), jnp.log(q))
+      ).sum()
     )(x)
 
   def forward(x):
@@ -327,10 +339,12 @@ def test_kl_gradients_against_the_analytic_one():
 
 
 def test_k3_gradient_is_bounded_far_from_the_reference():
-  grad = jax.grad(lambda x: common.kl('k3', x, jnp.float32(-1.0)))(-500.0)
+  grad = jax.grad(lambda x: common.kl_estimate('k3', x, jnp.float32(-1.0)))(
+    -500.0
+  )
   assert np.isfinite(grad)
   with pytest.raises(ValueError, match='k4'):
-    common.kl('k4', 0.0, 0.0)
+    common.kl_estimate('k4', 0.0, 0.0)
 
 
 @pytest.mark.parametrize('chunk', [7, 12, 1000])

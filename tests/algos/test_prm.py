@@ -37,13 +37,13 @@ def test_labels_are_a_share_or_whether_any_was_right():
 
 
 @pytest.mark.parametrize(
-  'how,want',
+  'name,want',
   [('min', 0.25), ('product', 0.1), ('mean', 1.55 / 3), ('last', 0.5)],
 )
-def test_a_thought_is_as_good_as_its_steps(how, want):
+def test_a_thought_is_as_good_as_its_steps(name, want):
   chance = np.array([0.8, 0.25, 0.5])
-  assert process.aggregate(chance, how) == pytest.approx(want)
-  assert process.aggregate(chance[:0], how) == 0.0
+  assert process.aggregate(chance, name) == pytest.approx(want)
+  assert process.aggregate(chance[:0], name) == 0.0
   with pytest.raises(UserError, match="key: unknown 'max'"):
     process.check_aggregate('key', 'max')
 
@@ -60,7 +60,7 @@ def test_auc_counts_all_pairs_of_continuations():
 
 def test_measures_are_those_of_numpy():
   chance, label = _steps()
-  got = process.measures(chance, label, bins=4)
+  got = process.classification_metrics(chance, label, bins=4)
   sided = label != 0.5
   assert got['accuracy'] == pytest.approx(
     ((chance > 0.5) == (label > 0.5))[sided].mean()
@@ -73,5 +73,5 @@ def test_measures_are_those_of_numpy():
   each = label * np.log(chance) + (1 - label) * np.log(1 - chance)
   assert got['nll'] == pytest.approx(-each.mean())
   assert got['entropy'] <= got['nll']
-  perfect = process.measures(label.clip(0.01, 0.99), label)
+  perfect = process.classification_metrics(label.clip(0.01, 0.99), label)
   assert perfect['accuracy'] == 1.0 and perfect['calibration'] < 0.011

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.algos import reward_model
-from r1jax.algos.reward_model import Pairwise
+from r1jax.algos.reward_model import PairwiseLoss
 from r1jax.errors import UserError
 
 _RNG = np.random.default_rng(0)
@@ -18,35 +18,39 @@ def _sigmoid(x):
   return 1 / (1 + np.exp(-np.float64(x)))
 
 
-def _pairwise(how: Pairwise, chosen=_CHOSEN, rejected=_REJECTED):
-  return how.loss(jnp.asarray(chosen), jnp.asarray(rejected), _WEIGHT, 4.0)
+def _pairwise(config: PairwiseLoss, chosen=_CHOSEN, rejected=_REJECTED):
+  return config.loss(jnp.asarray(chosen), jnp.asarray(rejected), _WEIGHT, 4.0)
 
 
-@pytest.mark.parametrize('margin,centring', [(0, 0), (0.7, 0), (0.3, 0.05)])
-def test_pairs_equal_numpys_and_their_analytic_gradient(margin, centring):
-  how = Pairwise(margin, centring)
+@pytest.mark.parametrize('margin,center', [(0, 0), (0.7, 0), (0.3, 0.05)])
+def test_pairs_equal_numpys_and_their_analytic_gradient(margin, center):
+  config = PairwiseLoss(margin, center)
   gap, level = _CHOSEN - _REJECTED, _CHOSEN + _REJECTED
-  each = -np.log(_sigmoid(gap - margin)) + centring * level**2
-  loss, metrics = _pairwise(how)
+  each = -np.log(_sigmoid(gap - margin)) + center * level**2
+  loss, metrics = _pairwise(config)
   np.testing.assert_allclose(loss, each[:4].mean(), rtol=1e-5)
   np.testing.assert_allclose(metrics['accuracy'], (gap[:4] > 0).mean())
-  np.testing.assert_allclose(metrics['gap'], gap[:4].mean(), rtol=1e-5)
-  grad = jax.grad(lambda r: _pairwise(how, r)[0])(_CHOSEN)
-  want = (-_sigmoid(margin - gap) + 2 * centring * level) * _WEIGHT / 4
+  np.testing.assert_allclose(
+    metrics['rewards/margins'], gap[:4].mean(), rtol=1e-5
+  )
+  grad = jax.grad(lambda r: _pairwise(config, r)[0])(_CHOSEN)
+  want = (-_sigmoid(margin - gap) + 2 * center * level) * _WEIGHT / 4
   np.testing.assert_allclose(grad, want, atol=1e-6)
 
 
 def test_without_centring_a_common_level_says_nothing():
-  loss, _ = _pairwise(Pairwise(), _CHOSEN + 5, _REJECTED + 5)
-  np.testing.assert_allclose(loss, _pairwise(Pairwise())[0], rtol=1e-5)
-  centred, _ = _pairwise(Pairwise(centring=0.1), _CHOSEN + 5, _REJECTED + 5)
+  loss, _ = _pairwise(PairwiseLoss(), _CHOSEN + 5, _REJECTED + 5)
+  np.testing.assert_allclose(loss, _pairwise(PairwiseLoss())[0], rtol=1e-5)
+  centred, _ = _pairwise(
+    PairwiseLoss(center_rewards_coefficient=0.1), _CHOSEN + 5, _REJECTED + 5
+  )
   assert centred > loss + 5
 
 
 def test_a_fresh_head_is_at_chance():
   """Every score is 0: neither won nor lost, and log 2 of loss."""
   zeros = np.zeros(6, np.float32)
-  loss, metrics = _pairwise(Pairwise(), zeros, zeros)
+  loss, metrics = _pairwise(PairwiseLoss(), zeros, zeros)
   np.testing.assert_allclose(
     [loss, metrics['accuracy']], [np.log(2), 0.5], rtol=1e-6
   )
@@ -69,19 +73,21 @@ def test_single_responses_equal_numpys_cross_entropy(safe):
 @pytest.mark.parametrize('fill', [np.nan, 1e30, -1e30])
 def test_what_fills_a_batch_says_nothing(fill):
   chosen = np.where(_WEIGHT > 0, _CHOSEN, np.float32(fill))
-  loss, grad = jax.value_and_grad(lambda r: _pairwise(Pairwise(), r)[0])(chosen)
-  np.testing.assert_allclose(loss, _pairwise(Pairwise())[0])
+  loss, grad = jax.value_and_grad(lambda r: _pairwise(PairwiseLoss(), r)[0])(
+    chosen
+  )
+  np.testing.assert_allclose(loss, _pairwise(PairwiseLoss())[0])
   assert np.isfinite(grad[:4]).all()
 
 
 def test_scores_of_any_size_are_finite():
   loss, grad = jax.value_and_grad(
-    lambda r: _pairwise(Pairwise(), r, -1e4 * _REJECTED)[0]
+    lambda r: _pairwise(PairwiseLoss(), r, -1e4 * _REJECTED)[0]
   )(1e4 * _CHOSEN)
   assert np.isfinite(loss) and np.isfinite(grad).all()
 
 
 def test_numbers_below_zero_are_refused():
-  for field in ('margin', 'centring'):
+  for field in ('margin', 'center_rewards_coefficient'):
     with pytest.raises(UserError, match=f'{field} must not be below 0'):
-      Pairwise(**{field: -0.1})
+      PairwiseLoss(**{field: -0.1})

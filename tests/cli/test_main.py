@@ -34,14 +34,17 @@ def _refused(tmp_path, *args):
   'args,parts',
   [
     (['--config.rl.grop_size=8'], ['rl.grop_size', 'rl.group_size']),
-    (['--config.r1.steps=8'], ['r1.steps', 'rl']),
+    (['--config.r1.max_steps=8'], ['r1.max_steps', 'rl']),
     (['--config.rl.group_size=many'], ['group_size', 'many']),
     (['--confg.rl.group_size=2'], ['confg.rl.group_size']),
     (['--config.rl.group_size=1'], ['group_size must be at least 2']),
     (['--config.rl.temperature=0.0'], ['temperature must be above 0']),
-    (['--config.rl.old_logp=none'], ["old_logp must be 'rollout'"]),
+    (
+      ['--config.rl.old_logp_source=none'],
+      ["old_logp_source must be one of ('rollout'"],
+    ),
     (['--config.rl.reward.acuracy=1.0'], ['acuracy', 'accuracy']),
-    (['--config.rl.minibatches=3'], ['32 does not divide', '3 batches']),
+    (['--config.rl.num_minibatches=3'], ['32 does not divide', '3 batches']),
     (
       ['--config.rl.max_new_tokens=200'],
       ['max_new_tokens = 200', 'max_position_embeddings = 128'],
@@ -97,12 +100,12 @@ def _refused(tmp_path, *args):
       ['model.num_nextn_predict_layers is 0'],
     ),
     (
-      ['--config.rl.complete_share=0.0'],
-      ['complete_share must lie within (0, 1], got 0.0'],
+      ['--config.rl.oversample=0.0'],
+      ['oversample must be at least 1, got 0.0'],
     ),
     (
-      ['--config.rl.complete_share=0.5', '--config.rl.old_logp=recompute'],
-      ['complete_share = 0.5 needs old_logp'],
+      ['--config.rl.oversample=2.0', '--config.rl.old_logp_source=recompute'],
+      ['oversample = 2.0 needs old_logp_source'],
     ),
     (
       ['--config.rollout.cache_tokens=20'],
@@ -127,11 +130,14 @@ def _refused(tmp_path, *args):
       ],
     ),
     (
-      ['--config.rl.mtp_weight=0.3'],
-      ['mtp_weight = 0.3', 'model.num_nextn_predict_layers is 0'],
+      ['--config.rl.mtp_loss_weight=0.3'],
+      ['mtp_loss_weight = 0.3', 'model.num_nextn_predict_layers is 0'],
     ),
-    (['--config.rl.eval_every=0'], ['rl.eval_every must be at least 1']),
-    (['--config.rl.microbatches=0'], ['rl.microbatches must be at least 1']),
+    (['--config.rl.eval_steps=0'], ['rl.eval_steps must be at least 1']),
+    (
+      ['--config.rl.gradient_accumulation_steps=0'],
+      ['rl.gradient_accumulation_steps must be at least 1'],
+    ),
     (['--config.seed=-1'], ['seed must not be below 0']),
     (['extra'], ["'extra'"]),
   ],

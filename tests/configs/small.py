@@ -19,18 +19,20 @@ def get_config():
     n_routed_experts=4,
     initializer_range=0.1,
   )
-  config.pretrain.update(steps=4, batch_size=8, checkpoint_every=2, log_every=1)
+  config.pretrain.update(
+    max_steps=4, batch_size=8, save_steps=2, logging_steps=1
+  )
   config.rl.update(
-    steps=6,
+    max_steps=6,
     prompts_per_step=4,
     group_size=4,
     max_new_tokens=16,
-    minibatches=2,
-    microbatches=1,
-    reference_every=3,
-    eval_every=3,
-    checkpoint_every=2,
-    complete_share=0.8,
+    num_minibatches=2,
+    gradient_accumulation_steps=1,
+    ref_model_sync_steps=3,
+    eval_steps=3,
+    save_steps=2,
+    oversample=1.25,
   )  # Five groups in flight.
   config.rollout.chunk_steps = 4
   config.eval.update(num_problems=8, num_samples=2)

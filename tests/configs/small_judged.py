@@ -25,7 +25,7 @@ def _judge(kind: str):
     max_eval_rows=8,
     batch_size=8,
     length_buckets=(96,),
-    log_every=1,
+    logging_steps=1,
   )
   config.reward_model.optimizer.learning_rate = 1e-2
   return config
@@ -33,7 +33,7 @@ def _judge(kind: str):
 
 def get_config():
   base = _stage('pretrain', 'pretrain')
-  base.pretrain.steps = 2
+  base.pretrain.max_steps = 2
   liked = _stage('dpo', '@base')
   liked.dpo.update(
     data=('manners:16',), max_eval_rows=8, batch_size=8, length_buckets=(96,)
@@ -41,7 +41,7 @@ def get_config():
   reasoning = _stage('rl', '@liked')
   reasoning.data.mixture = ('arithmetic:1', 'manners:1')
   reasoning.data.max_prompt_tokens = 24
-  reasoning.rl.update(steps=2, eval_every=2, complete_share=1.0)
+  reasoning.rl.update(max_steps=2, eval_steps=2, oversample=1.0)
   reasoning.rl.general_reward.update(helpful=0.5, safe=1.0)
   reasoning.rl.reward_models.update(helpful='@helpful', safe='@safe')
   kept = _stage('rejection_sampling', '@reasoning')

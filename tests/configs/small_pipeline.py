@@ -23,14 +23,14 @@ def get_config():
   cold_start = _stage('sft', '@base')
   cold_start.sft.update(
     data=('arithmetic:40', 'manners:20'),
-    epochs=1,
+    num_train_epochs=1,
     batch_size=8,
     length_tokens=128,
-    log_every=1,
-    reasoning_share=0.7,
+    logging_steps=1,
+    reasoning_loss_weight=0.7,
   )
   reasoning = _stage('rl', '@cold_start')
-  reasoning.rl.update(steps=2, eval_every=2, complete_share=1.0)
+  reasoning.rl.update(max_steps=2, eval_steps=2, oversample=1.0)
   kept = _stage('rejection_sampling', '@reasoning')
   kept.rejection_sampling.update(
     num_prompts=12,
@@ -46,13 +46,13 @@ def get_config():
   student = _stage('sft', '@base')
   student.sft.update(
     data=('@kept',),
-    epochs=2,
+    num_train_epochs=2,
     batch_size=8,
     length_tokens=128,
-    log_every=1,
-    teacher='@reasoning',
-    text_weight=0.5,
-    checkpoint_every=1,
+    logging_steps=1,
+    teacher_model='@reasoning',
+    distillation_alpha=0.5,
+    save_steps=1,
   )
   return ConfigDict(
     dict(

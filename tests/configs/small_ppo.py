@@ -8,12 +8,12 @@ def get_config():
   config = small.get_config()
   config.rl.update(algorithms.ppo(lam=0.95))
   config.rl.update(
-    steps=4,
+    max_steps=4,
     prompts_per_step=16,
     group_size=1,
-    eval_every=4,
+    eval_steps=4,
     overlong_buffer_tokens=12,
   )
   config.rl.reward.overlong = 1.0  # A random model earns nothing else.
-  config.rl.ppo.update(value_learning_rate=1e-2, value_warmup_steps=1)
+  config.rl.ppo.update(critic_learning_rate=1e-2, critic_warmup_steps=1)
   return config

@@ -26,15 +26,15 @@ def get_config():
     data=('@labels',),
     eval_share=0.4,
     batch_size=8,
-    epochs=2,
+    num_train_epochs=2,
     length_buckets=(32, 52),
-    eval_every=2,
-    log_every=1,
+    eval_steps=2,
+    logging_steps=1,
     score_batch_size=8,
   )
   judge.prm.optimizer.learning_rate = 1e-2
   policy = _stage('rl', '@base')
-  policy.rl.update(steps=2, eval_every=2, complete_share=1.0)
+  policy.rl.update(max_steps=2, eval_steps=2, oversample=1.0)
   policy.rl.reward.update(prm=1.0, accuracy=0.0)
   policy.rl.reward_models.prm = '@judge'
   return ConfigDict(

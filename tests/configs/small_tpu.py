@@ -19,6 +19,6 @@ def get_config():
   config.mesh = dict(data=1, fsdp=2, tensor=1, expert=2)
   config.data.max_prompt_tokens = 128
   config.rl.update(
-    prompts_per_step=8, group_size=4, minibatches=8, max_new_tokens=128
+    prompts_per_step=8, group_size=4, num_minibatches=8, max_new_tokens=128
   )
   return config

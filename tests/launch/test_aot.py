@@ -109,7 +109,7 @@ def test_an_update_is_compiled_and_measured_without_its_arrays():
   config = _small()
   (found,) = _compiled(config)
   c, T = config.rl, config.data.max_prompt_tokens + config.rl.max_new_tokens
-  assert found.tokens == 8 * c.group_size // c.minibatches * T
+  assert found.tokens == 8 * c.group_size // c.num_minibatches * T
   model = build.model_config(config.model)
   held = info.parameters_per_device(model, Layout(make_mesh(config.mesh)))
   state_bytes = 3 * 4 * held  # Weights and two moments.

@@ -37,7 +37,7 @@ def test_every_stage_divides_over_its_mesh(config, name):
     build.check_rl(section, layout)
   elif section.stages[-1] in ('sft', 'reward_model'):
     c = section[section.stages[-1]]
-    build.divides(name, c.batch_size, c.microbatches, layout)
+    build.divides(name, c.batch_size, c.gradient_accumulation_steps, layout)
 
 
 def test_the_stages_feed_each_other_as_in_the_paper():
@@ -79,8 +79,8 @@ def test_students_have_their_published_sizes(name, billions):
 def test_the_published_numbers():
   """DeepSeek-R1, second version, sections 2.2 to 2.4 and appendix B."""
   zero = pipeline_r1_zero.get_config()
-  updates = (zero.zero.rl.steps + zero.zero_long.rl.steps) * 16
-  assert updates == 10_400 and zero.zero.rl.steps * 16 == 8192
+  updates = (zero.zero.rl.max_steps + zero.zero_long.rl.max_steps) * 16
+  assert updates == 10_400 and zero.zero.rl.max_steps * 16 == 8192
   assert zero.zero_long.rl.max_new_tokens == 65536
   config = pipeline_r1.get_config()
   rates = [
@@ -96,11 +96,14 @@ def test_the_published_numbers():
   ]
   assert rates == [1e-4, 8e-5, 7e-5, 6e-5, 5e-5, 2e-5]
   final = config.final.rl
-  assert (final.steps, final.steps - final.general_after) == (1700, 400)
-  assert final.temperature == 0.7 and config.reasoning.rl.clip_high == 10
+  assert (
+    final.max_steps,
+    final.max_steps - final.general_prompts_after_steps,
+  ) == (1700, 400)
+  assert final.temperature == 0.7 and config.reasoning.rl.clip_ratio_high == 10
   sft = config.sft.sft
   assert (sft.batch_size, sft.length_tokens) == (128, 32768)
-  assert sft.optimizer.learning_rate * sft.optimizer.final_ratio == (
+  assert sft.optimizer.learning_rate * sft.optimizer.min_lr_ratio == (
     pytest.approx(5e-6)
   )
   assert config.helpful.reward_model.optimizer.learning_rate == 6e-6

@@ -165,10 +165,10 @@ def test_what_changed_under_a_finished_stage_is_refused(finished, environment):
     'pipeline',
     PIPELINE,
     f'--workdir={whole}',
-    '--config.cold_start.sft.epochs=2',
+    '--config.cold_start.sft.num_train_epochs=2',
     code=2,
   )
-  assert 'sft.epochs is 1 there and 2 here' in done.stderr
+  assert 'sft.num_train_epochs is 1 there and 2 here' in done.stderr
 
 
 def test_a_torn_chunk_is_sampled_again(tmp_path):

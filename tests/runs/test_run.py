@@ -35,10 +35,10 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
     'rewards/format/mean',
     'kl',
     'entropy',
-    'clip_fraction',
+    'pg_clipfrac',
     'grad_norm',
-    'response_length/mean',
-    'zero_variance_groups',
+    'completions/mean_length',
+    'frac_reward_zero_std',
   } <= lines[1].keys()
   for step in (0, 3, 6):
     assert {
@@ -52,8 +52,10 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
     kinds = [json.loads(line)['kind'] for line in saved.splitlines()]
     assert kinds.count('eval') == 16
     assert kinds.count('train') == (0 if step == 0 else 8)
-  assert lines[1]['logp_gap/max'] < 1e-4
-  assert 0 < lines[1]['logp_gap/mean'] < lines[1]['logp_gap/max']
+  assert lines[1]['rollout_logp_diff/max'] < 1e-4
+  assert (
+    0 < lines[1]['rollout_logp_diff/mean'] < lines[1]['rollout_logp_diff/max']
+  )
   assert lines[1]['rollout/stale_tokens'] == 0  # Five groups, four trained.
   assert any(row['rollout/stale_tokens'] > 0 for row in lines[2:])
   assert [row['step'] for row in rows(workdir, 'pretrain')] == [1, 2, 3, 4]

@@ -99,11 +99,14 @@ def _set(path, value):
     ),
     (_set('cold_start.init', ''), "cold_start: init: '' is neither 'shipped'"),
     (
-      _set('cold_start.rl.kl', '@base'),
-      'cold_start.rl.kl takes nothing from another stage',
+      _set('cold_start.rl.kl_estimator', '@base'),
+      'cold_start.rl.kl_estimator takes nothing from another stage',
     ),
     # Of stages whose own inputs are still to come.
-    (_set('student.sft.text_weight', 1.5), 'student: distill: text_weight'),
+    (
+      _set('student.sft.distillation_alpha', 1.5),
+      'student: sft: distillation_alpha',
+    ),
     (
       _set('student.sft.batch_size', 7),
       'student: sft.batch_size = 7 does not divide',
@@ -122,14 +125,17 @@ def _set(path, value):
       'student: sft: data: say how many of manners',
     ),
     (_set('student.sft.data', ()), 'student: sft: data names nothing'),
-    (_set('student.sft.optimizer.decay', 'lin'), 'student: optimizer: decay'),
     (
-      _set('student.sft.optimizer.clip_norm', -1.0),
-      'student: optimizer: clip_norm must be above 0',
+      _set('student.sft.optimizer.lr_scheduler_type', 'lin'),
+      'student: optimizer: lr_scheduler_type',
     ),
     (
-      _set('student.sft.teacher', 'stored'),
-      'student.sft.data[0]: sft.teacher = '
+      _set('student.sft.optimizer.max_grad_norm', -1.0),
+      'student: optimizer: max_grad_norm must be above 0',
+    ),
+    (
+      _set('student.sft.teacher_model', 'stored'),
+      'student.sft.data[0]: sft.teacher_model = '
       "'stored', but kept.rejection_sampling.extra_data brings rows without a teacher",
     ),
     (_set('student.sft.data', (3,)), "3 is not 'name' or 'name:weight'"),
@@ -166,7 +172,11 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     ),
     ('reasoning.rl.group_size', 1, 'reasoning: rl: group_size'),
     ('reasoning.data.task', 'gsm', "reasoning: data: task: unknown 'gsm'"),
-    ('reasoning.rl.optimizer.decay', 'lin', 'reasoning: optimizer: decay'),
+    (
+      'reasoning.rl.optimizer.lr_scheduler_type',
+      'lin',
+      'reasoning: optimizer: lr_scheduler_type',
+    ),
     (
       'reasoning.rl.reward.accuracy',
       float('nan'),
@@ -248,10 +258,10 @@ def test_an_old_evaluation_hides_no_error(tmp_path):
 def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
   config = small_process.get_config()
   config.policy.rl.advantage = 'gae'
-  config.policy.rl.ppo.value_init = '@judge'
+  config.policy.rl.ppo.critic_init = '@judge'
   config.judge.prm.length_buckets = (16,)
   validate._check_fit(
-    'policy', config.policy, 'rl.ppo.value_init', 'judge', config.judge
+    'policy', config.policy, 'rl.ppo.critic_init', 'judge', config.judge
   )
 
 
@@ -379,7 +389,7 @@ def test_folders_of_later_stages_are_looked_at_first(tmp_path):
     'rejection_sampling is a file; use another',
   )
   (tmp_path / 'kept/rejection_sampling').unlink()
-  config.base.pretrain.steps += 1
+  config.base.pretrain.max_steps += 1
   _refused(
     config,
     tmp_path,

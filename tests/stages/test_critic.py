@@ -30,21 +30,21 @@ def finished(environment, tmp_path_factory):
 def test_a_run_tells_what_its_critic_thinks(finished):
   first, *later = rows(finished)[1:]
   told = {
-    'value/loss',
-    'value/explained_variance',
-    'value/mean',
-    'value/clip_fraction',
-    'value/grad_norm',
-    'return/mean',
-    'advantage/std',
+    'critic/vf_loss',
+    'critic/vf_explained_var',
+    'critic/values/mean',
+    'critic/vf_clipfrac',
+    'critic/grad_norm',
+    'critic/returns/mean',
+    'critic/advantages/std',
   }
   assert told <= first.keys() and 'loss' not in first
-  assert first['value/mean'] == 0 and first['return/mean'] < 0
+  assert first['critic/values/mean'] == 0 and first['critic/returns/mean'] < 0
   for row in later:
-    assert told | {'loss', 'kl', 'entropy', 'clip_fraction'} <= row.keys()
-    assert row['value/mean'] < 0 and row['advantage/std'] > 0
-    assert row['skipped_updates'] == row['value/skipped_updates'] == 0
-    assert row['logp_gap/max'] < 1e-4
+    assert told | {'loss', 'kl', 'entropy', 'pg_clipfrac'} <= row.keys()
+    assert row['critic/values/mean'] < 0 and row['critic/advantages/std'] > 0
+    assert row['skipped_updates'] == row['critic/skipped_updates'] == 0
+    assert row['rollout_logp_diff/max'] < 1e-4
   assert any(row['rollout/stale_tokens'] > 0 for row in later)
 
 
@@ -72,21 +72,21 @@ def test_a_shared_trunk_runs_with_all_that_a_rollout_may_be(
     _PPO,
     f'--workdir={workdir}',
     '--config.model.scalar_head=True',
-    '--config.rl.ppo.value=shared',
-    '--config.rl.steps=2',
-    '--config.rl.ppo.value_warmup_steps=0',
-    '--config.rl.ppo.truncated=bootstrap',
-    '--config.pretrain.steps=2',
-    '--config.rl.complete_share=1.0',
-    '--config.rl.old_logp=recompute',
-    '--config.rl.mismatch=truncate',
+    '--config.rl.ppo.critic=shared',
+    '--config.rl.max_steps=2',
+    '--config.rl.ppo.critic_warmup_steps=0',
+    '--config.rl.ppo.truncated_value=bootstrap',
+    '--config.pretrain.max_steps=2',
+    '--config.rl.oversample=1.0',
+    '--config.rl.old_logp_source=recompute',
+    '--config.rl.rollout_is=truncate',
     '--config.rl.routing_replay=True',
     '--config.rl.kl_coef=0.0',
   )
   run(environment, 'train', *args)
   for row in rows(workdir)[1:]:
     assert 'kl' not in row and row['skipped_updates'] == 0
-    assert row['value/loss'] > 0 and row['logp_gap/max'] < 1e-4
+    assert row['critic/vf_loss'] > 0 and row['rollout_logp_diff/max'] < 1e-4
   printed = run(environment, 'sample', *args, '--prompt=1+1').stdout
   assert printed.startswith('1+1')
 
@@ -114,7 +114,7 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
   params['scalar'] += 1
   path = tmp_path / 'judge.safetensors'
   weights.save(path, params, 'float32', {'config': flatten(other.to_dict())})
-  config = _config(rl__ppo__value_init=str(path))
+  config = _config(rl__ppo__critic_init=str(path))
   valued = critic.make(config, parts)
   state = valued.fresh(base)
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
@@ -125,22 +125,31 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
 @pytest.mark.parametrize(
   'values,message',
   [
-    (dict(rl__advantage='gea'), "rl.advantage must be one of .* got 'gea'"),
-    (dict(rl__ppo__value='both'), "rl.ppo.value must be one of .* got 'both'"),
+    (
+      dict(rl__adv_estimator='gea'),
+      "rl.adv_estimator must be one of .* got 'gea'",
+    ),
+    (
+      dict(rl__ppo__critic='both'),
+      "rl.ppo.critic must be one of .* got 'both'",
+    ),
     (dict(rl__ppo__lam=1.5), r'rl.ppo: lam must lie within \[0, 1\], got 1.5'),
     (dict(rl__ppo__gamma=-0.5), 'rl.ppo: gamma must lie'),
-    (dict(rl__ppo__truncated='go'), 'rl.ppo: truncated must be'),
-    (dict(rl__ppo__value_coef=-1.0), 'rl.ppo: value_coef must not be below 0'),
-    (dict(rl__ppo__value_warmup_steps=4), 'leaves the policy none of rl.steps'),
+    (dict(rl__ppo__truncated_value='go'), 'rl.ppo: truncated_value must be'),
+    (dict(rl__ppo__vf_coef=-1.0), 'rl.ppo: vf_coef must not be below 0'),
+    (
+      dict(rl__ppo__critic_warmup_steps=4),
+      'leaves the policy none of rl.max_steps',
+    ),
     (dict(rl__ppo__value='shared'), 'needs model.scalar_head = True'),
     (
       dict(rl__ppo__value='shared', model__scalar_head=True),
-      "value_warmup_steps = 1 needs value = 'own'",
+      "critic_warmup_steps = 1 needs value = 'own'",
     ),
-    (dict(rl__ppo__value_init='no/where'), 'value_init: no file no/where'),
+    (dict(rl__ppo__critic_init='no/where'), 'critic_init: no file no/where'),
     (
-      dict(rl__ppo__value_init=str(build.SHIPPED_BASE)),
-      'rl.ppo.value_init: .*base_tiny.safetensors has no scalar head',
+      dict(rl__ppo__critic_init=str(build.SHIPPED_BASE)),
+      'rl.ppo.critic_init: .*base_tiny.safetensors has no scalar head',
     ),
     (dict(rl__group_size=0), '= 0 does not divide'),
     (dict(rl__dynamic_sampling=True), 'needs group_size above 1, got 1'),

@@ -39,10 +39,10 @@ def _config(stage: str, **changes):
       data=('manners:24',),
       batch_size=4,
       length_buckets=(80, 96),
-      eval_every=3,
+      eval_steps=3,
       max_eval_rows=10,
-      checkpoint_every=2,
-      log_every=1,
+      save_steps=2,
+      logging_steps=1,
     )
   )
   section.synthetic_preferences.error_rate = 0.2
@@ -118,8 +118,8 @@ class _Killed(Exception):
 @pytest.mark.parametrize(
   'stage,changes',
   [
-    ('reward_model', dict(kind='safe', microbatches=2)),
-    ('dpo', dict(group_robust=True, group_step=0.5)),
+    ('reward_model', dict(kind='safe', gradient_accumulation_steps=2)),
+    ('dpo', dict(group_robust=True, group_dro_step_size=0.5)),
   ],
 )
 def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
@@ -153,7 +153,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
     assert len(set(alpha.values())) == 3
     # In the first step the policy is the reference still.
     np.testing.assert_allclose(
-      rows(whole, stage)[1]['reward/gap'], 0, atol=1e-5
+      rows(whole, stage)[1]['rewards/margins'], 0, atol=1e-5
     )
     # And is a policy: what evaluations and the next stage read.
     parts = build.parts(config)
@@ -224,9 +224,13 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
     ),
     ('reward_model', dict(length_buckets=(16,)), 'has .* tokens, more than 16'),
     ('reward_model', dict(eval_share=1.5), 'eval_share must lie'),
-    ('reward_model', dict(eval_every=0), 'eval_every must be at least 1'),
+    ('reward_model', dict(eval_steps=0), 'eval_steps must be at least 1'),
     ('dpo', dict(beta=0.0), 'beta must be above 0'),
-    ('dpo', dict(batch_size=3, microbatches=2), '3 does not divide'),
+    (
+      'dpo',
+      dict(batch_size=3, gradient_accumulation_steps=2),
+      '3 does not divide',
+    ),
     ('dpo', dict(length_buckets=(60,)), 'has .* tokens, more than 60'),
   ],
 )
@@ -329,7 +333,7 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
   )
   refused(
     'reasoning',
-    'rl.ppo.value_init',
+    'rl.ppo.critic_init',
     '@base',
     'needs a scalar head; set base.model.scalar_head',
   )

@@ -313,13 +313,15 @@ def test_rows_that_teach_nothing_are_named(tmp_path, change, told):
     ({'prm.labels': 'firm'}, "prm: labels: unknown 'firm'"),
     ({'prm.eval_share': 0.0}, 'eval_share must lie within'),
     ({'prm.length_buckets': (16,)}, 'more than 16; raise length_buckets'),
-    ({'prm.epochs': 0}, None),
+    ({'prm.num_train_epochs': 0}, None),
     ({'model.scalar_head': False}, 'prm: model.scalar_head is False'),
   ],
 )
 def test_a_config_that_cannot_be_is_refused(tmp_path, changes, told):
   if told is None:
-    with pytest.raises(UserError, match='prm.epochs must be at least 1'):
+    with pytest.raises(
+      UserError, match='prm.num_train_epochs must be at least 1'
+    ):
       build.check_counts(_config('judge', **changes))
     return
   with pytest.raises(UserError, match=told):

@@ -19,14 +19,14 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
     'train',
     f'--config=configs/r1_zero_{name}.py',
     f'--workdir={workdir}',
-    '--config.rl.steps=1',
+    '--config.rl.max_steps=1',
     '--config.rl.max_new_tokens=8',
     '--config.data.max_prompt_tokens=320',  # One width: compiled once.
     '--config.eval.top_p=1.0',
     '--config.eval.num_problems=4',
     '--config.rl.prompts_per_step=2',
     '--config.rl.group_size=2',
-    '--config.rl.minibatches=1',
+    '--config.rl.num_minibatches=1',
   )
   lines = rows(workdir)
   assert [row['step'] for row in lines] == [0, 1]
@@ -45,20 +45,20 @@ def test_synthetic_countdown_runs(environment, tmp_path):
     f'--workdir={workdir}',
     '--config.data.task=countdown',
     '--config.data.max_prompt_tokens=16',
-    '--config.pretrain.steps=2',
-    '--config.rl.steps=1',
+    '--config.pretrain.max_steps=2',
+    '--config.rl.max_steps=1',
     '--config.rl.kl_coef=0.0',
-    '--config.rl.old_logp=recompute',
-    '--config.rl.complete_share=1.0',  # As recomputing needs it.
+    '--config.rl.old_logp_source=recompute',
+    '--config.rl.oversample=1.0',  # As recomputing needs it.
     '--config.rl.routing_replay=True',
     '--config.rl.dynamic_sampling=True',
-    '--config.rl.dynamic_rounds=2',
+    '--config.rl.dynamic_sampling_max_rounds=2',
   )
   row = rows(workdir)[1]
   # An untrained policy is always wrong: nothing to learn, twice as sought.
   assert row['dynamic/sampled_groups'] == 8 and row['dynamic/useful'] == 0
   assert row['grad_norm'] == 0
-  assert 'kl' not in row and row['logp_gap/max'] < 1e-4
+  assert 'kl' not in row and row['rollout_logp_diff/max'] < 1e-4
   saved = (workdir / 'rl/samples/step_000001.jsonl').read_text().splitlines()
   assert json.loads(json.loads(saved[0])['gold'])['target'] > 0
 
@@ -73,31 +73,32 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
     'train',
     SMALL,
     f'--workdir={workdir}',
-    '--config.pretrain.steps=2',
-    '--config.rl.steps=2',
-    '--config.rl.complete_share=1.0',
-    '--config.rl.old_logp=recompute',
+    '--config.pretrain.max_steps=2',
+    '--config.rl.max_steps=2',
+    '--config.rl.oversample=1.0',
+    '--config.rl.old_logp_source=recompute',
     '--config.rl.max_new_tokens=40',  # Some of them end by themselves.
-    '--config.rl.mismatch=truncate',
-    '--config.rl.mismatch_level=sequence',
-    '--config.rl.kl_in=reward',
-    '--config.rl.kl=k1',
-    '--config.rl.reference_decay=0.5',
-    '--config.rl.overlong=mask',
-    '--config.rl.norm=constant',
-    '--config.rl.ratio=sequence',
+    '--config.rl.rollout_is=truncate',
+    '--config.rl.rollout_is_level=sequence',
+    '--config.rl.kl_in_reward=True',
+    '--config.rl.kl_estimator=k1',
+    '--config.rl.ref_model_mixup_alpha=0.5',
+    '--config.rl.ref_model_sync_steps=1',
+    '--config.rl.mask_truncated_completions=True',
+    '--config.rl.loss_agg_mode=seq-mean-token-sum-norm',
+    '--config.rl.importance_sampling_level=sequence',
     '--config.rl.reward.language=0.1',
     '--config.rl.reward.format_errors=1.0',
     '--config.rl.reward.repetition=0.1',
     "--config.data.mixture=('arithmetic:1', 'manners:1')",
     '--config.data.max_prompt_tokens=16',
     '--config.rl.general_reward.format=1.0',
-    '--config.rl.general_after=1',
+    '--config.rl.general_prompts_after_steps=1',
   )
   lines = rows(workdir)[1:]
   assert [row['verdict/general'] for row in lines] == [0, 0.5]
   for row in lines:
-    assert 0.9 < row['mismatch/weight_mean'] < 1.1
+    assert 0.9 < row['rollout_is/mean'] < 1.1
     assert 0.9 < row['mismatch/effective_share'] <= 1
     assert -1 <= row['rewards/format_errors/mean'] <= 0
     assert row['skipped_updates'] == 0
@@ -119,7 +120,7 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
 def test_every_paper_s_settings_are_an_objective(name):
   config = r1_zero_tiny.get_config()
   config.rl.update(getattr(algorithms, name)())
-  objective = build.objective(config)
-  in_loss = config.rl.kl_in == 'loss'
+  objective = build.policy_loss(config)
+  in_loss = not config.rl.kl_in_reward
   assert objective.kl_coef == config.rl.kl_coef * in_loss
   assert objective.max_tokens == config.rl.max_new_tokens

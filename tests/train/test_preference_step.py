@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos.dpo import Objective, Robust
-from r1jax.algos.reward_model import Pairwise
+from r1jax.algos.dpo import DPOLoss, GroupRobust
+from r1jax.algos.reward_model import PairwiseLoss
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch
@@ -21,12 +21,12 @@ from tests.conftest import forward, make, small_config
 _OPTIMIZER = optimizer.OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
-  decay='constant',
-  final_ratio=0.1,
-  beta1=0.9,
-  beta2=0.95,
+  lr_scheduler_type='constant',
+  min_lr_ratio=0.1,
+  adam_beta1=0.9,
+  adam_beta2=0.95,
   weight_decay=0.0,
-  clip_norm=1e9,
+  max_grad_norm=1e9,
   moment_dtype='float32',
 )
 _BALANCING = moe.LoadBalancing(
@@ -34,7 +34,7 @@ _BALANCING = moe.LoadBalancing(
 )
 _CONFIG = small_config(scalar_head=True, num_hidden_layers=2, kv_lora_rank=16)
 _P, _T = 8, 10
-_OBJECTIVE, _ROBUST = Objective(0.5), Robust(0.8, (30, 10))
+_LOSS, _GROUP_ROBUST = DPOLoss(0.5), GroupRobust(0.8, (30, 10))
 
 
 def _model(layout=None):
@@ -72,23 +72,29 @@ def _labels() -> LabelledBatch:
   )
 
 
-def _learnt(model, params, kind, microbatches=1):
+def _learnt(model, params, kind, gradient_accumulation_steps=1):
   """The state after one step, and its metrics; of DPO with group weights."""
   tx = optimizer.make(_OPTIMIZER, 10)
   params = jax.tree.map(jnp.copy, params)
   if kind != 'dpo':
     step = preference_step.reward(
-      model, tx, Pairwise(0.1, 0.01), _BALANCING, microbatches
+      model,
+      tx,
+      PairwiseLoss(0.1, 0.01),
+      _BALANCING,
+      gradient_accumulation_steps,
     )
     return step(
       train_state.create(params, tx),
       _pairs() if kind == 'helpful' else _labels(),
     )
   step = preference_step.dpo(
-    model, tx, _OBJECTIVE, _ROBUST, _BALANCING, microbatches
+    model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, gradient_accumulation_steps
   )
   return step(
-    preference_step.dpo_state(params, tx, _ROBUST), _pairs(), _reference(model)
+    preference_step.dpo_state(params, tx, _GROUP_ROBUST),
+    _pairs(),
+    _reference(model),
   )
 
 
@@ -112,7 +118,7 @@ def _assert_same(got, want, atol):
 def test_microbatches_do_not_change_the_update(kind):
   model, params = _model()
   whole, metrics = _learnt(model, params, kind)
-  split, parts = _learnt(model, params, kind, microbatches=4)
+  split, parts = _learnt(model, params, kind, gradient_accumulation_steps=4)
   _assert_same(_train(split).opt_state, _train(whole).opt_state, 2e-6)
   for name in ('loss', 'accuracy', 'grad_norm'):
     np.testing.assert_allclose(parts[name], metrics[name], atol=1e-5)
@@ -159,7 +165,7 @@ def test_what_fills_a_batch_teaches_nothing():
   states = []
   for fill in (batch.tokens_BT[-2:], 31 - batch.tokens_BT[-2:]):
     tokens = np.concatenate([batch.tokens_BT[:-2], np.maximum(fill, 0)])
-    step = preference_step.reward(model, tx, Pairwise(), _BALANCING, 1)
+    step = preference_step.reward(model, tx, PairwiseLoss(), _BALANCING, 1)
     states.append(
       step(
         train_state.create(jax.tree.map(jnp.copy, params), tx),
@@ -174,9 +180,11 @@ def test_plain_dpo_has_no_weights_and_a_poisoned_batch_changes_none():
   tx = optimizer.make(_OPTIMIZER, 10)
   assert preference_step.dpo_state(params, tx, None).alpha_g is None
   reference = jax.tree.map(lambda x: x * np.nan, _reference(model))
-  step = preference_step.dpo(model, tx, _OBJECTIVE, _ROBUST, _BALANCING, 1)
+  step = preference_step.dpo(model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, 1)
   state, metrics = step(
-    preference_step.dpo_state(jax.tree.map(jnp.copy, params), tx, _ROBUST),
+    preference_step.dpo_state(
+      jax.tree.map(jnp.copy, params), tx, _GROUP_ROBUST
+    ),
     _pairs(),
     reference,
   )
@@ -209,12 +217,14 @@ def test_a_model_learns_its_batch():
   tx = optimizer.make(dataclasses.replace(_OPTIMIZER, learning_rate=1e-2), 50)
   batch = _pairs()
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-  step = preference_step.reward(model, tx, Pairwise(), _BALANCING, 1)
+  step = preference_step.reward(model, tx, PairwiseLoss(), _BALANCING, 1)
   for _ in range(40):
     state, metrics = step(state, batch)
   assert metrics['accuracy'] == 1 and metrics['loss'] < 0.2
-  state = preference_step.dpo_state(jax.tree.map(jnp.copy, params), tx, _ROBUST)
-  step = preference_step.dpo(model, tx, _OBJECTIVE, _ROBUST, _BALANCING, 1)
+  state = preference_step.dpo_state(
+    jax.tree.map(jnp.copy, params), tx, _GROUP_ROBUST
+  )
+  step = preference_step.dpo(model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, 1)
   for _ in range(40):
     state, metrics = step(state, batch, params)
   assert metrics['accuracy'] == 1

@@ -16,12 +16,12 @@ from tests.conftest import make, small_config
 _OPTIMIZER = optimizer.OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
-  decay='constant',
-  final_ratio=0.1,
-  beta1=0.9,
-  beta2=0.95,
+  lr_scheduler_type='constant',
+  min_lr_ratio=0.1,
+  adam_beta1=0.9,
+  adam_beta2=0.95,
   weight_decay=0.0,
-  clip_norm=1e9,
+  max_grad_norm=1e9,
   moment_dtype='float32',
 )
 _B, _T = 4, 10
@@ -47,10 +47,12 @@ def _batch() -> StepLabelBatch:
   )
 
 
-def _learnt(small, microbatches: int):
+def _learnt(small, gradient_accumulation_steps: int):
   model, params = small
   tx = optimizer.make(_OPTIMIZER, 10)
-  step = prm_step.learn(model, tx, moe.LoadBalancing(1e-3, 0.0), microbatches)
+  step = prm_step.learn(
+    model, tx, moe.LoadBalancing(1e-3, 0.0), gradient_accumulation_steps
+  )
   return step(train_state.create(jax.tree.map(jnp.copy, params), tx), _batch())
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos.policy_loss import Objective
+from r1jax.algos.policy_loss import PolicyLoss
 from r1jax.errors import UserError
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
@@ -21,21 +21,19 @@ from tests.conftest import make, one_device, small_config
 _OPTIMIZER = optimizer.OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
-  decay='constant',
-  final_ratio=0.1,
-  beta1=0.9,
-  beta2=0.95,
+  lr_scheduler_type='constant',
+  min_lr_ratio=0.1,
+  adam_beta1=0.9,
+  adam_beta2=0.95,
   weight_decay=0.1,
-  clip_norm=1.0,
+  max_grad_norm=1.0,
   moment_dtype='float32',
 )
 _PROMPT, _OWN, _ROWS = 4, 8, 16
 _BALANCING = moe.LoadBalancing(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
-_LOOK_AHEAD = train_step.LookAhead(
-  weight=0.3, later_weight=0.1, switch_updates=5
-)
+_MTP_LOSS = train_step.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
 
 
 def _rollout(seed=0) -> Rollout:
@@ -73,18 +71,23 @@ def _rl_batch(model, params) -> RLBatch:
 
 
 def _policy(
-  model, tx, minibatches=1, microbatches=1, kl_coef=0.1, mtp_weight=0.0
+  model,
+  tx,
+  num_minibatches=1,
+  gradient_accumulation_steps=1,
+  kl_coef=0.1,
+  mtp_loss_weight=0.0,
 ):
   return train_step.policy(
     model,
     tx,
-    Objective(kl_coef=kl_coef),
+    PolicyLoss(kl_coef=kl_coef),
     1.0,
     _PROMPT,
-    minibatches,
-    microbatches,
+    num_minibatches,
+    gradient_accumulation_steps,
     _BALANCING,
-    mtp_weight,
+    mtp_loss_weight,
   )
 
 
@@ -113,14 +116,14 @@ def test_microbatches_do_not_change_the_update():
   model, params = make(small_config())
   batch = _rl_batch(model, params)
   whole, metrics = _update(model, params, batch)
-  state, split = _update(model, params, batch, microbatches=4)
+  state, split = _update(model, params, batch, gradient_accumulation_steps=4)
   _assert_same(state.opt_state, whole.opt_state, 1e-6)
   _assert_same(
     state.params['moe_layers']['ffn']['bias'],
     whole.params['moe_layers']['ffn']['bias'],
     0,
   )
-  for name in ('loss', 'kl', 'entropy', 'grad_norm', 'clip_fraction'):
+  for name in ('loss', 'kl', 'entropy', 'grad_norm', 'pg_clipfrac'):
     np.testing.assert_allclose(split[name], metrics[name], atol=1e-5)
 
 
@@ -143,7 +146,7 @@ def test_supervised_microbatches_do_not_change_the_update():
   outs = []
   for parts in (1, 4):
     state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-    step = train_step.supervised(model, tx, _BALANCING, _LOOK_AHEAD, parts)
+    step = train_step.supervised(model, tx, _BALANCING, _MTP_LOSS, parts)
     outs.append(step(state, batch))
   _assert_same(outs[0][0].opt_state, outs[1][0].opt_state, 1e-6)
   np.testing.assert_allclose(outs[0][1]['loss'], outs[1][1]['loss'], rtol=1e-5)
@@ -153,8 +156,8 @@ def test_first_update_on_fresh_samples_has_ratio_one():
   model, params = make(small_config())
   _, metrics = _update(model, params, _rl_batch(model, params))
   np.testing.assert_allclose(metrics['ratio/mean'], 1, atol=1e-6)
-  assert metrics['clip_fraction'] == 0
-  assert metrics['logp_gap/max'] < 1e-5
+  assert metrics['pg_clipfrac'] == 0
+  assert metrics['rollout_logp_diff/max'] < 1e-5
   assert metrics['kl'] > 0
 
 
@@ -173,19 +176,19 @@ def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
       logp_BT=rollout.logp_BT + np.where(old, 5.0, offset * rollout.mask_BT),
     )
     metrics.append(_update(model, params, batch.replace(rollout=changed))[1])
-  assert metrics[0]['logp_gap/max'] < 1e-5
-  for name in ('logp_gap/max', 'logp_gap/mean'):
+  assert metrics[0]['rollout_logp_diff/max'] < 1e-5
+  for name in ('rollout_logp_diff/max', 'rollout_logp_diff/mean'):
     np.testing.assert_allclose(metrics[1][name], 0.5, atol=1e-5)
 
 
 def test_later_minibatches_are_off_policy():
   model, params = make(small_config())
   state, metrics = _update(
-    model, params, _rl_batch(model, params), minibatches=4
+    model, params, _rl_batch(model, params), num_minibatches=4
   )
   assert state.updates == 4
   assert abs(float(metrics['ratio/mean']) - 1) > 1e-6
-  assert metrics['logp_gap/max'] < 1e-5
+  assert metrics['rollout_logp_diff/max'] < 1e-5
 
 
 def test_zero_advantage_and_no_kl_leave_the_policy():
@@ -219,18 +222,18 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
   step = train_step.policy(
     model,
     tx,
-    Objective(),
+    PolicyLoss(),
     1.0,
     _PROMPT,
     1,
     1,
     moe.LoadBalancing(routed_bias_update_rate=1e-3, router_aux_loss_coef=0.0),
-    mtp_weight=0.3,
+    mtp_loss_weight=0.3,
   )
   state, metrics = step(
     train_state.create(params, tx), batch, jax.random.key(0)
   )
-  assert metrics['mtp/loss'] > 1
+  assert metrics['mtp_loss'] > 1
   learnt = jax.tree.map(lambda x: np.abs(x).max(), state.opt_state[1].mu)
   modules = learnt.pop('mtp')
   assert not any(jax.tree.leaves(learnt))
@@ -287,7 +290,7 @@ def test_eight_devices_equal_one(shape):
   batch = _rl_batch(model, params)
   want_logp = train_step.score(model, 1.0, _PROMPT)(params, batch.rollout)
   want, want_metrics = _update(
-    model, params, batch, mtp_weight=0.3 * num_nextn_predict_layers
+    model, params, batch, mtp_loss_weight=0.3 * num_nextn_predict_layers
   )
 
   layout = Layout(make_mesh(shape))
@@ -299,7 +302,7 @@ def test_eight_devices_equal_one(shape):
   got_logp = train_step.score(wide, 1.0, _PROMPT)(spread, batch.rollout)
   np.testing.assert_allclose(got_logp, want_logp, atol=1e-5)
   got, metrics = _update(
-    wide, spread, batch, mtp_weight=0.3 * num_nextn_predict_layers
+    wide, spread, batch, mtp_loss_weight=0.3 * num_nextn_predict_layers
   )
   assert metrics['moe/dropped'] == 0
   np.testing.assert_allclose(

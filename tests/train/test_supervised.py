@@ -19,17 +19,15 @@ _CONFIG = small_config(num_nextn_predict_layers=_DEPTH)
 _OPTIMIZER = optimizer.OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
-  decay='constant',
-  final_ratio=0.1,
-  beta1=0.9,
-  beta2=0.95,
+  lr_scheduler_type='constant',
+  min_lr_ratio=0.1,
+  adam_beta1=0.9,
+  adam_beta2=0.95,
   weight_decay=0.0,
-  clip_norm=1e9,
+  max_grad_norm=1e9,
   moment_dtype='float32',
 )
-_LOOK_AHEAD = train_step.LookAhead(
-  weight=0.3, later_weight=0.1, switch_updates=5
-)
+_MTP_LOSS = train_step.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
 
 
 def _batch() -> TokenBatch:
@@ -74,7 +72,11 @@ def stepped():
   model, params = _model()
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.supervised(
-    model, tx, LoadBalancing(_SPEED, 0.0), _LOOK_AHEAD, microbatches=2
+    model,
+    tx,
+    LoadBalancing(_SPEED, 0.0),
+    _MTP_LOSS,
+    gradient_accumulation_steps=2,
   )
   found = {}
   for made in (0, 4, 5):
@@ -107,7 +109,7 @@ def _bias(params, layer):
 
 
 def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
-  """Of a whole step in two microbatches, every module and MoE layer."""
+  """Of a whole step in two gradient_accumulation_steps, every module and MoE layer."""
   chosen = []  # By row, then layer, then token.
   route = oracle.route
   monkeypatch.setattr(
@@ -123,7 +125,7 @@ def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
     for row in zip(batch.tokens_BT, batch.position_BT, batch.segment_BT)
   ]
   np.testing.assert_allclose(
-    metrics['mtp/loss'], _look_ahead_loss(params64, batch, modules), rtol=1e-4
+    metrics['mtp_loss'], _look_ahead_loss(params64, batch, modules), rtol=1e-4
   )
 
   B, T = batch.tokens_BT.shape
@@ -144,8 +146,8 @@ def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
 
 
 def test_the_weight_of_looking_ahead_falls_at_its_switch(stepped):
-  np.testing.assert_allclose(_LOOK_AHEAD.at(4), 0.3)
-  np.testing.assert_allclose(_LOOK_AHEAD.at(5), 0.1)
+  np.testing.assert_allclose(_MTP_LOSS.at(4), 0.3)
+  np.testing.assert_allclose(_MTP_LOSS.at(5), 0.1)
   # And the step uses it: nothing but this loss reaches the modules.
   before, after = (
     jax.device_get(stepped[1][made][0].opt_state[1].mu['mtp'])

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos import gae as ppo
-from r1jax.algos import policy_loss
+from r1jax.algos import gae, policy_loss
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
@@ -21,18 +20,18 @@ from tests.conftest import dense_config, make, small_config
 _OPTIMIZER = optimizer.OptimizerConfig(
   learning_rate=1e-2,
   warmup_steps=0,
-  decay='constant',
-  final_ratio=0.1,
-  beta1=0.9,
-  beta2=0.95,
+  lr_scheduler_type='constant',
+  min_lr_ratio=0.1,
+  adam_beta1=0.9,
+  adam_beta2=0.95,
   weight_decay=0.0,
-  clip_norm=1.0,
+  max_grad_norm=1.0,
   moment_dtype='float32',
 )
 _BALANCING = moe.LoadBalancing(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
-_HOW = ppo.Estimator()
+_GAE = gae.GAE()
 _PROMPT, _OWN, _ROWS = 3, 6, 16
 
 
@@ -73,9 +72,9 @@ def _batch(model, params, reward_B=None) -> RLBatch:
     reward_B = np.random.default_rng(1).normal(size=_ROWS).astype(np.float32)
   logp_BT = train_step.score(model, 1.0, _PROMPT)(params, rollout)
   value_BT, after_B = value_step.values(model)(params, rollout)
-  found = ppo.estimate(
-    _HOW,
-    ppo.token_rewards(reward_B, rollout.mask_BT),
+  found = gae.estimate(
+    _GAE,
+    gae.token_rewards(reward_B, rollout.mask_BT),
     value_BT,
     after_B,
     np.zeros(_ROWS, bool),
@@ -91,25 +90,27 @@ def _batch(model, params, reward_B=None) -> RLBatch:
   )
 
 
-def _critic_update(model, params, batch, microbatches=1):
+def _critic_update(model, params, batch, gradient_accumulation_steps=1):
   tx = optimizer.make(_OPTIMIZER, 10, untrained=('head',))
-  step = value_step.critic(model, tx, _HOW, 1, microbatches, _BALANCING)
+  step = value_step.critic(
+    model, tx, _GAE, 1, gradient_accumulation_steps, _BALANCING
+  )
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
   return step(state, batch, jax.random.key(0))
 
 
-def _shared_update(model, params, batch, coef, microbatches=1):
+def _shared_update(model, params, batch, coef, gradient_accumulation_steps=1):
   tx = optimizer.make(_OPTIMIZER, 10)
   step = train_step.policy(
     model,
     tx,
-    policy_loss.Objective(),
+    policy_loss.PolicyLoss(),
     1.0,
     _PROMPT,
     1,
-    microbatches,
+    gradient_accumulation_steps,
     moe.LoadBalancing(0.0, 0.0),
-    also=value_step.shared(model, _HOW, coef),
+    also=value_step.shared(model, _GAE, coef),
   )
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
   return step(state, batch, jax.random.key(0))
@@ -163,19 +164,19 @@ def test_microbatches_and_devices_do_not_change_a_critic():
   model, params = _made(config)
   batch = _batch(model, params)
   want, metrics = _critic_update(model, params, batch)
-  assert metrics['value/loss'] > 0.01
+  assert metrics['critic/vf_loss'] > 0.01
   layout = Layout(make_mesh(dict(data=2, fsdp=2, expert=2)))
   wide = Transformer(model.config, layout)
   spread = jax.device_put(
     jax.device_get(params), transformer.parameter_shardings(wide, layout)
   )
   for got, told in (
-    _critic_update(model, params, batch, microbatches=4),
+    _critic_update(model, params, batch, gradient_accumulation_steps=4),
     _critic_update(wide, spread, jax.tree.map(np.asarray, batch)),
   ):
     _assert_same(_moments(got), _moments(want), 1e-6)
     _assert_same(got.params['scalar'], want.params['scalar'], 1e-5)
-    for name in ('value/loss', 'value/grad_norm', 'value/clip_fraction'):
+    for name in ('critic/vf_loss', 'critic/grad_norm', 'critic/vf_clipfrac'):
       np.testing.assert_allclose(told[name], metrics[name], rtol=1e-4)
   values = value_step.values(wide)(spread, _rollout())
   _assert_same(values, value_step.values(model)(params, _rollout()), 1e-5)
@@ -186,12 +187,14 @@ def test_a_shared_trunk_is_one_loss_however_it_is_split(dense):
   model, params, batch = dense
   want, metrics = _shared_update(model, params, batch, coef=0.5)
   np.testing.assert_allclose(metrics['ratio/mean'], 1, atol=1e-6)
-  assert metrics['clip_fraction'] == metrics['value/clip_fraction'] == 0
-  got, told = _shared_update(model, params, batch, coef=0.5, microbatches=4)
+  assert metrics['pg_clipfrac'] == metrics['critic/vf_clipfrac'] == 0
+  got, told = _shared_update(
+    model, params, batch, coef=0.5, gradient_accumulation_steps=4
+  )
   _assert_same(_moments(got), _moments(want), 1e-6)
   error = (batch.value_BT - batch.return_BT)[batch.rollout.mask_BT]
   np.testing.assert_allclose(
-    [metrics['value/loss'], told['value/loss']],
+    [metrics['critic/vf_loss'], told['critic/vf_loss']],
     0.5 * (error**2).mean(),
     rtol=1e-4,
   )
@@ -218,20 +221,20 @@ def test_a_critic_learns_a_known_value():
   rollout = _rollout()
   reward_B = (rollout.tokens_BT[:, _PROMPT - 1] % 2).astype(np.float32)
   tx = optimizer.make(_OPTIMIZER, 60, untrained=('head',))
-  step = value_step.critic(model, tx, _HOW, 2, 1, _BALANCING)
+  step = value_step.critic(model, tx, _GAE, 2, 1, _BALANCING)
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
   values, told = value_step.values(model), []
   for i in range(30):
     value_BT, after_B = values(state.params, rollout)
-    found = ppo.estimate(
-      _HOW,
-      ppo.token_rewards(reward_B, rollout.mask_BT),
+    found = gae.estimate(
+      _GAE,
+      gae.token_rewards(reward_B, rollout.mask_BT),
       value_BT,
       after_B,
       np.zeros(_ROWS, bool),
       rollout.mask_BT,
     )
-    told.append(float(found.metrics['value/explained_variance']))
+    told.append(float(found.metrics['critic/vf_explained_var']))
     state, _ = step(
       state,
       RLBatch(

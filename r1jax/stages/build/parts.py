@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ml_collections
 
-from r1jax.algos.policy_loss import Objective
+from r1jax.algos.policy_loss import PolicyLoss
 from r1jax.data import batching, mixture, readers, tasks
 from r1jax.data.text import chat, forms, tokenizer
 from r1jax.data.text.tokenizer import Tokenizer
@@ -86,26 +86,26 @@ def model_config(section: ml_collections.ConfigDict) -> ModelConfig:
 
 
 _AT_LEAST_ONE = (
-  'pretrain.steps',
-  'pretrain.microbatches',
-  'pretrain.checkpoint_every',
-  'pretrain.keep_checkpoints',
-  'pretrain.log_every',
-  'sft.epochs',
-  'sft.microbatches',
-  'sft.checkpoint_every',
-  'sft.keep_checkpoints',
-  'sft.log_every',
+  'pretrain.max_steps',
+  'pretrain.gradient_accumulation_steps',
+  'pretrain.save_steps',
+  'pretrain.save_total_limit',
+  'pretrain.logging_steps',
+  'sft.num_train_epochs',
+  'sft.gradient_accumulation_steps',
+  'sft.save_steps',
+  'sft.save_total_limit',
+  'sft.logging_steps',
   *(
     f'{stage}.{field}'
     for stage in ('reward_model', 'dpo', 'prm')
     for field in (
-      'epochs',
-      'microbatches',
-      'checkpoint_every',
-      'keep_checkpoints',
-      'log_every',
-      'eval_every',
+      'num_train_epochs',
+      'gradient_accumulation_steps',
+      'save_steps',
+      'save_total_limit',
+      'logging_steps',
+      'eval_steps',
     )
   ),
   'rejection_sampling.num_samples',
@@ -114,13 +114,13 @@ _AT_LEAST_ONE = (
   'label_steps.num_samples',
   'label_steps.num_continuations',
   'label_steps.prompts_per_chunk',
-  'rl.steps',
-  'rl.minibatches',
-  'rl.microbatches',
-  'rl.reference_every',
-  'rl.eval_every',
-  'rl.checkpoint_every',
-  'rl.keep_checkpoints',
+  'rl.max_steps',
+  'rl.num_minibatches',
+  'rl.gradient_accumulation_steps',
+  'rl.ref_model_sync_steps',
+  'rl.eval_steps',
+  'rl.save_steps',
+  'rl.save_total_limit',
   'eval.num_problems',
   'eval.num_samples',
   'data.max_prompt_tokens',
@@ -144,7 +144,10 @@ def corpus(
       f'for model.num_nextn_predict_layers = {depth}; they need {depth + 2}'
     )
   divides(
-    'pretrain.batch_size', c.batch_size, c.microbatches, made.model.layout
+    'pretrain.batch_size',
+    c.batch_size,
+    c.gradient_accumulation_steps,
+    made.model.layout,
   )
   return batching.WebCorpus(
     _web_tasks(config),
@@ -154,7 +157,7 @@ def corpus(
     c.batch_size,
     c.length_tokens,
     config.seed,
-    c.steps,
+    c.max_steps,
   )
 
 
@@ -241,10 +244,10 @@ def engine_config(
 
 def groups_in_flight(config: ml_collections.ConfigDict) -> int:
   """How many groups a step samples, to complete rl.prompts_per_step."""
-  share = config.rl.complete_share
-  if not 0 < share <= 1:
-    raise UserError(f'rl: complete_share must lie within (0, 1], got {share}')
-  return round(config.rl.prompts_per_step / share)
+  factor = config.rl.oversample
+  if factor < 1:
+    raise UserError(f'rl: oversample must be at least 1, got {factor}')
+  return round(config.rl.prompts_per_step * factor)
 
 
 def evaluator(
@@ -306,8 +309,8 @@ def reward_options(config: ml_collections.ConfigDict) -> RewardOptions:
 def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   """What a rollout and its updates need of the numbers in config.rl."""
   c = config.rl
-  one_of('rl.advantage', c.advantage, ('group', 'gae'))
-  if c.group_size < 2 and c.advantage == 'group':
+  one_of('rl.adv_estimator', c.adv_estimator, ('grpo', 'gae'))
+  if c.group_size < 2 and c.adv_estimator == 'grpo':
     raise UserError(
       f'rl: group_size must be at least 2, got {c.group_size}: an advantage '
       'is relative to the other samples of its group'
@@ -321,61 +324,61 @@ def check_rl(config: ml_collections.ConfigDict, layout: Layout):
   divides(
     'rl.prompts_per_step × rl.group_size',
     c.prompts_per_step * c.group_size,
-    c.minibatches * c.microbatches,
+    c.num_minibatches * c.gradient_accumulation_steps,
     layout,
   )
-  if c.mtp_weight and not config.model.num_nextn_predict_layers:
+  if c.mtp_loss_weight and not config.model.num_nextn_predict_layers:
     raise UserError(
-      f'rl: mtp_weight = {c.mtp_weight} needs look-ahead '
+      f'rl: mtp_loss_weight = {c.mtp_loss_weight} needs look-ahead '
       'modules, but model.num_nextn_predict_layers is 0'
     )
   if c.routing_replay and not config.model.n_routed_experts:
     raise UserError(
       'rl: routing_replay needs experts, but model.n_routed_experts is 0'
     )
-  if c.old_logp not in ('rollout', 'recompute'):
+  one_of('rl.old_logp_source', c.old_logp_source, ('rollout', 'recompute'))
+  policy_loss(config)
+  if c.rollout_is != 'none' and c.old_logp_source != 'recompute':
     raise UserError(
-      f"rl: old_logp must be 'rollout' or 'recompute', got {c.old_logp!r}"
-    )
-  one_of('rl.kl_in', c.kl_in, ('loss', 'reward'))
-  one_of('rl.overlong', c.overlong, ('train', 'mask'))
-  objective(config)
-  if c.mismatch != 'none' and c.old_logp != 'recompute':
-    raise UserError(
-      f"rl: mismatch = {c.mismatch!r} needs old_logp = 'recompute': the "
+      f'rl: rollout_is = {c.rollout_is!r} needs old_logp_source = '
+      "'recompute': the "
       "trainer's own probabilities are compared with the sampler's"
     )
-  if not 0 <= c.reference_decay < 1:
+  if not 0 < c.ref_model_mixup_alpha <= 1:
     raise UserError(
-      f'rl: reference_decay must lie within [0, 1), got {c.reference_decay}'
+      f'rl: ref_model_mixup_alpha must lie within (0, 1], got {c.ref_model_mixup_alpha}'
     )
-  if c.max_staleness < 0 or c.general_after < 0 or c.dynamic_rounds < 1:
+  if (
+    c.max_staleness < 0
+    or c.general_prompts_after_steps < 0
+    or c.dynamic_sampling_max_rounds < 1
+  ):
     raise UserError(
-      'rl: max_staleness and general_after must not be below 0, and '
-      'dynamic_rounds must be at least 1'
+      'rl: max_staleness and general_prompts_after_steps must not be below 0, and '
+      'dynamic_sampling_max_rounds must be at least 1'
     )
   if c.dynamic_sampling and c.group_size < 2:
     raise UserError(
       f'rl: dynamic_sampling needs group_size above 1, got '
       f'{c.group_size}: one sample alone is never of two worths'
     )
-  if c.complete_share < 1 and c.old_logp != 'rollout':
+  if c.oversample > 1 and c.old_logp_source != 'rollout':
     raise UserError(
-      f'rl: complete_share = {c.complete_share} needs old_logp = '
+      f'rl: oversample = {c.oversample} needs old_logp_source = '
       "'rollout': only the sampler knows what an older policy thought"
     )
   _fits_context(config)
 
 
-def objective(config: ml_collections.ConfigDict) -> Objective:
+def policy_loss(config: ml_collections.ConfigDict) -> PolicyLoss:
   c = config.rl
-  in_loss = c.kl_coef if c.kl_in == 'loss' else 0.0
-  return Objective(
+  kl_coef = 0.0 if c.kl_in_reward else c.kl_coef
+  return PolicyLoss(
     max_tokens=c.max_new_tokens,
-    kl_coef=in_loss,
+    kl_coef=kl_coef,
     **{
       field.name: c[field.name]
-      for field in dataclasses.fields(Objective)
+      for field in dataclasses.fields(PolicyLoss)
       if field.name not in ('max_tokens', 'kl_coef')
     },
   )

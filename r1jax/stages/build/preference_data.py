@@ -97,7 +97,7 @@ def lessons(
   )
   shape = c.batch_size, tuple(c.length_buckets), made.tokenizer.pad_id
   return Lessons(
-    Comparisons(examples, names, *shape, config.seed, c.epochs),
+    Comparisons(examples, names, *shape, config.seed, c.num_train_epochs),
     Comparisons(measured, names, *shape, shuffle=False),
     groups,
     names,
@@ -123,7 +123,10 @@ def check(
   """
   c = config[name]
   build.divides(
-    f'{name}.batch_size', c.batch_size, c.microbatches, made.model.layout
+    f'{name}.batch_size',
+    c.batch_size,
+    c.gradient_accumulation_steps,
+    made.model.layout,
   )
   build.widths(name, c.length_buckets, config.model.max_position_embeddings)
   if not 0 <= c.eval_share < 1:

@@ -56,7 +56,7 @@ class Questions:
       if not weights:
         raise UserError(
           'data: mixture has general sources alone, but '
-          'rl.general_after asks for others first'
+          'rl.general_prompts_after_steps asks for others first'
         )
     parts = [self._source(name) for name in weights]
     endless = [isinstance(part, datasets.SyntheticPrompts) for part in parts]

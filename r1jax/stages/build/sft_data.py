@@ -19,7 +19,7 @@ from r1jax.records import Demonstration
 from r1jax.stages.build import parts as build
 from r1jax.train import step as train_step
 
-STORED = 'stored'  # In the data: what config.sft.teacher may say.
+STORED = 'stored'  # In the data: what config.sft.teacher_model may say.
 
 
 def check(config: ml_collections.ConfigDict, made: build.Parts):
@@ -30,12 +30,15 @@ def check(config: ml_collections.ConfigDict, made: build.Parts):
   """
   c = config.sft
   build.divides(
-    'sft.batch_size', c.batch_size, c.microbatches, made.model.layout
+    'sft.batch_size',
+    c.batch_size,
+    c.gradient_accumulation_steps,
+    made.model.layout,
   )
-  if not -1 <= c.reasoning_share <= 1:
+  if not -1 <= c.reasoning_loss_weight <= 1:
     raise UserError(
-      'sft: reasoning_share must lie within [0, 1], or be -1, '
-      f'got {c.reasoning_share}'
+      'sft: reasoning_loss_weight must lie within [0, 1], or be -1, '
+      f'got {c.reasoning_loss_weight}'
     )
   for name, count in mixture.parse(c.data).items():
     if name in tasks.TASKS and (not count or count != int(count)):
@@ -48,10 +51,12 @@ def check(config: ml_collections.ConfigDict, made: build.Parts):
       )
   if not c.data:
     raise UserError('sft: data names nothing to learn from')
-  if c.teacher:
-    distill.SoftTargets(c.text_weight, c.temperature)
-  elif c.text_weight != 1:
-    raise UserError(f'sft: text_weight = {c.text_weight} needs a teacher')
+  if c.teacher_model:
+    distill.SoftTargets(c.distillation_alpha, c.distillation_temperature)
+  elif c.distillation_alpha:
+    raise UserError(
+      f'sft: distillation_alpha = {c.distillation_alpha} needs a teacher_model'
+    )
 
 
 def demonstrations(
@@ -84,18 +89,18 @@ def demonstrations(
     made.tokenizer,
     c.length_tokens,
     quarantine,
-    None if c.reasoning_share < 0 else c.reasoning_share,
+    None if c.reasoning_loss_weight < 0 else c.reasoning_loss_weight,
   )
   if told := quarantine.settle('sft.data', total):
     print(told)
-  kept = _stored(c, found) if c.teacher == STORED else 0
+  kept = _stored(c, found) if c.teacher_model == STORED else 0
   return packing.PackedCorpus(
     documents,
     c.batch_size,
     c.length_tokens,
     made.tokenizer.pad_id,
     config.seed,
-    c.epochs,
+    c.num_train_epochs,
     kept,
   )
 
@@ -107,44 +112,44 @@ def _stored(
   without = [d for d in found if d.teacher is None]
   if without:
     raise UserError(
-      f"sft: teacher = 'stored', but {without[0].where or without[0].id} has "
+      f"sft: teacher_model = 'stored', but {without[0].where or without[0].id} has "
       "no 'teacher'; sample them with rejection_sampling.top_logprobs above 0"
     )
   kept = {(d.teacher.ids_TO.shape[1], d.teacher.temperature) for d in found}
-  if len(kept) > 1 or min(kept)[1] != c.temperature:
+  if len(kept) > 1 or min(kept)[1] != c.distillation_temperature:
     raise UserError(
-      f'sft: temperature = {c.temperature}, but the distributions in the '
+      f'sft: distillation_temperature = {c.distillation_temperature}, but the distributions in the '
       'data are (tokens, temperature): '
       f'{", ".join(map(str, sorted(kept)))}'
     )
   return min(kept)[0]
 
 
-def teaching(
+def distillation(
   config: ml_collections.ConfigDict, made: build.Parts
-) -> train_step.Teaching | None:
-  """Of config.sft.teacher; None where the text alone teaches.
+) -> train_step.Distillation | None:
+  """Of config.sft.teacher_model; None where the text alone teaches.
 
   Raises:
     UserError: the teacher has other tokens than the student.
   """
   c = config.sft
-  if not c.teacher:
+  if not c.teacher_model:
     return None
-  soft = distill.SoftTargets(c.text_weight, c.temperature)
-  if c.teacher == STORED:
-    return train_step.Teaching(soft)
-  path = Path(c.teacher).expanduser()
+  soft = distill.SoftTargets(c.distillation_alpha, c.distillation_temperature)
+  if c.teacher_model == STORED:
+    return train_step.Distillation(soft)
+  path = Path(c.teacher_model).expanduser()
   if not path.exists():
     raise UserError(
-      f'sft: teacher: no file {path}; give weights of ours, or '
+      f'sft: teacher_model: no file {path}; give weights of ours, or '
       f'{STORED!r} for distributions in the data'
     )
-  same_tokens('sft.teacher', path, config, made.tokenizer)
+  same_tokens('sft.teacher_model', path, config, made.tokenizer)
   teacher = Transformer(
     ModelConfig.from_dict(convert.model_config_of(path)), made.model.layout
   )
-  return train_step.Teaching(soft, teacher)
+  return train_step.Distillation(soft, teacher)
 
 
 def same_tokens(
