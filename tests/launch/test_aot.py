@@ -357,8 +357,8 @@ def _ppo(**changes):
     (_stage('reward_model'), ['reward model'], 16 * 128),
     (_stage('reward_model', kind='safe'), ['reward model'], 8 * 128),
     (_stage('dpo', group_robust=True), ['DPO'], 16 * 128),
-    (_ppo(value='own'), ['PPO policy', 'PPO critic'], None),
-    (_ppo(value='shared'), ['PPO policy'], None),
+    (_ppo(critic='separate'), ['PPO policy', 'PPO critic'], None),
+    (_ppo(critic='shared'), ['PPO policy'], None),
   ],
   ids=['pairs', 'labels', 'robust dpo', 'ppo', 'ppo, shared'],
 )
@@ -385,6 +385,6 @@ def test_what_has_no_update_is_refused():
   ):
     updates.of(config, one_device())
   with pytest.raises(UserError, match="value = 'shared' needs model.scalar"):
-    config = _ppo(value='shared')
+    config = _ppo(critic='shared')
     config.model.scalar_head = False
     updates.of(config, one_device())

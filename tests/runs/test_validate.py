@@ -257,7 +257,7 @@ def test_an_old_evaluation_hides_no_error(tmp_path):
 
 def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
   config = small_process.get_config()
-  config.policy.rl.advantage = 'gae'
+  config.policy.rl.adv_estimator = 'gae'
   config.policy.rl.ppo.critic_init = '@judge'
   config.judge.prm.length_buckets = (16,)
   validate._check_fit(

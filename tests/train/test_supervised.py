@@ -109,7 +109,7 @@ def _bias(params, layer):
 
 
 def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
-  """Of a whole step in two gradient_accumulation_steps, every module and MoE layer."""
+  """Of a whole step in two microbatches, every module and MoE layer."""
   chosen = []  # By row, then layer, then token.
   route = oracle.route
   monkeypatch.setattr(
