@@ -12,7 +12,10 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['r1jax*', 'configs*']),
+  packages=setuptools.find_packages(include=['r1jax*']),
+  # The experiments lie at the top of the source tree. An installed package
+  # named `configs` would clash with a user's own folder of that name.
+  package_dir={'r1jax.configs': 'configs'},
   package_data={'r1jax': ['assets/*']},
   install_requires=[
     'absl-py>=2.1,<3',

@@ -1,1 +1,4 @@
-"""Experiments as files. base.py declares every key; the others are diffs."""
+"""The shipped experiments, installed as r1jax.configs; each file is one diff.
+
+r1jax/config/base.py declares every key.
+"""

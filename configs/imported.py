@@ -1,6 +1,6 @@
 """A checkpoint of others', to sample from or to evaluate.
 
-  r1jax sample --config=configs/imported.py:FOLDER --prompt='What is 7 + 5?'
+  r1jax sample --config=imported:FOLDER --prompt='What is 7 + 5?'
 
 FOLDER is of Hugging Face's form, or what `r1jax import-hf` wrote. The tokenizer
 is the one that lies in it (another: --config.tokenizer.source); where it has a
@@ -19,7 +19,7 @@ from r1jax.errors import UserError
 
 def get_config(source: str = ''):
   if not source:
-    raise UserError('name the folder: --config=configs/imported.py:FOLDER')
+    raise UserError('name the folder: --config=imported:FOLDER')
   config = base.get_config()
   config.stages = ('rl',)
   config.model = convert.model_config_of(source)

@@ -4,15 +4,15 @@ The base is that of configs/pipeline_r1_tiny.py, and `grpo` is its R1-Zero. The
 groups are the two families of problems: most of DPO's pairs are of arithmetic,
 of which the base solves more.
 
-  r1jax pipeline --config=configs/pipeline_algorithms_tiny.py --workdir=runs/a
+  r1jax pipeline --config=pipeline_algorithms_tiny --workdir=runs/a
 """
 
 import copy
 
 from ml_collections import ConfigDict
 
-from configs import pipeline_r1_tiny
 from r1jax.config import algorithms
+from r1jax.configs import pipeline_r1_tiny
 
 
 def get_config() -> ConfigDict:

@@ -4,8 +4,8 @@ of the first version), on the base of r1_zero_tiny.
 Steps of the base's thoughts are labelled by their continuations; a process
 reward model learns the labels; a policy learns from that model alone.
 
-  r1jax pipeline --config=configs/pipeline_process_tiny.py --workdir=runs/prm
-  r1jax eval --config=configs/r1_zero_tiny.py --config.eval.search.kind=mcts \\
+  r1jax pipeline --config=pipeline_process_tiny --workdir=runs/prm
+  r1jax eval --config=r1_zero_tiny --config.eval.search.kind=mcts \\
       --config.eval.search.process_model=runs/prm/judge/prm/model.safetensors
 
 On one CPU core it takes about six minutes; what comes of it is in
@@ -14,7 +14,7 @@ experiments/process_rewards.
 
 from ml_collections import ConfigDict
 
-from configs import r1_zero_tiny
+from r1jax.configs import r1_zero_tiny
 
 
 def _config(kind: str) -> ConfigDict:

@@ -4,9 +4,9 @@ DeepSeek-R1 (arXiv 2501.12948): section 2.3 of the first version for the order
 of the stages, the second version and its appendix for the numbers. What is
 unpublished is marked below.
 
-  r1jax info --config=configs/pipeline_r1.py --stage=sft --devices=1024
-  r1jax aot --config=configs/pipeline_r1.py --stage=sft --topology=v5p:8x8x16
-  r1jax pipeline --config=configs/pipeline_r1.py --workdir=runs/r1
+  r1jax info --config=pipeline_r1 --stage=sft --devices=1024
+  r1jax aot --config=pipeline_r1 --stage=sft --topology=v5p:8x8x16
+  r1jax pipeline --config=pipeline_r1 --workdir=runs/r1
 
 Stages of the 671B model take 1,024 chips, the students 64 (Qwen 32B 128, Llama
 70B 256): jobs of their own, on slices of their own, over one --workdir, each
@@ -21,8 +21,8 @@ MATH and MBPP stand for the questions of reasoning.
 
 from ml_collections import ConfigDict
 
-from configs.pipeline_r1_zero import V3_BASE, v3
 from r1jax.config import models
+from r1jax.configs.pipeline_r1_zero import V3_BASE, v3
 
 # 128 sequences at once, not 512: their tokens lie over more of `tensor`.
 _FEWER_ROWS = dict(data=-1, fsdp=4, tensor=8, expert=32)

@@ -4,7 +4,7 @@ Two families of problems that rules can verify, arithmetic and countdown; a
 general task that only reward models judge, manners; and a web in which English
 and a second language are mixed.
 
-  r1jax pipeline --config=configs/pipeline_r1_tiny.py --workdir=runs/r1
+  r1jax pipeline --config=pipeline_r1_tiny --workdir=runs/r1
 """
 
 from ml_collections import ConfigDict

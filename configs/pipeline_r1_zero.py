@@ -2,8 +2,8 @@
 
 DeepSeek-R1 (arXiv 2501.12948, second version), section 2.2.
 
-  r1jax info --config=configs/pipeline_r1_zero.py --stage=zero --devices=1024
-  r1jax pipeline --config=configs/pipeline_r1_zero.py --workdir=runs/zero
+  r1jax info --config=pipeline_r1_zero --stage=zero --devices=1024
+  r1jax pipeline --config=pipeline_r1_zero --workdir=runs/zero
 
 It expects DeepSeek-V3-Base in weights/deepseek-v3-base (`r1jax import-hf`), and
 its tokenizer in tokenizer/deepseek-r1 under $R1JAX_DATA. The questions of

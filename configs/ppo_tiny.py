@@ -3,7 +3,7 @@
 DeepSeek-R1's comparison of the two (second version, appendix) at 0.7M
 parameters.
 
-  r1jax train --config=configs/ppo_tiny.py --workdir=runs/ppo
+  r1jax train --config=ppo_tiny --workdir=runs/ppo
 
 On one busy CPU core it takes 17 minutes; held-out pass@1 goes from 0.25 to
 0.99, as in configs/r1_zero_tiny.py. With --config.rl.ppo.lam=0.95 it ends at
@@ -13,8 +13,8 @@ than the mean return, so 'critic/vf_explained_var' stays near 0; of a policy
 that stands still (--config.rl.ppo.critic_warmup_steps=30) it explains 0.3.
 """
 
-from configs import r1_zero_tiny
 from r1jax.config import algorithms
+from r1jax.configs import r1_zero_tiny
 
 
 def get_config():

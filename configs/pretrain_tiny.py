@@ -3,7 +3,7 @@
 It is weak because it guesses, not because it cannot compute: three documents
 in four give an answer without a thought, mostly a wrong one.
 
-  r1jax train --config=configs/pretrain_tiny.py --workdir=runs/base
+  r1jax train --config=pretrain_tiny --workdir=runs/base
 
 Writes runs/base/pretrain/model.safetensors, the base that ships with r1jax.
 On two CPU cores it takes 10 to 15 minutes and ends at a loss of 0.68 nats a

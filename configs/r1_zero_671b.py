@@ -3,8 +3,8 @@
 DeepSeek-R1 section 2.2, with the numbers of its second version; those that
 are unpublished are marked in r1jax/config/base.py.
 
-  r1jax info --config=configs/r1_zero_671b.py --devices=1024
-  r1jax aot --config=configs/r1_zero_671b.py --topology=v5p:8x8x16
+  r1jax info --config=r1_zero_671b --devices=1024
+  r1jax aot --config=r1_zero_671b --topology=v5p:8x8x16
 
 It is for these two commands. A run needs more: imported weights in
 config.init, a tokenizer, questions, and a layout for sampling on several hosts.
@@ -17,7 +17,7 @@ compiles in four minutes with 4.4 GB of host memory (two busy cores, libtpu
 
 A first look at five layers, full width, on fewer chips:
 
-  r1jax aot --config=configs/r1_zero_671b.py --config.model.num_hidden_layers=5 \\
+  r1jax aot --config=r1_zero_671b --config.model.num_hidden_layers=5 \\
     --topology=v5p:4x4x8 --config.mesh.expert=8 --config.rl.gradient_accumulation_steps=8
 
 It peaks at 9.3 GB of a chip, costs 1.30 × 6·N_active·tokens, and compiles in

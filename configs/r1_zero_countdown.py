@@ -4,11 +4,11 @@ As r1_zero_gsm8k.py, with exact grading of the equation. R1JAX_DATA names a
 folder with countdown/countdown_{train,test}.jsonl (rows of id, question, nums,
 target) and tokenizer/qwen2.5/.
 
-  R1JAX_DATA=data r1jax train --config=configs/r1_zero_countdown.py \
+  R1JAX_DATA=data r1jax train --config=r1_zero_countdown \
     --workdir=runs/countdown
 """
 
-from configs import r1_zero_gsm8k
+from r1jax.configs import r1_zero_gsm8k
 
 
 def get_config():

@@ -8,7 +8,7 @@ tokenizer/qwen2.5/ (tokenizer.json, tokenizer_config.json of Qwen2.5).
 
 On two CPU cores it takes two to three minutes; its rewards stay at 0.
 
-  R1JAX_DATA=data r1jax train --config=configs/r1_zero_gsm8k.py \
+  R1JAX_DATA=data r1jax train --config=r1_zero_gsm8k \
     --workdir=runs/gsm8k
 """
 

@@ -3,13 +3,13 @@
 DeepSeek-R1 section 2.2 at 0.7M parameters. The base guesses; reinforcement
 with rule rewards alone makes it think step by step.
 
-  r1jax train --config=configs/r1_zero_tiny.py --workdir=runs/zero
+  r1jax train --config=r1_zero_tiny --workdir=runs/zero
 
 On two CPU cores it takes 3 to 6 minutes; held-out pass@1 goes from 0.25 to
 0.99, and the mean response from 15 to 33 tokens.
 """
 
-from configs import pretrain_tiny
+from r1jax.configs import pretrain_tiny
 
 
 def get_config():

@@ -3,7 +3,7 @@
 DeepSeek-R1 section 3.1 (second version) at 0.1M parameters, on the synthetic
 task `manners`, whose labels are drawn by Bradley and Terry's rule.
 
-  r1jax train --config=configs/reward_tiny.py --workdir=runs/helpful
+  r1jax train --config=reward_tiny --workdir=runs/helpful
 
 On one CPU core it takes half a minute and ends at an accuracy of 0.82 on held-
 out pairs, where one who knew every chance would reach 0.86.

@@ -42,6 +42,19 @@ def compilation_cache():
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory) -> dict[str, str]:
+  """The environment of a command in a process of its own.
+
+  One device, an empty cache of base models, the tests' compilation cache.
+  """
+  env = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=compiler.light_flags())
+  env['R1JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+  env['JAX_COMPILATION_CACHE_DIR'] = jax.config.jax_compilation_cache_dir
+  env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+  return env
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
   """The folder with real data and oracles: `data/`, `oracle/`."""

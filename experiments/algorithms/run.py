@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import study
 
-from configs import pipeline_algorithms_tiny
+from r1jax.configs import pipeline_algorithms_tiny
 from r1jax.train import metrics
 
 CONFIG = pipeline_algorithms_tiny.get_config()
@@ -95,7 +95,7 @@ def main():
     place = args.out / f'seed{seed}'
     if args.r1:
       taken_over(args.r1 / f'seed{seed}', place)
-    secs = study.pipeline('configs/pipeline_algorithms_tiny.py', place, seed)
+    secs = study.pipeline('pipeline_algorithms_tiny', place, seed)
     found = study.evaluations(place, CONFIG.stages)
     rows += [
       {

@@ -36,7 +36,7 @@ def main():
   for name, fp8 in VARIANTS.items():
     for seed in seeds:
       lines, _ = study.pretrain(
-        'configs/pretrain_tiny.py',
+        'pretrain_tiny',
         out / f'{name}_{seed}',
         SIZE | {'seed': seed, 'model.fp8': fp8},
       )

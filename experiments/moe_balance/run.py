@@ -35,7 +35,7 @@ def main():
   for seed in seeds:
     for name, (speed, loss) in VARIANTS.items():
       lines, secs = study.pretrain(
-        'configs/pretrain_tiny.py',
+        'pretrain_tiny',
         out / f'{name}_{seed}',
         SIZE
         | {

@@ -21,8 +21,8 @@ from experiments import study
 from r1jax.train import metrics
 
 HERE = Path(__file__).parent
-TINY = 'configs/r1_zero_tiny.py'
-PIPELINE = 'configs/pipeline_process_tiny.py'
+TINY = 'r1_zero_tiny'
+PIPELINE = 'pipeline_process_tiny'
 SAMPLES = 32  # A problem, of which every power of two is judged.
 SEARCHED = (8, 16, 32)  # Budgets, in the policy's completions.
 EARLY_STEPS, STEPS = 8, 30

@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import study
 
-from configs import pipeline_r1_tiny
+from r1jax.configs import pipeline_r1_tiny
 
 CONFIG = pipeline_r1_tiny.get_config()
 TASKS = CONFIG.evaluations
@@ -33,7 +33,7 @@ def main():
   rows, claims, curves = [], [], {'R1-Zero': [], 'from a cold start': []}
   for seed in seeds:
     place = out / f'seed{seed}'
-    secs = study.pipeline('configs/pipeline_r1_tiny.py', place, seed)
+    secs = study.pipeline('pipeline_r1_tiny', place, seed)
     found = study.evaluations(place, CONFIG.stages)
     rows += [
       {

@@ -16,7 +16,7 @@ import time
 from r1jax.train import metrics
 
 HERE = Path(__file__).parent
-CONFIG = 'configs/r1_zero_tiny.py'
+CONFIG = 'r1_zero_tiny'
 COLUMNS = {
   'pass@1': 'eval/pass@1',
   'cons@8': 'eval/cons@8',

@@ -27,7 +27,7 @@ from r1jax.data import preferences, readers, tasks
 from r1jax.data.text import forms, template
 from r1jax.train import metrics
 
-CONFIG = 'configs/reward_tiny.py'
+CONFIG = 'reward_tiny'
 SHARE, VOCAB = 0.5, 2048
 FILES = {
   'helpful': 'pref/hh_helpful_base_test',

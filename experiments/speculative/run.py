@@ -22,7 +22,7 @@ import study
 
 from r1jax.train import metrics
 
-CONFIG = 'configs/r1_zero_tiny.py'
+CONFIG = 'r1_zero_tiny'
 SIZE = {
   'model.num_nextn_predict_layers': 1,
   'pretrain.max_steps': 700,

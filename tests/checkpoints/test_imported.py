@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import imported
 from r1jax.checkpoints import convert, weights
+from r1jax.configs import imported
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
@@ -66,12 +66,12 @@ def test_sample_reads_a_hugging_face_folder(environment, tmp_path):
   printed = run(
     environment,
     'sample',
-    f'--config=configs/imported.py:{tmp_path}/hf',
+    f'--config=imported:{tmp_path}/hf',
     '--config.data.template=r1_zero_brief',
     *prompt_flags,
   ).stdout
   want = run(
-    environment, 'sample', '--config=configs/r1_zero_tiny.py', *prompt_flags
+    environment, 'sample', '--config=r1_zero_tiny', *prompt_flags
   ).stdout
   blocks = lambda text: [block.split('\n')[:2] for block in text.split('\n\n')]
   assert [
@@ -80,23 +80,17 @@ def test_sample_reads_a_hugging_face_folder(environment, tmp_path):
 
 
 def test_the_config_names_what_it_lacks(environment, tmp_path):
+  done = run(environment, 'sample', '--config=imported', '--prompt=1', code=2)
+  assert 'name the folder: --config=imported:FOLDER' in done.stderr
   done = run(
-    environment, 'sample', '--config=configs/imported.py', '--prompt=1', code=2
-  )
-  assert 'name the folder: --config=configs/imported.py:FOLDER' in done.stderr
-  done = run(
-    environment,
-    'sample',
-    f'--config=configs/imported.py:{tmp_path}',
-    '--prompt=1',
-    code=2,
+    environment, 'sample', f'--config=imported:{tmp_path}', '--prompt=1', code=2
   )
   assert 'has neither model.safetensors nor' in done.stderr
   convert.export_hf(build.SHIPPED_BASE, tmp_path / 'bare')
   done = run(
     environment,
     'sample',
-    f'--config=configs/imported.py:{tmp_path}/bare',
+    f'--config=imported:{tmp_path}/bare',
     '--prompt=1',
     code=2,
   )

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from r1jax.cli import main
+from r1jax.cli import config_file, main
+from r1jax.cli.commands import sample
 from r1jax.errors import UserError
 from r1jax.runs import run as stages_run
 from r1jax.stages.build import parts as build
@@ -214,7 +215,11 @@ def test_a_workdir_that_is_a_file_or_broken_is_named(tmp_path):
   'argv,part',
   [
     (['trian'], "unknown command 'trian'"),
-    (['train'], '--config=FILE'),
+    (['train'], '--config=CONFIG'),
+    (
+      ['train', '--config=r1_zero_tny'],
+      "'r1_zero_tny'; did you mean 'r1_zero_t",
+    ),
     (['train', '--config=none.py'], 'none.py'),
     (['sample', _SMALL, '--prompts=none.txt'], 'cannot read none.txt'),
     (['sample', _SMALL, '--prompts=/dev/null'], 'holds no question'),
@@ -306,9 +311,11 @@ def test_a_kept_base_that_is_broken_is_named(tmp_path, monkeypatch):
 def _stage(*args, file='tests/configs/small_judged.py'):
   """The config and the workdir of `r1jax sample --stage=…`."""
   args = [f'--config={ROOT}/{file}', *args]
-  values, holder = main._flags('sample', args)
-  config = main._stage_of(main._parsed(values, holder, args), values)
-  return config, values.workdir
+  values, holder = config_file.config_flags_of(args)
+  sample.define_flags(values)
+  config_file.define_stage_flag(values)
+  config = config_file.load(values, holder, args)
+  return config_file.select_stage(config, values), values.workdir
 
 
 def test_a_stage_is_the_pipeline_s_with_its_files_and_seed():
@@ -318,7 +325,7 @@ def test_a_stage_is_the_pipeline_s_with_its_files_and_seed():
   assert workdir == 'W/reasoning' and config.seed == 3
   assert config.rl.reward_models.safe == 'W/safe/reward_model/model.safetensors'
   with pytest.raises(
-    UserError, match='reasoning.init is what liked leaves; give --workdir'
+    UserError, match='reasoning.init is the output of liked; give --workdir'
   ):
     _stage('--stage=reasoning')
   with pytest.raises(UserError, match="unknown 'reason'; did you mean"):

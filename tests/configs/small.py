@@ -1,6 +1,6 @@
 """The whole of r1_zero_tiny at a size that a test can afford."""
 
-from configs import r1_zero_tiny
+from r1jax.configs import r1_zero_tiny
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """r1_zero_671b at its depth's smallest: widths that TPU kernels still take."""
 
-from configs import r1_zero_671b
+from r1jax.configs import r1_zero_671b
 
 
 def get_config():

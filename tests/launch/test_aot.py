@@ -330,9 +330,7 @@ def test_without_the_compiler_the_fix_is_named():
     import libtpu  # noqa: F401
   except ImportError:
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
-      main.run(
-        ['aot', '--config=configs/r1_zero_671b.py', '--topology=v5p:2x2x1']
-      )
+      main.run(['aot', '--config=r1_zero_671b', '--topology=v5p:2x2x1'])
   else:
     pytest.skip('libtpu is installed here')
 

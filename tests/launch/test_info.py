@@ -4,9 +4,9 @@ import jax
 import ml_collections
 import pytest
 
-from configs import r1_zero_tiny
 from r1jax.cli import main
 from r1jax.config import models
+from r1jax.configs import r1_zero_tiny
 from r1jax.errors import UserError
 from r1jax.launch import info
 from r1jax.sharding import Layout, make_mesh
@@ -59,7 +59,7 @@ def test_info_prints_the_published_sizes(capsys, num_nextn_predict_layers):
   main.run(
     [
       'info',
-      '--config=configs/r1_zero_671b.py',
+      '--config=r1_zero_671b',
       '--devices=1024',
       f'--config.model.num_nextn_predict_layers={num_nextn_predict_layers}',
     ]
@@ -109,7 +109,7 @@ def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
   main.run(
     [
       'info',
-      '--config=configs/r1_zero_671b.py',
+      '--config=r1_zero_671b',
       '--devices=1024',
       f'--config.stages=("{stage}",)',
       f'--config.{stage}.optimizer.moment_dtype=bfloat16',
@@ -135,12 +135,7 @@ def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
 )
 def test_info_of_a_stage_is_of_its_own_sequences(capsys, stage, tokens, trains):
   main.run(
-    [
-      'info',
-      '--config=configs/pipeline_r1.py',
-      '--devices=1024',
-      f'--stage={stage}',
-    ]
+    ['info', '--config=pipeline_r1', '--devices=1024', f'--stage={stage}']
   )
   printed = capsys.readouterr().out
   assert f'of one sequence of {tokens:,} tokens' in printed
@@ -149,13 +144,13 @@ def test_info_of_a_stage_is_of_its_own_sequences(capsys, stage, tokens, trains):
 
 
 def test_info_shows_a_mesh_that_is_not_here(capsys):
-  main.run(['info', '--config=configs/r1_zero_671b.py', '--devices=1024'])
+  main.run(['info', '--config=r1_zero_671b', '--devices=1024'])
   assert 'data 1 × fsdp 8' in capsys.readouterr().out
   with pytest.raises(UserError, match='expert=3 does not make the 1024'):
     main.run(
       [
         'info',
-        '--config=configs/r1_zero_671b.py',
+        '--config=r1_zero_671b',
         '--devices=1024',
         '--config.mesh.expert=3',
       ]

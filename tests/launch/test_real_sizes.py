@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from configs import pipeline_r1, pipeline_r1_zero
+from r1jax.configs import pipeline_r1, pipeline_r1_zero
 from r1jax.launch import info
 from r1jax.runs import run, validate
 from r1jax.sharding import Layout, mesh_sizes

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from configs import pretrain_tiny
 from r1jax.checkpoints import weights
 from r1jax.config.keys import flatten
+from r1jax.configs import pretrain_tiny
 from r1jax.stages.build import parts as build
 from tests.conftest import ROOT
 from tests.stages.conftest import SMALL, command, rows, run

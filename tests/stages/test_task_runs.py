@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from configs import r1_zero_tiny
 from r1jax.config import algorithms
+from r1jax.configs import r1_zero_tiny
 from r1jax.stages.build import parts as build
 from tests.stages.conftest import SMALL, rows, run
 
@@ -17,7 +17,7 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   run(
     environment,
     'train',
-    f'--config=configs/r1_zero_{name}.py',
+    f'--config=r1_zero_{name}',
     f'--workdir={workdir}',
     '--config.rl.max_steps=1',
     '--config.rl.max_new_tokens=8',

@@ -80,7 +80,9 @@ def test_evaluation_questions_are_removed_and_told(folder, capsys):
 
 def test_the_command_reports_each_match(folder, capsys):
   path = folder / 'config.py'
-  path.write_text('from configs import base\nget_config = base.get_config\n')
+  path.write_text(
+    'from r1jax.config import base\nget_config = base.get_config\n'
+  )
   main.run(
     [
       'decontaminate',

@@ -1,0 +1,30 @@
+"""r1jax export-hf: converts r1jax weights to a Hugging Face checkpoint."""
+
+from pathlib import Path
+
+from absl import flags
+
+KIND = 'path'
+ARGUMENTS = 'FILE_OR_FOLDER --out=FOLDER'
+
+
+def define_flags(values: flags.FlagValues):
+  """Defines --out and --dtype."""
+  flags.DEFINE_string(
+    'out', '', 'The folder to write; new or empty.', flag_values=values
+  )
+  flags.DEFINE_enum(
+    'dtype',
+    '',
+    ['', 'float32', 'bfloat16'],
+    'Dtype to write; by default each tensor keeps its own.',
+    flag_values=values,
+  )
+
+
+def run(source: str, values: flags.FlagValues):
+  """Converts a file or folder of weights."""
+  from r1jax.checkpoints import convert
+
+  convert.export_hf(Path(source), Path(values.out), values.dtype)
+  print(f'export-hf: wrote {values.out}')

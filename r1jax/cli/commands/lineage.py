@@ -1,0 +1,21 @@
+"""r1jax lineage: shows what a run was made from, as a tree."""
+
+from pathlib import Path
+
+from absl import flags
+
+KIND = 'path'
+ARGUMENTS = 'RUN'
+
+
+def define_flags(values: flags.FlagValues):
+  """Defines no flags."""
+  del values
+
+
+def run(folder: str, values: flags.FlagValues):
+  """Prints the run, its parents, their parents and so on."""
+  del values
+  from r1jax.runs import lineage
+
+  print(lineage.tree(Path(folder).expanduser()))
