@@ -18,7 +18,7 @@ from r1jax.configs import r1_zero_tiny
 def get_config():
   config = r1_zero_tiny.get_config()
   config.rl.update(algorithms.ppo())
-  config.rl.steps = 17
+  config.rl.max_steps = 17
   return config
 """
 
@@ -64,9 +64,9 @@ def test_names_and_files_beside_a_folder_named_configs(
 ):
   package = installed if source == 'installed' else ROOT
   shipped = _printed_config('r1_zero_tiny', package, elsewhere)
-  assert '\n  steps: 80\n' in shipped
+  assert '\n  max_steps: 80\n' in shipped
   mine = _printed_config('configs/mine.py', package, elsewhere)
-  assert '\n  steps: 17\n' in mine
+  assert '\n  max_steps: 17\n' in mine
   pipeline = _printed_config('pipeline_algorithms_tiny', package, elsewhere)
   assert '\ndpo_robust:\n' in pipeline
 
@@ -107,8 +107,8 @@ def test_a_name_takes_an_argument(capsys, tmp_path):
     'from r1jax.config import base\n\n\n'
     'def get_config(steps):\n'
     '  config = base.get_config()\n'
-    '  config.rl.steps = int(steps)\n'
+    '  config.rl.max_steps = int(steps)\n'
     '  return config\n'
   )
   main.run(['config', f'--config={tmp_path}/argument.py:29'])
-  assert '\n  steps: 29\n' in capsys.readouterr().out
+  assert '\n  max_steps: 29\n' in capsys.readouterr().out
