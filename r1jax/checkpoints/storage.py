@@ -38,7 +38,7 @@ _DTYPES = {
   ).items()
 }
 _DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_METADATA_KEY = 'about'  # Its value in the header is JSON.
+_METADATA_KEY = 'r1jax'  # Its value in the header is JSON.
 _WRITE_BYTES = 8 << 20  # Bytes that one write call copies.
 
 

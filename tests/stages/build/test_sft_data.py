@@ -1,11 +1,10 @@
 """Teachers, judges and critics whose tokens are not ours."""
 
-import json
-
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from r1jax.checkpoints.storage import encode_metadata
 from r1jax.config.keys import flatten
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
@@ -17,7 +16,7 @@ def _said(tmp_path, **config):
   """Weights that say this of the config that made them."""
   path = tmp_path / 'model.safetensors'
   save_file(
-    {'x': np.zeros(1)}, path, metadata={'about': json.dumps({'config': config})}
+    {'x': np.zeros(1)}, path, metadata=encode_metadata({'config': config})
   )
   return path
 
