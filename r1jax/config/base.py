@@ -193,7 +193,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Whether a sequence beyond the last length bucket loses its beginning, as
     # it does when the reward model is used; otherwise it is a malformed row.
     cut_long=False,
-    score_batch_size=16,  # That are judged in one call when it is used.
+    score_batch_size=16,  # Responses per call when it scores.
   )
   # Direct preference optimisation of config.init, which is also the reference.
   # R1 has no such stage; the values are of the paper (arXiv 2305.18290, B).
@@ -261,7 +261,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The last one is the limit of prompt and completion together.
     length_buckets=(1024, 2048, 4096, 8192),
     eval_steps=50,  # Steps; also before the first and after the last.
-    score_batch_size=16,  # That are judged in one call when it is used.
+    score_batch_size=16,  # Responses per call when it scores.
   )
   # A step is a rollout and its updates. R1-Zero counts updates: 10,400 of 32
   # questions × 16 samples, made 8,192 samples at a time, 16 updates a rollout;
@@ -351,8 +351,8 @@ def get_config() -> ml_collections.ConfigDict:
     routed_bias_update_rate=1e-3,
     router_aux_loss_coef=0.0,
     mtp_loss_weight=0.0,  # λ; above 0 the MTP modules are trained as well.
-    # Weights of the parts, see rewards/reward_manager.py; of rows that a rule can
-    # verify, and of general ones.
+    # Weights of the parts of the reward (rewards/reward_manager.py), for rows
+    # that a rule can verify.
     reward=dict(
       accuracy=1.0,
       format=1.0,
@@ -365,6 +365,7 @@ def get_config() -> ml_collections.ConfigDict:
       safe=0.0,
       prm=0.0,
     ),
+    # Weights of the parts for general rows, which no rule can verify.
     general_reward=dict(
       format=0.0,
       format_errors=0.0,
@@ -374,17 +375,19 @@ def get_config() -> ml_collections.ConfigDict:
       helpful=0.0,
       safe=0.0,
     ),
-    # Weights that the stage reward_model left: what gives the parts
-    # 'helpful' and 'safe' of a reward; and that the stage prm left: 'prm',
-    # of a thought's steps the 'min', 'product', 'mean' or 'last' chance.
+    # Weights files of the models that score parts of the reward: 'helpful' and
+    # 'safe' from the stage reward_model, 'prm' from the stage prm.
     reward_models=dict(helpful='', safe='', prm=''),
+    # How the scores of a thought's steps become one: 'min', 'product', 'mean' or
+    # 'last'.
     prm_aggregation='min',
-    overlong_buffer_tokens=4096,  # Where a long answer begins to cost.
-    repetition_n=4,  # Words.
+    overlong_buffer_tokens=4096,  # Length of DAPO's soft overlong buffer.
+    repetition_n=4,  # n of the n-grams of words.
     # Score a program that fails some of its tests by the share of them that it
     # passes; otherwise it scores 0.
     code_partial_credit=False,
-    max_unscorable_share=0.2,  # A larger share without a score stops the run.
+    # The run stops if a larger share of a step's samples has no score.
+    max_unscorable_share=0.2,
     optimizer=optimizer(3e-6),
     eval_steps=100,  # Steps; also before the first and after the last.
     save_steps=100,

@@ -92,7 +92,7 @@ class BestOf:
     chances = None
     if self._model:
       ids = asked.ids()
-      chances = self._model.of_steps(
+      chances = self._model.step_scores(
         [ids[b // k] for b in range(len(made))], [c.tokens for c in made]
       )
       for row, chance in zip(rows, chances):
@@ -227,7 +227,7 @@ class TreeSearch:
   def _judged(self, ids: Sequence[Sequence[int]], asked) -> list[float]:
     """The chance after the last token of each."""
     rows = [[*ids[p], *self._splitter.said(tokens)] for p, tokens in asked]
-    found = self._model.after(rows, [[len(row) - 1] for row in rows])
+    found = self._model.scores_at(rows, [[len(row) - 1] for row in rows])
     return [float(chance[0]) for chance in found]
 
   def _ruled(self, asked) -> list[float]:

@@ -1,8 +1,8 @@
-"""Is what came back what had to come back? Decided outside the sandbox.
+"""Compares the values and outputs of programs, outside the sandbox.
 
-Values are compared by Python's == on built-in values, as the benchmarks' own
-asserts do: 1 == 1.0 == True, [1] != (1,), and no type of a program's own ever
-gets here. Where a test says `is`, the type counts too.
+Values are compared by Python's == on built-in values, as in the asserts of the
+benchmarks: 1 == 1.0 == True, [1] != (1,). No type that a program defines ever
+arrives here. Where a test says `is`, the types must be equal too.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from r1jax.data.code.asserts import THROUGH
 from r1jax.data.code.cases import CallCase
 
 _MAX_NUMBER_CHARS = 100  # A longer token is compared as text only.
-# What comparing a value of a wrong kind, size or depth may raise.
-_UNLIKE = (
+# Errors when a value of a wrong type, size or depth is compared.
+_MISMATCH_ERRORS = (
   ArithmeticError,
   AttributeError,
   LookupError,
@@ -25,17 +25,17 @@ _UNLIKE = (
 )
 
 
-def holds(case: CallCase, wire) -> bool:
-  """Whether a call's encoded value is what the case wants; never raises."""
+def case_passes(case: CallCase, encoded) -> bool:
+  """Whether the encoded value of a call satisfies the case; never raises."""
   try:
-    value = code_values.decode(wire)
+    value = code_values.decode(encoded)
     for name, *args in case.through:
       if name in ('set', 'dict') and len(value) > code_values.MAX_HASHED:
         return False
       value = THROUGH[name](value, *map(code_values.decode, args))
     expected = code_values.decode(case.expected)
     return bool(_related(case.relation, value, expected, case.tolerance))
-  except _UNLIKE:
+  except _MISMATCH_ERRORS:
     return False
 
 
@@ -63,35 +63,40 @@ def _related(relation: str, value, expected, tolerance: Sequence[float]):
   raise KeyError(relation)
 
 
-def judged(case: CallCase, wire) -> str | None:
-  """The judge's expression about a value, or None if it is no value."""
+def checker_expression(case: CallCase, encoded) -> str | None:
+  """Returns the expression that applies the case's checker to a value.
+
+  Returns:
+    Python source that evaluates to a bool; None if `encoded` is malformed.
+  """
   try:
-    value = code_values.source(code_values.decode(wire))
-  except _UNLIKE:
+    value = code_values.source(code_values.decode(encoded))
+  except _MISMATCH_ERRORS:
     return None
   return f'bool((lambda result: {case.judge})({value}))'
 
 
-def same_output(found: str, expected: str) -> bool:
-  """Line by line, but for white space at their ends and empty last lines.
+def outputs_match(output: str, expected: str) -> bool:
+  """Compares two outputs line by line and token by token.
 
-  Tokens that are numbers count as numbers: '1.50' is '1.5', as in
+  White space between tokens and empty lines at the start and end do not matter.
+  Tokens that are numbers are compared as numbers: '1.50' equals '1.5', as in
   LiveCodeBench.
   """
-  found_lines = [line.split() for line in found.strip().splitlines()]
+  output_lines = [line.split() for line in output.strip().splitlines()]
   lines = [line.split() for line in expected.strip().splitlines()]
-  return len(found_lines) == len(lines) and all(
-    len(one) == len(other) and all(map(_same_token, one, other))
-    for one, other in zip(found_lines, lines)
+  return len(output_lines) == len(lines) and all(
+    len(one) == len(other) and all(map(_tokens_match, one, other))
+    for one, other in zip(output_lines, lines)
   )
 
 
-def _same_token(found: str, expected: str) -> bool:
-  if found == expected:
+def _tokens_match(token: str, expected: str) -> bool:
+  if token == expected:
     return True
-  if max(len(found), len(expected)) > _MAX_NUMBER_CHARS:
+  if max(len(token), len(expected)) > _MAX_NUMBER_CHARS:
     return False
   try:
-    return decimal.Decimal(found) == decimal.Decimal(expected)
+    return decimal.Decimal(token) == decimal.Decimal(expected)
   except decimal.InvalidOperation:
     return False

@@ -1,7 +1,7 @@
-"""Grading programs by their tests: find the program, run it in the sandbox.
+"""Grades programs by their tests: extracts the program and runs it sandboxed.
 
-One sandbox serves a process. A run that needs it opens it before its first
-step, so that a machine without one is told then.
+One sandbox serves the whole process. A run that needs it opens it before its
+first step, so that a machine without one fails early.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ _VERDICT = {
   CodeVerdict.NO_PROGRAM: Verdict.UNPARSABLE,
   CodeVerdict.FORBIDDEN: Verdict.REFUSED,
   CodeVerdict.UNGRADED: Verdict.CRASH,
-}  # Any other is a wrong program.
-# A batch ends: what is not graded by then has no score.
+}  # Any other verdict means that the program is wrong.
+# Time limit of a batch, fixed and per program. Whatever is not graded by then
+# has no score.
 _BATCH_SECS, _PROGRAM_SECS = 60.0, 1.0
 
 _lock = threading.Lock()
@@ -32,19 +33,19 @@ _sandbox: Sandbox | None = None
 def grade(
   pairs: Sequence[tuple[str | None, str]], partial: bool = False
 ) -> list[Grade]:
-  """A verdict for each answer and its tests (CodeTests, in JSON).
+  """Grades each answer by its own tests.
 
   Args:
-    pairs: Answers and their tests.
-    partial: A program that fails scores the share of its tests that it passes;
-      all of them run.
+    pairs: Answers and their tests (CodeTests as JSON).
+    partial: Whether a program that fails scores the share of its tests that it
+      passes; then all tests run.
 
   Raises:
-    SandboxUnavailable: there is none, or none any more.
+    SandboxUnavailable: There is no sandbox, or it is gone.
   """
   if not pairs:
     return []
-  found = code_runner.run_tests_batch(
+  results = code_runner.run_tests_batch(
     [code_runner.extract_program(answer) for answer, _ in pairs],
     [CodeTests.from_json(json.loads(tests)) for _, tests in pairs],
     sandbox(),
@@ -52,16 +53,16 @@ def grade(
     total_secs=_BATCH_SECS + _PROGRAM_SECS * len(pairs),
   )
   return [
-    Grade(_VERDICT.get(each.verdict, Verdict.WRONG), each.score)
-    for each in found
+    Grade(_VERDICT.get(result.verdict, Verdict.WRONG), result.score)
+    for result in results
   ]
 
 
 def sandbox() -> Sandbox:
-  """The sandbox, opened at the first question.
+  """Returns the process's sandbox, which the first call opens.
 
   Raises:
-    SandboxUnavailable: no tier holds on this machine; says why.
+    SandboxUnavailable: No tier holds on this machine; says why.
   """
   global _sandbox
   with _lock:
@@ -72,12 +73,12 @@ def sandbox() -> Sandbox:
 
 
 def tier() -> str:
-  """Of the sandbox that is open, or ''."""
+  """Returns the tier of the open sandbox, '' if none is open."""
   return _sandbox.tier if _sandbox else ''
 
 
 def shutdown():
-  """Ends the sandbox; the next question opens another."""
+  """Closes the sandbox; the next call of `grade` opens another."""
   global _sandbox
   with _lock:
     if _sandbox is not None:

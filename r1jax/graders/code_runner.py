@@ -1,8 +1,8 @@
-"""Does a program pass its tests? The program inside, the verdict outside.
+"""Runs programs on their tests in the sandbox and decides outside of it.
 
-Inputs go in one at a time and values come back; what they should have been is
-known only here (`code_compare`). So there is no verdict to forge in there: a
-program passes a case by sending the right value for it, and in no other way.
+Inputs go into the sandbox one at a time and values come back; the expected
+values are known only here (`code_compare`). So a program cannot forge a verdict:
+it passes a case by sending the right value for it, and in no other way.
 """
 
 from collections.abc import Sequence
@@ -21,31 +21,33 @@ MAX_PROGRAM_CHARS = 100_000
 
 
 class CodeVerdict(enum.StrEnum):
-  """Why a program is right, or the first reason why it is not.
+  """The result of all cases of a program, or the first reason why it fails.
 
-  All but UNGRADED speak of the program: it had its time and its memory.
+  All but UNGRADED are statements about the program: it had the time and memory
+  that it is entitled to.
   """
 
   CORRECT = 'correct'
-  WRONG = 'wrong'  # A value or an output is not what it must be.
-  ERROR = 'error'  # It raised, exited, or does not compile.
+  WRONG = 'wrong'  # A value or an output differs from the expected one.
+  ERROR = 'error'  # It raised, exited or does not compile.
   TIMEOUT = 'timeout'
   MEMORY = 'memory'
-  OUTPUT = 'output'  # Too much of it.
-  FORBIDDEN = 'forbidden'  # It wanted what the sandbox does not give.
-  NO_PROGRAM = 'no_program'  # Nothing in the answer that could be one.
-  UNGRADED = 'ungraded'  # The sandbox failed, or the batch had no time left.
+  OUTPUT = 'output'  # It wrote more than is allowed.
+  FORBIDDEN = 'forbidden'  # It used something that the sandbox forbids.
+  NO_PROGRAM = 'no_program'  # The answer holds no program.
+  UNGRADED = 'ungraded'  # The sandbox failed, or the batch ran out of time.
 
 
 @dataclasses.dataclass(frozen=True)
 class GradingOptions:
-  """How a program is graded.
+  """Limits and scoring of a program's tests.
 
   Attributes:
-    case_secs: For one call, or one run on one input; and to load.
-    program_secs: For all of a program's cases.
-    partial: The score is the share of cases passed. Otherwise a program must
-      pass all, and its first failure ends it.
+    case_secs: Wall-clock limit of one call or one run on one input, and of
+      loading the program.
+    program_secs: Wall-clock limit of all cases of a program.
+    partial: Whether the score is the share of cases passed. Otherwise a program
+      must pass all cases, and the first failure ends the run.
   """
 
   case_secs: float = 5.0
@@ -55,16 +57,16 @@ class GradingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramResult:
-  """What a program's cases came to.
+  """The outcome of a program's tests.
 
   Attributes:
-    verdict: Of the first case that failed; CORRECT if none did.
-    passed, total: Cases. Without partial credit those after the first failure
-      are not run, and count as not passed.
-    score: In 0…1, or None where nothing was found out: such a sample is
-      masked.
-    message: Of the first failure; may be the program's own words.
-    secs: That it took.
+    verdict: Verdict of the first case that failed; CORRECT if none did.
+    passed: Number of cases passed. Without partial credit, the cases after the
+      first failure are not run and count as not passed.
+    total: Number of cases.
+    score: Within [0, 1], or None if UNGRADED: such a sample is masked.
+    message: Message of the first failure; the program may have written it.
+    secs: Wall-clock time of the run.
   """
 
   verdict: CodeVerdict
@@ -76,7 +78,7 @@ class ProgramResult:
 
   @property
   def share(self) -> float:
-    """Of the cases, those passed."""
+    """The share of cases passed."""
     return self.passed / self.total
 
 
@@ -86,12 +88,12 @@ def run_tests(
   sandbox: Sandbox,
   options: GradingOptions = GradingOptions(),
 ) -> ProgramResult:
-  """Grades one program; waits for a slot.
+  """Runs one program on its tests, once a slot of the sandbox is free.
 
   Raises:
-    SandboxUnavailable: the sandbox is gone: nothing more can be scored.
+    SandboxUnavailable: The sandbox is gone, so nothing more can be scored.
   """
-  return _grade(program, tests, sandbox, options, float('inf'))
+  return _run_program(program, tests, sandbox, options, float('inf'))
 
 
 def run_tests_batch(
@@ -101,36 +103,45 @@ def run_tests_batch(
   options: GradingOptions = GradingOptions(),
   total_secs: float = 600.0,
 ) -> list[ProgramResult]:
-  """Grades programs, each by its own tests, on all slots at once.
+  """Runs programs, each on its own tests, on all slots at once.
 
-  Ends within total_secs and a moment: what is not graded by then is UNGRADED,
-  whether it waited or ran. Raises as `run_tests`.
+  Args:
+    programs: Programs; None where an answer holds none.
+    tests: The tests of each program.
+    sandbox: The sandbox that runs them.
+    options: Limits and scoring.
+    total_secs: Wall-clock limit of the call. A program that waits or runs when
+      it is over is UNGRADED.
+
+  Raises:
+    SandboxUnavailable: See `run_tests`.
   """
   deadline = time.monotonic() + total_secs
   with futures.ThreadPoolExecutor(len(sandbox)) as pool:
-    running = [
-      pool.submit(_grade, *pair, sandbox, options, deadline)
+    pending = [
+      pool.submit(_run_program, *pair, sandbox, options, deadline)
       for pair in zip(programs, tests, strict=True)
     ]
     try:
-      return [one.result() for one in running]
+      return [future.result() for future in pending]
     finally:
-      for one in running:
-        one.cancel()
+      for future in pending:
+        future.cancel()
 
 
 def extract_program(answer: str | None) -> str | None:
-  """The program in an answer: its last ```python block, or all of it.
+  """Returns the program in an answer: its last ```python block, or all of it.
 
-  'so: ```python\\nx = 1\\n``` done' → 'x = 1\\n'; a block that never closes
-  goes to the end. A block without a language counts if none says Python.
+  'so: ```python\\nx = 1\\n``` done' → 'x = 1\\n'. A block that never closes
+  extends to the end of the answer. A block without a language is used if no block
+  is marked as Python.
   """
   blocks: dict[str, str] = {}
   language, lines = None, []
   for line in (answer or '').splitlines(keepends=True):
     fence = line.strip()
     if language is None and '```' in line:
-      # The fence may stand in a line of prose, but nothing follows it.
+      # Prose may precede the fence on its line, but nothing follows it.
       language, lines = fence.rpartition('```')[2].strip().lower(), []
     elif language is not None and fence.startswith('```'):
       blocks[language] = ''.join(lines)
@@ -149,7 +160,7 @@ def extract_program(answer: str | None) -> str | None:
 
 
 class _Tally:
-  """Counts cases, and remembers the first failure."""
+  """Counts the passed cases and keeps the first failure."""
 
   def __init__(self, total: int):
     self.total, self.passed = total, 0
@@ -181,23 +192,23 @@ class _Tally:
 
 
 class _Clock:
-  """What time a program has left, and whose end comes first."""
+  """The time limits of one program and of its batch."""
 
   def __init__(self, options: GradingOptions, batch_end: float):
     self._case_secs, self._batch_end = options.case_secs, batch_end
     self._end = min(time.monotonic() + options.program_secs, batch_end)
 
   def secs(self) -> float:
-    """For the next step; 0 if there is none."""
+    """Returns the limit of the next call or run; 0 if no time is left."""
     return max(0.0, min(self._case_secs, self._end - time.monotonic()))
 
   def verdict(self) -> CodeVerdict:
-    """What it means that a step did not end."""
-    late = time.monotonic() >= self._batch_end
-    return CodeVerdict.UNGRADED if late else CodeVerdict.TIMEOUT
+    """Returns the verdict of a timeout: UNGRADED if the batch is over."""
+    batch_over = time.monotonic() >= self._batch_end
+    return CodeVerdict.UNGRADED if batch_over else CodeVerdict.TIMEOUT
 
 
-def _grade(
+def _run_program(
   program: str | None,
   tests: CodeTests,
   sandbox: Sandbox,
@@ -213,13 +224,13 @@ def _grade(
     tally.fail(CodeVerdict.ERROR, 'the program is too long')
   else:
     try:
-      _run(program, tests, sandbox, options, batch_end, tally)
-    except TimeoutError as error:  # Others had the slots all the time.
+      _run_cases(program, tests, sandbox, options, batch_end, tally)
+    except TimeoutError as error:  # No slot became free in time.
       tally.fail(CodeVerdict.UNGRADED, str(error))
   return tally.result(options, start)
 
 
-def _run(
+def _run_cases(
   program: str,
   tests: CodeTests,
   sandbox: Sandbox,
@@ -227,16 +238,17 @@ def _run(
   batch_end: float,
   tally: _Tally,
 ):
+  """Waits for a slot and runs the cases of a program in it."""
   wait = batch_end - time.monotonic()
   with sandbox.slot(None if wait == float('inf') else max(wait, 0)) as slot:
     clock = _Clock(options, batch_end)
     if isinstance(tests.cases[0], StdioCase):
-      _runs(program, tests.cases, slot, options, clock, tally)
+      _run_stdio_cases(program, tests.cases, slot, options, clock, tally)
     else:
-      _calls(program, tests, slot, options, clock, tally)
+      _run_call_cases(program, tests, slot, options, clock, tally)
 
 
-def _runs(
+def _run_stdio_cases(
   program: str,
   cases: Sequence[StdioCase],
   slot: Slot,
@@ -244,9 +256,9 @@ def _runs(
   clock: _Clock,
   tally: _Tally,
 ):
-  """A process for each case."""
+  """Runs the program as a script once per case, each in a new process."""
   for case in cases:
-    if not _goes_on(tally, options) or _over(clock, tally):
+    if not _should_continue(tally, options) or _out_of_time(clock, tally):
       return
     reply = slot.run_script(
       program,
@@ -255,12 +267,12 @@ def _runs(
       reply_bytes=(64 << 10) + 2 * len(case.stdout),
     )
     if reply.status == 'ok':
-      tally.add(code_compare.same_output(reply.value, case.stdout))
+      tally.add(code_compare.outputs_match(reply.value, case.stdout))
     else:
       tally.fail(_verdict(reply, clock), reply.message)
 
 
-def _calls(
+def _run_call_cases(
   program: str,
   tests: CodeTests,
   slot: Slot,
@@ -268,9 +280,10 @@ def _calls(
   clock: _Clock,
   tally: _Tally,
 ):
-  """One process for all cases, and another after one that it did not survive.
+  """Calls the program in one process, replaced after a case that kills it.
 
-  What only a judge can decide waits until the program's process is gone.
+  Cases that only a checker program (CodeTests.judge) can decide are checked
+  after the program's process has ended.
   """
   sources = [
     (name, text)
@@ -281,14 +294,16 @@ def _calls(
     )
     if text
   ]
-  left, judged = list(tests.cases), []
-  while left and _goes_on(tally, options) and not _over(clock, tally):
+  left, expressions = list(tests.cases), []
+  while (
+    left and _should_continue(tally, options) and not _out_of_time(clock, tally)
+  ):
     before = len(left)
     with slot.call_session(sources, clock.secs()) as process:
       if process.loaded.status != 'ok':
         tally.fail(_verdict(process.loaded, clock), process.loaded.message)
         return
-      while left and _goes_on(tally, options):
+      while left and _should_continue(tally, options):
         case = left.pop(0)
         reply = process.call(case.call, clock.secs())
         if reply.status != 'ok':
@@ -296,15 +311,15 @@ def _calls(
           if not reply.alive:
             break
         elif case.relation == 'judge':
-          judged.append(code_compare.judged(case, reply.value))
+          expressions.append(code_compare.checker_expression(case, reply.value))
         else:
-          tally.add(code_compare.holds(case, reply.value))
+          tally.add(code_compare.case_passes(case, reply.value))
     assert len(left) < before
-  if judged and _goes_on(tally, options):
-    _judge(judged, tests, slot, options, clock, tally)
+  if expressions and _should_continue(tally, options):
+    _run_checker(expressions, tests, slot, options, clock, tally)
 
 
-def _judge(
+def _run_checker(
   expressions: Sequence[str | None],
   tests: CodeTests,
   slot: Slot,
@@ -312,10 +327,12 @@ def _judge(
   clock: _Clock,
   tally: _Tally,
 ):
+  """Evaluates checker expressions where the program never ran; see
+  code_compare.checker_expression."""
   with contextlib.ExitStack() as stack:
     process = None
     for expression in expressions:
-      if not _goes_on(tally, options):
+      if not _should_continue(tally, options):
         return
       if expression is None:
         tally.add(False)
@@ -335,14 +352,14 @@ def _judge(
         return
 
 
-def _goes_on(tally: _Tally, options: GradingOptions) -> bool:
+def _should_continue(tally: _Tally, options: GradingOptions) -> bool:
   return tally.verdict is CodeVerdict.CORRECT or (
     options.partial and tally.verdict is not CodeVerdict.UNGRADED
   )
 
 
-def _over(clock: _Clock, tally: _Tally) -> bool:
-  """No time is left, which fails the cases that are."""
+def _out_of_time(clock: _Clock, tally: _Tally) -> bool:
+  """Whether no time is left; if so, the remaining cases fail."""
   if clock.secs() <= 0:
     tally.fail(clock.verdict(), 'no time was left for all of its cases')
     return True
@@ -350,7 +367,7 @@ def _over(clock: _Clock, tally: _Tally) -> bool:
 
 
 def _verdict(reply: Reply, clock: _Clock) -> CodeVerdict:
-  """Of a reply that is not 'ok'."""
+  """Returns the verdict of a reply whose status is not 'ok'."""
   if reply.status == 'timeout':
     return clock.verdict()
   if reply.status == 'lost':

@@ -1,7 +1,8 @@
-"""What graders say of answers: one grader a source, one verdict an answer.
+"""Dispatches answers to the grader of their source.
 
-Exact graders run here; mathematics goes to worker processes and programs to a
-sandbox, all of a batch's at once. A missing or empty answer is unparsable before any grader sees it.
+Exact graders run in this process. Mathematics goes to worker processes and
+programs go to a sandbox, all answers of a batch at once. A missing or empty
+answer is unparsable before any grader sees it.
 """
 
 import ast
@@ -19,45 +20,53 @@ Item = tuple[str | None, str, str]  # Answer, gold answer, source.
 
 
 def verdicts(items: Sequence[Item]) -> list[Verdict]:
-  """Their verdicts, in order, from any thread."""
-  return [found.verdict for found in grade(items)]
+  """Grades answers and returns their verdicts in order; see `grade`."""
+  return [graded.verdict for graded in grade(items)]
 
 
 def grade(items: Sequence[Item], partial: bool = False) -> list[Grade]:
-  """With what they are worth; `partial` as in code_grader.grade."""
-  found: list[Grade | None] = [None] * len(items)
-  batched = {
-    'math': lambda pairs: map(_whole, math_grader.grade(pairs)),
+  """Grades answers and returns their grades in order; callable from any thread.
+
+  Args:
+    items: Answers, each with its gold answer and its source, one of GRADERS.
+    partial: Whether a program that fails some tests scores the share that it
+      passes; see code_grader.grade.
+  """
+  grades: list[Grade | None] = [None] * len(items)
+  batch_graders = {
+    'math': lambda pairs: map(_full_grade, math_grader.grade(pairs)),
     'code': lambda pairs: code_grader.grade(pairs, partial),
   }
-  for name, grader in batched.items():
-    asked = [i for i, item in enumerate(items) if item[2] == name]
-    for i, each in zip(asked, grader([items[i][:2] for i in asked])):
-      found[i] = each
-  return [each or _whole(_exactly(*item)) for each, item in zip(found, items)]
+  for source, grader in batch_graders.items():
+    indices = [i for i, item in enumerate(items) if item[2] == source]
+    for i, graded in zip(indices, grader([items[i][:2] for i in indices])):
+      grades[i] = graded
+  return [
+    graded or _full_grade(_grade_exactly(*item))
+    for graded, item in zip(grades, items)
+  ]
 
 
-def _whole(verdict: Verdict) -> Grade:
+def _full_grade(verdict: Verdict) -> Grade:
   return Grade(verdict, verdict.score)
 
 
 def shutdown():
-  """Stops the worker processes and the sandbox; the next call of `grade` starts
-  them again."""
+  """Stops the worker processes and the sandbox; `grade` starts them again."""
   math_grader.shutdown()
   code_grader.shutdown()
 
 
 @contextlib.contextmanager
 def shutdown_on_exit() -> Iterator[None]:
-  """Calls `shutdown` when the block ends, however it ends."""
+  """Calls `shutdown` when the `with` block ends, also after an error."""
   try:
     yield
   finally:
     shutdown()
 
 
-def _exactly(answer: str | None, gold: str, source: str) -> Verdict:
+def _grade_exactly(answer: str | None, gold: str, source: str) -> Verdict:
   answer = (answer or '').strip()
   if not answer:
     return Verdict.UNPARSABLE
@@ -67,7 +76,7 @@ def _exactly(answer: str | None, gold: str, source: str) -> Verdict:
 
 
 def integer(answer: str, gold: str) -> Verdict:
-  """Exact, and nothing but the integer: '07', '+7' and '7.0' are wrong."""
+  """Compares integers as text: with gold '7', '07', '+7' and '7.0' are wrong."""
   return Verdict.CORRECT if answer == gold else Verdict.WRONG
 
 
@@ -81,34 +90,37 @@ _OPERATORS = {
 
 
 def countdown(answer: str, gold: str) -> Verdict:
-  """An expression over + - * / that uses each number once, evaluated exactly.
+  """Grades an expression over + - * / that must use each number exactly once.
 
-  `gold` is JSON: {"numbers": [44, 19, 35], "target": 98}.
+  Args:
+    answer: The expression, which is evaluated in exact fractions.
+    gold: The numbers and their target as JSON:
+      {"numbers": [44, 19, 35], "target": 98}.
   """
-  wanted = json.loads(gold)
+  problem = json.loads(gold)
   if not _LITERAL.fullmatch(answer):
     return Verdict.UNPARSABLE
   try:
-    used: list[int] = []
-    value = _evaluate(ast.parse(answer, mode='eval').body, used)
+    numbers: list[int] = []
+    value = _evaluate(ast.parse(answer, mode='eval').body, numbers)
   except ZeroDivisionError:
     return Verdict.WRONG
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return Verdict.UNPARSABLE
-  right = (
-    sorted(used) == sorted(wanted['numbers']) and value == wanted['target']
+  correct = (
+    sorted(numbers) == sorted(problem['numbers']) and value == problem['target']
   )
-  return Verdict.CORRECT if right else Verdict.WRONG
+  return Verdict.CORRECT if correct else Verdict.WRONG
 
 
-def _evaluate(node: ast.expr, used: list[int]) -> Fraction:
-  """Exact value of a tree of the four operations; notes its integers."""
+def _evaluate(node: ast.expr, numbers: list[int]) -> Fraction:
+  """Evaluates a syntax tree exactly and appends its integers to `numbers`."""
   if isinstance(node, ast.Constant) and type(node.value) is int:
-    used.append(node.value)
+    numbers.append(node.value)
     return Fraction(node.value)
   if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
     return _OPERATORS[type(node.op)](
-      _evaluate(node.left, used), _evaluate(node.right, used)
+      _evaluate(node.left, numbers), _evaluate(node.right, numbers)
     )
   raise ValueError('not one of the four operations')
 
@@ -117,4 +129,4 @@ _EXACT: dict[str, Callable[[str, str], Verdict]] = {
   'arithmetic': integer,
   'countdown': countdown,
 }
-GRADERS = ('math', 'code', *_EXACT)  # What Prompt.source may be.
+GRADERS = ('math', 'code', *_EXACT)  # The possible values of Prompt.source.

@@ -1,15 +1,15 @@
-r"""How large could an answer become? Bounds, before anyone computes it.
+r"""Bounds on the size of a mathematical answer, before it is evaluated.
 
-A symbolic engine evaluates 9^{9^9} while it reads it, in products of integers
-that fill the memory, and multiplies (a+b+c)^{99} out while it compares it. So a
-text is bounded first. With n < 10 ^ digits(n),
+A symbolic engine evaluates 9^{9^9} while it parses it, in products of integers
+that fill the memory, and expands (a+b+c)^{99} while it compares it. So the size
+of a text is bounded first. With n < 10 ^ digits(n),
 
   digits(a · b), digits(a + b)  ≤ digits(a) + digits(b)
   digits(a ^ b)                 ≤ digits(a) · b
   digits(n!)                    ≤ digits(n) · n
 
-and for a text that stands for a fraction of two sums, of p and of q terms when
-they are multiplied out,
+and for a text that stands for a fraction of two sums, of p and q terms when
+expanded,
 
   a + b         p_a · q_b + p_b · q_a    over  q_a · q_b
   a · b         p_a · p_b                over  q_a · q_b
@@ -17,9 +17,9 @@ they are multiplied out,
   a ^ b         C(p_a + b − 1, b)        over  C(q_a + b − 1, b)
   \sin a        4 max(p_a, q_a)
 
-the last because identities of such functions are tried, one inside another. A
-letter or a command counts as one digit. The notation is LaTeX or plain, and
-where the two differ the larger reading counts.
+the last because the engine tries identities of such functions, one inside
+another. A letter or a command counts as one digit. The notation is LaTeX or
+plain text; where the two readings differ, the larger one counts.
 """
 
 import math
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 _TOKEN = re.compile(
   r'(?P<power>\^|\*\*)|(?P<number>[\d,.]*\d)|(?P<command>\\[a-zA-Z]+)'
-  r'|\\.'  # An escaped sign means nothing here: \! is a space.
+  r'|\\.'  # Escaped signs are ignored: \! is a space.
   r'|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<letter>[^\W\d_])|(?P<sign>\S)'
 )
 _FUNCTION = re.compile(
@@ -39,56 +39,59 @@ _PLUS = '+-−±'
 
 
 class Size(NamedTuple):
-  """Bounds of a text or of a part of it.
+  """Upper bounds for an expression or a part of it.
 
   Attributes:
-    digits: No number that it stands for has more of them.
-    value: Nor is larger.
-    terms: Of the sum that it is, or is the numerator of, multiplied out.
-    below: Of its denominator.
+    digits: Digits of any number that it stands for.
+    value: The largest number that it stands for.
+    terms: Terms of its numerator when expanded.
+    denominator_terms: Terms of its denominator when expanded.
   """
 
   digits: float
   value: float
   terms: float = 1.0
-  below: float = 1.0
+  denominator_terms: float = 1.0
 
 
-_NOTHING = Size(0, 0)
+_EMPTY = Size(0, 0)
 
 
 def bound(text: str) -> Size:
-  """Of '2^{10}' 10 digits, of '20!' 40, of '9^9^9' 10⁹; of '(a+b)^2' 3 terms,
-  of '(a+b)(c+1)-3' 5."""
+  """Bounds the size of an expression.
+
+  '2^{10}' → 10 digits, '20!' → 40, '9^9^9' → 10⁹; '(a+b)^2' → 3 terms,
+  '(a+b)(c+1)-3' → 5.
+  """
   tokens = [
     (match.lastgroup, match.group())
     for match in _TOKEN.finditer(text)
     if match.lastgroup
   ][::-1]
-  found = _sum(tokens)
-  while tokens:  # Only after a bracket that closes what nothing opened.
-    found = _plus(found, _sum(tokens))
-  if found.below > 1:  # A quotient of sums has as many as its degree.
-    found = found._replace(terms=max(found.terms, found.digits))
-  return found
+  size = _sum(tokens)
+  while tokens:  # An unmatched closing bracket ended the sum.
+    size = _plus(size, _sum(tokens))
+  if size.denominator_terms > 1:  # A quotient of sums has up to its degree.
+    size = size._replace(terms=max(size.terms, size.digits))
+  return size
 
 
 def _sum(tokens: list) -> Size:
-  """Takes tokens up to the bracket that closes."""
-  total = product = last = None  # Terms, factors of the latest, the last one.
-  divided = False  # By the last one.
+  """Parses a sum: pops tokens up to the closing bracket."""
+  total = product = last = None  # The sum, its last product, its last factor.
+  divided = False  # Whether the last factor is a divisor.
   while tokens:
     kind, text = tokens[-1]
     if kind == 'power':
       tokens.pop()
-      # After a sign, as in |x|^2, all of it.
-      last = _power(last or _joined(total, product), _exponent(tokens))
+      # After a sign, as in |x|^2, the power applies to all before it.
+      last = _power(last or _add_product(total, product), _exponent(tokens))
     elif text == '!':
       tokens.pop()
-      last = _factorial(last or _NOTHING)
+      last = _factorial(last or _EMPTY)
     elif text == '_':
       tokens.pop()
-      last = _times(last or _NOTHING, _factor(tokens))
+      last = _times(last or _EMPTY, _factor(tokens))
     elif kind == 'close':
       tokens.pop()
       break
@@ -106,38 +109,40 @@ def _sum(tokens: list) -> Size:
         last = _factor(tokens)
   if last:
     product = _times(product, _inverse(last) if divided else last)
-  return _joined(total, product)
+  return _add_product(total, product)
 
 
-def _joined(total: Size | None, product: Size | None) -> Size:
-  return _plus(total, product) if product else total or _NOTHING
+def _add_product(total: Size | None, product: Size | None) -> Size:
+  return _plus(total, product) if product else total or _EMPTY
 
 
 def _factor(tokens: list) -> Size:
-  """Takes a number, a letter, a bracket, or a command with its brackets."""
+  """Parses a factor: pops a number, letter, bracket or command with brackets."""
   if not tokens or tokens[-1][0] not in ('number', 'letter', 'open', 'command'):
-    return _NOTHING
+    return _EMPTY
   kind, text = tokens.pop()
   if kind == 'open':
     return _sum(tokens)
   if kind == 'number':
     whole, dot, _ = text.replace(',', '').partition('.')
     return Size(len(text), float(whole[:300] or 0) + bool(dot))
-  made, parts = _sized(1), []
+  size, parts = _sized(1), []
   while kind == 'command' and tokens and tokens[-1][0] == 'open':
     parts.append(_factor(tokens))
   for i, part in enumerate(parts):
-    below = i and _FRACTION.match(text)
-    made = _times(made, _inverse(part) if below else part)
-  if made.terms > 1 and text == '\\sqrt':  # It is searched for factors.
-    made = made._replace(terms=max(made.terms, made.digits))
+    in_denominator = i and _FRACTION.match(text)
+    size = _times(size, _inverse(part) if in_denominator else part)
+  if size.terms > 1 and text == '\\sqrt':  # The engine searches it for factors.
+    size = size._replace(terms=max(size.terms, size.digits))
   if _FUNCTION.match(text):
-    made = made._replace(terms=4 * max(made.terms, made.below), below=1.0)
-  return made
+    size = size._replace(
+      terms=4 * max(size.terms, size.denominator_terms), denominator_terms=1.0
+    )
+  return size
 
 
 def _exponent(tokens: list) -> float:
-  """Takes an exponent, and its own if it has one; its largest value."""
+  """Parses an exponent with its own exponents; returns its largest value."""
   while tokens and tokens[-1][1] in '+-':
     tokens.pop()
   exponent = _factor(tokens)
@@ -152,7 +157,11 @@ def _exponent(tokens: list) -> float:
 
 def _times(a: Size | None, b: Size) -> Size:
   return (
-    _sized(a.digits + b.digits, a.terms * b.terms, a.below * b.below)
+    _sized(
+      a.digits + b.digits,
+      a.terms * b.terms,
+      a.denominator_terms * b.denominator_terms,
+    )
     if a
     else b
   )
@@ -162,8 +171,8 @@ def _plus(a: Size | None, b: Size) -> Size:
   return (
     _sized(
       a.digits + b.digits,
-      a.terms * b.below + b.terms * a.below,
-      a.below * b.below,
+      a.terms * b.denominator_terms + b.terms * a.denominator_terms,
+      a.denominator_terms * b.denominator_terms,
     )
     if a
     else b
@@ -171,7 +180,7 @@ def _plus(a: Size | None, b: Size) -> Size:
 
 
 def _inverse(a: Size) -> Size:
-  return a._replace(terms=a.below, below=a.terms)
+  return a._replace(terms=a.denominator_terms, denominator_terms=a.terms)
 
 
 def _power(base: Size, exponent: float) -> Size:
@@ -185,21 +194,28 @@ def _power(base: Size, exponent: float) -> Size:
       - math.lgamma(exponent + 1)
       - math.lgamma(terms)
     )
-    # Of huge exponents nothing is left of the difference but this.
+    # For huge exponents the difference above rounds to 0.
     return max(math.exp(min(log, _LARGEST)), exponent + 1)
 
-  return _sized(base.digits * exponent, count(base.terms), count(base.below))
+  return _sized(
+    base.digits * exponent, count(base.terms), count(base.denominator_terms)
+  )
 
 
-_LARGEST = 300.0  # So that a product of two has a value, too.
+_LARGEST = 300.0  # The product of two such numbers still fits a float.
 
 
 def _factorial(n: Size) -> Size:
   return _sized(n.digits * max(n.value, 1))
 
 
-def _sized(digits: float, terms: float = 1.0, below: float = 1.0) -> Size:
+def _sized(
+  digits: float, terms: float = 1.0, denominator_terms: float = 1.0
+) -> Size:
   limit = math.exp(_LARGEST)
   return Size(
-    digits, 10.0 ** min(digits, 300), min(terms, limit), min(below, limit)
+    digits,
+    10.0 ** min(digits, 300),
+    min(terms, limit),
+    min(denominator_terms, limit),
   )

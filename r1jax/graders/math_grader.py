@@ -1,9 +1,11 @@
-"""Grading mathematics: find the answer, refuse bombs, ask worker processes.
+"""Grades mathematics: extracts the answer, guards, asks worker processes.
 
-  text → extract → is_too_expensive → math_worker, in a process that may be killed
+  text → extract_answer → is_too_expensive → math_worker, in a process that may be killed
 
-math-verify stops itself by signals, which exist in the main thread alone, and
-some inputs keep it busy for ever: 9^9^9, 10000000!, ten thousand parentheses.
+math-verify limits its own time by signals, which work in the main thread alone,
+and some inputs ("bombs") keep it busy for ever: 9^9^9, 10000000!, ten thousand
+parentheses. So a guard refuses what looks too expensive, and what passes is
+graded in worker processes with limits.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,17 +18,17 @@ from r1jax.records import Prompt
 from r1jax.workers import job_queue
 from r1jax.workers import pool as workers
 
-MAX_CHARS = 300  # Longer than this is no answer; gold ones have up to 159.
-MAX_DEPTH = 12  # Gold answers: 3.
-# Products of such numbers take a fraction of a millisecond; those of the MATH
-# data are shorter, the longest gold of which is 1/2004!, of 5,736 digits.
+MAX_CHARS = 300  # A longer text is refused; gold answers have up to 159.
+MAX_DEPTH = 12  # Nested brackets; gold answers have up to 3.
+# Products of such numbers take a fraction of a millisecond. The longest number
+# in the gold answers of MATH is 2004!, of 5,736 digits.
 MAX_DIGITS = 10_000
-MAX_TERMS = 100  # Gold answers: 64.
-# Of the gold answers of MATH and GSM8K, on a busy core, the slowest takes 0.11
-# CPU-seconds, and one in 200 of those that differ more than 0.05. A first try
-# has 0.045 and an eighth of the account's 0.3; the deadline is 0.3, and all
-# grow with what answers take. A deadline of seconds would let few bombs fill
-# the time of all others.
+MAX_TERMS = 100  # Terms when expanded; gold answers have up to 64.
+# On a busy core, the slowest gold answer of MATH and GSM8K takes 0.11
+# CPU-seconds, and one in 200 of the distinct ones takes more than 0.05. A first
+# attempt may use 0.045 plus an eighth of the budget's 0.3; the deadline is 0.3.
+# All of these grow with the measured time of answers. With a deadline of
+# seconds, a few bombs would use up the time of all other answers.
 _LIMITS = job_queue.WorkerLimits(
   first_attempt=15,
   deadline=100,
@@ -34,28 +36,30 @@ _LIMITS = job_queue.WorkerLimits(
   budget_refill=0.2,
   typical_job_secs=0.003,
 )
-# A batch ends: what is not graded by then has no score.
+# Time limit of a batch, fixed and per answer. Whatever is not graded by then has
+# no score.
 _BATCH_SECS, _ANSWER_SECS = 60.0, 0.25
 
 
 def extract_answer(text: str, last_number: bool = False) -> str:
-  """The answer in an answer's text: its last complete \\boxed{}, else all.
+  """Returns the content of the last complete \\boxed{}, or else the whole text.
 
-  Linear in len(text), however boxes are nested or left open.
+  The time is linear in len(text), however boxes are nested or left open.
 
   Args:
-    text: Of a completion, or from between its answer tags.
-    last_number: Without a box, take the last number that there is.
+    text: A completion, or what stands between its answer tags.
+    last_number: Whether to return the last number of a text without a box.
   """
-  opened: list[int] = []  # Where each open brace's content starts; < 0 if
-  start = end = -1  # it is no box's.
+  # Start of the content of each open brace; −1 if the brace is not a box's.
+  opened: list[int] = []
+  start = end = -1
   for mark in _BRACE.finditer(text):
     if mark['open']:
       opened.append(mark.end() if mark['box'] else -1)
     elif mark['close'] and opened:
-      inside = opened.pop()
-      if inside > start:
-        start, end = inside, mark.start()
+      content = opened.pop()
+      if content > start:
+        start, end = content, mark.start()
   if start >= 0:
     return text[start:end].strip()
   if last_number and (numbers := _NUMBER.findall(text)):
@@ -67,8 +71,8 @@ _BRACE = re.compile(
   r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL
 )
 _NUMBER = re.compile(r'-?\d[\d,]*(?:\.\d+)?')
-# What would keep a symbolic engine busy in other ways: numbers and operators
-# that are left to be worked out, and long chains of sets.
+# Expressions that are expensive for other reasons than their size: numbers and
+# operators that the engine evaluates, and long chains of sets.
 _BOMB = re.compile(
   r'binom|choose|\d{40,}|-{4}|\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])'
   r'|matrix\}\s*(?:\^|\*\*)'
@@ -78,7 +82,7 @@ _BOMB = re.compile(
 
 
 def is_too_expensive(answer: str) -> bool:
-  """Whether a symbolic engine might choke on it: better never asked."""
+  """Whether a symbolic engine might take too long or too much memory for it."""
   if (
     len(answer) > MAX_CHARS
     or _BOMB.search(answer)
@@ -98,12 +102,12 @@ def _depth(text: str) -> int:
 
 
 def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
-  """A verdict for each answer and its gold answer, from any thread.
+  """Grades each answer against its gold answer; callable from any thread.
 
-  Equal texts are correct without a question; equal pairs are asked once.
+  Equal texts are correct without parsing; equal pairs are graded once.
   """
   verdicts: dict[tuple, Verdict] = {}
-  asked: dict[tuple[str, str], list] = {}
+  pairs_to_verify: dict[tuple[str, str], list] = {}
   for pair in pairs:
     answer, gold = extract_answer(pair[0] or ''), pair[1].strip()
     if not answer:
@@ -113,18 +117,18 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
     elif is_too_expensive(answer):
       verdicts[pair] = Verdict.REFUSED
     else:
-      asked.setdefault((answer, gold), []).append(pair)
-  for found, same in zip(verify(asked), asked.values()):
-    verdicts |= dict.fromkeys(same, found)
+      pairs_to_verify.setdefault((answer, gold), []).append(pair)
+  for verdict, same in zip(verify(pairs_to_verify), pairs_to_verify.values()):
+    verdicts |= dict.fromkeys(same, verdict)
   return [verdicts[pair] for pair in pairs]
 
 
 def unparsable_golds(prompts: Iterable[Prompt]) -> list[Prompt]:
-  """Those whose gold answer cannot be read, as it will be read when answers
-  come: nothing but the same text could ever be right.
+  """Returns the prompts whose gold answer the grader cannot parse.
 
-  Of those that differ in their digits alone one is read: that halves the time;
-  12,000 rows of MATH take some ten CPU-seconds, GSM8K none.
+  For them no answer but the same text could ever be correct. Of gold answers
+  that differ in their digits alone, one is parsed, which halves the time:
+  12,000 rows of MATH take about ten CPU-seconds, GSM8K none.
   """
   alike: dict[str, list[Prompt]] = {}
   bad: list[Prompt] = []
@@ -141,20 +145,24 @@ def unparsable_golds(prompts: Iterable[Prompt]) -> list[Prompt]:
   return bad
 
 
-_PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Of these none can fail.
+_PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Plain numbers always parse.
 _DIGIT = re.compile(r'\d')
 
 
 def verify(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
-  """What the workers say of answers and gold answers that the guard let pass;
-  without an answer, CORRECT if the gold answer can be read."""
+  """Grades pairs that passed the guard in the worker processes.
+
+  Args:
+    pairs: Answers and gold answers; with None for an answer, the verdict is
+      CORRECT if the gold answer can be parsed.
+  """
   jobs = [{'answer': answer, 'gold': gold} for answer, gold in pairs]
   if not jobs:
     return []
-  found = _worker_pool().map(jobs, _BATCH_SECS + _ANSWER_SECS * len(jobs))
+  results = _worker_pool().map(jobs, _BATCH_SECS + _ANSWER_SECS * len(jobs))
   return [
-    Verdict(each.kind if isinstance(each, workers.JobFailure) else each)
-    for each in found
+    Verdict(result.kind if isinstance(result, job_queue.JobFailure) else result)
+    for result in results
   ]
 
 
@@ -164,7 +172,7 @@ _pool: workers.WorkerPool | None = None
 
 
 def _worker_pool() -> workers.WorkerPool:
-  """One pool serves all threads; made at the first question."""
+  """Returns the worker pool of all threads, which the first call creates."""
   global _pool
   with _lock:
     if _pool is None:
@@ -173,7 +181,7 @@ def _worker_pool() -> workers.WorkerPool:
 
 
 def shutdown():
-  """Ends the worker processes; the next question starts others."""
+  """Stops the worker processes; the next call of `grade` starts others."""
   global _pool
   with _lock:
     if _pool is not None:

@@ -1,14 +1,16 @@
-"""Mathematical equivalence by math-verify, in a worker: no guard, no clock.
+"""Grades mathematical answers by math-verify, inside a worker process.
 
-What counts as equal is math-verify's judgement, but for two things that pass
-there and not here, with gold 3:
+The guard and the time limits are in math_grader.py. Answers are equal when
+math-verify finds them equal, with two exceptions, which it accepts and this
+module does not. With gold 3:
 
   [3,3]   3,3      a list or an interval is no number  (\\{3\\} is one)
   5=3     x=5=3    a false equation that ends in it
 
-And these pass on purpose: x=3 and y=3 (a name for it), 3=3 and 2+1=3 (true, and
-they end in it), 300\\% (the same number), 3 cm (a unit). 50\\% is both 0.5
-and 50, since questions ask for either; π is 3.141593, to six decimals.
+These are correct on purpose: x=3 and y=3 (a name for it), 3=3 and 2+1=3 (true
+equations that end in it), 300\\% (the same number), 3 cm (a unit). 50\\% equals
+both 0.5 and 50, since questions ask for either; π equals 3.141593, to six
+decimals.
 """
 
 from collections.abc import Callable
@@ -23,15 +25,16 @@ from r1jax.graders.verdict import Verdict
 
 
 def prepare() -> Callable[[dict], str]:
-  logging.disable(logging.WARNING)  # Time-outs are off: the parent keeps them.
-  # Fills the tables of parser and engine: every fork begins with them.
-  for text, other in zip(_KINDS, _KINDS[1:] + _KINDS[:1]):
+  """Warms up the caches of parser and engine and returns the job function."""
+  # math-verify warns that its time-outs are off; the parent limits the time.
+  logging.disable(logging.WARNING)
+  for text, other in zip(_WARM_UP, _WARM_UP[1:] + _WARM_UP[:1]):
     for answer in (text, other, f'{text} .', '\\frac{2}{3}', '7'):
       handle({'answer': answer, 'gold': text})
   return handle
 
 
-_KINDS = (
+_WARM_UP = (
   '72',
   '-3.5',
   '\\frac{1}{2}',
@@ -63,36 +66,36 @@ _KINDS = (
 
 
 def handle(job: dict) -> Verdict:
-  """Grades job['answer'] against job['gold'], both stripped.
+  """Grades job['answer'] against job['gold'], both stripped of white space.
 
-  Without an answer: CORRECT if the gold answer can be read at all.
+  If the answer is None, the verdict is CORRECT if the gold answer can be parsed.
   """
-  wanted = read(job['gold'])
+  gold = parse(job['gold'])
   if job['answer'] is None:
-    return Verdict.CORRECT if _is_read(wanted) else Verdict.UNPARSABLE
-  found = read(job['answer'])
-  if math_verify.verify(wanted, found, timeout_seconds=None):
+    return Verdict.CORRECT if _is_parsed(gold) else Verdict.UNPARSABLE
+  answer = parse(job['answer'])
+  if math_verify.verify(gold, answer, timeout_seconds=None):
     surprising = (
-      _is_read(wanted)
-      and _is_read(found)
-      and (_is_list(found[0], job['answer'], wanted[0]) or _is_false(found[0]))
+      _is_parsed(gold)
+      and _is_parsed(answer)
+      and (_is_list(answer[0], job['answer'], gold[0]) or _is_false(answer[0]))
     )
     return Verdict.WRONG if surprising else Verdict.CORRECT
-  return Verdict.WRONG if _is_read(found) else Verdict.UNPARSABLE
+  return Verdict.WRONG if _is_parsed(answer) else Verdict.UNPARSABLE
 
 
-@functools.lru_cache(1024)  # A gold answer comes with each of its samples.
-def read(text: str) -> list:
-  """Expressions and the text itself, in math-verify's form."""
-  text = normal(text)
-  found = []
+@functools.lru_cache(1024)  # Samples of a prompt share its gold answer.
+def parse(text: str) -> list:
+  """Parses an answer to math-verify's list of expressions and the text itself."""
+  text = normalize(text)
+  parsed = []
   if not _FUNCTION.search(text):
-    found = math_verify.parse(f'${text}$', parsing_timeout=None)
-  if not _is_read(found):
-    # The t of \\sin^2 t and the c of a + b + c are no unit; braces say so.
+    parsed = math_verify.parse(f'${text}$', parsing_timeout=None)
+  if not _is_parsed(parsed):
+    # The t of \\sin^2 t and the c of a + b + c are not units; braces say so.
     named = _LAST_LETTER.sub(r'{\1}', text)
-    found = math_verify.parse(f'${named}$', parsing_timeout=None) or found
-  return found
+    parsed = math_verify.parse(f'${named}$', parsing_timeout=None) or parsed
+  return parsed
 
 
 _FUNCTION = re.compile(r'\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp)')
@@ -101,34 +104,34 @@ _END = re.compile(r'(?<![\\.])[.,;]\s*$')
 _GROUP = re.compile(r'(?<=\d)(?:\{,\}|,\\!|\\!,|\\,)(?=\d{3}(?!\d))')
 
 
-def normal(text: str) -> str:
-  """Without a sentence's end and without marks between digits: 5,\\!525."""
+def normalize(text: str) -> str:
+  """Removes final punctuation and thousands separators, as in 5,\\!525."""
   return _GROUP.sub('', _END.sub('', text)).replace('\\!', '').strip()
 
 
-def _is_read(found: list) -> bool:
-  """There is more than the text itself."""
-  return any(not isinstance(part, str) for part in found)
+def _is_parsed(parsed: list) -> bool:
+  """Whether a parse has more than the text itself."""
+  return any(not isinstance(part, str) for part in parsed)
 
 
 _LIST = re.compile(r'[,;]|\\pm|\b(?:or|and)\b')
 
 
-def _is_list(found, text: str, wanted) -> bool:
-  """Written as several values, or as an interval, where one is wanted."""
-  if isinstance(wanted, sympy.Basic) and wanted.has(sympy.Set, sympy.Tuple):
+def _is_list(answer, text: str, gold) -> bool:
+  """Whether an answer is a list or an interval though the gold one is not."""
+  if isinstance(gold, sympy.Basic) and gold.has(sympy.Set, sympy.Tuple):
     return False
   return (
-    isinstance(found, sympy.Basic)
-    and found.has(sympy.Set)
-    and bool(_LIST.search(normal(text)))
+    isinstance(answer, sympy.Basic)
+    and answer.has(sympy.Set)
+    and bool(_LIST.search(normalize(text)))
   )
 
 
-def _is_false(found) -> bool:
-  """It holds an equation between numbers that does not hold."""
-  return isinstance(found, sympy.Basic) and not all(
-    _holds(part) for part in found.atoms(sympy.Eq) if not part.free_symbols
+def _is_false(answer) -> bool:
+  """Whether an answer contains a false equation between numbers."""
+  return isinstance(answer, sympy.Basic) and not all(
+    _holds(part) for part in answer.atoms(sympy.Eq) if not part.free_symbols
   )
 
 
@@ -136,4 +139,4 @@ def _holds(equation: sympy.Eq) -> bool:
   try:
     return abs(complex((equation.lhs - equation.rhs).doit())) < 1e-6
   except (TypeError, ValueError, OverflowError):
-    return True  # Sets, for example: not for us to say.
+    return True  # Undecidable here, as for sets.

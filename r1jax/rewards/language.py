@@ -1,10 +1,10 @@
-"""Language consistency: the share of a thought's words that are in the target
-language (DeepSeek-R1, section 2.3.2).
+"""Language consistency: the share of a text's words in the target language.
 
-Code, formulas and addresses are no words. A word of another script is not in
-the target language; where several languages share the target's script, an
-identifier reads the text by the sentence, and a sentence that it is sure is in
-another language counts with none of its words.
+DeepSeek-R1, section 2.3.2, rewards it for thoughts. Code, formulas and URLs do
+not count as words. A word in a script that the target language does not use is
+not in that language. If several languages share the script, a language identifier
+classifies each sentence; when it is confident that a sentence is in another
+language, none of the words in that script count.
 """
 
 from functools import cache, lru_cache
@@ -34,10 +34,10 @@ _SCRIPTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 LANGUAGES = tuple(sorted(_SCRIPTS))
 
-SURE = 0.9  # Of the identifier, before it takes words away.
-LEAST_WORDS = 4  # Of a sentence that it is asked about.
-# Scripts without spaces: so many characters are about a word.
-_CHARACTERS_A_WORD = {script: 2 for script in (*_HAN, *_KANA, 'THAI')}
+MIN_CONFIDENCE = 0.9  # Below it the identifier's answer is ignored.
+MIN_WORDS = 4  # Shorter sentences are not identified.
+# Scripts without spaces: number of characters that count as one word.
+_CHARACTERS_PER_WORD = {script: 2 for script in (*_HAN, *_KANA, 'THAI')}
 
 _CLOSING = {
   '```': '```',
@@ -47,7 +47,7 @@ _CLOSING = {
   '\\[': '\\]',
   '\\(': '\\)',
 }
-_IN_A_LINE = ('`', '$')
+_WITHIN_LINE = ('`', '$')
 _OPENING = re.compile('|'.join(map(re.escape, _CLOSING)))
 _NO_WORDS = re.compile(r'\\[a-zA-Z]+|https?://\S+|</?\w{1,20}>')
 _SENTENCE = re.compile(r'[.!?。！？؟।\n]+')
@@ -55,7 +55,7 @@ _LETTERS = re.compile(r'[^\W\d_]+')
 
 
 def check(language: str):
-  """Raises UserError for a language that is not known."""
+  """Raises UserError for an unknown language code."""
   if language not in _SCRIPTS:
     raise UserError(
       f'language: unknown {language!r}; there are {", ".join(LANGUAGES)}'
@@ -63,29 +63,29 @@ def check(language: str):
 
 
 def consistency(text: str, language: str) -> float:
-  """Words of the language over all words, within [0, 1]; 1 without words.
+  """Returns the share of words in a language, within [0, 1]; 1 without words.
 
-  'First add 3 and 4' → 1, 'First 加上 3 and 4' → 3/4: two characters are one
-  word. A single letter, the name of a variable, is no word of a script that
-  has spaces.
+  'First add 3 and 4' → 1, 'First 加上 3 and 4' → 3/4: two Chinese characters
+  count as one word. In scripts with spaces a single letter, such as the name of a
+  variable, does not count as a word.
   """
   scripts, rivals = _SCRIPTS[language]
   target = total = 0.0
   for sentence in _SENTENCE.split(_NO_WORDS.sub(' ', _prose(text))):
     own, others = _count(sentence, scripts)
     total += own + others
-    if own >= LEAST_WORDS and len(rivals) > 1:
-      found, chance = _identify(sentence, rivals)
-      if found != language and chance >= SURE:
+    if own >= MIN_WORDS and len(rivals) > 1:
+      identified, confidence = _identify(sentence, rivals)
+      if identified != language and confidence >= MIN_CONFIDENCE:
         own = 0.0
     target += own
   return target / total if total else 1.0
 
 
 def _prose(text: str) -> str:
-  """Without code and formulas; linear in the text, whatever it opens."""
+  """Removes code and formulas, in linear time, however they are left open."""
   kept, at = [], 0
-  absent: set[str] = set()  # What is not closed any more.
+  absent: set[str] = set()  # Marks that no later mark closes.
   line_end = -1
   while opening := _OPENING.search(text, at):
     mark = opening.group()
@@ -94,9 +94,9 @@ def _prose(text: str) -> str:
     end = -1 if mark in absent else text.find(closing, at)
     if end < 0:
       absent.add(mark)
-      if mark == '```':  # Cut off in the middle of its code.
+      if mark == '```':  # The text was cut off in its code.
         at = len(text)
-    elif mark in _IN_A_LINE:
+    elif mark in _WITHIN_LINE:
       if line_end < at:
         line_end = text.find('\n', at)
         line_end = len(text) if line_end < 0 else line_end
@@ -108,11 +108,11 @@ def _prose(text: str) -> str:
 
 
 def _count(sentence: str, scripts: tuple[str, ...]) -> tuple[float, float]:
-  """Words in these scripts, and in others."""
+  """Counts the words in the given scripts and in all others."""
   own = others = 0.0
   for match in _LETTERS.finditer(sentence):
     for script, length in _runs(match.group()):
-      size = _CHARACTERS_A_WORD.get(script)
+      size = _CHARACTERS_PER_WORD.get(script)
       words = length / size if size else float(length > 1)
       if script in scripts:
         own += words
@@ -122,7 +122,7 @@ def _count(sentence: str, scripts: tuple[str, ...]) -> tuple[float, float]:
 
 
 def _runs(letters: str):
-  """(script, characters) of each stretch in one script."""
+  """Yields (script, number of characters) of each run of one script."""
   last, length = '', 0
   for letter in letters:
     script = _script(letter)
@@ -135,18 +135,20 @@ def _runs(letters: str):
 
 @lru_cache(maxsize=1 << 16)
 def _script(letter: str) -> str:
-  """'LATIN', 'CJK', …: the first word of its name in Unicode."""
+  """Returns the first word of a letter's Unicode name: 'LATIN', 'CJK', …"""
   return unicodedata.name(letter, 'UNKNOWN').split()[0]
 
 
 @cache
 def _identifier(languages: tuple[str, ...]):
+  """Returns a language identifier that knows only these languages."""
   from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-  made = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-  made.set_languages(languages)
-  return made
+  identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+  identifier.set_languages(languages)
+  return identifier
 
 
 def _identify(sentence: str, languages: tuple[str, ...]) -> tuple[str, float]:
+  """Returns the most likely of the languages and its probability."""
   return _identifier(languages).classify(sentence)

@@ -1,4 +1,4 @@
-"""Rewards of length and of repetition, pure functions of counts and ids."""
+"""Rewards that depend on a completion's length and repetitions."""
 
 from collections.abc import Hashable, Sequence
 import math
@@ -7,10 +7,16 @@ from r1jax.errors import UserError
 
 
 def overlong(tokens: int, max_tokens: int, buffer_tokens: int) -> float:
-  """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), in [−1, 0].
+  """Returns DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13).
 
-  0 up to max − buffer, then down in a line to −1 at max, −1 beyond. With
-  max = 100 and buffer = 20: 80 → 0, 90 → −0.5, 100 → −1.
+  It is 0 up to max_tokens − buffer_tokens, falls linearly to −1 at max_tokens and
+  stays there. With max_tokens = 100 and buffer_tokens = 20: 80 → 0, 90 → −0.5,
+  100 → −1.
+
+  Args:
+    tokens: Length of the completion.
+    max_tokens: Maximum length of a completion.
+    buffer_tokens: Length of the interval in which the punishment grows.
   """
   if not 0 < buffer_tokens <= max_tokens:
     raise UserError(
@@ -22,27 +28,34 @@ def overlong(tokens: int, max_tokens: int, buffer_tokens: int) -> float:
 
 
 def cosine(
-  right: bool,
+  correct: bool,
   tokens: int,
   max_tokens: int,
   *,
-  right_short: float = 1.0,
-  right_long: float = 0.5,
+  correct_short: float = 1.0,
+  correct_long: float = 0.5,
   wrong_short: float = -1.0,
   wrong_long: float = -0.5,
   exceeded: float = -1.0,
 ) -> float:
-  """The cosine reward (arXiv 2502.03373, section 4.2).
+  """Returns the cosine length reward (arXiv 2502.03373, section 4.2).
 
-  From the value of a short answer to that of a long one along half a cosine;
-  `exceeded` where the completion reached max_tokens without an end. A right
-  answer is worth more when it is short, a wrong one when it is long: thinking
-  on is encouraged where it may still help.
+  The reward follows half a cosine from the value of a short completion to that of
+  a long one. A correct answer is worth more when it is short, a wrong one when it
+  is long: this encourages more thinking where it may still help.
+
+  Args:
+    correct: Whether the answer is correct.
+    tokens: Length of the completion.
+    max_tokens: Maximum length of a completion.
+    correct_short, correct_long: Rewards of a correct answer at 0 and max_tokens.
+    wrong_short, wrong_long: Rewards of a wrong answer at 0 and max_tokens.
+    exceeded: Reward of a completion that reached max_tokens.
   """
   if tokens >= max_tokens:
     return exceeded
   short, long = (
-    (right_short, right_long) if right else (wrong_short, wrong_long)
+    (correct_short, correct_long) if correct else (wrong_short, wrong_long)
   )
   return (
     long + (short - long) * (1 + math.cos(math.pi * tokens / max_tokens)) / 2
@@ -50,9 +63,14 @@ def cosine(
 
 
 def repetition(ids: Sequence[Hashable], n: int) -> float:
-  """Share of a completion's n-grams that are not new, negated: in (−1, 0].
+  """Returns the negated share of repeated n-grams, within (−1, 0].
 
-  a b a b a b with n = 2: ab ba ab ba ab has two new ones of five: −0.6.
+  a b a b a b with n = 2: ab ba ab ba ab has two distinct ones of five, so three
+  of five are repeated: −0.6.
+
+  Args:
+    ids: Words or tokens of a completion.
+    n: Length of an n-gram.
   """
   if n < 1:
     raise UserError(f'repetition: n must be at least 1, got {n}')

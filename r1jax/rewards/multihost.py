@@ -1,14 +1,14 @@
-"""Scoring, divided between processes: each scores its share, all get the whole.
+"""Divides scoring between processes and gathers the scores in all of them.
 
 Every process holds every completion, since all run the same sampler over all
-requests; only graders need not do the same work N times. Group i is scored by
-process i mod N, and what it found goes to all others:
+requests, but grading need not be repeated in each. Process i mod N scores group
+i and sends its scores to all others:
 
   groups       0   1   2   3   4
   process 0    ×       ×       ×     → all have 0, 1, 2, 3, 4
   process 1        ×       ×         → all have 0, 1, 2, 3, 4
 
-A learned part of the reward must therefore run on its own process's devices.
+A reward model must therefore run on the devices of its own process.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,43 +29,52 @@ def is_local(index: int) -> bool:
 
 def gather_scores(
   texts: Sequence[Sequence[str]],
-  mine: Sequence[int],
+  local_groups: Sequence[int],
   score: Callable[[], ScoredRollout],
 ) -> ScoredRollout:
-  """The scores of all groups, the same in all processes, which wait for it.
+  """Scores the groups of this process and gathers the scores of all processes.
+
+  A collective operation: every process must call it, and it returns the same
+  everywhere.
 
   Args:
-    texts: Of each group, G each.
-    mine: The groups that this process scores; each is one process's.
-    score: Of these, one after the other; not called where there are none.
+    texts: The G completions of each group, of all groups.
+    local_groups: Indices of the groups that this process scores. Each group
+      belongs to exactly one process.
+    score: Scores local_groups in this order; not called if there are none.
+
+  Returns:
+    The scores of all groups, in the order of `texts`.
 
   Raises:
-    RewardError: in another process scoring failed; says why.
-    Exception: that of `score`.
+    RewardError: Scoring failed in another process; says why.
+    Exception: Whatever `score` raises in this process.
   """
   if jax.process_count() == 1:
     return score()
-  message, failure = {'groups': list(mine)}, None
+  message, failure = {'groups': list(local_groups)}, None
   try:
-    if mine:
-      message |= _packed(score())
-  except Exception as error:  # The others wait for word, whatever it is.
+    if local_groups:
+      message |= _to_json(score())
+  except Exception as error:  # The other processes wait for a message.
     message, failure = {'error': f'{type(error).__name__}: {error}'}, error
-  told = [
-    json.loads(each) for each in _exchanged(json.dumps(message).encode('ascii'))
+  messages = [
+    json.loads(text)
+    for text in _all_gather(json.dumps(message).encode('ascii'))
   ]
   if failure:
     raise failure
-  for process, each in enumerate(told):
-    if 'error' in each:
+  for process, received in enumerate(messages):
+    if 'error' in received:
       raise RewardError(
-        f'reward: process {process} could not score its share: ' + each['error']
+        f'reward: process {process} could not score its share: '
+        + received['error']
       )
-  return _unpacked([each for each in told if each['groups']], texts)
+  return _from_json([m for m in messages if m['groups']], texts)
 
 
-def _packed(scored: ScoredRollout) -> dict:
-  """In JSON, which keeps every float32 and NaN as it is. The texts stay."""
+def _to_json(scored: ScoredRollout) -> dict:
+  """Converts scores to JSON, which keeps float32 and NaN exact, without texts."""
   return {
     'reward': np.asarray(scored.reward_B).tolist(),
     'scorable': np.asarray(scored.scorable_B).tolist(),
@@ -76,40 +85,42 @@ def _packed(scored: ScoredRollout) -> dict:
   }
 
 
-def _unpacked(
-  told: list[dict], texts: Sequence[Sequence[str]]
+def _from_json(
+  messages: list[dict], texts: Sequence[Sequence[str]]
 ) -> ScoredRollout:
-  """From what each process says of its groups; in the order of all."""
+  """Joins the messages of all processes, in the order of the groups."""
   size = len(texts[0])
   rows = np.concatenate(
     [
       group * size + np.arange(size)
-      for each in told
-      for group in each['groups']
+      for message in messages
+      for group in message['groups']
     ]
   )
   order = np.argsort(rows)
   assert (rows[order] == np.arange(len(texts) * size)).all(), rows
-  beside = lambda take, dtype: np.concatenate(
-    [np.array(take(each), dtype) for each in told]
+  concatenate = lambda field, dtype: np.concatenate(
+    [np.array(field(message), dtype) for message in messages]
   )[order]
-  verdicts = [verdict for each in told for verdict in each['verdicts']]
+  verdicts = [
+    verdict for message in messages for verdict in message['verdicts']
+  ]
   return ScoredRollout(
-    reward_B=beside(lambda each: each['reward'], np.float32),
-    scorable_B=beside(lambda each: each['scorable'], bool),
+    reward_B=concatenate(lambda m: m['reward'], np.float32),
+    scorable_B=concatenate(lambda m: m['scorable'], bool),
     parts={
-      name: beside(lambda each: each['parts'][name], np.float32)
-      for name in told[0]['parts']
+      name: concatenate(lambda m: m['parts'][name], np.float32)
+      for name in messages[0]['parts']
     },
     verdicts=[verdicts[row] for row in order],
     texts=[text for group in texts for text in group],
   )
 
 
-def _exchanged(message: bytes) -> list[bytes]:
-  """The messages of all processes, in their order."""
+def _all_gather(message: bytes) -> list[bytes]:
+  """Returns the messages of all processes, in their order."""
   sizes = multihost_utils.process_allgather(np.array(len(message), np.int32))
-  # Few lengths, and so few programs.
+  # Lengths are powers of two, so that few programs are compiled.
   padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
   padded[: len(message)] = np.frombuffer(message, np.uint8)
   rows = multihost_utils.process_allgather(padded)

@@ -1,8 +1,8 @@
-"""Process rewards: the chance that a thought ends well, after each step of it.
+"""Process reward models: a probability of success after each step of a thought.
 
-DeepSeek-R1 tried them and gave them up (section 4.2 of the first version): a
-step of general reasoning is hard to define and to judge, and a policy that is
-trained on a model's judgement learns to please the model.
+DeepSeek-R1 tried process rewards and gave them up (section 4.2 of the first
+version): a step of general reasoning is hard to define and to label, and a policy
+that is trained on such a model learns to exploit it.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,15 @@ KIND = 'prm'
 
 @dataclasses.dataclass(frozen=True)
 class ProcessScoringConfig:
-  """What a process reward model is asked.
+  """How a process reward model is run.
+
+  It is stored in the metadata of the model's weights under the key 'scoring'.
 
   Attributes:
     kind: KIND.
-    delimiter: Ends the steps that it has learnt from.
-    max_tokens: Of prompt and completion.
-    batch_size: Of one call on the device.
+    delimiter: Text that ends a step in the training data.
+    max_tokens: Maximum number of tokens of prompt and completion.
+    batch_size: Number of completions per call on the device.
   """
 
   kind: str
@@ -41,10 +43,10 @@ class ProcessScoringConfig:
 
 
 class ProcessRewardModel:
-  """A process reward model and its parameters.
+  """A process reward model with its parameters.
 
   Attributes:
-    splitter: Of the steps that it judges.
+    splitter: Splits completions into the steps that it scores.
   """
 
   def __init__(
@@ -57,76 +59,90 @@ class ProcessRewardModel:
   ):
     if not model.config.scalar_head:
       raise UserError(
-        'process model: model.scalar_head is False; a process '
-        'reward model has a scalar head'
+        'process reward model: model.scalar_head is False; a process reward '
+        'model has a scalar head'
       )
     self.splitter = splitter
-    self._params, self._tokenizer, self._how = params, tokenizer, scoring
-    self._chances = jax.jit(
+    self._params, self._tokenizer, self._scoring = params, tokenizer, scoring
+    self._probabilities = jax.jit(
       lambda *inputs: jax.nn.sigmoid(transformer.all_scalars(model, *inputs)[0])
     )
 
-  def after(
-    self, rows: Sequence[Sequence[int]], last: Sequence[Sequence[int]]
+  def scores_at(
+    self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]
   ) -> list[np.ndarray]:
-    """Chances of each row after its tokens of these indices, float32.
+    """Scores each row of tokens after the given positions.
 
     Args:
       rows: Tokens of prompt and completion.
-      last: For each row indices of its tokens.
+      positions: Indices of tokens, for each row.
+
+    Returns:
+      For each row the probabilities of success at its positions, float32.
     """
-    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+    scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
     order = np.argsort([len(ids) for ids in rows], kind='stable')
-    for start in range(0, len(rows), self._how.batch_size):
-      some = order[start : start + self._how.batch_size]
-      chance_BT = np.asarray(
-        self._chances(
+    for start in range(0, len(rows), self._scoring.batch_size):
+      batch = order[start : start + self._scoring.batch_size]
+      prob_BT = np.asarray(
+        self._probabilities(
           self._params,
           *reward_model.padded(
-            [rows[b] for b in some],
-            self._how.batch_size,
-            self._how.max_tokens,
+            [rows[b] for b in batch],
+            self._scoring.batch_size,
+            self._scoring.max_tokens,
             self._tokenizer.pad_id,
           ),
         )
       )
-      for b, chance_T in zip(some, chance_BT):
-        found[b] = chance_T[list(last[b])]
-    return found
+      for b, prob_T in zip(batch, prob_BT):
+        scores[b] = prob_T[list(positions[b])]
+    return scores
 
-  def of_steps(
+  def step_scores(
     self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
   ) -> list[np.ndarray]:
-    """After each step of each completion; both are tokens."""
-    said = [self.splitter.said(tokens) for tokens in completions]
-    return self.after(
-      [[*prompt, *tokens] for prompt, tokens in zip(prompts, said)],
+    """Scores each step of each completion.
+
+    Args:
+      prompts: Tokens of the prompt of each completion.
+      completions: Tokens of the completions.
+
+    Returns:
+      For each completion the probabilities of success after its steps, float32.
+    """
+    trimmed = [self.splitter.said(tokens) for tokens in completions]
+    return self.scores_at(
+      [[*prompt, *tokens] for prompt, tokens in zip(prompts, trimmed)],
       [
         [len(prompt) + end - 1 for end in self.splitter.ends(tokens)]
-        for prompt, tokens in zip(prompts, said)
+        for prompt, tokens in zip(prompts, trimmed)
       ],
     )
 
-  def scorer(self, how: str):
-    """score(prompts, texts) → float32 [B], as other learned rewards have it.
+  def scorer(self, aggregation: str):
+    """Returns a function that scores one response per prompt, float32 [B].
 
-    A text that the tokenizer cannot write, as of what a padded vocabulary's
-    last ids become, has no chance.
+    A text that the tokenizer cannot encode, such as that of the unused last ids
+    of a padded vocabulary, scores 0.
 
     Args:
-      how: Of process.AGGREGATES.
+      aggregation: How the scores of the steps become one; one of the keys of
+        algos.prm.AGGREGATES.
     """
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
-      found = np.zeros(len(texts), np.float32)
+      scores = np.zeros(len(texts), np.float32)
       rows = [self._ids(text) for text in texts]
-      known = [b for b, ids in enumerate(rows) if ids is not None]
-      each = self.of_steps(
-        [self._tokenizer.prompt(prompts[b].text) for b in known],
-        [rows[b] for b in known],
+      encoded = [b for b, ids in enumerate(rows) if ids is not None]
+      step_scores = self.step_scores(
+        [self._tokenizer.prompt(prompts[b].text) for b in encoded],
+        [rows[b] for b in encoded],
       )
-      found[known] = [process.aggregate(chance, how) for chance in each]
-      return found
+      scores[encoded] = [
+        process.aggregate(steps, aggregation) for steps in step_scores
+      ]
+      return scores
 
     return score
 

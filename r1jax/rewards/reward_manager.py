@@ -1,9 +1,9 @@
-"""Rewards of a batch of completions: named parts and their weighted sum.
+"""Rewards of a batch of completions: the weighted sum of named parts.
 
-A part is a number for each sample, NaN where it has none. A sample that lacks
-a part that counts is not scorable: it is masked, which is not a reward of 0.
-Rows that rules can verify and general rows have weights of their own, as in
-DeepSeek-R1's second RL stage (section 2.3.4 of the first version).
+A part is one number per sample, NaN for a sample that has none. A sample without
+a part that has a weight is not scorable: it is masked, which differs from a
+reward of 0. Rows that rules can verify and general rows have separate weights,
+as in DeepSeek-R1's second RL stage (section 2.3.4 of the first version).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,15 @@ from r1jax.rewards import language, length
 
 
 class Sample(NamedTuple):
-  """What a part may look at; grade is None for a general row."""
+  """One completion and what the parts read of it.
+
+  Attributes:
+    text: The completion.
+    parsed: The completion, parsed into thought and answer.
+    prompt: Its prompt.
+    tokens: Its length in tokens.
+    grade: The grade of its answer; None for a general row.
+  """
 
   text: str
   parsed: Parsed
@@ -34,12 +42,12 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RewardOptions:
-  """Of the parts.
+  """Options of the parts.
 
   Attributes:
-    max_tokens: Of a completion.
-    overlong_buffer_tokens: See length.overlong.
-    repetition_n: Words of an n-gram.
+    max_tokens: Maximum number of tokens of a completion.
+    overlong_buffer_tokens: Length of the buffer of `length.overlong`, in tokens.
+    repetition_n: n of the n-grams of words of `length.repetition`.
     max_unscorable_share: The largest share of a batch's samples that may lack a part;
       beyond it the run stops, for its grader is broken.
     code_partial_credit: Whether a program that fails some of its tests scores
@@ -61,17 +69,17 @@ class RewardOptions:
 
 
 class RewardError(UserError):
-  """Too many samples have no score; the run stops."""
+  """Too many samples have no score, or scoring failed; the run stops."""
 
 
-# A learned part: score(prompts, texts) → float32, see reward_model.RewardModel and
-# prm.ProcessRewardModel.
+# Scores one response per prompt: (prompts, texts) → float32 [B]; see
+# reward_model.RewardModel.score and prm.ProcessRewardModel.scorer.
 RewardModelFn = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
 LEARNED = ('helpful', 'safe', 'prm')
 
 
 class RewardManager:
-  """Scores batches; callable from any thread."""
+  """Scores batches of completions; callable from any thread."""
 
   def __init__(
     self,
@@ -81,34 +89,35 @@ class RewardManager:
     options: RewardOptions,
     reward_models: Mapping[str, RewardModelFn] | None = None,
   ):
-    """Args:
-      weights: Part to weight, for rows that a rule can verify.
-      general_weights: The same for general rows.
-      reader: Of the completions' form.
-      options: Of the parts.
-      reward_models: The learned parts.
+    """Checks the weights and stores the arguments.
+
+    Args:
+      weights: Weight of each part, for rows that a rule can verify.
+      general_weights: Weight of each part, for general rows.
+      reader: Parses completions into thought and answer.
+      options: Options of the parts.
+      reward_models: The function that scores each part in LEARNED that has a
+        weight.
 
     Raises:
-      UserError: a part is unknown, or means nothing for these rows.
+      UserError: A part is unknown, not defined for these rows, or lacks its
+        reward model.
     """
-    self._weights = {
-      False: _counting(weights),
-      True: _counting(general_weights),
-    }
+    self._weights = {False: _nonzero(weights), True: _nonzero(general_weights)}
     self._reader, self._options = reader, options
-    self._judges = dict(reward_models or {})
+    self._reward_models = dict(reward_models or {})
     for name, weight in (*weights.items(), *general_weights.items()):
       if not math.isfinite(weight):
         raise UserError(f'reward: the weight of {name} is {weight}')
       if name not in PARTS and name not in LEARNED:
         raise unknown('reward', name, [*PARTS, *LEARNED])
-    for name in _VERIFIED & self._weights[True].keys():
+    for name in _NEEDS_RULE & self._weights[True].keys():
       raise UserError(
         f'reward: {name} needs a rule, which general rows have '
         'not; leave it out of general_reward'
       )
     for name in {*self._weights[False], *self._weights[True]}:
-      if name in LEARNED and name not in self._judges:
+      if name in LEARNED and name not in self._reward_models:
         raise UserError(
           f'reward: {name} has a weight, but no model was given '
           'to score it; leave it out'
@@ -122,13 +131,19 @@ class RewardManager:
     prompts: Sequence[Prompt],
     tokens_B: Sequence[int],
   ) -> ScoredRollout:
-    """Scores B completions of P prompts; text b belongs to prompt b // G."""
+    """Scores B = P·G completions of P prompts.
+
+    Args:
+      texts: Completions; text b belongs to prompt b // G.
+      prompts: The P prompts.
+      tokens_B: Length of each completion in tokens.
+    """
     samples = self._samples(texts, prompts, tokens_B)
     general_B = np.array([s.prompt.source == GENERAL for s in samples])
     reward_B = np.zeros(len(samples), np.float32)
     parts: dict[str, np.ndarray] = {}
-    wanted = {**self._weights[False], **self._weights[True]}
-    for name in dict.fromkeys((*_ALWAYS, *wanted)):
+    weighted = {**self._weights[False], **self._weights[True]}
+    for name in dict.fromkeys((*_ALWAYS_LOGGED, *weighted)):
       part_B = self._part(name, samples)
       weight_B = np.where(
         general_B,
@@ -149,15 +164,15 @@ class RewardManager:
 
   def _samples(self, texts, prompts, tokens_B) -> list[Sample]:
     group_size = len(texts) // len(prompts)
-    asked = [prompts[b // group_size] for b in range(len(texts))]
+    prompt_of = [prompts[b // group_size] for b in range(len(texts))]
     parsed = [self._reader.parse(text) for text in texts]
-    verified = [b for b, p in enumerate(asked) if p.source != GENERAL]
+    verified = [b for b, p in enumerate(prompt_of) if p.source != GENERAL]
     grades = dict(
       zip(
         verified,
         dispatch.grade(
           [
-            (parsed[b].answer, asked[b].answer, asked[b].source)
+            (parsed[b].answer, prompt_of[b].answer, prompt_of[b].source)
             for b in verified
           ],
           self._options.code_partial_credit,
@@ -165,35 +180,39 @@ class RewardManager:
       )
     )
     return [
-      Sample(text, read, prompt, int(tokens), grades.get(b))
-      for b, (text, read, prompt, tokens) in enumerate(
-        zip(texts, parsed, asked, tokens_B, strict=True)
+      Sample(text, parsed_text, prompt, int(tokens), grades.get(b))
+      for b, (text, parsed_text, prompt, tokens) in enumerate(
+        zip(texts, parsed, prompt_of, tokens_B, strict=True)
       )
     ]
 
   def _part(self, name: str, samples: Sequence[Sample]) -> np.ndarray:
+    """Computes one part of all samples, float32 [B]."""
     if name in LEARNED:
-      found = self._judges[name](
+      values = self._reward_models[name](
         [s.prompt for s in samples], [s.text for s in samples]
       )
     else:
       part = PARTS[name]
-      found = [part(sample, self._options) for sample in samples]
-    found = np.array(
-      [np.nan if value is None else value for value in found], np.float32
+      values = [part(sample, self._options) for sample in samples]
+    values = np.array(
+      [np.nan if value is None else value for value in values], np.float32
     )
-    if found.shape != (len(samples),):
+    if values.shape != (len(samples),):
       raise RewardError(
-        f'reward: {name} returned {found.shape} numbers for '
+        f'reward: {name} returned {values.shape} numbers for '
         f'{len(samples)} samples'
       )
-    return np.where(np.isfinite(found), found, np.float32(np.nan))
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
 
   def check(self, scored: ScoredRollout):
-    """A circuit breaker, for all of a step's samples.
+    """Stops a run whose grader is broken.
+
+    Args:
+      scored: All samples of a step.
 
     Raises:
-      RewardError: more than max_unscorable_share of them have no score.
+      RewardError: More than max_unscorable_share of the samples have no score.
     """
     missing_B = ~np.asarray(scored.scorable_B)
     share = missing_B.mean()
@@ -210,7 +229,7 @@ class RewardManager:
       )
 
 
-def _counting(weights: Mapping[str, float]) -> dict[str, float]:
+def _nonzero(weights: Mapping[str, float]) -> dict[str, float]:
   return {name: weight for name, weight in weights.items() if weight}
 
 
@@ -229,7 +248,7 @@ def _cosine(s: Sample, o: RewardOptions) -> float | None:
 PARTS: dict[str, Callable[[Sample, RewardOptions], float | None]] = {
   'accuracy': _accuracy,
   'format': lambda s, o: float(s.parsed.well_formed),
-  # −(errors of the form), a share of the most that are counted.
+  # Errors of the form, negated, as a share of the most that are counted.
   'format_errors': lambda s, o: -s.parsed.errors / MAX_ERRORS,
   'language': lambda s, o: language.consistency(
     s.parsed.thought or s.text, s.prompt.language
@@ -240,5 +259,5 @@ PARTS: dict[str, Callable[[Sample, RewardOptions], float | None]] = {
   'cosine': _cosine,
   'repetition': lambda s, o: length.repetition(s.text.split(), o.repetition_n),
 }
-_ALWAYS = ('accuracy', 'format')  # Told whatever they weigh.
-_VERIFIED = {'accuracy', 'cosine'}
+_ALWAYS_LOGGED = ('accuracy', 'format')  # Also with weight 0.
+_NEEDS_RULE = {'accuracy', 'cosine'}

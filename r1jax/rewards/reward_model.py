@@ -1,8 +1,9 @@
-"""Rewards that a model gives (DeepSeek-R1, section 3.1).
+"""Scores of reward models (DeepSeek-R1, second version, section 3.1).
 
-Helpfulness is pairwise, a Bradley–Terry score. Safety is point-wise, the
-chance that nothing in the response is harmful. What of a response they read is
-in data/judged.py, which training shares.
+A model of helpfulness learns from pairs and gives a Bradley–Terry score. A model
+of safety learns from single responses and gives the probability that nothing in
+a response is harmful. data/scored_text.py defines which part of a response each
+kind reads, in training and here.
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,18 @@ from r1jax.records import Prompt
 
 @dataclasses.dataclass(frozen=True)
 class ScoringConfig:
-  """What a reward model is asked, and how its numbers are read.
+  """How a reward model is run and how its output becomes a score.
+
+  It is stored in the metadata of the model's weights under the key 'scoring'.
 
   Attributes:
-    kind: Of scored_text.KINDS.
-    max_tokens: Of prompt and response; of a longer pair the beginning is cut.
-    batch_size: Of one call on the device.
-    mean, std: Of its scores on reference responses: a helpful score is told
-      in deviations from their mean. A safe one is a probability already.
+    kind: One of scored_text.KINDS.
+    max_tokens: Maximum number of tokens of prompt and response; a longer pair
+      loses its beginning.
+    batch_size: Number of responses per call on the device.
+    mean, std: Mean and standard deviation of the raw scores of reference
+      responses, which normalise a helpful score. A safe score is a probability
+      and is not normalised.
   """
 
   kind: str
@@ -48,7 +53,7 @@ class ScoringConfig:
 
 
 class RewardModel:
-  """A reward model and its parameters: score(prompts, texts) → float32 [B]."""
+  """A reward model with its parameters."""
 
   def __init__(
     self,
@@ -63,7 +68,11 @@ class RewardModel:
         'reward model: model.scalar_head is False; a reward '
         'model has a scalar head'
       )
-    self._params, self._how, self._pad_id = params, scoring, tokenizer.pad_id
+    self._params, self._scoring, self._pad_id = (
+      params,
+      scoring,
+      tokenizer.pad_id,
+    )
     self._reading = scored_text.Reading(
       scoring.kind, scoring.max_tokens, tokenizer, reader
     )
@@ -74,8 +83,12 @@ class RewardModel:
   def score(
     self, prompts: Sequence[Prompt], texts: Sequence[str]
   ) -> np.ndarray:
-    """Of one response to each prompt; NaN where the tokenizer lacks a part of
-    it, as of what a padded vocabulary's last ids become."""
+    """Scores one response to each prompt.
+
+    Returns:
+      float32 [B]; NaN for a response that the tokenizer cannot encode, such as
+      the text of the unused last ids of a padded vocabulary.
+    """
     rows = [self._ids(prompt, text) for prompt, text in zip(prompts, texts)]
     raw = np.full(len(rows), np.nan, np.float32)
     order = [
@@ -83,39 +96,48 @@ class RewardModel:
       for b in np.argsort([len(ids) for ids in rows], kind='stable')
       if rows[b]
     ]
-    for start in range(0, len(order), self._how.batch_size):
-      some = order[start : start + self._how.batch_size]
-      raw[some] = self._scalars([rows[b] for b in some])
-    if self._how.kind == scored_text.SAFE:
+    for start in range(0, len(order), self._scoring.batch_size):
+      batch = order[start : start + self._scoring.batch_size]
+      raw[batch] = self._scalars([rows[b] for b in batch])
+    if self._scoring.kind == scored_text.SAFE:
       return 1 / (1 + np.exp(-raw))
-    return (raw - np.float32(self._how.mean)) / np.float32(self._how.std)
+    return (raw - np.float32(self._scoring.mean)) / np.float32(
+      self._scoring.std
+    )
 
   def _scalars(self, rows: list[list[int]]) -> np.ndarray:
     return np.asarray(
       self._last_scalar(
         self._params,
-        *padded(rows, self._how.batch_size, self._how.max_tokens, self._pad_id),
+        *padded(
+          rows, self._scoring.batch_size, self._scoring.max_tokens, self._pad_id
+        ),
       )
     )[: len(rows)]
 
   def _ids(self, prompt: Prompt, text: str) -> list[int]:
-    """None of them for a response that cannot be read."""
+    """Tokens of prompt and response; empty if they cannot be encoded."""
     try:
       return self._reading.ids(prompt.text, self._reading.part(text))
     except UserError:
       return []
 
 
-def padded(rows: Sequence[Sequence[int]], count: int, most: int, pad_id: int):
-  """tokens_BT and valid_BT of `count` rows, these first and empty ones after.
+def padded(
+  rows: Sequence[Sequence[int]], batch_size: int, max_tokens: int, pad_id: int
+):
+  """Pads rows of tokens on the right and the batch with empty rows.
 
-  T is a power of two or `most`, so that few programs serve all lengths.
+  T is a power of two or max_tokens, so that few programs serve all lengths.
+
+  Returns:
+    tokens_BT, int32, and valid_BT, bool, with B = batch_size.
   """
   width = 1 << (max(map(len, rows)) - 1).bit_length()
-  shape = count, min(max(width, 16), most)
+  shape = batch_size, min(max(width, 16), max_tokens)
   tokens_BT = np.full(shape, pad_id, np.int32)
   valid_BT = np.zeros(shape, bool)
-  valid_BT[:, 0] = True  # A row of nothing else still has a last token.
+  valid_BT[:, 0] = True  # An empty row needs a last token, too.
   for b, ids in enumerate(rows):
     tokens_BT[b, : len(ids)], valid_BT[b, : len(ids)] = ids, True
   return tokens_BT, valid_BT

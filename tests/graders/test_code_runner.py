@@ -226,7 +226,7 @@ def test_the_last_python_block_is_the_program(answer, program):
   ],
 )
 def test_outputs_are_compared_by_lines_and_tokens(found, expected, same):
-  assert code_compare.same_output(found, expected) == same
+  assert code_compare.outputs_match(found, expected) == same
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_relations(relation, value, expected, holds):
     tolerance=(0.1, 0.0),
     expected=code_values.encode(expected),
   )
-  assert code_compare.holds(case, code_values.encode(value)) == holds
+  assert code_compare.case_passes(case, code_values.encode(value)) == holds
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_where_tests_are_json_a_tuple_counts_as_a_list(result, holds):
       'metadata': {'func_name': 'f'},
     }
   ).cases
-  assert code_compare.holds(case, code_values.encode(result)) == holds
+  assert code_compare.case_passes(case, code_values.encode(result)) == holds
 
 
 @pytest.mark.parametrize(

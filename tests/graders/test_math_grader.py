@@ -227,7 +227,10 @@ def test_terms_of_fractions_and_functions():
     ('\\sqrt{2^{60}+1}', 62, 1),
   ]:
     size = magnitude.bound(text)
-    assert (round(size.terms), round(size.below)) == (terms, below), text
+    assert (round(size.terms), round(size.denominator_terms)) == (
+      terms,
+      below,
+    ), text
 
 
 _GRADED = [
