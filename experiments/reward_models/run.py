@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 import study
 
 from r1jax.data import preferences, readers, tasks
-from r1jax.data.text import forms, template
+from r1jax.data.text import response_formats, template
 from r1jax.train import metrics
 
 CONFIG = 'reward_tiny'
@@ -57,11 +57,13 @@ def trained(workdir: Path, changes: dict[str, object]) -> tuple[dict, float]:
 
 def bayes(how: preferences.Synthetic, seed: int, count: int) -> float:
   """The accuracy of one who knows every chance: the mean of the larger."""
-  reader, chances = forms.Reader(), []
-  for row in preferences.pairs(how, _BRIEF, tasks.HELD_OUT, seed, count):
+  parser, chances = response_formats.ResponseParser(), []
+  for row in preferences.synthetic_pairs(
+    how, _BRIEF, tasks.HELD_OUT, seed, count
+  ):
     p = how.chance(
       row.prompt.question,
-      *(reader.parse(text).answer for text in (row.chosen, row.rejected)),
+      *(parser.parse(text).answer for text in (row.chosen, row.rejected)),
     )
     chances.append(max(p, 1 - p))
   return float(np.mean(chances))
@@ -71,7 +73,7 @@ def bpe(path: str, folder: Path):
   """Learns a tokenizer from the rows that are not held out."""
   texts = []
   for row in readers.rows(readers.files(path)):
-    if not preferences.is_held_out(row.fields['id'], SHARE):
+    if not preferences.is_eval_row(row.fields['id'], SHARE):
       texts += [row.fields[key] for key in ('prompt', 'chosen', 'rejected')]
   core = tokenizers.Tokenizer(models.BPE())
   core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -101,7 +103,7 @@ def length_wins(path: str) -> tuple[float, float, int]:
   """
   lengths = {False: [], True: []}
   for row in readers.rows(readers.files(path)):
-    lengths[preferences.is_held_out(row.fields['id'], SHARE)].append(
+    lengths[preferences.is_eval_row(row.fields['id'], SHARE)].append(
       [len(row.fields[key]) for key in ('chosen', 'rejected')]
     )
   train, held = (np.array(lengths[out]) for out in (False, True))
@@ -149,7 +151,7 @@ def main():
           np.mean(
             [
               row.safe
-              for row in preferences.responses(
+              for row in preferences.synthetic_responses(
                 preferences.SyntheticPreferences(0.4, 8.0),
                 _BRIEF,
                 tasks.HELD_OUT,

@@ -9,7 +9,7 @@ import numpy as np
 
 from r1jax.data import tasks
 from r1jax.data.mixture import Mixture
-from r1jax.data.text.chat import AnyTemplate
+from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, TokenBatch, TopLogprobs
@@ -30,7 +30,7 @@ def pad_prompts(
     place = f'{prompt.where}: ' if prompt.where else ''
     named = f'data: {place}prompt {prompt.id}'
     try:
-      ids = tokenizer.prompt(prompt.text)
+      ids = tokenizer.encode_prompt(prompt.text)
     except UserError as error:
       raise UserError(f'{named}: {error}') from error
     if len(ids) > width_tokens:
@@ -55,7 +55,7 @@ def check_prompts(
     pad_prompts([prompt], tokenizer, width_tokens)
 
 
-def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool):
+def prompt_stream(prompts: Sequence[Prompt], seed: int, shuffle: bool):
   """An endless Grain iterator over Prompts.
 
   Args:
@@ -74,7 +74,7 @@ def endless(prompts: Sequence[Prompt], seed: int, shuffle: bool):
   return iter(dataset.to_iter_dataset(_READ))
 
 
-class Switching:
+class TwoPhaseStream:
   """Two endless streams: the first for some steps, the second after them.
 
   Each goes on where it was, and both positions are in the state.
@@ -83,7 +83,7 @@ class Switching:
   def __init__(self, first, second, steps: int):
     self._streams, self._steps = (first, second), steps
 
-  def take(self, step: int, count: int) -> list[Prompt]:
+  def next_prompts(self, step: int, count: int) -> list[Prompt]:
     """The next prompts of the stream that step is fed by, counted from 1."""
     stream = self._streams[step > self._steps]
     return [next(stream) for _ in range(count)]
@@ -99,7 +99,7 @@ class Switching:
 _CHECKED = 1000  # Documents whose length is looked at before a run.
 
 
-class WebCorpus(Sequence):
+class SyntheticCorpusBatches(Sequence):
   """Batch i of packed synthetic documents, a pure function of (seed, i).
 
   A rare document that no row can hold, one with a repair at every step, is
@@ -111,8 +111,8 @@ class WebCorpus(Sequence):
   def __init__(
     self,
     shares: Mapping[str, float],
-    web: tasks.Web,
-    template: AnyTemplate,
+    web: tasks.CorpusConfig,
+    template: PromptTemplate,
     tokenizer: Tokenizer,
     batch_size: int,
     length_tokens: int,
@@ -149,9 +149,9 @@ class WebCorpus(Sequence):
     task = self._tasks[0]
     if len(self._tasks) > 1:
       task = str(rng.choice(self._tasks, p=self._shares))
-    question, response = tasks.document(rng, task, self._web)
+    question, response = tasks.sample_document(rng, task, self._web)
     return [
-      *self._tokenizer.prompt(self._template.render(question)),
+      *self._tokenizer.encode_prompt(self._template.render(question)),
       *self._tokenizer.encode(response),
       self._tokenizer.stop_ids[0],
     ]

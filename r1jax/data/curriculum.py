@@ -9,7 +9,7 @@ from r1jax.errors import UserError
 from r1jax.records import Prompt
 
 
-def read_rates(path: str) -> dict[str, float]:
+def read_pass_rates(path: str) -> dict[str, float]:
   """Pass rates by prompt id, from a file with rows of id and pass_rate.
 
   Raises:
@@ -26,7 +26,7 @@ def read_rates(path: str) -> dict[str, float]:
   return rates
 
 
-def select(
+def filter_by_pass_rate(
   prompts: Sequence[Prompt], rates: Mapping[str, float], low: float, high: float
 ) -> list[Prompt]:
   """The prompts that were measured and whose rate lies within [low, high].

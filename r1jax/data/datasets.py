@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from r1jax.data import readers, tasks
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.sources import Source, countdown_answer
-from r1jax.data.text.chat import AnyTemplate
+from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
@@ -22,7 +22,7 @@ class SyntheticPrompts(Sequence):
     task: str,
     split: str,
     seed: int,
-    template: AnyTemplate,
+    template: PromptTemplate,
     length: int = ENDLESS,
   ):
     tasks.get(task)
@@ -33,7 +33,7 @@ class SyntheticPrompts(Sequence):
     return self._length
 
   def __getitem__(self, index: int) -> Prompt:
-    made = tasks.problem(self._task, self._split, self._seed, index)
+    made = tasks.problem_at(self._task, self._split, self._seed, index)
     answer = made.answer
     if self._task == 'countdown':
       answer = countdown_answer(made.numbers, int(made.answer))
@@ -46,10 +46,10 @@ class SyntheticPrompts(Sequence):
     )
 
 
-class Templated(Sequence):
+class TemplatedPrompts(Sequence):
   """Rows of files, put into a template one by one as they are asked for."""
 
-  def __init__(self, rows: Sequence[Prompt], template: AnyTemplate):
+  def __init__(self, rows: Sequence[Prompt], template: PromptTemplate):
     self._rows, self._template = rows, template
 
   def __len__(self) -> int:
@@ -69,7 +69,7 @@ def read(
   split: str,
   path: str = '',
   quarantine: Quarantine | None = None,
-  bad_gold: Callable[[str], str] = lambda answer: '',
+  gold_answer_problem: Callable[[str], str] = lambda answer: '',
 ) -> list[Prompt]:
   """Reads and checks every row of a dataset's split.
 
@@ -78,7 +78,7 @@ def read(
     split: Of `tasks`.
     path: Other files with the same fields, instead of the dataset's own.
     quarantine: Where bad rows go; without one, a bad row is an error.
-    bad_gold: Why a grader could not read a gold answer; '' if it can.
+    gold_answer_problem: Why a grader could not read a gold answer; '' if it can.
 
   Returns:
     Prompts without `text`, in the order of the files.
@@ -105,7 +105,7 @@ def read(
       if wanted and fields['split'] != wanted:
         continue
       prompt = _prompt(source, fields, row.where)
-      if problem := bad_gold(prompt.answer):
+      if problem := gold_answer_problem(prompt.answer):
         raise ValueError(f'has a gold answer that {problem}')
     except ValueError as error:
       quarantine.drop(row.where, str(error))

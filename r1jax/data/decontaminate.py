@@ -40,14 +40,14 @@ def words(text: str) -> list[str]:
 _WORD = re.compile(r'[^\W_]+')
 
 
-def grams(text: str, n: int = N) -> Iterator[tuple[str, ...]]:
+def ngrams(text: str, n: int = N) -> Iterator[tuple[str, ...]]:
   """Every n words in a row; a shorter text as a whole."""
   found = words(text)
   for start in range(max(len(found) - n, 0) + 1):
     yield tuple(found[start : start + n])
 
 
-def matches(
+def find_matches(
   train: Sequence[Prompt],
   evaluations: Mapping[str, Sequence[Prompt]],
   n: int = N,
@@ -60,12 +60,12 @@ def matches(
   owner = {}  # Gram → evaluation set → the first question that has it.
   for name, prompts in evaluations.items():
     for prompt in prompts:
-      for gram in grams(prompt.question, n):
+      for gram in ngrams(prompt.question, n):
         owner.setdefault(gram, {}).setdefault(name, prompt.id)
   found = []
   for prompt in train:
     seen = set()
-    for gram in grams(prompt.question, n):
+    for gram in ngrams(prompt.question, n):
       for name, eval_id in owner.get(gram, {}).items():
         if gram and name not in seen:  # No words: nothing in common.
           seen.add(name)
@@ -87,7 +87,7 @@ def report(name: str, rows: int, found: Sequence[Match]) -> dict:
   }
 
 
-def line(told: dict) -> str:
+def summary(told: dict) -> str:
   """The report in one line."""
   pairs = ', '.join(
     f'{name} {count}' for name, count in sorted(told['by_evaluation'].items())

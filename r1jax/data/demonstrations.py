@@ -10,14 +10,14 @@ import numpy as np
 
 from r1jax.data import readers, tasks
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.text.chat import AnyTemplate
+from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, Message, TopLogprobs
 
 
 def read(
   path: str,
-  template: AnyTemplate,
+  template: PromptTemplate,
   general: bool | None = None,
   quarantine: Quarantine | None = None,
 ) -> list[Demonstration]:
@@ -51,19 +51,23 @@ def read(
 
 
 def synthetic(
-  task: str, web: tasks.Web, template: AnyTemplate, seed: int, count: int
+  task: str,
+  web: tasks.CorpusConfig,
+  template: PromptTemplate,
+  seed: int,
+  count: int,
 ) -> list[Demonstration]:
   """`count` of a task's documents, as noisy as `web` says."""
   found = []
   for index in range(count):
     rng = np.random.default_rng([seed, _STREAM, index])
-    question, response = tasks.document(rng, task, web)
+    question, response = tasks.sample_document(rng, task, web)
     found.append(
       Demonstration(
         id=f'{task}-{seed}-{index}',
         question=question,
         prompt=template.render(question),
-        response=continued(response, template),
+        response=strip_response_prefix(response, template),
         general=tasks.get(task).general,
       )
     )
@@ -74,7 +78,7 @@ _STREAM = 4  # Of randomness: not that of prompts, nor of the web.
 
 
 def _demonstration(
-  row: readers.Row, template: AnyTemplate, general: bool | None
+  row: readers.Row, template: PromptTemplate, general: bool | None
 ) -> Demonstration:
   if row.fields is None:
     raise ValueError(row.problem)
@@ -102,20 +106,22 @@ def _demonstration(
     question=question,
     messages=turns,
     prompt=template.render(question, turns),
-    response=continued(fields['response'], template),
+    response=strip_response_prefix(fields['response'], template),
     general=general,
     where=row.where,
     teacher=_teacher(fields.get('teacher')),
   )
 
 
-def continued(response: str, template: AnyTemplate) -> str:
+def strip_response_prefix(response: str, template: PromptTemplate) -> str:
   """What is left to say after what the template has said of it already."""
-  said = template.response_prefix or ('<think>' if template.opens_think else '')
+  said = template.response_prefix or (
+    '<think>' if template.prompt_opens_think else ''
+  )
   return response.removeprefix(said)
 
 
-def pack_teacher(known: TopLogprobs) -> dict:
+def encode_teacher(known: TopLogprobs) -> dict:
   """For a row of JSON, every number as it is to the last bit."""
   return {
     'temperature': known.temperature,

@@ -1,23 +1,23 @@
-"""A general task in miniature: no rule of the trainer's scores it.
+"""A miniature general task: polite answers, which no rule of a run scores.
 
   greet ann  →  hello ann, how are you?
 
-What makes an answer good is known here alone: `quality` measures it in
-evaluations, and writes the preferences that reward models learn from. Rewards
-never call it.
+`quality` measures an answer. It writes the synthetic preferences that reward
+models are trained on and it is reported in evaluations, but rewards never call
+it.
 """
 
 import re
 
 import numpy as np
 
-# Intent: what it is answered with, and what makes it kind.
+# The question's verb: the phrase that answers it, and the polite ending.
 _PHRASES = {
   'greet': ('hello', 'how are you?'),
   'thank': ('thank you', 'you are kind'),
   'bid': ('goodbye', 'see you soon'),
 }
-RUDE = 'fool'  # Harms: an answer that holds it is not safe.
+INSULT = 'fool'  # An answer with this word is unsafe.
 _SYLLABLES = (
   'an',
   'bo',
@@ -36,56 +36,67 @@ _SYLLABLES = (
 )
 
 
-def draw(rng: np.random.Generator) -> tuple[str, str]:
-  """A question, and the best answer to it."""
-  intent = str(rng.choice(list(_PHRASES)))
+def sample_question(rng: np.random.Generator) -> tuple[str, str]:
+  """Samples a question and returns it with its best answer."""
+  verb = str(rng.choice(list(_PHRASES)))
   name = ''.join(rng.choice(_SYLLABLES, rng.integers(2, 4)))
-  return f'{intent} {name}', best(f'{intent} {name}')
+  return f'{verb} {name}', best_answer(f'{verb} {name}')
 
 
-def asks(question: str) -> bool:
-  """Whether it is a question of this task."""
-  intent, space, name = question.partition(' ')
-  return intent in _PHRASES and bool(space and name)
+def is_question(text: str) -> bool:
+  """Returns whether a text is a question of this task."""
+  verb, space, name = text.partition(' ')
+  return verb in _PHRASES and bool(space and name)
 
 
-def best(question: str) -> str:
-  intent, name = question.split(' ', 1)
-  phrase, kindness = _PHRASES[intent]
-  return f'{phrase} {name}, {kindness}'
+def best_answer(question: str) -> str:
+  """Returns the answer of quality 1."""
+  verb, name = question.split(' ', 1)
+  phrase, ending = _PHRASES[verb]
+  return f'{phrase} {name}, {ending}'
 
 
-def answer(rng: np.random.Generator, question: str, error_rate: float) -> str:
-  """An answer, each part of which goes wrong with the chance `error_rate`."""
-  intent, name = question.split(' ', 1)
+def sample_answer(
+  rng: np.random.Generator, question: str, error_rate: float
+) -> str:
+  """Samples an answer whose parts are wrong with probability `error_rate`.
+
+  The parts are the phrase, the name, the ending, and an insult, which is there
+  in half of the wrong cases.
+  """
+  verb, name = question.split(' ', 1)
   wrong = rng.random(4) < error_rate
-  others = [other for other in _PHRASES if other != intent]
-  phrase, kindness = _PHRASES[intent]
+  other_verbs = [other for other in _PHRASES if other != verb]
+  phrase, ending = _PHRASES[verb]
   if wrong[0]:
-    phrase = _PHRASES[str(rng.choice(others))][0]
+    phrase = _PHRASES[str(rng.choice(other_verbs))][0]
   if wrong[1]:
     name = ''.join(rng.choice(_SYLLABLES, 2))
-  end = '' if wrong[2] else f', {kindness}'
-  insult = f' {RUDE}' if wrong[3] and rng.random() < 0.5 else ''
+  end = '' if wrong[2] else f', {ending}'
+  insult = f' {INSULT}' if wrong[3] and rng.random() < 0.5 else ''
   return f'{phrase}{insult} {name}{end}'
 
 
 def quality(question: str, text: str | None) -> float:
-  """Within [0, 1]: a third each for the phrase, the name and the kindness; 0
-  for an insult."""
+  """Returns the quality of an answer, within [0, 1].
+
+  The phrase, the name and the ending count a third each. An insult, or no
+  answer, makes it 0.
+  """
   if not text or not is_safe(text):
     return 0.0
-  intent, name = question.split(' ', 1)
-  phrase, kindness = _PHRASES[intent]
+  verb, name = question.split(' ', 1)
+  phrase, ending = _PHRASES[verb]
   body, _, end = text.strip().partition(',')
   words = body.split()
   right = (
     body.startswith(phrase + ' '),
     words[-1:] == [name],
-    end.strip() == kindness,
+    end.strip() == ending,
   )
   return sum(right) / len(right)
 
 
 def is_safe(text: str) -> bool:
-  return not re.search(rf'\b{RUDE}\b', text)
+  """Returns whether a text is free of insults."""
+  return not re.search(rf'\b{INSULT}\b', text)

@@ -12,7 +12,7 @@ from r1jax.errors import UserError
 from r1jax.records import Demonstration, TokenBatch, TopLogprobs
 
 
-class PackedCorpus(Sequence):
+class PackedBatches(Sequence):
   """Batch i of `epochs` passes over the documents, a function of (seed, i).
 
   Each pass shuffles the documents anew and fills rows with whole ones in turn;
@@ -72,7 +72,7 @@ def _starts(
   return [*starts, len(lengths)]
 
 
-def documents(
+def to_documents(
   found: Sequence[Demonstration],
   tokenizer: Tokenizer,
   length_tokens: int,
@@ -120,7 +120,7 @@ def documents(
 
 
 def _tokenised(d: Demonstration, tokenizer: Tokenizer, length_tokens: int):
-  prompt = tokenizer.prompt(d.prompt)
+  prompt = tokenizer.encode_prompt(d.prompt)
   own = [*tokenizer.encode(d.response), tokenizer.stop_ids[0]]
   if not prompt:
     raise ValueError(f'prompt {d.id} is empty')

@@ -17,7 +17,7 @@ from r1jax.records import (
 )
 
 
-class Example(NamedTuple):
+class PreferenceExample(NamedTuple):
   """A pair or a labelled response, tokenised.
 
   Attributes:
@@ -39,12 +39,12 @@ class Example(NamedTuple):
   where: str = ''
 
 
-def as_judged(
+def reward_model_examples(
   found: Sequence[PreferencePair | LabelledResponse],
-  reading: scored_text.Reading,
+  encoder: scored_text.ScoredTextEncoder,
   cut_long: bool,
   quarantine: Quarantine,
-) -> list[Example]:
+) -> list[PreferenceExample]:
   """Exactly the tokens that a judge will see.
 
   A response without any tag of the form that completions have is what is read
@@ -52,7 +52,7 @@ def as_judged(
 
   Args:
     found: Pairs, or labelled responses.
-    reading: Of the reward model.
+    encoder: Of the reward model.
     cut_long: A longer one loses its beginning, as when it is judged; otherwise
       it is a bad row.
     quarantine: Takes bad rows.
@@ -62,9 +62,9 @@ def as_judged(
   """
 
   def tokenised(prompt: str, text: str) -> list[int]:
-    form = reading.reader.form
+    form = encoder.parser.format
     part = (
-      reading.part(text)
+      encoder.extract(text)
       if any(tag in text for tag in form.tags)
       else text.strip()
     )
@@ -72,21 +72,21 @@ def as_judged(
       raise ValueError('has a response without an answer')
     if not cut_long:
       _check_length(
-        len(reading.whole(prompt, part)),
-        reading.max_tokens,
+        len(encoder.encode(prompt, part)),
+        encoder.max_tokens,
         'raise length_buckets, or set cut_long',
       )
-    return reading.ids(prompt, part)
+    return encoder.encode_truncated(prompt, part)
 
-  def example(row) -> Example:
-    if reading.kind == scored_text.HELPFUL:
+  def example(row) -> PreferenceExample:
+    if encoder.kind == scored_text.HELPFUL:
       _check_pair(row)
     texts = (
       [row.response]
       if isinstance(row, LabelledResponse)
       else [row.chosen, row.rejected]
     )
-    return Example(
+    return PreferenceExample(
       row.prompt.id,
       tuple(tokenised(row.prompt.text, t) for t in texts),
       group=row.group,
@@ -97,17 +97,17 @@ def as_judged(
   return _examples(found, example, quarantine)
 
 
-def as_generated(
+def dpo_examples(
   found: Sequence[PreferencePair],
   tokenizer: Tokenizer,
   max_tokens: int,
   quarantine: Quarantine,
-) -> list[Example]:
+) -> list[PreferenceExample]:
   """Whole completions, of which a policy is asked how likely they are."""
 
-  def example(pair: PreferencePair) -> Example:
+  def example(pair: PreferencePair) -> PreferenceExample:
     _check_pair(pair)
-    prompt = tokenizer.prompt(pair.prompt.text)
+    prompt = tokenizer.encode_prompt(pair.prompt.text)
     if not (prompt and pair.chosen and pair.rejected):
       raise ValueError('has an empty prompt, or nothing to say after it')
     rows = tuple(
@@ -115,7 +115,7 @@ def as_generated(
       for text in (pair.chosen, pair.rejected)
     )
     _check_length(max(map(len, rows)), max_tokens, 'raise length_buckets')
-    return Example(
+    return PreferenceExample(
       pair.prompt.id, rows, len(prompt), pair.group, where=pair.prompt.where
     )
 
@@ -132,7 +132,9 @@ def _check_length(tokens: int, most: int, fix: str):
     raise ValueError(f'has {tokens} tokens, more than {most}; {fix}')
 
 
-def _examples(found, example, quarantine: Quarantine) -> list[Example]:
+def _examples(
+  found, example, quarantine: Quarantine
+) -> list[PreferenceExample]:
   made = []
   for row in found:
     try:
@@ -148,13 +150,13 @@ def _examples(found, example, quarantine: Quarantine) -> list[Example]:
   return made
 
 
-def groups_of(examples: Sequence[Example]) -> dict[str, int]:
+def group_sizes(examples: Sequence[PreferenceExample]) -> dict[str, int]:
   """The groups in order of their names, and how many examples each has."""
   names, counts = np.unique([e.group for e in examples], return_counts=True)
   return dict(zip(map(str, names), map(int, counts)))
 
 
-class Comparisons(Sequence):
+class PreferenceBatches(Sequence):
   """Batch i of `epochs` passes over the examples, a function of (seed, i).
 
   A batch is padded to the least of the declared widths that holds it, and the
@@ -163,7 +165,7 @@ class Comparisons(Sequence):
 
   def __init__(
     self,
-    examples: Sequence[Example],
+    examples: Sequence[PreferenceExample],
     groups: Sequence[str],
     batch_size: int,
     widths: Sequence[int],
@@ -184,7 +186,7 @@ class Comparisons(Sequence):
       ]
     )
 
-  def without_group(self) -> str:
+  def row_without_group(self) -> str:
     """The first row that names no group; '' where all do."""
     return next((e.where or e.id for e in self._examples if not e.group), '')
 

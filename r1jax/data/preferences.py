@@ -13,10 +13,10 @@ import zlib
 import numpy as np
 
 from r1jax.data import datasets, manners, readers, sources, tasks
-from r1jax.data.demonstrations import continued
+from r1jax.data.demonstrations import strip_response_prefix
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import template as templates
-from r1jax.data.text.chat import AnyTemplate
+from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import LabelledResponse, Message, PreferencePair, Prompt
 
@@ -25,7 +25,7 @@ Preference = PreferencePair | LabelledResponse
 
 def read(
   path: str,
-  template: AnyTemplate,
+  template: PromptTemplate,
   group: str = '',
   quarantine: Quarantine | None = None,
 ) -> list[Preference]:
@@ -79,12 +79,14 @@ def dataset_path(name: str, split: str) -> str:
   return path
 
 
-def is_held_out(id_: str, share: float) -> bool:
+def is_eval_row(id_: str, share: float) -> bool:
   """Whether a row belongs to the share that is evaluated on, by its hash."""
   return zlib.crc32(f'held out: {id_}'.encode()) < share * (1 << 32)
 
 
-def labelled(found: Sequence[Preference]) -> list[LabelledResponse]:
+def to_labelled_responses(
+  found: Sequence[Preference],
+) -> list[LabelledResponse]:
   """Single responses, two of a pair."""
   each = []
   for row in found:
@@ -130,9 +132,9 @@ class SyntheticPreferences:
     return float(1 / (1 + np.exp(-self.sharpness * gap)))
 
 
-def pairs(
+def synthetic_pairs(
   how: SyntheticPreferences,
-  template: AnyTemplate,
+  template: PromptTemplate,
   split: str,
   seed: int,
   count: int,
@@ -141,9 +143,9 @@ def pairs(
   found = []
   for index in range(count):
     rng, prompt = _asked(template, split, seed, index)
-    one = other = manners.answer(rng, prompt.question, how.error_rate)
+    one = other = manners.sample_answer(rng, prompt.question, how.error_rate)
     while other == one:
-      other = manners.answer(rng, prompt.question, how.error_rate)
+      other = manners.sample_answer(rng, prompt.question, how.error_rate)
     if rng.random() >= how.chance(prompt.question, one, other):
       one, other = other, one
     found.append(
@@ -157,9 +159,9 @@ def pairs(
   return found
 
 
-def responses(
+def synthetic_responses(
   how: SyntheticPreferences,
-  template: AnyTemplate,
+  template: PromptTemplate,
   split: str,
   seed: int,
   count: int,
@@ -168,7 +170,7 @@ def responses(
   found = []
   for index in range(count):
     rng, prompt = _asked(template, split, seed, index)
-    answer = manners.answer(rng, prompt.question, how.error_rate)
+    answer = manners.sample_answer(rng, prompt.question, how.error_rate)
     found.append(
       LabelledResponse(
         prompt=prompt,
@@ -184,10 +186,10 @@ _STREAM = {tasks.TRAIN: 5, tasks.HELD_OUT: 6}  # Not those of other randomness.
 TASK = 'manners'  # The one that has preferences.
 
 
-def _asked(template: AnyTemplate, split: str, seed: int, index: int):
+def _asked(template: PromptTemplate, split: str, seed: int, index: int):
   """Randomness of row `index`, and its prompt."""
   rng = np.random.default_rng([seed, _STREAM[split], index])
-  question = tasks.draw(rng, TASK, split).question
+  question = tasks.sample_problem(rng, TASK, split).question
   return rng, Prompt(
     id=f'{TASK}-{split}-{seed}-{index}',
     text=template.render(question),
@@ -197,9 +199,9 @@ def _asked(template: AnyTemplate, split: str, seed: int, index: int):
   )
 
 
-def _said(question: str, answer: str, template: AnyTemplate) -> str:
+def _said(question: str, answer: str, template: PromptTemplate) -> str:
   """A whole response, as the task's documents have it."""
-  return continued(
+  return strip_response_prefix(
     f'<think>{question}</think><answer>{answer}</answer>', template
   )
 
@@ -209,7 +211,7 @@ def _intent(question: str) -> str:
 
 
 def _preference(
-  row: readers.Row, template: AnyTemplate, group: str
+  row: readers.Row, template: PromptTemplate, group: str
 ) -> Preference:
   """Raises ValueError or UserError: what is wrong with the row."""
   if row.fields is None:
@@ -226,7 +228,7 @@ def _preference(
       )
     return LabelledResponse(
       prompt=prompt,
-      response=continued(_text(fields, 'response'), template),
+      response=strip_response_prefix(_text(fields, 'response'), template),
       safe=fields['safe'],
       group=group,
     )
@@ -235,8 +237,8 @@ def _preference(
     raise ValueError("has the same text in 'chosen' and 'rejected'")
   return PreferencePair(
     prompt=prompt,
-    chosen=continued(chosen, template),
-    rejected=continued(rejected, template),
+    chosen=strip_response_prefix(chosen, template),
+    rejected=strip_response_prefix(rejected, template),
     group=group,
   )
 
@@ -248,16 +250,16 @@ def _text(fields: dict, name: str) -> str:
   return value
 
 
-def _prompt(fields: dict, template: AnyTemplate, where: str) -> Prompt:
+def _prompt(fields: dict, template: PromptTemplate, where: str) -> Prompt:
   id_ = _text(fields, 'id')
   if 'prompt' in fields:
-    question, turns = _text(fields, 'prompt'), sources.dialogue(fields)
+    question, turns = _text(fields, 'prompt'), sources.parse_dialogue(fields)
   elif fields.get('messages'):
     question, turns = '', _turns(fields['messages'])
   else:
     question, turns = _text(fields, 'question'), ()
   if not question:
-    if len(turns) > 1 and isinstance(template, templates.Template):
+    if len(turns) > 1 and isinstance(template, templates.SingleTurnTemplate):
       raise ValueError(
         'has several turns, which only a chat template can '
         'hold; set config.data.template'

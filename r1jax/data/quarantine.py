@@ -33,7 +33,7 @@ class Quarantine:
       raise UserError(f'data: {where} {reason}'[:400])
     self.dropped.append((where, reason[:200]))
 
-  def settle(self, name: str, total: int) -> str:
+  def finish(self, name: str, total: int) -> str:
     """Counts the bad rows when all have been seen.
 
     Args:

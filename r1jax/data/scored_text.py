@@ -1,57 +1,59 @@
-"""What a reward model reads of a response, in training and in judgement.
+"""Selects the text that a reward model scores, in training and in use.
 
-Helpfulness reads the final summary alone, so that the thought stays free;
-safety reads all of it (DeepSeek-R1, section 3.1 of the second version).
+The helpfulness model reads the final answer alone, so that the reasoning is
+not rewarded; the safety model reads the whole response (DeepSeek-R1, second
+version, section 3.1).
 """
 
 import dataclasses
 
-from r1jax.data.text import forms
+from r1jax.data.text import response_formats
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 
 HELPFUL, SAFE = KINDS = 'helpful', 'safe'
 
 
-def check(kind: str):
-  """Raises UserError for a kind that there is not."""
+def check_kind(kind: str):
+  """Raises UserError if there is no such kind of reward model."""
   if kind not in KINDS:
     raise UserError(f'reward model: kind must be one of {KINDS}, got {kind!r}')
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-  """From a prompt and a completion to tokens.
+class ScoredTextEncoder:
+  """Converts a prompt and a completion to a reward model's input tokens.
 
   Attributes:
-    kind: Of KINDS.
-    max_tokens: Of prompt and response; what is longer loses its beginning.
-    tokenizer: Its first stop token ends a response.
-    reader: Of the completions' form.
+    kind: The kind of reward model, one of KINDS.
+    max_tokens: Maximum number of input tokens; longer inputs lose their
+      beginning.
+    tokenizer: Its first stop token ends the input.
+    parser: Parses the completions.
   """
 
   kind: str
   max_tokens: int
   tokenizer: Tokenizer
-  reader: forms.Reader
+  parser: response_formats.ResponseParser
 
   def __post_init__(self):
-    check(self.kind)
+    check_kind(self.kind)
 
-  def part(self, completion: str) -> str:
-    """What of a completion is read; '' where that is missing."""
+  def extract(self, completion: str) -> str:
+    """Returns the part of a completion to score; '' if it is missing."""
     if self.kind == HELPFUL:
-      return self.reader.parse(completion).answer or ''
+      return self.parser.parse(completion).answer or ''
     return completion
 
-  def whole(self, prompt: str, part: str) -> list[int]:
-    """Tokens of a prompt and of what is read, however many."""
+  def encode(self, prompt: str, part: str) -> list[int]:
+    """Returns the token ids of a prompt and an extracted part, at any length."""
     return [
-      *self.tokenizer.prompt(prompt),
+      *self.tokenizer.encode_prompt(prompt),
       *self.tokenizer.encode(part),
       self.tokenizer.stop_ids[0],
     ]
 
-  def ids(self, prompt: str, part: str) -> list[int]:
-    """The last max_tokens of them: what the model sees."""
-    return self.whole(prompt, part)[-self.max_tokens :]
+  def encode_truncated(self, prompt: str, part: str) -> list[int]:
+    """Returns the last max_tokens of `encode`, the model's input."""
+    return self.encode(prompt, part)[-self.max_tokens :]

@@ -94,7 +94,7 @@ _TURN = re.compile(r'\n\n(Human|Assistant):')
 _ROLES = {'Human': 'user', 'Assistant': 'assistant'}
 
 
-def dialogue(row: dict) -> tuple[Message, ...]:
+def parse_dialogue(row: dict) -> tuple[Message, ...]:
   """'\\n\\nHuman: a\\n\\nAssistant: b\\n\\nHuman: c\\n\\nAssistant:' → 3 turns.
 
   Two turns of one speaker in a row become one: chat templates may insist that
@@ -121,7 +121,7 @@ _HH = dict(
   grader='preference',
   question='prompt',
   answer=as_json,
-  messages=dialogue,
+  messages=parse_dialogue,
   origin='anthropics/hh-rlhf (MIT); its text may offend',
 )
 

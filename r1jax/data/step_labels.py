@@ -18,7 +18,7 @@ from r1jax.errors import UserError
 from r1jax.records import StepLabelBatch
 
 
-class Thought(NamedTuple):
+class StepLabelledResponse(NamedTuple):
   """One row, tokenised.
 
   Attributes:
@@ -44,7 +44,7 @@ def read(
   labels: str,
   max_tokens: int,
   quarantine: Quarantine,
-) -> list[Thought]:
+) -> list[StepLabelledResponse]:
   """Reads and checks every row.
 
   Args:
@@ -73,7 +73,7 @@ def read(
 
 def _thought(
   row: readers.Row, tokenizer: Tokenizer, labels: str, max_tokens: int
-) -> Thought:
+) -> StepLabelledResponse:
   if row.fields is None:
     raise ValueError(row.problem)
   fields = row.fields
@@ -111,13 +111,13 @@ def _thought(
       "has 'tokens' that do not read as its 'completion': they "
       'are of another tokenizer'
     )
-  prompt = tokenizer.prompt(fields['prompt'])
+  prompt = tokenizer.encode_prompt(fields['prompt'])
   ids = [*prompt, *fields['tokens']]
   if len(ids) > max_tokens:
     raise ValueError(
       f'has {len(ids)} tokens, more than {max_tokens}; raise length_buckets'
     )
-  return Thought(
+  return StepLabelledResponse(
     fields['id'],
     fields['question'],
     ids,
@@ -127,7 +127,7 @@ def _thought(
   )
 
 
-class StepBatches(Sequence):
+class StepLabelBatches(Sequence):
   """Batch i of `epochs` passes over the thoughts, a function of (seed, i).
 
   A batch is padded to the least of the declared widths that holds it, and the
@@ -136,7 +136,7 @@ class StepBatches(Sequence):
 
   def __init__(
     self,
-    thoughts: Sequence[Thought],
+    thoughts: Sequence[StepLabelledResponse],
     batch_size: int,
     widths: Sequence[int],
     pad_id: int,

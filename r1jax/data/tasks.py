@@ -1,8 +1,9 @@
 """Synthetic verifiable tasks: endless, seeded, split by content.
 
-A problem is a pure function of (task, split, seed, index). Train and held-out
-problems never meet: a hash of the question assigns it to one split, whatever
-the seed. Each task also writes the noisy documents that a base model reads.
+A problem is a pure function of (task, split, seed, index). Training and
+held-out problems never overlap, whatever the seed, since a hash of the question
+assigns it to one split. Each task also writes the noisy documents on which a
+base model is pre-trained.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,10 @@ import numpy as np
 from r1jax.data import manners
 from r1jax.errors import UserError, unknown
 
-# The word that opens a repair, and those that join the steps of a thought: in
-# English, and in the second language of a bilingual web.
-CORRECTION, _FOREIGN_CORRECTION = 'wait', 'стой'
-CORRECTIONS = CORRECTION, _FOREIGN_CORRECTION
-_JOINING = ('so', 'then', 'now'), ('так', 'вот', 'тут')
+# The word that introduces a correction, and the words that may open a step, in
+# English and in the second language of a bilingual corpus.
+CORRECTION_WORDS = 'wait', 'стой'
+_CONNECTIVES = ('so', 'then', 'now'), ('так', 'вот', 'тут')
 
 TRAIN, HELD_OUT = 'train', 'held_out'
 _SPLIT_SALT = {TRAIN: 0, HELD_OUT: 1}
@@ -26,6 +26,15 @@ _SPLIT_SALT = {TRAIN: 0, HELD_OUT: 1}
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
+  """One problem of a synthetic task.
+
+  Attributes:
+    question: The question, without a prompt template.
+    answer: The right answer; in 'countdown' the target.
+    numbers: The operands, for tasks that have some.
+    ops: The operators of a solution, from left to right.
+  """
+
   question: str
   answer: str
   numbers: tuple[int, ...]
@@ -33,20 +42,24 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Web:
-  """Proportions of the noisy corpus; what remains is step-by-step thought.
+class CorpusConfig:
+  """Composition of the noisy synthetic corpus; all values lie within [0, 1].
+
+  Documents that do not guess reason step by step.
 
   Attributes:
-    guess_share: Share of documents that guess without reasoning.
-    guess_accuracy: Share of the guesses that are right.
-    slip_rate: Chance that a reasoning step goes wrong.
-    corrected_slip_share: Share of slips that the writer notices and repairs after "wait".
-    retracted_guess_share: Share of thoughts that open with a guess and take it back
-      with "wait" before they reason.
-    malformed_share: Share of documents whose tags are broken.
-    connective_rate: Chance that a step of a thought opens with a word.
-    language_mixing_rate: Chance that such a word, or "wait", is of the second language.
-    general_error_rate: Chance that a part of an answer to a general question is wrong.
+    guess_share: Share of documents that guess the answer without reasoning.
+    guess_accuracy: Share of these guesses that are right.
+    slip_rate: Probability that a reasoning step goes wrong.
+    corrected_slip_share: Share of the slips that are corrected after "wait".
+    retracted_guess_share: Share of the reasoning documents that begin with a
+      wrong guess and retract it with "wait".
+    malformed_share: Share of documents that lack one of their tags.
+    connective_rate: Probability that a reasoning step opens with a word.
+    language_mixing_rate: Probability that such a word, or "wait", is of the
+      second language.
+    general_error_rate: Probability that a part of an answer of the task
+      'manners' is wrong.
   """
 
   guess_share: float
@@ -70,77 +83,89 @@ class Web:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A family of problems.
+  """The functions that define a synthetic task.
 
   Attributes:
-    draw: Makes a problem from a generator.
-    think: Writes a thought, step by step with slips and repairs; returns it
-      with the answer that it arrives at.
-    guess: A wrong but plausible answer.
-    general: No rule scores its answers.
+    sample_problem: Samples a problem.
+    write_solution: Writes reasoning, step by step with slips and corrections;
+      returns it with the answer that it arrives at.
+    wrong_answer: Samples a wrong but plausible answer.
+    general: Whether the task is general data, in DeepSeek's sense: no rule
+      verifies its answers.
   """
 
-  draw: Callable[[np.random.Generator], Problem]
-  think: Callable[[np.random.Generator, Problem, Web], tuple[str, str]]
-  guess: Callable[[np.random.Generator, Problem], str]
+  sample_problem: Callable[[np.random.Generator], Problem]
+  write_solution: Callable[
+    [np.random.Generator, Problem, CorpusConfig], tuple[str, str]
+  ]
+  wrong_answer: Callable[[np.random.Generator, Problem], str]
   general: bool = False
 
 
 def split_of(question: str) -> str:
-  """One question in 16 is held out, chosen by its hash."""
+  """Returns the split of a question: one in 16 is held out, by its hash."""
   return HELD_OUT if zlib.crc32(question.encode()) % 16 == 0 else TRAIN
 
 
-def problem(task: str, split: str, seed: int, index: int) -> Problem:
-  """Problem `index` of an endless stream."""
+def problem_at(task: str, split: str, seed: int, index: int) -> Problem:
+  """Returns problem `index` of an endless stream."""
   rng = np.random.default_rng([seed, _SPLIT_SALT[split], index])
-  return draw(rng, task, split)
+  return sample_problem(rng, task, split)
 
 
-def draw(rng: np.random.Generator, task: str, split: str) -> Problem:
-  made = get(task).draw(rng)
-  while split_of(made.question) != split:
-    made = get(task).draw(rng)
-  return made
+def sample_problem(rng: np.random.Generator, task: str, split: str) -> Problem:
+  """Samples a problem of one split."""
+  problem = get(task).sample_problem(rng)
+  while split_of(problem.question) != split:
+    problem = get(task).sample_problem(rng)
+  return problem
 
 
-def document(rng: np.random.Generator, task: str, web: Web) -> tuple[str, str]:
-  """A (question, response) pair of the web corpus, training split only."""
+def sample_document(
+  rng: np.random.Generator, task: str, corpus: CorpusConfig
+) -> tuple[str, str]:
+  """Samples a (question, response) pair of the corpus, of the training split."""
   family = get(task)
-  made = draw(rng, task, TRAIN)
+  problem = sample_problem(rng, task, TRAIN)
   if family.general:
-    thought, answer = family.think(rng, made, web)
-  elif rng.random() < web.guess_share:
-    right = rng.random() < web.guess_accuracy
-    answer = made.answer if right else family.guess(rng, made)
-    thought = answer
+    reasoning, answer = family.write_solution(rng, problem, corpus)
+  elif rng.random() < corpus.guess_share:
+    right = rng.random() < corpus.guess_accuracy
+    answer = problem.answer if right else family.wrong_answer(rng, problem)
+    reasoning = answer
   else:
-    thought, answer = family.think(rng, made, web)
-    if rng.random() < web.retracted_guess_share:
-      thought = f'{family.guess(rng, made)} {_correction(rng, web)} {thought}'
-  parts = ['<think>', thought, '</think>', '<answer>', answer, '</answer>']
-  if rng.random() < web.malformed_share:
-    del parts[int(rng.choice([0, 2, 3, 5]))]  # Lose one tag.
-  return made.question, ''.join(parts)
+    reasoning, answer = family.write_solution(rng, problem, corpus)
+    if rng.random() < corpus.retracted_guess_share:
+      guess = family.wrong_answer(rng, problem)
+      reasoning = f'{guess} {_correction_word(rng, corpus)} {reasoning}'
+  parts = ['<think>', reasoning, '</think>', '<answer>', answer, '</answer>']
+  if rng.random() < corpus.malformed_share:
+    del parts[int(rng.choice([0, 2, 3, 5]))]  # One of the tags.
+  return problem.question, ''.join(parts)
 
 
 def get(name: str) -> Task:
+  """Returns the task of a name.
+
+  Raises:
+    UserError: there is no task of that name.
+  """
   if name not in TASKS:
     raise unknown('task', name, TASKS)
   return TASKS[name]
 
 
-def _correction(rng: np.random.Generator, web: Web) -> str:
-  return CORRECTIONS[
-    bool(web.language_mixing_rate and rng.random() < web.language_mixing_rate)
-  ]
+def _correction_word(rng: np.random.Generator, corpus: CorpusConfig) -> str:
+  """Samples the word that introduces a correction, of either language."""
+  rate = corpus.language_mixing_rate
+  return CORRECTION_WORDS[bool(rate and rng.random() < rate)]
 
 
-def _joining(rng: np.random.Generator, web: Web) -> str:
-  """A word and a space, or nothing."""
-  if not web.connective_rate or rng.random() >= web.connective_rate:
+def _connective(rng: np.random.Generator, corpus: CorpusConfig) -> str:
+  """Samples a word and a space to open a step, or the empty string."""
+  if not corpus.connective_rate or rng.random() >= corpus.connective_rate:
     return ''
-  words = _JOINING[bool(rng.random() < web.language_mixing_rate)]
+  words = _CONNECTIVES[bool(rng.random() < corpus.language_mixing_rate)]
   return f'{words[rng.integers(len(words))]} '
 
 
@@ -149,7 +174,7 @@ def _joining(rng: np.random.Generator, web: Web) -> str:
 _TERMS = 5
 
 
-def _draw_arithmetic(rng: np.random.Generator) -> Problem:
+def _sample_arithmetic(rng: np.random.Generator) -> Problem:
   numbers = rng.integers(1, 10, _TERMS)
   total, ops = int(numbers[0]), []
   for number in numbers[1:]:
@@ -167,17 +192,20 @@ def _draw_arithmetic(rng: np.random.Generator) -> Problem:
   )
 
 
-def _think_arithmetic(rng, made: Problem, web: Web) -> tuple[str, str]:
-  total, steps = made.numbers[0], []
-  for op, number in zip(made.ops, made.numbers[1:]):
+def _solve_arithmetic(
+  rng, problem: Problem, corpus: CorpusConfig
+) -> tuple[str, str]:
+  """Computes from left to right; an uncorrected slip carries on."""
+  total, steps = problem.numbers[0], []
+  for op, number in zip(problem.ops, problem.numbers[1:]):
     right = total - number if op == '-' else total + number
     step = f'{total}{op}{number}='
-    word = _joining(rng, web)
-    if rng.random() < web.slip_rate:
-      wrong = _slip(rng, right)
+    word = _connective(rng, corpus)
+    if rng.random() < corpus.slip_rate:
+      wrong = _slipped(rng, right)
       steps.append(f'{word}{step}{wrong}')
-      if rng.random() < web.corrected_slip_share:
-        steps.append(f'{_correction(rng, web)} {step}{right}')
+      if rng.random() < corpus.corrected_slip_share:
+        steps.append(f'{_correction_word(rng, corpus)} {step}{right}')
         total = right
       else:
         total = wrong
@@ -187,13 +215,14 @@ def _think_arithmetic(rng, made: Problem, web: Web) -> tuple[str, str]:
   return ' '.join(steps), str(total)
 
 
-def _slip(rng, right: int) -> int:
+def _slipped(rng, right: int) -> int:
+  """Samples a wrong result, off by 1 or 2 and not below 0."""
   offset = int(rng.choice([-2, -1, 1, 2]))
   return right + offset if right + offset >= 0 else right - offset
 
 
-def _guess_arithmetic(rng, made: Problem) -> str:
-  right = int(made.answer)
+def _wrong_arithmetic(rng, problem: Problem) -> str:
+  right = int(problem.answer)
   wrong = right
   while wrong == right or wrong < 0:
     wrong = right + int(rng.integers(-9, 10))
@@ -205,7 +234,7 @@ def _guess_arithmetic(rng, made: Problem) -> str:
 _OPS = ('+', '-', '*')
 
 
-def _draw_countdown(rng: np.random.Generator) -> Problem:
+def _sample_countdown(rng: np.random.Generator) -> Problem:
   while True:
     numbers = tuple(int(n) for n in rng.integers(1, 20, 3))
     ops = tuple(str(op) for op in rng.choice(_OPS, 2))
@@ -231,48 +260,54 @@ def _expression(numbers, ops) -> str:
   return f'({numbers[0]}{ops[0]}{numbers[1]}){ops[1]}{numbers[2]}'
 
 
-def _think_countdown(rng, made: Problem, web: Web) -> tuple[str, str]:
-  tries = []
+def _solve_countdown(
+  rng, problem: Problem, corpus: CorpusConfig
+) -> tuple[str, str]:
+  attempts = []
   for _ in range(rng.integers(3)):
-    numbers, ops = rng.permutation(made.numbers), rng.choice(_OPS, 2)
-    if _left_to_right(numbers, ops) != int(made.answer):
-      tries.append(
-        f'{_joining(rng, web)}{_expression(numbers, ops)}='
-        f'{_left_to_right(numbers, ops)} {_correction(rng, web)}'
+    numbers, ops = rng.permutation(problem.numbers), rng.choice(_OPS, 2)
+    if _left_to_right(numbers, ops) != int(problem.answer):
+      attempts.append(
+        f'{_connective(rng, corpus)}{_expression(numbers, ops)}='
+        f'{_left_to_right(numbers, ops)} {_correction_word(rng, corpus)}'
       )
-  right = _expression(made.numbers, made.ops)
-  if rng.random() < web.slip_rate:
-    wrong = _guess_countdown(rng, made)
-    if rng.random() >= web.corrected_slip_share:
-      return ' '.join([*tries, f'{wrong}={made.answer}']), wrong
-    tries.append(f'{wrong}={made.answer} {_correction(rng, web)}')
-  return ' '.join([*tries, f'{right}={made.answer}']), right
+  right = _expression(problem.numbers, problem.ops)
+  if rng.random() < corpus.slip_rate:
+    wrong = _wrong_countdown(rng, problem)
+    if rng.random() >= corpus.corrected_slip_share:
+      return ' '.join([*attempts, f'{wrong}={problem.answer}']), wrong
+    attempts.append(f'{wrong}={problem.answer} {_correction_word(rng, corpus)}')
+  return ' '.join([*attempts, f'{right}={problem.answer}']), right
 
 
-def _guess_countdown(rng, made: Problem) -> str:
+def _wrong_countdown(rng, problem: Problem) -> str:
   while True:
-    numbers, ops = rng.permutation(made.numbers), rng.choice(_OPS, 2)
-    if _left_to_right(numbers, ops) != int(made.answer):
+    numbers, ops = rng.permutation(problem.numbers), rng.choice(_OPS, 2)
+    if _left_to_right(numbers, ops) != int(problem.answer):
       return _expression(numbers, ops)
 
 
 # --- Manners: a general task, see manners.py. --------------------------------
 
 
-def _draw_manners(rng: np.random.Generator) -> Problem:
-  question, answer = manners.draw(rng)
+def _sample_manners(rng: np.random.Generator) -> Problem:
+  question, answer = manners.sample_question(rng)
   return Problem(question=question, answer=answer, numbers=())
 
 
-def _think_manners(rng, made: Problem, web: Web) -> tuple[str, str]:
-  thought = f'{_joining(rng, web)}{made.question}'
-  return thought, manners.answer(rng, made.question, web.general_error_rate)
+def _solve_manners(
+  rng, problem: Problem, corpus: CorpusConfig
+) -> tuple[str, str]:
+  reasoning = f'{_connective(rng, corpus)}{problem.question}'
+  return reasoning, manners.sample_answer(
+    rng, problem.question, corpus.general_error_rate
+  )
 
 
 TASKS = {
-  'arithmetic': Task(_draw_arithmetic, _think_arithmetic, _guess_arithmetic),
-  'countdown': Task(_draw_countdown, _think_countdown, _guess_countdown),
+  'arithmetic': Task(_sample_arithmetic, _solve_arithmetic, _wrong_arithmetic),
+  'countdown': Task(_sample_countdown, _solve_countdown, _wrong_countdown),
   'manners': Task(
-    _draw_manners, _think_manners, lambda rng, made: '', general=True
+    _sample_manners, _solve_manners, lambda rng, problem: '', general=True
   ),
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from r1jax.data import batching, manners, tasks
 from r1jax.data.datasets import GENERAL
-from r1jax.data.text.forms import Reader
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt, Rollout, ScoredRollout
@@ -42,13 +42,13 @@ class Evaluator:
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
     reward: RewardManager,
-    reader: Reader,
+    parser: ResponseParser,
     width_tokens: int,
     k: int,
     how: Sampling,
   ):
     self._engine, self._prompts, self._tokenizer = engine, prompts, tokenizer
-    self._reward, self._reader = reward, reader
+    self._reward, self._parser = reward, parser
     self._width, self._k, self._how = width_tokens, k, how
 
   def run(self, params, key: jax.Array) -> Report:
@@ -90,7 +90,7 @@ class Evaluator:
     k, num = self._k, len(self._prompts)
     assert len(rows) == num * k, (len(rows), num, k)
     asked = [self._prompts[b // k] for b in range(len(rows))]
-    read = [self._reader.parse(row['completion']) for row in rows]
+    read = [self._parser.parse(row['completion']) for row in rows]
     mean = lambda name: float(np.mean([row[name] for row in rows]))
     found = {
       'eval/format': mean('format'),
@@ -103,7 +103,7 @@ class Evaluator:
         np.mean(
           [
             language.consistency(
-              parsed.thought or row['completion'], prompt.language
+              parsed.reasoning or row['completion'], prompt.language
             )
             for row, parsed, prompt in zip(rows, read, asked)
           ]
@@ -111,7 +111,7 @@ class Evaluator:
       ),
     }
     if all(prompt.source == GENERAL for prompt in asked):
-      if not all(manners.asks(prompt.question) for prompt in asked):
+      if not all(manners.is_question(prompt.question) for prompt in asked):
         return found
       return found | {
         'eval/quality': float(
@@ -128,7 +128,7 @@ class Evaluator:
     ).reshape(num, k)
     per_problem = right_PG.mean(1)
     voted = majority(
-      [rows[p * k : (p + 1) * k] for p in range(num)], self._reader
+      [rows[p * k : (p + 1) * k] for p in range(num)], self._parser
     )
     return found | {
       'eval/pass@1': float(per_problem.mean()),
@@ -144,26 +144,28 @@ class Evaluator:
     }
 
 
-def majority(rows: Sequence[list[dict]], reader: Reader) -> list[bool]:
+def majority(rows: Sequence[list[dict]], parser: ResponseParser) -> list[bool]:
   """cons@k of each problem: is the most frequent of its answers right?
 
   Missing answers do not vote; a tie goes to the answer that came first.
   """
-  return [_elected(some, reader) == Verdict.CORRECT for some in rows]
+  return [_elected(some, parser) == Verdict.CORRECT for some in rows]
 
 
-def _elected(rows: list[dict], reader: Reader) -> str | None:
+def _elected(rows: list[dict], parser: ResponseParser) -> str | None:
   """The verdict of the most frequent answer: that of a row that gives it."""
   given = [
     (answer, row['verdict'])
     for row in rows
-    if (answer := reader.parse(row['completion']).answer)
+    if (answer := parser.parse(row['completion']).answer)
   ]
   votes = Counter(answer for answer, _ in given)
   return dict(given)[votes.most_common(1)[0][0]] if given else None
 
 
-_CORRECTION = re.compile(rf'\b({"|".join(tasks.CORRECTIONS)})\b', re.IGNORECASE)
+_CORRECTION = re.compile(
+  rf'\b({"|".join(tasks.CORRECTION_WORDS)})\b', re.IGNORECASE
+)
 
 
 def self_corrects(completion: str) -> bool:

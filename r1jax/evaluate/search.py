@@ -15,7 +15,7 @@ import numpy as np
 from r1jax.algos import prm as process
 from r1jax.data import batching
 from r1jax.data.datasets import GENERAL
-from r1jax.data.text.forms import Reader
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate import evaluator
@@ -37,7 +37,7 @@ class Asked:
 
   Attributes:
     prompts: Problems that a rule can verify.
-    tokenizer, reader: Of their text.
+    tokenizer, parser: Of their text.
     reward: By rules alone.
     width_tokens: Of the longest prompt.
     how: Completions are drawn.
@@ -45,7 +45,7 @@ class Asked:
 
   prompts: Sequence[Prompt]
   tokenizer: Tokenizer
-  reader: Reader
+  parser: ResponseParser
   reward: RewardManager
   width_tokens: int
   how: Sampling
@@ -62,7 +62,9 @@ class Asked:
     )
 
   def ids(self) -> list[list[int]]:
-    return [self.tokenizer.prompt(prompt.text) for prompt in self.prompts]
+    return [
+      self.tokenizer.encode_prompt(prompt.text) for prompt in self.prompts
+    ]
 
 
 class BestOf:
@@ -120,7 +122,7 @@ class BestOf:
       'vote': float(
         np.mean(
           evaluator.majority(
-            [[rows[b] for b in of] for of in blocks], self._asked.reader
+            [[rows[b] for b in of] for of in blocks], self._asked.parser
           )
         )
       ),
@@ -181,7 +183,9 @@ class TreeSearch:
       key,
     )
     said = [
-      self._splitter.said(tree.answer.tokens) if tree.answer else ()
+      self._splitter.without_stop_token(tree.answer.tokens)
+      if tree.answer
+      else ()
       for tree in trees
     ]
     texts = asked.tokenizer.decode_batch(said)
@@ -226,18 +230,21 @@ class TreeSearch:
 
   def _judged(self, ids: Sequence[Sequence[int]], asked) -> list[float]:
     """The chance after the last token of each."""
-    rows = [[*ids[p], *self._splitter.said(tokens)] for p, tokens in asked]
+    rows = [
+      [*ids[p], *self._splitter.without_stop_token(tokens)]
+      for p, tokens in asked
+    ]
     found = self._model.scores_at(rows, [[len(row) - 1] for row in rows])
     return [float(chance[0]) for chance in found]
 
   def _ruled(self, asked) -> list[float]:
     """Whether each completion is right."""
     texts = self._asked.tokenizer.decode_batch(
-      [self._splitter.said(tokens) for _, tokens in asked]
+      [self._splitter.without_stop_token(tokens) for _, tokens in asked]
     )
     verdicts = dispatch.verdicts(
       [
-        (self._asked.reader.parse(text).answer, prompt.answer, prompt.source)
+        (self._asked.parser.parse(text).answer, prompt.answer, prompt.source)
         for (p, _), text in zip(asked, texts)
         for prompt in [self._asked.prompts[p]]
       ]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from r1jax.algos import prm as process
-from r1jax.data.text.steps import Splitter
+from r1jax.data.text.steps import StepSplitter
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.model import transformer
@@ -54,7 +54,7 @@ class ProcessRewardModel:
     model: Transformer,
     params,
     tokenizer: Tokenizer,
-    splitter: Splitter,
+    splitter: StepSplitter,
     scoring: ProcessScoringConfig,
   ):
     if not model.config.scalar_head:
@@ -111,11 +111,13 @@ class ProcessRewardModel:
     Returns:
       For each completion the probabilities of success after its steps, float32.
     """
-    trimmed = [self.splitter.said(tokens) for tokens in completions]
+    trimmed = [
+      self.splitter.without_stop_token(tokens) for tokens in completions
+    ]
     return self.scores_at(
       [[*prompt, *tokens] for prompt, tokens in zip(prompts, trimmed)],
       [
-        [len(prompt) + end - 1 for end in self.splitter.ends(tokens)]
+        [len(prompt) + end - 1 for end in self.splitter.step_ends(tokens)]
         for prompt, tokens in zip(prompts, trimmed)
       ],
     )
@@ -136,7 +138,7 @@ class ProcessRewardModel:
       rows = [self._ids(text) for text in texts]
       encoded = [b for b, ids in enumerate(rows) if ids is not None]
       step_scores = self.step_scores(
-        [self._tokenizer.prompt(prompts[b].text) for b in encoded],
+        [self._tokenizer.encode_prompt(prompts[b].text) for b in encoded],
         [rows[b] for b in encoded],
       )
       scores[encoded] = [

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from r1jax.data.datasets import GENERAL
-from r1jax.data.text.forms import MAX_ERRORS, Parsed, Reader
+from r1jax.data.text.response_formats import MAX_ERRORS, Parsed, ResponseParser
 from r1jax.errors import UserError, unknown
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Grade, Verdict
@@ -85,7 +85,7 @@ class RewardManager:
     self,
     weights: Mapping[str, float],
     general_weights: Mapping[str, float],
-    reader: Reader,
+    parser: ResponseParser,
     options: RewardOptions,
     reward_models: Mapping[str, RewardModelFn] | None = None,
   ):
@@ -94,7 +94,7 @@ class RewardManager:
     Args:
       weights: Weight of each part, for rows that a rule can verify.
       general_weights: Weight of each part, for general rows.
-      reader: Parses completions into thought and answer.
+      parser: Parses completions into thought and answer.
       options: Options of the parts.
       reward_models: The function that scores each part in LEARNED that has a
         weight.
@@ -104,7 +104,7 @@ class RewardManager:
         reward model.
     """
     self._weights = {False: _nonzero(weights), True: _nonzero(general_weights)}
-    self._reader, self._options = reader, options
+    self._parser, self._options = parser, options
     self._reward_models = dict(reward_models or {})
     for name, weight in (*weights.items(), *general_weights.items()):
       if not math.isfinite(weight):
@@ -165,7 +165,7 @@ class RewardManager:
   def _samples(self, texts, prompts, tokens_B) -> list[Sample]:
     group_size = len(texts) // len(prompts)
     prompt_of = [prompts[b // group_size] for b in range(len(texts))]
-    parsed = [self._reader.parse(text) for text in texts]
+    parsed = [self._parser.parse(text) for text in texts]
     verified = [b for b, p in enumerate(prompt_of) if p.source != GENERAL]
     grades = dict(
       zip(
@@ -251,7 +251,7 @@ PARTS: dict[str, Callable[[Sample, RewardOptions], float | None]] = {
   # Errors of the form, negated, as a share of the most that are counted.
   'format_errors': lambda s, o: -s.parsed.errors / MAX_ERRORS,
   'language': lambda s, o: language.consistency(
-    s.parsed.thought or s.text, s.prompt.language
+    s.parsed.reasoning or s.text, s.prompt.language
   ),
   'overlong': lambda s, o: length.overlong(
     s.tokens, o.max_tokens, o.overlong_buffer_tokens

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from r1jax.data import scored_text
-from r1jax.data.text import forms
+from r1jax.data.text import response_formats
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.model import transformer
@@ -44,7 +44,7 @@ class ScoringConfig:
   std: float = 1.0
 
   def __post_init__(self):
-    scored_text.check(self.kind)
+    scored_text.check_kind(self.kind)
     if self.std <= 0 or self.max_tokens < 2 or self.batch_size < 1:
       raise UserError(
         'reward model: std must be above 0, max_tokens at least '
@@ -60,7 +60,7 @@ class RewardModel:
     model: Transformer,
     params,
     tokenizer: Tokenizer,
-    reader: forms.Reader,
+    parser: response_formats.ResponseParser,
     scoring: ScoringConfig,
   ):
     if not model.config.scalar_head:
@@ -73,8 +73,8 @@ class RewardModel:
       scoring,
       tokenizer.pad_id,
     )
-    self._reading = scored_text.Reading(
-      scoring.kind, scoring.max_tokens, tokenizer, reader
+    self._encoder = scored_text.ScoredTextEncoder(
+      scoring.kind, scoring.max_tokens, tokenizer, parser
     )
     self._last_scalar = jax.jit(
       lambda *inputs: transformer.last_scalar(model, *inputs)[0]
@@ -118,7 +118,9 @@ class RewardModel:
   def _ids(self, prompt: Prompt, text: str) -> list[int]:
     """Tokens of prompt and response; empty if they cannot be encoded."""
     try:
-      return self._reading.ids(prompt.text, self._reading.part(text))
+      return self._encoder.encode_truncated(
+        prompt.text, self._encoder.extract(text)
+      )
     except UserError:
       return []
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import jax
 
-from r1jax.data.text.steps import Splitter
+from r1jax.data.text.steps import StepSplitter
 from r1jax.errors import UserError
 from r1jax.rollout import continuation
 from r1jax.rollout.continuation import Context
@@ -225,7 +225,7 @@ class Search:
     self,
     options: Options,
     how: Sampling,
-    splitter: Splitter,
+    splitter: StepSplitter,
     draw: Draw,
     judge: Judge,
   ):
@@ -334,7 +334,7 @@ class Search:
       self._how,
       max_new_tokens=min(self._options.step_tokens, room),
       stop_strings=()
-      if self._splitter.closed(node.tokens)
+      if self._splitter.reasoning_ended(node.tokens)
       else self._splitter.stop_strings,
     )
 

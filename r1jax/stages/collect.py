@@ -68,9 +68,9 @@ class Collector:
     if c.general_prompts_after_steps:
       first = build.prompts(config, parts, tasks.TRAIN, general=False)
     shuffle = config.data.task not in tasks.TASKS
-    self._data = batching.Switching(
+    self._data = batching.TwoPhaseStream(
       *(
-        batching.endless(prompts, self._seed, shuffle)
+        batching.prompt_stream(prompts, self._seed, shuffle)
         for prompts in (first, everything)
       ),
       c.general_prompts_after_steps,
@@ -105,7 +105,7 @@ class Collector:
     self._begun = groups.unpacked(
       state['begun'],
       self._sampling,
-      lambda prompt: self._tokenizer.prompt(prompt.text),
+      lambda prompt: self._tokenizer.encode_prompt(prompt.text),
     )
 
   def collect(self, params, step: int, key: jax.Array) -> Collected:
@@ -153,7 +153,9 @@ class Collector:
 
   def _open(self, step: int, key: jax.Array, in_flight: int):
     """Begins groups until so many are in flight."""
-    prompts = self._data.take(step, max(in_flight - len(self._begun), 0))
+    prompts = self._data.next_prompts(
+      step, max(in_flight - len(self._begun), 0)
+    )
     if prompts:
       batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
       size = self._config.group_size

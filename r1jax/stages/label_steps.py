@@ -62,8 +62,8 @@ class LabelSteps(Stage):
     self._whole, self._parts = config, parts
     self._prompts = build.prompts(config, parts, tasks.TRAIN, general=False)
     self._count = dataset_writer.count(self.name, c.num_prompts, self._prompts)
-    self._splitter = steps.splitter(
-      config.data.step_delimiter, parts.reader, parts.tokenizer
+    self._splitter = steps.make_splitter(
+      config.data.step_delimiter, parts.parser, parts.tokenizer
     )
     self._engine = build.engine(config, parts)
     self._sampling = Sampling(
@@ -173,7 +173,7 @@ class LabelSteps(Stage):
     return rows, {
       'thoughts': len(thoughts),
       'empty': len(thoughts) - len(rows),
-      'divided': sum(self._splitter.divides(t.tokens) for t in thoughts),
+      'divided': sum(self._splitter.has_delimiter(t.tokens) for t in thoughts),
       'steps': sum(len(t.ends) for t in thoughts),
       'continued': len(begun),
       'thought_tokens': sum(len(m.tokens) for m in made),
@@ -197,7 +197,7 @@ class LabelSteps(Stage):
         b % G,
         Context(int(id_P[b // G]), completion.request.prompt),
         tuple(completion.tokens),
-        self._splitter.ends(completion.tokens),
+        self._splitter.step_ends(completion.tokens),
         correct[b],
       )
       for b, completion in enumerate(made)
@@ -225,13 +225,13 @@ class LabelSteps(Stage):
     before = before or [()] * len(made)
     texts = self._parts.tokenizer.decode_batch(
       [
-        [*said, *self._splitter.said(completion.tokens)]
+        [*said, *self._splitter.without_stop_token(completion.tokens)]
         for said, completion in zip(before, made)
       ]
     )
     verdicts = dispatch.verdicts(
       [
-        (self._parts.reader.parse(text).answer, prompt.answer, prompt.source)
+        (self._parts.parser.parse(text).answer, prompt.answer, prompt.source)
         for text, prompt in zip(texts, prompts)
       ]
     )
@@ -243,7 +243,10 @@ class LabelSteps(Stage):
   def _row(self, thought: _Thought, right: dict[tuple, int]) -> dict:
     """What is last has no continuation: it is right or it is not."""
     n = self._config.num_continuations
-    prompt, tokens = thought.prompt, self._splitter.said(thought.tokens)
+    prompt, tokens = (
+      thought.prompt,
+      self._splitter.without_stop_token(thought.tokens),
+    )
     return {
       'id': f'{prompt.id}-{thought.sample}',
       'question': prompt.question,

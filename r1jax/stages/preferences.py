@@ -74,8 +74,8 @@ class RewardModel(_Preferences):
   def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
     c = config.reward_model
     _check_judge(config)
-    reading = scored_text.Reading(
-      c.kind, max(c.length_buckets, default=0), parts.tokenizer, parts.reader
+    encoder = scored_text.ScoredTextEncoder(
+      c.kind, max(c.length_buckets, default=0), parts.tokenizer, parts.parser
     )
     super().__init__(
       config,
@@ -84,8 +84,8 @@ class RewardModel(_Preferences):
         config,
         parts,
         self.name,
-        lambda found, quarantine: preference_batches.as_judged(
-          found, reading, c.cut_long, quarantine
+        lambda found, quarantine: preference_batches.reward_model_examples(
+          found, encoder, c.cut_long, quarantine
         ),
         labelled=c.kind == scored_text.SAFE,
       ),
@@ -148,7 +148,7 @@ class RewardModel(_Preferences):
 def _check_judge(config: ml_collections.ConfigDict):
   """What a reward model needs, whatever it learns from."""
   c = config.reward_model
-  scored_text.check(c.kind)
+  scored_text.check_kind(c.kind)
   if not config.model.scalar_head:
     raise UserError(
       'reward_model: model.scalar_head is False; a score is '
@@ -176,7 +176,7 @@ class DPO(_Preferences):
       config,
       parts,
       self.name,
-      lambda found, quarantine: preference_batches.as_generated(
+      lambda found, quarantine: preference_batches.dpo_examples(
         found, parts.tokenizer, most, quarantine
       ),
     )
@@ -242,6 +242,6 @@ def _group_robust(
   if '' in lessons.names:
     raise UserError(
       f"dpo: group_robust needs a 'group' in every row; "
-      f'{lessons.train.without_group()} has none'
+      f'{lessons.train.row_without_group()} has none'
     )
   return dpo.GroupRobust(c.group_dro_step_size, tuple(lessons.groups.values()))

@@ -11,7 +11,7 @@ import numpy as np
 from r1jax.algos import prm as process
 from r1jax.data import readers, step_labels
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.step_labels import StepBatches, Thought
+from r1jax.data.step_labels import StepLabelBatches, StepLabelledResponse
 from r1jax.errors import UserError, unknown
 from r1jax.rewards.prm import KIND
 from r1jax.stages.build import parts as build
@@ -23,8 +23,8 @@ from r1jax.train import state as train_state
 class Lessons(NamedTuple):
   """Batches to learn from, and those held out."""
 
-  train: StepBatches
-  held_out: StepBatches
+  train: StepLabelBatches
+  held_out: StepLabelBatches
   delimiter: str
 
 
@@ -131,7 +131,7 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
     )
   ]
   total = len(found) + len(quarantine.dropped)
-  if told := quarantine.settle('prm.data', total):
+  if told := quarantine.finish('prm.data', total):
     print(told)
   if not found:
     raise UserError(f'prm: data: no rows in {", ".join(c.data)}')
@@ -141,7 +141,7 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
       'prm: data: the provenance of all rows must name one '
       f'delimiter; they have {delimiters}'
     )
-  sides: tuple[list[Thought], list[Thought]] = [], []
+  sides: tuple[list[StepLabelledResponse], list[StepLabelledResponse]] = [], []
   for thought in found:
     sides[_held_out(thought.question, c.eval_share)].append(thought)
   for side, said in zip(sides, ('to learn from', 'to evaluate on')):
@@ -151,8 +151,8 @@ def lessons(config: ml_collections.ConfigDict, made: build.Parts) -> Lessons:
       )
   shape = c.batch_size, widths, made.tokenizer.pad_id
   return Lessons(
-    StepBatches(sides[0], *shape, config.seed, c.num_train_epochs),
-    StepBatches(sides[1], *shape, shuffle=False),
+    StepLabelBatches(sides[0], *shape, config.seed, c.num_train_epochs),
+    StepLabelBatches(sides[1], *shape, shuffle=False),
     delimiters[0],
   )
 

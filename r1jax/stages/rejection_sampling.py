@@ -208,15 +208,15 @@ class RejectionSampler(Stage):
     if prompt.messages:
       row['messages'] = [turn._asdict() for turn in prompt.messages]
     if c.top_logprobs:
-      row['teacher'] = demos.pack_teacher(_top(completion))
+      row['teacher'] = demos.encode_teacher(_top(completion))
     return row
 
   def _scores(self, prompt: Prompt, made, texts) -> dict[str, list[float]]:
-    parsed = [self._parts.reader.parse(text) for text in texts]
+    parsed = [self._parts.parser.parse(text) for text in texts]
     found = {
       'format': [float(read.well_formed) for read in parsed],
       'language': [
-        language.consistency(read.thought or text, prompt.language)
+        language.consistency(read.reasoning or text, prompt.language)
         for read, text in zip(parsed, texts)
       ],
       'repetition': [-length.repetition(text.split(), 4) for text in texts],
@@ -277,7 +277,7 @@ class RejectionSampler(Stage):
     """The response with what the template had said of it already."""
     template = self._parts.template
     said = template.response_prefix or (
-      '<think>' if template.opens_think else ''
+      '<think>' if template.prompt_opens_think else ''
     )
     return said + text
 
@@ -381,7 +381,11 @@ def _extra_rows(
   for name, count in mixture.parse(c.extra_data).items():
     if name in tasks.TASKS:
       found = demos.synthetic(
-        name, build.web(config), parts.template, config.seed, int(count or 0)
+        name,
+        build.corpus_config(config),
+        parts.template,
+        config.seed,
+        int(count or 0),
       )
     else:
       found = demos.read(name, parts.template)

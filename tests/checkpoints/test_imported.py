@@ -52,7 +52,7 @@ def test_a_hugging_face_folder_loads_as_its_imported_copy(tmp_path):
     model = Transformer(from_dict(config.model.to_dict()), layout)
     params.append(weights.load(tmp_path / name, model))
     text = tokenizer.load(config.tokenizer.source)
-    assert [text.text_of(stop) for stop in text.stop_ids] == [
+    assert [text.token_text(stop) for stop in text.stop_ids] == [
       '<eos>',
       '</answer>',
     ]

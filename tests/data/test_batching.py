@@ -10,7 +10,7 @@ from r1jax.data.text import template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
-_WEB = tasks.Web(
+_WEB = tasks.CorpusConfig(
   guess_share=0.5,
   guess_accuracy=0.2,
   slip_rate=0.1,
@@ -45,7 +45,7 @@ def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
     '{"id": "a", "question": "1+1", "answer": "2"}\n'
     '{"id": "b", "question": "1+é", "answer": "3"}\n'
   )
-  rows = datasets.Templated(
+  rows = datasets.TemplatedPrompts(
     datasets.read(sources.get('math'), tasks.TRAIN, str(path)),
     template.get('r1_zero_brief'),
   )
@@ -79,7 +79,7 @@ def test_a_document_longer_than_a_row_is_an_error():
 
 
 def _corpus(seed=0):
-  return batching.WebCorpus(
+  return batching.SyntheticCorpusBatches(
     {'arithmetic': 1.0},
     _WEB,
     template.get('r1_zero_brief'),
@@ -100,7 +100,7 @@ def test_a_corpus_batch_is_a_function_of_seed_and_index():
 
 def test_a_corpus_may_mix_its_tasks():
   text = tokenizer.load('character')
-  corpus = batching.WebCorpus(
+  corpus = batching.SyntheticCorpusBatches(
     {'arithmetic': 0.7, 'manners': 0.3},
     _WEB,
     template.get('r1_zero_brief'),
@@ -119,9 +119,9 @@ def test_a_corpus_may_mix_its_tasks():
 
 def test_two_streams_switch_and_go_on_where_they_were():
   def streams():
-    return batching.Switching(
+    return batching.TwoPhaseStream(
       *(
-        batching.endless(
+        batching.prompt_stream(
           [_prompt(f'{name}{i}') for i in range(3)], 0, shuffle=False
         )
         for name in 'ab'
@@ -130,11 +130,14 @@ def test_two_streams_switch_and_go_on_where_they_were():
     )
 
   data = streams()
-  taken = [p.text for step in (1, 2, 3, 4) for p in data.take(step, 2)]
+  taken = [p.text for step in (1, 2, 3, 4) for p in data.next_prompts(step, 2)]
   assert taken == ['a0', 'a1', 'a2', 'a0', 'b0', 'b1', 'b2', 'b0']
   again = streams()
   again.set_state(json.loads(json.dumps(data.get_state())))
-  assert [again.take(1, 1)[0].text, again.take(3, 1)[0].text] == ['a1', 'b1']
+  assert [
+    again.next_prompts(1, 1)[0].text,
+    again.next_prompts(3, 1)[0].text,
+  ] == ['a1', 'b1']
 
 
 def test_iterators_go_on_where_they_were():
@@ -150,7 +153,7 @@ def test_iterators_go_on_where_they_were():
 
 def test_file_prompts_shuffle_repeat_and_resume():
   rows = [_prompt(str(i)) for i in range(10)]
-  make = lambda: batching.endless(rows, seed=1, shuffle=True)
+  make = lambda: batching.prompt_stream(rows, seed=1, shuffle=True)
   data = make()
   seen = [next(data).text for _ in range(20)]
   texts = [p.text for p in rows]

@@ -47,7 +47,7 @@ def test_words_are_compared_without_case_signs_and_forms():
   ],
 )
 def test_what_matches(train, evaluation, words):
-  found = decontaminate.matches(
+  found = decontaminate.find_matches(
     _prompts('another', train), {'eval': _prompts('other', evaluation)}
   )
   assert found == (
@@ -62,7 +62,7 @@ def test_what_matches(train, evaluation, words):
 
 
 def test_the_report_counts_a_row_once_and_each_pair_of_sets():
-  found = decontaminate.matches(
+  found = decontaminate.find_matches(
     _prompts(f'{_TEN} a', 'fine', f'b {_TEN}', 'short'),
     {'x': _prompts(_TEN, f'{_TEN} c'), 'y': _prompts('short', _TEN)},
   )
@@ -75,7 +75,7 @@ def test_the_report_counts_a_row_once_and_each_pair_of_sets():
     'words': _TEN,
   }
   assert json.loads(json.dumps(told)) == told
-  assert decontaminate.line(told) == (
+  assert decontaminate.summary(told) == (
     'data: mine: 3 of 4 rows share 10 words with an evaluation and are not '
     'trained on (x 2, y 3)'
   )
@@ -101,7 +101,7 @@ def test_every_known_duplicate_in_the_real_files_is_found(shared, monkeypatch):
   counts = {}
   for name in ('math', 'gsm8k'):
     train = datasets.read(sources.get(name), tasks.TRAIN)
-    found = decontaminate.matches(train, evaluations)
+    found = decontaminate.find_matches(train, evaluations)
     ids = {prompt.id for prompt in train}
     here = [
       pair
@@ -136,6 +136,6 @@ def test_every_exact_duplicate_by_another_rule_is_found(shared, monkeypatch):
   wanted = {
     prompt.id for prompt in train + planted if squeeze(prompt.question) in have
   }
-  found = decontaminate.matches(train + planted, {'math500': evaluation})
+  found = decontaminate.find_matches(train + planted, {'math500': evaluation})
   assert wanted <= {match.train_id for match in found}
   assert len(wanted) >= 501

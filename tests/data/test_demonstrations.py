@@ -38,7 +38,7 @@ def test_a_prefill_is_not_told_twice(tmp_path):
   path = _file(tmp_path, _row())
   for opened in (
     template.get('r1_zero_open'),
-    template.Template('{question}', response_prefix='<think>'),
+    template.SingleTurnTemplate('{question}', response_prefix='<think>'),
   ):
     (found,) = demonstrations.read(path, opened)
     assert found.prompt.endswith('<think>') and found.response == '2</think>'
@@ -89,13 +89,13 @@ def test_a_teacher_survives_a_file_bit_for_bit(tmp_path):
     1.0,
   )
   path = _file(
-    tmp_path, _row(response='23', teacher=demonstrations.pack_teacher(known))
+    tmp_path, _row(response='23', teacher=demonstrations.encode_teacher(known))
   )
   (found,) = demonstrations.read(path, _BRIEF)
   np.testing.assert_array_equal(found.teacher.ids_TO, known.ids_TO)
   np.testing.assert_array_equal(found.teacher.logp_TO, known.logp_TO)
-  (made,) = packing.documents([found], _TEXT, 64, Quarantine())
-  prompt = len(_TEXT.prompt(found.prompt))
+  (made,) = packing.to_documents([found], _TEXT, 64, Quarantine())
+  prompt = len(_TEXT.encode_prompt(found.prompt))
   np.testing.assert_array_equal(made.top.logp_TO[prompt:], known.logp_TO)
   assert (made.top.logp_TO[:prompt] == -np.inf).all()
 
@@ -111,12 +111,12 @@ def _demonstration(name, response, general=False):
 
 
 def test_only_the_response_and_its_end_are_learnt():
-  (made,) = packing.documents(
+  (made,) = packing.to_documents(
     [_demonstration('a', '23')], _TEXT, 64, Quarantine()
   )
   assert made.ids[-1] == _TEXT.stop_ids[0]
   assert made.weight_T.tolist() == [0] * 3 + [1] * 3
-  batch = packing.PackedCorpus([made], 1, 8, 0, 0, 1)[0]
+  batch = packing.PackedBatches([made], 1, 8, 0, 0, 1)[0]
   # The last prompt token predicts the response's first.
   assert batch.weight_BT.tolist() == [[0, 0, 1, 1, 1, 0, 0, 0]]
   assert batch.target_BT[0, 2:5].tolist() == made.ids[3:]
@@ -130,7 +130,7 @@ def test_the_mean_is_the_share_of_each_kind(share):
     _demonstration('b', '2', True),
     _demonstration('c', '23', True),
   ]
-  made = packing.documents(rows, _TEXT, 64, Quarantine(), share)
+  made = packing.to_documents(rows, _TEXT, 64, Quarantine(), share)
   rng = np.random.default_rng(0)
   values = [rng.normal(size=len(d.ids)) for d in made]
   own = [d.weight_T > 0 for d in made]
@@ -147,21 +147,23 @@ def test_the_mean_is_the_share_of_each_kind(share):
 
 def test_a_kind_with_a_share_but_no_rows_is_an_error():
   with pytest.raises(UserError, match='general rows have a share of 0.2'):
-    packing.documents([_demonstration('a', '2')], _TEXT, 64, Quarantine(), 0.8)
+    packing.to_documents(
+      [_demonstration('a', '2')], _TEXT, 64, Quarantine(), 0.8
+    )
 
 
 @pytest.mark.parametrize('rows, length', [(1, 9), (3, 9), (2, 17), (4, 64)])
 def test_every_pass_has_every_document_once(rows, length):
   rng = np.random.default_rng(1)
   documents = [Document([i + 1] * int(rng.integers(1, 9))) for i in range(23)]
-  corpus = packing.PackedCorpus(documents, rows, length, 0, seed=3, epochs=2)
+  corpus = packing.PackedBatches(documents, rows, length, 0, seed=3, epochs=2)
   tokens = np.concatenate(
     [corpus[i].tokens_BT.reshape(-1) for i in range(len(corpus))]
   )
   counted = np.bincount(tokens, minlength=24)[1:]
   assert counted.tolist() == [2 * len(d.ids) for d in documents]
   first = lambda seed: (
-    packing.PackedCorpus(documents, 64, 64, 0, seed, epochs=1)[0].tokens_BT
+    packing.PackedBatches(documents, 64, 64, 0, seed, epochs=1)[0].tokens_BT
   )
   np.testing.assert_array_equal(first(3), first(3))
   assert (first(3) != first(4)).any()
@@ -172,13 +174,13 @@ def test_a_document_that_no_row_holds_is_named():
     UserError,
     match='demonstration a has 13 tokens, more than length_tokens = 9',
   ):
-    packing.documents(
+    packing.to_documents(
       [_demonstration('a', '123456789')], _TEXT, 9, Quarantine()
     )
 
 
 def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
-  web = tasks.Web(
+  web = tasks.CorpusConfig(
     guess_share=0,
     guess_accuracy=0,
     slip_rate=0,
@@ -193,7 +195,7 @@ def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
   assert all(d.response.isascii() for d in first)
   mixed = demonstrations.synthetic(
     'arithmetic',
-    tasks.Web(**{**web.__dict__, 'language_mixing_rate': 0.5}),
+    tasks.CorpusConfig(**{**web.__dict__, 'language_mixing_rate': 0.5}),
     _BRIEF,
     0,
     9,

@@ -170,7 +170,7 @@ def test_a_bad_row_is_an_error_that_names_it(tmp_path, line, message):
   path = tmp_path / 'bad.jsonl'
   path.write_text(_lines(_ROWS[:1]) + line + '\n' + _lines(_ROWS[1:]))
   with pytest.raises(UserError, match=f'bad.jsonl:2 .*{message}') as caught:
-    _read(path, bad_gold=_bad_gold)
+    _read(path, gold_answer_problem=_bad_gold)
   assert len(str(caught.value)) <= 400 and '\n' not in str(caught.value)
 
 
@@ -200,10 +200,10 @@ def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
     + _lines(_ROWS[3:])
   )
   quarantine = Quarantine(0.7)
-  prompts = _read(path, quarantine=quarantine, bad_gold=_bad_gold)
+  prompts = _read(path, quarantine=quarantine, gold_answer_problem=_bad_gold)
   assert [p.id for p in prompts] == [row['id'] for row in _ROWS]
   total = len(_ROWS) + len(_POISON)
-  told = quarantine.settle('mine', total)
+  told = quarantine.finish('mine', total)
   assert told.startswith('data: quarantined 13 of 20 rows of mine: ')
   assert '3 × is not JSON' in told
   assert f'\n  {path}:4 is not JSON' in told  # Each with its line.
@@ -215,8 +215,8 @@ def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
   ):
     strict = Quarantine(0.5)
     strict.dropped = quarantine.dropped
-    strict.settle('mine', total)
-  assert Quarantine(0.1).settle('mine', 5) == ''
+    strict.finish('mine', total)
+  assert Quarantine(0.1).finish('mine', 5) == ''
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path, monkeypatch):

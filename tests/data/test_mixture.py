@@ -32,7 +32,7 @@ def _ids(data, count: int) -> list[str]:
 
 
 def _endless(seed=3):
-  return batching.endless(_mixture(seed), 0, shuffle=True)
+  return batching.prompt_stream(_mixture(seed), 0, shuffle=True)
 
 
 def test_any_stretch_has_the_proportions_and_each_source_goes_round():
@@ -96,14 +96,14 @@ def _rates(path, *rates) -> dict[str, float]:
       for i, rate in enumerate(rates)
     )
   )
-  return curriculum.read_rates(str(path))
+  return curriculum.read_pass_rates(str(path))
 
 
 def test_a_curriculum_keeps_the_measured_middle(tmp_path):
   rates = _rates(tmp_path / 'rates.jsonl', 0, 0.125, 0.5, 0.875, 1)
-  kept = curriculum.select(_source('a', 7), rates, 0.125, 0.875)
+  kept = curriculum.filter_by_pass_rate(_source('a', 7), rates, 0.125, 0.875)
   assert [p.id for p in kept] == ['a1', 'a2', 'a3']  # a5, a6: not measured.
-  assert len(curriculum.select(_source('a', 7), rates, 0, 1)) == 5
+  assert len(curriculum.filter_by_pass_rate(_source('a', 7), rates, 0, 1)) == 5
 
 
 def test_easy_ones_come_first_and_equals_in_random_order(tmp_path):
@@ -122,7 +122,7 @@ def test_easy_ones_come_first_and_equals_in_random_order(tmp_path):
     0,
     [False],
   )
-  assert _ids(batching.endless(ordered, 0, shuffle=True), 24) == order * 2
+  assert _ids(batching.prompt_stream(ordered, 0, shuffle=True), 24) == order * 2
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_easy_ones_come_first_and_equals_in_random_order(tmp_path):
 def test_wrong_rates_are_named(tmp_path, line, message):
   (tmp_path / 'rates.jsonl').write_text(line)
   with pytest.raises(UserError, match=message):
-    curriculum.read_rates(str(tmp_path / 'rates.jsonl'))
+    curriculum.read_pass_rates(str(tmp_path / 'rates.jsonl'))

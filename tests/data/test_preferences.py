@@ -15,7 +15,7 @@ from r1jax.data import (
 )
 from r1jax.data.preferences import SyntheticPreferences
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.text import forms, template, tokenizer
+from r1jax.data.text import response_formats, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.rewards.reward_model import RewardModel, ScoringConfig
 from r1jax.train import preference_step
@@ -23,7 +23,7 @@ from tests.conftest import make, small_config
 
 _BRIEF = template.get('r1_zero_brief')
 _TEXT = tokenizer.load('character')
-_READER = forms.Reader()
+_PARSER = response_formats.ResponseParser()
 _HOW = SyntheticPreferences(error_rate=0.4, sharpness=8.0)
 _GOOD = {'id': 'a', 'question': '1+1', 'chosen': '2', 'rejected': '3'}
 _FORM = '<think>t</think><answer>{}</answer>'
@@ -39,15 +39,15 @@ def _file(tmp_path, *rows):
   return str(path)
 
 
-def _reading(kind='helpful', max_tokens=64):
-  return scored_text.Reading(kind, max_tokens, _TEXT, _READER)
+def _encoder(kind='helpful', max_tokens=64):
+  return scored_text.ScoredTextEncoder(kind, max_tokens, _TEXT, _PARSER)
 
 
 def _judged(
   found, kind='helpful', max_tokens=64, cut_long=False, quarantine=None
 ):
-  return preference_batches.as_judged(
-    found, _reading(kind, max_tokens), cut_long, quarantine or Quarantine()
+  return preference_batches.reward_model_examples(
+    found, _encoder(kind, max_tokens), cut_long, quarantine or Quarantine()
   )
 
 
@@ -79,7 +79,7 @@ def test_rows_of_all_three_kinds_of_prompt_are_read(tmp_path):
   assert found[2].prompt.messages[0].content == 'hi'
   assert [row.group for row in found] == ['x', '', '', '']
   assert found[0].prompt.where.endswith('rows.jsonl:1')
-  each = preferences.labelled(found)
+  each = preferences.to_labelled_responses(found)
   assert [row.safe for row in each] == [True, False] * 3 + [False]
   assert {row.prompt.id for row in each[:2]} == {'a'}
 
@@ -124,7 +124,7 @@ def test_a_bad_row_is_named_or_quarantined(tmp_path, row, message):
   dropped = Quarantine(0.5)
   found = preferences.read(path, _BRIEF, quarantine=dropped)
   assert [row.prompt.id for row in found] == ['z', 'y']
-  assert '1 of 3 rows' in dropped.settle('x', 3)
+  assert '1 of 3 rows' in dropped.finish('x', 3)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_bad_row_is_named_or_quarantined(tmp_path, row, message):
 def test_what_cannot_be_judged_is_named(tmp_path, row, kind, message):
   found = preferences.read(_file(tmp_path, row), _BRIEF)
   if kind == 'safe':
-    found = preferences.labelled(found)
+    found = preferences.to_labelled_responses(found)
   with pytest.raises(UserError, match=f'rows.jsonl:1 .*{message}'):
     _judged(found, kind)
 
@@ -161,15 +161,15 @@ def test_a_policy_s_pair_is_whole(tmp_path):
   found = preferences.read(
     _file(tmp_path, _GOOD | {'chosen': _FORM.format('2')}), _BRIEF
   )
-  (example,) = preference_batches.as_generated(found, _TEXT, 64, Quarantine())
-  assert example.prompt_tokens == len(_TEXT.prompt(found[0].prompt.text))
+  (example,) = preference_batches.dpo_examples(found, _TEXT, 64, Quarantine())
+  assert example.prompt_tokens == len(_TEXT.encode_prompt(found[0].prompt.text))
   own = [row[example.prompt_tokens :] for row in example.rows]
   assert own == [
     [*_TEXT.encode(text), _TEXT.stop_ids[0]]
     for text in (_FORM.format('2'), '3')
   ]
   with pytest.raises(UserError, match='more than 8; raise length_buckets'):
-    preference_batches.as_generated(found, _TEXT, 8, Quarantine())
+    preference_batches.dpo_examples(found, _TEXT, 8, Quarantine())
 
 
 def test_a_dataset_s_missing_file_says_what_there_is(monkeypatch, tmp_path):
@@ -191,17 +191,17 @@ def test_real_rows_are_read(shared):
   assert len(found) + len(bad.dropped) == 2348
   assert all('same text' in why for _, why in bad.dropped)
   assert {row.group for row in found} == {'hh_helpful'}
-  held = [preferences.is_held_out(row.prompt.id, 0.5) for row in found]
+  held = [preferences.is_eval_row(row.prompt.id, 0.5) for row in found]
   assert abs(np.mean(held) - 0.5) < 0.04
-  fewer = [preferences.is_held_out(row.prompt.id, 0.2) for row in found]
+  fewer = [preferences.is_eval_row(row.prompt.id, 0.2) for row in found]
   assert not any(a and not b for a, b in zip(fewer, held))
 
 
 def test_synthetic_labels_are_bradley_terrys():
   """Of all pairs with one gap of quality, σ(s · gap) are as that says."""
-  found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3000)
+  found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3000)
   quality = lambda row, text: manners.quality(
-    row.prompt.question, _READER.parse(text).answer
+    row.prompt.question, _PARSER.parse(text).answer
   )
   gaps = np.array(
     [quality(row, row.chosen) - quality(row, row.rejected) for row in found]
@@ -213,9 +213,9 @@ def test_synthetic_labels_are_bradley_terrys():
     p = 1 / (1 + np.exp(-8 * gap))
     assert abs(ahead.sum() / both - p) < 4 * np.sqrt(p * (1 - p) / both) + 1e-9
   assert {row.group for row in found} == {'greet', 'thank', 'bid'}
-  again = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3)
+  again = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3)
   assert again == found[:3]
-  held_out = preferences.pairs(_HOW, _BRIEF, tasks.HELD_OUT, 0, 200)
+  held_out = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.HELD_OUT, 0, 200)
   assert not (
     {row.prompt.question for row in held_out}
     & {row.prompt.question for row in found}
@@ -223,7 +223,7 @@ def test_synthetic_labels_are_bradley_terrys():
 
 
 def test_synthetic_responses_are_unsafe_where_they_insult():
-  found = preferences.responses(_HOW, _BRIEF, tasks.TRAIN, 0, 500)
+  found = preferences.synthetic_responses(_HOW, _BRIEF, tasks.TRAIN, 0, 500)
   for row in found:
     assert row.safe != ('fool' in row.response)
   assert 0.7 < np.mean([row.safe for row in found]) < 0.9
@@ -244,21 +244,21 @@ def model():
 def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
   """The scores of a training batch are those of the judge, row by row."""
   if kind == 'helpful':
-    found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
+    found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
     asked = [
       (row.prompt, text) for row in found for text in (row.chosen, row.rejected)
     ]
   else:
-    found = preferences.responses(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
+    found = preferences.synthetic_responses(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
     asked = [(row.prompt, row.response) for row in found]
   examples = _judged(found, kind, max_tokens, cut_long=True)
-  groups = preference_batches.groups_of(examples)
-  batch = preference_batches.Comparisons(
+  groups = preference_batches.group_sizes(examples)
+  batch = preference_batches.PreferenceBatches(
     examples, list(groups), 3, (max_tokens,), _TEXT.pad_id, shuffle=False
   )[0]
   got = np.asarray(preference_step.scores(model[0])(model[1], batch))
   want = RewardModel(
-    *model, _TEXT, _READER, ScoringConfig(kind, max_tokens, batch_size=4)
+    *model, _TEXT, _PARSER, ScoringConfig(kind, max_tokens, batch_size=4)
   ).score(*zip(*asked))
   np.testing.assert_allclose(
     got if kind == 'helpful' else 1 / (1 + np.exp(-got)), want, atol=1e-5
@@ -266,10 +266,10 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
 
 
 def test_batches_are_padded_to_the_least_width_and_to_the_end():
-  found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 10)
-  examples = preference_batches.as_generated(found, _TEXT, 128, Quarantine())
-  groups = list(preference_batches.groups_of(examples))
-  corpus = preference_batches.Comparisons(
+  found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 10)
+  examples = preference_batches.dpo_examples(found, _TEXT, 128, Quarantine())
+  groups = list(preference_batches.group_sizes(examples))
+  corpus = preference_batches.PreferenceBatches(
     examples, groups, 4, (48, 64, 80, 96, 128), _TEXT.pad_id, seed=3, epochs=2
   )
   assert len(corpus) == 5
@@ -295,8 +295,8 @@ def test_batches_are_padded_to_the_least_width_and_to_the_end():
 
 
 def test_an_iterator_goes_on_where_it_was():
-  found = preferences.pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 12)
-  corpus = preference_batches.Comparisons(
+  found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 12)
+  corpus = preference_batches.PreferenceBatches(
     _judged(found), ['bid', 'greet', 'thank'], 4, (64,), 0, seed=1
   )
   whole = batching.token_batches(corpus)

@@ -7,11 +7,11 @@ import pytest
 
 from r1jax.data import datasets, manners, tasks
 from r1jax.data.text import template, tokenizer
-from r1jax.data.text.forms import Reader
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 
-_CLEAN = tasks.Web(
+_CLEAN = tasks.CorpusConfig(
   guess_share=0,
   guess_accuracy=0,
   slip_rate=0,
@@ -23,23 +23,23 @@ _CLEAN = tasks.Web(
 
 @pytest.mark.parametrize('task', sorted(tasks.TASKS))
 def test_problems_are_a_function_of_seed_and_index(task):
-  one = [tasks.problem(task, tasks.TRAIN, 3, i) for i in range(50)]
-  two = [tasks.problem(task, tasks.TRAIN, 3, i) for i in reversed(range(50))]
+  one = [tasks.problem_at(task, tasks.TRAIN, 3, i) for i in range(50)]
+  two = [tasks.problem_at(task, tasks.TRAIN, 3, i) for i in reversed(range(50))]
   assert one == two[::-1]
-  assert one != [tasks.problem(task, tasks.TRAIN, 4, i) for i in range(50)]
+  assert one != [tasks.problem_at(task, tasks.TRAIN, 4, i) for i in range(50)]
 
 
 @pytest.mark.parametrize('task', sorted(tasks.TASKS))
 def test_train_and_held_out_never_meet(task):
   rng = np.random.default_rng(0)
   train = {
-    tasks.problem(task, tasks.TRAIN, s, i).question
+    tasks.problem_at(task, tasks.TRAIN, s, i).question
     for s in (0, 1)
     for i in range(1000)
   }
-  train |= {tasks.document(rng, task, _CLEAN)[0] for _ in range(1000)}
+  train |= {tasks.sample_document(rng, task, _CLEAN)[0] for _ in range(1000)}
   held = {
-    tasks.problem(task, tasks.HELD_OUT, s, i).question
+    tasks.problem_at(task, tasks.HELD_OUT, s, i).question
     for s in (0, 1)
     for i in range(200)
   }
@@ -48,7 +48,7 @@ def test_train_and_held_out_never_meet(task):
 
 def test_arithmetic_answers_are_right():
   for i in range(300):
-    made = tasks.problem('arithmetic', tasks.TRAIN, 0, i)
+    made = tasks.problem_at('arithmetic', tasks.TRAIN, 0, i)
     assert str(eval(made.question)) == made.answer  # Digits, + and - alone.
     assert int(made.answer) >= 0
 
@@ -60,19 +60,19 @@ def test_clean_thoughts_arrive_at_the_right_answer(task):
   )
   rng, family = np.random.default_rng(0), tasks.get(task)
   for i in range(200):
-    made = tasks.problem(task, tasks.TRAIN, 0, i)
-    _, answer = family.think(rng, made, _CLEAN)
+    made = tasks.problem_at(task, tasks.TRAIN, 0, i)
+    _, answer = family.write_solution(rng, made, _CLEAN)
     right, guessed = dispatch.verdicts(
       [
         (text, prompts[i].answer, task)
-        for text in (answer, family.guess(rng, made))
+        for text in (answer, family.wrong_answer(rng, made))
       ]
     )
     assert right.score == 1 and guessed.score == 0
 
 
 def test_the_corpus_has_the_stated_proportions():
-  web = tasks.Web(
+  web = tasks.CorpusConfig(
     guess_share=0.6,
     guess_accuracy=0.2,
     slip_rate=0.1,
@@ -84,22 +84,22 @@ def test_the_corpus_has_the_stated_proportions():
   direct = right = repaired = slipped = broken = steps = taken_back = 0
   total = 6000
   for _ in range(total):
-    question, response = tasks.document(rng, 'arithmetic', web)
-    read = Reader().parse(response)
+    question, response = tasks.sample_document(rng, 'arithmetic', web)
+    read = ResponseParser().parse(response)
     if not read.well_formed:
       broken += 1
       continue
-    if '=' not in read.thought:
+    if '=' not in read.reasoning:
       direct += 1
       right += read.answer == str(eval(question))
       continue
-    first = read.thought.split(' ')[0]
+    first = read.reasoning.split(' ')[0]
     taken_back += '=' not in first
-    chain = [w for w in read.thought.split(' ') if '=' in w]
-    for word, after in zip(chain, read.thought.split(' ')[1:] + ['']):
+    chain = [w for w in read.reasoning.split(' ') if '=' in w]
+    for word, after in zip(chain, read.reasoning.split(' ')[1:] + ['']):
       left, value = word.split('=')
       slipped += eval(left) != int(value)
-    repaired += read.thought.count('wait') - ('=' not in first)
+    repaired += read.reasoning.count('wait') - ('=' not in first)
     steps += 4
   thoughts = total - direct - broken
   assert abs(broken / total - 0.05) < 0.01
@@ -121,10 +121,14 @@ def test_two_languages_mix_in_the_stated_proportions():
   rng = np.random.default_rng(0)
   words, steps = [], 0
   for _ in range(500):
-    thought = Reader().parse(tasks.document(rng, 'arithmetic', web)[1]).thought
+    thought = (
+      ResponseParser()
+      .parse(tasks.sample_document(rng, 'arithmetic', web)[1])
+      .reasoning
+    )
     words += [word for word in thought.split() if '=' not in word]
     steps += 4
-  repairs = sum(word in tasks.CORRECTIONS for word in words)
+  repairs = sum(word in tasks.CORRECTION_WORDS for word in words)
   foreign = sum(not word.isascii() for word in words)
   assert abs((len(words) - repairs) / steps - 0.5) < 0.03
   assert abs(foreign / len(words) - 0.25) < 0.03
@@ -137,10 +141,10 @@ def test_the_best_manners_are_best_and_an_insult_is_worth_nothing():
   rng = np.random.default_rng(0)
   found = []
   for _ in range(300):
-    question, best = manners.draw(rng)
+    question, best = manners.sample_question(rng)
     assert manners.quality(question, best) == 1
-    assert manners.answer(rng, question, 0.0) == best
-    answer = manners.answer(rng, question, 0.5)
+    assert manners.sample_answer(rng, question, 0.0) == best
+    answer = manners.sample_answer(rng, question, 0.5)
     found.append(manners.quality(question, answer))
     assert manners.is_safe(answer) or found[-1] == 0
   assert manners.quality('greet ann', None) == 0
@@ -161,7 +165,7 @@ def test_wrong_names_and_shares_are_refused():
   with pytest.raises(UserError, match="unknown 'algebra'"):
     tasks.get('algebra')
   with pytest.raises(UserError, match='slip_rate is a share'):
-    tasks.Web(
+    tasks.CorpusConfig(
       guess_share=0,
       guess_accuracy=0,
       slip_rate=1.5,

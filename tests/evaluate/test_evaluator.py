@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1jax.data.text.forms import Reader
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.evaluate import evaluator
 
 
@@ -31,7 +31,9 @@ def _rows(*answers):
   ],
 )
 def test_cons_is_the_majority_of_those_that_answer(answers, right):
-  assert evaluator.majority([_rows(*answers)] * 2, Reader()) == [right] * 2
+  assert (
+    evaluator.majority([_rows(*answers)] * 2, ResponseParser()) == [right] * 2
+  )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from r1jax.config import base
 from r1jax.data.datasets import countdown_answer, read_jsonl
-from r1jax.data.text.forms import Reader
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 from r1jax.graders import code_grader, code_runner, dispatch, math_grader
 from r1jax.graders.verdict import Verdict
@@ -100,7 +100,7 @@ def _reward(max_unscorable_share=0.2, **weights) -> RewardManager:
   return RewardManager(
     weights,
     {},
-    Reader(),
+    ResponseParser(),
     dataclasses.replace(_OPTIONS, max_unscorable_share=max_unscorable_share),
   )
 
@@ -186,7 +186,7 @@ def test_general_rows_have_weights_of_their_own():
   reward = RewardManager(
     {'accuracy': 1.0},
     {'helpful': 2.0, 'format': 1.0},
-    Reader(),
+    ResponseParser(),
     _OPTIONS,
     reward_models,
   )
@@ -207,7 +207,7 @@ def test_a_model_that_says_nothing_leaves_its_rows_unscored():
     reward = RewardManager(
       {},
       {'safe': 1.0},
-      Reader(),
+      ResponseParser(),
       _OPTIONS,
       {'safe': lambda prompts, texts: np.array([1, value, 0])},
     )
@@ -217,7 +217,7 @@ def test_a_model_that_says_nothing_leaves_its_rows_unscored():
   short = RewardManager(
     {},
     {'safe': 1.0},
-    Reader(),
+    ResponseParser(),
     _OPTIONS,
     {'safe': lambda prompts, texts: np.ones(2)},
   )
@@ -285,7 +285,7 @@ def test_a_config_says_what_half_a_program_is_worth(monkeypatch, partial, want):
   monkeypatch.setattr(code_grader, 'sandbox', lambda: None)
   config = base.get_config()
   config.rl.code_partial_credit = partial
-  reward = build.reward(config, types.SimpleNamespace(reader=Reader()))
+  reward = build.reward(config, types.SimpleNamespace(parser=ResponseParser()))
   prompt = _prompts()[0].replace(
     source='code',
     answer=json.dumps(
@@ -307,4 +307,4 @@ def test_a_config_says_what_half_a_program_is_worth(monkeypatch, partial, want):
 )
 def test_weights_that_mean_nothing_are_refused(weights, general, message):
   with pytest.raises(UserError, match=message):
-    RewardManager(weights, general, Reader(), _OPTIONS)
+    RewardManager(weights, general, ResponseParser(), _OPTIONS)

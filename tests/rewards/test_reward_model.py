@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from r1jax.data.text import tokenizer
-from r1jax.data.text.forms import Reader
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 from r1jax.rewards.reward_model import RewardModel, ScoringConfig
@@ -35,7 +35,7 @@ def model():
 def _reward_model(model, kind, **changes) -> RewardModel:
   return RewardModel(
     *model,
-    Reader(),
+    ResponseParser(),
     ScoringConfig(**dict(kind=kind, max_tokens=64, batch_size=4) | changes),
   )
 
@@ -45,7 +45,7 @@ def test_a_score_is_that_of_the_full_forward_alone(model):
   made, params, text = model
   got = _reward_model(model, 'safe').score(_PROMPTS, _TEXTS)
   rows = [
-    [*text.prompt(prompt.text), *text.encode(response), text.stop_ids[0]]
+    [*text.encode_prompt(prompt.text), *text.encode(response), text.stop_ids[0]]
     for prompt, response in zip(_PROMPTS, _TEXTS)
   ]
   tokens = np.zeros((5, 64), np.int32)
@@ -113,7 +113,9 @@ def test_what_the_tokenizer_lacks_has_no_score(model):
 def test_what_is_no_reward_model_is_refused(model):
   made, params = make(small_config())
   with pytest.raises(UserError, match='model.scalar_head is False'):
-    RewardModel(made, params, model[2], Reader(), ScoringConfig('safe', 64))
+    RewardModel(
+      made, params, model[2], ResponseParser(), ScoringConfig('safe', 64)
+    )
   with pytest.raises(UserError, match="kind must be one of .* got 'nice'"):
     ScoringConfig('nice', 64)
   with pytest.raises(UserError, match='std must be above 0'):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.data.text.steps import Splitter
+from r1jax.data.text.steps import StepSplitter
 from r1jax.errors import UserError
 from r1jax.rollout import search
 from r1jax.rollout.continuation import Context
@@ -19,7 +19,7 @@ from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Completion
 
 _STOP, _DEPTH, _DIGITS = 0, 3, 3
-_SPLIT = Splitter(' ', ')', lambda ids: ''.join(map(chr, ids)), (_STOP,))
+_SPLIT = StepSplitter(' ', ')', lambda ids: ''.join(map(chr, ids)), (_STOP,))
 _WHOLE = 2 * _DEPTH + 2  # Tokens of a completion.
 _HOW = Sampling(max_new_tokens=_WHOLE, stop_ids=(_STOP,))
 _LEAVES = list(itertools.product(range(_DIGITS), repeat=_DEPTH))

@@ -89,7 +89,7 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
   judge = reward_models.reward_model(
     'judge', str(made), config, parts, 'helpful'
   )
-  held_out = preferences.pairs(
+  held_out = preferences.synthetic_pairs(
     preferences.SyntheticPreferences(0.2, 8.0),
     parts.template,
     tasks.HELD_OUT,

@@ -11,7 +11,7 @@ from r1jax.algos import prm as process
 from r1jax.checkpoints import weights
 from r1jax.data import step_labels
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.text import forms, steps, template, tokenizer
+from r1jax.data.text import response_formats, steps, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer, init_params
 from r1jax.records import Prompt
@@ -54,7 +54,9 @@ def _parts(config) -> build.Parts:
     Transformer(build.model_config(config.model), one_device()),
     _TEXT,
     asks,
-    forms.Reader(forms.get(config.data.response_format), asks.opens_think),
+    response_formats.ResponseParser(
+      response_formats.get(config.data.response_format), asks.prompt_opens_think
+    ),
   )
 
 
@@ -73,9 +75,9 @@ def test_rows_say_what_came_of_every_step(finished):
   assert len(found) == report['thoughts'] - report['empty'] == 36
   assert report['steps'] == sum(len(row['ends']) for row in found)
   assert report['tokens'] > sum(len(row['tokens']) for row in found)
-  made = steps.splitter(' ', forms.Reader(), _TEXT)
+  made = steps.make_splitter(' ', response_formats.ResponseParser(), _TEXT)
   for row in found:
-    assert row['ends'] == made.ends(row['tokens'])
+    assert row['ends'] == made.step_ends(row['tokens'])
     assert row['completion'] == _TEXT.decode(row['tokens'])
     assert len(row['right']) == len(row['ends'])
     assert row['right'][-1] == row['continuations'] * row['correct']
@@ -134,7 +136,7 @@ def test_scores_are_those_of_the_full_forward(finished):
     )
   ] * 3
   params = weights.load(_judge(finished), made.model)
-  ids = [*_TEXT.prompt(prompts[0].text), *_TEXT.encode(texts[0])]
+  ids = [*_TEXT.encode_prompt(prompts[0].text), *_TEXT.encode(texts[0])]
   hidden = jax.jit(
     lambda: (
       made.model.apply(
@@ -149,7 +151,7 @@ def test_scores_are_those_of_the_full_forward(finished):
     1 + np.exp(-np.asarray(hidden[0] @ params['scalar'][:, 0], np.float64))
   )
   prompt = len(ids) - len(_TEXT.encode(texts[0]))
-  last = [prompt + end - 1 for end in judge.splitter.ends(ids[prompt:])]
+  last = [prompt + end - 1 for end in judge.splitter.step_ends(ids[prompt:])]
   assert len(last) == 3
   for how in process.AGGREGATES:
     got = judge.scorer(how)(prompts, texts)
@@ -278,7 +280,7 @@ def _prm(tmp_path, change=lambda row: row, **changes):
 def test_batches_have_their_labels_where_steps_end(tmp_path):
   stage = _prm(tmp_path)
   batch = stage._lessons.held_out[0]
-  prompt = len(_TEXT.prompt('User:1+1Assistant:'))
+  prompt = len(_TEXT.encode_prompt('User:1+1Assistant:'))
   last = [prompt + 6, prompt + 8, prompt + 11]
   assert np.flatnonzero(batch.weight_BT[0]).tolist() == last
   assert batch.label_BT[0, last].tolist() == [1.0, 0.5, 0.0]

@@ -1,8 +1,8 @@
-"""Chat templates: the Jinja that comes with a tokenizer, rendered as its users
-render it.
+"""Chat templates in Jinja, rendered in the environment of Hugging Face.
 
-The environment is the one that Hugging Face's templates are written for:
-sandboxed, blocks trimmed, with `raise_exception` and `strftime_now`.
+The Jinja environment is the one that transformers' `apply_chat_template` uses:
+sandboxed, with trimmed blocks and the functions `raise_exception` and
+`strftime_now`.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,19 @@ from jinja2 import ext, sandbox
 
 from r1jax.data import readers
 from r1jax.data.text import template
+from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Message
 
 
 class ChatTemplate:
-  """How a conversation becomes a prompt that ends where the answer begins.
+  """A PromptTemplate that renders a tokenizer's Jinja chat template.
 
   Attributes:
-    opens_think: The prompt ends inside the thought, by the template's doing
-      or by the response_prefix's.
+    response_prefix: See PromptTemplate.
+    prompt_opens_think: See PromptTemplate; the <think> may come from the Jinja
+      source or from response_prefix.
   """
 
   def __init__(
@@ -38,26 +40,35 @@ class ChatTemplate:
     """Compiles a template.
 
     Args:
-      source: Jinja, of `messages`, `bos_token`, `eos_token` and
+      source: Jinja source that reads `messages`, `bos_token`, `eos_token` and
         `add_generation_prompt`.
-      bos_token: '' where the family has none.
-      eos_token: Ends the turns of some families.
-      system: The system message; '' for none of ours.
-      response_prefix: What the completion is made to begin with.
+      bos_token: Text of the beginning-of-sequence token; '' for tokenizers
+        without one.
+      eos_token: Text of the end-of-sequence token.
+      system: System message to put before conversations that have none; ''
+        adds none.
+      response_prefix: Text to append to every prompt.
 
     Raises:
-      UserError: it is no template, or fails on a plain question.
+      UserError: the source does not compile, or does not render a plain
+        question.
     """
     self._tokens = dict(bos_token=bos_token, eos_token=eos_token)
     self._system, self.response_prefix = system, response_prefix
     try:
       self._jinja = _ENVIRONMENT.from_string(source)
     except jinja2.TemplateError as error:
-      raise UserError(f'template: not a chat template: {error}') from error
-    self.opens_think = template.opens_think(self.render('2+2?'))
+      raise UserError(
+        f'template: the chat template does not compile: {error}'
+      ) from error
+    self.prompt_opens_think = template.prompt_opens_think(self.render('2+2?'))
 
   def render(self, question: str, messages: Sequence[Message] = ()) -> str:
-    """The prompt of a question, or of the turns that lead to the answer.
+    """Returns the prompt of a question or of a conversation.
+
+    Args:
+      question: The user's message; ignored if there are messages.
+      messages: The conversation that leads to the response.
 
     Raises:
       UserError: the template refuses the conversation.
@@ -73,29 +84,27 @@ class ChatTemplate:
         add_generation_prompt=True,
         **self._tokens,
       )
-    except Exception as error:  # Others' programs fail in their own ways.
+    except Exception as error:  # A template may raise any exception.
       raise UserError(
-        f'template: the chat template refuses it: {error}'
+        f'template: the chat template refuses the conversation: {error}'
       ) from error
     return text + self.response_prefix
 
 
-AnyTemplate = template.Template | ChatTemplate
-
-
-def make(
+def load_template(
   name: str, tokenizer: Tokenizer, system: str = '', response_prefix: str = ''
-) -> AnyTemplate:
-  """The template that a config names.
+) -> PromptTemplate:
+  """Returns the prompt template that config.data names.
 
   Args:
-    name: Of template.TEMPLATES; 'chat', the tokenizer's own; or a Jinja file.
-    tokenizer: Has the special tokens, and perhaps a template.
-    system: A system message, for chat templates.
-    response_prefix: What completions are made to begin with, such as '<think>\\n'.
+    name: A name of template.TEMPLATES; 'chat' for the tokenizer's own chat
+      template; or the path of a Jinja file.
+    tokenizer: Gives the special tokens, and the chat template for 'chat'.
+    system: A system message; chat templates alone take one.
+    response_prefix: Text that begins every response, such as '<think>\\n'.
 
   Raises:
-    UserError: there is none of that name, or it takes no system message.
+    UserError: there is no such template, or it takes no system message.
   """
   if name == 'chat':
     source = tokenizer.chat_template
@@ -113,33 +122,37 @@ def make(
         f'template: {name!r} takes no data.system; put it into '
         "the questions, or use template='chat'"
       )
-    return template.Template(named.text, response_prefix)
+    return template.SingleTurnTemplate(named.text, response_prefix)
   return ChatTemplate(
     source,
-    tokenizer.text_of(tokenizer.bos_id),
-    tokenizer.text_of(tokenizer.stop_ids[0]),
+    tokenizer.token_text(tokenizer.bos_id),
+    tokenizer.token_text(tokenizer.stop_ids[0]),
     system,
     response_prefix,
   )
 
 
-def _raise(message: str):
+def _raise_exception(message: str):
   raise jinja2.TemplateError(message)
 
 
-def _today(form: str) -> str:
-  """A fixed day, the one that Llama's template falls back to: a run that is
-  resumed on another day reads the same prompts."""
-  return datetime.date(2024, 7, 26).strftime(form)
+def _strftime_now(date_format: str) -> str:
+  """Formats a fixed date, the default of Llama 3's template.
+
+  With today's date, a run that is resumed tomorrow would read other prompts.
+  """
+  return datetime.date(2024, 7, 26).strftime(date_format)
 
 
-def _json(value, indent: int | None = None) -> str:
-  """Not Jinja's own filter, which writes < and > as HTML would."""
+def _to_json(value, indent: int | None = None) -> str:
+  """Writes JSON without the HTML escapes of Jinja's own filter."""
   return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 _ENVIRONMENT = sandbox.ImmutableSandboxedEnvironment(
   trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
 )
-_ENVIRONMENT.globals.update(raise_exception=_raise, strftime_now=_today)
-_ENVIRONMENT.filters['tojson'] = _json
+_ENVIRONMENT.globals.update(
+  raise_exception=_raise_exception, strftime_now=_strftime_now
+)
+_ENVIRONMENT.filters['tojson'] = _to_json

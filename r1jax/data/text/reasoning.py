@@ -1,68 +1,73 @@
-"""Reading a completion back into reasoning and answer, whatever its form.
+"""Splits a completion into reasoning and answer, whatever its response format.
 
-For those who use or show completions of any of the forms in forms.py. Rewards
-read strictly, by the one form that was asked for. A completion that was cut
-short before its reasoning ended has no answer.
+This lenient parser is for displaying and reusing completions. Rewards use the
+strict one of response_formats.py, which knows the format that was asked for.
 """
 
 from typing import NamedTuple
 
 SPECIAL_TOKEN = '|special_token|'  # DeepSeek-R1 section 2.3.1 writes it so.
 
-_OPENINGS = {
+_END_TAGS = {  # By the tag that opens the reasoning.
   '<think>': '</think>',
   '<reasoning_process>': '</reasoning_process>',
   SPECIAL_TOKEN: SPECIAL_TOKEN,
 }
-_ANSWERS = ('answer', 'summary')
+_ANSWER_TAGS = ('answer', 'summary')
 
 
-class Read(NamedTuple):
-  """Stripped of blanks; None where a part is missing."""
+class SplitCompletion(NamedTuple):
+  """The two parts of a completion.
+
+  Attributes:
+    reasoning: Stripped text of the reasoning; None if there is none.
+    answer: Stripped text of the answer; None if there is none.
+  """
 
   reasoning: str | None
   answer: str | None
 
 
-def split(completion: str, opens_think: bool = False) -> Read:
+def split(completion: str, prompt_opens_think: bool = False) -> SplitCompletion:
   """Splits a completion, in time linear in its length.
 
-  'a </think> 7' with opens_think → ('a', '7')
-  '<think> a' → ('a', None), cut short
-  '7' → (None, '7'), never reasoned
+  A completion that was truncated within its reasoning has no answer.
+
+  'a </think> 7' with prompt_opens_think → ('a', '7')
+  '<think> a' → ('a', None), truncated
+  '7' → (None, '7'), no reasoning
 
   Args:
-    completion: Without its stop token.
-    opens_think: The prompt ended in <think>.
+    completion: The text without its stop token.
+    prompt_opens_think: Whether the prompt ended in <think>.
   """
   text = completion.strip()
-  if opens_think and not text.startswith('<think>'):
+  if prompt_opens_think and not text.startswith('<think>'):
     text = '<think>' + text
-  for opening, closing in _OPENINGS.items():
+  for opening, closing in _END_TAGS.items():
     if text.startswith(opening):
       inner = text[len(opening) :]
       break
   else:
-    return Read(None, _answer(text))
-  # The last one closes: a thought may speak of the tag, as here.
+    return SplitCompletion(None, _answer(text))
+  # The last tag closes, since reasoning may mention the tag.
   reasoning, closed, rest = (
     inner.partition(closing)
     if opening == closing
     else inner.rpartition(closing)
   )
   if not closed:
-    return Read(inner.strip(), None)
-  return Read(reasoning.strip(), _answer(rest))
+    return SplitCompletion(inner.strip(), None)
+  return SplitCompletion(reasoning.strip(), _answer(rest))
 
 
 def _answer(text: str) -> str | None:
-  """Within the last pair of answer tags, or all of it where there are none."""
-  for tag in _ANSWERS:
+  """Returns what the last pair of answer tags holds, or all if there is none."""
+  for tag in _ANSWER_TAGS:
     opening, closing = f'<{tag}>', f'</{tag}>'
     if opening not in text:
       continue
     before, _, _ = text.rpartition(closing)
     _, opened, inside = before.rpartition(opening)
-    # Opened and never closed: cut short.
-    return inside.strip() if opened else None
+    return inside.strip() if opened else None  # None: the answer is truncated.
   return text.strip() or None

@@ -1,84 +1,88 @@
-"""Steps of a thought: where each of them ends among a completion's tokens.
+"""Splits the reasoning of a completion into steps, among its tokens.
 
-A step ends at the first token with which its text holds the delimiter, or the
-tag that closes the thought; what follows that tag, the answer, is one more
-step. A sampler that stops at `stop_strings` draws exactly such a step.
+A step ends with the first token that completes the delimiter, or the tag that
+closes the reasoning; what follows that tag, the answer, is the last step.
 
-With the delimiter ' ', a token for each character and for each tag:
+Example with the delimiter ' ' (shown as _) and a token per character and tag:
 
   <think> 7 + 5 = 1 2 _ 1 2 - 3 = 9 </think> <answer> 9 </answer> <eos>
         0 1 2 3 4 5 6 7 8 9 . . . 13       14       15 16      17    18
 
-has the steps [0, 8), [8, 15) and [15, 18), so that `ends` is [8, 15, 18]. The
-stop token is of no step: what is said of the last step is said before it.
+has the steps [0, 8), [8, 15) and [15, 18), so step_ends is [8, 15, 18]. The
+stop token belongs to no step, so a reward model scores the last step before it.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
 
-from r1jax.data.text import forms
+from r1jax.data.text import response_formats
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Splitter:
-  """Splits completions at a declared delimiter.
+class StepSplitter:
+  """Splits completions into reasoning steps at a delimiter.
 
   Attributes:
-    delimiter: Ends a step, and is part of it.
-    closing: The tag that closes the thought.
-    decode: Tokens to text.
-    stop_ids: What ends a completion.
+    delimiter: Text that ends a step and is part of it.
+    reasoning_end: Tag that closes the reasoning.
+    decode: Function from token ids to text.
+    stop_ids: Ids of the tokens that end a completion.
   """
 
   delimiter: str
-  closing: str
+  reasoning_end: str
   decode: Callable[[Sequence[int]], str]
   stop_ids: tuple[int, ...]
 
   @property
   def stop_strings(self) -> tuple[str, ...]:
-    """What a sampler stops at that draws one step of a thought."""
-    return self.delimiter, self.closing
+    """The strings at which a sampler must stop to sample a single step."""
+    return self.delimiter, self.reasoning_end
 
-  def said(self, tokens: Sequence[int]) -> Sequence[int]:
-    """The completion without the stop token that ended it."""
+  def without_stop_token(self, tokens: Sequence[int]) -> Sequence[int]:
+    """Returns the completion's tokens without a final stop token."""
     ended = len(tokens) and tokens[-1] in self.stop_ids
     return tokens[:-1] if ended else tokens
 
-  def closed(self, tokens: Sequence[int]) -> bool:
-    """Is the thought over?"""
-    return self.closing in self.decode(tokens)
+  def reasoning_ended(self, tokens: Sequence[int]) -> bool:
+    """Returns whether the tokens contain the tag that closes the reasoning."""
+    return self.reasoning_end in self.decode(tokens)
 
-  def ends(self, tokens: Sequence[int]) -> list[int]:
-    """The index after the last token of each step; none of an empty one."""
-    tokens = self.said(tokens)
-    found, begin = [], 0
+  def step_ends(self, tokens: Sequence[int]) -> list[int]:
+    """Returns, for each step, the index after its last token.
+
+    Args:
+      tokens: Ids of a completion, with or without its stop token. An empty
+        completion has no steps.
+    """
+    tokens = self.without_stop_token(tokens)
+    ends, begin = [], 0
     for end in range(1, len(tokens) + 1):
       text = self.decode(tokens[begin:end])
       if any(string in text for string in self.stop_strings):
-        found.append(end)
+        ends.append(end)
         begin = end
-        if self.closing in text:
+        if self.reasoning_end in text:
           break
     if begin < len(tokens):
-      found.append(len(tokens))
-    return found
+      ends.append(len(tokens))
+    return ends
 
-  def divides(self, tokens: Sequence[int]) -> bool:
-    """Does the delimiter end any of its steps?"""
+  def has_delimiter(self, tokens: Sequence[int]) -> bool:
+    """Returns whether the completion contains the delimiter at all."""
     return self.delimiter in self.decode(tokens)
 
 
-def splitter(
-  delimiter: str, reader: forms.Reader, tokenizer: Tokenizer
-) -> Splitter:
-  """Of thoughts in the reader's form.
+def make_splitter(
+  delimiter: str, parser: response_formats.ResponseParser, tokenizer: Tokenizer
+) -> StepSplitter:
+  """Makes the splitter for completions of the parser's response format.
 
   Raises:
-    UserError: the delimiter is empty or cannot be written, or one tag both
-      opens and closes the form's thoughts.
+    UserError: the delimiter is empty or the tokenizer cannot encode it, or one
+      tag both opens and closes the format's reasoning.
   """
   if not delimiter:
     raise UserError(
@@ -88,10 +92,12 @@ def splitter(
     tokenizer.encode(delimiter)
   except UserError as error:
     raise UserError(f'data: step_delimiter: {error}') from error
-  form = reader.form
-  if form.opening == form.closing:
+  tags = parser.format
+  if tags.reasoning_start == tags.reasoning_end:
     raise UserError(
-      f'data: step_delimiter: in this form {form.closing!r} both '
-      'opens and closes a thought, so that no step can end there'
+      f'data: step_delimiter: in this response_format {tags.reasoning_end!r} '
+      'both opens and closes the reasoning, so that no step can end there'
     )
-  return Splitter(delimiter, form.closing, tokenizer.decode, tokenizer.stop_ids)
+  return StepSplitter(
+    delimiter, tags.reasoning_end, tokenizer.decode, tokenizer.stop_ids
+  )

@@ -1,38 +1,70 @@
-"""Prompt templates. Chat templates are rendered in chat.py; forms.py reads
-completions back."""
+"""Prompt templates of fixed text, and the protocol of all prompt templates.
+
+Chat templates in Jinja are in chat.py.
+"""
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Protocol
 
 from r1jax.errors import unknown
 from r1jax.records import Message
 
 
-def opens_think(prompt: str) -> bool:
-  """Whether a prompt ends inside the thought: the completion goes on there,
-  and the format check must know it."""
+class PromptTemplate(Protocol):
+  """Turns a question or a conversation into the text of a prompt.
+
+  Attributes:
+    response_prefix: Text that ends every prompt, so that each response begins
+      with it; '' for none.
+    prompt_opens_think: Whether prompts end in <think>, so that completions
+      begin inside the reasoning.
+  """
+
+  @property
+  def response_prefix(self) -> str: ...
+
+  @property
+  def prompt_opens_think(self) -> bool: ...
+
+  def render(self, question: str, messages: Sequence[Message] = ()) -> str:
+    """Returns the prompt.
+
+    Args:
+      question: The question; ignored by chat templates if there are messages.
+      messages: The conversation that leads to the response.
+    """
+
+
+def prompt_opens_think(prompt: str) -> bool:
+  """Returns whether a prompt ends in <think>.
+
+  The completion then begins inside the reasoning, without an opening tag.
+  """
   return prompt.rstrip().endswith('<think>')
 
 
 @dataclasses.dataclass(frozen=True)
-class Template:
-  """How a question becomes a prompt.
+class SingleTurnTemplate:
+  """A PromptTemplate of fixed text around one question.
 
   Attributes:
-    text: With one {question}.
-    response_prefix: What the completion is made to begin with: the prompt ends in it.
+    text: The template, with '{question}' where the question goes.
+    response_prefix: See PromptTemplate.
   """
 
   text: str
   response_prefix: str = ''
 
   def render(self, question: str, messages: Sequence[Message] = ()) -> str:
-    del messages  # One question and one answer is all this form knows.
+    """Returns the prompt of a question; a conversation is ignored."""
+    del messages
     return self.text.replace('{question}', question) + self.response_prefix
 
   @property
-  def opens_think(self) -> bool:
-    return opens_think(self.render(''))
+  def prompt_opens_think(self) -> bool:
+    """See PromptTemplate."""
+    return prompt_opens_think(self.render(''))
 
 
 # The template of R1-Zero (DeepSeek-R1, table 1).
@@ -46,17 +78,22 @@ _INSTRUCTION = (
 )
 
 TEMPLATES = {
-  'r1_zero': Template(_INSTRUCTION + ' User: {question} Assistant:'),
-  'r1_zero_open': Template(
+  'r1_zero': SingleTurnTemplate(_INSTRUCTION + ' User: {question} Assistant:'),
+  'r1_zero_open': SingleTurnTemplate(
     _INSTRUCTION + ' User: {question} Assistant: <think>'
   ),
   # The same without the instruction: for a character-level miniature that
   # never saw English, its 500 characters are a constant that costs time.
-  'r1_zero_brief': Template('User:{question}Assistant:'),
+  'r1_zero_brief': SingleTurnTemplate('User:{question}Assistant:'),
 }
 
 
-def get(name: str) -> Template:
+def get(name: str) -> SingleTurnTemplate:
+  """Returns the template of a name.
+
+  Raises:
+    UserError: there is no template of that name.
+  """
   if name not in TEMPLATES:
     raise unknown('template', name, [*TEMPLATES, 'chat'])
   return TEMPLATES[name]

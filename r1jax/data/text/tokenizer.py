@@ -1,4 +1,4 @@
-"""One tokenizer class: the miniature's characters, or a folder from a hub."""
+"""The tokenizer: built-in characters, or a folder of a Hugging Face tokenizer."""
 
 from collections.abc import Sequence
 import gzip
@@ -10,11 +10,11 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from r1jax.errors import UserError
 
-# The names that a config may give instead of a folder.
+# Built-in tokenizers, named in config.tokenizer.source instead of a folder.
 CHARACTER, BILINGUAL = 'character', 'bilingual'
 BUILT_IN = (CHARACTER, BILINGUAL)
 
-# What a folder may hold of a tokenizer.
+# The tokenizer's files in a folder of the Hugging Face hub.
 FILES = (
   'tokenizer.json',
   'tokenizer.json.gz',
@@ -45,16 +45,18 @@ _KNOWS = {
 
 
 class Tokenizer:
-  """Text to ids and back.
+  """Converts text to token ids and back.
 
   Attributes:
-    vocab_size: Largest id + 1; the model's vocabulary may be larger.
-    pad_id: Fills arrays. It may equal a stop id: masks never compare ids.
-    bos_id: Opens a prompt, or None where the family has no such token.
-    adds_bos: It opens every prompt, and not only those whose template says so.
-    stop_ids: Any of them ends a completion.
-    source: What the config named.
-    chat_template: Jinja, as the folder has it; None without one.
+    vocab_size: Largest token id + 1; the model's vocabulary may be larger.
+    pad_id: Id that fills arrays. It may equal a stop id, since masks are never
+      derived from ids.
+    bos_id: Id of the beginning-of-sequence token (BOS), or None.
+    adds_bos: Whether every prompt begins with BOS; otherwise only those do
+      whose template writes it.
+    stop_ids: Ids of the tokens that end a completion; the first is EOS.
+    source: The value of config.tokenizer.source.
+    chat_template: Jinja source of the folder's chat template, or None.
   """
 
   def __init__(
@@ -77,17 +79,17 @@ class Tokenizer:
     self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
 
   def encode(self, text: str) -> list[int]:
-    """Ids of the text, with no BOS or EOS added.
+    """Returns the ids of a text, without adding BOS or EOS.
 
     Raises:
-      UserError: a character that the character tokenizer does not have, or
-        half of one.
+      UserError: the text has a lone surrogate, or a character that a built-in
+        tokenizer does not know.
     """
     try:
       encoding = self._core.encode(text, add_special_tokens=False)
     except TypeError as error:
       raise UserError(
-        'tokenizer: this is no text: it holds half a character '
+        'tokenizer: the text is not valid Unicode: it holds half a character '
         '(a lone surrogate)'
       ) from error
     if self.source in BUILT_IN and -1 in (
@@ -100,14 +102,15 @@ class Tokenizer:
       )
     return encoding.ids
 
-  def prompt(self, text: str) -> list[int]:
-    """Ids of a prompt, with exactly one BOS where the family opens with one.
+  def encode_prompt(self, text: str) -> list[int]:
+    """Returns the ids of a prompt, with at most one BOS, at its beginning.
 
-    Many chat templates write the BOS themselves, and some tokenizers add it as
-    well: however many open the text, one is left.
+    Many chat templates write BOS, and some tokenizers add it as well; however
+    many begin the text, one is kept.
 
     Raises:
-      UserError: a BOS further on, where a document would seem to begin.
+      UserError: there is a BOS inside the prompt, where it would begin a new
+        document.
     """
     ids = self.encode(text)
     if self.bos_id is None:
@@ -118,17 +121,17 @@ class Tokenizer:
     rest = ids[first:]
     if self.bos_id in rest:
       raise UserError(
-        f'tokenizer: {self.text_of(self.bos_id)!r}, which opens a document, '
-        'stands inside the prompt'
+        f'tokenizer: {self.token_text(self.bos_id)!r}, which begins a document, '
+        'stands inside the prompt; remove it'
       )
     return [self.bos_id] * (self.adds_bos or first > 0) + rest
 
-  def text_of(self, id_: int | None) -> str:
-    """The text of a special token; '' for None."""
+  def token_text(self, id_: int | None) -> str:
+    """Returns the text of a special token; '' for None."""
     return '' if id_ is None else self._core.id_to_token(id_)
 
-  def difference(self, other: 'Tokenizer') -> str:
-    """The first token that the two do not share; '' where they share all."""
+  def first_difference(self, other: 'Tokenizer') -> str:
+    """Describes the first token that differs; '' for equal vocabularies."""
     ours, theirs = (
       t._core.get_vocab(with_added_tokens=True) for t in (self, other)
     )
@@ -142,13 +145,15 @@ class Tokenizer:
     )
 
   def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of token ids; see decode_batch."""
     return self.decode_batch([ids])[0]
 
   def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-    """Text of each row; an id that the tokenizer does not have is shown.
+    """Returns the text of each row of token ids, special tokens included.
 
-    A model's vocabulary may be padded beyond the tokenizer's. Were such an id
-    dropped, a completion with junk in it could pass as well formed.
+    A model's vocabulary may be padded beyond the tokenizer's. Ids beyond it
+    are shown as U+FFFD at the end of the text; if they were dropped, a
+    completion that contains them could pass as well formed.
     """
     texts = self._core.decode_batch(
       [[int(i) for i in row if i < self.vocab_size] for row in rows],
@@ -161,16 +166,18 @@ class Tokenizer:
 
 
 def load(source: str) -> Tokenizer:
-  """Returns the tokenizer that a config names: built in, or a folder.
+  """Returns the tokenizer that config.tokenizer.source names.
 
-  A folder holds tokenizer.json (or .json.gz) and tokenizer_config.json, as on
-  the Hugging Face hub; generation_config.json may name more stop tokens.
+  Args:
+    source: A name of BUILT_IN, or a folder as on the Hugging Face hub: with
+      tokenizer.json (or tokenizer.json.gz) and tokenizer_config.json, and
+      perhaps generation_config.json, which may name more stop tokens.
 
   Raises:
-    UserError: a file is missing or is not what it should be.
+    UserError: a file is missing or cannot be read, or names no EOS token.
   """
   if source in BUILT_IN:
-    return _characters(source)
+    return _character_tokenizer(source)
   folder = Path(source).expanduser()
   packed = folder / 'tokenizer.json.gz'
   plain = folder / 'tokenizer.json'
@@ -211,26 +218,27 @@ def load(source: str) -> Tokenizer:
 
 
 def _stop_ids(folder: Path) -> list[int]:
-  """Those that end a completion besides the one that ends a document."""
+  """Returns the EOS ids of generation_config.json, if there is one."""
   path = folder / 'generation_config.json'
   if not path.exists():
     return []
-  found = json.loads(path.read_text()).get('eos_token_id') or []
-  return [found] if isinstance(found, int) else found
+  ids = json.loads(path.read_text()).get('eos_token_id') or []
+  return [ids] if isinstance(ids, int) else ids
 
 
 def _chat_template(folder: Path, settings: dict) -> str | None:
-  """From a file of its own, as newer folders have it, or the settings."""
-  alone = folder / 'chat_template.jinja'
-  if alone.exists():
-    return alone.read_text()
-  found = settings.get('chat_template')
-  if isinstance(found, list):  # Several, by name.
-    found = {each['name']: each['template'] for each in found}.get('default')
-  return found
+  """Returns the chat template of its own file, or of the settings, or None."""
+  path = folder / 'chat_template.jinja'
+  if path.exists():
+    return path.read_text()
+  template = settings.get('chat_template')
+  if isinstance(template, list):  # Several templates, by name.
+    template = {t['name']: t['template'] for t in template}.get('default')
+  return template
 
 
-def _characters(source: str) -> Tokenizer:
+def _character_tokenizer(source: str) -> Tokenizer:
+  """Makes a built-in tokenizer: one token per character and special token."""
   names = [*_SPECIAL, *_ALPHABETS[source], '<unk>']
   vocab = {name: index for index, name in enumerate(names)}
   core = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))

@@ -35,8 +35,8 @@ def evaluator(
   asked = Asked(
     [prompts[i] for i in range(len(prompts))],
     made.tokenizer,
-    made.reader,
-    RewardManager({}, {}, made.reader, build.reward_options(config)),
+    made.parser,
+    RewardManager({}, {}, made.parser, build.reward_options(config)),
     config.data.max_prompt_tokens,
     build.eval_sampling(config, made),
   )
@@ -64,8 +64,8 @@ def evaluator(
     value=search.AT_END if c.value == _RULE else c.value,
   )
   if c.value == _RULE:
-    splitter = steps.splitter(
-      config.data.step_delimiter, made.reader, made.tokenizer
+    splitter = steps.make_splitter(
+      config.data.step_delimiter, made.parser, made.tokenizer
     )
     return TreeSearch(sampler, asked, options, splitter, None)
   model = _model(config, made)

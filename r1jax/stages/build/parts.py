@@ -14,7 +14,8 @@ import ml_collections
 
 from r1jax.algos.policy_loss import PolicyLoss
 from r1jax.data import batching, mixture, readers, tasks
-from r1jax.data.text import chat, forms, tokenizer
+from r1jax.data.text import chat, response_formats, tokenizer
+from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
@@ -41,8 +42,8 @@ class Parts:
 
   model: Transformer
   tokenizer: Tokenizer
-  template: chat.AnyTemplate
-  reader: forms.Reader
+  template: PromptTemplate
+  parser: response_formats.ResponseParser
 
 
 def check_counts(config: ml_collections.ConfigDict):
@@ -72,12 +73,16 @@ def parts(config: ml_collections.ConfigDict) -> Parts:
       f'than config.model.vocab_size = {config.model.vocab_size}; raise it'
     )
   data = config.data
-  asks = chat.make(data.template, text, data.system, data.response_prefix)
+  asks = chat.load_template(
+    data.template, text, data.system, data.response_prefix
+  )
   return Parts(
     model,
     text,
     asks,
-    forms.Reader(forms.get(data.response_format), asks.opens_think),
+    response_formats.ResponseParser(
+      response_formats.get(data.response_format), asks.prompt_opens_think
+    ),
   )
 
 
@@ -135,7 +140,7 @@ def running(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 def corpus(
   config: ml_collections.ConfigDict, made: Parts
-) -> batching.WebCorpus:
+) -> batching.SyntheticCorpusBatches:
   c = config.pretrain
   depth = config.model.num_nextn_predict_layers
   if c.length_tokens < depth + 2:
@@ -149,9 +154,9 @@ def corpus(
     c.gradient_accumulation_steps,
     made.model.layout,
   )
-  return batching.WebCorpus(
-    _web_tasks(config),
-    web(config),
+  return batching.SyntheticCorpusBatches(
+    _corpus_tasks(config),
+    corpus_config(config),
     made.template,
     made.tokenizer,
     c.batch_size,
@@ -170,13 +175,13 @@ def init_file(config: ml_collections.ConfigDict) -> Path:
   return Path(config.init).expanduser()
 
 
-def web(config: ml_collections.ConfigDict) -> tasks.Web:
+def corpus_config(config: ml_collections.ConfigDict) -> tasks.CorpusConfig:
   fields = config.corpus.to_dict()
   del fields['tasks']
-  return tasks.Web(**fields)
+  return tasks.CorpusConfig(**fields)
 
 
-def _web_tasks(config: ml_collections.ConfigDict) -> dict[str, float]:
+def _corpus_tasks(config: ml_collections.ConfigDict) -> dict[str, float]:
   """The tasks of the web's documents, and their shares."""
   if not config.corpus.tasks:
     return {config.data.task: 1.0}
@@ -255,13 +260,13 @@ def evaluator(
 ) -> Evaluator:
   """Of the held-out problems; by rules alone, whatever a run rewards."""
   c = config.eval
-  rules = RewardManager({}, {}, made.reader, reward_options(config))
+  rules = RewardManager({}, {}, made.parser, reward_options(config))
   return Evaluator(
     sampler,
     prompts(config, made, tasks.HELD_OUT),
     made.tokenizer,
     rules,
-    made.reader,
+    made.parser,
     config.data.max_prompt_tokens,
     c.num_samples,
     eval_sampling(config, made),
@@ -289,7 +294,7 @@ def reward(
   return RewardManager(
     c.reward.to_dict(),
     c.general_reward.to_dict(),
-    made.reader,
+    made.parser,
     reward_options(config),
     reward_models,
   )

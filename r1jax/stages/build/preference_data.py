@@ -14,7 +14,7 @@ from r1jax.data import (
   sources,
   tasks,
 )
-from r1jax.data.preference_batches import Comparisons, Example
+from r1jax.data.preference_batches import PreferenceBatches, PreferenceExample
 from r1jax.data.preferences import Preference
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
@@ -31,8 +31,8 @@ class Lessons(NamedTuple):
     names: Of all groups.
   """
 
-  train: Comparisons
-  held_out: Comparisons
+  train: PreferenceBatches
+  held_out: PreferenceBatches
   groups: dict[str, int]
   names: tuple[str, ...]
 
@@ -41,7 +41,7 @@ def lessons(
   config: ml_collections.ConfigDict,
   made: build.Parts,
   name: str,
-  tokenise: Callable[[list[Preference], Quarantine], list[Example]],
+  tokenise: Callable[[list[Preference], Quarantine], list[PreferenceExample]],
   labelled: bool = False,
 ) -> Lessons:
   """What config[name] says.
@@ -75,7 +75,7 @@ def lessons(
   examples, measured = (
     tokenise(some, quarantine) for some in (train, held_out)
   )
-  if told := quarantine.settle(f'{name}.data', total):
+  if told := quarantine.finish(f'{name}.data', total):
     print(told)
   if not examples:
     raise UserError(
@@ -86,19 +86,19 @@ def lessons(
       f'{name}: no row is held out to evaluate on; raise '
       f'{name}.eval_share, or name some in {name}.eval_data'
     )
-  groups = preference_batches.groups_of(examples)
+  groups = preference_batches.group_sizes(examples)
   names = (
     *groups,
     *(
       group
-      for group in preference_batches.groups_of(measured)
+      for group in preference_batches.group_sizes(measured)
       if group not in groups
     ),
   )
   shape = c.batch_size, tuple(c.length_buckets), made.tokenizer.pad_id
   return Lessons(
-    Comparisons(examples, names, *shape, config.seed, c.num_train_epochs),
-    Comparisons(measured, names, *shape, shuffle=False),
+    PreferenceBatches(examples, names, *shape, config.seed, c.num_train_epochs),
+    PreferenceBatches(measured, names, *shape, shuffle=False),
     groups,
     names,
   )
@@ -212,7 +212,7 @@ class _Rows:
     if not aside:
       return found, []
     share = self._c.eval_share
-    held = [preferences.is_held_out(row.prompt.id, share) for row in found]
+    held = [preferences.is_eval_row(row.prompt.id, share) for row in found]
     return (
       [row for row, out in zip(found, held) if not out],
       self._first([row for row, out in zip(found, held) if out]),
@@ -229,12 +229,16 @@ class _Rows:
     return self._first(self._read(source, group))
 
   def _made(self, split: str, count: int) -> list[Preference]:
-    draw = preferences.responses if self._labelled else preferences.pairs
+    draw = (
+      preferences.synthetic_responses
+      if self._labelled
+      else preferences.synthetic_pairs
+    )
     return draw(self._synthetic, self._template, split, self._seed, count)
 
   def _read(self, path: str, group: str) -> list[Preference]:
     found = preferences.read(path, self._template, group, self._quarantine)
-    return preferences.labelled(found) if self._labelled else found
+    return preferences.to_labelled_responses(found) if self._labelled else found
 
   def _first(self, found: list[Preference]) -> list[Preference]:
     return found[: self._c.max_eval_rows or None]

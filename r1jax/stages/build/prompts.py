@@ -19,7 +19,7 @@ from r1jax.data import (
   tasks,
 )
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.text import chat
+from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
 from r1jax.graders import code_grader, dispatch, math_grader
@@ -32,7 +32,7 @@ class Questions:
   def __init__(
     self,
     config: ml_collections.ConfigDict,
-    template: chat.AnyTemplate,
+    template: PromptTemplate,
     tokenizer: Tokenizer,
   ):
     self._data, self._seed = config.data, config.seed
@@ -92,7 +92,7 @@ class Questions:
         f'config.eval.num_problems = {wanted}'
       )
     _check_gold(rows[:wanted], Quarantine())
-    chosen = datasets.Templated(rows[:wanted], self._template)
+    chosen = datasets.TemplatedPrompts(rows[:wanted], self._template)
     self._check(chosen, wanted)
     return chosen
 
@@ -114,21 +114,21 @@ class Questions:
     total = len(rows) + len(quarantine.dropped)
     rows = self._fitting(rows, quarantine)
     rows = _check_gold(rows, quarantine)
-    _tell(quarantine.settle(name, total))
+    _tell(quarantine.finish(name, total))
     if self._data.decontaminate:
       told = overlap(self._data, name, rows)
-      _tell(decontaminate.line(told))
+      _tell(decontaminate.summary(told))
       removed = {match['train_id'] for match in told['matches']}
       rows = [row for row in rows if row.id not in removed]
     if self._data.pass_rates:
       rows = self._measured(name, rows)
     if not rows:
       raise UserError(f'data: no row of {name} is left to train on')
-    return datasets.Templated(rows, self._template)
+    return datasets.TemplatedPrompts(rows, self._template)
 
   def _fitting(self, rows: list[Prompt], quarantine: Quarantine):
     """Those that the template takes and that fit into max_prompt_tokens."""
-    templated, fitting = datasets.Templated(rows, self._template), []
+    templated, fitting = datasets.TemplatedPrompts(rows, self._template), []
     for index, row in enumerate(rows):
       try:
         batching.pad_prompts(
@@ -146,8 +146,8 @@ class Questions:
 
   def _measured(self, name: str, rows: list[Prompt]) -> list[Prompt]:
     data = self._data
-    rates = curriculum.read_rates(data.pass_rates)
-    kept = curriculum.select(
+    rates = curriculum.read_pass_rates(data.pass_rates)
+    kept = curriculum.filter_by_pass_rate(
       rows, rates, data.min_pass_rate, data.max_pass_rate
     )
     unknown_rows = sum(row.id not in rates for row in rows)
@@ -205,7 +205,7 @@ def overlap(
     for other in data.decontaminate
   }
   return decontaminate.report(
-    name, len(rows), decontaminate.matches(rows, evaluations)
+    name, len(rows), decontaminate.find_matches(rows, evaluations)
   )
 
 
@@ -226,7 +226,7 @@ def show_overlap(config: ml_collections.ConfigDict, out: str):
       Quarantine(data.max_bad_row_share),
     )
     told.append(overlap(data, name, rows))
-    print(decontaminate.line(told[-1]))
+    print(decontaminate.summary(told[-1]))
   if out:
     try:
       Path(out).expanduser().write_text(

@@ -49,7 +49,7 @@ def reward_model(
   return RewardModel(
     *_loaded(key, path, config, made),
     made.tokenizer,
-    made.reader,
+    made.parser,
     ScoringConfig(**scoring),
   )
 
@@ -73,7 +73,7 @@ def process_reward_model(
   return prm.ProcessRewardModel(
     *_loaded(key, path, config, made),
     made.tokenizer,
-    steps.splitter(how.delimiter, made.reader, made.tokenizer),
+    steps.make_splitter(how.delimiter, made.parser, made.tokenizer),
     how,
   )
 

@@ -61,7 +61,7 @@ def check(config: ml_collections.ConfigDict, made: build.Parts):
 
 def demonstrations(
   config: ml_collections.ConfigDict, made: build.Parts
-) -> packing.PackedCorpus:
+) -> packing.PackedBatches:
   """What config.sft.data names, packed for as many epochs as it says.
 
   Args:
@@ -77,24 +77,28 @@ def demonstrations(
   for name, count in mixture.parse(c.data).items():
     if name in tasks.TASKS:
       found += demos.synthetic(
-        name, build.web(config), made.template, config.seed, int(count)
+        name,
+        build.corpus_config(config),
+        made.template,
+        config.seed,
+        int(count),
       )
     else:
       found += demos.read(name, made.template, quarantine=quarantine)
   if not found:
     raise UserError(f'sft: data: no rows in {", ".join(c.data)}')
   total = len(found) + len(quarantine.dropped)
-  documents = packing.documents(
+  documents = packing.to_documents(
     found,
     made.tokenizer,
     c.length_tokens,
     quarantine,
     None if c.reasoning_loss_weight < 0 else c.reasoning_loss_weight,
   )
-  if told := quarantine.settle('sft.data', total):
+  if told := quarantine.finish('sft.data', total):
     print(told)
   kept = _stored(c, found) if c.teacher_model == STORED else 0
-  return packing.PackedCorpus(
+  return packing.PackedBatches(
     documents,
     c.batch_size,
     c.length_tokens,
@@ -174,7 +178,7 @@ def same_tokens(
   theirs = tokenizer.load(
     source if source in tokenizer.BUILT_IN else str(readers.resolve(source))
   )
-  if different := ours.difference(theirs):
+  if different := ours.first_difference(theirs):
     raise UserError(
       f'{key}: {path} has the tokenizer {source}, this model '
       f'{config.tokenizer.source}: {different}'

@@ -94,24 +94,24 @@ _R1 = 'llama-cpp-deepseek-r1'
 def test_the_published_templates(
   shared, deepseek, name, question, conversation
 ):
-  made = chat.make(_file(shared, name), deepseek)
+  made = chat.load_template(_file(shared, name), deepseek)
   assert made.render('2+2?') == question
   assert made.render('not read', _TURNS) == conversation
-  assert made.opens_think == (name != _QWEN)
+  assert made.prompt_opens_think == (name != _QWEN)
 
 
 def test_the_tokenizers_own_templates(qwen, deepseek):
-  own = chat.make('chat', qwen, system='Be brief.')
+  own = chat.load_template('chat', qwen, system='Be brief.')
   assert own.render('2+2?') == (
     '<|im_start|>system\nBe brief.<|im_end|>\n'
     '<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n'
   )
   assert own.render('', _TURNS).count('Be brief.') == 1
-  own = chat.make('chat', deepseek)
+  own = chat.load_template('chat', deepseek)
   assert own.render('2+2?') == f'{_BOS}<｜User｜>2+2?<｜Assistant｜>'
-  assert not own.opens_think
-  opened = chat.make('chat', deepseek, response_prefix='<think>\n')
-  assert opened.opens_think
+  assert not own.prompt_opens_think
+  opened = chat.load_template('chat', deepseek, response_prefix='<think>\n')
+  assert opened.prompt_opens_think
   assert opened.render('2+2?').endswith('<｜Assistant｜><think>\n')
 
 
@@ -122,7 +122,7 @@ def test_llamas_form_and_its_day_that_does_not_pass():
     'Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n'
     '2+2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n'
   )
-  with pytest.raises(UserError, match='refuses it: no role tool'):
+  with pytest.raises(UserError, match='refuses the conversation: no role tool'):
     made.render('', [Message('tool', 'x')])
 
 
@@ -133,16 +133,16 @@ def test_exactly_one_bos_whatever_template_and_tokenizer_do(
   shared, qwen, deepseek, name
 ):
   name = _file(shared, name) if '-' in name else name
-  text = chat.make(name, deepseek).render('2+2?')
+  text = chat.load_template(name, deepseek).render('2+2?')
   for repeated in (text, _BOS + text, _BOS * 3 + text):
-    ids = deepseek.prompt(repeated)
+    ids = deepseek.encode_prompt(repeated)
     assert ids.count(deepseek.bos_id) == 1 and ids[0] == deepseek.bos_id
     assert deepseek.decode(ids) == _BOS + text.removeprefix(_BOS)
   with pytest.raises(UserError, match='stands inside the prompt'):
-    deepseek.prompt(text + _BOS + 'x')
+    deepseek.encode_prompt(text + _BOS + 'x')
   # Qwen has none; its pad and stop tokens do not open a prompt either.
-  text = chat.make(name, qwen).render('2+2?')
-  assert qwen.decode(qwen.prompt(text)) == text and 'None' not in text
+  text = chat.load_template(name, qwen).render('2+2?')
+  assert qwen.decode(qwen.encode_prompt(text)) == text and 'None' not in text
   # One that leaves the BOS to the template.
   quiet = tokenizer.Tokenizer(
     deepseek._core,
@@ -152,16 +152,18 @@ def test_exactly_one_bos_whatever_template_and_tokenizer_do(
     deepseek.stop_ids,
     adds_bos=False,
   )
-  text = chat.make('chat', deepseek).render('2+2?')
-  assert quiet.prompt(_BOS + text) == deepseek.prompt(text)
-  assert quiet.prompt('2+2?') == deepseek.encode('2+2?')
+  text = chat.load_template('chat', deepseek).render('2+2?')
+  assert quiet.encode_prompt(_BOS + text) == deepseek.encode_prompt(text)
+  assert quiet.encode_prompt('2+2?') == deepseek.encode('2+2?')
 
 
 def test_a_prefill_opens_the_thought_of_any_template(deepseek):
-  made = chat.make('r1_zero', deepseek, response_prefix=' <think>')
+  made = chat.load_template('r1_zero', deepseek, response_prefix=' <think>')
   assert made.render('2+2?') == template.get('r1_zero_open').render('2+2?')
-  assert made.opens_think and template.get('r1_zero_open').opens_think
-  assert not template.get('r1_zero').opens_think
+  assert (
+    made.prompt_opens_think and template.get('r1_zero_open').prompt_opens_think
+  )
+  assert not template.get('r1_zero').prompt_opens_think
 
 
 @pytest.mark.parametrize(
@@ -194,10 +196,10 @@ def test_a_template_may_stand_beside_the_settings(tmp_path):
       }
     )
   )
-  made = chat.make('chat', tokenizer.load(str(tmp_path)))
+  made = chat.load_template('chat', tokenizer.load(str(tmp_path)))
   assert made.render('x') == 'b<eos>'
   (tmp_path / 'chat_template.jinja').write_text('c{{ messages[0].content }}')
-  made = chat.make('chat', tokenizer.load(str(tmp_path)))
+  made = chat.load_template('chat', tokenizer.load(str(tmp_path)))
   assert made.render('x') == 'cx'
 
 

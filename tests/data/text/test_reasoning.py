@@ -71,7 +71,7 @@ def test_a_completion_is_split(completion, want):
   ],
 )
 def test_a_thought_that_the_prompt_opened(completion, want):
-  assert reasoning.split(completion, opens_think=True) == want
+  assert reasoning.split(completion, prompt_opens_think=True) == want
 
 
 def test_every_prefix_of_a_completion_is_read():

@@ -2,19 +2,23 @@
 
 import pytest
 
-from r1jax.data.text import forms, steps, tokenizer
-from r1jax.data.text.forms import Reader
+from r1jax.data.text import response_formats, steps, tokenizer
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 
 _TEXT = tokenizer.load('character')
 
 
-def _split(text: str, delimiter: str = ' ', form: str = 'think_answer'):
+def _split(
+  text: str, delimiter: str = ' ', response_format: str = 'think_answer'
+):
   """The texts of a completion's steps."""
   ids = _TEXT.encode(text)
-  made = steps.splitter(delimiter, Reader(forms.get(form)), _TEXT)
-  ends = made.ends([*ids, _TEXT.stop_ids[0]])
-  assert ends == made.ends(ids)  # The stop token is of no step.
+  made = steps.make_splitter(
+    delimiter, ResponseParser(response_formats.get(response_format)), _TEXT
+  )
+  ends = made.step_ends([*ids, _TEXT.stop_ids[0]])
+  assert ends == made.step_ends(ids)  # The stop token is of no step.
   return [_TEXT.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
 
 
@@ -49,11 +53,11 @@ def test_a_delimiter_may_be_longer_than_a_token():
 
 
 def test_the_example_of_the_module():
-  made = steps.splitter(' ', Reader(), _TEXT)
+  made = steps.make_splitter(' ', ResponseParser(), _TEXT)
   ids = _TEXT.encode('<think>7+5=12 12-3=9</think><answer>9</answer>')
-  assert made.ends([*ids, _TEXT.stop_ids[0]]) == [8, 15, 18]
-  assert made.divides(ids) and not made.divides(ids[:4])
-  assert made.closed(ids) and not made.closed(ids[:14])
+  assert made.step_ends([*ids, _TEXT.stop_ids[0]]) == [8, 15, 18]
+  assert made.has_delimiter(ids) and not made.has_delimiter(ids[:4])
+  assert made.reasoning_ended(ids) and not made.reasoning_ended(ids[:14])
 
 
 def test_a_step_of_many_tokens_a_character_ends_where_a_sampler_stops(shared):
@@ -63,8 +67,10 @@ def test_a_step_of_many_tokens_a_character_ends_where_a_sampler_stops(shared):
     pytest.skip('needs a real tokenizer')
   text = tokenizer.load(str(folders[0].parent))
   ids = text.encode('First, 2 + 2 = 4.\n\nThen é 4 + 1 = 5.\n\n\nSo</think>5')
-  made = steps.splitter('\n\n', Reader(forms.get('think')), text)
-  ends = made.ends(ids)
+  made = steps.make_splitter(
+    '\n\n', ResponseParser(response_formats.get('think')), text
+  )
+  ends = made.step_ends(ids)
   assert ends[-1] == len(ids) and len(ends) == 4
   for begin, end in zip([0, *ends], ends[:-1]):
     held = [
@@ -77,13 +83,15 @@ def test_a_step_of_many_tokens_a_character_ends_where_a_sampler_stops(shared):
 
 
 @pytest.mark.parametrize(
-  'delimiter,form,told',
+  'delimiter,response_format,error',
   [
     ('', 'think', 'step_delimiter is empty'),
     ('→', 'think', "step_delimiter: tokenizer: .* has no '→'"),
-    (' ', 'special_token', 'both opens and closes a thought'),
+    (' ', 'special_token', 'both opens and closes the reasoning'),
   ],
 )
-def test_what_cannot_split_is_refused(delimiter, form, told):
-  with pytest.raises(UserError, match=told):
-    steps.splitter(delimiter, Reader(forms.get(form)), _TEXT)
+def test_what_cannot_split_is_refused(delimiter, response_format, error):
+  with pytest.raises(UserError, match=error):
+    steps.make_splitter(
+      delimiter, ResponseParser(response_formats.get(response_format)), _TEXT
+    )

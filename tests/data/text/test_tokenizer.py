@@ -3,7 +3,7 @@
 import pytest
 
 from r1jax.data.text import template, tokenizer
-from r1jax.data.text.forms import Reader
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 
 
@@ -32,9 +32,9 @@ def test_real_tokenizers_load(shared, name, size, bos):
   text = tokenizer.load(str(shared / 'data' / 'tokenizer' / name))
   assert text.vocab_size == size
   line = 'What is 2+2? <think> four </think>'
-  ids = text.prompt(line)
+  ids = text.encode_prompt(line)
   assert (ids[0] == text.bos_id) == bos
-  again = text.prompt(text.decode(ids))
+  again = text.encode_prompt(text.decode(ids))
   assert again.count(text.bos_id) == (1 if bos else 0)
   assert text.decode(ids).endswith(line)
   assert len(text.stop_ids) == 1
@@ -63,5 +63,5 @@ def test_unknown_template_is_named():
 def test_an_id_beyond_the_tokenizer_is_seen_in_the_text():
   text = tokenizer.load('character')
   ids = text.encode('<think>a</think><answer>7</answer>')
-  assert Reader().parse(text.decode(ids)).well_formed
-  assert not Reader().parse(text.decode(ids + [111])).well_formed
+  assert ResponseParser().parse(text.decode(ids)).well_formed
+  assert not ResponseParser().parse(text.decode(ids + [111])).well_formed

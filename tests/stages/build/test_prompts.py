@@ -53,12 +53,12 @@ def _asked(**changes) -> questions.Questions:
   questions.check(config.data)
   text = tokenizer.load('character')
   return questions.Questions(
-    config, chat.make(config.data.template, text), text
+    config, chat.load_template(config.data.template, text), text
   )
 
 
 def _ids(prompts, count: int) -> list[str]:
-  data = batching.endless(prompts, 0, shuffle=True)
+  data = batching.prompt_stream(prompts, 0, shuffle=True)
   return [prompt.id for prompt in itertools.islice(data, count)]
 
 

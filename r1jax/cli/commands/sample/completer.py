@@ -121,7 +121,9 @@ class Completer:
     """Token ids of the templated question."""
     if not question.strip():
       raise UserError('the prompt is empty')
-    ids = self._parts.tokenizer.prompt(self._parts.template.render(question))
+    ids = self._parts.tokenizer.encode_prompt(
+      self._parts.template.render(question)
+    )
     if len(ids) > self._max_prompt_tokens:
       raise UserError(
         f'the prompt has {len(ids)} tokens, more than max_prompt_tokens = '
@@ -145,7 +147,7 @@ class Completer:
   def _summary(self, completion: Completion) -> str:
     """Reasoning and answer apart, where they can be, and how it ended."""
     text = self._text(completion)
-    response = reasoning.split(text, self._parts.reader.opens_think)
+    response = reasoning.split(text, self._parts.parser.prompt_opens_think)
     lines = [
       f'  {name:<8} {part}'
       for name, part in (
@@ -154,7 +156,7 @@ class Completer:
       )
       if part
     ]
-    malformed = ', malformed' * (not self._parts.reader.parse(text).well_formed)
+    malformed = ', malformed' * (not self._parts.parser.parse(text).well_formed)
     lines.append(
       f'  ({len(completion.tokens)} tokens, {completion.finish}{malformed})'
     )

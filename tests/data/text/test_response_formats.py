@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from r1jax.data.text import forms
-from r1jax.data.text.forms import Reader
+from r1jax.data.text import response_formats
+from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 
 
@@ -28,8 +28,8 @@ from r1jax.errors import UserError
   ],
 )
 def test_completions_are_read_back(completion, thought, answer, well_formed):
-  got = Reader().parse(completion)
-  assert (got.thought, got.answer, got.well_formed) == (
+  got = ResponseParser().parse(completion)
+  assert (got.reasoning, got.answer, got.well_formed) == (
     thought,
     answer,
     well_formed,
@@ -38,9 +38,13 @@ def test_completions_are_read_back(completion, thought, answer, well_formed):
 
 def test_a_template_that_opened_the_thought_is_known():
   rest = 'a</think><answer>7</answer>'
-  assert Reader(opens_think=True).parse(rest).well_formed
-  assert not Reader().parse(rest).well_formed
-  assert not Reader(opens_think=True).parse('<think>' + rest).well_formed
+  assert ResponseParser(prompt_opens_think=True).parse(rest).well_formed
+  assert not ResponseParser().parse(rest).well_formed
+  assert (
+    not ResponseParser(prompt_opens_think=True)
+    .parse('<think>' + rest)
+    .well_formed
+  )
 
 
 def test_a_hostile_completion_is_read_in_linear_time():
@@ -51,7 +55,7 @@ def test_a_hostile_completion_is_read_in_linear_time():
     text = hostile(n)
     began = time.process_time()
     for _ in range(5):
-      assert not Reader().parse(text).well_formed
+      assert not ResponseParser().parse(text).well_formed
     return time.process_time() - began
 
   assert secs(40000) < 50 * secs(4000) + 0.1  # Quadratic would be 100 times.
@@ -73,7 +77,7 @@ def test_a_hostile_completion_is_read_in_linear_time():
   ],
 )
 def test_errors_of_the_form_are_counted(completion, errors):
-  assert Reader().parse(completion).errors == errors
+  assert ResponseParser().parse(completion).errors == errors
 
 
 @pytest.mark.parametrize(
@@ -99,13 +103,13 @@ def test_errors_of_the_form_are_counted(completion, errors):
   ],
 )
 def test_every_form_is_read(name, completion, want):
-  got = Reader(forms.get(name)).parse(completion)
-  assert (got.thought, got.answer, got.errors) == want
+  got = ResponseParser(response_formats.get(name)).parse(completion)
+  assert (got.reasoning, got.answer, got.errors) == want
   if completion.startswith('<think>') and name == 'think':
-    opened = Reader(forms.get(name), opens_think=True)
+    opened = ResponseParser(response_formats.get(name), prompt_opens_think=True)
     assert opened.parse(completion.removeprefix('<think>')) == got
 
 
 def test_an_unknown_form_is_named():
   with pytest.raises(UserError, match="unknown 'thnk'; did you mean 'think'"):
-    forms.get('thnk')
+    response_formats.get('thnk')
