@@ -144,7 +144,7 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
     (dict(rl__ppo__critic='shared'), 'needs model.scalar_head = True'),
     (
       dict(rl__ppo__critic='shared', model__scalar_head=True),
-      "critic_warmup_steps = 1 needs value = 'own'",
+      "critic_warmup_steps = 1 needs critic = 'separate'",
     ),
     (dict(rl__ppo__critic_init='no/where'), 'critic_init: no file no/where'),
     (
