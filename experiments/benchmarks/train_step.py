@@ -34,9 +34,8 @@ def ours() -> dict[str, float]:
 
   from r1jax.model import moe, transformer
   from r1jax.records import TokenBatch
-  from r1jax.train import optimizer
+  from r1jax.train import mtp_loss, optimizer, supervised_step
   from r1jax.train import state as train_state
-  from r1jax.train import step as train_step
 
   model = peer.model_of(scan_scan_unroll=3)
   tx = optimizer.make(
@@ -53,8 +52,8 @@ def ours() -> dict[str, float]:
     ),
     100,
   )
-  step = train_step.supervised(
-    model, tx, moe.LoadBalancing(1e-3, 0.0), train_step.MTPLoss(0.0, 0.0, 0), 1
+  step = supervised_step.supervised(
+    model, tx, moe.LoadBalancing(1e-3, 0.0), mtp_loss.MTPLoss(0.0, 0.0, 0), 1
   )
   tokens = np.random.default_rng(0).integers(0, 512, (BATCH, TOKENS))
   ones = np.ones_like(tokens)

@@ -69,7 +69,8 @@ def pointwise(score_B, safe_B, weight_B, total):
   Args:
     score_B: float32 log-odds that a response is safe.
     safe_B: float32 labels, 1 for safe and 0 for unsafe.
-    weight_B, total: As in PairwiseLoss.loss, per response.
+    weight_B: Weight of each response; 0 for one that pads the batch.
+    total: Sum of the weights of the whole batch.
   """
   sign_B = 2 * safe_B - 1
   mean = _mean(weight_B, total)

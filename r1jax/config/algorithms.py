@@ -1,4 +1,4 @@
-"""Members of the GRPO family, and PPO: values of config.rl, as published.
+"""Published settings of config.rl: GRPO, its relatives, and PPO.
 
   config.rl.update(algorithms.dapo())
 
@@ -23,8 +23,10 @@ def r1_zero() -> dict:
 
 
 def deepseek_math() -> dict:
-  """GRPO as it was first: a mean over sequences, one update a rollout
-  (DeepSeekMath, arXiv 2402.03300, section 4.2)."""
+  """The original GRPO (DeepSeekMath, arXiv 2402.03300, section 4.2).
+
+  The loss is a mean over sequences, with one update per rollout.
+  """
   return r1_zero() | dict(
     loss_agg_mode='seq-mean-token-mean',
     kl_coef=0.04,
@@ -34,24 +36,24 @@ def deepseek_math() -> dict:
 
 
 def dapo() -> dict:
-  """Clip-higher, token-mean aggregation, no KL (arXiv 2503.14476, section 4.1)."""
+  """DAPO: clip-higher, token-mean, no KL (arXiv 2503.14476, section 4.1)."""
   return r1_zero() | dict(clip_ratio_high=0.28, kl_coef=0.0)
 
 
 def dr_grpo() -> dict:
-  """Neither the deviation nor the length divides; no KL (arXiv 2503.20783)."""
+  """Dr. GRPO: no division by deviation or length, no KL (arXiv 2503.20783)."""
   return r1_zero() | dict(
     loss_agg_mode='seq-mean-token-sum-norm', scale_rewards=False, kl_coef=0.0
   )
 
 
 def bnpo() -> dict:
-  """The mean over the tokens of each update, with GRPO's KL, as TRL names it."""
+  """BNPO, as in TRL: the mean over the tokens of each update, with a KL."""
   return r1_zero() | dict(loss_agg_mode='token-mean', kl_coef=0.04)
 
 
 def gspo() -> dict:
-  """Ratios of sequences, clipped narrowly (arXiv 2507.18071, section 5.1)."""
+  """GSPO: sequence ratios, clipped narrowly (arXiv 2507.18071, section 5.1)."""
   return r1_zero() | dict(
     importance_sampling_level='sequence',
     loss_agg_mode='seq-mean-token-mean',
@@ -62,14 +64,19 @@ def gspo() -> dict:
 
 
 def cispo() -> dict:
-  """No token loses its gradient (MiniMax-M1, arXiv 2506.13585)."""
+  """CISPO: clipping that keeps every token's gradient (arXiv 2506.13585)."""
   return r1_zero() | dict(policy_loss='cispo', clip_ratio_high=4.0, kl_coef=0.0)
 
 
 def ppo(lam: float = 1.0) -> dict:
-  """PPO beside GRPO, as DeepSeek-R1 compares them (second version, section on
-  GRPO): λ = 1, or 0.95 as it is usual; KL is a penalty of every token's reward.
-  A group of 1 is enough; rl.ppo has the value function."""
+  """PPO as DeepSeek-R1 compares it with GRPO (second version, on GRPO).
+
+  The KL is a penalty on every token's reward. A group_size of 1 is enough; the
+  settings of the value function are in rl.ppo.
+
+  Args:
+    lam: λ of GAE: R1 has 1, and also the usual 0.95.
+  """
   return r1_zero() | dict(
     adv_estimator='gae', kl_in_reward=True, kl_estimator='k1', ppo=dict(lam=lam)
   )

@@ -19,9 +19,16 @@ from r1jax.records import LabelledBatch, PairBatch, RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout
 from r1jax.stages import critic
 from r1jax.stages.build import parts as build
-from r1jax.train import optimizer, preference_step, value_step
+from r1jax.train import (
+  dpo_step,
+  mtp_loss,
+  optimizer,
+  policy_step,
+  reward_model_step,
+  supervised_step,
+  value_step,
+)
 from r1jax.train import state as train_state
-from r1jax.train import step as train_step
 
 _UPDATES = 1000  # Of a schedule: the program is the same for any number.
 
@@ -78,11 +85,11 @@ def _supervised(config: ml_collections.ConfigDict, model: Transformer):
     model.layout,
   )
   tx = optimizer.make(build.optimizer_config(c), _UPDATES)
-  step = train_step.supervised(
+  step = supervised_step.supervised(
     model,
     tx,
     _balancing(c),
-    train_step.MTPLoss(c.mtp.loss_weight, c.mtp.final_loss_weight, 0),
+    mtp_loss.MTPLoss(c.mtp.loss_weight, c.mtp.final_loss_weight, 0),
     c.gradient_accumulation_steps,
   )
   array = _arrays(model.layout, c.batch_size, c.length_tokens)
@@ -122,7 +129,7 @@ def _rl(config: ml_collections.ConfigDict, model: Transformer):
     untrained=() if c.mtp_loss_weight else ('mtp',),
   )
   how = critic.estimator(config) if valued else None
-  step = train_step.policy(
+  step = policy_step.policy(
     model,
     tx,
     build.policy_loss(config),
@@ -132,7 +139,7 @@ def _rl(config: ml_collections.ConfigDict, model: Transformer):
     c.gradient_accumulation_steps,
     _balancing(c),
     c.mtp_loss_weight,
-    value_step.shared(model, how, c.ppo.vf_coef) if shared else None,
+    value_step.shared_value_loss(model, how, c.ppo.vf_coef) if shared else None,
   )
   batch, key = _rollouts(model.layout, *shape, valued), _key(model.layout)
   found = [
@@ -162,7 +169,7 @@ def _reward_model(config: ml_collections.ConfigDict, model: Transformer):
   tx = optimizer.make(
     build.optimizer_config(c), _UPDATES, untrained=('mtp', 'head')
   )
-  step = preference_step.reward(
+  step = reward_model_step.reward_model(
     model,
     tx,
     reward_model.PairwiseLoss(c.margin, c.center_rewards_coefficient),
@@ -184,7 +191,7 @@ def _dpo(config: ml_collections.ConfigDict, model: Transformer):
   robust = (
     dpo.GroupRobust(c.group_dro_step_size, (1, 1)) if c.group_robust else None
   )
-  step = preference_step.dpo(
+  step = dpo_step.dpo(
     model,
     tx,
     dpo.DPOLoss(c.beta, c.loss_type, c.label_smoothing),
@@ -194,7 +201,7 @@ def _dpo(config: ml_collections.ConfigDict, model: Transformer):
   )
   batch, shape = _compared(config, model.layout)
   train = _state(model, tx)
-  state = preference_step.DPOState(
+  state = dpo_step.DPOState(
     train=train,
     alpha_g=jax.ShapeDtypeStruct(
       (2,), jnp.float32, sharding=model.layout.replicated()

@@ -32,11 +32,12 @@ class NoCritic:
   """Advantages come from groups.
 
   Attributes:
-    also: What a policy update learns besides, see train/step.py; or None.
+    extra_loss: A loss that is added to the policy's, see
+      policy_step.policy; None for none.
     warmup_steps: Steps at first that leave the policy as it is.
   """
 
-  also = None
+  extra_loss = None
   warmup_steps = 0
 
   def target(self) -> TrainState | None:
@@ -100,7 +101,7 @@ class _Valued(NoCritic, abc.ABC):
 
   @abc.abstractmethod
   def _valued(self, params, state: TrainState | None, batch: RLBatch):
-    """value_BT and after_B, see train/ppo_step.py."""
+    """value_BT and after_B, see train/value_step.py."""
 
 
 class Shared(_Valued):
@@ -108,7 +109,7 @@ class Shared(_Valued):
 
   def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
     super().__init__(config, model)
-    self.also = value_step.shared(
+    self.extra_loss = value_step.shared_value_loss(
       model, estimator(config), config.rl.ppo.vf_coef
     )
 

@@ -88,10 +88,10 @@ class LabelSteps(Stage):
     with (
       dispatch.shutdown_on_exit(),
       open(partial, 'a') as file,
-      Progress(self.name, done, self._count, plain_every=1) as progress,
+      Progress(self.name, done, self._count, print_steps=1) as progress,
     ):
       if done:
-        progress.tell(f'goes on after prompt {done}')
+        progress.log(f'goes on after prompt {done}')
       for start in range(done, self._count, c.prompts_per_chunk):
         end = min(start + c.prompts_per_chunk, self._count)
         found, counted = self._chunk(

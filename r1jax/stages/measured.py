@@ -65,12 +65,12 @@ class Measured(Stage):
       start = restored[0] if restored else 0
       with (
         MetricsWriter(directory, start) as writer,
-        Progress(self.name, start, self._steps, plain_every=100) as progress,
+        Progress(self.name, start, self._steps, print_steps=100) as progress,
       ):
         if restored:
           _, state, position = restored
           data.set_state(position)
-          progress.tell(f'goes on after step {start}')
+          progress.log(f'goes on after step {start}')
           shown = {}
         else:
           state = jax.jit(self._fresh, out_shardings=layout)(
@@ -79,7 +79,7 @@ class Measured(Stage):
           found = self._evaluated(state, base_params)
           writer.write(0, found)
           shown = {'accuracy': f'{found["eval/accuracy"]:.3f}'}
-          progress.tell(f'starts at accuracy {shown["accuracy"]}')
+          progress.log(f'starts at accuracy {shown["accuracy"]}')
         for step in range(start + 1, self._steps + 1):
           batch = next(data)
           state, metrics = self._step(state, batch, base_params)

@@ -16,7 +16,7 @@ from r1jax.records import PairBatch
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import preference_data
 from r1jax.stages.measured import Measured
-from r1jax.train import preference_step
+from r1jax.train import dpo_step, reward_model_step
 from r1jax.train import state as train_state
 
 
@@ -91,8 +91,8 @@ class RewardModel(_Preferences):
       ),
       untrained=('mtp', 'head'),
     )
-    self._scores = preference_step.scores(parts.model)
-    self._update = preference_step.reward(
+    self._scores = reward_model_step.scores(parts.model)
+    self._update = reward_model_step.reward_model(
       parts.model,
       self._tx,
       reward_model.PairwiseLoss(c.margin, c.center_rewards_coefficient),
@@ -183,10 +183,10 @@ class DPO(_Preferences):
     super().__init__(config, parts, lessons, untrained=('mtp', 'scalar'))
     self._loss = _loss(c)
     self._group_robust = _group_robust(c, lessons)
-    self._logps = preference_step.logps(
+    self._logps = dpo_step.response_logps(
       parts.model, c.gradient_accumulation_steps
     )
-    self._update = preference_step.dpo(
+    self._update = dpo_step.dpo(
       parts.model,
       self._tx,
       self._loss,
@@ -201,12 +201,10 @@ class DPO(_Preferences):
     preference_data.check(config, parts, cls.name, missing)
 
   def _shardings(self):
-    return preference_step.dpo_shardings(
-      self._model, self._tx, self._group_robust
-    )
+    return dpo_step.dpo_shardings(self._model, self._tx, self._group_robust)
 
   def _fresh(self, params):
-    return preference_step.dpo_state(params, self._tx, self._group_robust)
+    return dpo_step.dpo_state(params, self._tx, self._group_robust)
 
   def _step(self, state, batch, base_params):
     return self._update(state, batch, base_params)

@@ -16,7 +16,7 @@ from r1jax.errors import UserError, unknown
 from r1jax.rewards.prm import KIND
 from r1jax.stages.build import parts as build
 from r1jax.stages.measured import Measured
-from r1jax.train import prm_step as process_step
+from r1jax.train import prm_step
 from r1jax.train import state as train_state
 
 
@@ -40,8 +40,8 @@ class PRM(Measured):
       config, parts, lessons(config, parts), untrained=('mtp', 'head')
     )
     c = self._config
-    self._chances = process_step.chances(parts.model)
-    self._update = process_step.learn(
+    self._chances = prm_step.probabilities(parts.model)
+    self._update = prm_step.process_reward_model(
       parts.model, self._tx, self._balancing, c.gradient_accumulation_steps
     )
 

@@ -25,9 +25,8 @@ from r1jax.stages import collect, critic, report
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import reward_models
 from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer
+from r1jax.train import optimizer, policy_step
 from r1jax.train import state as train_state
-from r1jax.train import step as train_step
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -77,9 +76,9 @@ class RL(Stage):
       (c.max_steps - self._critic.warmup_steps) * c.num_minibatches,
       untrained=() if c.mtp_loss_weight else ('mtp',),
     )
-    self._logp = train_step.score(model, c.temperature, self._width)
+    self._logp = policy_step.token_logps(model, c.temperature, self._width)
     self._policy_loss = build.policy_loss(config)
-    self._update = train_step.policy(
+    self._update = policy_step.policy(
       model,
       self._tx,
       self._policy_loss,
@@ -89,7 +88,7 @@ class RL(Stage):
       c.gradient_accumulation_steps,
       LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
       c.mtp_loss_weight,
-      self._critic.also,
+      self._critic.extra_loss,
     )
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     self._averaged = jax.jit(
@@ -129,18 +128,18 @@ class RL(Stage):
       start = restored[0] if restored else 0
       with (
         MetricsWriter(directory, start) as writer,
-        Progress(self.name, start, c.max_steps, plain_every=10) as progress,
+        Progress(self.name, start, c.max_steps, print_steps=10) as progress,
       ):
         if restored:
           _, state, position = restored
-          progress.tell(f'goes on after step {start}')
+          progress.log(f'goes on after step {start}')
           collector.set_state(position)
         else:
           state = self._fresh(base_params)
           collector.begin()
-          progress.tell('compiles, and evaluates the base')
+          progress.log('compiles, and evaluates the base')
           writer.write(0, self._evaluate(state, 0, directory, [], shown))
-          progress.tell('starts at ' + ', '.join(map(' '.join, shown.items())))
+          progress.log('starts at ' + ', '.join(map(' '.join, shown.items())))
         for step in range(start + 1, c.max_steps + 1):
           progress.step_secs()
           state, values, rows = self._step(state, step)

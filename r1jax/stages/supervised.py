@@ -16,9 +16,8 @@ from r1jax.stages import report
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import sft_data
 from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer
+from r1jax.train import mtp_loss, optimizer, supervised_step
 from r1jax.train import state as train_state
-from r1jax.train import step as train_step
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
@@ -31,7 +30,7 @@ class _Supervised(Stage):
     config: ml_collections.ConfigDict,
     parts: build.Parts,
     corpus: Sequence[TokenBatch],
-    distillation: train_step.Distillation | None = None,
+    distillation: supervised_step.Distillation | None = None,
   ):
     c = self._config = config[self.name]
     self._seed, self._model, self._corpus = config.seed, parts.model, corpus
@@ -58,11 +57,11 @@ class _Supervised(Stage):
         state = jax.jit(
           lambda p: train_state.create(p, tx), out_shardings=layout
         )(base_params)
-      step_fn = train_step.supervised(
+      step_fn = supervised_step.supervised(
         model,
         tx,
         LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
-        train_step.MTPLoss(
+        mtp_loss.MTPLoss(
           c.mtp.loss_weight,
           c.mtp.final_loss_weight,
           round(c.mtp.switch_fraction * self._steps),
@@ -72,10 +71,10 @@ class _Supervised(Stage):
       )
       with (
         MetricsWriter(directory, start) as writer,
-        Progress(self.name, start, self._steps, plain_every=100) as progress,
+        Progress(self.name, start, self._steps, print_steps=100) as progress,
       ):
         if start:
-          progress.tell(f'goes on after step {start}')
+          progress.log(f'goes on after step {start}')
         tokens, skipped = 0, 0.0
         for step in range(start + 1, self._steps + 1):
           batch = next(data)

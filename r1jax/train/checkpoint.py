@@ -1,4 +1,4 @@
-"""Checkpoints: state, data position and seed together, by Orbax."""
+"""Checkpoints of training state, data position and seed, stored by Orbax."""
 
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,24 @@ from r1jax.errors import UserError
 
 
 class Checkpointer:
-  """Saves in the background; a save is whole or it is not there.
+  """Saves checkpoints in the background, each of them atomically.
 
-  A checkpoint at step k holds everything that step k + 1 needs. Randomness is
-  a function of (seed, step), so the seed is all there is to keep of it.
+  A checkpoint at step k holds everything that step k + 1 needs. Random keys are
+  functions of (seed, step), so only the seed is stored.
   """
 
-  def __init__(self, directory: Path, keep: int, seed: int):
+  def __init__(self, directory: Path, save_total_limit: int, seed: int):
     self._seed = seed
     self._directory = directory
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=save_total_limit, create=True
+      ),
     )
 
   def save(self, step: int, state: Any, data_state: dict):
+    """Starts to save a checkpoint; data_state must be JSON."""
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -33,16 +36,16 @@ class Checkpointer:
     )
 
   def restore(self, target: Any) -> tuple[int, Any, dict] | None:
-    """Restores the newest step, or returns None where there is none.
+    """Restores the newest checkpoint; returns None if there is none.
 
     Args:
       target: The state as ShapeDtypeStructs with shardings.
 
     Returns:
-      step, state and data position.
+      The step, the state and the data position.
 
     Raises:
-      UserError: the checkpoint cannot be read as this state.
+      UserError: The checkpoint does not fit this state, or has another seed.
     """
     step = self._manager.latest_step()
     if step is None:
@@ -71,6 +74,6 @@ class Checkpointer:
     return self
 
   def __exit__(self, *_):
-    """Waits for the save in flight."""
+    """Waits until the last save is finished."""
     self._manager.wait_until_finished()
     self._manager.close()

@@ -1,7 +1,7 @@
-"""What a run tells: metrics.jsonl, TensorBoard and one live line a stage.
+"""Metrics of a run: metrics.jsonl, TensorBoard, and one live progress line.
 
-metrics.jsonl holds only what a rerun repeats bit for bit. Speed differs from
-run to run, so it goes to TensorBoard and the live line alone.
+metrics.jsonl holds only numbers that a rerun repeats bit for bit. Speed differs
+between runs, so it is written to TensorBoard and the progress line only.
 """
 
 import json
@@ -17,18 +17,21 @@ import tensorboardX
 
 
 def read(path: Path) -> list[dict]:
-  """The whole lines of a metrics.jsonl; none where there is no file."""
+  """Returns the complete lines of a metrics.jsonl; [] if there is no file."""
   if not path.exists():
     return []
   lines = path.read_text().split('\n')[:-1]  # A torn last line has no '\n'.
   return [json.loads(line) for line in lines]
 
 
-_CLOSE_SECS = 10
+_CLOSE_SECS = 10  # Longest wait for TensorBoard after an error.
 
 
 class MetricsWriter:
-  """One JSON line a step. On resume, lines after the restored step go."""
+  """Writes one JSON line per step, and the same to TensorBoard.
+
+  On resume, lines after the restored step are removed.
+  """
 
   def __init__(self, directory: Path, start_step: int):
     directory.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,7 @@ class MetricsWriter:
     values: dict[str, float],
     speed: dict[str, float] | None = None,
   ):
+    """Writes the metrics of a step; `speed` goes to TensorBoard only."""
     row = {'step': step} | {
       name: float(value) if math.isfinite(value) else None  # JSON has no NaN.
       for name, value in sorted(values.items())
@@ -67,21 +71,21 @@ class MetricsWriter:
     if kind is None:
       self._tensorboard.close()
       return
-    # An interrupt within `write` may leave its queue so that it never ends.
+    # An interrupt within `write` can leave TensorBoard's queue blocked.
     closing = threading.Thread(target=self._tensorboard.close, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECS)
 
 
 class Progress:
-  """One line that stays: stage, step, numbers, speed, time left.
+  """A live line in the terminal: stage, step, metrics, speed, time left.
 
-  Where there is no terminal, a line is printed every `plain_every` steps.
+  A line is printed every `print_steps` steps if there is no terminal.
   """
 
-  def __init__(self, stage: str, start: int, total: int, plain_every: int):
+  def __init__(self, stage: str, start: int, total: int, print_steps: int):
     self._stage, self._start, self._total = stage, start, total
-    self._plain_every = plain_every
+    self._print_steps = print_steps
     self._console = Console()
     self._began = self._last = time.monotonic()
     self._live = None
@@ -90,19 +94,24 @@ class Progress:
       self._live.start()
 
   def step_secs(self) -> float:
-    """Seconds since the last call."""
+    """Returns the seconds since the last call."""
     now = time.monotonic()
     secs, self._last = now - self._last, now
     return secs
 
-  def tell(self, text: str):
-    """A line of its own. Time left is counted from the last of them."""
+  def log(self, text: str):
+    """Prints a line of its own; the time left is estimated from then on."""
     self._console.print(f'{self._stage} {text}', highlight=False)
     self._began = time.monotonic()
 
   def update(self, step: int, numbers: dict[str, str], keep: bool = False):
-    """Shows the step. Without a terminal it is printed if it is one of
-    `plain_every`, the last, or to `keep`."""
+    """Shows a step.
+
+    Args:
+      step: Number of the step.
+      numbers: Formatted metrics by name.
+      keep: Prints the line without a terminal even between `print_steps`.
+    """
     done = max(step - self._start, 1)
     left = (time.monotonic() - self._began) / done * (self._total - step)
     shown = '  '.join(f'{name} {value}' for name, value in numbers.items())
@@ -112,7 +121,7 @@ class Progress:
     )
     if self._live:
       self._live.update(Text(line, no_wrap=True, overflow='ellipsis'))
-    elif keep or step % self._plain_every == 0 or step == self._total:
+    elif keep or step % self._print_steps == 0 or step == self._total:
       print(line, flush=True)
 
   def __enter__(self):

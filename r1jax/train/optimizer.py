@@ -1,7 +1,9 @@
-"""AdamW with clipping and a warm-up schedule, from the config's numbers."""
+"""AdamW with gradient clipping, warm-up and a learning-rate schedule."""
 
+from collections.abc import Callable
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import optax
@@ -9,20 +11,37 @@ import optax
 from r1jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """AdamW.
+class Optimizer(NamedTuple):
+  """An Optax transformation together with its learning-rate schedule.
 
   Attributes:
-    learning_rate: Peak.
-    warmup_steps: Linear, from 0.
-    lr_scheduler_type: 'constant', or 'cosine' to learning_rate · min_lr_ratio.
-    min_lr_ratio: Where the cosine ends.
-    adam_beta1: First moment.
-    adam_beta2: Second moment.
-    weight_decay: Decoupled; on matrices only, never on norms or biases.
-    max_grad_norm: Global gradient norm.
-    moment_dtype: Of both moments: 'float32', or 'bfloat16' (V3 section 3.3).
+    init: params → optimizer state.
+    update: (grads, optimizer state, params) → (updates, optimizer state).
+    learning_rate: Number of updates made before → learning rate of the next.
+  """
+
+  init: Callable
+  update: Callable
+  learning_rate: optax.Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """The settings of AdamW.
+
+  Attributes:
+    learning_rate: Peak learning rate.
+    warmup_steps: Updates of linear warm-up from 0.
+    lr_scheduler_type: 'constant', or 'cosine' down to learning_rate ·
+      min_lr_ratio.
+    min_lr_ratio: Final learning rate of the cosine, as a ratio of the peak.
+    adam_beta1: Decay rate of the first moment.
+    adam_beta2: Decay rate of the second moment.
+    weight_decay: Decoupled weight decay, applied to matrices only, never to
+      norms or biases.
+    max_grad_norm: Gradients are clipped to this global norm.
+    moment_dtype: Storage dtype of both moments: 'float32', or 'bfloat16' (V3
+      section 3.3).
   """
 
   learning_rate: float
@@ -48,6 +67,12 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+  """Returns the learning rate as a function of the number of updates.
+
+  Args:
+    config: The settings.
+    total_steps: Number of updates after which the cosine ends.
+  """
   peak, warmup = config.learning_rate, config.warmup_steps
   if config.lr_scheduler_type == 'cosine':
     after = optax.cosine_decay_schedule(
@@ -57,7 +82,8 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     after = optax.constant_schedule(peak)
   else:
     raise UserError(
-      f"optimizer: lr_scheduler_type must be 'constant' or 'cosine', got {config.lr_scheduler_type!r}"
+      "optimizer: lr_scheduler_type must be 'constant' or 'cosine', got "
+      f'{config.lr_scheduler_type!r}'
     )
   if not warmup:
     return after
@@ -68,20 +94,22 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 def make(
   config: OptimizerConfig, total_steps: int, untrained: tuple[str, ...] = ()
-) -> optax.GradientTransformation:
-  """Updates are counted from 0.
+) -> Optimizer:
+  """Returns the optimizer of a model.
 
   Args:
-    config: The numbers.
-    total_steps: Where the cosine ends.
-    untrained: Parts of the model that get no gradient, and so no decay.
+    config: The settings.
+    total_steps: Number of updates after which the cosine ends.
+    untrained: Top-level parts of the model that get no gradient; they are left
+      out of weight decay.
   """
   if config.moment_dtype not in ('float32', 'bfloat16'):
     raise UserError(
       "optimizer: moment_dtype must be 'float32' or 'bfloat16', "
       f'got {config.moment_dtype!r}'
     )
-  return optax.chain(
+  learning_rate = schedule(config, total_steps)
+  tx = optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
     _stored_as(
       config.moment_dtype,
@@ -90,12 +118,13 @@ def make(
     optax.add_decayed_weights(
       config.weight_decay, partial(_decayed, untrained=untrained)
     ),
-    optax.scale_by_learning_rate(schedule(config, total_steps)),
+    optax.scale_by_learning_rate(learning_rate),
   )
+  return Optimizer(tx.init, tx.update, learning_rate)
 
 
 def _stored_as(dtype: str, adam: optax.GradientTransformation):
-  """Adam that computes in float32 and keeps its moments in `dtype`."""
+  """Returns Adam that computes in float32 and stores its moments in `dtype`."""
 
   def cast(state, to):
     return state._replace(
@@ -114,7 +143,7 @@ def _stored_as(dtype: str, adam: optax.GradientTransformation):
 
 
 def _decayed(params, untrained: tuple[str, ...]):
-  """True on matrices that are trained; False on scales and biases."""
+  """Returns True for trained matrices, False for scales and biases."""
 
   def is_matrix(path, _):
     return path[0].key not in untrained and not path[-1].key.endswith(

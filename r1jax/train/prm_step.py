@@ -1,67 +1,57 @@
-"""Jitted steps of process reward models: a number after each step of a
-thought."""
+"""The jitted functions of a process reward model: prediction and training."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from r1jax.algos import prm as process
+from r1jax.algos import prm
 from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import StepLabelBatch
-from r1jax.train import update
+from r1jax.train.make_step import LossOutput, make_step, num_rows
+from r1jax.train.optimizer import Optimizer
 from r1jax.train.state import TrainState
 
 
-def chances(model: Transformer) -> Callable:
-  """Returns chance(params, tokens_BT, valid_BT) → float32 [B, T], jitted: that
-  what stands there until each token ends well."""
+def probabilities(model: Transformer) -> Callable:
+  """Returns probability(params, tokens_BT, valid_BT) → float32 [B, T], jitted.
+
+  An entry is the probability that the thought up to this token ends well.
+  """
 
   @jax.jit
-  def chance(params, tokens_BT, valid_BT):
+  def probability(params, tokens_BT, valid_BT):
     return jax.nn.sigmoid(
       transformer.all_scalars(model, params, tokens_BT, valid_BT)[0]
     )
 
-  return chance
+  return probability
 
 
-def learn(
+def process_reward_model(
   model: Transformer,
-  tx: optax.GradientTransformation,
+  tx: Optimizer,
   balancing: moe.LoadBalancing,
   gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, StepLabelBatch) → (state, metrics), jitted."""
 
-  def loss_fn(params, batch: StepLabelBatch, total, live):
+  def loss_fn(params, batch: StepLabelBatch, totals) -> LossOutput:
+    total_weight, total_rows = totals
     score_BT, out = transformer.all_scalars(
       model, params, batch.tokens_BT, batch.valid_BT
     )
-    loss, metrics = process.loss(
-      score_BT, batch.label_BT, batch.weight_BT, total
+    loss, metrics = prm.loss(
+      score_BT, batch.label_BT, batch.weight_BT, total_weight
     )
-    loss += update.balance(
-      out.routing, balancing, update.live_rows(batch.valid_BT) / live
-    )
-    return loss, (metrics | {'routing': update.loads(out.routing)}, {})
+    share = num_rows(batch.valid_BT) / total_rows
+    return LossOutput(loss, metrics, out.routing, share)
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
-  def step(state: TrainState, batch: StepLabelBatch):
-    batch = update.constrain(model, batch)
-    total = jnp.maximum(jnp.sum(batch.weight_BT), 1)
-    live = update.live_rows(batch.valid_BT)
-    grads, metrics, _ = update.accumulate(
-      lambda params, micro: loss_fn(params, micro, total, live),
-      state.params,
-      batch,
-      gradient_accumulation_steps,
-    )
-    routing = metrics.pop('routing')
-    state, applied = update.apply(state, tx, grads, routing, balancing)
-    return state, metrics | applied
+  def totals_fn(state: TrainState, batch: StepLabelBatch):
+    del state
+    return jnp.maximum(jnp.sum(batch.weight_BT), 1), num_rows(batch.valid_BT)
 
-  return step
+  return make_step(
+    model, tx, loss_fn, totals_fn, balancing, gradient_accumulation_steps
+  )

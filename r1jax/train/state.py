@@ -1,4 +1,4 @@
-"""What training carries from step to step, and how it is laid out."""
+"""The training state and its layout over the mesh."""
 
 import chex
 import jax
@@ -7,16 +7,17 @@ import optax
 
 from r1jax.model import transformer
 from r1jax.model.transformer import Transformer
+from r1jax.train.optimizer import Optimizer
 
 
 @chex.dataclass(frozen=True)
 class TrainState:
-  """Parameters and optimiser.
+  """The parameters of a model and the state of its optimizer.
 
   Attributes:
-    updates: int32, optimiser updates made.
-    params: Nested dict.
-    opt_state: Optax's.
+    updates: int32 number of optimizer updates made.
+    params: Nested dict of parameters.
+    opt_state: State of the optimizer.
   """
 
   updates: chex.Array
@@ -24,14 +25,15 @@ class TrainState:
   opt_state: chex.ArrayTree
 
 
-def create(params, tx: optax.GradientTransformation) -> TrainState:
+def create(params, tx: Optimizer) -> TrainState:
+  """Returns the state before the first update."""
   return TrainState(
     updates=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params)
   )
 
 
-def shardings(model: Transformer, tx: optax.GradientTransformation):
-  """A TrainState of NamedShardings: moments lie where their weights lie."""
+def shardings(model: Transformer, tx: Optimizer):
+  """Returns a TrainState of NamedShardings; moments follow their weights."""
   layout = model.layout
   of_params = transformer.parameter_shardings(model, layout)
   params = jax.tree.map(
@@ -52,8 +54,14 @@ def shardings(model: Transformer, tx: optax.GradientTransformation):
   )
 
 
-def abstract(params, tx: optax.GradientTransformation, layout_of):
-  """Shapes, dtypes and shardings of a state: what a restore aims at."""
+def abstract(params, tx: Optimizer, layout_of):
+  """Returns a TrainState of ShapeDtypeStructs, the target of a restore.
+
+  Args:
+    params: Parameters, or their shapes and dtypes.
+    tx: The optimizer.
+    layout_of: A TrainState of shardings.
+  """
   shapes = jax.eval_shape(lambda p: create(p, tx), params)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -1,55 +1,64 @@
-"""The jitted steps of a value function: what states are worth, and learning it.
+"""The jitted functions of a value function: prediction and training.
 
-It shares the policy's trunk, then `shared` is what policy updates learn of it;
-or it is a transformer of its own, which `critic` updates.
+With a shared trunk, `shared_value_loss` adds the value loss to the policy's
+loss. With a separate critic, `critic` returns its own jitted update.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from r1jax.algos import gae, policy_loss
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer, last_of
 from r1jax.records import RLBatch, Rollout
-from r1jax.train import update
-from r1jax.train.state import TrainState
-from r1jax.train.step import rollout_inputs
+from r1jax.train.make_step import (
+  LossOutput,
+  constrain,
+  make_minibatch_step,
+  mean_over_updates,
+)
+from r1jax.train.optimizer import Optimizer
+from r1jax.train.policy_step import rollout_inputs
 
 
 def values(model: Transformer) -> Callable:
-  """Returns value(params, rollout) → value_BT and after_B, jitted.
+  """Returns value(params, Rollout) → value_BT and final_value_B, jitted.
 
-  after_B is of the state that a row was left in. Where a rollout holds its
-  experts, these are used again.
+  final_value_B is the value of the state after a row's last token. Experts that
+  a rollout recorded are used again.
   """
 
   @jax.jit
   def value(params, rollout: Rollout):
-    rollout = update.constrain(model, rollout)
-    hidden_BTD = _pass(model, params, rollout).hidden_BTD
+    rollout = constrain(model, rollout)
+    hidden_BTD = _forward(model, params, rollout).hidden_BTD
     return _values(model, params, hidden_BTD, rollout)
 
   return value
 
 
-def shared(model: Transformer, config: gae.GAE, coef: float) -> Callable:
-  """What a policy update learns besides, see step.policy: its scalar head is
-  the value, and `coef` times its loss is added to the policy's."""
+def shared_value_loss(
+  model: Transformer, config: gae.GAE, vf_coef: float
+) -> Callable:
+  """Returns the value loss of a scalar head on the policy's trunk.
 
-  def also(params, hidden_BTD, batch: RLBatch, totals: policy_loss.Totals):
+  It is the extra_loss of policy_step.policy, multiplied by vf_coef.
+  """
+
+  def extra_loss(
+    params, hidden_BTD, batch: RLBatch, totals: policy_loss.Totals
+  ):
     loss, metrics = _loss(model, params, hidden_BTD, config, batch, totals)
-    return coef * loss, metrics
+    return vf_coef * loss, metrics
 
-  return also
+  return extra_loss
 
 
 def critic(
   model: Transformer,
-  tx: optax.GradientTransformation,
+  tx: Optimizer,
   config: gae.GAE,
   num_minibatches: int,
   gradient_accumulation_steps: int,
@@ -57,32 +66,36 @@ def critic(
 ) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
-  Rows are shuffled and split as a policy update with this key does it; experts
-  are the critic's own.
+  Rows are shuffled and split as in a policy update with the same key. The
+  critic routes tokens itself, so recorded experts are dropped.
   """
 
-  def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals):
-    out = _pass(model, params, batch.rollout)
+  def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals) -> LossOutput:
+    rollout = batch.rollout.replace(experts_BTLA=None)
+    out = _forward(model, params, rollout)
     loss, metrics = _loss(model, params, out.hidden_BTD, config, batch, totals)
-    loss += update.balance(
-      out.routing, balancing, 1 / gradient_accumulation_steps
+    return LossOutput(
+      loss, metrics, out.routing, 1 / gradient_accumulation_steps
     )
-    return loss, (metrics | {'routing': update.loads(out.routing)}, {})
 
-  epoch = update.epoch(
-    model, tx, loss_fn, num_minibatches, gradient_accumulation_steps, balancing
+  return make_minibatch_step(
+    model,
+    tx,
+    loss_fn,
+    _summary,
+    balancing,
+    num_minibatches,
+    gradient_accumulation_steps,
   )
 
-  @partial(jax.jit, donate_argnums=0, out_shardings=update.outputs(model, tx))
-  def step(state: TrainState, batch: RLBatch, key: jax.Array):
-    own = batch.replace(rollout=batch.rollout.replace(experts_BTLA=None))
-    state, metrics, _ = epoch(state, own, key)
-    return state, {
-      f'critic/{name.removeprefix("critic/")}': value
-      for name, value in update.told(metrics).items()
-    }
 
-  return step
+def _summary(metrics, maxima):
+  """Returns the metrics of a step, all of them under 'critic/'."""
+  del maxima
+  return {
+    f'critic/{name.removeprefix("critic/")}': value
+    for name, value in mean_over_updates(metrics).items()
+  }
 
 
 def _loss(
@@ -93,6 +106,7 @@ def _loss(
   batch: RLBatch,
   totals: policy_loss.Totals,
 ):
+  """Returns the value loss of a microbatch, and metrics."""
   rollout = batch.rollout
   value_BT, _ = _values(model, params, hidden_BTD, rollout)
   return gae.value_loss(
@@ -105,19 +119,20 @@ def _loss(
   )
 
 
-def _pass(model: Transformer, params, rollout: Rollout):
+def _forward(model: Transformer, params, rollout: Rollout):
   return model.apply(
     {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA
   )
 
 
 def _values(model: Transformer, params, hidden_BTD, rollout: Rollout):
-  """Of the state that each token was drawn in, and that its row was left in.
+  """Returns the value of each token's state, and of each row's final state.
 
-  With one column of prompt, a:
-    tokens   = [a, b, c]
-    scalars  = [v(a), v(ab), v(abc)]
-    value_BT = [0, v(a), v(ab)]      after_B = v(abc)
+  A token's state is everything before it. With one column of prompt, a:
+    tokens        = [a, b, c]
+    scalars       = [v(a), v(ab), v(abc)]
+    value_BT      = [0, v(a), v(ab)]
+    final_value_B = v(abc)
   """
   scalar_BT = model.apply({'params': params}, hidden_BTD, method='scalars')
   before_BT = jnp.pad(scalar_BT[:, :-1], ((0, 0), (1, 0)))

@@ -18,7 +18,7 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import response_formats, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.rewards.reward_model import RewardModel, ScoringConfig
-from r1jax.train import preference_step
+from r1jax.train import reward_model_step
 from tests.conftest import make, small_config
 
 _BRIEF = template.get('r1_zero_brief')
@@ -256,7 +256,7 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
   batch = preference_batches.PreferenceBatches(
     examples, list(groups), 3, (max_tokens,), _TEXT.pad_id, shuffle=False
   )[0]
-  got = np.asarray(preference_step.scores(model[0])(model[1], batch))
+  got = np.asarray(reward_model_step.scores(model[0])(model[1], batch))
   want = RewardModel(
     *model, _TEXT, _PARSER, ScoringConfig(kind, max_tokens, batch_size=4)
   ).score(*zip(*asked))

@@ -21,7 +21,7 @@ from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import Sampling
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
-from r1jax.train import step as train_step
+from r1jax.train import policy_step
 from tests.conftest import (
   ROOT,
   dense_config,
@@ -75,9 +75,9 @@ def test_logp_is_what_the_trainer_computes(small, temperature):
   model, params, engine = small
   how = dataclasses.replace(_HOW, temperature=temperature)
   rollout = _three(engine, params, jax.random.key(1), how=how)
-  logp_BT = train_step.score(model, temperature, 5)(params, rollout)
+  logp_BT = policy_step.token_logps(model, temperature, 5)(params, rollout)
   np.testing.assert_allclose(rollout.logp_BT, logp_BT, atol=1e-4)
-  plain_BT = train_step.score(model, 1.0, 5)(params, rollout)
+  plain_BT = policy_step.token_logps(model, 1.0, 5)(params, rollout)
   np.testing.assert_allclose(rollout.model_logp_BT, plain_BT, atol=1e-4)
   assert rollout.logp_BT.min() < -0.5
 
@@ -294,7 +294,7 @@ def test_training_replays_the_experts_that_sampled(small, recorded):
   free = _choices(model, moved, recorded)
   assert (np.sort(free, -1) != np.sort(recorded.experts_BTLA, -1)).any()
   # The bias selects only: with the old choices nothing else has changed.
-  score = train_step.score(model, 1.0, 5)
+  score = policy_step.token_logps(model, 1.0, 5)
   np.testing.assert_allclose(
     score(moved, recorded), recorded.logp_BT, atol=1e-4
   )
@@ -435,7 +435,7 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
     patched.setattr(engine_file, 'as_used', lambda config, params: params)
     want = _three(Engine(model, _SIZES), params, jax.random.key(1))
   jax.tree.map(np.testing.assert_array_equal, got, want)
-  logp_BT = train_step.score(model, 1.0, 5)(params, got)
+  logp_BT = policy_step.token_logps(model, 1.0, 5)(params, got)
   assert 0 < np.abs(got.logp_BT - logp_BT)[got.mask_BT].mean() < 0.03
   # What is as it should be is not copied.
   monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)

@@ -13,7 +13,7 @@ from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch
 from r1jax.sharding import Layout, make_mesh
-from r1jax.train import optimizer, preference_step
+from r1jax.train import dpo_step, optimizer, reward_model_step
 from r1jax.train import state as train_state
 from tests.conftest import forward, make, small_config
 
@@ -77,7 +77,7 @@ def _learnt(model, params, kind, gradient_accumulation_steps=1):
   tx = optimizer.make(_OPTIMIZER, 10)
   params = jax.tree.map(jnp.copy, params)
   if kind != 'dpo':
-    step = preference_step.reward(
+    step = reward_model_step.reward_model(
       model,
       tx,
       PairwiseLoss(0.1, 0.01),
@@ -88,13 +88,11 @@ def _learnt(model, params, kind, gradient_accumulation_steps=1):
       train_state.create(params, tx),
       _pairs() if kind == 'helpful' else _labels(),
     )
-  step = preference_step.dpo(
+  step = dpo_step.dpo(
     model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, gradient_accumulation_steps
   )
   return step(
-    preference_step.dpo_state(params, tx, _GROUP_ROBUST),
-    _pairs(),
-    _reference(model),
+    dpo_step.dpo_state(params, tx, _GROUP_ROBUST), _pairs(), _reference(model)
   )
 
 
@@ -143,7 +141,7 @@ def test_dpo_equals_numpys():
   model, params = _model()
   batch, reference = _pairs(), _reference(model)
   logp, ref = (_numpy_logp(model, p, batch) for p in (params, reference))
-  got = preference_step.logps(model, 2)(params, batch)
+  got = dpo_step.response_logps(model, 2)(params, batch)
   np.testing.assert_allclose(got, logp, atol=1e-4)
   gain = logp - ref
   each = np.log1p(np.exp(-0.5 * (gain[:, 0] - gain[:, 1])))[:-1]
@@ -165,7 +163,9 @@ def test_what_fills_a_batch_teaches_nothing():
   states = []
   for fill in (batch.tokens_BT[-2:], 31 - batch.tokens_BT[-2:]):
     tokens = np.concatenate([batch.tokens_BT[:-2], np.maximum(fill, 0)])
-    step = preference_step.reward(model, tx, PairwiseLoss(), _BALANCING, 1)
+    step = reward_model_step.reward_model(
+      model, tx, PairwiseLoss(), _BALANCING, 1
+    )
     states.append(
       step(
         train_state.create(jax.tree.map(jnp.copy, params), tx),
@@ -178,13 +178,11 @@ def test_what_fills_a_batch_teaches_nothing():
 def test_plain_dpo_has_no_weights_and_a_poisoned_batch_changes_none():
   model, params = _model()
   tx = optimizer.make(_OPTIMIZER, 10)
-  assert preference_step.dpo_state(params, tx, None).alpha_g is None
+  assert dpo_step.dpo_state(params, tx, None).alpha_g is None
   reference = jax.tree.map(lambda x: x * np.nan, _reference(model))
-  step = preference_step.dpo(model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, 1)
+  step = dpo_step.dpo(model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, 1)
   state, metrics = step(
-    preference_step.dpo_state(
-      jax.tree.map(jnp.copy, params), tx, _GROUP_ROBUST
-    ),
+    dpo_step.dpo_state(jax.tree.map(jnp.copy, params), tx, _GROUP_ROBUST),
     _pairs(),
     reference,
   )
@@ -217,14 +215,14 @@ def test_a_model_learns_its_batch():
   tx = optimizer.make(dataclasses.replace(_OPTIMIZER, learning_rate=1e-2), 50)
   batch = _pairs()
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-  step = preference_step.reward(model, tx, PairwiseLoss(), _BALANCING, 1)
+  step = reward_model_step.reward_model(
+    model, tx, PairwiseLoss(), _BALANCING, 1
+  )
   for _ in range(40):
     state, metrics = step(state, batch)
   assert metrics['accuracy'] == 1 and metrics['loss'] < 0.2
-  state = preference_step.dpo_state(
-    jax.tree.map(jnp.copy, params), tx, _GROUP_ROBUST
-  )
-  step = preference_step.dpo(model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, 1)
+  state = dpo_step.dpo_state(jax.tree.map(jnp.copy, params), tx, _GROUP_ROBUST)
+  step = dpo_step.dpo(model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, 1)
   for _ in range(40):
     state, metrics = step(state, batch, params)
   assert metrics['accuracy'] == 1

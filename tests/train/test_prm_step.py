@@ -50,7 +50,7 @@ def _batch() -> StepLabelBatch:
 def _learnt(small, gradient_accumulation_steps: int):
   model, params = small
   tx = optimizer.make(_OPTIMIZER, 10)
-  step = prm_step.learn(
+  step = prm_step.process_reward_model(
     model, tx, moe.LoadBalancing(1e-3, 0.0), gradient_accumulation_steps
   )
   return step(train_state.create(jax.tree.map(jnp.copy, params), tx), _batch())
@@ -60,7 +60,8 @@ def test_its_loss_is_that_of_the_chances_at_the_ends(small):
   model, params = small
   batch = _batch()
   chance = np.asarray(
-    prm_step.chances(model)(params, batch.tokens_BT, batch.valid_BT), np.float64
+    prm_step.probabilities(model)(params, batch.tokens_BT, batch.valid_BT),
+    np.float64,
   )
   ends = batch.weight_BT > 0
   p, y = chance[ends], batch.label_BT[ends]
@@ -71,7 +72,9 @@ def test_its_loss_is_that_of_the_chances_at_the_ends(small):
   # A chance knows what came before its token, and nothing of what follows.
   other = batch.tokens_BT.copy()
   other[0, 6:] = 31
-  changed = np.asarray(prm_step.chances(model)(params, other, batch.valid_BT))
+  changed = np.asarray(
+    prm_step.probabilities(model)(params, other, batch.valid_BT)
+  )
   np.testing.assert_allclose(changed[0, :6], chance[0, :6], atol=1e-6)
   assert np.abs(changed[0, 6:] - chance[0, 6:]).max() > 1e-4
 

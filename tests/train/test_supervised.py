@@ -7,9 +7,8 @@ import pytest
 
 from r1jax.model.moe import LoadBalancing
 from r1jax.records import TokenBatch
-from r1jax.train import optimizer
+from r1jax.train import mtp_loss, optimizer, supervised_step
 from r1jax.train import state as train_state
-from r1jax.train import step as train_step
 from tests.conftest import make, small_config
 from tests.reference import transformer as oracle
 
@@ -27,7 +26,7 @@ _OPTIMIZER = optimizer.OptimizerConfig(
   max_grad_norm=1e9,
   moment_dtype='float32',
 )
-_MTP_LOSS = train_step.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
+_MTP_LOSS = mtp_loss.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
 
 
 def _batch() -> TokenBatch:
@@ -71,7 +70,7 @@ def stepped():
   """Parameters, and by updates made before it: the step's state, metrics."""
   model, params = _model()
   tx = optimizer.make(_OPTIMIZER, 10)
-  step = train_step.supervised(
+  step = supervised_step.supervised(
     model,
     tx,
     LoadBalancing(_SPEED, 0.0),

@@ -12,9 +12,8 @@ from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
 from r1jax.sharding import Layout, make_mesh
-from r1jax.train import optimizer, value_step
+from r1jax.train import optimizer, policy_step, value_step
 from r1jax.train import state as train_state
-from r1jax.train import step as train_step
 from tests.conftest import dense_config, make, small_config
 
 _OPTIMIZER = optimizer.OptimizerConfig(
@@ -70,7 +69,7 @@ def _batch(model, params, reward_B=None) -> RLBatch:
   rollout = _rollout()
   if reward_B is None:
     reward_B = np.random.default_rng(1).normal(size=_ROWS).astype(np.float32)
-  logp_BT = train_step.score(model, 1.0, _PROMPT)(params, rollout)
+  logp_BT = policy_step.token_logps(model, 1.0, _PROMPT)(params, rollout)
   value_BT, after_B = value_step.values(model)(params, rollout)
   found = gae.estimate(
     _GAE,
@@ -101,7 +100,7 @@ def _critic_update(model, params, batch, gradient_accumulation_steps=1):
 
 def _shared_update(model, params, batch, coef, gradient_accumulation_steps=1):
   tx = optimizer.make(_OPTIMIZER, 10)
-  step = train_step.policy(
+  step = policy_step.policy(
     model,
     tx,
     policy_loss.PolicyLoss(),
@@ -110,7 +109,7 @@ def _shared_update(model, params, batch, coef, gradient_accumulation_steps=1):
     1,
     gradient_accumulation_steps,
     moe.LoadBalancing(0.0, 0.0),
-    also=value_step.shared(model, _GAE, coef),
+    extra_loss=value_step.shared_value_loss(model, _GAE, coef),
   )
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
   return step(state, batch, jax.random.key(0))

@@ -17,7 +17,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.records import Demonstration
 from r1jax.stages.build import parts as build
-from r1jax.train import step as train_step
+from r1jax.train import supervised_step
 
 STORED = 'stored'  # In the data: what config.sft.teacher_model may say.
 
@@ -131,7 +131,7 @@ def _stored(
 
 def distillation(
   config: ml_collections.ConfigDict, made: build.Parts
-) -> train_step.Distillation | None:
+) -> supervised_step.Distillation | None:
   """Of config.sft.teacher_model; None where the text alone teaches.
 
   Raises:
@@ -142,7 +142,7 @@ def distillation(
     return None
   soft = distill.SoftTargets(c.distillation_alpha, c.distillation_temperature)
   if c.teacher_model == STORED:
-    return train_step.Distillation(soft)
+    return supervised_step.Distillation(soft)
   path = Path(c.teacher_model).expanduser()
   if not path.exists():
     raise UserError(
@@ -153,7 +153,7 @@ def distillation(
   teacher = Transformer(
     ModelConfig.from_dict(convert.model_config_of(path)), made.model.layout
   )
-  return train_step.Distillation(soft, teacher)
+  return supervised_step.Distillation(soft, teacher)
 
 
 def same_tokens(

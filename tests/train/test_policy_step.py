@@ -13,9 +13,8 @@ from r1jax.model import moe, transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout, make_mesh
-from r1jax.train import optimizer
+from r1jax.train import mtp_loss, optimizer, policy_step, supervised_step
 from r1jax.train import state as train_state
-from r1jax.train import step as train_step
 from tests.conftest import make, one_device, small_config
 
 _OPTIMIZER = optimizer.OptimizerConfig(
@@ -33,7 +32,7 @@ _PROMPT, _OWN, _ROWS = 4, 8, 16
 _BALANCING = moe.LoadBalancing(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
-_MTP_LOSS = train_step.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
+_MTP_LOSS = mtp_loss.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
 
 
 def _rollout(seed=0) -> Rollout:
@@ -59,7 +58,7 @@ def _rollout(seed=0) -> Rollout:
 
 def _rl_batch(model, params) -> RLBatch:
   rollout = _rollout()
-  old = train_step.score(model, 1.0, _PROMPT)(params, rollout)
+  old = policy_step.token_logps(model, 1.0, _PROMPT)(params, rollout)
   rng = np.random.default_rng(1)
   noise = 0.3 * rng.normal(size=old.shape).astype(np.float32)
   return RLBatch(
@@ -78,7 +77,7 @@ def _policy(
   kl_coef=0.1,
   mtp_loss_weight=0.0,
 ):
-  return train_step.policy(
+  return policy_step.policy(
     model,
     tx,
     PolicyLoss(kl_coef=kl_coef),
@@ -146,7 +145,7 @@ def test_supervised_microbatches_do_not_change_the_update():
   outs = []
   for parts in (1, 4):
     state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-    step = train_step.supervised(model, tx, _BALANCING, _MTP_LOSS, parts)
+    step = supervised_step.supervised(model, tx, _BALANCING, _MTP_LOSS, parts)
     outs.append(step(state, batch))
   _assert_same(outs[0][0].opt_state, outs[1][0].opt_state, 1e-6)
   np.testing.assert_allclose(outs[0][1]['loss'], outs[1][1]['loss'], rtol=1e-5)
@@ -219,7 +218,7 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
     ref_logp_BT=rollout.logp_BT,
   )
   tx = optimizer.make(_OPTIMIZER, 10)
-  step = train_step.policy(
+  step = policy_step.policy(
     model,
     tx,
     PolicyLoss(),
@@ -288,7 +287,9 @@ def test_eight_devices_equal_one(shape):
   )
   model, params = make(config)
   batch = _rl_batch(model, params)
-  want_logp = train_step.score(model, 1.0, _PROMPT)(params, batch.rollout)
+  want_logp = policy_step.token_logps(model, 1.0, _PROMPT)(
+    params, batch.rollout
+  )
   want, want_metrics = _update(
     model, params, batch, mtp_loss_weight=0.3 * num_nextn_predict_layers
   )
@@ -299,7 +300,7 @@ def test_eight_devices_equal_one(shape):
     jax.device_get(params), transformer.parameter_shardings(wide, layout)
   )
   batch = jax.tree.map(np.asarray, batch)
-  got_logp = train_step.score(wide, 1.0, _PROMPT)(spread, batch.rollout)
+  got_logp = policy_step.token_logps(wide, 1.0, _PROMPT)(spread, batch.rollout)
   np.testing.assert_allclose(got_logp, want_logp, atol=1e-5)
   got, metrics = _update(
     wide, spread, batch, mtp_loss_weight=0.3 * num_nextn_predict_layers
