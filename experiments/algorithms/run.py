@@ -24,7 +24,7 @@ from r1jax.train import metrics
 
 CONFIG = pipeline_algorithms_tiny.get_config()
 SAME = {'base': 'base', 'grpo': 'zero'}  # Here, and in experiments/r1_tiny.
-COLUMNS = ('pass@1', 'cons@8', 'format', 'language', 'response_length/mean')
+COLUMNS = ('pass@1', 'cons@8', 'format', 'language', 'completions/mean_length')
 CURVES = {
   'grpo': 'GRPO',
   'ppo': 'PPO, λ = 1',
@@ -118,7 +118,7 @@ def main():
       for metric in (
         'eval/pass@1',
         'eval/language',
-        'eval/response_length/mean',
+        'eval/completions/mean_length',
       )
     },
   )

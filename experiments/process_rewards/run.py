@@ -2,13 +2,14 @@
 
   python experiments/process_rewards/run.py --out=runs/process --seeds=0,1
 
-Two policies are asked: the shipped base, and the same after eight steps of
+Two policies are compared: the shipped base, and the same after eight steps of
 GRPO. Writes results.csv, tokens.csv and curves.png beside this file.
 """
 
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -104,7 +105,7 @@ def judged(
 def policy_rows(
   out: Path, name: str, init: str, seed: int, only: tuple[str, ...]
 ) -> list[dict]:
-  """Every way to choose an answer of one policy, with its tokens."""
+  """Accuracy and tokens of each method that chooses an answer, for a policy."""
   place = out / f'seed{seed}' / name
   cost = judged(place / 'process', init, seed, PROMPTS[name], only)
   model = place / 'process/judge/prm/model.safetensors'
@@ -113,37 +114,37 @@ def policy_rows(
     place / 'best.txt',
     shared | {'eval.search.kind': 'best_of_n', 'eval.num_samples': SAMPLES},
   )
-  told = {'seed': seed, 'policy': name} | cost
+  columns = {'seed': seed, 'policy': name} | cost
   rows = []
-  for key, value in found.items():
-    size, way = key.split('/', 1)
-    if way != 'tokens':
+  for key, value in found.items():  # 'cons@4', 'best@4/min', 'tokens@4'
+    metric, n, aggregate = re.fullmatch(r'(\w+)@(\d+)(/\w+)?', key).groups('')
+    if metric != 'tokens':
       rows.append(
-        told
+        columns
         | {
-          'way': way,
-          'n': int(size[2:]),
-          'tokens': found[f'{size}/tokens'],
-          'pass': value,
+          'method': metric + aggregate,
+          'n': int(n),
+          'tokens': found[f'tokens@{n}'],
+          'accuracy': value,
         }
       )
-  each = found['n=1/tokens']
+  tokens_per_sample = found['tokens@1']
   for n in SEARCHED:
     search = evaluated(
       place / f'mcts{n}.txt',
       shared
       | {
         'eval.search.kind': 'mcts',
-        'eval.search.budget_tokens': round(n * each),
+        'eval.search.budget_tokens': round(n * tokens_per_sample),
       },
     )
     rows.append(
-      told
+      columns
       | {
-        'way': 'mcts',
+        'method': 'mcts',
         'n': n,
         'tokens': search['tokens'],
-        'pass': search['pass'],
+        'accuracy': search['pass@1'],
       }
     )
   return rows
@@ -170,30 +171,32 @@ def plot(rows: list[dict], runs: dict[str, list[dict]]):
   """Accuracy over tokens of each policy, and what the reward says."""
   figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8))
   for panel, policy in zip(panels, PROMPTS):
-    for way in (
-      'oracle',
+    for method in (
+      'pass',
       'best/min',
       'best/product',
       'best/last',
-      'vote',
+      'cons',
       'mcts',
     ):
-      some = [
-        row for row in rows if row['policy'] == policy and row['way'] == way
+      of_method = [
+        row
+        for row in rows
+        if row['policy'] == policy and row['method'] == method
       ]
-      sizes = sorted({row['n'] for row in some})
+      sizes = sorted({row['n'] for row in of_method})
       mean = lambda key: [
-        sum(r[key] for r in some if r['n'] == n)
-        / sum(r['n'] == n for r in some)
+        sum(r[key] for r in of_method if r['n'] == n)
+        / sum(r['n'] == n for r in of_method)
         for n in sizes
       ]
       panel.plot(
         mean('tokens'),
-        mean('pass'),
-        label=way,
+        mean('accuracy'),
+        label=method,
         marker='o',
         markersize=3,
-        linestyle=':' if way == 'oracle' else '-',
+        linestyle=':' if method == 'pass' else '-',
       )
     panel.set(
       title=f'{policy}: accuracy of the chosen answer',
@@ -257,8 +260,10 @@ def main():
       some = [row for row in found if row['policy'] == policy]
       tokens = spent[policy] + some[0]['label_tokens']
       at = reached(plain, tokens)
-      best = lambda way: next(
-        row['pass'] for row in some if row['way'] == way and row['n'] == 32
+      accuracy = lambda method, n: next(
+        row['accuracy']
+        for row in some
+        if (row['method'], row['n']) == (method, n)
       )
       totals.append(
         {
@@ -267,11 +272,11 @@ def main():
           'policy': policy,
           'training_tokens': round(tokens),
           'label_tokens': some[0]['label_tokens'],
-          'pass@1': next(r['pass'] for r in some if r['way'] == 'pass'),
-          'vote@32': best('vote'),
-          'best@32': best('best/min'),
-          'mcts@32': best('mcts'),
-          'oracle@32': best('oracle'),
+          'pass@1': accuracy('pass', 1),
+          'cons@32': accuracy('cons', 32),
+          'best@32': accuracy('best/min', 32),
+          'mcts@32': accuracy('mcts', 32),
+          'pass@32': accuracy('pass', 32),
           'grpo_steps': at['step'],
           'grpo_pass@1': at['eval/pass@1'],
           'prm_accuracy': some[0]['prm_accuracy'],

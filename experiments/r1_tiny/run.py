@@ -23,7 +23,7 @@ COLUMNS = (
   'cons@8',
   'format',
   'language',
-  'response_length/mean',
+  'completions/mean_length',
   'quality',
 )
 
@@ -66,7 +66,7 @@ def main():
       for metric in (
         'eval/pass@1',
         'eval/language',
-        'eval/response_length/mean',
+        'eval/completions/mean_length',
       )
     },
   )
@@ -86,8 +86,8 @@ def _claims(found, secs, zero: list[dict], reasoning: list[dict]) -> dict:
   return {
     'zero pass@1 before': round(first['eval/pass@1'], 4),
     'zero pass@1 after': round(last['eval/pass@1'], 4),
-    'zero length before': round(first['eval/response_length/mean'], 1),
-    'zero length after': round(last['eval/response_length/mean'], 1),
+    'zero length before': round(first['eval/completions/mean_length'], 1),
+    'zero length after': round(last['eval/completions/mean_length'], 1),
     'zero cons@8 after': round(last['eval/cons@8'], 4),
     'zero steps': last['step'],
     'cold start reaches it after': reached[0] if reached else '',

@@ -21,8 +21,8 @@ COLUMNS = {
   'pass@1': 'eval/pass@1',
   'cons@8': 'eval/cons@8',
   'format': 'eval/format',
-  'length': 'eval/response_length/mean',
-  'self_correction': 'eval/self_correction',
+  'length': 'eval/completions/mean_length',
+  'self_correction': 'eval/completions/self_correction',
 }
 
 

@@ -1,4 +1,4 @@
-"""config.json of Hugging Face checkpoints: their keys against our fields."""
+"""Translates config.json of Hugging Face checkpoints to config.model and back."""
 
 from collections.abc import Callable
 import json
@@ -21,10 +21,10 @@ _ARCHITECTURES = {
 
 
 def family(config: ModelConfig) -> str:
-  """The model_type under which a config of ours is exported.
+  """Returns the model_type under which a model is exported.
 
   Raises:
-    UserError: no family of theirs has this architecture.
+    UserError: No Hugging Face family has this architecture.
   """
   if config.scalar_head:
     raise UserError('export-hf: no family has a scalar head')
@@ -41,7 +41,8 @@ def family(config: ModelConfig) -> str:
     )
   if config.attention == 'gqa' and config.rope.rope_type == 'yarn':
     raise UserError(
-      'export-hf: YaRN with grouped-query attention is scaled otherwise there'
+      'export-hf: Hugging Face scales YaRN with grouped-query attention '
+      'differently from r1jax'
     )
   if config.attention == 'mla':
     if (config.scoring_func, config.group_scoring) != ('sigmoid', 'top2_sum'):
@@ -61,42 +62,45 @@ def family(config: ModelConfig) -> str:
 
 
 def read_config(folder: Path) -> dict:
-  """The architecture that a checkpoint's config.json describes.
+  """Reads the architecture that a checkpoint's config.json describes.
+
+  Args:
+    folder: The checkpoint.
 
   Returns:
-    The fields of ModelConfig; those that a file cannot know as RUN_DEFAULTS
-    has them.
+    The fields of ModelConfig; those that config.json does not have come from
+    RUN_DEFAULTS.
 
   Raises:
-    UserError: no such file, another family, a feature that we do not have, or
-      a key that is missing or not what it should be.
+    UserError: The file is missing, its family or a feature is not supported,
+      or a key is missing or has a wrong value.
   """
   path = Path(folder).expanduser() / 'config.json'
   try:
-    theirs = json.loads(path.read_text())
+    values = json.loads(path.read_text())
   except OSError as error:
     raise UserError(
       f'import-hf: no file {path}; give the folder of a checkpoint'
     ) from error
   except ValueError as error:
     raise UserError(f'import-hf: {path} is not JSON ({error})') from error
-  kind = theirs.get('model_type') if isinstance(theirs, dict) else None
+  kind = values.get('model_type') if isinstance(values, dict) else None
   if kind not in list(_ARCHITECTURES):  # A list: kind may be no dict key.
     raise UserError(
       f'import-hf: {path} has model_type {kind!r}; there are '
       f'{", ".join(_ARCHITECTURES)}'
     )
-  for key, known in _ONLY.items():
-    if theirs.get(key, known) != known:
+  for key, supported in _SUPPORTED_VALUES.items():
+    if values.get(key, supported) != supported:
       raise UserError(
-        f'import-hf: {path} has {key} = {theirs[key]!r}; only '
-        f'{known!r} is supported'
+        f'import-hf: {path} has {key} = {values[key]!r}; only '
+        f'{supported!r} is supported'
       )
-  return _architecture(kind, _Keys(str(path), theirs))
+  return _architecture(kind, _JsonObject(str(path), values))
 
 
-# Keys whose other values change the model in ways that we lack.
-_ONLY = {
+# Keys of which r1jax supports one value.
+_SUPPORTED_VALUES = {
   'hidden_act': 'silu',
   'attention_bias': False,
   'mlp_bias': False,
@@ -108,8 +112,8 @@ _ONLY = {
 }
 
 
-class _Keys:
-  """Values of a JSON object, by key and kind.
+class _JsonObject:
+  """Checked access to the values of a JSON object.
 
   Every method raises UserError in one line that names the key and what was
   expected. A key that is absent or null has its default, if that is not None.
@@ -119,6 +123,7 @@ class _Keys:
     self._where, self._values = where, values
 
   def count(self, key: str, least: int = 1, default: int | None = None) -> int:
+    """Returns an integer of at least `least`."""
     return self._get(
       key,
       f'a whole number of at least {least}',
@@ -127,6 +132,7 @@ class _Keys:
     )
 
   def number(self, key: str, default: float | None = None) -> float:
+    """Returns a finite number."""
     return self._get(
       key,
       'a number',
@@ -135,16 +141,19 @@ class _Keys:
     )
 
   def flag(self, key: str, default: bool) -> bool:
+    """Returns a boolean."""
     return self._get(
       key, 'true or false', default, lambda value: type(value) is bool
     )
 
   def text(self, key: str, default: str) -> str:
+    """Returns a string."""
     return self._get(key, 'a string', default, lambda value: type(value) is str)
 
-  def section(self, key: str) -> '_Keys':
+  def section(self, key: str) -> '_JsonObject':
+    """Returns the object at a key; an empty one if there is none."""
     values = self._get(key, 'an object', {}, lambda v: type(v) is dict)
-    return _Keys(f'{self._where}: {key}', values)
+    return _JsonObject(f'{self._where}: {key}', values)
 
   def __contains__(self, key: str) -> bool:
     return self._values.get(key) is not None
@@ -188,7 +197,8 @@ _NO_EXPERTS = dict(
 )
 
 
-def _architecture(kind: str, h: _Keys) -> dict:
+def _architecture(kind: str, h: _JsonObject) -> dict:
+  """All fields of ModelConfig, for a model_type."""
   mla = kind == 'deepseek_v3'
   stored = h.text('torch_dtype', h.text('dtype', 'bfloat16'))
   shared = dict(
@@ -210,11 +220,15 @@ def _architecture(kind: str, h: _Keys) -> dict:
     max_position_embeddings=h.count('max_position_embeddings'),
     dtype='float32' if stored == 'float32' else 'bfloat16',
   )
-  return RUN_DEFAULTS | shared | (_mixture(h) if mla else _dense(h, shared))
+  return (
+    RUN_DEFAULTS
+    | shared
+    | (_deepseek_fields(h) if mla else _dense_fields(h, shared))
+  )
 
 
-def _mixture(h: _Keys) -> dict:
-  """MLA and experts; a model may have dense layers alone."""
+def _deepseek_fields(h: _JsonObject) -> dict:
+  """Fields of MLA and experts; a model may have dense layers alone."""
   return _NO_GQA | dict(
     first_k_dense_replace=h.count('first_k_dense_replace', 0),
     q_lora_rank=h.count('q_lora_rank', 0, default=0),
@@ -234,7 +248,8 @@ def _mixture(h: _Keys) -> dict:
   )
 
 
-def _dense(h: _Keys, shared: dict) -> dict:
+def _dense_fields(h: _JsonObject, shared: dict) -> dict:
+  """Fields of grouped-query attention; all layers are dense."""
   return (
     _NO_MLA
     | _NO_EXPERTS
@@ -249,37 +264,37 @@ def _dense(h: _Keys, shared: dict) -> dict:
   )
 
 
-def _rope(h: _Keys, pairs: str) -> dict:
-  """From `rope_theta` and `rope_scaling`, or newer `rope_parameters`."""
-  said = h.section(
+def _rope(h: _JsonObject, pairs: str) -> dict:
+  """Reads `rope_theta` and `rope_scaling`, or the newer `rope_parameters`."""
+  scaling = h.section(
     'rope_parameters' if 'rope_parameters' in h else 'rope_scaling'
   )
-  kind = said.text('rope_type', said.text('type', 'default'))
+  kind = scaling.text('rope_type', scaling.text('type', 'default'))
   if kind not in ('default', 'yarn', 'llama3'):
     raise UserError(
       f'import-hf: config.json has rope_type {kind!r}; there '
       'are default, yarn and llama3'
     )
-  if kind == 'yarn' and (pairs == 'halves' or 'attention_factor' in said):
+  if kind == 'yarn' and (pairs == 'halves' or 'attention_factor' in scaling):
     raise UserError(
       'import-hf: config.json scales YaRN by attention_factor, '
       'or without MLA; only mscale with MLA is supported'
     )
   return dict(
-    rope_theta=(said if 'rope_theta' in said else h).number('rope_theta'),
+    rope_theta=(scaling if 'rope_theta' in scaling else h).number('rope_theta'),
     pairs=pairs,
     rope_type=kind,
-    factor=said.number('factor', 1.0),
-    original_max_position_embeddings=said.count(
+    factor=scaling.number('factor', 1.0),
+    original_max_position_embeddings=scaling.count(
       'original_max_position_embeddings',
       default=h.count('max_position_embeddings'),
     ),
-    beta_fast=said.number('beta_fast', 32.0),
-    beta_slow=said.number('beta_slow', 1.0),
-    mscale=said.number('mscale', 1.0),
-    mscale_all_dim=said.number('mscale_all_dim', 0.0),
-    low_freq_factor=said.number('low_freq_factor', 1.0),
-    high_freq_factor=said.number('high_freq_factor', 4.0),
+    beta_fast=scaling.number('beta_fast', 32.0),
+    beta_slow=scaling.number('beta_slow', 1.0),
+    mscale=scaling.number('mscale', 1.0),
+    mscale_all_dim=scaling.number('mscale_all_dim', 0.0),
+    low_freq_factor=scaling.number('low_freq_factor', 1.0),
+    high_freq_factor=scaling.number('high_freq_factor', 4.0),
   )
 
 
@@ -315,14 +330,22 @@ _DEEPSEEK_KEYS = (
 
 
 def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
-  """config.json in the keys of hub checkpoints."""
+  """Returns config.json, with the keys of checkpoints on the Hugging Face Hub.
+
+  Args:
+    c: The model.
+    dtype: Dtype of the stored tensors.
+
+  Raises:
+    UserError: No Hugging Face family has this architecture.
+  """
   kind = family(c)
   shared = dict(
     architectures=[_ARCHITECTURES[kind]],
     model_type=kind,
     hidden_act='silu',
     rope_theta=c.rope.rope_theta,
-    rope_scaling=_their_rope(c.rope),
+    rope_scaling=_rope_scaling(c.rope),
     torch_dtype=str(np.dtype(dtype)),
     **{key: getattr(c, key) for key in _SHARED_KEYS},
   )
@@ -339,7 +362,8 @@ def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
   )
 
 
-def _their_rope(r: RopeConfig) -> dict | None:
+def _rope_scaling(r: RopeConfig) -> dict | None:
+  """The value of `rope_scaling`; None without scaling."""
   if r.rope_type == 'default':
     return None
   keys = ['rope_type', 'factor', 'original_max_position_embeddings']

@@ -37,7 +37,7 @@ def write_tensors(
   """Writes config.json and the safetensors of a Hugging Face checkpoint.
 
   Args:
-    folder: Where they go.
+    folder: The folder to write.
     config: The model.
     source: r1jax parameters.
     dtype: Dtype of the written tensors, except for the router's bias, which
@@ -84,9 +84,9 @@ def _hf_tensor(
   Args:
     name: Its name.
     parts: Its r1jax parameters, each with the slices of it to read.
-    source: Where they are read from.
-    sizes: What dimension_sizes returns.
-    dtype: As in write_tensors.
+    source: The r1jax parameters.
+    sizes: The result of dimension_sizes.
+    dtype: See write_tensors.
   """
   first = parts[0][0].mapping
   if dtype is None:

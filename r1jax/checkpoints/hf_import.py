@@ -199,7 +199,7 @@ def _check(
 def _shape_problems(
   reader: SafetensorsReader, name: str, expected: tuple[int, ...]
 ) -> list[str]:
-  """What is wrong with the shape of a tensor, or with that of its scales."""
+  """Lists what is wrong with the shapes of a tensor and of its scales."""
   problems = []
   if reader.shapes[name] != expected:
     problems.append(

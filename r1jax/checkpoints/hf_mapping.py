@@ -172,7 +172,7 @@ def from_hf(
   Args:
     tensor: The whole tensor, of shape mapping.hf_shape(sizes).
     mapping: The parameter to extract.
-    sizes: What dimension_sizes returns.
+    sizes: The result of dimension_sizes.
 
   Returns:
     The parameter, or one expert of it.

@@ -54,7 +54,7 @@ class SafetensorsReader:
     path: The file, or the folder of shards.
     shapes: Shape of every tensor, by name.
     header: The safetensors metadata of all shards together.
-    metadata: What r1jax wrote into it, such as the config; empty if nothing.
+    metadata: The part that r1jax wrote, such as the config; may be empty.
   """
 
   def __init__(self, path: Path):

@@ -107,7 +107,7 @@ def load(values: flags.FlagValues, holder, args: list[str]) -> ConfigDict:
 
   Args:
     values: The flags of the command.
-    holder: What config_flags_of returns.
+    holder: The holder that config_flags_of returns.
     args: The command's arguments.
 
   Raises:

@@ -1,7 +1,8 @@
-"""Held-out evaluation: pass@1 and cons@k with their uncertainty.
+"""Evaluates a policy on held-out problems: pass@1 and cons@k with errors.
 
-General problems have no rule that says what is right. Of the miniature's own,
-`eval/quality` is told instead, which no reward ever sees.
+General prompts have no rule that decides what is right. For those of the
+synthetic task `manners`, 'eval/quality' is reported instead, which no reward
+ever sees.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from r1jax.data.datasets import GENERAL
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.graders.verdict import Verdict
-from r1jax.records import Prompt, Rollout, ScoredRollout
+from r1jax.records import FINISH_LENGTH, Prompt, Rollout, ScoredRollout
 from r1jax.rewards import language, multihost
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble
@@ -26,15 +27,20 @@ from r1jax.rollout.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-  """Numbers under their metric names, and the completions behind them."""
+class EvalResult:
+  """The outcome of one evaluation.
+
+  Attributes:
+    metrics: Value by metric name, 'eval/pass@1' and so on.
+    samples: One JSON-ready record a completion; see sample_records.
+  """
 
   metrics: dict[str, float]
   samples: list[dict]
 
 
 class Evaluator:
-  """Samples every problem k times."""
+  """Samples k completions of every problem and grades them."""
 
   def __init__(
     self,
@@ -43,124 +49,179 @@ class Evaluator:
     tokenizer: Tokenizer,
     reward: RewardManager,
     parser: ResponseParser,
-    width_tokens: int,
+    max_prompt_tokens: int,
     k: int,
-    how: Sampling,
+    sampling: Sampling,
   ):
+    """Args:
+    engine: The sampler.
+    prompts: The problems.
+    tokenizer: Encodes prompts and decodes completions.
+    reward: Grades completions.
+    parser: Finds the answer in a completion.
+    max_prompt_tokens: Length that prompts are padded to.
+    k: Completions of each problem.
+    sampling: How tokens are sampled.
+    """
     self._engine, self._prompts, self._tokenizer = engine, prompts, tokenizer
     self._reward, self._parser = reward, parser
-    self._width, self._k, self._how = width_tokens, k, how
+    self._max_prompt_tokens, self._k = max_prompt_tokens, k
+    self._sampling = sampling
 
-  def run(self, params, key: jax.Array) -> Report:
+  def run(self, params, key: jax.Array) -> EvalResult:
+    """Evaluates one policy.
+
+    Args:
+      params: Parameters of the policy.
+      key: Seeds the samples.
+    """
     prompts = [self._prompts[i] for i in range(len(self._prompts))]
-    batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
-    made = self._engine.run(
-      params, assemble.requests(batch, self._k, self._how, key)
+    batch = batching.pad_prompts(
+      prompts, self._tokenizer, self._max_prompt_tokens
+    )
+    completions = self._engine.run(
+      params, assemble.requests(batch, self._k, self._sampling, key)
     )
     rollout = assemble.as_rollout(
-      batch, self._k, self._how.max_new_tokens, made
+      batch, self._k, self._sampling.max_new_tokens, completions
     )
-    scored = self._scored(
-      prompts, rollout, assemble.texts(made, self._tokenizer.decode_batch)
+    scored = self._score(
+      prompts,
+      rollout,
+      assemble.texts(completions, self._tokenizer.decode_batch),
     )
-    rows = sample_rows(prompts, scored, rollout.length_B, rollout.finish_B)
-    told = assemble.speculation(made)
-    return Report(
-      self._metrics(rows)
-      | {f'eval/{name}': value for name, value in told.items()},
-      rows,
+    records = sample_records(
+      prompts, scored, rollout.length_B, rollout.finish_B
+    )
+    speculation = assemble.speculation(completions)
+    return EvalResult(
+      self._metrics(records)
+      | {f'eval/{name}': value for name, value in speculation.items()},
+      records,
     )
 
-  def _scored(
+  def _score(
     self, prompts: Sequence[Prompt], rollout: Rollout, texts: Sequence[str]
   ) -> ScoredRollout:
-    mine = [p for p in range(len(prompts)) if multihost.is_local(p)]
-    some = [b for b, p in enumerate(rollout.group_B) if multihost.is_local(p)]
+    """Grades this process's share of the problems, and gathers the others."""
+    local_P = [p for p in range(len(prompts)) if multihost.is_local(p)]
+    local_B = [
+      b for b, p in enumerate(rollout.group_B) if multihost.is_local(p)
+    ]
     return multihost.gather_scores(
       [texts[p * self._k : (p + 1) * self._k] for p in range(len(prompts))],
-      mine,
+      local_P,
       lambda: self._reward.score(
-        [texts[b] for b in some],
-        [prompts[p] for p in mine],
-        rollout.length_B[some],
+        [texts[b] for b in local_B],
+        [prompts[p] for p in local_P],
+        rollout.length_B[local_B],
       ),
     )
 
-  def _metrics(self, rows: list[dict]) -> dict[str, float]:
-    k, num = self._k, len(self._prompts)
-    assert len(rows) == num * k, (len(rows), num, k)
-    asked = [self._prompts[b // k] for b in range(len(rows))]
-    read = [self._parser.parse(row['completion']) for row in rows]
-    mean = lambda name: float(np.mean([row[name] for row in rows]))
-    found = {
-      'eval/format': mean('format'),
-      'eval/response_length/mean': mean('tokens'),
-      'eval/self_correction': float(
-        np.mean([self_corrects(row['completion']) for row in rows])
+  def _metrics(self, records: list[dict]) -> dict[str, float]:
+    k, num_problems = self._k, len(self._prompts)
+    assert len(records) == num_problems * k, (len(records), num_problems, k)
+    prompts = [self._prompts[b // k] for b in range(len(records))]
+    metrics = self._text_metrics(records, prompts)
+    if all(prompt.source == GENERAL for prompt in prompts):
+      return metrics | self._quality(records, prompts)
+    correct_PG = np.array(
+      [record['verdict'] == Verdict.CORRECT for record in records]
+    ).reshape(num_problems, k)
+    consensus_P = majority_correct(
+      [records[p * k : (p + 1) * k] for p in range(num_problems)], self._parser
+    )
+    return metrics | {
+      'eval/pass@1': float(correct_PG.mean(1).mean()),
+      'eval/pass@1_stderr': standard_error(correct_PG.mean(1)),
+      f'eval/cons@{k}': float(np.mean(consensus_P)),
+      # Unscorable completions count as wrong; a sound grader has none.
+      'eval/unscorable': float(
+        np.mean([record['accuracy'] is None for record in records])
       ),
-      'eval/truncated': mean('truncated'),
+    }
+
+  def _text_metrics(
+    self, records: list[dict], prompts: Sequence[Prompt]
+  ) -> dict[str, float]:
+    """Format, length and language, which need no right answer."""
+    parsed = [self._parser.parse(record['completion']) for record in records]
+    mean = lambda name: float(np.mean([record[name] for record in records]))
+    return {
+      'eval/format': mean('format'),
+      'eval/completions/mean_length': mean('tokens'),
+      'eval/completions/self_correction': float(
+        np.mean([self_corrects(record['completion']) for record in records])
+      ),
+      'eval/completions/clipped_ratio': mean('truncated'),
       'eval/language': float(
         np.mean(
           [
             language.consistency(
-              parsed.reasoning or row['completion'], prompt.language
+              response.reasoning or record['completion'], prompt.language
             )
-            for row, parsed, prompt in zip(rows, read, asked)
+            for record, response, prompt in zip(records, parsed, prompts)
           ]
         )
       ),
     }
-    if all(prompt.source == GENERAL for prompt in asked):
-      if not all(manners.is_question(prompt.question) for prompt in asked):
-        return found
-      return found | {
-        'eval/quality': float(
-          np.mean(
-            [
-              manners.quality(prompt.question, parsed.answer)
-              for parsed, prompt in zip(read, asked)
-            ]
-          )
+
+  def _quality(
+    self, records: list[dict], prompts: Sequence[Prompt]
+  ) -> dict[str, float]:
+    """Mean quality of the answers to `manners` prompts; {} for other ones."""
+    if not all(manners.is_question(prompt.question) for prompt in prompts):
+      return {}
+    answers = [
+      self._parser.parse(record['completion']).answer for record in records
+    ]
+    return {
+      'eval/quality': float(
+        np.mean(
+          [
+            manners.quality(prompt.question, answer)
+            for answer, prompt in zip(answers, prompts)
+          ]
         )
-      }
-    right_PG = np.array(
-      [row['verdict'] == Verdict.CORRECT for row in rows]
-    ).reshape(num, k)
-    per_problem = right_PG.mean(1)
-    voted = majority(
-      [rows[p * k : (p + 1) * k] for p in range(num)], self._parser
-    )
-    return found | {
-      'eval/pass@1': float(per_problem.mean()),
-      # Problems are the independent draws, so the error is over them.
-      'eval/pass@1_stderr': float(per_problem.std(ddof=1) / np.sqrt(num))
-      if num > 1
-      else 0.0,
-      f'eval/cons@{k}': float(np.mean(voted)),
-      # Counted as not right; of a sound grader there are none.
-      'eval/unscorable': float(
-        np.mean([row['accuracy'] is None for row in rows])
-      ),
+      )
     }
 
 
-def majority(rows: Sequence[list[dict]], parser: ResponseParser) -> list[bool]:
-  """cons@k of each problem: is the most frequent of its answers right?
+def standard_error(score_P: np.ndarray) -> float:
+  """Standard error of the mean over problems, the independent samples."""
+  if len(score_P) < 2:
+    return 0.0
+  return float(score_P.std(ddof=1) / np.sqrt(len(score_P)))
 
-  Missing answers do not vote; a tie goes to the answer that came first.
+
+def majority_correct(
+  groups: Sequence[list[dict]], parser: ResponseParser
+) -> list[bool]:
+  """Whether the most frequent answer to each problem is right (cons@k).
+
+  Completions without an answer do not vote. A tie goes to the answer that
+  occurred first.
+
+  Args:
+    groups: Sample records, one list a problem.
+    parser: Finds the answer in a completion.
   """
-  return [_elected(some, parser) == Verdict.CORRECT for some in rows]
-
-
-def _elected(rows: list[dict], parser: ResponseParser) -> str | None:
-  """The verdict of the most frequent answer: that of a row that gives it."""
-  given = [
-    (answer, row['verdict'])
-    for row in rows
-    if (answer := parser.parse(row['completion']).answer)
+  return [
+    _majority_verdict(records, parser) == Verdict.CORRECT for records in groups
   ]
-  votes = Counter(answer for answer, _ in given)
-  return dict(given)[votes.most_common(1)[0][0]] if given else None
+
+
+def _majority_verdict(
+  records: list[dict], parser: ResponseParser
+) -> str | None:
+  """The verdict of the most frequent answer; None without any answer."""
+  votes = [
+    (answer, record['verdict'])
+    for record in records
+    if (answer := parser.parse(record['completion']).answer)
+  ]
+  counts = Counter(answer for answer, _ in votes)
+  return dict(votes)[counts.most_common(1)[0][0]] if votes else None
 
 
 _CORRECTION = re.compile(
@@ -169,15 +230,22 @@ _CORRECTION = re.compile(
 
 
 def self_corrects(completion: str) -> bool:
-  """Does the thought stop and repair a step?"""
+  """Whether the thought contains a word of correction, such as 'wait'."""
   thought = completion.split('</think>')[0]
   return bool(_CORRECTION.search(thought))
 
 
-def sample_rows(
+def sample_records(
   prompts: Sequence[Prompt], scored: ScoredRollout, length_B, finish_B
 ) -> list[dict]:
-  """One JSON-ready row a completion."""
+  """Returns one JSON-ready record a completion.
+
+  Args:
+    prompts: P prompts.
+    scored: Their P · G completions.
+    length_B: Tokens of each completion.
+    finish_B: FINISH_STOP or FINISH_LENGTH.
+  """
   group_size = len(scored.texts) // len(prompts)
   graded_B = np.isfinite(scored.parts['accuracy'])
   return [
@@ -190,7 +258,7 @@ def sample_rows(
       'verdict': str(scored.verdicts[b]),
       'format': float(scored.parts['format'][b]),
       'tokens': int(length_B[b]),
-      'truncated': float(finish_B[b] == 0),
+      'truncated': float(finish_B[b] == FINISH_LENGTH),
     }
     for b, text in enumerate(scored.texts)
   ]

@@ -1,11 +1,11 @@
-"""Held-out evaluation with more than one sample an answer: the best of n, and
-tree search, each with the tokens that it cost.
+"""Evaluates answers that several samples give together: voting, best of n and
+tree search, with the tokens that each costs.
 
-Gold answers are read to say what was right, never to choose; but for the two
-numbers that are bounds, and say so: 'oracle', and a search valued by 'rule'.
+The right answers are used to grade a choice, never to make it. Two metrics are
+bounds and are exceptions: 'eval/pass@n', and a search whose value is 'rule'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from functools import partial
 
@@ -18,11 +18,15 @@ from r1jax.data.datasets import GENERAL
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.evaluate import evaluator
-from r1jax.evaluate.evaluator import Report
+from r1jax.evaluate.evaluator import (
+  EvalResult,
+  majority_correct,
+  sample_records,
+  standard_error,
+)
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
-from r1jax.records import FINISH_LENGTH, FINISH_STOP, Prompt
+from r1jax.records import FINISH_LENGTH, FINISH_STOP, Prompt, PromptBatch
 from r1jax.rewards.prm import ProcessRewardModel
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble, continuation, search
@@ -32,23 +36,24 @@ from r1jax.rollout.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-  """What is asked, and how its answers are read.
+class EvalProblems:
+  """Problems to solve, and how completions are sampled and read.
 
   Attributes:
-    prompts: Problems that a rule can verify.
-    tokenizer, parser: Of their text.
-    reward: By rules alone.
-    width_tokens: Of the longest prompt.
-    how: Completions are drawn.
+    prompts: Problems with an answer that a rule can verify.
+    tokenizer: Encodes prompts and decodes completions.
+    parser: Finds the answer in a completion.
+    reward: Grades by rules alone.
+    max_prompt_tokens: Length that prompts are padded to.
+    sampling: How tokens are sampled.
   """
 
   prompts: Sequence[Prompt]
   tokenizer: Tokenizer
   parser: ResponseParser
   reward: RewardManager
-  width_tokens: int
-  how: Sampling
+  max_prompt_tokens: int
+  sampling: Sampling
 
   def __post_init__(self):
     if any(prompt.source == GENERAL for prompt in self.prompts):
@@ -56,197 +61,235 @@ class Asked:
         'eval.search: general problems have no right answer to search for'
       )
 
-  def batch(self):
+  def batch(self) -> PromptBatch:
+    """The tokenised prompts, padded."""
     return batching.pad_prompts(
-      list(self.prompts), self.tokenizer, self.width_tokens
+      list(self.prompts), self.tokenizer, self.max_prompt_tokens
     )
 
-  def ids(self) -> list[list[int]]:
+  def prompt_ids(self) -> list[list[int]]:
+    """The token ids of each prompt."""
     return [
       self.tokenizer.encode_prompt(prompt.text) for prompt in self.prompts
     ]
 
 
-class BestOf:
-  """Draws k samples a problem; for every n up to k, a power of two, picks one
-  of each n by their majority and by the process reward model."""
+class BestOfN:
+  """Samples k completions a problem, and chooses one of every n of them.
 
-  def __init__(
-    self, engine: Engine, asked: Asked, k: int, model: ProcessRewardModel | None
-  ):
-    self._engine, self._asked, self._k = engine, asked, k
-    self._model = model
-
-  def run(self, params, key: jax.Array) -> Report:
-    asked, k = self._asked, self._k
-    made = self._engine.run(
-      params, assemble.requests(asked.batch(), k, asked.how, key)
-    )
-    texts = assemble.texts(made, asked.tokenizer.decode_batch)
-    length_B = np.array([len(c.tokens) for c in made])
-    scored = asked.reward.score(texts, list(asked.prompts), length_B)
-    rows = evaluator.sample_rows(
-      list(asked.prompts),
-      scored,
-      length_B,
-      [FINISH_STOP if c.finish == 'stop' else FINISH_LENGTH for c in made],
-    )
-    chances = None
-    if self._model:
-      ids = asked.ids()
-      chances = self._model.step_scores(
-        [ids[b // k] for b in range(len(made))], [c.tokens for c in made]
-      )
-      for row, chance in zip(rows, chances):
-        row['chances'] = [round(float(x), 4) for x in chance]
-    metrics = {}
-    for n in _powers(k):
-      metrics |= {
-        f'eval/n={n}/{name}': value
-        for name, value in self._of(n, rows, chances).items()
-      }
-    return Report(metrics, rows)
-
-  def _of(self, n: int, rows: list[dict], chances) -> dict[str, float]:
-    """Each problem's samples in blocks of n; a problem's mean over blocks."""
-    k, num = self._k, len(self._asked.prompts)
-    blocks = [
-      range(p * k + b * n, p * k + (b + 1) * n)
-      for p in range(num)
-      for b in range(k // n)
-    ]
-    right_B = np.array([row['verdict'] == Verdict.CORRECT for row in rows])
-    found = {
-      'tokens': n * float(np.mean([row['tokens'] for row in rows])),
-      'oracle': float(np.mean([right_B[list(of)].any() for of in blocks])),
-      'vote': float(
-        np.mean(
-          evaluator.majority(
-            [[rows[b] for b in of] for of in blocks], self._asked.parser
-          )
-        )
-      ),
-    }
-    if n == 1:
-      return {'tokens': found['tokens'], 'pass': found['vote']}
-    if chances is not None:
-      for how in process.AGGREGATES:
-        score_B = np.array([process.aggregate(c, how) for c in chances])
-        picked = [of[int(np.argmax(score_B[list(of)]))] for of in blocks]
-        found[f'best/{how}'] = float(right_B[picked].mean())
-    return found
-
-
-def _powers(k: int) -> list[int]:
-  """1, 2, 4, … up to k."""
-  return [1 << i for i in range(k.bit_length())]
-
-
-class TreeSearch:
-  """Searches every problem, all of them together."""
+  n is each power of two up to k. The choice is the majority's, and that of a
+  process reward model if there is one.
+  """
 
   def __init__(
     self,
     engine: Engine,
-    asked: Asked,
+    problems: EvalProblems,
+    k: int,
+    model: ProcessRewardModel | None,
+  ):
+    """Args:
+    engine: The sampler.
+    problems: The problems.
+    k: Completions of each problem.
+    model: Scores the steps of completions, or None.
+    """
+    self._engine, self._problems, self._k = engine, problems, k
+    self._model = model
+
+  def run(self, params, key: jax.Array) -> EvalResult:
+    """Evaluates one policy; see Evaluator.run."""
+    problems, k = self._problems, self._k
+    completions = self._engine.run(
+      params, assemble.requests(problems.batch(), k, problems.sampling, key)
+    )
+    texts = assemble.texts(completions, problems.tokenizer.decode_batch)
+    length_B = np.array([len(c.tokens) for c in completions])
+    scored = problems.reward.score(texts, list(problems.prompts), length_B)
+    records = sample_records(
+      list(problems.prompts),
+      scored,
+      length_B,
+      [
+        FINISH_STOP if c.finish == 'stop' else FINISH_LENGTH
+        for c in completions
+      ],
+    )
+    step_probs = None
+    if self._model:
+      prompt_ids = problems.prompt_ids()
+      step_probs = self._model.step_scores(
+        [prompt_ids[b // k] for b in range(len(completions))],
+        [c.tokens for c in completions],
+      )
+      for record, probs in zip(records, step_probs):
+        record['step_probs'] = [round(float(x), 4) for x in probs]
+    metrics = {}
+    for n in _powers_of_two(k):
+      metrics |= self._metrics(n, records, step_probs)
+    return EvalResult(metrics, records)
+
+  def _metrics(
+    self, n: int, records: list[dict], step_probs: Sequence | None
+  ) -> dict[str, float]:
+    """Means over problems and over the k / n blocks of n samples of each.
+
+    Args:
+      n: Samples to choose from.
+      records: Sample records of all completions.
+      step_probs: For each completion, the reward model's probability after
+        each of its steps.
+    """
+    k, num_problems = self._k, len(self._problems.prompts)
+    blocks = [
+      range(p * k + i * n, p * k + (i + 1) * n)
+      for p in range(num_problems)
+      for i in range(k // n)
+    ]
+    correct_B = np.array([r['verdict'] == Verdict.CORRECT for r in records])
+    metrics = {
+      f'eval/tokens@{n}': n * float(np.mean([r['tokens'] for r in records])),
+      f'eval/pass@{n}': float(
+        np.mean([correct_B[list(block)].any() for block in blocks])
+      ),
+    }
+    if n == 1:
+      return metrics
+    consensus = majority_correct(
+      [[records[b] for b in block] for block in blocks], self._problems.parser
+    )
+    metrics[f'eval/cons@{n}'] = float(np.mean(consensus))
+    if step_probs is not None:
+      for aggregate in process.AGGREGATES:
+        score_B = np.array(
+          [process.aggregate(probs, aggregate) for probs in step_probs]
+        )
+        best = [block[int(np.argmax(score_B[list(block)]))] for block in blocks]
+        metrics[f'eval/best@{n}/{aggregate}'] = float(correct_B[best].mean())
+    return metrics
+
+
+def _powers_of_two(limit: int) -> list[int]:
+  """1, 2, 4, … up to a limit."""
+  return [1 << i for i in range(limit.bit_length())]
+
+
+class TreeSearch:
+  """Searches the answers to all problems at once by Monte Carlo tree search."""
+
+  def __init__(
+    self,
+    engine: Engine,
+    problems: EvalProblems,
     options: search.Options,
     splitter,
     model: ProcessRewardModel | None,
   ):
     """Args:
-    engine: Draws.
-    asked: What.
+    engine: The sampler.
+    problems: The problems.
     options: Of the search.
-    splitter: Of steps.
-    model: Values what was drawn; None: whether its answer is right, of
-      completions alone.
+    splitter: Splits completions into steps.
+    model: Values nodes. None: a completion's value is whether its answer is
+      right, which is a bound on what a search can reach.
     """
-    self._engine, self._asked, self._options = engine, asked, options
+    self._engine, self._problems, self._options = engine, problems, options
     self._splitter, self._model = splitter, model
-    self._search(lambda _: [])  # Raises what a run would.
+    self._search(lambda _: [])  # Raises what `run` would.
 
-  def _search(self, draw, ids=()) -> search.Search:
-    judge = self._ruled if self._model is None else partial(self._judged, ids)
+  def _search(self, generate: Callable, prompt_ids=()) -> search.Search:
+    value = (
+      self._values_by_rule
+      if self._model is None
+      else partial(self._values_by_model, prompt_ids)
+    )
     return search.Search(
-      self._options, self._asked.how, self._splitter, draw, judge
+      self._options, self._problems.sampling, self._splitter, generate, value
     )
 
-  def run(self, params, key: jax.Array) -> Report:
-    asked, ids = self._asked, self._asked.ids()
+  def run(self, params, key: jax.Array) -> EvalResult:
+    """Evaluates one policy; see Evaluator.run."""
+    problems, prompt_ids = self._problems, self._problems.prompt_ids()
     session = self._engine.session(params)
-    searched = self._search(partial(continuation.draw, session), ids)
-    trees = searched.run(
+    trees = self._search(partial(continuation.draw, session), prompt_ids).run(
       [
-        Context(int(id_), np.array(prompt, np.int32))
-        for id_, prompt in zip(asked.batch().id_P, ids)
+        Context(int(id_), np.array(ids, np.int32))
+        for id_, ids in zip(problems.batch().id_P, prompt_ids)
       ],
       key,
     )
-    said = [
-      self._splitter.without_stop_token(tree.answer.tokens)
-      if tree.answer
-      else ()
-      for tree in trees
-    ]
-    texts = asked.tokenizer.decode_batch(said)
-    used = np.array([tree.used_tokens for tree in trees])
-    scored = asked.reward.score(texts, list(asked.prompts), used)
-    rows = evaluator.sample_rows(
-      list(asked.prompts),
+    texts = problems.tokenizer.decode_batch(
+      [
+        self._splitter.without_stop_token(tree.answer.tokens)
+        if tree.answer
+        else ()
+        for tree in trees
+      ]
+    )
+    tokens_P = np.array([tree.used_tokens for tree in trees])
+    scored = problems.reward.score(texts, list(problems.prompts), tokens_P)
+    records = sample_records(
+      list(problems.prompts),
       scored,
-      used,
+      tokens_P,
       [FINISH_STOP if tree.answer else FINISH_LENGTH for tree in trees],
     )
-    nodes = [list(tree.nodes()) for tree in trees]
-    for row, tree, held in zip(rows, trees, nodes):
-      row |= {'nodes': len(held), 'simulations': tree.simulations}
+    for record, tree in zip(records, trees):
+      record |= {
+        'nodes': sum(1 for _ in tree.nodes()),
+        'simulations': tree.simulations,
+      }
       if tree.answer:
-        row |= {'value': tree.answer.value, 'visits': tree.answer.visits}
-    right = np.array([row['verdict'] == Verdict.CORRECT for row in rows])
-    return Report(
-      {
-        'eval/pass': float(right.mean()),
-        'eval/pass_stderr': float(right.std(ddof=1) / np.sqrt(len(right)))
-        if len(right) > 1
-        else 0.0,
-        'eval/tokens': float(used.mean()),
-        'eval/tokens_max': float(used.max()),
-        'eval/answered': float(np.mean([bool(t.answer) for t in trees])),
-        'eval/nodes': float(np.mean([len(held) for held in nodes])),
-        'eval/simulations': float(np.mean([t.simulations for t in trees])),
-        'eval/answers': float(
-          np.mean(
-            [
-              len(
-                {t.tokens for t in tree.ends} | {a.tokens for a in tree.rolled}
-              )
-              for tree in trees
-            ]
-          )
-        ),
-      },
-      rows,
-    )
+        record |= {'value': tree.answer.value, 'visits': tree.answer.visits}
+    return EvalResult(_tree_metrics(records, trees, tokens_P), records)
 
-  def _judged(self, ids: Sequence[Sequence[int]], asked) -> list[float]:
-    """The chance after the last token of each."""
-    rows = [
-      [*ids[p], *self._splitter.without_stop_token(tokens)]
-      for p, tokens in asked
+  def _values_by_model(
+    self, prompt_ids: Sequence[Sequence[int]], nodes
+  ) -> list[float]:
+    """The reward model's probability after the last token of each node."""
+    sequences = [
+      [*prompt_ids[p], *self._splitter.without_stop_token(tokens)]
+      for p, tokens in nodes
     ]
-    found = self._model.scores_at(rows, [[len(row) - 1] for row in rows])
-    return [float(chance[0]) for chance in found]
+    probs = self._model.scores_at(
+      sequences, [[len(ids) - 1] for ids in sequences]
+    )
+    return [float(prob[0]) for prob in probs]
 
-  def _ruled(self, asked) -> list[float]:
-    """Whether each completion is right."""
-    texts = self._asked.tokenizer.decode_batch(
-      [self._splitter.without_stop_token(tokens) for _, tokens in asked]
+  def _values_by_rule(self, completions) -> list[float]:
+    """1 for each completion with the right answer, else 0."""
+    problems = self._problems
+    texts = problems.tokenizer.decode_batch(
+      [self._splitter.without_stop_token(tokens) for _, tokens in completions]
     )
     verdicts = dispatch.verdicts(
       [
-        (self._asked.parser.parse(text).answer, prompt.answer, prompt.source)
-        for (p, _), text in zip(asked, texts)
-        for prompt in [self._asked.prompts[p]]
+        (problems.parser.parse(text).answer, prompt.answer, prompt.source)
+        for (p, _), text in zip(completions, texts)
+        for prompt in [problems.prompts[p]]
       ]
     )
     return [float(verdict is Verdict.CORRECT) for verdict in verdicts]
+
+
+def _tree_metrics(
+  records: list[dict], trees: Sequence[search.Tree], tokens_P: np.ndarray
+) -> dict[str, float]:
+  """Means over the trees of all problems."""
+  correct_P = np.array(
+    [record['verdict'] == Verdict.CORRECT for record in records]
+  )
+  distinct_answers = [
+    len({t.tokens for t in tree.ends} | {a.tokens for a in tree.rolled})
+    for tree in trees
+  ]
+  return {
+    'eval/pass@1': float(correct_P.mean()),
+    'eval/pass@1_stderr': standard_error(correct_P),
+    'eval/tokens': float(tokens_P.mean()),
+    'eval/tokens_max': float(tokens_P.max()),
+    'eval/answered': float(np.mean([bool(tree.answer) for tree in trees])),
+    'eval/nodes': float(np.mean([record['nodes'] for record in records])),
+    'eval/simulations': float(np.mean([tree.simulations for tree in trees])),
+    'eval/distinct_answers': float(np.mean(distinct_answers)),
+  }

@@ -71,5 +71,5 @@ def _ragged(eqn) -> float:
 
 
 def of(function: Callable, *args) -> dict[str, float]:
-  """Of a jitted function at these (abstract) arguments."""
+  """Counts the FLOPs of a jitted function at these (abstract) arguments."""
   return count(function.trace(*args).jaxpr.jaxpr)

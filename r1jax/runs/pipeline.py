@@ -220,7 +220,7 @@ def _of(task: str, column: str) -> bool:
 
 
 # In evaluation.json alone.
-_UNTOLD = ('pass@1_stderr', 'truncated', 'unscorable', 'self_correction')
+_UNTOLD = ('pass@1_stderr', 'clipped_ratio', 'unscorable', 'self_correction')
 
 
 def table(config: ml_collections.ConfigDict, place: Path) -> str:

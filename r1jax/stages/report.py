@@ -88,8 +88,8 @@ def summary(steps: int, first: dict, last: dict, k: int) -> str:
       [
         *measured,
         line('format', 'eval/format'),
-        line('response length', 'eval/response_length/mean', 1) + ' tokens',
-        line('self-corrections', 'eval/self_correction'),
+        line('response length', 'eval/completions/mean_length', 1) + ' tokens',
+        line('self-corrections', 'eval/completions/self_correction'),
       ]
     )
     + '\n'
@@ -119,10 +119,10 @@ def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
   mark(axes[1], 'eval/quality', 'quality')
   axes[1].set_title('held-out problems')
   trace(axes[2], 'completions/mean_length', 'training')
-  mark(axes[2], 'eval/response_length/mean', 'held-out')
+  mark(axes[2], 'eval/completions/mean_length', 'held-out')
   axes[2].set_title('response length (tokens)')
   trace(axes[3], 'completions/self_correction', 'training')
-  mark(axes[3], 'eval/self_correction', 'held-out')
+  mark(axes[3], 'eval/completions/self_correction', 'held-out')
   axes[3].set_title('share with a self-correction')
   for axis in axes:
     axis.set_xlabel('step')

@@ -226,7 +226,7 @@ class RL(Stage):
     }
     if not c.kl_coef:
       values.pop('kl', None)
-    rows = evaluator.sample_rows(
+    rows = evaluator.sample_records(
       prompts, scored, rollout.length_B, rollout.finish_B
     )
     return state, values, rows

@@ -32,7 +32,8 @@ def _rows(*answers):
 )
 def test_cons_is_the_majority_of_those_that_answer(answers, right):
   assert (
-    evaluator.majority([_rows(*answers)] * 2, ResponseParser()) == [right] * 2
+    evaluator.majority_correct([_rows(*answers)] * 2, ResponseParser())
+    == [right] * 2
   )
 
 

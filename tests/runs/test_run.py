@@ -45,8 +45,8 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
       'eval/pass@1',
       'eval/cons@2',
       'eval/format',
-      'eval/self_correction',
-      'eval/response_length/mean',
+      'eval/completions/self_correction',
+      'eval/completions/mean_length',
     } <= lines[step].keys()
     saved = (workdir / f'rl/samples/step_{step:06d}.jsonl').read_text()
     kinds = [json.loads(line)['kind'] for line in saved.splitlines()]

@@ -243,13 +243,13 @@ def test_every_kind_of_evaluation_runs_and_counts_its_tokens(
     return
   assert len(found.samples) == 12
   assert (
-    metrics['eval/n=4/tokens']
-    == pytest.approx(4 * metrics['eval/n=1/tokens'])
+    metrics['eval/tokens@4']
+    == pytest.approx(4 * metrics['eval/tokens@1'])
     == pytest.approx(sum(row['tokens'] for row in found.samples) / 3)
   )
-  assert ('eval/n=4/best/min' in metrics) == (kind == 'best_of_n')
-  for name in ('vote', *(['best/last'] if kind == 'best_of_n' else [])):
-    assert metrics[f'eval/n=4/{name}'] <= metrics['eval/n=4/oracle']
+  assert ('eval/best@4/min' in metrics) == (kind == 'best_of_n')
+  for name in ('cons@4', *(['best@4/last'] if kind == 'best_of_n' else [])):
+    assert metrics[f'eval/{name}'] <= metrics['eval/pass@4']
 
 
 def _prm(tmp_path, change=lambda row: row, **changes):

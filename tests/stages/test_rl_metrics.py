@@ -61,7 +61,7 @@ def test_a_step_without_a_single_grade_has_no_mean():
 
 def test_their_rows_are_json_without_an_accuracy():
   prompt = Prompt(id='a', text='', question='', answer='7', source='math')
-  rows = evaluator.sample_rows(
+  rows = evaluator.sample_records(
     [prompt], _scored('correct', 'crash'), np.ones(2), np.ones(2)
   )
   assert [

@@ -6,7 +6,7 @@ from r1jax.data import tasks
 from r1jax.data.text import steps
 from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
-from r1jax.evaluate.search import Asked, BestOf, TreeSearch
+from r1jax.evaluate.search import BestOfN, EvalProblems, TreeSearch
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import search
 from r1jax.rollout.engine import Engine
@@ -20,7 +20,7 @@ _RULE = 'rule'  # What may value a search, beside search.VALUES.
 
 def evaluator(
   config: ml_collections.ConfigDict, made: build.Parts, sampler: Engine
-) -> Evaluator | BestOf | TreeSearch:
+) -> Evaluator | BestOfN | TreeSearch:
   """What run(params, key) → Report belongs to.
 
   Raises:
@@ -32,7 +32,7 @@ def evaluator(
   if c.kind == NONE:
     return build.evaluator(config, made, sampler)
   prompts = build.prompts(config, made, tasks.HELD_OUT)
-  asked = Asked(
+  asked = EvalProblems(
     [prompts[i] for i in range(len(prompts))],
     made.tokenizer,
     made.parser,
@@ -44,7 +44,7 @@ def evaluator(
     model = None
     if c.kind == BEST_OF_N:
       model = _model(config, made)
-    return BestOf(sampler, asked, config.eval.num_samples, model)
+    return BestOfN(sampler, asked, config.eval.num_samples, model)
   build.one_of('eval.search.value', c.value, (*search.VALUES, _RULE))
   options = search.Options(
     **{

@@ -11,7 +11,7 @@ class Question(NamedTuple):
 
   Attributes:
     text: The question.
-    name: What error messages call it, such as 'questions.txt:3'.
+    name: Its name in error messages, such as 'questions.txt:3'.
   """
 
   text: str
@@ -43,7 +43,7 @@ def from_lines(file: TextIO, name: str) -> list[Question]:
 
   Args:
     file: The text.
-    name: What error messages call it.
+    name: Its name in error messages.
 
   Raises:
     UserError: It is empty, or not text.
