@@ -1,12 +1,12 @@
-"""A checkpoint of others', to sample from or to evaluate.
+"""A checkpoint from Hugging Face, to sample from or to evaluate.
 
   r1jax sample --config=imported:FOLDER --prompt='What is 7 + 5?'
 
-FOLDER is of Hugging Face's form, or what `r1jax import-hf` wrote. The tokenizer
-is the one that lies in it (another: --config.tokenizer.source); where it has a
-chat template, prompts are asked in it, and otherwise in R1-Zero's. Longer
-prompts and completions than here: --config.data.max_prompt_tokens and
---config.rl.max_new_tokens, within the model's context.
+FOLDER is a Hugging Face checkpoint, or an output of `r1jax import-hf`. Its
+tokenizer is used (change it with --config.tokenizer.source), and its chat
+template if it has one, otherwise R1-Zero's template. For longer prompts and
+completions set --config.data.max_prompt_tokens and --config.rl.max_new_tokens,
+within the model's context.
 """
 
 from pathlib import Path
@@ -24,11 +24,11 @@ def get_config(source: str = ''):
   config.stages = ('rl',)
   config.model = convert.model_config_of(source)
   config.init = config.tokenizer.source = source
-  there = any(
+  has_tokenizer = any(
     (Path(source).expanduser() / name).exists()
     for name in ('tokenizer.json', 'tokenizer.json.gz')
   )
-  if there and tokenizer.load(source).chat_template:
+  if has_tokenizer and tokenizer.load(source).chat_template:
     config.data.template = 'chat'
   context = config.model.max_position_embeddings
   config.data.max_prompt_tokens = min(1024, context // 2)

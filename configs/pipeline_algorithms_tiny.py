@@ -1,8 +1,8 @@
 """GRPO, PPO, DPO and group-robust DPO on one base, in miniature.
 
-The base is that of configs/pipeline_r1_tiny.py, and `grpo` is its R1-Zero. The
-groups are the two families of problems: most of DPO's pairs are of arithmetic,
-of which the base solves more.
+The base and `grpo` are the base and R1-Zero of pipeline_r1_tiny. The groups are
+the two families of problems; most of DPO's pairs are arithmetic, of which the
+base solves more.
 
   r1jax pipeline --config=pipeline_algorithms_tiny --workdir=runs/a
 """

@@ -6,7 +6,7 @@ parameters.
   r1jax train --config=ppo_tiny --workdir=runs/ppo
 
 On one busy CPU core it takes 17 minutes; held-out pass@1 goes from 0.25 to
-0.99, as in configs/r1_zero_tiny.py. With --config.rl.ppo.lam=0.95 it ends at
+0.99, as in r1_zero_tiny. With --config.rl.ppo.lam=0.95 it ends at
 0.30: what is said early is judged by a critic that knows little yet, and short
 guesses win. One seed each. While the policy learns the critic finds little more
 than the mean return, so 'critic/vf_explained_var' stays near 0; of a policy

@@ -1,4 +1,4 @@
-"""What the studies of training share: variants × seeds, a table, a plot.
+"""Shared code of the studies: variants × seeds, a table, a plot.
 
 Every run is the public command in a process of its own; a finished run is
 found again in --out.
@@ -102,7 +102,7 @@ def pipeline(config: str, workdir: Path, seed: int) -> dict[str, float]:
 
 
 def evaluations(workdir: Path, stages) -> dict[str, dict[str, float]]:
-  """What was measured of each stage that left a policy, in their order."""
+  """Returns the evaluation of each stage that trains a policy, in order."""
   files = {stage: workdir / stage / 'evaluation.json' for stage in stages}
   return {
     stage: json.loads(file.read_text())
@@ -121,7 +121,7 @@ def evaluated(workdir: Path) -> list[dict]:
 
 
 def smoothed(values: list[float], last: int) -> float:
-  """Mean of the last so many values: one batch's loss is noise."""
+  """Returns the mean of the last values, since one batch's loss is noisy."""
   return sum(values[-last:]) / len(values[-last:])
 
 

@@ -34,7 +34,7 @@ CURVES = {
 
 
 def taken_over(r1: Path, place: Path):
-  """What another study has made of the same configs and seed."""
+  """Copies finished stages of another study with the same configs and seed."""
   secs = json.loads((r1 / 'secs.json').read_text())
   for here, there in SAME.items():
     if not (place / here).exists():

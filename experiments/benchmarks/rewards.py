@@ -71,7 +71,7 @@ def sampled(
 
 
 def cpu_secs() -> float:
-  """Of the workers and all below them, since they began."""
+  """CPU seconds of the workers and their descendants since they started."""
 
   def of(pid) -> float:
     with open(f'/proc/{pid}/stat') as file:  # Its own, and of its dead.
@@ -128,7 +128,10 @@ def speed(golds: list[str], at_once: int, batches: int = 5):
 
 
 def soundness(name: str, golds: list[str]):
-  """By the workers, also where the texts are equal."""
+  """Prints how golds grade against themselves and against each other.
+
+  The workers grade here even if both texts are equal.
+  """
 
   def share(pairs, wanted) -> str:
     distinct = sorted(set(pairs))

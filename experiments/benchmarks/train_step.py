@@ -37,7 +37,7 @@ def ours() -> dict[str, float]:
   from r1jax.train import mtp_loss, optimizer, supervised_step
   from r1jax.train import state as train_state
 
-  model = peer.model_of(scan_scan_unroll=3)
+  model = peer.model_of(scan_unroll=3)
   tx = optimizer.make(
     optimizer.OptimizerConfig(
       learning_rate=1e-3,

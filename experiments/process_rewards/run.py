@@ -55,7 +55,7 @@ def overrides(changes: dict[str, object], prefix: str = '') -> list[str]:
 
 
 def evaluated(file: Path, changes: dict[str, object]) -> dict[str, float]:
-  """What `r1jax eval` measures; kept in a file."""
+  """Returns the metrics of `r1jax eval`, which are kept in a file."""
   if not file.exists():
     printed = command('eval', f'--config={TINY}', *overrides(changes))
     file.parent.mkdir(parents=True, exist_ok=True)

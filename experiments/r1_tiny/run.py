@@ -73,7 +73,7 @@ def main():
 
 
 def _claims(found, secs, zero: list[dict], reasoning: list[dict]) -> dict:
-  """What the paper says, in numbers of this run."""
+  """Returns the numbers of this run for each claim of the paper."""
   first, last = zero[0], zero[-1]
   reached = [
     line['step']
