@@ -6,7 +6,7 @@ reward model learns the labels; a policy learns from that model alone.
 
   r1jax pipeline --config=pipeline_process_tiny --workdir=runs/prm
   r1jax eval --config=r1_zero_tiny --config.eval.search.kind=mcts \\
-      --config.eval.search.process_model=runs/prm/judge/prm/model.safetensors
+      --config.eval.search.process_reward_model=runs/prm/judge/prm/model.safetensors
 
 On one CPU core it takes about six minutes; what comes of it is in
 experiments/process_rewards.

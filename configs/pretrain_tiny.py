@@ -31,7 +31,7 @@ def get_config():
   # The policy itself is measured, not a cooler one.
   config.eval.update(temperature=1.0, top_p=1.0)
   config.eval.search.update(
-    budget_tokens=256, step_tokens=16, finish_tokens=48, exploration=0.5
+    budget_tokens=256, max_step_tokens=16, answer_reserve_tokens=48, c_puct=0.5
   )
   config.pretrain.optimizer.update(
     learning_rate=2e-3, warmup_steps=100, lr_scheduler_type='cosine'

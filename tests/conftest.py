@@ -138,8 +138,8 @@ def continued(
   params,
   prompts,
   after,
-  page_tokens: int = 3,
-  chunk_steps: int = 4,
+  block_size: int = 3,
+  decode_steps: int = 4,
   **sizes,
 ):
   """Logits of cached decoding, which is told its tokens.
@@ -160,14 +160,14 @@ def continued(
   engine = Engine(
     model,
     EngineConfig(
-      rows=B,
-      context_tokens=longest + n + 1,
-      page_tokens=page_tokens,
-      chunk_steps=chunk_steps,
+      max_num_seqs=B,
+      max_model_len=longest + n + 1,
+      block_size=block_size,
+      decode_steps=decode_steps,
       **sizes,
     ),
   )
-  W = engine.places
+  W = engine.max_blocks_per_seq
   table_BW = 1 + np.arange(B * W).reshape(B, W)
   held_B = np.array([len(p) - 1 for p in prompts])
   tokens_BT = np.zeros((B, longest), np.int32)
@@ -175,16 +175,16 @@ def continued(
     row[: len(prompt) - 1] = prompt[:-1]
 
   def context(tokens_B):  # Pages are filled to the brim, one after another.
-    fill = tokens_B[:, None] - page_tokens * np.arange(W)
+    fill = tokens_B[:, None] - block_size * np.arange(W)
     return cache.Context(
       table_BW=jnp.asarray(table_BW, jnp.int32),
       next_B=jnp.asarray(tokens_B),
-      fill_BW=jnp.asarray(np.clip(fill, 0, page_tokens), jnp.int32),
+      fill_BW=jnp.asarray(np.clip(fill, 0, block_size), jnp.int32),
     )
 
-  pages, _ = jax.jit(engine.programs.fill)(
-    engine.laid_out(params),
-    engine.new_pages(),
+  pages, _ = jax.jit(engine.programs.prefill)(
+    engine.prepare_params(params),
+    engine.new_kv_cache(),
     context(np.zeros(B, int)),
     tokens_BT,
     held_B,
@@ -198,7 +198,9 @@ def continued(
       token_B[:, None],
       context.fill_BW.sum(-1)[:, None] + column,
       jnp.ones((B, 1), bool),
-      jnp.broadcast_to(jnp.arange(chunk_steps) <= column, (B, 1, chunk_steps)),
+      jnp.broadcast_to(
+        jnp.arange(decode_steps) <= column, (B, 1, decode_steps)
+      ),
       columns,
       column,
       pages,
@@ -210,9 +212,9 @@ def continued(
     ), columns
 
   found = []
-  for start in range(0, n + 1, chunk_steps):
-    columns = engine.programs._columns(B, chunk_steps)
-    some = fed_BT[:, start : start + chunk_steps].astype(np.int32)
+  for start in range(0, n + 1, decode_steps):
+    columns = engine.programs.init_columns(B, decode_steps)
+    some = fed_BT[:, start : start + decode_steps].astype(np.int32)
     here = context(held_B + start)
     for column in range(some.shape[1]):
       logits, columns = step(
@@ -220,9 +222,9 @@ def continued(
       )
       found.append(np.asarray(logits))
     kept = jnp.broadcast_to(
-      jnp.arange(chunk_steps) < some.shape[1], (B, chunk_steps)
+      jnp.arange(decode_steps) < some.shape[1], (B, decode_steps)
     )
-    pages = jax.jit(engine.programs._flush)(pages, here, columns, kept, None)
+    pages = jax.jit(engine.programs.flush)(pages, here, columns, kept, None)
   return np.stack(found, 1)
 
 

@@ -39,8 +39,10 @@ def tail_lengths(drawn):
 
 def as_the_longest(requests):
   """The same requests, each as long as the longest of them."""
-  longest = max((r.sampling for r in requests), key=lambda s: s.max_new_tokens)
-  return [dataclasses.replace(r, sampling=longest) for r in requests]
+  longest = max(
+    (r.sampling_params for r in requests), key=lambda s: s.max_new_tokens
+  )
+  return [dataclasses.replace(r, sampling_params=longest) for r in requests]
 
 
 def ours() -> dict:
@@ -49,7 +51,7 @@ def ours() -> dict:
 
   from r1jax.model import transformer
   from r1jax.rollout.engine import Engine, EngineConfig
-  from r1jax.rollout.sampling import Sampling
+  from r1jax.rollout.sampling import SamplingParams
   from r1jax.rollout.scheduler import Request
 
   model = peer.model_of()
@@ -64,7 +66,10 @@ def ours() -> dict:
       model,
       EngineConfig(
         **dict(
-          rows=ROWS, context_tokens=PROMPT + NEW, page_tokens=64, chunk_steps=32
+          max_num_seqs=ROWS,
+          max_model_len=PROMPT + NEW,
+          block_size=64,
+          decode_steps=32,
         )
         | changes
       ),
@@ -75,7 +80,7 @@ def ours() -> dict:
       name=n,
       prompt=rng.integers(2, 512, prompt).astype(np.int32),
       key=keys[n % 256],
-      sampling=Sampling(max_new_tokens=new, stop_ids=()),
+      sampling_params=SamplingParams(max_new_tokens=new, stop_token_ids=()),
     )
 
   def best(run, warm: int = 1, times: int = STEPS) -> float:
@@ -94,13 +99,13 @@ def ours() -> dict:
   lengths = tail_lengths(rng.exponential(size=256))
   tail = [request(n, int(length)) for n, length in enumerate(lengths)]
   # A row waits half a chunk for its next request; few prompts come at a time.
-  short = engine(chunk_steps=4, prefill_tokens=512)
+  short = engine(decode_steps=4, max_num_batched_tokens=512)
   paged = engine(
-    rows=3 * ROWS,
-    chunk_steps=5,
-    prefill_tokens=512,
-    page_tokens=8,
-    cache_tokens=ROWS * (PROMPT + NEW),
+    max_num_seqs=3 * ROWS,
+    decode_steps=5,
+    max_num_batched_tokens=512,
+    block_size=8,
+    kv_cache_tokens=ROWS * (PROMPT + NEW),
   )
   batches = [as_the_longest(tail[i : i + ROWS]) for i in range(0, 256, ROWS)]
   secs, passes = {}, {}
@@ -117,25 +122,27 @@ def ours() -> dict:
           session.submit(item)
         for _ in session:
           pass
-      spent, passes[name] = time.process_time() - began, session.steps
+      spent, passes[name] = time.process_time() - began, session.decode_steps
       secs[name] = min(secs.get(name, spent), spent) if turn else 1e9
   found['tail'] = dict(
     mean_tokens=float(lengths.mean()),
     secs=secs,
     passes=passes,
-    tokens=sum(r.sampling.max_new_tokens for r in tail),
+    tokens=sum(r.sampling_params.max_new_tokens for r in tail),
   )
 
   found['context'] = []
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   for tokens in (256, 512, 1024, 2048, 4096, 8192):
     rows = 8
-    long = engine(rows=rows, context_tokens=tokens + 128, chunk_steps=16)
+    long = engine(
+      max_num_seqs=rows, max_model_len=tokens + 128, decode_steps=16
+    )
     session = long.session(params)
     for n in range(rows):
       session.submit(request(n, 65, tokens))
-    session.turn()  # Reads the prompts.
-    secs = best(session.turn, 0) / 16
+    session.step()  # Reads the prompts.
+    secs = best(session.step, 0) / 16
     entry = model.config.num_hidden_layers * model.config.cache_width * 4
     found['context'].append(
       dict(
@@ -146,35 +153,40 @@ def ours() -> dict:
       )
     )
 
-  shared = engine(rows=16, context_tokens=512 + 32, chunk_steps=16)
+  shared = engine(max_num_seqs=16, max_model_len=512 + 32, decode_steps=16)
   one = request(0, 16, 512)
   group = [
-    Request(name=n, prompt=one.prompt, key=keys[n], sampling=one.sampling)
+    Request(
+      name=n,
+      prompt=one.prompt,
+      key=keys[n],
+      sampling_params=one.sampling_params,
+    )
     for n in range(16)
   ]
-  prompt_pages, reading = {}, {}
+  prompt_blocks, reading = {}, {}
   for name, requests in (('one', [one]), ('sixteen', group)):
 
     def read():
       session = shared.session(params)
       for item in requests:
         session.submit(item)
-      jobs = session._schedule.place()
+      jobs = session._schedulerr.admit()
       began = time.process_time()
-      session._read(jobs)
-      jax.block_until_ready(session._pages)
+      session._prefill(jobs)
+      jax.block_until_ready(session._kv_cache)
       reading[name] = min(reading.get(name, 1e9), time.process_time() - began)
-      prompt_pages[name] = len(
+      prompt_blocks[name] = len(
         {
-          page.number
-          for row in session._schedule.running[0]
-          for page in row.pages
+          block.block_id
+          for seq in session._scheduler.running[0]
+          for block in seq.blocks
         }
       )
 
     for _ in range(4):
       read()
-  found['group'] = dict(prefill_secs=reading, prompt_pages=prompt_pages)
+  found['group'] = dict(prefill_secs=reading, prompt_blocks=prompt_blocks)
   return found
 
 
@@ -252,9 +264,9 @@ def main():
   group = mine['group']
   print(
     'group: prefill CPU-seconds and pages of the prompt: one sample '
-    f'{group["prefill_secs"]["one"]:.3f}, {group["prompt_pages"]["one"]}; '
+    f'{group["prefill_secs"]["one"]:.3f}, {group["prompt_blocks"]["one"]}; '
     f'sixteen {group["prefill_secs"]["sixteen"]:.3f}, '
-    f'{group["prompt_pages"]["sixteen"]}'
+    f'{group["prompt_blocks"]["sixteen"]}'
   )
 
 

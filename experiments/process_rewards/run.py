@@ -109,7 +109,11 @@ def policy_rows(
   place = out / f'seed{seed}' / name
   cost = judged(place / 'process', init, seed, PROMPTS[name], only)
   model = place / 'process/judge/prm/model.safetensors'
-  shared = {'init': init, 'seed': seed, 'eval.search.process_model': model}
+  shared = {
+    'init': init,
+    'seed': seed,
+    'eval.search.process_reward_model': model,
+  }
   found = evaluated(
     place / 'best.txt',
     shared | {'eval.search.kind': 'best_of_n', 'eval.num_samples': SAMPLES},

@@ -81,8 +81,8 @@ def main():
             'seed': seed,
             'policy': name,
             'temperature': temperature,
-            'acceptance': round(told['eval/draft_acceptance'], 4),
-            'tokens_per_pass': round(told['eval/tokens_per_pass'], 3),
+            'acceptance': round(told['eval/draft_acceptance_rate'], 4),
+            'tokens_per_pass': round(told['eval/tokens_per_decode_step'], 3),
             'pass@1': round(told['eval/pass@1'], 4),
             'pass@1_plain': round(plain['eval/pass@1'], 4),
             'pass@1_stderr': round(plain['eval/pass@1_stderr'], 4),
@@ -93,7 +93,10 @@ def main():
     HERE / 'curves.png',
     {
       metric: {'R1-Zero': runs}
-      for metric in ('rollout/draft_acceptance', 'rollout/tokens_per_pass')
+      for metric in (
+        'rollout/draft_acceptance_rate',
+        'rollout/tokens_per_decode_step',
+      )
     },
   )
 

@@ -394,20 +394,20 @@ def get_config() -> ml_collections.ConfigDict:
     save_total_limit=2,
     num_logged_completions=8,  # Training completions saved per evaluation.
   )
-  # The sampler. What it draws does not depend on these sizes, but on the last
-  # two.
+  # The rollout engine. Samples do not depend on these sizes, except for
+  # kv_cache_int8 and speculative.
   config.rollout = dict(
-    rows=512,  # Completions that decode at once, where so many are asked for.
-    page_tokens=16,  # Of a page of the cache.
-    chunk_steps=16,  # Forward passes between two looks of the host.
-    prefill_tokens=2048,  # Of prompts, that one call reads.
-    cache_tokens=0,  # Of the whole cache; 0: as many as all rows may need.
-    # Keep the cache in 8 bits. What is sampled is then of a policy that is
-    # near, not the same: rl.old_logp_source = 'recompute' and
-    # rl.rollout_is correct it.
-    cache_int8=False,
-    # Guess a token ahead with the first look-ahead module. Samples have the
-    # same distribution; a run draws others.
+    max_num_seqs=512,  # Most sequences that decode at once.
+    block_size=16,  # Tokens in one block of the KV cache.
+    decode_steps=16,  # Forward passes per call of the decode program.
+    max_num_batched_tokens=2048,  # Prompt tokens that one prefill call computes.
+    kv_cache_tokens=0,  # Tokens in the whole KV cache; 0: enough for all.
+    # Store the KV cache in 8 bits. The policy that samples is then close to
+    # the trained one, but not equal; rl.old_logp_source = 'recompute' and
+    # rl.rollout_is correct for that.
+    kv_cache_int8=False,
+    # Speculative decoding: the first MTP module drafts a token ahead. Samples
+    # have the same distribution, but a seed gives other samples.
     speculative=False,
   )
   config.eval = dict(
@@ -415,25 +415,31 @@ def get_config() -> ml_collections.ConfigDict:
     num_samples=8,  # k, a problem.
     temperature=0.6,  # DeepSeek-R1 section 3.
     top_p=0.95,
-    # What `r1jax eval` makes of more than one sample: 'none', pass@1 alone;
-    # of every n up to eval.num_samples, a power of two, the 'vote' or the
-    # 'best_of_n' by a process reward model; or 'mcts', rollout/search.py.
+    # How `r1jax eval` uses more than one sample: 'none' reports pass@1 alone;
+    # 'vote' and 'best_of_n' select one of n samples, for every power of two n
+    # up to eval.num_samples, by majority or by a process reward model; 'mcts' is
+    # tree search, see rollout/mcts.py.
     search=dict(
       kind='none',
-      process_model='',  # Weights that the stage prm left.
-      budget_tokens=65536,  # Drawn a problem, at most.
-      step_tokens=1024,  # Of a step; a longer one goes on in the next.
-      finish_tokens=32768,  # Kept to finish with, until there is an answer.
-      width=4,  # Next steps that are drawn at a node.
-      exploration=1.0,  # c of PUCT.
-      widening=0.5,  # α: nodes of many visits are drawn at again; 0: none.
-      leaves=1,  # Nodes of a tree that one turn expands.
-      simulations=256,  # At most.
-      # Of what a node is worth: the process model at its 'step', or at the
-      # 'end' of a completion of it; or by 'rule', whether that is right: a
-      # bound that no search without the answer reaches.
-      value='step',
-      choose='visits',  # The answer; or the best 'value'.
+      process_reward_model='',  # Weights that the stage prm left.
+      budget_tokens=65536,  # Most tokens generated per problem.
+      max_step_tokens=1024,  # Most of one step; a longer one is continued.
+      # Part of the budget that is kept to complete a partial completion, as
+      # long as there is no answer.
+      answer_reserve_tokens=32768,
+      expansion_width=4,  # Next steps sampled when a node is expanded.
+      c_puct=1.0,  # Exploration constant of PUCT.
+      # α of progressive widening; 0: every node is expanded once.
+      widening_alpha=0.5,
+      leaf_batch_size=1,  # Nodes of a tree expanded in one iteration.
+      num_simulations=256,  # Most of one tree.
+      # How a node is evaluated: 'step' scores it with the process reward
+      # model, 'rollout' scores one completion of it, and 'rule' grades that
+      # completion against the gold answer. The last is an upper bound that no
+      # search without the answer reaches.
+      leaf_value='step',
+      # The answer of most 'visits', or of the highest 'value'.
+      answer_selection='visits',
     ),
   )
   return config.lock()  # From here on, a new key is an error.

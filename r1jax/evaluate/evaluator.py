@@ -23,7 +23,7 @@ from r1jax.rewards import language, multihost
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Evaluator:
     parser: ResponseParser,
     max_prompt_tokens: int,
     k: int,
-    sampling: Sampling,
+    sampling: SamplingParams,
   ):
     """Args:
     engine: The sampler.
@@ -80,20 +80,20 @@ class Evaluator:
       prompts, self._tokenizer, self._max_prompt_tokens
     )
     completions = self._engine.run(
-      params, assemble.requests(batch, self._k, self._sampling, key)
+      params, assemble.build_requests(batch, self._k, self._sampling, key)
     )
-    rollout = assemble.as_rollout(
+    rollout = assemble.build_rollout(
       batch, self._k, self._sampling.max_new_tokens, completions
     )
     scored = self._score(
       prompts,
       rollout,
-      assemble.texts(completions, self._tokenizer.decode_batch),
+      assemble.completion_texts(completions, self._tokenizer.decode_batch),
     )
     records = sample_records(
       prompts, scored, rollout.length_B, rollout.finish_B
     )
-    speculation = assemble.speculation(completions)
+    speculation = assemble.speculative_metrics(completions)
     return EvalResult(
       self._metrics(records)
       | {f'eval/{name}': value for name, value in speculation.items()},

@@ -29,10 +29,10 @@ from r1jax.graders.verdict import Verdict
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, Prompt, PromptBatch
 from r1jax.rewards.prm import ProcessRewardModel
 from r1jax.rewards.reward_manager import RewardManager
-from r1jax.rollout import assemble, continuation, search
-from r1jax.rollout.continuation import Context
+from r1jax.rollout import assemble, continuation, mcts, search_tree
+from r1jax.rollout.continuation import Prefix
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class EvalProblems:
   parser: ResponseParser
   reward: RewardManager
   max_prompt_tokens: int
-  sampling: Sampling
+  sampling: SamplingParams
 
   def __post_init__(self):
     if any(prompt.source == GENERAL for prompt in self.prompts):
@@ -101,9 +101,12 @@ class BestOfN:
     """Evaluates one policy; see Evaluator.run."""
     problems, k = self._problems, self._k
     completions = self._engine.run(
-      params, assemble.requests(problems.batch(), k, problems.sampling, key)
+      params,
+      assemble.build_requests(problems.batch(), k, problems.sampling, key),
     )
-    texts = assemble.texts(completions, problems.tokenizer.decode_batch)
+    texts = assemble.completion_texts(
+      completions, problems.tokenizer.decode_batch
+    )
     length_B = np.array([len(c.tokens) for c in completions])
     scored = problems.reward.score(texts, list(problems.prompts), length_B)
     records = sample_records(
@@ -111,7 +114,7 @@ class BestOfN:
       scored,
       length_B,
       [
-        FINISH_STOP if c.finish == 'stop' else FINISH_LENGTH
+        FINISH_STOP if c.finish_reason == 'stop' else FINISH_LENGTH
         for c in completions
       ],
     )
@@ -181,7 +184,7 @@ class TreeSearch:
     self,
     engine: Engine,
     problems: EvalProblems,
-    options: search.Options,
+    options: mcts.MCTSConfig,
     splitter,
     model: ProcessRewardModel | None,
   ):
@@ -197,13 +200,13 @@ class TreeSearch:
     self._splitter, self._model = splitter, model
     self._search(lambda _: [])  # Raises what `run` would.
 
-  def _search(self, generate: Callable, prompt_ids=()) -> search.Search:
+  def _search(self, generate: Callable, prompt_ids=()) -> mcts.MCTS:
     value = (
       self._values_by_rule
       if self._model is None
       else partial(self._values_by_model, prompt_ids)
     )
-    return search.Search(
+    return mcts.MCTS(
       self._options, self._problems.sampling, self._splitter, generate, value
     )
 
@@ -211,9 +214,11 @@ class TreeSearch:
     """Evaluates one policy; see Evaluator.run."""
     problems, prompt_ids = self._problems, self._problems.prompt_ids()
     session = self._engine.session(params)
-    trees = self._search(partial(continuation.draw, session), prompt_ids).run(
+    trees = self._search(
+      partial(continuation.generate, session), prompt_ids
+    ).run(
       [
-        Context(int(id_), np.array(ids, np.int32))
+        Prefix(int(id_), np.array(ids, np.int32))
         for id_, ids in zip(problems.batch().id_P, prompt_ids)
       ],
       key,
@@ -237,10 +242,13 @@ class TreeSearch:
     for record, tree in zip(records, trees):
       record |= {
         'nodes': sum(1 for _ in tree.nodes()),
-        'simulations': tree.simulations,
+        'simulations': tree.num_simulations,
       }
       if tree.answer:
-        record |= {'value': tree.answer.value, 'visits': tree.answer.visits}
+        record |= {
+          'value': tree.answer.value,
+          'visits': tree.answer.visit_count,
+        }
     return EvalResult(_tree_metrics(records, trees, tokens_P), records)
 
   def _values_by_model(
@@ -273,14 +281,17 @@ class TreeSearch:
 
 
 def _tree_metrics(
-  records: list[dict], trees: Sequence[search.Tree], tokens_P: np.ndarray
+  records: list[dict], trees: Sequence[search_tree.Tree], tokens_P: np.ndarray
 ) -> dict[str, float]:
   """Means over the trees of all problems."""
   correct_P = np.array(
     [record['verdict'] == Verdict.CORRECT for record in records]
   )
   distinct_answers = [
-    len({t.tokens for t in tree.ends} | {a.tokens for a in tree.rolled})
+    len(
+      {t.tokens for t in tree.answer_nodes}
+      | {a.tokens for a in tree.rollout_answers}
+    )
     for tree in trees
   ]
   return {
@@ -290,6 +301,8 @@ def _tree_metrics(
     'eval/tokens_max': float(tokens_P.max()),
     'eval/answered': float(np.mean([bool(tree.answer) for tree in trees])),
     'eval/nodes': float(np.mean([record['nodes'] for record in records])),
-    'eval/simulations': float(np.mean([tree.simulations for tree in trees])),
+    'eval/simulations': float(
+      np.mean([tree.num_simulations for tree in trees])
+    ),
     'eval/distinct_answers': float(np.mean(distinct_answers)),
   }

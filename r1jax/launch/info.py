@@ -205,13 +205,13 @@ def show(config: ml_collections.ConfigDict, devices: int):
       )
     )
   sizes = build.engine_config(config)
-  sampling = engine.device_bytes(_on_one_device(model), layout, sizes)
+  sampling = engine.memory_per_device(_on_one_device(model), layout, sizes)
   rows.append((f'a device of {mesh}', '', ''))
   rows += [
     (f'  {name}', f'{size:,}', _short(size, 'B'))
     for name, size in training_bytes(config, layout).items()
   ]
-  rows.append((f'  sampling, {sizes.rows} rows in all', '', ''))
+  rows.append((f'  sampling, {sizes.max_num_seqs} rows in all', '', ''))
   rows += [
     (f'    {name}', f'{size:,}', _short(size, 'B'))
     for name, size in sampling.items()

@@ -1,5 +1,4 @@
-"""Between batches of prompts and requests: keys, and the Rollout that RL
-reads."""
+"""Converts prompt batches to requests, and completions to a Rollout."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,24 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch, Rollout
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 
 
-def requests(
-  prompts: PromptBatch, group_size: int, how: Sampling, key: jax.Array
+def build_requests(
+  prompts: PromptBatch,
+  group_size: int,
+  sampling_params: SamplingParams,
+  key: jax.Array,
 ) -> list[Request]:
-  """G of each prompt, side by side; see sample_keys. A prompt that comes
-  again in the batch has the next G of its samples."""
-  times_P = _times_before(np.asarray(prompts.id_P))
-  keys_PG2 = sample_keys(key, prompts.id_P, group_size, times_P * group_size)
+  """Builds G requests for each prompt, side by side.
+
+  A prompt that occurs again in the batch gets the next G of its samples.
+
+  Args:
+    prompts: P prompts.
+    group_size: G.
+    sampling_params: Sampling parameters of all requests.
+    key: PRNG key; see `sample_keys`.
+  """
+  repeat_P = _count_earlier(np.asarray(prompts.id_P))
+  keys_PG2 = sample_keys(key, prompts.id_P, group_size, repeat_P * group_size)
   rows = zip(np.asarray(prompts.tokens_PT), np.asarray(prompts.valid_PT))
   return [
     Request(
       name=(p, g),
       prompt=tokens_T[valid_T],
       key=keys_PG2[p, g],
-      sampling=how,
+      sampling_params=sampling_params,
       group=p,
     )
     for p, (tokens_T, valid_T) in enumerate(rows)
@@ -36,7 +46,7 @@ def requests(
 
 
 @partial(jax.jit, static_argnums=3)
-def _folded(key, id_P, first_P, group_size: int):
+def _fold_keys(key, id_P, first_P, group_size: int):
   fold = jax.random.fold_in
   key_P = jax.vmap(fold, (None, 0))(key, id_P)
   key_PG = jax.vmap(jax.vmap(fold, (None, 0)))(
@@ -46,110 +56,146 @@ def _folded(key, id_P, first_P, group_size: int):
 
 
 def sample_keys(key, id_P, group_size: int, first_P=None) -> np.ndarray:
-  """Raw keys, uint32 [P, G, 2]: sample g of a prompt with this id draws from
-  the key folded by the id, then by g.
+  """Derives the key of each sample from the prompt's id and its number.
+
+  Sample g of a prompt has the given key folded by the prompt's id, then by g.
 
   Args:
-    key: Of a step.
+    key: PRNG key, of a step for example.
     id_P: Integers.
     group_size: G.
-    first_P: The first g of each; without it, 0.
+    first_P: Number of each prompt's first sample; 0 by default.
+
+  Returns:
+    Raw keys, uint32 [P, G, 2].
   """
   P = len(id_P)
   if first_P is None:
     first_P = np.zeros(P, np.int32)
-  spare = (1 << (P - 1).bit_length()) - P  # Few programs for all numbers.
+  # Padding to a power of two, so that few programs are compiled.
+  padding = (1 << (P - 1).bit_length()) - P
   return np.asarray(
-    _folded(
+    _fold_keys(
       key,
-      np.pad(np.asarray(id_P), (0, spare)),
-      np.pad(np.asarray(first_P), (0, spare)),
+      np.pad(np.asarray(id_P), (0, padding)),
+      np.pad(np.asarray(first_P), (0, padding)),
       group_size,
     )
   )[:P]
 
 
-def _times_before(id_P: np.ndarray) -> np.ndarray:
-  """How often each has come before: [7 3 7 7] → [0 0 1 2]."""
+def _count_earlier(id_P: np.ndarray) -> np.ndarray:
+  """Counts how often each id has occurred before: [7 3 7 7] → [0 0 1 2]."""
   seen: Counter[int] = Counter()
-  times_P = np.zeros(len(id_P), np.int32)
+  count_P = np.zeros(len(id_P), np.int32)
   for p, number in enumerate(id_P.tolist()):
-    times_P[p] = seen[number]
+    count_P[p] = seen[number]
     seen[number] += 1
-  return times_P
+  return count_P
 
 
-def as_rollout(
+def build_rollout(
   prompts: PromptBatch,
   group_size: int,
   max_new_tokens: int,
-  made: Sequence[Completion],
-  version: int = 0,
+  completions: Sequence[Completion],
+  policy_version: int = 0,
 ) -> Rollout:
-  """Row b of the rollout is the b-th completion, of prompt b // G; `version`
-  is the policy's that ages are counted from."""
-  B, T = len(made), max_new_tokens
-  tokens_BT = np.zeros((B, T), np.int32)
-  logp_BT, model_logp_BT = np.zeros((2, B, T), np.float32)
-  staleness_BT = np.zeros((B, T), np.int32)
-  length_B = np.array([len(c.tokens) for c in made], np.int32)
-  for b, c in enumerate(made):
-    tokens_BT[b, : length_B[b]] = c.tokens
-    logp_BT[b, : length_B[b]] = c.logp
-    model_logp_BT[b, : length_B[b]] = c.model_logp
-    staleness_BT[b, : length_B[b]] = version - np.array(c.version)
+  """Assembles completions into the arrays that training reads.
+
+  Args:
+    prompts: P prompts.
+    group_size: G.
+    max_new_tokens: Width of the completion columns.
+    completions: B = P · G finished completions; number b is of prompt b // G.
+    policy_version: Current version of the policy, from which the age of each
+      token is counted.
+  """
+  B = len(completions)
+  length_B = np.array([len(c.tokens) for c in completions], np.int32)
+  live_BT = np.arange(max_new_tokens) < length_B[:, None]
   prompt_BT = np.repeat(np.asarray(prompts.tokens_PT), group_size, axis=0)
-  prompt_valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
-  live_BT = np.arange(T) < length_B[:, None]
-  beside = lambda left, right: np.concatenate([left, right], 1)
-  nothing = np.zeros(prompt_valid_BT.shape, np.float32)
-  prompt_tokens = prompt_BT.shape[1]
-  experts_BTLA = None
-  if made[0].prompt_experts is not None:
-    experts_BTLA = np.zeros(
-      (B, prompt_tokens + T, *made[0].prompt_experts.shape[1:]), np.uint16
-    )
-    for b, c in enumerate(made):
-      known = np.concatenate([c.prompt_experts, np.stack(c.experts)])
-      start = prompt_tokens - len(c.request.prompt)
-      experts_BTLA[b, start : start + len(known)] = known
+  valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
+  prompt_width = prompt_BT.shape[1]
+
+  def columns(rows: Sequence[Sequence], dtype):
+    """Completion columns, right-padded, after zeros for the prompt's."""
+    array_BT = np.zeros((B, prompt_width + max_new_tokens), dtype)
+    for row_T, values in zip(array_BT, rows):
+      row_T[prompt_width : prompt_width + len(values)] = values
+    return array_BT
+
+  tokens_BT = columns([c.tokens for c in completions], np.int32)
+  tokens_BT[:, :prompt_width] = prompt_BT
   return Rollout(
-    tokens_BT=beside(prompt_BT, tokens_BT),
-    valid_BT=beside(prompt_valid_BT, live_BT),
-    mask_BT=beside(np.zeros_like(prompt_valid_BT), live_BT),
-    logp_BT=beside(nothing, logp_BT),
-    model_logp_BT=beside(nothing, model_logp_BT),
-    staleness_BT=beside(nothing.astype(np.int32), staleness_BT),
+    tokens_BT=tokens_BT,
+    valid_BT=np.concatenate([valid_BT, live_BT], 1),
+    mask_BT=np.concatenate([np.zeros_like(valid_BT), live_BT], 1),
+    logp_BT=columns([c.logp for c in completions], np.float32),
+    model_logp_BT=columns([c.model_logp for c in completions], np.float32),
+    staleness_BT=columns(
+      [policy_version - np.array(c.policy_version) for c in completions],
+      np.int32,
+    ),
     finish_B=np.array(
-      [FINISH_STOP if c.finish == 'stop' else FINISH_LENGTH for c in made],
+      [
+        FINISH_STOP if c.finish_reason == 'stop' else FINISH_LENGTH
+        for c in completions
+      ],
       np.int32,
     ),
     length_B=length_B,
     group_B=np.arange(B, dtype=np.int32) // group_size,
-    experts_BTLA=experts_BTLA,
+    experts_BTLA=_stack_experts(completions, prompt_width, max_new_tokens),
   )
 
 
-def speculation(made: Sequence[Completion]) -> dict[str, float]:
-  """How often guesses stayed, and what that gave; nothing without guesses."""
-  drafts = sum(c.drafts for c in made)
-  if not drafts:
+def _stack_experts(
+  completions: Sequence[Completion], prompt_width: int, max_new_tokens: int
+) -> np.ndarray | None:
+  """Returns the experts of all tokens, [B, T, L, A], or None."""
+  if completions[0].prompt_experts is None:
+    return None
+  shape_LA = completions[0].prompt_experts.shape[1:]
+  experts_BTLA = np.zeros(
+    (len(completions), prompt_width + max_new_tokens, *shape_LA), np.uint16
+  )
+  for experts_TLA, c in zip(experts_BTLA, completions):
+    known = np.concatenate([c.prompt_experts, np.stack(c.experts)])
+    start = prompt_width - len(c.request.prompt)
+    experts_TLA[start : start + len(known)] = known
+  return experts_BTLA
+
+
+def speculative_metrics(completions: Sequence[Completion]) -> dict[str, float]:
+  """Returns metrics of speculative decoding; none if nothing was drafted.
+
+  Returns:
+    draft_acceptance_rate: accepted draft tokens over proposed ones;
+    tokens_per_decode_step: completion tokens per forward pass of a sequence,
+    1 without speculative decoding and at most 2.
+  """
+  draft_tokens = sum(c.draft_tokens for c in completions)
+  if not draft_tokens:
     return {}
   return {
-    'draft_acceptance': sum(c.kept_drafts for c in made) / drafts,
-    'tokens_per_pass': (
-      sum(len(c.tokens) for c in made) / sum(c.passes for c in made)
+    'draft_acceptance_rate': (
+      sum(c.accepted_tokens for c in completions) / draft_tokens
+    ),
+    'tokens_per_decode_step': (
+      sum(len(c.tokens) for c in completions)
+      / sum(c.decode_steps for c in completions)
     ),
   }
 
 
-def texts(
-  made: Sequence[Completion], decode_batch: Callable[[list], list[str]]
+def completion_texts(
+  completions: Sequence[Completion], decode_batch: Callable[[list], list[str]]
 ) -> list[str]:
-  """Of each completion, without the stop token that ended it."""
-  return decode_batch(
-    [
-      c.tokens[:-1] if c.tokens[-1] in c.request.sampling.stop_ids else c.tokens
-      for c in made
-    ]
-  )
+  """Decodes completions to text, without the stop token that ended them."""
+
+  def without_stop(c: Completion) -> list[int]:
+    stops = c.tokens[-1] in c.request.sampling_params.stop_token_ids
+    return c.tokens[:-1] if stops else c.tokens
+
+  return decode_batch([without_stop(c) for c in completions])

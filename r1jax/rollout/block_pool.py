@@ -1,9 +1,9 @@
-"""The pages of a cache, and which tokens can be found in them.
+"""The blocks of a paged KV cache, and a prefix cache over their tokens.
 
-A page is known by its tokens and all that come before them. Of a prompt it may
-be half full, and so may the last page of a completion; what follows begins in
-a page of its own. Pages that nobody holds any more are found until they are
-needed.
+A block is identified by its tokens and all tokens before them. The last block
+of a prompt and the last block of a completion may be partially filled; the
+tokens after them begin in a new block. Blocks that no sequence references stay
+in the prefix cache until their memory is needed.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -15,120 +15,145 @@ import numpy as np
 
 
 @dataclasses.dataclass(eq=False)
-class Page:
-  """A page of the pool, and how many tokens of its holders' it has.
+class Block:
+  """A block of the pool and the tokens that it holds.
 
   Attributes:
-    number: In the pool.
-    fill: Tokens.
-    holders: Rows.
-    key: Digest of its tokens and all before them, where others may find it.
-    before: The same of the page before it; empty for the first.
-    drawn: Its tokens are of a completion.
-    experts: Of its tokens, where they are recorded.
+    block_id: Index in the pool.
+    num_tokens: Number of tokens that the block holds.
+    ref_count: Number of running sequences that reference it.
+    block_hash: Hash of its tokens and all tokens before them, once it has been
+      cached; else None.
+    parent_hash: Hash of the block before it; empty for the first block.
+    generated: Whether its tokens were generated, rather than prefilled.
+    experts: Routed experts [L, A] of each of its tokens, where they are
+      recorded.
   """
 
-  number: int
-  fill: int = 0
-  holders: int = 1
-  key: bytes | None = None
-  before: bytes = b''
-  drawn: bool = False
+  block_id: int
+  num_tokens: int = 0
+  ref_count: int = 1
+  block_hash: bytes | None = None
+  parent_hash: bytes = b''
+  generated: bool = False
   experts: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
-class Pool:
-  """The pages of one part of the batch. Page 0 is nobody's."""
+class BlockPool:
+  """The blocks of one shard of the batch; block 0 is never allocated.
 
-  def __init__(self, pages: int):
-    self._free = deque(range(1, pages))
-    self._found: dict[bytes, Page] = {}
-    # How many found pages of which fill follow one.
-    self._fills: dict[bytes, Counter[int]] = {}
-    # Found and not held, the oldest first: of prompts, and of completions.
-    self._idle: tuple[OrderedDict[bytes, Page], ...] = (
+  Args:
+    num_blocks: Number of blocks, block 0 among them.
+  """
+
+  def __init__(self, num_blocks: int):
+    self._free = deque(range(1, num_blocks))
+    self._cached: dict[bytes, Block] = {}
+    # The sizes in tokens of the cached blocks that follow each parent.
+    self._child_sizes: dict[bytes, Counter[int]] = {}
+    # Cached and unreferenced, least recently used first; by Block.generated.
+    self._evictable: tuple[OrderedDict[bytes, Block], ...] = (
       OrderedDict(),
       OrderedDict(),
     )
 
   @property
-  def available(self) -> int:
-    return len(self._free) + sum(map(len, self._idle))
+  def num_available(self) -> int:
+    """Number of blocks that are free or can be evicted."""
+    return len(self._free) + sum(map(len, self._evictable))
 
-  def take(self) -> Page:
-    """A page. If none is free the oldest that nobody holds is forgotten, of
-    completions first: prompts are asked for again more often."""
+  def allocate(self) -> Block:
+    """Takes a free block, evicting a cached one if there is none.
+
+    Generated blocks are evicted before prefilled ones, since prompts recur
+    more often; among either, the least recently used one goes first.
+    """
     if not self._free:
-      prompts, completions = self._idle
-      self._forget(next(iter((completions or prompts).values())))
-    return Page(self._free.popleft())
+      prefilled, generated = self._evictable
+      self._evict(next(iter((generated or prefilled).values())))
+    return Block(self._free.popleft())
 
-  def match(self, tokens: np.ndarray) -> list[Page]:
-    """Pages that hold the first of these tokens, the fullest at each turn."""
-    found: list[Page] = []
-    before, start = b'', 0
-    while page := self._next(before, tokens[start:]):
-      found.append(page)
-      before, start = page.key, start + page.fill
-    return found
+  def match_prefix(self, tokens: np.ndarray) -> list[Block]:
+    """Returns cached blocks that hold the longest prefix of these tokens.
 
-  def _next(self, before: bytes, tokens: np.ndarray) -> Page | None:
-    for fill in sorted(self._fills.get(before, ()), reverse=True):
-      if fill <= len(tokens):
-        page = self._found.get(_digest(before, tokens[:fill]))
-        if page:
-          return page
+    At each step the fullest block that matches is taken.
+    """
+    blocks: list[Block] = []
+    parent_hash, start = b'', 0
+    while block := self._next_match(parent_hash, tokens[start:]):
+      blocks.append(block)
+      parent_hash, start = block.block_hash, start + block.num_tokens
+    return blocks
+
+  def _next_match(self, parent_hash: bytes, tokens: np.ndarray) -> Block | None:
+    for size in sorted(self._child_sizes.get(parent_hash, ()), reverse=True):
+      if size <= len(tokens):
+        block = self._cached.get(_hash(parent_hash, tokens[:size]))
+        if block:
+          return block
     return None
 
-  def hold(self, pages: Sequence[Page]):
-    """Once more each."""
-    for page in pages:
-      page.holders += 1
-      self._idle[page.drawn].pop(page.key, None)
+  def acquire(self, blocks: Sequence[Block]):
+    """Adds a reference to each block."""
+    for block in blocks:
+      block.ref_count += 1
+      self._evictable[block.generated].pop(block.block_hash, None)
 
-  def publish(self, page: Page, before: bytes, tokens: np.ndarray):
-    """Others may find the page, whose tokens follow the page `before`."""
-    key = _digest(before, tokens)
-    older = self._found.get(key)
-    if older and not older.holders:
-      self._forget(older)
-    elif older:  # It goes when its last holder does.
-      self._unlist(older)
-    page.key, page.before, page.fill = key, before, len(tokens)
-    self._found[key] = page
-    self._fills.setdefault(before, Counter())[page.fill] += 1
+  def cache(self, block: Block, parent_hash: bytes, tokens: np.ndarray):
+    """Adds a block to the prefix cache; it replaces an equal one.
 
-  def release(self, pages: Sequence[Page]):
-    """Those of one row, in order: they are forgotten from their end."""
-    for page in reversed(pages):
-      page.holders -= 1
-      if page.holders:
+    Args:
+      block: A referenced block.
+      parent_hash: Hash of the block before it; empty for the first block.
+      tokens: The tokens that it holds.
+    """
+    block_hash = _hash(parent_hash, tokens)
+    older = self._cached.get(block_hash)
+    if older and not older.ref_count:
+      self._evict(older)
+    elif older:  # It is freed when its last reference is released.
+      self._uncache(older)
+    block.block_hash, block.parent_hash = block_hash, parent_hash
+    block.num_tokens = len(tokens)
+    self._cached[block_hash] = block
+    self._child_sizes.setdefault(parent_hash, Counter())[block.num_tokens] += 1
+
+  def release(self, blocks: Sequence[Block]):
+    """Drops one sequence's reference to each of its blocks.
+
+    Args:
+      blocks: The sequence's blocks in order. They become evictable from the
+        last to the first, so that a prefix outlives what follows it.
+    """
+    for block in reversed(blocks):
+      block.ref_count -= 1
+      if block.ref_count:
         continue
-      if page.key is not None and self._found.get(page.key) is page:
-        self._idle[page.drawn][page.key] = page
+      cached = block.block_hash is not None
+      if cached and self._cached.get(block.block_hash) is block:
+        self._evictable[block.generated][block.block_hash] = block
       else:
-        self._free.append(page.number)
+        self._free.append(block.block_id)
 
-  def _forget(self, page: Page):
-    """Of one that nobody holds: it is free."""
-    del self._idle[page.drawn][page.key]
-    self._unlist(page)
-    self._free.append(page.number)
+  def _evict(self, block: Block):
+    """Frees a cached block that no sequence references."""
+    del self._evictable[block.generated][block.block_hash]
+    self._uncache(block)
+    self._free.append(block.block_id)
 
-  def _unlist(self, page: Page):
-    """It is not found any more."""
-    del self._found[page.key]
-    fills = self._fills[page.before]
-    fills[page.fill] -= 1
-    if not fills[page.fill]:
-      del fills[page.fill]
-    if not fills:
-      del self._fills[page.before]
+  def _uncache(self, block: Block):
+    """Removes a block from the prefix cache."""
+    del self._cached[block.block_hash]
+    sizes = self._child_sizes[block.parent_hash]
+    sizes[block.num_tokens] -= 1
+    if not sizes[block.num_tokens]:
+      del sizes[block.num_tokens]
+    if not sizes:
+      del self._child_sizes[block.parent_hash]
 
 
-def _digest(before: bytes, tokens: np.ndarray) -> bytes:
-  """Of a page's tokens and, by the digest of the page before, of all before
-  them."""
+def _hash(parent_hash: bytes, tokens: np.ndarray) -> bytes:
+  """Hashes a block's tokens and, through its parent's hash, all before them."""
   return hashlib.blake2b(
-    before + tokens.astype(np.int32).tobytes(), digest_size=16
+    parent_hash + tokens.astype(np.int32).tobytes(), digest_size=16
   ).digest()

@@ -1,10 +1,10 @@
-"""The sampler: requests in, completions out, decoded on the device in chunks.
+"""The rollout engine: completes requests, decoding on the device in chunks.
 
-Two programs, whatever the lengths: one reads prompts, one draws a chunk of
-tokens for every row (see programs.py). Between two calls the host hands out
-rows and pages (see scheduler.py). Where fewer rows are busy, a narrower copy
-of the same program runs: a row is nothing but a page list, so rows move for
-free.
+Two programs serve requests of all lengths: prefill, and a chunk of decode
+steps (see programs.py). Between two calls the host assigns sequences and cache
+blocks (see scheduler.py). Where fewer sequences run, a narrower copy of the
+same program is used: a sequence is nothing but a list of blocks, so moving it
+to another row of the batch costs nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from r1jax.model.transformer import (
 from r1jax.records import PromptBatch, Rollout
 from r1jax.rollout import assemble
 from r1jax.rollout.programs import Programs
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 from r1jax.rollout.session import Session
 from r1jax.sharding import Layout
@@ -38,37 +38,41 @@ from r1jax.sharding import Layout
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-  """The sampler's sizes. What is drawn depends on the last two alone.
+  """Sizes of the rollout engine.
+
+  Samples do not depend on these sizes, except for `kv_cache_int8` and
+  `speculative`.
 
   Attributes:
-    rows: Completions that decode at once.
-    context_tokens: Longest prompt and completion together.
-    page_tokens: S, of one page of the cache.
-    chunk_steps: Forward passes between two looks of the host.
-    prefill_tokens: Prompt tokens that one call reads.
-    cache_tokens: Of the whole pool; 0 for as many as all rows could need.
-    cache_int8: Keep the cache in 8 bits. The policy that samples is then near
-      the model, not the same.
-    speculative: Guess a token ahead with the model's look-ahead module. The
-      distribution of samples is the same; a sample is another.
+    max_num_seqs: Maximum number of sequences that decode at once.
+    max_model_len: Maximum number of prompt and completion tokens together.
+    block_size: S, tokens in one block of the KV cache.
+    decode_steps: Forward passes per call of the decode program.
+    max_num_batched_tokens: Prompt tokens that one prefill call computes.
+    kv_cache_tokens: Tokens in the whole KV cache; 0 for as many as all
+      sequences could need.
+    kv_cache_int8: Whether the KV cache is stored in 8 bits. The policy that
+      samples is then close to the trained one, but not equal.
+    speculative: Whether the model's first MTP module drafts a token ahead.
+      Samples have the same distribution, but a seed gives other samples.
   """
 
-  rows: int
-  context_tokens: int
-  page_tokens: int = 16
-  chunk_steps: int = 16
-  prefill_tokens: int = 2048
-  cache_tokens: int = 0
-  cache_int8: bool = False
+  max_num_seqs: int
+  max_model_len: int
+  block_size: int = 16
+  decode_steps: int = 16
+  max_num_batched_tokens: int = 2048
+  kv_cache_tokens: int = 0
+  kv_cache_int8: bool = False
   speculative: bool = False
 
   def __post_init__(self):
     for field in (
-      'rows',
-      'context_tokens',
-      'page_tokens',
-      'chunk_steps',
-      'prefill_tokens',
+      'max_num_seqs',
+      'max_model_len',
+      'block_size',
+      'decode_steps',
+      'max_num_batched_tokens',
     ):
       if getattr(self, field) < 1:
         raise UserError(
@@ -76,38 +80,51 @@ class EngineConfig:
         )
 
   @property
-  def places(self) -> int:
-    """W, the most pages of a row: prompt and completion both end in half a
-    page."""
-    return -(-self.context_tokens // self.page_tokens) + 1
+  def max_blocks_per_seq(self) -> int:
+    """W, the maximum number of blocks of one sequence.
 
-  def pages(self, parts: int) -> int:
-    """Of each part's pool, page 0 among them.
+    It is one more than its tokens fill, since both its prompt and its
+    completion may end in a partial block.
+    """
+    return -(-self.max_model_len // self.block_size) + 1
+
+  def num_blocks(self, num_shards: int) -> int:
+    """Returns the number of blocks of each shard's pool, block 0 among them.
 
     Raises:
-      UserError: they hold no request of context_tokens.
+      UserError: a pool cannot hold one request of max_model_len.
     """
-    every = -(-self.rows // parts) * parts * self.places * self.page_tokens
-    tokens = self.cache_tokens or every
-    pages = 1 + -(-tokens // (self.page_tokens * parts))
-    if pages <= self.places:
+    num_seqs = -(-self.max_num_seqs // num_shards) * num_shards
+    enough = num_seqs * self.max_blocks_per_seq * self.block_size
+    tokens = self.kv_cache_tokens or enough
+    num_blocks = 1 + -(-tokens // (self.block_size * num_shards))
+    if num_blocks <= self.max_blocks_per_seq:
       raise UserError(
-        f'rollout: cache_tokens = {tokens} holds no request of '
-        f'context_tokens = {self.context_tokens}; it needs '
-        f'{self.places * self.page_tokens * parts}'
+        f'rollout: kv_cache_tokens = {tokens} holds no request of '
+        f'max_model_len = {self.max_model_len}; it needs '
+        f'{self.max_blocks_per_seq * self.block_size * num_shards}'
       )
-    return pages
+    return num_blocks
 
 
 class Engine:
-  """Programs and sizes; never parameters, and nothing that outlives a run.
+  """Compiled programs and sizes that complete requests.
 
-  A sample's randomness is a function of its key and of how many tokens it has
-  drawn, whatever else is in the batch and wherever it stands there.
+  It holds no parameters, and nothing of a run outlives it. The tokens of a
+  sample are a function of its key and of how many tokens it has generated,
+  whatever else is in the batch and wherever in the batch it stands.
 
-  Raises:
-    UserError: the pool cannot hold one request, or memory cannot hold the
-      pool.
+  Attributes:
+    config: Sizes.
+    detokenize: Function from token ids to text, or None.
+    layout: The decoding layout on the mesh.
+    num_shards: Shards of the batch on the mesh; each has its own block pool.
+    max_num_seqs: Sequences of one shard that decode at once.
+    max_blocks_per_seq: W, see EngineConfig.
+    num_blocks: Blocks of one shard's pool.
+    model: The model in its decoding layout.
+    programs: The functions that are compiled.
+    prefill, decode: The jitted programs; the KV cache is donated.
   """
 
   def __init__(
@@ -115,94 +132,104 @@ class Engine:
     model: Transformer,
     config: EngineConfig,
     record_routing: bool = False,
-    decode: Callable[[Sequence[int]], str] | None = None,
+    detokenize: Callable[[Sequence[int]], str] | None = None,
   ):
-    """Args:
-    model: In its training layout.
-    config: Sizes.
-    record_routing: Completions tell the experts of their tokens.
-    decode: Ids to text; stop strings need it.
+    """Builds the programs; they are compiled when they are first called.
+
+    Args:
+      model: The model in its training layout.
+      config: Sizes.
+      record_routing: Whether completions record the experts of their tokens.
+      detokenize: Function from token ids to text; stop strings need it.
+
+    Raises:
+      UserError: a block pool cannot hold one request, a device's memory
+        cannot hold the pool, or `speculative` is set without an MTP module.
     """
-    self.config, self.decode = config, decode
+    self.config, self.detokenize = config, detokenize
     if config.speculative and not model.config.num_nextn_predict_layers:
       raise UserError(
-        'rollout: speculative needs a look-ahead module, but '
+        'rollout: speculative needs an MTP module, but '
         'model.num_nextn_predict_layers is 0'
       )
     self.layout = layout = model.layout.decoding()
-    self.parts = layout.size('B')
-    self.rows = -(-config.rows // self.parts)  # Of one part.
-    self.places, self.pages = config.places, config.pages(self.parts)
-    _check_memory(layout, device_bytes(model, model.layout, config))
-    # A sample depends on itself alone: no pair of it is dropped for others'.
+    self.num_shards = layout.size('B')
+    self.max_num_seqs = -(-config.max_num_seqs // self.num_shards)
+    self.max_blocks_per_seq = config.max_blocks_per_seq
+    self.num_blocks = config.num_blocks(self.num_shards)
+    _check_memory(layout, memory_per_device(model, model.layout, config))
+    # Without a capacity no (token, expert) pair is dropped, so a sample does
+    # not depend on the others in its batch.
     self.model = model.clone(
       layout=layout,
       apart=_pays_apart(model),
       config=dataclasses.replace(model.config, capacity_factor=0.0),
     )
-    self.programs = Programs(
-      self.model,
-      config.page_tokens,
-      config.chunk_steps,
-      config.cache_int8,
-      record_routing,
-      config.speculative,
-    )
+    self.programs = _programs(self.model, config, record_routing)
     self._shardings = parameter_shardings(model, layout)
     if self.model.apart:
       self._shardings = layers_apart(
-        model.config, self._shardings, _of_one_layer
+        model.config, self._shardings, _layer_sharding
       )
-    self._lay_out = jax.jit(self._as_sampled, out_shardings=self._shardings)
-    self._make_pages = jax.jit(
-      self._empty, out_shardings=self._page_shardings()
+    self._relayout = jax.jit(
+      self._decoding_params, out_shardings=self._shardings
     )
-    self.fill = jax.jit(
-      self.programs.fill, donate_argnums=1, out_shardings=self._outputs()
+    self._init_kv_cache = jax.jit(
+      self._empty_kv_cache, out_shardings=self._kv_cache_shardings()
     )
-    self.draw = jax.jit(
-      self.programs.draw,
+    self.prefill = jax.jit(
+      self.programs.prefill,
       donate_argnums=1,
-      static_argnames=('best',),
-      out_shardings=self._outputs(),
+      out_shardings=self._output_shardings(),
+    )
+    self.decode = jax.jit(
+      self.programs.decode,
+      donate_argnums=1,
+      static_argnames=('num_top_logprobs',),
+      out_shardings=self._output_shardings(),
     )
 
-  def compiled(self) -> int:
-    """How many programs have been compiled so far."""
-    return self.fill._cache_size() + self.draw._cache_size()
+  def num_compiled_programs(self) -> int:
+    """Returns how many programs have been compiled so far."""
+    return self.prefill._cache_size() + self.decode._cache_size()
 
   def run(self, params, requests: Sequence[Request]) -> list[Completion]:
-    """Completes all requests; in their order.
+    """Completes all requests; returns their completions in the same order.
 
     Raises:
-      UserError: one of them cannot be served; see Session.check.
+      UserError: a request cannot be served; see `validate`.
     """
     session = self.session(params)
-    made = [session.submit(request) for request in requests]
+    completions = [session.submit(request) for request in requests]
     for _ in session:
       pass
-    return made
+    return completions
 
-  def session(self, params, version: int = 0) -> Session:
-    """A cache of its own for these parameters: none survives their change."""
-    return Session(self, self.laid_out(params), version)
+  def session(self, params, policy_version: int = 0) -> Session:
+    """Opens a session with an empty cache for these parameters.
 
-  def laid_out(self, params):
-    """Parameters as the two programs take them: in the decoding layout and
-    the compute dtype."""
-    wanted = jax.eval_shape(self._as_sampled, params)
-    if jax.tree.structure(wanted) == jax.tree.structure(params) and all(
+    A cache never survives a change of the parameters.
+    """
+    return Session(self, self.prepare_params(params), policy_version)
+
+  def prepare_params(self, params):
+    """Returns the parameters in the decoding layout and the compute dtype.
+
+    Parameters that already are as the programs take them are not copied.
+    """
+    target = jax.eval_shape(self._decoding_params, params)
+    if jax.tree.structure(target) == jax.tree.structure(params) and all(
       x.dtype == like.dtype
       and isinstance(x, jax.Array)
-      and x.sharding.is_equivalent_to(where, x.ndim)
-      for x, like, where in zip(
-        *map(jax.tree.leaves, (params, wanted, self._shardings))
+      and x.sharding.is_equivalent_to(sharding, x.ndim)
+      for x, like, sharding in zip(
+        *map(jax.tree.leaves, (params, target, self._shardings))
       )
     ):
-      return params  # Not copied.
-    return self._lay_out(params)
+      return params
+    return self._relayout(params)
 
-  def _as_sampled(self, params):
+  def _decoding_params(self, params):
     params = as_used(self.model.config, params)
     if not self.model.apart:
       return params
@@ -213,51 +240,61 @@ class Engine:
     params,
     prompts: PromptBatch,
     group_size: int,
-    how: Sampling,
+    sampling_params: SamplingParams,
     key: jax.Array,
   ) -> Rollout:
     """Completes every prompt `group_size` times.
 
     Args:
-      params: In any layout; moved to the decoding one.
+      params: Parameters in any layout.
       prompts: P prompts.
       group_size: G.
-      how: For all of them.
-      key: Of this step; see assemble.sample_keys.
+      sampling_params: Sampling parameters of all completions.
+      key: PRNG key of this step; see assemble.sample_keys.
 
     Returns:
       A Rollout of B = P · G rows, on the host.
     """
-    asked = assemble.requests(prompts, group_size, how, key)
-    return assemble.as_rollout(
-      prompts, group_size, how.max_new_tokens, self.run(params, asked)
+    requests = assemble.build_requests(
+      prompts, group_size, sampling_params, key
+    )
+    return assemble.build_rollout(
+      prompts,
+      group_size,
+      sampling_params.max_new_tokens,
+      self.run(params, requests),
     )
 
-  def check(self, request: Request):
-    """Raises UserError, which names the request, if it cannot be served."""
+  def validate(self, request: Request):
+    """Checks that a request can be served.
+
+    Raises:
+      UserError: it cannot; the message names the request.
+    """
 
     def need(ok, message):
       if not ok:
         raise UserError(f'request {request.name}: {message}')
 
-    p, new = len(request.prompt), request.sampling.budget(len(request.prompt))
-    need(p, 'the prompt is empty')
+    params, num_prompt = request.sampling_params, len(request.prompt)
+    budget = params.max_completion_tokens(num_prompt)
+    need(num_prompt, 'the prompt is empty')
     need(
-      new >= 1,
-      f'prompt of {p} leaves nothing of max_total_tokens = '
-      f'{request.sampling.max_total_tokens}',
+      budget >= 1,
+      f'prompt of {num_prompt} leaves nothing of max_total_tokens = '
+      f'{params.max_total_tokens}',
     )
     need(
-      p + new <= self.config.context_tokens,
-      f'prompt of {p} and max_new_tokens of {new} exceed context_tokens = '
-      f'{self.config.context_tokens}',
+      num_prompt + budget <= self.config.max_model_len,
+      f'prompt of {num_prompt} and max_new_tokens of {budget} exceed '
+      f'max_model_len = {self.config.max_model_len}',
     )
     need(
       np.shape(request.key) == (2,),
       f'its key has shape {np.shape(request.key)}; a raw key is uint32 [2]',
     )
     need(
-      self.decode or not request.sampling.stop_strings,
+      self.detokenize or not params.stop_strings,
       'stop strings need a tokenizer',
     )
     V = self.model.config.vocab_size
@@ -266,51 +303,54 @@ class Engine:
       f'the prompt has a token outside of the vocabulary of {V}',
     )
     try:
-      request.sampling.check(V)
+      params.validate(V)
     except UserError as error:
       raise UserError(f'request {request.name}: {error}') from error
 
   @property
-  def fill_shape(self) -> tuple[int, int]:
-    """Rows a part and columns of a call that reads prompts."""
-    columns = min(_FILL_COLUMNS, self.config.context_tokens)
-    rows = max(1, self.config.prefill_tokens // (columns * self.parts))
+  def prefill_shape(self) -> tuple[int, int]:
+    """Rows of a shard, and columns, of a prefill call."""
+    columns = min(_PREFILL_COLUMNS, self.config.max_model_len)
+    tokens_per_row = columns * self.num_shards
+    rows = max(1, self.config.max_num_batched_tokens // tokens_per_row)
     return rows, columns
 
-  def new_pages(self):
-    """An empty pool, by stack, laid out on the mesh."""
-    return self._make_pages()
+  def new_kv_cache(self):
+    """Returns an empty block pool for each stack of layers, on the mesh."""
+    return self._init_kv_cache()
 
-  def _outputs(self):
-    """A program's: the pool stays where it is, all else is told to the host."""
-    return self._page_shardings(), self.layout.replicated()
+  def _output_shardings(self):
+    """The KV cache stays where it is; other outputs go to every device."""
+    return self._kv_cache_shardings(), self.layout.replicated()
 
-  def _empty(self):
-    return self.programs.empty(self.pages * self.parts)
+  def _empty_kv_cache(self):
+    return self.programs.init_kv_cache(self.num_blocks * self.num_shards)
 
-  def _page_shardings(self):
+  def _kv_cache_shardings(self):
     return jax.tree.map(
-      lambda x: NamedSharding(self.layout.mesh, _page_spec(self.layout, x)),
-      jax.eval_shape(self._empty),
+      lambda x: NamedSharding(self.layout.mesh, _kv_cache_spec(self.layout, x)),
+      jax.eval_shape(self._empty_kv_cache),
     )
 
 
-def device_bytes(
+def memory_per_device(
   model: Transformer, layout: Layout, config: EngineConfig
 ) -> dict[str, int]:
-  """What sampling needs of one device, part by part: both copies of the
-  weights, where the two differ, and the cache. A step that trains has its
-  moments and its reference policy beside it.
+  """Returns the bytes that sampling needs on one device, by purpose.
+
+  They count the trained weights, the copy of them that is sampled from where
+  the two differ, and the KV cache. Training has the optimizer's moments and
+  the reference policy beside them.
 
   Args:
-    model: What samples.
-    layout: Of its training; its mesh may be abstract.
+    model: The model that is sampled from.
+    layout: Its training layout; the mesh may be abstract.
     config: Sizes.
   """
   decoding = layout.decoding()
   boxes = traverse_util.flatten_dict(parameter_shapes(model))
 
-  def held(layout: Layout, itemsize: Callable[[str], int]) -> int:
+  def weight_bytes(layout: Layout, itemsize: Callable[[str], int]) -> int:
     return sum(
       itemsize(path[-1])
       * math.prod(box.value.shape)
@@ -318,8 +358,8 @@ def device_bytes(
       for path, box in boxes.items()
     )
 
-  # Decoding leaves axes out and adds none.
-  same = (
+  # The decoding layout drops axes of the training one and adds none.
+  shared = (
     model.config.compute_dtype == jnp.float32
     and not _pays_apart(model)
     and all(
@@ -327,68 +367,81 @@ def device_bytes(
       for box in boxes.values()
     )
   )
-  parts = decoding.size('B')
-  programs = Programs(
-    model,
-    config.page_tokens,
-    config.chunk_steps,
-    config.cache_int8,
-    False,
-    config.speculative,
-  )
-  pool = jax.eval_shape(lambda: programs.empty(config.pages(parts) * parts))
+  num_shards = decoding.size('B')
+  num_blocks = config.num_blocks(num_shards) * num_shards
+  programs = _programs(model, config, record_routing=False)
+  kv_cache = jax.eval_shape(lambda: programs.init_kv_cache(num_blocks))
   dtype = model.config.compute_dtype
   return {
-    'weights as trained, float32': held(layout, lambda name: 4),
+    'weights as trained, float32': weight_bytes(layout, lambda name: 4),
     f'weights as sampled, {dtype}': 0
-    if same
-    else held(decoding, lambda name: used_dtype(model.config, name).itemsize),
+    if shared
+    else weight_bytes(
+      decoding, lambda name: used_dtype(model.config, name).itemsize
+    ),
     'cache': sum(
       math.prod(x.shape)
       * x.dtype.itemsize
-      // decoding.parts(_page_spec(decoding, x))
-      for x in jax.tree.leaves(pool)
+      // decoding.parts(_kv_cache_spec(decoding, x))
+      for x in jax.tree.leaves(kv_cache)
     ),
   }
 
 
-def _page_spec(layout: Layout, x) -> PartitionSpec:
-  """Of an array of the pool."""
+def _programs(
+  model: Transformer, config: EngineConfig, record_routing: bool
+) -> Programs:
+  return Programs(
+    model=model,
+    block_size=config.block_size,
+    kv_cache_int8=config.kv_cache_int8,
+    record_routing=record_routing,
+    speculative=config.speculative,
+    decode_steps=config.decode_steps,
+  )
+
+
+def _kv_cache_spec(layout: Layout, x) -> PartitionSpec:
+  """Returns the partition of one array of the KV cache."""
   return layout.fitting_spec(x.shape, {2: 'Y_', 5: 'LYKSX'}[x.ndim])
 
 
-_FILL_COLUMNS = 64  # Of a row that reads a prompt.
-_APART_LAYERS = 8  # At most: each is compiled.
+_PREFILL_COLUMNS = 64  # Tokens of one row that a prefill call computes.
+_APART_LAYERS = 8  # At most so many layers are unrolled: each is compiled.
 
 
 def _pays_apart(model: Transformer) -> bool:
-  """Where layers are few, and the device multiplies only what it has copied
-  out of a stack. It costs a second copy of the parameters."""
+  """Whether layers are unrolled instead of scanned.
+
+  It pays on a CPU, which multiplies only what it has first copied out of a
+  stack of layers, and where layers are few. It costs a second copy of the
+  parameters.
+  """
   return (
     model.layout.platform == 'cpu'
     and model.config.num_hidden_layers <= _APART_LAYERS
   )
 
 
-def _of_one_layer(sharding: NamedSharding, layer: int) -> NamedSharding:
-  """Of a stack's sharding; L is never split."""
+def _layer_sharding(sharding: NamedSharding, layer: int) -> NamedSharding:
+  """Returns a layer's sharding, given its stack's; L is never split."""
   del layer
   return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
-def _check_memory(layout: Layout, needs: dict[str, int]):
-  """Refuses what one device cannot hold."""
-  here = layout.mesh.local_devices
-  limit = (here[0].memory_stats() or {}).get('bytes_limit')
-  if limit is None:  # A processor: devices share the host's memory.
+def _check_memory(layout: Layout, required: dict[str, int]):
+  """Raises UserError where one device cannot hold what sampling needs."""
+  devices = layout.mesh.local_devices
+  limit = (devices[0].memory_stats() or {}).get('bytes_limit')
+  if limit is None:  # CPU devices share the host's memory.
     limit = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    limit /= len(here)
-  if sum(needs.values()) > limit:
-    told = ', '.join(
-      f'{name}: {size / 1e9:.1f}' for name, size in needs.items()
+    limit /= len(devices)
+  if sum(required.values()) > limit:
+    listed = ', '.join(
+      f'{name}: {size / 1e9:.1f}' for name, size in required.items()
     )
     raise UserError(
       f'rollout: a device has {limit / 1e9:.1f} GB, and sampling needs '
-      f'{told}; lower cache_tokens or rows, or split the weights over more '
-      'of the mesh'
+      f'{listed}; lower kv_cache_tokens or max_num_seqs, or split the weights '
+      'over more of the mesh'
     )

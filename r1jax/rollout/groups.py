@@ -1,6 +1,8 @@
-"""Groups of completions that may outlive a step (partial rollouts, Kimi k1.5
-section 2.6.2): a step ends when enough of its groups are complete, and the
-others go on in the next one, with what they have drawn."""
+"""Partial rollouts: groups of completions that may outlive a training step.
+
+A step ends when enough of its groups are complete; the others continue in the
+next step with the tokens that they have generated (Kimi k1.5, section 2.6.2).
+"""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -11,190 +13,208 @@ import numpy as np
 
 from r1jax.records import Message, Prompt
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 
 
 @dataclasses.dataclass(eq=False)
 class Group:
-  """A prompt and its G completions."""
+  """A prompt and its G completions, finished or in progress."""
 
   prompt: Prompt
   completions: list[Completion]
 
   @property
   def complete(self) -> bool:
-    return all(c.finish for c in self.completions)
+    """Whether all of its completions are finished."""
+    return all(c.finish_reason for c in self.completions)
 
 
-def open_groups(
-  prompts: Sequence[Prompt], asked: Sequence[Request], group_size: int
+def start_groups(
+  prompts: Sequence[Prompt], requests: Sequence[Request], group_size: int
 ) -> list[Group]:
-  """Nothing drawn yet; see assemble.requests for the order of `asked`."""
-  made = [Completion(request) for request in asked]
+  """Returns a group for each prompt, of completions without tokens.
+
+  Args:
+    prompts: P prompts.
+    requests: P · G requests, as assemble.build_requests orders them.
+    group_size: G.
+  """
+  completions = [Completion(request) for request in requests]
   return [
-    Group(prompt, made[p * group_size : (p + 1) * group_size])
+    Group(prompt, completions[p * group_size : (p + 1) * group_size])
     for p, prompt in enumerate(prompts)
   ]
 
 
-def fresh(
-  groups: Sequence[Group], step: int, most: int
+def drop_stale(
+  groups: Sequence[Group], step: int, max_staleness: int
 ) -> tuple[list[Group], int]:
-  """Those that no policy older than `most` steps began; and how many were.
+  """Drops groups that too old a policy began.
 
   Args:
-    groups: Begun by earlier steps.
-    step: This one.
-    most: Steps; 0 for any.
+    groups: Groups that earlier steps began.
+    step: The current step.
+    max_staleness: Maximum age in steps of a completion's first token; 0 for
+      any.
+
+  Returns:
+    The groups that are kept, and how many were dropped.
   """
   kept = [
     group
     for group in groups
-    if not most
+    if not max_staleness
     or all(
-      step - version <= most
+      step - version <= max_staleness
       for c in group.completions
-      for version in c.version[:1]
+      for version in c.policy_version[:1]
     )
   ]
   return kept, len(groups) - len(kept)
 
 
-def advance(
+def complete_groups(
   engine: Engine,
   params,
-  version: int,
+  policy_version: int,
   groups: Sequence[Group],
-  wanted: int,
+  num_complete: int,
   on_complete: Callable[[Group], None] = lambda _: None,
 ) -> tuple[list[Group], list[Group]]:
-  """Draws until so many of the groups are complete.
+  """Generates until so many of the groups are complete.
 
   Args:
-    engine: Draws.
-    params: The policy.
-    version: Of the policy.
-    groups: Oldest first.
-    wanted: Of them.
-    on_complete: Told of each group as soon as it is complete, while others
-      are drawn.
+    engine: The rollout engine.
+    params: The policy's parameters.
+    policy_version: The policy's version.
+    groups: Groups, oldest first.
+    num_complete: Number of groups to complete.
+    on_complete: Called with each group as soon as it is complete, while others
+      are still generated.
 
   Returns:
-    The first `wanted` of those that are; and all others, as they stand.
+    The first `num_complete` groups that are complete, and all others as they
+    stand.
   """
-  session = engine.session(params, version)
-  owner = {}
+  session = engine.session(params, policy_version)
+  group_of = {}
   for group in groups:
     for completion in group.completions:
-      if not completion.finish:
-        owner[session.submit(completion.request, completion)] = group
-  done = [group for group in groups if group.complete]
-  turns, count = iter(session), 0
+      if not completion.finish_reason:
+        group_of[session.submit(completion.request, completion)] = group
+  newly_complete = [group for group in groups if group.complete]
+  steps, count = iter(session), 0
   while True:
-    for group in done:
+    for group in newly_complete:
       on_complete(group)
-    count += len(done)
-    if count >= wanted:
+    count += len(newly_complete)
+    if count >= num_complete:
       break
     touched = {
       id(group): group
-      for completion in next(turns)
-      for group in [owner[completion]]
+      for completion in next(steps)
+      for group in [group_of[completion]]
     }
-    done = [group for group in touched.values() if group.complete]
-  complete = [group for group in groups if group.complete][:wanted]
+    newly_complete = [group for group in touched.values() if group.complete]
+  complete = [group for group in groups if group.complete][:num_complete]
   taken = set(map(id, complete))
   return complete, [group for group in groups if id(group) not in taken]
 
 
-_COUNTS = ('passes', 'drafts', 'kept_drafts')
+_COUNTS = ('decode_steps', 'draft_tokens', 'accepted_tokens')
 _LISTS = (
   ('tokens', np.int32),
   ('logp', np.float32),
   ('model_logp', np.float32),
-  ('version', np.int32),
+  ('policy_version', np.int32),
 )
 
 
-def packed(groups: Sequence[Group]) -> list[dict[str, Any]]:
-  """For a checkpoint: JSON, with every number as it is to the last bit."""
+def serialize_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
+  """Converts groups to JSON for a checkpoint, exact to the last bit."""
   return [
     {
       'prompt': dataclasses.asdict(group.prompt),
-      'completions': [_packed(c) for c in group.completions],
+      'completions': [_serialize(c) for c in group.completions],
     }
     for group in groups
   ]
 
 
-def unpacked(
-  saved: Sequence[dict[str, Any]], how: Sampling, prompt_ids
+def deserialize_groups(
+  saved: Sequence[dict[str, Any]],
+  sampling_params: SamplingParams,
+  prompt_ids: Callable[[Prompt], Sequence[int]],
 ) -> list[Group]:
-  """The groups again.
+  """Restores groups from a checkpoint.
 
   Args:
-    saved: From `packed`.
-    how: Their completions are drawn.
-    prompt_ids: From a Prompt to its tokens.
+    saved: The value of `serialize_groups`.
+    sampling_params: Sampling parameters of their completions.
+    prompt_ids: Function from a Prompt to its tokens.
   """
   groups = []
   for item in saved:
-    turns = tuple(Message(*turn) for turn in item['prompt']['messages'])
-    prompt = Prompt(**item['prompt'] | {'messages': turns})
+    messages = tuple(Message(*turn) for turn in item['prompt']['messages'])
+    prompt = Prompt(**item['prompt'] | {'messages': messages})
     ids = np.asarray(prompt_ids(prompt), np.int32)
     groups.append(
       Group(
-        prompt, [_unpacked(c, prompt, ids, how) for c in item['completions']]
+        prompt,
+        [_deserialize(c, ids, sampling_params) for c in item['completions']],
       )
     )
   return groups
 
 
-def _packed(c: Completion) -> dict[str, Any]:
-  found = {
-    name: _bytes(np.asarray(getattr(c, name), dtype)) for name, dtype in _LISTS
+def _serialize(c: Completion) -> dict[str, Any]:
+  saved = {
+    name: _to_base64(np.asarray(getattr(c, name), dtype))
+    for name, dtype in _LISTS
   }
-  found |= {name: getattr(c, name) for name in _COUNTS}
+  saved |= {name: getattr(c, name) for name in _COUNTS}
   if c.prompt_experts is not None:
     experts = np.asarray(c.experts, np.uint16)
-    found |= {
-      'prompt_experts': _bytes(c.prompt_experts),
-      'experts': _bytes(experts),
+    saved |= {
+      'prompt_experts': _to_base64(c.prompt_experts),
+      'experts': _to_base64(experts),
       'layers': list(experts.shape[1:]),
     }
-  return found | {
+  return saved | {
     'key': c.request.key.tolist(),
-    'finish': c.finish,
+    'finish_reason': c.finish_reason,
     'name': list(c.request.name),
   }
 
 
-def _unpacked(
-  saved: dict[str, Any], prompt: Prompt, ids: np.ndarray, how: Sampling
+def _deserialize(
+  saved: dict[str, Any], prompt: np.ndarray, sampling_params: SamplingParams
 ) -> Completion:
   c = Completion(
     Request(
       name=tuple(saved['name']),
-      prompt=ids,
-      sampling=how,
+      prompt=prompt,
+      sampling_params=sampling_params,
       key=np.array(saved['key'], np.uint32),
     )
   )
   for name, dtype in _LISTS:
-    setattr(c, name, _array(saved[name], dtype).tolist())
-  for name in (*_COUNTS, 'finish'):
+    setattr(c, name, _from_base64(saved[name], dtype).tolist())
+  for name in (*_COUNTS, 'finish_reason'):
     setattr(c, name, saved[name])
   if 'layers' in saved:
     shape = -1, *saved['layers']
-    c.prompt_experts = _array(saved['prompt_experts'], np.uint16).reshape(shape)
-    c.experts = list(_array(saved['experts'], np.uint16).reshape(shape))
+    c.prompt_experts = _from_base64(saved['prompt_experts'], np.uint16).reshape(
+      shape
+    )
+    c.experts = list(_from_base64(saved['experts'], np.uint16).reshape(shape))
   return c
 
 
-def _bytes(array: np.ndarray) -> str:
+def _to_base64(array: np.ndarray) -> str:
   return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def _array(text: str, dtype) -> np.ndarray:
+def _from_base64(text: str, dtype) -> np.ndarray:
   return np.frombuffer(base64.b64decode(text), dtype)

@@ -1,142 +1,69 @@
-"""The two device programs of the sampler: reading prompts, drawing tokens.
+"""The two programs that sampling runs on the device: prefill and decode.
 
-Drawing is a loop of forward passes over a chunk of columns. A pass feeds each
-row its last token. Where the sampler speculates (V3 section 2.2 and 5.4.3),
-the model's first look-ahead module guesses the token after that, and the pass
-feeds both: if the guess stays, the row has drawn two tokens for one pass.
+Decode is a loop of forward passes. Each pass feeds every sequence its last
+token and samples the next one. With speculative decoding (DeepSeek-V3,
+sections 2.2 and 5.4.3) the model's first MTP module drafts the token after
+that, and the pass feeds both: if the draft is accepted, the sequence has two
+new tokens for one pass.
+
+In this file T counts the tokens that one pass feeds a sequence, and S the
+columns of a call: the cache slots of the tokens that it feeds.
 """
 
 import dataclasses
-from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from r1jax.model import cache
-from r1jax.model.transformer import Transformer, first_look_ahead
-from r1jax.rollout import sampling
-from r1jax.rollout.sampling import Draft, Draws
-
-
-@chex.dataclass(frozen=True)
-class Chunk:
-  """What a call of the drawing program tells.
-
-  Attributes:
-    tokens_BS, logp_BS, model_logp_BS: Drawn after each column of the chunk.
-    drawn_BS: bool, which columns count.
-    best_id_BSO, best_logp_BSO: See sampling.Drawn; or None.
-    experts_BSLA: uint16, of the tokens that were fed; or None.
-    passes_B, drafts_B, kept_B: int32, forward passes, guesses, and guesses
-      that stayed.
-  """
-
-  tokens_BS: jax.Array
-  logp_BS: jax.Array
-  model_logp_BS: jax.Array
-  drawn_BS: jax.Array
-  best_id_BSO: jax.Array | None
-  best_logp_BSO: jax.Array | None
-  experts_BSLA: jax.Array | None
-  passes_B: jax.Array
-  drafts_B: jax.Array
-  kept_B: jax.Array
-
-
-class _Unread(NamedTuple):
-  """What the look-ahead module has not read yet: T = 2 tokens a row.
-
-  Attributes:
-    token_BT: The guess that stayed, if it did, and the last token.
-    hidden_BTD: The model's state before each.
-    live_BT: bool.
-  """
-
-  token_BT: jax.Array
-  hidden_BTD: jax.Array
-  live_BT: jax.Array
-
-
-class _Loop(NamedTuple):
-  """Between two passes.
-
-  Attributes:
-    step: Passes so far.
-    live_B: bool, rows that go on.
-    token_B: Fed next.
-    columns: By stack, the entries of this chunk, one page a row.
-    hidden_BSD: The model's state at each column, where it speculates.
-    seen_BV: See Draws.
-    unread: Where it speculates.
-    told: So far.
-  """
-
-  step: jax.Array
-  live_B: jax.Array
-  token_B: jax.Array
-  columns: dict[str, cache.Pages]
-  hidden_BSD: jax.Array | None
-  seen_BV: jax.Array | None
-  unread: _Unread | None
-  told: Chunk
+from r1jax.rollout import sampling, speculative
+from r1jax.rollout.cached_model import CachedModel, MTPInput, num_cached
+from r1jax.rollout.decode_state import DecodeState, empty_output
+from r1jax.rollout.sampling import SampledTokens, SamplingMetadata
+from r1jax.rollout.speculative import Draft
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
-  """Functions of arrays, to be jitted.
+class Programs(CachedModel):
+  """The prefill and the decode program, as functions to be jitted.
 
   Attributes:
-    model: In its decoding layout.
-    page_tokens: Tokens of one page.
-    chunk_steps: Forward passes of one call.
-    cache_int8: Keep the cache in 8 bits.
-    record_routing: Tell the experts of each token.
-    speculative: Guess with the look-ahead module.
+    decode_steps: Forward passes of one call of the decode program.
   """
 
-  model: Transformer
-  page_tokens: int
-  chunk_steps: int
-  cache_int8: bool
-  record_routing: bool
-  speculative: bool
+  decode_steps: int
 
   @property
-  def fed(self) -> int:
-    """T, columns that one pass feeds a row."""
+  def tokens_per_step(self) -> int:
+    """T, tokens that one forward pass feeds a sequence."""
     return 2 if self.speculative else 1
 
   @property
-  def chunk_tokens(self) -> int:
-    """S, the most that one call draws a row."""
-    return self.chunk_steps * self.fed
+  def tokens_per_call(self) -> int:
+    """S, the maximum number of tokens that one call decodes per sequence."""
+    return self.decode_steps * self.tokens_per_step
 
-  def empty(self, pages: int) -> dict[str, cache.Pages]:
-    """A pool of so many pages, by stack."""
-    c = self.model.config
-    pool = {
-      stack: self._empty(stack, pages, self.page_tokens)
-      for stack in self._stacks()
-    }
-    if self.speculative:
-      pool['mtp'] = pool['mtp'].replace(
-        hidden_YD=jnp.zeros((pages, c.hidden_size), c.compute_dtype)
-      )
-    return pool
+  def prefill(
+    self, params, kv_cache, context: cache.Context, tokens_BT, count_B
+  ):
+    """Computes the cache entries of prompt tokens and writes them to blocks.
 
-  def fill(self, params, pages, context: cache.Context, tokens_BT, count_B):
-    """Reads the first count_B of each row's T tokens into its pages.
+    Args:
+      params: Parameters in the decoding layout.
+      kv_cache: Block pools by stack.
+      context: Block tables of the rows.
+      tokens_BT: int32 tokens.
+      count_B: int32, number of leading tokens of each row that count.
 
     Returns:
-      The pages, and the experts [B, T, L, A] or None.
+      The block pools, and the experts, uint16 [B, T, L, A], or None.
     """
     B, T = tokens_BT.shape
     live_BT = jnp.arange(T) < count_B[:, None]
-    position_BT = _length(context)[:, None] + jnp.arange(T)
+    position_BT = num_cached(context)[:, None] + jnp.arange(T)
     see_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
-    columns = self._columns(B, T)
-    hidden_BTD, columns, chosen_BTLA = self._model(
+    columns = self.init_columns(B, T)
+    hidden_BTD, columns, experts_BTLA = self.apply(
       params,
       tokens_BT,
       position_BT,
@@ -144,341 +71,291 @@ class Programs:
       see_BTS,
       columns,
       0,
-      pages,
+      kv_cache,
       context,
       method='extend',
     )
     if self.speculative:
-      before_BD = cache.last_hidden(pages['mtp'], context, self.model.layout)
+      before_BD = cache.last_hidden(kv_cache['mtp'], context, self.model.layout)
       before_BTD = jnp.concatenate([before_BD[:, None], hidden_BTD[:, :-1]], 1)
-      seen_BT = position_BT > 0  # The first token of all has none before it.
-      _, columns['mtp'] = self._look_ahead(
+      # The very first token has no hidden state before it.
+      has_state_BT = position_BT > 0
+      _, columns['mtp'] = self.apply_mtp(
         params,
-        pages,
+        kv_cache,
         context,
-        _Unread(tokens_BT, before_BTD, live_BT & seen_BT),
+        MTPInput(tokens_BT, before_BTD, live_BT & has_state_BT),
         position_BT - 1,
-        see_BTS & seen_BT[:, None] | jnp.eye(T, dtype=bool),
+        see_BTS & has_state_BT[:, None] | jnp.eye(T, dtype=bool),
         columns['mtp'],
         0,
       )
-    pages = self._flush(pages, context, columns, live_BT, hidden_BTD)
-    return pages, self._stored(chosen_BTLA)
+    kv_cache = self.flush(kv_cache, context, columns, live_BT, hidden_BTD)
+    if not self.record_routing:
+      return kv_cache, None
+    return kv_cache, experts_BTLA.astype(jnp.uint16)
 
-  def draw(
+  def decode(
     self,
     params,
-    pages,
+    kv_cache,
     context: cache.Context,
-    draws: Draws,
+    metadata: SamplingMetadata,
     token_B,
-    best: int,
+    num_top_logprobs: int,
   ):
-    """Draws up to S tokens a row, from its last one on.
+    """Samples up to S tokens per sequence.
+
+    Args:
+      params: Parameters in the decoding layout.
+      kv_cache: Block pools by stack.
+      context: Block tables of the rows.
+      metadata: Sampling parameters.
+      token_B: int32, last token of each sequence, which is fed first.
+      num_top_logprobs: O, see sampling.sample_tokens.
 
     Returns:
-      The pages, and a Chunk.
+      The block pools, and a DecodeOutput.
     """
-    B, S = token_B.shape[0], self.chunk_tokens
-    started = _Loop(
+
+    def unfinished(state: DecodeState):
+      return (state.step < self.decode_steps) & jnp.any(state.live_B)
+
+    def step(state: DecodeState):
+      return self._decode_step(
+        params, kv_cache, context, metadata, num_top_logprobs, state
+      )
+
+    state = jax.lax.while_loop(
+      unfinished,
+      step,
+      self._initial_state(
+        kv_cache, context, metadata, token_B, num_top_logprobs
+      ),
+    )
+    columns = state.columns
+    if self.speculative:  # The MTP module reads what the last pass accepted.
+      _, mtp_columns = self._draft_logits(params, kv_cache, context, state)
+      columns = columns | {
+        'mtp': jax.tree.map(lambda x: x[..., 1:-1, :], mtp_columns)
+      }
+    kv_cache = self.flush(
+      kv_cache, context, columns, state.output.valid_BS, state.hidden_BSD
+    )
+    return kv_cache, state.output
+
+  def _initial_state(
+    self, kv_cache, context, metadata: SamplingMetadata, token_B, num_top: int
+  ) -> DecodeState:
+    B, S = token_B.shape[0], self.tokens_per_call
+    state = DecodeState(
       step=jnp.int32(0),
-      live_B=draws.left_B > 0,
+      live_B=metadata.remaining_B > 0,
       token_B=token_B,
-      columns=self._columns(B, S),
+      columns=self.init_columns(B, S),
       hidden_BSD=None,
-      seen_BV=draws.seen_BV,
-      unread=None,
-      told=self._nothing(B, best),
+      seen_BV=metadata.seen_BV,
+      mtp_input=None,
+      output=empty_output(
+        B, S, num_top, self.model.config if self.record_routing else None
+      ),
     )
+    if not self.speculative:
+      return state
+    D, dtype = self.model.config.hidden_size, self.model.config.compute_dtype
+    last_BD = cache.last_hidden(kv_cache['mtp'], context, self.model.layout)
+    has_state_B, none_B = num_cached(context) > 0, jnp.zeros(B, bool)
+    return state._replace(
+      columns=state.columns | {'mtp': self.init_cache('mtp', B, S + 2)},
+      hidden_BSD=jnp.zeros((B, S, D), dtype),
+      mtp_input=MTPInput(  # The last token alone; no draft was accepted yet.
+        jnp.stack([none_B * token_B, token_B], 1),
+        jnp.stack([0 * last_BD, last_BD], 1),
+        jnp.stack([none_B, has_state_B], 1),
+      ),
+    )
+
+  def _decode_step(
+    self,
+    params,
+    kv_cache,
+    context,
+    metadata: SamplingMetadata,
+    num_top: int,
+    state: DecodeState,
+  ) -> DecodeState:
+    """One forward pass: drafts, feeds, samples, and updates the state."""
+    T, S, output = self.tokens_per_step, self.tokens_per_call, state.output
+    column, generated_B = state.step * T, output.valid_BS.sum(-1)
+    metadata = metadata.replace(seen_BV=state.seen_BV)
+    fed_BT, live_BT, draft = state.token_B[:, None], state.live_B[:, None], None
+    columns = state.columns
     if self.speculative:
-      D, dtype = self.model.config.hidden_size, self.model.config.compute_dtype
-      last_BD = cache.last_hidden(pages['mtp'], context, self.model.layout)
-      one, gap = _length(context) > 0, jnp.zeros(B, bool)
-      started = started._replace(
-        columns=started.columns | {'mtp': self._empty('mtp', B, S + 2)},
-        hidden_BSD=jnp.zeros((B, S, D), dtype),
-        unread=_Unread(
-          jnp.stack([gap * token_B, token_B], 1),
-          jnp.stack([0 * last_BD, last_BD], 1),
-          jnp.stack([gap, one], 1),
-        ),
+      logits_BV, mtp_columns = self._draft_logits(
+        params, kv_cache, context, state
       )
-
-    def unfinished(loop: _Loop):
-      return (loop.step < self.chunk_steps) & jnp.any(loop.live_B)
-
-    def one_pass(loop: _Loop):
-      return self._pass(params, pages, context, draws, best, loop)
-
-    loop = jax.lax.while_loop(unfinished, one_pass, started)
-    columns = loop.columns
-    if self.speculative:  # It reads what the last pass has kept.
-      _, last = self._guess_logits(params, pages, context, loop)
-      columns = columns | {'mtp': jax.tree.map(lambda x: x[..., 1:-1, :], last)}
-    pages = self._flush(
-      pages, context, columns, loop.told.drawn_BS, loop.hidden_BSD
-    )
-    return pages, loop.told
-
-  def _pass(
-    self, params, pages, context, draws: Draws, best: int, loop: _Loop
-  ) -> _Loop:
-    T, S, told = self.fed, self.chunk_tokens, loop.told
-    column, made_B = loop.step * T, told.drawn_BS.sum(-1)
-    draws = draws.replace(seen_BV=loop.seen_BV)
-    fed_BT, live_BT, draft = loop.token_B[:, None], loop.live_B[:, None], None
-    columns = loop.columns
-    if self.speculative:
-      logits_BV, mtp_columns = self._guess_logits(params, pages, context, loop)
       columns = columns | {'mtp': mtp_columns}
-      draft = sampling.guess(
-        logits_BV, draws, made_B, loop.live_B & loop.unread.live_BT[:, 1]
+      draft = speculative.propose_draft(
+        logits_BV,
+        metadata,
+        generated_B,
+        state.live_B & state.mtp_input.live_BT[:, 1],
       )
-      fed_BT = jnp.stack([loop.token_B, draft.token_B], 1)
-      live_BT = jnp.stack([loop.live_B, draft.live_B], 1)
-    own_T, place_S = column + jnp.arange(T)[:, None], jnp.arange(S)
-    see_BTS = told.drawn_BS[:, None] | (
-      (place_S >= column) & (place_S <= own_T)
+      fed_BT = jnp.stack([state.token_B, draft.token_B], 1)
+      live_BT = jnp.stack([state.live_B, draft.live_B], 1)
+    own_T1, column_S = column + jnp.arange(T)[:, None], jnp.arange(S)
+    see_BTS = output.valid_BS[:, None] | (
+      (column_S >= column) & (column_S <= own_T1)
     )
-    hidden_BTD, columns, chosen_BTLA = self._model(
+    hidden_BTD, columns, experts_BTLA = self.apply(
       params,
       fed_BT,
-      (_length(context) + made_B)[:, None] + jnp.arange(T),
+      (num_cached(context) + generated_B)[:, None] + jnp.arange(T),
       live_BT,
       see_BTS,
       columns,
       column,
-      pages,
+      kv_cache,
       context,
       method='extend',
     )
-    logits_BTV = self._model(params, hidden_BTD, method='logits')
-    drawn, emits, keeps_B = self._drawn(
-      logits_BTV, draws, made_B, draft, loop.live_B, best
+    logits_BTV = self.apply(params, hidden_BTD, method='logits')
+    sampled, emitted, accepted_B = self._sample(
+      logits_BTV, metadata, generated_B, draft, state.live_B, num_top
     )
-    emits_BT = jnp.stack(emits, 1)
-
-    def put(x, news):
-      return jax.lax.dynamic_update_slice_in_dim(
-        x, jnp.stack(news, 1).astype(x.dtype), column, 1
-      )
-
-    told = told.replace(
-      tokens_BS=put(told.tokens_BS, [d.token_B for d in drawn]),
-      logp_BS=put(told.logp_BS, [d.logp_B for d in drawn]),
-      model_logp_BS=put(told.model_logp_BS, [d.model_logp_B for d in drawn]),
-      drawn_BS=put(told.drawn_BS, emits),
-      passes_B=told.passes_B + loop.live_B,
-    )
-    if best:
-      told = told.replace(
-        best_id_BSO=put(told.best_id_BSO, [d.best_id_BO for d in drawn]),
-        best_logp_BSO=put(told.best_logp_BSO, [d.best_logp_BO for d in drawn]),
-      )
-    if self.record_routing:
-      told = told.replace(
-        experts_BSLA=put(
-          told.experts_BSLA, [chosen_BTLA[:, t] for t in range(T)]
-        )
-      )
-    seen_BV = loop.seen_BV
-    if seen_BV is not None:
-      seen_BV = _mark(seen_BV, [d.token_B for d in drawn], emits)
-    token_B = drawn[0].token_B
-    last_BD, unread, hidden_BSD = hidden_BTD[:, 0], None, loop.hidden_BSD
-    if self.speculative:
-      token_B = jnp.where(emits[1], drawn[1].token_B, token_B)
-      last_BD = jnp.where(emits[1][:, None], hidden_BTD[:, 1], last_BD)
-      unread = _Unread(
-        jnp.stack([draft.token_B, token_B], 1),
-        jnp.stack([hidden_BTD[:, 0], last_BD], 1),
-        jnp.stack([emits[1], loop.live_B], 1),
-      )
-      hidden_BSD = jax.lax.dynamic_update_slice_in_dim(
-        hidden_BSD, hidden_BTD, column, 1
-      )
-      told = told.replace(
-        drafts_B=told.drafts_B + draft.live_B, kept_B=told.kept_B + keeps_B
-      )
-    left_B = draws.left_B - made_B - emits_BT.sum(-1)
-    live_B = loop.live_B & ~_stops(token_B, draws) & (left_B > 0)
-    return _Loop(
-      step=loop.step + 1,
-      live_B=live_B,
-      token_B=token_B,
-      columns=columns,
-      hidden_BSD=hidden_BSD,
-      seen_BV=seen_BV,
-      unread=unread,
-      told=told,
+    return self._next_state(
+      state._replace(
+        columns=columns,
+        output=state.output.write(
+          column, state.live_B, sampled, emitted, experts_BTLA
+        ).count_drafts(draft, accepted_B),
+      ),
+      metadata.remaining_B - generated_B,
+      metadata,
+      hidden_BTD,
+      sampled,
+      emitted,
+      draft,
     )
 
-  def _drawn(
+  def _sample(
     self,
     logits_BTV,
-    draws: Draws,
-    made_B,
+    metadata: SamplingMetadata,
+    generated_B,
     draft: Draft | None,
     live_B,
-    best: int,
+    num_top: int,
   ):
-    """One token a row, and a second after a guess that stayed.
+    """Samples one token per sequence, and a second after an accepted draft.
 
     Returns:
-      What was drawn, column by column; which rows drew it; and which kept
-      their guess.
+      For each of the T tokens the SampledTokens; for each of them bool [B],
+      whether the completion gets it; and bool [B], whether the draft was
+      accepted, or None without drafts.
     """
     if draft is None:
-      return (
-        [sampling.draw(logits_BTV[:, 0], draws, made_B, best)],
-        [live_B],
-        None,
+      first = sampling.sample_tokens(
+        logits_BTV[:, 0], metadata, generated_B, num_top
       )
-    first, keeps_B = sampling.verify(
-      logits_BTV[:, 0], draws, made_B, draft, best
+      return [first], [live_B], None
+    first, accepted_B = speculative.verify_draft(
+      logits_BTV[:, 0], metadata, generated_B, draft, num_top
     )
-    if draws.seen_BV is not None:
-      draws = draws.replace(
-        seen_BV=_mark(draws.seen_BV, [first.token_B], [live_B])
+    if metadata.seen_BV is not None:
+      metadata = metadata.replace(
+        seen_BV=_mark_seen(metadata.seen_BV, [first], [live_B])
       )
-    second = sampling.draw(logits_BTV[:, 1], draws, made_B + 1, best)
-    goes_on_B = ~_stops(first.token_B, draws) & (draws.left_B > made_B + 1)
-    return [first, second], [live_B, live_B & keeps_B & goes_on_B], keeps_B
+    second = sampling.sample_tokens(
+      logits_BTV[:, 1], metadata, generated_B + 1, num_top
+    )
+    goes_on_B = ~_is_stop(first.token_B, metadata) & (
+      metadata.remaining_B > generated_B + 1
+    )
+    emitted = [live_B, live_B & accepted_B & goes_on_B]
+    return [first, second], emitted, accepted_B
 
-  def _guess_logits(self, params, pages, context, loop: _Loop):
-    """Reads what is unread.
+  def _next_state(
+    self,
+    state: DecodeState,
+    remaining_B,
+    metadata: SamplingMetadata,
+    hidden_BTD,
+    sampled: list[SampledTokens],
+    emitted: list[jax.Array],
+    draft: Draft | None,
+  ) -> DecodeState:
+    """Returns the state after a pass whose columns and output it has."""
+    column, token_B = state.step * self.tokens_per_step, sampled[0].token_B
+    if state.seen_BV is not None:
+      state = state._replace(
+        seen_BV=_mark_seen(state.seen_BV, sampled, emitted)
+      )
+    if draft is not None:
+      token_B = jnp.where(emitted[1], sampled[1].token_B, token_B)
+      last_BD = jnp.where(
+        emitted[1][:, None], hidden_BTD[:, 1], hidden_BTD[:, 0]
+      )
+      state = state._replace(
+        mtp_input=MTPInput(
+          jnp.stack([draft.token_B, token_B], 1),
+          jnp.stack([hidden_BTD[:, 0], last_BD], 1),
+          jnp.stack([emitted[1], state.live_B], 1),
+        ),
+        hidden_BSD=jax.lax.dynamic_update_slice_in_dim(
+          state.hidden_BSD, hidden_BTD, column, 1
+        ),
+      )
+    remaining_B = remaining_B - jnp.stack(emitted, 1).sum(-1)
+    return state._replace(
+      step=state.step + 1,
+      live_B=state.live_B & ~_is_stop(token_B, metadata) & (remaining_B > 0),
+      token_B=token_B,
+    )
 
-    An entry lies with the token that was joined to the state before it, one
-    column further than in the main model's columns: the first takes what the
-    pass before this chunk kept, the last what the last pass kept.
+  def _draft_logits(self, params, kv_cache, context, state: DecodeState):
+    """Runs the MTP module on the tokens that it has not read yet.
+
+    The MTP entry of a token lies one column after the token's column in the
+    main model: with S = 4, the columns 0, 1, 2, 3 have their MTP entries in
+    the columns 1, 2, 3, 4 of 6. Column 0 stays empty, and the last one is of
+    the token that the next call feeds, so neither is written to the blocks.
 
     Returns:
       Logits [B, V] of the token after the last; the module's columns.
     """
-    T, S, drawn_BS = self.fed, self.chunk_tokens, loop.told.drawn_BS
-    column, start_B = loop.step * T, _length(context)
-    position_BT = (start_B + drawn_BS.sum(-1) - 2)[:, None] + jnp.arange(T)
+    T, S, valid_BS = (
+      self.tokens_per_step,
+      self.tokens_per_call,
+      state.output.valid_BS,
+    )
+    column, start_B = state.step * T, num_cached(context)
+    position_BT = (start_B + valid_BS.sum(-1) - 2)[:, None] + jnp.arange(T)
+    # The very first token has no hidden state before it, and so no entry.
     first_BS = (jnp.arange(S) == 0) & (start_B == 0)[:, None]
-    before_BTS = jnp.pad(drawn_BS & ~first_BS, ((0, 0), (1, 1)))[:, None]
+    before_BTS = jnp.pad(valid_BS & ~first_BS, ((0, 0), (1, 1)))[:, None]
     own_TS = jnp.arange(S + 2) == column + jnp.arange(T)[:, None]
-    hidden_BTD, columns = self._look_ahead(
+    hidden_BTD, columns = self.apply_mtp(
       params,
-      pages,
+      kv_cache,
       context,
-      loop.unread,
+      state.mtp_input,
       position_BT,
       before_BTS | own_TS,
-      loop.columns['mtp'],
+      state.columns['mtp'],
       column,
     )
-    return self._model(params, hidden_BTD[:, 1], method='logits'), columns
-
-  def _look_ahead(
-    self,
-    params,
-    pages,
-    context,
-    unread: _Unread,
-    position_BT,
-    see_BTS,
-    columns,
-    column,
-  ):
-    module, its_params = first_look_ahead(self.model, params)
-    return module.apply(
-      {'params': its_params},
-      unread.hidden_BTD,
-      self._model(params, unread.token_BT, method='embed'),
-      jnp.maximum(position_BT, 0),
-      unread.live_BT,
-      see_BTS,
-      columns,
-      column,
-      pages['mtp'],
-      context,
-      method='extend',
-    )
-
-  def _model(self, params, *args, method: str):
-    return self.model.apply({'params': params}, *args, method=method)
-
-  def _stacks(self) -> dict[str, int]:
-    """Layers of each stack that has a cache."""
-    c = self.model.config
-    stacks = {
-      'dense_layers': c.first_k_dense_replace,
-      'moe_layers': c.num_moe_layers,
-      'mtp': int(self.speculative),
-    }
-    return {stack: layers for stack, layers in stacks.items() if layers}
-
-  def _columns(self, rows: int, columns: int):
-    return {
-      stack: self._empty(stack, rows, columns) for stack in self._stacks()
-    }
-
-  def _empty(self, stack: str, pages: int, page_tokens: int) -> cache.Pages:
-    c = self.model.config
-    return cache.empty(
-      self._stacks()[stack],
-      pages,
-      c.cache_heads,
-      page_tokens,
-      c.cache_parts,
-      c.compute_dtype,
-      self.cache_int8,
-    )
-
-  def _flush(self, pages, context, columns, kept_BS, hidden_BSD):
-    return {
-      stack: cache.flush(
-        pages[stack],
-        context,
-        columns[stack],
-        kept_BS,
-        self.model.layout,
-        hidden_BSD if stack == 'mtp' else None,
-      )
-      for stack in pages
-    }
-
-  def _nothing(self, B: int, best: int) -> Chunk:
-    """A Chunk before the first pass."""
-    c, S = self.model.config, self.chunk_tokens
-    some, none = jnp.zeros((B, S), jnp.float32), jnp.zeros(B, jnp.int32)
-    experts = None
-    if self.record_routing:
-      experts = jnp.zeros(
-        (B, S, c.num_moe_layers, c.num_experts_per_tok), jnp.uint16
-      )
-    return Chunk(
-      tokens_BS=some.astype(jnp.int32),
-      logp_BS=some,
-      model_logp_BS=some,
-      drawn_BS=some.astype(bool),
-      best_id_BSO=jnp.zeros((B, S, best), jnp.int32) if best else None,
-      best_logp_BSO=jnp.zeros((B, S, best)) if best else None,
-      experts_BSLA=experts,
-      passes_B=none,
-      drafts_B=none,
-      kept_B=none,
-    )
-
-  def _stored(self, chosen_BTLA):
-    return chosen_BTLA.astype(jnp.uint16) if self.record_routing else None
+    return self.apply(params, hidden_BTD[:, 1], method='logits'), columns
 
 
-def _length(context: cache.Context) -> jax.Array:
-  """Tokens of each row that lie in pages."""
-  return context.fill_BW.sum(-1)
+def _is_stop(token_B, metadata: SamplingMetadata) -> jax.Array:
+  return jnp.any(token_B[:, None] == metadata.stop_token_BO, -1)
 
 
-def _stops(token_B, draws: Draws) -> jax.Array:
-  return jnp.any(token_B[:, None] == draws.stop_BO, -1)
-
-
-def _mark(seen_BV, tokens, emits) -> jax.Array:
-  rows_B = jnp.arange(seen_BV.shape[0])
-  for token_B, emits_B in zip(tokens, emits):
-    seen_BV = seen_BV.at[rows_B, token_B].max(emits_B)
+def _mark_seen(
+  seen_BV, sampled: list[SampledTokens], emitted: list[jax.Array]
+) -> jax.Array:
+  row_B = jnp.arange(seen_BV.shape[0])
+  for tokens, emitted_B in zip(sampled, emitted):
+    seen_BV = seen_BV.at[row_B, tokens.token_B].max(emitted_B)
   return seen_BV

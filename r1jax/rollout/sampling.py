@@ -1,6 +1,11 @@
-"""Drawing one token from logits, with the probability that it had."""
+"""Samples one token per sequence from logits and reports its log-probability.
 
-from collections.abc import Mapping, Sequence
+`SamplingParams` says on the host how one request is sampled. `build_metadata`
+turns the parameters of a batch into arrays, and the other functions run on the
+device.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import NamedTuple
 
@@ -13,48 +18,53 @@ from r1jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How one completion is drawn.
+class SamplingParams:
+  """Sampling parameters of one request.
 
-  In this order: logit_bias and banned tokens, repetition penalty, temperature,
-  top_k, top_p, min_p. RL needs the last three off, or a correction: what they
-  cut away biases the ratio.
+  They are applied in this order: logit_bias and suppress_tokens, repetition
+  penalty, temperature, top_k, top_p, min_p. RL should leave the last three
+  off or correct for them: tokens that they remove bias the probability ratio.
 
   Attributes:
-    max_new_tokens: Budget.
-    stop_ids: Any of them ends the completion, and is part of it.
-    stop_strings: Any of them ends it too, at the token that completes it.
-    temperature: Divides the logits; 0 is greedy.
-    top_k: Only so many of the most likely tokens; 0 for all.
-    top_p: Nucleus mass within (0, 1]; 1 keeps every token.
-    min_p: A token's least probability, over that of the most likely.
-    repetition_penalty: Divides positive logits of tokens that prompt or
-      completion hold already, and multiplies negative ones (CTRL, section
-      4.1); 1 for none.
-    banned_ids: Never drawn.
-    logit_bias: Token to what is added to its logit.
-    best: The most likely tokens to report with each one drawn; 0 for none.
-    max_total_tokens: Budget of prompt and completion together; 0 for none.
+    max_new_tokens: Maximum number of completion tokens.
+    stop_token_ids: Tokens that end the completion; the stop token is part of
+      it.
+    stop_strings: Strings that end the completion at the token that completes
+      one of them.
+    temperature: Divisor of the logits; 0 decodes greedily.
+    top_k: Number of most likely tokens to sample from; 0 for all.
+    top_p: Probability mass of the nucleus, within (0, 1]; 1 keeps every token.
+    min_p: Least probability of a token relative to the most likely token,
+      within [0, 1].
+    repetition_penalty: Divisor of the positive logits, and factor of the
+      negative ones, of tokens that the prompt or the completion already holds
+      (CTRL, section 4.1); 1 for none.
+    suppress_tokens: Tokens that are never sampled.
+    logit_bias: Map from a token to the number that is added to its logit.
+    top_logprobs: Number of most likely tokens whose log-probabilities are
+      returned at each position; 0 for none.
+    max_total_tokens: Maximum number of prompt and completion tokens together;
+      0 for no such limit.
   """
 
   max_new_tokens: int
-  stop_ids: tuple[int, ...]
+  stop_token_ids: tuple[int, ...]
   stop_strings: tuple[str, ...] = ()
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   min_p: float = 0.0
   repetition_penalty: float = 1.0
-  banned_ids: tuple[int, ...] = ()
+  suppress_tokens: tuple[int, ...] = ()
   logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
-  best: int = 0
+  top_logprobs: int = 0
   max_total_tokens: int = 0
 
   def __post_init__(self):
-    def need(ok, field, wanted):
+    def need(ok, field, requirement):
       if not ok:
         raise UserError(
-          f'sampling: {field} must {wanted}, got {getattr(self, field)}'
+          f'sampling: {field} must {requirement}, got {getattr(self, field)}'
         )
 
     need(self.max_new_tokens >= 1, 'max_new_tokens', 'be at least 1')
@@ -65,329 +75,348 @@ class Sampling:
     need(0 < self.top_p <= 1, 'top_p', 'lie within (0, 1]')
     need(0 <= self.min_p <= 1, 'min_p', 'lie within [0, 1]')
     need(self.repetition_penalty > 0, 'repetition_penalty', 'be above 0')
-    need(self.best >= 0, 'best', 'not be below 0')
-    need(all(self.stop_strings), 'stop_strings', 'not hold an empty one')
+    need(self.top_logprobs >= 0, 'top_logprobs', 'not be below 0')
+    need(all(self.stop_strings), 'stop_strings', 'not hold an empty string')
     need(
       all(bias < np.inf for bias in self.logit_bias.values()),
       'logit_bias',
       'hold finite numbers, or −inf',
     )
 
-  def check(self, vocab_size: int):
-    """Raises UserError if it names a token that the model does not have."""
-    for field in ('stop_ids', 'banned_ids', 'logit_bias'):
+  def validate(self, vocab_size: int):
+    """Checks the parameters against the model's vocabulary.
+
+    Raises:
+      UserError: a token lies outside of the vocabulary, no token is left to
+        sample, or top_logprobs exceeds the vocabulary.
+    """
+    for field in ('stop_token_ids', 'suppress_tokens', 'logit_bias'):
       for token in getattr(self, field):
         if not 0 <= token < vocab_size:
           raise UserError(
             f'sampling: {field} has {token}, which is not within '
             f'the vocabulary of {vocab_size}'
           )
-    if sum(bias == -np.inf for bias in self.bias.values()) >= vocab_size:
+    if sum(bias == -np.inf for bias in self.token_bias.values()) >= vocab_size:
       raise UserError(
-        'sampling: banned_ids and logit_bias leave no token to draw'
+        'sampling: suppress_tokens and logit_bias leave no token to sample'
       )
-    if self.best > vocab_size:
+    if self.top_logprobs > vocab_size:
       raise UserError(
-        f'sampling: best = {self.best} is more than the '
+        f'sampling: top_logprobs = {self.top_logprobs} is more than the '
         f'vocabulary of {vocab_size}'
       )
 
-  def budget(self, prompt_tokens: int) -> int:
-    """The most that a completion of such a prompt may have."""
+  def max_completion_tokens(self, prompt_tokens: int) -> int:
+    """Returns the completion budget that is left after such a prompt."""
     if not self.max_total_tokens:
       return self.max_new_tokens
     return min(self.max_new_tokens, self.max_total_tokens - prompt_tokens)
 
   @property
-  def bias(self) -> dict[int, float]:
-    return dict(self.logit_bias) | {t: -np.inf for t in self.banned_ids}
+  def token_bias(self) -> dict[int, float]:
+    """logit_bias, with −inf for every token of suppress_tokens."""
+    return dict(self.logit_bias) | {t: -np.inf for t in self.suppress_tokens}
 
 
-class Features(NamedTuple):
-  """What a program that draws must be able to do. Static."""
+class SamplingFeatures(NamedTuple):
+  """Static features and widths that a compiled decode program supports.
 
-  cuts: bool = False
+  Attributes:
+    truncation: Whether some request uses top_k, top_p or min_p.
+    penalty: Whether some request uses a repetition penalty.
+    num_stop_tokens: Width of the padded list of stop tokens.
+    num_biases: Width of the padded list of biased tokens.
+    num_top_logprobs: Number of top log-probabilities that are returned.
+  """
+
+  truncation: bool = False
   penalty: bool = False
-  stops: int = 4
-  biases: int = 0
-  best: int = 0
+  num_stop_tokens: int = 4
+  num_biases: int = 0
+  num_top_logprobs: int = 0
 
 
-def features(requests: Sequence[Sampling]) -> Features:
-  """What all of these need together; widths are powers of two, so that few
-  programs serve all."""
+def required_features(params: Sequence[SamplingParams]) -> SamplingFeatures:
+  """Returns the features that all these parameters need together.
 
-  def width(count: int) -> int:
-    return 1 << (count - 1).bit_length() if count else 0
+  Widths are rounded up to powers of two, so that few compiled programs serve
+  all requests.
+  """
 
-  of = lambda f: max(map(f, requests))
-  return Features(
-    cuts=any(r.top_k or r.top_p < 1 or r.min_p for r in requests),
-    penalty=any(r.repetition_penalty != 1 for r in requests),
-    stops=width(max(of(lambda r: len(r.stop_ids)), 4)),
-    biases=width(of(lambda r: len(r.bias))),
-    best=width(of(lambda r: r.best)),
+  def width(count: Callable[[SamplingParams], int], least: int = 0) -> int:
+    largest = max(least, *map(count, params))
+    return 1 << (largest - 1).bit_length() if largest else 0
+
+  return SamplingFeatures(
+    truncation=any(p.top_k or p.top_p < 1 or p.min_p for p in params),
+    penalty=any(p.repetition_penalty != 1 for p in params),
+    num_stop_tokens=width(lambda p: len(p.stop_token_ids), least=4),
+    num_biases=width(lambda p: len(p.token_bias)),
+    num_top_logprobs=width(lambda p: p.top_logprobs),
   )
 
 
 @chex.dataclass(frozen=True)
-class Draws:
-  """Sampling for the B rows of one call; None where no row needs it.
+class SamplingMetadata:
+  """Sampling parameters of B sequences as arrays.
+
+  Optional arrays are None where no sequence of the batch needs them.
 
   Attributes:
-    key_B2: uint32, the raw key of each sample.
-    made_B: int32, tokens drawn so far: the n-th draw uses the key folded by n.
-    left_B: int32, how many more the row may draw; 0 for an empty row.
-    temperature_B: float32.
-    stop_BO: int32, padded with −1.
-    top_k_B, top_p_B, min_p_B, penalty_B: See Sampling.
-    bias_id_BO, bias_BO: int32 and float32, padded with the vocabulary's size.
-    seen_BV: bool, tokens of prompt and completion.
+    key_B2: uint32, the raw PRNG key of each sequence.
+    num_generated_B: int32, tokens generated before this call. The n-th token
+      of a sequence is sampled with its key folded by n.
+    remaining_B: int32, tokens that the sequence may still generate; 0 for an
+      empty row of the batch.
+    temperature_B: float32; 0 decodes greedily.
+    stop_token_BO: int32, padded with −1.
+    top_k_B, top_p_B, min_p_B: See SamplingParams; int32, float32, float32.
+    repetition_penalty_B: float32, see SamplingParams.
+    bias_token_BO: int32 tokens that have a bias, padded with the vocabulary's
+      size.
+    bias_BO: float32, their biases, padded with 0.
+    seen_BV: bool, tokens that the prompt or the completion holds.
   """
 
   key_B2: chex.Array
-  made_B: chex.Array
-  left_B: chex.Array
+  num_generated_B: chex.Array
+  remaining_B: chex.Array
   temperature_B: chex.Array
-  stop_BO: chex.Array
+  stop_token_BO: chex.Array
   top_k_B: chex.Array | None = None
   top_p_B: chex.Array | None = None
   min_p_B: chex.Array | None = None
-  penalty_B: chex.Array | None = None
-  bias_id_BO: chex.Array | None = None
+  repetition_penalty_B: chex.Array | None = None
+  bias_token_BO: chex.Array | None = None
   bias_BO: chex.Array | None = None
   seen_BV: chex.Array | None = None
 
 
-class Drawn(NamedTuple):
-  """One token a row.
+def build_metadata(
+  params: Sequence[SamplingParams | None],
+  key_B2,
+  num_generated_B,
+  remaining_B,
+  features: SamplingFeatures,
+  vocab_size: int,
+  seen_tokens: Sequence[Sequence[int]] | None = None,
+) -> SamplingMetadata:
+  """Stacks the sampling parameters of a batch into NumPy arrays.
+
+  Args:
+    params: Parameters of B sequences; None for an empty row of the batch.
+    key_B2, num_generated_B, remaining_B: See SamplingMetadata.
+    features: Features that the decode program supports.
+    vocab_size: V.
+    seen_tokens: Tokens of each sequence's prompt and completion; read only
+      where `features.penalty` is set.
+  """
+  B = len(params)
+
+  def column(field: str, dtype, default):
+    return np.array(
+      [default if p is None else getattr(p, field) for p in params], dtype
+    )
+
+  def padded(width: int, lists, dtype, padding):
+    array_BO = np.full((B, width), padding, dtype)
+    for row_O, values in zip(array_BO, lists):
+      row_O[: len(values)] = list(values)
+    return array_BO
+
+  stop_tokens = [p.stop_token_ids if p else () for p in params]
+  metadata = SamplingMetadata(
+    key_B2=key_B2,
+    num_generated_B=num_generated_B,
+    remaining_B=remaining_B,
+    temperature_B=column('temperature', np.float32, 1.0),
+    stop_token_BO=padded(features.num_stop_tokens, stop_tokens, np.int32, -1),
+  )
+  if features.truncation:
+    metadata = metadata.replace(
+      top_k_B=column('top_k', np.int32, 0),
+      top_p_B=column('top_p', np.float32, 1),
+      min_p_B=column('min_p', np.float32, 0),
+    )
+  if features.num_biases:
+    biases = [p.token_bias if p else {} for p in params]
+    width, values = features.num_biases, [b.values() for b in biases]
+    metadata = metadata.replace(
+      bias_token_BO=padded(width, biases, np.int32, vocab_size),
+      bias_BO=padded(width, values, np.float32, 0),
+    )
+  if features.penalty:
+    seen_BV = np.zeros((B, vocab_size), bool)
+    for seen_V, tokens in zip(seen_BV, seen_tokens):
+      seen_V[tokens] = True
+    metadata = metadata.replace(
+      repetition_penalty_B=column('repetition_penalty', np.float32, 1),
+      seen_BV=seen_BV,
+    )
+  return metadata
+
+
+class SampledTokens(NamedTuple):
+  """One sampled token per sequence, with its log-probabilities.
 
   Attributes:
     token_B: int32.
-    logp_B: float32, its log-probability in the distribution that it was drawn
-      from, after all that Sampling asks for. A greedy choice has 0.
-    model_logp_B: float32, its log-probability at temperature 1, nothing cut.
-    best_id_BO, best_logp_BO: The most likely tokens at temperature 1.
+    logp_B: float32 log-probability in the processed distribution that the
+      token was sampled from; 0 for a greedy choice.
+    model_logp_B: float32 log-probability under the model's own distribution:
+      temperature 1, nothing truncated.
+    top_token_BO, top_logp_BO: The O most likely tokens under the model's own
+      distribution, int32, and their log-probabilities, float32; or None.
   """
 
   token_B: jax.Array
   logp_B: jax.Array
   model_logp_B: jax.Array
-  best_id_BO: jax.Array | None
-  best_logp_BO: jax.Array | None
+  top_token_BO: jax.Array | None
+  top_logp_BO: jax.Array | None
 
 
-def draw(logits_BV, draws: Draws, nth_B, best: int = 0) -> Drawn:
-  """The made_B + nth_B-th token of each row, each from its own key."""
-  shaped_BV = shaped(logits_BV, draws)
-  token_B = _categorical(_keys(draws, nth_B), shaped_BV)
-  token_B = jnp.where(
-    draws.temperature_B == 0, _most_likely(shaped_BV), token_B
-  )
-  return _told(logits_BV, shaped_BV, token_B, draws, best)
+def sample_tokens(
+  logits_BV, metadata: SamplingMetadata, offset_B, num_top_logprobs: int = 0
+) -> SampledTokens:
+  """Samples the next token of each sequence with the sequence's own key.
 
-
-class Draft(NamedTuple):
-  """A guess at the next token, and the logits that it was drawn from.
-
-  Attributes:
-    token_B: int32.
-    logits_BV: float32, shaped.
-    live_B: bool, rows that have one.
+  Args:
+    logits_BV: The model's logits.
+    metadata: Sampling parameters.
+    offset_B: Tokens generated since `metadata.num_generated_B` was counted.
+    num_top_logprobs: O.
   """
-
-  token_B: jax.Array
-  logits_BV: jax.Array
-  live_B: jax.Array
-
-
-def guess(logits_BV, draws: Draws, nth_B, live_B) -> Draft:
-  """A draft of the token that `verify` with the same arguments judges."""
-  shaped_BV = shaped(logits_BV, draws)
-  token_B = _categorical(_keys(draws, nth_B, _GUESS), shaped_BV)
+  processed_BV = process_logits(logits_BV, metadata)
+  token_B = sample_categorical(token_keys(metadata, offset_B), processed_BV)
   token_B = jnp.where(
-    draws.temperature_B == 0, _most_likely(shaped_BV), token_B
+    metadata.temperature_B == 0, argmax(processed_BV), token_B
   )
-  return Draft(token_B, shaped_BV, live_B)
+  return with_logprobs(
+    logits_BV, processed_BV, token_B, metadata, num_top_logprobs
+  )
 
 
-def verify(
-  logits_BV, draws: Draws, nth_B, draft: Draft, best: int = 0
-) -> tuple[Drawn, jax.Array]:
-  """As `draw`, and in the same distribution p: the draft, drawn from q, stays
-  with probability min(1, p / q), or else a token of max(p − q, 0) takes its
-  place (Leviathan et al. 2023, section 2.3). A greedy row keeps a draft that
-  is the most likely token.
+def token_keys(
+  metadata: SamplingMetadata, offset_B, purpose: int | None = None
+):
+  """Returns the PRNG key of each sequence's next token.
 
-  Returns:
-    What was drawn, and bool [B], whether it is the draft.
+  Args:
+    metadata: Holds the sequences' keys.
+    offset_B: Tokens generated since `metadata.num_generated_B` was counted.
+    purpose: Distinguishes further uses of a token's key; None to sample it.
   """
-  shaped_BV = shaped(logits_BV, draws)
-  p_BV = jax.nn.softmax(shaped_BV)
-  q_BV = jax.nn.softmax(draft.logits_BV) * draft.live_B[:, None]
-  p_B, q_B = (_chosen(x_BV, draft.token_B) for x_BV in (p_BV, q_BV))
-  chance_B = jax.vmap(jax.random.uniform)(_keys(draws, nth_B, _JUDGE))
-  keeps_B = draft.live_B & (chance_B * q_B < p_B)
-  rest_BV = jnp.maximum(p_BV - q_BV, 0)
-  # Nothing is left where p = q to the last bit; then every draft stays.
-  rest_BV = jnp.where(rest_BV.sum(-1, keepdims=True) > 0, rest_BV, p_BV)
-  other_B = _categorical(_keys(draws, nth_B), jnp.log(rest_BV))
-  greedy_B, top_B = draws.temperature_B == 0, _most_likely(shaped_BV)
-  keeps_B = jnp.where(
-    greedy_B, draft.live_B & (draft.token_B == top_B), keeps_B
-  )
-  token_B = jnp.where(
-    keeps_B, draft.token_B, jnp.where(greedy_B, top_B, other_B)
-  )
-  return _told(logits_BV, shaped_BV, token_B, draws, best), keeps_B
-
-
-_GUESS, _JUDGE = 1, 2  # What else a token's key is used for.
-
-
-def _keys(draws: Draws, nth_B, purpose: int | None = None):
   fold = jax.vmap(jax.random.fold_in)
-  key_B = fold(jax.random.wrap_key_data(draws.key_B2), draws.made_B + nth_B)
+  key_B = fold(
+    jax.random.wrap_key_data(metadata.key_B2),
+    metadata.num_generated_B + offset_B,
+  )
   if purpose is None:
     return key_B
-  return fold(key_B, jnp.full(draws.made_B.shape, purpose))
+  return fold(key_B, jnp.full(metadata.num_generated_B.shape, purpose))
 
 
-def _categorical(key_B, logits_BV):
-  """A token of each row, by Gumbel's trick, as jax.random.categorical."""
+def sample_categorical(key_B, logits_BV):
+  """Samples by the Gumbel-max trick, as jax.random.categorical does."""
   noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(
     key_B
   )
-  return _most_likely(noise_BV + logits_BV)
+  return argmax(noise_BV + logits_BV)
 
 
-def _most_likely(logits_BV):
-  """As jnp.argmax: the first of the largest, int32. XLA's argmax on CPU is
-  not vectorised, nor is whatever it fuses with it: about 4 times slower."""
+def argmax(logits_BV):
+  """Returns the first index of the largest logit, int32, as jnp.argmax does.
+
+  XLA's argmax on CPU is not vectorised, nor is whatever is fused with it; this
+  form is about 4 times faster.
+  """
   V = logits_BV.shape[-1]
   is_top_BV = logits_BV == logits_BV.max(-1, keepdims=True)
   first_B = jnp.min(jnp.where(is_top_BV, jnp.arange(V), V), -1)
-  return jnp.minimum(first_B, V - 1)  # Where all is NaN, a token still.
+  return jnp.minimum(first_B, V - 1)  # A valid token even where all is NaN.
 
 
-def _told(logits_BV, shaped_BV, token_B, draws: Draws, best: int) -> Drawn:
-  plain_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32))
-  logp_B = _chosen(jax.nn.log_softmax(shaped_BV), token_B)
-  found = jax.lax.top_k(plain_BV, best) if best else (None, None)
-  return Drawn(
+def with_logprobs(
+  logits_BV,
+  processed_BV,
+  token_B,
+  metadata: SamplingMetadata,
+  num_top_logprobs: int,
+) -> SampledTokens:
+  """Returns the tokens with their log-probabilities.
+
+  Args:
+    logits_BV: The model's logits.
+    processed_BV: Logits of the distribution that the tokens were sampled from.
+    token_B: int32, the sampled tokens.
+    metadata: Sampling parameters.
+    num_top_logprobs: O.
+  """
+  model_logp_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32))
+  logp_B = take_token(jax.nn.log_softmax(processed_BV), token_B)
+  top_logp_BO, top_token_BO = None, None
+  if num_top_logprobs:
+    top_logp_BO, top_token_BO = jax.lax.top_k(model_logp_BV, num_top_logprobs)
+  return SampledTokens(
     token_B=token_B,
-    logp_B=jnp.where(draws.temperature_B == 0, 0.0, logp_B),
-    model_logp_B=_chosen(plain_BV, token_B),
-    best_id_BO=found[1],
-    best_logp_BO=found[0],
+    logp_B=jnp.where(metadata.temperature_B == 0, 0.0, logp_B),
+    model_logp_B=take_token(model_logp_BV, token_B),
+    top_token_BO=top_token_BO,
+    top_logp_BO=top_logp_BO,
   )
 
 
-def shaped(logits_BV, draws: Draws):
-  """Logits of the distribution that is drawn from; −inf for what is cut.
+def process_logits(logits_BV, metadata: SamplingMetadata):
+  """Returns the logits of the distribution that tokens are sampled from.
 
-  A greedy row is biased and penalised, and otherwise as it was.
+  They are float32, with −inf for tokens that cannot be sampled. The logits of
+  a greedy sequence are biased, penalised and truncated, but not divided by
+  its temperature.
   """
   logits_BV = logits_BV.astype(jnp.float32)
-  if draws.bias_BO is not None:
-    rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
-    logits_BV = logits_BV.at[rows_B1, draws.bias_id_BO].add(
-      draws.bias_BO, mode='drop'
+  if metadata.bias_BO is not None:
+    row_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    logits_BV = logits_BV.at[row_B1, metadata.bias_token_BO].add(
+      metadata.bias_BO, mode='drop'
     )
-  if draws.seen_BV is not None:
-    penalty_B1 = draws.penalty_B[:, None]
+  if metadata.seen_BV is not None:
+    penalty_B1 = metadata.repetition_penalty_B[:, None]
     logits_BV = jnp.where(
-      draws.seen_BV,
+      metadata.seen_BV,
       jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1),
       logits_BV,
     )
-  temperature_B1 = draws.temperature_B[:, None]
+  temperature_B1 = metadata.temperature_B[:, None]
   logits_BV /= jnp.where(temperature_B1 > 0, temperature_B1, 1.0)
-  if draws.top_p_B is not None:
-    logits_BV = cut(logits_BV, draws.top_k_B, draws.top_p_B, draws.min_p_B)
+  if metadata.top_p_B is not None:
+    logits_BV = truncate_logits(
+      logits_BV, metadata.top_k_B, metadata.top_p_B, metadata.min_p_B
+    )
   return logits_BV
 
 
-def cut(logits_BV, top_k_B, top_p_B, min_p_B):
-  """−inf for every token below the least that top_k, top_p and min_p keep.
+def truncate_logits(logits_BV, top_k_B, top_p_B, min_p_B):
+  """Sets logits to −inf that top_k, top_p or min_p exclude.
 
   The nucleus is the smallest set of most likely tokens with mass ≥ top_p,
-  among those that top_k left. Tokens as likely as the last one kept stay.
+  among those that top_k keeps. Tokens that tie with the last kept one stay.
   """
   V = logits_BV.shape[-1]
   sorted_BV = -jnp.sort(-logits_BV, -1)
   in_k_BV = (top_k_B[:, None] == 0) | (jnp.arange(V) < top_k_B[:, None])
   prob_BV = jax.nn.softmax(jnp.where(in_k_BV, sorted_BV, -jnp.inf), -1)
-  before_BV = jnp.cumsum(prob_BV, -1) - prob_BV
+  mass_before_BV = jnp.cumsum(prob_BV, -1) - prob_BV
   keep_BV = (
     in_k_BV
-    & ((before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1))
+    & ((mass_before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1))
     & (prob_BV >= min_p_B[:, None] * prob_BV[:, :1])
   )
   least_B1 = jnp.min(jnp.where(keep_BV, sorted_BV, jnp.inf), -1, keepdims=True)
   return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
-def stack(
-  requests: Sequence[Sampling | None],
-  key_B2,
-  made_B,
-  left_B,
-  wanted: Features,
-  vocab_size: int,
-  seen=None,
-) -> Draws:
-  """NumPy rows for these requests; None for an empty row.
-
-  Args:
-    requests: B of them.
-    key_B2, made_B, left_B: See Draws.
-    wanted: What the program can do.
-    vocab_size: V.
-    seen: For each row the tokens that it holds, where there is a penalty.
-  """
-  B = len(requests)
-
-  def of(field: str, dtype, empty):
-    return np.array(
-      [empty if r is None else getattr(r, field) for r in requests], dtype
-    )
-
-  def padded(width: int, rows, dtype, empty):
-    found = np.full((B, width), empty, dtype)
-    for row, values in zip(found, rows):
-      row[: len(values)] = list(values)
-    return found
-
-  some = [r.stop_ids if r else () for r in requests]
-  draws = Draws(
-    key_B2=key_B2,
-    made_B=made_B,
-    left_B=left_B,
-    temperature_B=of('temperature', np.float32, 1.0),
-    stop_BO=padded(wanted.stops, some, np.int32, -1),
-  )
-  if wanted.cuts:
-    draws = draws.replace(
-      top_k_B=of('top_k', np.int32, 0),
-      top_p_B=of('top_p', np.float32, 1),
-      min_p_B=of('min_p', np.float32, 0),
-    )
-  if wanted.biases:
-    bias = [r.bias if r else {} for r in requests]
-    draws = draws.replace(
-      bias_id_BO=padded(wanted.biases, bias, np.int32, vocab_size),
-      bias_BO=padded(wanted.biases, [b.values() for b in bias], np.float32, 0),
-    )
-  if wanted.penalty:
-    seen_BV = np.zeros((B, vocab_size), bool)
-    for row, tokens in zip(seen_BV, seen):
-      row[tokens] = True
-    draws = draws.replace(
-      penalty_B=of('repetition_penalty', np.float32, 1), seen_BV=seen_BV
-    )
-  return draws
-
-
-def _chosen(logp_BV, token_B):
-  return jnp.take_along_axis(logp_BV, token_B[:, None], -1)[:, 0]
+def take_token(x_BV, token_B):
+  """Returns the entry of each sequence's token, [B]."""
+  return jnp.take_along_axis(x_BV, token_B[:, None], -1)[:, 0]

@@ -1,15 +1,18 @@
-"""Which requests decode, and where their tokens lie: host policy, no arrays
-of the device's.
+"""Decides which requests decode and in which blocks their tokens lie.
 
-A request waits, then it is placed: it gets a row in one part of the batch and
-pages in that part's pool, and `Fill` jobs read what of its prompt no page
-holds yet. It decodes until it is done, or until the pool is short of a page:
-then the youngest gives its pages back and waits again, with what it has made.
-What it drew can be found then as well (see pool.py): the next turn of a
-conversation goes on where the last one ended.
+This is host policy only; it touches no array on the device. A request waits
+until a shard of the batch has room for it. It is then admitted: it gets a
+place among the shard's running sequences and blocks of the shard's pool, and a
+`PrefillJob` computes those of its tokens that no cached block holds. It
+decodes until it is finished, or until its shard runs out of blocks: then the
+sequence that was admitted last is preempted, which frees its blocks and puts
+it back at the head of the queue with the tokens that it has generated.
 
-Everything follows from the order of the calls, so that several processes that
-see the same tokens decide the same.
+Generated tokens enter the prefix cache too (see block_pool.py), so the next
+turn of a conversation reuses the blocks of the one before.
+
+Every decision follows from the order of the calls alone, so several processes
+that see the same tokens decide the same.
 """
 
 from collections import deque
@@ -18,341 +21,383 @@ import dataclasses
 
 import numpy as np
 
-from r1jax.rollout.block_pool import Page, Pool
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.block_pool import Block, BlockPool
+from r1jax.rollout.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-  """One completion that is asked for.
+  """A request for one completion of a prompt.
 
   Attributes:
-    name: Names it in errors and results.
-    prompt: int32 [p], at least one token.
-    key: uint32 [2], the raw key of its draws.
-    sampling: How it is drawn.
-    group: Requests of a group belong together.
+    name: Names the request in errors and results.
+    prompt: int32 [p], the prompt's tokens, at least one.
+    key: uint32 [2], the raw PRNG key that its tokens are sampled with.
+    sampling_params: Sampling parameters.
+    group: Identifies the requests that share a prompt.
   """
 
   name: Hashable
   prompt: np.ndarray
   key: np.ndarray
-  sampling: Sampling
+  sampling_params: SamplingParams
   group: Hashable = None
 
 
 @dataclasses.dataclass(eq=False)
 class Completion:
-  """What a request has made so far.
+  """The completion of a request, finished or in progress.
 
   Attributes:
-    request: Which one.
-    tokens: Drawn, the stop token among them.
-    logp: Of each, in the distribution that it was drawn from.
-    model_logp: Of each, at temperature 1 with nothing cut.
-    version: The policy that drew each.
-    best: For each the most likely tokens, (token, logp), if asked for.
+    request: The request that it completes.
+    tokens: Generated tokens, the stop token among them.
+    logp: Log-probability of each token in the distribution that it was sampled
+      from.
+    model_logp: Log-probability of each token at temperature 1, with nothing
+      truncated.
+    policy_version: Version of the policy that sampled each token.
+    top_logprobs: Most likely tokens at each position as pairs (token, logp),
+      if the request asks for them.
     prompt_experts: uint16 [p − 1, L, A], the experts of all prompt tokens but
       the last; None unless the engine records them.
-    experts: [L, A] of the last prompt token and of each token after it that
-      was fed.
-    passes: Forward passes that drew them.
-    drafts: Tokens that the look-ahead module guessed.
-    kept_drafts: Of them, those that stayed.
-    finish: None while unfinished; then 'stop' or 'length'.
+    experts: [L, A] for the last prompt token and for each generated token that
+      was fed back.
+    decode_steps: Forward passes of the decode program that it took part in.
+    draft_tokens: Number of tokens that the MTP module proposed for it.
+    accepted_tokens: Number of these drafts that were accepted.
+    finish_reason: 'stop' or 'length'; None while it is unfinished.
   """
 
   request: Request
   tokens: list[int] = dataclasses.field(default_factory=list)
   logp: list[float] = dataclasses.field(default_factory=list)
   model_logp: list[float] = dataclasses.field(default_factory=list)
-  version: list[int] = dataclasses.field(default_factory=list)
-  best: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
+  policy_version: list[int] = dataclasses.field(default_factory=list)
+  top_logprobs: list[list[tuple[int, float]]] = dataclasses.field(
+    default_factory=list
+  )
   prompt_experts: np.ndarray | None = None
   experts: list[np.ndarray] = dataclasses.field(default_factory=list)
-  passes: int = 0
-  drafts: int = 0
-  kept_drafts: int = 0
-  finish: str | None = None
+  decode_steps: int = 0
+  draft_tokens: int = 0
+  accepted_tokens: int = 0
+  finish_reason: str | None = None
 
   @property
-  def left(self) -> int:
-    """Tokens that it may still draw."""
-    request = self.request
-    return request.sampling.budget(len(request.prompt)) - len(self.tokens)
+  def remaining_tokens(self) -> int:
+    """Number of tokens that it may still generate."""
+    params, prompt = self.request.sampling_params, self.request.prompt
+    return params.max_completion_tokens(len(prompt)) - len(self.tokens)
 
   @property
-  def last(self) -> int:
+  def last_token(self) -> int:
     """The token that is fed next."""
     return self.tokens[-1] if self.tokens else int(self.request.prompt[-1])
 
   @property
-  def context(self) -> np.ndarray:
-    """int32, prompt and what was drawn."""
+  def all_tokens(self) -> np.ndarray:
+    """int32, the prompt's tokens and the generated ones."""
     return np.concatenate(
       [self.request.prompt, np.asarray(self.tokens, np.int32)]
     )
 
 
 @dataclasses.dataclass(eq=False)
-class Fill:
-  """Prompt tokens that no page holds yet.
+class PrefillJob:
+  """The tokens of a newly admitted request that no cached block holds.
 
   Attributes:
-    part: Whose pool.
-    before: Pages of the tokens before them.
-    pages: Pages that they fill.
-    tokens: int32.
-    after: The job that fills the last page of `before`, if it is not done.
-    done: Tokens that have been read.
+    shard: Shard of the batch, and so of the pool, that it belongs to.
+    prefix_blocks: Blocks of the tokens before them.
+    blocks: Blocks that they are written to.
+    tokens: int32, the tokens to compute.
+    depends_on: The job that writes the last of prefix_blocks, if it was
+      admitted in the same call.
+    num_computed: Number of tokens computed so far.
   """
 
-  part: int
-  before: list[Page]
-  pages: list[Page]
+  shard: int
+  prefix_blocks: list[Block]
+  blocks: list[Block]
   tokens: np.ndarray
-  after: 'Fill | None'
-  done: int = 0
+  depends_on: 'PrefillJob | None'
+  num_computed: int = 0
 
   @property
   def finished(self) -> bool:
-    return self.done == len(self.tokens)
+    """Whether all tokens have been computed."""
+    return self.num_computed == len(self.tokens)
 
   @property
   def ready(self) -> bool:
-    return not self.finished and (self.after is None or self.after.finished)
+    """Whether it is unfinished and its prefix has been computed."""
+    return not self.finished and (
+      self.depends_on is None or self.depends_on.finished
+    )
 
 
 @dataclasses.dataclass(eq=False)
-class Row:
-  """A request that decodes.
+class RunningSequence:
+  """A request that decodes, and the blocks that hold its tokens.
 
   Attributes:
-    completion: What it makes.
-    part: Of the batch and of the pool.
-    pages: Its context but for the last token, which is fed next: pages that
-      it may share, then its own.
-    own: Index of the first page that it writes to.
-    page_tokens: S.
+    completion: The completion that it extends.
+    shard: Shard of the batch and of the pool.
+    blocks: Blocks of all its tokens but the last, which is fed next: first
+      prefilled ones, which others may share, then those that it decodes into.
+    num_prefilled_blocks: Number of prefilled blocks.
+    block_size: S, tokens that a block has room for.
   """
 
   completion: Completion
-  part: int
-  pages: list[Page]
-  own: int
-  page_tokens: int
+  shard: int
+  blocks: list[Block]
+  num_prefilled_blocks: int
+  block_size: int
 
   @property
-  def written(self) -> int:
-    """Tokens in its own pages."""
-    return _tokens(self.pages[self.own :])
+  def num_decoded(self) -> int:
+    """Number of tokens in the blocks that it decodes into."""
+    return _num_tokens(self.blocks[self.num_prefilled_blocks :])
 
   @property
-  def next(self) -> int:
-    """Place of the next token, counted as in model/cache.py's Context."""
-    return self.own * self.page_tokens + self.written
+  def next_slot(self) -> int:
+    """Slot of the next token, counted as in model/cache.py."""
+    return self.num_prefilled_blocks * self.block_size + self.num_decoded
 
 
 class Scheduler:
-  """Waiting requests, rows, and one pool for each part of the batch.
+  """The queue of waiting requests, and the running sequences of each shard.
 
   Args:
-    rows: Rows of one part.
-    parts: Parts of the batch.
-    pages: Pages of one part's pool, page 0 among them.
-    places: W, the most pages of one row.
-    page_tokens: S.
-    chunk_tokens: Tokens that a row may feed between two looks.
+    max_num_seqs: Sequences of one shard that decode at once.
+    num_shards: Shards of the batch, each with a block pool of its own.
+    num_blocks: Blocks of one shard's pool, block 0 among them.
+    max_blocks_per_seq: W, the maximum number of blocks of one sequence.
+    block_size: S, tokens that a block has room for.
+    tokens_per_call: Maximum number of tokens that one call of the decode
+      program appends to a sequence.
+
+  Attributes:
+    running: The running sequences of each shard, in the order in which they
+      were admitted.
+    num_preemptions: How often a sequence has been preempted.
   """
 
   def __init__(
     self,
-    rows: int,
-    parts: int,
-    pages: int,
-    places: int,
-    page_tokens: int,
-    chunk_tokens: int,
+    max_num_seqs: int,
+    num_shards: int,
+    num_blocks: int,
+    max_blocks_per_seq: int,
+    block_size: int,
+    tokens_per_call: int,
   ):
-    self._rows, self._places, self._page_tokens = rows, places, page_tokens
-    self._chunk = chunk_tokens
+    self._max_num_seqs, self._block_size = max_num_seqs, block_size
+    self._max_blocks_per_seq = max_blocks_per_seq
+    self._tokens_per_call = tokens_per_call
     self._waiting: deque[Completion] = deque()
-    self._pools = [Pool(pages) for _ in range(parts)]
-    self.running: list[list[Row]] = [[] for _ in range(parts)]
-    self.preempted = 0
+    self._pools = [BlockPool(num_blocks) for _ in range(num_shards)]
+    self.running: list[list[RunningSequence]] = [[] for _ in range(num_shards)]
+    self.num_preemptions = 0
 
   def submit(self, completion: Completion):
+    """Appends a completion, new or partial, to the queue."""
     self._waiting.append(completion)
 
   @property
   def idle(self) -> bool:
+    """Whether nothing waits and nothing runs."""
     return not self._waiting and not any(self.running)
 
   def unfinished(self) -> list[Completion]:
-    """What is left when a run stops early, oldest first."""
-    return [row.completion for part in self.running for row in part] + list(
+    """Returns the completions that run or wait, the running ones first."""
+    return [seq.completion for seqs in self.running for seq in seqs] + list(
       self._waiting
     )
 
-  def place(self) -> list[Fill]:
-    """Gives waiting requests rows and pages, in their order.
+  def admit(self) -> list[PrefillJob]:
+    """Admits waiting requests in their order, as long as they have room.
 
     Returns:
-      What must be read before they decode, in an order in which it can be.
+      What must be computed before they decode; a job comes after the jobs that
+      it depends on.
     """
-    jobs: list[Fill] = []
-    filling: dict[int, Fill] = {}  # By id of a page that is not read yet.
+    jobs: list[PrefillJob] = []
+    # The job that writes a block, by the block's id(), until it has run.
+    writers: dict[int, PrefillJob] = {}
     while self._waiting:
       completion = self._waiting[0]
-      context = completion.context[:-1]
-      settled = self._part_for(completion, context)
-      if settled is None:
+      tokens = completion.all_tokens[:-1]
+      placement = self._choose_shard(completion, tokens)
+      if placement is None:
         break
       self._waiting.popleft()
-      job = self._settle(completion, context, *settled, filling)
+      job = self._start(completion, tokens, *placement, writers)
       if job:
         jobs.append(job)
     return jobs
 
-  def _part_for(
-    self, completion: Completion, context: np.ndarray
-  ) -> tuple[int, list[Page]] | None:
-    """The part where it decodes, and the pages there that it shares.
+  def _choose_shard(
+    self, completion: Completion, tokens: np.ndarray
+  ) -> tuple[int, list[Block]] | None:
+    """Returns the shard to decode in and the cached blocks to reuse there.
 
-    A part that has all of its context comes first, up to an even share of the
-    requests; then the one with the fewest rows.
+    A shard that caches all of the tokens is preferred, up to an even share of
+    the requests; otherwise the shard with the fewest running sequences is
+    chosen. None if no shard has room.
     """
-    size, parts = self._page_tokens, len(self._pools)
-    even = -(-(len(self._waiting) + sum(map(len, self.running))) // parts)
-    ahead = min(self._chunk, completion.left)
-    best, settled = None, None
-    for part, pool in enumerate(self._pools):
-      rows = len(self.running[part])
-      if rows >= self._rows:
+    size, num_shards = self._block_size, len(self._pools)
+    num_requests = len(self._waiting) + sum(map(len, self.running))
+    even_share = -(-num_requests // num_shards)
+    ahead = min(self._tokens_per_call, completion.remaining_tokens)
+    best_rank, placement = None, None
+    for shard, pool in enumerate(self._pools):
+      num_running = len(self.running[shard])
+      if num_running >= self._max_num_seqs:
         continue
-      shared = self._fitting(pool.match(context), len(context), completion.left)
-      missing = len(context) - _tokens(shared)
+      prefix = self._usable_prefix(
+        pool.match_prefix(tokens), len(tokens), completion.remaining_tokens
+      )
+      missing = len(tokens) - _num_tokens(prefix)
       spare = (
-        pool.available
-        - sum(not page.holders for page in shared)
-        - _pages_of(missing, size)
-        - _pages_of(ahead, size)
+        pool.num_available
+        - sum(not block.ref_count for block in prefix)
+        - _num_blocks(missing, size)
+        - _num_blocks(ahead, size)
       )
-      if spare < rows:  # A page for each row to grow.
+      if spare < num_running:  # One block for each running sequence to grow.
         continue
-      holds_all = not missing and rows < even
-      rank = not holds_all, rows, missing, part
-      if best is None or rank < best:
-        best, settled = rank, (part, shared)
-    return settled
+      fully_cached = not missing and num_running < even_share
+      rank = not fully_cached, num_running, missing, shard
+      if best_rank is None or rank < best_rank:
+        best_rank, placement = rank, (shard, prefix)
+    return placement
 
-  def _fitting(
-    self, shared: list[Page], context_tokens: int, left: int
-  ) -> list[Page]:
-    """Without the last ones, where those that are half full cost a page more
-    than to read their tokens again, or are too many for a row."""
+  def _usable_prefix(
+    self, prefix: list[Block], num_tokens: int, remaining_tokens: int
+  ) -> list[Block]:
+    """Drops trailing cached blocks that it costs more to reuse.
 
-    def pages(shared: list[Page]) -> int:  # Of the whole context.
-      return len(shared) + _pages_of(
-        context_tokens - _tokens(shared), self._page_tokens
-      )
+    A partial block is dropped where reusing it would need one block more than
+    recomputing its tokens, or more blocks than a sequence may have.
+    """
 
-    most = self._places - _pages_of(left, self._page_tokens)
-    while shared and (
-      pages(shared) > most or pages(shared) > pages(shared[:-1])
+    def blocks_needed(prefix: list[Block]) -> int:  # For all num_tokens.
+      missing = num_tokens - _num_tokens(prefix)
+      return len(prefix) + _num_blocks(missing, self._block_size)
+
+    limit = self._max_blocks_per_seq - _num_blocks(
+      remaining_tokens, self._block_size
+    )
+    while prefix and (
+      blocks_needed(prefix) > limit
+      or blocks_needed(prefix) > blocks_needed(prefix[:-1])
     ):
-      shared = shared[:-1]
-    return shared
+      prefix = prefix[:-1]
+    return prefix
 
-  def _settle(
+  def _start(
     self,
     completion: Completion,
-    context: np.ndarray,
-    part: int,
-    before: list[Page],
-    filling: dict[int, Fill],
-  ) -> Fill | None:
-    """A row of the part; and what of its context is still to be read."""
-    pool, size = self._pools[part], self._page_tokens
-    pool.hold(before)
-    rest, fresh = context[_tokens(before) :], []
-    last = before[-1].key if before else b''
-    for start in range(0, len(rest), size):
-      page = pool.take()
-      pool.publish(page, last, rest[start : start + size])
-      fresh.append(page)
-      last = page.key
-    self.running[part].append(
-      Row(completion, part, before + fresh, len(before) + len(fresh), size)
+    tokens: np.ndarray,
+    shard: int,
+    prefix: list[Block],
+    writers: dict[int, PrefillJob],
+  ) -> PrefillJob | None:
+    """Starts a sequence in the shard; returns what is to be prefilled."""
+    pool, size = self._pools[shard], self._block_size
+    pool.acquire(prefix)
+    missing, blocks = tokens[_num_tokens(prefix) :], []
+    parent_hash = prefix[-1].block_hash if prefix else b''
+    for start in range(0, len(missing), size):
+      block = pool.allocate()
+      pool.cache(block, parent_hash, missing[start : start + size])
+      blocks.append(block)
+      parent_hash = block.block_hash
+    self.running[shard].append(
+      RunningSequence(
+        completion, shard, prefix + blocks, len(prefix) + len(blocks), size
+      )
     )
-    if not fresh:
+    if not blocks:
       return None
-    job = Fill(
-      part,
-      before,
-      fresh,
-      rest,
-      after=filling.get(id(before[-1])) if before else None,
+    job = PrefillJob(
+      shard,
+      prefix,
+      blocks,
+      missing,
+      depends_on=writers.get(id(prefix[-1])) if prefix else None,
     )
-    filling |= {id(page): job for page in fresh}
+    writers |= {id(block): job for block in blocks}
     return job
 
   def reserve(self):
-    """Pages for the next chunk of every row, the youngest giving way."""
-    for rows in self.running:
-      for row in list(rows):
-        while row in rows and not self._reserved(row):
-          self._give_way(rows)
+    """Allocates blocks for the next decode call of every running sequence.
 
-  def _reserved(self, row: Row) -> bool:
-    pool = self._pools[row.part]
-    ahead = min(self._chunk, row.completion.left)
-    want = row.own + _pages_of(row.written + ahead, self._page_tokens)
-    while len(row.pages) < want:
-      if not pool.available:
+    Where a shard's pool runs out, its most recently admitted sequences are
+    preempted.
+    """
+    for seqs in self.running:
+      for seq in list(seqs):
+        while seq in seqs and not self._try_reserve(seq):
+          self._preempt_last(seqs)
+
+  def _try_reserve(self, seq: RunningSequence) -> bool:
+    pool = self._pools[seq.shard]
+    ahead = min(self._tokens_per_call, seq.completion.remaining_tokens)
+    num_blocks = seq.num_prefilled_blocks + _num_blocks(
+      seq.num_decoded + ahead, self._block_size
+    )
+    while len(seq.blocks) < num_blocks:
+      if not pool.num_available:
         return False
-      row.pages.append(pool.take())
+      seq.blocks.append(pool.allocate())
     return True
 
-  def _give_way(self, rows: list[Row]):
-    row = rows.pop()
-    self._release(row)
-    self._waiting.appendleft(row.completion)
-    self.preempted += 1
+  def _preempt_last(self, seqs: list[RunningSequence]):
+    seq = seqs.pop()
+    self._free_blocks(seq)
+    self._waiting.appendleft(seq.completion)
+    self.num_preemptions += 1
 
-  def wrote(self, row: Row, tokens: int):
-    """The row's chunk appended so many tokens to its own pages."""
-    for page in row.pages[row.own :]:
-      here = min(tokens, self._page_tokens - page.fill)
-      page.fill += here
-      tokens -= here
+  def record_tokens(self, seq: RunningSequence, num_tokens: int):
+    """Counts the tokens that a decode call appended to the sequence's blocks."""
+    for block in seq.blocks[seq.num_prefilled_blocks :]:
+      added = min(num_tokens, self._block_size - block.num_tokens)
+      block.num_tokens += added
+      num_tokens -= added
 
-  def finish(self, row: Row):
-    self.running[row.part].remove(row)
-    self._release(row)
+  def finish(self, seq: RunningSequence):
+    """Removes a finished sequence and frees its blocks."""
+    self.running[seq.shard].remove(seq)
+    self._free_blocks(seq)
 
-  def _release(self, row: Row):
-    """Gives its pages back, where what it drew can be found."""
-    pool, made, written = self._pools[row.part], row.completion, row.written
-    shared, own = row.pages[: row.own], row.pages[row.own :]
-    context = made.context[:-1]
-    # Not what a stop string cut off: its state would be of tokens unseen.
-    if len(context) == _tokens(shared) + written:
-      drawn = context[len(context) - written :]
-      experts = made.experts[len(made.experts) - written :]
-      last, start = shared[-1].key if shared else b'', 0
-      for page in own:
-        if page.fill:
-          end = start + page.fill
-          page.drawn, page.experts = True, experts[start:end]
-          pool.publish(page, last, drawn[start:end])
-          last, start = page.key, end
-    pool.release(row.pages)
+  def _free_blocks(self, seq: RunningSequence):
+    """Releases a sequence's blocks and caches what it decoded into them."""
+    pool, completion = self._pools[seq.shard], seq.completion
+    num_decoded = seq.num_decoded
+    prefilled = seq.blocks[: seq.num_prefilled_blocks]
+    tokens = completion.all_tokens[:-1]
+    # A stop string may have cut tokens off; the blocks then hold the state of
+    # tokens that are no longer known.
+    if len(tokens) == _num_tokens(prefilled) + num_decoded:
+      decoded = tokens[len(tokens) - num_decoded :]
+      experts = completion.experts[len(completion.experts) - num_decoded :]
+      parent_hash = prefilled[-1].block_hash if prefilled else b''
+      start = 0
+      for block in seq.blocks[seq.num_prefilled_blocks :]:
+        if block.num_tokens:
+          end = start + block.num_tokens
+          block.generated, block.experts = True, experts[start:end]
+          pool.cache(block, parent_hash, decoded[start:end])
+          parent_hash, start = block.block_hash, end
+    pool.release(seq.blocks)
 
 
-def _pages_of(tokens: int, page_tokens: int) -> int:
-  return -(-tokens // page_tokens)
+def _num_blocks(num_tokens: int, block_size: int) -> int:
+  return -(-num_tokens // block_size)
 
 
-def _tokens(pages: Sequence[Page]) -> int:
-  return sum(page.fill for page in pages)
+def _num_tokens(blocks: Sequence[Block]) -> int:
+  return sum(block.num_tokens for block in blocks)

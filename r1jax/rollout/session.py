@@ -1,4 +1,4 @@
-"""Requests under one set of parameters: the loop between device and host."""
+"""The loop between host and device that runs requests under one policy."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,260 +7,314 @@ import numpy as np
 
 from r1jax.model import cache
 from r1jax.rollout import sampling
-from r1jax.rollout.programs import Chunk
-from r1jax.rollout.scheduler import Completion, Fill, Request, Row, Scheduler
+from r1jax.rollout.decode_state import DecodeOutput
+from r1jax.rollout.scheduler import (
+  Completion,
+  PrefillJob,
+  Request,
+  RunningSequence,
+  Scheduler,
+)
 
-_DRAW_HALVINGS, _FILL_HALVINGS = 4, 3  # Each is a program more to compile.
+# How often the batch of each program may be halved where fewer sequences run;
+# every width is one more program to compile.
+_DECODE_HALVINGS, _PREFILL_HALVINGS = 4, 3
 
 
 class Session:
-  """Requests under one set of parameters. Iterating runs them to their end.
+  """Requests under one set of parameters; iterating it runs them to their end.
 
-  Each turn reads new prompts, then draws a chunk, and yields the completions
-  that it has finished.
+  Each step admits and prefills waiting requests, runs the decode program once,
+  and yields the completions that it finished.
+
+  Attributes:
+    decode_steps: Forward passes of the decode program so far.
+    prefilled_tokens: Tokens prefilled so far, those of preempted sequences
+      that were computed again among them.
   """
 
-  def __init__(self, engine, params, version: int):
-    """Args:
-    engine: Whose programs and sizes these are.
-    params: In its layout.
-    version: Of the policy; completions tell which drew each token.
+  def __init__(self, engine, params, policy_version: int):
+    """Allocates an empty cache.
+
+    Args:
+      engine: The engine whose programs and sizes are used.
+      params: Parameters, as Engine.prepare_params returns them.
+      policy_version: Version of the policy; recorded with each token.
     """
-    self._engine, self._params, self._version = engine, params, version
-    self._pages = engine.new_pages()
-    config = engine.config
-    self._schedule = Scheduler(
-      engine.rows,
-      engine.parts,
-      engine.pages,
-      engine.places,
-      config.page_tokens,
-      engine.programs.chunk_tokens,
+    self._engine, self._params = engine, params
+    self._policy_version = policy_version
+    self._kv_cache = engine.new_kv_cache()
+    self._scheduler = Scheduler(
+      engine.max_num_seqs,
+      engine.num_shards,
+      engine.num_blocks,
+      engine.max_blocks_per_seq,
+      engine.config.block_size,
+      engine.programs.tokens_per_call,
     )
-    self._features = sampling.Features()
-    self.steps = 0  # Forward passes of the decoding program.
-    self.read_tokens = 0  # Of prompts, and again of rows that gave way.
+    self._features = sampling.SamplingFeatures()
+    self.decode_steps = 0
+    self.prefilled_tokens = 0
 
   def submit(
-    self, request: Request, begun: Completion | None = None
+    self, request: Request, partial: Completion | None = None
   ) -> Completion:
-    """Takes a request, or goes on with what an earlier session has begun.
+    """Queues a request, or continues a completion of an earlier session.
+
+    Args:
+      request: The request.
+      partial: Its completion so far, to which new tokens are appended.
+
+    Returns:
+      The completion, which grows as the session runs.
 
     Raises:
-      UserError: it cannot be served; the others go on.
+      UserError: the request cannot be served; the other requests go on.
     """
-    self._engine.check(request)
-    completion = begun or Completion(request)
-    needs = sampling.features([request.sampling])
-    self._features = sampling.Features(*map(max, self._features, needs))
-    self._schedule.submit(completion)
+    self._engine.validate(request)
+    completion = partial or Completion(request)
+    needed = sampling.required_features([request.sampling_params])
+    self._features = sampling.SamplingFeatures(
+      *map(max, self._features, needed)
+    )
+    self._scheduler.submit(completion)
     return completion
 
   @property
-  def preempted(self) -> int:
-    """How often a row gave way to older ones."""
-    return self._schedule.preempted
+  def num_preemptions(self) -> int:
+    """How often a sequence has been preempted."""
+    return self._scheduler.num_preemptions
 
   def unfinished(self) -> list[Completion]:
-    return self._schedule.unfinished()
+    """Returns the completions that run or wait, the running ones first."""
+    return self._scheduler.unfinished()
 
   def __iter__(self) -> Iterator[list[Completion]]:
-    while not self._schedule.idle:
-      yield self.turn()
+    while not self._scheduler.idle:
+      yield self.step()
 
-  def turn(self) -> list[Completion]:
-    """One round of reading and drawing; what it has finished."""
-    self._read(self._schedule.place())
-    self._schedule.reserve()
-    running = self._schedule.running
-    width = _width(self._engine.rows, max(map(len, running)), _DRAW_HALVINGS)
-    rows = _side_by_side(
-      [sorted(part, key=_by_length) for part in running], width
+  def step(self) -> list[Completion]:
+    """Prefills new requests and decodes once; returns what it finished."""
+    self._prefill(self._scheduler.admit())
+    self._scheduler.reserve()
+    running = self._scheduler.running
+    width = _batch_width(
+      self._engine.max_num_seqs, max(map(len, running)), _DECODE_HALVINGS
     )
-    told = self._chunk(rows)
-    self.steps += int(told.passes_B.max())
+    rows = _concat_shards(
+      [sorted(seqs, key=_longest_first) for seqs in running], width
+    )
+    output = self._decode(rows)
+    self.decode_steps += int(output.decode_steps_B.max())
     finished = []
-    for b, row in enumerate(rows):
-      if row is not None and self._take(row, b, told):
-        self._schedule.finish(row)
-        finished.append(row.completion)
+    for b, seq in enumerate(rows):
+      if seq is not None and self._append_output(seq, b, output):
+        self._scheduler.finish(seq)
+        finished.append(seq.completion)
     return finished
 
-  def _read(self, jobs: list[Fill]):
-    limit, T = self._engine.fill_shape
-    parts = self._engine.parts
+  def _prefill(self, jobs: list[PrefillJob]):
+    """Computes the tokens of all jobs, as many calls as that takes."""
+    limit, T = self._engine.prefill_shape
+    block_size = self._engine.config.block_size
     while any(not job.finished for job in jobs):
-      by_part = [
-        [job for job in jobs if job.part == part and job.ready][:limit]
-        for part in range(parts)
+      by_shard = [
+        [job for job in jobs if job.shard == shard and job.ready][:limit]
+        for shard in range(self._engine.num_shards)
       ]
-      width = _width(limit, max(map(len, by_part)), _FILL_HALVINGS)
-      rows = _side_by_side(by_part, width)
+      width = _batch_width(limit, max(map(len, by_shard)), _PREFILL_HALVINGS)
+      rows = _concat_shards(by_shard, width)
       tokens_BT = np.zeros((len(rows), T), np.int32)
       count_B = np.zeros(len(rows), np.int32)
-      chains = []
-      for b, job in enumerate(rows):
-        if job is None:
-          chains.append(None)
-          continue
-        some = job.tokens[job.done : job.done + T]
-        tokens_BT[b, : len(some)], count_B[b] = some, len(some)
-        self.read_tokens += len(some)
-        chains.append(_chain(job, self._engine.config.page_tokens))
-      self._pages, experts = self._engine.fill(
-        self._params, self._pages, self._context(chains), tokens_BT, count_B
-      )
-      if experts is not None:
-        experts = np.asarray(experts)
       for b, job in enumerate(rows):
         if job is not None:
-          if experts is not None:
-            _keep_experts(
-              job, experts[b, : count_B[b]], self._engine.config.page_tokens
-            )
-          job.done += int(count_B[b])
+          tokens = job.tokens[job.num_computed : job.num_computed + T]
+          tokens_BT[b, : len(tokens)], count_B[b] = tokens, len(tokens)
+      self.prefilled_tokens += int(count_B.sum())
+      context = self._context(
+        [job and _prefill_table(job, block_size) for job in rows]
+      )
+      self._kv_cache, experts_BTLA = self._engine.prefill(
+        self._params, self._kv_cache, context, tokens_BT, count_B
+      )
+      if experts_BTLA is not None:
+        experts_BTLA = np.asarray(experts_BTLA)
+      for b, job in enumerate(rows):
+        if job is None:
+          continue
+        if experts_BTLA is not None:
+          _record_experts(job, experts_BTLA[b, : count_B[b]], block_size)
+        job.num_computed += int(count_B[b])
 
-  def _chunk(self, rows: list[Row | None]) -> Chunk:
-    engine = self._engine
-    made = [row and row.completion for row in rows]
-    draws = sampling.stack(
-      [c and c.request.sampling for c in made],
-      np.stack([c.request.key if c else np.zeros(2, np.uint32) for c in made]),
-      np.array([len(c.tokens) if c else 0 for c in made], np.int32),
-      np.array([c.left if c else 0 for c in made], np.int32),
-      self._features,
+  def _decode(self, rows: list[RunningSequence | None]) -> DecodeOutput:
+    """Runs the decode program once on these rows of the batch."""
+    engine, features = self._engine, self._features
+    completions = [seq and seq.completion for seq in rows]
+    metadata = sampling.build_metadata(
+      [c and c.request.sampling_params for c in completions],
+      np.stack(
+        [c.request.key if c else np.zeros(2, np.uint32) for c in completions]
+      ),
+      np.array([len(c.tokens) if c else 0 for c in completions], np.int32),
+      np.array([c.remaining_tokens if c else 0 for c in completions], np.int32),
+      features,
       engine.model.config.vocab_size,
-      [c.context if c else [] for c in made]
-      if self._features.penalty
+      [c.all_tokens if c else [] for c in completions]
+      if features.penalty
       else None,
     )
-    token_B = np.array([c.last if c else 0 for c in made], np.int32)
-    self._pages, told = engine.draw(
+    self._kv_cache, output = engine.decode(
       self._params,
-      self._pages,
+      self._kv_cache,
       self._context(
         [
-          row and (row.pages, [page.fill for page in row.pages], row.next)
-          for row in rows
+          seq
+          and (seq.blocks, [b.num_tokens for b in seq.blocks], seq.next_slot)
+          for seq in rows
         ]
       ),
-      draws,
-      token_B,
-      best=min(self._features.best, engine.model.config.vocab_size),
+      metadata,
+      np.array([c.last_token if c else 0 for c in completions], np.int32),
+      num_top_logprobs=min(
+        features.num_top_logprobs, engine.model.config.vocab_size
+      ),
     )
-    return jax.tree.map(np.asarray, told)
+    return jax.tree.map(np.asarray, output)
 
-  def _context(self, chains) -> cache.Context:
-    """From (pages, their fill, the next place) of each row, or None."""
-    B, W = len(chains), self._engine.places
+  def _context(self, tables) -> cache.Context:
+    """Builds the block table of a batch.
+
+    Args:
+      tables: For each row its blocks, the number of tokens in each, and the
+        slot of its next token; None for an empty row.
+    """
+    B, W = len(tables), self._engine.max_blocks_per_seq
     table_BW, fill_BW = np.zeros((2, B, W), np.int32)
     next_B = np.zeros(B, np.int32)
-    for b, chain in enumerate(chains):
-      if chain:
-        pages, fill, next_B[b] = chain
-        table_BW[b, : len(pages)] = [page.number for page in pages]
-        fill_BW[b, : len(pages)] = fill
+    for b, table in enumerate(tables):
+      if table:
+        blocks, num_tokens, next_B[b] = table
+        table_BW[b, : len(blocks)] = [block.block_id for block in blocks]
+        fill_BW[b, : len(blocks)] = num_tokens
     return cache.Context(table_BW=table_BW, fill_BW=fill_BW, next_B=next_B)
 
-  def _take(self, row: Row, b: int, told: Chunk) -> bool:
-    """Adds the row's columns to its completion; True where it is done."""
-    made, drawn_S = row.completion, told.drawn_BS[b]
-    how, count = made.request.sampling, int(drawn_S.sum())
-    made.passes += int(told.passes_B[b])
-    made.drafts += int(told.drafts_B[b])
-    made.kept_drafts += int(told.kept_B[b])
-    if told.experts_BSLA is not None:
-      if made.prompt_experts is None:
-        made.prompt_experts = _experts_of(
-          row.pages[: row.own],
-          len(made.request.prompt) - 1,
-          told.experts_BSLA.shape[2:],
+  def _append_output(
+    self, seq: RunningSequence, b: int, output: DecodeOutput
+  ) -> bool:
+    """Appends row b of a decode call; returns whether the sequence finished."""
+    completion, valid_S = seq.completion, output.valid_BS[b]
+    params, count = completion.request.sampling_params, int(valid_S.sum())
+    completion.decode_steps += int(output.decode_steps_B[b])
+    completion.draft_tokens += int(output.draft_tokens_B[b])
+    completion.accepted_tokens += int(output.accepted_tokens_B[b])
+    if output.experts_BSLA is not None:
+      if completion.prompt_experts is None:
+        completion.prompt_experts = _stack_experts(
+          seq.blocks[: seq.num_prefilled_blocks],
+          len(completion.request.prompt) - 1,
+          output.experts_BSLA.shape[2:],
         )
-      made.experts.extend(told.experts_BSLA[b, drawn_S])
-    before = len(made.tokens)
-    made.tokens.extend(told.tokens_BS[b, drawn_S].tolist())
-    made.logp.extend(told.logp_BS[b, drawn_S].tolist())
-    made.model_logp.extend(told.model_logp_BS[b, drawn_S].tolist())
-    made.version.extend([self._version] * count)
-    if how.best:
-      made.best.extend(
-        list(zip(ids.tolist(), logps.tolist()))
-        for ids, logps in zip(
-          told.best_id_BSO[b, drawn_S, : how.best],
-          told.best_logp_BSO[b, drawn_S, : how.best],
+      completion.experts.extend(output.experts_BSLA[b, valid_S])
+    num_before = len(completion.tokens)
+    completion.tokens.extend(output.tokens_BS[b, valid_S].tolist())
+    completion.logp.extend(output.logp_BS[b, valid_S].tolist())
+    completion.model_logp.extend(output.model_logp_BS[b, valid_S].tolist())
+    completion.policy_version.extend([self._policy_version] * count)
+    if params.top_logprobs:
+      completion.top_logprobs.extend(
+        list(zip(tokens.tolist(), logps.tolist()))
+        for tokens, logps in zip(
+          output.top_token_BSO[b, valid_S, : params.top_logprobs],
+          output.top_logp_BSO[b, valid_S, : params.top_logprobs],
         )
       )
-    self._schedule.wrote(row, count)
-    if how.stop_strings:
-      self._stop_at_string(made, before)
-    if made.finish is None:
-      if made.tokens[-1] in how.stop_ids:
-        made.finish = 'stop'
-      elif not made.left:
-        made.finish = 'length'
-    return made.finish is not None
+    self._scheduler.record_tokens(seq, count)
+    if params.stop_strings:
+      self._apply_stop_strings(completion, num_before)
+    if completion.finish_reason is None:
+      if completion.tokens[-1] in params.stop_token_ids:
+        completion.finish_reason = 'stop'
+      elif not completion.remaining_tokens:
+        completion.finish_reason = 'length'
+    return completion.finish_reason is not None
 
-  def _stop_at_string(self, made: Completion, before: int):
-    """Ends a completion at the first token that completes a stop string."""
-    text, strings = self._engine.decode, made.request.sampling.stop_strings
-    whole = text(made.tokens)
-    if not any(string in whole for string in strings):
+  def _apply_stop_strings(self, completion: Completion, num_before: int):
+    """Ends a completion at the first token that completes a stop string.
+
+    Args:
+      completion: The completion.
+      num_before: Number of its tokens that have been searched before.
+    """
+    detokenize = self._engine.detokenize
+    strings = completion.request.sampling_params.stop_strings
+
+    def stops(tokens: list[int]) -> bool:
+      text = detokenize(tokens)
+      return any(string in text for string in strings)
+
+    if not stops(completion.tokens):
       return
-    for end in range(before + 1, len(made.tokens) + 1):
-      if any(string in text(made.tokens[:end]) for string in strings):
+    for end in range(num_before + 1, len(completion.tokens) + 1):
+      if stops(completion.tokens[:end]):
         for field in (
           'tokens',
           'logp',
           'model_logp',
-          'version',
-          'best',
+          'policy_version',
+          'top_logprobs',
           'experts',
         ):
-          del getattr(made, field)[end:]
-        made.finish = 'stop'
+          del getattr(completion, field)[end:]
+        completion.finish_reason = 'stop'
         return
 
 
-def _width(limit: int, rows: int, halvings: int) -> int:
-  """The narrowest program for so many rows of a part: of the limit, of a half
-  of it, and so on."""
+def _batch_width(limit: int, num_rows: int, halvings: int) -> int:
+  """Returns the narrowest compiled width of a shard that holds so many rows.
+
+  Example, limit = 8 and two halvings: the widths are 8, 4 and 2, so one row
+  needs 2, three rows need 4 and five rows need 8.
+  """
   return min(
-    width for n in range(halvings + 1) if (width := max(limit >> n, 1)) >= rows
+    width
+    for n in range(halvings + 1)
+    if (width := max(limit >> n, 1)) >= num_rows
   )
 
 
-def _by_length(row: Row) -> int:
-  """Rows of like length side by side attend fastest: see cache.attend."""
-  return -len(row.pages)
+def _longest_first(seq: RunningSequence) -> int:
+  """Sort key: rows of similar length side by side attend fastest on a CPU."""
+  return -len(seq.blocks)
 
 
-def _side_by_side(by_part: Sequence[list], width: int) -> list:
-  """Each part's rows in its own part of the batch, None for empty ones."""
+def _concat_shards(by_shard: Sequence[list], width: int) -> list:
+  """Concatenates the shards' rows, each padded with None to the width."""
   return [
-    row for part in by_part for row in part + [None] * (width - len(part))
+    row for rows in by_shard for row in rows + [None] * (width - len(rows))
   ]
 
 
-def _chain(job: Fill, page_tokens: int):
-  """Pages of a job, their fill so far, and where its next token goes."""
-  fill = [page.fill for page in job.before]
-  fill += [
-    min(max(job.done - i * page_tokens, 0), page_tokens)
-    for i in range(len(job.pages))
+def _prefill_table(job: PrefillJob, block_size: int):
+  """Returns a job's blocks, the tokens in each so far, and its next slot."""
+  num_tokens = [block.num_tokens for block in job.prefix_blocks]
+  num_tokens += [
+    min(max(job.num_computed - i * block_size, 0), block_size)
+    for i in range(len(job.blocks))
   ]
   return (
-    job.before + job.pages,
-    fill,
-    len(job.before) * page_tokens + job.done,
+    job.prefix_blocks + job.blocks,
+    num_tokens,
+    len(job.prefix_blocks) * block_size + job.num_computed,
   )
 
 
-def _keep_experts(job: Fill, experts_TLA, page_tokens: int):
-  for t, experts_LA in enumerate(experts_TLA, job.done):
-    job.pages[t // page_tokens].experts.append(experts_LA)
+def _record_experts(job: PrefillJob, experts_TLA, block_size: int):
+  """Keeps the routed experts of prefilled tokens with their blocks."""
+  for t, experts_LA in enumerate(experts_TLA, job.num_computed):
+    job.blocks[t // block_size].experts.append(experts_LA)
 
 
-def _experts_of(pages, tokens: int, shape) -> np.ndarray:
-  """Of the first so many tokens of a context: [tokens, L, A]."""
-  found = [experts for page in pages for experts in page.experts]
-  return np.array(found[:tokens], np.uint16).reshape(tokens, *shape)
+def _stack_experts(blocks, num_tokens: int, shape) -> np.ndarray:
+  """Returns the experts of the blocks' first tokens, [num_tokens, L, A]."""
+  experts = [experts_LA for block in blocks for experts_LA in block.experts]
+  return np.array(experts[:num_tokens], np.uint16).reshape(num_tokens, *shape)

@@ -87,7 +87,7 @@ class Collector:
     """For a checkpoint: JSON."""
     return {
       'prompts': self._data.get_state(),
-      'begun': groups.packed(self._begun),
+      'begun': groups.serialize_groups(self._begun),
     }
 
   def set_state(self, state: dict):
@@ -102,7 +102,7 @@ class Collector:
         'prompts otherwise; begin in a new --workdir'
       )
     self._data.set_state(state['prompts'])
-    self._begun = groups.unpacked(
+    self._begun = groups.deserialize_groups(
       state['begun'],
       self._sampling,
       lambda prompt: self._tokenizer.encode_prompt(prompt.text),
@@ -115,7 +115,7 @@ class Collector:
     few are found, others fill the batch and count for nothing.
     """
     c, wanted = self._config, self._config.prompts_per_step
-    self._begun, dropped = groups.fresh(self._begun, step, c.max_staleness)
+    self._begun, dropped = groups.drop_stale(self._begun, step, c.max_staleness)
     self._open(step, key, self._in_flight)
     taken, idle, scored_of = [], [], {}
     for turn in range(
@@ -134,8 +134,8 @@ class Collector:
     if c.dynamic_sampling:
       sampled = len(taken) + len(idle)
       told |= {
-        'dynamic/sampled_groups': sampled,
-        'dynamic/useful': len(taken) / sampled,
+        'dynamic_sampling/sampled_groups': sampled,
+        'dynamic_sampling/useful_group_frac': len(taken) / sampled,
       }
     counts_P = np.arange(wanted) < len(taken)
     chosen = (taken + idle)[:wanted]
@@ -159,8 +159,8 @@ class Collector:
     if prompts:
       batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
       size = self._config.group_size
-      self._begun += groups.open_groups(
-        prompts, assemble.requests(batch, size, self._sampling, key), size
+      self._begun += groups.start_groups(
+        prompts, assemble.build_requests(batch, size, self._sampling, key), size
       )
 
   def _advance(
@@ -178,7 +178,7 @@ class Collector:
           self._scored, group, texts_of[id(group)]
         )
 
-    complete, self._begun = groups.advance(
+    complete, self._begun = groups.complete_groups(
       self._engine, params, step, self._begun, wanted, score
     )
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
@@ -192,7 +192,9 @@ class Collector:
     return complete, scored.split(self._config.group_size)
 
   def _texts(self, group: Group) -> list[str]:
-    return assemble.texts(group.completions, self._tokenizer.decode_batch)
+    return assemble.completion_texts(
+      group.completions, self._tokenizer.decode_batch
+    )
 
   def _scored(self, group: Group, texts: futures.Future) -> ScoredRollout:
     return self._reward.score(

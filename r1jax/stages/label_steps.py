@@ -26,8 +26,8 @@ from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt
 from r1jax.rollout import assemble, continuation
-from r1jax.rollout.continuation import Context
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.continuation import Prefix
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion
 from r1jax.stages import dataset_writer
 from r1jax.stages.build import parts as build
@@ -41,12 +41,12 @@ _THOUGHTS, _CONTINUATIONS = range(2)
 class _Thought(NamedTuple):
   prompt: Prompt
   sample: int
-  start: Context  # Nothing drawn yet.
+  start: Prefix  # Nothing drawn yet.
   tokens: tuple[int, ...]  # The stop token among them.
   ends: list[int]
   correct: bool
 
-  def until(self, end: int) -> Context:
+  def until(self, end: int) -> Prefix:
     return self.start._replace(tokens=self.tokens[:end])
 
 
@@ -66,11 +66,11 @@ class LabelSteps(Stage):
       config.data.step_delimiter, parts.parser, parts.tokenizer
     )
     self._engine = build.engine(config, parts)
-    self._sampling = Sampling(
+    self._sampling = SamplingParams(
       max_new_tokens=config.rl.max_new_tokens,
       temperature=c.temperature,
       top_p=c.top_p,
-      stop_ids=parts.tokenizer.stop_ids,
+      stop_token_ids=parts.tokenizer.stop_ids,
     )
 
   def run(self, directory: Path, base_params, about: dict) -> Path:
@@ -146,22 +146,22 @@ class LabelSteps(Stage):
     batch = batching.pad_prompts(
       prompts, self._parts.tokenizer, self._whole.data.max_prompt_tokens
     )
-    made = continuation.draw(
+    made = continuation.generate(
       session,
-      assemble.requests(
+      assemble.build_requests(
         batch, c.num_samples, self._sampling, jax.random.fold_in(key, _THOUGHTS)
       ),
     )
     thoughts = self._thoughts(prompts, batch.id_P, made)
-    begun: dict[tuple, tuple[Prompt, Context]] = {}  # Each of them once.
+    begun: dict[tuple, tuple[Prompt, Prefix]] = {}  # Each of them once.
     for thought in thoughts:
       for end in thought.ends[:-1]:
         context = thought.until(end)
         begun[thought.prompt.id, context.tokens] = thought.prompt, context
     contexts = [context for _, context in begun.values()]
-    drawn = continuation.draw(
+    drawn = continuation.generate(
       session,
-      continuation.requests(
+      continuation.build_requests(
         contexts,
         [self._left(context) for context in contexts],
         c.num_continuations,
@@ -180,7 +180,7 @@ class LabelSteps(Stage):
       'continuation_tokens': sum(len(m.tokens) for m in drawn),
     }
 
-  def _left(self, context: Context) -> Sampling:
+  def _left(self, context: Prefix) -> SamplingParams:
     return dataclasses.replace(
       self._sampling,
       max_new_tokens=self._sampling.max_new_tokens - len(context.tokens),
@@ -195,7 +195,7 @@ class LabelSteps(Stage):
       _Thought(
         prompts[b // G],
         b % G,
-        Context(int(id_P[b // G]), completion.request.prompt),
+        Prefix(int(id_P[b // G]), completion.request.prompt),
         tuple(completion.tokens),
         self._splitter.step_ends(completion.tokens),
         correct[b],
@@ -204,7 +204,7 @@ class LabelSteps(Stage):
     ]
 
   def _right(
-    self, begun: Sequence[tuple[Prompt, Context]], drawn: Sequence[Completion]
+    self, begun: Sequence[tuple[Prompt, Prefix]], drawn: Sequence[Completion]
   ) -> list[int]:
     """Of each context how many of its continuations are right."""
     n = self._config.num_continuations
@@ -236,7 +236,7 @@ class LabelSteps(Stage):
       ]
     )
     return [
-      completion.finish == 'stop' and verdict is Verdict.CORRECT
+      completion.finish_reason == 'stop' and verdict is Verdict.CORRECT
       for completion, verdict in zip(made, verdicts)
     ]
 

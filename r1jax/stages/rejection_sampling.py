@@ -26,7 +26,7 @@ from r1jax.graders.verdict import Verdict
 from r1jax.records import Demonstration, Prompt, TopLogprobs
 from r1jax.rewards import language, length
 from r1jax.rollout import assemble
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion
 from r1jax.stages import dataset_writer
 from r1jax.stages.build import parts as build
@@ -134,9 +134,9 @@ class RejectionSampler(Stage):
     c = self._config
     batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
     made = self._engine.run(
-      params, assemble.requests(batch, c.num_samples, self._sampling, key)
+      params, assemble.build_requests(batch, c.num_samples, self._sampling, key)
     )
-    texts = assemble.texts(made, self._parts.tokenizer.decode_batch)
+    texts = assemble.completion_texts(made, self._parts.tokenizer.decode_batch)
     dropped: Counter = Counter()
     kept = []
     for p, prompt in enumerate(prompts):
@@ -241,7 +241,7 @@ class RejectionSampler(Stage):
   ) -> str:
     """The first filter that drops a completion, or ''."""
     c = self._config
-    if completion.finish != 'stop':
+    if completion.finish_reason != 'stop':
       return 'truncated'
     if not self._readable(completion, text):
       return 'unreadable'
@@ -314,14 +314,14 @@ def _check(c: ml_collections.ConfigDict):
 
 def _sampling(config: ml_collections.ConfigDict, parts: build.Parts):
   c = config.rejection_sampling
-  how = Sampling(
+  how = SamplingParams(
     max_new_tokens=config.rl.max_new_tokens,
     temperature=c.temperature,
     top_p=c.top_p,
-    stop_ids=parts.tokenizer.stop_ids,
-    best=c.top_logprobs,
+    stop_token_ids=parts.tokenizer.stop_ids,
+    top_logprobs=c.top_logprobs,
   )
-  how.check(config.model.vocab_size)
+  how.validate(config.model.vocab_size)
   return how
 
 
@@ -361,7 +361,7 @@ def _pair(row: dict, wrong: str) -> dict:
 
 def _top(completion: Completion) -> TopLogprobs:
   """The sampler's n best at each token, at temperature 1."""
-  ids, logp = np.array(completion.best).transpose(2, 0, 1)
+  ids, logp = np.array(completion.top_logprobs).transpose(2, 0, 1)
   return TopLogprobs(ids.astype(np.int32), logp.astype(np.float32), 1.0)
 
 

@@ -171,7 +171,7 @@ class RL(Stage):
       state.train.params, step, self._key(_ROLLOUT, step)
     )
     prompts, scored = found.prompts, found.scored
-    rollout = assemble.as_rollout(
+    rollout = assemble.build_rollout(
       found.batch, c.group_size, c.max_new_tokens, found.made, step
     )
     self._reward.check(scored)
@@ -222,7 +222,7 @@ class RL(Stage):
     )
     values |= {
       f'rollout/{name}': value
-      for name, value in assemble.speculation(found.made).items()
+      for name, value in assemble.speculative_metrics(found.made).items()
     }
     if not c.kl_coef:
       values.pop('kl', None)
@@ -389,8 +389,8 @@ def _told(
       'completions/mean_length': np.mean(rollout.length_B),
       'completions/max_length': np.max(rollout.length_B),
       'completions/clipped_ratio': np.mean(rollout.finish_B == 0),
-      'rollout/stale_tokens': np.mean(age > 0),
-      'rollout/oldest': np.max(age),
+      'rollout/stale_token_frac': np.mean(age > 0),
+      'rollout/max_staleness': np.max(age),
       'completions/self_correction': np.mean(
         [evaluator.self_corrects(text) for text in scored.texts]
       ),

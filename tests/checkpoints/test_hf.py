@@ -75,7 +75,7 @@ def test_cached_decoding_gives_the_reference_logits_token_by_token(oracle):
   tokens, mask = reference['tokens_b'], reference['mask_b'].astype(bool)
   cut = 32
   prompts = [row[:cut][live[:cut]] for row, live in zip(tokens, mask)]
-  got = continued(model, params, prompts, tokens[:, cut:], page_tokens=8)
+  got = continued(model, params, prompts, tokens[:, cut:], block_size=8)
   assert _worst(got, reference['logits_b'][:, cut - 1 :]) <= _TOLERANCE
 
 

@@ -95,7 +95,10 @@ def _refused(tmp_path, *args):
       ['--config.mesh.data=1', '--config.mesh.expert=8'],
       ['E = 4', 'expert × tensor = 8'],
     ),
-    (['--config.rollout.rows=0'], ['rows must be at least 1, got 0']),
+    (
+      ['--config.rollout.max_num_seqs=0'],
+      ['max_num_seqs must be at least 1, got 0'],
+    ),
     (
       ['--config.rollout.speculative=True'],
       ['model.num_nextn_predict_layers is 0'],
@@ -109,8 +112,8 @@ def _refused(tmp_path, *args):
       ['oversample = 2.0 needs old_logp_source'],
     ),
     (
-      ['--config.rollout.cache_tokens=20'],
-      ['cache_tokens = 20 holds no request', 'context_tokens = 28'],
+      ['--config.rollout.kv_cache_tokens=20'],
+      ['kv_cache_tokens = 20 holds no request', 'max_model_len = 28'],
     ),
     (['--config.model.n_group=3'], ['n_group = 3', 'n_routed_experts = 4']),
     (['--config.corpus.slip_rate=2.0'], ['slip_rate', '2.0']),

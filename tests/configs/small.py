@@ -34,6 +34,6 @@ def get_config():
     save_steps=2,
     oversample=1.25,
   )  # Five groups in flight.
-  config.rollout.chunk_steps = 4
+  config.rollout.decode_steps = 4
   config.eval.update(num_problems=8, num_samples=2)
   return config

@@ -56,10 +56,12 @@ def test_the_cache_holds_what_the_config_says():
     model, _ = make(config)
     engine = Engine(
       model,
-      EngineConfig(rows=2, context_tokens=12, page_tokens=4, cache_tokens=40),
+      EngineConfig(
+        max_num_seqs=2, max_model_len=12, block_size=4, kv_cache_tokens=40
+      ),
     )
     tokens = 40 + 4  # A page is nobody's.
-    pool = jax.tree.leaves(engine.new_pages())
+    pool = jax.tree.leaves(engine.new_kv_cache())
     assert sum(x.nbytes for x in pool) == (
       tokens * config.num_hidden_layers * config.cache_width * 4
     )
@@ -77,11 +79,11 @@ def test_an_8_bit_cache_is_near(config, worst):
   rng = np.random.default_rng(1)
   prompts, after = [rng.integers(0, 32, 6)] * 2, rng.integers(0, 32, (2, 8))
   want = continued(model, params, prompts, after)
-  got = continued(model, params, prompts, after, cache_int8=True)
+  got = continued(model, params, prompts, after, kv_cache_int8=True)
   assert 0 < np.abs(got - want).max() < worst * np.abs(want).max()
   pages = Engine(
-    model, EngineConfig(rows=2, context_tokens=12, cache_int8=True)
-  ).new_pages()
+    model, EngineConfig(max_num_seqs=2, max_model_len=12, kv_cache_int8=True)
+  ).new_kv_cache()
   assert {x.entry_LYKSX.dtype for x in pages.values()} == {jnp.dtype('int8')}
 
 
@@ -90,8 +92,8 @@ def test_a_whole_cache_in_pages_equals_one_page():
   model, params = make(small_config())
   rng = np.random.default_rng(2)
   prompts, after = [rng.integers(0, 32, 11)] * 3, rng.integers(0, 32, (3, 6))
-  one = continued(model, params, prompts, after, page_tokens=32)
-  many = continued(model, params, prompts, after, page_tokens=1, chunk_steps=3)
+  one = continued(model, params, prompts, after, block_size=32)
+  many = continued(model, params, prompts, after, block_size=1, decode_steps=3)
   np.testing.assert_allclose(many, one, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from r1jax.model.transformer import Transformer, init_params
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
 from tests import compiler
@@ -43,11 +43,11 @@ def drawn(layout: Layout) -> dict:
   engine = Engine(
     model,
     EngineConfig(
-      rows=4,
-      context_tokens=24,
-      page_tokens=4,
-      chunk_steps=4,
-      cache_tokens=64,
+      max_num_seqs=4,
+      max_model_len=24,
+      block_size=4,
+      decode_steps=4,
+      kv_cache_tokens=64,
       speculative=True,
     ),
   )
@@ -58,7 +58,9 @@ def drawn(layout: Layout) -> dict:
         name=n,
         prompt=np.arange(3, 4 + n, dtype=np.int32),
         key=np.array([0, n], np.uint32),
-        sampling=Sampling(max_new_tokens=8 + n, stop_ids=(2,)),
+        sampling_params=SamplingParams(
+          max_new_tokens=8 + n, stop_token_ids=(2,)
+        ),
       )
     )
     for n in range(8)
@@ -68,7 +70,7 @@ def drawn(layout: Layout) -> dict:
   return {
     'tokens': [c.tokens for c in made],
     'logp': [c.logp for c in made],
-    'preempted': session.preempted,
+    'preempted': session.num_preemptions,
   }
 
 

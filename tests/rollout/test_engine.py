@@ -18,7 +18,7 @@ from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch
 from r1jax.rollout import engine as engine_file
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
 from r1jax.train import policy_step
@@ -32,8 +32,10 @@ from tests.conftest import (
 )
 from tests.rollout import sampling_process
 
-_HOW = Sampling(max_new_tokens=10, stop_ids=(2, 5))
-_SIZES = EngineConfig(rows=8, context_tokens=32, page_tokens=4, chunk_steps=4)
+_HOW = SamplingParams(max_new_tokens=10, stop_token_ids=(2, 5))
+_SIZES = EngineConfig(
+  max_num_seqs=8, max_model_len=32, block_size=4, decode_steps=4
+)
 
 
 def _prompts():
@@ -51,7 +53,7 @@ def _request(prompt, seed: int = 0, **changes) -> Request:
     name=f'#{seed}',
     prompt=np.asarray(prompt, np.int32),
     key=key,
-    sampling=dataclasses.replace(_HOW, **changes),
+    sampling_params=dataclasses.replace(_HOW, **changes),
   )
 
 
@@ -59,7 +61,7 @@ def _request(prompt, seed: int = 0, **changes) -> Request:
 def small():
   """A model, its parameters, and an engine that compiles once."""
   model, params = make(small_config())
-  return model, params, Engine(model, _SIZES, decode=_text)
+  return model, params, Engine(model, _SIZES, detokenize=_text)
 
 
 def _text(ids) -> str:
@@ -86,9 +88,11 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward(small):
   model, params, engine = small
   (made,) = engine.run(
     params,
-    [_request([9, 11, 4], temperature=0.0, stop_ids=(), max_new_tokens=8)],
+    [
+      _request([9, 11, 4], temperature=0.0, stop_token_ids=(), max_new_tokens=8)
+    ],
   )
-  want = forward(model, params, made.context[None])[0].argmax(-1)
+  want = forward(model, params, made.all_tokens[None])[0].argmax(-1)
   assert made.tokens == want[2:-1].tolist()
 
 
@@ -99,16 +103,16 @@ def test_a_sample_does_not_depend_on_the_sampler_s_sizes(
   """Few rows, large pages, short chunks, prompts read by twos: the same. So
   with an 8-bit cache: an entry is rounded before anybody sees it."""
   model, params, engine = small
-  sizes = dataclasses.replace(_SIZES, cache_int8=int8)
+  sizes = dataclasses.replace(_SIZES, kv_cache_int8=int8)
   key = jax.random.key(5)
   want = _three(Engine(model, sizes) if int8 else engine, params, key)
   for changes in (
-    dict(rows=1, prefill_tokens=1),
-    dict(rows=3, chunk_steps=3),
-    dict(page_tokens=16, chunk_steps=16),
+    dict(max_num_seqs=1, max_num_batched_tokens=1),
+    dict(max_num_seqs=3, decode_steps=3),
+    dict(block_size=16, decode_steps=16),
   ):
-    if 'prefill_tokens' in changes:
-      monkeypatch.setattr(engine_file, '_FILL_COLUMNS', 2)
+    if 'max_num_batched_tokens' in changes:
+      monkeypatch.setattr(engine_file, '_PREFILL_COLUMNS', 2)
     other = Engine(model, dataclasses.replace(sizes, **changes))
     got = _three(other, params, key)
     np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT, str(changes))
@@ -121,7 +125,7 @@ def test_rows_that_attend_some_after_others_sample_the_same(small, monkeypatch):
   rng = np.random.default_rng(0)
   requests = [
     _request(
-      rng.integers(3, 30, 1 + 3 * n), n, stop_ids=(), max_new_tokens=9 - n
+      rng.integers(3, 30, 1 + 3 * n), n, stop_token_ids=(), max_new_tokens=9 - n
     )
     for n in range(6)
   ]
@@ -175,16 +179,17 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch(small):
 def test_a_short_pool_makes_rows_give_way_and_changes_nothing(small):
   model, params, engine = small
   requests = [
-    _request([3, 4, n], n, max_new_tokens=20, stop_ids=()) for n in range(6)
+    _request([3, 4, n], n, max_new_tokens=20, stop_token_ids=())
+    for n in range(6)
   ]
   want = engine.run(params, requests)
   tight = Engine(
-    model, dataclasses.replace(_SIZES, context_tokens=23, cache_tokens=44)
+    model, dataclasses.replace(_SIZES, max_model_len=23, kv_cache_tokens=44)
   ).session(params)
   got = [tight.submit(request) for request in requests]
   for _ in tight:
     pass
-  assert tight.preempted > 0
+  assert tight.num_preemptions > 0
   assert [c.tokens for c in got] == [c.tokens for c in want]
   np.testing.assert_allclose(
     [c.logp for c in got], [c.logp for c in want], atol=1e-5
@@ -196,33 +201,34 @@ def test_what_one_session_begins_another_ends(small):
   version of the policy that drew it."""
   _, params, engine = small
   requests = [
-    _request([3, 4, n], n, max_new_tokens=20, stop_ids=()) for n in range(4)
+    _request([3, 4, n], n, max_new_tokens=20, stop_token_ids=())
+    for n in range(4)
   ]
   want = engine.run(params, requests)
-  first = engine.session(params, version=7)
+  first = engine.session(params, policy_version=7)
   for request in requests:
     first.submit(request)
-  first.turn()
+  first.step()
   begun = first.unfinished()
   assert [len(c.tokens) for c in begun] == [4] * 4
-  second = engine.session(params, version=8)
+  second = engine.session(params, policy_version=8)
   for completion in begun:
     second.submit(completion.request, completion)
   for _ in second:
     pass
   assert [c.tokens for c in begun] == [c.tokens for c in want]
-  assert begun[0].version == [7] * 4 + [8] * 16
+  assert begun[0].policy_version == [7] * 4 + [8] * 16
 
 
 def test_uneven_lengths_are_refilled_without_recompiling(small):
   """Forty requests of all lengths through eight rows: two programs, and about
   as many forward passes as the tokens need."""
   model, params, _ = small
-  engine = Engine(model, dataclasses.replace(_SIZES, chunk_steps=2))
+  engine = Engine(model, dataclasses.replace(_SIZES, decode_steps=2))
   engine.run(params, [_request([1, 2], n) for n in range(40)])
   for rows in (1, 2, 3):  # The narrower programs, too.
     engine.run(params, [_request([1, 2], n) for n in range(rows)])
-  compiled = engine.compiled()
+  compiled = engine.num_compiled_programs()
   rng = np.random.default_rng(0)
   lengths = rng.geometric(0.2, 40).clip(1, 20)
   session = engine.session(params)
@@ -231,7 +237,7 @@ def test_uneven_lengths_are_refilled_without_recompiling(small):
       _request(
         rng.integers(0, 32, rng.integers(1, 12)),
         n,
-        stop_ids=(),
+        stop_token_ids=(),
         max_new_tokens=int(length),
       )
     )
@@ -240,8 +246,8 @@ def test_uneven_lengths_are_refilled_without_recompiling(small):
   for _ in session:
     pass
   assert [len(c.tokens) for c in made] == lengths.tolist()
-  assert engine.compiled() == compiled
-  assert session.steps < 1.6 * lengths.sum() / 8 + lengths.max()
+  assert engine.num_compiled_programs() == compiled
+  assert session.decode_steps < 1.6 * lengths.sum() / 8 + lengths.max()
 
 
 def _choices(model, params, rollout):
@@ -305,12 +311,12 @@ def test_training_replays_the_experts_that_sampled(small, recorded):
 def test_masks_come_from_lengths_and_the_stop_token_is_trained(small):
   """Id 0 pads, and may stop as well."""
   _, params, engine = small
-  how = dataclasses.replace(_HOW, stop_ids=(0, 2, 5))
+  how = dataclasses.replace(_HOW, stop_token_ids=(0, 2, 5))
   rollout = _three(engine, params, jax.random.key(3), how=how)
   own, seen = rollout.tokens_BT[:, 5:], set()
   for b in range(6):
     stops = np.flatnonzero(
-      np.isin(own[b], how.stop_ids) & rollout.mask_BT[b, 5:]
+      np.isin(own[b], how.stop_token_ids) & rollout.mask_BT[b, 5:]
     )
     length = rollout.length_B[b]
     if rollout.finish_B[b] == FINISH_STOP:
@@ -326,10 +332,10 @@ def test_masks_come_from_lengths_and_the_stop_token_is_trained(small):
 def test_a_group_reads_its_prompt_once(small):
   """Sixteen samples are read as one is."""
   model, params, _ = small
-  one = _request(range(3, 20), stop_ids=())
+  one = _request(range(3, 20), stop_token_ids=())
   told = {}
   for count in (1, 16):
-    wide = Engine(model, dataclasses.replace(_SIZES, rows=16))
+    wide = Engine(model, dataclasses.replace(_SIZES, max_num_seqs=16))
     session = wide.session(params)
     made = [
       session.submit(dataclasses.replace(one, key=np.array([0, n], np.uint32)))
@@ -337,7 +343,7 @@ def test_a_group_reads_its_prompt_once(small):
     ]
     for _ in session:
       pass
-    told[count] = session.read_tokens
+    told[count] = session.prefilled_tokens
     assert all(len(c.tokens) == 10 for c in made)
   assert told == {1: 16, 16: 16}
 
@@ -353,27 +359,32 @@ def test_samples_of_a_group_differ(small):
 
 def test_stop_strings_end_a_completion_where_they_are_complete(small):
   _, params, engine = small
-  (free,) = engine.run(params, [_request([9, 4], stop_ids=())])
+  (free,) = engine.run(params, [_request([9, 4], stop_token_ids=())])
   string = _text(free.tokens)[4:7]  # Beyond the first chunk of four.
   (made,) = engine.run(
-    params, [_request([9, 4], stop_ids=(), stop_strings=(string,))]
+    params, [_request([9, 4], stop_token_ids=(), stop_strings=(string,))]
   )
   end = _text(free.tokens).index(string) + 3
-  assert made.tokens == free.tokens[:end] and made.finish == 'stop'
+  assert made.tokens == free.tokens[:end] and made.finish_reason == 'stop'
   (told,) = engine.run(
-    params, [_request([9, 4], stop_ids=(), stop_strings=(string,), best=2)]
+    params,
+    [
+      _request(
+        [9, 4], stop_token_ids=(), stop_strings=(string,), top_logprobs=2
+      )
+    ],
   )
-  for field in ('logp', 'model_logp', 'version', 'best'):
+  for field in ('logp', 'model_logp', 'policy_version', 'top_logprobs'):
     assert len(getattr(told, field)) == end
 
 
 def test_prompt_and_completion_have_a_budget_together(small):
   _, params, engine = small
-  (free,) = engine.run(params, [_request([9, 4, 3], stop_ids=())])
+  (free,) = engine.run(params, [_request([9, 4, 3], stop_token_ids=())])
   (made,) = engine.run(
-    params, [_request([9, 4, 3], stop_ids=(), max_total_tokens=7)]
+    params, [_request([9, 4, 3], stop_token_ids=(), max_total_tokens=7)]
   )
-  assert made.tokens == free.tokens[:4] and made.finish == 'length'
+  assert made.tokens == free.tokens[:4] and made.finish_reason == 'length'
   with pytest.raises(UserError, match='leaves nothing of max_total_tokens = 3'):
     engine.run(params, [_request([9, 4, 3], max_total_tokens=3)])
 
@@ -383,19 +394,21 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new(small, int8):
   """And samples what it does in a session that has seen nothing."""
   model, params, _ = small
   engine = Engine(
-    model, dataclasses.replace(_SIZES, cache_int8=int8), record_routing=True
+    model, dataclasses.replace(_SIZES, kv_cache_int8=int8), record_routing=True
   )
   session = engine.session(params)
   first = session.submit(
-    _request([9, 4, 3], 1, stop_ids=(), best=1, max_new_tokens=7)
+    _request([9, 4, 3], 1, stop_token_ids=(), top_logprobs=1, max_new_tokens=7)
   )
   for _ in session:
     pass
-  again = _request([*first.context, 8, 7, 6], 2, stop_ids=(), max_new_tokens=6)
-  second, before = session.submit(again), session.read_tokens
+  again = _request(
+    [*first.all_tokens, 8, 7, 6], 2, stop_token_ids=(), max_new_tokens=6
+  )
+  second, before = session.submit(again), session.prefilled_tokens
   for _ in session:
     pass
-  assert session.read_tokens - before == 3  # The last one drawn, 8 and 7.
+  assert session.prefilled_tokens - before == 3  # The last one drawn, 8 and 7.
   (want,) = engine.run(params, [again])
   assert second.tokens == want.tokens
   np.testing.assert_allclose(second.logp, want.logp, atol=1e-5)
@@ -424,7 +437,7 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   """Every digit that a pass reads is there; those that none reads are not."""
   model, params = make(small_config(dtype='bfloat16'))
   engine = Engine(model, _SIZES)
-  laid = jax.tree_util.tree_leaves_with_path(engine.laid_out(params))
+  laid = jax.tree_util.tree_leaves_with_path(engine.prepare_params(params))
   assert {path[-1].key for path, x in laid if x.dtype != jnp.bfloat16} == {
     'scale',
     'router',
@@ -440,21 +453,25 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   # What is as it should be is not copied.
   monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
   stacked = Engine(model, _SIZES)
-  laid = stacked.laid_out(params)
-  assert stacked.laid_out(laid) is laid
+  laid = stacked.prepare_params(params)
+  assert stacked.prepare_params(laid) is laid
 
 
 def test_requests_of_one_batch_have_settings_of_their_own(small):
   model, params, engine = small
-  plain = _request([9, 4], 1, stop_ids=())
+  plain = _request([9, 4], 1, stop_token_ids=())
   (want,) = engine.run(params, [plain])
-  greedy = _request([9, 4], 2, temperature=0.0, stop_ids=(), best=3)
-  banned = _request([9, 4], 1, stop_ids=(), banned_ids=(want.tokens[0],))
+  greedy = _request(
+    [9, 4], 2, temperature=0.0, stop_token_ids=(), top_logprobs=3
+  )
+  banned = _request(
+    [9, 4], 1, stop_token_ids=(), suppress_tokens=(want.tokens[0],)
+  )
   got = engine.run(params, [plain, greedy, banned])
-  assert got[0].tokens == want.tokens and not got[0].best
+  assert got[0].tokens == want.tokens and not got[0].top_logprobs
   assert want.tokens[0] not in got[2].tokens
-  logits = forward(model, params, got[1].context[None])[0]
-  for t, best in enumerate(got[1].best):
+  logits = forward(model, params, got[1].all_tokens[None])[0]
+  for t, best in enumerate(got[1].top_logprobs):
     logp_V = jax.nn.log_softmax(logits[1 + t])
     assert [token for token, _ in best] == np.argsort(-logp_V)[:3].tolist()
     np.testing.assert_allclose(
@@ -468,7 +485,7 @@ def test_requests_of_one_batch_have_settings_of_their_own(small):
         3,
         temperature=0.0,
         repetition_penalty=1e6,
-        stop_ids=(),
+        stop_token_ids=(),
         max_new_tokens=6,
       )
     ],
@@ -482,7 +499,7 @@ def test_requests_of_one_batch_have_settings_of_their_own(small):
     (small_config(), _SIZES),
     (
       dense_config(num_attention_heads=4, num_key_value_heads=2),
-      dataclasses.replace(_SIZES, cache_int8=True),
+      dataclasses.replace(_SIZES, kv_cache_int8=True),
     ),
   ],
   ids=['mla', 'gqa-int8'],
@@ -505,10 +522,10 @@ def test_eight_devices_sample_what_one_does(config, sizes):
 def test_nothing_of_an_old_policy_survives_in_a_cache(small):
   model, params, engine = small
   first = _three(engine, params, jax.random.key(0))
-  programs = engine.compiled()
+  programs = engine.num_compiled_programs()
   changed = jax.tree.map(lambda x: x * 1.5, params)
   second = _three(engine, changed, jax.random.key(0))
-  assert engine.compiled() == programs
+  assert engine.num_compiled_programs() == programs
   fresh = _three(Engine(model, _SIZES), changed, jax.random.key(0))
   np.testing.assert_array_equal(second.tokens_BT, fresh.tokens_BT)
   assert (first.logp_BT != second.logp_BT).any()
@@ -523,38 +540,40 @@ def test_a_request_that_cannot_be_served_is_named_and_the_others_go_on(small):
       (_request([], 1), 'request #1: the prompt is empty'),
       (
         _request([1] * 30, 2),
-        'prompt of 30 and max_new_tokens of 10 exceed context_tokens = 32',
+        'prompt of 30 and max_new_tokens of 10 exceed max_model_len = 32',
       ),
       (_request([1, 40], 3), 'token outside of the vocabulary of 32'),
       (
         dataclasses.replace(_request([1], 5), key=np.zeros(4, np.uint32)),
         r'#5: its key has shape \(4,\)',
       ),
-      (_request([1], 4, stop_ids=(77,)), '#4: .*stop_ids has 77'),
+      (_request([1], 4, stop_token_ids=(77,)), '#4: .*stop_token_ids has 77'),
     ]
   ):
     with pytest.raises(UserError, match=message):
       session.submit(request)
   assert [c for finished in session for c in finished] == [good]
-  assert good.finish
+  assert good.finish_reason
 
 
 def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
   model, *_ = small
   with pytest.raises(
     UserError,
-    match='cache_tokens = 20 holds no request of '
-    'context_tokens = 32; it needs 36',
+    match='kv_cache_tokens = 20 holds no request of '
+    'max_model_len = 32; it needs 36',
   ):
-    Engine(model, dataclasses.replace(_SIZES, cache_tokens=20))
+    Engine(model, dataclasses.replace(_SIZES, kv_cache_tokens=20))
   with pytest.raises(
     UserError,
     match='a device has .* GB, and sampling needs '
-    'weights as trained.*; lower cache_tokens',
+    'weights as trained.*; lower kv_cache_tokens',
   ):
-    Engine(model, dataclasses.replace(_SIZES, cache_tokens=1 << 42))
-  with pytest.raises(UserError, match='rollout: rows must be at least 1'):
-    dataclasses.replace(_SIZES, rows=0)
+    Engine(model, dataclasses.replace(_SIZES, kv_cache_tokens=1 << 42))
+  with pytest.raises(
+    UserError, match='rollout: max_num_seqs must be at least 1'
+  ):
+    dataclasses.replace(_SIZES, max_num_seqs=0)
 
 
 @pytest.mark.parametrize(
@@ -582,9 +601,9 @@ def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
   engine = Engine(model, _SIZES)
   trained, sampled, pool = (
     sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
-    for tree in (params, engine.laid_out(params), engine.new_pages())
+    for tree in (params, engine.prepare_params(params), engine.new_kv_cache())
   )
-  counted = engine_file.device_bytes(model, layout, _SIZES)
+  counted = engine_file.memory_per_device(model, layout, _SIZES)
   told = list(counted.values())
   assert told == [trained, sampled, pool]
 
@@ -594,8 +613,8 @@ def test_weights_that_are_sampled_as_they_are_trained_count_once(
 ):
   model, params, _ = small
   monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
-  assert Engine(model, _SIZES).laid_out(params) is params
-  trained, sampled, _ = engine_file.device_bytes(
+  assert Engine(model, _SIZES).prepare_params(params) is params
+  trained, sampled, _ = engine_file.memory_per_device(
     model, model.layout, _SIZES
   ).values()
   assert trained and not sampled

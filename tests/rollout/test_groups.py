@@ -10,10 +10,10 @@ import pytest
 from r1jax.records import Message, Prompt, PromptBatch
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from tests.conftest import make, small_config
 
-_HOW = Sampling(max_new_tokens=12, stop_ids=(2, 5))
+_HOW = SamplingParams(max_new_tokens=12, stop_token_ids=(2, 5))
 _IDS = {f'p{n}': [3 + n, 9, 4] for n in range(6)}
 
 
@@ -35,8 +35,8 @@ def _open(names, seed: int = 0):
     valid_PT=np.ones(tokens.shape, bool),
     id_P=np.array([int(n[1:]) for n in names], np.uint32),
   )
-  return groups.open_groups(
-    prompts, assemble.requests(batch, 2, _HOW, jax.random.key(seed)), 2
+  return groups.start_groups(
+    prompts, assemble.build_requests(batch, 2, _HOW, jax.random.key(seed)), 2
   ), batch
 
 
@@ -45,7 +45,9 @@ def small():
   model, params = make(small_config())
   engine = Engine(
     model,
-    EngineConfig(rows=12, context_tokens=16, page_tokens=4, chunk_steps=2),
+    EngineConfig(
+      max_num_seqs=12, max_model_len=16, block_size=4, decode_steps=2
+    ),
     record_routing=True,
   )
   return params, jax.tree.map(lambda x: x * 1.2, params), engine
@@ -58,16 +60,16 @@ def _tokens(some):
 def test_groups_that_an_old_policy_began_are_dropped():
   opened, _ = _open(['p0', 'p1', 'p2'])
   for group, version in zip(opened, (3, 5)):  # The third has drawn nothing.
-    group.completions[1].version = [version, 7]
+    group.completions[1].policy_version = [version, 7]
   for most, left in ((0, [0, 1, 2]), (2, [1, 2]), (4, [0, 1, 2])):
-    kept, dropped = groups.fresh(opened, 7, most)
+    kept, dropped = groups.drop_stale(opened, 7, most)
     assert kept == [opened[i] for i in left] and dropped == 3 - len(left)
 
 
 def test_a_step_ends_when_enough_groups_are_complete(small):
   params, _, engine = small
-  everything, _ = groups.advance(engine, params, 1, _open(_IDS)[0], 6)
-  complete, rest = groups.advance(engine, params, 1, _open(_IDS)[0], 2)
+  everything, _ = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 6)
+  complete, rest = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 2)
   assert len(complete) == 2 and len(rest) == 4
   assert all(group.complete for group in complete)
   assert not all(group.complete for group in rest)
@@ -88,17 +90,19 @@ def test_a_step_ends_when_enough_groups_are_complete(small):
 def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
   """Through JSON, and under another policy: equal in every number."""
   params, moved, engine = small
-  complete, rest = groups.advance(engine, params, 1, _open(_IDS)[0], 1)
-  saved = json.loads(json.dumps(groups.packed(rest)))
-  again = groups.unpacked(saved, _HOW, lambda prompt: _IDS[prompt.text])
-  want, none = groups.advance(engine, moved, 2, rest, 5)
-  got, _ = groups.advance(engine, moved, 2, again, 5)
+  complete, rest = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 1)
+  saved = json.loads(json.dumps(groups.serialize_groups(rest)))
+  again = groups.deserialize_groups(
+    saved, _HOW, lambda prompt: _IDS[prompt.text]
+  )
+  want, none = groups.complete_groups(engine, moved, 2, rest, 5)
+  got, _ = groups.complete_groups(engine, moved, 2, again, 5)
   assert len(want) == 5 and not none
   assert {
     version
     for group in want
     for c in group.completions
-    for version in c.version
+    for version in c.policy_version
   } == {1, 2}
   for a, b in zip(got, want):
     assert a.prompt == b.prompt
@@ -114,12 +118,12 @@ def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
 def test_ages_count_from_the_policy_of_the_step(small):
   params, moved, engine = small
   opened, batch = _open(_IDS)
-  _, rest = groups.advance(engine, params, 4, opened, 1)
-  complete, _ = groups.advance(engine, moved, 6, rest, 5)
+  _, rest = groups.complete_groups(engine, params, 4, opened, 1)
+  complete, _ = groups.complete_groups(engine, moved, 6, rest, 5)
   made = [c for group in complete for c in group.completions]
   some = jax.tree.map(lambda x: x[:5], batch)
-  rollout = assemble.as_rollout(some, 2, 12, made, version=6)
+  rollout = assemble.build_rollout(some, 2, 12, made, policy_version=6)
   ages = rollout.staleness_BT[rollout.mask_BT]
-  assert ages.tolist() == [6 - v for c in made for v in c.version]
+  assert ages.tolist() == [6 - v for c in made for v in c.policy_version]
   assert set(ages.tolist()) == {0, 2}
   assert not rollout.staleness_BT[~rollout.mask_BT].any()

@@ -10,18 +10,18 @@ from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer, parameter_shardings
 from r1jax.rollout import assemble, sampling
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import forward, make, small_config
 
 # A pool that is short for two rows: now and then one gives way.
 _SIZES = EngineConfig(
-  rows=2,
-  context_tokens=32,
-  page_tokens=4,
-  chunk_steps=3,
-  cache_tokens=44,
+  max_num_seqs=2,
+  max_model_len=32,
+  block_size=4,
+  decode_steps=3,
+  kv_cache_tokens=44,
   speculative=True,
 )
 
@@ -29,14 +29,14 @@ _SIZES = EngineConfig(
 def _request(n: int, **changes) -> Request:
   """Prompts of one to eleven tokens."""
   rng = np.random.default_rng(n)
-  how = Sampling(
-    **dict(max_new_tokens=20, stop_ids=(), temperature=0.0) | changes
+  params = SamplingParams(
+    **dict(max_new_tokens=20, stop_token_ids=(), temperature=0.0) | changes
   )
   return Request(
     name=n,
     prompt=rng.integers(0, 32, 1 + n % 11).astype('i4'),
     key=np.asarray(jax.random.key_data(jax.random.key(n))),
-    sampling=how,
+    sampling_params=params,
   )
 
 
@@ -53,7 +53,7 @@ def small():
 
 def _guesses(model, params, contexts):
   """The look-ahead module's choices at each place, by the full forward."""
-  tokens_BT = np.zeros((len(contexts), _SIZES.context_tokens), np.int32)
+  tokens_BT = np.zeros((len(contexts), _SIZES.max_model_len), np.int32)
   for row, context in zip(tokens_BT, contexts):
     row[: len(context)] = context
   inputs = (
@@ -103,23 +103,24 @@ def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(small):
   found = [session.submit(request) for request in requests]
   for _ in session:
     pass
-  assert session.preempted
+  assert session.num_preemptions
   assert [c.tokens for c in found] == want
-  guesses_BT = _guesses(model, params, [made.context for made in found])
+  guesses_BT = _guesses(model, params, [made.all_tokens for made in found])
   wanted = [
-    _passes(guesses_T, made.context, len(made.request.prompt))
+    _passes(guesses_T, made.all_tokens, len(made.request.prompt))
     for made, guesses_T in zip(found, guesses_BT)
   ]
   assert [
-    (made.passes, made.drafts, made.kept_drafts) for made in found
+    (made.decode_steps, made.draft_tokens, made.accepted_tokens)
+    for made in found
   ] == wanted
   passes, drafts, kept = np.sum(wanted, 0)
-  assert assemble.speculation(found) == {
-    'draft_acceptance': kept / drafts,
-    'tokens_per_pass': 19 * 20 / passes,
+  assert assemble.speculative_metrics(found) == {
+    'draft_acceptance_rate': kept / drafts,
+    'tokens_per_decode_step': 19 * 20 / passes,
   }
   # The random module is right now and then.
-  assert sum(made.kept_drafts for made in found) > 20
+  assert sum(made.accepted_tokens for made in found) > 20
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(small):
     dict(temperature=1.0),
     dict(temperature=0.8, top_k=4, repetition_penalty=1.5),
   ],
-  ids=['plain', 'shaped'],
+  ids=['plain', 'processed'],
 )
 def test_samples_have_the_model_s_distribution(changes):
   """All triples of a vocabulary of five, against the full forward's."""
@@ -138,17 +139,21 @@ def test_samples_have_the_model_s_distribution(changes):
   engine = Engine(
     model,
     EngineConfig(
-      rows=512, context_tokens=8, page_tokens=8, chunk_steps=3, speculative=True
+      max_num_seqs=512,
+      max_model_len=8,
+      block_size=8,
+      decode_steps=3,
+      speculative=True,
     ),
   )
   keys = np.asarray(
     jax.random.key_data(jax.random.split(jax.random.key(3), rows))
   )
-  how = Sampling(max_new_tokens=3, stop_ids=(), **changes)
+  params = SamplingParams(max_new_tokens=3, stop_token_ids=(), **changes)
   made = engine.run(
     params,
     [
-      Request(name=n, prompt=prompt, key=key, sampling=how)
+      Request(name=n, prompt=prompt, key=key, sampling_params=params)
       for n, key in enumerate(keys)
     ],
   )
@@ -160,17 +165,19 @@ def test_samples_have_the_model_s_distribution(changes):
   logits = forward(model, params, contexts)
   logp = np.zeros(len(triples))
   for t in range(3):
-    draws = sampling.stack(
-      [how] * len(triples),
+    metadata = sampling.build_metadata(
+      [params] * len(triples),
       np.zeros((len(triples), 2), np.uint32),
       0,
       0,
-      sampling.features([how]),
+      sampling.required_features([params]),
       V,
       [c[: 2 + t] for c in contexts],
     )
-    shaped = jax.nn.log_softmax(sampling.shaped(logits[:, 1 + t], draws))
-    logp += np.take_along_axis(np.asarray(shaped), triples[:, t : t + 1], 1)[
+    processed = jax.nn.log_softmax(
+      sampling.process_logits(logits[:, 1 + t], metadata)
+    )
+    logp += np.take_along_axis(np.asarray(processed), triples[:, t : t + 1], 1)[
       :, 0
     ]
   want = np.exp(logp)
@@ -189,7 +196,7 @@ def test_samples_have_the_model_s_distribution(changes):
   np.testing.assert_allclose(
     [sum(c.logp) for c in made], logp[index], atol=1e-4
   )
-  assert 0.2 < sum(c.kept_drafts for c in made) / rows < 1.9
+  assert 0.2 < sum(c.accepted_tokens for c in made) / rows < 1.9
 
 
 def test_a_sample_does_not_depend_on_its_neighbours_or_the_mesh(small):
@@ -203,7 +210,7 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_the_mesh(small):
   spread = jax.device_put(
     jax.device_get(params), parameter_shardings(wide, layout)
   )
-  roomy = dataclasses.replace(_SIZES, cache_tokens=0)
+  roomy = dataclasses.replace(_SIZES, kv_cache_tokens=0)
   got = Engine(wide, roomy).run(spread, requests)
   assert [c.tokens for c in got] == [c.tokens for c in want]
   np.testing.assert_allclose(
@@ -214,12 +221,13 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_the_mesh(small):
 def test_stops_budgets_and_experts_are_those_of_plain_decoding(small):
   _, params, engine, plain = small
   requests = [
-    _request(n, stop_ids=(3, 5, 9, 20), max_new_tokens=1 + n) for n in range(12)
+    _request(n, stop_token_ids=(3, 5, 9, 20), max_new_tokens=1 + n)
+    for n in range(12)
   ]
   for got, want in zip(
     engine.run(params, requests), plain.run(params, requests)
   ):
-    assert (got.tokens, got.finish) == (want.tokens, want.finish)
+    assert (got.tokens, got.finish_reason) == (want.tokens, want.finish_reason)
     np.testing.assert_array_equal(
       np.sort(got.experts, -1), np.sort(want.experts, -1)
     )
@@ -227,5 +235,5 @@ def test_stops_budgets_and_experts_are_those_of_plain_decoding(small):
 
 def test_a_model_without_a_look_ahead_module_is_refused():
   model, _ = make(small_config())
-  with pytest.raises(UserError, match='speculative needs a look-ahead module'):
+  with pytest.raises(UserError, match='speculative needs an MTP module'):
     Engine(model, _SIZES)

@@ -56,8 +56,8 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
   assert (
     0 < lines[1]['rollout_logp_diff/mean'] < lines[1]['rollout_logp_diff/max']
   )
-  assert lines[1]['rollout/stale_tokens'] == 0  # Five groups, four trained.
-  assert any(row['rollout/stale_tokens'] > 0 for row in lines[2:])
+  assert lines[1]['rollout/stale_token_frac'] == 0  # Five groups, four trained.
+  assert any(row['rollout/stale_token_frac'] > 0 for row in lines[2:])
   assert [row['step'] for row in rows(workdir, 'pretrain')] == [1, 2, 3, 4]
   assert (workdir / 'rl/curves.png').stat().st_size > 10000
   assert list((workdir / 'rl/tensorboard').iterdir())

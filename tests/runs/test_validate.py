@@ -227,7 +227,7 @@ def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
       'prompt_tokens = 16 and rl.max_new_tokens = 4000 exceed',
     ),
     ('base.eval.temperature', -1.0, 'pipeline: base: sampling: temperature'),
-    ('student.rollout.page_tokens', 0, 'pipeline: student: rollout: page_'),
+    ('student.rollout.block_size', 0, 'pipeline: student: rollout: block_'),
     ('evaluations', ('math500',), 'pipeline: base: data: no math/math500'),
   ],
 )

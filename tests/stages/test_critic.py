@@ -45,7 +45,7 @@ def test_a_run_tells_what_its_critic_thinks(finished):
     assert row['critic/values/mean'] < 0 and row['critic/advantages/std'] > 0
     assert row['skipped_updates'] == row['critic/skipped_updates'] == 0
     assert row['rollout_logp_diff/max'] < 1e-4
-  assert any(row['rollout/stale_tokens'] > 0 for row in later)
+  assert any(row['rollout/stale_token_frac'] > 0 for row in later)
 
 
 def test_resumed_equals_uninterrupted(finished, environment, tmp_path):

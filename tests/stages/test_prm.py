@@ -210,7 +210,7 @@ def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
     ('vote', 'step'),
     ('best_of_n', 'step'),
     ('mcts', 'step'),
-    ('mcts', 'end'),
+    ('mcts', 'rollout'),
     ('mcts', 'rule'),
   ],
 )
@@ -221,10 +221,10 @@ def test_every_kind_of_evaluation_runs_and_counts_its_tokens(
     'policy',
     **{
       'eval.search.kind': kind,
-      'eval.search.value': value,
-      'eval.search.process_model': str(_judge(finished)),
+      'eval.search.leaf_value': value,
+      'eval.search.process_reward_model': str(_judge(finished)),
       'eval.search.budget_tokens': 80,
-      'eval.search.finish_tokens': 16,
+      'eval.search.answer_reserve_tokens': 16,
       'eval.num_samples': 4,
       'eval.num_problems': 3,
     },
@@ -415,12 +415,12 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
     ({'eval.search.kind': 'beam'}, 'eval.search.kind must be one of'),
     (
       {'eval.search.kind': 'best_of_n'},
-      'process_model: best_of_n needs what the stage prm leaves',
+      'process_reward_model: best_of_n needs what the stage prm leaves',
     ),
     (
       {
         'eval.search.kind': 'mcts',
-        'eval.search.value': 'rule',
+        'eval.search.leaf_value': 'rule',
         'eval.search.budget_tokens': 20,
       },
       'budget_tokens = 20 is below one step',
@@ -436,14 +436,14 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
     (
       {
         'eval.search.kind': 'mcts',
-        'eval.search.width': 0,
-        'eval.search.value': 'rule',
+        'eval.search.expansion_width': 0,
+        'eval.search.leaf_value': 'rule',
       },
-      'search: width must be at least 1',
+      'search: expansion_width must be at least 1',
     ),
     (
-      {'eval.search.kind': 'mcts', 'eval.search.value': 'leaf'},
-      'eval.search.value must be one of',
+      {'eval.search.kind': 'mcts', 'eval.search.leaf_value': 'leaf'},
+      'eval.search.leaf_value must be one of',
     ),
   ],
 )

@@ -67,7 +67,7 @@ class _Engine:
       text = text.replace('</answer>', '')
     return Completion(
       request=request,
-      finish='length' if kind == TRUNCATED else 'stop',
+      finish_reason='length' if kind == TRUNCATED else 'stop',
       tokens=[*self._tokenizer.encode(text), self._tokenizer.stop_ids[0]],
     )
 

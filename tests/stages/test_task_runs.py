@@ -56,7 +56,10 @@ def test_synthetic_countdown_runs(environment, tmp_path):
   )
   row = rows(workdir)[1]
   # An untrained policy is always wrong: nothing to learn, twice as sought.
-  assert row['dynamic/sampled_groups'] == 8 and row['dynamic/useful'] == 0
+  assert (
+    row['dynamic_sampling/sampled_groups'] == 8
+    and row['dynamic_sampling/useful_group_frac'] == 0
+  )
   assert row['grad_norm'] == 0
   assert 'kl' not in row and row['rollout_logp_diff/max'] < 1e-4
   saved = (workdir / 'rl/samples/step_000001.jsonl').read_text().splitlines()

@@ -8,14 +8,14 @@ from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.evaluate.search import BestOfN, EvalProblems, TreeSearch
 from r1jax.rewards.reward_manager import RewardManager
-from r1jax.rollout import search
+from r1jax.rollout import mcts
 from r1jax.rollout.engine import Engine
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import reward_models
 
-_KEY = 'eval.search.process_model'
+_KEY = 'eval.search.process_reward_model'
 KINDS = NONE, VOTE, BEST_OF_N, MCTS = 'none', 'vote', 'best_of_n', 'mcts'
-_RULE = 'rule'  # What may value a search, beside search.VALUES.
+_RULE = 'rule'  # What may value a search, beside mcts.LEAF_VALUES.
 
 
 def evaluator(
@@ -45,25 +45,27 @@ def evaluator(
     if c.kind == BEST_OF_N:
       model = _model(config, made)
     return BestOfN(sampler, asked, config.eval.num_samples, model)
-  build.one_of('eval.search.value', c.value, (*search.VALUES, _RULE))
-  options = search.Options(
+  build.one_of(
+    'eval.search.leaf_value', c.leaf_value, (*mcts.LEAF_VALUES, _RULE)
+  )
+  options = mcts.MCTSConfig(
     **{
       field: c[field]
       for field in (
         'budget_tokens',
-        'step_tokens',
-        'finish_tokens',
-        'width',
-        'exploration',
-        'widening',
-        'leaves',
-        'simulations',
-        'choose',
+        'max_step_tokens',
+        'answer_reserve_tokens',
+        'expansion_width',
+        'c_puct',
+        'widening_alpha',
+        'leaf_batch_size',
+        'num_simulations',
+        'answer_selection',
       )
     },
-    value=search.AT_END if c.value == _RULE else c.value,
+    leaf_value=mcts.ROLLOUT if c.leaf_value == _RULE else c.leaf_value,
   )
-  if c.value == _RULE:
+  if c.leaf_value == _RULE:
     splitter = steps.make_splitter(
       config.data.step_delimiter, made.parser, made.tokenizer
     )
@@ -73,7 +75,7 @@ def evaluator(
 
 
 def _model(config: ml_collections.ConfigDict, made: build.Parts):
-  file = config.eval.search.process_model
+  file = config.eval.search.process_reward_model
   if not file:
     raise UserError(
       f'{_KEY}: {config.eval.search.kind} needs what the stage prm leaves'

@@ -28,7 +28,7 @@ from r1jax.rewards.reward_manager import (
   RewardOptions,
 )
 from r1jax.rollout.engine import Engine, EngineConfig
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build import prompts as questions
 from r1jax.train.optimizer import OptimizerConfig
@@ -225,7 +225,7 @@ def engine(
     made.model,
     engine_config(config, rows),
     record_routing=config.rl.routing_replay,
-    decode=made.tokenizer.decode,
+    detokenize=made.tokenizer.decode,
   )
 
 
@@ -240,9 +240,8 @@ def engine_config(
   return EngineConfig(
     **config.rollout.to_dict()
     | {
-      'rows': min(config.rollout.rows, asked),
-      'context_tokens': config.data.max_prompt_tokens
-      + config.rl.max_new_tokens,
+      'max_num_seqs': min(config.rollout.max_num_seqs, asked),
+      'max_model_len': config.data.max_prompt_tokens + config.rl.max_new_tokens,
     }
   )
 
@@ -273,14 +272,16 @@ def evaluator(
   )
 
 
-def eval_sampling(config: ml_collections.ConfigDict, made: Parts) -> Sampling:
+def eval_sampling(
+  config: ml_collections.ConfigDict, made: Parts
+) -> SamplingParams:
   """How held-out problems are answered."""
   c = config.eval
-  return Sampling(
+  return SamplingParams(
     max_new_tokens=config.rl.max_new_tokens,
     temperature=c.temperature,
     top_p=c.top_p,
-    stop_ids=made.tokenizer.stop_ids,
+    stop_token_ids=made.tokenizer.stop_ids,
   )
 
 
@@ -391,13 +392,13 @@ def policy_loss(config: ml_collections.ConfigDict) -> PolicyLoss:
 
 def rl_sampling(
   config: ml_collections.ConfigDict, made: Parts, **changes
-) -> Sampling:
+) -> SamplingParams:
   """Nothing is cut away: the ratio would be biased by the mass kept."""
-  return Sampling(
+  return SamplingParams(
     **dict(
       max_new_tokens=config.rl.max_new_tokens,
       temperature=config.rl.temperature,
-      stop_ids=made.tokenizer.stop_ids,
+      stop_token_ids=made.tokenizer.stop_ids,
     )
     | changes
   )

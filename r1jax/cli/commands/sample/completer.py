@@ -13,7 +13,7 @@ from r1jax.data.text import reasoning
 from r1jax.errors import UserError
 from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 from r1jax.stages.build.parts import Parts
 
@@ -32,7 +32,7 @@ class Completer:
     parts: Parts,
     engine: Engine,
     params,
-    sampling: Sampling,
+    sampling: SamplingParams,
     num_samples: int,
     key: jax.Array,
   ):
@@ -48,7 +48,7 @@ class Completer:
     self._num_samples = num_samples
     self._session = engine.session(params)
     self._max_prompt_tokens = (
-      engine.config.context_tokens - sampling.max_new_tokens
+      engine.config.max_model_len - sampling.max_new_tokens
     )
     self._occurrences: Counter[str] = Counter()
 
@@ -87,7 +87,7 @@ class Completer:
     waiting = iter(headings.items())
     head = next(waiting, None)
     for _ in self._session:
-      while head and head[0].finish:
+      while head and head[0].finish_reason:
         completion, heading = head
         print(
           f'{heading}{self._text(completion)}\n{self._summary(completion)}\n',
@@ -112,7 +112,10 @@ class Completer:
     )
     return [
       Request(
-        name=question.name, prompt=prompt, key=key, sampling=self._sampling
+        name=question.name,
+        prompt=prompt,
+        key=key,
+        sampling_params=self._sampling,
       )
       for key in keys_G2
     ]
@@ -158,14 +161,14 @@ class Completer:
     ]
     malformed = ', malformed' * (not self._parts.parser.parse(text).well_formed)
     lines.append(
-      f'  ({len(completion.tokens)} tokens, {completion.finish}{malformed})'
+      f'  ({len(completion.tokens)} tokens, {completion.finish_reason}{malformed})'
     )
     return '\n'.join(lines)
 
   def _text(self, completion: Completion) -> str:
     """The text so far, without a stop token."""
     tokens = completion.tokens
-    if tokens and tokens[-1] in self._sampling.stop_ids:
+    if tokens and tokens[-1] in self._sampling.stop_token_ids:
       tokens = tokens[:-1]
     return self._parts.tokenizer.decode(tokens)
 

@@ -13,15 +13,15 @@ import pytest
 
 from r1jax.data.text.steps import StepSplitter
 from r1jax.errors import UserError
-from r1jax.rollout import search
-from r1jax.rollout.continuation import Context
-from r1jax.rollout.sampling import Sampling
+from r1jax.rollout import mcts, search_tree
+from r1jax.rollout.continuation import Prefix
+from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion
 
 _STOP, _DEPTH, _DIGITS = 0, 3, 3
 _SPLIT = StepSplitter(' ', ')', lambda ids: ''.join(map(chr, ids)), (_STOP,))
 _WHOLE = 2 * _DEPTH + 2  # Tokens of a completion.
-_HOW = Sampling(max_new_tokens=_WHOLE, stop_ids=(_STOP,))
+_HOW = SamplingParams(max_new_tokens=_WHOLE, stop_token_ids=(_STOP,))
 _LEAVES = list(itertools.product(range(_DIGITS), repeat=_DEPTH))
 
 
@@ -34,16 +34,16 @@ def _draw(asked):
   made = []
   for request in asked:
     completion = Completion(request)
-    said, how = list(request.prompt), request.sampling
+    said, how = list(request.prompt), request.sampling_params
     for nth in range(how.max_new_tokens):
       seed = [*map(int, request.key), nth]
       token = _next(said[1:], np.random.default_rng(seed))
       said.append(token)
       completion.tokens.append(token)
       text = ''.join(map(chr, completion.tokens))
-      completion.finish = 'length'
+      completion.finish_reason = 'length'
       if token == _STOP or any(s in text for s in how.stop_strings):
-        completion.finish = 'stop'
+        completion.finish_reason = 'stop'
         break
     made.append(completion)
   return made
@@ -85,28 +85,28 @@ def _run(
   seed=0,
   how=_HOW,
   **changes,
-) -> list[search.Tree]:
-  options = search.Options(
+) -> list[search_tree.Tree]:
+  options = mcts.MCTSConfig(
     **dict(
       budget_tokens=budget,
-      step_tokens=4,
-      finish_tokens=_WHOLE,
-      width=6,
-      simulations=100,
+      max_step_tokens=4,
+      answer_reserve_tokens=_WHOLE,
+      expansion_width=6,
+      num_simulations=100,
     )
     | changes
   )
-  start = [Context(7 + p, np.array([1], np.int32)) for p in range(problems)]
-  return search.Search(options, how, _SPLIT, draw, judge).run(
+  start = [Prefix(7 + p, np.array([1], np.int32)) for p in range(problems)]
+  return mcts.MCTS(options, how, _SPLIT, draw, judge).run(
     start, jax.random.key(seed)
   )
 
 
-@pytest.mark.parametrize('choose', search.CHOICES)
-@pytest.mark.parametrize('value', search.VALUES)
+@pytest.mark.parametrize('choose', mcts.ANSWER_SELECTIONS)
+@pytest.mark.parametrize('value', mcts.LEAF_VALUES)
 def test_it_finds_what_enumeration_finds(value, choose):
   for p, tree in enumerate(
-    _run(problems=3, value=value, choose=choose, budget=9000)
+    _run(problems=3, leaf_value=value, answer_selection=choose, budget=9000)
   ):
     best = max(_LEAVES, key=_rewards(p).get)
     if value == 'step' or choose == 'value':
@@ -115,33 +115,37 @@ def test_it_finds_what_enumeration_finds(value, choose):
     assert tree.answer.value == _rewards(p)[_digits(tree.answer.tokens)]
 
 
-@pytest.mark.parametrize('leaves,value', [(1, 'step'), (3, 'step'), (2, 'end')])
+@pytest.mark.parametrize(
+  'leaves,value', [(1, 'step'), (3, 'step'), (2, 'rollout')]
+)
 def test_visits_and_values_add_up(leaves, value):
   """To the root, everything that was ever backed up."""
-  for tree in _run(problems=2, leaves=leaves, value=value):
+  for tree in _run(problems=2, leaf_batch_size=leaves, leaf_value=value):
     for node in tree.nodes():
-      below = sum(child.visits for child in node.children)
-      own = node.visits - below
+      below = sum(child.visit_count for child in node.children)
+      own = node.visit_count - below
       assert node.pending == 0
       assert own == 0 if node is tree.root else own >= 1
-      assert own <= 1 or node.ended
-      assert node.total == pytest.approx(
-        own * node.value + sum(child.total for child in node.children)
+      assert own <= 1 or node.terminal
+      assert node.value_sum == pytest.approx(
+        own * node.value + sum(child.value_sum for child in node.children)
       )
       assert sum(child.prior for child in node.children) == pytest.approx(
         1.0 if node.children else 0.0
       )
     backed = [
-      (node.visits - sum(c.visits for c in node.children), node.value)
+      (node.visit_count - sum(c.visit_count for c in node.children), node.value)
       for node in tree.nodes()
     ]
-    assert tree.root.total / tree.root.visits == pytest.approx(
+    assert tree.root.value_sum / tree.root.visit_count == pytest.approx(
       np.average([value for _, value in backed], weights=[n for n, _ in backed])
     )
 
 
 @pytest.mark.parametrize('budget', [12, 13, 25, 40, 77, 200])
-@pytest.mark.parametrize('value,leaves', [('step', 1), ('step', 4), ('end', 2)])
+@pytest.mark.parametrize(
+  'value,leaves', [('step', 1), ('step', 4), ('rollout', 2)]
+)
 def test_the_budget_is_never_exceeded(budget, value, leaves):
   drawn = []
 
@@ -150,16 +154,20 @@ def test_the_budget_is_never_exceeded(budget, value, leaves):
     drawn.extend(len(c.tokens) for c in made)
     return made
 
-  if value == 'end':
+  if value == 'rollout':
     budget += _WHOLE
-  (tree,) = _run(budget=budget, value=value, leaves=leaves, draw=counted)
+  (tree,) = _run(
+    budget=budget, leaf_value=value, leaf_batch_size=leaves, draw=counted
+  )
   assert sum(drawn) == tree.used_tokens <= budget
   assert tree.answer  # What was kept is enough to finish one thought.
 
 
 def test_a_tree_is_the_same_whatever_else_is_searched():
   alone, together = _run(1)[0], _run(3)[0]
-  shape = lambda tree: [(n.tokens, n.visits, n.total) for n in tree.nodes()]
+  shape = lambda tree: [
+    (n.tokens, n.visit_count, n.value_sum) for n in tree.nodes()
+  ]
   assert shape(alone) == shape(together)
   assert shape(alone) != shape(_run(1, seed=1)[0])
 
@@ -171,53 +179,61 @@ def test_all_that_a_turn_needs_is_drawn_in_one_call():
     sizes.append(len(asked))
     return _draw(asked)
 
-  trees = _run(problems=4, leaves=2, draw=counted, simulations=6)
+  trees = _run(problems=4, leaf_batch_size=2, draw=counted, num_simulations=6)
   assert sizes[0] == 4 * 6 < max(sizes) <= 4 * 2 * 6 and min(sizes)
   assert len(sizes) <= 6 + 1  # One to finish with.
-  assert all(tree.simulations <= 6 for tree in trees)
+  assert all(tree.num_simulations <= 6 for tree in trees)
 
 
 def test_a_step_that_is_cut_goes_on_and_a_thought_that_is_cut_has_no_answer():
-  (tree,) = _run(step_tokens=1)
+  (tree,) = _run(max_step_tokens=1)
   assert {len(n.tokens) for n in tree.nodes()} == set(range(_WHOLE + 1))
-  short = Sampling(max_new_tokens=4, stop_ids=(_STOP,))
-  (tree,) = _run(how=short, finish_tokens=4)
+  short = SamplingParams(max_new_tokens=4, stop_token_ids=(_STOP,))
+  (tree,) = _run(how=short, answer_reserve_tokens=4)
   assert tree.answer is None and max(len(n.tokens) for n in tree.nodes()) == 4
-  assert all(n.value == 0 for n in tree.nodes() if n.ended)
+  assert all(n.value == 0 for n in tree.nodes() if n.terminal)
 
 
 def test_what_is_reached_often_is_widened():
   """Else a step that no first draw made is missed for ever."""
   narrow, wide = (
-    _run(width=1, widening=widening, budget=4000)[0] for widening in (0.0, 0.5)
+    _run(expansion_width=1, widening_alpha=widening, budget=4000)[0]
+    for widening in (0.0, 0.5)
   )
   assert all(len(n.children) <= 1 for n in narrow.nodes())
   assert len(wide.root.children) == _DIGITS
-  assert wide.root.draws == wide.root.turns <= wide.root.visits**0.5 + 1
+  assert (
+    wide.root.num_samples
+    == wide.root.num_expansions
+    <= wide.root.visit_count**0.5 + 1
+  )
 
 
 def test_exploration_is_what_puct_says():
-  root = search.Node(visits=9, draws=4)
+  root = search_tree.Node(visit_count=9, num_samples=4)
   root.children = [
-    search.Node(drawn=3, visits=6, total=3.0, parent=root),
-    search.Node(drawn=1, visits=3, total=1.8, parent=root),
+    search_tree.Node(num_sampled=3, visit_count=6, value_sum=3.0, parent=root),
+    search_tree.Node(num_sampled=1, visit_count=3, value_sum=1.8, parent=root),
   ]
   upper = lambda c: [0.5 + c * 0.75 * 3 / 7, 0.6 + c * 0.25 * 3 / 4]
   for c in (0.0, 0.5, 1.0, 4.0):
-    assert root.best(c) is root.children[int(np.argmax(upper(c)))]
+    assert root.select_child(c) is root.children[int(np.argmax(upper(c)))]
 
 
 @pytest.mark.parametrize(
   'changes,told',
   [
     (dict(budget=11), 'budget_tokens = 11 is below one step: it needs 12'),
-    (dict(value='end', budget=15), 'it needs 16'),
-    (dict(width=0), 'width must be at least 1'),
-    (dict(step_tokens=0), 'step_tokens must be at least 1'),
-    (dict(widening=1.0), 'widening must lie within'),
-    (dict(finish_tokens=-1), 'must not be below 0'),
-    (dict(value='leaf'), "value must be one of .* got 'leaf'"),
-    (dict(choose='mean'), "choose must be one of .* got 'mean'"),
+    (dict(leaf_value='rollout', budget=15), 'it needs 16'),
+    (dict(expansion_width=0), 'expansion_width must be at least 1'),
+    (dict(max_step_tokens=0), 'max_step_tokens must be at least 1'),
+    (dict(widening_alpha=1.0), 'widening_alpha must lie within'),
+    (dict(answer_reserve_tokens=-1), 'must not be below 0'),
+    (dict(leaf_value='leaf'), "leaf_value must be one of .* got 'leaf'"),
+    (
+      dict(answer_selection='mean'),
+      "answer_selection must be one of .* got 'mean'",
+    ),
   ],
 )
 def test_what_cannot_be_searched_is_refused(changes, told):
