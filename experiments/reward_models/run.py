@@ -61,7 +61,7 @@ def bayes(how: preferences.Synthetic, seed: int, count: int) -> float:
   for row in preferences.synthetic_pairs(
     how, _BRIEF, tasks.HELD_OUT, seed, count
   ):
-    p = how.chance(
+    p = how.preference_probability(
       row.prompt.question,
       *(parser.parse(text).answer for text in (row.chosen, row.rejected)),
     )

@@ -1,4 +1,4 @@
-"""From prompts and documents to arrays; resumable by position, on Grain."""
+"""Batches of prompts and of packed documents, as resumable Grain iterators."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -18,29 +18,34 @@ from r1jax.records import Prompt, PromptBatch, TokenBatch, TopLogprobs
 def pad_prompts(
   prompts: Sequence[Prompt], tokenizer: Tokenizer, width_tokens: int
 ) -> PromptBatch:
-  """Tokenises and pads on the left; see PromptBatch for an example.
+  """Tokenizes prompts and pads them on the left; see PromptBatch.
+
+  Args:
+    prompts: P prompts.
+    tokenizer: The policy's tokenizer.
+    width_tokens: T, the padded length.
 
   Raises:
-    UserError: a prompt is empty, longer than `width_tokens`, or holds what the
-      tokenizer does not know; named by its id and its line of a file.
+    UserError: a prompt is empty, longer than `width_tokens`, or cannot be
+      encoded; the message names its id and its line of a file.
   """
   tokens_PT = np.full((len(prompts), width_tokens), tokenizer.pad_id, np.int32)
   valid_PT = np.zeros((len(prompts), width_tokens), bool)
   for row, prompt in enumerate(prompts):
-    place = f'{prompt.where}: ' if prompt.where else ''
-    named = f'data: {place}prompt {prompt.id}'
+    location = f'{prompt.where}: ' if prompt.where else ''
+    name = f'data: {location}prompt {prompt.id}'
     try:
       ids = tokenizer.encode_prompt(prompt.text)
     except UserError as error:
-      raise UserError(f'{named}: {error}') from error
+      raise UserError(f'{name}: {error}') from error
     if len(ids) > width_tokens:
       raise UserError(
-        f'{named} has {len(ids)} tokens, more than '
+        f'{name} has {len(ids)} tokens, more than '
         f'max_prompt_tokens = {width_tokens}; raise '
         '--config.data.max_prompt_tokens or drop the row'
       )
     if not ids:
-      raise UserError(f'{named} is empty')
+      raise UserError(f'{name} is empty')
     tokens_PT[row, width_tokens - len(ids) :] = ids
     valid_PT[row, width_tokens - len(ids) :] = True
   id_P = np.array([zlib.crc32(p.id.encode()) for p in prompts], np.uint32)
@@ -50,19 +55,21 @@ def pad_prompts(
 def check_prompts(
   prompts: Iterable[Prompt], tokenizer: Tokenizer, width_tokens: int
 ):
-  """Tokenises them all: a long one fails at start-up, not in mid-run."""
+  """Raises the errors of `pad_prompts` for any of the prompts.
+
+  A run checks its prompts at start-up, so that none fails in the middle of it.
+  """
   for prompt in prompts:
     pad_prompts([prompt], tokenizer, width_tokens)
 
 
 def prompt_stream(prompts: Sequence[Prompt], seed: int, shuffle: bool):
-  """An endless Grain iterator over Prompts.
+  """Returns an endless Grain iterator over prompts.
 
   Args:
-    prompts: A Mixture has an order of its own; others are shuffled, each epoch
-      anew, or read as they are.
-    seed: Of the shuffle.
-    shuffle: Whether to.
+    prompts: A Mixture, which has an order of its own, or other prompts.
+    seed: Seed of the shuffling.
+    shuffle: Whether to shuffle prompts that are no Mixture, anew each epoch.
   """
   if isinstance(prompts, Mixture):
     dataset = prompts.dataset
@@ -75,43 +82,45 @@ def prompt_stream(prompts: Sequence[Prompt], seed: int, shuffle: bool):
 
 
 class TwoPhaseStream:
-  """Two endless streams: the first for some steps, the second after them.
+  """Takes prompts from one endless stream, and after some steps from another.
 
-  Each goes on where it was, and both positions are in the state.
+  The state holds the positions of both streams, so that a run can resume.
   """
 
   def __init__(self, first, second, steps: int):
+    """Joins two endless iterators; `steps` is the last step of the first."""
     self._streams, self._steps = (first, second), steps
 
   def next_prompts(self, step: int, count: int) -> list[Prompt]:
-    """The next prompts of the stream that step is fed by, counted from 1."""
+    """Returns the next `count` prompts for a step; steps count from 1."""
     stream = self._streams[step > self._steps]
     return [next(stream) for _ in range(count)]
 
   def get_state(self) -> list:
+    """Returns the positions of both streams."""
     return [stream.get_state() for stream in self._streams]
 
   def set_state(self, state: list):
+    """Restores positions that `get_state` returned."""
     for stream, position in zip(self._streams, state, strict=True):
       stream.set_state(position)
 
 
-_CHECKED = 1000  # Documents whose length is looked at before a run.
+_NUM_CHECKED = 1000  # Documents whose length `check` samples.
 
 
 class SyntheticCorpusBatches(Sequence):
-  """Batch i of packed synthetic documents, a pure function of (seed, i).
+  """Batches of packed synthetic documents, to pre-train a base model on.
 
-  A rare document that no row can hold, one with a repair at every step, is
-  drawn again; `check` says whether it is rare. Rows are filled in turn: a
-  document that does not fit any more opens the next row, and what it left is
-  padding.
+  Batch i is a pure function of (seed, i). A document that is longer than a row,
+  such as one with a correction at every step, is sampled again; `check` makes
+  sure that these are rare.
   """
 
   def __init__(
     self,
     shares: Mapping[str, float],
-    web: tasks.CorpusConfig,
+    corpus: tasks.CorpusConfig,
     template: PromptTemplate,
     tokenizer: Tokenizer,
     batch_size: int,
@@ -119,8 +128,20 @@ class SyntheticCorpusBatches(Sequence):
     seed: int,
     num_batches: int,
   ):
+    """Makes the batches.
+
+    Args:
+      shares: Task name → share of the documents; the shares sum to 1.
+      corpus: Composition of the documents.
+      template: Makes the prompts.
+      tokenizer: Encodes the documents; its first stop token ends them.
+      batch_size: B, rows of a batch.
+      length_tokens: T, tokens of a row.
+      seed: Seed of all samples.
+      num_batches: Number of batches.
+    """
     self._tasks, self._shares = list(shares), list(shares.values())
-    self._web, self._template = web, template
+    self._corpus, self._template = corpus, template
     self._tokenizer, self._seed = tokenizer, seed
     self._shape, self._num_batches = (batch_size, length_tokens), num_batches
 
@@ -138,18 +159,20 @@ class SyntheticCorpusBatches(Sequence):
   def check(self):
     """Raises UserError unless nearly every document fits into a row."""
     rng = np.random.default_rng([self._seed, self._num_batches])
-    long = sum(len(self._draw(rng)) > self._shape[1] for _ in range(_CHECKED))
-    if long > _CHECKED // 100:
+    too_long = sum(
+      len(self._sample(rng)) > self._shape[1] for _ in range(_NUM_CHECKED)
+    )
+    if too_long > _NUM_CHECKED // 100:
       raise UserError(
-        f'corpus: {long} of {_CHECKED} documents do not fit into '
+        f'corpus: {too_long} of {_NUM_CHECKED} documents do not fit into '
         f'pretrain.length_tokens = {self._shape[1]}; raise it'
       )
 
-  def _draw(self, rng: np.random.Generator) -> list[int]:
+  def _sample(self, rng: np.random.Generator) -> list[int]:
     task = self._tasks[0]
     if len(self._tasks) > 1:
       task = str(rng.choice(self._tasks, p=self._shares))
-    question, response = tasks.sample_document(rng, task, self._web)
+    question, response = tasks.sample_document(rng, task, self._corpus)
     return [
       *self._tokenizer.encode_prompt(self._template.render(question)),
       *self._tokenizer.encode(response),
@@ -157,20 +180,20 @@ class SyntheticCorpusBatches(Sequence):
     ]
 
   def _document(self, rng: np.random.Generator) -> list[int]:
-    ids = self._draw(rng)
+    ids = self._sample(rng)
     while len(ids) > self._shape[1]:
-      ids = self._draw(rng)
+      ids = self._sample(rng)
     return ids
 
 
 class Document(NamedTuple):
-  """Tokens of one document, and what is learnt from them.
+  """The T tokens of one document, with their weights in the loss.
 
   Attributes:
-    ids: T of them.
-    weight_T: Of token t as a target, so that weight_T[0] says nothing; None
-      for 1.
-    top: A teacher's distribution at each token as a target, or None.
+    ids: Token ids.
+    weight_T: float32, the weight of token t as a target, so that weight_T[0]
+      is not used; None for 1 everywhere.
+    top: A teacher's top log-probabilities of each token as a target, or None.
   """
 
   ids: Sequence[int]
@@ -179,21 +202,25 @@ class Document(NamedTuple):
 
 
 def pack(
-  draw: Callable[[], Document | None],
+  next_document: Callable[[], Document | None],
   batch_size: int,
   length_tokens: int,
   pad_id: int,
-  kept: int = 0,
+  num_top_logprobs: int = 0,
 ) -> TokenBatch:
-  """Fills rows with whole documents; see TokenBatch for an example.
+  """Packs whole documents into rows; see TokenBatch for an example.
+
+  Rows are filled in turn: a document that does not fit into the rest of a row
+  begins the next one.
 
   Args:
-    draw: The next document; None when there is none left: what remains of the
-      batch is padding.
+    next_document: Returns the next document, or None if there are no more; the
+      rest of the batch is then padding.
     batch_size: B.
     length_tokens: T.
-    pad_id: Fills what is left of a row.
-    kept: O, tokens of each teacher's distribution; 0 without teachers.
+    pad_id: Token id of padding.
+    num_top_logprobs: O, the number of top log-probabilities that each document
+      brings per token; 0 without a teacher.
 
   Raises:
     UserError: a document is longer than a row.
@@ -203,9 +230,9 @@ def pack(
   target = np.full(shape, pad_id, np.int32)
   weight = np.zeros(shape, np.float32)
   segment, position = np.zeros((2, *shape), np.int32)
-  top_ids = np.zeros((*shape, kept), np.int32)
-  top_logp = np.full((*shape, kept), -np.inf, np.float32)
-  document = draw()
+  top_ids = np.zeros((*shape, num_top_logprobs), np.int32)
+  top_logp = np.full((*shape, num_top_logprobs), -np.inf, np.float32)
+  document = next_document()
   for row in range(batch_size):
     start, count = 0, 0
     while document and (end := start + len(document.ids)) <= length_tokens:
@@ -217,10 +244,10 @@ def pack(
       )
       segment[row, start:end] = count
       position[row, start:end] = np.arange(end - start)
-      if kept:
+      if num_top_logprobs:
         top_ids[row, start : end - 1] = document.top.ids_TO[1:]
         top_logp[row, start : end - 1] = document.top.logp_TO[1:]
-      start, document = end, draw()
+      start, document = end, next_document()
     if document and not count:
       raise UserError(
         f'data: a document of {len(document.ids)} tokens does not fit into '
@@ -232,13 +259,13 @@ def pack(
     weight_BT=weight,
     segment_BT=segment,
     position_BT=position,
-    top_ids_BTO=top_ids if kept else None,
-    top_logp_BTO=top_logp if kept else None,
+    top_ids_BTO=top_ids if num_top_logprobs else None,
+    top_logp_BTO=top_logp if num_top_logprobs else None,
   )
 
 
 def token_batches(corpus: Sequence[TokenBatch]):
-  """A Grain iterator over TokenBatches, made ahead in a thread."""
+  """Returns a Grain iterator over batches, which a thread prefetches."""
   return iter(grain.MapDataset.source(corpus).to_iter_dataset(_READ))
 
 

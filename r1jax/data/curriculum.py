@@ -1,4 +1,4 @@
-"""Which prompts, and in which order, by how often a policy solves them."""
+"""Filters and orders prompts by the rate at which a policy solves them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +10,11 @@ from r1jax.records import Prompt
 
 
 def read_pass_rates(path: str) -> dict[str, float]:
-  """Pass rates by prompt id, from a file with rows of id and pass_rate.
+  """Reads pass rates by prompt id from a file of rows with id and pass_rate.
 
   Raises:
-    UserError: a rate is not within 0 and 1; or see datasets.read_jsonl.
+    UserError: a rate is not within 0 and 1, or a row is malformed; see
+      datasets.read_jsonl.
   """
   rates = {}
   for row in read_jsonl(path, {'id': str, 'pass_rate': float}):
@@ -29,10 +30,10 @@ def read_pass_rates(path: str) -> dict[str, float]:
 def filter_by_pass_rate(
   prompts: Sequence[Prompt], rates: Mapping[str, float], low: float, high: float
 ) -> list[Prompt]:
-  """The prompts that were measured and whose rate lies within [low, high].
+  """Returns the prompts that have a pass rate within [low, high].
 
-  A group that is all right or all wrong teaches nothing: rates of 0 and 1
-  promise such groups.
+  A group whose samples are all right or all wrong has no advantages to learn
+  from; pass rates near 0 and 1 predict such groups.
   """
   return [
     prompt for prompt in prompts if low <= rates.get(prompt.id, np.nan) <= high
@@ -42,7 +43,7 @@ def filter_by_pass_rate(
 def sort_by_pass_rate(
   prompts: Sequence[Prompt], rates: Mapping[str, float], seed: int
 ) -> list[Prompt]:
-  """From the easiest to the hardest; those of one rate in random order."""
+  """Returns the prompts from the easiest to the hardest, ties in random order."""
   order = np.random.default_rng(seed).permutation(len(prompts))
   return [
     prompts[i] for i in sorted(order, key=lambda i: -rates[prompts[i].id])

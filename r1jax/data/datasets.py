@@ -1,4 +1,4 @@
-"""Prompts by index: endless synthetic ones, or the checked rows of files."""
+"""Sequences of prompts: endless synthetic ones, and validated rows of files."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,13 +9,14 @@ from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
-GENERAL = 'general'  # Prompt.source of rows that no rule can verify.
-ENDLESS = 1 << 31  # More problems than any run draws.
-_MAX_CHARS = 100_000  # Of a field: what is longer is a broken row.
+# Prompt.source of general data, in DeepSeek's sense: no rule verifies answers.
+GENERAL = 'general'
+ENDLESS = 1 << 31  # More problems than any run samples.
+_MAX_CHARS = 100_000  # Maximum length of a text field.
 
 
 class SyntheticPrompts(Sequence):
-  """An endless stream of one task's problems."""
+  """The prompts of one synthetic task."""
 
   def __init__(
     self,
@@ -25,6 +26,15 @@ class SyntheticPrompts(Sequence):
     template: PromptTemplate,
     length: int = ENDLESS,
   ):
+    """Makes the sequence.
+
+    Args:
+      task: A name of tasks.TASKS.
+      split: tasks.TRAIN or tasks.HELD_OUT.
+      seed: Seed of the stream.
+      template: Makes the prompts.
+      length: Number of prompts.
+    """
     tasks.get(task)
     self._task, self._split, self._seed = task, split, seed
     self._template, self._length = template, length
@@ -33,21 +43,21 @@ class SyntheticPrompts(Sequence):
     return self._length
 
   def __getitem__(self, index: int) -> Prompt:
-    made = tasks.problem_at(self._task, self._split, self._seed, index)
-    answer = made.answer
+    problem = tasks.problem_at(self._task, self._split, self._seed, index)
+    answer = problem.answer
     if self._task == 'countdown':
-      answer = countdown_answer(made.numbers, int(made.answer))
+      answer = countdown_answer(problem.numbers, int(problem.answer))
     return Prompt(
       id=f'{self._task}-{self._split}-{self._seed}-{index}',
-      text=self._template.render(made.question),
-      question=made.question,
+      text=self._template.render(problem.question),
+      question=problem.question,
       answer=answer,
       source=GENERAL if tasks.get(self._task).general else self._task,
     )
 
 
 class TemplatedPrompts(Sequence):
-  """Rows of files, put into a template one by one as they are asked for."""
+  """Prompts of files, rendered by a template when they are accessed."""
 
   def __init__(self, rows: Sequence[Prompt], template: PromptTemplate):
     self._rows, self._template = rows, template
@@ -71,21 +81,23 @@ def read(
   quarantine: Quarantine | None = None,
   gold_answer_problem: Callable[[str], str] = lambda answer: '',
 ) -> list[Prompt]:
-  """Reads and checks every row of a dataset's split.
+  """Reads and validates the rows of one split of a dataset.
 
   Args:
-    source: Says what a row holds.
-    split: Of `tasks`.
-    path: Other files with the same fields, instead of the dataset's own.
-    quarantine: Where bad rows go; without one, a bad row is an error.
-    gold_answer_problem: Why a grader could not read a gold answer; '' if it can.
+    source: The dataset.
+    split: tasks.TRAIN or tasks.HELD_OUT.
+    path: Files with the same fields that replace the dataset's own; '' for
+      none.
+    quarantine: Takes malformed rows; without one, a malformed row is an error.
+    gold_answer_problem: Returns why a grader cannot read a gold answer; '' if
+      it can.
 
   Returns:
     Prompts without `text`, in the order of the files.
 
   Raises:
-    UserError: a missing file, with a hint where to get it; or a row, by file
-      and line.
+    UserError: a file is missing (the message says where to get it), or a row
+      is malformed (the message names its file and line).
   """
   quarantine = quarantine or Quarantine()
   try:
@@ -135,31 +147,31 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
 def _checked(
   row: readers.Row, fields: dict[str, type], seen: dict[str, str]
 ) -> dict:
-  """The fields of a row.
+  """Validates a row and returns its fields.
 
   Args:
-    row: As it was read.
-    fields: What it must have, none of it empty.
-    seen: Ids of earlier rows, and where they are; takes this one's.
+    row: The row of a file.
+    fields: Required fields and their types; none may be empty.
+    seen: The ids of earlier rows and their locations; the row's is added.
 
   Raises:
-    ValueError: what is wrong with it.
+    ValueError: the row is malformed; the message says why.
   """
   if row.fields is None:
     raise ValueError(row.problem)
   for field, kind in fields.items():
     value = row.fields.get(field)
-    # A bool is an int to Python, but no target; an int is as good as a float.
-    right = (
+    # A bool is an int to Python, but no number; an int may stand for a float.
+    valid = (
       isinstance(value, (int, float) if kind is float else kind)
       and type(value) is not bool
     )
-    if not right or value == [] or (kind is str and not value.strip()):
+    if not valid or value == [] or (kind is str and not value.strip()):
       raise ValueError(
         f'needs a non-empty {kind.__name__} {field!r}, got {value!r:.200}'
       )
   for field, value in row.fields.items():
-    if isinstance(value, str) and (problem := _poison(value)):
+    if isinstance(value, str) and (problem := _text_problem(value)):
       raise ValueError(f'has {problem} in {field!r}')
   if 'id' in fields:
     name = row.fields['id']
@@ -169,7 +181,8 @@ def _checked(
   return row.fields
 
 
-def _poison(text: str) -> str:
+def _text_problem(text: str) -> str:
+  """Returns what makes a text unusable; '' if nothing does."""
   if '\0' in text:
     return 'a NUL'
   if len(text) > _MAX_CHARS:
@@ -180,17 +193,22 @@ def _poison(text: str) -> str:
 
 
 def read_jsonl(path: str, fields: dict[str, type]) -> list[dict]:
-  """Reads rows that are no prompts; every one must have the fields.
+  """Reads rows that are no prompts.
+
+  Args:
+    path: See readers.files.
+    fields: Required fields and their types.
 
   Raises:
-    UserError: naming the file and, for a malformed row, the line and field.
+    UserError: a file is missing or empty, or a row is malformed; the message
+      names the file, the line and the field.
   """
-  found, seen = [], {}
+  checked_rows, seen = [], {}
   for row in readers.rows(readers.files(path)):
     try:
-      found.append(_checked(row, fields, seen))
+      checked_rows.append(_checked(row, fields, seen))
     except ValueError as error:
       raise UserError(f'data: {row.where} {error}'[:400]) from error
-  if not found:
+  if not checked_rows:
     raise UserError(f'data: {path} has no rows')
-  return found
+  return checked_rows

@@ -1,7 +1,7 @@
-"""Demonstrations: prompts with the responses to learn from.
+"""Demonstrations: prompts with the responses to fine-tune on.
 
 A row of a file has an `id`, a `question` or `messages`, and a `response`; it
-may say `general: true`. `r1jax` writes such rows in its stage rejection_sampling.
+may say `general: true`. The stage rejection_sampling writes such rows.
 """
 
 import base64
@@ -21,48 +21,58 @@ def read(
   general: bool | None = None,
   quarantine: Quarantine | None = None,
 ) -> list[Demonstration]:
-  """Reads and checks every row.
+  """Reads and validates the rows of an SFT dataset.
 
   Args:
     path: See readers.files.
-    template: Makes the prompts. Where it opens the response itself, a
-      response that begins in the same way is not told twice.
-    general: Whether the rows are; None: as each of them says.
-    quarantine: Where bad rows go; without one, a bad row is an error.
+    template: Makes the prompts; see also strip_response_prefix.
+    general: Whether the rows are general data (no rule verifies the answers);
+      None to read it from each row.
+    quarantine: Takes malformed rows; without one, a malformed row is an error.
 
   Raises:
-    UserError: a missing file; or a row, by file and line.
+    UserError: a file is missing or has no rows, or a row is malformed; the
+      message names its file and line.
   """
   quarantine = quarantine or Quarantine()
-  files, found, seen = readers.files(path), [], {}
+  files, demonstrations, seen = readers.files(path), [], {}
   for row in readers.rows(files):
     try:
-      made = _demonstration(row, template, general)
-      if made.id in seen:
-        raise ValueError(f'repeats the id {made.id!r} of {seen[made.id]}')
-      seen[made.id] = row.where
+      demonstration = _demonstration(row, template, general)
+      id_ = demonstration.id
+      if id_ in seen:
+        raise ValueError(f'repeats the id {id_!r} of {seen[id_]}')
+      seen[id_] = row.where
     except (ValueError, UserError) as error:
       quarantine.drop(row.where, str(error))
     else:
-      found.append(made)
-  if not found:
+      demonstrations.append(demonstration)
+  if not demonstrations:
     raise UserError(f'data: {files[0]} has no demonstrations')
-  return found
+  return demonstrations
 
 
 def synthetic(
   task: str,
-  web: tasks.CorpusConfig,
+  corpus: tasks.CorpusConfig,
   template: PromptTemplate,
   seed: int,
   count: int,
 ) -> list[Demonstration]:
-  """`count` of a task's documents, as noisy as `web` says."""
-  found = []
+  """Samples demonstrations from a synthetic task.
+
+  Args:
+    task: A name of tasks.TASKS.
+    corpus: How noisy they are.
+    template: Makes the prompts.
+    seed: Seed of the samples.
+    count: Number of demonstrations.
+  """
+  demonstrations = []
   for index in range(count):
     rng = np.random.default_rng([seed, _STREAM, index])
-    question, response = tasks.sample_document(rng, task, web)
-    found.append(
+    question, response = tasks.sample_document(rng, task, corpus)
+    demonstrations.append(
       Demonstration(
         id=f'{task}-{seed}-{index}',
         question=question,
@@ -71,10 +81,10 @@ def synthetic(
         general=tasks.get(task).general,
       )
     )
-  return found
+  return demonstrations
 
 
-_STREAM = 4  # Of randomness: not that of prompts, nor of the web.
+_STREAM = 4  # Separates these random numbers from those of other data.
 
 
 def _demonstration(
@@ -109,29 +119,30 @@ def _demonstration(
     response=strip_response_prefix(fields['response'], template),
     general=general,
     where=row.where,
-    teacher=_teacher(fields.get('teacher')),
+    teacher=_decode_teacher(fields.get('teacher')),
   )
 
 
 def strip_response_prefix(response: str, template: PromptTemplate) -> str:
-  """What is left to say after what the template has said of it already."""
-  said = template.response_prefix or (
+  """Removes from a response what the template's prompts already end with."""
+  prefix = template.response_prefix or (
     '<think>' if template.prompt_opens_think else ''
   )
-  return response.removeprefix(said)
+  return response.removeprefix(prefix)
 
 
-def encode_teacher(known: TopLogprobs) -> dict:
-  """For a row of JSON, every number as it is to the last bit."""
+def encode_teacher(top: TopLogprobs) -> dict:
+  """Returns top log-probabilities as JSON, without loss of precision."""
   return {
-    'temperature': known.temperature,
-    'kept': known.ids_TO.shape[1],
-    'ids': _text(known.ids_TO, '<i4'),
-    'logp': _text(known.logp_TO, '<f4'),
+    'temperature': top.temperature,
+    'kept': top.ids_TO.shape[1],
+    'ids': _to_base64(top.ids_TO, '<i4'),
+    'logp': _to_base64(top.logp_TO, '<f4'),
   }
 
 
-def _teacher(fields: dict | None) -> TopLogprobs | None:
+def _decode_teacher(fields: dict | None) -> TopLogprobs | None:
+  """Inverts encode_teacher; raises ValueError if the row is malformed."""
   if fields is None:
     return None
   try:
@@ -149,5 +160,5 @@ def _teacher(fields: dict | None) -> TopLogprobs | None:
     raise ValueError(f"has a broken 'teacher': {error!r}") from error
 
 
-def _text(array: np.ndarray, dtype: str) -> str:
+def _to_base64(array: np.ndarray, dtype: str) -> str:
   return base64.b64encode(array.astype(dtype).tobytes()).decode()

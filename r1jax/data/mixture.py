@@ -1,4 +1,4 @@
-"""Several sources in one stream, in fixed proportions."""
+"""Mixtures: several sources in one stream, in fixed proportions."""
 
 from collections.abc import Sequence
 import zlib
@@ -10,14 +10,15 @@ from r1jax.records import Prompt
 
 
 class Mixture(Sequence):
-  """Endless: prompt i is a function of the sources, the seed and i alone.
+  """An endless stream of prompts from several sources.
 
-  Every source goes round by itself, shuffled anew each time, and a short one
-  comes round more often. Sources alternate evenly, not by chance, so that any
-  stretch of the stream has the proportions (to within one percent of each).
+  Prompt i is a function of the sources, the seed and i alone. Every source is
+  repeated on its own and shuffled anew each time, so a short one repeats more
+  often. Sources alternate evenly, not at random, so that any long stretch of
+  the stream has the proportions (each to within one percent).
 
   Attributes:
-    dataset: The stream as Grain has it.
+    dataset: The stream as a Grain MapDataset.
   """
 
   def __init__(
@@ -30,15 +31,16 @@ class Mixture(Sequence):
     """Makes the stream.
 
     Args:
-      sources: Of prompts.
-      proportions: One a source, above 0.
-      seed: Of the shuffles.
-      shuffle: Whether to, a source: not one that is random or ordered already.
+      sources: The prompts of each source.
+      proportions: The share of each source, above 0.
+      seed: Seed of the shuffling.
+      shuffle: Whether to shuffle each source; False for one that is random, or
+        that has an order to keep.
     """
     parts = []
     for i, (source, shuffled) in enumerate(zip(sources, shuffle, strict=True)):
       part = grain.MapDataset.source(source)
-      if shuffled:  # Sources of one length are not shuffled in one way.
+      if shuffled:  # Sources of equal length get different permutations.
         part = part.shuffle(zlib.crc32(f'{seed}-{i}'.encode()))
       parts.append(part.repeat())
     self.dataset = grain.MapDataset.mix(parts, list(proportions))
@@ -53,9 +55,14 @@ class Mixture(Sequence):
 def proportions(
   sizes: Sequence[int], weights: Sequence[float | None], temperature: float
 ) -> list[float]:
-  """pᵢ ∝ wᵢ^(1/T), or nᵢ^(1/T) where no weights are given.
+  """Returns the shares pᵢ ∝ wᵢ^(1/T), or ∝ nᵢ^(1/T) without weights.
 
   Sizes 8,000 and 500: T = 1 → 0.94, 0.06; T = 2 → 0.8, 0.2; T → ∞ → 0.5, 0.5.
+
+  Args:
+    sizes: n, the number of prompts of each source.
+    weights: w, the weight of each source, or None for all of them.
+    temperature: T.
 
   Raises:
     UserError: a weight or the temperature is not above 0, or only some sources
@@ -70,18 +77,20 @@ def proportions(
       'data: mixture: weights and mixture_temperature must be above 0, got '
       f'{base} and {temperature}'
     )
-  largest = max(base)  # Divided by first: a power of it might overflow.
+  largest = max(base)  # Normalises first, since a power might overflow.
   raised = [(value / largest) ** (1 / temperature) for value in base]
   return [value / sum(raised) for value in raised]
 
 
 def parse(parts: Sequence[str]) -> dict[str, float | None]:
-  """('gsm8k:0.7', 'math') → {'gsm8k': 0.7, 'math': None}.
+  """Parses a list of names with optional weights.
+
+  ('gsm8k:0.7', 'math') → {'gsm8k': 0.7, 'math': None}
 
   Raises:
     UserError: a weight is no number, or a name comes twice.
   """
-  found: dict[str, float | None] = {}
+  weights: dict[str, float | None] = {}
   for part in parts:
     if not isinstance(part, str):
       raise UserError(f"data: mixture: {part!r} is not 'name' or 'name:weight'")
@@ -92,7 +101,7 @@ def parse(parts: Sequence[str]) -> dict[str, float | None]:
       raise UserError(
         f"data: mixture: {part!r} is not 'name:weight'"
       ) from error
-    if name in found:
+    if name in weights:
       raise UserError(f'data: mixture: {name!r} comes twice')
-    found[name] = value
-  return found
+    weights[name] = value
+  return weights

@@ -1,4 +1,4 @@
-"""Demonstrations, packed: batches that a supervised stage learns from."""
+"""Packed batches of demonstrations for supervised fine-tuning."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from r1jax.records import Demonstration, TokenBatch, TopLogprobs
 
 
 class PackedBatches(Sequence):
-  """Batch i of `epochs` passes over the documents, a function of (seed, i).
+  """Batches of packed documents, for several passes over an SFT dataset.
 
-  Each pass shuffles the documents anew and fills rows with whole ones in turn;
-  a row ends where the next document does not fit. The last batch is filled
-  with padding: no document is left out.
+  Batch i is a pure function of (seed, i). Each pass shuffles the documents
+  anew; rows hold whole documents in turn. The last batch is padded, so that no
+  document is left out.
   """
 
   def __init__(
@@ -28,9 +28,22 @@ class PackedBatches(Sequence):
     pad_id: int,
     seed: int,
     epochs: int,
-    kept: int = 0,
+    num_top_logprobs: int = 0,
   ):
-    self._documents, self._pad_id, self._kept = documents, pad_id, kept
+    """Makes the batches.
+
+    Args:
+      documents: The documents of one pass.
+      batch_size: B, rows of a batch.
+      length_tokens: T, tokens of a row.
+      pad_id: Token id of padding.
+      seed: Seed of the shuffling.
+      epochs: Number of passes.
+      num_top_logprobs: O, the number of a teacher's top log-probabilities per
+        token; 0 without a teacher.
+    """
+    self._documents, self._pad_id = documents, pad_id
+    self._num_top_logprobs = num_top_logprobs
     self._shape = batch_size, length_tokens
     order = np.concatenate(
       [
@@ -48,19 +61,20 @@ class PackedBatches(Sequence):
     return len(self._starts) - 1
 
   def __getitem__(self, index: int) -> TokenBatch:
-    some = iter(self._order[self._starts[index] : self._starts[index + 1]])
-
-    def draw() -> Document | None:
-      found = next(some, None)
-      return None if found is None else self._documents[found]
-
-    return batching.pack(draw, *self._shape, self._pad_id, self._kept)
+    indices = self._order[self._starts[index] : self._starts[index + 1]]
+    remaining = (self._documents[i] for i in indices)
+    return batching.pack(
+      lambda: next(remaining, None),
+      *self._shape,
+      self._pad_id,
+      self._num_top_logprobs,
+    )
 
 
 def _starts(
   lengths: Sequence[int], batch_size: int, length_tokens: int
 ) -> list[int]:
-  """Where batches begin in a sequence of documents, and its end."""
+  """Returns the index of each batch's first document, and the end."""
   starts, row, used = [0], 0, 0
   for at, length in enumerate(lengths):
     if used + length > length_tokens:
@@ -73,97 +87,106 @@ def _starts(
 
 
 def to_documents(
-  found: Sequence[Demonstration],
+  demonstrations: Sequence[Demonstration],
   tokenizer: Tokenizer,
   length_tokens: int,
   quarantine: Quarantine,
   reasoning_loss_weight: float | None = None,
 ) -> list[Document]:
-  """Tokenises them; only responses and their end are learnt.
+  """Tokenizes demonstrations; only the response and its end have a loss.
 
   Example, prompt [7, 8] and response [9], with 2 to end it:
     ids      = [7, 8, 9, 2]
     weight_T = [0, 0, 1, 1]
 
   Args:
-    found: Demonstrations.
+    demonstrations: The SFT dataset.
     tokenizer: Its first stop token ends a response.
-    length_tokens: Of a row, which the longest must fit into.
-    quarantine: Takes those that do not.
-    reasoning_loss_weight: α. Weights of reasoning and general tokens are such that
-      the mean over all tokens is α · (mean over reasoning) + (1 − α) · (mean
-      over general rows). None: every token counts alike.
+    length_tokens: Length of a row, the maximum length of a document.
+    quarantine: Takes malformed and overlong demonstrations.
+    reasoning_loss_weight: α. Reasoning and general tokens are weighted so that
+      the mean over all tokens is α · (mean over reasoning tokens) + (1 − α) ·
+      (mean over general tokens). None gives every token the weight 1.
 
   Raises:
-    UserError: a row is bad and may not be dropped, or there are no rows of a
-      kind that has a share.
+    UserError: a demonstration is malformed and may not be dropped, or a kind
+      of row has a loss weight but no rows.
   """
-  made = []
-  for d in found:
+  tokenized = []
+  for d in demonstrations:
     try:
-      made.append((d, *_tokenised(d, tokenizer, length_tokens)))
+      tokenized.append((d, *_tokenize(d, tokenizer, length_tokens)))
     except (ValueError, UserError) as error:
       quarantine.drop(d.where or d.id, str(error))
   weight_of = _weights(
-    [(d.general, len(own)) for d, _, own in made], reasoning_loss_weight
+    [(d.general, len(response)) for d, _, response in tokenized],
+    reasoning_loss_weight,
   )
-  packed = []
-  for d, prompt, own in made:
-    weight_T = np.zeros(len(prompt) + len(own), np.float32)
+  documents = []
+  for d, prompt, response in tokenized:
+    weight_T = np.zeros(len(prompt) + len(response), np.float32)
     weight_T[len(prompt) :] = weight_of[d.general]
-    packed.append(
+    documents.append(
       Document(
-        [*prompt, *own], weight_T, d.teacher and _shifted(d.teacher, prompt)
+        [*prompt, *response],
+        weight_T,
+        d.teacher and _pad_prompt(d.teacher, prompt),
       )
     )
-  return packed
+  return documents
 
 
-def _tokenised(d: Demonstration, tokenizer: Tokenizer, length_tokens: int):
+def _tokenize(d: Demonstration, tokenizer: Tokenizer, length_tokens: int):
+  """Returns the ids of prompt and response; raises ValueError or UserError."""
   prompt = tokenizer.encode_prompt(d.prompt)
-  own = [*tokenizer.encode(d.response), tokenizer.stop_ids[0]]
+  response = [*tokenizer.encode(d.response), tokenizer.stop_ids[0]]
   if not prompt:
     raise ValueError(f'prompt {d.id} is empty')
-  if len(prompt) + len(own) > length_tokens:
+  if len(prompt) + len(response) > length_tokens:
     raise ValueError(
-      f'demonstration {d.id} has {len(prompt) + len(own)} tokens, more than '
+      f'demonstration {d.id} has {len(prompt) + len(response)} tokens, more than '
       f'length_tokens = {length_tokens}; raise it'
     )
-  if d.teacher and len(d.teacher.ids_TO) != len(own):
+  if d.teacher and len(d.teacher.ids_TO) != len(response):
     raise ValueError(
       f'demonstration {d.id} has {len(d.teacher.ids_TO)} distributions of '
-      f'its teacher for {len(own)} tokens: it was made with another '
+      f'its teacher for {len(response)} tokens: it was made with another '
       'tokenizer'
     )
-  return prompt, own
+  return prompt, response
 
 
-def _shifted(known: TopLogprobs, prompt: Sequence[int]) -> TopLogprobs:
-  """The response's distributions, behind columns for the prompt."""
+def _pad_prompt(top: TopLogprobs, prompt: Sequence[int]) -> TopLogprobs:
+  """Puts columns for the prompt before the response's log-probabilities."""
   before = (len(prompt), 0), (0, 0)
   return TopLogprobs(
-    np.pad(known.ids_TO, before),
-    np.pad(known.logp_TO, before, constant_values=-np.inf),
-    known.temperature,
+    np.pad(top.ids_TO, before),
+    np.pad(top.logp_TO, before, constant_values=-np.inf),
+    top.temperature,
   )
 
 
 def _weights(
   rows: Sequence[tuple[bool, int]], share: float | None
 ) -> dict[bool, float]:
-  """Of a token, by whether its row is general."""
+  """Returns the weight of a token by whether its row is general data.
+
+  Args:
+    rows: (general, number of response tokens) of each row.
+    share: See reasoning_loss_weight of to_documents.
+  """
   if share is None:
     return {False: 1.0, True: 1.0}
   tokens = {
     kind: sum(n for general, n in rows if general == kind)
     for kind in (False, True)
   }
-  wanted = {False: share, True: 1 - share}
+  shares = {False: share, True: 1 - share}
   for kind, name in ((False, 'reasoning'), (True, 'general')):
-    if wanted[kind] and not tokens[kind]:
+    if shares[kind] and not tokens[kind]:
       raise UserError(
-        f'data: {name} rows have a share of {wanted[kind]:g}, '
+        f'data: {name} rows have a share of {shares[kind]:g}, '
         'but there are none'
       )
   total = sum(tokens.values())
-  return {kind: wanted[kind] * total / max(tokens[kind], 1) for kind in tokens}
+  return {kind: shares[kind] * total / max(tokens[kind], 1) for kind in tokens}

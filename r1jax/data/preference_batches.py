@@ -1,4 +1,4 @@
-"""From preferences to batches: tokenised, padded to declared lengths."""
+"""Batches of preferences for reward models and DPO, in padded length buckets."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,17 +18,17 @@ from r1jax.records import (
 
 
 class PreferenceExample(NamedTuple):
-  """A pair or a labelled response, tokenised.
+  """A tokenized preference pair or labelled response.
 
   Attributes:
-    id: Of its row.
-    rows: Tokens of prompt and response: the chosen and the rejected one, or
-      the only one.
-    prompt_tokens: How many of each are the prompt's; of responses that are
-      judged, and not generated, that is not known.
-    group: A name, or ''.
-    safe: Of a labelled response.
-    where: For errors.
+    id: Id of its row.
+    rows: Token ids of prompt and response: of the chosen and the rejected
+      response, or of the labelled one.
+    prompt_tokens: Number of prompt tokens in each of them; 0 in reward-model
+      examples, whose tokens are all inputs.
+    group: Name of the preference group; '' for none.
+    safe: Label of a labelled response.
+    where: 'path:line' of its row, for error messages.
   """
 
   id: str
@@ -40,32 +40,32 @@ class PreferenceExample(NamedTuple):
 
 
 def reward_model_examples(
-  found: Sequence[PreferencePair | LabelledResponse],
+  preferences: Sequence[PreferencePair | LabelledResponse],
   encoder: scored_text.ScoredTextEncoder,
   cut_long: bool,
   quarantine: Quarantine,
 ) -> list[PreferenceExample]:
-  """Exactly the tokens that a judge will see.
+  """Tokenizes preferences exactly as the reward model will be used.
 
-  A response without any tag of the form that completions have is what is read
-  of one: a summary, where helpfulness is judged.
+  A response without any tag of the response format counts as the part to
+  score; for the helpfulness model, that is an answer without reasoning.
 
   Args:
-    found: Pairs, or labelled responses.
-    encoder: Of the reward model.
-    cut_long: A longer one loses its beginning, as when it is judged; otherwise
-      it is a bad row.
-    quarantine: Takes bad rows.
+    preferences: Pairs, or labelled responses.
+    encoder: Selects and encodes what the reward model scores.
+    cut_long: Whether a sequence of more than encoder.max_tokens loses its
+      beginning; otherwise it is a malformed row.
+    quarantine: Takes malformed rows.
 
   Raises:
-    UserError: a row is bad and may not be dropped.
+    UserError: a row is malformed and may not be dropped.
   """
 
-  def tokenised(prompt: str, text: str) -> list[int]:
-    form = encoder.parser.format
+  def tokenize(prompt: str, text: str) -> list[int]:
+    tags = encoder.parser.format.tags
     part = (
       encoder.extract(text)
-      if any(tag in text for tag in form.tags)
+      if any(tag in text for tag in tags)
       else text.strip()
     )
     if not part:
@@ -88,28 +88,38 @@ def reward_model_examples(
     )
     return PreferenceExample(
       row.prompt.id,
-      tuple(tokenised(row.prompt.text, t) for t in texts),
+      tuple(tokenize(row.prompt.text, t) for t in texts),
       group=row.group,
       safe=getattr(row, 'safe', True),
       where=row.prompt.where,
     )
 
-  return _examples(found, example, quarantine)
+  return _examples(preferences, example, quarantine)
 
 
 def dpo_examples(
-  found: Sequence[PreferencePair],
+  preferences: Sequence[PreferencePair],
   tokenizer: Tokenizer,
   max_tokens: int,
   quarantine: Quarantine,
 ) -> list[PreferenceExample]:
-  """Whole completions, of which a policy is asked how likely they are."""
+  """Tokenizes prompts and whole responses, as the policy generates them.
+
+  Args:
+    preferences: Pairs.
+    tokenizer: The policy's tokenizer.
+    max_tokens: Maximum number of tokens of prompt and response together.
+    quarantine: Takes malformed and overlong rows.
+
+  Raises:
+    UserError: a row is malformed and may not be dropped.
+  """
 
   def example(pair: PreferencePair) -> PreferenceExample:
     _check_pair(pair)
     prompt = tokenizer.encode_prompt(pair.prompt.text)
     if not (prompt and pair.chosen and pair.rejected):
-      raise ValueError('has an empty prompt, or nothing to say after it')
+      raise ValueError('has an empty prompt or an empty response')
     rows = tuple(
       [*prompt, *tokenizer.encode(text), tokenizer.stop_ids[0]]
       for text in (pair.chosen, pair.rejected)
@@ -119,7 +129,7 @@ def dpo_examples(
       pair.prompt.id, rows, len(prompt), pair.group, where=pair.prompt.where
     )
 
-  return _examples(found, example, quarantine)
+  return _examples(preferences, example, quarantine)
 
 
 def _check_pair(row):
@@ -127,40 +137,41 @@ def _check_pair(row):
     raise ValueError("needs 'chosen' and 'rejected', and has one response")
 
 
-def _check_length(tokens: int, most: int, fix: str):
-  if tokens > most:
-    raise ValueError(f'has {tokens} tokens, more than {most}; {fix}')
+def _check_length(tokens: int, max_tokens: int, fix: str):
+  if tokens > max_tokens:
+    raise ValueError(f'has {tokens} tokens, more than {max_tokens}; {fix}')
 
 
 def _examples(
-  found, example, quarantine: Quarantine
+  preferences, example, quarantine: Quarantine
 ) -> list[PreferenceExample]:
-  made = []
-  for row in found:
+  examples = []
+  for row in preferences:
     try:
-      one = example(row)
-      if len(one.rows) > 1 and one.rows[0] == one.rows[1]:
+      tokenized = example(row)
+      rows = tokenized.rows
+      if len(rows) > 1 and rows[0] == rows[1]:
         raise ValueError(
           'has a chosen response that equals the rejected one '
           'in what is read of them'
         )
-      made.append(one)
+      examples.append(tokenized)
     except (ValueError, UserError) as error:
       quarantine.drop(row.prompt.where or row.prompt.id, str(error))
-  return made
+  return examples
 
 
 def group_sizes(examples: Sequence[PreferenceExample]) -> dict[str, int]:
-  """The groups in order of their names, and how many examples each has."""
+  """Returns the number of examples of each group, sorted by group name."""
   names, counts = np.unique([e.group for e in examples], return_counts=True)
   return dict(zip(map(str, names), map(int, counts)))
 
 
 class PreferenceBatches(Sequence):
-  """Batch i of `epochs` passes over the examples, a function of (seed, i).
+  """Batches of preference examples, for several passes over a dataset.
 
-  A batch is padded to the least of the declared widths that holds it, and the
-  last batch with rows of weight 0.
+  Batch i is a pure function of (seed, i). It is padded to the smallest length
+  bucket that fits it; the last batch is filled up with rows of weight 0.
   """
 
   def __init__(
@@ -168,13 +179,26 @@ class PreferenceBatches(Sequence):
     examples: Sequence[PreferenceExample],
     groups: Sequence[str],
     batch_size: int,
-    widths: Sequence[int],
+    length_buckets: Sequence[int],
     pad_id: int,
     seed: int = 0,
     epochs: int = 1,
     shuffle: bool = True,
   ):
-    self._examples, self._widths, self._pad_id = examples, widths, pad_id
+    """Makes the batches.
+
+    Args:
+      examples: Tokenized pairs, or tokenized labelled responses.
+      groups: Names of the preference groups; group_P holds indices into them.
+      batch_size: P pairs, or B responses.
+      length_buckets: Padded lengths in tokens, in rising order.
+      pad_id: Token id of padding.
+      seed: Seed of the shuffling.
+      epochs: Number of passes.
+      shuffle: Whether to shuffle each pass.
+    """
+    self._examples, self._pad_id = examples, pad_id
+    self._length_buckets = length_buckets
     self._batch_size = batch_size
     self._index = {name: i for i, name in enumerate(groups)}
     self._order = np.concatenate(
@@ -187,7 +211,7 @@ class PreferenceBatches(Sequence):
     )
 
   def row_without_group(self) -> str:
-    """The first row that names no group; '' where all do."""
+    """Returns the location of the first row without a group; '' if none is."""
     return next((e.where or e.id for e in self._examples if not e.group), '')
 
   def __len__(self) -> int:
@@ -195,24 +219,30 @@ class PreferenceBatches(Sequence):
 
   def __getitem__(self, index: int) -> PairBatch | LabelledBatch:
     size = self._batch_size
-    some = [
+    examples = [
       self._examples[i] for i in self._order[index * size : (index + 1) * size]
     ]
-    each = len(some[0].rows)
-    rows = [ids for example in some for ids in example.rows]
+    rows_per_example = len(examples[0].rows)
+    rows = [ids for example in examples for ids in example.rows]
     longest = max(map(len, rows))
-    width = next(w for w in self._widths if w >= longest)
-    tokens_BT = np.full((size * each, width), self._pad_id, np.int32)
-    valid_BT, mask_BT = np.zeros((2, size * each, width), bool)
-    starts = [example.prompt_tokens for example in some for _ in example.rows]
+    width = next(w for w in self._length_buckets if w >= longest)
+    tokens_BT = np.full(
+      (size * rows_per_example, width), self._pad_id, np.int32
+    )
+    valid_BT, mask_BT = np.zeros((2, size * rows_per_example, width), bool)
+    starts = [
+      example.prompt_tokens for example in examples for _ in example.rows
+    ]
     for b, (ids, start) in enumerate(zip(rows, starts)):
       tokens_BT[b, : len(ids)], valid_BT[b, : len(ids)] = ids, True
       mask_BT[b, start : len(ids)] = True
     weight = np.zeros(size, np.float32)
-    weight[: len(some)] = 1
+    weight[: len(examples)] = 1
     group = np.zeros(size, np.int32)
-    group[: len(some)] = [self._index[example.group] for example in some]
-    if each == 2:
+    group[: len(examples)] = [
+      self._index[example.group] for example in examples
+    ]
+    if rows_per_example == 2:
       return PairBatch(
         tokens_BT=tokens_BT,
         valid_BT=valid_BT,
@@ -221,7 +251,7 @@ class PreferenceBatches(Sequence):
         group_P=group,
       )
     safe_B = np.zeros(size, np.float32)
-    safe_B[: len(some)] = [example.safe for example in some]
+    safe_B[: len(examples)] = [example.safe for example in examples]
     return LabelledBatch(
       tokens_BT=tokens_BT,
       valid_BT=valid_BT,

@@ -1,9 +1,9 @@
-"""Preferences: pairs of responses, and responses that are safe or not.
+"""Preference datasets: pairs of responses, and responses with safety labels.
 
-A row of a file has an `id`; a `question`, `messages`, or a `prompt` in the form
-of hh-rlhf; and `chosen` and `rejected`, or a `response` and whether it is
-`safe`. It may name its `group`. A pair's chosen response counts as safe, its
-rejected one as unsafe.
+A row of a file has an `id`; a `question`, `messages`, or a `prompt` as in
+hh-rlhf; and either `chosen` and `rejected`, or a `response` and whether it is
+`safe`. It may name its `group`. Where safety labels are needed, a pair's chosen
+response counts as safe and its rejected one as unsafe.
 """
 
 from collections.abc import Sequence
@@ -29,40 +29,41 @@ def read(
   group: str = '',
   quarantine: Quarantine | None = None,
 ) -> list[Preference]:
-  """Reads and checks every row.
+  """Reads and validates the rows of a preference dataset.
 
   Args:
     path: See readers.files.
     template: Makes the prompts.
-    group: Of rows that name none.
-    quarantine: Where bad rows go; without one, a bad row is an error.
+    group: Group of the rows that name none.
+    quarantine: Takes malformed rows; without one, a malformed row is an error.
 
   Raises:
-    UserError: a missing file; or a row, by file and line.
+    UserError: a file is missing or has no rows, or a row is malformed; the
+      message names its file and line.
   """
   quarantine = quarantine or Quarantine()
-  files, found, seen = readers.files(path), [], {}
+  files, preferences, seen = readers.files(path), [], {}
   for row in readers.rows(files):
     try:
-      made = _preference(row, template, group)
-      name = made.prompt.id
-      if name in seen:
-        raise ValueError(f'repeats the id {name!r} of {seen[name]}')
-      seen[name] = row.where
+      preference = _preference(row, template, group)
+      id_ = preference.prompt.id
+      if id_ in seen:
+        raise ValueError(f'repeats the id {id_!r} of {seen[id_]}')
+      seen[id_] = row.where
     except (ValueError, UserError) as error:
       quarantine.drop(row.where, str(error))
     else:
-      found.append(made)
-  if not found and not quarantine.dropped:
+      preferences.append(preference)
+  if not preferences and not quarantine.dropped:
     raise UserError(f'data: {files[0]} has no preferences')
-  return found
+  return preferences
 
 
 def dataset_path(name: str, split: str) -> str:
-  """Where the rows of a named dataset are; see readers.files.
+  """Returns the path of a named dataset's split; see readers.files.
 
   Raises:
-    UserError: it is not there, or has no preferences.
+    UserError: the file is missing, or the dataset has no preferences.
   """
   source = sources.get(name)
   if source.grader != 'preference':
@@ -73,43 +74,44 @@ def dataset_path(name: str, split: str) -> str:
   except UserError as error:
     other = source.path(tasks.HELD_OUT)
     raise UserError(
-      f'{error}; get it from {source.origin}; or name the file that is '
-      f'there, such as {other!r}, and hold a share of its rows out'
+      f'{error}; get it from {source.origin}; or name a file that you have, '
+      f'such as {other!r}, and evaluate on a share of its rows'
     ) from error
   return path
 
 
 def is_eval_row(id_: str, share: float) -> bool:
-  """Whether a row belongs to the share that is evaluated on, by its hash."""
+  """Returns whether the hash of a row's id puts it into the evaluation share."""
   return zlib.crc32(f'held out: {id_}'.encode()) < share * (1 << 32)
 
 
 def to_labelled_responses(
-  found: Sequence[Preference],
+  preferences: Sequence[Preference],
 ) -> list[LabelledResponse]:
-  """Single responses, two of a pair."""
-  each = []
-  for row in found:
+  """Returns labelled responses; a pair becomes a safe and an unsafe one."""
+  responses = []
+  for row in preferences:
     if isinstance(row, LabelledResponse):
-      each.append(row)
+      responses.append(row)
       continue
-    each += [
+    responses += [
       LabelledResponse(
         prompt=row.prompt, response=text, safe=safe, group=row.group
       )
       for text, safe in ((row.chosen, True), (row.rejected, False))
     ]
-  return each
+  return responses
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticPreferences:
-  """How preferences of the task `manners` come about.
+  """Parameters of the synthetic preferences of the task 'manners'.
 
   Attributes:
-    error_rate: The chance that a part of a response goes wrong.
-    sharpness: s: a judge prefers a to b with the chance σ(s · (qₐ − q_b)), for
-      their qualities within [0, 1] (Bradley and Terry).
+    error_rate: Probability that a part of a response is wrong.
+    sharpness: s of the simulated annotator, who prefers a to b with
+      probability σ(s · (qₐ − q_b)), for their qualities within [0, 1]
+      (Bradley and Terry).
   """
 
   error_rate: float
@@ -126,68 +128,88 @@ class SyntheticPreferences:
         f'synthetic_preferences: sharpness must be above 0, got {self.sharpness}'
       )
 
-  def chance(self, question: str, one: str, other: str) -> float:
-    """That the answer `one` is preferred to `other`."""
+  def preference_probability(
+    self, question: str, one: str, other: str
+  ) -> float:
+    """Returns the probability that the answer `one` is preferred to `other`."""
     gap = manners.quality(question, one) - manners.quality(question, other)
     return float(1 / (1 + np.exp(-self.sharpness * gap)))
 
 
 def synthetic_pairs(
-  how: SyntheticPreferences,
+  params: SyntheticPreferences,
   template: PromptTemplate,
   split: str,
   seed: int,
   count: int,
 ) -> list[PreferencePair]:
-  """Two different answers each; what a question asks for is its group."""
-  found = []
+  """Samples preference pairs of the task 'manners'.
+
+  The two answers of a pair differ. A pair's group is the verb of its question.
+
+  Args:
+    params: Error rate and annotator.
+    template: Makes the prompts.
+    split: tasks.TRAIN or tasks.HELD_OUT.
+    seed: Seed of the samples.
+    count: Number of pairs.
+  """
+  pairs = []
   for index in range(count):
-    rng, prompt = _asked(template, split, seed, index)
-    one = other = manners.sample_answer(rng, prompt.question, how.error_rate)
+    rng, prompt = _sample_prompt(template, split, seed, index)
+    one = other = manners.sample_answer(rng, prompt.question, params.error_rate)
     while other == one:
-      other = manners.sample_answer(rng, prompt.question, how.error_rate)
-    if rng.random() >= how.chance(prompt.question, one, other):
+      other = manners.sample_answer(rng, prompt.question, params.error_rate)
+    if rng.random() >= params.preference_probability(
+      prompt.question, one, other
+    ):
       one, other = other, one
-    found.append(
+    pairs.append(
       PreferencePair(
         prompt=prompt,
-        chosen=_said(prompt.question, one, template),
-        rejected=_said(prompt.question, other, template),
-        group=_intent(prompt.question),
+        chosen=_response(prompt.question, one, template),
+        rejected=_response(prompt.question, other, template),
+        group=_verb(prompt.question),
       )
     )
-  return found
+  return pairs
 
 
 def synthetic_responses(
-  how: SyntheticPreferences,
+  params: SyntheticPreferences,
   template: PromptTemplate,
   split: str,
   seed: int,
   count: int,
 ) -> list[LabelledResponse]:
-  """One answer each, and whether it insults."""
-  found = []
+  """Samples labelled responses of the task 'manners'; insults are unsafe.
+
+  Args: see synthetic_pairs.
+  """
+  responses = []
   for index in range(count):
-    rng, prompt = _asked(template, split, seed, index)
-    answer = manners.sample_answer(rng, prompt.question, how.error_rate)
-    found.append(
+    rng, prompt = _sample_prompt(template, split, seed, index)
+    answer = manners.sample_answer(rng, prompt.question, params.error_rate)
+    responses.append(
       LabelledResponse(
         prompt=prompt,
-        response=_said(prompt.question, answer, template),
+        response=_response(prompt.question, answer, template),
         safe=manners.is_safe(answer),
-        group=_intent(prompt.question),
+        group=_verb(prompt.question),
       )
     )
-  return found
+  return responses
 
 
-_STREAM = {tasks.TRAIN: 5, tasks.HELD_OUT: 6}  # Not those of other randomness.
-TASK = 'manners'  # The one that has preferences.
+_STREAM = {
+  tasks.TRAIN: 5,
+  tasks.HELD_OUT: 6,
+}  # Separates these random numbers from others.
+TASK = 'manners'  # The synthetic task that has preferences.
 
 
-def _asked(template: PromptTemplate, split: str, seed: int, index: int):
-  """Randomness of row `index`, and its prompt."""
+def _sample_prompt(template: PromptTemplate, split: str, seed: int, index: int):
+  """Returns the generator of random numbers of row `index`, and its prompt."""
   rng = np.random.default_rng([seed, _STREAM[split], index])
   question = tasks.sample_problem(rng, TASK, split).question
   return rng, Prompt(
@@ -199,21 +221,21 @@ def _asked(template: PromptTemplate, split: str, seed: int, index: int):
   )
 
 
-def _said(question: str, answer: str, template: PromptTemplate) -> str:
-  """A whole response, as the task's documents have it."""
+def _response(question: str, answer: str, template: PromptTemplate) -> str:
+  """Returns a whole response, formatted as the task's documents are."""
   return strip_response_prefix(
     f'<think>{question}</think><answer>{answer}</answer>', template
   )
 
 
-def _intent(question: str) -> str:
+def _verb(question: str) -> str:
   return question.split(' ', 1)[0]
 
 
 def _preference(
   row: readers.Row, template: PromptTemplate, group: str
 ) -> Preference:
-  """Raises ValueError or UserError: what is wrong with the row."""
+  """Converts a row; raises ValueError or UserError if it is malformed."""
   if row.fields is None:
     raise ValueError(row.problem)
   fields = row.fields

@@ -1,7 +1,7 @@
-"""Rows of files: JSON lines, Parquet, and what `datasets` saved to a folder.
+"""Reads rows of JSON lines, Parquet, and folders saved by `datasets`.
 
-A reader judges nothing but whether a row can be read at all; what a row must
-hold is said in sources.py and checked in rows.py.
+Readers only report whether a row can be read. Its fields are declared in
+sources.py and validated by the modules that use them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,13 @@ SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
 
 
 class Row(NamedTuple):
-  """One row as it was read.
+  """One row of a file.
 
   Attributes:
-    where: 'file:number', counted from 1: lines, or rows of a Parquet file.
-    fields: None where the row cannot be read.
-    problem: Why it cannot.
+    where: 'file:number'; the number counts lines, or rows of Parquet and Arrow
+      files, from 1.
+    fields: The row's fields by name; None if it cannot be read.
+    problem: Why the row cannot be read; '' if it can.
   """
 
   where: str
@@ -32,16 +33,21 @@ class Row(NamedTuple):
 
 
 def resolve(path: str, suffixes: Sequence[str] = ('',)) -> Path:
-  """Finds a data file or folder: as given, or under $R1JAX_DATA.
+  """Finds a data file or folder: at its path, or under $R1JAX_DATA.
 
   Args:
-    path: Of the file or folder.
-    suffixes: What the path may lack.
+    path: Path of the file or folder.
+    suffixes: Suffixes to try to append to the path; '' for none.
+
+  Raises:
+    UserError: there is no such file or folder.
   """
   root = os.environ.get('R1JAX_DATA', '')
-  for place in (Path(path).expanduser(), Path(root) / path):
+  for candidate in (Path(path).expanduser(), Path(root) / path):
     for suffix in suffixes:
-      full = place.with_name(place.name + suffix) if suffix else place
+      full = (
+        candidate.with_name(candidate.name + suffix) if suffix else candidate
+      )
       if full.exists():
         return full
   raise UserError(
@@ -55,7 +61,7 @@ def resolve(path: str, suffixes: Sequence[str] = ('',)) -> Path:
 
 
 def files(path: str) -> list[Path]:
-  """The files that a path names, in order.
+  """Returns the files that a path names, in order.
 
   Args:
     path: A file, with or without its suffix (.jsonl, .jsonl.gz, .parquet); a
@@ -63,18 +69,19 @@ def files(path: str) -> list[Path]:
       pattern such as 'gsm8k/data/train-*.parquet'.
 
   Raises:
-    UserError: there is nothing, or it is not clear which rows are meant.
+    UserError: there are no files, or they seem to hold several splits.
   """
   if glob.has_magic(path) and not Path(path).exists():
     for root in ('', os.environ.get('R1JAX_DATA', '')):
-      if found := sorted(glob.glob(os.path.join(root, path))):
-        return list(map(Path, found))
+      if matches := sorted(glob.glob(os.path.join(root, path))):
+        return list(map(Path, matches))
     raise UserError(f'data: no file matches {path!r}, here or in R1JAX_DATA')
-  place = resolve(path, ('', *SUFFIXES))
-  return [place] if place.is_file() else _of_folder(place)
+  full = resolve(path, ('', *SUFFIXES))
+  return [full] if full.is_file() else _folder_files(full)
 
 
-def _of_folder(folder: Path) -> list[Path]:
+def _folder_files(folder: Path) -> list[Path]:
+  """Returns the files of a saved dataset, or of a folder of shards."""
   if (folder / 'dataset_dict.json').exists():
     splits = sorted(p.parent.name for p in folder.glob('*/state.json'))
     raise UserError(
@@ -89,17 +96,17 @@ def _of_folder(folder: Path) -> list[Path]:
       raise UserError(
         f'data: cannot read {folder}/state.json: {error!r}'
       ) from error
-  for place in (folder, folder / 'data'):  # The hub keeps shards in data/.
-    found = sorted(p for p in place.glob('*') if p.name.endswith(SUFFIXES))
-    kinds = {s for s in SUFFIXES if any(p.name.endswith(s) for p in found)}
-    splits = {p.name.split('-')[0].split('.')[0] for p in found} & _SPLITS
+  for parent in (folder, folder / 'data'):  # The hub keeps shards in data/.
+    shards = sorted(p for p in parent.glob('*') if p.name.endswith(SUFFIXES))
+    kinds = {s for s in SUFFIXES if any(p.name.endswith(s) for p in shards)}
+    splits = {p.name.split('-')[0].split('.')[0] for p in shards} & _SPLITS
     if len(kinds) > 1 or len(splits) > 1:
       raise UserError(
-        f'data: {place} mixes {sorted(splits if len(splits) > 1 else kinds)};'
-        f' name the files, as in {place}/{min(splits or "*")}*'
+        f'data: {parent} mixes {sorted(splits if len(splits) > 1 else kinds)};'
+        f' name the files, as in {parent}/{min(splits or "*")}*'
       )
-    if found:
-      return found
+    if shards:
+      return shards
   raise UserError(
     f'data: {folder} holds no rows: neither state.json nor '
     f'files of {", ".join(SUFFIXES)}'
@@ -109,9 +116,9 @@ def _of_folder(folder: Path) -> list[Path]:
 _SPLITS = {'train', 'test', 'validation', 'dev', 'eval'}
 
 
-def rows(found: Sequence[Path]) -> Iterator[Row]:
-  """Every row of every file, in order; see `files`."""
-  for file in found:
+def rows(paths: Sequence[Path]) -> Iterator[Row]:
+  """Yields every row of the files, in order; see `files`."""
+  for file in paths:
     name = file.name
     if name.endswith('.parquet'):
       yield from _numbered(file, _parquet(file))
@@ -136,7 +143,10 @@ def _json_lines(file: Path, lines) -> Iterator[Row]:
 def _json_line(where: str, line: bytes) -> Row:
   try:
     fields = json.loads(line.decode('utf-8'))
-  except (ValueError, RecursionError) as error:  # Of the encoding, or of JSON.
+  except (
+    ValueError,
+    RecursionError,
+  ) as error:  # Invalid UTF-8, or invalid JSON.
     return Row(where, None, f'is not JSON: {error}')
   if not isinstance(fields, dict):
     return Row(where, None, 'is not a JSON object')
@@ -166,13 +176,14 @@ def _parquet(file: Path):
 
 
 def _arrow(file: Path):
-  """Record batches in Arrow's streaming form, as `datasets` writes them."""
+  """Yields record batches of Arrow's stream format, which `datasets` writes."""
   pyarrow = _pyarrow(file)
   with pyarrow.memory_map(str(file)) as source:
     yield from pyarrow.ipc.open_stream(source)
 
 
 def _pyarrow(file: Path):
+  """Imports pyarrow, an optional dependency; `file` is what needs it."""
   try:
     import pyarrow
   except ImportError as error:

@@ -1,8 +1,8 @@
-"""Datasets by name: their files, their fields, their grader, their origin.
+"""Datasets by name: their files, fields, graders and origins.
 
-None of them comes with the package. R1JAX_DATA names the folder that holds
-them, and `files` says where in it: a path without a suffix is a JSONL or
-Parquet file or a folder of either; see readers.files.
+None of them comes with the package. The environment variable R1JAX_DATA names
+the folder that holds them; paths are relative to it and may lack the suffix of
+a JSONL or Parquet file, or name a folder of either; see readers.files.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,20 +19,21 @@ from r1jax.records import Message
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """How the rows of a dataset become prompts.
+  """One dataset, and how its rows are converted to prompts.
 
   Attributes:
-    files: Split to path.
-    fields: What a row must have, with its type.
-    grader: What scores an answer; Prompt.source.
-    origin: Where to get it, and under which licence.
-    question: The field that holds the question.
-    answer: A row to the gold answer, in the form that the grader reads. It
-      raises ValueError for a row that has none.
-    messages: A row to the turns of its conversation, if it is one.
-    split_names: For files that hold several splits: the value of a row's field
-      'split', by split.
-    language: Of rows that have no field 'language'.
+    files: Path of each split.
+    fields: Required fields of a row, with their types.
+    grader: Name of the grader of its answers; becomes Prompt.source.
+    origin: Repository of the dataset, and its licence.
+    question: Name of the field that holds the question.
+    answer: Function from a row to the gold answer, in the format that the
+      grader reads; raises ValueError if the row has none.
+    messages: Function from a row to the messages of its conversation; empty if
+      the question is all.
+    split_names: For files that hold several splits, the value of the field
+      'split' for each split.
+    language: ISO 639 code of the rows without a field 'language'.
   """
 
   files: Mapping[str, str]
@@ -46,7 +47,7 @@ class Source:
   language: str = 'en'
 
   def path(self, split: str) -> str:
-    """Where the rows of a split are.
+    """Returns the path of a split.
 
     Raises:
       UserError: the dataset has no such split.
@@ -63,12 +64,12 @@ class Source:
 
 
 def as_json(row: dict) -> str:
-  """The whole row, for graders that need more of it than an answer."""
+  """Returns the whole row as JSON, for graders that need more than an answer."""
   return json.dumps(row, sort_keys=True)
 
 
 def countdown_answer(numbers, target: int) -> str:
-  """The gold answer that the countdown grader reads."""
+  """Returns the gold answer in the format that the countdown grader reads."""
   return json.dumps({'numbers': [int(n) for n in numbers], 'target': target})
 
 
@@ -79,7 +80,7 @@ def _countdown(row: dict) -> str:
 
 
 def _tests(convert: Callable[[dict], CodeTests]) -> Callable[[dict], str]:
-  """From a row to its tests, as the grader of programs reads them."""
+  """Returns the function from a row to its tests, as the code grader reads them."""
 
   def answer(row: dict) -> str:
     try:
@@ -95,10 +96,12 @@ _ROLES = {'Human': 'user', 'Assistant': 'assistant'}
 
 
 def parse_dialogue(row: dict) -> tuple[Message, ...]:
-  """'\\n\\nHuman: a\\n\\nAssistant: b\\n\\nHuman: c\\n\\nAssistant:' → 3 turns.
+  """Parses the field 'prompt' of hh-rlhf into messages.
 
-  Two turns of one speaker in a row become one: chat templates may insist that
-  the speakers alternate.
+  '\\n\\nHuman: a\\n\\nAssistant: b\\n\\nHuman: c\\n\\nAssistant:' → 3 messages
+
+  Consecutive turns of one speaker are joined, since chat templates may require
+  that the roles alternate.
 
   Raises:
     ValueError: the text is not a dialogue that ends in the assistant's turn.
@@ -156,7 +159,7 @@ SOURCES = {
     grader='math',
     origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)',
   ),
-  # The countdown of tasks.py is another one: smaller, endless, synthetic.
+  # Not the endless synthetic task countdown of tasks.py, which is smaller.
   'countdown_file': Source(
     files={
       TRAIN: 'countdown/countdown_train',
@@ -202,6 +205,11 @@ SOURCES = {
 
 
 def get(name: str) -> Source:
+  """Returns the dataset of a name.
+
+  Raises:
+    UserError: there is no dataset of that name.
+  """
   if name not in SOURCES:
     raise unknown('data: dataset', name, SOURCES)
   return SOURCES[name]

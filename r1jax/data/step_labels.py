@@ -1,8 +1,9 @@
-"""Thoughts whose steps are labelled: rows that the stage label_steps writes.
+"""Responses with step labels, to train process reward models (PRM) on.
 
-A row has an `id`, a `question`, the templated `prompt`, the `completion` and
-its `tokens`, where its steps end among them (see steps.py), and how many of
-each step's `continuations` were `right`.
+The stage label_steps writes these rows. A row has an `id`, a `question`, the
+templated `prompt`, the `completion` and its `tokens`; `ends`, the index after
+each step's last token (see text/steps.py); and `right`, how many of each
+step's `continuations` were right.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.algos import prm as process
+from r1jax.algos import prm
 from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.tokenizer import Tokenizer
@@ -19,15 +20,15 @@ from r1jax.records import StepLabelBatch
 
 
 class StepLabelledResponse(NamedTuple):
-  """One row, tokenised.
+  """A tokenized response with a label per reasoning step.
 
   Attributes:
-    id: Of its row.
-    question: Thoughts on one question are held out together.
-    ids: Tokens of prompt and completion, without a stop token.
-    last: The index in `ids` of each step's last token.
-    labels: y of each step, see algos/prm.py.
-    delimiter: Ends its steps.
+    id: Id of its row.
+    question: The question; all responses to it go to the same split.
+    ids: Token ids of prompt and completion, without a stop token.
+    last: Index in `ids` of each step's last token.
+    labels: float, the label y of each step; see algos/prm.py.
+    delimiter: The delimiter that ended the steps; '' if the row does not say.
   """
 
   id: str
@@ -45,33 +46,35 @@ def read(
   max_tokens: int,
   quarantine: Quarantine,
 ) -> list[StepLabelledResponse]:
-  """Reads and checks every row.
+  """Reads and validates rows with step labels.
 
   Args:
     path: See readers.files.
-    tokenizer: Whose tokens the rows have.
-    labels: Of process.LABELS.
-    max_tokens: Of prompt and completion.
-    quarantine: Where bad rows go.
+    tokenizer: The tokenizer that made the rows' tokens.
+    labels: Kind of label, one of prm.LABELS.
+    max_tokens: Maximum number of tokens of prompt and completion together.
+    quarantine: Takes malformed and overlong rows.
 
   Raises:
-    UserError: a missing file; or a row, by file and line.
+    UserError: a file is missing, or a row is malformed and may not be dropped;
+      the message names its file and line.
   """
-  files, found, seen = readers.files(path), [], {}
+  files, responses, seen = readers.files(path), [], {}
   for row in readers.rows(files):
     try:
-      made = _thought(row, tokenizer, labels, max_tokens)
-      if made.id in seen:
-        raise ValueError(f'repeats the id {made.id!r} of {seen[made.id]}')
-      seen[made.id] = row.where
+      response = _response(row, tokenizer, labels, max_tokens)
+      id_ = response.id
+      if id_ in seen:
+        raise ValueError(f'repeats the id {id_!r} of {seen[id_]}')
+      seen[id_] = row.where
     except (ValueError, UserError) as error:
       quarantine.drop(row.where, str(error))
     else:
-      found.append(made)
-  return found
+      responses.append(response)
+  return responses
 
 
-def _thought(
+def _response(
   row: readers.Row, tokenizer: Tokenizer, labels: str, max_tokens: int
 ) -> StepLabelledResponse:
   if row.fields is None:
@@ -122,35 +125,47 @@ def _thought(
     fields['question'],
     ids,
     [len(prompt) + end - 1 for end in ends],
-    process.labels(np.array(right), n, labels),
+    prm.labels(np.array(right), n, labels),
     (fields.get('provenance') or {}).get('delimiter', ''),
   )
 
 
 class StepLabelBatches(Sequence):
-  """Batch i of `epochs` passes over the thoughts, a function of (seed, i).
+  """Batches of responses with step labels, for several passes over them.
 
-  A batch is padded to the least of the declared widths that holds it, and the
-  last batch with empty rows.
+  Batch i is a pure function of (seed, i). It is padded to the smallest length
+  bucket that fits it; the last batch is filled up with empty rows.
   """
 
   def __init__(
     self,
-    thoughts: Sequence[StepLabelledResponse],
+    responses: Sequence[StepLabelledResponse],
     batch_size: int,
-    widths: Sequence[int],
+    length_buckets: Sequence[int],
     pad_id: int,
     seed: int = 0,
     epochs: int = 1,
     shuffle: bool = True,
   ):
-    self._thoughts, self._widths, self._pad_id = thoughts, widths, pad_id
+    """Makes the batches.
+
+    Args:
+      responses: The responses of one pass.
+      batch_size: B, responses of a batch.
+      length_buckets: Padded lengths in tokens, in rising order.
+      pad_id: Token id of padding.
+      seed: Seed of the shuffling.
+      epochs: Number of passes.
+      shuffle: Whether to shuffle each pass.
+    """
+    self._responses, self._pad_id = responses, pad_id
+    self._length_buckets = length_buckets
     self._batch_size = batch_size
     self._order = np.concatenate(
       [
-        np.random.default_rng([seed, epoch]).permutation(len(thoughts))
+        np.random.default_rng([seed, epoch]).permutation(len(responses))
         if shuffle
-        else np.arange(len(thoughts))
+        else np.arange(len(responses))
         for epoch in range(epochs)
       ]
     )
@@ -160,18 +175,21 @@ class StepLabelBatches(Sequence):
 
   def __getitem__(self, index: int) -> StepLabelBatch:
     size = self._batch_size
-    some = [
-      self._thoughts[i] for i in self._order[index * size : (index + 1) * size]
+    responses = [
+      self._responses[i] for i in self._order[index * size : (index + 1) * size]
     ]
-    longest = max(len(thought.ids) for thought in some)
-    width = next(w for w in self._widths if w >= longest)
+    longest = max(len(response.ids) for response in responses)
+    width = next(w for w in self._length_buckets if w >= longest)
     tokens_BT = np.full((size, width), self._pad_id, np.int32)
     valid_BT = np.zeros((size, width), bool)
     label_BT, weight_BT = np.zeros((2, size, width), np.float32)
-    for b, thought in enumerate(some):
-      tokens_BT[b, : len(thought.ids)] = thought.ids
-      valid_BT[b, : len(thought.ids)] = True
-      label_BT[b, thought.last], weight_BT[b, thought.last] = thought.labels, 1
+    for b, response in enumerate(responses):
+      tokens_BT[b, : len(response.ids)] = response.ids
+      valid_BT[b, : len(response.ids)] = True
+      label_BT[b, response.last], weight_BT[b, response.last] = (
+        response.labels,
+        1,
+      )
     return StepLabelBatch(
       tokens_BT=tokens_BT,
       valid_BT=valid_BT,

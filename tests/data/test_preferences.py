@@ -176,7 +176,7 @@ def test_a_dataset_s_missing_file_says_what_there_is(monkeypatch, tmp_path):
   monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
   with pytest.raises(
     UserError,
-    match='hh_helpful_base_train.*hh-rlhf.*hh_helpful_base_test.*hold a share',
+    match='hh_helpful_base_train.*hh-rlhf.*hh_helpful_base_test.*evaluate on a share',
   ):
     preferences.dataset_path('hh_helpful', tasks.TRAIN)
   with pytest.raises(UserError, match='gsm8k has answers, not preferences'):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 SPECIAL_TOKEN = '|special_token|'  # DeepSeek-R1 section 2.3.1 writes it so.
 
-_END_TAGS = {  # By the tag that opens the reasoning.
+_END_TAGS = {  # Tag that opens the reasoning → tag that closes it.
   '<think>': '</think>',
   '<reasoning_process>': '</reasoning_process>',
   SPECIAL_TOKEN: SPECIAL_TOKEN,
