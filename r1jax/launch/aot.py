@@ -1,9 +1,8 @@
-"""Updates compiled for a TPU slice that is not there: `r1jax aot`.
+"""Compiles updates ahead of time for an absent TPU slice: `r1jax aot`.
 
 XLA's TPU compiler (package libtpu) needs a description of the slice, not the
-slice. What it says of memory is of one program alone: the reference policy and
-what sampling needs are not among a GRPO update's arguments, nor is a critic
-among those of PPO's policy.
+slice itself. Its memory report covers one program alone: a GRPO update does not
+include the reference policy or the sampler, nor PPO's policy update the critic.
 """
 
 import dataclasses
@@ -25,23 +24,24 @@ from r1jax.sharding import Layout, make_mesh
 # High-bandwidth memory of one device, bytes; Google Cloud's documentation.
 HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
 DOES_NOT_FIT = 3  # Exit code.
-_REASON_CHARS = 240  # Of a message that goes on with whole programs.
+_REASON_CHARS = 240  # Longer compiler messages are cut.
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What the compiler said of one update.
+  """What the compiler reports about one update.
 
   Attributes:
-    tokens: In one update, over all devices.
-    arguments_bytes: Of one device: state and batch.
-    temporaries_bytes: Of one device, beside its arguments.
-    peak_bytes: The most that one device holds at once.
-    matmul_flops: Of all devices, by kind; see flops.count.
-    model_flops: 6 · active parameters · tokens; without attention's core,
-      and without look-ahead modules.
-    attention_flops: What that core must cost beside it: scores and mixing of
-      the tokens that a causal mask leaves, three times for the gradient.
+    tokens: Tokens of one update, over all devices.
+    arguments_bytes: Bytes of state and batch on one device.
+    temporaries_bytes: Bytes beside the arguments on one device.
+    peak_bytes: Maximum bytes in use at once on one device.
+    matmul_flops: FLOPs of all devices, by kind; see flops.count.
+    model_flops: 6 · active parameters · tokens, which leaves out the attention
+      core and MTP modules.
+    attention_flops: Minimum FLOPs of the attention core: scores and weighted
+      sums over the tokens that a causal mask leaves, times three for the
+      gradient.
     compile_secs: Wall time of tracing and compiling.
     host_bytes: Peak memory of this process.
   """
@@ -58,7 +58,11 @@ class Compiled:
 
 
 class DoesNotFit(Exception):
-  """The compiler ran out of the chip's memory; its largest buffers."""
+  """A program needs more memory than a chip has.
+
+  Attributes:
+    buffers: The largest buffers, one line each.
+  """
 
   def __init__(self, reason: str, buffers: list[str]):
     super().__init__(reason)
@@ -66,12 +70,12 @@ class DoesNotFit(Exception):
 
 
 def topology(name: str):
-  """The devices of a slice that is not there, e.g. 'v5p:8x8x16'.
+  """Returns the devices of an absent slice, such as 'v5p:8x8x16'.
 
   Raises:
-    UserError: no such slice, or no libtpu.
+    UserError: There is no such slice, or libtpu is not installed.
   """
-  # The compiler asks no metadata server, and leaves a TPU that is here alone.
+  # The compiler must not query a metadata server or lock a local TPU.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   chip = name.split(':')[0]
@@ -97,10 +101,10 @@ def topology(name: str):
 
 
 def compile_update(update: Update) -> Compiled:
-  """Compiles one program; no array is ever allocated.
+  """Compiles one program without allocating any array.
 
   Raises:
-    DoesNotFit: it needs more than a chip has.
+    DoesNotFit: The program needs more memory than a chip has.
   """
   began = time.monotonic()
   traced = update.step.trace(*update.arguments)
@@ -112,7 +116,7 @@ def compile_update(update: Update) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      # What ran out of which memory may stand on the second line.
+      # The second line may name the memory that ran out.
       raise DoesNotFit(
         ' '.join(str(error).split())[:_REASON_CHARS], _largest_buffers(folder)
       ) from error
@@ -133,7 +137,7 @@ def compile_update(update: Update) -> Compiled:
 
 
 def _largest_buffers(folder: str) -> list[str]:
-  """From the compiler's own report: '49.00GiB  bf16[1,3670016,7168]'."""
+  """Lines of the compiler's report: '49.00GiB  bf16[1,3670016,7168]'."""
   reports = sorted(Path(folder).glob('*jit_step*memory-usage-report.txt'))
   if not reports:
     return []
@@ -144,50 +148,58 @@ def _largest_buffers(folder: str) -> list[str]:
 
 
 def show(config: ml_collections.ConfigDict, name: str) -> int:
-  """Compiles, prints a table for each program; returns the exit code."""
+  """Compiles all updates of a config and prints a table for each.
+
+  Args:
+    config: The config of one run.
+    name: The slice, such as 'v5p:8x8x16'.
+
+  Returns:
+    The exit code: 0, or DOES_NOT_FIT.
+  """
   devices = topology(name)
   layout = Layout(make_mesh(config.mesh, devices))
   limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
   for update in updates.of(config, layout):
     try:
-      found = compile_update(update)
+      report = compile_update(update)
     except DoesNotFit as error:
       print(f'{name}: {error}\nthe largest buffers are')
       print('\n'.join(error.buffers))
       return DOES_NOT_FIT
     print(
       f'{name}: {len(devices)} devices; one {update.kind} update of '
-      f'{found.tokens:,} tokens'
+      f'{report.tokens:,} tokens'
     )
-    print(f'  arguments     {found.arguments_bytes / GB:8.2f} GB a device')
-    print(f'  temporaries   {found.temporaries_bytes / GB:8.2f} GB')
+    print(f'  arguments     {report.arguments_bytes / GB:8.2f} GB a device')
+    print(f'  temporaries   {report.temporaries_bytes / GB:8.2f} GB')
     print(
-      f'  peak          {found.peak_bytes / GB:8.2f} GB of {limit / GB:.1f} GB'
+      f'  peak          {report.peak_bytes / GB:8.2f} GB of {limit / GB:.1f} GB'
     )
-    print('\n'.join(_flop_rows(found)))
+    print('\n'.join(_flop_rows(report)))
     print(
-      f'  compiled in   {found.compile_secs:.0f} s, with '
-      f'{found.host_bytes / GB:.1f} GB of host memory'
+      f'  compiled in   {report.compile_secs:.0f} s, with '
+      f'{report.host_bytes / GB:.1f} GB of host memory'
     )
   return 0
 
 
-def _flop_rows(found: Compiled) -> list[str]:
-  """Matrix products and attention's core, each beside what it must cost."""
-  core = found.matmul_flops['kernel']
-  matmul = sum(found.matmul_flops.values()) - core
+def _flop_rows(report: Compiled) -> list[str]:
+  """Table rows of matrix products and attention, relative to their minimum."""
+  core = report.matmul_flops['kernel']
+  matmul = sum(report.matmul_flops.values()) - core
   rows = [
-    f'  matmul FLOPs  {matmul:.3e} = {matmul / found.model_flops:.2f} × '
-    f'6·N_active·tokens ({found.model_flops:.3e})'
+    f'  matmul FLOPs  {matmul:.3e} = {matmul / report.model_flops:.2f} × '
+    f'6·N_active·tokens ({report.model_flops:.3e})'
   ]
-  must = f'3 × causal scores and mixing ({found.attention_flops:.3e})'
+  must = f'3 × causal scores and mixing ({report.attention_flops:.3e})'
   if not core:
     return rows + [
       f'    attention   at least {must},',
       '                among them: it runs in no kernels',
     ]
   return rows + [
-    f'    attention   {core:.3e} = {core / found.attention_flops:.2f} × '
+    f'    attention   {core:.3e} = {core / report.attention_flops:.2f} × '
     f'{must},',
     '                not among them: in kernels, masked blocks counted too',
   ]

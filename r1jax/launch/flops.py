@@ -1,8 +1,8 @@
-"""FLOPs of a program, counted from its jaxpr.
+"""Counts the FLOPs of a program from its jaxpr.
 
-XLA's own count sees a scanned layer once; here a scan counts as often as it
-runs, and a shard_map as often as there are devices. Only matrix products are
-counted: everything else is small beside them.
+XLA's own count includes a scanned layer once. Here the body of a scan counts
+once an iteration, and a shard_map once a device. Only matrix products are
+counted; everything else is small beside them.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from jax.extend import core
 
 
 def count(jaxpr: core.Jaxpr) -> dict[str, float]:
-  """FLOPs of all devices together, by kind.
+  """Returns the FLOPs of all devices together, by kind.
 
   Returns:
-    'dense': ordinary matrix products; 'grouped': ragged ones, every row that
-    has room counted; 'kernel': within Pallas kernels, over their whole grid,
-    the blocks that a causal mask skips included.
+    A dict of 'dense', ordinary matrix products; 'grouped', ragged products,
+    padding rows included; and 'kernel', products in Pallas kernels over their
+    whole grid, blocks that a causal mask skips included.
   """
   total = {'dense': 0.0, 'grouped': 0.0, 'kernel': 0.0}
   for eqn in jaxpr.eqns:
@@ -39,7 +39,7 @@ def count(jaxpr: core.Jaxpr) -> dict[str, float]:
 
 
 def _inner(params: dict):
-  """The jaxprs in an equation's parameters."""
+  """Yields the jaxprs in an equation's parameters."""
   for value in params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(item, core.ClosedJaxpr):
@@ -59,7 +59,7 @@ def _dot(eqn) -> float:
 
 
 def _ragged(eqn) -> float:
-  """Rows × width × width: each row meets one group's matrix.
+  """FLOPs of a ragged product: each row meets one group's matrix.
 
   [S, D] × [E, D, F] → [S, F], and for the weights' gradient
   [S, D] × [S, F] → [E, D, F]: 2 · S · D · F both times.

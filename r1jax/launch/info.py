@@ -1,4 +1,4 @@
-"""What a config's model is, counted and not run: `r1jax info`."""
+"""Counts the parameters, FLOPs and memory of a config: `r1jax info`."""
 
 import dataclasses
 import math
@@ -22,42 +22,44 @@ from r1jax.stages.build import parts as build
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-  """Counts of one architecture.
+  """Counts for one architecture.
 
-  The look-ahead modules stand apart, as in published sizes: a policy without
-  them is the same policy.
+  MTP modules are counted apart, as in published sizes: the policy is the same
+  without them.
 
   Attributes:
-    total: Parameters; the routing biases are not counted among them.
-    active: Parameters that one token meets: its num_experts_per_tok experts
-      and the shared ones. The embedding's one row is not counted.
-    look_ahead: Parameters of the look-ahead modules, in neither of the two.
-    cache_bytes: That a token leaves in the cache, in the compute dtype.
-    forward_flops: A token's matrix products, without attention's core.
-    attention_flops: Attention's core for one token, for each token of its
-      context: scores and mixing, all layers.
+    total: Number of parameters, without routing biases.
+    active: Number of parameters that one token uses: its num_experts_per_tok
+      experts and the shared ones. The embedding lookup is not counted.
+    mtp: Number of parameters of the MTP modules, in neither of the two.
+    cache_bytes: Bytes of cache a token, in the compute dtype.
+    forward_flops: FLOPs of a token's matrix products, without the attention
+      core.
+    attention_flops: FLOPs of the attention core for one token and each token
+      of its context: scores and weighted sums, over all layers.
   """
 
   total: int
   active: int
-  look_ahead: int
+  mtp: int
   cache_bytes: int
   forward_flops: int
   attention_flops: int
 
 
 def count(config: ModelConfig) -> Info:
-  total = active = look_ahead = 0
+  """Counts parameters, cache and FLOPs of an architecture."""
+  total = active = mtp = 0
   for name, box in _parameters(config).items():
     if name.endswith('ffn/bias'):
       continue
     size = math.prod(box.value.shape)
     if name.startswith('mtp/'):
-      look_ahead += size
+      mtp += size
       continue
     total += size
     if name == 'embedding' and not config.tie_word_embeddings:
-      continue  # A lookup, not a product.
+      continue  # A lookup, not a matrix product.
     if 'E' in box.names:
       size = size // config.n_routed_experts * config.num_experts_per_tok
     active += size
@@ -68,7 +70,7 @@ def count(config: ModelConfig) -> Info:
   return Info(
     total=total,
     active=active,
-    look_ahead=look_ahead,
+    mtp=mtp,
     cache_bytes=(
       config.num_hidden_layers
       * config.cache_width
@@ -83,10 +85,10 @@ def count(config: ModelConfig) -> Info:
 
 
 def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
-  """The most that one device of a mesh holds.
+  """Returns the number of parameters on one device of a mesh.
 
   Raises:
-    UserError: the mesh does not divide a parameter.
+    UserError: The mesh does not divide a parameter.
   """
   held = 0
   for name, box in _parameters(config).items():
@@ -98,12 +100,14 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
 def training_bytes(
   config: ml_collections.ConfigDict, layout: Layout
 ) -> dict[str, int]:
-  """What a device holds between the passes of a step of the last stage, part
-  by part, and in all; RL's sums are of GRPO, and of PPO with either value
-  function. A stage that only samples holds weights.
+  """Returns the bytes that training the last stage keeps on one device.
 
-  Gradients are of one network at a time. On a shared trunk a value is a head
-  of D numbers.
+  Activations are not included, and gradients are those of one network at a
+  time. A stage that only samples keeps weights alone.
+
+  Returns:
+    Bytes by part and in total. RL has one total for GRPO, and one for PPO with
+    a separate critic and with a value head of D numbers on a shared trunk.
   """
   trained = config.stages[-1]
   model = build.model_config(config.model)
@@ -129,7 +133,7 @@ def training_bytes(
       critic.model_config(config),
     )
   )
-  copies = 4 * (2 + reference) + wide  # Of each parameter.
+  copies = 4 * (2 + reference) + wide  # Bytes a parameter.
   return parts | {
     'GRPO, in all': copies * policy,
     "PPO's own critic and its moments": (4 + wide) * own,
@@ -141,12 +145,12 @@ def training_bytes(
 
 
 def trains(config: ml_collections.ConfigDict) -> bool:
-  """Has the last stage an optimiser?"""
+  """Whether the last stage has an optimiser."""
   return 'optimizer' in config[config.stages[-1]]
 
 
 def longest_tokens(config: ml_collections.ConfigDict) -> int:
-  """Of the sequences of the last stage."""
+  """Maximum length of the sequences of the last stage."""
   c = config[config.stages[-1]]
   if 'length_tokens' in c:
     return c.length_tokens
@@ -156,73 +160,79 @@ def longest_tokens(config: ml_collections.ConfigDict) -> int:
 
 
 def show(config: ml_collections.ConfigDict, devices: int):
-  """Prints the table."""
-  model = build.model_config(config.model)
-  found = count(model)
-  sizes = mesh_sizes(config.mesh, devices)
-  layout = Layout(
-    jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
-  )
-  context = longest_tokens(config)
-  core = found.attention_flops * context // 2  # A token sees half of it.
-  mesh = ' × '.join(f'{axis} {size}' for axis, size in sizes.items())
-  rows = [
-    ('parameters', f'{found.total:,}', _size(found.total)),
-    ('  met by one token', f'{found.active:,}', _size(found.active)),
-  ]
-  if model.num_nextn_predict_layers:
-    rows.append(
-      (
-        'look-ahead modules, apart',
-        f'{found.look_ahead:,}',
-        _size(found.look_ahead),
-      )
-    )
-  rows += [
-    ('cache, bytes a token', f'{found.cache_bytes:,}', ''),
-    (
-      f'  of one sequence of {context:,} tokens',
-      f'{found.cache_bytes * context:,}',
-      _short(found.cache_bytes * context, 'B'),
-    ),
-    (
-      'forward FLOPs a token',
-      f'{found.forward_flops:,}',
-      _short(found.forward_flops),
-    ),
-    (
-      f'  attention core, mean of {context:,} tokens',
-      f'{core:,}',
-      _short(core),
-    ),
-  ]
-  if trains(config):
-    rows.append(
-      (
-        'training FLOPs a token, 3 × both',
-        f'{3 * (found.forward_flops + core):,}',
-        _short(3 * (found.forward_flops + core)),
-      )
-    )
-  sizes = build.engine_config(config)
-  sampling = engine.memory_per_device(_on_one_device(model), layout, sizes)
-  rows.append((f'a device of {mesh}', '', ''))
-  rows += [
-    (f'  {name}', f'{size:,}', _short(size, 'B'))
-    for name, size in training_bytes(config, layout).items()
-  ]
-  rows.append((f'  sampling, {sizes.max_num_seqs} rows in all', '', ''))
-  rows += [
-    (f'    {name}', f'{size:,}', _short(size, 'B'))
-    for name, size in sampling.items()
-  ]
+  """Prints the table of `r1jax info`.
+
+  Args:
+    config: The config of one run.
+    devices: Number of devices of the mesh.
+  """
   table = Table(show_header=False, box=None)
   table.add_column()
   table.add_column(justify='right')
   table.add_column(justify='right')
-  for row in rows:
+  for row in _architecture_rows(config) + _device_rows(config, devices):
     table.add_row(*row)
   Console().print(table)
+
+
+def _architecture_rows(
+  config: ml_collections.ConfigDict,
+) -> list[tuple[str, str, str]]:
+  """Rows of counts that do not depend on the mesh: name, number, short form."""
+  model = build.model_config(config.model)
+  counts, context = count(model), longest_tokens(config)
+  # A token attends to half of the sequence on average.
+  core = counts.attention_flops * context // 2
+  row = lambda name, number, short: (name, f'{number:,}', short)
+  rows = [
+    row('parameters', counts.total, _size(counts.total)),
+    row('  used by one token', counts.active, _size(counts.active)),
+  ]
+  if model.num_nextn_predict_layers:
+    rows.append(row('MTP modules, apart', counts.mtp, _size(counts.mtp)))
+  sequence_bytes = counts.cache_bytes * context
+  rows += [
+    row('cache, bytes a token', counts.cache_bytes, ''),
+    row(
+      f'  of one sequence of {context:,} tokens',
+      sequence_bytes,
+      _short(sequence_bytes, 'B'),
+    ),
+    row(
+      'forward FLOPs a token',
+      counts.forward_flops,
+      _short(counts.forward_flops),
+    ),
+    row(f'  attention core, mean of {context:,} tokens', core, _short(core)),
+  ]
+  if trains(config):
+    flops = 3 * (counts.forward_flops + core)
+    rows.append(row('training FLOPs a token, 3 × both', flops, _short(flops)))
+  return rows
+
+
+def _device_rows(
+  config: ml_collections.ConfigDict, devices: int
+) -> list[tuple[str, str, str]]:
+  """Rows of what one device of the mesh keeps in memory."""
+  axes = mesh_sizes(config.mesh, devices)
+  layout = Layout(jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes)))
+  mesh = ' × '.join(f'{axis} {size}' for axis, size in axes.items())
+  engine_config = build.engine_config(config)
+  model = _on_one_device(build.model_config(config.model))
+  sampling = engine.memory_per_device(model, layout, engine_config)
+  return [
+    (f'a device of {mesh}', '', ''),
+    *(
+      (f'  {name}', f'{size:,}', _short(size, 'B'))
+      for name, size in training_bytes(config, layout).items()
+    ),
+    (f'  sampling, {engine_config.max_num_seqs} sequences in all', '', ''),
+    *(
+      (f'    {name}', f'{size:,}', _short(size, 'B'))
+      for name, size in sampling.items()
+    ),
+  ]
 
 
 def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
@@ -236,7 +246,7 @@ def _on_one_device(config: ModelConfig) -> Transformer:
 
 
 def _size(parameters: int) -> str:
-  """As models are called: 671B, 37B, 1.54B, 711K."""
+  """Formats a size as in names of models: 671B, 37B, 1.54B, 711K."""
   for name in ('', 'K', 'M', 'B', 'T'):
     if parameters < 999.5:
       break

@@ -36,7 +36,7 @@ def test_named_sizes_have_their_published_parameters(name, total, cache_bytes):
 
 
 # DeepSeek's README_WEIGHTS: '671B', '36.7B' active, which the report rounds to
-# 37B, and '11.5B unique parameters' of one look-ahead module.
+# 37B, and '11.5B unique parameters' of one MTP module.
 @pytest.mark.parametrize('num_nextn_predict_layers', [0, 1])
 def test_v3_has_671_billion_and_activates_37(num_nextn_predict_layers):
   config = build.model_config(
@@ -48,9 +48,7 @@ def test_v3_has_671_billion_and_activates_37(num_nextn_predict_layers):
   found = info.count(config)
   assert found.total == pytest.approx(671.0e9, rel=0.005)
   assert found.active == pytest.approx(36.7e9, rel=0.005)
-  assert found.look_ahead == pytest.approx(
-    num_nextn_predict_layers * 11.5e9, rel=0.01
-  )
+  assert found.mtp == pytest.approx(num_nextn_predict_layers * 11.5e9, rel=0.01)
   assert found.cache_bytes == 61 * (512 + 64) * 2  # bf16
 
 
@@ -69,10 +67,8 @@ def test_info_prints_the_published_sizes(capsys, num_nextn_predict_layers):
   rows = [line.rsplit(maxsplit=2) for line in printed.splitlines()]
   shown = {row[0].strip(): row[1:] for row in rows}
   assert shown['parameters'] == ['671,026,404,352', '671B']
-  assert shown['met by one token'][1] == '37B'
-  assert ('look-ahead modules, apart' in shown) == bool(
-    num_nextn_predict_layers
-  )
+  assert shown['used by one token'][1] == '37B'
+  assert ('MTP modules, apart' in shown) == bool(num_nextn_predict_layers)
 
 
 def test_memory_is_told_of_grpo_and_of_ppo():
