@@ -1,18 +1,25 @@
-"""The one exception for input that a person can mend."""
+"""UserError, the one exception for input that a user can correct."""
 
 from collections.abc import Iterable
 import difflib
 
 
 class UserError(Exception):
-  """Bad input. Its text is one line that names the thing and the fix.
+  """Invalid input of a user: a config, a file, a request.
 
-  The command line prints it without a traceback and exits with code 2.
+  Its message is one line that names the key or file and the correction. The
+  command line prints it without a traceback and exits with code 2.
   """
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-  """The error for a name that nothing has, with the one that is nearest."""
+  """Builds the error for an unknown name; it suggests the most similar one.
+
+  Args:
+    kind: Kind of thing that was looked up, such as 'reward'.
+    name: The unknown name.
+    known: All known names.
+  """
   known = sorted(known)
   near = difflib.get_close_matches(str(name), known, 1)
   hint = f' did you mean {near[0]!r}?' if near else ''

@@ -1,9 +1,9 @@
-"""The mesh, and which of its axes each dimension letter is split over.
+"""The device mesh, and the mesh axes that each dimension is sharded over.
 
-A `Layout` is a mesh and two tables from letters to mesh axes: one for weights,
-one for activations. They differ because the same letter plays two roles: the
-D of a weight is split over `fsdp` to save memory, the D of an activation is
-whole. Mesh-axis names are written in this module and nowhere else.
+A `Layout` is a mesh with two tables from dimension letters (r1jax/records.py)
+to mesh axes, one for weights and one for activations. They differ because one
+letter has two roles: the D of a weight is sharded over `fsdp` to save memory,
+the D of an activation is not sharded. Only this module names mesh axes.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,14 @@ MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
 
 _Axes = tuple[tuple[str, tuple[str, ...]], ...]
 
-# A lower-case letter names a dimension of a weight that stays whole.
+# A lower-case letter stands for the same dimension as its capital where that is
+# not sharded. The exception is 't', the tokens of an activation between layers.
 #
-# Training: the batch lies over data, fsdp and expert, so all three hold
-# different tokens and weights are gathered over the last two when they are
-# used. Routed experts stay where they are: E over expert × tensor, and tokens
-# come to them. Within a layer heads and FFN width lie over tensor, between
-# layers the sequence does ('t').
+# Training: the batch is sharded over data, fsdp and expert, so weights are
+# gathered over the last two when they are used. Routed experts are not
+# gathered: E is sharded over expert × tensor, and tokens are sent to them.
+# Within a layer heads and FFN width are sharded over tensor; between layers the
+# sequence is ('t', sequence parallelism).
 TRAIN_WEIGHTS: _Axes = (
   ('V', ('tensor',)),
   ('D', ('fsdp', 'expert')),
@@ -38,7 +39,7 @@ TRAIN_WEIGHTS: _Axes = (
   ('E', ('expert', 'tensor')),
   ('I', ('fsdp',)),
 )
-# Decoding: weights stay whole over fsdp, so that a step gathers nothing.
+# Decoding: weights are not sharded over fsdp, so that a step gathers none.
 DECODE_WEIGHTS: _Axes = tuple(
   (letter, axes) for letter, axes in TRAIN_WEIGHTS if letter not in 'DQCI'
 )
@@ -54,10 +55,15 @@ ACTIVATIONS: _Axes = (
 
 
 def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
-  """Sizes of MESH_AXES; one axis may be -1: all that is left.
+  """Returns the sizes of all MESH_AXES.
+
+  Args:
+    shape: Sizes by axis, 1 by default; one of them may be -1, which uses all
+      remaining devices.
+    devices: Number of devices.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices.
   """
   unknown = set(shape) - set(MESH_AXES)
   if unknown:
@@ -83,10 +89,10 @@ def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
-  """Returns a mesh of the given devices, or of all; see mesh_sizes."""
+  """Creates a mesh of the given devices, or of all; see mesh_sizes."""
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(shape, len(devices))
-  # Torus axes may be split: tensor = 2 is shorter than any axis of a pod.
+  # Splitting torus axes allows tensor = 2, less than any axis of a pod.
   return Mesh(
     mesh_utils.create_device_mesh(
       tuple(sizes.values()), devices, allow_split_physical_axes=True
@@ -98,20 +104,32 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh with its letter → mesh axes tables. Hashable, hence static."""
+  """A mesh with its tables from letters to mesh axes.
+
+  It is hashable, so it can be a static argument of jit.
+
+  Attributes:
+    mesh: The mesh, with the axes MESH_AXES.
+    weights: Mesh axes of the letters of weights.
+    activations: Mesh axes of the letters of activations.
+  """
 
   mesh: Mesh
   weights: _Axes = TRAIN_WEIGHTS
   activations: _Axes = ACTIVATIONS
 
   def weight_spec(self, letters: str | tuple) -> PartitionSpec:
+    """Returns the PartitionSpec of a weight with these dimensions."""
     return _spec(letters, self.weights)
 
   def activation_spec(self, letters: str) -> PartitionSpec:
+    """Returns the PartitionSpec of an activation with these dimensions."""
     return _spec(letters, self.activations)
 
   def fitting_spec(self, shape: tuple[int, ...], letters: str) -> PartitionSpec:
-    """An activation's; a dimension that its axes do not divide stays whole."""
+    """Like activation_spec, but a dimension that its mesh axes do not divide is
+    not sharded.
+    """
     fits = ''.join(
       letter if size % self.size(letter) == 0 else '_'
       for size, letter in zip(shape, letters, strict=True)
@@ -119,36 +137,41 @@ class Layout:
     return self.activation_spec(fits)
 
   def constrain(self, x: jax.Array, letters: str) -> jax.Array:
-    """Pins an activation's sharding, by the letters of its shape."""
+    """Constrains an activation's sharding by the letters of its shape."""
     sharding = NamedSharding(self.mesh, self.fitting_spec(x.shape, letters))
     return jax.lax.with_sharding_constraint(x, sharding)
 
   def sharding(self, letters: str) -> NamedSharding:
+    """Returns the NamedSharding of an activation with these dimensions."""
     return NamedSharding(self.mesh, self.activation_spec(letters))
 
   def replicated(self) -> NamedSharding:
+    """Returns the sharding that copies an array to every device."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   def alone(self) -> 'Layout':
-    """The same tables on the first device."""
+    """Returns the same tables on the first device alone."""
     return dataclasses.replace(self, mesh=make_mesh({}, [self.device]))
 
   def decoding(self) -> 'Layout':
+    """Returns the layout for decoding, on the same mesh."""
     return dataclasses.replace(self, weights=DECODE_WEIGHTS)
 
   def size(self, letter: str) -> int:
-    """How many parts an activation's dimension `letter` is cut into."""
+    """Returns the number of shards of an activation's dimension."""
     axes = dict(self.activations).get(letter, ())
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
   def activation_axes(self, letter: str) -> tuple[str, ...]:
+    """Returns the mesh axes that an activation's dimension is sharded over."""
     return dict(self.activations).get(letter, ())
 
   def weight_axes(self, letter: str) -> tuple[str, ...]:
+    """Returns the mesh axes that a weight's dimension is sharded over."""
     return dict(self.weights).get(letter, ())
 
   def parts(self, spec: PartitionSpec) -> int:
-    """How many parts an array of this spec is cut into."""
+    """Returns the number of shards of an array with this PartitionSpec."""
     return math.prod(
       self.mesh.shape[axis]
       for entry in spec
@@ -158,15 +181,16 @@ class Layout:
 
   @property
   def device(self) -> jax.Device:
-    """The first; the others are like it."""
+    """The mesh's first device, which represents all of them."""
     return self.mesh.devices.flat[0]
 
   @property
   def platform(self) -> str:
+    """The devices' platform: 'cpu', 'gpu' or 'tpu'."""
     return self.device.platform
 
   def weight_parts(self, letters: str | tuple) -> int:
-    """How many parts a weight of these dimensions is cut into."""
+    """Returns the number of shards of a weight with these dimensions."""
     return math.prod(
       self.mesh.shape[axis]
       for letter in letters
@@ -174,7 +198,16 @@ class Layout:
     )
 
   def check(self, name: str, shape: tuple[int, ...], letters: str | tuple):
-    """Raises UserError if the mesh does not divide a weight of this shape."""
+    """Checks that the mesh divides a weight.
+
+    Args:
+      name: The weight's path, for the error message.
+      shape: Its shape.
+      letters: The letters of its dimensions.
+
+    Raises:
+      UserError: it does not.
+    """
     for size, letter in zip(shape, letters):
       axes, parts = self.weight_axes(letter), self.weight_parts(letter)
       if size % parts:

@@ -1,4 +1,4 @@
-"""Shared by the tests: virtual devices, a compilation cache, the real data."""
+"""Fixtures of all tests: virtual devices, a compilation cache, real data."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,8 @@ import pytest
 from r1jax.config import models
 from r1jax.model import cache
 from r1jax.model.config import ModelConfig
-from r1jax.model.transformer import Transformer, init_params
+from r1jax.model.parameters import init_params
+from r1jax.model.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.sharding import Layout, make_mesh
 
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache():
-  """Programs compiled once are found again by later tests and later runs."""
+  """Reuses programs that earlier tests and runs have compiled."""
   folder = os.environ.get(
     'R1JAX_TEST_CACHE',
     os.path.join(tempfile.gettempdir(), f'r1jax-test-cache-{os.getuid()}'),
@@ -57,7 +58,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope='session')
 def shared() -> Path:
-  """The folder with real data and oracles: `data/`, `oracle/`."""
+  """Returns the folder with real data (`data/`) and oracles (`oracle/`)."""
   places = [ROOT.parent / 'shared']
   if 'R1JAX_DATA' in os.environ:
     places.insert(0, Path(os.environ['R1JAX_DATA']).resolve().parent)
@@ -68,7 +69,7 @@ def shared() -> Path:
 
 
 def small_config(**changes) -> ModelConfig:
-  """A model of a few thousand parameters with V3's attention and experts."""
+  """Returns a V3 (MLA and MoE) of a few thousand parameters."""
   return from_dict(
     models.tiny()
     | dict(
@@ -93,7 +94,10 @@ def small_config(**changes) -> ModelConfig:
 
 
 def dense_config(**changes) -> ModelConfig:
-  """A dense model of a few thousand parameters, Qwen2's and Qwen3's at once."""
+  """Returns a dense model of a few thousand parameters with GQA.
+
+  It has the biases of Qwen2 and the head norms of Qwen3.
+  """
   return from_dict(
     models.llama3_1_8b()
     | dict(
@@ -124,7 +128,7 @@ def one_device() -> Layout:
 
 
 def make(config: ModelConfig, layout: Layout | None = None, seed: int = 0):
-  """A model and its parameters; the routing bias is drawn too, not zero."""
+  """Returns a model and random parameters, the routing bias included."""
   model = Transformer(config, layout or one_device())
   params = init_params(model, jax.random.key(seed))
   if 'moe_layers' in params:
@@ -142,18 +146,23 @@ def continued(
   decode_steps: int = 4,
   **sizes,
 ):
-  """Logits of cached decoding, which is told its tokens.
+  """Computes logits of given continuations by decoding with a KV cache.
 
-  Reads each prompt but its last token into pages, then feeds that token and
-  those of `after` one by one, moving them to pages after every chunk.
+  Each prompt without its last token is prefilled; then that token and those of
+  `after` are fed one by one, and flushed to blocks after every call.
 
   Args:
+    model: The model.
+    params: Its parameters.
     prompts: B lists of tokens.
-    after: [B, n].
-    sizes: Of the engine.
+    after: Tokens that follow the prompts, [B, n].
+    block_size: Tokens per block.
+    decode_steps: Tokens per call.
+    **sizes: Other fields of EngineConfig.
 
   Returns:
-    NumPy [B, 1 + n, V]: after the prompt, and after each token of `after`.
+    NumPy [B, 1 + n, V]: logits after the prompt and after each token of
+    `after`.
   """
   B, n = after.shape
   longest = max(map(len, prompts))
@@ -168,70 +177,77 @@ def continued(
     ),
   )
   W = engine.max_blocks_per_seq
-  table_BW = 1 + np.arange(B * W).reshape(B, W)
-  held_B = np.array([len(p) - 1 for p in prompts])
+  block_id_BW = 1 + np.arange(B * W).reshape(B, W)
+  prefilled_B = np.array([len(p) - 1 for p in prompts])
   tokens_BT = np.zeros((B, longest), np.int32)
   for row, prompt in zip(tokens_BT, prompts):
     row[: len(prompt) - 1] = prompt[:-1]
 
-  def context(tokens_B):  # Pages are filled to the brim, one after another.
-    fill = tokens_B[:, None] - block_size * np.arange(W)
-    return cache.Context(
-      table_BW=jnp.asarray(table_BW, jnp.int32),
-      next_B=jnp.asarray(tokens_B),
-      fill_BW=jnp.asarray(np.clip(fill, 0, block_size), jnp.int32),
+  def block_tables(tokens_B):  # Blocks are filled one after another.
+    rest_BW = tokens_B[:, None] - block_size * np.arange(W)
+    return cache.BlockTables(
+      block_id_BW=jnp.asarray(block_id_BW, jnp.int32),
+      next_slot_B=jnp.asarray(tokens_B),
+      num_tokens_BW=jnp.asarray(np.clip(rest_BW, 0, block_size), jnp.int32),
     )
 
-  pages, _ = jax.jit(engine.programs.prefill)(
+  kv_cache, _ = jax.jit(engine.programs.prefill)(
     engine.prepare_params(params),
     engine.new_kv_cache(),
-    context(np.zeros(B, int)),
+    block_tables(np.zeros(B, int)),
     tokens_BT,
-    held_B,
+    prefilled_B,
   )
   fed_BT = np.concatenate([[[p[-1]] for p in prompts], after], 1)
 
   @jax.jit
-  def step(params, pages, context, columns, token_B, column):
+  def step(params, kv_cache, block_tables, columns, token_B, column):
     hidden, columns, _ = model.apply(
       {'params': params},
       token_B[:, None],
-      context.fill_BW.sum(-1)[:, None] + column,
+      block_tables.num_tokens_BW.sum(-1)[:, None] + column,
       jnp.ones((B, 1), bool),
       jnp.broadcast_to(
         jnp.arange(decode_steps) <= column, (B, 1, decode_steps)
       ),
       columns,
       column,
-      pages,
-      context,
+      kv_cache,
+      block_tables,
       method='extend',
     )
     return model.apply(
       {'params': params}, hidden[:, 0], method='logits'
     ), columns
 
-  found = []
+  logits_of_steps = []
   for start in range(0, n + 1, decode_steps):
     columns = engine.programs.init_columns(B, decode_steps)
-    some = fed_BT[:, start : start + decode_steps].astype(np.int32)
-    here = context(held_B + start)
-    for column in range(some.shape[1]):
+    chunk_BT = fed_BT[:, start : start + decode_steps].astype(np.int32)
+    tables = block_tables(prefilled_B + start)
+    for column in range(chunk_BT.shape[1]):
       logits, columns = step(
-        params, pages, here, columns, some[:, column], jnp.int32(column)
+        params,
+        kv_cache,
+        tables,
+        columns,
+        chunk_BT[:, column],
+        jnp.int32(column),
       )
-      found.append(np.asarray(logits))
+      logits_of_steps.append(np.asarray(logits))
     kept = jnp.broadcast_to(
-      jnp.arange(decode_steps) < some.shape[1], (B, decode_steps)
+      jnp.arange(decode_steps) < chunk_BT.shape[1], (B, decode_steps)
     )
-    pages = jax.jit(engine.programs.flush)(pages, here, columns, kept, None)
-  return np.stack(found, 1)
+    kv_cache = jax.jit(engine.programs.flush)(
+      kv_cache, tables, columns, kept, None
+    )
+  return np.stack(logits_of_steps, 1)
 
 
 def forward(
   model: Transformer, params, tokens_BT, position_BT=None, segment_BT=None
 ):
-  """Logits of the full forward pass, jitted: [B, T, V] in NumPy."""
+  """Computes logits of the full forward pass, NumPy [B, T, V]."""
   shape = np.shape(tokens_BT)
   if position_BT is None:
     position_BT = np.broadcast_to(np.arange(shape[1]), shape)

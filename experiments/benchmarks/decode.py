@@ -49,13 +49,13 @@ def ours() -> dict:
   import jax
   import numpy as np
 
-  from r1jax.model import transformer
+  from r1jax.model import parameters
   from r1jax.rollout.engine import Engine, EngineConfig
   from r1jax.rollout.sampling import SamplingParams
   from r1jax.rollout.scheduler import Request
 
   model = peer.model_of()
-  params = transformer.init_params(model, jax.random.key(0))
+  params = parameters.init_params(model, jax.random.key(0))
   rng = np.random.default_rng(0)
   keys = np.asarray(
     jax.random.key_data(jax.random.split(jax.random.key(1), 256))

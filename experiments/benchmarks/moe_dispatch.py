@@ -29,41 +29,41 @@ def best_ms(function, *args) -> float:
   return min(times) * 1e3
 
 
-def ideal(x_RD, weights, A: int):
+def ideal(x_TD, weights, A: int):
   gate_DI, up_DI, down_ID = (w[0] for w in weights)
-  x = jnp.repeat(x_RD, A, axis=0)
+  x = jnp.repeat(x_TD, A, axis=0)
   return (jax.nn.silu(x @ gate_DI) * (x @ up_DI)) @ down_ID
 
 
 def main():
   print(
-    'R      A  D    I   E   | forward ms: ideal blocks ragged '
+    'T      A  D    I   E   | forward ms: ideal blocks ragged '
     '| with gradient: ideal blocks ragged'
   )
-  for R, A, D, I, E in SHAPES:
+  for T, A, D, I, E in SHAPES:
     keys = jax.random.split(jax.random.key(0), 5)
-    x_RD = jax.random.normal(keys[0], (R, D))
+    x_TD = jax.random.normal(keys[0], (T, D))
     weights = tuple(
       0.1 * jax.random.normal(key, shape)
       for key, shape in zip(keys[1:4], ((E, D, I), (E, D, I), (E, I, D)))
     )
-    expert_RA = jax.lax.top_k(jax.random.uniform(keys[4], (R, E)), A)[1]
-    pairs = expert_RA, jnp.full((R, A), 1 / A)
+    expert_TA = jax.lax.top_k(jax.random.uniform(keys[4], (T, E)), A)[1]
+    pairs = expert_TA, jnp.full((T, A), 1 / A)
     functions = [partial(ideal, A=A)] + [
       lambda x, w, kind=kind, pairs=pairs: experts.swiglu(
         x, *pairs, w, kind, False
       )
       for kind in ('blocks', 'ragged')
     ]
-    forward = [best_ms(f, x_RD, weights) for f in functions]
+    forward = [best_ms(f, x_TD, weights) for f in functions]
     backward = [
       best_ms(
-        jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) ** 2), (0, 1)), x_RD, weights
+        jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) ** 2), (0, 1)), x_TD, weights
       )
       for f in functions
     ]
     print(
-      f'{R:<6} {A:<2} {D:<4} {I:<3} {E:<3} |'
+      f'{T:<6} {A:<2} {D:<4} {I:<3} {E:<3} |'
       + ''.join(f'{ms:9.2f}' for ms in forward)
       + ' |'
       + ''.join(f'{ms:9.2f}' for ms in backward)

@@ -32,7 +32,7 @@ def ours() -> dict[str, float]:
   import jax
   import numpy as np
 
-  from r1jax.model import moe, transformer
+  from r1jax.model import moe, parameters
   from r1jax.records import TokenBatch
   from r1jax.train import mtp_loss, optimizer, supervised_step
   from r1jax.train import state as train_state
@@ -65,7 +65,7 @@ def ours() -> dict[str, float]:
     position_BT=ones * np.arange(TOKENS),
   )
   held = train_state.create(
-    transformer.init_params(model, jax.random.key(0)), tx
+    parameters.init_params(model, jax.random.key(0)), tx
   )
 
   def once():

@@ -18,7 +18,7 @@ from r1jax.checkpoints.hf_import import HuggingFaceReader, open_checkpoint
 from r1jax.checkpoints.storage import SafetensorsReader, encode_metadata
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
-from r1jax.model import transformer
+from r1jax.model import parameters
 from r1jax.model.config import RUN_DEFAULTS, ModelConfig
 from r1jax.model.transformer import Transformer
 
@@ -45,7 +45,7 @@ def save(path: Path, params, dtype: str, metadata: dict):
   tensors = {}
   for name, value in flat.items():
     value = np.asarray(value).astype(jnp.dtype(dtype))
-    if transformer.is_stacked(name):
+    if parameters.is_stacked(name):
       tensors |= {layer_name(name, i): layer for i, layer in enumerate(value)}
     else:
       tensors[name] = value
@@ -91,7 +91,7 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
     raise UserError(f'weights: no file {path}')
   reader = open_checkpoint(path)
   boxes = traverse_util.flatten_dict(
-    transformer.parameter_shapes(model), sep='/'
+    parameters.parameter_shapes(model), sep='/'
   )
   shapes = {name: box.value.shape for name, box in boxes.items()}
   dtypes = {name: box.value.dtype for name, box in boxes.items()}
@@ -103,7 +103,7 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
     reader, {name: shape for name, shape in shapes.items() if name not in new}
   )
   shardings = traverse_util.flatten_dict(
-    transformer.parameter_shardings(model, model.layout), sep='/'
+    parameters.parameter_shardings(model, model.layout), sep='/'
   )
   params = {
     name: jnp.zeros(shape, dtypes[name], device=shardings[name])
@@ -125,7 +125,7 @@ def _shard_loader(
   """Returns a function from an index to the part of a parameter there."""
 
   def load_shard(index):
-    if not transformer.is_stacked(name):
+    if not parameters.is_stacked(name):
       return reader.read(name, index).astype(dtype)
     layers = range(shape[0])[index[0]]
     return np.stack(
@@ -174,7 +174,7 @@ def _check_tensors(
   """
   expected = {}
   for name, shape in shapes.items():
-    if transformer.is_stacked(name):
+    if parameters.is_stacked(name):
       expected |= {layer_name(name, i): shape[1:] for i in range(shape[0])}
     else:
       expected[name] = shape

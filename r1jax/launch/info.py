@@ -11,7 +11,7 @@ import ml_collections
 from rich.console import Console
 from rich.table import Table
 
-from r1jax.model import transformer
+from r1jax.model import parameters
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.rollout import engine
@@ -237,7 +237,7 @@ def _device_rows(
 
 def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
   return traverse_util.flatten_dict(
-    transformer.parameter_shapes(_on_one_device(config)), sep='/'
+    parameters.parameter_shapes(_on_one_device(config)), sep='/'
   )
 
 

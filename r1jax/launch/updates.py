@@ -12,7 +12,7 @@ import ml_collections
 from r1jax.algos import dpo, reward_model
 from r1jax.data import scored_text
 from r1jax.errors import UserError
-from r1jax.model import transformer
+from r1jax.model import parameters
 from r1jax.model.moe import LoadBalancing
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch, RLBatch, Rollout, TokenBatch
@@ -228,7 +228,7 @@ def _balancing(c: ml_collections.ConfigDict) -> LoadBalancing:
 def _state(model: Transformer, tx) -> train_state.TrainState:
   params = jax.tree.map(
     lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
-    transformer.parameter_shapes(model),
+    parameters.parameter_shapes(model),
     is_leaf=lambda x: hasattr(x, 'names'),
   )
   return train_state.abstract(params, tx, train_state.shardings(model, tx))

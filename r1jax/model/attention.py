@@ -1,9 +1,9 @@
-"""Grouped-query attention.
+"""Grouped-query attention (GQA).
 
-An attention module has three methods, and MLA in mla.py has the same:
-  __call__(x_BTD, position_BT, segment_BT) → [B, T, D], whole sequences;
-  entry(x, position) → [..., K, X], what a token leaves in a layer's cache;
-  extend(x_BTD, position_BT, view) → [B, T, D], tokens that a cache precedes.
+An attention module has three methods; MLA in mla.py has the same:
+  __call__(x_BTD, position_BT, segment_BT) → [B, T, D], for whole sequences;
+  entry(x, position) → [..., K, X], the cache entry of a token in one layer;
+  extend(x_BTD, position_BT, view) → [B, T, D], for new tokens with a cache.
 """
 
 from functools import partial
@@ -53,7 +53,7 @@ class GQA(nn.Module):
     self.scale = H**-0.5 * c.rope.softmax_factor
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
-    """[..., D] → [..., K, 2H]: the rotated key, then the value."""
+    """Computes cache entries: [..., D] → [..., K, 2·H], key and value."""
     k = self.times(x, self.k_DKH)
     v = self.times(x, self.v_DKH)
     if self.config.qkv_bias:
@@ -64,7 +64,7 @@ class GQA(nn.Module):
     return jnp.concatenate([k, v], -1)
 
   def query(self, x: jax.Array, position: jax.Array) -> jax.Array:
-    """[..., D] → [..., N, H], rotated."""
+    """Computes rotated queries: [..., D] → [..., N, H]."""
     q = self.times(x, self.q_DNH)
     if self.config.qkv_bias:
       q += self.q_bias_NH
@@ -73,6 +73,7 @@ class GQA(nn.Module):
     return rotate(q, position[..., None], self.config.rope)
 
   def __call__(self, x_BTD, position_BT, segment_BT):
+    """Attends causally within segments; returns [B, T, D]."""
     k_BTKH, v_BTKH = jnp.split(self.entry(x_BTD, position_BT), 2, -1)
     mix_BTNH = attend(
       self.query(x_BTD, position_BT),
@@ -86,6 +87,7 @@ class GQA(nn.Module):
     return self.merge(mix_BTNH, self.out_NHD)
 
   def extend(self, x_BTD, position_BT, view: cache.View):
+    """Attends from T new tokens per sequence to the cache; [B, T, D]."""
     c = self.config
     q_BTNH = self.query(x_BTD, position_BT)
     mix_BTKMH = cache.attend(

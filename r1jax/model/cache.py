@@ -1,18 +1,21 @@
-"""What decoding keeps of a context: pages of a pool, and this call's columns.
+"""The paged KV cache on the device, and attention to it.
 
-A row's context is a list of pages, each with room for S tokens and some number
-of them in it. Rows that share a prefix list the same pages. A call reads the
-pages, and collects the entries of its own tokens in columns beside them, one
-column for all rows; `flush` then appends the columns that count to the rows'
-last pages. So a call writes to the pool once, whatever it decodes. Columns are
-`Pages` too: one page a row, as long as the call. An entry is rounded to 8 bits
-when it comes, and so is the same to every token that ever sees it.
+The cache of a stack of layers is a pool of blocks of S tokens each. A sequence
+lists its blocks in a block table, with the number of tokens in each; sequences
+that share a prefix list the same blocks. During one call of a prefill or decode
+program the pool is read only: the entries of the call's own tokens are
+collected in columns, a KVCache with one block per sequence that is as long as
+the call. At its end `flush` appends the columns that are kept to the sequences'
+last blocks, so that a call writes to the pool once. An entry is quantized to
+int8 as soon as it is written to a column, so it is the same for every token
+that attends to it.
 
-A token's entry is X numbers for each of K key heads; in MLA one head, whose
-key is the latent and the rotated part, and whose value is the latent again.
+A token's entry is X numbers for each of K key-value heads. MLA has one such
+head: its key is the latent with the rotated part, its value the latent again.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import chex
 import jax
@@ -23,104 +26,125 @@ from r1jax.model import quant
 from r1jax.model.kernels import NEG_INF
 from r1jax.sharding import Layout
 
-_SPAN_TOKENS = 64, 256  # At least and at most: see _span.
-_ROWS_TOGETHER = 16  # At most, on a processor: a turn's pages fit its cache.
+# Bounds on the tokens per sequence that one iteration of attention reads.
+_MIN_STRIDE_TOKENS, _MAX_STRIDE_TOKENS = 64, 256
+# Most sequences per iteration on CPU, so that their blocks fit its cache.
+_MAX_CPU_ROWS = 16
 
 
 @chex.dataclass(frozen=True)
-class Pages:
-  """The pool of one stack of layers.
+class KVCache:
+  """The cache entries of one stack of layers: a block pool, or columns.
 
   Attributes:
-    entry_LYKSX: In the model's dtype, or int8.
-    scale_LYKSZ: float32, of each of the Z parts of an int8 entry; else None.
-    hidden_YD: Of the stack that looks ahead: the model's state at the last
-      token of each page, which the token after it is joined with. Else None.
+    entry_LYKSX: The entries, in the model's dtype or int8.
+    scale_LYKS2: float32 scales of an int8 entry's two parts; else None.
+    hidden_YD: The model's hidden state at the last token of each block, only in
+      the pool of an MTP module, which joins it with the token after; else None.
   """
 
   entry_LYKSX: jax.Array
-  scale_LYKSZ: jax.Array | None
+  scale_LYKS2: jax.Array | None
   hidden_YD: jax.Array | None = None
 
 
 @chex.dataclass(frozen=True)
-class Context:
-  """Where B rows find their tokens in the pool.
+class BlockTables:
+  """The positions of B sequences in a block pool.
 
-  On a mesh each part of the batch has its own part of the pool, and counts its
-  pages from 0.
+  On a mesh each shard of the batch has its own shard of the pool, in which
+  blocks are numbered from 0.
 
   Attributes:
-    table_BW: int32, the pages of each row, in order, used ones first.
-    fill_BW: int32, the tokens in each; 0 for a page that is not used yet.
-    next_B: int32, where the row's next token goes, w · S + its place in page w.
+    block_id_BW: int32, the blocks of each sequence in order, unused ones last.
+    num_tokens_BW: int32, tokens in each block; 0 for a block without any yet.
+    next_slot_B: int32, where the sequence's next token goes: w · S + its slot
+      in block w.
   """
 
-  table_BW: jax.Array
-  fill_BW: jax.Array
-  next_B: jax.Array
+  block_id_BW: jax.Array
+  num_tokens_BW: jax.Array
+  next_slot_B: jax.Array
 
 
 @chex.dataclass(frozen=True)
 class View:
-  """The context of B rows as the attention of one layer sees it.
+  """The part of the cache that the attention of one layer reads.
 
   Attributes:
-    pages: The pool of the layer's stack.
-    layer: The layer's number in the stack.
-    context: Which pages, and how much of them.
-    columns_BKSX: The entries of this call, the new tokens' among them.
-    see_BTS: bool, which of them each new token sees. At least one.
-    skip: Tokens of the pages, from a row's first on, of which nothing is seen.
+    pool: The block pool of the layer's stack.
+    layer: Index of the layer in the stack.
+    block_tables: Positions of the sequences in the pool.
+    columns_BKSX: The entries of this call, including those of the new tokens.
+    see_BTS: bool, the columns that each new token attends to, at least one.
+    skip: Number of first tokens of each sequence that are masked in the pool.
   """
 
-  pages: Pages
+  pool: KVCache
   layer: jax.Array
-  context: Context
+  block_tables: BlockTables
   columns_BKSX: jax.Array
   see_BTS: jax.Array
   skip: int = 0
 
 
-def empty(
+def init(
   layers: int,
-  pages: int,
+  num_blocks: int,
   heads: int,
-  page_tokens: int,
-  parts: tuple[int, ...],
+  block_size: int,
+  parts: tuple[int, int],
   dtype,
   int8: bool,
-) -> Pages:
-  """A pool of so many pages; an entry's X numbers fall into `parts`."""
-  shape = layers, pages, heads, page_tokens
+) -> KVCache:
+  """Creates an empty cache.
+
+  Args:
+    layers: L.
+    num_blocks: Y.
+    heads: K.
+    block_size: S, tokens per block.
+    parts: Widths of the two parts of an entry; see ModelConfig.cache_parts.
+    dtype: Dtype of the entries unless int8.
+    int8: Whether entries are quantized, each part of them with its own scale.
+  """
+  shape = layers, num_blocks, heads, block_size
   if not int8:
-    return Pages(
-      entry_LYKSX=jnp.zeros((*shape, sum(parts)), dtype), scale_LYKSZ=None
+    return KVCache(
+      entry_LYKSX=jnp.zeros((*shape, sum(parts)), dtype), scale_LYKS2=None
     )
-  return Pages(
+  return KVCache(
     entry_LYKSX=jnp.zeros((*shape, sum(parts)), jnp.int8),
-    scale_LYKSZ=jnp.zeros((*shape, len(parts)), jnp.float32),
+    scale_LYKS2=jnp.zeros((*shape, 2), jnp.float32),
   )
 
 
-def put(
-  columns: Pages, entry_BTKX, layer, column, parts: tuple[int, ...]
-) -> Pages:
-  """The entries of T new tokens a row, from this column of a layer on."""
+def write(
+  columns: KVCache, entry_BTKX, layer, column, parts: tuple[int, int]
+) -> KVCache:
+  """Writes the entries of T new tokens per sequence into columns.
 
-  def into(x_LBKS_, new_BTK_):
+  Args:
+    columns: Columns of this call.
+    entry_BTKX: The entries.
+    layer: Index of the layer in its stack.
+    column: The first of the T columns to write.
+    parts: See `init`.
+  """
+
+  def update(x_LBKS_, new_BTK_):
     return jax.lax.dynamic_update_slice(
       x_LBKS_,
       new_BTK_.swapaxes(1, 2)[None].astype(x_LBKS_.dtype),
       (layer, 0, 0, column, 0),
     )
 
-  if columns.scale_LYKSZ is None:
-    return columns.replace(entry_LYKSX=into(columns.entry_LYKSX, entry_BTKX))
-  scale_BTKZ, rounded_BTKX = _as_int8(entry_BTKX, parts)
+  if columns.scale_LYKS2 is None:
+    return columns.replace(entry_LYKSX=update(columns.entry_LYKSX, entry_BTKX))
+  scale_BTK2, rounded_BTKX = _as_int8(entry_BTKX, parts)
   return columns.replace(
-    entry_LYKSX=into(columns.entry_LYKSX, rounded_BTKX),
-    scale_LYKSZ=into(columns.scale_LYKSZ, scale_BTKZ),
+    entry_LYKSX=update(columns.entry_LYKSX, rounded_BTKX),
+    scale_LYKS2=update(columns.scale_LYKS2, scale_BTK2),
   )
 
 
@@ -128,255 +152,285 @@ def attend(
   q_BTKMX,
   view: View,
   split: Callable,
-  parts: tuple[int, ...],
+  parts: tuple[int, int],
   scale: float,
   layout: Layout,
   letters: str,
 ):
-  """Attention of T new tokens a row to its pages and to this call's columns.
+  """Attends from T new tokens per sequence to its blocks and to the columns.
 
-  The softmax is summed up page by page, in float32. A processor takes some
-  rows after the others, and each such loop ends with the longest of its rows:
-  it is fastest where rows of like length lie side by side.
+  The softmax is accumulated over blocks in float32. On CPU the sequences are
+  processed a few at a time, and each such iteration takes as long as its
+  longest sequence needs, so sequences of similar length should be adjacent.
 
   Args:
-    q_BTKMX: M queries share a key head.
-    view: What they look at.
-    split: Of entries [..., X] into keys [..., X'] and values [..., U].
-    parts: See `empty`.
-    scale: Of the scores.
-    layout: Of the mesh.
-    letters: Of q's dimensions on the mesh.
+    q_BTKMX: Queries; M of them share a key head.
+    view: The cache that they attend to.
+    split: Function from entries [..., X] to keys [..., X'] and values [..., U].
+    parts: See `init`.
+    scale: Factor on the scores.
+    layout: The mesh and its sharding tables.
+    letters: Sharding letters of q's dimensions.
 
   Returns:
     [B, T, K, M, U]
   """
 
-  def local(q_BTKMX, pages, layer, *of_rows):
-    def some(of_some):
-      q, context, columns_BKSX, see_BTS = of_some
-      return _attend(
-        q,
-        View(
-          pages=pages,
-          layer=layer,
-          context=context,
-          columns_BKSX=columns_BKSX,
-          see_BTS=see_BTS,
-          skip=view.skip,
-        ),
-        split,
-        parts,
-        scale,
-      )
-
-    of_rows, rows = (q_BTKMX, *of_rows), q_BTKMX.shape[0]
-    together = rows
-    if layout.platform == 'cpu':
-      together = max(n for n in range(1, _ROWS_TOGETHER + 1) if rows % n == 0)
-    if together == rows:
-      return some(of_rows)
-    mix = jax.lax.map(
-      some,
-      jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), of_rows),
-    )
-    return mix.reshape(rows, *mix.shape[2:])
-
+  attend_rows = partial(
+    _attend_rows,
+    skip=view.skip,
+    split=split,
+    parts=parts,
+    scale=scale,
+    max_rows=_MAX_CPU_ROWS if layout.platform == 'cpu' else q_BTKMX.shape[0],
+  )
   args = (
     q_BTKMX,
-    view.pages.replace(hidden_YD=None),
+    view.pool.replace(hidden_YD=None),
     view.layer,
-    view.context,
+    view.block_tables,
     view.columns_BKSX,
     view.see_BTS,
   )
   if layout.mesh.size == 1:
-    return local(*args)
-  of_q = layout.fitting_spec(q_BTKMX.shape, letters)
-  rows, heads = of_q[0], of_q[2]
+    return attend_rows(*args)
+  q_spec = layout.fitting_spec(q_BTKMX.shape, letters)
+  rows, heads = q_spec[0], q_spec[2]
   return jax.shard_map(
-    local,
+    attend_rows,
     mesh=layout.mesh,
     in_specs=(
-      of_q,
+      q_spec,
       PartitionSpec(None, rows, heads),
       PartitionSpec(),
       PartitionSpec(rows),
       PartitionSpec(rows, heads),
       PartitionSpec(rows),
     ),
-    out_specs=of_q,
+    out_specs=q_spec,
     check_vma=False,
   )(*args)
 
 
+def _attend_rows(
+  q_BTKMX, pool, layer, *by_row, skip, split, parts, scale, max_rows
+):
+  """Attends on one device, at most max_rows sequences at a time."""
+
+  def attend_chunk(chunk):
+    q_BTKMX, block_tables, columns_BKSX, see_BTS = chunk
+    view = View(
+      pool=pool,
+      layer=layer,
+      block_tables=block_tables,
+      columns_BKSX=columns_BKSX,
+      see_BTS=see_BTS,
+      skip=skip,
+    )
+    return _attend(q_BTKMX, view, split, parts, scale)
+
+  by_row, rows = (q_BTKMX, *by_row), q_BTKMX.shape[0]
+  chunk_rows = max(n for n in range(1, max_rows + 1) if rows % n == 0)
+  if chunk_rows == rows:
+    return attend_chunk(by_row)
+  mix = jax.lax.map(
+    attend_chunk,
+    jax.tree.map(lambda x: x.reshape(-1, chunk_rows, *x.shape[1:]), by_row),
+  )
+  return mix.reshape(rows, *mix.shape[2:])
+
+
 def _attend(
-  q_BTKMX, view: View, split: Callable, parts: tuple[int, ...], scale: float
+  q_BTKMX, view: View, split: Callable, parts: tuple[int, int], scale: float
 ):
   B, T, K, M, _ = q_BTKMX.shape
   dtype, wide = q_BTKMX.dtype, quant.wide(q_BTKMX.dtype)
-  q_BKRX = q_BTKMX.swapaxes(1, 2).reshape(B, K, T * M, -1)
-  S, W = view.pages.entry_LYKSX.shape[3], view.context.table_BW.shape[1]
-  span = _span(S, W)
-  pad = ((0, 0), (0, -W % span))
-  table_BW, fill_BW = (
-    jnp.pad(x_BW, pad) for x_BW in (view.context.table_BW, view.context.fill_BW)
+  q_BKrX = q_BTKMX.swapaxes(1, 2).reshape(B, K, T * M, -1)
+  tables = view.block_tables
+  S, W = view.pool.entry_LYKSX.shape[3], tables.block_id_BW.shape[1]
+  stride = _stride_blocks(S, W)
+  pad = ((0, 0), (0, -W % stride))
+  block_id_BW, num_tokens_BW = (
+    jnp.pad(x_BW, pad) for x_BW in (tables.block_id_BW, tables.num_tokens_BW)
   )
 
-  def scores(key_BKSX, see_B1S):
+  def scores(key_BKSX, see_BrS):
     score = (
       jnp.einsum(
-        'BKRX,BKSX->BKRS', q_BKRX, key_BKSX, preferred_element_type=wide
+        'BKrX,BKSX->BKrS', q_BKrX, key_BKSX, preferred_element_type=wide
       )
       * scale
     )
-    return jnp.where(see_B1S[:, None], score, NEG_INF)
+    return jnp.where(see_BrS[:, None], score, NEG_INF)
 
-  def weigh(prob_BKRS, value_BKSU):
-    return jnp.einsum(
-      'BKRS,BKSU->BKRU',
-      prob_BKRS.astype(dtype),
-      value_BKSU,
-      preferred_element_type=wide,
-    )
-
+  weighted_sum = partial(_weighted_sum, dtype=dtype, wide=wide)
   key, value = split(view.columns_BKSX)
   score = scores(key, jnp.repeat(view.see_BTS, M, axis=1))
   top = score.max(-1, keepdims=True)
   prob = jnp.exp(score - top)
-  carry = top, prob.sum(-1, keepdims=True), weigh(prob, value)
+  carry = top, prob.sum(-1, keepdims=True), weighted_sum(prob, value)
 
-  def some_pages(turn, carry):
+  def add_blocks(i, carry):
     top, total, mix = carry
     take = lambda x_BW: jax.lax.dynamic_slice_in_dim(
-      x_BW, turn * span, span, axis=1
+      x_BW, i * stride, stride, axis=1
     )
-    table, fill = take(table_BW), take(fill_BW)
-    entry_BwKSX = read(view.pages, (view.layer, table), parts, dtype)
-    key, value = split(entry_BwKSX.swapaxes(1, 2).reshape(B, K, span * S, -1))
-    filled = (jnp.arange(S) < fill[..., None]).reshape(B, 1, span * S)
-    filled &= turn * span * S + jnp.arange(span * S) >= view.skip
-    score = scores(key, filled)
+    block_id, num_tokens = take(block_id_BW), take(num_tokens_BW)
+    entry_BWKSX = read(view.pool, (view.layer, block_id), parts, dtype)
+    key, value = split(entry_BWKSX.swapaxes(1, 2).reshape(B, K, stride * S, -1))
+    see = (jnp.arange(S) < num_tokens[..., None]).reshape(B, 1, stride * S)
+    see &= i * stride * S + jnp.arange(stride * S) >= view.skip
+    score = scores(key, see)
     higher = jnp.maximum(top, score.max(-1, keepdims=True))
-    prob, rest = jnp.exp(score - higher), jnp.exp(top - higher)
+    prob, decay = jnp.exp(score - higher), jnp.exp(top - higher)
     return (
       higher,
-      total * rest + prob.sum(-1, keepdims=True),
-      mix * rest + weigh(prob, value),
+      total * decay + prob.sum(-1, keepdims=True),
+      mix * decay + weighted_sum(prob, value),
     )
 
-  used = jnp.max(jnp.sum(fill_BW > 0, -1))
-  _, total, mix_BKRU = jax.lax.fori_loop(0, -(-used // span), some_pages, carry)
-  mix_BKTMU = (mix_BKRU / total).astype(dtype).reshape(B, K, T, M, -1)
+  used = jnp.max(jnp.sum(num_tokens_BW > 0, -1))
+  _, total, mix_BKrU = jax.lax.fori_loop(
+    0, -(-used // stride), add_blocks, carry
+  )
+  mix_BKTMU = (mix_BKrU / total).astype(dtype).reshape(B, K, T, M, -1)
   return mix_BKTMU.swapaxes(1, 2)
 
 
-def _span(page_tokens: int, pages: int) -> int:
-  """How many pages of each row one turn of the loop reads: a longer loop takes
-  longer steps, of a thirty-second of the longest context."""
-  least, most = _SPAN_TOKENS
-  tokens = min(max(pages * page_tokens // 32, least), most)
-  return max(1, min(tokens // page_tokens, pages))
+def _weighted_sum(prob_BKrS, value_BKSU, dtype, wide):
+  return jnp.einsum(
+    'BKrS,BKSU->BKrU',
+    prob_BKrS.astype(dtype),
+    value_BKSU,
+    preferred_element_type=wide,
+  )
 
 
-def read(pages: Pages, at, parts: tuple[int, ...], dtype) -> jax.Array:
-  """The entries of a layer, or of some of its pages, as attention sees them."""
-  entry = pages.entry_LYKSX[at]
-  if pages.scale_LYKSZ is None:
+def _stride_blocks(block_size: int, table_blocks: int) -> int:
+  """Returns the blocks of each sequence that one iteration of attention reads.
+
+  They hold about 1/32 of the tokens of a full block table, so that long
+  contexts take larger steps.
+  """
+  tokens = table_blocks * block_size // 32
+  tokens = min(max(tokens, _MIN_STRIDE_TOKENS), _MAX_STRIDE_TOKENS)
+  return max(1, min(tokens // block_size, table_blocks))
+
+
+def read(cache: KVCache, index, parts: tuple[int, int], dtype) -> jax.Array:
+  """Returns the entries at an index of [L, Y], dequantized to dtype."""
+  entry = cache.entry_LYKSX[index]
+  if cache.scale_LYKS2 is None:
     return entry
-  return (entry * _spread(pages.scale_LYKSZ[at], parts)).astype(dtype)
+  return (entry * _broadcast(cache.scale_LYKS2[index], parts)).astype(dtype)
 
 
-def _spread(scale, parts: tuple[int, ...]):
-  """One scale a part, [..., Z], as one a number, [..., X]."""
+def _broadcast(scale, parts: tuple[int, int]):
+  """Repeats the scale of each part over its numbers: [..., 2] → [..., X]."""
   return jnp.concatenate(
     [
-      jnp.broadcast_to(scale[..., z : z + 1], (*scale.shape[:-1], size))
-      for z, size in enumerate(parts)
+      jnp.broadcast_to(scale[..., i : i + 1], (*scale.shape[:-1], size))
+      for i, size in enumerate(parts)
     ],
     -1,
   )
 
 
 def flush(
-  pages: Pages,
-  context: Context,
-  columns: Pages,
+  pool: KVCache,
+  block_tables: BlockTables,
+  columns: KVCache,
   kept_BS,
   layout: Layout,
   hidden_BSD=None,
-) -> Pages:
-  """Appends the columns that are kept to their rows' pages.
+) -> KVCache:
+  """Appends the columns that are kept to the blocks of their sequences.
 
-  Example, pages of S = 4, a row with next = 6 and kept = [1, 0, 1, 1]: columns
-  0, 2 and 3 go to places 2 and 3 of its page 1 and place 0 of its page 2.
+  Example, blocks of 4 tokens, a sequence with next_slot = 6 and kept =
+  [1, 0, 1, 1]: columns 0, 2 and 3 go to slots 2 and 3 of its block 1 and slot 0
+  of its block 2.
 
   Args:
-    pages, context: Of the rows.
-    columns: Of this call.
-    kept_BS: bool.
-    layout: Of the mesh.
-    hidden_BSD: The model's state at each column, where the pages keep it.
+    pool: The block pool.
+    block_tables: Positions of the sequences in it.
+    columns: The columns of this call.
+    kept_BS: bool, the columns to append.
+    layout: The mesh and its sharding tables.
+    hidden_BSD: The model's hidden state at each column, if the pool keeps it.
+
+  Returns:
+    The updated pool.
   """
 
-  def local(pages, context, columns, kept_BS, hidden_BSD):
-    S, Y = pages.entry_LYKSX.shape[3], pages.entry_LYKSX.shape[1]
-    at_BS = context.next_B[:, None] + jnp.cumsum(kept_BS, -1) - 1
-    page_BS = jnp.take_along_axis(
-      context.table_BW, jnp.where(kept_BS, at_BS // S, 0), 1
-    )
-    page_BS = jnp.where(kept_BS, page_BS, Y)  # Beyond the pool: dropped.
-    place = (slice(None), page_BS, slice(None), at_BS % S)
-    put = lambda pool, new_LBKS_: pool.at[place].set(
-      new_LBKS_.transpose(1, 3, 0, 2, 4), mode='drop'
-    )
-    if hidden_BSD is not None:
-      last_BS = (at_BS % S == S - 1) | (at_BS == at_BS[:, -1:])
-      pages = pages.replace(
-        hidden_YD=pages.hidden_YD.at[jnp.where(last_BS, page_BS, Y)].set(
-          hidden_BSD, mode='drop'
-        )
-      )
-    return pages.replace(
-      entry_LYKSX=put(pages.entry_LYKSX, columns.entry_LYKSX),
-      scale_LYKSZ=None
-      if pages.scale_LYKSZ is None
-      else put(pages.scale_LYKSZ, columns.scale_LYKSZ),
-    )
-
-  args = pages, context, columns, kept_BS, hidden_BSD
+  args = pool, block_tables, columns, kept_BS, hidden_BSD
   if layout.mesh.size == 1:
-    return local(*args)
-  rows = layout.fitting_spec(kept_BS.shape, 'B_')[0]
+    return _append(*args)
+  batch = layout.fitting_spec(kept_BS.shape, 'B_')[0]
   heads = layout.fitting_spec(columns.entry_LYKSX.shape, 'LBKSX')[2]
-  of_rows, of_columns = PartitionSpec(rows), PartitionSpec(None, rows, heads)
-  of_pages = Pages(
-    entry_LYKSX=of_columns, scale_LYKSZ=of_columns, hidden_YD=of_rows
-  )
+  rows, entries = PartitionSpec(batch), PartitionSpec(None, batch, heads)
+  pools = KVCache(entry_LYKSX=entries, scale_LYKS2=entries, hidden_YD=rows)
   return jax.shard_map(
-    local,
+    _append,
     mesh=layout.mesh,
-    in_specs=(of_pages, of_rows, of_columns, of_rows, of_rows),
-    out_specs=of_pages,
+    in_specs=(pools, rows, entries, rows, rows),
+    out_specs=pools,
     check_vma=False,
   )(*args)
 
 
-def last_hidden(pages: Pages, context: Context, layout: Layout) -> jax.Array:
-  """The model's state at each row's last token, [B, D]; any, if it has none."""
+def _append(pool, tables, columns, kept_BS, hidden_BSD):
+  S, Y = pool.entry_LYKSX.shape[3], pool.entry_LYKSX.shape[1]
+  slot_BS = tables.next_slot_B[:, None] + jnp.cumsum(kept_BS, -1) - 1
+  block_id_BS = jnp.take_along_axis(
+    tables.block_id_BW, jnp.where(kept_BS, slot_BS // S, 0), 1
+  )
+  block_id_BS = jnp.where(kept_BS, block_id_BS, Y)  # Out of range: dropped.
+  index = (slice(None), block_id_BS, slice(None), slot_BS % S)
+  update = lambda old, new_LBKS_: old.at[index].set(
+    new_LBKS_.transpose(1, 3, 0, 2, 4), mode='drop'
+  )
+  if hidden_BSD is not None:
+    last_BS = (slot_BS % S == S - 1) | (slot_BS == slot_BS[:, -1:])
+    pool = pool.replace(
+      hidden_YD=pool.hidden_YD.at[jnp.where(last_BS, block_id_BS, Y)].set(
+        hidden_BSD, mode='drop'
+      )
+    )
+  return pool.replace(
+    entry_LYKSX=update(pool.entry_LYKSX, columns.entry_LYKSX),
+    scale_LYKS2=None
+    if pool.scale_LYKS2 is None
+    else update(pool.scale_LYKS2, columns.scale_LYKS2),
+  )
 
-  def local(hidden_YD, context):
-    last_B = jnp.maximum(jnp.sum(context.fill_BW > 0, -1) - 1, 0)
+
+def last_hidden(
+  pool: KVCache, block_tables: BlockTables, layout: Layout
+) -> jax.Array:
+  """Returns the model's hidden state at each sequence's last cached token.
+
+  Args:
+    pool: The block pool of an MTP module.
+    block_tables: Positions of the sequences in it.
+    layout: The mesh and its sharding tables.
+
+  Returns:
+    [B, D]; arbitrary for a sequence without cached tokens.
+  """
+
+  def gather(hidden_YD, tables):
+    last_B = jnp.maximum(jnp.sum(tables.num_tokens_BW > 0, -1) - 1, 0)
     return hidden_YD[
-      jnp.take_along_axis(context.table_BW, last_B[:, None], 1)[:, 0]
+      jnp.take_along_axis(tables.block_id_BW, last_B[:, None], 1)[:, 0]
     ]
 
-  args = pages.hidden_YD, context
+  args = pool.hidden_YD, block_tables
   if layout.mesh.size == 1:
-    return local(*args)
-  rows = PartitionSpec(layout.fitting_spec(context.table_BW.shape, 'B_')[0])
+    return gather(*args)
+  batch = layout.fitting_spec(block_tables.block_id_BW.shape, 'B_')[0]
+  rows = PartitionSpec(batch)
   return jax.shard_map(
-    local,
+    gather,
     mesh=layout.mesh,
     in_specs=(rows, rows),
     out_specs=rows,
@@ -384,15 +438,14 @@ def last_hidden(pages: Pages, context: Context, layout: Layout) -> jax.Array:
   )(*args)
 
 
-def _as_int8(x, parts: tuple[int, ...]):
-  """Scales [..., Z] and the numbers over them, within ±127."""
-  ends = [sum(parts[:z]) for z in range(1, len(parts))]
+def _as_int8(x, parts: tuple[int, int]):
+  """Quantizes each part of x to int8: scales [..., 2] and numbers [..., X]."""
   largest = jnp.stack(
     [
       jnp.abs(part.astype(jnp.float32)).max(-1)
-      for part in jnp.split(x, ends, -1)
+      for part in jnp.split(x, parts[:1], -1)
     ],
     -1,
   )
   scale = jnp.where(largest == 0, 1.0, largest / 127)  # NaN stays NaN.
-  return scale, jnp.round(x / _spread(scale, parts)).astype(jnp.int8)
+  return scale, jnp.round(x / _broadcast(scale, parts)).astype(jnp.int8)

@@ -1,17 +1,20 @@
-"""SwiGLU of every token's experts: pairs sorted by expert, group by group.
+"""The routed experts' SwiGLU on one device, over (token, expert) pairs.
 
-A pair is a token and one of its A experts: pair p belongs to token p // A.
-XLA's ragged_dot is a fused kernel on TPU, but on CPU it multiplies every row
-with every expert. There one loop walks over the experts that have pairs, and
-one within it over blocks of each one's pairs: weights are brought near once,
-and all that a block needs stays in a processor's cache. Both dispatches give
-the same numbers.
+A pair is a token and one of its A experts; pair p belongs to token p // A.
+Pairs are sorted by expert and multiplied by one of two dispatches, which give
+the same numbers:
 
-In FP8 the blocks are what an FP8 unit multiplies: one expert's rows, and one
-tile of them. XLA has no ragged_dot that promotes partial sums, nor a cheap one
-of E4M3 numbers: 'ragged' simulates FP8 on every device. Tiles along tokens
-are made of the pairs that meet on a device, in either case: the gradients of
-experts' weights, in FP8 alone, depend on how many devices there are.
+  'ragged'  jax.lax.ragged_dot, a fused kernel on TPU. On CPU, XLA would
+            multiply every row with every expert.
+  'blocks'  A loop over the experts that have pairs, and within it over blocks
+            of each expert's pairs. An expert's weights are read once, and all
+            that a block needs fits a CPU's cache.
+
+In FP8 an FP8 unit can multiply the blocks, since each belongs to one expert and
+is one tile of rows. XLA has neither a ragged_dot that promotes partial sums nor
+a cheap one of E4M3 numbers, so 'ragged' simulates FP8 on every device. In both
+dispatches the tiles along tokens consist of the pairs on one device; therefore
+the FP8 gradients of experts' weights depend on the number of devices.
 """
 
 from functools import partial
@@ -25,120 +28,131 @@ from r1jax.sharding import Layout
 
 
 def swiglu(
-  x_RD,
-  expert_RA,
-  share_RA,
+  x_TD,
+  expert_TA,
+  gating_TA,
   weights,
   dispatch: str,
   fp8: bool,
   units: Layout | None = None,
 ) -> jax.Array:
-  """Σ_a share_a · down_e(silu(gate_e(x)) · up_e(x)), e the a-th expert.
+  """Computes Σ_a g_a · down_e(silu(gate_e(x)) · up_e(x)), e the a-th expert.
 
-  The share enters before the last product: its gradient is then a sum over I
-  numbers, and no expert's output has to be kept for it.
+  The gating weight g_a multiplies before the last product: its gradient is then
+  a sum over I numbers, and no expert's output has to be stored for it.
 
   Args:
-    x_RD: Tokens.
-    expert_RA: int32; E stands for no expert, which adds nothing.
-    share_RA: The gate weight of each of them.
+    x_TD: Hidden states of the device's tokens.
+    expert_TA: int32, the experts of each token; E stands for no expert, which
+      adds nothing.
+    gating_TA: The gating weights g of these experts.
     weights: gate [E, D, I], up [E, D, I], down [E, I, D].
     dispatch: 'ragged' or 'blocks'.
-    fp8: Products in FP8.
-    units: A mesh of this device, whose FP8 unit multiplies the blocks; None
-      simulates.
+    fp8: Whether products are in FP8.
+    units: A layout of this device alone, whose FP8 unit multiplies the blocks;
+      None simulates FP8.
 
   Returns:
-    [R, D]
+    [T, D]
   """
-  pair_expert = expert_RA.reshape(-1)
-  pair_share = share_RA.reshape(-1).astype(x_RD.dtype)
+  expert_p = expert_TA.reshape(-1)
+  gating_p = gating_TA.reshape(-1).astype(x_TD.dtype)
   if dispatch == 'ragged':
-    return _ragged(x_RD, pair_expert, pair_share, weights, fp8)
-  where = plan(
-    pair_expert, weights[0].shape[0], smallest=16 if units else 2
-  )  # What an FP8 unit takes.
-  return _blocks(x_RD, pair_share, weights, where, fp8, units)
+    return _ragged(x_TD, expert_p, gating_p, weights, fp8)
+  # An FP8 unit multiplies at least 16 rows.
+  slots = assign_slots(
+    expert_p, weights[0].shape[0], smallest=16 if units else 2
+  )
+  return _blocks(x_TD, gating_p, weights, slots, fp8, units)
 
 
-def in_order(pair_expert, experts: int) -> jax.Array:
-  """Pairs by expert, and those of one expert by number: int32, a permutation.
+def sorted_pairs(expert_p, experts: int) -> jax.Array:
+  """Returns the int32 permutation that sorts pairs stably by expert.
 
-  Expert and number in one key sort several times as fast as two arrays do.
+  Sorting one key of expert and pair number is several times faster than sorting
+  two arrays.
 
   Args:
-    pair_expert: int32, of each pair; `experts` stands for none and comes last.
+    expert_p: int32, the expert of each pair; `experts` stands for none and
+      comes last.
     experts: E.
 
   Raises:
-    ValueError: (E + 1) · pairs is no 32-bit number.
+    ValueError: (E + 1) · pairs exceeds 32 bits.
   """
-  pairs = pair_expert.shape[0]
+  pairs = expert_p.shape[0]
   if (experts + 1) * pairs > 2**32:
     raise ValueError(
-      f'{pairs} pairs of a token and one of {experts} experts '
-      'on one device; use smaller batches'
+      f'{pairs} (token, expert) pairs of {experts} experts on one device '
+      'are too many to sort; use smaller batches'
     )
   number = jnp.arange(pairs, dtype=jnp.uint32)
   key = jax.lax.sort(
-    pair_expert.astype(jnp.uint32) * pairs + number, is_stable=False
+    expert_p.astype(jnp.uint32) * pairs + number, is_stable=False
   )
   return (key % pairs).astype(jnp.int32)
 
 
-def _ragged(x_RD, pair_expert, pair_share, weights, fp8: bool):
+def _ragged(x_TD, expert_p, gating_p, weights, fp8: bool):
   gate_EDI, up_EDI, down_EID = weights
-  R, pairs, E = x_RD.shape[0], pair_expert.shape[0], gate_EDI.shape[0]
-  order = in_order(pair_expert, E)
-  size_E = jnp.bincount(pair_expert, length=E).astype(jnp.int32)
-  # Rows of no group come last. What a product makes of them is undefined.
+  T, pairs, E = x_TD.shape[0], expert_p.shape[0], gate_EDI.shape[0]
+  order = sorted_pairs(expert_p, E)
+  size_E = jnp.bincount(expert_p, length=E).astype(jnp.int32)
+  # Pairs of no expert come last, and ragged_dot leaves their rows undefined.
   grouped = jnp.arange(pairs) < size_E.sum()
   only = lambda x: jnp.where(jnp.expand_dims(grouped, range(1, x.ndim)), x, 0)
 
-  def times(x_SD, w_EDF):
+  def times(x_sD, w_EDF):
     if fp8:
-      return quant.product(jax.lax.ragged_dot, None, x_SD, w_EDF, size_E)
-    return jax.lax.ragged_dot(x_SD, w_EDF, size_E)
+      return quant.product(jax.lax.ragged_dot, None, x_sD, w_EDF, size_E)
+    return jax.lax.ragged_dot(x_sD, w_EDF, size_E)
 
-  x_SD = only(x_RD[order // (pairs // R)])
-  hidden_SI = _activate(
-    times(x_SD, gate_EDI), times(x_SD, up_EDI), only(pair_share[order])[:, None]
+  x_sD = only(x_TD[order // (pairs // T)])
+  hidden_sI = _activate(
+    times(x_sD, gate_EDI), times(x_sD, up_EDI), only(gating_p[order])[:, None]
   )
   rank = (
     jnp.zeros(pairs, jnp.int32)
     .at[order]
     .set(jnp.arange(pairs, dtype=jnp.int32))
   )
-  return _sum_of_pairs(only(times(hidden_SI, down_EID))[rank], R)
+  return _sum_of_pairs(only(times(hidden_sI, down_EID))[rank], T)
 
 
-class Blocks(NamedTuple):
-  """Slots sorted by expert, each expert's padded up to whole blocks.
+class Slots(NamedTuple):
+  """Assignment of pairs to slots, sorted by expert and padded to whole blocks.
 
   Attributes:
-    pair_S: The pair in each slot; one beyond the last where there is none.
-    slot_of_pair: Its reverse; one beyond the last for a pair of no expert.
-    expert_W: The expert of each block.
-    end_E: The block after the last of each expert. Beyond the last of all no
-      block holds a pair.
+    pair_s: int32, the pair in each slot; the number of pairs in an empty slot.
+    slot_p: int32, the slot of each pair; the number of slots for a pair
+      of no expert.
+    expert_w: int32, the expert of each block.
+    end_E: int32, the first block after those of each expert. Blocks from
+      end_E[-1] on are empty.
   """
 
-  pair_S: jax.Array
-  slot_of_pair: jax.Array
-  expert_W: jax.Array
+  pair_s: jax.Array
+  slot_p: jax.Array
+  expert_w: jax.Array
   end_E: jax.Array
 
 
-def plan(pair_expert, experts: int, smallest: int) -> Blocks:
-  """Sorts pairs by expert; those of expert E have no slot."""
-  pairs, E = pair_expert.shape[0], experts
-  block = block_slots(pairs, E, smallest)
-  order = in_order(pair_expert, E)
-  size_E = jnp.bincount(pair_expert, length=E).astype(jnp.int32)
+def assign_slots(expert_p, experts: int, smallest: int) -> Slots:
+  """Assigns pairs to slots; pairs of expert E (none) get no slot.
+
+  Args:
+    expert_p: int32, the expert of each pair.
+    experts: E.
+    smallest: Least number of slots per block.
+  """
+  pairs, E = expert_p.shape[0], experts
+  block = slots_per_block(pairs, E, smallest)
+  order = sorted_pairs(expert_p, E)
+  size_E = jnp.bincount(expert_p, length=E).astype(jnp.int32)
   blocks_E = -(-size_E // block)
-  W = -(-pairs // block) + E  # Each expert pads less than one block.
-  expert_W = jnp.repeat(
-    jnp.arange(E, dtype=jnp.int32), blocks_E, total_repeat_length=W
+  num_blocks = -(-pairs // block) + E  # Each expert pads less than one block.
+  expert_w = jnp.repeat(
+    jnp.arange(E, dtype=jnp.int32), blocks_E, total_repeat_length=num_blocks
   )
   starts = lambda size: jnp.cumsum(size) - size
   shift_E = starts(blocks_E) * block - starts(size_E)
@@ -146,115 +160,121 @@ def plan(pair_expert, experts: int, smallest: int) -> Blocks:
   slot_of_rank = jnp.where(
     rank < size_E.sum(),
     rank + jnp.repeat(shift_E, size_E, total_repeat_length=pairs),
-    W * block,
+    num_blocks * block,
   )
-  return Blocks(
-    pair_S=jnp.full(W * block, pairs, jnp.int32)
+  return Slots(
+    pair_s=jnp.full(num_blocks * block, pairs, jnp.int32)
     .at[slot_of_rank]
     .set(order, mode='drop'),
-    slot_of_pair=jnp.zeros(pairs, jnp.int32).at[order].set(slot_of_rank),
-    expert_W=expert_W,
+    slot_p=jnp.zeros(pairs, jnp.int32).at[order].set(slot_of_rank),
+    expert_w=expert_w,
     end_E=jnp.cumsum(blocks_E),
   )
 
 
-def block_slots(pairs: int, experts: int, smallest: int) -> int:
-  """A power of two: near a quarter of an expert's fair share of pairs, so that
-  few slots are empty; that share itself up to 4, and 128 at most."""
-  share = pairs // experts
-  wanted = max(min(share, 4), share // 4, smallest)
-  return min(128, 1 << (wanted.bit_length() - 1))
+def slots_per_block(pairs: int, experts: int, smallest: int) -> int:
+  """Returns the number of slots per block, a power of two of at most 128.
+
+  It is about a quarter of the mean number of pairs per expert, so that few
+  slots are empty, but not below `smallest` nor below min(mean, 4).
+  """
+  mean_pairs = pairs // experts
+  size = max(min(mean_pairs, 4), mean_pairs // 4, smallest)
+  return min(128, 1 << (size.bit_length() - 1))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _blocks(
-  x_RD, pair_share, weights, where: Blocks, fp8: bool, units: Layout | None
+  x_TD, gating_p, weights, slots: Slots, fp8: bool, units: Layout | None
 ):
-  return _walk(x_RD, pair_share, weights, where, fp8, units, keep=False)[0]
+  return _forward_blocks(
+    x_TD, gating_p, weights, slots, fp8, units, keep=False
+  )[0]
 
 
 def _blocks_forward(
-  x_RD, pair_share, weights, where: Blocks, fp8: bool, units: Layout | None
+  x_TD, gating_p, weights, slots: Slots, fp8: bool, units: Layout | None
 ):
-  y_RD, kept = _walk(x_RD, pair_share, weights, where, fp8, units, keep=True)
-  return y_RD, (x_RD, pair_share, weights, where, *kept)
+  y_TD, kept = _forward_blocks(
+    x_TD, gating_p, weights, slots, fp8, units, keep=True
+  )
+  return y_TD, (x_TD, gating_p, weights, slots, *kept)
 
 
-def _walk(
-  x_RD,
-  pair_share,
+def _forward_blocks(
+  x_TD,
+  gating_p,
   weights,
-  where: Blocks,
+  slots: Slots,
   fp8: bool,
   units: Layout | None,
   keep: bool,
 ):
-  """y_RD, and what gate and up made, [S, I] each, if that is to be kept."""
-  slots, A = where.pair_S.shape[0], _per_token(x_RD, where)
+  """Returns y_TD and, with keep, the outputs of gate and up, [s, I] each."""
+  num_slots, A = slots.pair_s.shape[0], _per_token(x_TD, slots)
   D, I = weights[0].shape[1:]
   times = partial(_times, fp8=fp8, units=units)
 
-  def of_expert(e, its_blocks, made):
+  def of_expert(e, loop_blocks, carry):
     gate_DI, up_DI, down_ID = (w_E[e] for w_E in weights)
 
-    def one(w, made):
-      pair = _block(where.pair_S, w, where)
-      x, share = _gather(x_RD, pair // A), _gather(pair_share, pair)
+    def one(w, carry):
+      pair = _block(slots.pair_s, w, slots)
+      x, gating = _gather(x_TD, pair // A), _gather(gating_p, pair)
       gate, up = times(x, gate_DI), times(x, up_DI)
-      out = times(_activate(gate, up, share[:, None]), down_ID)
+      out = times(_activate(gate, up, gating[:, None]), down_ID)
       parts = (out, gate, up) if keep else (out,)
-      return tuple(_put(x_S, part, w) for x_S, part in zip(made, parts))
+      return tuple(_put(x_s, part, w) for x_s, part in zip(carry, parts))
 
-    return its_blocks(one, made)
+    return loop_blocks(one, carry)
 
   widths = (D, I, I) if keep else (D,)
-  out_SD, *kept = _by_expert(
+  out_sD, *kept = _by_expert(
     of_expert,
-    where,
-    tuple(jnp.zeros((slots, width), x_RD.dtype) for width in widths),
+    slots,
+    tuple(jnp.zeros((num_slots, width), x_TD.dtype) for width in widths),
   )
-  y_RD = _sum_of_pairs(_gather(out_SD, where.slot_of_pair), x_RD.shape[0])
-  return y_RD, kept
+  y_TD = _sum_of_pairs(_gather(out_sD, slots.slot_p), x_TD.shape[0])
+  return y_TD, kept
 
 
-def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_RD):
-  x_RD, pair_share, weights, where, gate_SI, up_SI = kept
-  A = _per_token(x_RD, where)
+def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_TD):
+  x_TD, gating_p, weights, slots, gate_sI, up_sI = kept
+  A = _per_token(x_TD, slots)
 
-  def gradients(x, w, dy):  # Of their product, which is not made again.
-    return jax.vjp(partial(_times, fp8=fp8, units=units), x, w)[1](dy)
+  gradients = partial(_product_gradients, fp8=fp8, units=units)
 
-  def of_expert(e, its_blocks, made):
+  def of_expert(e, loop_blocks, carry):
     gate_DI, up_DI, down_ID = mine = [w_E[e] for w_E in weights]
 
-    def one(w, made):
-      dx_SD, d_share_S, d_gate_DI, d_up_DI, d_down_ID = made
-      pair = _block(where.pair_S, w, where)
-      x, dy, share = (
-        _gather(x_RD, pair // A),
-        _gather(dy_RD, pair // A),
-        _gather(pair_share, pair),
+    def one(w, carry):
+      dx_sD, d_gating_s, d_gate_DI, d_up_DI, d_down_ID = carry
+      pair = _block(slots.pair_s, w, slots)
+      x, dy, gating = (
+        _gather(x_TD, pair // A),
+        _gather(dy_TD, pair // A),
+        _gather(gating_p, pair),
       )
       hidden, activation = jax.vjp(
         _activate,
-        _block(gate_SI, w, where),
-        _block(up_SI, w, where),
-        share[:, None],
+        _block(gate_sI, w, slots),
+        _block(up_sI, w, slots),
+        gating[:, None],
       )
       d_hidden, d_down = gradients(hidden, down_ID, dy)
-      d_gate_out, d_up_out, d_share = activation(d_hidden)
+      d_gate_out, d_up_out, d_gating = activation(d_hidden)
       dx_of_gate, d_gate = gradients(x, gate_DI, d_gate_out)
       dx_of_up, d_up = gradients(x, up_DI, d_up_out)
       return (
-        _put(dx_SD, dx_of_gate + dx_of_up, w),
-        _put(d_share_S, d_share[:, 0], w),
+        _put(dx_sD, dx_of_gate + dx_of_up, w),
+        _put(d_gating_s, d_gating[:, 0], w),
         d_gate_DI + d_gate,
         d_up_DI + d_up,
         d_down_ID + d_down,
       )
 
-    *of_slots, d_weights = made
-    *of_slots, d_gate_DI, d_up_DI, d_down_ID = its_blocks(
+    *of_slots, d_weights = carry
+    *of_slots, d_gate_DI, d_up_DI, d_down_ID = loop_blocks(
       one, (*of_slots, *map(empty, mine))
     )
     return *of_slots, [
@@ -263,19 +283,19 @@ def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_RD):
     ]
 
   empty = lambda like: jnp.zeros(like.shape, quant.wide(like.dtype))
-  slots = where.pair_S.shape[0]
-  dx_SD, d_share_S, d_weights = _by_expert(
+  num_slots = slots.pair_s.shape[0]
+  dx_sD, d_gating_s, d_weights = _by_expert(
     of_expert,
-    where,
+    slots,
     (
-      jnp.zeros((slots, x_RD.shape[1]), x_RD.dtype),
-      jnp.zeros(slots, pair_share.dtype),
+      jnp.zeros((num_slots, x_TD.shape[1]), x_TD.dtype),
+      jnp.zeros(num_slots, gating_p.dtype),
       [*map(empty, weights)],
     ),
   )
   return (
-    _sum_of_pairs(_gather(dx_SD, where.slot_of_pair), x_RD.shape[0]),
-    _gather(d_share_S, where.slot_of_pair),
+    _sum_of_pairs(_gather(dx_sD, slots.slot_p), x_TD.shape[0]),
+    _gather(d_gating_s, slots.slot_p),
     tuple(d.astype(w.dtype) for d, w in zip(d_weights, weights)),
     None,
   )
@@ -284,59 +304,68 @@ def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_RD):
 _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-def _by_expert(of_expert, where: Blocks, made):
-  """Walks over the experts that have pairs, so that each one's weights are
-  read once, and over the blocks of each.
+def _by_expert(of_expert, slots: Slots, carry):
+  """Loops over the experts that have pairs, and over the blocks of each.
+
+  Each expert's weights are thus read once.
 
   Args:
-    of_expert: (e, its_blocks, made) → made, where its_blocks(one, kept) runs
-      one(w, kept) → kept over the expert's blocks.
-    where: The blocks.
-    made: Arrays, before.
+    of_expert: Function (e, loop_blocks, carry) → carry of one expert, in which
+      loop_blocks(body, carry) runs body(w, carry) → carry over its blocks.
+    slots: The assignment of pairs to slots.
+    carry: The initial carry.
+
+  Returns:
+    The final carry.
   """
 
   def turn(state):
-    w, made = state
-    e = where.expert_W[w]
-    end = where.end_E[e]
+    w, carry = state
+    e = slots.expert_w[w]
+    end = slots.end_E[e]
     return end, of_expert(
-      e, lambda one, kept: jax.lax.fori_loop(w, end, one, kept), made
+      e, lambda one, kept: jax.lax.fori_loop(w, end, one, kept), carry
     )
 
   return jax.lax.while_loop(
-    lambda state: state[0] < where.end_E[-1], turn, (jnp.int32(0), made)
+    lambda state: state[0] < slots.end_E[-1], turn, (jnp.int32(0), carry)
   )[1]
 
 
-def _per_token(x_RD, where: Blocks) -> int:
-  return where.slot_of_pair.shape[0] // x_RD.shape[0]
+def _per_token(x_TD, slots: Slots) -> int:
+  return slots.slot_p.shape[0] // x_TD.shape[0]
 
 
-def _block(x_S, w, where: Blocks):
-  """The slots of block w."""
-  size = where.pair_S.shape[0] // where.expert_W.shape[0]
-  return jax.lax.dynamic_slice_in_dim(x_S, w * size, size)
+def _block(x_s, w, slots: Slots):
+  """Slices the slots of block w."""
+  size = slots.pair_s.shape[0] // slots.expert_w.shape[0]
+  return jax.lax.dynamic_slice_in_dim(x_s, w * size, size)
 
 
-def _put(x_S, part, w):
+def _put(x_s, part, w):
   return jax.lax.dynamic_update_slice_in_dim(
-    x_S, part.astype(x_S.dtype), w * part.shape[0], 0
+    x_s, part.astype(x_s.dtype), w * part.shape[0], 0
   )
 
 
 def _gather(x, rows):
-  """Rows of x; zeros for a row beyond its last."""
+  """Gathers rows of x; an index beyond the last gives zeros."""
   return x.at[rows].get(mode='fill', fill_value=0)
 
 
-def _activate(gate, up, share):
-  return jax.nn.silu(gate) * up * share
+def _activate(gate, up, gating):
+  return jax.nn.silu(gate) * up * gating
 
 
-def _sum_of_pairs(x_PD, tokens: int):
-  """[R·A, D] → [R, D]: a token's pairs lie side by side."""
-  x_RAD = x_PD.reshape(tokens, -1, x_PD.shape[-1])
-  return x_RAD.sum(1, dtype=quant.wide(x_PD.dtype)).astype(x_PD.dtype)
+def _sum_of_pairs(x_pD, tokens: int):
+  """Sums the pairs of each token, which are adjacent: [T·A, D] → [T, D]."""
+  x_TAD = x_pD.reshape(tokens, -1, x_pD.shape[-1])
+  return x_TAD.sum(1, dtype=quant.wide(x_pD.dtype)).astype(x_pD.dtype)
+
+
+def _product_gradients(x, w, dy, fp8: bool, units: Layout | None):
+  """Returns dx and dw; the product itself is not computed again."""
+  return jax.vjp(partial(_times, fp8=fp8, units=units), x, w)[1](dy)
 
 
 def _times(x, w, fp8: bool, units: Layout | None):

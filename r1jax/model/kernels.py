@@ -1,8 +1,8 @@
-"""Causal attention of whole sequences: one function, several kernels.
+"""Causal attention over whole sequences: one function, several kernels.
 
-'plain' is the definition and the oracle of the others. None of the others
-stores a [T, T] matrix: the backward pass computes the probabilities again from
-the logarithm of each row's softmax denominator, as flash attention does.
+'plain' is the definition, and the oracle in tests of the others. None of the
+others stores a [T, T] matrix: like flash attention, the backward pass
+recomputes the probabilities from the log-sum-exp of each query's scores.
 """
 
 from functools import partial
@@ -16,28 +16,28 @@ from jax.sharding import PartitionSpec
 from r1jax.model import quant
 from r1jax.sharding import Layout
 
-NEG_INF = -1e30  # Finite, so that a row with nothing to attend to has no NaN.
+NEG_INF = -1e30  # Finite, so that a fully masked row gives no NaN.
 
 
 def attend(
   q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout, kernel: str
 ):
-  """Causal attention within segments; softmax in float32.
+  """Computes causal attention within segments, with the softmax in float32.
 
-  Query heads n·M … n·M + M − 1 share key head n, with M = N/K.
+  Query heads n·M … n·M + M − 1 share key-value head n, with M = N/K.
 
   Args:
     q_BTNH: Queries.
     k_BTKH: Keys.
     v_BTKU: Values.
-    segment_BT: int32; tokens of other segments are not seen.
-    scale: Of the scores.
-    layout: Of the mesh.
-    kernel: 'plain'; 'blocked', products that fit a processor's cache, for any
-      device; 'flash' and 'splash', JAX's fused kernels for GPU and for TPU,
-      which are interpreted elsewhere; or 'auto': the device's own, and blocked
-      where it has none. On GPU wide numbers are blocked too: the fused kernel
-      would multiply them in TF32.
+    segment_BT: int32; a token attends within its segment only.
+    scale: Factor on the scores.
+    layout: The mesh and its sharding tables.
+    kernel: 'plain'; 'blocked', for any device, whose products fit a CPU's
+      cache; 'flash' and 'splash', JAX's fused kernels for GPU and TPU, which
+      are interpreted elsewhere; or 'auto' for the device's own kernel, with
+      'blocked' on CPU. On GPU, 'auto' is 'blocked' for dtypes wider than 16
+      bits too, which the fused kernel would multiply in TF32.
 
   Returns:
     [B, T, N, U]
@@ -45,7 +45,7 @@ def attend(
   if kernel == 'auto':
     kernel = _best(layout.platform, q_BTNH.dtype)
   q_BNTH, k_BKTH, v_BKTU = (
-    layout.constrain(x.swapaxes(1, 2), 'BNTH')  # As a matrix product wants.
+    layout.constrain(x.swapaxes(1, 2), 'BNTH')  # Layout of matrix products.
     for x in (q_BTNH, k_BTKH, v_BTKU)
   )
   if kernel == 'plain':
@@ -71,7 +71,7 @@ def _best(platform: str, dtype) -> str:
 def _on_each_device(
   function, q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, layout: Layout
 ):
-  """Batch rows and heads do not look at each other: no device waits."""
+  """Runs a kernel on each device's sequences and heads separately."""
   if layout.mesh.size == 1:
     return function(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale)
   heads = layout.fitting_spec(k_BKTH.shape, 'BNTH')
@@ -87,10 +87,10 @@ def _on_each_device(
 def _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
   B, N, T, _ = q_BNTH.shape
   K = k_BKTH.shape[1]
-  q_BKRH = q_BNTH.reshape(B, K, N // K * T, -1)  # R = M·T rows.
-  score_BKRS = jnp.einsum(
-    'BKRH,BKSH->BKRS',
-    q_BKRH,
+  q_BKrH = q_BNTH.reshape(B, K, N // K * T, -1)
+  score_BKrS = jnp.einsum(
+    'BKrH,BKSH->BKrS',
+    q_BKrH,
     k_BKTH,
     preferred_element_type=quant.wide(q_BNTH.dtype),
   )
@@ -98,18 +98,18 @@ def _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
     segment_BT[:, :, None] == segment_BT[:, None, :]
   )
   score_BKMTS = jnp.where(
-    see_BTS[:, None, None], score_BKRS.reshape(B, K, -1, T, T) * scale, NEG_INF
+    see_BTS[:, None, None], score_BKrS.reshape(B, K, -1, T, T) * scale, NEG_INF
   )
-  prob_BKRS = (
+  prob_BKrS = (
     jax.nn.softmax(score_BKMTS, -1).astype(v_BKTU.dtype).reshape(B, K, -1, T)
   )
-  mix_BKRU = jnp.einsum('BKRS,BKSU->BKRU', prob_BKRS, v_BKTU)
-  return mix_BKRU.reshape(B, N, T, -1)
+  mix_BKrU = jnp.einsum('BKrS,BKSU->BKrU', prob_BKrS, v_BKTU)
+  return mix_BKrU.reshape(B, N, T, -1)
 
 
-# Blocked: a block of t query columns meets the s columns up to its end, so
-# half of the products are never made. Blocks are unrolled and rows looped
-# over, so many at a time that their scores stay in a processor's cache.
+# Blocked: a block of queries is multiplied with the keys up to its end only,
+# which saves half of the products. The loop over blocks is unrolled; sequences
+# are looped over, as many at a time as their scores fit a CPU's cache.
 _BLOCK, _MAX_BLOCKS = 64, 16
 _CACHED_SCORES = 1 << 18
 
@@ -124,10 +124,10 @@ def _blocked_forward(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
   K = k_BKTH.shape[1]
   q_BKMTH = q_BNTH.reshape(B, K, N // K, T, H)
 
-  def some(q, k, v, segments):
+  def forward(q, k, v, segments):
     mixes, logs = [], []
     for start, end in _spans(T):
-      score = _times('bkrh,bksh->bkrs', _rows(q, start, end), k[:, :, :end])
+      score = _times('BKrH,BKSH->BKrS', _rows(q, start, end), k[:, :, :end])
       score = _masked(
         score,
         scale,
@@ -136,13 +136,13 @@ def _blocked_forward(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
       top = jax.lax.stop_gradient(score.max(-1, keepdims=True))
       unscaled = jnp.exp(score - top)
       total = unscaled.sum(-1, keepdims=True)
-      mix = _times('bkrs,bksu->bkru', unscaled.astype(v.dtype), v[:, :, :end])
+      mix = _times('BKrS,BKSU->BKrU', unscaled.astype(v.dtype), v[:, :, :end])
       mixes.append(_columns(mix / total, end - start))
       logs.append(_columns(top + jnp.log(total), end - start))
     return jnp.concatenate(mixes, 3).astype(v.dtype), jnp.concatenate(logs, 3)
 
   mix_BKMTU, log_BKMT1 = _over_rows(
-    some, N * T, (q_BKMTH, k_BKTH, v_BKTU, _both_ways(segment_BT))
+    forward, N * T, (q_BKMTH, k_BKTH, v_BKTU, _both_ways(segment_BT))
   )
   return mix_BKMTU.reshape(B, N, T, -1), (
     q_BKMTH,
@@ -158,29 +158,29 @@ def _blocked_backward(scale: float, kept, d_mix_BNTU):
   q_BKMTH, k_BKTH, v_BKTU, segment_BT, mix_BKMTU, log_BKMT1 = kept
   B, K, M, T, H = q_BKMTH.shape
 
-  def some(q, k, v, segments, mix, log, d_mix):
+  def backward(q, k, v, segments, mix, log, d_mix):
     wide = quant.wide(q.dtype)
     inner = jnp.sum(mix.astype(wide) * d_mix, -1, keepdims=True)
     dq, dk, dv = jnp.zeros(q.shape, wide), [], []
-    for start, end in _spans(T):  # Keys here, and the queries from start on.
+    for start, end in _spans(T):  # A block of keys, and queries from start on.
       q_r, log_r, d_mix_r, inner_r = (
         _rows(x, start, T) for x in (q, log, d_mix, inner)
       )
       k_s, v_s = k[:, :, start:end], v[:, :, start:end]
       score = _masked(
-        _times('bksh,bkrh->bksr', k_s, q_r),
+        _times('BKSH,BKrH->BKSr', k_s, q_r),
         scale,
         _see(segments, (start, end), (start, T), jnp.less_equal, M),
       )
       prob = jnp.exp(score - log_r.swapaxes(2, 3))
-      dv.append(_times('bksr,bkru->bksu', prob.astype(v.dtype), d_mix_r))
-      d_prob = _times('bksu,bkru->bksr', v_s, d_mix_r)
+      dv.append(_times('BKSr,BKrU->BKSU', prob.astype(v.dtype), d_mix_r))
+      d_prob = _times('BKSU,BKrU->BKSr', v_s, d_mix_r)
       d_score = (prob * (d_prob - inner_r.swapaxes(2, 3)) * scale).astype(
         q.dtype
       )
-      dk.append(_times('bksr,bkrh->bksh', d_score, q_r))
+      dk.append(_times('BKSr,BKrH->BKSH', d_score, q_r))
       dq = dq.at[:, :, :, start:].add(
-        _columns(_times('bksr,bksh->bkrh', d_score, k_s), T - start)
+        _columns(_times('BKSr,BKSH->BKrH', d_score, k_s), T - start)
       )
     return (
       dq.astype(q.dtype),
@@ -189,7 +189,7 @@ def _blocked_backward(scale: float, kept, d_mix_BNTU):
     )
 
   dq_BKMTH, dk_BKTH, dv_BKTU = _over_rows(
-    some,
+    backward,
     K * M * T,
     (
       q_BKMTH,
@@ -208,37 +208,46 @@ _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def _spans(tokens: int) -> list[tuple[int, int]]:
-  """Columns [start, end) of each block: (0, 64), (64, 100) for 100 tokens."""
+  """Returns the tokens [start, end) of each block.
+
+  For example (0, 64), (64, 100) for 100 tokens.
+  """
   block = max(_BLOCK, -(-tokens // _MAX_BLOCKS))
   return [
     (start, min(start + block, tokens)) for start in range(0, tokens, block)
   ]
 
 
-def _over_rows(function, scores_a_column: int, args):
-  """function over all of the leading axis, a few rows of it at a time."""
+def _over_rows(function, scores_per_column: int, args):
+  """Maps a function over the leading axis, a few rows at a time.
+
+  Args:
+    function: Function of arrays with a leading axis.
+    scores_per_column: Scores per row and key column.
+    args: The arrays; tuples of arrays are allowed.
+  """
   B = args[0].shape[0]
-  most = max(1, _CACHED_SCORES // (scores_a_column * _BLOCK))
-  some = max(d for d in range(1, min(B, most) + 1) if B % d == 0)
-  if some == B:
+  limit = max(1, _CACHED_SCORES // (scores_per_column * _BLOCK))
+  rows = max(d for d in range(1, min(B, limit) + 1) if B % d == 0)
+  if rows == B:
     return function(*args)
   chunks = jax.tree.map(
-    lambda x: x.reshape(B // some, some, *x.shape[1:]), args
+    lambda x: x.reshape(B // rows, rows, *x.shape[1:]), args
   )
-  found = jax.lax.map(lambda chunk: function(*chunk), chunks)
-  return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), found)
+  out = jax.lax.map(lambda chunk: function(*chunk), chunks)
+  return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), out)
 
 
-def _rows(x_bKMTH, start: int, end: int):
-  """Columns of all M heads of a key head as the rows of one product."""
-  b, K = x_bKMTH.shape[:2]
-  return x_bKMTH[:, :, :, start:end].reshape(b, K, -1, x_bKMTH.shape[-1])
+def _rows(x_BKMTH, start: int, end: int):
+  """Merges M query heads of tokens [start, end) into rows: [B, K, M·t, H]."""
+  B, K = x_BKMTH.shape[:2]
+  return x_BKMTH[:, :, :, start:end].reshape(B, K, -1, x_BKMTH.shape[-1])
 
 
-def _columns(x_bKRH, columns: int):
-  """The reverse of _rows."""
-  b, K, R, H = x_bKRH.shape
-  return x_bKRH.reshape(b, K, R // columns, columns, H)
+def _columns(x_BKrH, columns: int):
+  """Splits rows into M heads and tokens again, the inverse of _rows."""
+  B, K, rows, H = x_BKrH.shape
+  return x_BKrH.reshape(B, K, rows // columns, columns, H)
 
 
 def _times(letters: str, a, b):
@@ -246,29 +255,39 @@ def _times(letters: str, a, b):
 
 
 def _see(
-  segments, first: tuple[int, int], second: tuple[int, int], looks, M: int
+  segments, first: tuple[int, int], second: tuple[int, int], compare, M: int
 ):
-  """bool [b, 1, t, s], one for all heads: may these columns meet?
+  """Builds the attention mask of a block, for rows of M query heads.
 
   Args:
-    segments: Of the first axis [b, T, 1], and of the second [b, 1, T].
-    first, second: Columns [start, end) of the two axes.
-    looks: Of their two places: jnp.greater_equal where the first are queries.
-    M: The columns of queries are repeated so many times.
+    segments: Segment ids along the first axis, [B, T, 1], and along the second,
+      [B, 1, T].
+    first: Tokens [start, end) along the first axis.
+    second: Tokens [start, end) along the second axis.
+    compare: Relation of the two axes' positions that allows attention:
+      jnp.greater_equal if the first axis has the queries, jnp.less_equal if the
+      second has.
+    M: Number of times that the axis of queries is repeated.
+
+  Returns:
+    bool [B, 1, rows, columns], the same for all key-value heads.
   """
-  places = looks(
+  ordered = compare(
     *jnp.meshgrid(jnp.arange(*first), jnp.arange(*second), indexing='ij')
   )
-  see_bts = places & (
+  see_BTS = ordered & (
     segments[0][:, slice(*first)] == segments[1][:, :, slice(*second)]
   )
-  repeats = (1, M, 1) if looks is jnp.greater_equal else (1, 1, M)
-  return jnp.tile(see_bts, repeats)[:, None]
+  repeats = (1, M, 1) if compare is jnp.greater_equal else (1, 1, M)
+  return jnp.tile(see_BTS, repeats)[:, None]
 
 
 def _both_ways(segment_BT):
-  """For _see. As two inputs of the loop: XLA's code for two slices of one is
-  ten times slower on CPU."""
+  """Returns segment ids as a column and as a row, for _see.
+
+  They are two inputs of the loop, since XLA's CPU code for two slices of one
+  input is ten times slower.
+  """
   return segment_BT[:, :, None], segment_BT[:, None]
 
 
@@ -276,11 +295,11 @@ def _masked(score, scale: float, see):
   return jnp.where(see, score * scale, NEG_INF)
 
 
-_TILE = 128  # The fused kernels work on whole tiles of so many tokens.
+_TILE = 128  # Tokens per tile of the fused kernels, which need whole tiles.
 
 
 def _padded(multiple: int, segment_BT, *x_BNTH):
-  """Up to whole tiles, by tokens of a segment of their own, after all others."""
+  """Pads sequences to a multiple of tokens; padding is a separate segment."""
   pad = (0, -segment_BT.shape[1] % multiple)
   return (
     jnp.pad(segment_BT, ((0, 0), pad), constant_values=-1),
@@ -291,7 +310,7 @@ def _padded(multiple: int, segment_BT, *x_BNTH):
 def _flash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
   (_, N, T, H), (_, K, _, U) = q_BNTH.shape, v_BKTU.shape
   segment_BT, *qkv = _padded(_TILE, segment_BT, q_BNTH, k_BKTH, v_BKTU)
-  wide = max(H, U)  # The kernel knows one width.
+  wide = max(H, U)  # The kernel takes one width for keys and values.
   q, k, v = (
     jnp.pad(x, ((0, 0),) * 3 + ((0, wide - x.shape[-1]),)).swapaxes(1, 2)
     for x in qkv
@@ -309,7 +328,7 @@ def _flash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
 
 def _splash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
   N, T = q_BNTH.shape[1:3]
-  # Blocks are a divisor of the length: beyond one block, pad to whole ones.
+  # Blocks must divide the length: pad to whole blocks if there are several.
   segment_BT, q_BNTH, k_BKTH, v_BKTU = _padded(
     _TILE if T <= _SPLASH_BLOCK else _SPLASH_BLOCK,
     segment_BT,
@@ -334,7 +353,7 @@ def _splash_kernel(heads: int, tokens: int, interpret: bool):
       b for b in (2048, 1024, 512, 256, _TILE) if b <= limit and tokens % b == 0
     )
 
-  # The backward kernel keeps a copy of dq for each of its key blocks: few.
+  # The backward kernel stores a copy of dq per key block, so these are large.
   size = block(_SPLASH_BLOCK)
   return splash.make_splash_mha(
     splash.MultiHeadMask([splash.CausalMask((tokens, tokens))] * heads),

@@ -1,4 +1,4 @@
-"""The small parts: weights with named axes, RMSNorm, SwiGLU."""
+"""Shared layers: weights with named axes, linear maps, RMSNorm, SwiGLU."""
 
 from functools import partial
 
@@ -14,9 +14,14 @@ from r1jax.sharding import Layout
 def weight(
   module: nn.Module, name: str, letters: str, shape: tuple[int, ...], std: float
 ) -> jax.Array:
-  """Declares a normal(0, std) weight, its dimensions named by letters.
+  """Declares a float32 parameter and returns it in the compute dtype.
 
-  Returns it in the compute dtype; the stored master is float32.
+  Args:
+    module: The module that owns the parameter; it has a `config`.
+    name: Name of the parameter.
+    letters: Sharding letters of its dimensions; see r1jax/sharding.py.
+    shape: Its shape.
+    std: Standard deviation of its normal initialization.
   """
   init = nn.with_partitioning(nn.initializers.normal(std), tuple(letters))
   value = module.param(name, init, shape, jnp.float32)
@@ -24,12 +29,13 @@ def weight(
 
 
 def linear(x: jax.Array, w: jax.Array, layout: Layout, fp8: bool) -> jax.Array:
-  """x [..., D] times w [D, ...] → [..., ...].
+  """Multiplies x [..., D] by w [D, ...], optionally in FP8.
 
-  On one device as one two-dimensional product: its gradient with respect to w
-  then contracts one axis, not several, which halves its time on CPU. On a mesh
-  x keeps its axes, for those that are split cannot be joined. FP8 sees them
-  either way: its tiles along tokens end with a row, on any number of devices.
+  On one device x is flattened to two dimensions: the gradient with respect to w
+  then contracts one axis instead of several, which halves its time on CPU. On a
+  mesh x keeps its axes, since sharded axes cannot be merged. The FP8 product
+  sees the axes of x in both cases, so that its tiles along tokens end with a
+  sequence on any number of devices.
   """
   w_DF = w.reshape(w.shape[0], -1)
   multiply = _matmul if layout.mesh.size > 1 else _flat_matmul
@@ -53,19 +59,22 @@ def _flat_matmul(x, w_DF):
 def merge_heads(
   mix: jax.Array, w_NUD: jax.Array, layout: Layout, fp8: bool
 ) -> jax.Array:
-  """Attention's output projection: [..., N, U] → [..., D]."""
+  """Applies the output projection of attention: [..., N, U] → [..., D]."""
   flat = mix.reshape(*mix.shape[:-2], -1)
   return linear(flat, w_NUD.reshape(-1, w_NUD.shape[-1]), layout, fp8)
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x²) + ε) · scale over the last axis, in float32 at least."""
+  """RMSNorm over the last axis, x / sqrt(mean(x²) + ε) · scale.
+
+  It is computed in float32 at least and returned in the dtype of x.
+  """
 
   eps: float
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    # The axis of a norm's scale is never split: it is too small to pay.
+    # The scale is too small to be worth sharding, hence the lower-case letter.
     init = nn.with_partitioning(nn.initializers.ones, ('d',))
     scale = self.param('scale', init, x.shape[-1:], jnp.float32)
     wide = x.astype(quant.wide(x.dtype))
@@ -74,7 +83,7 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """down(silu(gate(x)) · up(x)): [..., D] → [..., D]."""
+  """SwiGLU feed-forward layer, down(silu(gate(x)) · up(x)) → [..., D]."""
 
   config: ModelConfig
   layout: Layout

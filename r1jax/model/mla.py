@@ -1,10 +1,10 @@
 """Multi-head latent attention (DeepSeek-V2 section 2.1, V3 eq. 1–11).
 
-Keys and values are up-projections of one small latent c of C numbers a token;
-position enters through R more, shared by all heads. Training expands the
-latent into per-head keys and values. Decoding absorbs the up-projections into
-the query and the output instead, and so attends to the latent cache itself:
-C + R numbers a token and layer, no more.
+Keys and values are up-projections of one latent c of C numbers per token;
+position enters through a rotated key of R more, shared by all heads. Training
+expands the latent into per-head keys and values. Decoding absorbs the
+up-projections into the query and the output instead, and attends to the latent
+cache itself, which holds C + R numbers per token and layer.
 """
 
 from functools import partial
@@ -20,12 +20,13 @@ from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
 from r1jax.model.rope import rotate
 from r1jax.sharding import Layout
 
-LATENT_NORM_EPS = (
-  1e-6  # Of the two latents' norms, whatever config.rms_norm_eps.
-)
+# ε of the norms of the two latents; rms_norm_eps does not apply to them.
+LATENT_NORM_EPS = 1e-6
 
 
 class MLA(nn.Module):
+  """Multi-head latent attention; attention.py lists the methods."""
+
   config: ModelConfig
   layout: Layout
 
@@ -60,18 +61,20 @@ class MLA(nn.Module):
     self.scale = (H + R) ** -0.5 * c.rope.softmax_factor
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
-    """What the cache stores: [..., D] → [..., 1, X]."""
+    """Computes the cache entry of each token: [..., D] → [..., 1, X]."""
     return self._latent(x, position)[..., None, :]
 
   def _latent(self, x, position):
-    """[..., D] → [..., X]: normed c, then the rotated key."""
+    """Computes the normed latent and the rotated key: [..., D] → [..., X]."""
     C = self.config.kv_lora_rank
     down = self.times(x, self.kv_down_DX)
     key = rotate(down[..., C:], position, self.config.rope)
     return jnp.concatenate([self.kv_norm(down[..., :C]), key], -1)
 
   def query(self, x: jax.Array, position: jax.Array):
-    """[..., D] → the plain part [..., N, H] and the rotated [..., N, R]."""
+    """Computes queries: the part without position [..., N, H], and the rotated
+    part [..., N, R].
+    """
     H = self.config.qk_nope_head_dim
     if self.config.q_lora_rank:
       low = self.q_norm(self.times(x, self.q_down_DQ))
@@ -81,12 +84,12 @@ class MLA(nn.Module):
     return q[..., :H], rotate(q[..., H:], position[..., None], self.config.rope)
 
   def __call__(self, x_BTD, position_BT, segment_BT):
-    """Causal attention within segments, expanded form → [B, T, D]."""
+    """Attends causally within segments, in expanded form; returns [B, T, D]."""
     C, N = self.config.kv_lora_rank, self.config.num_attention_heads
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
     latent_BTX = self._latent(x_BTD, position_BT)
     c_BTC, k_rope_BTR = latent_BTX[..., :C], latent_BTX[..., C:]
-    # One product serves both parts of the score: the rotated key is repeated.
+    # Repeating the rotated key makes both parts of the score one product.
     q_BTNJ = jnp.concatenate([q_BTNH, q_rope_BTNR], -1)
     k_rope_BTNR = jnp.repeat(k_rope_BTR[:, :, None], N, axis=2)
     k_BTNH = self.times(c_BTC, self.k_up_CNH)
@@ -104,29 +107,37 @@ class MLA(nn.Module):
     return self.merge(mix_BTNU, self.out_NUD)
 
   def extend(self, x_BTD, position_BT, view: cache.View):
-    """T more tokens of each row, absorbed form → [B, T, D].
+    """Attends from T new tokens per sequence to the cache, in absorbed form.
 
-    A query in latent space, q·k = (q W_kᵀ)·c, makes attention a matrix product
-    with the cache: every head of a row multiplies the one latent.
+    Since q·k = (q W_kᵀ)·c, attention with queries in latent space is a product
+    with the cache itself, whose one latent all heads of a sequence share.
+
+    Args:
+      x_BTD: Hidden states of the new tokens.
+      position_BT: int32, their positions.
+      view: The cache that they attend to.
+
+    Returns:
+      [B, T, D].
     """
     c, C = self.config, self.config.kv_lora_rank
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
     k_up_CNH, v_up_CNU = self.k_up_CNH, self.v_up_CNU
     split = lambda x: (x, x)
-    if c.fp8:  # What the expanded form multiplies, rounded as there.
+    if c.fp8:  # Round the operands as the expanded form does.
       k_up_CNH, v_up_CNU = _rounded(k_up_CNH), _rounded(v_up_CNU)
 
       def split(x):
         rounded = quant.tiles(x[..., :C], -1).astype(x.dtype)
         return (jnp.concatenate([rounded, x[..., C:]], -1),) * 2
 
-    # Brought into the order of tokens once: fused with what follows, XLA's code
-    # on CPU picks each number from a head of its own.
+    # The barrier transposes once. Fused into the next product, XLA's CPU code
+    # would gather each number from another head.
     q_BTNC = jax.lax.optimization_barrier(
       jnp.einsum('BTNH,CNH->NBTC', q_BTNH, k_up_CNH).transpose(1, 2, 0, 3)
     )
     q_BTNX = jnp.concatenate([q_BTNC.astype(x_BTD.dtype), q_rope_BTNR], -1)
-    mix_BTKNX = cache.attend(  # Whole entries: no part of the cache is copied.
+    mix_BTKNX = cache.attend(  # Values are whole entries, which saves a copy.
       q_BTNX[:, :, None],
       view,
       split,
@@ -140,5 +151,5 @@ class MLA(nn.Module):
 
 
 def _rounded(w_CNH: jax.Array) -> jax.Array:
-  """In FP8 blocks of the matrix that the expanded form multiplies with."""
+  """Rounds an up-projection in the FP8 blocks of the expanded form's matrix."""
   return quant.blocks(w_CNH.reshape(w_CNH.shape[0], -1)).reshape(w_CNH.shape)

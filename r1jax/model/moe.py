@@ -70,8 +70,8 @@ def route(affinity, bias_E, config: ModelConfig):
     config: The model's configuration.
 
   Returns:
-    The chosen experts, int32 [..., A], and their gate weights, float32
-    [..., A]; see `gates`.
+    The chosen experts, int32 [..., A], and their gating weights, float32
+    [..., A]; see `gating_weights`.
   """
   E, groups = config.n_routed_experts, config.n_group
   biased = affinity + bias_E
@@ -85,11 +85,11 @@ def route(affinity, bias_E, config: ModelConfig):
       jnp.repeat(allowed, E // groups, axis=-1), biased, -jnp.inf
     )
   expert = jax.lax.top_k(biased, config.num_experts_per_tok)[1]
-  return expert, gates(affinity, expert, config)
+  return expert, gating_weights(affinity, expert, config)
 
 
-def gates(affinity, expert, config: ModelConfig):
-  """Returns the gate weights of chosen experts, [..., A].
+def gating_weights(affinity, expert, config: ModelConfig):
+  """Returns the gating weights of chosen experts, [..., A].
 
   They are the experts' affinities without bias, normalized to sum 1 if
   config.norm_topk_prob, times config.routed_scaling_factor.
@@ -133,19 +133,19 @@ def sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT):
   return loss, load_BE.sum(0)
 
 
-def _local(x_TD, expert_TA, gate_TA, valid_T, weights, swiglu: Callable):
+def _local(x_TD, expert_TA, gating_TA, valid_T, weights, swiglu: Callable):
   """Applies the experts where one device holds all of them.
 
   Padding is sent to no expert, so its output is 0.
   """
   expert_TA = jnp.where(valid_T[:, None], expert_TA, weights[0].shape[0])
-  return swiglu(x_TD, expert_TA, gate_TA, weights), jnp.zeros(())
+  return swiglu(x_TD, expert_TA, gating_TA, weights), jnp.zeros(())
 
 
 def _exchanged(
   x_TD,
   expert_TA,
-  gate_TA,
+  gating_TA,
   valid_T,
   weights,
   swiglu: Callable,
@@ -156,19 +156,14 @@ def _exchanged(
   """Applies experts that are sharded over devices; runs inside shard_map.
 
   Each device reserves `capacity` slots for the pairs of each other device:
-  capacity_factor times the mean number of pairs, with pairs beyond it dropped
-  and counted; or, if the factor is 0, as many as could ever be needed, so that
-  none is dropped.
+  capacity_factor times the mean number of pairs, with pairs beyond it dropped;
+  or, if the factor is 0, as many as could ever be needed.
 
   Args:
-    x_TD: Hidden states of this device's tokens.
-    expert_TA: The experts of each token.
-    gate_TA: Their gate weights.
-    valid_T: bool, False on padding.
+    x_TD, expert_TA, gating_TA, valid_T: This device's tokens.
     weights: The experts of this device.
     swiglu: experts.swiglu with its options bound.
-    axes: Mesh axes that experts are sharded over.
-    shards: Number of devices along them.
+    axes, shards: Mesh axes of the experts, and the number of devices along them.
     capacity_factor: See ModelConfig.
 
   Returns:
@@ -177,16 +172,14 @@ def _exchanged(
   """
   (T, A), D = expert_TA.shape, x_TD.shape[-1]
   local_experts = weights[0].shape[0]
+  capacity = T * min(A, local_experts)  # The most that could be needed.
   if capacity_factor:
-    mean = T * A / shards
-    capacity = min(math.ceil(capacity_factor * mean), T * min(A, local_experts))
-  else:
-    capacity = T * min(A, local_experts)
-  pair_expert = jnp.where(
+    capacity = min(math.ceil(capacity_factor * (T * A / shards)), capacity)
+  expert_p = jnp.where(
     valid_T[:, None], expert_TA, shards * local_experts
   ).reshape(-1)
-  order = experts.in_order(pair_expert, shards * local_experts)
-  target = pair_expert[order] // local_experts  # `shards` for pairs of padding.
+  order = experts.sorted_pairs(expert_p, shards * local_experts)
+  target = expert_p[order] // local_experts  # `shards` for pairs of padding.
   count = jnp.bincount(target, length=shards + 1)
   rank = jnp.arange(T * A) - (jnp.cumsum(count) - count)[target]
   is_sent = (target < shards) & (rank < capacity)
@@ -207,12 +200,12 @@ def _exchanged(
   )
   out_sD = swiglu(
     received_sD,
-    exchange(slots(local_experts, pair_expert[order] % local_experts))[:, None],
-    exchange(slots(0, gate_TA.reshape(-1)[order]))[:, None],
+    exchange(slots(local_experts, expert_p[order] % local_experts))[:, None],
+    exchange(slots(0, gating_TA.reshape(-1)[order]))[:, None],
     weights,
   )
-  slot_of_pair = jnp.zeros(T * A, jnp.int32).at[order].set(slot)
-  pair_out_pD = exchange(out_sD).at[slot_of_pair].get(mode='fill', fill_value=0)
+  slot_p = jnp.zeros(T * A, jnp.int32).at[order].set(slot)
+  pair_out_pD = exchange(out_sD).at[slot_p].get(mode='fill', fill_value=0)
   y_TD = pair_out_pD.reshape(T, A, D).sum(1, dtype=quant.wide(x_TD.dtype))
   return y_TD.astype(x_TD.dtype), jnp.sum((target < shards) & ~is_sent).astype(
     jnp.float32
@@ -234,7 +227,7 @@ class MoE(nn.Module):
       counted_BT: bool, False for padding, which is routed to no expert and
         counts in no statistic.
       replay_BTA: int, experts to use instead of the router's choice (routing
-        replay); their gate weights are computed by the router all the same.
+        replay); their gating weights are computed by the router all the same.
 
     Returns:
       y_BTD, and the layer's Routing.
@@ -263,14 +256,14 @@ class MoE(nn.Module):
       )
     )
     if replay_BTA is None:
-      expert_BTA, gate_BTA = route(
+      expert_BTA, gating_BTA = route(
         affinity_BTE, jax.lax.stop_gradient(bias_E), c
       )
     else:
       expert_BTA = replay_BTA.astype(jnp.int32)
-      gate_BTA = gates(affinity_BTE, expert_BTA, c)
+      gating_BTA = gating_weights(affinity_BTE, expert_BTA, c)
     y_BTD, dropped = _dispatched(
-      x_BTD, expert_BTA, gate_BTA, counted_BT, weights, c, self.layout
+      x_BTD, expert_BTA, gating_BTA, counted_BT, weights, c, self.layout
     )
     if c.n_shared_experts:
       shared = SwiGLU(c, self.layout, I * c.n_shared_experts, name='shared')
@@ -280,10 +273,39 @@ class MoE(nn.Module):
     return y_BTD, Routing(load_E, aux_loss, dropped, expert_BTA)
 
 
+def _swiglu(config: ModelConfig, layout: Layout) -> Callable:
+  """Returns experts.swiglu with the options for these devices bound."""
+  native = config.fp8 and quant.has_unit(layout.device)
+  dispatch = config.moe_dispatch
+  if dispatch == 'auto':
+    blocks = native or layout.platform == 'cpu'
+    dispatch = 'blocks' if blocks else 'ragged'
+  return partial(
+    experts.swiglu,
+    dispatch=dispatch,
+    fp8=config.fp8,
+    units=layout.alone() if native else None,
+  )
+
+
+def _flattened(function, swiglu: Callable, x, expert, gating, valid, *weights):
+  """Calls _local or _exchanged with batch and sequence as one axis."""
+  rows = x.shape[0] * x.shape[1]
+  y, dropped = function(
+    x.reshape(rows, -1),
+    expert.reshape(rows, -1),
+    gating.reshape(rows, -1),
+    valid.reshape(rows),
+    weights,
+    swiglu,
+  )
+  return y.reshape(x.shape), dropped
+
+
 def _dispatched(
   x_BTD,
   expert_BTA,
-  gate_BTA,
+  gating_BTA,
   valid_BT,
   weights,
   config: ModelConfig,
@@ -294,32 +316,11 @@ def _dispatched(
   Returns:
     y_BTD, and the number of (token, expert) pairs dropped on all devices.
   """
-  native = config.fp8 and quant.has_unit(layout.device)
-  dispatch = config.moe_dispatch
-  if dispatch == 'auto':
-    blocks = native or layout.platform == 'cpu'
-    dispatch = 'blocks' if blocks else 'ragged'
-  swiglu = partial(
-    experts.swiglu,
-    dispatch=dispatch,
-    fp8=config.fp8,
-    units=layout.alone() if native else None,
-  )
-
-  def flat(function, x, expert, gate, valid, *weights):
-    rows = x.shape[0] * x.shape[1]
-    y, dropped = function(
-      x.reshape(rows, -1),
-      expert.reshape(rows, -1),
-      gate.reshape(rows, -1),
-      valid.reshape(rows),
-      weights,
-      swiglu,
-    )
-    return y.reshape(x.shape), dropped
-
+  swiglu = _swiglu(config, layout)
   if layout.mesh.size == 1:
-    return flat(_local, x_BTD, expert_BTA, gate_BTA, valid_BT, *weights)
+    return _flattened(
+      _local, swiglu, x_BTD, expert_BTA, gating_BTA, valid_BT, *weights
+    )
 
   tokens = layout.fitting_spec(x_BTD.shape[:2], 'Bt')
   axes = layout.weight_axes('E')
@@ -337,13 +338,13 @@ def _dispatched(
   # If an axis does not divide the tokens, each of its devices sends them all.
   copies = layout.mesh.size / layout.parts(tokens)
 
-  def on_device(x, expert, gate, valid, gate_EDI, up_EDI, down_EID):
+  def on_device(x, expert, gating, valid, gate_EDI, up_EDI, down_EID):
     if split_I:
       gather = partial(jax.lax.all_gather, axis_name=split_I, tiled=True)
       gate_EDI, up_EDI = gather(gate_EDI, axis=2), gather(up_EDI, axis=2)
       down_EID = gather(down_EID, axis=1)
-    y, dropped = flat(
-      function, x, expert, gate, valid, gate_EDI, up_EDI, down_EID
+    y, dropped = _flattened(
+      function, swiglu, x, expert, gating, valid, gate_EDI, up_EDI, down_EID
     )
     return y, jax.lax.psum(dropped, layout.mesh.axis_names) / copies
 
@@ -355,7 +356,7 @@ def _dispatched(
     in_specs=(spec(*tokens, None),) * 3 + (tokens, *by_weight),
     out_specs=(spec(*tokens, None), spec()),
     check_vma=False,
-  )(x_BTD, expert_BTA, gate_BTA, valid_BT, *weights)
+  )(x_BTD, expert_BTA, gating_BTA, valid_BT, *weights)
 
 
 BIAS_PATHS = {

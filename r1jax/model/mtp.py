@@ -1,12 +1,12 @@
-"""Multi-token prediction (DeepSeek-V3 section 2.2): modules that look ahead.
+"""Multi-token prediction (MTP, DeepSeek-V3 section 2.2).
 
-Module k joins what the model knows at token i with token i + k, and predicts
-token i + k + 1 through the model's own embedding and head:
+Module k combines the hidden state of token i with the embedding of token i + k,
+and predicts token i + k + 1, with the main model's embedding and head:
 
   h_k = block_k(M_k [norm(Emb(t_{i+k})); norm(h_{k−1})])    (eq. 21, 22)
 
-h_0 is the main model's state after its final norm, as the released weights
-are used; M_k's two halves lie in the order of the released checkpoints.
+h_0 is the main model's hidden state after its final norm, and M_k takes its two
+inputs in this order, both as in the released weights.
 """
 
 from flax import linen as nn
@@ -19,12 +19,12 @@ from r1jax.sharding import Layout
 
 
 class MTP(nn.Module):
-  """One module; in training they are scanned over depth.
+  """One MTP module; the model scans them over their depth.
 
   Attributes:
-    config: The model's.
-    layout: The model's.
-    make_block: Makes a transformer block.
+    config: The model's configuration.
+    layout: The mesh and its sharding tables.
+    make_block: Class of the transformer layer.
   """
 
   config: ModelConfig
@@ -41,16 +41,20 @@ class MTP(nn.Module):
     self.norm = RMSNorm(c.rms_norm_eps)
 
   def __call__(self, h_BTD, ahead_BTD, position_BT, segment_BT):
-    """Returns h_k, normed for the head, twice; and the block's routing.
+    """Computes h_k of whole sequences.
 
     Args:
-      h_BTD: h_{k−1}, normed.
-      ahead_BTD: Embeddings of the tokens k places on.
-      position_BT: Of the tokens of h.
-      segment_BT: Theirs too.
+      h_BTD: h_{k−1} after its norm.
+      ahead_BTD: Embeddings of the tokens k positions ahead.
+      position_BT: Positions of the tokens of h.
+      segment_BT: Their segments.
+
+    Returns:
+      h_k after its norm, as carry of the scan; and the pair of h_k and the
+      layer's Routing, as its output.
     """
     x_BTD, routing = self.block(
-      self._joined(h_BTD, ahead_BTD), position_BT, segment_BT
+      self._combined(h_BTD, ahead_BTD), position_BT, segment_BT
     )
     h_BTD = self.norm(x_BTD)
     return h_BTD, (h_BTD, routing)
@@ -60,39 +64,42 @@ class MTP(nn.Module):
     h_BTD,
     ahead_BTD,
     position_BT,
-    live_BT,
+    valid_BT,
     see_BTS,
     columns,
     column,
-    pages,
-    context,
+    pool,
+    block_tables,
   ):
-    """The same over a cache, whose entry of a place lies with the token ahead
-    of it: the first token of a row has none.
+    """Computes h_1 of T new tokens per sequence with a KV cache.
+
+    The MTP cache is shifted by one slot against the main cache: slot i + 1
+    holds the entry of the pair (hidden state i, token i + 1). Slot 0 of a
+    sequence has no entry and is skipped.
 
     Args:
       h_BTD, ahead_BTD, position_BT: See __call__.
-      live_BT, see_BTS, column, context: See Transformer.extend.
-      columns: Pages with L = 1.
-      pages: The module's pool.
+      valid_BT, see_BTS, column, block_tables: See Transformer.extend.
+      columns: Columns of the module, with L = 1.
+      pool: Block pool of the module.
 
     Returns:
-      h_1, normed for the head; and the columns.
+      h_1 after its norm, and the columns.
     """
     (x_BTD, columns), _ = self.block.extend(
-      (self._joined(h_BTD, ahead_BTD), columns),
+      (self._combined(h_BTD, ahead_BTD), columns),
       0,
-      pages,
-      context,
+      pool,
+      block_tables,
       position_BT,
-      live_BT,
+      valid_BT,
       see_BTS,
       column,
       skip=1,
     )
     return self.norm(x_BTD), columns
 
-  def _joined(self, h_BTD, ahead_BTD):
+  def _combined(self, h_BTD, ahead_BTD):
     both = jnp.concatenate(
       [self.ahead_norm(ahead_BTD), self.hidden_norm(h_BTD)], -1
     )
@@ -102,20 +109,25 @@ class MTP(nn.Module):
 
 
 def shift(x_BT: jax.Array, by: int) -> jax.Array:
-  """x[i + by] at i, 0 beyond the end: [7 8 9], 1 → [8 9 0]."""
+  """Shifts rows left and pads with 0: shift([7 8 9], 1) = [8 9 0]."""
   return jnp.pad(x_BT[:, by:], ((0, 0), (0, min(by, x_BT.shape[1]))))
 
 
 def targets(target_BT, weight_BT, segment_BT, depth: int):
-  """What module `depth` is asked for, and what of it counts.
+  """Returns the targets and loss weights of the MTP module at a depth.
 
-  Documents [7, 8, 9] and [4, 5], whose next tokens are target_BT, depth 1:
+  A position counts if the position `depth` later counts in the next-token loss
+  and belongs to the same document. Example, documents [7, 8, 9] and [4, 5],
+  depth 1:
     target_BT   = [8, 9, 0, 5, 0]     weight_BT = [1, 1, 0, 1, 0]
     segment_BT  = [1, 1, 1, 2, 2]
     target_1    = [9, 0, 5, 0, 0]     weight_1  = [1, 0, 0, 0, 0]
 
-  A place counts when it is `depth` before one that counts in the same
-  document.
+  Args:
+    target_BT: int32, the next token of each position.
+    weight_BT: Weights of the next-token loss.
+    segment_BT: int32, the document of each position.
+    depth: k of the module, at least 1.
   """
   same_BT = segment_BT == shift(segment_BT, depth)
   return shift(target_BT, depth), shift(weight_BT, depth) * same_BT

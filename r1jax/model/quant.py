@@ -1,16 +1,16 @@
-"""Precision: block-scaled FP8 products (DeepSeek-V3 section 3.3).
+"""Matrix products in block-scaled FP8 (DeepSeek-V3 section 3.3).
 
-Every operand of a product is rounded to E4M3 with a scale of its own for each
+The operands of a product are quantized to E4M3 with a separate scale for each
 small group of numbers: activations and gradients in tiles of 1 × 128 along the
 contracted axis, weights in blocks of 128 × 128.
 
-A device's FP8 unit multiplies the E4M3 numbers themselves, a stretch of 128 of
-the contracted axis at a time; each stretch's sums are scaled and added in
-float32, which is V3's promotion of partial sums. XLA has no product that
-promotes within: a matrix of partial sums goes to memory and back for every
-stretch, and bounds the speed. Where the device has no FP8 unit the same
-numbers are simulated by float32 products at the highest precision: by default
-TPUs round their operands to bfloat16, GPUs to TF32.
+A device's FP8 unit multiplies the E4M3 numbers themselves, in chunks of 128 of
+the contracted axis; the sums of each chunk are scaled and added in float32,
+which is V3's promotion of partial sums. XLA has no product that promotes
+internally, so a matrix of partial sums goes to memory and back for every chunk,
+which limits the speed. On a device without an FP8 unit the same numbers are
+simulated by float32 products at the highest precision (by default TPUs round
+operands to bfloat16, GPUs to TF32).
 """
 
 from collections.abc import Callable
@@ -24,21 +24,21 @@ from jax.sharding import PartitionSpec
 
 from r1jax.sharding import Layout
 
-BLOCK = 128  # Numbers a tile; weights are scaled in BLOCK × BLOCK.
+BLOCK = 128  # Numbers per tile; blocks of weights are BLOCK × BLOCK.
 E4M3_MAX = 448.0
 
 
 def wide(dtype):
-  """What norms, sums and angles are computed in: float32 at least."""
+  """Returns the dtype for norms, sums and angles: at least float32."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
 def has_unit(device: jax.Device) -> bool:
-  """Whether a device multiplies E4M3 numbers as they are.
+  """Returns whether a device can multiply E4M3 numbers directly.
 
-  NVIDIA's do from compute capability 8.9 on (Ada, Hopper), TPUs from the
-  seventh generation on: the fifth and sixth know other FP8 formats alone. A
-  device of which this is not known counts as one that does not.
+  NVIDIA GPUs can from compute capability 8.9 on (Ada, Hopper), TPUs from the
+  seventh generation on (the fifth and sixth have other FP8 formats only). The
+  answer for unknown devices is no.
   """
   if device.platform == 'tpu':  # 'TPU v6 lite', 'TPU7x'
     generation = re.match(r'TPU ?v?(\d+)', device.device_kind)
@@ -54,40 +54,40 @@ def has_unit(device: jax.Device) -> bool:
 
 
 class Scaled(NamedTuple):
-  """E4M3 numbers, and the float32 that stands for 1 in each group of them."""
+  """E4M3 numbers, and the float32 scale of each group of them."""
 
   number: jax.Array
   scale: jax.Array
 
 
 def _scaled(groups: jax.Array, axes: tuple[int, ...]) -> Scaled:
-  """Each group, which spans axes, under the scale that its largest needs."""
+  """Quantizes groups that span the given axes, each by its largest number."""
   largest = jnp.max(jnp.abs(groups), axes, keepdims=True)
   scale = jnp.where(largest > 0, largest / E4M3_MAX, 1.0)
   return Scaled((groups / scale).astype(jnp.float8_e4m3fn), scale)
 
 
 def _rounded(groups: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """Each group's numbers as E4M3 holds them under the group's scale."""
-  found = _scaled(groups, axes)
-  return found.number.astype(jnp.float32) * found.scale
+  """Quantizes groups and returns them dequantized, float32."""
+  scaled = _scaled(groups, axes)
+  return scaled.number.astype(jnp.float32) * scaled.scale
 
 
 def tiles(x: jax.Array, axis: int) -> jax.Array:
-  """x with every 128 numbers along an axis rounded together, float32."""
+  """Rounds x in tiles of 128 numbers along an axis; returns float32."""
   axis %= x.ndim
   size = x.shape[axis]
-  tile = min(BLOCK, size)  # A short row is one tile, and needs no padding.
+  tile = min(BLOCK, size)  # A shorter axis is one tile without padding.
   pad = [(0, 0)] * x.ndim
   pad[axis] = (0, -size % tile)
   wide = jnp.pad(x.astype(jnp.float32), pad)
   shape = (*x.shape[:axis], -1, tile, *x.shape[axis + 1 :])
-  found = _rounded(wide.reshape(shape), (axis + 1,)).reshape(wide.shape)
-  return jax.lax.slice_in_dim(found, 0, size, axis=axis)
+  scaled = _rounded(wide.reshape(shape), (axis + 1,)).reshape(wide.shape)
+  return jax.lax.slice_in_dim(scaled, 0, size, axis=axis)
 
 
 def blocks(w: jax.Array) -> jax.Array:
-  """w with every 128 × 128 of its last two axes rounded together, float32."""
+  """Rounds w in blocks of 128 × 128 of its last two axes; returns float32."""
   *lead, rows, columns = w.shape
   wide = jnp.pad(
     w.astype(jnp.float32),
@@ -100,28 +100,28 @@ def blocks(w: jax.Array) -> jax.Array:
     wide.shape[-1] // BLOCK,
     BLOCK,
   )
-  found = _rounded(wide.reshape(shape), (len(lead) + 1, len(lead) + 3))
-  return found.reshape(wide.shape)[..., :rows, :columns]
+  scaled = _rounded(wide.reshape(shape), (len(lead) + 1, len(lead) + 3))
+  return scaled.reshape(wide.shape)[..., :rows, :columns]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product(
   multiply: Callable, units: Layout | None, x: jax.Array, w: jax.Array, *rest
 ):
-  """multiply(x, w, *rest) in FP8, and its two backward products too.
+  """Computes multiply(x, w, *rest) in FP8, and so its two gradients.
 
   Args:
-    multiply: Linear in x and in w; contracts the last axis of x with the
-      second last of w. Static.
-    units: The mesh of the devices whose FP8 units multiply; None simulates.
-      Units know matrix products only: w is then [D, F], and there is no rest.
-      On a mesh x is [B, ..., T, D]. Static.
-    x: [..., T, D], the activations. Tokens lie along T.
-    w: [..., D, F].
-    rest: Integer arrays that multiply needs.
+    multiply: Function that is linear in x and in w and contracts the last axis
+      of x with the second last of w. Static.
+    units: Layout of the devices whose FP8 units multiply; None simulates. FP8
+      units compute matrix products only: w is then [D, F], without `rest`. On a
+      mesh x is [B, ..., T, D]. Static.
+    x: [..., T, D] activations.
+    w: [..., D, F] weights.
+    *rest: Integer arrays that `multiply` takes.
 
   Returns:
-    In the dtype of x.
+    The product in the dtype of x.
   """
   if units:
     return _tokens_product(units, _tiles(x, -1), _blocks(w)).astype(x.dtype)
@@ -135,7 +135,7 @@ def _forward(multiply, units, x, w, *rest):
 
 def _backward(multiply, units, kept, dy):
   x, w, rest = kept
-  # As V3 does, what the forward pass rounded is rounded again along tokens.
+  # The rounded activations are rounded again along tokens, as in V3.
   once = tiles(x, -1)
   if units:
     dx = _tokens_product(units, _tiles(dy, -1), _blocks(w.T))
@@ -154,13 +154,22 @@ def _backward(multiply, units, kept, dy):
 product.defvjp(_forward, _backward)
 
 
-# On a mesh a loop over a split axis would wait for other devices at every
-# turn. So each device has whole stretches of what it multiplies, gathered in
-# E4M3; and the tiles are the same on any number of devices.
+# On a mesh, a loop over a sharded axis would communicate in every iteration. So
+# each device gathers the whole chunks that it multiplies, as E4M3 numbers; and
+# the tiles are the same on any number of devices.
 
 
 def _tokens_product(units: Layout, a: Scaled, b: Scaled) -> jax.Array:
-  """[S, B, ..., T, 128], [S, N, 128] → [B, ..., T, N]; tokens are split."""
+  """Multiplies activations by weights, with tokens sharded.
+
+  Args:
+    units: Layout of the devices.
+    a: [chunks, B, ..., T, 128].
+    b: [chunks, F, 128].
+
+  Returns:
+    float32 [B, ..., T, F].
+  """
   if units.mesh.size == 1:
     return _promoted(a, b)
   shape = a.number.shape[1:-1]
@@ -176,7 +185,16 @@ def _tokens_product(units: Layout, a: Scaled, b: Scaled) -> jax.Array:
 
 
 def _weight_product(units: Layout, a: Scaled, b: Scaled) -> jax.Array:
-  """[S, B, ..., M, 128], [S, B, ..., N, 128] → [M, N]; B and N are split."""
+  """Multiplies activations by gradients, with B and F sharded.
+
+  Args:
+    units: Layout of the devices.
+    a: [chunks, B, ..., D, 128], tiles along tokens.
+    b: [chunks, B, ..., F, 128], tiles along tokens.
+
+  Returns:
+    float32 [D, F].
+  """
 
   def over(axes, a, b):
     joined = (
@@ -200,23 +218,23 @@ def _weight_product(units: Layout, a: Scaled, b: Scaled) -> jax.Array:
 
 
 def _promoted(a: Scaled, b: Scaled) -> jax.Array:
-  """Σ_s scale_s · (a_s b_sᵀ), each stretch s of the contracted axis by itself.
+  """Computes Σ_c scale_c · (a_c b_cᵀ) over chunks c of the contracted axis.
 
   Args:
-    a: number [S, ..., 128] and scale [S, ..., 1].
-    b: number [S, N, 128] and scale [S, N, 1].
+    a: Numbers [chunks, ..., 128] and scales [chunks, ..., 1].
+    b: Numbers [chunks, F, 128] and scales [chunks, F, 1].
 
   Returns:
-    float32 [..., N]
+    float32 [..., F].
   """
 
-  def add(total, stretch):
-    a, b = stretch
+  def add(total, chunk):
+    a, b = chunk
     part = jax.lax.dot_general(
       a.number,
       b.number,
       (((a.number.ndim - 1,), (1,)), ((), ())),
-      precision='highest',  # Else a GPU may round sums within a stretch.
+      precision='highest',  # Else a GPU may round sums within a chunk.
       preferred_element_type=jnp.float32,
     )
     return total + part * a.scale * b.scale[:, 0], None
@@ -226,7 +244,7 @@ def _promoted(a: Scaled, b: Scaled) -> jax.Array:
 
 
 def _tiles(x: jax.Array, axis: int) -> Scaled:
-  """The tiles along an axis, which goes: [S, ..., 128]."""
+  """Quantizes tiles along an axis and moves it apart: [chunks, ..., 128]."""
   x = jnp.moveaxis(x.astype(jnp.float32), axis, -1)
   x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)])
   return _scaled(
@@ -234,13 +252,16 @@ def _tiles(x: jax.Array, axis: int) -> Scaled:
   )
 
 
-def _blocks(w_KN: jax.Array) -> Scaled:
-  """The blocks, K cut into stretches: [S, N, 128]; scales repeat along N."""
-  K, N = w_KN.shape
-  wide = jnp.pad(w_KN.astype(jnp.float32), [(0, -K % BLOCK), (0, -N % BLOCK)])
+def _blocks(w_DF: jax.Array) -> Scaled:
+  """Quantizes blocks of a weight: [chunks of D, F, 128].
+
+  The scale of a block is repeated along F.
+  """
+  D, F = w_DF.shape
+  wide = jnp.pad(w_DF.astype(jnp.float32), [(0, -D % BLOCK), (0, -F % BLOCK)])
   wide = wide.reshape(-1, BLOCK, wide.shape[1] // BLOCK, BLOCK)
   number, scale = _scaled(wide.transpose(0, 2, 3, 1), (2, 3))
   return Scaled(
-    number.reshape(number.shape[0], -1, BLOCK)[:, :N],
-    jnp.repeat(scale[:, :, 0], BLOCK, axis=1)[:, :N],
+    number.reshape(number.shape[0], -1, BLOCK)[:, :F],
+    jnp.repeat(scale[:, :, 0], BLOCK, axis=1)[:, :F],
   )

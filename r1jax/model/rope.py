@@ -20,9 +20,8 @@ class RopeConfig:
 
   Attributes:
     rope_theta: Base of the frequencies.
-    pairs: Which two numbers of a head rotate together: 'adjacent', (2i, 2i+1),
-      as in RoFormer and DeepSeek; or 'halves', (i, i + R/2), as in Llama and
-      Qwen.
+    pairs: Numbers of a head that rotate together: 'adjacent', (2i, 2i+1), as in
+      RoFormer and DeepSeek; or 'halves', (i, i + R/2), as in Llama and Qwen.
     rope_type: 'default' for no extension, 'yarn' (arXiv 2309.00071) or
       'llama3'.
     factor: Ratio of the extended context to the original one.

@@ -1,12 +1,11 @@
-"""The transformer: embed → scanned blocks → norm → logits.
+"""The transformer: embedding → scanned layers → norm → logits.
 
 Layers of one kind (dense, then MoE) are stacked along L and scanned, so that
-program size and compile time do not grow with depth. Where layers are few a
-sampler takes them apart: a scan copies each layer out of its stack before it
-multiplies, and a pass that draws one token a row does little else.
+program size and compile time do not grow with depth. For decoding a model with
+few layers they can be unrolled instead: a scan copies each layer's weights out
+of the stack, which costs much of a step that computes one token per sequence.
 """
 
-from functools import lru_cache, partial
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -24,13 +23,20 @@ from r1jax.sharding import Layout
 
 
 class Output(NamedTuple):
-  """hidden_BTD after the final norm, and what the experts saw."""
+  """Result of a forward pass.
+
+  Attributes:
+    hidden_BTD: Hidden states after the final norm.
+    routing: Name of each stack of MoE layers to its Routing, with a leading L.
+  """
 
   hidden_BTD: jax.Array
-  routing: dict[str, Routing]  # By stack of MoE layers, with a leading L.
+  routing: dict[str, Routing]
 
 
 class Block(nn.Module):
+  """One layer: pre-norm attention and pre-norm FFN or MoE, both residual."""
+
   config: ModelConfig
   layout: Layout
   is_moe: bool
@@ -47,6 +53,7 @@ class Block(nn.Module):
       self.ffn = SwiGLU(c, self.layout, c.intermediate_size)
 
   def feed_forward(self, x_BTD, counted_BT, replay_BTA=None):
+    """Applies the second half of the layer; returns its output and Routing."""
     h_BTD = self.ffn_norm(x_BTD)
     if not self.is_moe:
       return x_BTD + self.ffn(h_BTD), None
@@ -54,6 +61,7 @@ class Block(nn.Module):
     return x_BTD + y_BTD, routing
 
   def __call__(self, x_BTD, position_BT, segment_BT, replay_BTA=None):
+    """Applies the layer to whole sequences; returns [B, T, D] and Routing."""
     x_BTD += self.attention(self.attention_norm(x_BTD), position_BT, segment_BT)
     x_BTD, routing = self.feed_forward(
       self.layout.constrain(x_BTD, 'BtD'), segment_BT > 0, replay_BTA
@@ -64,45 +72,50 @@ class Block(nn.Module):
     self,
     carry,
     layer,
-    pages,
-    context,
+    pool,
+    block_tables,
     position_BT,
-    live_BT,
+    valid_BT,
     see_BTS,
     column,
     skip: int = 0,
   ):
-    """T more tokens a row; carries the stack's columns, written in place.
+    """Applies the layer to T new tokens per sequence with a KV cache.
 
-    Of the first `skip` tokens of a row nothing is seen.
+    Args:
+      carry: Hidden states [B, T, D], and the columns of the layer's stack.
+      layer: Index of the layer in its stack.
+      pool, block_tables, position_BT, valid_BT, see_BTS, column: See
+        Transformer.extend; the pool is the stack's.
+      skip: Number of first tokens of each sequence that are not attended to.
 
     Returns:
-      The carry, and the experts of the tokens, or None.
+      The updated carry, and the experts of the tokens or None.
     """
     x_BTD, columns = carry
     parts = self.config.cache_parts
     h_BTD = self.attention_norm(x_BTD)
     entry_BTKX = self.attention.entry(h_BTD, position_BT)
-    columns = cache.put(columns, entry_BTKX, layer, column, parts)
+    columns = cache.write(columns, entry_BTKX, layer, column, parts)
     x_BTD += self.attention.extend(
       h_BTD,
       position_BT,
       cache.View(
-        pages=pages,
+        pool=pool,
         layer=layer,
-        context=context,
+        block_tables=block_tables,
         columns_BKSX=cache.read(columns, layer, parts, x_BTD.dtype),
         see_BTS=see_BTS,
         skip=skip,
       ),
     )
-    x_BTD, routing = self.feed_forward(x_BTD, live_BT)
-    chosen_BTA = routing.expert_BTA if self.is_moe else None
-    return (self.layout.constrain(x_BTD, 'BtD'), columns), chosen_BTA
+    x_BTD, routing = self.feed_forward(x_BTD, valid_BT)
+    expert_BTA = routing.expert_BTA if self.is_moe else None
+    return (self.layout.constrain(x_BTD, 'BtD'), columns), expert_BTA
 
 
 def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
-  """`layers` blocks of one kind, their parameters stacked along L."""
+  """Builds layers of one kind whose parameters are stacked along L."""
   over_layers = dict(
     variable_axes={'params': 0},
     split_rngs={'params': True},
@@ -124,25 +137,25 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
   return scanned(config, layout, is_moe)
 
 
-def _blocks(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
-  """The same blocks, each with parameters of its own."""
+def _unrolled(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
+  """Builds layers of one kind, each with its own parameters."""
   return [Block(config, layout, is_moe) for _ in range(layers)]
 
 
-def _through_stack(stack, layers: int, carry, *same):
-  return stack.extend(carry, jnp.arange(layers), *same)
+def _extend_stack(stack, layers: int, carry, *args):
+  return stack.extend(carry, jnp.arange(layers), *args)
 
 
-def _through_blocks(blocks, layers: int, carry, *same):
-  chosen = []
+def _extend_unrolled(blocks, layers: int, carry, *args):
+  experts = []
   for layer, block in zip(range(layers), blocks, strict=True):
-    carry, chosen_BTA = block.extend(carry, layer, *same)
-    chosen.append(chosen_BTA)
-  return carry, None if chosen[0] is None else jnp.stack(chosen)
+    carry, expert_BTA = block.extend(carry, layer, *args)
+    experts.append(expert_BTA)
+  return carry, None if experts[0] is None else jnp.stack(experts)
 
 
 def _mtp(config: ModelConfig, layout: Layout):
-  """The look-ahead modules, stacked along their depth."""
+  """Builds the MTP modules, whose parameters are stacked along Z."""
   module = nn.remat(MTP) if config.remat else MTP
   return nn.scan(
     module,
@@ -155,17 +168,18 @@ def _mtp(config: ModelConfig, layout: Layout):
 
 
 class Transformer(nn.Module):
-  """See above.
+  """A decoder-only language model, with optional MTP modules and scalar head.
 
   Attributes:
-    config: Of its shapes.
-    layout: Of its mesh.
-    apart: Only `extend`, over the parameters of `layers_apart`.
+    config: The architecture.
+    layout: The mesh and its sharding tables.
+    scan_layers: Whether layers are stacked and scanned. If False, parameters
+      are those of parameters.unstack_layers and only `extend` works.
   """
 
   config: ModelConfig
   layout: Layout
-  apart: bool = False
+  scan_layers: bool = True
 
   def setup(self):
     c = self.config
@@ -176,7 +190,7 @@ class Transformer(nn.Module):
       (c.vocab_size, c.hidden_size),
       c.initializer_range,
     )
-    layers = _blocks if self.apart else _stack
+    layers = _stack if self.scan_layers else _unrolled
     stacks = []
     if c.first_k_dense_replace:
       self.dense_layers = layers(c, self.layout, False, c.first_k_dense_replace)
@@ -202,14 +216,16 @@ class Transformer(nn.Module):
   def __call__(
     self, tokens_BT, position_BT, segment_BT, replay_BTLA=None
   ) -> Output:
-    """The full forward pass, without logits: they are asked for in chunks.
+    """Computes hidden states of whole sequences.
+
+    Logits are a separate method, since training computes them in chunks.
 
     Args:
       tokens_BT: int32.
-      position_BT: int32, each token's place in its document.
+      position_BT: int32, position of each token in its document.
       segment_BT: int32; a token attends within its segment, 0 is padding.
       replay_BTLA: int, the experts to use in each MoE layer (routing replay);
-        None: each layer chooses.
+        if None the routers choose them.
     """
     x_BTD = self.embed(tokens_BT)
     routing = {}
@@ -222,15 +238,16 @@ class Transformer(nn.Module):
         routing[name] = routed
     return Output(self.norm(x_BTD), routing)
 
-  def look_ahead(self, hidden_BTD, tokens_BT, position_BT, segment_BT):
-    """The multi-token prediction modules (V3 section 2.2).
+  def predict_ahead(self, hidden_BTD, tokens_BT, position_BT, segment_BT):
+    """Runs the multi-token prediction (MTP) modules (V3 section 2.2).
 
     Args:
-      hidden_BTD: Of __call__; the rest as its arguments.
+      hidden_BTD: The main model's hidden states, from __call__.
+      tokens_BT, position_BT, segment_BT: See __call__.
 
     Returns:
-      hidden_ZBTD, along depth: [k − 1] is of the module that predicts k + 1
-      tokens on; and the modules' routing, by stack.
+      hidden_ZBTD, where index k − 1 is the module that predicts the token k + 1
+      positions ahead; and the modules' Routing by stack.
     """
     ahead_ZBTD = jnp.stack(
       [
@@ -244,22 +261,23 @@ class Transformer(nn.Module):
     return hidden_ZBTD, {} if routed is None else {'mtp': routed}
 
   def embed(self, tokens_BT) -> jax.Array:
+    """Returns the token embeddings, [B, T, D]."""
     return self.layout.constrain(self.embedding_VD[tokens_BT], 'BtD')
 
   def scalars(self, hidden: jax.Array) -> jax.Array:
-    """[..., D] → float32 [...]: values, or rewards, of every token."""
+    """Applies the scalar head (values, rewards): [..., D] → float32 [...]."""
     return jnp.matmul(
       hidden, self.scalar_D1, preferred_element_type=quant.wide(hidden.dtype)
     )[..., 0]
 
-  def everything(self, tokens_BT, position_BT, segment_BT):
-    """Passes through every parameter: what initialisation calls."""
+  def init_all(self, tokens_BT, position_BT, segment_BT):
+    """Uses every parameter; for Module.init."""
     hidden_BTD = self(tokens_BT, position_BT, segment_BT).hidden_BTD
     if self.config.num_nextn_predict_layers:
-      self.look_ahead(hidden_BTD, tokens_BT, position_BT, segment_BT)
+      self.predict_ahead(hidden_BTD, tokens_BT, position_BT, segment_BT)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """[..., D] → float32 [..., V]."""
+    """Applies the language model head: [..., D] → float32 [..., V]."""
     return jnp.matmul(
       hidden, self.head_DV, preferred_element_type=quant.wide(hidden.dtype)
     )
@@ -268,103 +286,66 @@ class Transformer(nn.Module):
     self,
     tokens_BT,
     position_BT,
-    live_BT,
+    valid_BT,
     see_BTS,
     columns,
     column,
-    pages,
-    context: cache.Context,
+    kv_cache,
+    block_tables: cache.BlockTables,
   ):
-    """Continues B rows, whose tokens so far lie in a cache, by T tokens each.
+    """Computes T new tokens per sequence with a KV cache.
+
+    It serves prefill and decoding. The new entries are written to the columns
+    only; cache.flush appends them to the blocks later.
 
     Args:
       tokens_BT: int32.
-      position_BT: int32, the place of each in its row.
-      live_BT: bool; of the others nothing is read.
-      see_BTS: bool, which columns of this call each token sees.
-      columns: By stack, Pages of B: the entries of this call, ...
-      column: ... where the T new ones are written from this column on.
-      pages: By stack: the pool.
-      context: Where the rows' tokens lie in it.
+      position_BT: int32, position of each token in its sequence.
+      valid_BT: bool, False for tokens whose output is not used.
+      see_BTS: bool, the columns of this call that each token attends to.
+      columns: Name of each stack to its columns, a KVCache with B blocks.
+      column: The first of the T columns to write.
+      kv_cache: Name of each stack to its block pool.
+      block_tables: Positions of the sequences are in the pools.
 
     Returns:
       hidden_BTD after the final norm; the columns; and the experts of the
-      tokens, [B, T, L, A], L of the MoE layers, or None without any.
+      tokens, [B, T, L, A] with L the MoE layers, or None without any.
     """
     x_BTD = self.embed(tokens_BT)
-    columns, chosen_BTLA = dict(columns), None
+    columns, expert_BTLA = dict(columns), None
+    extend = _extend_stack if self.scan_layers else _extend_unrolled
     for name, stack, layers in self.stacks:
-      through = _through_blocks if self.apart else _through_stack
-      (x_BTD, columns[name]), chosen_LBTA = through(
+      (x_BTD, columns[name]), expert_LBTA = extend(
         stack,
         layers,
         (x_BTD, columns[name]),
-        pages[name],
-        context,
+        kv_cache[name],
+        block_tables,
         position_BT,
-        live_BT,
+        valid_BT,
         see_BTS,
         column,
       )
-      if chosen_LBTA is not None:
-        chosen_BTLA = jnp.moveaxis(chosen_LBTA, 0, 2)
-    return self.norm(x_BTD), columns, chosen_BTLA
+      if expert_LBTA is not None:
+        expert_BTLA = jnp.moveaxis(expert_LBTA, 0, 2)
+    return self.norm(x_BTD), columns, expert_BTLA
 
 
-def first_look_ahead(model: Transformer, params):
-  """The module that predicts the token after the next, and its parameters."""
+def first_mtp_module(model: Transformer, params):
+  """Returns the MTP module that predicts the token after the next.
+
+  Returns:
+    An unbound MTP module, and its parameters.
+  """
   return (
     MTP(model.config, model.layout, Block),
     jax.tree.map(lambda x: x[0], params['mtp']),
   )
 
 
-def layers_apart(config: ModelConfig, params, of=lambda x, layer: x[layer]):
-  """For a model whose layers are apart: {'moe_layers': {'w': [L, …]}} →
-  {'moe_layers_0': {'w': […]}, …}. Modules that look ahead stay stacked.
-
-  Args:
-    config: The model's.
-    params: Arrays, or what stands for them.
-    of: What belongs to a layer of one of them.
-  """
-  found = dict(params)
-  for name, layers in (
-    ('dense_layers', config.first_k_dense_replace),
-    ('moe_layers', config.num_moe_layers),
-  ):
-    stack = found.pop(name, None)
-    found |= {
-      f'{name}_{layer}': jax.tree.map(partial(of, layer=layer), stack)
-      for layer in range(layers)
-    }
-  return found
-
-
-def as_used(config: ModelConfig, params):
-  """Parameters without the digits that no forward pass reads."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x.astype(used_dtype(config, path[-1].key)), params
-  )
-
-
-def used_dtype(config: ModelConfig, name: str):
-  """Of the parameter whose path ends so: the compute dtype, but that the
-  scales of norms and the routers are float32."""
-  wide = name in ('scale', 'router', 'bias')
-  return jnp.dtype(jnp.float32) if wide else config.compute_dtype
-
-
-STACKS = ('dense_layers', 'moe_layers', 'mtp')
-
-
-def is_stacked(path: str) -> bool:
-  """Whether the parameter at this path has a leading L."""
-  return path.split('/', 1)[0] in STACKS
-
-
 def output_head(model: Transformer, params) -> jax.Array:
-  """[D, V] in the compute dtype: what turns hidden states into logits."""
+  """Returns the language model head, [D, V] in the compute dtype."""
   head = (
     params['embedding'].T
     if model.config.tie_word_embeddings
@@ -373,82 +354,6 @@ def output_head(model: Transformer, params) -> jax.Array:
   return head.astype(model.config.compute_dtype)
 
 
-def last_of(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
-  """Each row's value at its last valid token: a reward model's answer."""
-  T = valid_BT.shape[1]
-  last_B = T - 1 - jnp.argmax(valid_BT[:, ::-1], 1)
-  return jnp.take_along_axis(x_BT, last_B[:, None], 1)[:, 0]
-
-
-def last_scalar(model: Transformer, params, tokens_BT, valid_BT):
-  """What a reward model says of each row.
-
-  Returns:
-    float32 [B], the scalar head's number at the last valid token; and the
-    forward pass's Output.
-  """
-  scalar_BT, out = all_scalars(model, params, tokens_BT, valid_BT)
-  return last_of(scalar_BT, valid_BT), out
-
-
-def all_scalars(model: Transformer, params, tokens_BT, valid_BT):
-  """The scalar head's number at each token, float32 [B, T], and the forward
-  pass's Output."""
-  tokens_BT = model.layout.constrain(tokens_BT, 'BT')
-  out = model.apply(
-    {'params': params},
-    tokens_BT,
-    positions(valid_BT),
-    valid_BT.astype(jnp.int32),
-  )
-  return model.apply({'params': params}, out.hidden_BTD, method='scalars'), out
-
-
 def positions(valid_BT: jax.Array) -> jax.Array:
-  """Place of each token among the valid ones: [0 0 1 1 1] → [0 0 0 1 2]."""
+  """Counts valid tokens from 0 along each row: [0 0 1 1 1] → [0 0 0 1 2]."""
   return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), -1) - 1, 0)
-
-
-def parameter_shapes(model: Transformer):
-  """Boxed shapes: nn.Partitioned leaves that carry the dimension letters.
-
-  They do not depend on the mesh, which may not even divide them.
-  """
-  return _shapes(model.config, model.layout.alone())
-
-
-@lru_cache
-def _shapes(config: ModelConfig, layout: Layout):
-  one = jnp.zeros((1, 1), jnp.int32)
-  init = partial(Transformer(config, layout).init, method='everything')
-  return jax.eval_shape(init, jax.random.key(0), one, one, one)['params']
-
-
-def parameter_shardings(model: Transformer, layout: Layout):
-  """The NamedSharding of every parameter, after checking that it divides."""
-
-  def shard(path, boxed):
-    name = '/'.join(str(getattr(k, 'key', k)) for k in path)
-    layout.check(name, boxed.value.shape, boxed.names)
-    return jax.sharding.NamedSharding(
-      layout.mesh, layout.weight_spec(boxed.names)
-    )
-
-  return jax.tree_util.tree_map_with_path(
-    shard,
-    parameter_shapes(model),
-    is_leaf=lambda x: isinstance(x, nn.Partitioned),
-  )
-
-
-def init_params(model: Transformer, key: jax.Array):
-  """Fresh parameters, made in place on the mesh: plain nested dicts."""
-
-  def make(key):
-    one = jnp.zeros((1, 1), jnp.int32)
-    return nn.meta.unbox(
-      model.init(key, one, one, one, method='everything')['params']
-    )
-
-  shardings = parameter_shardings(model, model.layout)
-  return jax.jit(make, out_shardings=shardings)(key)

@@ -16,7 +16,6 @@ from r1jax.data import scored_text
 from r1jax.data.text import response_formats
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.model import transformer
 from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
 
@@ -77,7 +76,7 @@ class RewardModel:
       scoring.kind, scoring.max_tokens, tokenizer, parser
     )
     self._last_scalar = jax.jit(
-      lambda *inputs: transformer.last_scalar(model, *inputs)[0]
+      lambda *inputs: scoring.sequence_scores(model, *inputs)[0]
     )
 
   def score(

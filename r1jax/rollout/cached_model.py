@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.model import cache
-from r1jax.model.transformer import Transformer, first_look_ahead
+from r1jax.model.transformer import Transformer, first_mtp_module
 
 
 class MTPInput(NamedTuple):
@@ -47,7 +47,7 @@ class CachedModel:
   record_routing: bool
   speculative: bool
 
-  def init_kv_cache(self, num_blocks: int) -> dict[str, cache.Pages]:
+  def init_kv_cache(self, num_blocks: int) -> dict[str, cache.KVCache]:
     """Returns an empty pool of so many blocks for each stack of layers."""
     c = self.model.config
     pool = {
@@ -69,10 +69,10 @@ class CachedModel:
 
   def init_cache(
     self, stack: str, num_blocks: int, block_size: int
-  ) -> cache.Pages:
+  ) -> cache.KVCache:
     """Returns empty blocks for one stack of layers."""
     c = self.model.config
-    return cache.empty(
+    return cache.init(
       self._num_layers()[stack],
       num_blocks,
       c.cache_heads,
@@ -100,11 +100,11 @@ class CachedModel:
     self,
     params,
     kv_cache,
-    context: cache.Context,
+    block_tables: cache.BlockTables,
     inputs: MTPInput,
     position_BT,
     see_BTS,
-    columns: cache.Pages,
+    columns: cache.KVCache,
     column,
   ):
     """Runs the first MTP module on T tokens a row.
@@ -112,7 +112,7 @@ class CachedModel:
     Args:
       params: Parameters of the whole model.
       kv_cache: Block pools by stack.
-      context: Block tables of the rows.
+      block_tables: Block tables of the rows.
       inputs: Tokens and hidden states.
       position_BT: int32 positions; negative ones count as 0.
       see_BTS: bool, columns that each token attends to.
@@ -122,7 +122,7 @@ class CachedModel:
     Returns:
       Hidden states [B, T, D], and the columns with the new entries.
     """
-    module, module_params = first_look_ahead(self.model, params)
+    module, module_params = first_mtp_module(self.model, params)
     return module.apply(
       {'params': module_params},
       inputs.hidden_BTD,
@@ -133,16 +133,16 @@ class CachedModel:
       columns,
       column,
       kv_cache['mtp'],
-      context,
+      block_tables,
       method='extend',
     )
 
-  def flush(self, kv_cache, context, columns, valid_BS, hidden_BSD):
+  def flush(self, kv_cache, block_tables, columns, valid_BS, hidden_BSD):
     """Appends the valid columns of a call to the rows' blocks.
 
     Args:
       kv_cache: Block pools by stack.
-      context: Block tables of the rows.
+      block_tables: Block tables of the rows.
       columns: Entries of this call, by stack.
       valid_BS: bool, columns to append.
       hidden_BSD: The model's hidden state at each column, which the MTP
@@ -151,7 +151,7 @@ class CachedModel:
     return {
       stack: cache.flush(
         kv_cache[stack],
-        context,
+        block_tables,
         columns[stack],
         valid_BS,
         self.model.layout,
@@ -161,6 +161,6 @@ class CachedModel:
     }
 
 
-def num_cached(context: cache.Context) -> jax.Array:
+def num_cached(block_tables: cache.BlockTables) -> jax.Array:
   """Returns the number of tokens of each row that lie in blocks, int32 [B]."""
-  return context.fill_BW.sum(-1)
+  return block_tables.num_tokens_BW.sum(-1)

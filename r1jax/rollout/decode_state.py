@@ -150,7 +150,7 @@ class DecodeState(NamedTuple):
   step: jax.Array
   live_B: jax.Array
   token_B: jax.Array
-  columns: dict[str, cache.Pages]
+  columns: dict[str, cache.KVCache]
   hidden_BSD: jax.Array | None
   seen_BV: jax.Array | None
   mtp_input: MTPInput | None

@@ -19,14 +19,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from r1jax.errors import UserError
-from r1jax.model.transformer import (
-  Transformer,
-  as_used,
-  layers_apart,
+from r1jax.model.parameters import (
+  cast_to_compute,
+  param_compute_dtype,
   parameter_shapes,
   parameter_shardings,
-  used_dtype,
+  unstack_layers,
 )
+from r1jax.model.transformer import Transformer
 from r1jax.records import PromptBatch, Rollout
 from r1jax.rollout import assemble
 from r1jax.rollout.programs import Programs
@@ -162,13 +162,13 @@ class Engine:
     # not depend on the others in its batch.
     self.model = model.clone(
       layout=layout,
-      apart=_pays_apart(model),
+      scan_layers=not _should_unroll(model),
       config=dataclasses.replace(model.config, capacity_factor=0.0),
     )
     self.programs = _programs(self.model, config, record_routing)
     self._shardings = parameter_shardings(model, layout)
-    if self.model.apart:
-      self._shardings = layers_apart(
+    if not self.model.scan_layers:
+      self._shardings = unstack_layers(
         model.config, self._shardings, _layer_sharding
       )
     self._relayout = jax.jit(
@@ -230,10 +230,10 @@ class Engine:
     return self._relayout(params)
 
   def _decoding_params(self, params):
-    params = as_used(self.model.config, params)
-    if not self.model.apart:
+    params = cast_to_compute(self.model.config, params)
+    if self.model.scan_layers:
       return params
-    return layers_apart(self.model.config, params)
+    return unstack_layers(self.model.config, params)
 
   def generate(
     self,
@@ -361,7 +361,7 @@ def memory_per_device(
   # The decoding layout drops axes of the training one and adds none.
   shared = (
     model.config.compute_dtype == jnp.float32
-    and not _pays_apart(model)
+    and not _should_unroll(model)
     and all(
       layout.weight_parts(box.names) == decoding.weight_parts(box.names)
       for box in boxes.values()
@@ -377,7 +377,7 @@ def memory_per_device(
     f'weights as sampled, {dtype}': 0
     if shared
     else weight_bytes(
-      decoding, lambda name: used_dtype(model.config, name).itemsize
+      decoding, lambda name: param_compute_dtype(model.config, name).itemsize
     ),
     'cache': sum(
       math.prod(x.shape)
@@ -407,10 +407,12 @@ def _kv_cache_spec(layout: Layout, x) -> PartitionSpec:
 
 
 _PREFILL_COLUMNS = 64  # Tokens of one row that a prefill call computes.
-_APART_LAYERS = 8  # At most so many layers are unrolled: each is compiled.
+_MAX_UNROLLED_LAYERS = (
+  8  # At most so many layers are unrolled: each is compiled.
+)
 
 
-def _pays_apart(model: Transformer) -> bool:
+def _should_unroll(model: Transformer) -> bool:
   """Whether layers are unrolled instead of scanned.
 
   It pays on a CPU, which multiplies only what it has first copied out of a
@@ -419,7 +421,7 @@ def _pays_apart(model: Transformer) -> bool:
   """
   return (
     model.layout.platform == 'cpu'
-    and model.config.num_hidden_layers <= _APART_LAYERS
+    and model.config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
   )
 
 

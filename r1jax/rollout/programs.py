@@ -44,14 +44,14 @@ class Programs(CachedModel):
     return self.decode_steps * self.tokens_per_step
 
   def prefill(
-    self, params, kv_cache, context: cache.Context, tokens_BT, count_B
+    self, params, kv_cache, block_tables: cache.BlockTables, tokens_BT, count_B
   ):
     """Computes the cache entries of prompt tokens and writes them to blocks.
 
     Args:
       params: Parameters in the decoding layout.
       kv_cache: Block pools by stack.
-      context: Block tables of the rows.
+      block_tables: Block tables of the rows.
       tokens_BT: int32 tokens.
       count_B: int32, number of leading tokens of each row that count.
 
@@ -60,7 +60,7 @@ class Programs(CachedModel):
     """
     B, T = tokens_BT.shape
     live_BT = jnp.arange(T) < count_B[:, None]
-    position_BT = num_cached(context)[:, None] + jnp.arange(T)
+    position_BT = num_cached(block_tables)[:, None] + jnp.arange(T)
     see_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
     columns = self.init_columns(B, T)
     hidden_BTD, columns, experts_BTLA = self.apply(
@@ -72,25 +72,27 @@ class Programs(CachedModel):
       columns,
       0,
       kv_cache,
-      context,
+      block_tables,
       method='extend',
     )
     if self.speculative:
-      before_BD = cache.last_hidden(kv_cache['mtp'], context, self.model.layout)
+      before_BD = cache.last_hidden(
+        kv_cache['mtp'], block_tables, self.model.layout
+      )
       before_BTD = jnp.concatenate([before_BD[:, None], hidden_BTD[:, :-1]], 1)
       # The very first token has no hidden state before it.
       has_state_BT = position_BT > 0
       _, columns['mtp'] = self.apply_mtp(
         params,
         kv_cache,
-        context,
+        block_tables,
         MTPInput(tokens_BT, before_BTD, live_BT & has_state_BT),
         position_BT - 1,
         see_BTS & has_state_BT[:, None] | jnp.eye(T, dtype=bool),
         columns['mtp'],
         0,
       )
-    kv_cache = self.flush(kv_cache, context, columns, live_BT, hidden_BTD)
+    kv_cache = self.flush(kv_cache, block_tables, columns, live_BT, hidden_BTD)
     if not self.record_routing:
       return kv_cache, None
     return kv_cache, experts_BTLA.astype(jnp.uint16)
@@ -99,7 +101,7 @@ class Programs(CachedModel):
     self,
     params,
     kv_cache,
-    context: cache.Context,
+    block_tables: cache.BlockTables,
     metadata: SamplingMetadata,
     token_B,
     num_top_logprobs: int,
@@ -109,7 +111,7 @@ class Programs(CachedModel):
     Args:
       params: Parameters in the decoding layout.
       kv_cache: Block pools by stack.
-      context: Block tables of the rows.
+      block_tables: Block tables of the rows.
       metadata: Sampling parameters.
       token_B: int32, last token of each sequence, which is fed first.
       num_top_logprobs: O, see sampling.sample_tokens.
@@ -123,29 +125,34 @@ class Programs(CachedModel):
 
     def step(state: DecodeState):
       return self._decode_step(
-        params, kv_cache, context, metadata, num_top_logprobs, state
+        params, kv_cache, block_tables, metadata, num_top_logprobs, state
       )
 
     state = jax.lax.while_loop(
       unfinished,
       step,
       self._initial_state(
-        kv_cache, context, metadata, token_B, num_top_logprobs
+        kv_cache, block_tables, metadata, token_B, num_top_logprobs
       ),
     )
     columns = state.columns
     if self.speculative:  # The MTP module reads what the last pass accepted.
-      _, mtp_columns = self._draft_logits(params, kv_cache, context, state)
+      _, mtp_columns = self._draft_logits(params, kv_cache, block_tables, state)
       columns = columns | {
         'mtp': jax.tree.map(lambda x: x[..., 1:-1, :], mtp_columns)
       }
     kv_cache = self.flush(
-      kv_cache, context, columns, state.output.valid_BS, state.hidden_BSD
+      kv_cache, block_tables, columns, state.output.valid_BS, state.hidden_BSD
     )
     return kv_cache, state.output
 
   def _initial_state(
-    self, kv_cache, context, metadata: SamplingMetadata, token_B, num_top: int
+    self,
+    kv_cache,
+    block_tables,
+    metadata: SamplingMetadata,
+    token_B,
+    num_top: int,
   ) -> DecodeState:
     B, S = token_B.shape[0], self.tokens_per_call
     state = DecodeState(
@@ -163,8 +170,10 @@ class Programs(CachedModel):
     if not self.speculative:
       return state
     D, dtype = self.model.config.hidden_size, self.model.config.compute_dtype
-    last_BD = cache.last_hidden(kv_cache['mtp'], context, self.model.layout)
-    has_state_B, none_B = num_cached(context) > 0, jnp.zeros(B, bool)
+    last_BD = cache.last_hidden(
+      kv_cache['mtp'], block_tables, self.model.layout
+    )
+    has_state_B, none_B = num_cached(block_tables) > 0, jnp.zeros(B, bool)
     return state._replace(
       columns=state.columns | {'mtp': self.init_cache('mtp', B, S + 2)},
       hidden_BSD=jnp.zeros((B, S, D), dtype),
@@ -179,7 +188,7 @@ class Programs(CachedModel):
     self,
     params,
     kv_cache,
-    context,
+    block_tables,
     metadata: SamplingMetadata,
     num_top: int,
     state: DecodeState,
@@ -192,7 +201,7 @@ class Programs(CachedModel):
     columns = state.columns
     if self.speculative:
       logits_BV, mtp_columns = self._draft_logits(
-        params, kv_cache, context, state
+        params, kv_cache, block_tables, state
       )
       columns = columns | {'mtp': mtp_columns}
       draft = speculative.propose_draft(
@@ -210,13 +219,13 @@ class Programs(CachedModel):
     hidden_BTD, columns, experts_BTLA = self.apply(
       params,
       fed_BT,
-      (num_cached(context) + generated_B)[:, None] + jnp.arange(T),
+      (num_cached(block_tables) + generated_B)[:, None] + jnp.arange(T),
       live_BT,
       see_BTS,
       columns,
       column,
       kv_cache,
-      context,
+      block_tables,
       method='extend',
     )
     logits_BTV = self.apply(params, hidden_BTD, method='logits')
@@ -313,7 +322,7 @@ class Programs(CachedModel):
       token_B=token_B,
     )
 
-  def _draft_logits(self, params, kv_cache, context, state: DecodeState):
+  def _draft_logits(self, params, kv_cache, block_tables, state: DecodeState):
     """Runs the MTP module on the tokens that it has not read yet.
 
     The MTP entry of a token lies one column after the token's column in the
@@ -329,7 +338,7 @@ class Programs(CachedModel):
       self.tokens_per_call,
       state.output.valid_BS,
     )
-    column, start_B = state.step * T, num_cached(context)
+    column, start_B = state.step * T, num_cached(block_tables)
     position_BT = (start_B + valid_BS.sum(-1) - 2)[:, None] + jnp.arange(T)
     # The very first token has no hidden state before it, and so no entry.
     first_BS = (jnp.arange(S) == 0) & (start_B == 0)[:, None]
@@ -338,7 +347,7 @@ class Programs(CachedModel):
     hidden_BTD, columns = self.apply_mtp(
       params,
       kv_cache,
-      context,
+      block_tables,
       state.mtp_input,
       position_BT,
       before_BTS | own_TS,

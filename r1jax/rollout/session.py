@@ -131,11 +131,11 @@ class Session:
           tokens = job.tokens[job.num_computed : job.num_computed + T]
           tokens_BT[b, : len(tokens)], count_B[b] = tokens, len(tokens)
       self.prefilled_tokens += int(count_B.sum())
-      context = self._context(
+      block_tables = self._block_tables(
         [job and _prefill_table(job, block_size) for job in rows]
       )
       self._kv_cache, experts_BTLA = self._engine.prefill(
-        self._params, self._kv_cache, context, tokens_BT, count_B
+        self._params, self._kv_cache, block_tables, tokens_BT, count_B
       )
       if experts_BTLA is not None:
         experts_BTLA = np.asarray(experts_BTLA)
@@ -166,7 +166,7 @@ class Session:
     self._kv_cache, output = engine.decode(
       self._params,
       self._kv_cache,
-      self._context(
+      self._block_tables(
         [
           seq
           and (seq.blocks, [b.num_tokens for b in seq.blocks], seq.next_slot)
@@ -181,7 +181,7 @@ class Session:
     )
     return jax.tree.map(np.asarray, output)
 
-  def _context(self, tables) -> cache.Context:
+  def _block_tables(self, tables) -> cache.BlockTables:
     """Builds the block table of a batch.
 
     Args:
@@ -189,14 +189,18 @@ class Session:
         slot of its next token; None for an empty row.
     """
     B, W = len(tables), self._engine.max_blocks_per_seq
-    table_BW, fill_BW = np.zeros((2, B, W), np.int32)
-    next_B = np.zeros(B, np.int32)
+    block_id_BW, num_tokens_BW = np.zeros((2, B, W), np.int32)
+    next_slot_B = np.zeros(B, np.int32)
     for b, table in enumerate(tables):
       if table:
-        blocks, num_tokens, next_B[b] = table
-        table_BW[b, : len(blocks)] = [block.block_id for block in blocks]
-        fill_BW[b, : len(blocks)] = num_tokens
-    return cache.Context(table_BW=table_BW, fill_BW=fill_BW, next_B=next_B)
+        blocks, num_tokens, next_slot_B[b] = table
+        block_id_BW[b, : len(blocks)] = [block.block_id for block in blocks]
+        num_tokens_BW[b, : len(blocks)] = num_tokens
+    return cache.BlockTables(
+      block_id_BW=block_id_BW,
+      num_tokens_BW=num_tokens_BW,
+      next_slot_B=next_slot_B,
+    )
 
   def _append_output(
     self, seq: RunningSequence, b: int, output: DecodeOutput

@@ -14,7 +14,7 @@ from r1jax.checkpoints import weights
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError, unknown
-from r1jax.model import transformer
+from r1jax.model import parameters
 from r1jax.runs import lineage
 from r1jax.runs.workdir import Workdir, compare
 from r1jax.stages import (
@@ -166,7 +166,7 @@ def _pretrained(
     else:
       stage.run(
         directory,
-        transformer.init_params(parts.model, jax.random.key(config.seed)),
+        parameters.init_params(parts.model, jax.random.key(config.seed)),
         about,
       )
   if not kept.exists():
@@ -198,7 +198,7 @@ def _copy(source: Path, target: Path):
 def base_params(config: ml_collections.ConfigDict, parts: build.Parts):
   """The parameters that config.init names, when no stage makes them."""
   if config.init == 'random':
-    return transformer.init_params(parts.model, jax.random.key(config.seed))
+    return parameters.init_params(parts.model, jax.random.key(config.seed))
   _check_init(config)
   return weights.load(build.init_file(config), parts.model, new_scalar=True)
 
@@ -245,7 +245,7 @@ def trained_params(
       return weights.load(final, parts.model)
     if stage is rl.RL and (place / stage.name / 'checkpoints').exists():
       base = jax.eval_shape(
-        lambda: transformer.init_params(parts.model, jax.random.key(0))
+        lambda: parameters.init_params(parts.model, jax.random.key(0))
       )
       params = rl.RL(config, parts).latest(place / stage.name, base)
       if params is not None:

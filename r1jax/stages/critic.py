@@ -16,7 +16,7 @@ from r1jax.algos import common, gae
 from r1jax.checkpoints import convert, weights
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.errors import UserError
-from r1jax.model import transformer
+from r1jax.model import parameters
 from r1jax.model.config import RUN_DEFAULTS, ModelConfig
 from r1jax.model.moe import LoadBalancing
 from r1jax.model.transformer import Transformer
@@ -144,7 +144,7 @@ class Own(_Valued):
   def target(self):
     shapes = jax.tree.map(
       lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
-      transformer.parameter_shapes(self._model),
+      parameters.parameter_shapes(self._model),
       is_leaf=lambda x: hasattr(x, 'names'),
     )
     return train_state.abstract(shapes, self._tx, self._layout)

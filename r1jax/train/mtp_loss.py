@@ -55,7 +55,7 @@ def mtp_loss(
     The loss without λ, and the routing of the modules' MoE layers.
   """
   hidden_ZBTD, routing = model.apply(
-    {'params': params}, hidden_BTD, *inputs, method='look_ahead'
+    {'params': params}, hidden_BTD, *inputs, method='predict_ahead'
   )
   head, depth = (
     output_head(model, params),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import prm
-from r1jax.model import moe, transformer
+from r1jax.model import moe, scoring
 from r1jax.model.transformer import Transformer
 from r1jax.records import StepLabelBatch
 from r1jax.train.make_step import LossOutput, make_step, num_rows
@@ -23,7 +23,7 @@ def probabilities(model: Transformer) -> Callable:
   @jax.jit
   def probability(params, tokens_BT, valid_BT):
     return jax.nn.sigmoid(
-      transformer.all_scalars(model, params, tokens_BT, valid_BT)[0]
+      scoring.token_scores(model, params, tokens_BT, valid_BT)[0]
     )
 
   return probability
@@ -39,7 +39,7 @@ def process_reward_model(
 
   def loss_fn(params, batch: StepLabelBatch, totals) -> LossOutput:
     total_weight, total_rows = totals
-    score_BT, out = transformer.all_scalars(
+    score_BT, out = scoring.token_scores(
       model, params, batch.tokens_BT, batch.valid_BT
     )
     loss, metrics = prm.loss(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import reward_model as losses
-from r1jax.model import moe, transformer
+from r1jax.model import moe, scoring
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch
 from r1jax.train.make_step import LossOutput, constrain, make_step, num_rows
@@ -20,7 +20,7 @@ def scores(model: Transformer) -> Callable:
   @jax.jit
   def score(params, batch: PairBatch | LabelledBatch):
     batch = constrain(model, batch)
-    return transformer.last_scalar(
+    return scoring.sequence_scores(
       model, params, batch.tokens_BT, batch.valid_BT
     )[0]
 
@@ -52,7 +52,7 @@ def reward_model(
 
   def loss_fn(params, batch, totals) -> LossOutput:
     total_weight, total_rows = totals
-    score_B, out = transformer.last_scalar(
+    score_B, out = scoring.sequence_scores(
       model, params, batch.tokens_BT, batch.valid_BT
     )
     loss, metrics = score_loss(score_B, batch, total_weight)

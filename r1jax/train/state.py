@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.model import transformer
+from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
 from r1jax.train.optimizer import Optimizer
 
@@ -35,10 +35,10 @@ def create(params, tx: Optimizer) -> TrainState:
 def shardings(model: Transformer, tx: Optimizer):
   """Returns a TrainState of NamedShardings; moments follow their weights."""
   layout = model.layout
-  of_params = transformer.parameter_shardings(model, layout)
+  of_params = parameters.parameter_shardings(model, layout)
   params = jax.tree.map(
     lambda box: box.value,
-    transformer.parameter_shapes(model),
+    parameters.parameter_shapes(model),
     is_leaf=lambda x: hasattr(x, 'names'),
   )
   abstract = jax.eval_shape(lambda p: create(p, tx), params)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from r1jax.algos import gae, policy_loss
 from r1jax.model import moe
-from r1jax.model.transformer import Transformer, last_of
+from r1jax.model.scoring import last_valid
+from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
 from r1jax.train.make_step import (
   LossOutput,
@@ -138,5 +139,5 @@ def _values(model: Transformer, params, hidden_BTD, rollout: Rollout):
   before_BT = jnp.pad(scalar_BT[:, :-1], ((0, 0), (1, 0)))
   return (
     jnp.where(rollout.mask_BT, before_BT, 0.0),
-    last_of(scalar_BT, rollout.valid_BT),
+    last_valid(scalar_BT, rollout.valid_BT),
   )

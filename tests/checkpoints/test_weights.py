@@ -9,7 +9,7 @@ import pytest
 from r1jax.checkpoints import weights
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
-from r1jax.model import transformer
+from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
 from tests.conftest import one_device, small_config
 
@@ -18,7 +18,7 @@ def _saved(path, with_metadata: bool):
   config = small_config()
   params = jax.tree.map(
     lambda box: np.zeros(box.value.shape, np.float32),
-    transformer.parameter_shapes(Transformer(config, one_device())),
+    parameters.parameter_shapes(Transformer(config, one_device())),
     is_leaf=lambda x: hasattr(x, 'names'),
   )
   metadata = {'config': flatten({'model': dataclasses.asdict(config)})}

@@ -34,13 +34,13 @@ from tests.conftest import (
   ids=['mla', 'gqa', 'mla in fp8', 'gqa in fp8', 'mqa'],
 )
 def test_cached_decoding_equals_the_full_forward(config):
-  """Token by token over pages of three, rows of different lengths."""
+  """Decodes token by token with blocks of three, at different lengths."""
   model, params = make(config)
   rng = np.random.default_rng(0)
   prompts = [rng.integers(0, 32, n) for n in (1, 3, 4, 9)]
   after = rng.integers(0, 32, (len(prompts), 7))
   got = continued(model, params, prompts, after)
-  rows = np.zeros((len(prompts), 16), int)  # What follows a row is not seen.
+  rows = np.zeros((len(prompts), 16), int)  # Causality hides the padding.
   for row, prompt, rest in zip(rows, prompts, after):
     row[: len(prompt) + 7] = np.concatenate([prompt, rest])
   want = forward(model, params, rows)
@@ -51,7 +51,7 @@ def test_cached_decoding_equals_the_full_forward(config):
 
 
 def test_the_cache_holds_what_the_config_says():
-  """MLA: C + R numbers a token and layer, and nothing more."""
+  """MLA caches C + R numbers per token and layer."""
   for config in (small_config(), dense_config()):
     model, _ = make(config)
     engine = Engine(
@@ -74,7 +74,7 @@ def test_the_cache_holds_what_the_config_says():
   ids=['mla', 'gqa'],
 )
 def test_an_8_bit_cache_is_near(config, worst):
-  """Within a part of its largest number, an entry is off by 1 / 254."""
+  """An entry is off by at most 1 / 254 of the largest number of its part."""
   model, params = make(config)
   rng = np.random.default_rng(1)
   prompts, after = [rng.integers(0, 32, 6)] * 2, rng.integers(0, 32, (2, 8))
@@ -87,8 +87,8 @@ def test_an_8_bit_cache_is_near(config, worst):
   assert {x.entry_LYKSX.dtype for x in pages.values()} == {jnp.dtype('int8')}
 
 
-def test_a_whole_cache_in_pages_equals_one_page():
-  """Where a page ends, or a call, does not change what is seen."""
+def test_many_blocks_equal_one_block():
+  """Logits do not depend on the block size or on the length of a call."""
   model, params = make(small_config())
   rng = np.random.default_rng(2)
   prompts, after = [rng.integers(0, 32, 11)] * 3, rng.integers(0, 32, (3, 6))
@@ -123,7 +123,7 @@ def test_a_wrong_attention_is_named(changes, message):
 
 
 def _attend_and_gradients(kernel, heads, kv_heads, tokens, layout):
-  """Packed segments; the last token of the second row is padding."""
+  """Segments are packed; the last token of the second row is padding."""
   rng = np.random.default_rng(0)
 
   def draw(n, width):
@@ -152,7 +152,7 @@ def _attend_and_gradients(kernel, heads, kv_heads, tokens, layout):
   ],
 )
 def test_a_fused_kernel_equals_the_plain_one(kernel, heads, kv_heads, tokens):
-  """Lengths that are no whole tile, shared keys; value and gradients."""
+  """Tests outputs and gradients for partial tiles and shared keys."""
   shape = heads, kv_heads, tokens, one_device()
   for plain, fused in zip(
     _attend_and_gradients('plain', *shape),
@@ -162,7 +162,7 @@ def test_a_fused_kernel_equals_the_plain_one(kernel, heads, kv_heads, tokens):
 
 
 def test_the_fused_kernel_of_a_gpu_compiles_to_triton():
-  """For MLA's true widths: what interpretation here cannot tell."""
+  """Compiles for MLA's real head widths, which interpretation does not."""
   shapes = [
     jax.ShapeDtypeStruct((1, 2, 300, width), jnp.bfloat16)
     for width in (192, 192, 128)
@@ -197,7 +197,7 @@ def test_a_device_gets_its_own_kernel(platform, dtype, kernel):
 
 
 def test_a_fused_kernel_loops_over_rows_and_blocks(monkeypatch):
-  """Seven blocks of at most 16 columns, one row at a time."""
+  """Tests seven blocks of at most 16 tokens, one row at a time."""
   shape = 4, 2, 100, one_device()
   want = _attend_and_gradients('plain', *shape)
   monkeypatch.setattr(kernels, '_BLOCK', 16)

@@ -1,4 +1,4 @@
-"""The whole model's gradient against finite differences, in float64."""
+"""The model's gradients against finite differences, in float64."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ _SEGMENT = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]])
   ids=['v3', 'dense'],
 )
 def test_gradient_equals_finite_differences(config):
-  """Along a random direction for each parameter."""
+  """Compares directional derivatives, in a random direction per parameter."""
   with jax.enable_x64(True):
     _check(config(dtype='float64'))
 
@@ -40,7 +40,7 @@ def _check(config):
     total += sum(jnp.sum(r.aux_loss) for r in out.routing.values())
     if config.num_nextn_predict_layers:
       ahead, _ = model.apply(
-        {'params': params}, out.hidden_BTD, *inputs, method='look_ahead'
+        {'params': params}, out.hidden_BTD, *inputs, method='predict_ahead'
       )
       total += jnp.sum(jnp.sin(ahead))
     return total
@@ -58,7 +58,7 @@ def _check(config):
   checked = 0
   for i, (name, leaf, slope) in enumerate(zip(names, leaves, slopes)):
     if 'bias' in name and 'ffn' in name:
-      assert not np.asarray(slope).any()  # It selects, and nothing else.
+      assert not np.asarray(slope).any()  # The routing bias only selects.
       continue
     direction = rng.normal(size=leaf.shape)
     step = 1e-6

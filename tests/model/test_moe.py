@@ -69,7 +69,7 @@ def test_a_wrong_architecture_is_named(changes, message):
 
 
 def test_softmax_routing_is_that_of_v2():
-  """Groups by their best expert; gates neither biased nor normalised."""
+  """V2 ranks groups by their best expert and does not normalize gates."""
   config = small_config(
     scoring_func='softmax',
     group_scoring='max',
@@ -91,7 +91,7 @@ def test_softmax_routing_is_that_of_v2():
 
 
 def test_the_balance_loss_equals_numpy_and_ignores_padding():
-  """V3 eq. 17–20, by loops."""
+  """Compares with V3 eq. 17–20 in loops."""
   rng = np.random.default_rng(0)
   B, T, E, A = 3, 7, 6, 2
   affinity = rng.uniform(0.1, 0.9, (B, T, E)).astype(np.float32)
@@ -130,7 +130,7 @@ _ONE_LAYER = dict(
 
 
 def _moe_layer(shape, **changes):
-  """One MoE layer's output, gradients and routing, on a mesh."""
+  """Computes output, gradients and routing of one MoE layer on a mesh."""
   config = small_config(**_ONE_LAYER, **changes)
   mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
   module = moe.MoE(config, Layout(mesh))
@@ -167,7 +167,7 @@ def _moe_layer(shape, **changes):
 )
 @pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
 def test_expert_parallelism_is_exact(shape, dispatch):
-  """Output, load and every gradient, where the experts are elsewhere."""
+  """Output, load and all gradients agree when experts are sharded."""
   want = _moe_layer(dict(data=1), moe_dispatch=dispatch)
   got = _moe_layer(shape, moe_dispatch=dispatch)
   assert got[1].dropped == 0
@@ -179,7 +179,7 @@ def test_expert_parallelism_is_exact(shape, dispatch):
 
 
 def test_a_capacity_drops_and_counts():
-  """Room for one pair a device: the rest is lost, counted, and not NaN."""
+  """With a capacity of one pair per device the rest is dropped and counted."""
   exact, _, _ = _moe_layer(dict(expert=4))
   y, routing, grads = _moe_layer(dict(expert=4), capacity_factor=0.3)
   assert routing.dropped > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.model import mtp
-from r1jax.model.transformer import last_of
+from r1jax.model.scoring import last_valid
 from tests.conftest import make, small_config
 from tests.reference import transformer as oracle
 
@@ -33,16 +33,16 @@ def test_every_module_equals_the_numpy_oracle(depth):
       _TOKENS,
       _POSITION,
       _SEGMENT,
-      method='look_ahead',
+      method='predict_ahead',
     )
 
   hidden_ZBTD, routing = run(params)
   params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  want = oracle.look_ahead(
+  want = oracle.predict_ahead(
     params64, _TOKENS[0], _POSITION[0], _SEGMENT[0], config
   )
   for k in range(depth):
-    # The last k + 1 places of the row have no token to look at.
+    # The last k + 1 positions of the row have no token ahead.
     np.testing.assert_allclose(
       hidden_ZBTD[k, 0, : -k - 1], want[k][: -k - 1], atol=2e-4
     )
@@ -61,8 +61,8 @@ def test_targets_end_with_their_document():
   np.testing.assert_array_equal(counts, np.zeros((1, 6)))
 
 
-def test_look_ahead_sees_the_next_token_and_no_more():
-  """Module 1 at place i reads tokens up to i + 1."""
+def test_mtp_sees_the_next_token_and_no_more():
+  """Module 1 at position i depends on tokens up to i + 1 only."""
   model, params = make(small_config(num_nextn_predict_layers=1))
 
   @jax.jit
@@ -75,7 +75,7 @@ def test_look_ahead_sees_the_next_token_and_no_more():
       tokens,
       position,
       segment,
-      method='look_ahead',
+      method='predict_ahead',
     )[0][0, 0]
 
   changed = _TOKENS.copy()
@@ -88,7 +88,7 @@ def test_look_ahead_sees_the_next_token_and_no_more():
 def test_a_reward_is_read_at_the_last_token():
   x = jnp.arange(8.0).reshape(2, 4)
   valid = jnp.array([[0, 1, 1, 0], [1, 1, 1, 1]], bool)
-  np.testing.assert_array_equal(last_of(x, valid), [2, 7])
+  np.testing.assert_array_equal(last_valid(x, valid), [2, 7])
 
 
 def test_the_scalar_head_is_one_number_a_token():

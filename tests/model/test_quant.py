@@ -1,4 +1,4 @@
-"""FP8 products against NumPy, group by group, on either path and any mesh."""
+"""FP8 products against NumPy: native and simulated, on several meshes."""
 
 from functools import partial
 import re
@@ -20,7 +20,7 @@ _RNG = np.random.default_rng(0)
 
 
 def _round(group):
-  """One group of numbers under one scale, in NumPy."""
+  """Rounds one group of numbers under one scale, in NumPy."""
   scale = np.float32(np.abs(group).max() / 448) or np.float32(1)
   return (group / scale).astype(ml_dtypes.float8_e4m3fn).astype(
     np.float32
@@ -46,17 +46,17 @@ def _blocks(w):
 
 
 def _draw(*shape):
-  """Rows and columns of very different sizes: scales matter."""
+  """Draws rows and columns of very different magnitudes."""
   size = 10.0 ** _RNG.uniform(-3, 3, shape[-1])
   return (_RNG.normal(size=shape) * size).astype(np.float32)
 
 
-# Sizes that are whole tiles, that are none, and some smaller than one.
+# Whole tiles, partial tiles, and sizes below one tile.
 _SHAPES = [(150, 200, 130), (256, 128, 384), (1, 300, 7), (129, 5, 128)]
 
 
 def _gradients(multiply, units, x, w, dy):
-  """y, dx and dw of a product, jitted."""
+  """Computes y, dx and dw of a product under jit."""
 
   @jax.jit
   def run(x, w, dy):
@@ -104,7 +104,7 @@ def test_an_fp8_unit_computes_what_is_simulated(T, D, F):
 
 
 def _dots(jaxpr):
-  """Every dot_general of a jaxpr and of those within it."""
+  """Yields every dot_general of a jaxpr and of its sub-jaxprs."""
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
       yield eqn
@@ -113,7 +113,7 @@ def _dots(jaxpr):
 
 
 def test_what_an_fp8_unit_multiplies_is_e4m3():
-  """Three products of one stretch each; no dequantised copy among operands."""
+  """There are three products of one chunk each, and no dequantized operand."""
 
   @jax.jit
   def run(x, w, dy):
@@ -147,7 +147,7 @@ def test_what_an_fp8_unit_multiplies_is_e4m3():
 
 
 def test_simulated_products_are_of_float32():
-  """Operands are not rounded once more, as TPUs and GPUs do by default."""
+  """Operands are not rounded again, as TPUs and GPUs do by default."""
   args = _draw(150, 200), _draw(200, 130), _draw(150, 130)
   traced = jax.make_jaxpr(partial(_gradients, jnp.matmul, None))(*args)
   dots = list(_dots(traced.jaxpr))
@@ -183,14 +183,14 @@ def test_which_devices_have_an_fp8_unit(platform, kind, capability, want):
 
 @pytest.fixture(params=[False, True], ids=['simulated', 'native'])
 def native(request, monkeypatch):
-  """As if the devices had FP8 units, and as if they had none."""
+  """Pretends that the devices have FP8 units, or that they have none."""
   monkeypatch.setattr(quant, 'has_unit', lambda device: request.param)
   return request.param
 
 
 @pytest.mark.parametrize('B, T', [(4, 150), (3, 131)], ids=['split', 'whole'])
 def test_eight_devices_make_the_tiles_of_one(native, B, T):
-  """Tiles along tokens end with a row, wherever the row lies."""
+  """Tiles along tokens end with a row, on every device."""
   x, w, dy = _draw(B, T, 200), _draw(200, 2, 70), _draw(B, T, 2, 70)
   mesh = Layout(make_mesh({'fsdp': 2, 'tensor': 2, 'expert': 2}))
 
@@ -205,7 +205,7 @@ def test_eight_devices_make_the_tiles_of_one(native, B, T):
   _assert_same_terms(
     on_mesh(x, w, dy), compiled(one_device())(x, w, dy), x, w, dy
   )
-  # A loop over stretches waits for nobody.
+  # The loop over chunks does not communicate.
   loops = on_mesh.as_text().split('\nENTRY')[0]
   assert not native or not re.search(r' (all-|collective-|reduce-sc)', loops)
 
@@ -284,7 +284,7 @@ def test_grouped_products_round_each_experts_weight(dispatch, native):
     return (_tiles(hidden, 1) @ _blocks(down[e]))[0]
 
   want = np.stack([one(x[r], e) for r, e in enumerate(expert[:, 0])])
-  # Roundings of the hidden layer may fall apart by the last bit of a float32.
+  # Roundings of the hidden layer may differ by the last bit of a float32.
   close = np.isclose(got, want, rtol=1e-4, atol=1e-4 * want.std())
   assert close.mean() > 0.99
 
@@ -295,7 +295,7 @@ def test_grouped_products_round_each_experts_weight(dispatch, native):
   ids=['mla', 'gqa'],
 )
 def test_a_model_in_fp8_is_near_and_not_the_same(config):
-  """Without routing: another choice of experts is no small difference."""
+  """Only dense models are compared, since routing amplifies differences."""
   tokens = _RNG.integers(0, 32, (2, 9))
   model, params = make(config())
   exact = forward(model, params, tokens)

@@ -62,7 +62,7 @@ def test_packed_documents_do_not_meet():
 
 
 def test_layers_are_scanned():
-  """The program does not grow with depth."""
+  """The size of the program does not grow with depth."""
 
   def size(layers):
     model, params = make(small_config(num_hidden_layers=layers))

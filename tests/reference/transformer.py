@@ -21,7 +21,7 @@ def softmax(x):
 
 
 def rope(x, position, theta):
-  """Complex rotation of adjacent pairs."""
+  """Rotates adjacent pairs as complex numbers."""
   half = len(x) // 2
   z = x[0::2] + 1j * x[1::2]
   z = z * np.exp(1j * position * theta ** (-2.0 * np.arange(half) / len(x)))
@@ -31,7 +31,7 @@ def rope(x, position, theta):
 
 
 def mla(p, x_TD, position_T, segment_T, config):
-  """V3 eq. 1–11 for one sequence."""
+  """Computes V3 eq. 1–11 for one sequence."""
   c = config
   T, C, H = len(x_TD), c.kv_lora_rank, c.qk_nope_head_dim
   queries, keys, values = [], [], []
@@ -77,7 +77,7 @@ def swiglu(p, x):
 
 
 def route(affinity_E, bias_E, config):
-  """V3 eq. 12–16: the chosen experts and their gate weights."""
+  """Computes V3 eq. 12–16: the chosen experts and their gating weights."""
   c = config
   biased = affinity_E + bias_E
   per_group = c.n_routed_experts // c.n_group
@@ -116,7 +116,7 @@ def block(p, x_TD, position_T, segment_T, dense, config):
 
 
 def hidden(params, tokens_T, position_T, segment_T, config):
-  """The states after the final norm: [T, D]."""
+  """Computes the hidden states after the final norm, [T, D]."""
   c = config
   x_TD = params['embedding'][tokens_T]
   for layer in range(c.num_hidden_layers):
@@ -130,14 +130,14 @@ def hidden(params, tokens_T, position_T, segment_T, config):
 
 
 def logits(params, tokens_T, position_T, segment_T, config):
-  """The whole model for one sequence: [T, V]."""
+  """Computes the logits of one sequence, [T, V]."""
   return (
     hidden(params, tokens_T, position_T, segment_T, config) @ params['head']
   )
 
 
-def look_ahead(params, tokens_T, position_T, segment_T, config):
-  """V3 eq. 21–23: the normed state of each module, [T, D] each.
+def predict_ahead(params, tokens_T, position_T, segment_T, config):
+  """Computes V3 eq. 21–23: the normed state of each MTP module, [T, D].
 
   Beyond the end of the row token 0 stands in; what comes of it is not used.
   """

@@ -10,7 +10,8 @@ import sys
 import jax
 import numpy as np
 
-from r1jax.model.transformer import Transformer, init_params
+from r1jax.model.parameters import init_params
+from r1jax.model.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.model import cache, transformer
-from r1jax.model.transformer import Transformer, parameter_shardings
+from r1jax.model import cache, parameters, transformer
+from r1jax.model.parameters import parameter_shardings
+from r1jax.model.transformer import Transformer
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch
 from r1jax.rollout import engine as engine_file
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -130,8 +131,9 @@ def test_rows_that_attend_some_after_others_sample_the_same(small, monkeypatch):
     for n in range(6)
   ]
   want = engine.run(params, requests)
-  monkeypatch.setattr(cache, '_ROWS_TOGETHER', 2)
-  monkeypatch.setattr(cache, '_SPAN_TOKENS', (4, 4))
+  monkeypatch.setattr(cache, '_MAX_CPU_ROWS', 2)
+  monkeypatch.setattr(cache, '_MIN_STRIDE_TOKENS', 4)
+  monkeypatch.setattr(cache, '_MAX_STRIDE_TOKENS', 4)
   got = Engine(model, _SIZES).run(params, requests)
   assert [c.tokens for c in got] == [c.tokens for c in want]
   np.testing.assert_allclose(
@@ -141,15 +143,15 @@ def test_rows_that_attend_some_after_others_sample_the_same(small, monkeypatch):
   )
 
 
-def test_layers_apart_sample_what_a_stack_does(small, monkeypatch):
-  """Few layers are taken apart on a processor; deep models stay scanned."""
+def test_unrolled_layers_sample_what_scanned_layers_do(small, monkeypatch):
+  """Few layers are unrolled on CPU; deep models stay scanned."""
   model, params, engine = small
-  assert engine.model.apart
+  assert not engine.model.scan_layers
   monkeypatch.setattr(
-    engine_file, '_APART_LAYERS', model.config.num_hidden_layers - 1
+    engine_file, '_MAX_UNROLLED_LAYERS', model.config.num_hidden_layers - 1
   )
   stacked = Engine(model, _SIZES)
-  assert not stacked.model.apart
+  assert stacked.model.scan_layers
   want = _three(stacked, params, jax.random.key(5))
   got = _three(engine, params, jax.random.key(5))
   np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
@@ -445,13 +447,15 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   }
   got = _three(engine, params, jax.random.key(1))
   with monkeypatch.context() as patched:
-    patched.setattr(engine_file, 'as_used', lambda config, params: params)
+    patched.setattr(
+      engine_file, 'cast_to_compute', lambda config, params: params
+    )
     want = _three(Engine(model, _SIZES), params, jax.random.key(1))
   jax.tree.map(np.testing.assert_array_equal, got, want)
   logp_BT = policy_step.token_logps(model, 1.0, 5)(params, got)
   assert 0 < np.abs(got.logp_BT - logp_BT)[got.mask_BT].mean() < 0.03
   # What is as it should be is not copied.
-  monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
+  monkeypatch.setattr(engine_file, '_MAX_UNROLLED_LAYERS', 0)
   stacked = Engine(model, _SIZES)
   laid = stacked.prepare_params(params)
   assert stacked.prepare_params(laid) is laid
@@ -597,7 +601,7 @@ def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
     }
   layout = Layout(make_mesh(mesh))
   model = Transformer(config, layout)
-  params = transformer.init_params(model, jax.random.key(0))
+  params = parameters.init_params(model, jax.random.key(0))
   engine = Engine(model, _SIZES)
   trained, sampled, pool = (
     sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
@@ -612,7 +616,7 @@ def test_weights_that_are_sampled_as_they_are_trained_count_once(
   small, monkeypatch
 ):
   model, params, _ = small
-  monkeypatch.setattr(engine_file, '_APART_LAYERS', 0)
+  monkeypatch.setattr(engine_file, '_MAX_UNROLLED_LAYERS', 0)
   assert Engine(model, _SIZES).prepare_params(params) is params
   trained, sampled, _ = engine_file.memory_per_device(
     model, model.layout, _SIZES

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.model.transformer import Transformer, parameter_shardings
+from r1jax.model.parameters import parameter_shardings
+from r1jax.model.transformer import Transformer
 from r1jax.rollout import assemble, sampling
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingParams
@@ -66,7 +67,7 @@ def _guesses(model, params, contexts):
   def run(params):
     out = model.apply({'params': params}, *inputs)
     hidden_ZBTD, _ = model.apply(
-      {'params': params}, out.hidden_BTD, *inputs, method='look_ahead'
+      {'params': params}, out.hidden_BTD, *inputs, method='predict_ahead'
     )
     return model.apply({'params': params}, hidden_ZBTD[0], method='logits')
 
@@ -233,7 +234,7 @@ def test_stops_budgets_and_experts_are_those_of_plain_decoding(small):
     )
 
 
-def test_a_model_without_a_look_ahead_module_is_refused():
+def test_a_model_without_an_mtp_module_is_refused():
   model, _ = make(small_config())
   with pytest.raises(UserError, match='speculative needs an MTP module'):
     Engine(model, _SIZES)

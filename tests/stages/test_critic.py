@@ -9,7 +9,8 @@ import pytest
 from r1jax.checkpoints import weights
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
-from r1jax.model.transformer import Transformer, init_params
+from r1jax.model.parameters import init_params
+from r1jax.model.transformer import Transformer
 from r1jax.runs import run as stages_run
 from r1jax.stages import critic
 from r1jax.stages.build import parts as build

@@ -13,7 +13,8 @@ from r1jax.data import step_labels
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import response_formats, steps, template, tokenizer
 from r1jax.errors import UserError
-from r1jax.model.transformer import Transformer, init_params
+from r1jax.model.parameters import init_params
+from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
 from r1jax.runs import lineage, pipeline, run
 from r1jax.stages import dataset_writer, label_steps, prm

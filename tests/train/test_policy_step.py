@@ -9,7 +9,7 @@ import pytest
 
 from r1jax.algos.policy_loss import PolicyLoss
 from r1jax.errors import UserError
-from r1jax.model import moe, transformer
+from r1jax.model import moe, parameters
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout, make_mesh
@@ -297,7 +297,7 @@ def test_eight_devices_equal_one(shape):
   layout = Layout(make_mesh(shape))
   wide = Transformer(config, layout)
   spread = jax.device_put(
-    jax.device_get(params), transformer.parameter_shardings(wide, layout)
+    jax.device_get(params), parameters.parameter_shardings(wide, layout)
   )
   batch = jax.tree.map(np.asarray, batch)
   got_logp = policy_step.token_logps(wide, 1.0, _PROMPT)(spread, batch.rollout)
@@ -313,7 +313,7 @@ def test_eight_devices_equal_one(shape):
   _assert_same(got.params, want.params, 1e-5)
   np.testing.assert_allclose(metrics['loss'], want_metrics['loss'], atol=1e-5)
   # It stays laid out as declared: the next step meets the same program.
-  declared = transformer.parameter_shardings(wide, layout)
+  declared = parameters.parameter_shardings(wide, layout)
   assert jax.tree.all(
     jax.tree.map(
       lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim),
@@ -343,7 +343,7 @@ def test_a_mesh_that_does_not_divide_is_named():
   layout = Layout(make_mesh(dict(tensor=8)))
   model = Transformer(small_config(), layout)
   with pytest.raises(UserError, match='N = 2, which does not divide'):
-    transformer.parameter_shardings(model, layout)
+    parameters.parameter_shardings(model, layout)
 
 
 def test_two_letters_on_one_mesh_axis_fail_loudly():

@@ -9,7 +9,7 @@ import pytest
 
 from r1jax.algos.dpo import DPOLoss, GroupRobust
 from r1jax.algos.reward_model import PairwiseLoss
-from r1jax.model import moe, transformer
+from r1jax.model import moe, parameters
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch
 from r1jax.sharding import Layout, make_mesh
@@ -97,7 +97,7 @@ def _learnt(model, params, kind, gradient_accumulation_steps=1):
 
 
 def _reference(model):
-  return transformer.init_params(model, jax.random.key(5))
+  return parameters.init_params(model, jax.random.key(5))
 
 
 def _train(state):
@@ -198,7 +198,7 @@ def test_eight_devices_equal_one(kind):
   layout = Layout(make_mesh(dict(data=2, tensor=2, expert=2)))
   wide = Transformer(_CONFIG, layout)
   spread = jax.device_put(
-    jax.device_get(params), transformer.parameter_shardings(wide, layout)
+    jax.device_get(params), parameters.parameter_shardings(wide, layout)
   )
   got, metrics = _learnt(wide, spread, kind)
   np.testing.assert_allclose(

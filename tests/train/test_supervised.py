@@ -84,7 +84,7 @@ def stepped():
   return params, found
 
 
-def _look_ahead_loss(params64, batch, modules):
+def _mtp_loss(params64, batch, modules):
   """Module k at place i is asked for token i + k + 2 of the same document.
 
   V3 eq. 24 divides by the tokens that the main model is asked for.
@@ -107,7 +107,7 @@ def _bias(params, layer):
   return biases_LE[layer]
 
 
-def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
+def test_mtp_loss_and_biases_equal_numpys(stepped, monkeypatch):
   """Of a whole step in two microbatches, every module and MoE layer."""
   chosen = []  # By row, then layer, then token.
   route = oracle.route
@@ -120,11 +120,11 @@ def test_look_ahead_loss_and_biases_equal_numpys(stepped, monkeypatch):
   state, metrics = found[0]
   params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   modules = [
-    oracle.look_ahead(params64, *row, _CONFIG)
+    oracle.predict_ahead(params64, *row, _CONFIG)
     for row in zip(batch.tokens_BT, batch.position_BT, batch.segment_BT)
   ]
   np.testing.assert_allclose(
-    metrics['mtp_loss'], _look_ahead_loss(params64, batch, modules), rtol=1e-4
+    metrics['mtp_loss'], _mtp_loss(params64, batch, modules), rtol=1e-4
   )
 
   B, T = batch.tokens_BT.shape

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.algos import gae, policy_loss
-from r1jax.model import moe, transformer
+from r1jax.model import moe, parameters
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
 from r1jax.sharding import Layout, make_mesh
@@ -167,7 +167,7 @@ def test_microbatches_and_devices_do_not_change_a_critic():
   layout = Layout(make_mesh(dict(data=2, fsdp=2, expert=2)))
   wide = Transformer(model.config, layout)
   spread = jax.device_put(
-    jax.device_get(params), transformer.parameter_shardings(wide, layout)
+    jax.device_get(params), parameters.parameter_shardings(wide, layout)
   )
   for got, told in (
     _critic_update(model, params, batch, gradient_accumulation_steps=4),

@@ -20,7 +20,8 @@ from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.model.config import ModelConfig
-from r1jax.model.transformer import Transformer, parameter_shardings
+from r1jax.model.parameters import parameter_shardings
+from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
 from r1jax.rewards.reward_manager import (
   RewardManager,
