@@ -10,7 +10,7 @@ import decimal
 import math
 
 from r1jax.data.code import values as code_values
-from r1jax.data.code.asserts import THROUGH
+from r1jax.data.code.asserts import TRANSFORMS
 from r1jax.data.code.cases import CallCase
 
 _MAX_NUMBER_CHARS = 100  # A longer token is compared as text only.
@@ -29,10 +29,10 @@ def case_passes(case: CallCase, encoded) -> bool:
   """Whether the encoded value of a call satisfies the case; never raises."""
   try:
     value = code_values.decode(encoded)
-    for name, *args in case.through:
+    for name, *args in case.transforms:
       if name in ('set', 'dict') and len(value) > code_values.MAX_HASHED:
         return False
-      value = THROUGH[name](value, *map(code_values.decode, args))
+      value = TRANSFORMS[name](value, *map(code_values.decode, args))
     expected = code_values.decode(case.expected)
     return bool(_related(case.relation, value, expected, case.tolerance))
   except _MISMATCH_ERRORS:
@@ -70,10 +70,10 @@ def checker_expression(case: CallCase, encoded) -> str | None:
     Python source that evaluates to a bool; None if `encoded` is malformed.
   """
   try:
-    value = code_values.source(code_values.decode(encoded))
+    value = code_values.to_source(code_values.decode(encoded))
   except _MISMATCH_ERRORS:
     return None
-  return f'bool((lambda result: {case.judge})({value}))'
+  return f'bool((lambda result: {case.checker})({value}))'
 
 
 def outputs_match(output: str, expected: str) -> bool:

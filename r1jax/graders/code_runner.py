@@ -282,7 +282,7 @@ def _run_call_cases(
 ):
   """Calls the program in one process, replaced after a case that kills it.
 
-  Cases that only a checker program (CodeTests.judge) can decide are checked
+  Cases that only a checker (CallCase.checker) can decide are checked
   after the program's process has ended.
   """
   sources = [
@@ -310,7 +310,7 @@ def _run_call_cases(
           tally.fail(_verdict(reply, clock), reply.message)
           if not reply.alive:
             break
-        elif case.relation == 'judge':
+        elif case.relation == 'checker':
           expressions.append(code_compare.checker_expression(case, reply.value))
         else:
           tally.add(code_compare.case_passes(case, reply.value))
@@ -339,7 +339,7 @@ def _run_checker(
         continue
       if process is None:
         process = stack.enter_context(
-          slot.call_session([('judge', tests.judge)], clock.secs())
+          slot.call_session([('checker', tests.checker_source)], clock.secs())
         )
       reply = process.call(expression, clock.secs())
       if reply.status != 'ok' and (

@@ -306,7 +306,7 @@ def test_where_tests_are_json_a_tuple_counts_as_a_list(result, holds):
   ],
 )
 def test_a_judge_decides_where_the_program_never_was(sandbox, result, verdict):
-  # poly is the judge's own, whatever the program calls by this name.
+  # poly is the checker's own, whatever the program calls by this name.
   tests = code_sources.humaneval(
     {
       'id': 'root',
@@ -365,7 +365,7 @@ def test_most_mutants_of_reference_solutions_are_wrong(sandbox, shared):
 
 
 def test_records_survive_json(sandbox, shared):
-  row = _rows(shared, 'humaneval')[32]  # The one that needs a judge.
+  row = _rows(shared, 'humaneval')[32]  # The one that needs a checker.
   tests = CodeTests.from_json(
     json.loads(json.dumps(code_sources.humaneval(row).to_json()))
   )

@@ -1,23 +1,24 @@
-"""Takes an assert apart: the call, what its value goes through, the claim."""
+"""Parses asserts into a call, transforms of its value, and a relation."""
 
 import ast
 import builtins
 from collections.abc import Callable, Sequence
 import dataclasses
 
-AS_JSON = 'tuples as lists'  # No built-in: no assert can name it.
+TUPLES_TO_LISTS = 'tuples as lists'  # No built-in, so no assert can name it.
 
 
-def _as_json(value):
-  """JSON knows no tuples: where tests are JSON, one counts as a list."""
+def _tuples_to_lists(value):
+  """Converts tuples to lists, since tests in JSON cannot tell them apart."""
   if isinstance(value, (list, tuple)):
-    return [_as_json(item) for item in value]
+    return [_tuples_to_lists(item) for item in value]
   return value
 
 
-# What a value may go through on its way to be compared: each costs no more
-# than the value's size.
-THROUGH = {
+# Functions that may be applied to a returned value before it is compared. They
+# run outside the sandbox, so each must be linear in the value's size (sorted,
+# nearly).
+TRANSFORMS = {
   name: getattr(builtins, name)
   for name in (
     'abs',
@@ -36,69 +37,77 @@ THROUGH = {
     'sum',
     'tuple',
   )
-} | {AS_JSON: _as_json}
+} | {TUPLES_TO_LISTS: _tuples_to_lists}
 
 
-class NotAClaim(Exception):
-  """An assert in a form that this file does not know."""
+class UnsupportedAssertion(Exception):
+  """Raised for an assert that cannot be converted."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-  """What one assert says; nodes of its syntax tree, not yet evaluated.
+class Assertion:
+  """One assertion about a call, as nodes of the syntax tree.
 
   Attributes:
-    call: The node of the call.
-    relation: One of code_cases.RELATIONS.
-    expected, tolerance: Nodes.
-    through: Names, each with its further argument nodes.
-    test: The whole, for a judge.
+    call: The call under test.
+    relation: One of cases.RELATIONS.
+    expected: The expected value, or None.
+    tolerance: The tolerances of the relation; see cases.RELATIONS.
+    transforms: Names of TRANSFORMS to apply to the call's value, in order,
+      each with the nodes of its further arguments.
+    test: The whole asserted expression, for the relation 'checker'.
   """
 
   call: ast.expr
   relation: str
   expected: ast.expr | None = None
   tolerance: Sequence[ast.expr] = ()
-  through: Sequence[tuple[str, Sequence[ast.expr]]] = ()
+  transforms: Sequence[tuple[str, Sequence[ast.expr]]] = ()
   test: ast.expr | None = None
 
 
-def claims(test: ast.expr, is_call: Callable[[ast.expr], bool]) -> list[Claim]:
-  """The claims of an asserted expression, all of which must hold.
+def parse_assertions(
+  test: ast.expr, is_call: Callable[[ast.expr], bool]
+) -> list[Assertion]:
+  """Parses an asserted expression; `and` joins several assertions.
 
   Args:
     test: The expression.
-    is_call: Whether a node is the call under test.
+    is_call: Returns whether a node is the call under test.
 
   Raises:
-    NotAClaim: it claims something of no known form.
+    UnsupportedAssertion: an assertion does not have exactly one call.
   """
   if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
-    return [claim for part in test.values for claim in claims(part, is_call)]
-  return [_claim(test, is_call)]
+    return [
+      one for part in test.values for one in parse_assertions(part, is_call)
+    ]
+  return [_parse_one(test, is_call)]
 
 
-def _claim(test: ast.expr, is_call) -> Claim:
+def _parse_one(test: ast.expr, is_call) -> Assertion:
   calls = _outermost(test, is_call)
   if len(calls) != 1:
-    raise NotAClaim(f'{len(calls)} calls of the answer in one claim')
+    raise UnsupportedAssertion(
+      f'{len(calls)} calls of the program in one assertion, which needs one'
+    )
   peeled = _peel(test, is_call)
   if peeled:
-    return Claim(relation='true', **peeled)
+    return Assertion(relation='true', **peeled)
   if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
     peeled = _peel(test.operand, is_call)
     if peeled:
-      return Claim(relation='false', **peeled)
+      return Assertion(relation='false', **peeled)
   found = None
   if isinstance(test, ast.Compare) and len(test.ops) == 1:
     found = _comparison(test, is_call)
   if _named(test, 'math.isclose') and len(test.args) == 2:
     found = _close(test, is_call)
-  return found or Claim(call=calls[0], relation='judge', test=test)
+  return found or Assertion(call=calls[0], relation='checker', test=test)
 
 
 def _outermost(node: ast.AST, is_call) -> list[ast.expr]:
-  """Calls, but none in an argument of another: f([Pair(5, 24)])."""
+  """Returns the outermost calls, as f but not Pair in f([Pair(5, 24)])."""
   if is_call(node):
     return [node]
   return [
@@ -111,7 +120,8 @@ def _outermost(node: ast.AST, is_call) -> list[ast.expr]:
 _SYMMETRIC = {ast.Eq: 'equal', ast.NotEq: 'unequal', ast.Is: 'same'}
 
 
-def _comparison(test: ast.Compare, is_call) -> Claim | None:
+def _comparison(test: ast.Compare, is_call) -> Assertion | None:
+  """Parses a comparison with an expected value; None if it is another."""
   op, left, right = type(test.ops[0]), test.left, test.comparators[0]
   if op in (ast.Lt, ast.LtE) and (
     _named(left, 'abs') or _named(left, 'math.fabs')
@@ -124,28 +134,29 @@ def _comparison(test: ast.Compare, is_call) -> Claim | None:
       ):
         peeled = _peel(value, is_call)
         if peeled:
-          return Claim(
+          return Assertion(
             relation='near' if op is ast.Lt else 'at_most',
             expected=expected,
             tolerance=[right],
             **peeled,
           )
   if op is ast.In and (peeled := _peel(left, is_call)):
-    return Claim(relation='in', expected=right, **peeled)
+    return Assertion(relation='in', expected=right, **peeled)
   if op in _SYMMETRIC:
     for value, expected in ((left, right), (right, left)):
       peeled = _peel(value, is_call)
       if peeled:
-        return Claim(relation=_SYMMETRIC[op], expected=expected, **peeled)
+        return Assertion(relation=_SYMMETRIC[op], expected=expected, **peeled)
   return None
 
 
-def _close(test: ast.Call, is_call) -> Claim | None:
+def _close(test: ast.Call, is_call) -> Assertion | None:
+  """Parses a call of math.isclose; None if neither argument is the call."""
   given = {word.arg: word.value for word in test.keywords}
   for value, expected in (test.args, test.args[::-1]):
     peeled = _peel(value, is_call)
     if peeled:
-      return Claim(
+      return Assertion(
         relation='close',
         expected=expected,
         tolerance=[
@@ -158,21 +169,27 @@ def _close(test: ast.Call, is_call) -> Claim | None:
 
 
 def _peel(node: ast.expr, is_call) -> dict | None:
-  """The call, and what it goes through: of `tuple(sorted(f(x)))` f(x), …"""
-  through = []
+  """Splits transforms from a call: tuple(sorted(f(x))) → f(x), sorted, tuple.
+
+  Returns:
+    The attributes call and transforms of an Assertion; None if the node is not
+    a call with known transforms.
+  """
+  transforms = []
   while not is_call(node):
     if not (
       isinstance(node, ast.Call)
       and isinstance(node.func, ast.Name)
-      and node.func.id in THROUGH
+      and node.func.id in TRANSFORMS
       and node.args
       and not node.keywords
     ):
       return None
-    through.insert(0, (node.func.id, node.args[1:]))
+    transforms.insert(0, (node.func.id, node.args[1:]))
     node = node.args[0]
-  return {'call': node, 'through': through}
+  return {'call': node, 'transforms': transforms}
 
 
 def _named(node: ast.expr, name: str) -> bool:
+  """Returns whether a node is a call of the function of a name."""
   return isinstance(node, ast.Call) and ast.unparse(node.func) == name

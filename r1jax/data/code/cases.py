@@ -1,16 +1,18 @@
-"""Tests as data: what to call, and what must come back.
+"""Program tests as data: the calls to make and the values to expect.
 
-A benchmark's tests are programs that call the answer and assert. Run beside
-the answer, their verdict can be forged: so they are taken apart when the data
-is built. Only the call goes into the sandbox; what it returned is compared
-outside, with an expected value that the answer never meets.
+The tests of a benchmark are programs that call a candidate solution and assert.
+A candidate that runs in the same process can forge their verdict, so they are
+converted to data when the dataset is read. Only the call goes into the sandbox;
+the value that it returns is compared outside, with an expected value that the
+candidate cannot read.
 
   assert f([1, 2]) == (2, 1)       call 'f([1, 2])', equal, (2, 1)
   assert not f('><')               call "f('><')", false
   assert abs(f(1.33) - 0.33) < e   call 'f(1.33)', near, 0.33 within e
-  assert set(f(x)) == {1}          call 'f(x)', through set, equal, {1}
+  assert set(f(x)) == {1}          call 'f(x)', transform set, equal, {1}
 
-`code_asserts` reads asserts, `code_sources` the benchmarks' rows.
+asserts.py parses asserts, sources.py converts the rows of benchmarks, values.py
+encodes values.
 """
 
 from collections.abc import Sequence
@@ -26,36 +28,42 @@ RELATIONS = (
   'near',  # |got - expected| < tolerance
   'at_most',  # |got - expected| <= tolerance
   'close',  # math.isclose, tolerance = [relative, absolute]
-  'judge',  # `judge` is an expression of `result`; see CodeTests.
+  'checker',  # `checker` is an expression in `result`, run in a sandbox.
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class CallCase:
-  """One call, and what must hold of the value that it returns.
+  """One call and the relation that its value must satisfy.
 
   Attributes:
-    call: An expression, evaluated where the program and the setup ran.
+    call: Python expression, evaluated after the program and the setup.
     relation: One of RELATIONS.
-    expected: An encoded value (`code_values`), or None.
-    through: What the value goes through first, in order, by its name in
-      `code_asserts.THROUGH` and with its further encoded arguments:
-      [['round', 2]]. Outside the sandbox too.
-    tolerance: See RELATIONS.
-    judge: For 'judge'.
+    expected: The expected value, encoded by values.py; or None.
+    transforms: Functions to apply to the value before it is compared, outside
+      the sandbox: in order, each its name in asserts.TRANSFORMS and further
+      encoded arguments, as in [['round', 2]].
+    tolerance: The tolerances of the relation; see RELATIONS.
+    checker: Python expression for the relation 'checker', a bool that depends
+      on `result`, the value of the call; '' for other relations.
   """
 
   call: str
   relation: str
   expected: object = None
-  through: Sequence = ()
+  transforms: Sequence = ()
   tolerance: Sequence[float] = ()
-  judge: str = ''
+  checker: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class StdioCase:
-  """A run of the whole program: its standard input and output."""
+  """One run of the whole program.
+
+  Attributes:
+    stdin: The standard input.
+    stdout: The expected standard output.
+  """
 
   stdin: str
   stdout: str
@@ -66,26 +74,29 @@ class CodeTests:
   """The tests of one problem.
 
   Attributes:
-    id: Names the row in errors.
-    cases: All of one kind.
-    prelude: Source that runs before the program: the prompt's imports and
-      helpers.
-    setup: Source that runs after the program, before the calls.
-    judge: Source that the judges' expressions use, the helpers of the tests.
-      It runs in a sandbox of its own, where the program never was.
+    id: Id of the row, for error messages.
+    cases: The cases, all CallCase or all StdioCase.
+    prelude: Python source that runs before the program: the prompt's imports
+      and helpers.
+    setup: Python source that runs after the program and before the calls.
+    checker_source: Python source that the checker expressions need: the
+      prelude and the helpers of the tests. It runs in a sandbox of its own, in
+      which the program never runs.
   """
 
   id: str
   cases: Sequence[CallCase] | Sequence[StdioCase]
   prelude: str = ''
   setup: str = ''
-  judge: str = ''
+  checker_source: str = ''
 
   def to_json(self) -> dict:
+    """Returns the tests as JSON."""
     return dataclasses.asdict(self)
 
   @classmethod
   def from_json(cls, record: dict) -> 'CodeTests':
+    """Inverts to_json."""
     cases = [
       StdioCase(**case) if 'stdin' in case else CallCase(**case)
       for case in record['cases']

@@ -1,8 +1,8 @@
-"""Rows of code benchmarks → tests as data: HumanEval, MBPP, LiveCodeBench.
+"""Converts rows of HumanEval, MBPP and LiveCodeBench to tests as data.
 
-The rows are trusted: to know what HumanEval's check expects, the check runs
-here, when the data is built, with a recorder in the answer's place and the
-random module seeded. No answer of a model ever runs here.
+The rows are trusted. To learn what HumanEval's check function expects, it runs
+here, when the dataset is read, on a recorder instead of a candidate solution
+and with a seeded random module. Programs of a model never run here.
 """
 
 import ast
@@ -21,44 +21,71 @@ from typing import Any
 import zlib
 
 from r1jax.data.code import values as code_values
-from r1jax.data.code.asserts import AS_JSON, Claim, NotAClaim, claims
+from r1jax.data.code.asserts import (
+  TUPLES_TO_LISTS,
+  Assertion,
+  UnsupportedAssertion,
+  parse_assertions,
+)
 from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
 from r1jax.errors import UserError
 
 
 def humaneval(row: Mapping[str, Any]) -> CodeTests:
-  """From prompt, entry_point, test and, where the test calls it, solution.
+  """Converts a row of HumanEval.
 
-  A test that compares the answer with the answer itself (row 33 does) is one
-  that everything passes: the reference solution stands on the expected side.
+  A test that compares the candidate with the entry point itself, as in row 33,
+  would pass always; here the reference solution gives the expected value.
+
+  Args:
+    row: Has prompt, entry_point and test, and solution if the test calls it.
 
   Raises:
-    UserError: a test in a form that cannot be converted; names the row.
+    UserError: the tests cannot be converted; the message names the row.
   """
-  return _naming(_humaneval, row)
+  return _convert(_humaneval, row)
 
 
 def mbpp(row: Mapping[str, Any]) -> CodeTests:
-  """From test_setup_code and test_list; raises as `humaneval`."""
-  return _naming(_mbpp, row)
+  """Converts a row of MBPP.
+
+  Args:
+    row: Has test_list, and perhaps test_setup_code and solution.
+
+  Raises:
+    UserError: the tests cannot be converted; the message names the row.
+  """
+  return _convert(_mbpp, row)
 
 
 def livecodebench(row: Mapping[str, Any]) -> CodeTests:
-  """From public_test_cases, private_test_cases, starter_code and metadata.
+  """Converts a row of LiveCodeBench.
 
-  Raises as `humaneval`.
+  Args:
+    row: Has public_test_cases, and perhaps private_test_cases, starter_code
+      and metadata.
+
+  Raises:
+    UserError: the tests cannot be converted; the message names the row.
   """
-  return _naming(_livecodebench, row)
+  return _convert(_livecodebench, row)
 
 
 def stdio(row: Mapping[str, Any]) -> CodeTests:
-  """From id, inputs and outputs: lists of texts of one length."""
-  return _naming(
+  """Converts a row of programs that read and write standard streams.
+
+  Args:
+    row: Has id, inputs and outputs, two lists of texts of equal length.
+
+  Raises:
+    UserError: the tests cannot be converted; the message names the row.
+  """
+  return _convert(
     lambda row: CodeTests(
       id=str(row['id']),
       cases=tuple(
-        StdioCase(stdin=given, stdout=wanted)
-        for given, wanted in zip(row['inputs'], row['outputs'], strict=True)
+        StdioCase(stdin=stdin, stdout=stdout)
+        for stdin, stdout in zip(row['inputs'], row['outputs'], strict=True)
       ),
     ),
     row,
@@ -66,11 +93,12 @@ def stdio(row: Mapping[str, Any]) -> CodeTests:
 
 
 def reference(row: Mapping[str, Any]) -> str:
-  """The program that a row of HumanEval or MBPP gives as its solution."""
+  """Returns the reference program of a row of HumanEval or MBPP."""
   return row['prompt'] * ('entry_point' in row) + row['solution']
 
 
-def _naming(convert: Callable, row: Mapping[str, Any]) -> CodeTests:
+def _convert(convert: Callable, row: Mapping[str, Any]) -> CodeTests:
+  """Applies a converter; its errors become a UserError that names the row."""
   name = row.get('id') or row.get('task_id') or row.get('question_id')
   try:
     tests = convert({**row, 'id': str(name)})
@@ -87,47 +115,47 @@ def _naming(convert: Callable, row: Mapping[str, Any]) -> CodeTests:
 # --- HumanEval ---------------------------------------------------------------
 
 
-class _Call:
-  """Stands for what the answer will return: nothing can be done with it."""
+class _RecordedCall:
+  """Stands for a call's unknown value, on which no operation is defined."""
 
   def __init__(self, *args, **kwargs):
     # The check may change its lists after the call.
     self.args, self.kwargs = copy.deepcopy((args, kwargs))
 
 
-class _Recorded(ast.NodeTransformer):
-  """Rewrites a check: asserts about the answer become notes of a claim."""
+class _AssertRecorder(ast.NodeTransformer):
+  """Rewrites a check: asserts about the candidate become calls of __note__."""
 
   def __init__(self):
-    self.claims: list[Claim] = []
-    self._held: set[str] = set()  # Names of what the answer returned.
+    self.assertions: list[Assertion] = []
+    self._call_names: set[str] = set()  # Names of variables that hold a call.
 
   def is_call(self, node: ast.expr) -> bool:
     return _is_candidate(node) or (
-      isinstance(node, ast.Name) and node.id in self._held
+      isinstance(node, ast.Name) and node.id in self._call_names
     )
 
   def visit_Assign(self, node: ast.Assign):
     if _is_candidate(node.value) and isinstance(node.targets[0], ast.Name):
-      self._held.add(node.targets[0].id)
+      self._call_names.add(node.targets[0].id)
     return node
 
   def visit_Assert(self, node: ast.Assert):
     if not any(map(self.is_call, ast.walk(node.test))):
       return node
     notes = []
-    for claim in claims(node.test, self.is_call):
-      self.claims.append(claim)
-      through = [
+    for assertion in parse_assertions(node.test, self.is_call):
+      self.assertions.append(assertion)
+      transforms = [
         ast.List([ast.Constant(name), *args], ast.Load())
-        for name, args in claim.through
+        for name, args in assertion.transforms
       ]
       parts = [
-        ast.Constant(len(self.claims) - 1),
-        claim.call,
-        claim.expected or ast.Constant(None),
-        ast.List(list(claim.tolerance), ast.Load()),
-        ast.List(through, ast.Load()),
+        ast.Constant(len(self.assertions) - 1),
+        assertion.call,
+        assertion.expected or ast.Constant(None),
+        ast.List(list(assertion.tolerance), ast.Load()),
+        ast.List(transforms, ast.Load()),
         ast.Call(ast.Name('locals', ast.Load()), [], []),
       ]
       notes.append(
@@ -147,7 +175,7 @@ def _is_candidate(node: ast.AST) -> bool:
 def _humaneval(row: dict) -> CodeTests:
   name, prompt = row['entry_point'], row['prompt']
   reference = prompt + row['solution'] if row.get('solution') else prompt
-  tree, recorder = ast.parse(row['test']), _Recorded()
+  tree, recorder = ast.parse(row['test']), _AssertRecorder()
   (check,) = (
     node
     for node in tree.body
@@ -166,21 +194,21 @@ def _humaneval(row: dict) -> CodeTests:
   space: dict[str, Any] = {'__name__': 'check'}
   cases = []
 
-  def note(index, call, expected, tolerance, through, names):
-    args = [code_values.source(arg) for arg in call.args] + [
-      f'{key}={code_values.source(arg)}' for key, arg in call.kwargs.items()
+  def note(index, call, expected, tolerance, transforms, names):
+    args = [code_values.to_source(arg) for arg in call.args] + [
+      f'{key}={code_values.to_source(arg)}' for key, arg in call.kwargs.items()
     ]
-    claim, judge = recorder.claims[index], ''
-    if claim.relation == 'judge':
-      judge = _judge(claim, {**space, **names}, recorder.is_call)
+    assertion, checker = recorder.assertions[index], ''
+    if assertion.relation == 'checker':
+      checker = _checker(assertion, {**space, **names}, recorder.is_call)
     cases.append(
       CallCase(
         call=f'{name}({", ".join(args)})',
-        relation=claim.relation,
+        relation=assertion.relation,
         expected=code_values.encode(expected),
         tolerance=tuple(tolerance),
-        through=tuple(map(_encoded_step, through)),
-        judge=judge,
+        transforms=tuple(map(_encoded_step, transforms)),
+        checker=checker,
       )
     )
 
@@ -190,30 +218,30 @@ def _humaneval(row: dict) -> CodeTests:
     exec(compile(reference, '<reference>', 'exec'), space)
     exec(compile(ast.fix_missing_locations(tree), '<test>', 'exec'), space)
     space['__note__'] = note
-    space['check'](_Call)
+    space['check'](_RecordedCall)
   finally:
     random.setstate(before)
-  prelude = _before(prompt, name)
+  prelude = _prelude(prompt, name)
   return CodeTests(
     id=row['id'],
     cases=tuple(cases),
     prelude=prelude,
-    judge='\n'.join([prelude, *helpers])
-    if any(case.judge for case in cases)
+    checker_source='\n'.join([prelude, *helpers])
+    if any(case.checker for case in cases)
     else '',
   )
 
 
-def _judge(claim: Claim, names: dict, is_call) -> str:
-  """The whole claim as an expression of `result`, its variables filled in."""
+def _checker(assertion: Assertion, names: dict, is_call) -> str:
+  """Returns an assertion as an expression in `result`, with variables filled in."""
   bound = {
     node.id if isinstance(node, ast.Name) else node.arg
-    for node in ast.walk(claim.test)
+    for node in ast.walk(assertion.test)
     if isinstance(node, ast.arg)
     or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
   }
 
-  class Fill(ast.NodeTransformer):
+  class FillVariables(ast.NodeTransformer):
     def visit(self, node):
       if is_call(node):
         return ast.Name('result', ast.Load())
@@ -221,17 +249,17 @@ def _judge(claim: Claim, names: dict, is_call) -> str:
         if node.id not in names and not hasattr(builtins, node.id):
           raise NameError(f'name {node.id!r} is not defined')
         try:
-          made = code_values.source(names[node.id])
-        except (KeyError, TypeError):  # A function: the judge has it too.
+          literal = code_values.to_source(names[node.id])
+        except (KeyError, TypeError):  # A function, which checker_source has.
           return node
-        return ast.parse(made, mode='eval').body
+        return ast.parse(literal, mode='eval').body
       return self.generic_visit(node)
 
-  return ast.unparse(Fill().visit(copy.deepcopy(claim.test)))
+  return ast.unparse(FillVariables().visit(copy.deepcopy(assertion.test)))
 
 
-def _before(prompt: str, name: str) -> str:
-  """What the prompt has before the function to write."""
+def _prelude(prompt: str, name: str) -> str:
+  """Returns the part of a prompt before the function to write."""
   for node in ast.parse(prompt).body:
     if isinstance(node, ast.FunctionDef) and node.name == name:
       return ''.join(prompt.splitlines(True)[: node.lineno - 1]).strip()
@@ -244,7 +272,7 @@ def _encoded_step(step: list) -> list:
 
 # --- MBPP --------------------------------------------------------------------
 
-# What the expected side of an assert may name, besides the built-ins.
+# Modules that the expected side of an assert may use.
 _MODULES = {'math': math, 'sys': sys, 'datetime': datetime}
 
 
@@ -256,7 +284,7 @@ def _mbpp(row: dict) -> CodeTests:
   }
 
   def is_call(node: ast.AST) -> bool:
-    """Of a name that only the answer can have defined."""
+    """Returns whether a node calls a function that the program must define."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
       return False
     name = node.func.id
@@ -266,20 +294,20 @@ def _mbpp(row: dict) -> CodeTests:
   for text in row['test_list']:
     for statement in ast.parse(text).body:
       if not isinstance(statement, ast.Assert):
-        raise NotAClaim(f'not an assert: {text!r}')
-      for claim in claims(statement.test, is_call):
-        if claim.relation == 'judge':
-          raise NotAClaim(f'of no known form: {text!r}')
+        raise UnsupportedAssertion(f'not an assert: {text!r}')
+      for assertion in parse_assertions(statement.test, is_call):
+        if assertion.relation == 'checker':
+          raise UnsupportedAssertion(f'not a comparison with a value: {text!r}')
         cases.append(
           CallCase(
-            call=ast.unparse(claim.call),
-            relation=claim.relation,
-            expected=claim.expected
-            and code_values.encode(_value(claim.expected)),
-            tolerance=tuple(map(_value, claim.tolerance)),
-            through=tuple(
+            call=ast.unparse(assertion.call),
+            relation=assertion.relation,
+            expected=assertion.expected
+            and code_values.encode(_value(assertion.expected)),
+            tolerance=tuple(map(_value, assertion.tolerance)),
+            transforms=tuple(
               _encoded_step([name, *map(_value, args)])
-              for name, args in claim.through
+              for name, args in assertion.transforms
             ),
           )
         )
@@ -307,7 +335,7 @@ def _livecodebench(row: dict) -> CodeTests:
       cases.append(StdioCase(stdin=test['input'], stdout=test['output']))
       continue
     args = [
-      code_values.source(json.loads(line))
+      code_values.to_source(json.loads(line))
       for line in test['input'].splitlines()
       if line.strip()
     ]
@@ -315,7 +343,7 @@ def _livecodebench(row: dict) -> CodeTests:
       CallCase(
         call=f'{"Solution()." if method else ""}{name}({", ".join(args)})',
         relation='equal',
-        through=([AS_JSON],),
+        transforms=([TUPLES_TO_LISTS],),
         expected=code_values.encode(json.loads(test['output'])),
       )
     )
@@ -329,7 +357,7 @@ def _parsed(text):
 
 
 def _private(text) -> list:
-  """Hidden tests: JSON, or JSON in a pickled string, compressed, in base64."""
+  """Parses hidden tests: JSON, or JSON pickled, compressed and in base64."""
   if not isinstance(text, str) or text.lstrip().startswith('['):
     return _parsed(text)
   packed = zlib.decompress(base64.b64decode(text))
@@ -337,7 +365,7 @@ def _private(text) -> list:
 
 
 class _TextOnly(pickle.Unpickler):
-  """A pickle of a string needs no class; one that names a class is refused."""
+  """Unpickles strings; a pickle that names a class is refused."""
 
   def find_class(self, module, name):
     raise pickle.UnpicklingError(f'{module}.{name} in a pickled text')

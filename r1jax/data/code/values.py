@@ -1,4 +1,4 @@
-"""Python values as JSON that keeps their types: what a test's call returns.
+"""Encodes Python values, such as a call returns, as JSON that keeps their types.
 
   None, True, 'a'     null, true, "a"
   7, 10**30           7, {"int": "0xc9f2c9cd04674edea40000000"}
@@ -9,16 +9,17 @@
   {1: 'a'}            {"dict": [[1, "a"]]}, whose keys are of any kind
   b'a', 2j            {"bytes": "61"}, {"complex": […, …]}
 
-Only exact built-in types are encoded, and those of the library that equal one
-(a Counter, a named tuple): not what merely looks like one, whose __eq__ may
-say anything. Decoded values are built-in ones, so that == is Python's own.
+Only built-in types are encoded, and types of the standard library that equal
+one (a Counter, a named tuple). Other subclasses are refused, since a program may
+define their __eq__. Decoded values are built-in ones, so == is Python's own.
 
-This file also runs inside the sandbox: it imports the standard library only.
+This file's source also runs inside the sandbox, so it imports the standard
+library only.
 """
 
 import collections
 
-# Hashes can be made to collide, and a set then costs its size squared.
+# A program can make hashes collide, and a set then costs its size squared.
 MAX_HASHED = 1024
 _PLAIN = (type(None), bool, str)
 _SMALL = 1 << 53
@@ -32,12 +33,12 @@ _KEYS = type({}.keys())
 
 
 def encode(value):
-  """Value → JSON.
+  """Encodes a value as JSON.
 
   Raises:
-    TypeError: a part of it is of no kind above.
-    ValueError: a set or a dict of more than MAX_HASHED items.
-    RecursionError: it contains itself.
+    TypeError: a part of it has an unsupported type.
+    ValueError: a set or a dict has more than MAX_HASHED items.
+    RecursionError: the value contains itself.
   """
   kind = type(value)
   if kind in _PLAIN or (kind is int and -_SMALL < value < _SMALL):
@@ -65,22 +66,22 @@ def encode(value):
   raise TypeError(f'a value of type {kind.__name__!r} is no test value')
 
 
-def decode(wire):
-  """JSON → value; of what a sandbox sent, so it may be anything.
+def decode(encoded):
+  """Decodes JSON from a sandbox, which is not trusted.
 
   Raises:
-    ValueError: it is nothing that `encode` makes, or a set or a dict of more
-      than MAX_HASHED items.
+    ValueError: `encode` cannot have made it, or a set or a dict has more than
+      MAX_HASHED items.
   """
-  if isinstance(wire, list):
-    return [decode(item) for item in wire]
-  if not isinstance(wire, dict):
-    if isinstance(wire, float):
+  if isinstance(encoded, list):
+    return [decode(item) for item in encoded]
+  if not isinstance(encoded, dict):
+    if isinstance(encoded, float):
       raise ValueError('a bare float')
-    return wire
-  if len(wire) != 1:
+    return encoded
+  if len(encoded) != 1:
     raise ValueError('not one kind')
-  ((kind, inner),) = wire.items()
+  ((kind, inner),) = encoded.items()
   if kind not in _DECODERS:
     raise ValueError(f'unknown kind {kind!r}')
   try:
@@ -90,6 +91,7 @@ def decode(wire):
 
 
 def _hashed(inner):
+  """Returns the items of a set or a dict; raises ValueError for too many."""
   if len(inner) > MAX_HASHED:
     raise ValueError('a set or a dict of too many items')
   return inner
@@ -108,24 +110,24 @@ _DECODERS = {
 }
 
 
-def source(value) -> str:
-  """An expression that makes a value; unlike repr also of inf and nan.
+def to_source(value) -> str:
+  """Returns a Python expression for a value; unlike repr, also for inf and nan.
 
   Raises:
-    TypeError: as `encode`.
+    TypeError: a part of it has an unsupported type.
   """
   kind = type(value)
   if kind is float and (value != value or value in (1e999, -1e999)):
     return f"float('{value}')"
   if kind is list:
-    return f'[{", ".join(map(source, value))}]'
+    return f'[{", ".join(map(to_source, value))}]'
   if kind is tuple:
-    return f'({"".join(source(item) + ", " for item in value)})'
+    return f'({"".join(to_source(item) + ", " for item in value)})'
   if kind is set:
-    return f'{{{", ".join(map(source, value))}}}' if value else 'set()'
+    return f'{{{", ".join(map(to_source, value))}}}' if value else 'set()'
   if kind is dict:
     return '{%s}' % ', '.join(
-      f'{source(key)}: {source(item)}' for key, item in value.items()
+      f'{to_source(key)}: {to_source(item)}' for key, item in value.items()
     )
   encode(value)
   return hex(value) if kind is int and abs(value) >= _SMALL else repr(value)

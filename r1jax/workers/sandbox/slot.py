@@ -49,7 +49,7 @@ class Reply:
     status: 'ok'; or 'error' (it raised, or died), 'forbidden' (of something
       that is not allowed), 'memory', 'output' (too much), 'timeout'; or
       'lost': the sandbox failed, not the program.
-    value: An encoded value (`code_values`), or the standard output.
+    value: An encoded value (data/code/values.py), or the standard output.
     message: Of the failure.
     alive: The process can be asked again.
   """

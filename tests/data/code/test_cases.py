@@ -11,7 +11,7 @@ import pytest
 
 from r1jax.data.code import sources as code_sources
 from r1jax.data.code import values as code_values
-from r1jax.data.code.asserts import NotAClaim, claims
+from r1jax.data.code.asserts import UnsupportedAssertion, parse_assertions
 from r1jax.data.code.cases import RELATIONS, CallCase, CodeTests, StdioCase
 from r1jax.data.datasets import read_jsonl
 from r1jax.errors import UserError
@@ -51,7 +51,7 @@ VALUES = [
 def test_values_survive_json_with_their_types(value):
   wire = json.loads(json.dumps(code_values.encode(value)))
   assert repr(code_values.decode(wire)) == repr(value)
-  assert repr(eval(code_values.source(value))) == repr(value)
+  assert repr(eval(code_values.to_source(value))) == repr(value)
 
 
 def test_library_types_are_encoded_as_what_they_equal():
@@ -125,8 +125,8 @@ def test_what_nothing_encodes_is_refused(wire):
 # --- Asserts -----------------------------------------------------------------
 
 
-def _claims(text: str):
-  return claims(
+def _parse(text: str):
+  return parse_assertions(
     ast.parse(text, mode='eval').body,
     lambda node: isinstance(node, ast.Call) and ast.unparse(node.func) == 'f',
   )
@@ -149,31 +149,31 @@ def _claims(text: str):
     ('tuple(f(1)) == (2,)', 'equal', '(2,)'),
     ('set(sorted(f(1))) == {2}', 'equal', '{2}'),
     ('bool(f(1))', 'true', None),
-    ('f(1) < 2', 'judge', None),
-    ('f(1) == f2(2) == 3', 'judge', None),
-    ('g(f(1)) == 2', 'judge', None),
+    ('f(1) < 2', 'checker', None),
+    ('f(1) == f2(2) == 3', 'checker', None),
+    ('g(f(1)) == 2', 'checker', None),
   ],
 )
-def test_an_assert_is_taken_apart(text, relation, expected):
-  (claim,) = _claims(text)
-  assert claim.relation == relation in RELATIONS
-  assert ast.unparse(claim.call) == 'f(1)'
-  assert (claim.expected and ast.unparse(claim.expected)) == expected
+def test_an_assert_is_parsed(text, relation, expected):
+  (assertion,) = _parse(text)
+  assert assertion.relation == relation in RELATIONS
+  assert ast.unparse(assertion.call) == 'f(1)'
+  assert (assertion.expected and ast.unparse(assertion.expected)) == expected
 
 
-def test_what_a_value_goes_through_stands_in_order():
-  (claim,) = _claims('round(abs(f(1)), 2) == 2')
-  assert [name for name, _ in claim.through] == ['abs', 'round']
-  assert [one.relation for one in _claims('f(1) == 2 and not f(3)')] == [
+def test_transforms_are_listed_in_order():
+  (assertion,) = _parse('round(abs(f(1)), 2) == 2')
+  assert [name for name, _ in assertion.transforms] == ['abs', 'round']
+  assert [one.relation for one in _parse('f(1) == 2 and not f(3)')] == [
     'equal',
     'false',
   ]
 
 
 @pytest.mark.parametrize('text', ['f(1) == f(2)', 'True', 'g(1) == 2'])
-def test_one_claim_has_one_call(text):
-  with pytest.raises(NotAClaim):
-    _claims(text)
+def test_an_assertion_has_one_call(text):
+  with pytest.raises(UnsupportedAssertion):
+    _parse(text)
 
 
 # --- Rows --------------------------------------------------------------------
@@ -222,15 +222,19 @@ def test_an_argument_is_what_it_was_at_the_call():
   )
 
 
-def test_what_only_code_can_decide_is_left_to_a_judge():
+def test_what_only_code_can_decide_is_left_to_a_checker():
   tests = _humaneval(
     '  for y in (2, 3):\n    found = candidate(y)\n'
     '    assert all(helper(x) < y for x in found)'
   )
   assert tests.cases[1] == CallCase(
-    call='f(3)', relation='judge', judge='all((helper(x) < 3 for x in result))'
+    call='f(3)',
+    relation='checker',
+    checker='all((helper(x) < 3 for x in result))',
   )
-  assert 'def helper' in tests.judge and 'def f' not in tests.judge
+  assert (
+    'def helper' in tests.checker_source and 'def f' not in tests.checker_source
+  )
 
 
 def test_an_answer_compared_with_itself_is_compared_with_the_solution():
@@ -288,7 +292,7 @@ def test_mbpp_keeps_the_call_as_it_stands():
         call='sum([Pair(5, 24)], root)',
         relation='equal',
         expected=3,
-        through=(['int'],),
+        transforms=(['int'],),
       ),
     ),
   )
