@@ -1,7 +1,7 @@
 """The whole of DeepSeek-R1 in miniature, on a laptop CPU.
 
 Two families of problems that rules can verify, arithmetic and countdown; a
-general task that only reward models judge, manners; and a web in which English
+general task that only reward models judge, manners; and a corpus in which English
 and a second language are mixed.
 
   r1jax pipeline --config=pipeline_r1_tiny --workdir=runs/r1

@@ -1,4 +1,4 @@
-"""The base model of the miniature, from a noisy web of arithmetic.
+"""The base model of the miniature, from a noisy corpus of arithmetic.
 
 It is weak because it guesses, not because it cannot compute: three documents
 in four give an answer without a thought, mostly a wrong one.

@@ -10,7 +10,7 @@ from r1jax.data.text import template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
-_WEB = tasks.CorpusConfig(
+_CORPUS = tasks.CorpusConfig(
   guess_share=0.5,
   guess_accuracy=0.2,
   slip_rate=0.1,
@@ -81,7 +81,7 @@ def test_a_document_longer_than_a_row_is_an_error():
 def _corpus(seed=0):
   return batching.SyntheticCorpusBatches(
     {'arithmetic': 1.0},
-    _WEB,
+    _CORPUS,
     template.get('r1_zero_brief'),
     tokenizer.load('character'),
     4,
@@ -102,7 +102,7 @@ def test_a_corpus_may_mix_its_tasks():
   text = tokenizer.load('character')
   corpus = batching.SyntheticCorpusBatches(
     {'arithmetic': 0.7, 'manners': 0.3},
-    _WEB,
+    _CORPUS,
     template.get('r1_zero_brief'),
     text,
     64,

@@ -180,7 +180,7 @@ def test_a_document_that_no_row_holds_is_named():
 
 
 def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
-  web = tasks.CorpusConfig(
+  corpus = tasks.CorpusConfig(
     guess_share=0,
     guess_accuracy=0,
     slip_rate=0,
@@ -189,13 +189,13 @@ def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
     malformed_share=0,
     connective_rate=1.0,
   )
-  first = demonstrations.synthetic('arithmetic', web, _BRIEF, 0, 5)
-  assert first == demonstrations.synthetic('arithmetic', web, _BRIEF, 0, 5)
-  assert first != demonstrations.synthetic('arithmetic', web, _BRIEF, 1, 5)
+  first = demonstrations.synthetic('arithmetic', corpus, _BRIEF, 0, 5)
+  assert first == demonstrations.synthetic('arithmetic', corpus, _BRIEF, 0, 5)
+  assert first != demonstrations.synthetic('arithmetic', corpus, _BRIEF, 1, 5)
   assert all(d.response.isascii() for d in first)
   mixed = demonstrations.synthetic(
     'arithmetic',
-    tasks.CorpusConfig(**{**web.__dict__, 'language_mixing_rate': 0.5}),
+    tasks.CorpusConfig(**{**corpus.__dict__, 'language_mixing_rate': 0.5}),
     _BRIEF,
     0,
     9,

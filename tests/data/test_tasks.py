@@ -72,7 +72,7 @@ def test_clean_thoughts_arrive_at_the_right_answer(task):
 
 
 def test_the_corpus_has_the_stated_proportions():
-  web = tasks.CorpusConfig(
+  corpus = tasks.CorpusConfig(
     guess_share=0.6,
     guess_accuracy=0.2,
     slip_rate=0.1,
@@ -84,7 +84,7 @@ def test_the_corpus_has_the_stated_proportions():
   direct = right = repaired = slipped = broken = steps = taken_back = 0
   total = 6000
   for _ in range(total):
-    question, response = tasks.sample_document(rng, 'arithmetic', web)
+    question, response = tasks.sample_document(rng, 'arithmetic', corpus)
     read = ResponseParser().parse(response)
     if not read.well_formed:
       broken += 1
@@ -111,7 +111,7 @@ def test_the_corpus_has_the_stated_proportions():
 
 
 def test_two_languages_mix_in_the_stated_proportions():
-  web = dataclasses.replace(
+  corpus = dataclasses.replace(
     _CLEAN,
     slip_rate=0.3,
     corrected_slip_share=1.0,
@@ -123,7 +123,7 @@ def test_two_languages_mix_in_the_stated_proportions():
   for _ in range(500):
     thought = (
       ResponseParser()
-      .parse(tasks.sample_document(rng, 'arithmetic', web)[1])
+      .parse(tasks.sample_document(rng, 'arithmetic', corpus)[1])
       .reasoning
     )
     words += [word for word in thought.split() if '=' not in word]

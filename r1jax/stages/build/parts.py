@@ -183,7 +183,7 @@ def corpus_config(config: ml_collections.ConfigDict) -> tasks.CorpusConfig:
 
 
 def _corpus_tasks(config: ml_collections.ConfigDict) -> dict[str, float]:
-  """The tasks of the web's documents, and their shares."""
+  """Returns the share of each task in the corpus."""
   if not config.corpus.tasks:
     return {config.data.task: 1.0}
   weights = mixture.parse(config.corpus.tasks)
