@@ -90,7 +90,10 @@ def is_too_expensive(answer: str) -> bool:
   ):
     return True
   size = magnitude.bound(answer)
-  return size.digits > MAX_DIGITS or max(size.terms, size.below) > MAX_TERMS
+  return (
+    size.digits > MAX_DIGITS
+    or max(size.terms, size.denominator_terms) > MAX_TERMS
+  )
 
 
 def _depth(text: str) -> int:
