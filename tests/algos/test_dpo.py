@@ -170,9 +170,9 @@ def test_what_fills_a_batch_says_nothing():
   poisoned = _LOGP.copy()
   poisoned[4] = np.nan
   loss, _ = _loss(DPOLoss(0.3), poisoned, counts=counts)
-  some = np.delete(_h(), 4)
+  counted_h = np.delete(_h(), 4)
   np.testing.assert_allclose(
-    loss, -np.log(_sigmoid(0.3 * some)).mean(), rtol=1e-5
+    loss, -np.log(_sigmoid(0.3 * counted_h)).mean(), rtol=1e-5
   )
   robust = GroupRobust(0.5, (4, 2))
   losses = np.where(counts > 0, np.float32(1), np.nan)

@@ -185,9 +185,9 @@ def test_a_value_moves_by_the_clip_at_most(value, old, target, loss, slope):
       GAE(cliprange_value=0.2), v, one(old), one(target), one(True), 1
     )[0]
   )
-  got, found = grad(one(value))
+  got, value_grad = grad(one(value))
   np.testing.assert_allclose(got, loss, rtol=1e-5)
-  np.testing.assert_allclose(found[0, 0], slope, atol=1e-5)
+  np.testing.assert_allclose(value_grad[0, 0], slope, atol=1e-5)
 
 
 def test_without_a_clip_it_is_half_the_mean_squared_error():

@@ -67,8 +67,8 @@ def test_measures_are_those_of_numpy():
   )
   gaps = 0.0
   for low in (0, 0.25, 0.5, 0.75):
-    some = (chance >= low) & (chance < low + 0.25)
-    gaps += some.mean() * abs(chance[some].mean() - label[some].mean())
+    in_bin = (chance >= low) & (chance < low + 0.25)
+    gaps += in_bin.mean() * abs(chance[in_bin].mean() - label[in_bin].mean())
   assert got['calibration'] == pytest.approx(gaps)
   each = label * np.log(chance) + (1 - label) * np.log(1 - chance)
   assert got['nll'] == pytest.approx(-each.mean())

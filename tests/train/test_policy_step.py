@@ -190,6 +190,16 @@ def test_later_minibatches_are_off_policy():
   assert metrics['rollout_logp_diff/max'] < 1e-5
 
 
+def test_the_learning_rate_is_that_of_the_last_update():
+  """Linear warm-up over 8 updates; the last of four is the update number 3."""
+  model, params = make(small_config())
+  tx = optimizer.make(dataclasses.replace(_OPTIMIZER, warmup_steps=8), 10)
+  state = train_state.create(jax.tree.map(jnp.copy, params), tx)
+  step = _policy(model, tx, num_minibatches=4)
+  _, metrics = step(state, _rl_batch(model, params), jax.random.key(0))
+  np.testing.assert_allclose(metrics['lr'], 1e-3 * 3 / 8, rtol=1e-6)
+
+
 def test_zero_advantage_and_no_kl_leave_the_policy():
   """All groups agree: only weight decay and balancing may move anything."""
   model, params = make(small_config())

@@ -72,7 +72,7 @@ def _labels() -> LabelledBatch:
   )
 
 
-def _learnt(model, params, kind, gradient_accumulation_steps=1):
+def _trained(model, params, kind, gradient_accumulation_steps=1):
   """The state after one step, and its metrics; of DPO with group weights."""
   tx = optimizer.make(_OPTIMIZER, 10)
   params = jax.tree.map(jnp.copy, params)
@@ -115,8 +115,8 @@ def _assert_same(got, want, atol):
 @pytest.mark.parametrize('kind', ['helpful', 'safe', 'dpo'])
 def test_microbatches_do_not_change_the_update(kind):
   model, params = _model()
-  whole, metrics = _learnt(model, params, kind)
-  split, parts = _learnt(model, params, kind, gradient_accumulation_steps=4)
+  whole, metrics = _trained(model, params, kind)
+  split, parts = _trained(model, params, kind, gradient_accumulation_steps=4)
   _assert_same(_train(split).opt_state, _train(whole).opt_state, 2e-6)
   for name in ('loss', 'accuracy', 'grad_norm'):
     np.testing.assert_allclose(parts[name], metrics[name], atol=1e-5)
@@ -150,7 +150,7 @@ def test_dpo_equals_numpys():
     [rarity[g] * each[group == g].sum() / len(each) for g in (0, 1)]
   )
   alpha = np.exp(0.8 * power) / np.exp(0.8 * power).sum()
-  state, metrics = _learnt(model, params, 'dpo')
+  state, metrics = _trained(model, params, 'dpo')
   np.testing.assert_allclose(state.alpha_g, alpha, atol=1e-5)
   want = ((rarity * alpha)[group] * each).mean()
   np.testing.assert_allclose(metrics['loss'], want, rtol=1e-4)
@@ -194,13 +194,13 @@ def test_plain_dpo_has_no_weights_and_a_poisoned_batch_changes_none():
 @pytest.mark.parametrize('kind', ['helpful', 'dpo'])
 def test_eight_devices_equal_one(kind):
   model, params = _model()
-  want, want_metrics = _learnt(model, params, kind)
+  want, want_metrics = _trained(model, params, kind)
   layout = Layout(make_mesh(dict(data=2, tensor=2, expert=2)))
   wide = Transformer(_CONFIG, layout)
   spread = jax.device_put(
     jax.device_get(params), parameters.parameter_shardings(wide, layout)
   )
-  got, metrics = _learnt(wide, spread, kind)
+  got, metrics = _trained(wide, spread, kind)
   np.testing.assert_allclose(
     metrics['grad_norm'], want_metrics['grad_norm'], rtol=1e-4
   )

@@ -47,7 +47,7 @@ def _batch() -> StepLabelBatch:
   )
 
 
-def _learnt(small, gradient_accumulation_steps: int):
+def _trained(small, gradient_accumulation_steps: int):
   model, params = small
   tx = optimizer.make(_OPTIMIZER, 10)
   step = prm_step.process_reward_model(
@@ -65,7 +65,7 @@ def test_its_loss_is_that_of_the_chances_at_the_ends(small):
   )
   ends = batch.weight_BT > 0
   p, y = chance[ends], batch.label_BT[ends]
-  _, metrics = _learnt(small, 1)
+  _, metrics = _trained(small, 1)
   assert metrics['loss'] == pytest.approx(
     -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rel=1e-4
   )
@@ -80,7 +80,7 @@ def test_its_loss_is_that_of_the_chances_at_the_ends(small):
 
 
 def test_it_learns_the_same_in_parts(small):
-  (whole, want), (parts, got) = (_learnt(small, n) for n in (1, 2))
+  (whole, want), (parts, got) = (_trained(small, n) for n in (1, 2))
   for name in ('loss', 'grad_norm', 'label', 'score'):
     assert got[name] == pytest.approx(float(want[name]), rel=1e-4)
   jax.tree.map(

@@ -71,7 +71,7 @@ def _batch(model, params, reward_B=None) -> RLBatch:
     reward_B = np.random.default_rng(1).normal(size=_ROWS).astype(np.float32)
   logp_BT = policy_step.token_logps(model, 1.0, _PROMPT)(params, rollout)
   value_BT, after_B = value_step.values(model)(params, rollout)
-  found = gae.estimate(
+  estimate = gae.estimate(
     _GAE,
     gae.token_rewards(reward_B, rollout.mask_BT),
     value_BT,
@@ -81,11 +81,11 @@ def _batch(model, params, reward_B=None) -> RLBatch:
   )
   return RLBatch(
     rollout=rollout.replace(logp_BT=logp_BT),
-    adv_BT=found.adv_BT,
+    adv_BT=estimate.adv_BT,
     old_logp_BT=logp_BT,
     ref_logp_BT=logp_BT,
     value_BT=value_BT,
-    return_BT=found.return_BT,
+    return_BT=estimate.return_BT,
   )
 
 
@@ -169,14 +169,14 @@ def test_microbatches_and_devices_do_not_change_a_critic():
   spread = jax.device_put(
     jax.device_get(params), parameters.parameter_shardings(wide, layout)
   )
-  for got, told in (
+  for got, got_metrics in (
     _critic_update(model, params, batch, gradient_accumulation_steps=4),
     _critic_update(wide, spread, jax.tree.map(np.asarray, batch)),
   ):
     _assert_same(_moments(got), _moments(want), 1e-6)
     _assert_same(got.params['scalar'], want.params['scalar'], 1e-5)
     for name in ('critic/vf_loss', 'critic/grad_norm', 'critic/vf_clipfrac'):
-      np.testing.assert_allclose(told[name], metrics[name], rtol=1e-4)
+      np.testing.assert_allclose(got_metrics[name], metrics[name], rtol=1e-4)
   values = value_step.values(wide)(spread, _rollout())
   _assert_same(values, value_step.values(model)(params, _rollout()), 1e-5)
 
@@ -187,13 +187,13 @@ def test_a_shared_trunk_is_one_loss_however_it_is_split(dense):
   want, metrics = _shared_update(model, params, batch, coef=0.5)
   np.testing.assert_allclose(metrics['ratio/mean'], 1, atol=1e-6)
   assert metrics['pg_clipfrac'] == metrics['critic/vf_clipfrac'] == 0
-  got, told = _shared_update(
+  got, got_metrics = _shared_update(
     model, params, batch, coef=0.5, gradient_accumulation_steps=4
   )
   _assert_same(_moments(got), _moments(want), 1e-6)
   error = (batch.value_BT - batch.return_BT)[batch.rollout.mask_BT]
   np.testing.assert_allclose(
-    [metrics['critic/vf_loss'], told['critic/vf_loss']],
+    [metrics['critic/vf_loss'], got_metrics['critic/vf_loss']],
     0.5 * (error**2).mean(),
     rtol=1e-4,
   )
@@ -222,10 +222,10 @@ def test_a_critic_learns_a_known_value():
   tx = optimizer.make(_OPTIMIZER, 60, untrained=('head',))
   step = value_step.critic(model, tx, _GAE, 2, 1, _BALANCING)
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-  values, told = value_step.values(model), []
+  values, explained = value_step.values(model), []
   for i in range(30):
     value_BT, after_B = values(state.params, rollout)
-    found = gae.estimate(
+    estimate = gae.estimate(
       _GAE,
       gae.token_rewards(reward_B, rollout.mask_BT),
       value_BT,
@@ -233,20 +233,20 @@ def test_a_critic_learns_a_known_value():
       np.zeros(_ROWS, bool),
       rollout.mask_BT,
     )
-    told.append(float(found.metrics['critic/vf_explained_var']))
+    explained.append(float(estimate.metrics['critic/vf_explained_var']))
     state, _ = step(
       state,
       RLBatch(
         rollout=rollout,
-        adv_BT=found.adv_BT,
+        adv_BT=estimate.adv_BT,
         old_logp_BT=rollout.logp_BT,
         ref_logp_BT=rollout.logp_BT,
         value_BT=value_BT,
-        return_BT=found.return_BT,
+        return_BT=estimate.return_BT,
       ),
       jax.random.key(i),
     )
-  assert told[0] < 0.5 and told[-1] > 0.9
+  assert explained[0] < 0.5 and explained[-1] > 0.9
   target_BT = reward_B[:, None] * np.ones(rollout.mask_BT.shape)
   error = (np.asarray(value_BT) - target_BT)[rollout.mask_BT]
   assert np.abs(error).mean() < 0.2

@@ -1,4 +1,4 @@
-"""A supervised step against NumPy: look-ahead loss, its weight, balancing."""
+"""A supervised step against NumPy: MTP loss, its weight, expert balancing."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def _model():
 
 @pytest.fixture(scope='module')
 def stepped():
-  """Parameters, and by updates made before it: the step's state, metrics."""
+  """Parameters, and (state, metrics) of a step by the updates before it."""
   model, params = _model()
   tx = optimizer.make(_OPTIMIZER, 10)
   step = supervised_step.supervised(
@@ -77,17 +77,19 @@ def stepped():
     _MTP_LOSS,
     gradient_accumulation_steps=2,
   )
-  found = {}
-  for made in (0, 4, 5):
+  outcomes = {}
+  for updates in (0, 4, 5):
     state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-    found[made] = step(state.replace(updates=jnp.int32(made)), _batch())
-  return params, found
+    outcomes[updates] = step(
+      state.replace(updates=jnp.int32(updates)), _batch()
+    )
+  return params, outcomes
 
 
 def _mtp_loss(params64, batch, modules):
-  """Module k at place i is asked for token i + k + 2 of the same document.
+  """Module k at position i predicts token i + k + 2 of the same document.
 
-  V3 eq. 24 divides by the tokens that the main model is asked for.
+  V3 eq. 24 divides by the number of tokens that the main model predicts.
   """
   total = 0.0
   for b, segment_T in enumerate(batch.segment_BT):
@@ -100,7 +102,7 @@ def _mtp_loss(params64, batch, modules):
 
 
 def _bias(params, layer):
-  """Of a MoE layer, those of the look-ahead modules counted last."""
+  """Returns the routing bias of a MoE layer; MTP modules are counted last."""
   biases_LE = np.concatenate(
     [params['moe_layers']['ffn']['bias'], params['mtp']['block']['ffn']['bias']]
   )
@@ -116,8 +118,8 @@ def test_mtp_loss_and_biases_equal_numpys(stepped, monkeypatch):
     'route',
     lambda *args: chosen.append(list(gate := route(*args))) or gate,
   )
-  (params, found), batch = stepped, _batch()
-  state, metrics = found[0]
+  (params, outcomes), batch = stepped, _batch()
+  state, metrics = outcomes[0]
   params64 = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   modules = [
     oracle.predict_ahead(params64, *row, _CONFIG)
@@ -149,8 +151,8 @@ def test_the_weight_of_looking_ahead_falls_at_its_switch(stepped):
   np.testing.assert_allclose(_MTP_LOSS.at(5), 0.1)
   # And the step uses it: nothing but this loss reaches the modules.
   before, after = (
-    jax.device_get(stepped[1][made][0].opt_state[1].mu['mtp'])
-    for made in (4, 5)
+    jax.device_get(stepped[1][updates][0].opt_state[1].mu['mtp'])
+    for updates in (4, 5)
   )
   assert np.abs(before['merge']).max() > 1e-4
   jax.tree.map(
