@@ -22,8 +22,10 @@ import numpy as np
 import pytest
 
 from r1jax.config import models
+from r1jax.config.load import load, model_config
+from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.run import RunConfig
 from r1jax.model import cache
-from r1jax.model.config import ModelConfig
 from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -120,7 +122,12 @@ def dense_config(**changes) -> ModelConfig:
   )
 
 
-from_dict = ModelConfig.from_dict
+from_dict = model_config
+
+
+def run_config(config) -> RunConfig:
+  """The typed config of a run, from the ConfigDict that users write."""
+  return load(config, RunConfig)
 
 
 def one_device() -> Layout:

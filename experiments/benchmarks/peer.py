@@ -45,8 +45,8 @@ SHAPES = dict(
 def model_of(**changes):
   """Ours, on one device."""
   from r1jax.checkpoints import hf_config
+  from r1jax.config.load import model_config
   from r1jax.model import transformer
-  from r1jax.model.config import ModelConfig
   from r1jax.sharding import Layout, make_mesh
 
   with tempfile.TemporaryDirectory() as folder:
@@ -54,9 +54,7 @@ def model_of(**changes):
       json.dump(SHAPES, file)
     fields = hf_config.read_config(folder)
   fields |= dict(dtype='float32', remat=False) | changes
-  return transformer.Transformer(
-    ModelConfig.from_dict(fields), Layout(make_mesh({}))
-  )
+  return transformer.Transformer(model_config(fields), Layout(make_mesh({})))
 
 
 def theirs(attention: str):

@@ -32,14 +32,15 @@ def ours() -> dict[str, float]:
   import jax
   import numpy as np
 
-  from r1jax.model import moe, parameters
+  from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
+  from r1jax.model import parameters
   from r1jax.records import TokenBatch
   from r1jax.train import mtp_loss, optimizer, supervised_step
   from r1jax.train import state as train_state
 
   model = peer.model_of(scan_unroll=3)
   tx = optimizer.make(
-    optimizer.OptimizerConfig(
+    OptimizerConfig(
       learning_rate=1e-3,
       warmup_steps=0,
       lr_scheduler_type='constant',
@@ -53,7 +54,7 @@ def ours() -> dict[str, float]:
     100,
   )
   step = supervised_step.supervised(
-    model, tx, moe.LoadBalancing(1e-3, 0.0), mtp_loss.MTPLoss(0.0, 0.0, 0), 1
+    model, tx, LoadBalancingConfig(1e-3, 0.0), mtp_loss.MTPLoss(0.0, 0.0, 0), 1
   )
   tokens = np.random.default_rng(0).integers(0, 512, (BATCH, TOKENS))
   ones = np.ones_like(tokens)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import study
 
+from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, readers, tasks
 from r1jax.data.text import response_formats, template
 from r1jax.train import metrics
@@ -61,7 +62,8 @@ def bayes(how: preferences.Synthetic, seed: int, count: int) -> float:
   for row in preferences.synthetic_pairs(
     how, _BRIEF, tasks.HELD_OUT, seed, count
   ):
-    p = how.preference_probability(
+    p = preferences.preference_probability(
+      how,
       row.prompt.question,
       *(parser.parse(text).answer for text in (row.chosen, row.rejected)),
     )
@@ -143,7 +145,7 @@ def main():
         changes['reward_model.length_buckets'] = '(96,)'
       last, secs = trained(out / f'manners_{kind}_{seed}', changes)
       if kind == 'helpful':
-        best = bayes(preferences.SyntheticPreferences(0.4, 8.0), seed, 1024)
+        best = bayes(SyntheticPreferencesConfig(0.4, 8.0), seed, 1024)
         plain = 0.5
       else:
         best, safe = (
@@ -152,7 +154,7 @@ def main():
             [
               row.safe
               for row in preferences.synthetic_responses(
-                preferences.SyntheticPreferences(0.4, 8.0),
+                SyntheticPreferencesConfig(0.4, 8.0),
                 _BRIEF,
                 tasks.HELD_OUT,
                 seed,

@@ -41,49 +41,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.algos import common
+from r1jax.config.schema.preferences import DPOLossConfig
 from r1jax.errors import UserError
 
-_LOSS_TYPES = ('sigmoid', 'ipo')
 
-
-@dataclasses.dataclass(frozen=True)
-class DPOLoss:
-  """The loss of a preference pair.
-
-  Attributes:
-    beta: β, above 0; a larger value keeps the policy closer to the reference.
-    loss_type: 'sigmoid' or 'ipo'.
-    label_smoothing: ε, the probability that a label is wrong, in [0, 0.5); only
-      for 'sigmoid'.
-  """
-
-  beta: float
-  loss_type: str = 'sigmoid'
-  label_smoothing: float = 0.0
-
-  def __post_init__(self):
-    if self.loss_type not in _LOSS_TYPES:
-      raise UserError(
-        f'dpo: loss_type must be one of {_LOSS_TYPES}, got {self.loss_type!r}'
-      )
-    if self.beta <= 0:
-      raise UserError(f'dpo: beta must be above 0, got {self.beta}')
-    if not 0 <= self.label_smoothing < 0.5:
-      raise UserError(
-        'dpo: label_smoothing must lie within [0, 0.5), got '
-        f'{self.label_smoothing}'
-      )
-    if self.label_smoothing and self.loss_type != 'sigmoid':
-      raise UserError("dpo: label_smoothing needs loss_type = 'sigmoid'")
-
-  def per_pair(self, log_ratio_P):
-    """Returns loss_P of the log-ratios h_P."""
-    if self.loss_type == 'ipo':
-      return jnp.square(log_ratio_P - 1 / (2 * self.beta))
-    logit_P, smooth = self.beta * log_ratio_P, self.label_smoothing
-    return (1 - smooth) * jax.nn.softplus(-logit_P) + smooth * jax.nn.softplus(
-      logit_P
-    )
+def per_pair(config: DPOLossConfig, log_ratio_P):
+  """Returns loss_P of the log-ratios h_P."""
+  if config.loss_type == 'ipo':
+    return jnp.square(log_ratio_P - 1 / (2 * config.beta))
+  logit_P, smooth = config.beta * log_ratio_P, config.label_smoothing
+  return (1 - smooth) * jax.nn.softplus(-logit_P) + smooth * jax.nn.softplus(
+    logit_P
+  )
 
 
 def log_ratio(logp_P2, ref_logp_P2):
@@ -92,7 +61,9 @@ def log_ratio(logp_P2, ref_logp_P2):
   return log_ratio_P2[:, 0] - log_ratio_P2[:, 1]
 
 
-def loss(config: DPOLoss, logp_P2, ref_logp_P2, weight_P, counts_P, total):
+def loss(
+  config: DPOLossConfig, logp_P2, ref_logp_P2, weight_P, counts_P, total
+):
   """Returns one microbatch's share of the loss, and metrics.
 
   Args:
@@ -112,7 +83,7 @@ def loss(config: DPOLoss, logp_P2, ref_logp_P2, weight_P, counts_P, total):
   def mean(x_P):
     return jnp.sum(jnp.where(counts_P > 0, x_P, 0)) / total
 
-  value = mean(weight_P * config.per_pair(log_ratio_P))
+  value = mean(weight_P * per_pair(config, log_ratio_P))
   return value, {
     'loss': value,
     'accuracy': mean(common.pairwise_accuracy(log_ratio_P)),

@@ -1,4 +1,4 @@
-"""Generalized advantage estimation (GAE) and the value loss of PPO.
+"""Generalized advantage estimation (GAEConfig) and the value loss of PPO.
 
 The policy loss is that of algos/policy_loss.py. The state in which a token is
 sampled consists of all tokens before it, so value_BT[b, t] is the value of the
@@ -6,58 +6,15 @@ tokens before t, as logp_BT[b, t] is conditioned on them.
 """
 
 from collections.abc import Mapping
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.algos import common
-from r1jax.errors import UserError
+from r1jax.config.schema.rl import GAEConfig
 
 _MIN_STD = 1e-4  # Keeps differences that are only rounding small.
-
-
-@dataclasses.dataclass(frozen=True)
-class GAE:
-  """The parameters of advantage estimation and of the value loss.
-
-  Attributes:
-    gamma: γ, the discount factor, in [0, 1].
-    lam: λ of generalized advantage estimation (arXiv 1506.02438, eq. 16), in
-      [0, 1]: 1 gives unbiased advantages, return minus value; 0 gives one-step
-      temporal differences, with the least variance.
-    truncated_value: The value that follows the last token of a completion that
-      was truncated: 'zero', or 'bootstrap' for the value of its final state.
-    whiten_advantages: Scales the advantages of all tokens of a batch to mean 0
-      and standard deviation 1.
-    cliprange_value: Largest change of a value against the one that the
-      advantages were computed with, beyond which its error counts unclipped;
-      0 turns value clipping off.
-  """
-
-  gamma: float = 1.0
-  lam: float = 1.0
-  truncated_value: str = 'zero'
-  whiten_advantages: bool = True
-  cliprange_value: float = 0.2
-
-  def __post_init__(self):
-    for field in ('gamma', 'lam'):
-      if not 0 <= getattr(self, field) <= 1:
-        raise UserError(
-          f'rl.ppo: {field} must lie within [0, 1], got {getattr(self, field)}'
-        )
-    if self.truncated_value not in ('zero', 'bootstrap'):
-      raise UserError(
-        "rl.ppo: truncated_value must be 'zero' or 'bootstrap', got "
-        f'{self.truncated_value!r}'
-      )
-    if self.cliprange_value < 0:
-      raise UserError(
-        'rl.ppo: cliprange_value must not be below 0, got '
-        f'{self.cliprange_value}'
-      )
 
 
 class Estimate(NamedTuple):
@@ -85,7 +42,7 @@ def token_rewards(reward_B, mask_BT, penalty_BT=None):
 
 
 def estimate(
-  config: GAE, reward_BT, value_BT, final_value_B, truncated_B, mask_BT
+  config: GAEConfig, reward_BT, value_BT, final_value_B, truncated_B, mask_BT
 ) -> Estimate:
   """Returns advantages by generalized advantage estimation, and returns.
 
@@ -157,7 +114,7 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
 
 
 def value_loss(
-  config: GAE, value_BT, old_value_BT, return_BT, mask_BT, num_tokens
+  config: GAEConfig, value_BT, old_value_BT, return_BT, mask_BT, num_tokens
 ):
   """Returns the mean of ½ max{(V − R)², (clip(V, V_old ± ε) − R)²}.
 

@@ -17,99 +17,24 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import common
-from r1jax.errors import UserError
-
-_CHOICES = {
-  'policy_loss': ('clip', 'cispo'),
-  'importance_sampling_level': ('token', 'sequence'),
-  'loss_agg_mode': (
-    'token-mean',
-    'seq-mean-token-mean',
-    'seq-mean-token-sum-norm',
-  ),
-  'kl_estimator': ('k1', 'k2', 'k3'),
-  'rollout_is': ('none', 'truncate', 'mask'),
-  'rollout_is_level': ('token', 'sequence'),
-}
+from r1jax.config.schema.rl import PolicyLossConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyLoss:
-  """The parameters of a policy loss.
+class PolicyLoss(PolicyLossConfig):
+  """The loss of a policy update: config.rl's keys of it, and one number more.
 
   Attributes:
-    policy_loss: 'clip', as in the formula of the module; or 'cispo' (arXiv
-      2506.13585, eq. 4): log π weighted by a ratio that is clipped at
-      1 + ε_high and not differentiated, so that no token loses its gradient.
-    importance_sampling_level: 'token' gives each token its own ratio;
-      'sequence' gives all tokens of a sequence the geometric mean of their
-      ratios (GSPO, arXiv 2507.18071, eq. 7).
-    clip_ratio_low: ε_low, at least 0.
-    clip_ratio_high: ε_high, at least 0.
-    delta: Upper bound of the ratio whatever the sign of A (two-sided clipping,
-      INTELLECT-2, arXiv 2505.07291, section 3.4). It must be above
-      1 + clip_ratio_high; 0 sets no bound. Only 'clip' uses it.
-    loss_agg_mode: How token losses become one number. 'token-mean': w = 1 and
-      Z is the number of tokens (DAPO, arXiv 2503.14476, eq. 8; BNPO).
-      'seq-mean-token-mean': w = 1/|o_i| and Z is the number of sequences
-      (GRPO). 'seq-mean-token-sum-norm': w = 1 and Z is the number of sequences
-      times max_tokens (Dr. GRPO, arXiv 2503.20783).
     max_tokens: Maximum number of completion tokens, the normalizer of
-      'seq-mean-token-sum-norm'.
-    kl_coef: β, the coefficient of the KL term; at least 0.
-    kl_estimator: 'k1', 'k2' or 'k3'; see common.kl_estimate.
-    kl_importance_weighted: Multiplies the KL estimate by ρ, so that its
-      gradient is that of the KL of the policy in training (DeepSeek-V3.2,
-      section 3.1).
-    rollout_is: Importance-sampling correction for the difference between the
-      probabilities of the sampler and of the trainer. 'none': no correction.
-      'truncate': each token's loss is multiplied by w = π_trainer / π_sampler,
-      at most C and not differentiated. 'mask': w is 1 for ratios within
-      [1/C, C] and 0 outside. Both probabilities are computed with the weights
-      of the policy that sampled.
-    rollout_is_level: 'token', or 'sequence' for the product over a sequence.
-    rollout_is_threshold: C, at least 1.
+      loss_agg_mode = 'seq-mean-token-sum-norm'.
   """
 
-  policy_loss: str = 'clip'
-  importance_sampling_level: str = 'token'
-  clip_ratio_low: float = 0.2
-  clip_ratio_high: float = 0.2
-  delta: float = 0.0
-  loss_agg_mode: str = 'token-mean'
   max_tokens: int = 0
-  kl_coef: float = 0.0
-  kl_estimator: str = 'k3'
-  kl_importance_weighted: bool = False
-  rollout_is: str = 'none'
-  rollout_is_level: str = 'token'
-  rollout_is_threshold: float = 2.0
 
-  def __post_init__(self):
-    for field, choices in _CHOICES.items():
-      if getattr(self, field) not in choices:
-        raise UserError(
-          f'rl: {field} must be one of {choices}, got {getattr(self, field)!r}'
-        )
-    for field in ('clip_ratio_low', 'clip_ratio_high', 'delta', 'kl_coef'):
-      if getattr(self, field) < 0:
-        raise UserError(
-          f'rl: {field} must not be below 0, got {getattr(self, field)}'
-        )
-    if 0 < self.delta <= 1 + self.clip_ratio_high:
-      raise UserError(
-        f'rl: delta = {self.delta} must be above 1 + '
-        f'clip_ratio_high = {1 + self.clip_ratio_high}, or 0 for no bound'
-      )
-    if self.rollout_is != 'none' and self.rollout_is_threshold < 1:
-      raise UserError(
-        'rl: rollout_is_threshold must be at least 1, got '
-        f'{self.rollout_is_threshold}'
-      )
+  def conflicts(self):
+    yield from super().conflicts()
     if self.loss_agg_mode == 'seq-mean-token-sum-norm' and self.max_tokens < 1:
-      raise UserError(
-        "rl: loss_agg_mode = 'seq-mean-token-sum-norm' needs max_tokens above 0"
-      )
+      yield 'max_tokens', f'must be at least 1 with {self.loss_agg_mode!r}'
 
 
 class Totals(NamedTuple):

@@ -9,58 +9,37 @@ determine the level of the scores; c > 0 pulls it to 0 (arXiv 2312.09244,
 section 2).
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from r1jax.algos import common
-from r1jax.errors import UserError
+from r1jax.config.schema.preferences import PairwiseLossConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class PairwiseLoss:
-  """The Bradley-Terry loss of preference pairs.
+def pairwise(config: PairwiseLossConfig, chosen_P, rejected_P, weight_P, total):
+  """Returns one microbatch's share of the mean over the whole batch.
 
-  Attributes:
-    margin: m, by which the chosen response should be ahead; at least 0.
-    center_rewards_coefficient: c, at least 0.
+  Args:
+    config: The margin, and the pull of scores to 0.
+    chosen_P, rejected_P: float32 scores.
+    weight_P: Weight of each pair; 0 for a pair that pads the batch.
+    total: Sum of the weights of the whole batch.
+
+  Returns:
+    The loss and a dict of metrics. All of them add up over microbatches.
   """
-
-  margin: float = 0.0
-  center_rewards_coefficient: float = 0.0
-
-  def __post_init__(self):
-    for field in ('margin', 'center_rewards_coefficient'):
-      if getattr(self, field) < 0:
-        raise UserError(
-          f'reward_model: {field} must not be below 0, got '
-          f'{getattr(self, field)}'
-        )
-
-  def loss(self, chosen_P, rejected_P, weight_P, total):
-    """Returns one microbatch's share of the mean over the whole batch.
-
-    Args:
-      chosen_P, rejected_P: float32 scores.
-      weight_P: Weight of each pair; 0 for a pair that pads the batch.
-      total: Sum of the weights of the whole batch.
-
-    Returns:
-      The loss and a dict of metrics. All of them add up over microbatches.
-    """
-    margin_P = chosen_P - rejected_P
-    sum_P = chosen_P + rejected_P
-    center_P = self.center_rewards_coefficient * jnp.square(sum_P)
-    loss_P = jax.nn.softplus(self.margin - margin_P) + center_P
-    mean = _mean(weight_P, total)
-    loss = mean(loss_P)
-    return loss, {
-      'loss': loss,
-      'accuracy': mean(common.pairwise_accuracy(margin_P)),
-      'rewards/margins': mean(margin_P),
-      'rewards/mean': mean(sum_P / 2),
-    }
+  margin_P = chosen_P - rejected_P
+  sum_P = chosen_P + rejected_P
+  center_P = config.center_rewards_coefficient * jnp.square(sum_P)
+  loss_P = jax.nn.softplus(config.margin - margin_P) + center_P
+  mean = _mean(weight_P, total)
+  loss = mean(loss_P)
+  return loss, {
+    'loss': loss,
+    'accuracy': mean(common.pairwise_accuracy(margin_P)),
+    'rewards/margins': mean(margin_P),
+    'rewards/mean': mean(sum_P / 2),
+  }
 
 
 def pointwise(score_B, safe_B, weight_B, total):

@@ -6,9 +6,10 @@ import numpy as np
 
 from r1jax.checkpoints import hf_config, hf_export, hf_import, storage, weights
 from r1jax.checkpoints.storage import INDEX_FILE, SINGLE_FILE, SafetensorsReader
+from r1jax.config.load import model_config
+from r1jax.config.schema.model import RUN_DEFAULTS
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
-from r1jax.model.config import RUN_DEFAULTS, ModelConfig
 
 SHARD_BYTES = 4 << 30
 
@@ -33,7 +34,7 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
   out = _empty_folder('import-hf', out)
   folder = Path(folder).expanduser()
   model_fields = hf_config.read_config(folder)
-  tensors = hf_import.read_tensors(folder, ModelConfig.from_dict(model_fields))
+  tensors = hf_import.read_tensors(folder, model_config(model_fields))
   try:
     tokenizer_files = {
       name: (folder / name).read_bytes()
@@ -79,7 +80,7 @@ def export_hf(
   reader = SafetensorsReader(source)
   if hf_import.is_hugging_face(reader):
     raise UserError(f'export-hf: {source} is a Hugging Face checkpoint already')
-  config = ModelConfig.from_dict(model_config_of(source))
+  config = model_config(model_config_of(source))
   hf_export.write_tensors(
     out, config, reader, np.dtype(dtype) if dtype else None, shard_bytes
   )
@@ -102,7 +103,7 @@ def model_config_of(source: str | Path) -> dict:
       'folder that does'
     )
   fields = RUN_DEFAULTS | _nested(config, 'model.')
-  ModelConfig.from_dict(fields, str(source))
+  model_config(fields, str(source))
   return fields
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig, RopeConfig
 from r1jax.errors import UserError
-from r1jax.model.config import RUN_DEFAULTS, ModelConfig
-from r1jax.model.rope import RopeConfig
 
 _ARCHITECTURES = {
   'deepseek_v3': 'DeepseekV3ForCausalLM',

@@ -23,8 +23,8 @@ from r1jax.checkpoints.storage import (
   widest,
   write,
 )
+from r1jax.config.schema.model import ModelConfig
 from r1jax.errors import UserError
-from r1jax.model.config import ModelConfig
 
 
 def write_tensors(

@@ -17,8 +17,9 @@ from r1jax.checkpoints.hf_mapping import (
 )
 from r1jax.checkpoints.storage import LazyTensor, SafetensorsReader, widest
 from r1jax.config.keys import flatten
+from r1jax.config.load import model_config
+from r1jax.config.schema.model import ModelConfig
 from r1jax.errors import UserError
-from r1jax.model.config import ModelConfig
 from r1jax.model.quant import BLOCK
 
 _SCALE_SUFFIX = '_scale_inv'
@@ -50,7 +51,7 @@ class HuggingFaceReader:
 
   @functools.cached_property
   def _tensors(self) -> dict[str, LazyTensor]:
-    config = ModelConfig.from_dict(self._model_fields)
+    config = model_config(self._model_fields)
     return {tensor.name: tensor for tensor in read_tensors(self.path, config)}
 
   @functools.cached_property

@@ -17,7 +17,7 @@ import re
 import numpy as np
 
 from r1jax.checkpoints.hf_config import family
-from r1jax.model.config import ModelConfig
+from r1jax.config.schema.model import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 from r1jax.checkpoints.hf_import import HuggingFaceReader, open_checkpoint
 from r1jax.checkpoints.storage import SafetensorsReader, encode_metadata
 from r1jax.config.keys import flatten
+from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
-from r1jax.model.config import RUN_DEFAULTS, ModelConfig
 from r1jax.model.transformer import Transformer
 
 _SCALAR_HEAD = 'scalar'  # Parameter of the value or reward head.

@@ -16,8 +16,10 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from r1jax import configs
+from r1jax import configs, registry
 from r1jax.config.keys import flatten
+from r1jax.config.load import load as load_config
+from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
 
 _CONFIG_FLAGS = '--config', '-config'
@@ -217,7 +219,19 @@ def default_workdir(values: flags.FlagValues) -> str:
   return os.path.join('runs', '-'.join(names))
 
 
-def select_stage(config: ConfigDict, values: flags.FlagValues) -> ConfigDict:
+def run_config(config: ConfigDict) -> RunConfig:
+  """Returns a config as the typed config of one run; imports its plugins.
+
+  Raises:
+    UserError: It is a pipeline, a plugin fails, or keys are wrong: all of them.
+  """
+  if 'model' not in config:
+    raise UserError('this config is a pipeline; use r1jax pipeline')
+  registry.load_plugins(tuple(map(str, config.get('plugins', ()))))
+  return load_config(config, RunConfig)
+
+
+def select_stage(config: ConfigDict, values: flags.FlagValues) -> RunConfig:
   """Returns the config of one run: the given one, or --stage of a pipeline.
 
   Names of other stages ('@base') become their files, and --workdir the folder
@@ -230,8 +244,8 @@ def select_stage(config: ConfigDict, values: flags.FlagValues) -> ConfigDict:
   if 'model' in config:
     if values.stage:
       raise UserError('--stage is for pipelines; this config is of one run')
-    return config
-  from r1jax.runs import pipeline, validate
+    return run_config(config)
+  from r1jax.runs import pipeline_config
 
   names = tuple(map(str, config.get('stages', ())))
   if not values.stage:
@@ -240,18 +254,18 @@ def select_stage(config: ConfigDict, values: flags.FlagValues) -> ConfigDict:
     )
   if values.stage not in names:
     raise unknown('--stage', values.stage, names)
-  config = pipeline.seeded(config)
-  stage_config = validate.of_stage(config, values.stage)
+  pipeline = pipeline_config.load_pipeline(config)
+  run = pipeline.runs[values.stage]
   if 'workdir' not in values:
-    return stage_config
+    return run
   if not values.workdir:
-    for key, parent in validate.references(stage_config).items():
+    for key, parent in pipeline_config.references(run).items():
       if key.startswith(('init', 'eval.')):
         raise UserError(
           f'{values.stage}.{key} is the output of {parent}; give --workdir, '
           'the folder of the pipeline'
         )
-    return stage_config
+    return run
   pipeline_folder = Path(values.workdir).expanduser()
   values.workdir = str(pipeline_folder / values.stage)
-  return validate.resolved(stage_config, config, pipeline_folder)
+  return pipeline_config.resolved(run, pipeline, pipeline_folder)

@@ -1,12 +1,11 @@
 """The policy that a command reads: what a run left, or its base model."""
 
-from ml_collections import ConfigDict
-
+from r1jax.config.schema.run import RunConfig
 from r1jax.runs import run
 from r1jax.stages.build.parts import Parts
 
 
-def load_params(config: ConfigDict, parts: Parts, workdir: str):
+def load_params(config: RunConfig, parts: Parts, workdir: str):
   """Returns the parameters of a run, or without a workdir those of its base.
 
   Raises:

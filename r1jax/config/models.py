@@ -1,68 +1,17 @@
 """Named model sizes: the values of config.model."""
 
+import dataclasses
+
+from r1jax.config.schema.model import ModelConfig, RopeConfig
+
 
 def rope(rope_theta: float, pairs: str, **changes) -> dict:
   """Returns config.model.rope; by default without context extension."""
-  return (
-    dict(
-      rope_theta=rope_theta,
-      pairs=pairs,
-      rope_type='default',
-      factor=1.0,
-      original_max_position_embeddings=4096,
-      beta_fast=32.0,
-      beta_slow=1.0,
-      mscale=1.0,
-      mscale_all_dim=1.0,
-      low_freq_factor=1.0,
-      high_freq_factor=4.0,
-    )
-    | changes
-  )
+  fields = dict(rope_theta=rope_theta, pairs=pairs) | changes
+  return dataclasses.asdict(RopeConfig(**fields))
 
 
-_V3 = dict(
-  num_hidden_layers=61,
-  first_k_dense_replace=3,
-  hidden_size=7168,
-  tie_word_embeddings=False,
-  attention='mla',
-  num_attention_heads=128,
-  q_lora_rank=1536,
-  kv_lora_rank=512,
-  qk_nope_head_dim=128,
-  qk_rope_head_dim=64,
-  v_head_dim=128,
-  num_key_value_heads=0,
-  head_dim=0,
-  qkv_bias=False,
-  qk_norm=False,
-  attention_kernel='auto',
-  rope=rope(1e4, 'adjacent'),
-  intermediate_size=18432,
-  moe_intermediate_size=2048,
-  n_routed_experts=256,
-  n_shared_experts=1,
-  num_experts_per_tok=8,
-  scoring_func='sigmoid',
-  n_group=8,
-  topk_group=4,
-  group_scoring='top2_sum',
-  norm_topk_prob=True,
-  routed_scaling_factor=2.5,
-  capacity_factor=0.0,
-  num_nextn_predict_layers=0,
-  scalar_head=False,
-  vocab_size=129280,
-  rms_norm_eps=1e-6,
-  initializer_range=0.006,
-  max_position_embeddings=4096,
-  dtype='bfloat16',
-  fp8=False,
-  remat=True,
-  scan_unroll=1,
-  moe_dispatch='auto',
-)
+_V3 = dataclasses.asdict(ModelConfig())
 
 # Dense: what the mixture of experts and MLA need is not there.
 _DENSE = _V3 | dict(

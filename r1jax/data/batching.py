@@ -7,6 +7,7 @@ import zlib
 import grain
 import numpy as np
 
+from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import tasks
 from r1jax.data.mixture import Mixture
 from r1jax.data.text.template import PromptTemplate
@@ -120,7 +121,7 @@ class SyntheticCorpusBatches(Sequence):
   def __init__(
     self,
     shares: Mapping[str, float],
-    corpus: tasks.CorpusConfig,
+    corpus: CorpusConfig,
     template: PromptTemplate,
     tokenizer: Tokenizer,
     batch_size: int,

@@ -8,6 +8,7 @@ import base64
 
 import numpy as np
 
+from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import readers, tasks
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.template import PromptTemplate
@@ -54,7 +55,7 @@ def read(
 
 def synthetic(
   task: str,
-  corpus: tasks.CorpusConfig,
+  corpus: CorpusConfig,
   template: PromptTemplate,
   seed: int,
   count: int,

@@ -7,11 +7,11 @@ response counts as safe and its rejected one as unsafe.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import zlib
 
 import numpy as np
 
+from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import datasets, manners, readers, sources, tasks
 from r1jax.data.demonstrations import strip_response_prefix
 from r1jax.data.quarantine import Quarantine
@@ -103,41 +103,16 @@ def to_labelled_responses(
   return responses
 
 
-@dataclasses.dataclass(frozen=True)
-class SyntheticPreferences:
-  """Parameters of the synthetic preferences of the task 'manners'.
-
-  Attributes:
-    error_rate: Probability that a part of a response is wrong.
-    sharpness: s of the simulated annotator, who prefers a to b with
-      probability σ(s · (qₐ − q_b)), for their qualities within [0, 1]
-      (Bradley and Terry).
-  """
-
-  error_rate: float
-  sharpness: float
-
-  def __post_init__(self):
-    if not 0 < self.error_rate <= 1:
-      raise UserError(
-        'synthetic_preferences: error_rate must lie within (0, 1], got '
-        f'{self.error_rate}: two responses must differ'
-      )
-    if self.sharpness <= 0:
-      raise UserError(
-        f'synthetic_preferences: sharpness must be above 0, got {self.sharpness}'
-      )
-
-  def preference_probability(
-    self, question: str, one: str, other: str
-  ) -> float:
-    """Returns the probability that the answer `one` is preferred to `other`."""
-    gap = manners.quality(question, one) - manners.quality(question, other)
-    return float(1 / (1 + np.exp(-self.sharpness * gap)))
+def preference_probability(
+  config: SyntheticPreferencesConfig, question: str, one: str, other: str
+) -> float:
+  """Returns the probability that the answer `one` is preferred to `other`."""
+  gap = manners.quality(question, one) - manners.quality(question, other)
+  return float(1 / (1 + np.exp(-config.sharpness * gap)))
 
 
 def synthetic_pairs(
-  params: SyntheticPreferences,
+  params: SyntheticPreferencesConfig,
   template: PromptTemplate,
   split: str,
   seed: int,
@@ -160,8 +135,8 @@ def synthetic_pairs(
     one = other = manners.sample_answer(rng, prompt.question, params.error_rate)
     while other == one:
       other = manners.sample_answer(rng, prompt.question, params.error_rate)
-    if rng.random() >= params.preference_probability(
-      prompt.question, one, other
+    if rng.random() >= preference_probability(
+      params, prompt.question, one, other
     ):
       one, other = other, one
     pairs.append(
@@ -176,7 +151,7 @@ def synthetic_pairs(
 
 
 def synthetic_responses(
-  params: SyntheticPreferences,
+  params: SyntheticPreferencesConfig,
   template: PromptTemplate,
   split: str,
   seed: int,

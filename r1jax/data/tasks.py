@@ -12,8 +12,9 @@ import zlib
 
 import numpy as np
 
+from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import manners
-from r1jax.errors import UserError, unknown
+from r1jax.errors import unknown
 
 # The word that introduces a correction, and the words that may open a step, in
 # English and in the second language of a bilingual corpus.
@@ -39,46 +40,6 @@ class Problem:
   answer: str
   numbers: tuple[int, ...]
   ops: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class CorpusConfig:
-  """Composition of the noisy synthetic corpus; all values lie within [0, 1].
-
-  Documents that do not guess reason step by step.
-
-  Attributes:
-    guess_share: Share of documents that guess the answer without reasoning.
-    guess_accuracy: Share of these guesses that are right.
-    slip_rate: Probability that a reasoning step goes wrong.
-    corrected_slip_share: Share of the slips that are corrected after "wait".
-    retracted_guess_share: Share of the reasoning documents that begin with a
-      wrong guess and retract it with "wait".
-    malformed_share: Share of documents that lack one of their tags.
-    connective_rate: Probability that a reasoning step opens with a word.
-    language_mixing_rate: Probability that such a word, or "wait", is of the
-      second language.
-    general_error_rate: Probability that a part of an answer of the task
-      'manners' is wrong.
-  """
-
-  guess_share: float
-  guess_accuracy: float
-  slip_rate: float
-  corrected_slip_share: float
-  retracted_guess_share: float
-  malformed_share: float
-  connective_rate: float = 0.0
-  language_mixing_rate: float = 0.0
-  general_error_rate: float = 0.0
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if not 0 <= value <= 1:
-        raise UserError(
-          f'corpus: {field.name} is a share within 0 and 1, got {value}'
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,13 @@ import tempfile
 import time
 
 import jax
-import ml_collections
 
+from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
-from r1jax.launch import flops, info, updates
-from r1jax.launch.updates import Update
+from r1jax.launch import flops, info
+from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
+from r1jax.stages.stage import Update
 
 # High-bandwidth memory of one device, bytes; Google Cloud's documentation.
 HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
@@ -147,7 +148,7 @@ def _largest_buffers(folder: str) -> list[str]:
   return [f'{size:>10}  {shapes.strip()[:100]}' for size, shapes in rows[:12]]
 
 
-def show(config: ml_collections.ConfigDict, name: str) -> int:
+def show(config: RunConfig, name: str) -> int:
   """Compiles all updates of a config and prints a table for each.
 
   Args:
@@ -158,9 +159,9 @@ def show(config: ml_collections.ConfigDict, name: str) -> int:
     The exit code: 0, or DOES_NOT_FIT.
   """
   devices = topology(name)
-  layout = Layout(make_mesh(config.mesh, devices))
+  layout = Layout(make_mesh(dataclasses.asdict(config.mesh), devices))
   limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
-  for update in updates.of(config, layout):
+  for update in stage_list.updates(config, layout):
     try:
       report = compile_update(update)
     except DoesNotFit as error:
@@ -168,7 +169,7 @@ def show(config: ml_collections.ConfigDict, name: str) -> int:
       print('\n'.join(error.buffers))
       return DOES_NOT_FIT
     print(
-      f'{name}: {len(devices)} devices; one {update.kind} update of '
+      f'{name}: {len(devices)} devices; one {update.label} update of '
       f'{report.tokens:,} tokens'
     )
     print(f'  arguments     {report.arguments_bytes / GB:8.2f} GB a device')

@@ -6,18 +6,18 @@ import math
 from flax import linen as nn
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
-import ml_collections
 from rich.console import Console
 from rich.table import Table
 
+from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.run import RunConfig
 from r1jax.model import parameters
-from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.rollout import engine
+from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
-from r1jax.stages import critic
-from r1jax.stages.build import parts as build
+from r1jax.stages.build import sampler
+from r1jax.stages.stage import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,69 +97,55 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
   return held
 
 
-def training_bytes(
-  config: ml_collections.ConfigDict, layout: Layout
-) -> dict[str, int]:
+def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
   """Returns the bytes that training the last stage keeps on one device.
 
-  Activations are not included, and gradients are those of one network at a
-  time. A stage that only samples keeps weights alone.
+  The stage says which networks it holds. Activations are not included, and
+  gradients are those of one network at a time, the largest. A stage that only
+  samples keeps weights alone.
+
+  Args:
+    config: The run.
+    layout: The mesh, which may be abstract, and its tables.
 
   Returns:
-    Bytes by part and in total. RL has one total for GRPO, and one for PPO with
-    a separate critic and with a value head of D numbers on a shared trunk.
+    Bytes by part, and in total.
   """
-  trained = config.stages[-1]
-  model = build.model_config(config.model)
-  policy = parameters_per_device(model, layout)
-  if not trains(config):
-    return {'weights, float32': 4 * policy}
-  moments = config[trained].optimizer.moment_dtype
-  wide = 2 * jnp.dtype(moments).itemsize
-  parts = {
-    'weights, float32': 4 * policy,
-    f'Adam moments, {moments}': wide * policy,
-    'gradients, float32': 4 * policy,
-  }
-  reference = trained == 'dpo' or (trained == 'rl' and bool(config.rl.kl_coef))
-  if reference:
-    parts['reference policy, float32'] = 4 * policy
-  if trained != 'rl':
-    return parts | {'in all': sum(parts.values())}
-  valued, own = (
-    parameters_per_device(each, layout)
-    for each in (
-      dataclasses.replace(model, scalar_head=True),
-      critic.model_config(config),
-    )
-  )
-  copies = 4 * (2 + reference) + wide  # Bytes a parameter.
-  return parts | {
-    'GRPO, in all': copies * policy,
-    "PPO's own critic and its moments": (4 + wide) * own,
-    'PPO with it, in all': (
-      copies * policy + (4 + wide) * own + 4 * max(own - policy, 0)
-    ),
-    'PPO on a shared trunk, in all': copies * valued,
-  }
+  parts, gradients = {}, 0
+  for network in _networks(config):
+    size = parameters_per_device(network.model, layout)
+    prefix = network.label and f'{network.label}: '
+    parts[f'{prefix}weights, float32'] = 4 * size
+    if network.optimizer:
+      moments = network.optimizer.moment_dtype
+      width = 2 if moments == 'bfloat16' else 4
+      parts[f'{prefix}Adam moments, {moments}'] = 2 * width * size
+      gradients = max(gradients, 4 * size)
+  if gradients:
+    parts['gradients, float32'] = gradients
+  return parts | {'in all': sum(parts.values())}
 
 
-def trains(config: ml_collections.ConfigDict) -> bool:
-  """Whether the last stage has an optimiser."""
-  return 'optimizer' in config[config.stages[-1]]
+def _networks(config: RunConfig) -> list[Network]:
+  return stage_list.stage_class(config.stages[-1]).networks(config)
 
 
-def longest_tokens(config: ml_collections.ConfigDict) -> int:
-  """Maximum length of the sequences of the last stage."""
-  c = config[config.stages[-1]]
-  if 'length_tokens' in c:
-    return c.length_tokens
-  if 'length_buckets' in c:
-    return max(c.length_buckets)
+def trains(config: RunConfig) -> bool:
+  """Returns whether the last stage of a run trains a network."""
+  return any(network.optimizer for network in _networks(config))
+
+
+def longest_tokens(config: RunConfig) -> int:
+  """Returns the longest sequence of the last stage of a run, in tokens."""
+  section = getattr(config, config.stages[-1])
+  if hasattr(section, 'length_tokens'):
+    return section.length_tokens
+  if hasattr(section, 'length_buckets'):
+    return max(section.length_buckets)
   return config.data.max_prompt_tokens + config.rl.max_new_tokens
 
 
-def show(config: ml_collections.ConfigDict, devices: int):
+def show(config: RunConfig, devices: int):
   """Prints the table of `r1jax info`.
 
   Args:
@@ -175,11 +161,9 @@ def show(config: ml_collections.ConfigDict, devices: int):
   Console().print(table)
 
 
-def _architecture_rows(
-  config: ml_collections.ConfigDict,
-) -> list[tuple[str, str, str]]:
+def _architecture_rows(config: RunConfig) -> list[tuple[str, str, str]]:
   """Rows of counts that do not depend on the mesh: name, number, short form."""
-  model = build.model_config(config.model)
+  model = config.model
   counts, context = count(model), longest_tokens(config)
   # A token attends to half of the sequence on average.
   core = counts.attention_flops * context // 2
@@ -211,15 +195,13 @@ def _architecture_rows(
   return rows
 
 
-def _device_rows(
-  config: ml_collections.ConfigDict, devices: int
-) -> list[tuple[str, str, str]]:
+def _device_rows(config: RunConfig, devices: int) -> list[tuple[str, str, str]]:
   """Rows of what one device of the mesh keeps in memory."""
-  axes = mesh_sizes(config.mesh, devices)
+  axes = mesh_sizes(dataclasses.asdict(config.mesh), devices)
   layout = Layout(jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes)))
   mesh = ' × '.join(f'{axis} {size}' for axis, size in axes.items())
-  engine_config = build.engine_config(config)
-  model = _on_one_device(build.model_config(config.model))
+  engine_config = sampler.engine_config(config)
+  model = _on_one_device(config.model)
   sampling = engine.memory_per_device(model, layout, engine_config)
   return [
     (f'a device of {mesh}', '', ''),

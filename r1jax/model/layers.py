@@ -6,8 +6,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.config.schema.model import ModelConfig
 from r1jax.model import quant
-from r1jax.model.config import ModelConfig
 from r1jax.sharding import Layout
 
 

@@ -13,11 +13,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.config.schema.model import ModelConfig
 from r1jax.model import cache, quant
-from r1jax.model.config import ModelConfig
 from r1jax.model.kernels import attend
 from r1jax.model.layers import RMSNorm, linear, merge_heads, weight
-from r1jax.model.rope import rotate
+from r1jax.model.rope import rotate, softmax_factor
 from r1jax.sharding import Layout
 
 # ε of the norms of the two latents; rms_norm_eps does not apply to them.
@@ -58,7 +58,7 @@ class MLA(nn.Module):
     shared = dict(layout=self.layout, fp8=c.fp8)
     self.times = partial(linear, **shared)
     self.merge = partial(merge_heads, **shared)
-    self.scale = (H + R) ** -0.5 * c.rope.softmax_factor
+    self.scale = (H + R) ** -0.5 * softmax_factor(c.rope)
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:
     """Computes the cache entry of each token: [..., D] → [..., 1, X]."""

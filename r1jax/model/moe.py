@@ -10,7 +10,6 @@ Attributes:
 """
 
 from collections.abc import Callable
-import dataclasses
 from functools import partial
 import math
 from typing import NamedTuple
@@ -19,8 +18,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.config.schema.model import ModelConfig
 from r1jax.model import experts, quant
-from r1jax.model.config import ModelConfig
 from r1jax.model.layers import SwiGLU, weight
 from r1jax.sharding import Layout
 
@@ -40,20 +39,6 @@ class Routing(NamedTuple):
   aux_loss: jax.Array
   dropped: jax.Array
   expert_BTA: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadBalancing:
-  """Coefficients of the two mechanisms that balance the load of experts.
-
-  Attributes:
-    routed_bias_update_rate: γ, the change of the routing bias per update; 0
-      keeps the bias (V3 section 2.1.2, auxiliary-loss-free balancing).
-    router_aux_loss_coef: α of the sequence-wise balance loss (V3 eq. 17).
-  """
-
-  routed_bias_update_rate: float
-  router_aux_loss_coef: float
 
 
 def route(affinity, bias_E, config: ModelConfig):

@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model.config import ModelConfig
+from r1jax.config.schema.model import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout
 

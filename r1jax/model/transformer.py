@@ -12,9 +12,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.config.schema.model import ModelConfig
 from r1jax.model import cache, quant
 from r1jax.model.attention import GQA
-from r1jax.model.config import ModelConfig
 from r1jax.model.layers import RMSNorm, SwiGLU, weight
 from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE, Routing

@@ -10,8 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from r1jax.config.schema.model import ModelConfig
 from r1jax.model import cache
-from r1jax.model.config import ModelConfig
 from r1jax.rollout.cached_model import MTPInput
 from r1jax.rollout.sampling import SampledTokens
 from r1jax.rollout.speculative import Draft

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from r1jax.config.field import key
+from r1jax.config.schema.rollout import RolloutConfig
 from r1jax.errors import UserError
 from r1jax.model.parameters import (
   cast_to_compute,
@@ -37,47 +39,16 @@ from r1jax.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineConfig:
-  """Sizes of the rollout engine.
-
-  Samples do not depend on these sizes, except for `kv_cache_int8` and
-  `speculative`.
+class EngineConfig(RolloutConfig):
+  """Sizes of the rollout engine: config.rollout, and the longest sequence.
 
   Attributes:
-    max_num_seqs: Maximum number of sequences that decode at once.
     max_model_len: Maximum number of prompt and completion tokens together.
-    block_size: S, tokens in one block of the KV cache.
-    decode_steps: Forward passes per call of the decode program.
-    max_num_batched_tokens: Prompt tokens that one prefill call computes.
-    kv_cache_tokens: Tokens in the whole KV cache; 0 for as many as all
-      sequences could need.
-    kv_cache_int8: Whether the KV cache is stored in 8 bits. The policy that
-      samples is then close to the trained one, but not equal.
-    speculative: Whether the model's first MTP module drafts a token ahead.
-      Samples have the same distribution, but a seed gives other samples.
   """
 
-  max_num_seqs: int
-  max_model_len: int
-  block_size: int = 16
-  decode_steps: int = 16
-  max_num_batched_tokens: int = 2048
-  kv_cache_tokens: int = 0
-  kv_cache_int8: bool = False
-  speculative: bool = False
-
-  def __post_init__(self):
-    for field in (
-      'max_num_seqs',
-      'max_model_len',
-      'block_size',
-      'decode_steps',
-      'max_num_batched_tokens',
-    ):
-      if getattr(self, field) < 1:
-        raise UserError(
-          f'rollout: {field} must be at least 1, got {getattr(self, field)}'
-        )
+  max_model_len: int = key(
+    0, 'Prompt and completion tokens together.', at_least=1
+  )
 
   @property
   def max_blocks_per_seq(self) -> int:

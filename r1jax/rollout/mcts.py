@@ -28,6 +28,7 @@ import dataclasses
 
 import jax
 
+from r1jax.config.schema.rollout import MCTSConfig
 from r1jax.data.text.steps import StepSplitter
 from r1jax.errors import UserError
 from r1jax.rollout import continuation
@@ -41,84 +42,17 @@ LEAF_VALUES = STEP, ROLLOUT = 'step', 'rollout'
 ANSWER_SELECTIONS = VISITS, VALUE = 'visits', 'value'
 
 
-@dataclasses.dataclass(frozen=True)
-class MCTSConfig:
-  """Settings of the search of one problem.
-
-  Attributes:
-    budget_tokens: Maximum number of tokens generated per problem.
-    max_step_tokens: Maximum number of tokens of one step; a longer one is
-      continued in the next.
-    answer_reserve_tokens: Part of the budget that is kept to complete a
-      partial completion, as long as there is no answer.
-    expansion_width: Next steps sampled when a node is expanded; equal ones
-      become one child.
-    c_puct: Exploration constant of PUCT.
-    widening_alpha: α of progressive widening, within [0, 1); at 0 every node
-      is expanded once.
-    leaf_batch_size: Nodes of a tree that one iteration expands; those after
-      the first are selected as if the ones before had value 0.
-    num_simulations: Maximum number of simulations; it ends the search of a
-      tree whose expansions no longer cost tokens.
-    leaf_value: 'step' evaluates the partial completion itself; 'rollout'
-      evaluates one completion of it, which costs tokens.
-    answer_selection: Whether the answer of most 'visits' or of the highest
-      'value' is returned.
-  """
-
-  budget_tokens: int
-  max_step_tokens: int
-  answer_reserve_tokens: int
-  expansion_width: int = 4
-  c_puct: float = 1.0
-  widening_alpha: float = 0.5
-  leaf_batch_size: int = 1
-  num_simulations: int = 256
-  leaf_value: str = STEP
-  answer_selection: str = VISITS
-
-  def __post_init__(self):
-    for field in (
-      'max_step_tokens',
-      'expansion_width',
-      'leaf_batch_size',
-      'num_simulations',
-    ):
-      if getattr(self, field) < 1:
-        raise UserError(
-          f'search: {field} must be at least 1, got {getattr(self, field)}'
-        )
-    for field in ('answer_reserve_tokens', 'c_puct'):
-      if getattr(self, field) < 0:
-        raise UserError(
-          f'search: {field} must not be below 0, got {getattr(self, field)}'
-        )
-    if not 0 <= self.widening_alpha < 1:
-      raise UserError(
-        'search: widening_alpha must lie within [0, 1), got '
-        f'{self.widening_alpha}'
-      )
-    for field, known in (
-      ('leaf_value', LEAF_VALUES),
-      ('answer_selection', ANSWER_SELECTIONS),
-    ):
-      if getattr(self, field) not in known:
-        raise UserError(
-          f'search: {field} must be one of {known}, got '
-          f'{getattr(self, field)!r}'
-        )
-
-  def min_budget_tokens(self, max_new_tokens: int) -> int:
-    """Returns the smallest budget: the cost of one sample and the reserve."""
-    sample = self.max_step_tokens
-    if self.leaf_value == ROLLOUT:
-      sample = max_new_tokens
-    return sample + self.answer_reserve_tokens
-
-
 GenerateFn = Callable[[Sequence[Request]], Sequence[Completion]]
 # From pairs (index of the problem, completion tokens) to values in [0, 1].
 ValueFn = Callable[[Sequence[tuple[int, tuple[int, ...]]]], Sequence[float]]
+
+
+def min_budget_tokens(config: MCTSConfig, max_new_tokens: int) -> int:
+  """Returns the smallest budget: the cost of one sample and the reserve."""
+  sample = config.max_step_tokens
+  if config.leaf_value == ROLLOUT:
+    sample = max_new_tokens
+  return sample + config.answer_reserve_tokens
 
 
 class MCTS:
@@ -144,7 +78,7 @@ class MCTS:
     generate: GenerateFn,
     evaluate: ValueFn,
   ):
-    needed = config.min_budget_tokens(sampling_params.max_new_tokens)
+    needed = min_budget_tokens(config, sampling_params.max_new_tokens)
     if config.budget_tokens < needed:
       raise UserError(
         f'search: budget_tokens = {config.budget_tokens} is below one step: '

@@ -1,4 +1,4 @@
-"""Where a run's output came from: lineage.json, and the tree of them.
+"""Records what a run's output came from: lineage.json, and the tree of them.
 
   {'stages': ['sft'], 'config_sha256': …, 'commit': …, 'versions': {…},
    'inputs': {'init': {'path': …, 'sha256': …, 'run': '../zero'}, …},
@@ -7,7 +7,6 @@
 Paths of other runs are relative, so that a folder of runs may be moved.
 """
 
-import hashlib
 from importlib import metadata
 import json
 import os
@@ -15,28 +14,34 @@ from pathlib import Path
 import platform
 import subprocess
 
-import ml_collections
-
-from r1jax.checkpoints.storage import write_text
-from r1jax.data import mixture, readers, sources, tasks
+from r1jax import files, registry
+from r1jax.config.schema.run import RunConfig
+from r1jax.data import readers
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
-from r1jax.stages import prm
+from r1jax.runs.stage_list import running, stage_class
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import preference_data
+from r1jax.stages.stage import listed
 
 FILE = 'lineage.json'
 
 
-def write(workdir: Path, config: ml_collections.ConfigDict, made: Path):
-  """Records what `made` came from, unless that was done already: from what is
-  there now, if the run was killed before it did."""
+def write(workdir: Path, config: RunConfig, output: Path):
+  """Records what a run's output came from, unless that was done already.
+
+  A run that was killed before it did is recorded from what is there now.
+
+  Args:
+    workdir: The run's folder.
+    config: The run.
+    output: What it left.
+  """
   record = workdir / FILE
   if record.exists():
     return
-  said = {
+  lineage = {
     'stages': list(config.stages),
-    'config_sha256': _digest_of(
+    'config_sha256': files.digest_of(
       json.dumps(
         json.loads((workdir / 'config.json').read_text()), sort_keys=True
       )
@@ -47,9 +52,12 @@ def write(workdir: Path, config: ml_collections.ConfigDict, made: Path):
       key: _input(path.expanduser(), workdir)
       for key, path in inputs(config).items()
     },
-    'output': {'path': str(made.relative_to(workdir)), 'sha256': digest(made)},
+    'output': {
+      'path': str(output.relative_to(workdir)),
+      'sha256': files.digest(output),
+    },
   }
-  write_text(record, json.dumps(said, indent=1) + '\n')
+  files.write_text(record, json.dumps(lineage, indent=1) + '\n')
 
 
 def read(workdir: Path) -> dict | None:
@@ -58,108 +66,50 @@ def read(workdir: Path) -> dict | None:
   Raises:
     UserError: it is broken.
   """
-  record = workdir / FILE
+  path = workdir / FILE
   try:
-    said = json.loads(record.read_text())
-    _check(said)
-    return said
+    record = json.loads(path.read_text())
+    _check(record)
+    return record
   except FileNotFoundError:
     return None
   except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
     raise UserError(
-      f'lineage: {record} is broken ({type(error).__name__}: {error}); '
+      f'lineage: {path} is broken ({type(error).__name__}: {error}); '
       'remove it, and the next run of the same command writes it from what '
       'is there now'
     ) from error
 
 
-def _check(said: dict):
-  """Raises an error unless it has what readers of records look at."""
+def _check(record: dict):
+  """Raises an error unless a record has every field that is read."""
   texts = [
-    said['config_sha256'],
-    said['output']['path'],
-    said['output']['sha256'],
-    said['commit'] or '',
-    *said['stages'],
+    record['config_sha256'],
+    record['output']['path'],
+    record['output']['sha256'],
+    record['commit'] or '',
+    *record['stages'],
   ]
-  for found in said['inputs'].values():
-    texts += [found['path'], found['sha256'], found['run'] or '']
+  for source in record['inputs'].values():
+    texts += [source['path'], source['sha256'], source['run'] or '']
   if not all(isinstance(text, str) for text in texts):
     raise TypeError('a path or hash is no text')
 
 
-def inputs(config: ml_collections.ConfigDict) -> dict[str, Path]:
-  """Every file or folder that a config's stages read, by its key."""
-  data, found = config.data, {}
-  first = build.running(config)[0]
-  if first != 'pretrain' and config.init != 'random':
+def inputs(config: RunConfig) -> dict[str, Path]:
+  """Returns every file or folder that a run reads, by the key that names it."""
+  classes = [stage_class(name) for name in running(config)]
+  found: dict[str, Path] = {}
+  if not classes[0].starts_fresh and config.init != 'random':
     found['init'] = build.init_file(config)
   if config.tokenizer.source not in tokenizer.BUILT_IN:
     found['tokenizer.source'] = readers.resolve(config.tokenizer.source)
-  if 'sft' in config.stages:
-    if config.sft.teacher_model not in ('', 'stored'):
-      found['sft.teacher_model'] = Path(config.sft.teacher_model)
-    _add(found, 'sft.data', _demonstrations(config.sft.data))
-  for name in ('reward_model', 'dpo'):
-    if name in config.stages:
-      for key, files in preference_data.files(config[name]).items():
-        _add(found, f'{name}.{key}', files)
-  if 'prm' in config.stages:
-    _add(found, 'prm.data', prm.files(config.prm))
-  if {'rl', 'rejection_sampling', 'label_steps'} & set(config.stages):
-    names = list(mixture.parse(data.mixture or (data.task,)))
-    _add(found, 'data.task', _dataset_files(names, tasks.TRAIN, data.path))
-    if data.pass_rates:
-      found['data.pass_rates'] = readers.resolve(data.pass_rates)
-  if 'rejection_sampling' in config.stages:
-    _add(
-      found,
-      'rejection_sampling.extra_data',
-      _demonstrations(config.rejection_sampling.extra_data),
-    )
-    if config.rejection_sampling.reward_model:
-      found['rejection_sampling.reward_model'] = Path(
-        config.rejection_sampling.reward_model
-      )
-  if 'rl' in config.stages:
-    if config.rl.adv_estimator == 'gae' and config.rl.ppo.critic_init:
-      found['rl.ppo.critic_init'] = Path(config.rl.ppo.critic_init)
-    found |= {
-      f'rl.reward_models.{kind}': Path(file)
-      for kind, file in config.rl.reward_models.items()
-      if file
-    }
-    _add(
-      found,
-      'data.eval',
-      _dataset_files([data.task], tasks.HELD_OUT, data.eval_path),
-    )
+  for plugin in config.plugins:
+    found |= listed('plugins', [registry.plugin_file(plugin)])
+  for stage in classes:
+    for key, paths in stage.reads(config).items():
+      found |= listed(key, paths)
   return found
-
-
-def _demonstrations(data) -> list[Path]:
-  return [
-    file
-    for name in mixture.parse(data)
-    if name not in tasks.TASKS
-    for file in readers.files(name)
-  ]
-
-
-def _dataset_files(names, split: str, path: str) -> list[Path]:
-  if path:
-    return readers.files(path)
-  return [
-    file
-    for name in names
-    if name not in tasks.TASKS
-    for file in readers.files(sources.get(name).path(split))
-  ]
-
-
-def _add(found: dict[str, Path], key: str, files: list[Path]):
-  for i, file in enumerate(files):
-    found[f'{key}[{i}]' if len(files) > 1 else key] = file
 
 
 def _input(path: Path, workdir: Path) -> dict:
@@ -170,31 +120,16 @@ def _input(path: Path, workdir: Path) -> dict:
   relative = lambda place: os.path.relpath(place, workdir.absolute())
   return {
     'path': relative(path) if run else str(path),
-    'sha256': digest(path),
+    'sha256': files.digest(path),
     'run': run and relative(run),
   }
 
 
-def digest(path: Path) -> str:
-  """SHA-256 of a file, or of the files of a folder with their names."""
-  if path.is_file():
-    with open(path, 'rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
-  return _digest_of(
-    ''.join(
-      f'{part.relative_to(path)} {digest(part)}\n'
-      for part in sorted(path.rglob('*'))
-      if part.is_file()
-    )
-  )
-
-
-def _digest_of(text: str) -> str:
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _commit() -> str | None:
-  """Of the source tree, with '+' if files differ from it; None without."""
+  """Returns the commit of the source tree, with '+' if files differ from it.
+
+  It is None where the package is no git checkout.
+  """
 
   def git(*args):
     return subprocess.run(
@@ -231,20 +166,22 @@ def _versions() -> dict[str, str]:
 
 
 def tree(workdir: Path) -> str:
-  """A run and all that it came from, a line each. Runs beside it have the name
-  of their folder, others their path from it.
+  """Draws a run and all that it came from, a line each.
+
+  Runs beside it are called by the name of their folder, others by their path
+  from it.
 
   Raises:
-    UserError: there is no finished run here.
+    UserError: there is no finished run in the folder.
   """
   if not workdir.is_dir() or read(workdir) is None:
     raise UserError(f'lineage: {workdir} is no folder of a finished run')
   lines: list[str] = []
-  _grow(workdir, workdir.resolve().parent, '', '', lines, set())
+  _append_lines(workdir, workdir.resolve().parent, '', '', lines, set())
   return '\n'.join(lines)
 
 
-def _grow(
+def _append_lines(
   workdir: Path,
   beside: Path,
   indent: str,
@@ -252,27 +189,29 @@ def _grow(
   lines: list[str],
   seen: set[Path],
 ):
-  said, place = read(workdir), workdir.resolve()
+  record, place = read(workdir), workdir.resolve()
   name = os.path.relpath(place, beside)
   line = f'{indent}{key and key + " ← "}{name}'
-  if said is None:
+  if record is None:
     lines.append(f'{line}: gone')
     return
   line += (
-    f' ({" + ".join(said["stages"])}; config '
-    f'{said["config_sha256"][:8]}, commit {str(said["commit"])[:8]}, '
-    f'output {said["output"]["sha256"][:8]})'
+    f' ({" + ".join(record["stages"])}; config '
+    f'{record["config_sha256"][:8]}, commit {str(record["commit"])[:8]}, '
+    f'output {record["output"]["sha256"][:8]})'
   )
   if place in seen:
     lines.append(f'{line}: as above')
     return
   seen.add(place)
   lines.append(line)
-  for key, found in said['inputs'].items():
+  for key, found in record['inputs'].items():
     if found['run'] is None:
       lines.append(f'{indent}  {key} ← {found["path"]} ({found["sha256"][:8]})')
       continue
-    _grow(workdir / found['run'], beside, indent + '  ', key, lines, seen)
+    _append_lines(
+      workdir / found['run'], beside, indent + '  ', key, lines, seen
+    )
     parent = read(workdir / found['run'])
     if parent and parent['output']['sha256'] != found['sha256']:
       lines.append(f'{indent}    ! it was {found["sha256"][:8]} then')

@@ -1,46 +1,35 @@
-"""A list of runs that feed each other, such as those of DeepSeek-R1.
-
-A pipeline's config names its stages in order, and has a whole config for each:
-
-  config.stages = ('base', 'cold_start', 'reasoning')
-  config.evaluations = ('arithmetic',)     what each policy is measured on
-  config.seed = 0                          is added to the seed of each stage
-  config.cold_start = …     with init = '@base'
-  config.reasoning = …      with init = '@cold_start'
-
-'@name' in any key stands for what the stage of that name leaves: weights, or a
-dataset. Every stage is an ordinary run in a folder of its own.
-"""
+"""Runs a list of runs that feed each other, such as those of DeepSeek-R1."""
 
 from collections.abc import Sequence
-import copy
 import json
+import logging
 from pathlib import Path
 
 import jax
-import ml_collections
 
-from r1jax.checkpoints.storage import write_text
+from r1jax import files
+from r1jax.config.load import replace
+from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.rollout.engine import Engine
-from r1jax.runs import run, validate
+from r1jax.runs import run, stage_list, validate
+from r1jax.runs.pipeline_config import PipelineConfig, resolved
 from r1jax.stages.build import parts as build
+from r1jax.stages.stage import Kind
 
 MEASURED = 'evaluation.json'
+_log = logging.getLogger(__name__)
 
 
 def train(
-  config: ml_collections.ConfigDict,
-  workdir: str,
-  only: str = '',
-  start: str = '',
+  pipeline: PipelineConfig, workdir: str, only: str = '', start: str = ''
 ):
-  """Runs what is left to run of a pipeline.
+  """Runs the stages of a pipeline that are not finished yet.
 
   Args:
-    config: Of the pipeline.
-    workdir: Each stage has a folder of its name in it.
+    pipeline: The pipeline.
+    workdir: Its folder; each stage has a folder of its name in it.
     only: The one stage to run.
     start: The first stage to run; the ones after it follow.
 
@@ -48,145 +37,134 @@ def train(
     UserError: bad input, before anything runs; or a stage that was made again
       is another than a later one was made from.
   """
-  place, config = Path(workdir).expanduser(), seeded(config)
-  names = chosen(config, only, start)
-  validate.check(config, place, names)
-  table(config, place)  # A broken record is told first.
-  examiner = _Examiner(config.evaluations)
+  place = Path(workdir).expanduser()
+  names = chosen(pipeline, only, start)
+  validate.check(pipeline, place, names)
+  table(pipeline, place)  # A broken record is an error before anything runs.
+  suite = _EvaluationSuite(pipeline.evaluations)
   concrete = {
-    name: validate.resolved(config[name], config, place) for name in names
+    name: resolved(pipeline.runs[name], pipeline, place) for name in names
   }
   for name in names:
-    if _leaves_policy(config[name]):
-      with validate.told_of(name):
-        examiner.check(
-          concrete[name],
-          place / name,
-          run.output(config[name], place / name).exists(),
-        )
+    if _leaves_policy(concrete[name]):
+      with validate.errors_of(name):
+        finished = stage_list.output(concrete[name], place / name).exists()
+        suite.check(concrete[name], place / name, finished)
   for name in names:
-    print(f'--- {name} ---', flush=True)
-    section, folder = config[name], place / name
-    if not run.output(section, folder).exists():
-      (folder / MEASURED).unlink(missing_ok=True)  # Of what is gone.
-    with validate.told_of(name):
-      run.train(concrete[name], str(folder), section)
-    if _leaves_policy(section):
-      with validate.told_of(name):
-        examiner.examine(concrete[name], folder)
-    validate.check_sources(config, place)  # Of this one, if it was made again.
-  told = table(config, place)
-  if told:
-    _write(place / 'table.md', told + '\n')
-    print(told)
+    _log.info('--- %s ---', name)
+    config, folder = pipeline.runs[name], place / name
+    if not stage_list.output(config, folder).exists():
+      (folder / MEASURED).unlink(missing_ok=True)
+    with validate.errors_of(name):
+      run.train(concrete[name], str(folder), config)
+    if _leaves_policy(config):
+      with validate.errors_of(name):
+        suite.evaluate(concrete[name], folder)
+    validate.check_sources(pipeline, place)  # If this one was made again.
+  text = table(pipeline, place)
+  if text:
+    _write(place / 'table.md', text + '\n')
+    print(text)
 
 
 def _write(path: Path, text: str):
   try:
-    write_text(path, text)
+    files.write_text(path, text)
   except OSError as error:
     raise UserError(f'cannot write {path}: {error}') from error
 
 
-def _leaves_policy(section: ml_collections.ConfigDict) -> bool:
-  return run.STAGES[section.stages[-1]].leaves_policy
+def _leaves_policy(config: RunConfig) -> bool:
+  return stage_list.leaves(config) is Kind.POLICY
 
 
-class _Examiner:
-  """Measures what stages have left; keeps its compiled sampler while the
-  models are alike."""
+class _EvaluationSuite:
+  """Evaluates the policies of a pipeline on its tasks.
 
-  def __init__(self, names: Sequence[str]):
-    self._names = names
-    self._known: dict[str, tuple[build.Parts, Engine]] = {}
+  It keeps its compiled sampler while the models are alike.
+  """
 
-  def check(self, config: ml_collections.ConfigDict, workdir: Path, made: bool):
-    """Refuses what it could not measure the policy on, made or to be made."""
-    for name in self._missing(workdir) if made else self._names:
-      self._evaluator(config, name)
+  def __init__(self, tasks: Sequence[str]):
+    self._tasks = tasks
+    self._samplers: dict[str, tuple[build.Parts, Engine]] = {}
 
-  def examine(self, config: ml_collections.ConfigDict, workdir: Path):
-    """Each of the tasks that was not yet, under the policy in a workdir."""
-    found, missing = measured(workdir / MEASURED), self._missing(workdir)
+  def check(self, config: RunConfig, workdir: Path, finished: bool):
+    """Refuses tasks on which the policy could not be evaluated."""
+    for task in self._missing(workdir) if finished else self._tasks:
+      self._evaluator(config, task)
+
+  def evaluate(self, config: RunConfig, workdir: Path):
+    """Evaluates the policy in a workdir on the tasks that are still missing."""
+    results, missing = measured(workdir / MEASURED), self._missing(workdir)
     if not missing:
       return
     parts, _ = self._sampler(config)
     params = run.trained_params(config, parts, str(workdir))
-    for name in missing:
-      metrics = (
-        self._evaluator(config, name)
-        .run(params, jax.random.key(config.seed))
-        .metrics
+    for task in missing:
+      report = self._evaluator(config, task).run(
+        params, jax.random.key(config.seed)
       )
-      found |= {
-        f'{name}/{key.removeprefix("eval/")}': value
-        for key, value in metrics.items()
+      results |= {
+        f'{task}/{key.removeprefix("eval/")}': value
+        for key, value in report.metrics.items()
       }
-    _write(workdir / MEASURED, json.dumps(found, indent=1) + '\n')
+    _write(workdir / MEASURED, json.dumps(results, indent=1) + '\n')
 
   def _missing(self, workdir: Path) -> list[str]:
-    found = measured(workdir / MEASURED)
+    results = measured(workdir / MEASURED)
     return [
-      name
-      for name in self._names
-      if not any(_of(name, column) for column in found)
+      task
+      for task in self._tasks
+      if not any(_is_of(task, column) for column in results)
     ]
 
-  def _evaluator(
-    self, config: ml_collections.ConfigDict, task: str
-  ) -> Evaluator:
-    asked = copy.deepcopy(config)
-    asked.data.update(task=task, mixture=(), path='', eval_path='')
-    return build.evaluator(asked, *self._sampler(config))
-
-  def _sampler(self, config) -> tuple[build.Parts, Engine]:
-    config = copy.deepcopy(config)
-    # Of these the sampler knows nothing, but for how many rows it may need.
-    config.rl.update(prompts_per_step=1, group_size=2, oversample=1.0)
-    key = json.dumps(
-      [
-        config[part].to_dict()
-        for part in ('model', 'mesh', 'tokenizer', 'rollout', 'eval')
-      ]
-      + [config.rl.max_new_tokens]
-      + [
-        config.data[part]
-        for part in (
-          'max_prompt_tokens',
-          'template',
-          'system',
-          'response_prefix',
-          'response_format',
-        )
-      ]
+  def _evaluator(self, config: RunConfig, task: str) -> Evaluator:
+    own = replace(
+      config,
+      {
+        'data.task': task,
+        'data.mixture': (),
+        'data.path': '',
+        'data.eval_path': '',
+      },
     )
-    if key not in self._known:
+    return build.evaluator(own, *self._sampler(config))
+
+  def _sampler(self, config: RunConfig) -> tuple[build.Parts, Engine]:
+    # The sampler knows nothing of a step's sizes but how many rows it needs.
+    config = replace(
+      config,
+      {'rl.prompts_per_step': 1, 'rl.group_size': 2, 'rl.oversample': 1.0},
+    )
+    data = config.data
+    key = repr(
+      (
+        config.model,
+        config.mesh,
+        config.tokenizer,
+        config.rollout,
+        config.eval,
+        config.rl.max_new_tokens,
+        data.max_prompt_tokens,
+        data.template,
+        data.system,
+        data.response_prefix,
+        data.response_format,
+      )
+    )
+    if key not in self._samplers:
       parts = build.parts(config)
-      self._known = {key: (parts, build.engine(config, parts))}
-    return self._known[key]
+      self._samplers = {key: (parts, build.engine(config, parts))}
+    return self._samplers[key]
 
 
-def seeded(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The pipeline whose stages have their seeds plus config.seed, if any.
-
-  Raises:
-    UserError: a stage has no config.
-  """
-  shifted = copy.deepcopy(config)
-  for name in config.stages:
-    validate.of_stage(shifted, name).seed += config.get('seed', 0)
-  return shifted
-
-
-def chosen(
-  config: ml_collections.ConfigDict, only: str, start: str
-) -> tuple[str, ...]:
-  """The stages to run.
+def chosen(pipeline: PipelineConfig, only: str, start: str) -> tuple[str, ...]:
+  """Returns the stages to run.
 
   Raises:
     UserError: one of the two names no stage, or both are given.
   """
-  names = tuple(config.stages)
+  names = pipeline.stages
   for name in filter(None, (only, start)):
     if name not in names:
       raise unknown('pipeline: stage', name, names)
@@ -198,56 +176,58 @@ def chosen(
 
 
 def measured(record: Path) -> dict[str, float]:
-  """What a stage was measured at, by task and metric; nothing without a record.
+  """Returns a stage's evaluation by task and metric; {} without a record.
 
   Raises:
-    UserError: it is broken.
+    UserError: the record is broken.
   """
   try:
-    found = json.loads(record.read_text())
-    return {column: float(value) for column, value in found.items()}
+    results = json.loads(record.read_text())
+    return {column: float(value) for column, value in results.items()}
   except (FileNotFoundError, NotADirectoryError):
     return {}
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise UserError(
-      f'{record} is broken ({error}); remove it, and the stage '
-      'is measured again'
+      f'{record} is broken ({error}); remove it, and the stage is evaluated '
+      'again'
     ) from error
 
 
-def _of(task: str, column: str) -> bool:
+def _is_of(task: str, column: str) -> bool:
   return column.startswith(f'{task}/')
 
 
-# In evaluation.json alone.
-_UNTOLD = ('pass@1_stderr', 'clipped_ratio', 'unscorable', 'self_correction')
+# Metrics that are in evaluation.json alone.
+_NOT_IN_TABLE = ('pass@1_stderr', 'truncated', 'unscorable', 'self_correction')
 
 
-def table(config: ml_collections.ConfigDict, place: Path) -> str:
-  """What was measured of every stage that leaves a policy, as Markdown."""
+def table(pipeline: PipelineConfig, place: Path) -> str:
+  """Returns the evaluation of every policy as a Markdown table."""
   rows = []
-  for name in config.stages:
-    found = measured(place / name / MEASURED)
+  for name in pipeline.stages:
+    results = measured(place / name / MEASURED)
     if any(
-      _of(task, column) for task in config.evaluations for column in found
+      _is_of(task, column)
+      for task in pipeline.evaluations
+      for column in results
     ):
-      rows.append((name, found))
+      rows.append((name, results))
   if not rows:
     return ''
   columns = list(
     dict.fromkeys(
       column
-      for task in config.evaluations
-      for _, found in rows
-      for column in found
-      if _of(task, column) and column.rpartition('/')[2] not in _UNTOLD
+      for task in pipeline.evaluations
+      for _, results in rows
+      for column in results
+      if _is_of(task, column) and column.rpartition('/')[2] not in _NOT_IN_TABLE
     )
   )
   lines = [
     '| stage | ' + ' | '.join(columns) + ' |',
     '|---' * (len(columns) + 1) + '|',
   ]
-  for name, found in rows:
-    shown = [f'{found[c]:.3f}' if c in found else '' for c in columns]
+  for name, results in rows:
+    shown = [f'{results[c]:.3f}' if c in results else '' for c in columns]
     lines.append(f'| {name} | ' + ' | '.join(shown) + ' |')
   return '\n'.join(lines)

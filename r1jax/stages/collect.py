@@ -1,8 +1,8 @@
 """Completed and scored groups for the steps of an RL stage.
 
-  prompts → groups, begun now or by an earlier step → completions → rewards
+  prompts → groups, started now or by an earlier step → completions → rewards
 
-Groups are scored while others are drawn.
+Groups are scored while others are sampled.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from concurrent import futures
 import dataclasses
 
 import jax
-import ml_collections
 import numpy as np
 
+from r1jax.config.schema.run import RunConfig
 from r1jax.data import batching, tasks
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, ScoredRollout
@@ -23,163 +23,181 @@ from r1jax.rollout.engine import Engine
 from r1jax.rollout.groups import Group
 from r1jax.rollout.scheduler import Completion
 from r1jax.stages.build import parts as build
+from r1jax.stages.build import sampler
+from r1jax.stages.build.prompts import prompts
 
 
 @dataclasses.dataclass(frozen=True)
-class Collected:
-  """What one step trains on: P groups of G.
+class CollectedGroups:
+  """The P groups of G completions that a step trains on.
 
   Attributes:
-    prompts: P.
-    batch: The same, in tokens.
-    made: P · G completions; number b is of prompt b // G.
+    prompts: P prompts.
+    batch: Their tokens.
+    completions: P · G completions; number b belongs to prompt b // G.
     scored: Their rewards.
-    counts_B: bool, False where a group only fills the batch up.
-    told: Metrics of the choice.
+    counts_B: bool, False where a group only fills the batch.
+    metrics: Metrics of the choice of groups.
   """
 
   prompts: list[Prompt]
   batch: PromptBatch
-  made: list[Completion]
+  completions: list[Completion]
   scored: ScoredRollout
   counts_B: np.ndarray
-  told: dict[str, float]
+  metrics: dict[str, float]
 
 
 class Collector:
-  """Draws the groups of one step after another; goes on from a checkpoint."""
+  """Samples the groups of one step after another; resumes from its state."""
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    config: RunConfig,
     parts: build.Parts,
     engine: Engine,
     reward: RewardManager,
   ):
     c = self._config = config.rl
     self._seed, self._tokenizer = config.seed, parts.tokenizer
-    self._width = config.data.max_prompt_tokens
+    self._max_prompt_tokens = config.data.max_prompt_tokens
     self._engine, self._reward = engine, reward
-    self._sampling = build.rl_sampling(config, parts)
-    self._in_flight = build.groups_in_flight(config)
+    self._sampling = sampler.rl_sampling(config, parts)
+    self._in_flight = sampler.groups_in_flight(config)
     self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
-    everything = build.prompts(config, parts, tasks.TRAIN)
-    first = everything  # Before general rows come in.
+    everything = first = prompts(
+      config, parts.template, parts.tokenizer, tasks.TRAIN
+    )
     if c.general_prompts_after_steps:
-      first = build.prompts(config, parts, tasks.TRAIN, general=False)
+      first = prompts(
+        config, parts.template, parts.tokenizer, tasks.TRAIN, general=False
+      )
     shuffle = config.data.task not in tasks.TASKS
-    self._data = batching.TwoPhaseStream(
+    self._stream = batching.TwoPhaseStream(
       *(
-        batching.prompt_stream(prompts, self._seed, shuffle)
-        for prompts in (first, everything)
+        batching.prompt_stream(source, self._seed, shuffle)
+        for source in (first, everything)
       ),
       c.general_prompts_after_steps,
     )
-    self._start = self._data.get_state()
-    self._begun: list[Group] = []  # By an earlier step.
+    self._start = self._stream.get_state()
+    self._partial: list[Group] = []  # Groups that an earlier step has started.
 
   def begin(self):
-    """At the first prompt."""
-    self._data.set_state(self._start)
-    self._begun = []
+    """Goes back to the first prompt."""
+    self._stream.set_state(self._start)
+    self._partial = []
 
   def get_state(self) -> dict:
-    """For a checkpoint: JSON."""
+    """Returns its position as JSON, for a checkpoint."""
     return {
-      'prompts': self._data.get_state(),
-      'begun': groups.serialize_groups(self._begun),
+      'prompts': self._stream.get_state(),
+      'partial_groups': groups.serialize_groups(self._partial),
     }
 
   def set_state(self, state: dict):
-    """Goes on where another one was.
+    """Continues where another collector was.
 
     Raises:
-      UserError: an older r1jax wrote it.
+      UserError: another version of r1jax wrote the state.
     """
-    if not isinstance(state.get('prompts'), list):
+    if 'partial_groups' not in state:
       raise UserError(
-        'checkpoint: written by an older r1jax, which counted '
-        'prompts otherwise; begin in a new --workdir'
+        'checkpoint: another version of r1jax wrote it; begin in a new '
+        '--workdir'
       )
-    self._data.set_state(state['prompts'])
-    self._begun = groups.deserialize_groups(
-      state['begun'],
+    self._stream.set_state(state['prompts'])
+    self._partial = groups.deserialize_groups(
+      state['partial_groups'],
       self._sampling,
       lambda prompt: self._tokenizer.encode_prompt(prompt.text),
     )
 
-  def collect(self, params, step: int, key: jax.Array) -> Collected:
-    """The groups of a step, under the policy that it begins with.
+  def collect(self, params, step: int, key: jax.Array) -> CollectedGroups:
+    """Samples the groups of a step under the policy that it begins with.
 
-    Where groups are chosen by what they teach (rl.dynamic_sampling) and too
+    With rl.dynamic_sampling only groups of varied worth are chosen; where too
     few are found, others fill the batch and count for nothing.
+
+    Args:
+      params: The policy's parameters.
+      step: The step, counted from 1.
+      key: The step's random key.
     """
     c, wanted = self._config, self._config.prompts_per_step
-    self._begun, dropped = groups.drop_stale(self._begun, step, c.max_staleness)
-    self._open(step, key, self._in_flight)
-    taken, idle, scored_of = [], [], {}
-    for turn in range(
-      c.dynamic_sampling_max_rounds if c.dynamic_sampling else 1
-    ):
-      if turn:  # A prompt that comes again is not sampled as before.
-        self._open(step, jax.random.fold_in(key, turn), wanted - len(taken))
-      complete, scored = self._advance(params, step, wanted - len(taken))
+    self._partial, num_dropped = groups.drop_stale(
+      self._partial, step, c.max_staleness
+    )
+    self._start_groups(step, key, self._in_flight)
+    chosen: list[Group] = []
+    unvaried: list[Group] = []
+    scored_of: dict[int, ScoredRollout] = {}
+    rounds = c.dynamic_sampling_max_rounds if c.dynamic_sampling else 1
+    for round_ in range(rounds):
+      if round_:  # A prompt that comes again is not sampled as before.
+        round_key = jax.random.fold_in(key, round_)
+        self._start_groups(step, round_key, wanted - len(chosen))
+      complete, scored = self._complete(params, step, wanted - len(chosen))
       scored_of |= zip(map(id, complete), scored)
       for group in complete:
-        useful = not c.dynamic_sampling or _varied(scored_of[id(group)])
-        (taken if useful else idle).append(group)
-      if len(taken) == wanted:
+        varied = not c.dynamic_sampling or _is_varied(scored_of[id(group)])
+        (chosen if varied else unvaried).append(group)
+      if len(chosen) == wanted:
         break
-    told = {'rollout/dropped_groups': float(dropped)}
+    metrics = {'rollout/dropped_groups': float(num_dropped)}
     if c.dynamic_sampling:
-      sampled = len(taken) + len(idle)
-      told |= {
-        'dynamic_sampling/sampled_groups': sampled,
-        'dynamic_sampling/useful_group_frac': len(taken) / sampled,
+      num_sampled = len(chosen) + len(unvaried)
+      metrics |= {
+        'dynamic_sampling/sampled_groups': num_sampled,
+        'dynamic_sampling/useful_group_frac': len(chosen) / num_sampled,
       }
-    counts_P = np.arange(wanted) < len(taken)
-    chosen = (taken + idle)[:wanted]
-    prompts = [group.prompt for group in chosen]
-    return Collected(
-      prompts=prompts,
-      batch=batching.pad_prompts(prompts, self._tokenizer, self._width),
-      made=[made for group in chosen for made in group.completions],
+    counts_P = np.arange(wanted) < len(chosen)
+    taken = (chosen + unvaried)[:wanted]
+    prompts_P = [group.prompt for group in taken]
+    return CollectedGroups(
+      prompts=prompts_P,
+      batch=self._tokenised(prompts_P),
+      completions=[c for group in taken for c in group.completions],
       scored=ScoredRollout.concatenate(
-        [scored_of[id(group)] for group in chosen]
+        [scored_of[id(group)] for group in taken]
       ),
       counts_B=np.repeat(counts_P, c.group_size),
-      told=told,
+      metrics=metrics,
     )
 
-  def _open(self, step: int, key: jax.Array, in_flight: int):
-    """Begins groups until so many are in flight."""
-    prompts = self._data.next_prompts(
-      step, max(in_flight - len(self._begun), 0)
+  def _tokenised(self, prompts_P: Sequence[Prompt]) -> PromptBatch:
+    return batching.pad_prompts(
+      prompts_P, self._tokenizer, self._max_prompt_tokens
     )
-    if prompts:
-      batch = batching.pad_prompts(prompts, self._tokenizer, self._width)
+
+  def _start_groups(self, step: int, key: jax.Array, num_in_flight: int):
+    """Starts groups until so many are in flight."""
+    missing = max(num_in_flight - len(self._partial), 0)
+    prompts_P = self._stream.next_prompts(step, missing)
+    if prompts_P:
       size = self._config.group_size
-      self._begun += groups.start_groups(
-        prompts, assemble.build_requests(batch, size, self._sampling, key), size
+      requests = assemble.build_requests(
+        self._tokenised(prompts_P), size, self._sampling, key
       )
+      self._partial += groups.start_groups(prompts_P, requests, size)
 
-  def _advance(
-    self, params, step: int, wanted: int
+  def _complete(
+    self, params, step: int, num_groups: int
   ) -> tuple[list[Group], list[ScoredRollout]]:
-    """The next groups that are complete, and their scores."""
+    """Returns the next groups that are complete, and their scores."""
     texts_of: dict[int, futures.Future] = {}
-    scored_of: dict[int, futures.Future] = {}  # Of those that are ours.
+    scored_of: dict[int, futures.Future] = {}  # Groups scored in this process.
 
-    def score(group: Group):  # While others are drawn.
-      mine = multihost.is_local(len(texts_of))
+    def score(group: Group):  # While other groups are sampled.
+      local = multihost.is_local(len(texts_of))
       texts_of[id(group)] = self._scorer.submit(self._texts, group)
-      if mine:
+      if local:
         scored_of[id(group)] = self._scorer.submit(
-          self._scored, group, texts_of[id(group)]
+          self._score, group, texts_of[id(group)]
         )
 
-    complete, self._begun = groups.complete_groups(
-      self._engine, params, step, self._begun, wanted, score
+    complete, self._partial = groups.complete_groups(
+      self._engine, params, step, self._partial, num_groups, score
     )
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
     scored = multihost.gather_scores(
@@ -196,18 +214,18 @@ class Collector:
       group.completions, self._tokenizer.decode_batch
     )
 
-  def _scored(self, group: Group, texts: futures.Future) -> ScoredRollout:
+  def _score(self, group: Group, texts: futures.Future) -> ScoredRollout:
     return self._reward.score(
       texts.result(), [group.prompt], [len(c.tokens) for c in group.completions]
     )
 
 
-def _varied(scored: ScoredRollout) -> bool:
-  """Are the samples of a group of different worth? By accuracy, where there is
-  one: the format alone teaches no reasoning."""
+def _is_varied(scored: ScoredRollout) -> bool:
+  """Returns whether the samples of a group differ in worth.
+
+  Worth is accuracy where there is one: format alone teaches no reasoning.
+  """
   accuracy_B = scored.parts['accuracy']
-  worth_B: Sequence[float] = (
-    scored.reward_B if np.isnan(accuracy_B).all() else accuracy_B
-  )
+  worth_B = scored.reward_B if np.isnan(accuracy_B).all() else accuracy_B
   known_B = np.asarray(worth_B)[scored.scorable_B]
   return known_B.size > 0 and known_B.min() < known_B.max()

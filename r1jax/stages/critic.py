@@ -1,76 +1,82 @@
-"""What an RL stage knows of values: nothing (GRPO), or a value function (PPO).
+"""The value function of PPO, which an RL stage may have beside its policy.
 
-The stage asks whichever it has the same things: what the batch's advantages
-are, what a policy update learns besides, and how its own state goes on.
+With a shared trunk, the value loss is added to the policy's loss. A separate
+critic is a transformer of its own and has its own jitted update.
 """
 
 import abc
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from r1jax.algos import common, gae
 from r1jax.checkpoints import convert, weights
 from r1jax.checkpoints.storage import SafetensorsReader
+from r1jax.config.load import model_config
+from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig
+from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
-from r1jax.model import parameters
-from r1jax.model.config import RUN_DEFAULTS, ModelConfig
-from r1jax.model.moe import LoadBalancing
 from r1jax.model.transformer import Transformer
 from r1jax.records import FINISH_LENGTH, RLBatch
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import sft_data
+from r1jax.stages.build.abstract import train_state_of
+from r1jax.stages.build.tokenizers import check_same_tokens
 from r1jax.train import optimizer, value_step
 from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
 
 
-class NoCritic:
-  """Advantages come from groups.
+class Critic:
+  """No value function: advantages come from groups.
 
   Attributes:
     extra_loss: A loss that is added to the policy's, see
       policy_step.policy; None for none.
-    warmup_steps: Steps at first that leave the policy as it is.
+    warmup_steps: First steps, which leave the policy as it is.
   """
 
-  extra_loss = None
+  extra_loss: Any = None
   warmup_steps = 0
 
-  def target(self) -> TrainState | None:
-    """Its state as shapes and shardings: what a restore aims at."""
+  def abstract_state(self) -> TrainState | None:
+    """Returns its state's shapes and shardings; None without a state."""
     return None
 
-  def fresh(self, base_params) -> TrainState | None:
-    """Its state at first, of a policy that begins with these parameters."""
-    del base_params
+  def init_state(self, params: Any) -> TrainState | None:
+    """Returns its first state beside a policy with these parameters."""
+    del params
+    return None
 
-  def judged(self, params, state: TrainState | None, batch: RLBatch, reward_B):
-    """The batch with its advantages, and metrics.
+  def advantages(
+    self, params: Any, state: TrainState | None, batch: RLBatch, reward_B
+  ) -> tuple[RLBatch, dict]:
+    """Returns the batch with its advantages, and metrics.
 
     Args:
-      params: The policy's.
-      state: Its own.
-      batch: ScoredRollout, with the advantages of groups.
-      reward_B: Without a penalty for KL.
+      params: The policy's parameters.
+      state: The critic's state.
+      batch: The scored batch, with the advantages of groups.
+      reward_B: float32 [B], rewards without a penalty for the KL.
     """
     del params, state, reward_B
     return batch, {}
 
-  def updated(self, state: TrainState | None, batch: RLBatch, key):
-    """Its state after the batch, and metrics."""
+  def update(
+    self, state: TrainState | None, batch: RLBatch, key: jax.Array
+  ) -> tuple[TrainState | None, dict]:
+    """Returns its state after the batch, and metrics."""
     del batch, key
     return state, {}
 
 
-class _Valued(NoCritic, abc.ABC):
+class _ValueCritic(Critic, abc.ABC):
   """Advantages come from values, by generalised advantage estimation."""
 
-  def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
-    c, how = config.rl, estimator(config)
+  def __init__(self, config: RunConfig, model: Transformer):
+    c = config.rl
     self._values = value_step.values(model)
     penalty = c.kl_coef if c.kl_in_reward else 0.0
 
@@ -82,7 +88,7 @@ class _Valued(NoCritic, abc.ABC):
           c.kl_estimator, batch.old_logp_BT, batch.ref_logp_BT
         )
       return gae.estimate(
-        how,
+        c.ppo,
         gae.token_rewards(reward_B, mask_BT, kl_BT),
         value_BT,
         after_B,
@@ -92,178 +98,144 @@ class _Valued(NoCritic, abc.ABC):
 
     self._estimate = estimate
 
-  def judged(self, params, state, batch, reward_B):
-    value_BT, after_B = self._valued(params, state, batch)
-    found = self._estimate(batch, jnp.asarray(reward_B), value_BT, after_B)
-    return batch.replace(
-      adv_BT=found.adv_BT, value_BT=value_BT, return_BT=found.return_BT
-    ), found.metrics
+  def advantages(self, params, state, batch, reward_B):
+    value_BT, after_B = self._values_of(params, state, batch)
+    estimate = self._estimate(batch, jnp.asarray(reward_B), value_BT, after_B)
+    valued = batch.replace(
+      adv_BT=estimate.adv_BT, value_BT=value_BT, return_BT=estimate.return_BT
+    )
+    return valued, estimate.metrics
 
   @abc.abstractmethod
-  def _valued(self, params, state: TrainState | None, batch: RLBatch):
-    """value_BT and after_B, see train/value_step.py."""
+  def _values_of(self, params, state: TrainState | None, batch: RLBatch):
+    """Returns value_BT and after_B, see train/value_step.py."""
 
 
-class Shared(_Valued):
-  """A scalar head on the policy's trunk, learnt with the policy."""
+class SharedCritic(_ValueCritic):
+  """A scalar head on the policy's trunk, trained with the policy."""
 
-  def __init__(self, config: ml_collections.ConfigDict, model: Transformer):
+  def __init__(self, config: RunConfig, model: Transformer):
     super().__init__(config, model)
     self.extra_loss = value_step.shared_value_loss(
-      model, estimator(config), config.rl.ppo.vf_coef
+      model, config.rl.ppo, config.rl.ppo.vf_coef
     )
 
-  def _valued(self, params, state, batch):
+  def _values_of(self, params, state, batch):
     return self._values(params, batch.rollout)
 
 
-class Own(_Valued):
-  """A transformer beside the policy, with an optimiser of its own."""
+class SeparateCritic(_ValueCritic):
+  """A transformer beside the policy, with an optimizer of its own."""
 
-  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+  def __init__(self, config: RunConfig, parts: build.Parts):
     c = config.rl
     self._file = c.ppo.critic_init
     if self._file:
-      sft_data.same_tokens(
-        'rl.ppo.critic_init', _file(config), config, parts.tokenizer
+      check_same_tokens(
+        'rl.ppo.critic_init', critic_file(config), config, parts.tokenizer
       )
-    model = self._model = Transformer(model_config(config), parts.model.layout)
+    model = Transformer(critic_model(config), parts.model.layout)
+    self._model = model
     super().__init__(config, model)
     self.warmup_steps = c.ppo.critic_warmup_steps
-    self._tx = own_optimizer(config, c.max_steps * c.num_minibatches)
-    self._layout = train_state.shardings(model, self._tx)
+    self._tx = critic_optimizer(config, c.max_steps * c.num_minibatches)
+    self._shardings = train_state.shardings(model, self._tx)
     self._update = value_step.critic(
       model,
       self._tx,
-      estimator(config),
+      c.ppo,
       c.num_minibatches,
       c.gradient_accumulation_steps,
-      LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
+      c,
     )
 
-  def target(self):
-    shapes = jax.tree.map(
-      lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype),
-      parameters.parameter_shapes(self._model),
-      is_leaf=lambda x: hasattr(x, 'names'),
-    )
-    return train_state.abstract(shapes, self._tx, self._layout)
+  def abstract_state(self):
+    return train_state_of(self._model, self._tx)
 
-  def fresh(self, base_params):
+  def init_state(self, params):
     if self._file:
-      params = weights.load(Path(self._file), self._model)
-    else:  # As the policy is; a head that it has not says 0.
-      nothing = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
-      params = {
-        name: base_params[name]
-        if name in base_params
-        else jax.tree.map(nothing, part)
-        for name, part in self.target().params.items()
+      own = weights.load(Path(self._file), self._model)
+    else:  # Copies the policy; a value head that it lacks starts at zero.
+      zeros = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
+      own = {
+        name: params[name] if name in params else jax.tree.map(zeros, part)
+        for name, part in self.abstract_state().params.items()
       }
-    params = jax.tree.map(jnp.copy, params)
+    own = jax.tree.map(jnp.copy, own)
     return jax.jit(
-      lambda p: train_state.create(p, self._tx), out_shardings=self._layout
-    )(params)
+      lambda p: train_state.create(p, self._tx), out_shardings=self._shardings
+    )(own)
 
-  def updated(self, state, batch, key):
+  def update(self, state, batch, key):
     return self._update(state, batch, key)
 
-  def _valued(self, params, state, batch):
-    return self._values(  # Which chooses experts of its own.
-      state.params, batch.rollout.replace(experts_BTLA=None)
-    )
+  def _values_of(self, params, state, batch):
+    # The critic routes tokens itself, so recorded experts are dropped.
+    rollout = batch.rollout.replace(experts_BTLA=None)
+    return self._values(state.params, rollout)
 
 
-def make(config: ml_collections.ConfigDict, parts: build.Parts) -> NoCritic:
-  """What config.rl.adv_estimator asks for.
+def make_critic(config: RunConfig, parts: build.Parts) -> Critic:
+  """Returns the critic that config.rl.adv_estimator needs.
 
   Raises:
-    UserError: it means nothing, or not with this model or file.
+    UserError: its file is missing, or holds no critic for this run.
   """
   check(config)
-  if config.rl.adv_estimator == 'grpo':
-    return NoCritic()
+  if config.rl.adv_estimator != 'gae':
+    return Critic()
   if config.rl.ppo.critic == 'separate':
-    return Own(config, parts)
-  return Shared(config, parts.model)
+    return SeparateCritic(config, parts)
+  return SharedCritic(config, parts.model)
 
 
-def check(config: ml_collections.ConfigDict):
-  """What config.rl.ppo needs, where advantages come from values."""
-  if config.rl.adv_estimator == 'grpo':
-    return
-  c = config.rl.ppo
-  estimator(config)
-  own_optimizer(config, 1)
-  build.one_of('rl.ppo.critic', c.critic, ('separate', 'shared'))
-  for field in ('vf_coef', 'critic_warmup_steps'):
-    if c[field] < 0:
-      raise UserError(f'rl.ppo: {field} must not be below 0, got {c[field]}')
-  if c.critic_warmup_steps >= config.rl.max_steps:
-    raise UserError(
-      f'rl.ppo: critic_warmup_steps = {c.critic_warmup_steps} leaves the '
-      f'policy none of rl.max_steps = {config.rl.max_steps}'
-    )
-  if c.critic == 'separate':
+def check(config: RunConfig):
+  """Refuses a shared critic on a model without a scalar head."""
+  c = config.rl
+  if c.adv_estimator != 'gae' or c.ppo.critic != 'shared':
     return
   if not config.model.scalar_head:
     raise UserError(
-      "rl.ppo: critic = 'shared' needs model.scalar_head = True: "
-      "the value is a head on the policy's trunk"
+      "rl.ppo: critic = 'shared' needs model.scalar_head = True: the value is "
+      "a head on the policy's trunk"
     )
-  for field in ('critic_init', 'critic_warmup_steps'):
-    if c[field]:
-      raise UserError(
-        f"rl.ppo: {field} = {c[field]!r} needs critic = 'separate': a "
-        'shared trunk begins and learns with the policy'
-      )
 
 
-def own_optimizer(config: ml_collections.ConfigDict, updates: int):
-  """Of a critic of its own."""
+def critic_optimizer(config: RunConfig, num_updates: int):
+  """Returns the optimizer of a separate critic."""
   c = config.rl
   return optimizer.make(
-    dataclasses.replace(
-      build.optimizer_config(c), learning_rate=c.ppo.critic_learning_rate
-    ),
-    updates,
+    dataclasses.replace(c.optimizer, learning_rate=c.ppo.critic_learning_rate),
+    num_updates,
     untrained=('head', 'mtp'),
   )
 
 
-def estimator(config: ml_collections.ConfigDict) -> gae.GAE:
-  c = config.rl.ppo
-  return gae.GAE(
-    **{field.name: c[field.name] for field in dataclasses.fields(gae.GAE)}
-  )
-
-
-def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
-  """Of a critic of its own: as the policy is, or as its file says.
+def critic_model(config: RunConfig) -> ModelConfig:
+  """Returns the architecture of a separate critic: its file's, or the policy's.
 
   Raises:
     UserError: there is no such file, or no scalar head in it.
   """
   if not config.rl.ppo.critic_init:
     return dataclasses.replace(
-      build.model_config(config.model),
-      scalar_head=True,
-      num_nextn_predict_layers=0,
+      config.model, scalar_head=True, num_nextn_predict_layers=0
     )
-  path = _file(config)
+  path = critic_file(config)
   if 'scalar' not in SafetensorsReader(path):
     raise UserError(
       f'rl.ppo.critic_init: {path} has no scalar head; give what the stage '
       "reward_model leaves, or '' to begin as the policy does"
     )
-  return ModelConfig.from_dict(
-    convert.model_config_of(path)
-    | {field: config.model[field] for field in RUN_DEFAULTS}
-    | dict(scalar_head=True)
+  return dataclasses.replace(
+    model_config(convert.model_config_of(path), str(path)),
+    scalar_head=True,
+    **{field: getattr(config.model, field) for field in RUN_DEFAULTS},
   )
 
 
-def _file(config: ml_collections.ConfigDict) -> Path:
+def critic_file(config: RunConfig) -> Path:
+  """Returns the file of config.rl.ppo.critic_init; UserError without one."""
   path = Path(config.rl.ppo.critic_init).expanduser()
   if not path.exists():
     raise UserError(f'rl.ppo.critic_init: no file {path}')

@@ -1,22 +1,24 @@
-"""Curation: rejection sampling from a checkpoint (DeepSeek-R1 section 2.3.3).
+"""Rejection sampling from a checkpoint (DeepSeek-R1 section 2.3.3).
 
   prompts → n completions each → filters, in this order → at most m a prompt
 
 Writes accepted.jsonl, rows that `sft.data` reads, each with where it came from;
-and report.json, what every filter dropped. With `pairs` a row is a pair that
-`dpo.data` reads: a completion that is kept, before one of the same prompt that
-is wrong or malformed; its group is what grades it.
+and report.json, which counts what every filter dropped. With `pairs` a row is
+a preference pair that `dpo.data` reads: an accepted completion before one of
+the same prompt that is wrong or malformed; its group is the prompt's grader.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-import json
 from pathlib import Path
+from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
+from r1jax import registry
+from r1jax.config.schema.run import RunConfig
+from r1jax.config.schema.sampled_data import RejectionSamplingConfig
 from r1jax.data import batching, mixture, tasks
 from r1jax.data import demonstrations as demos
 from r1jax.data.datasets import GENERAL
@@ -28,207 +30,222 @@ from r1jax.rewards import language, length
 from r1jax.rollout import assemble
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion
-from r1jax.stages import dataset_writer
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import reward_models
-from r1jax.stages.stage import Stage
-from r1jax.train.metrics import Progress
+from r1jax.stages.build import prompts, reward_models, sampler, sft_data
+from r1jax.stages.dataset_stage import (
+  DatasetStage,
+  checkpoint_name,
+  num_prompts,
+)
+from r1jax.stages.stage import Kind
+
+_REJECTED = ('require_correct', 'require_format')  # What they drop is rejected.
 
 
-class RejectionSampler(Stage):
-  """Samples, keeps what is good, and adds general rows."""
+@registry.stage('rejection_sampling')
+class RejectionSampler(DatasetStage):
+  """Samples, keeps what is good, and adds rows of other sources."""
 
-  name = 'rejection_sampling'
+  section = RejectionSamplingConfig
+  takes = {
+    'data.': (Kind.SFT_DATA,),
+    'rejection_sampling.extra_data': (Kind.SFT_DATA,),
+    'rejection_sampling.reward_model': (Kind.REWARD_MODEL,),
+  }
   output = 'accepted.jsonl'
-  leaves_policy = False
 
-  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+  def __init__(self, config: RunConfig, parts: build.Parts):
     c = self._config = config.rejection_sampling
-    self._seed, self._parts = config.seed, parts
-    self._whole = config
-    self._width = config.data.max_prompt_tokens
-    _check(c)
-    self._prompts = build.prompts(config, parts, tasks.TRAIN)
-    self._count = dataset_writer.count(self.name, c.num_prompts, self._prompts)
-    self._engine = build.engine(config, parts)
+    self.seed, self.prompts_per_chunk = config.seed, c.prompts_per_chunk
+    self._run, self._parts = config, parts
+    self.prompts = prompts.prompts(
+      config, parts.template, parts.tokenizer, tasks.TRAIN
+    )
+    self.num_prompts = num_prompts(self.name, c.num_prompts, self.prompts)
+    self._engine = sampler.engine(config, parts)
     self._sampling = _sampling(config, parts)
-    self._reward_model = reward_models.rejection_sampling_scorer(config, parts)
+    self._score = reward_models.of_rejection_sampling(config, parts)
     self._extra_rows = _extra_rows(config, parts)
+
+  @classmethod
+  def leaves(cls, config: RunConfig) -> Kind:
+    if config.rejection_sampling.pairs:
+      return Kind.PREFERENCE_DATA
+    return Kind.SFT_DATA
+
+  @classmethod
+  def other_kind_hint(cls, wanted) -> str:
+    if Kind.PREFERENCE_DATA in wanted:
+      return 'rejection_sampling.pairs = True'
+    if Kind.SFT_DATA in wanted:
+      return 'rejection_sampling.pairs = False'
+    return ''
+
+  @classmethod
+  def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
+    c = config.rejection_sampling
+    found = prompts.prompt_files(config, evaluates=False)
+    found['rejection_sampling.extra_data'] = sft_data.files(c.extra_data)
+    if c.reward_model:
+      found['rejection_sampling.reward_model'] = [Path(c.reward_model)]
+    return found
 
   @classmethod
   def check(cls, config, parts, missing):
     c = config.rejection_sampling
-    _check(c)
     _sampling(config, parts)
-    build.engine(config, parts)
+    sampler.engine(config, parts)
     if not any(key.startswith('data.') for key in missing):
-      dataset_writer.count(
-        cls.name, c.num_prompts, build.prompts(config, parts, tasks.TRAIN)
+      num_prompts(
+        cls.name,
+        c.num_prompts,
+        prompts.prompts(config, parts.template, parts.tokenizer, tasks.TRAIN),
       )
     build.check_files('rejection_sampling.extra_data', c.extra_data, missing)
     if 'rejection_sampling.reward_model' not in missing:
-      reward_models.rejection_sampling_scorer(config, parts)
+      reward_models.of_rejection_sampling(config, parts)
 
-  def run(self, directory: Path, base_params, about: dict) -> Path:
-    """Samples chunk by chunk; a kill loses no chunk that was finished."""
+  def provenance(self) -> dict:
     c = self._config
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / dataset_writer.PARTIAL
-    done, rows, dropped = dataset_writer.resumed(partial)
-    seen = {
-      (row['question'], row['chosen' if c.pairs else 'response'])
-      for row in rows
+    return {
+      'checkpoint': checkpoint_name(self._run),
+      'seed': self.seed,
+      'temperature': c.temperature,
     }
-    self._checkpoint = dataset_writer.checkpoint(self._whole)
-    key = jax.random.key(self._seed)
-    with (
-      dispatch.shutdown_on_exit(),
-      open(partial, 'a') as file,
-      Progress(self.name, done, self._count, print_steps=1) as progress,
-    ):
-      if done:
-        progress.log(f'goes on after prompt {done}')
-      for start in range(done, self._count, c.prompts_per_chunk):
-        end = min(start + c.prompts_per_chunk, self._count)
-        kept, lost = self._chunk(
-          base_params, [self._prompts[i] for i in range(start, end)], key, seen
-        )
-        rows += kept
-        dropped.update(lost)
-        dataset_writer.append(file, kept, end, lost)
-        progress.update(
-          end, {'accepted': f'{len(rows)}'}, keep=end == self._count
-        )
-    rows = _limited(rows, c.max_reasoning_rows, self._seed)
-    report = {
-      'num_prompts': self._count,
-      'num_completions': self._count * c.num_samples,
-      'dropped': dropped,
-      'accepted': len(rows),
-      'extra_rows': len(self._extra_rows),
-    }
-    (directory / 'report.json').write_text(json.dumps(report, indent=1) + '\n')
-    if not rows:
-      raise UserError(
-        'rejection_sampling: the filters accept none of '
-        f'{report["num_completions"]} completions: '
-        f'{_counts(dropped)}; loosen one of them (of truncated, '
-        'rl.max_new_tokens)'
-      )
-    path = directory / self.output
-    dataset_writer.finish(path, [*rows, *self._extra_rows])
-    print(
-      f'rejection_sampling: accepted {len(rows)} of '
-      f'{report["num_completions"]} completions; ' + _counts(dropped)
+
+  def sample_chunk(
+    self, params: Any, prompts: Sequence[Prompt], rows: Sequence[dict]
+  ) -> tuple[list[dict], dict[str, int]]:
+    """Returns accepted rows of some prompts, and what each filter dropped."""
+    c, key = self._config, jax.random.key(self.seed)
+    response = 'chosen' if c.pairs else 'response'
+    seen = {(row['question'], row[response]) for row in rows}
+    batch = batching.pad_prompts(
+      prompts, self._parts.tokenizer, self._run.data.max_prompt_tokens
     )
-    return path
-
-  def _chunk(
-    self,
-    params,
-    prompts: Sequence[Prompt],
-    key: jax.Array,
-    seen: set[tuple[str, str]],
-  ):
-    """Rows that are kept of some prompts, and what each filter dropped."""
-    c = self._config
-    batch = batching.pad_prompts(prompts, self._parts.tokenizer, self._width)
-    made = self._engine.run(
+    completions = self._engine.run(
       params, assemble.build_requests(batch, c.num_samples, self._sampling, key)
     )
-    texts = assemble.completion_texts(made, self._parts.tokenizer.decode_batch)
+    texts = assemble.completion_texts(
+      completions, self._parts.tokenizer.decode_batch
+    )
     dropped: Counter = Counter()
-    kept = []
+    accepted = []
     for p, prompt in enumerate(prompts):
-      some = slice(p * c.num_samples, (p + 1) * c.num_samples)
-      found, wrong = self._sorted(
-        prompt, made[some], texts[some], dropped, seen
+      group = slice(p * c.num_samples, (p + 1) * c.num_samples)
+      good, rejected = self._filter(
+        prompt, completions[group], texts[group], dropped, seen
       )
       if c.sort_by_score:
-        found.sort(
+        good.sort(
           key=lambda row: -row['provenance']['scores'].get('model', 0.0)
         )
       if c.pairs:
-        dropped['unpaired'] += max(0, len(found) - len(wrong))
-        found = list(map(_pair, found, wrong))
-      dropped['max_per_prompt'] += len(found[c.max_per_prompt :])
-      kept += found[: c.max_per_prompt]
-    return kept, {name: n for name, n in dropped.items() if n}
+        dropped['unpaired'] += max(0, len(good) - len(rejected))
+        good = list(map(_pair, good, rejected))
+      dropped['max_per_prompt'] += len(good[c.max_per_prompt :])
+      accepted += good[: c.max_per_prompt]
+    return accepted, {name: n for name, n in dropped.items() if n}
 
-  def _sorted(
+  def finish(
+    self, rows: list[dict], counts: Counter
+  ) -> tuple[list[dict], dict, str]:
+    c = self._config
+    rows = _subset(rows, c.max_reasoning_rows, self.seed)
+    num_samples = self.num_prompts * c.num_samples
+    report = {
+      'num_prompts': self.num_prompts,
+      'num_completions': num_samples,
+      'dropped': counts,
+      'accepted': len(rows),
+      'extra_rows': len(self._extra_rows),
+    }
+    if not rows:
+      raise UserError(
+        f'rejection_sampling: the filters accept none of {num_samples} '
+        'completions: '
+        f'{_in_words(counts)}; loosen one of them (for truncated, '
+        'rl.max_new_tokens)'
+      )
+    line = (
+      f'rejection_sampling: accepted {len(rows)} of {num_samples} completions; '
+      + _in_words(counts)
+    )
+    return [*rows, *self._extra_rows], report, line
+
+  def progress_numbers(self, rows, counts) -> dict[str, str]:
+    return {'accepted': f'{len(rows)}'}
+
+  def _filter(
     self,
     prompt: Prompt,
-    made: Sequence[Completion],
+    completions: Sequence[Completion],
     texts: Sequence[str],
     dropped: Counter,
     seen: set[tuple[str, str]],
   ) -> tuple[list[dict], list[str]]:
-    """Rows of one prompt that pass every filter, and what is wrong."""
-    scores = self._scores(prompt, made, texts)
-    rows, wrong = [], {}  # In the order that they were sampled in.
-    for sample, (completion, text) in enumerate(zip(made, texts)):
-      score = {name: found[sample] for name, found in scores.items()}
-      again = (prompt.question, self._opened(text)) in seen
-      reason = self._reason(score, completion, text, again)
+    """Returns rows that pass every filter, and rejected responses."""
+    scores = self._scores(prompt, texts)
+    rows, rejected = [], {}  # In the order that they were sampled in.
+    for sample, (completion, text) in enumerate(zip(completions, texts)):
+      score = {name: values[sample] for name, values in scores.items()}
+      response = self._response(text)
+      repeated = (prompt.question, response) in seen
+      reason = self._reason(score, completion, text, repeated)
       if reason:
         dropped[reason] += 1
-        if reason in _INCORRECT:
-          wrong[self._opened(text)] = None
+        if reason in _REJECTED:
+          rejected[response] = None
         continue
-      seen.add((prompt.question, self._opened(text)))
-      rows.append(self._row(prompt, completion, text, sample, score))
-    return rows, list(wrong)
+      seen.add((prompt.question, response))
+      rows.append(self._row(prompt, completion, response, sample, score))
+    return rows, list(rejected)
 
   def _row(
     self,
     prompt: Prompt,
     completion: Completion,
-    text: str,
+    response: str,
     sample: int,
     score: dict[str, float],
   ) -> dict:
-    c = self._config
     row = {
       'id': f'{prompt.id}-{sample}',
       'question': prompt.question,
-      'response': self._opened(text),
+      'response': response,
       'answer': prompt.answer,
       'source': prompt.source,
       'language': prompt.language,
       'general': prompt.source == GENERAL,
-      'provenance': {
-        'checkpoint': self._checkpoint,
-        'prompt': prompt.id,
-        'sample': sample,
-        'seed': self._seed,
-        'temperature': c.temperature,
-        'scores': score,
-      },
+      'provenance': {'prompt': prompt.id, 'sample': sample, 'scores': score},
     }
     if prompt.messages:
       row['messages'] = [turn._asdict() for turn in prompt.messages]
-    if c.top_logprobs:
-      row['teacher'] = demos.encode_teacher(_top(completion))
+    if self._config.top_logprobs:
+      row['teacher'] = demos.encode_teacher(_top_logp(completion))
     return row
 
-  def _scores(self, prompt: Prompt, made, texts) -> dict[str, list[float]]:
+  def _scores(
+    self, prompt: Prompt, texts: Sequence[str]
+  ) -> dict[str, list[float]]:
+    """Returns the scores that the filters read, each a number a completion."""
     parsed = [self._parts.parser.parse(text) for text in texts]
     found = {
-      'format': [float(read.well_formed) for read in parsed],
+      'format': [float(response.well_formed) for response in parsed],
       'language': [
-        language.consistency(read.reasoning or text, prompt.language)
-        for read, text in zip(parsed, texts)
+        language.consistency(response.reasoning or text, prompt.language)
+        for response, text in zip(parsed, texts)
       ],
       'repetition': [-length.repetition(text.split(), 4) for text in texts],
     }
     if prompt.source != GENERAL:
       verdicts = dispatch.verdicts(
-        [(read.answer, prompt.answer, prompt.source) for read in parsed]
+        [(response.answer, prompt.answer, prompt.source) for response in parsed]
       )
       found['correct'] = [float(v is Verdict.CORRECT) for v in verdicts]
-    if self._reward_model:
+    if self._score:
       found['model'] = [
-        float(s) for s in self._reward_model([prompt] * len(texts), texts)
+        float(s) for s in self._score([prompt] * len(texts), texts)
       ]
     return found
 
@@ -237,34 +254,29 @@ class RejectionSampler(Stage):
     score: dict[str, float],
     completion: Completion,
     text: str,
-    again: bool,
+    repeated: bool,
   ) -> str:
-    """The first filter that drops a completion, or ''."""
+    """Returns the first filter that drops a completion, or ''."""
     c = self._config
-    if completion.finish_reason != 'stop':
-      return 'truncated'
-    if not self._readable(completion, text):
-      return 'unreadable'
-    if c.require_correct and not score.get('correct', 1.0):
-      return 'require_correct'
-    if c.require_format and not score['format']:
-      return 'require_format'
-    if score['language'] < c.min_language:
-      return 'min_language'
-    if score['repetition'] > c.max_repetition:
-      return 'max_repetition'
-    if c.max_tokens and len(completion.tokens) > c.max_tokens:
-      return 'max_tokens'
-    if any(part in text for part in c.forbidden_substrings):
-      return 'forbidden_substrings'
-    if 'model' in score and score['model'] < c.min_score:
-      return 'min_score'
-    if c.deduplicate and again:
-      return 'deduplicate'
-    return ''
+    filters = (
+      ('truncated', completion.finish_reason != 'stop'),
+      ('unreadable', not self._readable(completion, text)),
+      ('require_correct', c.require_correct and not score.get('correct', 1.0)),
+      ('require_format', c.require_format and not score['format']),
+      ('min_language', score['language'] < c.min_language),
+      ('max_repetition', score['repetition'] > c.max_repetition),
+      ('max_tokens', 0 < c.max_tokens < len(completion.tokens)),
+      (
+        'forbidden_substrings',
+        any(part in text for part in c.forbidden_substrings),
+      ),
+      ('min_score', score.get('model', c.min_score) < c.min_score),
+      ('deduplicate', c.deduplicate and repeated),
+    )
+    return next((name for name, drops in filters if drops), '')
 
   def _readable(self, completion: Completion, text: str) -> bool:
-    """Does the text become tokens again, with a teacher's the same ones?"""
+    """Whether the text encodes again; with a teacher, to the same tokens."""
     if '\ufffd' in text:
       return False
     try:
@@ -273,132 +285,77 @@ class RejectionSampler(Stage):
       return False
     return not self._config.top_logprobs or ids == completion.tokens[:-1]
 
-  def _opened(self, text: str) -> str:
-    """The response with what the template had said of it already."""
+  def _response(self, text: str) -> str:
+    """Returns a completion with what the prompt has begun of it."""
     template = self._parts.template
-    said = template.response_prefix or (
-      '<think>' if template.prompt_opens_think else ''
-    )
-    return said + text
+    opened = '<think>' if template.prompt_opens_think else ''
+    return (template.response_prefix or opened) + text
 
 
-# Filters whose dropped completions may be the rejected one of a pair.
-_INCORRECT = 'require_correct', 'require_format'
-
-
-def _counts(dropped: Counter) -> str:
-  """Of every filter, in words."""
+def _in_words(dropped: Counter) -> str:
   return ', '.join(f'{name} dropped {n}' for name, n in dropped.most_common())
 
 
-def _check(c: ml_collections.ConfigDict):
-  """What the numbers of the section mean, whatever is sampled."""
-  for field in ('min_language', 'max_repetition'):
-    if not 0 <= c[field] <= 1:
-      raise UserError(
-        f'rejection_sampling: {field} must lie within [0, 1], got {c[field]}'
-      )
-  for field in (
-    'num_prompts',
-    'max_tokens',
-    'max_reasoning_rows',
-    'top_logprobs',
-  ):
-    if c[field] < 0:
-      raise UserError(
-        f'rejection_sampling: {field} must not be below 0, got {c[field]}'
-      )
-  if c.pairs:
-    _check_pairs(c)
-
-
-def _sampling(config: ml_collections.ConfigDict, parts: build.Parts):
+def _sampling(config: RunConfig, parts: build.Parts) -> SamplingParams:
   c = config.rejection_sampling
-  how = SamplingParams(
+  params = SamplingParams(
     max_new_tokens=config.rl.max_new_tokens,
     temperature=c.temperature,
     top_p=c.top_p,
     stop_token_ids=parts.tokenizer.stop_ids,
     top_logprobs=c.top_logprobs,
   )
-  how.validate(config.model.vocab_size)
-  return how
+  params.validate(config.model.vocab_size)
+  return params
 
 
-def _check_pairs(c: ml_collections.ConfigDict):
-  if not (c.require_correct or c.require_format):
-    raise UserError(
-      'rejection_sampling: pairs needs the filter require_correct or require_format: '
-      'a completion that they drop becomes the rejected response'
-    )
-  for field in ('extra_data', 'top_logprobs'):
-    if c[field]:
-      raise UserError(
-        f'rejection_sampling: pairs are no demonstrations; leave {field} out'
-      )
-
-
-def _pair(row: dict, wrong: str) -> dict:
-  """What data/preferences.py reads."""
-  pair = {
-    key: row[key]
-    for key in (
-      'id',
-      'question',
-      'messages',
-      'answer',
-      'language',
-      'provenance',
-    )
-    if key in row
-  }
-  return pair | {
+def _pair(row: dict, rejected: str) -> dict:
+  """Returns a preference pair that data/preferences.py reads."""
+  kept = ('id', 'question', 'messages', 'answer', 'language', 'provenance')
+  return {key: row[key] for key in kept if key in row} | {
     'chosen': row['response'],
-    'rejected': wrong,
+    'rejected': rejected,
     'group': row['source'],
   }
 
 
-def _top(completion: Completion) -> TopLogprobs:
-  """The sampler's n best at each token, at temperature 1."""
+def _top_logp(completion: Completion) -> TopLogprobs:
+  """Returns the sampler's most likely tokens, at temperature 1."""
   ids, logp = np.array(completion.top_logprobs).transpose(2, 0, 1)
   return TopLogprobs(ids.astype(np.int32), logp.astype(np.float32), 1.0)
 
 
-def _limited(rows: list[dict], most: int, seed: int) -> list[dict]:
-  """So many of them, chosen by chance, in their order."""
-  if not most or len(rows) <= most:
+def _subset(rows: list, size: int, seed: int) -> list:
+  """Returns so many of the rows, drawn at random, in their order; 0 for all."""
+  if not size or len(rows) <= size:
     return rows
-  chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
+  chosen = np.random.default_rng(seed).choice(len(rows), size, replace=False)
   return [rows[i] for i in sorted(chosen)]
 
 
-def _extra_rows(
-  config: ml_collections.ConfigDict, parts: build.Parts
-) -> list[dict]:
-  """Rows that are mixed in as they are: files, and documents of tasks."""
-  rows, c = [], config.rejection_sampling
-  for name, count in mixture.parse(c.extra_data).items():
+def _extra_rows(config: RunConfig, parts: build.Parts) -> list[dict]:
+  """Returns rows of files and tasks that are mixed in as they are."""
+  rows = []
+  for name, count in mixture.parse(
+    config.rejection_sampling.extra_data
+  ).items():
     if name in tasks.TASKS:
       found = demos.synthetic(
-        name,
-        build.corpus_config(config),
-        parts.template,
-        config.seed,
-        int(count or 0),
+        name, config.corpus, parts.template, config.seed, int(count or 0)
       )
     else:
       found = demos.read(name, parts.template)
-      found = _limited(found, int(count or 0), config.seed)
+      found = _subset(found, int(count or 0), config.seed)
     if not found:
       raise UserError(
-        f"rejection_sampling: extra_data: say how many of {name}, as in '{name}:200'"
+        f'rejection_sampling: extra_data: say how many of {name}, as in '
+        f"'{name}:200'"
       )
-    rows += [_row(d) for d in found]
+    rows += [_row_of(demonstration) for demonstration in found]
   return rows
 
 
-def _row(d: Demonstration) -> dict:
+def _row_of(d: Demonstration) -> dict:
   row = {
     'id': d.id,
     'question': d.question,

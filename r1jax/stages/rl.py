@@ -1,4 +1,4 @@
-"""Reinforcement learning: the one RL step (`RL._step`), repeated."""
+"""Reinforcement learning: the one RL step (`RL.train_step`), repeated."""
 
 from collections import Counter
 import json
@@ -8,27 +8,28 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from r1jax import registry
 from r1jax.algos import advantage, common, policy_loss
-from r1jax.checkpoints import weights
+from r1jax.config.schema.rl import RLConfig
+from r1jax.config.schema.run import RunConfig
 from r1jax.data.datasets import GENERAL
+from r1jax.errors import UserError
 from r1jax.evaluate import evaluator
 from r1jax.graders import code_grader, dispatch
 from r1jax.graders.verdict import Verdict
-from r1jax.model.moe import LoadBalancing
 from r1jax.records import FINISH_STOP, RLBatch, Rollout, ScoredRollout
 from r1jax.rollout import assemble
-from r1jax.stages import collect, critic, report
+from r1jax.stages import collect, critic, report, rl_update
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import reward_models
-from r1jax.stages.stage import OUTPUT, Stage
-from r1jax.train import optimizer, policy_step
+from r1jax.stages.build import reward_models, sampler
+from r1jax.stages.build.prompts import prompt_files
+from r1jax.stages.stage import Kind, Network
+from r1jax.stages.trainer import StepOutput, TrainedStage
+from r1jax.train import policy_step
 from r1jax.train import state as train_state
-from r1jax.train.checkpoint import Checkpointer
-from r1jax.train.metrics import MetricsWriter, Progress
 
 # Streams of randomness: a key is a function of (seed, stream, step).
 _ROLLOUT, _SHUFFLE, _EVAL = range(3)
@@ -39,9 +40,9 @@ class RLState:
   """The policy in training, and the reference it is kept near to.
 
   Attributes:
-    train: Policy parameters and optimiser.
-    reference: Parameters, or None where β is 0.
-    critic: Of a value function of its own, or None.
+    train: TrainState of the policy.
+    reference: Parameters of the reference policy, or None where β is 0.
+    critic: TrainState of a separate critic, or None.
   """
 
   train: train_state.TrainState
@@ -49,133 +50,144 @@ class RLState:
   critic: train_state.TrainState | None
 
 
-class RL(Stage):
-  """Groups of completions, rewarded, and a policy that follows."""
+@registry.stage('rl')
+class RL(TrainedStage):
+  """Samples groups of completions, rewards them and updates the policy."""
 
-  name = 'rl'
+  section = RLConfig
+  takes = {
+    'data.': (Kind.SFT_DATA,),
+    'rl.ppo.critic_init': (Kind.REWARD_MODEL, Kind.PRM, Kind.POLICY),
+    'rl.reward_models.prm': (Kind.PRM,),
+    'rl.reward_models': (Kind.REWARD_MODEL,),
+  }
+  print_steps = 10
+  logging_steps = 1
 
-  def __init__(self, config: ml_collections.ConfigDict, parts: build.Parts):
+  def __init__(self, config: RunConfig, parts: build.Parts):
     c = self._config = config.rl
-    self._eval_samples = config.eval.num_samples
-    self._seed = config.seed
-    self._parts = parts
-    self._width = config.data.max_prompt_tokens
-    build.check_rl(config, parts.model.layout)
-    self._engine = build.engine(config, parts)
-    self._reward = build.reward(
+    self.seed, self.num_steps = config.seed, c.max_steps
+    self.save_steps, self.eval_steps = c.save_steps, c.eval_steps
+    self.save_total_limit = c.save_total_limit
+    self._parts, self._eval_samples = parts, config.eval.num_samples
+    rl_update.check_rl(config, parts.model.layout)
+    engine = sampler.engine(config, parts)
+    self._reward = sampler.reward(
       config, parts, reward_models.of_rewards(config, parts)
     )
-    self._collector = collect.Collector(
-      config, parts, self._engine, self._reward
+    self._collector = collect.Collector(config, parts, engine, self._reward)
+    self._evaluator = sampler.evaluator(config, parts, engine)
+    self._critic = critic.make_critic(config, parts)
+    self._tx = rl_update.policy_optimizer(
+      config, (c.max_steps - self._critic.warmup_steps) * c.num_minibatches
     )
-    self._evaluator = build.evaluator(config, parts, self._engine)
-    model = parts.model
-    self._critic = critic.make(config, parts)
-    self._tx = optimizer.make(
-      build.optimizer_config(c),
-      (c.max_steps - self._critic.warmup_steps) * c.num_minibatches,
-      untrained=() if c.mtp_loss_weight else ('mtp',),
+    self._logp = policy_step.token_logps(
+      parts.model, c.temperature, config.data.max_prompt_tokens
     )
-    self._logp = policy_step.token_logps(model, c.temperature, self._width)
-    self._policy_loss = build.policy_loss(config)
-    self._update = policy_step.policy(
-      model,
-      self._tx,
-      self._policy_loss,
-      c.temperature,
-      self._width,
-      c.num_minibatches,
-      c.gradient_accumulation_steps,
-      LoadBalancing(c.routed_bias_update_rate, c.router_aux_loss_coef),
-      c.mtp_loss_weight,
-      self._critic.extra_loss,
+    self._policy_loss = rl_update.policy_loss(config)
+    self._update = rl_update.make_policy_step(
+      config, parts.model, self._tx, c.num_minibatches, self._critic.extra_loss
     )
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-    self._averaged = jax.jit(
-      lambda old, new: optax.incremental_update(
-        new, old, c.ref_model_mixup_alpha
+    self._mixed = jax.jit(
+      lambda reference, policy: optax.incremental_update(
+        policy, reference, c.ref_model_mixup_alpha
       ),
       donate_argnums=0,
     )
+    self._train_rows: list[dict] = []
+
+  @classmethod
+  def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
+    c = config.rl
+    found = prompt_files(config) | {
+      f'rl.reward_models.{name}': [Path(file)]
+      for name, file in reward_models.named_files(config).items()
+    }
+    if c.adv_estimator == 'gae' and c.ppo.critic_init:
+      found['rl.ppo.critic_init'] = [Path(c.ppo.critic_init)]
+    return found
+
+  @classmethod
+  def networks(cls, config: RunConfig) -> list[Network]:
+    c = config.rl
+    found = [Network('', config.model, c.optimizer)]
+    if c.kl_coef:
+      found.append(Network('reference policy', config.model))
+    if c.adv_estimator == 'gae' and c.ppo.critic == 'separate':
+      found.append(Network('critic', critic.critic_model(config), c.optimizer))
+    return found
 
   @classmethod
   def check(cls, config, parts, missing):
-    build.check_rl(config, parts.model.layout)
+    rl_update.check_rl(config, parts.model.layout)
     critic.check(config)
     if 'rl.ppo.critic_init' not in missing:
-      critic.make(config, parts)
-    engine = build.engine(config, parts)
-    reward = build.reward(
+      critic.make_critic(config, parts)
+    engine = sampler.engine(config, parts)
+    reward = sampler.reward(
       config, parts, reward_models.expected(config, missing)
     )
     if not any(key.startswith('data.') for key in missing):
       collect.Collector(config, parts, engine, reward)
-      build.evaluator(config, parts, engine)
+      sampler.evaluator(config, parts, engine)
 
-  def run(self, directory: Path, base_params, about: dict) -> Path:
-    """Trains, or goes on from a checkpoint; returns the weights' file."""
-    c = self._config
-    collector = self._collector
-    tier = code_grader.tier()
-    shown: dict[str, str] = {}
-    with (
-      dispatch.shutdown_on_exit(),  # Its worker processes.
-      Checkpointer(
-        directory / 'checkpoints', c.save_total_limit, self._seed
-      ) as checkpoints,
-    ):
-      restored = checkpoints.restore(self._target(base_params))
-      start = restored[0] if restored else 0
-      with (
-        MetricsWriter(directory, start) as writer,
-        Progress(self.name, start, c.max_steps, print_steps=10) as progress,
-      ):
-        if restored:
-          _, state, position = restored
-          progress.log(f'goes on after step {start}')
-          collector.set_state(position)
-        else:
-          state = self._fresh(base_params)
-          collector.begin()
-          progress.log('compiles, and evaluates the base')
-          writer.write(0, self._evaluate(state, 0, directory, [], shown))
-          progress.log('starts at ' + ', '.join(map(' '.join, shown.items())))
-        for step in range(start + 1, c.max_steps + 1):
-          progress.step_secs()
-          state, values, rows = self._step(state, step)
-          speed = _speed(rows, progress.step_secs())
-          evaluates = step % c.eval_steps == 0 or step == c.max_steps
-          if evaluates:
-            values |= self._evaluate(
-              state, step, directory, rows[: c.num_logged_completions], shown
-            )
-          writer.write(step, values, speed)
-          progress.update(step, _line(values, speed, shown), keep=evaluates)
-          if step % c.save_steps == 0 or step == c.max_steps:
-            checkpoints.save(step, state, collector.get_state())
-    report.write(directory, self._eval_samples)
-    path = directory / OUTPUT  # Last: it says that all is there.
-    if tier:
-      about = about | {'sandbox': tier}
-    weights.save(path, state.train.params, 'float32', about)
-    return path
+  @classmethod
+  def check_input(cls, config, key, parent, parent_name):
+    """Refuses a critic without a scalar head, or an unfit reward model."""
+    if key == 'rl.ppo.critic_init' and not parent.model.scalar_head:
+      raise UserError(
+        f'it needs a scalar head; set {parent_name}.model.scalar_head'
+      )
+    reward_models.check_input(config, key, parent, parent_name)
 
-  def _step(self, state: RLState, step: int):
-    """groups → rollout → rewards → scores → advantages → updates.
+  @classmethod
+  def update(cls, config, layout, *, num_updates=1000):
+    """Returns the programs of one update; see Stage.update."""
+    return rl_update.updates(config, layout, num_updates)
 
-    Returns:
-      The state, the step's metrics, and a row for each completion.
-    """
-    c = self._config
-    found = self._collector.collect(
-      state.train.params, step, self._key(_ROLLOUT, step)
+  def resources(self):
+    return dispatch.shutdown_on_exit()  # Its worker processes.
+
+  def data(self) -> collect.Collector:
+    self._collector.begin()
+    return self._collector
+
+  def init_state(self, params: Any) -> RLState:
+    shardings = train_state.shardings(self._parts.model, self._tx)
+    train = jax.jit(
+      lambda p: train_state.create(p, self._tx), out_shardings=shardings
+    )(self._copy(params))
+    return RLState(
+      train=train,
+      reference=self._copy(params) if self._config.kl_coef else None,
+      critic=self._critic.init_state(params),
     )
-    prompts, scored = found.prompts, found.scored
+
+  def abstract_state(self, params: Any) -> RLState:
+    shardings = train_state.shardings(self._parts.model, self._tx)
+    train = train_state.abstract(params, self._tx, shardings)
+    return RLState(
+      train=train,
+      reference=train.params if self._config.kl_coef else None,
+      critic=self._critic.abstract_state(),
+    )
+
+  def policy(self, state: RLState) -> Any:
+    return state.train.params
+
+  def train_step(
+    self, state: RLState, step: int, data: collect.Collector
+  ) -> StepOutput:
+    """Runs groups → rollout → rewards → scores → advantages → updates."""
+    c = self._config
+    group = data.collect(state.train.params, step, self._key(_ROLLOUT, step))
+    scored = group.scored
     rollout = assemble.build_rollout(
-      found.batch, c.group_size, c.max_new_tokens, found.made, step
+      group.batch, c.group_size, c.max_new_tokens, group.completions, step
     )
     self._reward.check(scored)
-    old_logp_BT, ref_logp_BT = self._logps(state, rollout)
+    old_logp_BT, ref_logp_BT = self._log_probs(state, rollout)
     reward_B = jnp.asarray(scored.reward_B)
     if c.kl_in_reward:
       reward_B -= c.kl_coef * common.masked_sum(
@@ -186,140 +198,130 @@ class RL(Stage):
     adv_B, varied_P = advantage.group(
       reward_B,
       rollout.group_B,
-      len(prompts),
+      len(group.prompts),
       scale_rewards=c.scale_rewards,
       scorable_B=jnp.asarray(scored.scorable_B),
     )
     batch = RLBatch(
-      rollout=_trained(
+      rollout=_masked(
         rollout,
-        scored.scorable_B & found.counts_B,
+        scored.scorable_B & group.counts_B,
         c.mask_truncated_completions,
       ),
       adv_BT=adv_B[:, None],
       old_logp_BT=old_logp_BT,
       ref_logp_BT=ref_logp_BT,
     )
-    batch, metrics = self._critic.judged(
+    batch, metrics = self._critic.advantages(
       state.train.params, state.critic, batch, scored.reward_B
     )
-    values = {}
-    if self._policy_loss.rollout_is != 'none':
-      batch, values = _weighted(self._policy_loss, batch)
+    values: dict[str, Any] = {}
+    if c.rollout_is != 'none':
+      batch, values = _importance_weighted(self._policy_loss, batch)
     key, train = self._key(_SHUFFLE, step), state.train
-    valued, learnt = self._critic.updated(state.critic, batch, key)
+    critic_state, learnt = self._critic.update(state.critic, batch, key)
     metrics |= learnt
     if step > self._critic.warmup_steps:
       train, learnt = self._update(train, batch, key)
       metrics |= learnt
     state = RLState(
       train=train,
-      critic=valued,
-      reference=self._referred(state, train.params, step),
+      critic=critic_state,
+      reference=self._next_reference(state, train.params, step),
     )
-    values |= (
-      jax.device_get(metrics) | found.told | _told(scored, rollout, varied_P)
-    )
+    values |= jax.device_get(metrics) | group.metrics
+    values |= _rollout_metrics(scored, rollout, varied_P)
     values |= {
       f'rollout/{name}': value
-      for name, value in assemble.speculative_metrics(found.made).items()
+      for name, value in assemble.speculative_metrics(group.completions).items()
     }
     if not c.kl_coef:
       values.pop('kl', None)
     rows = evaluator.sample_records(
-      prompts, scored, rollout.length_B, rollout.finish_B
+      group.prompts, scored, rollout.length_B, rollout.finish_B
     )
-    return state, values, rows
+    self._train_rows = rows[: c.num_logged_completions]
+    counts = {
+      'tokens': sum(row['tokens'] for row in rows),
+      'completions': len(rows),
+    }
+    return StepOutput(state, values, counts)
 
-  def latest(self, directory: Path, base_params):
-    """Policy parameters of the newest checkpoint, or None."""
-    with Checkpointer(
-      directory / 'checkpoints', self._config.save_total_limit, self._seed
-    ) as checkpoints:
-      restored = checkpoints.restore(self._target(base_params))
-    return restored and restored[1].train.params
-
-  def _fresh(self, base_params) -> RLState:
-    layout = train_state.shardings(self._parts.model, self._tx)
-    train = jax.jit(
-      lambda p: train_state.create(p, self._tx), out_shardings=layout
-    )(self._copy(base_params))
-    reference = self._copy(base_params) if self._config.kl_coef else None
-    return RLState(
-      train=train, reference=reference, critic=self._critic.fresh(base_params)
-    )
-
-  def _target(self, base_params) -> RLState:
-    """The state as shapes and shardings: what a restore aims at."""
-    layout = train_state.shardings(self._parts.model, self._tx)
-    train = train_state.abstract(base_params, self._tx, layout)
-    return RLState(
-      train=train,
-      reference=train.params if self._config.kl_coef else None,
-      critic=self._critic.target(),
-    )
-
-  def _key(self, stream: int, step: int) -> jax.Array:
-    key = jax.random.fold_in(jax.random.key(self._seed), stream)
-    return jax.random.fold_in(key, step)
-
-  def _logps(self, state: RLState, rollout: Rollout):
-    """Under the policy that sampled, and under the reference."""
-    old_logp_BT = rollout.logp_BT
-    if self._config.old_logp_source == 'recompute':
-      old_logp_BT = self._logp(state.train.params, rollout)
-    ref_logp_BT = old_logp_BT
-    if state.reference is not None:
-      ref_logp_BT = self._logp(  # Which chooses experts of its own.
-        state.reference, rollout.replace(experts_BTLA=None)
-      )
-    return old_logp_BT, ref_logp_BT
-
-  def _referred(self, state: RLState, params, step: int):
-    """The reference of the next step."""
-    c = self._config
-    if state.reference is None:
-      return None
-    if step % c.ref_model_sync_steps:
-      return state.reference
-    if c.ref_model_mixup_alpha < 1:
-      return self._averaged(state.reference, params)
-    return self._copy(params)
-
-  def _evaluate(
-    self,
-    state: RLState,
-    step: int,
-    directory: Path,
-    train_rows: list[dict],
-    shown: dict,
-  ) -> dict[str, float]:
-    found = self._evaluator.run(state.train.params, self._key(_EVAL, step))
+  def evaluate(self, state: RLState, step: int, directory: Path) -> dict:
+    """Evaluates held-out problems and writes completions to samples/."""
+    report = self._evaluator.run(state.train.params, self._key(_EVAL, step))
     folder = directory / 'samples'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f'step_{step:06d}.jsonl', 'w') as file:
-      for kind, rows in (('eval', found.samples), ('train', train_rows)):
+      for kind, rows in (
+        ('eval', report.samples),
+        ('train', self._train_rows if step else []),
+      ):
         for row in rows:
           file.write(json.dumps({'kind': kind} | row) + '\n')
+    return report.metrics
+
+  def headline(self, values: dict) -> dict[str, str]:
     name = next(
       name
       for name in ('pass@1', 'quality', 'format')
-      if f'eval/{name}' in found.metrics
+      if f'eval/{name}' in values
     )
-    shown[name] = f'{found.metrics[f"eval/{name}"]:.3f}'
-    return found.metrics
+    return {name: f'{values[f"eval/{name}"]:.3f}'}
+
+  def progress_numbers(self, values: dict, speed: dict) -> dict[str, str]:
+    return {
+      'reward': f'{values["reward"]:.3f}',
+      'accuracy': f'{values["rewards/accuracy/mean"]:.3f}',
+      'length': f'{values["completions/mean_length"]:.1f}',
+      'compl/s': f'{speed["speed/completions_per_sec"]:.0f}',
+      'tok/s': f'{speed["speed/tokens_per_sec"]:,.0f}',
+    }
+
+  def metadata(self, state: RLState) -> dict:
+    tier = code_grader.tier()
+    return {'sandbox': tier} if tier else {}
+
+  def report(self, directory: Path):
+    report.write(directory, self._eval_samples)
+
+  def _key(self, stream: int, step: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(self.seed), stream)
+    return jax.random.fold_in(key, step)
+
+  def _log_probs(self, state: RLState, rollout: Rollout):
+    """Returns log-probabilities under the sampling and the reference policy."""
+    old_logp_BT = rollout.logp_BT
+    if self._config.old_logp_source == 'recompute':
+      old_logp_BT = self._logp(state.train.params, rollout)
+    if state.reference is None:
+      return old_logp_BT, old_logp_BT
+    # The reference policy routes tokens itself: recorded experts are dropped.
+    own_routing = rollout.replace(experts_BTLA=None)
+    return old_logp_BT, self._logp(state.reference, own_routing)
+
+  def _next_reference(self, state: RLState, params: Any, step: int) -> Any:
+    """Returns the reference policy of the next step."""
+    c = self._config
+    if state.reference is None or step % c.ref_model_sync_steps:
+      return state.reference
+    if c.ref_model_mixup_alpha < 1:
+      return self._mixed(state.reference, params)
+    return self._copy(params)
 
 
-def _trained(rollout: Rollout, scorable_B, mask_truncated: bool) -> Rollout:
-  """What of it counts in the loss; lengths are told of all of it."""
-  counts_B = scorable_B
+def _masked(rollout: Rollout, counts_B, mask_truncated: bool) -> Rollout:
+  """Returns the rollout with a mask of the tokens that the loss counts.
+
+  Lengths stay those of all completions.
+  """
   if mask_truncated:
     counts_B = counts_B & (rollout.finish_B == FINISH_STOP)
   return rollout.replace(mask_BT=rollout.mask_BT & counts_B[:, None])
 
 
-def _weighted(config: policy_loss.PolicyLoss, batch: RLBatch):
-  """The batch with the weights of policy_loss.rollout_is_weights, and their metrics."""
+def _importance_weighted(config: policy_loss.PolicyLoss, batch: RLBatch):
+  """Returns the batch with importance weights of the rollout, and metrics."""
   rollout = batch.rollout
   weight_BT = policy_loss.rollout_is_weights(
     config, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT
@@ -335,65 +337,41 @@ def _weighted(config: policy_loss.PolicyLoss, batch: RLBatch):
   }
 
 
-def _speed(rows: list[dict], secs: float) -> dict[str, float]:
-  """Of the step alone, without its evaluation."""
-  return {
-    'speed/tokens_per_sec': sum(row['tokens'] for row in rows) / secs,
-    'speed/completions_per_sec': len(rows) / secs,
-  }
-
-
-def _line(values: dict, speed: dict, shown: dict[str, str]) -> dict[str, str]:
-  """What the live line shows."""
-  return (
-    {
-      'reward': f'{values["reward"]:.3f}',
-      'accuracy': f'{values["rewards/accuracy/mean"]:.3f}',
-      'length': f'{values["completions/mean_length"]:.1f}',
-    }
-    | shown
-    | {
-      'compl/s': f'{speed["speed/completions_per_sec"]:.0f}',
-      'tok/s': f'{speed["speed/tokens_per_sec"]:,.0f}',
-    }
-  )
-
-
 def _known_mean(x_B) -> float:
   known_B = x_B[~np.isnan(x_B)]
   return known_B.mean() if known_B.size else np.nan
 
 
-def _told(
+def _rollout_metrics(
   scored: ScoredRollout, rollout: Rollout, varied_P
 ) -> dict[str, float]:
-  """What the rollout says of the policy, in the field's names."""
-  age = rollout.staleness_BT[rollout.mask_BT]
+  """Returns metrics of a rollout and its rewards."""
+  staleness = rollout.staleness_BT[rollout.mask_BT]
   ok_B = scored.scorable_B
-  graded = lambda reduce, x_B: reduce(x_B[ok_B]) if ok_B.any() else np.nan
+  of_scorable = lambda f, x_B: f(x_B[ok_B]) if ok_B.any() else np.nan
   verdicts = Counter(scored.verdicts)
-  # Of the samples that have the part: general ones have no accuracy.
+  # A part's mean is over the samples that have it: general ones lack accuracy.
   parts = {
-    f'rewards/{name}/mean': graded(_known_mean, part)
-    for name, part in scored.parts.items()
+    f'rewards/{name}/mean': of_scorable(_known_mean, part_B)
+    for name, part_B in scored.parts.items()
   }
+  shares = {
+    f'verdict/{name}': verdicts[name] / len(ok_B)
+    for name in (*Verdict, GENERAL)
+  }
+  self_corrections = [evaluator.self_corrects(text) for text in scored.texts]
   return (
     parts
+    | shares
     | {
-      f'verdict/{name}': verdicts[name] / len(ok_B)
-      for name in (*Verdict, GENERAL)
-    }
-    | {
-      'reward': graded(np.mean, scored.reward_B),
-      'reward_std': graded(np.std, scored.reward_B),
+      'reward': of_scorable(np.mean, scored.reward_B),
+      'reward_std': of_scorable(np.std, scored.reward_B),
       'completions/mean_length': np.mean(rollout.length_B),
       'completions/max_length': np.max(rollout.length_B),
       'completions/clipped_ratio': np.mean(rollout.finish_B == 0),
-      'rollout/stale_token_frac': np.mean(age > 0),
-      'rollout/max_staleness': np.max(age),
-      'completions/self_correction': np.mean(
-        [evaluator.self_corrects(text) for text in scored.texts]
-      ),
+      'completions/self_correction': np.mean(self_corrections),
+      'rollout/stale_token_frac': np.mean(staleness > 0),
+      'rollout/max_staleness': np.max(staleness),
       'frac_reward_zero_std': np.mean(~np.asarray(varied_P)),
     }
   )

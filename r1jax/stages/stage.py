@@ -1,58 +1,227 @@
-"""What a stage is: built and checked, then run when its workdir is claimed."""
+"""A stage declares itself; runs, pipelines, lineage, info and aot read that.
+
+A stage is registered under the name of its section in the config, which is
+also the name of its folder in a workdir. It says which keys may name another
+stage's output and of what kind (`takes`), what it leaves (`leaves`), which
+files it reads (`reads`), which networks it holds (`networks`) and which jitted
+programs train them (`update`).
+"""
 
 import abc
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+import dataclasses
+import enum
 from pathlib import Path
+from typing import Any, ClassVar
 
-import ml_collections
-
+from r1jax.checkpoints import weights
+from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.run import RunConfig
+from r1jax.config.schema.section import Section
+from r1jax.config.schema.training import OptimizerConfig
+from r1jax.errors import UserError
+from r1jax.model.transformer import Transformer
+from r1jax.sharding import Layout
 from r1jax.stages.build.parts import Parts
 
-OUTPUT = 'model.safetensors'  # Its presence says that the stage is done.
+WEIGHTS = 'model.safetensors'  # Its presence says that the stage is done.
+
+
+class Kind(enum.StrEnum):
+  """Kinds of what one stage leaves and another one takes, as errors say it."""
+
+  POLICY = 'a policy'
+  REWARD_MODEL = 'a reward model'
+  PRM = 'a process reward model'
+  SFT_DATA = 'demonstrations'
+  PREFERENCE_DATA = 'preference pairs'
+  STEP_LABELS = 'labelled steps'
+
+  @property
+  def is_weights(self) -> bool:
+    """Whether it is a model, as opposed to a dataset."""
+    return self in (Kind.POLICY, Kind.REWARD_MODEL, Kind.PRM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A network that a stage holds in memory.
+
+  Attributes:
+    label: Its role, such as 'reference policy'; '' for the one that is trained.
+    model: Its architecture.
+    optimizer: Its optimizer; None for a network that is not trained.
+  """
+
+  label: str
+  model: ModelConfig
+  optimizer: OptimizerConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+  """A jitted program that trains a network.
+
+  Attributes:
+    label: The algorithm, for people: 'GRPO'.
+    model: The network that is trained.
+    step: The jitted function.
+    arguments: Its arguments as ShapeDtypeStructs with shardings.
+    rows, tokens: Rows of its batch, and columns of each.
+  """
+
+  label: str
+  model: Transformer
+  step: Callable
+  arguments: tuple[Any, ...]
+  rows: int
+  tokens: int
 
 
 class Stage(abc.ABC):
   """One stage of a run.
 
   Attributes:
-    name: Of its section in the config and of its folder in the workdir.
-    output: The file that it leaves; there when all is done.
-    fresh: It begins with parameters of its own instead of config.init's.
-    leaves_policy: Its output is the weights of a policy.
+    name: Name of its section in the config and of its folder in a workdir.
+    section: The section's dataclass.
+    takes: Keys that may name another stage ('@name'), by their beginnings, and
+      the kinds of output that they take. Every stage takes `init`.
+    output: The file that it leaves; it is there when all is done.
+    starts_fresh: Whether it begins with random parameters instead of
+      config.init's.
   """
 
-  name: str
-  output: str = OUTPUT
-  fresh: bool = False
-  leaves_policy: bool = True
+  name: ClassVar[str]
+  section: ClassVar[type[Section]]
+  takes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
+  output: ClassVar[str] = WEIGHTS
+  starts_fresh: ClassVar[bool] = False
 
   @classmethod
-  def check(
-    cls,
-    config: ml_collections.ConfigDict,
-    parts: Parts,
-    missing: Collection[str],
-  ):
-    """Refuses what is wrong already before all files are there.
+  def leaves(cls, config: RunConfig) -> Kind:
+    """Returns the kind of its output."""
+    del config
+    return Kind.POLICY
+
+  @classmethod
+  def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
+    """Returns the files that it reads, by the key that names them.
+
+    `init` and the tokenizer, which every stage reads, are not among them.
+    """
+    del config
+    return {}
+
+  @classmethod
+  def networks(cls, config: RunConfig) -> list[Network]:
+    """Returns the networks that it holds; by default the policy alone."""
+    return [Network('', config.model)]
+
+  @classmethod
+  def update(
+    cls, config: RunConfig, layout: Layout, **options: Any
+  ) -> list[Update]:
+    """Returns the programs of one training step, with abstract arguments.
+
+    No array is allocated, and the layout's devices need not be there.
 
     Args:
-      config: Of the run.
-      parts: Its parts.
-      missing: Keys of the config whose files are not there yet.
+      config: The run.
+      layout: The mesh and its tables.
+      **options: What only a run knows, such as the number of updates; the
+        defaults serve for compiling ahead.
+
+    Raises:
+      UserError: the stage trains nothing, or a batch does not divide.
+    """
+    del config, layout, options
+    raise UserError(f'aot: the stage {cls.name!r} trains nothing')
+
+  @classmethod
+  def cache_file(cls, config: RunConfig) -> Path | None:
+    """Returns where its output is kept for other runs; None for nowhere."""
+    del config
+
+  @classmethod
+  def check_cached(cls, path: Path):
+    """Raises UserError if a kept output is broken."""
+    del path
+
+  @classmethod
+  def other_kind_hint(cls, wanted: Collection[Kind]) -> str:
+    """Returns how a config makes it leave one of these kinds; '' if none."""
+    del wanted
+    return ''
+
+  @classmethod
+  def check(cls, config: RunConfig, parts: Parts, missing: Collection[str]):
+    """Refuses what is wrong before all of its files are there.
+
+    Args:
+      config: The run.
+      parts: Its model, tokenizer and template.
+      missing: Keys whose files other stages are still to write.
 
     Raises:
       UserError: naming the key.
     """
+    del config, parts, missing
+
+  @classmethod
+  def check_input(
+    cls, config: RunConfig, key: str, parent: RunConfig, parent_name: str
+  ):
+    """Refuses another stage's output that is of the right kind and unfit.
+
+    Args:
+      config: The run.
+      key: Its key that names the other stage.
+      parent: The other stage's run.
+      parent_name: Its name in the pipeline.
+
+    Raises:
+      UserError: saying what does not fit.
+    """
+    del config, key, parent, parent_name
 
   @abc.abstractmethod
-  def run(self, directory: Path, base_params, about: dict) -> Path:
+  def __init__(self, config: RunConfig, parts: Parts):
+    """Builds and checks all that `run` needs; nothing is written."""
+
+  @abc.abstractmethod
+  def run(self, directory: Path, params: Any, metadata: dict) -> Path:
     """Does its work, or goes on with it after a kill.
 
     Args:
-      directory: Its own.
-      base_params: To begin with.
-      about: The metadata of what it leaves.
+      directory: Its own folder.
+      params: Parameters to begin with.
+      metadata: Metadata of the output.
 
     Returns:
-      The path of `output`.
+      The path of the output.
     """
+
+  def latest_params(self, directory: Path, params: Any) -> Any | None:
+    """Returns the policy of the newest checkpoint; None without one.
+
+    Args:
+      directory: Its own folder.
+      params: Parameters to begin with, or their shapes.
+    """
+    del directory, params
+
+
+def save_weights(
+  directory: Path, params: Any, metadata: dict, dtype: str = 'float32'
+) -> Path:
+  """Writes the weights that say that a stage is done; returns their path."""
+  path = directory / WEIGHTS
+  weights.save(path, params, dtype, metadata)
+  return path
+
+
+def listed(key: str, files: Sequence[Path]) -> dict[str, Path]:
+  """Returns files by key, numbered where there are several: 'sft.data[1]'."""
+  if len(files) == 1:
+    return {key: files[0]}
+  return {f'{key}[{i}]': file for i, file in enumerate(files)}

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from r1jax.algos import common
 from r1jax.algos import dpo as dpo_loss
-from r1jax.model import moe
+from r1jax.config.schema.preferences import DPOLossConfig
+from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.model.transformer import Transformer, output_head, positions
 from r1jax.records import PairBatch
 from r1jax.train import state as train_state
@@ -80,9 +81,9 @@ def response_logps(
 def dpo(
   model: Transformer,
   tx: Optimizer,
-  config: dpo_loss.DPOLoss,
+  config: DPOLossConfig,
   group_robust: dpo_loss.GroupRobust | None,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
   gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, PairBatch, ref_params) → (state, metrics), jitted.
@@ -123,7 +124,10 @@ def dpo(
     if group_robust:
       log_ratio_P = dpo_loss.log_ratio(logps(model, params, batch), ref_logp_P2)
       alpha_g = group_robust.update(
-        alpha_g, config.per_pair(log_ratio_P), batch.group_P, batch.weight_P
+        alpha_g,
+        dpo_loss.per_pair(config, log_ratio_P),
+        batch.group_P,
+        batch.weight_P,
       )
       weight_P = group_robust.pair_weights(alpha_g, batch.group_P)
     train, metrics, _ = update(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from r1jax.algos import policy_loss
+from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch
@@ -48,7 +49,7 @@ def make_step(
   tx: Optimizer,
   loss_fn: Callable,
   totals_fn: Callable,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
   gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, batch, *context) → (state, metrics), jitted.
@@ -79,7 +80,7 @@ def make_minibatch_step(
   tx: Optimizer,
   loss_fn: Callable,
   summary_fn: Callable,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
   num_minibatches: int,
   gradient_accumulation_steps: int,
 ) -> Callable:
@@ -121,7 +122,7 @@ def make_minibatch_step(
 def make_update(
   tx: Optimizer,
   loss_fn: Callable,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
   gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns update(state, inputs, totals) → (state, metrics, maxima).
@@ -166,7 +167,7 @@ def mean_over_updates(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def router_aux_loss(
-  routing: dict[str, moe.Routing], balancing: moe.LoadBalancing, share
+  routing: dict[str, moe.Routing], balancing: LoadBalancingConfig, share
 ):
   """Returns a microbatch's share of α times the balance loss of all layers."""
   if not balancing.router_aux_loss_coef:
@@ -245,7 +246,7 @@ def _apply(
   tx: Optimizer,
   grads,
   routing: dict[str, moe.Routing],
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
 ):
   """Applies one optimizer update and one update of the routing bias.
 
@@ -278,7 +279,7 @@ def _apply(
 
 
 def _with_balanced_bias(
-  params: dict, routing: dict[str, moe.Routing], balancing: moe.LoadBalancing
+  params: dict, routing: dict[str, moe.Routing], balancing: LoadBalancingConfig
 ) -> dict:
   """Returns the parameters with the routing bias moved towards even loads."""
   for stack, routed in routing.items():

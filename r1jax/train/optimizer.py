@@ -1,13 +1,13 @@
 """AdamW with gradient clipping, warm-up and a learning-rate schedule."""
 
 from collections.abc import Callable
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import optax
 
+from r1jax.config.schema.training import OptimizerConfig
 from r1jax.errors import UserError
 
 
@@ -25,47 +25,6 @@ class Optimizer(NamedTuple):
   learning_rate: optax.Schedule
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """The settings of AdamW.
-
-  Attributes:
-    learning_rate: Peak learning rate.
-    warmup_steps: Updates of linear warm-up from 0.
-    lr_scheduler_type: 'constant', or 'cosine' down to learning_rate ·
-      min_lr_ratio.
-    min_lr_ratio: Final learning rate of the cosine, as a ratio of the peak.
-    adam_beta1: Decay rate of the first moment.
-    adam_beta2: Decay rate of the second moment.
-    weight_decay: Decoupled weight decay, applied to matrices only, never to
-      norms or biases.
-    max_grad_norm: Gradients are clipped to this global norm.
-    moment_dtype: Storage dtype of both moments: 'float32', or 'bfloat16' (V3
-      section 3.3).
-  """
-
-  learning_rate: float
-  warmup_steps: int
-  lr_scheduler_type: str
-  min_lr_ratio: float
-  adam_beta1: float
-  adam_beta2: float
-  weight_decay: float
-  max_grad_norm: float
-  moment_dtype: str
-
-  def __post_init__(self):
-    for field in ('learning_rate', 'warmup_steps', 'weight_decay'):
-      if not getattr(self, field) >= 0:
-        raise UserError(
-          f'optimizer: {field} must not be below 0, got {getattr(self, field)}'
-        )
-    if not self.max_grad_norm > 0:
-      raise UserError(
-        f'optimizer: max_grad_norm must be above 0, got {self.max_grad_norm}'
-      )
-
-
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   """Returns the learning rate as a function of the number of updates.
 
@@ -78,13 +37,8 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     after = optax.cosine_decay_schedule(
       peak, max(total_steps - warmup, 1), config.min_lr_ratio
     )
-  elif config.lr_scheduler_type == 'constant':
-    after = optax.constant_schedule(peak)
   else:
-    raise UserError(
-      "optimizer: lr_scheduler_type must be 'constant' or 'cosine', got "
-      f'{config.lr_scheduler_type!r}'
-    )
+    after = optax.constant_schedule(peak)
   if not warmup:
     return after
   return optax.join_schedules(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import common, policy_loss
-from r1jax.model import moe
+from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.model.mtp import shift
 from r1jax.model.transformer import Transformer, output_head, positions
 from r1jax.records import RLBatch, Rollout
@@ -46,7 +46,7 @@ def policy(
   prompt_tokens: int,
   num_minibatches: int,
   gradient_accumulation_steps: int,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
   mtp_loss_weight: float = 0.0,
   extra_loss: Callable | None = None,
 ) -> Callable:

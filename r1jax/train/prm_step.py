@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import prm
-from r1jax.model import moe, scoring
+from r1jax.config.schema.training import LoadBalancingConfig
+from r1jax.model import scoring
 from r1jax.model.transformer import Transformer
 from r1jax.records import StepLabelBatch
 from r1jax.train.make_step import LossOutput, make_step, num_rows
@@ -32,7 +33,7 @@ def probabilities(model: Transformer) -> Callable:
 def process_reward_model(
   model: Transformer,
   tx: Optimizer,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
   gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, StepLabelBatch) → (state, metrics), jitted."""

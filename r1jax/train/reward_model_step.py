@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import reward_model as losses
-from r1jax.model import moe, scoring
+from r1jax.config.schema.preferences import PairwiseLossConfig
+from r1jax.config.schema.training import LoadBalancingConfig
+from r1jax.model import scoring
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch
 from r1jax.train.make_step import LossOutput, constrain, make_step, num_rows
@@ -30,8 +32,8 @@ def scores(model: Transformer) -> Callable:
 def reward_model(
   model: Transformer,
   tx: Optimizer,
-  pairwise: losses.PairwiseLoss,
-  balancing: moe.LoadBalancing,
+  pairwise: PairwiseLossConfig,
+  balancing: LoadBalancingConfig,
   gradient_accumulation_steps: int,
 ) -> Callable:
   """Returns step(state, batch) → (state, metrics), jitted.
@@ -46,8 +48,8 @@ def reward_model(
         score_B, batch.safe_B, batch.weight_B, total_weight
       )
     score_P2 = score_B.reshape(-1, 2)
-    return pairwise.loss(
-      score_P2[:, 0], score_P2[:, 1], batch.weight_P, total_weight
+    return losses.pairwise(
+      pairwise, score_P2[:, 0], score_P2[:, 1], batch.weight_P, total_weight
     )
 
   def loss_fn(params, batch, totals) -> LossOutput:

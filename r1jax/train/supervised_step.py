@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import common, distill
-from r1jax.model import moe
+from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.model.transformer import Transformer, output_head
 from r1jax.records import TokenBatch
 from r1jax.train.make_step import LossOutput, make_step, num_rows
@@ -51,7 +51,7 @@ class _Totals(NamedTuple):
 def supervised(
   model: Transformer,
   tx: Optimizer,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
   mtp_schedule: MTPLoss,
   gradient_accumulation_steps: int,
   distillation: Distillation | None = None,

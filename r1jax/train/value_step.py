@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.algos import gae, policy_loss
-from r1jax.model import moe
+from r1jax.config.schema.rl import GAEConfig
+from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.model.scoring import last_valid
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
@@ -41,7 +42,7 @@ def values(model: Transformer) -> Callable:
 
 
 def shared_value_loss(
-  model: Transformer, config: gae.GAE, vf_coef: float
+  model: Transformer, config: GAEConfig, vf_coef: float
 ) -> Callable:
   """Returns the value loss of a scalar head on the policy's trunk.
 
@@ -60,10 +61,10 @@ def shared_value_loss(
 def critic(
   model: Transformer,
   tx: Optimizer,
-  config: gae.GAE,
+  config: GAEConfig,
   num_minibatches: int,
   gradient_accumulation_steps: int,
-  balancing: moe.LoadBalancing,
+  balancing: LoadBalancingConfig,
 ) -> Callable:
   """Returns step(state, RLBatch, key) → (state, metrics), jitted.
 
@@ -103,7 +104,7 @@ def _loss(
   model: Transformer,
   params,
   hidden_BTD,
-  config: gae.GAE,
+  config: GAEConfig,
   batch: RLBatch,
   totals: policy_loss.Totals,
 ):

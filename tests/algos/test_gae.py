@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.algos import gae
-from r1jax.algos.gae import GAE
+from r1jax.config.schema.rl import GAEConfig
 from r1jax.errors import UserError
 
 _B, _PROMPT, _OWN = 6, 3, 7
@@ -99,7 +99,7 @@ def test_only_a_completion_that_was_cut_off_goes_on_at_its_value():
   reward, value, after, mask = _case()
   cut = np.array([True, False, True, False, True, False])
   for truncated_value in ('zero', 'bootstrap'):
-    config = GAE(
+    config = GAEConfig(
       lam=0.5, truncated_value=truncated_value, whiten_advantages=False
     )
     got = gae.estimate(config, reward, value, after, cut, mask)
@@ -116,7 +116,7 @@ def test_padding_changes_no_bit(poison):
   """Whatever stands in it, and however much of it there is."""
   reward, value, after, mask = _case()
   config, cut = (
-    GAE(gamma=0.99, lam=0.95, truncated_value='bootstrap'),
+    GAEConfig(gamma=0.99, lam=0.95, truncated_value='bootstrap'),
     np.ones(_B, bool),
   )
   want = gae.estimate(config, reward, value, after, cut, mask)
@@ -138,7 +138,9 @@ def test_padding_changes_no_bit(poison):
 def test_whitened_advantages_have_mean_zero_and_deviation_one():
   reward, value, after, mask = _case()
   adv = np.asarray(
-    gae.estimate(GAE(), reward, value, after, np.zeros(_B, bool), mask).adv_BT
+    gae.estimate(
+      GAEConfig(), reward, value, after, np.zeros(_B, bool), mask
+    ).adv_BT
   )
   np.testing.assert_allclose(adv[mask].mean(), 0, atol=1e-6)
   np.testing.assert_allclose(adv[mask].std(), 1, atol=1e-3)
@@ -152,7 +154,12 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one():
 def test_metrics_of_the_value_function():
   reward, value, after, mask = _case()
   estimate = gae.estimate(
-    GAE(whiten_advantages=False), reward, value, after, np.zeros(_B, bool), mask
+    GAEConfig(whiten_advantages=False),
+    reward,
+    value,
+    after,
+    np.zeros(_B, bool),
+    mask,
   )
   returns = np.asarray(estimate.return_BT)[mask]
   close = lambda name, want: np.testing.assert_allclose(
@@ -182,7 +189,7 @@ def test_a_value_moves_by_the_clip_at_most(value, old, target, loss, slope):
   one = lambda x: jnp.full((1, 1), x)
   grad = jax.value_and_grad(
     lambda v: gae.value_loss(
-      GAE(cliprange_value=0.2), v, one(old), one(target), one(True), 1
+      GAEConfig(cliprange_value=0.2), v, one(old), one(target), one(True), 1
     )[0]
   )
   got, value_grad = grad(one(value))
@@ -194,7 +201,7 @@ def test_without_a_clip_it_is_half_the_mean_squared_error():
   reward, value, _, mask = _case()
   dirty = [np.where(mask, x, np.nan) for x in (value, value + 9, reward)]
   loss, metrics = gae.value_loss(
-    GAE(cliprange_value=0.0), *dirty, mask, mask.sum()
+    GAEConfig(cliprange_value=0.0), *dirty, mask, mask.sum()
   )
   np.testing.assert_allclose(
     loss, 0.5 * ((value - reward)[mask] ** 2).mean(), rtol=1e-5
@@ -205,15 +212,15 @@ def test_without_a_clip_it_is_half_the_mean_squared_error():
 @pytest.mark.parametrize(
   'changes,message',
   [
-    ({'gamma': 1.1}, r'gamma must lie within \[0, 1\], got 1.1'),
-    ({'lam': -0.1}, r'lam must lie within \[0, 1\]'),
+    ({'gamma': 1.1}, 'gamma = 1.1 must be at least 0 and at most 1'),
+    ({'lam': -0.1}, 'lam = -0.1 must be at least 0'),
     (
       {'truncated_value': 'stop'},
-      "truncated_value must be 'zero' or 'bootstrap'",
+      "truncated_value = 'stop' must be one of 'zero', 'bootstrap'",
     ),
-    ({'cliprange_value': -1.0}, 'cliprange_value must not be below 0'),
+    ({'cliprange_value': -1.0}, 'cliprange_value = -1.0 must be at least 0'),
   ],
 )
 def test_wrong_parameters_are_refused(changes, message):
-  with pytest.raises(UserError, match=f'rl.ppo: {message}'):
-    GAE(**changes)
+  with pytest.raises(UserError, match=message):
+    GAEConfig(**changes)

@@ -157,7 +157,7 @@ def test_first_update_has_ratio_one_and_the_policy_gradient():
 def test_clipping_is_one_sided_and_asymmetric(ratio, adv, clipped):
   logp = jnp.full((1, 1), np.log(ratio), jnp.float32)
   value = lambda x: policy_loss.loss(
-    PolicyLoss(clip_ratio_high=0.28),
+    PolicyLoss(clip_ratio_high=0.28, kl_coef=0.0),
     x,
     jnp.zeros((1, 1)),
     x,
@@ -202,7 +202,7 @@ def test_advantages_may_differ_from_token_to_token(shared):
   def grad(adv):
     return jax.value_and_grad(
       lambda logp: policy_loss.loss(
-        PolicyLoss(),
+        PolicyLoss(kl_coef=0.0),
         logp,
         data['old_logps'],
         data['ref_logps'],
@@ -282,14 +282,17 @@ def test_a_weight_scales_its_token(shared):
   [
     (
       {'importance_sampling_level': 'word'},
-      "level must be one of .* got 'word'",
+      "level = 'word' must be one of 'token', 'sequence'",
     ),
-    ({'loss_agg_mode': 'seq-mean-token-sum-norm'}, 'needs max_tokens above 0'),
-    ({'clip_ratio_low': -0.1}, 'clip_ratio_low must not be below 0'),
+    (
+      {'loss_agg_mode': 'seq-mean-token-sum-norm'},
+      'max_tokens = 0 must be at least 1',
+    ),
+    ({'clip_ratio_low': -0.1}, 'clip_ratio_low = -0.1 must be at least 0'),
     ({'delta': 1.1}, 'delta = 1.1 must be above 1'),
     (
       {'rollout_is': 'mask', 'rollout_is_threshold': 0.5},
-      'rollout_is_threshold must be at',
+      'rollout_is_threshold = 0.5 must be at least 1',
     ),
   ],
 )

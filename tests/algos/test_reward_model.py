@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.algos import reward_model
-from r1jax.algos.reward_model import PairwiseLoss
+from r1jax.config.schema.preferences import PairwiseLossConfig
 from r1jax.errors import UserError
 
 _RNG = np.random.default_rng(0)
@@ -18,13 +18,15 @@ def _sigmoid(x):
   return 1 / (1 + np.exp(-np.float64(x)))
 
 
-def _pairwise(config: PairwiseLoss, chosen=_CHOSEN, rejected=_REJECTED):
-  return config.loss(jnp.asarray(chosen), jnp.asarray(rejected), _WEIGHT, 4.0)
+def _pairwise(config: PairwiseLossConfig, chosen=_CHOSEN, rejected=_REJECTED):
+  return reward_model.pairwise(
+    config, jnp.asarray(chosen), jnp.asarray(rejected), _WEIGHT, 4.0
+  )
 
 
 @pytest.mark.parametrize('margin,center', [(0, 0), (0.7, 0), (0.3, 0.05)])
 def test_pairs_equal_numpys_and_their_analytic_gradient(margin, center):
-  config = PairwiseLoss(margin, center)
+  config = PairwiseLossConfig(margin, center)
   gap, level = _CHOSEN - _REJECTED, _CHOSEN + _REJECTED
   each = -np.log(_sigmoid(gap - margin)) + center * level**2
   loss, metrics = _pairwise(config)
@@ -39,10 +41,14 @@ def test_pairs_equal_numpys_and_their_analytic_gradient(margin, center):
 
 
 def test_without_centring_a_common_level_says_nothing():
-  loss, _ = _pairwise(PairwiseLoss(), _CHOSEN + 5, _REJECTED + 5)
-  np.testing.assert_allclose(loss, _pairwise(PairwiseLoss())[0], rtol=1e-5)
+  loss, _ = _pairwise(PairwiseLossConfig(), _CHOSEN + 5, _REJECTED + 5)
+  np.testing.assert_allclose(
+    loss, _pairwise(PairwiseLossConfig())[0], rtol=1e-5
+  )
   centred, _ = _pairwise(
-    PairwiseLoss(center_rewards_coefficient=0.1), _CHOSEN + 5, _REJECTED + 5
+    PairwiseLossConfig(center_rewards_coefficient=0.1),
+    _CHOSEN + 5,
+    _REJECTED + 5,
   )
   assert centred > loss + 5
 
@@ -50,7 +56,7 @@ def test_without_centring_a_common_level_says_nothing():
 def test_a_fresh_head_is_at_chance():
   """Every score is 0: neither won nor lost, and log 2 of loss."""
   zeros = np.zeros(6, np.float32)
-  loss, metrics = _pairwise(PairwiseLoss(), zeros, zeros)
+  loss, metrics = _pairwise(PairwiseLossConfig(), zeros, zeros)
   np.testing.assert_allclose(
     [loss, metrics['accuracy']], [np.log(2), 0.5], rtol=1e-6
   )
@@ -73,21 +79,21 @@ def test_single_responses_equal_numpys_cross_entropy(safe):
 @pytest.mark.parametrize('fill', [np.nan, 1e30, -1e30])
 def test_what_fills_a_batch_says_nothing(fill):
   chosen = np.where(_WEIGHT > 0, _CHOSEN, np.float32(fill))
-  loss, grad = jax.value_and_grad(lambda r: _pairwise(PairwiseLoss(), r)[0])(
-    chosen
-  )
-  np.testing.assert_allclose(loss, _pairwise(PairwiseLoss())[0])
+  loss, grad = jax.value_and_grad(
+    lambda r: _pairwise(PairwiseLossConfig(), r)[0]
+  )(chosen)
+  np.testing.assert_allclose(loss, _pairwise(PairwiseLossConfig())[0])
   assert np.isfinite(grad[:4]).all()
 
 
 def test_scores_of_any_size_are_finite():
   loss, grad = jax.value_and_grad(
-    lambda r: _pairwise(PairwiseLoss(), r, -1e4 * _REJECTED)[0]
+    lambda r: _pairwise(PairwiseLossConfig(), r, -1e4 * _REJECTED)[0]
   )(1e4 * _CHOSEN)
   assert np.isfinite(loss) and np.isfinite(grad).all()
 
 
 def test_numbers_below_zero_are_refused():
   for field in ('margin', 'center_rewards_coefficient'):
-    with pytest.raises(UserError, match=f'{field} must not be below 0'):
-      PairwiseLoss(**{field: -0.1})
+    with pytest.raises(UserError, match=f'{field} = -0.1 must be at least 0'):
+      PairwiseLossConfig(**{field: -0.1})

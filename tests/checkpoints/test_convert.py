@@ -15,8 +15,8 @@ from r1jax.checkpoints import convert, hf_config, hf_mapping, weights
 from r1jax.checkpoints.storage import SafetensorsReader, encode_metadata
 from r1jax.config import models
 from r1jax.config.keys import flatten
+from r1jax.config.schema.model import RUN_DEFAULTS
 from r1jax.errors import UserError
-from r1jax.model.config import RUN_DEFAULTS
 from r1jax.model.transformer import Transformer
 from r1jax.stages.build.parts import SHIPPED_BASE
 from tests.conftest import from_dict, one_device

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import batching, datasets, sources, tasks
 from r1jax.data.text import template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
-_CORPUS = tasks.CorpusConfig(
+_CORPUS = CorpusConfig(
   guess_share=0.5,
   guess_accuracy=0.2,
   slip_rate=0.1,

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from r1jax.data import demonstrations, packing, tasks
+from r1jax.config.schema.data import CorpusConfig
+from r1jax.data import demonstrations, packing
 from r1jax.data.batching import Document
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import chat, template, tokenizer
@@ -180,7 +181,7 @@ def test_a_document_that_no_row_holds_is_named():
 
 
 def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
-  corpus = tasks.CorpusConfig(
+  corpus = CorpusConfig(
     guess_share=0,
     guess_accuracy=0,
     slip_rate=0,
@@ -195,7 +196,7 @@ def test_synthetic_rows_are_a_function_of_the_seed_and_speak_one_language():
   assert all(d.response.isascii() for d in first)
   mixed = demonstrations.synthetic(
     'arithmetic',
-    tasks.CorpusConfig(**{**corpus.__dict__, 'language_mixing_rate': 0.5}),
+    CorpusConfig(**{**corpus.__dict__, 'language_mixing_rate': 0.5}),
     _BRIEF,
     0,
     9,

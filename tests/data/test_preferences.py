@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import (
   batching,
   manners,
@@ -13,7 +14,6 @@ from r1jax.data import (
   scored_text,
   tasks,
 )
-from r1jax.data.preferences import SyntheticPreferences
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text import response_formats, template, tokenizer
 from r1jax.errors import UserError
@@ -24,7 +24,7 @@ from tests.conftest import make, small_config
 _BRIEF = template.get('r1_zero_brief')
 _TEXT = tokenizer.load('character')
 _PARSER = response_formats.ResponseParser()
-_HOW = SyntheticPreferences(error_rate=0.4, sharpness=8.0)
+_HOW = SyntheticPreferencesConfig(error_rate=0.4, sharpness=8.0)
 _GOOD = {'id': 'a', 'question': '1+1', 'chosen': '2', 'rejected': '3'}
 _FORM = '<think>t</think><answer>{}</answer>'
 
@@ -229,7 +229,9 @@ def test_synthetic_responses_are_unsafe_where_they_insult():
   assert 0.7 < np.mean([row.safe for row in found]) < 0.9
   for field in ('error_rate', 'sharpness'):
     with pytest.raises(UserError, match=field):
-      SyntheticPreferences(**dict(error_rate=0.4, sharpness=1.0) | {field: 0.0})
+      SyntheticPreferencesConfig(
+        **dict(error_rate=0.4, sharpness=1.0) | {field: 0.0}
+      )
 
 
 @pytest.fixture(scope='module')

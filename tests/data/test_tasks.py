@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import datasets, manners, tasks
 from r1jax.data.text import template, tokenizer
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 
-_CLEAN = tasks.CorpusConfig(
+_CLEAN = CorpusConfig(
   guess_share=0,
   guess_accuracy=0,
   slip_rate=0,
@@ -72,7 +73,7 @@ def test_clean_thoughts_arrive_at_the_right_answer(task):
 
 
 def test_the_corpus_has_the_stated_proportions():
-  corpus = tasks.CorpusConfig(
+  corpus = CorpusConfig(
     guess_share=0.6,
     guess_accuracy=0.2,
     slip_rate=0.1,
@@ -165,7 +166,7 @@ def test_wrong_names_and_shares_are_refused():
   with pytest.raises(UserError, match="unknown 'algebra'"):
     tasks.get('algebra')
   with pytest.raises(UserError, match='slip_rate is a share'):
-    tasks.CorpusConfig(
+    CorpusConfig(
       guess_share=0,
       guess_accuracy=0,
       slip_rate=1.5,

@@ -14,12 +14,13 @@ import pytest
 from r1jax.cli import main
 from r1jax.config import algorithms
 from r1jax.errors import UserError
-from r1jax.launch import aot, flops, info, updates
+from r1jax.launch import aot, flops, info
 from r1jax.model import kernels
+from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build import parts as build
 from tests.configs import small
-from tests.conftest import ROOT, one_device
+from tests.conftest import ROOT, one_device, run_config
 
 
 def test_products_in_scans_count_as_often_as_they_run():
@@ -101,7 +102,10 @@ def _small(**changes):
 
 def _compiled(config):
   layout = Layout(make_mesh(config.mesh, jax.devices()))
-  return [aot.compile_update(update) for update in updates.of(config, layout)]
+  return [
+    aot.compile_update(update)
+    for update in stage_list.updates(run_config(config), layout)
+  ]
 
 
 def test_an_update_is_compiled_and_measured_without_its_arrays():
@@ -381,8 +385,8 @@ def test_what_has_no_update_is_refused():
   with pytest.raises(
     UserError, match="stage 'rejection_sampling' is not compiled ahead"
   ):
-    updates.of(config, one_device())
+    stage_list.updates(run_config(config), one_device())
   with pytest.raises(UserError, match="value = 'shared' needs model.scalar"):
     config = _ppo(critic='shared')
     config.model.scalar_head = False
-    updates.of(config, one_device())
+    stage_list.updates(run_config(config), one_device())

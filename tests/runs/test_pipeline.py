@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from r1jax.runs import lineage, pipeline
-from r1jax.stages import dataset_writer, rejection_sampling
+from r1jax.stages import dataset_stage, rejection_sampling
 from tests.configs import small_pipeline
 from tests.conftest import ROOT
 from tests.stages.conftest import command, rows, run
@@ -176,7 +176,7 @@ def test_a_torn_chunk_is_sampled_again(tmp_path):
   partial.write_text(
     '{"id": "a"}\n{"done": 2, "counts": {"correct": 3}}\n{"id": "b"}\n{"id": "c'
   )
-  done, kept, counts = dataset_writer.resumed(partial)
+  done, kept, counts = dataset_stage.resumed(partial)
   assert (done, [row['id'] for row in kept]) == (2, ['a'])
   assert counts == {'correct': 3}
   assert partial.read_text().endswith('{"done": 2, "counts": {"correct": 3}}\n')

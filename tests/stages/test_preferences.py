@@ -8,12 +8,13 @@ import pytest
 
 from r1jax import sharding
 from r1jax.checkpoints import weights
+from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, tasks
 from r1jax.errors import UserError
 from r1jax.runs import lineage, run, validate
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import reward_models
-from r1jax.stages.preferences import DPO
+from r1jax.stages.dpo import DPO
 from r1jax.train.metrics import MetricsWriter
 from tests.configs import small, small_judged
 from tests.stages.conftest import rows
@@ -90,11 +91,7 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
     'judge', str(made), config, parts, 'helpful'
   )
   held_out = preferences.synthetic_pairs(
-    preferences.SyntheticPreferences(0.2, 8.0),
-    parts.template,
-    tasks.HELD_OUT,
-    0,
-    10,
+    SyntheticPreferencesConfig(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10
   )
   scores = np.array(
     [

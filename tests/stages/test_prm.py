@@ -17,7 +17,7 @@ from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
 from r1jax.runs import lineage, pipeline, run
-from r1jax.stages import dataset_writer, label_steps, prm
+from r1jax.stages import dataset_stage, label_steps, prm
 from r1jax.stages.build import evaluation, reward_models
 from r1jax.stages.build import parts as build
 from tests.configs import small_process
@@ -169,7 +169,7 @@ def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
   params = init_params(made.model, jax.random.key(1))
   stage = label_steps.LabelSteps(config, made)
   whole = stage.run(tmp_path / 'whole', params, {})
-  kept = dataset_writer.append
+  kept = dataset_stage.append
 
   def torn(file, found, done, counts):
     kept(file, found, done, counts)
@@ -177,10 +177,10 @@ def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
       file.write('{"id": "half')
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(dataset_writer, 'append', torn)
+  monkeypatch.setattr(dataset_stage, 'append', torn)
   with pytest.raises(KeyboardInterrupt):
     stage.run(tmp_path / 'torn', params, {})
-  monkeypatch.setattr(dataset_writer, 'append', kept)
+  monkeypatch.setattr(dataset_stage, 'append', kept)
   again = stage.run(tmp_path / 'torn', params, {})
   assert again.read_bytes() == whole.read_bytes()
   for name in ('report.json',):

@@ -11,7 +11,7 @@ from r1jax.errors import UserError
 from r1jax.rollout.scheduler import Completion
 from r1jax.runs import run, validate
 from r1jax.stages.build import parts as build
-from r1jax.stages.preferences import DPO
+from r1jax.stages.dpo import DPO
 from r1jax.stages.rejection_sampling import RejectionSampler
 from tests.configs import small, small_judged
 

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from r1jax.config.schema.training import OptimizerConfig
 from r1jax.train import optimizer
 
 _RATE, _BETA1, _BETA2, _DECAY, _CLIP = 1e-2, 0.9, 0.95, 0.1, 1.0
@@ -28,7 +29,7 @@ def _adam(w, scale, grads, dtype):
 
 def _train(w, scale, grads, moment_dtype):
   tx = optimizer.make(
-    optimizer.OptimizerConfig(
+    OptimizerConfig(
       learning_rate=_RATE,
       warmup_steps=0,
       lr_scheduler_type='constant',

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from r1jax.algos.policy_loss import PolicyLoss
+from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
 from r1jax.errors import UserError
-from r1jax.model import moe, parameters
+from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout, TokenBatch
 from r1jax.sharding import Layout, make_mesh
@@ -17,7 +18,7 @@ from r1jax.train import mtp_loss, optimizer, policy_step, supervised_step
 from r1jax.train import state as train_state
 from tests.conftest import make, one_device, small_config
 
-_OPTIMIZER = optimizer.OptimizerConfig(
+_OPTIMIZER = OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
   lr_scheduler_type='constant',
@@ -29,7 +30,7 @@ _OPTIMIZER = optimizer.OptimizerConfig(
   moment_dtype='float32',
 )
 _PROMPT, _OWN, _ROWS = 4, 8, 16
-_BALANCING = moe.LoadBalancing(
+_BALANCING = LoadBalancingConfig(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
 _MTP_LOSS = mtp_loss.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
@@ -231,12 +232,12 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
   step = policy_step.policy(
     model,
     tx,
-    PolicyLoss(),
+    PolicyLoss(kl_coef=0.0),
     1.0,
     _PROMPT,
     1,
     1,
-    moe.LoadBalancing(routed_bias_update_rate=1e-3, router_aux_loss_coef=0.0),
+    LoadBalancingConfig(routed_bias_update_rate=1e-3, router_aux_loss_coef=0.0),
     mtp_loss_weight=0.3,
   )
   state, metrics = step(

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos.dpo import DPOLoss, GroupRobust
-from r1jax.algos.reward_model import PairwiseLoss
-from r1jax.model import moe, parameters
+from r1jax.algos.dpo import GroupRobust
+from r1jax.config.schema.preferences import DPOLossConfig, PairwiseLossConfig
+from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
+from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
 from r1jax.records import LabelledBatch, PairBatch
 from r1jax.sharding import Layout, make_mesh
@@ -18,7 +19,7 @@ from r1jax.train import state as train_state
 from tests.conftest import forward, make, small_config
 
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
-_OPTIMIZER = optimizer.OptimizerConfig(
+_OPTIMIZER = OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
   lr_scheduler_type='constant',
@@ -29,12 +30,12 @@ _OPTIMIZER = optimizer.OptimizerConfig(
   max_grad_norm=1e9,
   moment_dtype='float32',
 )
-_BALANCING = moe.LoadBalancing(
+_BALANCING = LoadBalancingConfig(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
 _CONFIG = small_config(scalar_head=True, num_hidden_layers=2, kv_lora_rank=16)
 _P, _T = 8, 10
-_LOSS, _GROUP_ROBUST = DPOLoss(0.5), GroupRobust(0.8, (30, 10))
+_LOSS, _GROUP_ROBUST = DPOLossConfig(0.5), GroupRobust(0.8, (30, 10))
 
 
 def _model(layout=None):
@@ -80,7 +81,7 @@ def _trained(model, params, kind, gradient_accumulation_steps=1):
     step = reward_model_step.reward_model(
       model,
       tx,
-      PairwiseLoss(0.1, 0.01),
+      PairwiseLossConfig(0.1, 0.01),
       _BALANCING,
       gradient_accumulation_steps,
     )
@@ -164,7 +165,7 @@ def test_what_fills_a_batch_teaches_nothing():
   for fill in (batch.tokens_BT[-2:], 31 - batch.tokens_BT[-2:]):
     tokens = np.concatenate([batch.tokens_BT[:-2], np.maximum(fill, 0)])
     step = reward_model_step.reward_model(
-      model, tx, PairwiseLoss(), _BALANCING, 1
+      model, tx, PairwiseLossConfig(), _BALANCING, 1
     )
     states.append(
       step(
@@ -216,7 +217,7 @@ def test_a_model_learns_its_batch():
   batch = _pairs()
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
   step = reward_model_step.reward_model(
-    model, tx, PairwiseLoss(), _BALANCING, 1
+    model, tx, PairwiseLossConfig(), _BALANCING, 1
   )
   for _ in range(40):
     state, metrics = step(state, batch)

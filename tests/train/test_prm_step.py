@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.model import moe
+from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
 from r1jax.records import StepLabelBatch
 from r1jax.train import optimizer, prm_step
 from r1jax.train import state as train_state
 from tests.conftest import make, small_config
 
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
-_OPTIMIZER = optimizer.OptimizerConfig(
+_OPTIMIZER = OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
   lr_scheduler_type='constant',
@@ -51,7 +51,7 @@ def _trained(small, gradient_accumulation_steps: int):
   model, params = small
   tx = optimizer.make(_OPTIMIZER, 10)
   step = prm_step.process_reward_model(
-    model, tx, moe.LoadBalancing(1e-3, 0.0), gradient_accumulation_steps
+    model, tx, LoadBalancingConfig(1e-3, 0.0), gradient_accumulation_steps
   )
   return step(train_state.create(jax.tree.map(jnp.copy, params), tx), _batch())
 

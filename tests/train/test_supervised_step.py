@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.model.moe import LoadBalancing
+from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
 from r1jax.records import TokenBatch
 from r1jax.train import mtp_loss, optimizer, supervised_step
 from r1jax.train import state as train_state
@@ -15,7 +15,7 @@ from tests.reference import transformer as oracle
 _DEPTH, _SPEED = 2, 1e-3
 _CONFIG = small_config(num_nextn_predict_layers=_DEPTH)
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
-_OPTIMIZER = optimizer.OptimizerConfig(
+_OPTIMIZER = OptimizerConfig(
   learning_rate=1e-3,
   warmup_steps=0,
   lr_scheduler_type='constant',
@@ -73,7 +73,7 @@ def stepped():
   step = supervised_step.supervised(
     model,
     tx,
-    LoadBalancing(_SPEED, 0.0),
+    LoadBalancingConfig(_SPEED, 0.0),
     _MTP_LOSS,
     gradient_accumulation_steps=2,
   )

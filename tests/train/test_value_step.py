@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from r1jax.algos import gae, policy_loss
-from r1jax.model import moe, parameters
+from r1jax.config.schema.rl import GAEConfig
+from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
+from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
 from r1jax.sharding import Layout, make_mesh
@@ -16,7 +18,7 @@ from r1jax.train import optimizer, policy_step, value_step
 from r1jax.train import state as train_state
 from tests.conftest import dense_config, make, small_config
 
-_OPTIMIZER = optimizer.OptimizerConfig(
+_OPTIMIZER = OptimizerConfig(
   learning_rate=1e-2,
   warmup_steps=0,
   lr_scheduler_type='constant',
@@ -27,10 +29,10 @@ _OPTIMIZER = optimizer.OptimizerConfig(
   max_grad_norm=1.0,
   moment_dtype='float32',
 )
-_BALANCING = moe.LoadBalancing(
+_BALANCING = LoadBalancingConfig(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
-_GAE = gae.GAE()
+_GAE = GAEConfig()
 _PROMPT, _OWN, _ROWS = 3, 6, 16
 
 
@@ -103,12 +105,12 @@ def _shared_update(model, params, batch, coef, gradient_accumulation_steps=1):
   step = policy_step.policy(
     model,
     tx,
-    policy_loss.PolicyLoss(),
+    policy_loss.PolicyLoss(kl_coef=0.0),
     1.0,
     _PROMPT,
     1,
     gradient_accumulation_steps,
-    moe.LoadBalancing(0.0, 0.0),
+    LoadBalancingConfig(0.0, 0.0),
     extra_loss=value_step.shared_value_loss(model, _GAE, coef),
   )
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)

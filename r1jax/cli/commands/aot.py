@@ -3,7 +3,8 @@
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict
+
+from r1jax.config.schema.run import RunConfig
 
 KIND = 'stage'
 
@@ -15,7 +16,7 @@ def define_flags(values: flags.FlagValues):
   )
 
 
-def run(config: ConfigDict, values: flags.FlagValues):
+def run(config: RunConfig, values: flags.FlagValues):
   """Prints memory and FLOPs; exits with 3 if the program does not fit."""
   from r1jax.launch import aot
 

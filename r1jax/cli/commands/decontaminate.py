@@ -1,7 +1,8 @@
 """r1jax decontaminate: lists training questions that occur in evaluations."""
 
 from absl import flags
-from ml_collections import ConfigDict
+
+from r1jax.config.schema.run import RunConfig
 
 KIND = 'stage'
 
@@ -13,7 +14,7 @@ def define_flags(values: flags.FlagValues):
   )
 
 
-def run(config: ConfigDict, values: flags.FlagValues):
+def run(config: RunConfig, values: flags.FlagValues):
   """Prints a summary for each training set."""
   from r1jax.stages.build import prompts
 

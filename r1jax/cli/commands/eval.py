@@ -1,9 +1,9 @@
 """r1jax eval: measures a policy on held-out problems."""
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from r1jax.cli import config_file
+from r1jax.config.schema.run import RunConfig
 
 KIND = 'stage'
 
@@ -13,17 +13,17 @@ def define_flags(values: flags.FlagValues):
   config_file.define_workdir_flag(values)
 
 
-def run(config: ConfigDict, values: flags.FlagValues):
+def run(config: RunConfig, values: flags.FlagValues):
   """Prints the metrics of the evaluation that config.eval describes."""
   import jax
 
   from r1jax.cli import policy
-  from r1jax.stages.build import evaluation
+  from r1jax.stages.build import evaluation, sampler
   from r1jax.stages.build import parts as build
 
   parts = build.parts(config)
   params = policy.load_params(config, parts, values.workdir)
-  evaluator = evaluation.evaluator(config, parts, build.engine(config, parts))
+  evaluator = evaluation.evaluator(config, parts, sampler.engine(config, parts))
   result = evaluator.run(params, jax.random.key(config.seed))
   for name, value in result.metrics.items():
     print(f'{name} {value:.4f}')

@@ -1,7 +1,8 @@
 """r1jax info: counts the parameters, FLOPs and memory of a config."""
 
 from absl import flags
-from ml_collections import ConfigDict
+
+from r1jax.config.schema.run import RunConfig
 
 KIND = 'stage'
 
@@ -17,12 +18,12 @@ def define_flags(values: flags.FlagValues):
   )
 
 
-def run(config: ConfigDict, values: flags.FlagValues):
+def run(config: RunConfig, values: flags.FlagValues):
   """Prints a table."""
   import jax
 
   from r1jax.launch import info
-  from r1jax.runs import run as runs
+  from r1jax.runs import stage_list
 
-  runs.check_names(config)
+  stage_list.check_names(config)
   info.show(config, values.devices or jax.device_count())

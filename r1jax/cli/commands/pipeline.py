@@ -18,12 +18,12 @@ def define_flags(values: flags.FlagValues):
 
 def run(config: ConfigDict, values: flags.FlagValues):
   """Runs every stage that is not finished, or those that the flags select."""
-  from r1jax.runs import pipeline
+  from r1jax.runs import pipeline, pipeline_config
 
   if 'stages' not in config or 'model' in config:
     raise UserError('pipeline: this config is of one run; use r1jax train')
   pipeline.train(
-    config,
+    pipeline_config.load_pipeline(config),
     values.workdir or config_file.default_workdir(values),
     values.only,
     values['from'].value,

@@ -1,83 +1,65 @@
 """The evaluation that config.eval.search asks for."""
 
-import ml_collections
-
+from r1jax.config.schema.rollout import MCTSConfig
+from r1jax.config.schema.run import RunConfig
+from r1jax.config.schema.section import narrow
 from r1jax.data import tasks
 from r1jax.data.text import steps
 from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.evaluate.search import BestOfN, EvalProblems, TreeSearch
+from r1jax.rewards.prm import ProcessRewardModel
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import mcts
 from r1jax.rollout.engine import Engine
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import reward_models
+from r1jax.stages.build import prompts, reward_models, sampler
 
 _KEY = 'eval.search.process_reward_model'
-KINDS = NONE, VOTE, BEST_OF_N, MCTS = 'none', 'vote', 'best_of_n', 'mcts'
-_RULE = 'rule'  # What may value a search, beside mcts.LEAF_VALUES.
 
 
 def evaluator(
-  config: ml_collections.ConfigDict, made: build.Parts, sampler: Engine
+  config: RunConfig, parts: build.Parts, engine: Engine
 ) -> Evaluator | BestOfN | TreeSearch:
-  """What run(params, key) → Report belongs to.
+  """Builds what evaluates a policy by run(params, key) → Report.
 
   Raises:
-    UserError: a kind that there is not, a budget below one step, or a process
-      model that is missing or no such model.
+    UserError: a budget is below one step, or the process reward model is
+      missing or no such model.
   """
   c = config.eval.search
-  build.one_of('eval.search.kind', c.kind, KINDS)
-  if c.kind == NONE:
-    return build.evaluator(config, made, sampler)
-  prompts = build.prompts(config, made, tasks.HELD_OUT)
-  asked = EvalProblems(
-    [prompts[i] for i in range(len(prompts))],
-    made.tokenizer,
-    made.parser,
-    RewardManager({}, {}, made.parser, build.reward_options(config)),
+  if c.kind == 'none':
+    return sampler.evaluator(config, parts, engine)
+  held_out = prompts.prompts(
+    config, parts.template, parts.tokenizer, tasks.HELD_OUT
+  )
+  problems = EvalProblems(
+    [held_out[i] for i in range(len(held_out))],
+    parts.tokenizer,
+    parts.parser,
+    RewardManager({}, {}, parts.parser, sampler.reward_options(config)),
     config.data.max_prompt_tokens,
-    build.eval_sampling(config, made),
+    sampler.eval_sampling(config, parts),
   )
-  if c.kind != MCTS:
-    model = None
-    if c.kind == BEST_OF_N:
-      model = _model(config, made)
-    return BestOfN(sampler, asked, config.eval.num_samples, model)
-  build.one_of(
-    'eval.search.leaf_value', c.leaf_value, (*mcts.LEAF_VALUES, _RULE)
-  )
-  options = mcts.MCTSConfig(
-    **{
-      field: c[field]
-      for field in (
-        'budget_tokens',
-        'max_step_tokens',
-        'answer_reserve_tokens',
-        'expansion_width',
-        'c_puct',
-        'widening_alpha',
-        'leaf_batch_size',
-        'num_simulations',
-        'answer_selection',
-      )
-    },
-    leaf_value=mcts.ROLLOUT if c.leaf_value == _RULE else c.leaf_value,
-  )
-  if c.leaf_value == _RULE:
+  if c.kind != 'mcts':
+    model = _model(config, parts) if c.kind == 'best_of_n' else None
+    return BestOfN(engine, problems, config.eval.num_samples, model)
+  by_rule = c.leaf_value == 'rule'
+  leaf_value = mcts.ROLLOUT if by_rule else c.leaf_value
+  params = narrow(MCTSConfig, c, leaf_value=leaf_value)
+  if by_rule:
     splitter = steps.make_splitter(
-      config.data.step_delimiter, made.parser, made.tokenizer
+      config.data.step_delimiter, parts.parser, parts.tokenizer
     )
-    return TreeSearch(sampler, asked, options, splitter, None)
-  model = _model(config, made)
-  return TreeSearch(sampler, asked, options, model.splitter, model)
+    return TreeSearch(engine, problems, params, splitter, None)
+  model = _model(config, parts)
+  return TreeSearch(engine, problems, params, model.splitter, model)
 
 
-def _model(config: ml_collections.ConfigDict, made: build.Parts):
+def _model(config: RunConfig, parts: build.Parts) -> ProcessRewardModel:
   file = config.eval.search.process_reward_model
   if not file:
     raise UserError(
       f'{_KEY}: {config.eval.search.kind} needs what the stage prm leaves'
     )
-  return reward_models.process_reward_model(_KEY, file, config, made)
+  return reward_models.load_process_reward_model(_KEY, file, config, parts)

@@ -1,11 +1,12 @@
-"""What reward models and DPO learn from: preferences, and those held out."""
+"""The datasets of reward models and DPO: preferences, and those held out."""
 
 from collections.abc import Callable, Collection
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_collections
-
+from r1jax.config.schema.preferences import PreferencesConfig
+from r1jax.config.schema.run import RunConfig
 from r1jax.data import (
   mixture,
   preference_batches,
@@ -20,50 +21,53 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
 from r1jax.stages.build import parts as build
 
+_log = logging.getLogger(__name__)
 
-class Lessons(NamedTuple):
-  """What a stage learns from and what it is measured on.
+
+class PreferenceDatasets(NamedTuple):
+  """Batches of preferences.
 
   Attributes:
-    train, held_out: Batches; the second in the order of the rows.
-    groups: How many training examples each has. The indices of the batches
-      count these first, and then those that are held out alone.
-    names: Of all groups.
+    train: Batches to learn from.
+    eval: Batches to evaluate on, in the order of the rows.
+    groups: Number of training examples of each group. The group indices of
+      batches count these first, and then groups that are held out alone.
+    names: Names of all groups.
   """
 
   train: PreferenceBatches
-  held_out: PreferenceBatches
+  eval: PreferenceBatches
   groups: dict[str, int]
   names: tuple[str, ...]
 
 
-def lessons(
-  config: ml_collections.ConfigDict,
-  made: build.Parts,
+def datasets(
+  config: RunConfig,
+  parts: build.Parts,
   name: str,
   tokenise: Callable[[list[Preference], Quarantine], list[PreferenceExample]],
   labelled: bool = False,
-) -> Lessons:
-  """What config[name] says.
+) -> PreferenceDatasets:
+  """Reads the data of a stage that learns from preferences.
 
   Args:
-    config: Of the run.
-    made: Its parts.
-    name: Of the section.
+    config: The run.
+    parts: Its tokenizer and template.
+    name: The stage.
     tokenise: Makes examples of preferences; bad ones go to the quarantine.
-    labelled: Of single responses, not of pairs.
+    labelled: Whether examples are single labelled responses, not pairs.
 
   Raises:
     UserError: bad data, or none.
   """
-  c = config[name]
-  check(config, made, name)
+  c: PreferencesConfig = getattr(config, name)
+  check(config, parts, name)
   quarantine = Quarantine(config.data.max_bad_row_share)
-  rows = _Rows(config, name, made, labelled, quarantine)
+  rows = _Rows(config, name, parts, labelled, quarantine)
   train, held_out = [], []
   for source, count in mixture.parse(c.data).items():
-    learnt, aside = rows.both(source, count)
-    train += learnt
+    own, aside = rows.split(source, count)
+    train += own
     held_out += aside
   if c.eval_data:
     held_out = [
@@ -72,76 +76,64 @@ def lessons(
       for row in rows.held_out(source, count)
     ]
   total = len(train) + len(held_out) + len(quarantine.dropped)
-  examples, measured = (
-    tokenise(some, quarantine) for some in (train, held_out)
+  examples, eval_examples = (
+    tokenise(split, quarantine) for split in (train, held_out)
   )
-  if told := quarantine.finish(f'{name}.data', total):
-    print(told)
+  if summary := quarantine.finish(f'{name}.data', total):
+    _log.info('%s', summary)
   if not examples:
     raise UserError(
       f'{name}: data: no rows to learn from in {", ".join(c.data)}'
     )
-  if not measured:
+  if not eval_examples:
     raise UserError(
-      f'{name}: no row is held out to evaluate on; raise '
-      f'{name}.eval_share, or name some in {name}.eval_data'
+      f'{name}: no row is held out to evaluate on; raise {name}.eval_share, or '
+      f'name some in {name}.eval_data'
     )
   groups = preference_batches.group_sizes(examples)
   names = (
     *groups,
     *(
       group
-      for group in preference_batches.group_sizes(measured)
+      for group in preference_batches.group_sizes(eval_examples)
       if group not in groups
     ),
   )
-  shape = c.batch_size, tuple(c.length_buckets), made.tokenizer.pad_id
-  return Lessons(
+  shape = c.batch_size, c.length_buckets, parts.tokenizer.pad_id
+  return PreferenceDatasets(
     PreferenceBatches(examples, names, *shape, config.seed, c.num_train_epochs),
-    PreferenceBatches(measured, names, *shape, shuffle=False),
+    PreferenceBatches(eval_examples, names, *shape, shuffle=False),
     groups,
     names,
   )
 
 
 def check(
-  config: ml_collections.ConfigDict,
-  made: build.Parts,
+  config: RunConfig,
+  parts: build.Parts,
   name: str,
   missing: Collection[str] = (),
 ):
-  """What config[name] says, whatever is in the files that it names.
+  """Refuses a stage's section that is wrong whatever its files hold.
 
   Args:
-    config: Of the run.
-    made: Its parts.
-    name: Of the section.
-    missing: Entries of its lists whose files are to come.
+    config: The run.
+    parts: Its model.
+    name: The stage.
+    missing: Entries of its lists that other stages are still to write.
 
   Raises:
-    UserError: naming the key that means nothing.
+    UserError: naming the key.
   """
-  c = config[name]
-  build.divides(
-    f'{name}.batch_size',
-    c.batch_size,
-    c.gradient_accumulation_steps,
-    made.model.layout,
-  )
-  build.widths(name, c.length_buckets, config.model.max_position_embeddings)
-  if not 0 <= c.eval_share < 1:
-    raise UserError(
-      f'{name}: eval_share must lie within [0, 1), got {c.eval_share}'
-    )
-  if c.max_eval_rows < 0:
-    raise UserError(f'{name}: max_eval_rows must not be below 0')
+  c: PreferencesConfig = getattr(config, name)
+  build.check_batches(config, name, parts.model.layout)
   if not c.data:
     raise UserError(f'{name}: data names nothing to learn from')
-  for key in ('data', 'eval_data'):
-    for source, count in mixture.parse(c[key]).items():
+  for key, names in (('data', c.data), ('eval_data', c.eval_data)):
+    for source, count in mixture.parse(names).items():
       _check_count(name, key, source, count)
     build.check_files(
-      f'{name}.{key}', c[key], missing, (*tasks.TASKS, *sources.SOURCES)
+      f'{name}.{key}', names, missing, (*tasks.TASKS, *sources.SOURCES)
     )
 
 
@@ -149,8 +141,8 @@ def _check_count(name: str, key: str, source: str, count: float | None):
   if source not in tasks.TASKS:
     if count is not None:
       raise UserError(
-        f'{name}: {key}: {source} is a file: it counts by its '
-        f'rows; leave :{count:g} out'
+        f'{name}: {key}: {source} is a file: it counts by its rows; leave '
+        f':{count:g} out'
       )
     return
   if source != preferences.TASK:
@@ -163,14 +155,17 @@ def _check_count(name: str, key: str, source: str, count: float | None):
     )
 
 
-def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
-  """The files that `data` and `eval_data` of a section stand for."""
-  found = {'data': [], 'eval_data': []}
-  for key, split in (('data', tasks.TRAIN), ('eval_data', tasks.HELD_OUT)):
-    for name in mixture.parse(section[key]):
+def files(c: PreferencesConfig) -> dict[str, list[Path]]:
+  """Returns the files that `data` and `eval_data` of a section name."""
+  found: dict[str, list[Path]] = {'data': [], 'eval_data': []}
+  for key, names, split in (
+    ('data', c.data, tasks.TRAIN),
+    ('eval_data', c.eval_data, tasks.HELD_OUT),
+  ):
+    for name in mixture.parse(names):
       if name in sources.SOURCES:
         found[key] += readers.files(preferences.dataset_path(name, split))
-        if not section.eval_data:
+        if not c.eval_data:
           found['eval_data'] += readers.files(
             preferences.dataset_path(name, tasks.HELD_OUT)
           )
@@ -180,65 +175,69 @@ def files(section: ml_collections.ConfigDict) -> dict[str, list[Path]]:
 
 
 class _Rows:
-  """Preferences of files, of datasets, and of the task."""
+  """Reads preferences of files, of named datasets, and of the task."""
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    config: RunConfig,
     name: str,
-    made: build.Parts,
+    parts: build.Parts,
     labelled: bool,
     quarantine: Quarantine,
   ):
-    self._c, self._seed = config[name], config.seed
-    self._template, self._labelled = made.template, labelled
+    self._c: PreferencesConfig = getattr(config, name)
+    self._seed = config.seed
+    self._template, self._labelled = parts.template, labelled
     self._quarantine = quarantine
-    self._synthetic = preferences.SyntheticPreferences(
-      **self._c.synthetic_preferences
-    )
 
-  def both(self, source: str, count: float | None):
-    """To learn from, and what of the same source is held out."""
+  def split(
+    self, source: str, count: float | None
+  ) -> tuple[list[Preference], list[Preference]]:
+    """Returns rows to learn from, and what of the source is held out."""
     aside = not self._c.eval_data
     if source in tasks.TASKS:
       return (
-        self._made(tasks.TRAIN, int(count)),
+        self._synthesise(tasks.TRAIN, int(count or 0)),
         self.held_out(source, None) if aside else [],
       )
     if source in sources.SOURCES:
-      found = self._read(preferences.dataset_path(source, tasks.TRAIN), source)
-      return found, self.held_out(source, None) if aside else []
-    found = self._read(source, '')
+      rows = self._read(preferences.dataset_path(source, tasks.TRAIN), source)
+      return rows, self.held_out(source, None) if aside else []
+    rows = self._read(source, '')
     if not aside:
-      return found, []
+      return rows, []
     share = self._c.eval_share
-    held = [preferences.is_eval_row(row.prompt.id, share) for row in found]
+    held = [preferences.is_eval_row(row.prompt.id, share) for row in rows]
     return (
-      [row for row, out in zip(found, held) if not out],
-      self._first([row for row, out in zip(found, held) if out]),
+      [row for row, out in zip(rows, held) if not out],
+      self._first([row for row, out in zip(rows, held) if out]),
     )
 
   def held_out(self, source: str, count: float | None) -> list[Preference]:
-    """To evaluate on alone."""
+    """Returns rows to evaluate on alone."""
     if source in tasks.TASKS:
-      return self._made(tasks.HELD_OUT, int(count or self._c.max_eval_rows))
+      return self._synthesise(
+        tasks.HELD_OUT, int(count or self._c.max_eval_rows)
+      )
     group = ''
     if source in sources.SOURCES:
       group = source
       source = preferences.dataset_path(source, tasks.HELD_OUT)
     return self._first(self._read(source, group))
 
-  def _made(self, split: str, count: int) -> list[Preference]:
-    draw = (
+  def _synthesise(self, split: str, count: int) -> list[Preference]:
+    make = (
       preferences.synthetic_responses
       if self._labelled
       else preferences.synthetic_pairs
     )
-    return draw(self._synthetic, self._template, split, self._seed, count)
+    return make(
+      self._c.synthetic_preferences, self._template, split, self._seed, count
+    )
 
   def _read(self, path: str, group: str) -> list[Preference]:
-    found = preferences.read(path, self._template, group, self._quarantine)
-    return preferences.to_labelled_responses(found) if self._labelled else found
+    rows = preferences.read(path, self._template, group, self._quarantine)
+    return preferences.to_labelled_responses(rows) if self._labelled else rows
 
-  def _first(self, found: list[Preference]) -> list[Preference]:
-    return found[: self._c.max_eval_rows or None]
+  def _first(self, rows: list[Preference]) -> list[Preference]:
+    return rows[: self._c.max_eval_rows or None]

@@ -1,20 +1,22 @@
-"""From config.data to the prompts of a run: read, checked, cut, ordered, mixed.
+"""From config.data to the prompts of a run: read, checked, ordered and mixed.
 
 files → quarantine → decontamination → pass rates → template → mixture
 """
 
 from collections.abc import Sequence
 import json
+import logging
 from pathlib import Path
 
-import ml_collections
-
+from r1jax.config.schema.data import DataConfig
+from r1jax.config.schema.run import RunConfig
 from r1jax.data import (
   batching,
   curriculum,
   datasets,
   decontaminate,
   mixture,
+  readers,
   sources,
   tasks,
 )
@@ -25,26 +27,81 @@ from r1jax.errors import UserError, unknown
 from r1jax.graders import code_grader, dispatch, math_grader
 from r1jax.records import Prompt
 
+_PREFERENCE = 'preference'  # The grader of rows that only a model can score.
+_CHECKED_PROMPTS = 256  # Prompts of an endless stream that are checked.
+_log = logging.getLogger(__name__)
 
-class Questions:
-  """The prompts that a config asks for, in its template."""
+
+def prompts(
+  config: RunConfig,
+  template: PromptTemplate,
+  tokenizer: Tokenizer,
+  split: str,
+  general: bool = True,
+) -> Sequence[Prompt]:
+  """Returns the prompts of a run.
+
+  Args:
+    config: The run.
+    template: Makes their texts.
+    tokenizer: Measures their lengths.
+    split: tasks.TRAIN for the training prompts, or tasks.HELD_OUT for the first
+      eval.num_problems held-out ones.
+    general: Whether training prompts that no rule can verify are among them.
+
+  Raises:
+    UserError: a dataset is missing or has bad rows.
+  """
+  source = _PromptSource(config, template, tokenizer)
+  if split == tasks.HELD_OUT:
+    return source.held_out()
+  return source.training(general)
+
+
+def prompt_files(
+  config: RunConfig, evaluates: bool = True
+) -> dict[str, list[Path]]:
+  """Returns the files that the prompts of a run are read from, by key.
+
+  Args:
+    config: The run.
+    evaluates: Whether held-out problems are read too.
+  """
+  data = config.data
+  names = list(mixture.parse(data.mixture or (data.task,)))
+  found = {'data.task': _dataset_files(names, tasks.TRAIN, data.path)}
+  if data.pass_rates:
+    found['data.pass_rates'] = [readers.resolve(data.pass_rates)]
+  if evaluates:
+    found['data.eval'] = _dataset_files(
+      [data.task], tasks.HELD_OUT, data.eval_path
+    )
+  return found
+
+
+def _dataset_files(names: Sequence[str], split: str, path: str) -> list[Path]:
+  if path:
+    return readers.files(path)
+  return [
+    file
+    for name in names
+    if name not in tasks.TASKS
+    for file in readers.files(sources.get(name).path(split))
+  ]
+
+
+class _PromptSource:
+  """Reads the prompts that a config names, in its template."""
 
   def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    template: PromptTemplate,
-    tokenizer: Tokenizer,
+    self, config: RunConfig, template: PromptTemplate, tokenizer: Tokenizer
   ):
     self._data, self._seed = config.data, config.seed
     self._num_eval = config.eval.num_problems
     self._template, self._tokenizer = template, tokenizer
 
-  def training(self, general: bool = True) -> Sequence[Prompt]:
-    """Of config.data.task, or of the mixture where there is one.
-
-    Args:
-      general: Whether sources that no rule can verify are part of it.
-    """
+  def training(self, general: bool) -> Sequence[Prompt]:
+    """Returns the prompts of config.data.task, or of the mixture."""
     data = self._data
     if not data.mixture and not data.sort_by_pass_rate:
       return self._source(data.task)
@@ -56,14 +113,14 @@ class Questions:
       if not weights:
         raise UserError(
           'data: mixture has general sources alone, but '
-          'rl.general_prompts_after_steps asks for others first'
+          'rl.general_prompts_after_steps needs others first'
         )
     parts = [self._source(name) for name in weights]
     endless = [isinstance(part, datasets.SyntheticPrompts) for part in parts]
     if any(endless) and len(parts) > 1 and None in weights.values():
       raise UserError(
-        'data: mixture: a synthetic task has no size; give every '
-        "source a weight, as in 'arithmetic:1'"
+        'data: mixture: a synthetic task has no size; give every source a '
+        "weight, as in 'arithmetic:1'"
       )
     return mixture.Mixture(
       parts,
@@ -77,57 +134,62 @@ class Questions:
     )
 
   def held_out(self) -> Sequence[Prompt]:
-    """The first config.eval.num_problems that config.data.task holds out."""
-    name, wanted = self._data.task, self._num_eval
+    """Returns the first eval.num_problems that config.data.task holds out."""
+    name, count = self._data.task, self._num_eval
     if name in tasks.TASKS:
       stream = datasets.SyntheticPrompts(
-        name, tasks.HELD_OUT, 0, self._template, wanted
+        name, tasks.HELD_OUT, 0, self._template, count
       )
-      self._check(stream, wanted)
+      self._check(stream, count)
       return stream
     rows = _read(name, tasks.HELD_OUT, self._data.eval_path)
-    if len(rows) < wanted:
+    if len(rows) < count:
       raise UserError(
         f'eval: {name} has {len(rows)} held-out rows, fewer than '
-        f'config.eval.num_problems = {wanted}'
+        f'config.eval.num_problems = {count}'
       )
-    _check_gold(rows[:wanted], Quarantine())
-    chosen = datasets.TemplatedPrompts(rows[:wanted], self._template)
-    self._check(chosen, wanted)
-    return chosen
+    _check_gold(rows[:count], Quarantine())
+    first = datasets.TemplatedPrompts(rows[:count], self._template)
+    self._check(first, count)
+    return first
 
   def _source(self, name: str) -> Sequence[Prompt]:
-    """The training prompts of one dataset or task."""
+    """Returns the training prompts of one dataset or task."""
     if name in tasks.TASKS:
-      if self._data.pass_rates or self._data.decontaminate:
-        raise UserError(
-          f'data: pass_rates and decontaminate need a dataset, '
-          f'not the synthetic task {name!r}'
-        )
-      stream = datasets.SyntheticPrompts(
-        name, tasks.TRAIN, self._seed, self._template
-      )
-      self._check(stream, _CHECKED)
-      return stream
+      return self._synthetic(name)
     quarantine = Quarantine(self._data.max_bad_row_share)
     rows = _read(name, tasks.TRAIN, training_path(self._data, name), quarantine)
     total = len(rows) + len(quarantine.dropped)
     rows = self._fitting(rows, quarantine)
     rows = _check_gold(rows, quarantine)
-    _tell(quarantine.finish(name, total))
+    _inform(quarantine.finish(name, total))
     if self._data.decontaminate:
-      told = overlap(self._data, name, rows)
-      _tell(decontaminate.summary(told))
-      removed = {match['train_id'] for match in told['matches']}
+      report = overlap(self._data, name, rows)
+      _inform(decontaminate.summary(report))
+      removed = {match['train_id'] for match in report['matches']}
       rows = [row for row in rows if row.id not in removed]
     if self._data.pass_rates:
-      rows = self._measured(name, rows)
+      rows = self._within_pass_rates(name, rows)
     if not rows:
       raise UserError(f'data: no row of {name} is left to train on')
     return datasets.TemplatedPrompts(rows, self._template)
 
-  def _fitting(self, rows: list[Prompt], quarantine: Quarantine):
-    """Those that the template takes and that fit into max_prompt_tokens."""
+  def _synthetic(self, name: str) -> Sequence[Prompt]:
+    if self._data.pass_rates or self._data.decontaminate:
+      raise UserError(
+        'data: pass_rates and decontaminate need a dataset, not the synthetic '
+        f'task {name!r}'
+      )
+    stream = datasets.SyntheticPrompts(
+      name, tasks.TRAIN, self._seed, self._template
+    )
+    self._check(stream, _CHECKED_PROMPTS)
+    return stream
+
+  def _fitting(
+    self, rows: list[Prompt], quarantine: Quarantine
+  ) -> list[Prompt]:
+    """Returns rows that the template takes and max_prompt_tokens holds."""
     templated, fitting = datasets.TemplatedPrompts(rows, self._template), []
     for index, row in enumerate(rows):
       try:
@@ -144,62 +206,47 @@ class Questions:
         fitting.append(row)
     return fitting
 
-  def _measured(self, name: str, rows: list[Prompt]) -> list[Prompt]:
+  def _within_pass_rates(self, name: str, rows: list[Prompt]) -> list[Prompt]:
     data = self._data
     rates = curriculum.read_pass_rates(data.pass_rates)
     kept = curriculum.filter_by_pass_rate(
       rows, rates, data.min_pass_rate, data.max_pass_rate
     )
     unknown_rows = sum(row.id not in rates for row in rows)
-    _tell(
-      f'data: {name}: {len(kept)} of {len(rows)} rows have a pass rate '
-      f'within [{data.min_pass_rate}, {data.max_pass_rate}]; '
-      f'{unknown_rows} were not measured'
+    _inform(
+      f'data: {name}: {len(kept)} of {len(rows)} rows have a pass rate within '
+      f'[{data.min_pass_rate}, {data.max_pass_rate}]; {unknown_rows} were not '
+      'measured'
     )
     if data.sort_by_pass_rate:
       kept = curriculum.sort_by_pass_rate(kept, rates, self._seed)
     return kept
 
-  def _check(self, prompts: Sequence[Prompt], count: int):
+  def _check(self, stream: Sequence[Prompt], count: int):
     batching.check_prompts(
-      (prompts[i] for i in range(count)),
+      (stream[i] for i in range(count)),
       self._tokenizer,
       self._data.max_prompt_tokens,
     )
 
 
-def check(data: ml_collections.ConfigDict):
-  """What the keys of config.data need of one another."""
-  names = [data.task, *mixture.parse(data.mixture), *data.decontaminate]
-  for name in names:
-    if name not in sources.SOURCES and name not in tasks.TASKS:
-      raise unknown('data: task', name, [*sources.SOURCES, *tasks.TASKS])
+def check(data: DataConfig):
+  """Refuses a config.data that names a source that is not there."""
+  known = [*sources.SOURCES, *tasks.TASKS]
+  for name in (data.task, *mixture.parse(data.mixture), *data.decontaminate):
+    if name not in known:
+      raise unknown('data: task', name, known)
   for name in data.decontaminate:
     sources.get(name).path(tasks.HELD_OUT)
-  Quarantine(data.max_bad_row_share)
-  if data.mixture and data.path:
-    raise UserError(
-      'data: path stands for the files of data.task, which a '
-      'mixture does not read; leave one of them empty'
-    )
-  if data.sort_by_pass_rate and not data.pass_rates:
-    raise UserError('data: sort_by_pass_rate needs data.pass_rates')
-  if not 0 <= data.min_pass_rate <= data.max_pass_rate <= 1:
-    raise UserError(
-      'data: min_pass_rate and max_pass_rate need 0 ≤ low ≤ high ≤ 1, got '
-      f'{data.min_pass_rate} and {data.max_pass_rate}'
-    )
 
 
-def training_path(data: ml_collections.ConfigDict, name: str) -> str:
-  """data.path stands for the files of data.task alone."""
+def training_path(data: DataConfig, name: str) -> str:
+  """Returns data.path for data.task, whose files it replaces, else ''."""
   return data.path if name == data.task and not data.mixture else ''
 
 
-def overlap(
-  data: ml_collections.ConfigDict, name: str, rows: Sequence[Prompt]
-) -> dict:
-  """The report of decontaminating the rows of one training set."""
+def overlap(data: DataConfig, name: str, rows: Sequence[Prompt]) -> dict:
+  """Returns the report of decontaminating the rows of one training set."""
   evaluations = {
     other: datasets.read(sources.get(other), tasks.HELD_OUT)
     for other in data.decontaminate
@@ -209,7 +256,7 @@ def overlap(
   )
 
 
-def show_overlap(config: ml_collections.ConfigDict, out: str):
+def show_overlap(config: RunConfig, out: str):
   """Prints what decontamination would remove; all of it goes to the file."""
   data = config.data
   check(data)
@@ -217,7 +264,7 @@ def show_overlap(config: ml_collections.ConfigDict, out: str):
     raise UserError(
       'data: name the evaluation sets in --config.data.decontaminate'
     )
-  told = []
+  reports = []
   for name in mixture.parse(data.mixture or (data.task,)):
     rows = datasets.read(
       sources.get(name),
@@ -225,12 +272,12 @@ def show_overlap(config: ml_collections.ConfigDict, out: str):
       training_path(data, name),
       Quarantine(data.max_bad_row_share),
     )
-    told.append(overlap(data, name, rows))
-    print(decontaminate.summary(told[-1]))
+    reports.append(overlap(data, name, rows))
+    print(decontaminate.summary(reports[-1]))
   if out:
     try:
       Path(out).expanduser().write_text(
-        json.dumps(told, indent=1, ensure_ascii=False) + '\n'
+        json.dumps(reports, indent=1, ensure_ascii=False) + '\n'
       )
     except OSError as error:
       raise UserError(f'decontaminate: cannot write {out}: {error}') from error
@@ -239,25 +286,25 @@ def show_overlap(config: ml_collections.ConfigDict, out: str):
 def _read(
   name: str, split: str, path: str, quarantine: Quarantine | None = None
 ) -> list[Prompt]:
-  """The rows of a dataset that a grader of ours can score."""
+  """Returns the rows of a dataset that a registered grader can score."""
   source = sources.get(name)
+  rows = datasets.read(source, split, path, quarantine)
   if is_general(name):
-    return [
-      row.replace(source=datasets.GENERAL)
-      for row in datasets.read(source, split, path, quarantine)
-    ]
+    return [row.replace(source=datasets.GENERAL) for row in rows]
   if source.grader not in dispatch.GRADERS:
     raise UserError(
-      f'data: {name} has answers for a grader {source.grader!r}, '
-      f'which is not one of {sorted(dispatch.GRADERS)}'
+      f'data: {name} has answers for a grader {source.grader!r}, which is not '
+      f'one of {sorted(dispatch.GRADERS)}'
     )
   if source.grader == 'code':
-    print(f'rewards: programs run in the sandbox {code_grader.sandbox().tier}')
-  return datasets.read(source, split, path, quarantine)
+    _inform(
+      f'rewards: programs run in the sandbox {code_grader.sandbox().tier}'
+    )
+  return rows
 
 
 def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
-  """Those whose gold answer their grader can read."""
+  """Returns the rows whose gold answer their grader can read."""
   bad = math_grader.unparsable_golds(
     row for row in rows if row.source == 'math'
   )
@@ -271,18 +318,12 @@ def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
 
 
 def is_general(name: str) -> bool:
-  """Whether no rule can verify the answers of a task or dataset."""
+  """Returns whether no rule can verify the answers of a task or dataset."""
   if name in tasks.TASKS:
     return tasks.get(name).general
   return sources.get(name).grader == _PREFERENCE
 
 
-_PREFERENCE = 'preference'  # The grader of rows that only a model can judge.
-
-
-def _tell(text: str):
+def _inform(text: str):
   if text:
-    print(text)
-
-
-_CHECKED = 256  # Of an endless stream.
+    _log.info('%s', text)

@@ -1,85 +1,82 @@
-"""Reward models that a run is scored by, from the files that name them."""
+"""Reward models that score a run's completions, from their files."""
 
 from collections.abc import Collection
 from pathlib import Path
 
 import jax
-import ml_collections
 
-from r1jax.algos.prm import check_aggregate
 from r1jax.checkpoints import convert, weights
+from r1jax.config.load import model_config
+from r1jax.config.schema.run import RunConfig
+from r1jax.data import scored_text
 from r1jax.data.text import steps
 from r1jax.errors import UserError
-from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer
 from r1jax.rewards import prm
+from r1jax.rewards.reward_manager import RewardModelFn
 from r1jax.rewards.reward_model import RewardModel, ScoringConfig
-from r1jax.stages.build import sft_data
 from r1jax.stages.build.parts import Parts
+from r1jax.stages.build.tokenizers import check_same_tokens
 
-_STAGE = {prm.KIND: 'prm'}  # That leaves a judge, if not reward_model.
+_STAGES = {prm.KIND: 'prm'}  # The stage that leaves a kind (default below).
 
 
-def reward_model(
-  key: str,
-  file: str,
-  config: ml_collections.ConfigDict,
-  made: Parts,
-  kind: str = '',
+def load_reward_model(
+  key: str, file: str, config: RunConfig, parts: Parts, kind: str = ''
 ) -> RewardModel:
   """Loads what the stage `reward_model` has left.
 
   Args:
-    key: Of the config, for errors.
-    file: The weights.
-    config: Of the run.
-    made: Its parts.
-    kind: What it must judge; '' for anything.
+    key: The key of the config that names it, for errors.
+    file: Its weights.
+    config: The run.
+    parts: The run's tokenizer and parser.
+    kind: What it must score, 'helpful' or 'safe'; '' for either.
 
   Raises:
-    UserError: there is no file, it is no reward model, judges something else,
-      or has other tokens.
+    UserError: there is no file, it is no reward model, scores something else,
+      or has another tokenizer.
   """
   path, scoring = _scoring(key, file, 'reward_model', kind)
   if scoring['kind'] == prm.KIND:
     raise UserError(
-      f'{key}: {path} judges the steps of thoughts; give what '
-      'the stage reward_model leaves'
+      f'{key}: {path} scores the steps of thoughts; give what the stage '
+      'reward_model leaves'
     )
   return RewardModel(
-    *_loaded(key, path, config, made),
-    made.tokenizer,
-    made.parser,
+    *_load(key, path, config, parts),
+    parts.tokenizer,
+    parts.parser,
     ScoringConfig(**scoring),
   )
 
 
-def process_reward_model(
-  key: str, file: str, config: ml_collections.ConfigDict, made: Parts
+def load_process_reward_model(
+  key: str, file: str, config: RunConfig, parts: Parts
 ) -> prm.ProcessRewardModel:
-  """Loads what the stage `prm` has left.
+  """Loads what the stage `prm` has left; see load_reward_model.
 
   Raises:
-    UserError: as `reward_model`; or it reads fewer tokens than a run may write.
+    UserError: as there; or it reads fewer tokens than a run may write.
   """
-  path, scoring = _scoring(key, file, _STAGE[prm.KIND], prm.KIND)
-  how = prm.ProcessScoringConfig(**scoring)
-  most = config.data.max_prompt_tokens + config.rl.max_new_tokens
-  if how.max_tokens < most:
+  path, scoring = _scoring(key, file, _STAGES[prm.KIND], prm.KIND)
+  params = prm.ProcessScoringConfig(**scoring)
+  longest = config.data.max_prompt_tokens + config.rl.max_new_tokens
+  if params.max_tokens < longest:
     raise UserError(
-      f'{key}: {path} reads {how.max_tokens} tokens, fewer than the {most} '
-      'of data.max_prompt_tokens and rl.max_new_tokens'
+      f'{key}: {path} reads {params.max_tokens} tokens, fewer than the '
+      f'{longest} of data.max_prompt_tokens and rl.max_new_tokens'
     )
   return prm.ProcessRewardModel(
-    *_loaded(key, path, config, made),
-    made.tokenizer,
-    steps.make_splitter(how.delimiter, made.parser, made.tokenizer),
-    how,
+    *_load(key, path, config, parts),
+    parts.tokenizer,
+    steps.make_splitter(params.delimiter, parts.parser, parts.tokenizer),
+    params,
   )
 
 
 def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
-  """What a file says that it judges."""
+  """Returns a reward model's path, and how its metadata says it scores."""
   path = Path(file).expanduser()
   _check_processes(key)
   if not path.exists():
@@ -91,7 +88,7 @@ def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
     raise UserError(f'{key}: {path} is no reward model')
   if kind and scoring['kind'] != kind:
     raise UserError(
-      f'{key}: {path} judges what is {scoring["kind"]!r}, not what is {kind!r}'
+      f'{key}: {path} scores what is {scoring["kind"]!r}, not what is {kind!r}'
     )
   return path, scoring
 
@@ -99,69 +96,102 @@ def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
 def _check_processes(key: str):
   if jax.process_count() > 1:
     raise UserError(
-      f'{key}: reward models run in runs of one process alone: '
-      'several divide the scoring, each at its own pace'
+      f'{key}: reward models run in runs of one process alone: several divide '
+      'the scoring, each at its own pace'
     )
 
 
-def _loaded(
-  key: str, path: Path, config: ml_collections.ConfigDict, made: Parts
-):
-  """The model in a file, and its parameters."""
-  sft_data.same_tokens(key, path, config, made.tokenizer)
-  fields = convert.model_config_of(path)
-  if not fields['scalar_head']:
+def _load(key: str, path: Path, config: RunConfig, parts: Parts):
+  """Returns the model of a file, and its parameters."""
+  check_same_tokens(key, path, config, parts.tokenizer)
+  architecture = model_config(convert.model_config_of(path), str(path))
+  if not architecture.scalar_head:
     raise UserError(
       f'{key}: {path} has no scalar head: model.scalar_head is False'
     )
-  model = Transformer(ModelConfig.from_dict(fields), made.model.layout)
+  model = Transformer(architecture, parts.model.layout)
   return model, weights.load(path, model)
 
 
-def of_rewards(config: ml_collections.ConfigDict, made: Parts):
-  """The judges that config.rl.reward_models names, by the part they give."""
-  c = config.rl
-  check_aggregate('rl.prm_aggregation', c.prm_aggregation)
+def named_files(config: RunConfig) -> dict[str, str]:
+  """Returns the file of each learned part that config.rl names."""
+  models = config.rl.reward_models
+  named = {'helpful': models.helpful, 'safe': models.safe, 'prm': models.prm}
+  return {name: file for name, file in named.items() if file}
+
+
+def of_rewards(config: RunConfig, parts: Parts) -> dict[str, RewardModelFn]:
+  """Loads the models that config.rl.reward_models names, by their part."""
   found = {}
-  for kind, file in c.reward_models.items():
+  for kind, file in named_files(config).items():
     key = f'rl.reward_models.{kind}'
-    if file and kind == prm.KIND:
-      found[kind] = process_reward_model(key, file, config, made).scorer(
-        c.prm_aggregation
+    if kind == prm.KIND:
+      found[kind] = load_process_reward_model(key, file, config, parts).scorer(
+        config.rl.prm_aggregation
       )
-    elif file:
-      found[kind] = reward_model(key, file, config, made, kind).score
+    else:
+      found[kind] = load_reward_model(key, file, config, parts, kind).score
   return found
 
 
-def expected(config: ml_collections.ConfigDict, missing: Collection[str]):
-  """In the place of `of_rewards`, while files are still to come: their parts,
-  and no way to score them.
+def expected(
+  config: RunConfig, missing: Collection[str]
+) -> dict[str, RewardModelFn | None]:
+  """Returns the learned parts while files are still to come, without models.
 
   Args:
-    config: Of the run.
-    missing: Keys whose files are to come.
+    config: The run.
+    missing: Keys whose files other stages are still to write.
 
   Raises:
-    UserError: what the config says of them means nothing, or a file that is
-      not to come is not there, or judges something else.
+    UserError: a file that is not to come is not there, or scores something
+      else.
   """
-  c = config.rl
-  check_aggregate('rl.prm_aggregation', c.prm_aggregation)
-  found = {kind: file for kind, file in c.reward_models.items() if file}
+  found = named_files(config)
   for kind, file in found.items():
     key = f'rl.reward_models.{kind}'
     _check_processes(key)
     if key not in missing:
-      _scoring(key, file, _STAGE.get(kind, 'reward_model'), kind)
+      _scoring(key, file, _STAGES.get(kind, 'reward_model'), kind)
   return dict.fromkeys(found)
 
 
-def rejection_sampling_scorer(config: ml_collections.ConfigDict, made: Parts):
-  """score(prompts, texts) of config.rejection_sampling.reward_model, or None."""
+def of_rejection_sampling(
+  config: RunConfig, parts: Parts
+) -> RewardModelFn | None:
+  """Loads config.rejection_sampling.reward_model; None without one."""
   file = config.rejection_sampling.reward_model
-  return (
-    reward_model('rejection_sampling.reward_model', file, config, made).score
-    if file
-    else None
-  )
+  if not file:
+    return None
+  return load_reward_model(
+    'rejection_sampling.reward_model', file, config, parts
+  ).score
+
+
+def check_input(
+  config: RunConfig, key: str, parent: RunConfig, parent_name: str
+):
+  """Refuses another stage's reward model that does not fit a run.
+
+  Raises:
+    UserError: it reads too few tokens, or scores something else.
+  """
+  kind = key.removeprefix('rl.reward_models.')
+  if kind in scored_text.KINDS and parent.reward_model.kind != kind:
+    raise UserError(
+      f'it needs what scores {kind!r}, but {parent_name} scores '
+      f'{parent.reward_model.kind!r}'
+    )
+  if kind == prm.KIND or key == 'eval.search.process_reward_model':
+    check_length(config, parent, parent_name)
+
+
+def check_length(config: RunConfig, parent: RunConfig, parent_name: str):
+  """Refuses a process reward model that reads fewer tokens than a run has."""
+  longest = config.data.max_prompt_tokens + config.rl.max_new_tokens
+  reads = max(parent.prm.length_buckets)
+  if longest > reads:
+    raise UserError(
+      f'{parent_name} reads {reads} tokens, fewer than the {longest} of this '
+      f'stage; raise {parent_name}.prm.length_buckets'
+    )

@@ -3,9 +3,9 @@
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from r1jax.cli import config_file
+from r1jax.config.schema.run import RunConfig
 
 KIND = 'stage'
 _SOME_FAILED = 2  # Exit code.
@@ -68,20 +68,21 @@ def define_flags(values: flags.FlagValues):
   )
 
 
-def run(config: ConfigDict, values: flags.FlagValues):
+def run(config: RunConfig, values: flags.FlagValues):
   """Prints completions; exits with 2 if a question could not be completed."""
   import jax
 
   from r1jax.cli import policy
   from r1jax.cli.commands.sample import completer, questions
   from r1jax.stages.build import parts as build
+  from r1jax.stages.build import sampler
 
   asked = questions.from_flags(values.prompt, values.prompts)
   interactive = not asked and sys.stdin.isatty()
   if not asked and not interactive:
     asked = questions.from_lines(sys.stdin, 'standard input')
   parts = build.parts(config)
-  params = build.rl_sampling(
+  params = sampler.rl_sampling(
     config,
     parts,
     **{
@@ -91,7 +92,9 @@ def run(config: ConfigDict, values: flags.FlagValues):
     },
     stop_strings=tuple(values.stop),
   )
-  engine = build.engine(config, parts, rows=values.samples * max(len(asked), 1))
+  engine = sampler.engine(
+    config, parts, num_requests=values.samples * max(len(asked), 1)
+  )
   session = completer.Completer(
     parts,
     engine,

@@ -1,0 +1,82 @@
+"""The keys of a config in words: for `r1jax config --help KEY` and the docs."""
+
+import textwrap
+
+from r1jax.config.field import Spec, first_sentence, type_name, walk
+from r1jax.config.schema.run import RunConfig
+from r1jax.errors import unknown
+
+_WIDTH = 80
+
+
+def describe(name: str) -> str:
+  """Returns what a key means, or what the keys of a section mean.
+
+  Args:
+    name: A dotted key, such as 'rl.group_size'; '' for every section.
+
+  Raises:
+    UserError: there is no such key; names the nearest.
+  """
+  rows = {key: rest for key, *rest in walk(RunConfig())}
+  if not name:
+    return '\n'.join(
+      _entry(key, *rest) for key, rest in rows.items() if '.' not in key
+    )
+  if name not in rows:
+    raise unknown('config: key', name, rows)
+  hint, spec, value = rows[name]
+  if not spec.is_section:
+    return _entry(name, hint, spec, value)
+  inside = [
+    _entry(key, *rest)
+    for key, rest in rows.items()
+    if key.startswith(f'{name}.') and '.' not in key.removeprefix(f'{name}.')
+  ]
+  return '\n'.join([_entry(name, hint, spec, value), *inside])
+
+
+def _entry(key: str, hint, spec: Spec, value) -> str:
+  """Returns a key with its type, default and range, and its meaning below."""
+  if spec.is_section:
+    head = f'{key} (section)'
+  else:
+    facts = [type_name(hint), f'default {value!r}', spec.unit]
+    facts.append(spec.range_text())
+    head = f'{key} ({", ".join(filter(None, facts))})'
+  return '\n'.join(
+    textwrap.wrap(head, _WIDTH, subsequent_indent='    ')
+    + textwrap.wrap(
+      spec.meaning, _WIDTH, initial_indent='  ', subsequent_indent='  '
+    )
+  )
+
+
+def page() -> str:
+  """Returns docs/config.md: every key of a run's config, by section."""
+  lines = [
+    '# Config keys',
+    '',
+    'This page is written by `r1jax docs` from `r1jax/config/schema/`. On the '
+    'command line, `--config.KEY=VALUE` overrides a key and `r1jax config '
+    '--help KEY` prints its entry.',
+  ]
+  tables: dict[str, list[str]] = {'': []}
+  about = {'': ' '.join(first_sentence(RunConfig).split())}
+  for key, hint, spec, value in walk(RunConfig()):
+    parent = key.rpartition('.')[0]
+    if spec.is_section:
+      tables[key], about[key] = [], spec.meaning
+      continue
+    facts = ', '.join(filter(None, (spec.unit, spec.range_text())))
+    tables[parent].append(
+      f'| `{key}` | {type_name(hint)} | `{value!r}` | '
+      f'{spec.meaning}{f" ({facts})" if facts else ""} |'.replace('\n', '\\n')
+    )
+  for name, rows in tables.items():
+    if rows:
+      title = f'`config.{name}`' if name else '`config`'
+      lines += ['', f'## {title}', '', about[name], '']
+      lines += ['| key | type | default | meaning |', '|---|---|---|---|']
+      lines += rows
+  return '\n'.join(lines) + '\n'

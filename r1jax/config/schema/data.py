@@ -1,0 +1,146 @@
+"""Prompts and texts: `config.data`, `config.tokenizer`, `config.corpus`."""
+
+from collections.abc import Iterator
+import dataclasses
+
+from r1jax.config.field import key
+from r1jax.config.schema.section import Problem, Section
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig(Section):
+  """The tokenizer."""
+
+  source: str = key(
+    'character',
+    "'character', 'bilingual' (Cyrillic too), or the folder of a Hugging Face "
+    'tokenizer.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+  """Prompts to train on and to evaluate on, and how they are written."""
+
+  task: str = key(
+    'arithmetic',
+    'What is trained on and evaluated: a synthetic task (data/tasks.py) or a '
+    'named dataset (data/sources.py).',
+  )
+  path: str = key(
+    '',
+    "Other files with a dataset's fields, instead of its own, to train on: "
+    'JSONL, Parquet, or a folder; relative to $R1JAX_DATA or to here.',
+  )
+  eval_path: str = key('', 'The same, to evaluate on.')
+  mixture: tuple[str, ...] = key(
+    (),
+    "Sources that are trained on instead of the task: 'name' or 'name:weight' "
+    'each.',
+  )
+  mixture_temperature: float = key(
+    1.0, 'T: shares are proportional to weight^(1/T), or size^(1/T).', above=0
+  )
+  decontaminate: tuple[str, ...] = key(
+    (),
+    'Datasets whose held-out questions no training question may share ten '
+    'words with; one that does is removed.',
+  )
+  max_bad_row_share: float = key(
+    0.0,
+    "Largest share of a training set's rows that may be dropped as bad; with "
+    '0 a bad row is an error. Evaluation questions are never dropped.',
+    at_least=0,
+    at_most=1,
+  )
+  pass_rates: str = key('', "A JSONL file of 'id' and 'pass_rate'.")
+  min_pass_rate: float = key(
+    0.0, 'Least pass rate of a training prompt.', at_least=0, at_most=1
+  )
+  max_pass_rate: float = key(
+    1.0, 'Largest pass rate of a training prompt.', at_least=0, at_most=1
+  )
+  sort_by_pass_rate: bool = key(
+    False, 'Whether easy prompts come first, instead of a shuffle.'
+  )
+  response_format: str = key(
+    'think_answer',
+    "The form of a completion: 'think_answer', 'think' (R1's own), "
+    "'reasoning_summary', 'special_token' (data/text/response_formats.py), or "
+    'one that a plugin registers.',
+  )
+  template: str = key(
+    'r1_zero',
+    "The prompt template (data/text/template.py), 'chat' for the tokenizer's "
+    'own, or a .jinja file.',
+  )
+  system: str = key('', 'A system message, for chat templates.')
+  response_prefix: str = key(
+    '',
+    'Text that the prompt ends with and every completion so begins with, such '
+    "as '<think>\\n' for R1.",
+  )
+  step_delimiter: str = key(
+    '\n\n',
+    'Text that ends a reasoning step, for search and process reward models.',
+  )
+  max_prompt_tokens: int = key(
+    1024,
+    'Longest prompt; a longer one is a bad row.',
+    unit='tokens',
+    at_least=1,
+  )
+
+  def conflicts(self) -> Iterator[Problem]:
+    if self.mixture and self.path:
+      yield (
+        'path',
+        'stands for the files of data.task, which a mixture does not read; '
+        'leave one of them empty',
+      )
+    if self.sort_by_pass_rate and not self.pass_rates:
+      yield 'sort_by_pass_rate', 'needs pass_rates'
+    if self.min_pass_rate > self.max_pass_rate:
+      yield (
+        'min_pass_rate',
+        f'must be at most max_pass_rate = {self.max_pass_rate}',
+      )
+
+
+def _share(default: float, meaning: str):
+  return key(default, meaning, at_least=0, at_most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig(Section):
+  """The noisy synthetic documents that a base model is pre-trained on.
+
+  The rest of the documents are step-by-step solutions, see data/tasks.py.
+  """
+
+  tasks: tuple[str, ...] = key(
+    (),
+    "Tasks of the documents, 'name' or 'name:weight' each; () for data.task "
+    'alone.',
+  )
+  guess_share: float = _share(
+    0.75, 'Share of documents that guess without reasoning.'
+  )
+  guess_accuracy: float = _share(0.12, 'Share of the guesses that are right.')
+  slip_rate: float = _share(0.08, 'Probability that a reasoning step is wrong.')
+  corrected_slip_share: float = _share(
+    0.5, 'Share of wrong steps that are corrected after "wait".'
+  )
+  retracted_guess_share: float = _share(
+    0.4, 'Share of solutions that open with a guess and retract it with "wait".'
+  )
+  malformed_share: float = _share(0.06, 'Share of documents that lack a tag.')
+  connective_rate: float = _share(
+    0.0, 'Probability that a reasoning step opens with a word.'
+  )
+  language_mixing_rate: float = _share(
+    0.0, 'Probability that such a word, or "wait", is of the second language.'
+  )
+  general_error_rate: float = _share(
+    0.0, 'Probability that a part of an answer to a general question is wrong.'
+  )

@@ -1,0 +1,130 @@
+"""The sampler and evaluation: `config.rollout` and `config.eval`."""
+
+import dataclasses
+
+from r1jax.config.field import key, section
+from r1jax.config.schema.section import Section
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig(Section):
+  """Sizes of the rollout engine.
+
+  Samples do not depend on these sizes, except for `kv_cache_int8` and
+  `speculative`.
+  """
+
+  max_num_seqs: int = key(
+    512,
+    'Sequences that decode at once, where so many are requested.',
+    at_least=1,
+  )
+  block_size: int = key(
+    16, 'Tokens of a block of the KV cache.', unit='tokens', at_least=1
+  )
+  decode_steps: int = key(
+    16, 'Forward passes in one call of the decode program.', at_least=1
+  )
+  max_num_batched_tokens: int = key(
+    2048,
+    'Prompt tokens in one call of the prefill program.',
+    unit='tokens',
+    at_least=1,
+  )
+  kv_cache_tokens: int = key(
+    0,
+    'Tokens of the whole KV cache; 0 for as many as max_num_seqs sequences '
+    'could need.',
+    unit='tokens',
+    at_least=0,
+  )
+  kv_cache_int8: bool = key(
+    False,
+    'Whether the KV cache is kept in 8 bits. The policy that samples is then '
+    "near the model, not the same: rl.old_logp_source = 'recompute' and rollout_is "
+    'correct it.',
+  )
+  speculative: bool = key(
+    False,
+    'Whether the first MTP module drafts a token ahead. Samples have the same '
+    'distribution, but a run draws others.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MCTSConfig(Section):
+  """Settings of the tree search of one problem, see rollout/mcts.py."""
+
+  budget_tokens: int = key(
+    65536, 'Most tokens generated for a problem.', unit='tokens', at_least=1
+  )
+  max_step_tokens: int = key(
+    1024,
+    'Longest step; a longer one is continued in the next.',
+    unit='tokens',
+    at_least=1,
+  )
+  answer_reserve_tokens: int = key(
+    32768,
+    'Part of the budget that is kept to complete a partial completion, as '
+    'long as there is no answer.',
+    unit='tokens',
+    at_least=0,
+  )
+  expansion_width: int = key(
+    4, 'Next steps that are sampled when a node is expanded.', at_least=1
+  )
+  c_puct: float = key(1.0, 'Exploration constant of PUCT.', at_least=0)
+  widening_alpha: float = key(
+    0.5,
+    'α of progressive widening: a node of N visits has expansion_width · N^α '
+    'next steps; with 0 every node is expanded once.',
+    at_least=0,
+    below=1,
+  )
+  leaf_batch_size: int = key(
+    1, 'Nodes of a tree that are expanded in one iteration.', at_least=1
+  )
+  num_simulations: int = key(
+    256, 'Largest number of simulations of a tree.', at_least=1
+  )
+  leaf_value: str = key(
+    'step',
+    "How a node is evaluated: 'step' scores it with the process reward model, "
+    "'rollout' scores one completion of it, and 'rule' grades that completion "
+    'against the gold answer, an upper bound that no search without the answer '
+    'reaches.',
+    choices=('step', 'rollout', 'rule'),
+  )
+  answer_selection: str = key(
+    'visits',
+    "Which answer is given: that of most 'visits', or of the highest 'value'.",
+    choices=('visits', 'value'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig(MCTSConfig):
+  """What `r1jax eval` makes of more than one sample: `config.eval.search`."""
+
+  kind: str = key(
+    'none',
+    "'none' (pass@1 and cons@k alone); for every n up to eval.num_samples, a "
+    "power of two, the 'vote' or the 'best_of_n' by a process reward model; "
+    "or tree search, 'mcts'.",
+    choices=('none', 'vote', 'best_of_n', 'mcts'),
+  )
+  process_reward_model: str = key('', 'Weights that the stage prm left.')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(Section):
+  """How held-out problems are answered: `config.eval`."""
+
+  num_problems: int = key(128, 'Number of held-out problems.', at_least=1)
+  num_samples: int = key(8, 'k, samples of each problem.', at_least=1)
+  temperature: float = key(
+    0.6, 'Sampling temperature (DeepSeek-R1 section 3).', at_least=0
+  )
+  top_p: float = key(0.95, 'Nucleus mass.', above=0, at_most=1)
+  search: SearchConfig = section(SearchConfig)

@@ -1,0 +1,76 @@
+"""The root of a config: one run, or a pipeline of runs."""
+
+import dataclasses
+
+from r1jax.config.field import key, section
+from r1jax.config.schema.data import CorpusConfig, DataConfig, TokenizerConfig
+from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.preferences import (
+  DPOConfig,
+  PRMConfig,
+  RewardModelConfig,
+)
+from r1jax.config.schema.rl import RLConfig
+from r1jax.config.schema.rollout import EvalConfig, RolloutConfig
+from r1jax.config.schema.sampled_data import (
+  LabelStepsConfig,
+  RejectionSamplingConfig,
+)
+from r1jax.config.schema.section import Section
+from r1jax.config.schema.training import PretrainConfig, SFTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+  """Sizes of the mesh axes; one may be −1, which takes the devices left."""
+
+  data: int = key(-1, 'Data-parallel replicas.', at_least=-1)
+  fsdp: int = key(1, 'Shards of the weights and of the batch.', at_least=-1)
+  tensor: int = key(1, 'Tensor parallelism.', at_least=-1)
+  expert: int = key(
+    1, 'Expert parallelism, and shards of the batch.', at_least=-1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Section):
+  """Every key of a run, the root of its config.
+
+  Values are R1-Zero's where they are published (DeepSeek-R1, second version,
+  section 2); the clip range of R1-Zero is not, so 0.2 stands there, the usual
+  one.
+  """
+
+  seed: int = key(0, 'Seed of all randomness.', at_least=0)
+  stages: tuple[str, ...] = key(
+    ('pretrain', 'rl'), 'Stages to run, in the order of `r1jax config --help`.'
+  )
+  plugins: tuple[str, ...] = key(
+    (),
+    'Python files, or modules by name, that register rewards, graders, tasks '
+    'and more; imported before names are looked up.',
+  )
+  init: str = key(
+    'pretrain',
+    "What the first stage starts from: 'shipped' with the package; "
+    "'pretrain', made by the stage of that name or found where this config "
+    "made it before; 'random'; or weights of ours, a .safetensors file or a "
+    'folder that import-hf wrote.',
+  )
+  model: ModelConfig = section(
+    ModelConfig, max_position_embeddings=1024 + 32768
+  )
+  mesh: MeshConfig = section(MeshConfig)
+  tokenizer: TokenizerConfig = section(TokenizerConfig)
+  data: DataConfig = section(DataConfig)
+  corpus: CorpusConfig = section(CorpusConfig)
+  pretrain: PretrainConfig = section(PretrainConfig)
+  sft: SFTConfig = section(SFTConfig)
+  reward_model: RewardModelConfig = section(RewardModelConfig)
+  dpo: DPOConfig = section(DPOConfig)
+  rejection_sampling: RejectionSamplingConfig = section(RejectionSamplingConfig)
+  label_steps: LabelStepsConfig = section(LabelStepsConfig)
+  prm: PRMConfig = section(PRMConfig)
+  rl: RLConfig = section(RLConfig)
+  rollout: RolloutConfig = section(RolloutConfig)
+  eval: EvalConfig = section(EvalConfig)

@@ -1,0 +1,160 @@
+"""Keys that several training stages share."""
+
+from collections.abc import Iterator
+import dataclasses
+
+from r1jax.config.field import key, section
+from r1jax.config.schema.section import Problem, Section
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+  """AdamW with a warm-up schedule and gradient clipping."""
+
+  learning_rate: float = key(1e-6, 'Peak learning rate.', at_least=0)
+  warmup_steps: int = key(
+    0, 'Updates of the linear warm-up from 0.', unit='updates', at_least=0
+  )
+  lr_scheduler_type: str = key(
+    'constant',
+    "After the warm-up: 'constant', or 'cosine' down to learning_rate · "
+    'min_lr_ratio.',
+    choices=('constant', 'cosine'),
+  )
+  min_lr_ratio: float = key(
+    0.1, "Where 'cosine' ends, over the peak.", at_least=0, at_most=1
+  )
+  adam_beta1: float = key(
+    0.9, 'Decay of the first moment.', at_least=0, below=1
+  )
+  adam_beta2: float = key(
+    0.95, 'Decay of the second moment.', at_least=0, below=1
+  )
+  weight_decay: float = key(
+    0.1, 'Decoupled weight decay, on matrices only.', at_least=0
+  )
+  max_grad_norm: float = key(
+    1.0, 'The global gradient norm is clipped to this.', above=0
+  )
+  moment_dtype: str = key(
+    'float32',
+    "Type in which both moments are kept; 'bfloat16' as V3 (section 3.3).",
+    choices=('float32', 'bfloat16'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadBalancingConfig(Section):
+  """How the load of the experts is kept even (DeepSeek-V3 section 2.1.2)."""
+
+  routed_bias_update_rate: float = key(
+    1e-3, 'γ, the step of the routing bias; 0 leaves it alone.', at_least=0
+  )
+  router_aux_loss_coef: float = key(
+    1e-4, 'α of the sequence-wise balance loss (eq. 17).', at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(LoadBalancingConfig):
+  """Keys of every stage that trains a model."""
+
+  gradient_accumulation_steps: int = key(
+    1, 'Microbatches whose gradients are summed for one update.', at_least=1
+  )
+  optimizer: OptimizerConfig = section(OptimizerConfig)
+  save_steps: int = key(
+    500, 'Steps between two checkpoints.', unit='steps', at_least=1
+  )
+  save_total_limit: int = key(
+    2, 'Number of checkpoints that are kept.', at_least=1
+  )
+  logging_steps: int = key(
+    10, 'Steps between two lines of metrics.jsonl.', unit='steps', at_least=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MTPConfig(Section):
+  """Weight λ of the multi-token prediction loss (DeepSeek-V3 section 4.2)."""
+
+  loss_weight: float = key(0.3, 'λ at first.', at_least=0)
+  final_loss_weight: float = key(
+    0.1, 'λ after switch_fraction of the steps.', at_least=0
+  )
+  switch_fraction: float = key(
+    0.68,
+    'Share of the steps after which λ changes; V3 changes it after 10T of '
+    '14.8T tokens.',
+    at_least=0,
+    at_most=1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(TrainingConfig):
+  """Pre-training on synthetic documents: the stage `pretrain`."""
+
+  optimizer: OptimizerConfig = section(OptimizerConfig, learning_rate=2.2e-4)
+  mtp: MTPConfig = section(MTPConfig)
+  max_steps: int = key(2000, 'Number of steps.', unit='steps', at_least=1)
+  batch_size: int = key(
+    64, 'Rows of packed documents in a batch.', unit='rows', at_least=1
+  )
+  length_tokens: int = key(
+    128, 'Length of a row of packed documents.', unit='tokens', at_least=2
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(TrainingConfig):
+  """Fine-tuning on demonstrations, and distillation: the stage `sft`.
+
+  The defaults are those of R1's second SFT.
+  """
+
+  optimizer: OptimizerConfig = section(OptimizerConfig, learning_rate=5e-5)
+  mtp: MTPConfig = section(
+    MTPConfig, loss_weight=0.1, final_loss_weight=0.1, switch_fraction=1.0
+  )
+  data: tuple[str, ...] = key(
+    (),
+    'Files of demonstrations (data/demonstrations.py), and synthetic tasks '
+    "with a number of their documents, such as 'arithmetic:1000'.",
+  )
+  num_train_epochs: int = key(2, 'Passes over the data.', at_least=1)
+  batch_size: int = key(
+    128, 'Rows of packed documents in a batch.', unit='rows', at_least=1
+  )
+  length_tokens: int = key(
+    32768, 'Length of a row of packed documents.', unit='tokens', at_least=2
+  )
+  reasoning_loss_weight: float = key(
+    -1.0,
+    'α: the loss is α · (mean over reasoning rows) + (1 − α) · (mean over '
+    'general rows). −1 counts every token alike.',
+    at_least=-1,
+    at_most=1,
+  )
+  teacher_model: str = key(
+    '',
+    "Distillation from a teacher's distributions, see algos/distill.py: a "
+    "weights file of r1jax, which is run during training, or 'stored' for "
+    "distributions in the data; '' trains on the text alone.",
+  )
+  distillation_alpha: float = key(
+    0.0,
+    'α, the weight of the KL to the teacher; 1 − α is the weight of the '
+    'cross-entropy of the text.',
+    at_least=0,
+    at_most=1,
+  )
+  distillation_temperature: float = key(
+    1.0, 'τ, at which teacher and student are compared.', above=0
+  )
+
+  def conflicts(self) -> Iterator[Problem]:
+    if -1 < self.reasoning_loss_weight < 0:
+      yield 'reasoning_loss_weight', 'must lie within [0, 1], or be -1'
+    if not self.teacher_model and self.distillation_alpha:
+      yield 'distillation_alpha', 'needs a teacher_model'

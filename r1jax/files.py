@@ -1,0 +1,36 @@
+"""Whole files: written at once, and digested."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str):
+  """Writes a text file atomically: a reader never meets half of it."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes):
+  """Writes a file atomically: a reader never meets half of it."""
+  partial = path.with_suffix(f'.partial{os.getpid()}')
+  partial.write_bytes(content)
+  partial.replace(path)
+
+
+def digest(path: Path) -> str:
+  """Returns the SHA-256 of a file, or of a folder's files with their names."""
+  if path.is_file():
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  return digest_of(
+    ''.join(
+      f'{part.relative_to(path)} {digest(part)}\n'
+      for part in sorted(path.rglob('*'))
+      if part.is_file()
+    )
+  )
+
+
+def digest_of(text: str) -> str:
+  """Returns the SHA-256 of a text."""
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""Stages that learn from bucketed batches and measure what is held out."""
+
+import abc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.config.schema.run import RunConfig
+from r1jax.data import batching
+from r1jax.errors import UserError
+from r1jax.stages import report
+from r1jax.stages.build import parts as build
+from r1jax.stages.stage import Network
+from r1jax.stages.trainer import StepOutput, TrainedStage
+from r1jax.train import optimizer
+from r1jax.train import state as train_state
+
+
+class BucketedStage(TrainedStage):
+  """A few passes over examples, an update for each batch.
+
+  Evaluation data are measured before, now and then, and after.
+
+  Attributes:
+    untrained: Parts of the model that get no gradient.
+  """
+
+  untrained: tuple[str, ...]
+
+  def __init__(self, config: RunConfig, parts: build.Parts, datasets: Any):
+    """Builds the stage.
+
+    Args:
+      config: The run.
+      parts: Its model, tokenizer and template.
+      datasets: Sequences of batches, `train` and `eval`.
+    """
+    c = self.section_of(config)
+    self.seed, self.num_steps = config.seed, len(datasets.train)
+    self.logging_steps, self.save_steps = c.logging_steps, c.save_steps
+    self.eval_steps, self.save_total_limit = c.eval_steps, c.save_total_limit
+    self._config, self._datasets, self._model = c, datasets, parts.model
+    self._tx = optimizer.make(
+      c.optimizer, self.num_steps, untrained=self.untrained
+    )
+    self._base_params: Any = None
+
+  @classmethod
+  def section_of(cls, config: RunConfig) -> Any:
+    """Returns the stage's section of a run."""
+    return getattr(config, cls.name)
+
+  @classmethod
+  def networks(cls, config: RunConfig) -> list[Network]:
+    return [Network('', config.model, cls.section_of(config).optimizer)]
+
+  def run(self, directory: Path, params: Any, metadata: dict) -> Path:
+    self._base_params = params
+    return super().run(directory, params, metadata)
+
+  def data(self) -> Any:
+    return batching.token_batches(self._datasets.train)
+
+  def init_state(self, params: Any) -> Any:
+    copied = jax.tree.map(jnp.copy, params)  # A step consumes its state.
+    return jax.jit(self.fresh_state, out_shardings=self.shardings())(copied)
+
+  def abstract_state(self, params: Any) -> Any:
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      jax.eval_shape(self.fresh_state, params),
+      self.shardings(),
+    )
+
+  def shardings(self) -> Any:
+    """Returns the shardings of the state."""
+    return train_state.shardings(self._model, self._tx)
+
+  def fresh_state(self, params: Any) -> Any:
+    """Returns the state before the first step."""
+    return train_state.create(params, self._tx)
+
+  def train_step(self, state: Any, step: int, data: Any) -> StepOutput:
+    del step
+    state, metrics = self.update_on(state, next(data))
+    return StepOutput(state, metrics, {})
+
+  @abc.abstractmethod
+  def update_on(self, state: Any, batch: Any) -> tuple[Any, dict]:
+    """Returns the state after a batch, and metrics."""
+
+  def policy(self, state: Any) -> Any:
+    return state.params
+
+  def headline(self, values: dict) -> dict[str, str]:
+    return {'accuracy': f'{values["eval/accuracy"]:.3f}'}
+
+  def report(self, directory: Path):
+    report.write_preferences(directory)
+
+  def eval_batches(self) -> Iterator[Any]:
+    """Yields the batches that are held out."""
+    held_out = self._datasets.eval
+    return (held_out[i] for i in range(len(held_out)))
+
+
+def check_scalar_head(config: RunConfig, name: str):
+  """Refuses a model without the head that gives scores."""
+  if not config.model.scalar_head:
+    raise UserError(
+      f'{name}: model.scalar_head is False; a score is the output of a scalar '
+      'head: set it'
+    )

@@ -1,0 +1,78 @@
+"""Pre-training on noisy synthetic documents, made as they are read."""
+
+from pathlib import Path
+
+from r1jax import registry
+from r1jax.checkpoints.storage import SafetensorsReader
+from r1jax.config.schema.run import RunConfig
+from r1jax.config.schema.training import PretrainConfig
+from r1jax.data import batching, mixture, tasks
+from r1jax.errors import UserError
+from r1jax.stages.build import parts as build
+from r1jax.stages.next_token import NextTokenStage, check_length
+
+
+@registry.stage('pretrain')
+class Pretrain(NextTokenStage):
+  """Makes a base model; the next run of the same config finds it."""
+
+  section = PretrainConfig
+  starts_fresh = True
+  label = 'pre-training'
+  weights_dtype = 'bfloat16'  # What the next stage reads.
+
+  def __init__(self, config: RunConfig, parts: build.Parts):
+    check_length(config, self.name)
+    corpus = _corpus(config, parts)
+    corpus.check()
+    super().__init__(config, parts, corpus)
+
+  @classmethod
+  def cache_file(cls, config: RunConfig) -> Path:
+    return build.base_file(config)
+
+  @classmethod
+  def check_cached(cls, path: Path):
+    try:
+      SafetensorsReader(path)
+    except UserError as error:
+      raise UserError(
+        f'pretrain: the base that was kept of this config is broken; remove '
+        f'{path} to make it again'
+      ) from error
+
+
+def _corpus(
+  config: RunConfig, parts: build.Parts
+) -> batching.SyntheticCorpusBatches:
+  c, depth = config.pretrain, config.model.num_nextn_predict_layers
+  if c.length_tokens < depth + 2:
+    raise UserError(
+      f'pretrain: rows of length_tokens = {c.length_tokens} hold no target for '
+      f'model.num_nextn_predict_layers = {depth}; they need {depth + 2}'
+    )
+  return batching.SyntheticCorpusBatches(
+    _task_shares(config),
+    config.corpus,
+    parts.template,
+    parts.tokenizer,
+    c.batch_size,
+    c.length_tokens,
+    config.seed,
+    c.max_steps,
+  )
+
+
+def _task_shares(config: RunConfig) -> dict[str, float]:
+  """Returns the tasks of the documents, and their shares."""
+  if not config.corpus.tasks:
+    return {config.data.task: 1.0}
+  weights = mixture.parse(config.corpus.tasks)
+  for name in weights:
+    tasks.get(name)
+  return dict(
+    zip(
+      weights,
+      mixture.proportions([1] * len(weights), list(weights.values()), 1.0),
+    )
+  )
