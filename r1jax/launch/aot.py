@@ -30,7 +30,7 @@ _REASON_CHARS = 240  # Longer compiler messages are cut.
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What the compiler reports about one update.
+  """The compiler's report about one update.
 
   Attributes:
     tokens: Tokens of one update, over all devices.

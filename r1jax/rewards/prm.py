@@ -15,6 +15,7 @@ from r1jax.algos import prm as process
 from r1jax.data.text.steps import StepSplitter
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
+from r1jax.model.scoring import token_scores
 from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
 from r1jax.rewards import reward_model
@@ -64,7 +65,7 @@ class ProcessRewardModel:
     self.splitter = splitter
     self._params, self._tokenizer, self._scoring = params, tokenizer, scoring
     self._probabilities = jax.jit(
-      lambda *inputs: jax.nn.sigmoid(scoring.token_scores(model, *inputs)[0])
+      lambda *inputs: jax.nn.sigmoid(token_scores(model, *inputs)[0])
     )
 
   def scores_at(

@@ -16,6 +16,7 @@ from r1jax.data import scored_text
 from r1jax.data.text import response_formats
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
+from r1jax.model.scoring import sequence_scores
 from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
 
@@ -76,7 +77,7 @@ class RewardModel:
       scoring.kind, scoring.max_tokens, tokenizer, parser
     )
     self._last_scalar = jax.jit(
-      lambda *inputs: scoring.sequence_scores(model, *inputs)[0]
+      lambda *inputs: sequence_scores(model, *inputs)[0]
     )
 
   def score(
