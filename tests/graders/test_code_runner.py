@@ -179,7 +179,7 @@ def test_a_batch_keeps_its_order(sandbox):
 def test_when_the_sandbox_is_gone_nothing_is_scored(monkeypatch, sandbox):
   with Sandbox(slots=1, tier=sandbox.tier) as other:
     other._slots[0].stop()
-    monkeypatch.setattr(tiers, '_lacks', lambda tier: 'it is gone')
+    monkeypatch.setattr(tiers, '_missing', lambda tier: 'it is gone')
     with pytest.raises(SandboxUnavailable, match='it is gone'):
       code_runner.run_tests_batch(['x'] * 3, [SORT] * 3, other)
 

@@ -1,11 +1,11 @@
-"""Attacks that a sandbox must stop before it gets a program of a model."""
+"""Canaries: attacks that a sandbox must stop before it may run any program."""
 
 import os
 import tempfile
 
 from r1jax.workers.sandbox.tiers import SandboxUnavailable
 
-# Each block is one attack; it is called, and must raise or return None.
+# Each function is one attack: to be stopped, it must raise or return None.
 _ATTACKS = """
 import ctypes, os, socket, subprocess, mmap
 libc = ctypes.CDLL(None, use_errno=True)
@@ -45,19 +45,19 @@ def raises_a_limit():
 def is_root_again(): return os.setuid(0) or True
 
 def leaks():
-  found = []
+  succeeded = []
   for name, attack in attacks:
     try:
       result = attack()
     except BaseException:
       continue
     if result is not None:
-      found.append(name)
-  return found
+      succeeded.append(name)
+  return succeeded
 """
 _COLLECT = """
-attacks = [(name, made) for name, made in list(globals().items())
-           if type(made).__name__ == 'function'
+attacks = [(name, value) for name, value in list(globals().items())
+           if type(value).__name__ == 'function'
            and name not in ('syscall', 'leaks')]
 """
 _STUBBORN = """
@@ -73,7 +73,11 @@ while True:
 
 
 def check(slot):
-  """Runs them; raises SandboxUnavailable naming what was not stopped."""
+  """Runs all attacks in a slot.
+
+  Raises:
+    SandboxUnavailable: An attack was not stopped; names it.
+  """
   with tempfile.TemporaryDirectory(prefix='canary') as folder:
     secret = os.path.join(folder, 'secret')
     os.chmod(folder, 0o755)
@@ -84,11 +88,11 @@ def check(slot):
       f'{os.getpid()}, {slot.limits.memory_bytes}'
     )
     sources = [('facts', facts), ('attacks', _ATTACKS), ('all', _COLLECT)]
-    with slot.call_session(sources, secs=20) as calls:
-      found = calls.call('leaks()', secs=20)
-  if found.status != 'ok':
-    raise SandboxUnavailable(f'a canary did not report: {found}')
-  escaped = list(found.value)
+    with slot.call_session(sources, secs=20) as session:
+      reply = session.call('leaks()', secs=20)
+  if reply.status != 'ok':
+    raise SandboxUnavailable(f'a canary did not report: {reply}')
+  escaped = list(reply.value)
   if slot.run_script('print(6 * 7)', '', secs=20).value != '42\n':
     escaped.append('runs_no_program')
   if slot.run_script(_STUBBORN, '', secs=0.2).status != 'timeout':

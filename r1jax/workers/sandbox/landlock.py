@@ -1,8 +1,8 @@
-"""Landlock: a process gives up the file system but for a few folders.
+"""Landlock: a process gives up access to all but a few folders.
 
-Needs no privilege; Linux 5.13. Where the kernel knows how, TCP, abstract
-sockets and signals to the outside go too. It hides no file's existence: stat
-still sees what reading is refused.
+It needs no privileges and Linux 5.13. Where the kernel supports it, TCP, abstract
+sockets and signals to outside processes are forbidden as well. It does not hide
+the existence of files: stat still works on a file that cannot be read.
 
 This file also runs inside the sandbox: it imports the standard library only.
 """
@@ -14,19 +14,23 @@ import struct
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
-# How many kinds of access to files each version knows, and its structure.
+# Number of file-access rights that each version of the ABI knows.
 _FILE_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def version() -> int:
-  """Of the kernel's Landlock; 0 where there is none."""
+  """Returns the version of the kernel's Landlock ABI; 0 without Landlock."""
   return max(0, _syscall(_CREATE, None, 0, 1))
 
 
 def ruleset(readable: Iterable[str]) -> int:
-  """A file descriptor of: nothing but reading below these paths."""
+  """Creates a ruleset that allows only reading below the given paths.
+
+  Returns:
+    Its file descriptor.
+  """
   abi = version()
   attributes = struct.pack(
     'QQQ', (1 << _FILE_BITS[min(abi, 5)]) - 1, 0b11, 0b11
@@ -38,18 +42,21 @@ def ruleset(readable: Iterable[str]) -> int:
   for path in readable:
     if not os.path.exists(path):
       continue
-    kinds = _READ_FILE | (_READ_FOLDER if os.path.isdir(path) else 0)
+    rights = _READ_FILE | (_READ_FOLDER if os.path.isdir(path) else 0)
     opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     _checked(
       'landlock_add_rule',
-      _syscall(_ADD, rules, 1, struct.pack('=Qi', kinds, opened), 0),
+      _syscall(_ADD, rules, 1, struct.pack('=Qi', rights, opened), 0),
     )
     os.close(opened)
   return rules
 
 
 def restrict(rules: int):
-  """From now on, for good; needs `seccomp.forbid_privileges` before."""
+  """Applies a ruleset to this process and its children, irrevocably.
+
+  `seccomp.forbid_privileges` must have been called.
+  """
   _checked('landlock_restrict_self', _syscall(_RESTRICT, rules, 0))
 
 

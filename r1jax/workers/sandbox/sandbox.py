@@ -1,13 +1,13 @@
-"""Runs programs that a model wrote, where nothing gets out.
+"""Runs programs that a model wrote in a sandbox that they cannot escape.
 
   with Sandbox(slots=2) as sandbox:
     with sandbox.slot() as slot:
       slot.run_script('print(int(input()) + 1)', '1', secs=2)
-      with slot.call_session([('program', 'def f(x): return x')], secs=2) as calls:
-        calls.call('f(3)', secs=2)
+      with slot.call_session([('program', 'def f(x): return x')], secs=2) as session:
+        session.call('f(3)', secs=2)
 
-Without a tier (`tiers`) that holds there is no sandbox, and then no program
-runs and nothing is scored.
+If no tier (see `tiers.py`) is available and passes its canaries, there is no
+sandbox: no program runs, and nothing is scored.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ from r1jax.workers.sandbox.tiers import SandboxUnavailable
 
 
 class Sandbox:
-  """A pool of slots of the strongest tier that holds here.
+  """A pool of slots of the strongest tier that is available here.
 
   Attributes:
-    tier: Which one; a run records it.
+    tier: Name of the tier, one of tiers.TIERS; a run records it.
   """
 
   def __init__(
@@ -34,14 +34,15 @@ class Sandbox:
     tier: str | None = None,
     limits: SandboxLimits = SandboxLimits(),  # noqa: B008 (frozen)
   ):
-    """Starts the slots; each tier must block every canary to be used.
+    """Starts the slots; a tier is used only if it stops every canary.
 
     Args:
-      slots: How many programs run at once.
-      tier: Only this one.
+      slots: Number of programs that run at once.
+      tier: Tries only this tier.
+      limits: Resource limits of each program.
 
     Raises:
-      SandboxUnavailable: no tier holds; says why each does not.
+      SandboxUnavailable: No tier is available; says why, for each.
     """
     if tier is not None and tier not in tiers.TIERS:
       raise UserError(f'sandbox: no tier {tier!r}; there are {tiers.TIERS}')
@@ -72,7 +73,11 @@ class Sandbox:
 
   @contextlib.contextmanager
   def slot(self, secs: float | None = None) -> Iterator[Slot]:
-    """One of the slots, once one is free; TimeoutError if none is by then."""
+    """Lends a free slot, for which it waits.
+
+    Raises:
+      TimeoutError: No slot became free within `secs`.
+    """
     try:
       slot = self._free.get(timeout=secs)
     except queue.Empty:
@@ -83,7 +88,7 @@ class Sandbox:
       self._free.put(slot)
 
   def close(self):
-    """Ends all servers, and whatever runs in them."""
+    """Kills all servers and the programs that they run."""
     self._stop()
     self._launcher.shutdown()
 

@@ -1,11 +1,12 @@
-"""System calls by allow-list: what is not here does not exist (ENOSYS).
+"""An allow-list of system calls: any other one fails with ENOSYS.
 
-A filter is a BPF program over the call's number and arguments; it can only be
-tightened later, and what is forked inherits it. No fork, no signal to others,
-no socket, no memory that limits do not count, no file opened for writing.
+A filter is a BPF program over the number and the arguments of a call. It can only
+be tightened later, and forked processes inherit it. A program may not fork, signal
+other processes, open a socket, allocate memory that the limits do not count, or
+open a file for writing.
 
-The numbers are x86_64's: on another machine `check` says so. This file also
-runs inside the sandbox: it imports the standard library only.
+The numbers are those of x86_64: on another machine `check` returns an error. This
+file also runs inside the sandbox, so it imports the standard library only.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import errno
 import os
 import struct
 
-# Sets of values that one argument may have after masking: (index, mask, set).
+# Allowed values of one argument after masking: (index, mask, values).
 _WRITES = (
   os.O_WRONLY
   | os.O_RDWR
@@ -23,11 +24,11 @@ _WRITES = (
   | (os.O_TMPFILE & ~os.O_DIRECTORY)
 )
 _READ_ONLY = (2, _WRITES, (0,))
-_SELF = (0, 0xFFFFFFFF, (0,))  # prlimit64 of a process id: only one's own.
-# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; none sets an owner.
+_SELF = (0, 0xFFFFFFFF, (0,))  # prlimit64: only the process itself.
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: none sets an owner.
 _FCNTL = (1, 0xFFFFFFFF, (0, 1, 2, 3, 1030))
 
-# Of a program: compute, read, write to what is open, look at what is visible.
+# Calls of a program: computing, reading, writing to open files, listing.
 PROGRAM = {
   'read': 0,
   'write': 1,
@@ -84,7 +85,7 @@ PROGRAM = {
   'statx': 332,
   'faccessat2': 439,
 }
-# Of the server, which forks the programs' processes, further.
+# Calls of the server, which also forks the processes of programs.
 SERVER = PROGRAM | {
   'poll': 7,
   'dup2': 33,
@@ -118,7 +119,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check() -> str:
-  """Why filters cannot work here; '' if they can."""
+  """Returns why the filters do not work on this machine; '' if they do."""
   machine = os.uname().machine
   if machine != 'x86_64':
     return f'the filter has the numbers of x86_64, not of {machine}'
@@ -126,7 +127,14 @@ def check() -> str:
 
 
 def program(allowed: dict) -> bytes:
-  """The filter: an array of `struct sock_filter`."""
+  """Compiles an allow-list to a BPF program.
+
+  Args:
+    allowed: Name of a call to its number, or to (number, (index, mask, values)).
+
+  Returns:
+    An array of `struct sock_filter`.
+  """
   steps = [
     (_LOAD, 0, 0, 4),
     (_EQUAL, 1, 0, _X86_64),
@@ -150,12 +158,15 @@ def program(allowed: dict) -> bytes:
 
 
 def forbid_privileges():
-  """No program that is executed from here on gains any (setuid bits)."""
+  """Sets no_new_privs: no executed program gains privileges (setuid bits)."""
   _call('prctl', libc.prctl, 38, 1, 0, 0, 0)
 
 
 def install(filter_bytes: bytes):
-  """From now on, for good; `forbid_privileges` must have been called."""
+  """Applies a filter to this process and its children, irrevocably.
+
+  `forbid_privileges` must have been called.
+  """
   array = ctypes.create_string_buffer(filter_bytes, len(filter_bytes))
   header = ctypes.create_string_buffer(
     struct.pack('HxxxxxxP', len(filter_bytes) // 8, ctypes.addressof(array))

@@ -1,16 +1,18 @@
-"""Inside the sandbox: a server that forks one process for each program.
+"""The server inside the sandbox, which forks one process per program.
 
-Started by exec with an empty environment, it loads what programs import,
-gives up all that it does not need, and forks on request. A child then gives
-up the rest before it reads a line of the program. The server itself never
-reads anything that a program wrote.
+Started by exec with an empty environment, it imports the modules that programs
+may import, drops all privileges that it does not need, and forks on request. A
+child drops the remaining privileges before it reads a line of the program. The
+server itself never reads anything that a program wrote.
 
-  control  requests and exits, one JSON packet each; never open in a child
-  data     comes with a request, for one child: frames of four bytes of length
-           and JSON; for whole programs one frame, and then the program's
+  control  socket for requests and exit statuses, one JSON packet each; never open
+           in a child
+  data     socket that comes with a request, for one child: frames of four bytes
+           of length and JSON; for scripts one frame, followed by the program's
            standard input and output
 
-This file runs inside: it imports the standard library and files that do too.
+This file runs inside the sandbox: it imports only the standard library and files
+that do the same.
 """
 
 import atexit
@@ -33,7 +35,7 @@ import types
 from r1jax.data.code import values as code_values
 from r1jax.workers.sandbox import landlock, seccomp
 
-# Loaded before the doors close: where no file can be read there is no import.
+# Imported before confinement: later no file can be read to import a module.
 PRELOAD = (
   '__future__',
   'abc',
@@ -92,19 +94,21 @@ PRELOAD = (
   'encodings.latin_1',
   'encodings.utf_8',
 )
-# The exit status of a whole program, which has no frame to tell in.
-EXITS = {1: 'error', 78: 'forbidden', 79: 'memory'}
+# Exit statuses of a script and their meaning: a script sends no reply frame.
+EXIT_STATUSES = {1: 'error', 78: 'forbidden', 79: 'memory'}
 
 
 def main(config: dict, control: socket.socket):
-  """Confines itself as `config` says and serves until `control` closes.
+  """Confines this process as `config` says and serves until `control` closes.
 
   Args:
-    config: tier, root (of the chroot), uid or None, readable (paths).
+    config: tier; root, the folder for chroot; uid, a user id or None; readable,
+      the paths that Landlock leaves readable.
+    control: The control socket; see the module's docstring.
   """
   for name in PRELOAD:
     importlib.import_module(name)
-  sys.path[:] = [place for place in sys.path if place]
+  sys.path[:] = [path for path in sys.path if path]
   null = os.open('/dev/null', os.O_RDWR)
   rules = None
   if config['tier'] == 'landlock':
@@ -113,7 +117,7 @@ def main(config: dict, control: socket.socket):
     rules = landlock.ruleset(config['readable'])
     landlock.restrict(rules)
   if config['tier'] == 'chroot':
-    _enter(config['root'])
+    _chroot(config['root'])
   os.chdir('/')
   if config['uid'] is not None:
     os.setgroups([])
@@ -121,7 +125,7 @@ def main(config: dict, control: socket.socket):
     os.setresuid(*[config['uid']] * 3)
     _drop_capabilities()
   seccomp.forbid_privileges()
-  seccomp.libc.prctl(4, 0, 0, 0, 0)  # No memory of it to be had by /proc.
+  seccomp.libc.prctl(4, 0, 0, 0, 0)  # Not dumpable: /proc hides its memory.
   os.environ.clear()
   child_filter = seccomp.program(seccomp.PROGRAM)
   seccomp.install(seccomp.program(seccomp.SERVER))
@@ -134,53 +138,57 @@ def main(config: dict, control: socket.socket):
       return
     request = json.loads(packet)
     if not fds:
-      continue  # A kill that came when the child had just ended.
+      continue  # A kill request that came after the child had ended.
     child = os.fork()
     if child == 0:
-      leave = os._exit
+      exit_now = os._exit  # Bound early: the program may replace os._exit.
       try:
         control.close()
         _child(request, fds[0], null, rules, child_filter)
       finally:
-        leave(70)
+        exit_now(70)
     os.close(fds[0])
     if not _watch(child, control):
       return
 
 
 def _watch(child: int, control: socket.socket) -> bool:
-  """Waits for a child and reports its end; False if control closed."""
-  ended = os.pidfd_open(child)
+  """Waits for a child to end and reports its exit status.
+
+  Returns:
+    False if `control` was closed, which ends the server.
+  """
+  exit_fd = os.pidfd_open(child)
   poll = select.poll()
-  poll.register(ended, select.POLLIN)
+  poll.register(exit_fd, select.POLLIN)
   poll.register(control.fileno(), select.POLLIN)
-  served = True
-  while ended not in (ready := [fd for fd, _ in poll.poll()]):
+  is_open = True
+  while exit_fd not in (ready := [fd for fd, _ in poll.poll()]):
     if control.fileno() in ready:
-      served = served and bool(control.recv(4096))
+      is_open = is_open and bool(control.recv(4096))
       os.kill(child, signal.SIGKILL)
-      if not served:
+      if not is_open:
         break
-  os.close(ended)
+  os.close(exit_fd)
   _, status = os.waitpid(child, 0)
-  if served:
+  if is_open:
     control.send(
       json.dumps({'exit': os.waitstatus_to_exitcode(status)}).encode()
     )
-  return served
+  return is_open
 
 
-def _enter(root: str):
-  """Makes the standard library's folder the whole file system."""
+def _chroot(root: str):
+  """Makes the folder of the standard library the root of the file system."""
   os.chroot(root)
   sys.path[:] = ['/', '/lib-dynload']
   for module in list(sys.modules.values()):
-    if isinstance(places := getattr(module, '__path__', None), list):
-      places[:] = [place.removeprefix(root) for place in places]
+    if isinstance(paths := getattr(module, '__path__', None), list):
+      paths[:] = [path.removeprefix(root) for path in paths]
 
 
 def _drop_capabilities():
-  """All of them, and the way back: also the bounding set."""
+  """Drops all capabilities, also from the bounding set, so none can return."""
   for capability in range(64):
     seccomp.libc.prctl(24, capability, 0, 0, 0)
   header = struct.pack('Ii', 0x20080522, 0)
@@ -194,14 +202,16 @@ def _drop_capabilities():
 def _child(
   request: dict, data: int, null: int, rules: int | None, child_filter: bytes
 ):
-  """Confines itself for good, then runs one program."""
+  """Confines this process irrevocably, then runs one program."""
   seccomp.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # Dies with the server.
   if rules is not None:
-    landlock.restrict(rules)  # Again: signals do not reach the server.
+    landlock.restrict(
+      rules
+    )  # A new domain: its signals do not reach the server.
   for fd in range(3):
     os.dup2(null, fd)
   os.dup2(data, 3)
-  if request['mode'] == 'whole':
+  if request['mode'] == 'script':
     os.dup2(data, 0)
     os.dup2(data, 1)
   os.closerange(4, 1024)
@@ -219,15 +229,15 @@ def _child(
   seccomp.install(child_filter)
   for name in [name for name in sys.modules if name.startswith('r1jax')]:
     del sys.modules[name]
-  random.seed(0)  # A verdict does not hang on luck.
+  random.seed(0)  # Verdicts are reproducible.
   if request['mode'] == 'calls':
     _serve_calls(request['reply_bytes'])
   else:
-    _run_whole()
+    _run_script()
 
 
 def _serve_calls(reply_bytes: int):
-  """First frame: the sources to run; further ones: an expression each."""
+  """Runs the sources in the first frame, then evaluates one expression a frame."""
   module = _module('program')
   dumps, values, failure = json.dumps, code_values.encode, _failure
 
@@ -237,7 +247,7 @@ def _serve_calls(reply_bytes: int):
     except BaseException as error:
       text = dumps(failure(error))
     if len(text) > reply_bytes:
-      text = dumps({'error': 'output', 'message': 'too long a value'})
+      text = dumps({'error': 'output', 'message': 'the value is too long'})
     _send(text.encode())
 
   def load():
@@ -257,32 +267,32 @@ def _serve_calls(reply_bytes: int):
   os._exit(0)
 
 
-def _run_whole():
-  """Runs a program as __main__, on the rest of the data as standard input."""
+def _run_script():
+  """Runs a program as __main__, with the rest of the data as standard input."""
   source = json.loads(_receive())
   os.close(3)
   sys.stdin = sys.__stdin__ = open(0, encoding='utf-8', closefd=False)
   sys.stdout = sys.__stdout__ = open(1, 'w', encoding='utf-8', closefd=False)
   sys.stderr = sys.__stderr__ = open(2, 'w', encoding='utf-8', closefd=False)
   sys.argv[:] = ['program']
-  leave, status = os._exit, 0
-  kinds = {kind: number for number, kind in EXITS.items()}
+  exit_now, status = os._exit, 0
+  statuses = {kind: number for number, kind in EXIT_STATUSES.items()}
   try:
     exec(compile(source, '<program>', 'exec'), _module('__main__').__dict__)
   except SystemExit as error:
     status = 0 if error.code in (None, 0) else 1
   except BaseException as error:
-    status = kinds[_failure(error)['error']]
+    status = statuses[_failure(error)['error']]
   try:
     atexit._run_exitfuncs()
     sys.stdout.flush()
   except BaseException:
     status = status or 1
-  leave(status)
+  exit_now(status)
 
 
 def _module(name: str) -> types.ModuleType:
-  """A module that is found under its name, as dataclasses wants."""
+  """Creates a module in sys.modules, where dataclasses looks it up."""
   module = types.ModuleType(name)
   module.__dict__['__builtins__'] = builtins
   sys.modules[name] = module
@@ -290,7 +300,7 @@ def _module(name: str) -> types.ModuleType:
 
 
 def _failure(error: BaseException) -> dict:
-  """How a program failed, for the report: never a reason to let it pass."""
+  """Describes how a program failed, for the report only: it never passes."""
   kind, message = 'error', type(error).__name__
   try:
     message = f'{message}: {error}'[:300]
@@ -304,27 +314,29 @@ def _failure(error: BaseException) -> dict:
       kind = 'memory'
     elif message == "RuntimeError: can't start new thread":
       kind = 'forbidden'
-  except BaseException:  # Its text may be the program's code.
+  except BaseException:  # str(error) may run the program's code.
     pass
   return {'error': kind, 'message': message}
 
 
 def _send(payload: bytes):
-  left = struct.pack('>I', len(payload)) + payload
-  while left:
-    left = left[os.write(3, left) :]
+  """Sends a frame on the data socket, descriptor 3."""
+  unsent = struct.pack('>I', len(payload)) + payload
+  while unsent:
+    unsent = unsent[os.write(3, unsent) :]
 
 
 def _receive() -> bytes:
-  header = _exactly(4)
-  return _exactly(struct.unpack('>I', header)[0]) if header else b''
+  """Receives a frame; b'' if the socket is closed."""
+  header = _read_exactly(4)
+  return _read_exactly(struct.unpack('>I', header)[0]) if header else b''
 
 
-def _exactly(count: int) -> bytes:
-  found = b''
-  while len(found) < count:
-    part = os.read(3, count - len(found))
+def _read_exactly(count: int) -> bytes:
+  data = b''
+  while len(data) < count:
+    part = os.read(3, count - len(data))
     if not part:
       return b''
-    found += part
-  return found
+    data += part
+  return data

@@ -1,8 +1,8 @@
-"""One slot of a sandbox: a server, and the program that runs under it.
+"""One slot of a sandbox: a server and the program that runs under it.
 
-The slot's server (`sandbox_server`) forks a process for each program. The
-deadlines are kept here, by the wall clock, and what comes back is data to be
-compared here: a program may send anything.
+The slot's server (`server.py`) forks a process for each program. Deadlines are
+enforced here, outside the sandbox, by the wall clock. Replies are untrusted data
+that is compared here: a program may send anything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,18 @@ from r1jax.workers.sandbox import server as sandbox_server
 from r1jax.workers.sandbox import tiers
 from r1jax.workers.sandbox.tiers import SandboxUnavailable
 
-_START_SECS = 60.0  # A server loads its modules, perhaps on a busy machine.
-_END_SECS = 5.0  # A killed process is gone in milliseconds.
+_START_SECS = 60.0  # A server imports its modules, perhaps on a busy machine.
+_END_SECS = 5.0  # A killed process normally ends within milliseconds.
 
 
 @dataclasses.dataclass(frozen=True)
 class SandboxLimits:
-  """Of one program.
+  """Resource limits of one program.
 
   Attributes:
-    memory_bytes: Of its address space, the interpreter's 60 MB among it.
-    cpu_secs: Of all its calls.
-    reply_bytes: Of one value, or of the standard output.
+    memory_bytes: Address space, including the 60 MB of the interpreter.
+    cpu_secs: CPU-seconds of all its calls together.
+    reply_bytes: Size of one returned value or of the standard output.
   """
 
   memory_bytes: int = 512 << 20
@@ -43,15 +43,15 @@ class SandboxLimits:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """What came back.
+  """The outcome of a call or of a script.
 
   Attributes:
-    status: 'ok'; or 'error' (it raised, or died), 'forbidden' (of something
-      that is not allowed), 'memory', 'output' (too much), 'timeout'; or
-      'lost': the sandbox failed, not the program.
-    value: An encoded value (data/code/values.py), or the standard output.
-    message: Of the failure.
-    alive: The process can be asked again.
+    status: 'ok'; 'error' (the program raised or died), 'forbidden' (it used
+      something that is not allowed), 'memory', 'output' (it wrote too much),
+      'timeout'; or 'lost' (the sandbox failed, not the program).
+    value: The encoded value (data/code/values.py), or the standard output.
+    message: Description of the failure.
+    alive: Whether the process can run another call.
   """
 
   status: str
@@ -61,14 +61,14 @@ class Reply:
 
 
 class _TooLong(Exception):
-  pass
+  """A reply exceeds its size limit."""
 
 
 class Slot:
-  """One server, started again when it dies; one program at a time.
+  """One server, restarted when it dies, that runs one program at a time.
 
   Attributes:
-    limits: Of its programs.
+    limits: Resource limits of its programs.
   """
 
   def __init__(
@@ -84,14 +84,19 @@ class Slot:
     self._control: socket.socket | None = None
 
   def start(self):
-    """Raises SandboxUnavailable, with what the server or bwrap says."""
+    """Starts the server.
+
+    Raises:
+      SandboxUnavailable: It does not start; has the message of server or bwrap.
+    """
     plan = tiers.launch(self._tier, self._number)
     self._control, theirs = socket.socketpair(
       socket.AF_UNIX, socket.SOCK_SEQPACKET
     )
-    # By one thread that lives as long as the slots: bwrap's processes die
-    # with the thread that started them. Without hooks, this is vfork and exec:
-    # nothing of a process that holds accelerators is copied.
+    # One thread that lives as long as the slots starts them, since bwrap's
+    # processes die with the thread that started them. Popen without a preexec
+    # function is vfork and exec: it copies nothing of a process that holds
+    # accelerators.
     with theirs:
       try:
         self._server = self._launcher.submit(
@@ -109,20 +114,20 @@ class Slot:
         raise SandboxUnavailable(f'{self._tier}: {error}') from error
     self._control.settimeout(_START_SECS)
     try:
-      self._control.send(plan.greeting)
+      self._control.send(plan.handshake)
       answer = self._control.recv(4096)
     except OSError:
       answer = b''
     if not answer or 'ready' not in json.loads(answer):
       self.stop()
-      said = answer or self._server.stderr.read(500)
+      message = answer or self._server.stderr.read(500)
       raise SandboxUnavailable(
-        f'{self._tier}: did not start: {said.decode(errors="replace")}'
+        f'{self._tier}: did not start: {message.decode(errors="replace")}'
       )
     self._server.stderr.close()
 
   def stop(self):
-    """Ends the server and all that it started."""
+    """Kills the server and all processes that it started."""
     if self._control is not None:
       self._control.close()
     if self._server is not None:
@@ -133,12 +138,19 @@ class Slot:
   def run_script(
     self, source: str, stdin: str, secs: float, reply_bytes: int | None = None
   ) -> Reply:
-    """Runs a program as a script; its standard output comes back."""
+    """Runs a program as a script and returns its standard output.
+
+    Args:
+      source: The program.
+      stdin: Its standard input.
+      secs: Wall-clock limit.
+      reply_bytes: Size limit of the output; None for that of `limits`.
+    """
     deadline = time.monotonic() + secs
-    with self._process('whole') as process:
+    with self._process('script') as process:
       try:
         output = process.communicate(
-          _framed(source) + stdin.encode(errors='replace'),
+          _frame(source) + stdin.encode(errors='replace'),
           deadline,
           reply_bytes or self.limits.reply_bytes,
         )
@@ -153,7 +165,7 @@ class Slot:
       return Reply('timeout', alive=False)
     if status != 0:
       return Reply(
-        sandbox_server.EXITS.get(status, 'error'),
+        sandbox_server.EXIT_STATUSES.get(status, 'error'),
         alive=False,
         message=f'exit status {status}',
       )
@@ -163,7 +175,13 @@ class Slot:
   def call_session(
     self, sources: Sequence[tuple[str, str]], secs: float
   ) -> Iterator['CallSession']:
-    """A process in which named sources ran, one after the other."""
+    """Starts a process, runs sources in it, and yields a session for calls.
+
+    Args:
+      sources: Names and texts of Python sources, run one after the other in one
+        module.
+      secs: Wall-clock limit of running the sources.
+    """
     with self._process('calls') as process:
       yield CallSession(process, sources, secs, self.limits.reply_bytes)
 
@@ -193,7 +211,11 @@ class Slot:
 
 
 class _Process:
-  """One program's process, seen from here."""
+  """The process of one program, controlled from outside the sandbox.
+
+  Attributes:
+    lost: Whether the server no longer answers.
+  """
 
   def __init__(self, control: socket.socket, data: socket.socket):
     self._control, self._data = control, data
@@ -201,19 +223,23 @@ class _Process:
     self.lost = False
 
   def end(self, deadline: float) -> int | None:
-    """Waits until then, kills it if it must; its exit status, or -signal."""
+    """Waits for the process until the deadline, then kills it.
+
+    Returns:
+      Its exit status, or −signal; None if the server is lost.
+    """
     if self._status is None and not self.lost:
-      message = self._told(deadline - time.monotonic())
+      message = self._receive_status(deadline - time.monotonic())
       if message is None:
         with contextlib.suppress(OSError):
           self._control.send(b'{"kill": true}')
-        message = self._told(_END_SECS)
+        message = self._receive_status(_END_SECS)
       self.lost = not message
       self._status = json.loads(message)['exit'] if message else None
     return self._status
 
-  def _told(self, secs: float) -> bytes | None:
-    """What the server says; b'' if it is gone, None if it says nothing."""
+  def _receive_status(self, secs: float) -> bytes | None:
+    """Receives the server's packet; b'' if it is gone, None on a timeout."""
     self._control.settimeout(max(secs, 1e-4))
     try:
       return self._control.recv(4096)
@@ -223,28 +249,29 @@ class _Process:
       return b''
 
   def send(self, payload: bytes, deadline: float):
-    self._timed(deadline)
+    """Sends bytes to the process; raises TimeoutError after the deadline."""
+    self._set_timeout(deadline)
     self._data.sendall(payload)
 
-  def receive(self, most_bytes: int, deadline: float) -> bytes | None:
-    """One frame, or None if the process ended.
+  def receive(self, max_bytes: int, deadline: float) -> bytes | None:
+    """Receives one frame; None if the process ended.
 
     Raises:
-      TimeoutError: not by the deadline.
-      _TooLong: it says that it is.
+      TimeoutError: The deadline passed.
+      _TooLong: The frame announces more than max_bytes.
     """
-    header = self._exactly(4, deadline)
+    header = self._read_exactly(4, deadline)
     if not header:
       return None
     (length,) = struct.unpack('>I', header)
-    if length > most_bytes:
+    if length > max_bytes:
       raise _TooLong
-    return self._exactly(length, deadline)
+    return self._read_exactly(length, deadline)
 
-  def _exactly(self, count: int, deadline: float) -> bytes | None:
+  def _read_exactly(self, count: int, deadline: float) -> bytes | None:
     parts, missing = [], count
     while missing:
-      self._timed(deadline)
+      self._set_timeout(deadline)
       try:
         part = self._data.recv(min(missing, 1 << 16))
       except ConnectionError:
@@ -256,23 +283,23 @@ class _Process:
     return b''.join(parts)
 
   def communicate(
-    self, payload: bytes, deadline: float, most_bytes: int
+    self, payload: bytes, deadline: float, max_bytes: int
   ) -> bytes:
-    """Feeds all of it and reads to the end; raises as `receive`."""
-    left, parts, count = memoryview(payload), [], 0
+    """Sends the payload and receives until the end; raises as `receive`."""
+    unsent, parts, count = memoryview(payload), [], 0
     self._data.setblocking(False)
     with selectors.DefaultSelector() as selector:
       selector.register(
         self._data, selectors.EVENT_READ | selectors.EVENT_WRITE
       )
       while True:
-        ready = selector.select(self._left(deadline))
+        ready = selector.select(self._secs_left(deadline))
         events = ready[0][1] if ready else 0
         try:
-          if left is not None and events & selectors.EVENT_WRITE:
-            left = left[self._data.send(left[: 1 << 16]) :]
-            if not left:
-              left = None
+          if unsent is not None and events & selectors.EVENT_WRITE:
+            unsent = unsent[self._data.send(unsent[: 1 << 16]) :]
+            if not unsent:
+              unsent = None
               self._data.shutdown(socket.SHUT_WR)
               selector.modify(self._data, selectors.EVENT_READ)
           if events & selectors.EVENT_READ:
@@ -281,20 +308,20 @@ class _Process:
               return b''.join(parts)
             parts.append(part)
             count += len(part)
-            if count > most_bytes:
+            if count > max_bytes:
               raise _TooLong
         except BlockingIOError:
           continue
-        except BrokenPipeError:  # It ended without reading all of its input.
-          left = None
+        except BrokenPipeError:  # The program ended before it read all input.
+          unsent = None
           selector.modify(self._data, selectors.EVENT_READ)
         except ConnectionError:
           return b''.join(parts)
 
-  def _timed(self, deadline: float):
-    self._data.settimeout(self._left(deadline))
+  def _set_timeout(self, deadline: float):
+    self._data.settimeout(self._secs_left(deadline))
 
-  def _left(self, deadline: float) -> float:
+  def _secs_left(self, deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
       raise TimeoutError
@@ -302,10 +329,10 @@ class _Process:
 
 
 class CallSession:
-  """Expressions, evaluated one by one where the sources ran.
+  """A process that evaluates expressions in the module of its sources.
 
   Attributes:
-    loaded: How the sources ran. After a failure there is nothing to call.
+    loaded: The outcome of running the sources. After a failure no call works.
   """
 
   def __init__(
@@ -315,18 +342,19 @@ class CallSession:
     secs: float,
     reply_bytes: int,
   ):
-    self._process, self._most = process, reply_bytes
-    self.loaded = self._asked(list(sources), secs)
+    self._process, self._max_bytes = process, reply_bytes
+    self.loaded = self._request(list(sources), secs)
 
   def call(self, expression: str, secs: float) -> Reply:
-    """Of no use once a reply was not `alive`."""
-    return self._asked(expression, secs)
+    """Evaluates an expression; fails once a reply was not `alive`."""
+    return self._request(expression, secs)
 
-  def _asked(self, what, secs: float) -> Reply:
+  def _request(self, message, secs: float) -> Reply:
+    """Sends a JSON message and waits for the reply."""
     deadline = time.monotonic() + secs
     try:
-      self._process.send(_framed(what), deadline)
-      payload = self._process.receive(self._most, deadline)
+      self._process.send(_frame(message), deadline)
+      payload = self._process.receive(self._max_bytes, deadline)
     except TimeoutError:
       return Reply('timeout', alive=False)
     except _TooLong:
@@ -334,31 +362,32 @@ class CallSession:
     except ConnectionError:
       payload = None
     if payload is not None:
-      return _reply(payload)
+      return _parse_reply(payload)
     status = self._process.end(deadline)
     if self._process.lost:
       return Reply('lost', alive=False)
-    # The kernel ends so what used up its processor time.
-    late = status in (-signal.SIGXCPU, -signal.SIGKILL)
+    # The kernel sends these signals to a process that used up its CPU time.
+    timed_out = status in (-signal.SIGXCPU, -signal.SIGKILL)
     return Reply(
-      'timeout' if late else 'error',
+      'timeout' if timed_out else 'error',
       alive=False,
       message=f'exit status {status}',
     )
 
 
-def _framed(what) -> bytes:
-  payload = json.dumps(what).encode()
+def _frame(message) -> bytes:
+  """Encodes a message as JSON after four bytes of length."""
+  payload = json.dumps(message).encode()
   return struct.pack('>I', len(payload)) + payload
 
 
-def _reply(payload: bytes) -> Reply:
-  """Reads what a program may have forged."""
+def _parse_reply(payload: bytes) -> Reply:
+  """Parses a reply, which the program may have forged."""
   try:
-    found = json.loads(payload)
-    if 'error' not in found:
-      return Reply('ok', found['value'])
-    status, message = found['error'], str(found['message'])[:300]
+    reply = json.loads(payload)
+    if 'error' not in reply:
+      return Reply('ok', reply['value'])
+    status, message = reply['error'], str(reply['message'])[:300]
     if status not in ('error', 'forbidden', 'memory', 'output'):
       raise ValueError('no such status')
     return Reply(status, message=message)

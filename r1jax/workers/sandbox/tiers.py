@@ -1,13 +1,13 @@
-"""Three ways to shut a program in, the strongest first, and how each starts.
+"""The three tiers of confinement, the strongest first, and how each starts.
 
-  bubblewrap  its own namespaces: a file system of the interpreter alone, no
-              other process, no network. Needs `bwrap` and root or user
-              namespaces; as root, each slot has a user id of its own.
-  landlock    no privilege: the file system closes but for the interpreter.
-  chroot      root: the standard library's folder is the whole file system,
-              and each slot has a user id of its own.
+  bubblewrap  separate namespaces: the file system holds the interpreter alone,
+              no other process is visible, no network. Needs `bwrap` and root
+              or user namespaces; as root, each slot has its own user id.
+  landlock    needs no privileges: only the interpreter's files are readable.
+  chroot      needs root: the folder of the standard library is the whole file
+              system, and each slot has its own user id.
 
-In each, seccomp.py's allow-list and resource limits do most of the work.
+In every tier the allow-list of seccomp.py and resource limits do most of the work.
 """
 
 import dataclasses
@@ -25,11 +25,12 @@ from r1jax.workers.sandbox import landlock, seccomp
 from r1jax.workers.sandbox import server as sandbox_server
 
 TIERS = ('bubblewrap', 'landlock', 'chroot')
-# systemd's range for users that last as long as a service.
+# Start of systemd's range of dynamic user ids.
 _FIRST_UID = 61184
-# One order of a set's items for every server.
+# A fixed hash seed gives sets the same order in every server.
 _ENVIRONMENT = {'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8'}
-# The server's files come by its control socket: inside, no path leads to them.
+# The sources arrive through the control socket, since the sandbox does not see
+# their files. Each package that holds one of them is listed here.
 _LOADER = """
 import json, socket, sys, types
 control = socket.socket(fileno=0)
@@ -50,28 +51,33 @@ except BaseException as error:
 
 
 class SandboxUnavailable(UserError):
-  """Nothing here can shut a program in: none is run, nothing is scored."""
+  """No sandbox is available on this machine, so no program may run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-  """How a slot's server starts.
+  """How to start the server of a slot.
 
   Attributes:
-    command, environment: Of the process.
-    greeting: The first packet on its control socket, its standard input.
+    command: Command line of the process.
+    environment: Environment variables of the process.
+    handshake: First packet for its control socket, which is its standard input.
   """
 
   command: list[str]
   environment: dict[str, str]
-  greeting: bytes
+  handshake: bytes
 
 
 def launch(tier: str, slot: int) -> Launch:
-  """Raises SandboxUnavailable, saying what the tier lacks here."""
-  lacks = seccomp.check() or _lacks(tier)
-  if lacks:
-    raise SandboxUnavailable(f'{tier}: {lacks}')
+  """Returns how to start the server of a slot in a tier.
+
+  Raises:
+    SandboxUnavailable: This machine lacks something that the tier needs.
+  """
+  missing = seccomp.check() or _missing(tier)
+  if missing:
+    raise SandboxUnavailable(f'{tier}: {missing}')
   root = os.geteuid() == 0
   python = os.path.realpath(sys.executable)
   command = [python, '-sSB', '-c', _LOADER]
@@ -84,16 +90,17 @@ def launch(tier: str, slot: int) -> Launch:
     'readable': _libraries(),
   }
   modules = (code_values, seccomp, landlock, sandbox_server)
-  greeting = {
+  handshake = {
     'config': config,
     'sources': {
       module.__name__: inspect.getsource(module) for module in modules
     },
   }
-  return Launch(command, _ENVIRONMENT, json.dumps(greeting).encode())
+  return Launch(command, _ENVIRONMENT, json.dumps(handshake).encode())
 
 
-def _lacks(tier: str) -> str:
+def _missing(tier: str) -> str:
+  """Returns what a tier needs and this machine lacks; '' if nothing."""
   if tier == 'bubblewrap' and not shutil.which('bwrap'):
     return 'there is no bwrap command'
   if tier == 'landlock' and not landlock.version():
@@ -104,8 +111,8 @@ def _lacks(tier: str) -> str:
 
 
 def _libraries() -> list[str]:
-  """What an interpreter reads: its own library, and the shared ones."""
-  places = [
+  """Returns the paths that an interpreter reads: its own and shared libraries."""
+  paths = [
     os.path.join(sys.base_prefix, 'lib'),
     '/usr/lib',
     '/usr/lib64',
@@ -113,17 +120,19 @@ def _libraries() -> list[str]:
     '/lib64',
     '/etc/ld.so.cache',
   ]
-  return [place for place in dict.fromkeys(places) if os.path.exists(place)]
+  return [path for path in dict.fromkeys(paths) if os.path.exists(path)]
 
 
 def _bubblewrap(python: str, root: bool) -> list[str]:
-  """No /proc, no tmpfs that could be filled, no device but two."""
-  # As root without a user namespace: there the server can still give up root
-  # for a user id that no other slot has.
-  spaces = ['ipc', 'pid', 'net', 'uts', 'cgroup-try'] if root else ['all']
+  """Returns the bwrap command: no /proc, no tmpfs to fill, two devices.
+
+  Run by root, it uses no user namespace, so that the server can change from root
+  to a user id that no other slot has.
+  """
+  namespaces = ['ipc', 'pid', 'net', 'uts', 'cgroup-try'] if root else ['all']
   command = [
     shutil.which('bwrap'),
-    *(f'--unshare-{space}' for space in spaces),
+    *(f'--unshare-{namespace}' for namespace in namespaces),
     '--die-with-parent',
     '--new-session',
     '--clearenv',
@@ -132,11 +141,11 @@ def _bubblewrap(python: str, root: bool) -> list[str]:
   ]
   for name, value in _ENVIRONMENT.items():
     command += ['--setenv', name, value]
-  for place in [*_libraries(), python]:
-    for parent in reversed(pathlib.PurePath(place).parents[:-1]):
-      # Root's home is closed to others, and so would be its copy here.
+  for path in [*_libraries(), python]:
+    for parent in reversed(pathlib.PurePath(path).parents[:-1]):
+      # Root's home is not readable for other users, and its copy would not be.
       command += ['--perms', '0755', '--dir', str(parent)]
-    command += ['--ro-bind', place, place]
+    command += ['--ro-bind', path, path]
   for device in ('/dev/null', '/dev/urandom'):
     command += ['--dev-bind', device, device]
   command += ['--remount-ro', '/', '--chdir', '/', '--cap-drop', 'ALL']

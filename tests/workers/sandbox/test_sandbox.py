@@ -290,7 +290,7 @@ def test_the_canaries_notice_a_hole_in_the_filter(sandbox, monkeypatch, hole):
 
 
 def test_without_a_tier_nothing_runs(monkeypatch):
-  monkeypatch.setattr(tiers, '_lacks', lambda tier: 'it is not here')
+  monkeypatch.setattr(tiers, '_missing', lambda tier: 'it is not here')
   with pytest.raises(UserError, match='bubblewrap: it is not here; landlock'):
     Sandbox()
 
@@ -306,7 +306,7 @@ def test_a_tier_that_does_not_start_gives_way_to_the_next(sandbox, monkeypatch):
 
 def test_a_sandbox_that_cannot_start_again_scores_nothing(sandbox, monkeypatch):
   with Sandbox(slots=1, tier=sandbox.tier) as made, made.slot() as slot:
-    monkeypatch.setattr(tiers, '_lacks', lambda tier: 'it is gone')
+    monkeypatch.setattr(tiers, '_missing', lambda tier: 'it is gone')
     os.killpg(slot._server.pid, signal.SIGKILL)
     slot._server.wait()
     with pytest.raises(sandboxes.SandboxUnavailable, match='it is gone'):
@@ -343,4 +343,4 @@ def test_an_unknown_tier_is_named():
   ],
 )
 def test_a_forged_reply_is_an_error(payload):
-  assert sandbox_slot._reply(payload).status == 'error'
+  assert sandbox_slot._parse_reply(payload).status == 'error'
