@@ -15,7 +15,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(eq=False)
-class Block:
+class KVBlock:
   """A block of the pool and the tokens that it holds.
 
   Attributes:
@@ -48,11 +48,11 @@ class BlockPool:
 
   def __init__(self, num_blocks: int):
     self._free = deque(range(1, num_blocks))
-    self._cached: dict[bytes, Block] = {}
+    self._cached: dict[bytes, KVBlock] = {}
     # The sizes in tokens of the cached blocks that follow each parent.
     self._child_sizes: dict[bytes, Counter[int]] = {}
-    # Cached and unreferenced, least recently used first; by Block.generated.
-    self._evictable: tuple[OrderedDict[bytes, Block], ...] = (
+    # Cached and unreferenced, least recently used first; by KVBlock.generated.
+    self._evictable: tuple[OrderedDict[bytes, KVBlock], ...] = (
       OrderedDict(),
       OrderedDict(),
     )
@@ -62,7 +62,7 @@ class BlockPool:
     """Number of blocks that are free or can be evicted."""
     return len(self._free) + sum(map(len, self._evictable))
 
-  def allocate(self) -> Block:
+  def allocate(self) -> KVBlock:
     """Takes a free block, evicting a cached one if there is none.
 
     Generated blocks are evicted before prefilled ones, since prompts recur
@@ -71,21 +71,23 @@ class BlockPool:
     if not self._free:
       prefilled, generated = self._evictable
       self._evict(next(iter((generated or prefilled).values())))
-    return Block(self._free.popleft())
+    return KVBlock(self._free.popleft())
 
-  def match_prefix(self, tokens: np.ndarray) -> list[Block]:
+  def match_prefix(self, tokens: np.ndarray) -> list[KVBlock]:
     """Returns cached blocks that hold the longest prefix of these tokens.
 
     At each step the fullest block that matches is taken.
     """
-    blocks: list[Block] = []
+    blocks: list[KVBlock] = []
     parent_hash, start = b'', 0
     while block := self._next_match(parent_hash, tokens[start:]):
       blocks.append(block)
       parent_hash, start = block.block_hash, start + block.num_tokens
     return blocks
 
-  def _next_match(self, parent_hash: bytes, tokens: np.ndarray) -> Block | None:
+  def _next_match(
+    self, parent_hash: bytes, tokens: np.ndarray
+  ) -> KVBlock | None:
     for size in sorted(self._child_sizes.get(parent_hash, ()), reverse=True):
       if size <= len(tokens):
         block = self._cached.get(_hash(parent_hash, tokens[:size]))
@@ -93,13 +95,13 @@ class BlockPool:
           return block
     return None
 
-  def acquire(self, blocks: Sequence[Block]):
+  def acquire(self, blocks: Sequence[KVBlock]):
     """Adds a reference to each block."""
     for block in blocks:
       block.ref_count += 1
       self._evictable[block.generated].pop(block.block_hash, None)
 
-  def cache(self, block: Block, parent_hash: bytes, tokens: np.ndarray):
+  def cache(self, block: KVBlock, parent_hash: bytes, tokens: np.ndarray):
     """Adds a block to the prefix cache; it replaces an equal one.
 
     Args:
@@ -118,7 +120,7 @@ class BlockPool:
     self._cached[block_hash] = block
     self._child_sizes.setdefault(parent_hash, Counter())[block.num_tokens] += 1
 
-  def release(self, blocks: Sequence[Block]):
+  def release(self, blocks: Sequence[KVBlock]):
     """Drops one sequence's reference to each of its blocks.
 
     Args:
@@ -135,13 +137,13 @@ class BlockPool:
       else:
         self._free.append(block.block_id)
 
-  def _evict(self, block: Block):
+  def _evict(self, block: KVBlock):
     """Frees a cached block that no sequence references."""
     del self._evictable[block.generated][block.block_hash]
     self._uncache(block)
     self._free.append(block.block_id)
 
-  def _uncache(self, block: Block):
+  def _uncache(self, block: KVBlock):
     """Removes a block from the prefix cache."""
     del self._cached[block.block_hash]
     sizes = self._child_sizes[block.parent_hash]

@@ -50,8 +50,8 @@ class Programs(CachedModel):
 
     Args:
       params: Parameters in the decoding layout.
-      kv_cache: Block pools by stack.
-      block_tables: Block tables of the rows.
+      kv_cache: KVBlock pools by stack.
+      block_tables: KVBlock tables of the rows.
       tokens_BT: int32 tokens.
       count_B: int32, number of leading tokens of each row that count.
 
@@ -110,8 +110,8 @@ class Programs(CachedModel):
 
     Args:
       params: Parameters in the decoding layout.
-      kv_cache: Block pools by stack.
-      block_tables: Block tables of the rows.
+      kv_cache: KVBlock pools by stack.
+      block_tables: KVBlock tables of the rows.
       metadata: Sampling parameters.
       token_B: int32, last token of each sequence, which is fed first.
       num_top_logprobs: O, see sampling.sample_tokens.

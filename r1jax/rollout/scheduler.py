@@ -21,7 +21,7 @@ import dataclasses
 
 import numpy as np
 
-from r1jax.rollout.block_pool import Block, BlockPool
+from r1jax.rollout.block_pool import BlockPool, KVBlock
 from r1jax.rollout.sampling import SamplingParams
 
 
@@ -117,8 +117,8 @@ class PrefillJob:
   """
 
   shard: int
-  prefix_blocks: list[Block]
-  blocks: list[Block]
+  prefix_blocks: list[KVBlock]
+  blocks: list[KVBlock]
   tokens: np.ndarray
   depends_on: 'PrefillJob | None'
   num_computed: int = 0
@@ -151,7 +151,7 @@ class RunningSequence:
 
   completion: Completion
   shard: int
-  blocks: list[Block]
+  blocks: list[KVBlock]
   num_prefilled_blocks: int
   block_size: int
 
@@ -240,7 +240,7 @@ class Scheduler:
 
   def _choose_shard(
     self, completion: Completion, tokens: np.ndarray
-  ) -> tuple[int, list[Block]] | None:
+  ) -> tuple[int, list[KVBlock]] | None:
     """Returns the shard to decode in and the cached blocks to reuse there.
 
     A shard that caches all of the tokens is preferred, up to an even share of
@@ -275,15 +275,15 @@ class Scheduler:
     return placement
 
   def _usable_prefix(
-    self, prefix: list[Block], num_tokens: int, remaining_tokens: int
-  ) -> list[Block]:
+    self, prefix: list[KVBlock], num_tokens: int, remaining_tokens: int
+  ) -> list[KVBlock]:
     """Drops trailing cached blocks that it costs more to reuse.
 
     A partial block is dropped where reusing it would need one block more than
     recomputing its tokens, or more blocks than a sequence may have.
     """
 
-    def blocks_needed(prefix: list[Block]) -> int:  # For all num_tokens.
+    def blocks_needed(prefix: list[KVBlock]) -> int:  # For all num_tokens.
       missing = num_tokens - _num_tokens(prefix)
       return len(prefix) + _num_blocks(missing, self._block_size)
 
@@ -302,7 +302,7 @@ class Scheduler:
     completion: Completion,
     tokens: np.ndarray,
     shard: int,
-    prefix: list[Block],
+    prefix: list[KVBlock],
     writers: dict[int, PrefillJob],
   ) -> PrefillJob | None:
     """Starts a sequence in the shard; returns what is to be prefilled."""
@@ -399,5 +399,5 @@ def _num_blocks(num_tokens: int, block_size: int) -> int:
   return -(-num_tokens // block_size)
 
 
-def _num_tokens(blocks: Sequence[Block]) -> int:
+def _num_tokens(blocks: Sequence[KVBlock]) -> int:
   return sum(block.num_tokens for block in blocks)

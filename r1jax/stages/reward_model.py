@@ -31,7 +31,7 @@ _MIN_STD = 1e-6  # Scores of a model that has learnt nothing are all alike.
 
 
 @registry.stage('reward_model')
-class RewardModel(PreferenceStage):
+class RewardModelStage(PreferenceStage):
   """Scores responses by a scalar head at their last token."""
 
   section = RewardModelConfig

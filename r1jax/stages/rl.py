@@ -187,31 +187,7 @@ class RL(TrainedStage):
       group.batch, c.group_size, c.max_new_tokens, group.completions, step
     )
     self._reward.check(scored)
-    old_logp_BT, ref_logp_BT = self._log_probs(state, rollout)
-    reward_B = jnp.asarray(scored.reward_B)
-    if c.kl_in_reward:
-      reward_B -= c.kl_coef * common.masked_sum(
-        common.kl_estimate(c.kl_estimator, old_logp_BT, ref_logp_BT),
-        rollout.mask_BT,
-        axis=1,
-      )
-    adv_B, varied_P = advantage.group(
-      reward_B,
-      rollout.group_B,
-      len(group.prompts),
-      scale_rewards=c.scale_rewards,
-      scorable_B=jnp.asarray(scored.scorable_B),
-    )
-    batch = RLBatch(
-      rollout=_masked(
-        rollout,
-        scored.scorable_B & group.counts_B,
-        c.mask_truncated_completions,
-      ),
-      adv_BT=adv_B[:, None],
-      old_logp_BT=old_logp_BT,
-      ref_logp_BT=ref_logp_BT,
-    )
+    batch, varied_P = self._with_advantages(state, group, rollout)
     batch, metrics = self._critic.advantages(
       state.train.params, state.critic, batch, scored.reward_B
     )
@@ -246,6 +222,42 @@ class RL(TrainedStage):
       'completions': len(rows),
     }
     return StepOutput(state, values, counts)
+
+  def _with_advantages(
+    self, state: RLState, group: collect.CollectedGroups, rollout: Rollout
+  ):
+    """Returns the batch with its log-probabilities and advantages of groups.
+
+    Returns:
+      The RLBatch, and bool [P], whether the rewards of a group differ.
+    """
+    c, scored = self._config, group.scored
+    old_logp_BT, ref_logp_BT = self._log_probs(state, rollout)
+    reward_B = jnp.asarray(scored.reward_B)
+    if c.kl_in_reward:
+      reward_B -= c.kl_coef * common.masked_sum(
+        common.kl_estimate(c.kl_estimator, old_logp_BT, ref_logp_BT),
+        rollout.mask_BT,
+        axis=1,
+      )
+    adv_B, varied_P = advantage.group(
+      reward_B,
+      rollout.group_B,
+      len(group.prompts),
+      scale_rewards=c.scale_rewards,
+      scorable_B=jnp.asarray(scored.scorable_B),
+    )
+    batch = RLBatch(
+      rollout=_masked(
+        rollout,
+        scored.scorable_B & group.counts_B,
+        c.mask_truncated_completions,
+      ),
+      adv_BT=adv_B[:, None],
+      old_logp_BT=old_logp_BT,
+      ref_logp_BT=ref_logp_BT,
+    )
+    return batch, varied_P
 
   def evaluate(self, state: RLState, step: int, directory: Path) -> dict:
     """Evaluates held-out problems and writes completions to samples/."""

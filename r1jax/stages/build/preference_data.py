@@ -64,17 +64,7 @@ def datasets(
   check(config, parts, name)
   quarantine = Quarantine(config.data.max_bad_row_share)
   rows = _Rows(config, name, parts, labelled, quarantine)
-  train, held_out = [], []
-  for source, count in mixture.parse(c.data).items():
-    own, aside = rows.split(source, count)
-    train += own
-    held_out += aside
-  if c.eval_data:
-    held_out = [
-      row
-      for source, count in mixture.parse(c.eval_data).items()
-      for row in rows.held_out(source, count)
-    ]
+  train, held_out = rows.all()
   total = len(train) + len(held_out) + len(quarantine.dropped)
   examples, eval_examples = (
     tokenise(split, quarantine) for split in (train, held_out)
@@ -189,6 +179,21 @@ class _Rows:
     self._seed = config.seed
     self._template, self._labelled = parts.template, labelled
     self._quarantine = quarantine
+
+  def all(self) -> tuple[list[Preference], list[Preference]]:
+    """Returns all rows to learn from, and all that are held out."""
+    train, held_out = [], []
+    for source, count in mixture.parse(self._c.data).items():
+      own, aside = self.split(source, count)
+      train += own
+      held_out += aside
+    if self._c.eval_data:
+      held_out = [
+        row
+        for source, count in mixture.parse(self._c.eval_data).items()
+        for row in self.held_out(source, count)
+      ]
+    return train, held_out
 
   def split(
     self, source: str, count: float | None
