@@ -8,14 +8,15 @@
 
 `config.plugins = ('my_rewards.py',)` imports such a file before names are
 looked up. A name is registered once; a second registration is an error that
-names both files.
+names both files. What the package itself registers is built in; the rest runs
+under the limits of worker processes where its kind has some.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import inspect
 from pathlib import Path
 import sys
 import traceback
@@ -35,37 +36,50 @@ class Registry:
   def __init__(self, kind: str, names_objects: bool = False):
     self.kind, self.names_objects = kind, names_objects
     self._objects: dict[str, Any] = {}
-    self._files: dict[str, str] = {}
+    self._origins: dict[str, Origin] = {}
 
-  def __call__(self, name: str) -> Callable[[Any], Any]:
-    """Returns a decorator that registers a function or class under a name.
+  def __call__(self, name: str, **options: Any) -> Callable[[Any], Any]:
+    """Returns a decorator that registers an object under a name.
+
+    Args:
+      name: The name by which a config refers to it.
+      **options: Options that are kept beside the object, such as batch=True.
 
     Raises:
-      UserError: another file has registered the name already.
+      UserError: the name is registered already.
     """
+    file = _calling_file()
+    return lambda made: self.add(name, made, file, **options)
 
-    def register(made):
-      return self.add(name, made, _file_of(made))
-
-    return register
-
-  def add(self, name: str, made: Any, file: str = '') -> Any:
+  def add(self, name: str, made: Any, file: str = '', **options: Any) -> Any:
     """Registers an object under a name and returns it.
 
     Args:
-      name: What a config calls it.
+      name: The name by which a config refers to it.
       made: A function, a class or a record.
-      file: The file that registers it, for errors.
+      file: The file that registers it; by default that of the caller.
+      **options: Options that are kept beside the object.
 
     Raises:
-      UserError: another file has registered the name already.
+      UserError: another file has registered the name already, or the plugin
+        that is being imported has.
     """
-    if name in self._objects and self._files[name] != file:
+    file = file or _calling_file()
+    before = self._origins.get(name)
+    if before and (
+      before.file != file or (self.kind, name) in _importing.names
+    ):
+      first, second = before.file, file
+      if _is_built_in(second):  # The plugin was imported first; it is at fault.
+        first, second = second, first
       raise UserError(
-        f'{file or "plugin"}: the {self.kind} {name!r} is already registered '
-        f'by {self._files[name] or "r1jax"}; choose another name'
+        f'{second}: the {self.kind} {name!r} is already registered by '
+        f'{"r1jax" if _is_built_in(first) else first}; choose another name'
       )
-    self._objects[name], self._files[name] = made, file
+    _importing.names.add((self.kind, name))
+    plugin = '' if _is_built_in(file) else _importing.plugin or file
+    self._objects[name] = made
+    self._origins[name] = Origin(file, plugin, options)
     if self.names_objects:
       made.name = name
     return made
@@ -84,9 +98,9 @@ class Registry:
       raise unknown(f'{key}: {self.kind}' if key else self.kind, name, self)
     return self._objects[name]
 
-  def file(self, name: str) -> str:
-    """The file that registered a name."""
-    return self._files[name]
+  def origin(self, name: str) -> 'Origin':
+    """Returns who registered a name, and with which options."""
+    return self._origins[name]
 
   def __contains__(self, name: object) -> bool:
     return name in self._objects
@@ -100,8 +114,56 @@ class Registry:
 
   def forget(self, file: str):
     """Removes every name that a file has registered."""
-    for name in [n for n, origin in self._files.items() if origin == file]:
-      del self._objects[name], self._files[name]
+    for name in [n for n, o in self._origins.items() if o.file == file]:
+      del self._objects[name], self._origins[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Who registered a name.
+
+  Attributes:
+    file: The file that did.
+    plugin: What `load_plugins` takes to register it again, in another process:
+      an absolute path or the name of a module; '' for what is built in.
+    options: Options of the registration.
+  """
+
+  file: str
+  plugin: str
+  options: Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class _Import:
+  """The plugin that is being imported, if any, and the names of it so far."""
+
+  plugin: str = ''
+  names: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+
+
+class _NoNames(set):
+  """The names outside of an import: a notebook's cell may register again."""
+
+  def add(self, _):
+    pass
+
+
+_NO_IMPORT = _Import(names=_NoNames())
+_importing = _NO_IMPORT
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _is_built_in(file: str) -> bool:
+  return Path(file).is_relative_to(_PACKAGE)
+
+
+def _calling_file() -> str:
+  """Returns the file of the nearest caller outside of this module."""
+  frame = sys._getframe(1)
+  while frame.f_back and frame.f_code.co_filename == __file__:
+    frame = frame.f_back
+  return str(Path(frame.f_code.co_filename).resolve())
 
 
 reward = Registry('reward')
@@ -152,12 +214,21 @@ def load_plugins(names: Sequence[str]) -> dict[str, str]:
     path = plugin_file(name)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if _loaded.get(str(path)) != digest:
-      for registry in KINDS:
-        registry.forget(str(path))
-      _import(name, path)
+      _forget(path)
+      try:
+        _import(name, path)
+      except UserError:
+        _forget(path)
+        raise
       _loaded[str(path)] = digest
     digests[str(path)] = digest
   return digests
+
+
+def _forget(path: Path):
+  for registry in KINDS:
+    registry.forget(str(path))
+  _loaded.pop(str(path), None)
 
 
 def plugin_file(name: str) -> Path:
@@ -181,8 +252,11 @@ def plugin_file(name: str) -> Path:
 
 
 def _import(name: str, path: Path):
+  global _importing
+  is_file = name.endswith('.py')
+  _importing = _Import(str(path) if is_file else name)
   try:
-    if not name.endswith('.py'):
+    if not is_file:
       module = sys.modules.get(name)
       importlib.reload(module) if module else importlib.import_module(name)
       return
@@ -198,6 +272,8 @@ def _import(name: str, path: Path):
       f'plugins: {path}{_line(error, path)}: {type(error).__name__}: '
       f'{" ".join(str(error).split())[:300]}'
     ) from error
+  finally:
+    _importing = _NO_IMPORT
 
 
 def _line(error: BaseException, path: Path) -> str:
@@ -210,11 +286,3 @@ def _line(error: BaseException, path: Path) -> str:
   if isinstance(error, SyntaxError) and error.filename == str(path):
     lines.append(error.lineno)
   return f':{lines[-1]}' if lines else ''
-
-
-def _file_of(made: Any) -> str:
-  """The file that defines a function or class."""
-  try:
-    return str(Path(inspect.getfile(inspect.unwrap(made))).resolve())
-  except TypeError:  # A record, or a built-in.
-    return ''

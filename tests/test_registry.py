@@ -97,3 +97,23 @@ def test_a_name_that_comes_twice_names_both_files(plugin):
 def test_a_plugin_that_is_not_there_is_named(plugin, name):
   with pytest.raises(UserError, match=f'plugins: no .*{name}'):
     registry.load_plugins([name])
+
+
+def test_options_are_kept_beside_the_object(plugin):
+  name = plugin(
+    'from r1jax import registry\n'
+    "@registry.reward('mine', batch=True)\n"
+    'def mine(samples):\n  return [1.0] * len(samples)\n'
+  )
+  [path] = registry.load_plugins([name])
+  origin = registry.reward.origin('mine')
+  assert (origin.file, origin.plugin) == (path, path)
+  assert origin.options == {'batch': True}
+
+
+def test_a_plugin_that_registers_a_name_twice_leaves_none(plugin):
+  once = "@registry.reward('mine')\ndef mine(sample):\n  return 1.0\n"
+  name = plugin(f'from r1jax import registry\n{once}{once}')
+  with pytest.raises(UserError, match="my_plugin.py: the reward 'mine' is alr"):
+    registry.load_plugins([name])
+  assert 'mine' not in registry.reward

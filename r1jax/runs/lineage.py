@@ -104,8 +104,8 @@ def inputs(config: RunConfig) -> dict[str, Path]:
     found['init'] = build.init_file(config)
   if config.tokenizer.source not in tokenizer.BUILT_IN:
     found['tokenizer.source'] = readers.resolve(config.tokenizer.source)
-  for plugin in config.plugins:
-    found |= listed('plugins', [registry.plugin_file(plugin)])
+  if config.plugins:
+    found |= listed('plugins', list(map(registry.plugin_file, config.plugins)))
   for stage in classes:
     for key, paths in stage.reads(config).items():
       found |= listed(key, paths)

@@ -16,6 +16,7 @@ from typing import Any
 
 import ml_collections
 
+from r1jax import registry
 from r1jax.config.keys import flatten
 from r1jax.config.load import load
 from r1jax.config.schema.run import RunConfig
@@ -41,11 +42,11 @@ class PipelineConfig:
 
 
 def load_pipeline(config: ml_collections.ConfigDict) -> PipelineConfig:
-  """Reads the config of a pipeline.
+  """Reads the config of a pipeline and imports the plugins of its runs.
 
   Raises:
-    UserError: it is no pipeline, names a run without a config, or one of the
-      configs is wrong; with every wrong key of the run.
+    UserError: it is no pipeline, names a run without a config, one of the
+      configs is wrong (with every wrong key of the run), or a plugin fails.
   """
   stages = tuple(config.get('stages', ()))
   if not isinstance(config.get('evaluations'), (tuple, list)):
@@ -58,6 +59,7 @@ def load_pipeline(config: ml_collections.ConfigDict) -> PipelineConfig:
   runs = {}
   for name in stages:
     run = load(run_of(config, name), RunConfig, f'pipeline: {name}')
+    registry.load_plugins(run.plugins)
     runs[name] = dataclasses.replace(run, seed=run.seed + config.get('seed', 0))
   return PipelineConfig(stages, tuple(config.evaluations), runs)
 

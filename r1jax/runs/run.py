@@ -44,6 +44,7 @@ def train(
     UserError: bad input, before anything is written.
   """
   began = time.monotonic()
+  registry.load_plugins(config.plugins)
   check_names(config)
   parts = build.parts(config)
   stages = [stage_class(name)(config, parts) for name in running(config)]
@@ -79,6 +80,7 @@ def check(config: RunConfig, missing: Collection[str] = ()):
   Raises:
     UserError: naming the key.
   """
+  registry.load_plugins(config.plugins)
   check_names(config)
   parts = build.parts(config)
   names = running(config)
