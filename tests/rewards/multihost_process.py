@@ -20,15 +20,15 @@ def main(address: str, processes: int, process: int):
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(address, processes, process)
   mine = [group for group in range(GROUPS) if multihost.is_local(group)]
-  told = {'mine': mine, 'whole': together(mine, mine)}
-  told['first'] = together([0] if process == 0 else [], [0], groups=1)
+  output = {'mine': mine, 'whole': together(mine, mine)}
+  output['first'] = together([0] if process == 0 else [], [0], groups=1)
   for failing in range(processes):
     try:
       together(mine, [] if process == failing else mine)
     except Exception as error:
-      told[f'failure of {failing}'] = f'{type(error).__name__}: {error}'
-  told['after'] = together(mine, mine)
-  print(json.dumps(told))
+      output[f'failure of {failing}'] = f'{type(error).__name__}: {error}'
+  output['after'] = together(mine, mine)
+  print(json.dumps(output))
 
 
 def together(mine, can, groups: int = GROUPS) -> dict:

@@ -31,7 +31,7 @@ def _start(address: str, process: int):
   )
 
 
-def _told(process) -> dict:
+def _output(process) -> dict:
   out, errors = process.communicate(timeout=120)
   assert process.returncode == 0, errors
   return json.loads(out.splitlines()[-1])
@@ -42,14 +42,14 @@ def test_two_processes_score_half_each_and_hold_the_same_whole():
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  first, second = map(_told, [_start(address, process) for process in (0, 1)])
+  first, second = map(_output, [_start(address, process) for process in (0, 1)])
   assert first.pop('mine') == [0, 2, 4] and second.pop('mine') == [1, 3]
   want = one.as_json(
     ScoredRollout.concatenate(list(map(one.graded, range(one.GROUPS))))
   )
-  for told in (first, second):
-    assert told['whole'] == told['after'] == want
-    assert told['first'] == one.as_json(one.graded(0))
+  for output in (first, second):
+    assert output['whole'] == output['after'] == want
+    assert output['first'] == one.as_json(one.graded(0))
   own = 'ValueError: nobody grades {}'
   other = (
     'RewardError: reward: process {} could not score its share: '

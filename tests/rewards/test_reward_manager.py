@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from r1jax.config import base
+from r1jax.config.load import load
+from r1jax.config.schema.run import RunConfig
 from r1jax.data.datasets import countdown_answer, read_jsonl
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
@@ -19,7 +21,7 @@ from r1jax.rewards.reward_manager import (
   RewardManager,
   RewardOptions,
 )
-from r1jax.stages.build import parts as build
+from r1jax.stages.build import sampler
 from r1jax.workers import pool as workers
 
 
@@ -285,7 +287,8 @@ def test_a_config_says_what_half_a_program_is_worth(monkeypatch, partial, want):
   monkeypatch.setattr(code_grader, 'sandbox', lambda: None)
   config = base.get_config()
   config.rl.code_partial_credit = partial
-  reward = build.reward(config, types.SimpleNamespace(parser=ResponseParser()))
+  parts = types.SimpleNamespace(parser=ResponseParser())
+  reward = sampler.reward(load(config, RunConfig), parts)
   prompt = _prompts()[0].replace(
     source='code',
     answer=json.dumps(

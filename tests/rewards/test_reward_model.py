@@ -78,12 +78,12 @@ def test_helpfulness_reads_the_summary_and_safety_all(model):
   ).all()
 
 
-def test_scores_are_told_in_deviations(model):
+def test_helpful_scores_are_normalised(model):
   plain = _reward_model(model, 'helpful').score(_PROMPTS, _TEXTS)
-  told = _reward_model(model, 'helpful', mean=0.5, std=2.0).score(
+  normalised = _reward_model(model, 'helpful', mean=0.5, std=2.0).score(
     _PROMPTS, _TEXTS
   )
-  np.testing.assert_allclose(told, (plain - 0.5) / 2, atol=1e-6)
+  np.testing.assert_allclose(normalised, (plain - 0.5) / 2, atol=1e-6)
 
 
 def test_a_long_pair_loses_its_beginning(model):

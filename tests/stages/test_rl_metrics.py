@@ -1,4 +1,4 @@
-"""What a step says of samples that no grader could grade."""
+"""Metrics of a step with samples that no grader could grade."""
 
 import json
 
@@ -23,10 +23,10 @@ def _scored(*verdicts: str) -> ScoredRollout:
   )
 
 
-def _told(scored: ScoredRollout) -> dict:
+def _metrics(scored: ScoredRollout) -> dict:
   rows = len(scored.texts)
   ones = np.ones((rows, 2), np.int32)
-  return rl._told(
+  return rl._rollout_metrics(
     scored,
     Rollout(
       tokens_BT=ones,
@@ -44,19 +44,19 @@ def _told(scored: ScoredRollout) -> dict:
 
 
 def test_they_count_in_the_shares_and_in_no_mean():
-  told = _told(_scored('correct', 'timeout', 'wrong', 'crash'))
-  assert told['verdict/timeout'] == told['verdict/crash'] == 0.25
+  metrics = _metrics(_scored('correct', 'timeout', 'wrong', 'crash'))
+  assert metrics['verdict/timeout'] == metrics['verdict/crash'] == 0.25
   assert (
-    sum(value for name, value in told.items() if name.startswith('verdict/'))
+    sum(value for name, value in metrics.items() if name.startswith('verdict/'))
     == 1
   )
-  assert told['rewards/accuracy/mean'] == told['reward'] == 0.5
-  assert told['reward_std'] == 0.5
+  assert metrics['rewards/accuracy/mean'] == metrics['reward'] == 0.5
+  assert metrics['reward_std'] == 0.5
 
 
 @pytest.mark.filterwarnings('error')
 def test_a_step_without_a_single_grade_has_no_mean():
-  assert np.isnan(_told(_scored('timeout', 'crash'))['reward'])
+  assert np.isnan(_metrics(_scored('timeout', 'crash'))['reward'])
 
 
 def test_their_rows_are_json_without_an_accuracy():
