@@ -150,12 +150,15 @@ def _check_overrides(file: str, args: list[str]):
     raise UserError(f'config: no file {path}')
   known = flatten(config_of_file(path, *argument).to_dict())
   sections = {key.rsplit('.', n)[0] for key in known for n in range(1, 4)}
+  wrong = []
   for arg in args:
     if arg.startswith(('--config.', '-config.')):
       key = arg.split('=')[0].split('.', 1)[1]
       if key not in known and key not in sections:
         near = difflib.get_close_matches(key, known, 1, 0)
-        raise UserError(f'config: unknown key {key}; did you mean {near[0]}?')
+        wrong.append(f'unknown key {key} (did you mean {near[0]}?)')
+  if wrong:
+    raise UserError(f'config: {"; ".join(wrong)}')
 
 
 def config_of_file(path: str, *argument: str) -> ConfigDict:

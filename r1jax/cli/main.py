@@ -8,6 +8,7 @@ Each command is a module of r1jax/cli/commands with `define_flags(values)`,
   config  The command takes any config.
   stage   It takes the config of one run, or a stage of a pipeline (--stage).
   path    It takes a path instead of a config: `run(path, values)`.
+  plain   It takes neither: `run(values)`.
 
 Nothing heavy is imported before a command runs: errors and help are fast.
 """
@@ -32,7 +33,9 @@ commands:
   lineage        show where a run came from:      r1jax lineage RUN
   eval           pass@1, best of n, tree search:  [--workdir=DIR]
   sample         complete prompts:                [--workdir=DIR] --prompt=TEXT
-  config         print a config with all keys
+  config         print a config with all keys, or what a key means:
+                                                  r1jax config --help KEY
+  docs           write the page of all keys:      [--out=DIR]
   info           count parameters, FLOPs and memory
   aot            compile for a TPU slice that is not there:
                                                   --topology=v5p:8x8x16
@@ -43,8 +46,8 @@ commands:
                                                   r1jax export-hf SOURCE --out=DIR
 
 For a pipeline, eval, sample, info, aot and decontaminate take --stage=STAGE.
-`r1jax COMMAND --help` shows the flags of a command; r1jax/config/base.py
-declares every key of a config. Without --workdir, train and pipeline write to
+`r1jax COMMAND --help` shows the flags of a command, and `r1jax config --help`
+the keys of a config. Without --workdir, train and pipeline write to
 runs/<name of the config>, and eval and sample read the weights of config.init.
 """
 COMMANDS = (
@@ -54,6 +57,7 @@ COMMANDS = (
   'eval',
   'sample',
   'config',
+  'docs',
   'info',
   'aot',
   'decontaminate',
@@ -84,8 +88,8 @@ def run(argv: list[str]):
     )
   module = name.replace('-', '_')
   command = importlib.import_module(f'r1jax.cli.commands.{module}')
-  if command.KIND == 'path':
-    _run_on_path(name, command, args)
+  if command.KIND in ('path', 'plain'):
+    _run_without_config(name, command, args)
   else:
     _run_on_config(name, command, args)
 
@@ -99,7 +103,11 @@ def _run_on_config(name: str, command, args: list[str]):
   if command.KIND == 'stage':
     config_file.define_stage_flag(values)
   if any(arg in _HELP_FLAGS for arg in args):
-    print(f'usage: r1jax {name} --config=CONFIG [flags]\n{values.get_help()}')
+    topics = [arg for arg in args if not arg.startswith('-')]
+    if not topics:
+      print(f'usage: r1jax {name} --config=CONFIG [flags]\n{values.get_help()}')
+    if hasattr(command, 'help_text'):
+      print(command.help_text(topics))
     return
   config = config_file.load(values, holder, args)
   if command.KIND == 'stage':
@@ -107,7 +115,7 @@ def _run_on_config(name: str, command, args: list[str]):
   command.run(config, values)
 
 
-def _run_on_path(name: str, command, args: list[str]):
+def _run_without_config(name: str, command, args: list[str]):
   from absl import flags
 
   values = flags.FlagValues()
@@ -123,9 +131,10 @@ def _run_on_path(name: str, command, args: list[str]):
     paths = values(['r1jax', *args])[1:]
   except flags.Error as error:
     raise UserError(f'{name}: {error}') from error
-  if len(paths) != 1 or ('out' in values and not values.out):
+  num_paths = 1 if command.KIND == 'path' else 0
+  if len(paths) != num_paths or ('out' in values and not values.out):
     raise UserError(usage)
-  command.run(paths[0], values)
+  command.run(*paths, values)
 
 
 def _configure_logging():

@@ -1,10 +1,11 @@
 """The keys of a config in words: for `r1jax config --help KEY` and the docs."""
 
+import difflib
 import textwrap
 
 from r1jax.config.field import Spec, first_sentence, type_name, walk
 from r1jax.config.schema.run import RunConfig
-from r1jax.errors import unknown
+from r1jax.errors import UserError
 
 _WIDTH = 80
 
@@ -24,7 +25,8 @@ def describe(name: str) -> str:
       _entry(key, *rest) for key, rest in rows.items() if '.' not in key
     )
   if name not in rows:
-    raise unknown('config: key', name, rows)
+    near = difflib.get_close_matches(name, rows, 1, 0)[0]
+    raise UserError(f'config: unknown key {name!r}; did you mean {near!r}?')
   hint, spec, value = rows[name]
   if not spec.is_section:
     return _entry(name, hint, spec, value)

@@ -9,12 +9,14 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.runs import stage_list
 from r1jax.runs.pipeline_config import MARK, marked
+from r1jax.stages.build import reward_models
 from r1jax.stages.stage import Kind, Stage
 
 # Keys that every stage may take from another one.
+_SEARCH_MODEL = 'eval.search.process_reward_model'
 _COMMON: Mapping[str, tuple[Kind, ...]] = {
   'init': (Kind.POLICY,),
-  'eval.search.process_reward_model': (Kind.PRM,),
+  _SEARCH_MODEL: (Kind.PRM,),
 }
 
 
@@ -91,6 +93,8 @@ def check_fit(
     _check_weights(here, name, child, key, parent_name, parent)
   try:
     stage.check_input(child, key, parent, parent_name)
+    if key == _SEARCH_MODEL:
+      reward_models.check_length(child, parent, parent_name)
   except UserError as error:
     raise UserError(f'{here}: {error}') from error
 

@@ -16,6 +16,7 @@ from r1jax.rollout.engine import Engine
 from r1jax.runs import run, stage_list, validate
 from r1jax.runs.pipeline_config import PipelineConfig, resolved
 from r1jax.stages.build import parts as build
+from r1jax.stages.build import sampler
 from r1jax.stages.stage import Kind
 
 MEASURED = 'evaluation.json'
@@ -128,7 +129,7 @@ class _EvaluationSuite:
         'data.eval_path': '',
       },
     )
-    return build.evaluator(own, *self._sampler(config))
+    return sampler.evaluator(own, *self._sampler(config))
 
   def _sampler(self, config: RunConfig) -> tuple[build.Parts, Engine]:
     # The sampler knows nothing of a step's sizes but how many rows it needs.
@@ -154,7 +155,7 @@ class _EvaluationSuite:
     )
     if key not in self._samplers:
       parts = build.parts(config)
-      self._samplers = {key: (parts, build.engine(config, parts))}
+      self._samplers = {key: (parts, sampler.engine(config, parts))}
     return self._samplers[key]
 
 

@@ -85,7 +85,8 @@ def check(config: RunConfig, missing: Collection[str] = ()):
   parts = build.parts(config)
   names = running(config)
   fresh = stage_class(names[0]).starts_fresh
-  if not fresh and config.init != 'random' and config.init not in names:
+  # An earlier run may still make the base of this config.
+  if not fresh and config.init not in ('random', *registry.stage):
     _check_init(config)
   for name in names:
     if missing:

@@ -31,10 +31,10 @@ def check_names(config: RunConfig):
       raise UserError(
         f'stages: {name} begins with random parameters: put it first'
       )
-  for name, stage in zip(names[:-1], classes[:-1]):
+  for name, stage, following in zip(names, classes, names[1:]):
     if stage.leaves(config) is not Kind.POLICY:
       raise UserError(
-        f'stages: {name} leaves no policy for {names[-1]} to begin with; run '
+        f'stages: {name} leaves no policy for {following} to begin with; run '
         'it with a config of its own'
       )
 

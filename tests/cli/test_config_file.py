@@ -86,6 +86,7 @@ def test_help_and_config_import_nothing_heavy():
     (['--help'], ['absl', 'ml_collections', 'numpy', 'jax']),
     (['train', '--help'], ['jax', 'flax', 'orbax']),
     (['config', '--config=r1_zero_tiny'], ['jax', 'flax', 'grain']),
+    (['config', '--help', 'rl.group_size'], ['jax', 'flax', 'grain']),
   ):
     done = subprocess.run(
       [sys.executable, '-c', script.format(argv, forbidden)],

@@ -11,7 +11,7 @@ from r1jax.errors import UserError
 from r1jax.runs import run as stages_run
 from r1jax.stages.build import parts as build
 from tests.configs import small
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_config
 
 _SMALL = f'--config={ROOT}/tests/configs/small.py'
 
@@ -38,11 +38,11 @@ def _refused(tmp_path, *args):
     (['--config.r1.max_steps=8'], ['r1.max_steps', 'rl']),
     (['--config.rl.group_size=many'], ['group_size', 'many']),
     (['--confg.rl.group_size=2'], ['confg.rl.group_size']),
-    (['--config.rl.group_size=1'], ['group_size must be at least 2']),
-    (['--config.rl.temperature=0.0'], ['temperature must be above 0']),
+    (['--config.rl.group_size=1'], ['rl.group_size = 1 must be at least 2']),
+    (['--config.rl.temperature=0.0'], ['rl.temperature = 0.0 must be above 0']),
     (
       ['--config.rl.old_logp_source=none'],
-      ["old_logp_source must be one of ('rollout'"],
+      ["rl.old_logp_source = 'none' must be one of 'rollout'"],
     ),
     (['--config.rl.reward.acuracy=1.0'], ['acuracy', 'accuracy']),
     (['--config.rl.num_minibatches=3'], ['32 does not divide', '3 batches']),
@@ -63,9 +63,12 @@ def _refused(tmp_path, *args):
     (['--config.data.decontaminate=("countdown",)'], ["'countdown_file'?"]),
     (
       ['--config.data.sort_by_pass_rate=True'],
-      ['sort_by_pass_rate needs data.pass_rates'],
+      ['data.sort_by_pass_rate = True needs pass_rates'],
     ),
-    (['--config.data.max_bad_row_share=1.5'], ['max_bad_row_share is a share']),
+    (
+      ['--config.data.max_bad_row_share=1.5'],
+      ['data.max_bad_row_share = 1.5 must be', 'at most 1'],
+    ),
     (['--config.data.template=chat'], ['has no chat template', '.jinja']),
     (['--config.data.system=Hello'], ['takes no data.system']),
     (
@@ -89,7 +92,10 @@ def _refused(tmp_path, *args):
       ['--config.init=shipped'],
       ['is of another model', 'model.num_hidden_layers is 4 there and 2 here'],
     ),
-    (['--config.stages=("rl","pretrain")'], ['stages', 'in that order']),
+    (
+      ['--config.stages=("rl","pretrain")'],
+      ['stages: pretrain begins with random parameters: put it first'],
+    ),
     (['--config.mesh.tensor=3'], ['tensor=3', '8 devices']),
     (
       ['--config.mesh.data=1', '--config.mesh.expert=8'],
@@ -97,7 +103,7 @@ def _refused(tmp_path, *args):
     ),
     (
       ['--config.rollout.max_num_seqs=0'],
-      ['max_num_seqs must be at least 1, got 0'],
+      ['rollout.max_num_seqs = 0 must be at least 1'],
     ),
     (
       ['--config.rollout.speculative=True'],
@@ -105,7 +111,7 @@ def _refused(tmp_path, *args):
     ),
     (
       ['--config.rl.oversample=0.0'],
-      ['oversample must be at least 1, got 0.0'],
+      ['rl.oversample = 0.0 must be at least 1'],
     ),
     (
       ['--config.rl.oversample=2.0', '--config.rl.old_logp_source=recompute'],
@@ -137,12 +143,28 @@ def _refused(tmp_path, *args):
       ['--config.rl.mtp_loss_weight=0.3'],
       ['mtp_loss_weight = 0.3', 'model.num_nextn_predict_layers is 0'],
     ),
-    (['--config.rl.eval_steps=0'], ['rl.eval_steps must be at least 1']),
+    (['--config.rl.eval_steps=0'], ['rl.eval_steps = 0 must be at least 1']),
     (
       ['--config.rl.gradient_accumulation_steps=0'],
-      ['rl.gradient_accumulation_steps must be at least 1'],
+      ['rl.gradient_accumulation_steps = 0 must be at least 1'],
     ),
-    (['--config.seed=-1'], ['seed must not be below 0']),
+    (['--config.seed=-1'], ['seed = -1 must be at least 0']),
+    (
+      ['--config.rl.group_size=0', '--config.rl.temperature=-1'],
+      ['rl.group_size = 0 must be', 'rl.temperature = -1.0 must be'],
+    ),
+    (
+      ['--config.rl.grop_size=8', '--config.rl.temprature=1'],
+      ['rl.grop_size (did you mean rl.group_size?)', 'rl.temprature'],
+    ),
+    (
+      ['--config.stages=("pretrain","rl","sft","rl")'],
+      ['stages:', 'names a stage twice'],
+    ),
+    (
+      ['--config.stages=("pretrain","reward_model","rl")'],
+      ['stages: reward_model leaves no policy'],
+    ),
     (['extra'], ["'extra'"]),
   ],
   ids=lambda value: ' '.join(value) if value[0].startswith('-') else '',
@@ -288,6 +310,33 @@ def test_help_and_config(capsys):
   assert '--workdir' in capsys.readouterr().out
 
 
+def test_help_explains_keys_and_sections(capsys):
+  main.run(['config', '--help'])
+  shown = capsys.readouterr().out
+  assert '--config' in shown and '\nrl (section)\n' in shown
+  main.run(['config', '--help', 'rl'])
+  shown = capsys.readouterr().out
+  assert shown.startswith('rl (section)\n') and '\nrl.group_size (' in shown
+  main.run(['config', '--help', 'rl.group_size'])
+  shown = capsys.readouterr().out
+  assert shown.startswith('rl.group_size (int, default 16')
+  assert 'rl.temperature' not in shown
+  with pytest.raises(UserError, match="mean 'rl.group_size'") as caught:
+    main.run(['config', '--help', 'rl.grop_size'])
+  assert len(str(caught.value)) < 100
+
+
+def test_docs_writes_the_page_of_all_keys(capsys, tmp_path):
+  main.run(['docs', f'--out={tmp_path}/new'])
+  page = (tmp_path / 'new/config.md').read_text()
+  assert page == (ROOT / 'docs/config.md').read_text()
+  (tmp_path / 'file').write_text('mine')
+  with pytest.raises(UserError, match='docs: cannot write'):
+    main.run(['docs', f'--out={tmp_path}/file'])
+  with pytest.raises(UserError, match='usage: r1jax docs'):
+    main.run(['docs', 'extra'])
+
+
 def test_exit_code_and_no_traceback():
   done = subprocess.run(
     [sys.executable, '-m', 'r1jax.cli.main', 'train', '--config=none.py'],
@@ -303,6 +352,7 @@ def test_a_kept_base_that_is_broken_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv('R1JAX_CACHE', str(tmp_path / 'cache'))
   config = small.get_config()
   config.stages = ('pretrain',)
+  config = run_config(config)
   kept = build.base_file(config)
   kept.parent.mkdir(parents=True)
   kept.write_bytes(b'half')

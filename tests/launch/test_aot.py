@@ -18,7 +18,6 @@ from r1jax.launch import aot, flops, info
 from r1jax.model import kernels
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages.build import parts as build
 from tests.configs import small
 from tests.conftest import ROOT, one_device, run_config
 
@@ -114,7 +113,7 @@ def test_an_update_is_compiled_and_measured_without_its_arrays():
   (found,) = _compiled(config)
   c, T = config.rl, config.data.max_prompt_tokens + config.rl.max_new_tokens
   assert found.tokens == 8 * c.group_size // c.num_minibatches * T
-  model = build.model_config(config.model)
+  model = run_config(config).model
   held = info.parameters_per_device(model, Layout(make_mesh(config.mesh)))
   state_bytes = 3 * 4 * held  # Weights and two moments.
   batch_bytes = 24 * found.tokens // 8  # Five arrays of 4 bytes, two of 1.
@@ -347,7 +346,7 @@ def _stage(name: str, **changes):
 
 
 def _ppo(**changes):
-  config = _small(scalar_head=changes.get('value') == 'shared')
+  config = _small(scalar_head=changes.get('critic') == 'shared')
   config.rl.update(algorithms.ppo())
   config.rl.ppo.update(changes)
   return config
@@ -369,12 +368,12 @@ def test_other_stages_are_compiled_too(
 ):
   """What the command prints of each program, on these devices."""
   monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
-  assert aot.show(config, 'v5p:2x2x2') == 0
+  assert aot.show(run_config(config), 'v5p:2x2x2') == 0
   printed = capsys.readouterr().out
   found = re.findall(r'devices; one (.*) update of ([\d,]+) tokens', printed)
   assert [kind for kind, _ in found] == kinds
-  for _, told in found:
-    assert tokens in (None, int(told.replace(',', '')))
+  for _, count in found:
+    assert tokens in (None, int(count.replace(',', '')))
   for row in re.findall(r'= ([\d.]+) × 6·N', printed):
     assert 0.5 < float(row) < 8  # A reference and small heads, at most.
 
@@ -383,10 +382,10 @@ def test_what_has_no_update_is_refused():
   config = _small()
   config.stages = ('rejection_sampling',)
   with pytest.raises(
-    UserError, match="stage 'rejection_sampling' is not compiled ahead"
+    UserError, match="the stage 'rejection_sampling' trains nothing"
   ):
     stage_list.updates(run_config(config), one_device())
-  with pytest.raises(UserError, match="value = 'shared' needs model.scalar"):
+  with pytest.raises(UserError, match="critic = 'shared' needs model.scalar"):
     config = _ppo(critic='shared')
     config.model.scalar_head = False
     stage_list.updates(run_config(config), one_device())

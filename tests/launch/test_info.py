@@ -1,16 +1,16 @@
 """Published sizes come out, and the command shows them."""
 
 import jax
-import ml_collections
 import pytest
 
 from r1jax.cli import main
-from r1jax.config import models
+from r1jax.config import algorithms, models
+from r1jax.config.load import model_config
 from r1jax.configs import r1_zero_tiny
 from r1jax.errors import UserError
 from r1jax.launch import info
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages.build import parts as build
+from tests.conftest import run_config
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,7 @@ from r1jax.stages.build import parts as build
   ],
 )
 def test_named_sizes_have_their_published_parameters(name, total, cache_bytes):
-  config = build.model_config(
-    ml_collections.ConfigDict(getattr(models, name)())
-  )
+  config = model_config(getattr(models, name)())
   found = info.count(config)
   assert found.total == pytest.approx(total, rel=0.005)
   assert found.cache_bytes == cache_bytes
@@ -39,11 +37,9 @@ def test_named_sizes_have_their_published_parameters(name, total, cache_bytes):
 # 37B, and '11.5B unique parameters' of one MTP module.
 @pytest.mark.parametrize('num_nextn_predict_layers', [0, 1])
 def test_v3_has_671_billion_and_activates_37(num_nextn_predict_layers):
-  config = build.model_config(
-    ml_collections.ConfigDict(
-      models.deepseek_v3()
-      | dict(num_nextn_predict_layers=num_nextn_predict_layers)
-    )
+  config = model_config(
+    models.deepseek_v3()
+    | dict(num_nextn_predict_layers=num_nextn_predict_layers)
   )
   found = info.count(config)
   assert found.total == pytest.approx(671.0e9, rel=0.005)
@@ -71,24 +67,43 @@ def test_info_prints_the_published_sizes(capsys, num_nextn_predict_layers):
   assert ('MTP modules, apart' in shown) == bool(num_nextn_predict_layers)
 
 
-def test_memory_is_told_of_grpo_and_of_ppo():
+def _training_bytes(config) -> dict[str, int]:
+  layout = Layout(make_mesh({}, jax.devices()[:1]))
+  return info.training_bytes(run_config(config), layout)
+
+
+def test_memory_of_grpo_and_of_ppo_is_that_of_their_networks():
   """Against sizes by hand: float32, two moments, one reference policy."""
   config = r1_zero_tiny.get_config()
-  n = info.count(build.model_config(config.model)).total
+  n = info.count(run_config(config).model).total
   n += 3 * config.model.n_routed_experts  # Routing biases are held too.
-  layout = Layout(make_mesh({}, jax.devices()[:1]))
-  found = info.training_bytes(config, layout)
   head = config.model.hidden_size
-  assert found['GRPO, in all'] == (4 + 4 + 8 + 4) * n
-  assert found["PPO's own critic and its moments"] == (4 + 8) * (n + head)
-  assert found['PPO with it, in all'] == (
-    20 * n + 12 * (n + head) + 4 * head
-  )  # Its gradient is the larger.
-  assert found['PPO on a shared trunk, in all'] == 20 * (n + head)
-  config.rl.kl_coef = 0.0  # No reference.
+  grpo = _training_bytes(config)
+  assert grpo['in all'] == (4 + 4 + 8 + 4) * n
+  config.rl.update(algorithms.ppo())
+  ppo = _training_bytes(config)
+  assert ppo['critic: weights, float32'] == 4 * (n + head)
+  assert ppo['critic: Adam moments, float32'] == 8 * (n + head)
+  assert ppo['gradients, float32'] == 4 * (n + head)  # Those of the larger one.
+  has_reference = bool(config.rl.kl_coef)
+  assert ppo['in all'] == (
+    (4 + 8 + 4 * has_reference) * n + (4 + 8 + 4) * (n + head)
+  )
+  config.model.scalar_head = True
+  config.rl.ppo.critic = 'shared'
+  assert _training_bytes(config)['in all'] == (
+    (16 + 4 * has_reference) * (n + head)
+  )
+
+
+def test_memory_without_a_reference_and_with_short_moments():
+  config = r1_zero_tiny.get_config()
+  n = info.count(run_config(config).model).total
+  n += 3 * config.model.n_routed_experts
+  config.rl.kl_coef = 0.0
   config.rl.optimizer.moment_dtype = 'bfloat16'
-  found = info.training_bytes(config, layout)
-  assert found['GRPO, in all'] == (4 + 4 + 4) * n
+  found = _training_bytes(config)
+  assert found['in all'] == (4 + 4 + 4) * n
   assert not any('reference' in name for name in found)
 
 
@@ -114,9 +129,7 @@ def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
   printed = capsys.readouterr().out
   assert ('reference policy' in printed) == reference
   assert 'Adam moments, bfloat16' in printed
-  found = info.training_bytes(
-    _stage(stage), Layout(make_mesh({}, jax.devices()[:1]))
-  )
+  found = _training_bytes(_stage(stage))
   n = found['weights, float32'] // 4
   assert found['in all'] == n * (4 + 8 + 4 + 4 * reference)
 

@@ -1,5 +1,6 @@
 """The real-size pipelines: every stage fits its mesh and has its numbers."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,48 +8,49 @@ import pytest
 
 from r1jax.configs import pipeline_r1, pipeline_r1_zero
 from r1jax.launch import info
-from r1jax.runs import run, validate
+from r1jax.runs import pipeline_config, stage_list
 from r1jax.sharding import Layout, mesh_sizes
-from r1jax.stages.build import parts as build
 
-_STAGES = [
-  (module.get_config(), name)
+_PIPELINES = [
+  pipeline_config.load_pipeline(module.get_config())
   for module in (pipeline_r1_zero, pipeline_r1)
-  for name in module.get_config().stages
+]
+_STAGES = [
+  (pipeline, name) for pipeline in _PIPELINES for name in pipeline.stages
 ]
 
 
 @pytest.mark.parametrize(
-  'config, name', _STAGES, ids=[name for _, name in _STAGES]
+  'pipeline, name', _STAGES, ids=[name for _, name in _STAGES]
 )
-def test_every_stage_divides_over_its_mesh(config, name):
-  section = config[name]
-  run.check_names(section)
-  build.check_counts(section)
-  shape = section.mesh.to_dict()
+def test_every_stage_divides_over_its_mesh(pipeline, name):
+  """Its networks, and the batches of its programs."""
+  run = pipeline.runs[name]
+  stage_list.check_names(run)
+  shape = dataclasses.asdict(run.mesh)
   sizes = mesh_sizes(
     shape, 1024 if -1 in shape.values() else math.prod(shape.values())
   )
   layout = Layout(
     jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
   )
-  assert all(size > 0 for size in info.training_bytes(section, layout).values())
-  if section.stages[-1] == 'rl':
-    build.check_rl(section, layout)
-  elif section.stages[-1] in ('sft', 'reward_model'):
-    c = section[section.stages[-1]]
-    build.divides(name, c.batch_size, c.gradient_accumulation_steps, layout)
+  assert all(size > 0 for size in info.training_bytes(run, layout).values())
+  if info.trains(run):
+    updates = stage_list.updates(run, layout)
+    assert updates and all(update.rows > 0 for update in updates)
 
 
 def test_the_stages_feed_each_other_as_in_the_paper():
-  config = pipeline_r1.get_config()
-  parents = {name: validate.references(config[name]) for name in config.stages}
+  runs = _PIPELINES[1].runs
+  parents = {
+    name: pipeline_config.references(run) for name, run in runs.items()
+  }
   assert parents['reasoning'] == {'init': 'cold_start'}
   assert parents['rejection_sampled'] == {'init': 'reasoning'}
   assert parents['sft'] == {
     'sft.data[0]': 'rejection_sampled'
   }  # From the base again.
-  assert config.sft.init == config.cold_start.init
+  assert runs['sft'].init == runs['cold_start'].init
   assert parents['final'] == {
     'init': 'sft',
     'rl.reward_models.helpful': 'helpful',
@@ -71,8 +73,7 @@ def test_the_stages_feed_each_other_as_in_the_paper():
   ],
 )
 def test_students_have_their_published_sizes(name, billions):
-  config = pipeline_r1.get_config()[name]
-  total = info.count(build.model_config(config.model)).total
+  total = info.count(_PIPELINES[1].runs[name].model).total
   assert abs(total / 1e9 - billions) < 0.006 * billions
 
 

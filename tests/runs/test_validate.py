@@ -1,5 +1,6 @@
 """What a pipeline refuses before anything runs."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,7 +8,15 @@ from ml_collections import ConfigDict
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.runs import lineage, pipeline, run, validate, workdir
+from r1jax.runs import (
+  compatibility,
+  lineage,
+  pipeline,
+  stage_list,
+  validate,
+  workdir,
+)
+from r1jax.runs.pipeline_config import load_pipeline, resolved
 from tests.configs import small_judged, small_pipeline, small_process
 
 
@@ -16,17 +25,16 @@ def _number(config):
   config.cold_start = 3
 
 
-def _judged(tmp_path, path, value):
-  config = small_judged.get_config()
-  _set(path, value)(config)
-  validate.check(config, tmp_path, config.stages)
+def _validate(config, place, names=None):
+  loaded = load_pipeline(config)
+  validate.check(loaded, place, names or loaded.stages)
 
 
 def _check(tmp_path, change, names=None):
   config = small_pipeline.get_config()
   with config.unlocked():
     change(config)
-  validate.check(config, tmp_path, names or config.stages)
+  _validate(config, tmp_path, names)
 
 
 def _set(path, value):
@@ -41,9 +49,9 @@ def _set(path, value):
 
 
 @pytest.mark.parametrize(
-  'change, said',
+  'change, message',
   [
-    (_set('stages', ()), 'are none, or name one twice'),
+    (_set('stages', ()), 'is empty, or names one twice'),
     (_set('stages', ('base', 'bass')), "unknown 'bass'; did you mean 'base'"),
     (
       _set('evaluations', ('arithmetics',)),
@@ -84,14 +92,20 @@ def _set(path, value):
       'arithmetics is no task, of which there are arithmetic, ',
     ),
     (_set('cold_start.sft.data', ('rows.jsonl',)), 'cold_start: data: no rows'),
-    (_set('reasoning.rl.group_size', 1), 'reasoning: rl: group_size'),
-    (_set('kept.stages', ('rejection_sampling', 'rl')), 'in that order'),
+    (
+      _set('reasoning.rl.group_size', 1),
+      'reasoning: rl.group_size = 1 must be',
+    ),
+    (
+      _set('kept.stages', ('rejection_sampling', 'rl')),
+      'kept: stages: rejection_sampling leaves no policy for rl',
+    ),
     (_set('evaluations', None), 'the config needs evaluations, tasks that'),
     (_set('stages', ('base', 3)), 'pipeline: stage: unknown 3'),
     (
       _number,
-      'cold_start must be the config of a run, with all '
-      'of r1jax/config/base.py; it is int',
+      'cold_start must be the config of a run, with all keys of '
+      'r1jax.config.base; it is int',
     ),
     (
       _set('cold_start.init', '@base:3'),
@@ -99,13 +113,13 @@ def _set(path, value):
     ),
     (_set('cold_start.init', ''), "cold_start: init: '' is neither 'shipped'"),
     (
-      _set('cold_start.rl.kl_estimator', '@base'),
-      'cold_start.rl.kl_estimator takes nothing from another stage',
+      _set('cold_start.data.system', '@base'),
+      'cold_start.data.system takes nothing from another stage',
     ),
     # Of stages whose own inputs are still to come.
     (
       _set('student.sft.distillation_alpha', 1.5),
-      'student: sft: distillation_alpha',
+      'student: sft.distillation_alpha = 1.5 must be',
     ),
     (
       _set('student.sft.batch_size', 7),
@@ -127,21 +141,24 @@ def _set(path, value):
     (_set('student.sft.data', ()), 'student: sft: data names nothing'),
     (
       _set('student.sft.optimizer.lr_scheduler_type', 'lin'),
-      'student: optimizer: lr_scheduler_type',
+      "student: sft.optimizer.lr_scheduler_type = 'lin' must be one of",
     ),
     (
       _set('student.sft.optimizer.max_grad_norm', -1.0),
-      'student: optimizer: max_grad_norm must be above 0',
+      'student: sft.optimizer.max_grad_norm = -1.0 must be above 0',
     ),
     (
       _set('student.sft.teacher_model', 'stored'),
       'student.sft.data[0]: sft.teacher_model = '
       "'stored', but kept.rejection_sampling.extra_data brings rows without a teacher",
     ),
-    (_set('student.sft.data', (3,)), "3 is not 'name' or 'name:weight'"),
+    (
+      _set('student.sft.data', (3,)),
+      'student: sft.data = (3,) must be of type tuple of str',
+    ),
     (
       _set('kept.rejection_sampling.num_prompts', -1),
-      'kept: rejection_sampling: num_prompts must not be below 0, got -1',
+      'kept: rejection_sampling.num_prompts = -1 must be at least 0',
     ),
     (
       _set('kept.rejection_sampling.num_prompts', 0),
@@ -149,33 +166,33 @@ def _set(path, value):
     ),
     (
       _set('kept.rejection_sampling.max_reasoning_rows', -2),
-      'kept: rejection_sampling: max_reasoning_rows',
+      'kept: rejection_sampling.max_reasoning_rows = -2 must be',
     ),
   ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(
-  tmp_path, change, said
+  tmp_path, change, message
 ):
   with pytest.raises(UserError) as caught:
     _check(tmp_path, change)
-  assert said in str(caught.value)
+  assert message in str(caught.value)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-  'path, value, said',
+  'path, value, message',
   [
     (
       'reasoning.rl.reward_models.helpful',
       '',
       'reasoning: reward: helpful has a weight, but no model',
     ),
-    ('reasoning.rl.group_size', 1, 'reasoning: rl: group_size'),
+    ('reasoning.rl.group_size', 1, 'reasoning: rl.group_size = 1 must be'),
     ('reasoning.data.task', 'gsm', "reasoning: data: task: unknown 'gsm'"),
     (
       'reasoning.rl.optimizer.lr_scheduler_type',
       'lin',
-      'reasoning: optimizer: lr_scheduler_type',
+      "reasoning: rl.optimizer.lr_scheduler_type = 'lin' must be one of",
     ),
     (
       'reasoning.rl.reward.accuracy',
@@ -185,7 +202,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     (
       'kept.rejection_sampling.min_language',
       2.0,
-      'kept: rejection_sampling: min_language',
+      'kept: rejection_sampling.min_language = 2.0 must be',
     ),
     (
       'kept.rejection_sampling.extra_data',
@@ -198,15 +215,17 @@ def test_what_cannot_work_is_refused_before_anything_runs(
       'reasoning: rl.reward_models.safe: no file rows.safetensors',
     ),
     ('helpful.model.scalar_head', False, 'helpful: reward_model: model.scalar'),
-    ('liked.dpo.beta', 0.0, 'liked: dpo: beta must be above 0'),
+    ('liked.dpo.beta', 0.0, 'liked: dpo.beta = 0.0 must be above 0'),
   ],
 )
 def test_numbers_are_checked_though_a_judge_is_still_to_come(
-  tmp_path, path, value, said
+  tmp_path, path, value, message
 ):
   with pytest.raises(UserError) as caught:
-    _judged(tmp_path, path, value)
-  assert said in str(caught.value)
+    config = small_judged.get_config()
+    _set(path, value)(config)
+    _validate(config, tmp_path)
+  assert message in str(caught.value)
 
 
 def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
@@ -215,10 +234,15 @@ def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
   reads = config.judge.prm.length_buckets[-1]
   config.policy.rl.max_new_tokens = reads
   _refused(config, tmp_path, f'prm: judge reads {reads} tokens, fewer than')
+  config.policy.stages = ('sft',)
+  config.policy.sft.data = ('arithmetic:8',)
+  config.policy.rl.reward_models.prm = ''
+  config.policy.eval.search.process_reward_model = '@judge'
+  _refused(config, tmp_path, f'model: judge reads {reads} tokens, fewer than')
 
 
 @pytest.mark.parametrize(
-  'path, value, said',
+  'path, value, message',
   [
     (
       'cold_start.rl.max_new_tokens',
@@ -226,32 +250,42 @@ def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
       'pipeline: cold_start: data.max_'
       'prompt_tokens = 16 and rl.max_new_tokens = 4000 exceed',
     ),
-    ('base.eval.temperature', -1.0, 'pipeline: base: sampling: temperature'),
-    ('student.rollout.block_size', 0, 'pipeline: student: rollout: block_'),
+    (
+      'base.eval.temperature',
+      -1.0,
+      'pipeline: base: eval.temperature = -1.0 must be',
+    ),
+    (
+      'student.rollout.block_size',
+      0,
+      'pipeline: student: rollout.block_size = 0 must be',
+    ),
     ('evaluations', ('math500',), 'pipeline: base: data: no math/math500'),
   ],
 )
 def test_what_measures_a_policy_is_checked_before_it_is_made(
-  tmp_path, monkeypatch, path, value, said
+  tmp_path, monkeypatch, path, value, message
 ):
   monkeypatch.delenv('R1JAX_DATA', raising=False)
   config = small_pipeline.get_config()
   _set(path, value)(config)
   with pytest.raises(UserError) as caught:
-    pipeline.train(config, str(tmp_path))
-  assert said in str(caught.value)
+    pipeline.train(load_pipeline(config), str(tmp_path))
+  assert message in str(caught.value)
   assert not list(tmp_path.iterdir())
 
 
 def test_an_old_evaluation_hides_no_error(tmp_path):
   """Of a stage whose output is gone."""
   config = small_pipeline.get_config()
-  config.base.eval.temperature = -1.0
-  workdir.Workdir(str(tmp_path / 'base'), config.base.to_dict())
+  config.base.rl.max_new_tokens = 4000
+  _claim(config, tmp_path, 'base')
   old = tmp_path / 'base/evaluation.json'
   old.write_text('{"arithmetic/pass@1": 0.5, "manners/quality": 0.5}')
-  with pytest.raises(UserError, match='base: sampling: temperature'):
-    pipeline.train(config, str(tmp_path))
+  with pytest.raises(
+    UserError, match='base: .* rl.max_new_tokens = 4000 exceed'
+  ):
+    pipeline.train(load_pipeline(config), str(tmp_path))
   assert old.exists()
 
 
@@ -260,8 +294,9 @@ def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
   config.policy.rl.adv_estimator = 'gae'
   config.policy.rl.ppo.critic_init = '@judge'
   config.judge.prm.length_buckets = (16,)
-  validate._check_fit(
-    'policy', config.policy, 'rl.ppo.critic_init', 'judge', config.judge
+  runs = load_pipeline(config).runs
+  compatibility.check_fit(
+    'policy', runs['policy'], 'rl.ppo.critic_init', 'judge', runs['judge']
   )
 
 
@@ -278,7 +313,7 @@ def test_a_judge_may_go_on_where_another_one_ended(tmp_path):
   config = small_judged.get_config()
   config.stages = ('base', 'helpful', 'safe')
   config.safe.init = '@helpful'
-  validate.check(config, tmp_path, config.stages)
+  _validate(config, tmp_path)
 
 
 def _finished(place: Path, *names: str) -> ConfigDict:
@@ -289,33 +324,38 @@ def _finished(place: Path, *names: str) -> ConfigDict:
   return config
 
 
+def _claim(config: ConfigDict, place: Path, name: str):
+  run = load_pipeline(config).runs[name]
+  workdir.Workdir(str(place / name), dataclasses.asdict(run))
+
+
 def _make(config: ConfigDict, place: Path, name: str, content: bytes):
-  workdir.Workdir(str(place / name), config[name].to_dict())
-  made = run.output(config[name], place / name)
-  made.parent.mkdir(exist_ok=True)
-  made.write_bytes(content)
+  loaded = load_pipeline(config)
+  run = loaded.runs[name]
+  _claim(config, place, name)
+  output = stage_list.output(run, place / name)
+  output.parent.mkdir(exist_ok=True)
+  output.write_bytes(content)
   (place / name / lineage.FILE).unlink(missing_ok=True)
-  lineage.write(
-    place / name, validate.resolved(config[name], config, place), made
-  )
+  lineage.write(place / name, resolved(run, loaded, place), output)
 
 
-def _refused(config, place: Path, said: str):
+def _refused(config, place: Path, message: str):
   with pytest.raises(UserError) as caught:
-    validate.check(config, place, config.stages)
-  assert said in str(caught.value)
+    _validate(config, place)
+  assert message in str(caught.value)
 
 
 def test_what_finished_stages_left_is_looked_at_again(tmp_path):
   config = _finished(tmp_path, 'base', 'cold_start', 'reasoning')
   config.stages = config.stages[:3]
-  validate.check(config, tmp_path, config.stages)
-  made = tmp_path / 'cold_start/sft/model.safetensors'
-  made.write_bytes(b'something else')
+  _validate(config, tmp_path)
+  output = tmp_path / 'cold_start/sft/model.safetensors'
+  output.write_bytes(b'something else')
   _refused(
     config,
     tmp_path,
-    f'{made} is not what cold_start left, by its '
+    f'{output} is not what cold_start left, by its '
     'lineage.json; put that back, or remove',
   )
   _make(config, tmp_path, 'cold_start', b'made again')
@@ -337,7 +377,7 @@ def test_data_that_were_made_again_are_found_out(tmp_path):
     match=r'student was made from another kept \('
     r'sft.data\)',
   ):
-    validate.check_sources(config, tmp_path)
+    validate.check_sources(load_pipeline(config), tmp_path)
 
 
 def test_what_a_run_does_not_come_from_may_be_broken(tmp_path):
@@ -346,7 +386,7 @@ def test_what_a_run_does_not_come_from_may_be_broken(tmp_path):
   )
   (tmp_path / 'reasoning/rl/model.safetensors').unlink()
   (tmp_path / 'student/sft/model.safetensors').write_bytes(b'torn')
-  validate.check(config, tmp_path, ('reasoning',))
+  _validate(config, tmp_path, ('reasoning',))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +409,7 @@ def test_a_broken_evaluation_is_named(tmp_path):
   config = _finished(tmp_path, 'base')
   (tmp_path / 'base/evaluation.json').write_text('[0.5')
   with pytest.raises(UserError, match='evaluation.json is broken .* remove it'):
-    pipeline.train(config, str(tmp_path))
+    pipeline.train(load_pipeline(config), str(tmp_path))
 
 
 def test_folders_of_later_stages_are_looked_at_first(tmp_path):
@@ -378,7 +418,7 @@ def test_folders_of_later_stages_are_looked_at_first(tmp_path):
   (tmp_path / 'kept/notes.txt').write_text('mine')
   _refused(config, tmp_path, f'{tmp_path}/kept is not empty and holds no run')
   (tmp_path / 'kept/notes.txt').unlink()
-  workdir.Workdir(str(tmp_path / 'kept'), config.kept.to_dict())
+  _claim(config, tmp_path, 'kept')
   (tmp_path / 'kept/rejection_sampling').write_text('mine')
   _refused(
     config, tmp_path, f'{tmp_path}/kept/rejection_sampling is a file; remove'
@@ -402,10 +442,10 @@ def test_a_key_that_is_newer_than_a_run_changes_nothing_while_it_is_off(
 ):
   config = _finished(tmp_path, 'base')
   record = tmp_path / 'base/config.json'
-  said = json.loads(record.read_text())
-  del said['rejection_sampling']['pairs']
-  record.write_text(json.dumps(said))
-  validate.check(config, tmp_path, config.stages)
+  fields = json.loads(record.read_text())
+  del fields['rejection_sampling']['pairs']
+  record.write_text(json.dumps(fields))
+  _validate(config, tmp_path)
   config.base.rejection_sampling.pairs = True
   _refused(
     config, tmp_path, 'rejection_sampling.pairs is absent there and True here'
@@ -418,7 +458,8 @@ def test_a_stage_alone_waits_for_its_parents(tmp_path):
   ):
     _check(tmp_path, lambda config: None, ('cold_start',))
   config = small_pipeline.get_config()
-  assert pipeline.chosen(config, '', 'kept') == ('kept', 'student')
-  assert pipeline.chosen(config, 'kept', '') == ('kept',)
+  loaded = load_pipeline(config)
+  assert pipeline.chosen(loaded, '', 'kept') == ('kept', 'student')
+  assert pipeline.chosen(loaded, 'kept', '') == ('kept',)
   with pytest.raises(UserError, match="unknown 'keep'; did you mean 'kept'"):
-    pipeline.chosen(config, 'keep', '')
+    pipeline.chosen(loaded, 'keep', '')

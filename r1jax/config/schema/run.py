@@ -43,7 +43,9 @@ class RunConfig(Section):
 
   seed: int = key(0, 'Seed of all randomness.', at_least=0)
   stages: tuple[str, ...] = key(
-    ('pretrain', 'rl'), 'Stages to run, in the order of `r1jax config --help`.'
+    ('pretrain', 'rl'),
+    'Stages to run, in order. Each but the last leaves a policy, and none but '
+    'the first begins with random parameters.',
   )
   plugins: tuple[str, ...] = key(
     (),

@@ -182,7 +182,7 @@ def check_input(
       f'it needs what scores {kind!r}, but {parent_name} scores '
       f'{parent.reward_model.kind!r}'
     )
-  if kind == prm.KIND or key == 'eval.search.process_reward_model':
+  if kind == prm.KIND:
     check_length(config, parent, parent_name)
 
 
