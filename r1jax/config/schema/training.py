@@ -78,7 +78,7 @@ class TrainingConfig(LoadBalancingConfig):
 class MTPConfig(Section):
   """Weight λ of the multi-token prediction loss (DeepSeek-V3 section 4.2)."""
 
-  loss_weight: float = key(0.3, 'λ at first.', at_least=0)
+  loss_weight: float = key(0.3, 'λ in the first steps.', at_least=0)
   final_loss_weight: float = key(
     0.1, 'λ after switch_fraction of the steps.', at_least=0
   )
