@@ -109,7 +109,7 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
   assert not np.asarray(state.params.pop('scalar')).any()
   jax.tree.map(np.testing.assert_array_equal, state.params, base)
 
-  other = _config(model__ffn_dim=48, model__scalar_head=True)
+  other = _config(model__intermediate_size=48, model__scalar_head=True)
   judge = Transformer(build.model_config(other.model), parts.model.layout)
   params = init_params(judge, jax.random.key(1))
   params['scalar'] += 1
