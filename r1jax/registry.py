@@ -6,6 +6,9 @@
   def brevity(sample):
     return -sample.num_tokens / 1000
 
+  registry.response_format('note')(ResponseFormat('<note>', '</note>'))
+
+Functions and classes are decorated; records are passed to the decorator.
 `config.plugins = ('my_rewards.py',)` imports such a file before names are
 looked up. A name is registered once; a second registration is an error that
 names both files. What the package itself registers is built in; the rest runs
@@ -30,11 +33,17 @@ class Registry:
 
   Attributes:
     kind: The kind in an error message, such as 'reward'.
+    built_in: Module that registers the package's own names. It is imported
+      when a name is first looked up or a plugin registers one; '' if they are
+      imported otherwise.
     names_objects: Whether an object gets its name as its attribute `name`.
   """
 
-  def __init__(self, kind: str, names_objects: bool = False):
-    self.kind, self.names_objects = kind, names_objects
+  def __init__(
+    self, kind: str, built_in: str = '', names_objects: bool = False
+  ):
+    self.kind, self.built_in = kind, built_in
+    self.names_objects = names_objects
     self._objects: dict[str, Any] = {}
     self._origins: dict[str, Origin] = {}
 
@@ -65,6 +74,8 @@ class Registry:
         that is being imported has.
     """
     file = file or _calling_file()
+    if not _is_built_in(file):
+      self._import_built_in()
     before = self._origins.get(name)
     if before and (
       before.file != file or (self.kind, name) in _importing.names
@@ -84,6 +95,10 @@ class Registry:
       made.name = name
     return made
 
+  def _import_built_in(self):
+    if self.built_in:
+      importlib.import_module(self.built_in)
+
   def get(self, name: str, key: str = '') -> Any:
     """Returns what is registered under a name.
 
@@ -94,22 +109,26 @@ class Registry:
     Raises:
       UserError: nothing is; names the nearest that is.
     """
-    if name not in self._objects:
+    if name not in self:
       raise unknown(f'{key}: {self.kind}' if key else self.kind, name, self)
     return self._objects[name]
 
   def origin(self, name: str) -> 'Origin':
     """Returns who registered a name, and with which options."""
+    self._import_built_in()
     return self._origins[name]
 
   def __contains__(self, name: object) -> bool:
+    self._import_built_in()
     return name in self._objects
 
   def __iter__(self) -> Iterator[str]:
+    self._import_built_in()
     return iter(self._objects)
 
   def items(self):
-    """Pairs of a name and what is registered under it."""
+    """Returns pairs of a name and what is registered under it."""
+    self._import_built_in()
     return self._objects.items()
 
   def forget(self, file: str):
@@ -175,7 +194,7 @@ template = Registry('template')
 adv_estimator = Registry('advantage estimator')
 policy_loss = Registry('policy loss')
 model_family = Registry('model family')
-stage = Registry('stage', names_objects=True)
+stage = Registry('stage', 'r1jax.stages.all', names_objects=True)
 environment = Registry('environment')
 
 KINDS = (

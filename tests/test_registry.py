@@ -117,3 +117,21 @@ def test_a_plugin_that_registers_a_name_twice_leaves_none(plugin):
   with pytest.raises(UserError, match="my_plugin.py: the reward 'mine' is alr"):
     registry.load_plugins([name])
   assert 'mine' not in registry.reward
+
+
+def test_a_plugin_may_not_take_a_name_of_the_package(plugin):
+  text = (
+    "from r1jax import registry\n@registry.stage('rl')\nclass Mine:\n  pass\n"
+  )
+  with pytest.raises(UserError, match="my_plugin.py: the stage 'rl' is alread"):
+    registry.load_plugins([plugin(text)])
+
+
+def test_a_record_is_registered_by_the_file_that_passes_it(plugin):
+  name = plugin(
+    'from r1jax import registry\n'
+    "registry.response_format('pair')(('<a>', '</a>'))\n"
+  )
+  [path] = registry.load_plugins([name])
+  assert registry.response_format.get('pair') == ('<a>', '</a>')
+  assert registry.response_format.origin('pair').file == path

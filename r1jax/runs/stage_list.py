@@ -6,7 +6,6 @@ from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.sharding import Layout
-from r1jax.stages import all as _all_stages  # noqa: F401 (registers them)
 from r1jax.stages.stage import Kind, Stage, Update
 
 
