@@ -16,7 +16,7 @@ setuptools.setup(
   # The experiments lie at the top of the source tree. An installed package
   # named `configs` would clash with a user's own folder of that name.
   package_dir={'r1jax.configs': 'configs'},
-  package_data={'r1jax': ['assets/*']},
+  package_data={'r1jax': ['assets/*', 'py.typed']},
   install_requires=[
     'absl-py>=2.1,<3',
     'chex>=0.1.89,<0.2',

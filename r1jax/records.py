@@ -43,10 +43,14 @@ module:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import numpy as np
+
+# A leaf of a record: a jax.Array or a NumPy array; in an abstract record a
+# ShapeDtypeStruct, in a record of layouts a sharding.
+Array = Any
 
 FINISH_LENGTH = 0  # Reached the token limit: truncated.
 FINISH_STOP = 1  # Sampled an end-of-sequence token.
@@ -189,9 +193,9 @@ class PromptBatch:
     id_P: uint32 hash of Prompt.id, which seeds the prompt's samples.
   """
 
-  tokens_PT: chex.Array
-  valid_PT: chex.Array
-  id_P: chex.Array
+  tokens_PT: Array
+  valid_PT: Array
+  id_P: Array
 
 
 @chex.dataclass(frozen=True)
@@ -221,16 +225,16 @@ class Rollout:
       layer, or None; undefined where valid_BT is False.
   """
 
-  tokens_BT: chex.Array
-  valid_BT: chex.Array
-  mask_BT: chex.Array
-  logp_BT: chex.Array
-  model_logp_BT: chex.Array
-  staleness_BT: chex.Array
-  finish_B: chex.Array
-  length_B: chex.Array
-  group_B: chex.Array
-  experts_BTLA: chex.Array | None = None
+  tokens_BT: Array
+  valid_BT: Array
+  mask_BT: Array
+  logp_BT: Array
+  model_logp_BT: Array
+  staleness_BT: Array
+  finish_B: Array
+  length_B: Array
+  group_B: Array
+  experts_BTLA: Array | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -309,12 +313,12 @@ class RLBatch:
   """
 
   rollout: Rollout
-  adv_BT: chex.Array
-  old_logp_BT: chex.Array
-  ref_logp_BT: chex.Array
-  rollout_is_weight_BT: chex.Array | None = None
-  value_BT: chex.Array | None = None
-  return_BT: chex.Array | None = None
+  adv_BT: Array
+  old_logp_BT: Array
+  ref_logp_BT: Array
+  rollout_is_weight_BT: Array | None = None
+  value_BT: Array | None = None
+  return_BT: Array | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -334,10 +338,10 @@ class StepLabelBatch:
     weight_BT: float32, 1 at the last token of each step and 0 elsewhere.
   """
 
-  tokens_BT: chex.Array
-  valid_BT: chex.Array
-  label_BT: chex.Array
-  weight_BT: chex.Array
+  tokens_BT: Array
+  valid_BT: Array
+  label_BT: Array
+  weight_BT: Array
 
 
 @chex.dataclass(frozen=True)
@@ -363,13 +367,13 @@ class TokenBatch:
     top_logp_BTO: float32 log-probabilities of these tokens; or None.
   """
 
-  tokens_BT: chex.Array
-  target_BT: chex.Array
-  weight_BT: chex.Array
-  segment_BT: chex.Array
-  position_BT: chex.Array
-  top_ids_BTO: chex.Array | None = None
-  top_logp_BTO: chex.Array | None = None
+  tokens_BT: Array
+  target_BT: Array
+  weight_BT: Array
+  segment_BT: Array
+  position_BT: Array
+  top_ids_BTO: Array | None = None
+  top_logp_BTO: Array | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -389,11 +393,11 @@ class PairBatch:
     group_P: int32, index of the pair's preference group.
   """
 
-  tokens_BT: chex.Array
-  valid_BT: chex.Array
-  mask_BT: chex.Array
-  weight_P: chex.Array
-  group_P: chex.Array
+  tokens_BT: Array
+  valid_BT: Array
+  mask_BT: Array
+  weight_P: Array
+  group_P: Array
 
 
 @chex.dataclass(frozen=True)
@@ -408,8 +412,8 @@ class LabelledBatch:
     group_B: int32, index of the row's preference group.
   """
 
-  tokens_BT: chex.Array
-  valid_BT: chex.Array
-  safe_B: chex.Array
-  weight_B: chex.Array
-  group_B: chex.Array
+  tokens_BT: Array
+  valid_BT: Array
+  safe_B: Array
+  weight_B: Array
+  group_B: Array

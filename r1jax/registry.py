@@ -281,6 +281,7 @@ def _import(name: str, path: Path):
       return
     label = f'r1jax_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
     spec = importlib.util.spec_from_file_location(label, path)
+    assert spec is not None and spec.loader is not None  # It ends in .py.
     module = importlib.util.module_from_spec(spec)
     sys.modules[label] = module  # A dataclass looks its module up.
     spec.loader.exec_module(module)

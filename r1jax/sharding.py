@@ -12,7 +12,13 @@ import math
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from r1jax.errors import UserError
 
@@ -114,7 +120,7 @@ class Layout:
     activations: Mesh axes of the letters of activations.
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   weights: _Axes = TRAIN_WEIGHTS
   activations: _Axes = ACTIVATIONS
 

@@ -74,7 +74,7 @@ def map_token_chunks(
   if chunk_tokens is None:
     chunk_tokens = MAX_CHUNK_LOGITS // vocab_size * devices
   columns = min(max(chunk_tokens // B, 1), T)
-  if devices > 1:
+  if layout and devices > 1:
     arrays = [layout.constrain(x, 'BTD') if x.ndim == 3 else x for x in arrays]
 
   def apply(chunks):

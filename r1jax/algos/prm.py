@@ -8,6 +8,8 @@ loss is
   −y log σ(s) − (1 − y) log σ(−s)          averaged over all steps.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,7 @@ def loss(score_BT, label_BT, weight_BT, total):
   }
 
 
-AGGREGATES = {
+AGGREGATES: dict[str, Callable[[np.ndarray], float]] = {
   'min': np.min,
   'product': np.prod,
   'mean': np.mean,

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -64,7 +65,9 @@ class SafetensorsReader:
       UserError: A file is missing or broken; the message names it.
     """
     self.path = Path(path).expanduser()
-    self._files, self._file_of, self.shapes = {}, {}, {}
+    self._files: dict[Path, Any] = {}
+    self._file_of: dict[str, Path] = {}
+    self.shapes: dict[str, tuple[int, ...]] = {}
     self.header: dict[str, str] = {}
     for file in _shards(self.path):
       self._open(file)
@@ -212,7 +215,7 @@ def write(
     if len(shards) == 1:
       os.replace(folder / _partial_name(1), folder / SINGLE_FILE)
       return
-    file_of = {}
+    file_of: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
       file = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
       os.replace(folder / _partial_name(i), folder / file)
@@ -232,7 +235,8 @@ def write(
 
 
 def _split(tensors: Sequence[LazyTensor], limit: int) -> list[list[LazyTensor]]:
-  shards, room = [[]], limit
+  shards: list[list[LazyTensor]] = [[]]
+  room = limit
   for tensor in tensors:
     if shards[-1] and tensor.nbytes > room:
       shards.append([])

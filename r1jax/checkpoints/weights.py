@@ -42,7 +42,7 @@ def save(path: Path, params, dtype: str, metadata: dict):
     metadata: JSON-ready; `metadata` below reads it back.
   """
   flat = traverse_util.flatten_dict(jax.device_get(params), sep='/')
-  tensors = {}
+  tensors: dict[str, np.ndarray] = {}
   for name, value in flat.items():
     value = np.asarray(value).astype(jnp.dtype(dtype))
     if parameters.is_stacked(name):
@@ -172,7 +172,7 @@ def _check_tensors(
     reader: The checkpoint.
     shapes: Shape of each parameter of the model, by its path.
   """
-  expected = {}
+  expected: dict[str, tuple[int, ...]] = {}
   for name, shape in shapes.items():
     if parameters.is_stacked(name):
       expected |= {layer_name(name, i): shape[1:] for i in range(shape[0])}

@@ -12,6 +12,7 @@ from pathlib import Path
 import re
 import sys
 import traceback
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -168,9 +169,9 @@ def config_of_file(path: str, *argument: str) -> ConfigDict:
     UserError: The file fails; the message names its line.
   """
   loader = importlib.machinery.SourceFileLoader('r1jax_config', path)
-  module = importlib.util.module_from_spec(
-    importlib.util.spec_from_loader(loader.name, loader)
-  )
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  assert spec is not None  # A loader of a file always gives one.
+  module = importlib.util.module_from_spec(spec)
   sys.modules[loader.name] = module  # Dataclasses look their module up.
   try:
     loader.exec_module(module)
@@ -217,7 +218,8 @@ def _one_line(error: BaseException) -> str:
 
 def default_workdir(values: flags.FlagValues) -> str:
   """Returns runs/NAME, after the config's file and its argument."""
-  path, *argument = values['config'].config_filename.split(':', 1)
+  flag: Any = values['config']
+  path, *argument = flag.config_filename.split(':', 1)
   names = [Path(path).stem, *(Path(each).name for each in argument)]
   return os.path.join('runs', '-'.join(names))
 
@@ -270,5 +272,5 @@ def select_stage(config: ConfigDict, values: flags.FlagValues) -> RunConfig:
         )
     return run
   pipeline_folder = Path(values.workdir).expanduser()
-  values.workdir = str(pipeline_folder / values.stage)
+  values['workdir'].value = str(pipeline_folder / values.stage)
   return pipeline_config.resolved(run, pipeline, pipeline_folder)

@@ -3,7 +3,7 @@
 
 def flatten(config: dict, prefix: str = '') -> dict:
   """{'rl': {'max_steps': 3}} → {'rl.max_steps': 3}, with JSON's types."""
-  flat = {}
+  flat: dict = {}
   for key, value in config.items():
     if isinstance(value, dict):
       flat |= flatten(value, f'{prefix}{key}.')

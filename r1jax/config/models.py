@@ -1,13 +1,14 @@
 """Named model sizes: the values of config.model."""
 
 import dataclasses
+from typing import Any
 
 from r1jax.config.schema.model import ModelConfig, RopeConfig
 
 
 def rope(rope_theta: float, pairs: str, **changes) -> dict:
   """Returns config.model.rope; by default without context extension."""
-  fields = dict(rope_theta=rope_theta, pairs=pairs) | changes
+  fields: dict[str, Any] = dict(rope_theta=rope_theta, pairs=pairs) | changes
   return dataclasses.asdict(RopeConfig(**fields))
 
 
@@ -70,13 +71,10 @@ def _dense(
 
 
 def _qwen2(*sizes: int, **changes) -> dict:
-  return _dense(
-    *sizes,
-    **dict(
-      qkv_bias=True, rope=rope(1e6, 'halves'), max_position_embeddings=131072
-    )
-    | changes,
+  defaults: dict[str, Any] = dict(
+    qkv_bias=True, rope=rope(1e6, 'halves'), max_position_embeddings=131072
   )
+  return _dense(*sizes, **defaults | changes)
 
 
 def qwen2_5_math_1_5b() -> dict:
@@ -133,21 +131,18 @@ def qwen3_8b() -> dict:
 
 
 def _llama3(*sizes: int, **changes) -> dict:
-  return _dense(
-    *sizes,
-    **dict(
-      rms_norm_eps=1e-5,
-      max_position_embeddings=131072,
-      rope=rope(
-        5e5,
-        'halves',
-        rope_type='llama3',
-        factor=8.0,
-        original_max_position_embeddings=8192,
-      ),
-    )
-    | changes,
+  defaults: dict[str, Any] = dict(
+    rms_norm_eps=1e-5,
+    max_position_embeddings=131072,
+    rope=rope(
+      5e5,
+      'halves',
+      rope_type='llama3',
+      factor=8.0,
+      original_max_position_embeddings=8192,
+    ),
   )
+  return _dense(*sizes, **defaults | changes)
 
 
 def llama3_1_8b() -> dict:

@@ -245,7 +245,7 @@ def pack(
       )
       segment[row, start:end] = count
       position[row, start:end] = np.arange(end - start)
-      if num_top_logprobs:
+      if document.top is not None and num_top_logprobs:
         top_ids[row, start : end - 1] = document.top.ids_TO[1:]
         top_logp[row, start : end - 1] = document.top.logp_TO[1:]
       start, document = end, next_document()

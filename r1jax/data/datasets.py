@@ -1,6 +1,7 @@
 """Sequences of prompts: endless synthetic ones, and validated rows of files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 
 from r1jax.data import readers, tasks
 from r1jax.data.quarantine import Quarantine
@@ -71,7 +72,7 @@ class TemplatedPrompts(Sequence):
       text = self._template.render(row.question, row.messages)
     except UserError as error:
       raise UserError(f'data: {row.where}: prompt {row.id}: {error}') from error
-    return row.replace(text=text)
+    return dataclasses.replace(row, text=text)
 
 
 def read(
@@ -110,7 +111,8 @@ def read(
       f'{", ".join(source.fields)}'
     ) from error
   wanted = None if path else source.split_names.get(split)
-  prompts, seen = [], {}
+  prompts: list[Prompt] = []
+  seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
       fields = _checked(row, source.fields, seen)
@@ -145,7 +147,7 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
 
 
 def _checked(
-  row: readers.Row, fields: dict[str, type], seen: dict[str, str]
+  row: readers.Row, fields: Mapping[str, type], seen: dict[str, str]
 ) -> dict:
   """Validates a row and returns its fields.
 
@@ -166,7 +168,7 @@ def _checked(
       isinstance(value, (int, float) if kind is float else kind)
       and type(value) is not bool
     )
-    if not valid or value == [] or (kind is str and not value.strip()):
+    if not valid or value == [] or (kind is str and not str(value).strip()):
       raise ValueError(
         f'needs a non-empty {kind.__name__} {field!r}, got {value!r:.200}'
       )
@@ -203,7 +205,8 @@ def read_jsonl(path: str, fields: dict[str, type]) -> list[dict]:
     UserError: a file is missing or empty, or a row is malformed; the message
       names the file, the line and the field.
   """
-  checked_rows, seen = [], {}
+  checked_rows: list[dict] = []
+  seen: dict[str, str] = {}
   for row in readers.rows(readers.files(path)):
     try:
       checked_rows.append(_checked(row, fields, seen))

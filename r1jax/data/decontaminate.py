@@ -69,7 +69,7 @@ def find_matches(
   Returns:
     One match per training question and evaluation set.
   """
-  owner = {}  # N-gram → evaluation set → the first question that has it.
+  owner: dict = {}  # N-gram → evaluation set → the first question that has it.
   for name, prompts in evaluations.items():
     for prompt in prompts:
       for gram in ngrams(prompt.question, n):

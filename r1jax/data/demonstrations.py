@@ -36,7 +36,8 @@ def read(
       message names its file and line.
   """
   quarantine = quarantine or Quarantine()
-  files, demonstrations, seen = readers.files(path), [], {}
+  files, demonstrations = readers.files(path), []
+  seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
       demonstration = _demonstration(row, template, general)

@@ -68,10 +68,10 @@ def proportions(
     UserError: a weight or the temperature is not above 0, or only some sources
       have weights.
   """
-  given = [weight is not None for weight in weights]
-  if any(given) and not all(given):
+  given = [float(weight) for weight in weights if weight is not None]
+  if 0 < len(given) < len(weights):
     raise UserError('data: mixture: give every source a weight, or none')
-  base = [float(w) for w in weights] if all(given) else list(map(float, sizes))
+  base = given or [float(size) for size in sizes]
   if min(base) <= 0 or temperature <= 0:
     raise UserError(
       'data: mixture: weights and mixture_temperature must be above 0, got '

@@ -42,7 +42,8 @@ def read(
       message names its file and line.
   """
   quarantine = quarantine or Quarantine()
-  files, preferences, seen = readers.files(path), [], {}
+  files, preferences = readers.files(path), []
+  seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
       preference = _preference(row, template, group)

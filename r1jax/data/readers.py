@@ -99,11 +99,11 @@ def _folder_files(folder: Path) -> list[Path]:
   for parent in (folder, folder / 'data'):  # The hub keeps shards in data/.
     shards = sorted(p for p in parent.glob('*') if p.name.endswith(SUFFIXES))
     kinds = {s for s in SUFFIXES if any(p.name.endswith(s) for p in shards)}
-    splits = {p.name.split('-')[0].split('.')[0] for p in shards} & _SPLITS
-    if len(kinds) > 1 or len(splits) > 1:
+    mixed = {p.name.split('-')[0].split('.')[0] for p in shards} & _SPLITS
+    if len(kinds) > 1 or len(mixed) > 1:
       raise UserError(
-        f'data: {parent} mixes {sorted(splits if len(splits) > 1 else kinds)};'
-        f' name the files, as in {parent}/{min(splits or "*")}*'
+        f'data: {parent} mixes {sorted(mixed if len(mixed) > 1 else kinds)};'
+        f' name the files, as in {parent}/{min(mixed or "*")}*'
       )
     if shards:
       return shards

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import re
+from typing import Any
 
 from r1jax.data.code import sources as code_sources
 from r1jax.data.code.cases import CodeTests
@@ -119,7 +120,7 @@ def parse_dialogue(row: dict) -> tuple[Message, ...]:
 
 
 _QA = {'id': str, 'question': str, 'answer': str}
-_HH = dict(
+_HH: dict[str, Any] = dict(
   fields={'id': str, 'prompt': str, 'chosen': str, 'rejected': str},
   grader='preference',
   question='prompt',

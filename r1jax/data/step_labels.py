@@ -59,7 +59,8 @@ def read(
     UserError: a file is missing, or a row is malformed and may not be dropped;
       the message names its file and line.
   """
-  files, responses, seen = readers.files(path), [], {}
+  files, responses = readers.files(path), []
+  seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
       response = _response(row, tokenizer, labels, max_tokens)

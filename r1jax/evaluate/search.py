@@ -108,7 +108,9 @@ class BestOfN:
       completions, problems.tokenizer.decode_batch
     )
     length_B = np.array([len(c.tokens) for c in completions])
-    scored = problems.reward.score(texts, list(problems.prompts), length_B)
+    scored = problems.reward.score(
+      texts, list(problems.prompts), length_B.tolist()
+    )
     records = sample_records(
       list(problems.prompts),
       scored,
@@ -127,7 +129,7 @@ class BestOfN:
       )
       for record, probs in zip(records, step_probs):
         record['step_probs'] = [round(float(x), 4) for x in probs]
-    metrics = {}
+    metrics: dict[str, float] = {}
     for n in _powers_of_two(k):
       metrics |= self._metrics(n, records, step_probs)
     return EvalResult(metrics, records)
@@ -232,7 +234,9 @@ class TreeSearch:
       ]
     )
     tokens_P = np.array([tree.used_tokens for tree in trees])
-    scored = problems.reward.score(texts, list(problems.prompts), tokens_P)
+    scored = problems.reward.score(
+      texts, list(problems.prompts), tokens_P.tolist()
+    )
     records = sample_records(
       list(problems.prompts),
       scored,
@@ -259,6 +263,7 @@ class TreeSearch:
       [*prompt_ids[p], *self._splitter.without_stop_token(tokens)]
       for p, tokens in nodes
     ]
+    assert self._model is not None  # __init__ checks it for this leaf_value.
     probs = self._model.scores_at(
       sequences, [[len(ids) - 1] for ids in sequences]
     )

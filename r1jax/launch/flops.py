@@ -5,8 +5,8 @@ once an iteration, and a shard_map once a device. Only matrix products are
 counted; everything else is small beside them.
 """
 
-from collections.abc import Callable
 import math
+from typing import Any
 
 from jax.extend import core
 
@@ -70,6 +70,6 @@ def _ragged(eqn) -> float:
   return 2.0 * math.prod(lhs) * out[-1] if len(rhs) == 3 else math.nan
 
 
-def of(function: Callable, *args) -> dict[str, float]:
+def of(function: Any, *args) -> dict[str, float]:
   """Counts the FLOPs of a jitted function at these (abstract) arguments."""
   return count(function.trace(*args).jaxpr.jaxpr)

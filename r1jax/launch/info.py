@@ -227,7 +227,7 @@ def _on_one_device(config: ModelConfig) -> Transformer:
   return Transformer(config, Layout(make_mesh({}, jax.devices()[:1])))
 
 
-def _size(parameters: int) -> str:
+def _size(parameters: float) -> str:
   """Formats a size as in names of models: 671B, 37B, 1.54B, 711K."""
   for name in ('', 'K', 'M', 'B', 'T'):
     if parameters < 999.5:

@@ -47,9 +47,8 @@ class GQA(nn.Module):
         RMSNorm(c.rms_norm_eps),
         RMSNorm(c.rms_norm_eps),
       )
-    shared = dict(layout=self.layout, fp8=c.fp8)
-    self.times = partial(linear, **shared)
-    self.merge = partial(merge_heads, **shared)
+    self.times = partial(linear, layout=self.layout, fp8=c.fp8)
+    self.merge = partial(merge_heads, layout=self.layout, fp8=c.fp8)
     self.scale = H**-0.5 * softmax_factor(c.rope)
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:

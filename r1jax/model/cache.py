@@ -15,6 +15,7 @@ head: its key is the latent with the rotated part, its value the latent again.
 """
 
 from collections.abc import Callable
+import dataclasses
 from functools import partial
 
 import chex
@@ -24,6 +25,7 @@ from jax.sharding import PartitionSpec
 
 from r1jax.model import quant
 from r1jax.model.kernels import NEG_INF
+from r1jax.records import Array
 from r1jax.sharding import Layout
 
 # Bounds on the tokens per sequence that one iteration of attention reads.
@@ -43,9 +45,9 @@ class KVCache:
       the pool of an MTP module, which joins it with the token after; else None.
   """
 
-  entry_LYKSX: jax.Array
-  scale_LYKS2: jax.Array | None
-  hidden_YD: jax.Array | None = None
+  entry_LYKSX: Array
+  scale_LYKS2: Array
+  hidden_YD: Array | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -62,9 +64,9 @@ class BlockTables:
       in block w.
   """
 
-  block_id_BW: jax.Array
-  num_tokens_BW: jax.Array
-  next_slot_B: jax.Array
+  block_id_BW: Array
+  num_tokens_BW: Array
+  next_slot_B: Array
 
 
 @chex.dataclass(frozen=True)
@@ -140,9 +142,12 @@ def write(
     )
 
   if columns.scale_LYKS2 is None:
-    return columns.replace(entry_LYKSX=update(columns.entry_LYKSX, entry_BTKX))
+    return dataclasses.replace(
+      columns, entry_LYKSX=update(columns.entry_LYKSX, entry_BTKX)
+    )
   scale_BTK2, rounded_BTKX = _as_int8(entry_BTKX, parts)
-  return columns.replace(
+  return dataclasses.replace(
+    columns,
     entry_LYKSX=update(columns.entry_LYKSX, rounded_BTKX),
     scale_LYKS2=update(columns.scale_LYKS2, scale_BTK2),
   )
@@ -186,7 +191,7 @@ def attend(
   )
   args = (
     q_BTKMX,
-    view.pool.replace(hidden_YD=None),
+    dataclasses.replace(view.pool, hidden_YD=None),
     view.layer,
     view.block_tables,
     view.columns_BKSX,
@@ -391,12 +396,14 @@ def _append(pool, tables, columns, kept_BS, hidden_BSD):
   )
   if hidden_BSD is not None:
     last_BS = (slot_BS % S == S - 1) | (slot_BS == slot_BS[:, -1:])
-    pool = pool.replace(
+    pool = dataclasses.replace(
+      pool,
       hidden_YD=pool.hidden_YD.at[jnp.where(last_BS, block_id_BS, Y)].set(
         hidden_BSD, mode='drop'
-      )
+      ),
     )
-  return pool.replace(
+  return dataclasses.replace(
+    pool,
     entry_LYKSX=update(pool.entry_LYKSX, columns.entry_LYKSX),
     scale_LYKS2=None
     if pool.scale_LYKS2 is None

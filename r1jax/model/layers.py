@@ -1,6 +1,7 @@
 """Shared layers: weights with named axes, linear maps, RMSNorm, SwiGLU."""
 
 from functools import partial
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -24,7 +25,7 @@ def weight(
     std: Standard deviation of its normal initialization.
   """
   init = nn.with_partitioning(nn.initializers.normal(std), tuple(letters))
-  value = module.param(name, init, shape, jnp.float32)
+  value: Any = module.param(name, init, shape, jnp.float32)
   return value.astype(module.config.compute_dtype)
 
 
@@ -76,7 +77,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     # The scale is too small to be worth sharding, hence the lower-case letter.
     init = nn.with_partitioning(nn.initializers.ones, ('d',))
-    scale = self.param('scale', init, x.shape[-1:], jnp.float32)
+    scale: Any = self.param('scale', init, x.shape[-1:], jnp.float32)
     wide = x.astype(quant.wide(x.dtype))
     rms = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
     return (wide * rms * scale).astype(x.dtype)

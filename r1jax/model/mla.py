@@ -55,9 +55,8 @@ class MLA(nn.Module):
     self.k_up_CNH = weight(self, 'k_up', 'CNH', (C, N, H), std)
     self.v_up_CNU = weight(self, 'v_up', 'CNU', (C, N, U), std)
     self.out_NUD = weight(self, 'out', 'NUD', (N, U, D), std)
-    shared = dict(layout=self.layout, fp8=c.fp8)
-    self.times = partial(linear, **shared)
-    self.merge = partial(merge_heads, **shared)
+    self.times = partial(linear, layout=self.layout, fp8=c.fp8)
+    self.merge = partial(merge_heads, layout=self.layout, fp8=c.fp8)
     self.scale = (H + R) ** -0.5 * softmax_factor(c.rope)
 
   def entry(self, x: jax.Array, position: jax.Array) -> jax.Array:

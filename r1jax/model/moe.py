@@ -387,7 +387,7 @@ def load_metrics(load_LE) -> dict[str, jax.Array]:
     share_LE * jnp.log(jnp.maximum(share_LE, 1e-30)), -1
   ) / jnp.log(load_LE.shape[-1])
   dead_L = jnp.sum(load_LE == 0, -1).astype(jnp.float32)
-  by_layer = {}
+  by_layer: dict[str, jax.Array] = {}
   for i in range(load_LE.shape[0]):
     by_layer |= {
       f'moe/layer_{i}/violation': violation_L[i],

@@ -1,5 +1,7 @@
 """Scalar scores of reward models, process reward models and value functions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +38,7 @@ def token_scores(model: Transformer, params, tokens_BT, valid_BT):
     float32 [B, T], and the forward pass's Output.
   """
   tokens_BT = model.layout.constrain(tokens_BT, 'BT')
-  out = model.apply(
+  out: Any = model.apply(
     {'params': params},
     tokens_BT,
     positions(valid_BT),

@@ -6,7 +6,7 @@ few layers they can be unrolled instead: a scan copies each layer's weights out
 of the stack, which costs much of a step that computes one token per sequence.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -47,6 +47,7 @@ class Block(nn.Module):
     attention = {'mla': MLA, 'gqa': GQA}[c.attention]
     self.attention = attention(c, self.layout)
     self.ffn_norm = RMSNorm(c.rms_norm_eps)
+    self.ffn: Any
     if self.is_moe:
       self.ffn = MoE(c, self.layout)
     else:

@@ -118,7 +118,7 @@ def build_rollout(
   valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
   prompt_width = prompt_BT.shape[1]
 
-  def columns(rows: Sequence[Sequence], dtype):
+  def columns(rows: Sequence, dtype):
     """Completion columns, right-padded, after zeros for the prompt's."""
     array_BT = np.zeros((B, prompt_width + max_new_tokens), dtype)
     for row_T, values in zip(array_BT, rows):

@@ -23,7 +23,7 @@ class KVBlock:
     num_tokens: Number of tokens that the block holds.
     ref_count: Number of running sequences that reference it.
     block_hash: Hash of its tokens and all tokens before them, once it has been
-      cached; else None.
+      cached; else empty.
     parent_hash: Hash of the block before it; empty for the first block.
     generated: Whether its tokens were generated, rather than prefilled.
     experts: Routed experts [L, A] of each of its tokens, where they are
@@ -33,7 +33,7 @@ class KVBlock:
   block_id: int
   num_tokens: int = 0
   ref_count: int = 1
-  block_hash: bytes | None = None
+  block_hash: bytes = b''
   parent_hash: bytes = b''
   generated: bool = False
   experts: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -131,8 +131,7 @@ class BlockPool:
       block.ref_count -= 1
       if block.ref_count:
         continue
-      cached = block.block_hash is not None
-      if cached and self._cached.get(block.block_hash) is block:
+      if self._cached.get(block.block_hash) is block:
         self._evictable[block.generated][block.block_hash] = block
       else:
         self._free.append(block.block_id)

@@ -55,8 +55,9 @@ class CachedModel:
       for stack in self._num_layers()
     }
     if self.speculative:
-      pool['mtp'] = pool['mtp'].replace(
-        hidden_YD=jnp.zeros((num_blocks, c.hidden_size), c.compute_dtype)
+      pool['mtp'] = dataclasses.replace(
+        pool['mtp'],
+        hidden_YD=jnp.zeros((num_blocks, c.hidden_size), c.compute_dtype),
       )
     return pool
 

@@ -4,7 +4,8 @@ B counts sequences, and S the columns of a call: the cache slots of the tokens
 that it feeds.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from r1jax.config.schema.model import ModelConfig
 from r1jax.model import cache
-from r1jax.rollout.cached_model import MTPInput
+from r1jax.records import Array
 from r1jax.rollout.sampling import SampledTokens
 from r1jax.rollout.speculative import Draft
 
@@ -34,16 +35,16 @@ class DecodeOutput:
     accepted_tokens_B: int32, drafts that were accepted.
   """
 
-  tokens_BS: jax.Array
-  logp_BS: jax.Array
-  model_logp_BS: jax.Array
-  valid_BS: jax.Array
-  top_token_BSO: jax.Array | None
-  top_logp_BSO: jax.Array | None
-  experts_BSLA: jax.Array | None
-  decode_steps_B: jax.Array
-  draft_tokens_B: jax.Array
-  accepted_tokens_B: jax.Array
+  tokens_BS: Array
+  logp_BS: Array
+  model_logp_BS: Array
+  valid_BS: Array
+  top_token_BSO: Array
+  top_logp_BSO: Array
+  experts_BSLA: Array
+  decode_steps_B: Array
+  draft_tokens_B: Array
+  accepted_tokens_B: Array
 
   def write(
     self,
@@ -63,7 +64,7 @@ class DecodeOutput:
       experts_BTLA: Experts of the tokens that were fed.
     """
 
-    def filled(x_BS, new: list[jax.Array]):
+    def filled(x_BS, new: list):
       return jax.lax.dynamic_update_slice_in_dim(
         x_BS, jnp.stack(new, 1).astype(x_BS.dtype), column, 1
       )
@@ -89,13 +90,14 @@ class DecodeOutput:
     if self.experts_BSLA is not None:
       experts = [experts_BTLA[:, t] for t in range(len(sampled))]
       changes |= dict(experts_BSLA=filled(self.experts_BSLA, experts))
-    return self.replace(**changes)
+    return dataclasses.replace(self, **changes)
 
   def count_drafts(self, draft: Draft | None, accepted_B) -> 'DecodeOutput':
     """Returns the output with the drafts of one pass counted, if it has any."""
     if draft is None:
       return self
-    return self.replace(
+    return dataclasses.replace(
+      self,
       draft_tokens_B=self.draft_tokens_B + draft.live_B,
       accepted_tokens_B=self.accepted_tokens_B + accepted_B,
     )
@@ -151,7 +153,7 @@ class DecodeState(NamedTuple):
   live_B: jax.Array
   token_B: jax.Array
   columns: dict[str, cache.KVCache]
-  hidden_BSD: jax.Array | None
+  hidden_BSD: Any
   seen_BV: jax.Array | None
-  mtp_input: MTPInput | None
+  mtp_input: Any
   output: DecodeOutput

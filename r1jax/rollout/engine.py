@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import math
 import os
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -162,7 +163,8 @@ class Engine:
 
   def num_compiled_programs(self) -> int:
     """Returns how many programs have been compiled so far."""
-    return self.prefill._cache_size() + self.decode._cache_size()
+    programs: list[Any] = [self.prefill, self.decode]
+    return sum(program._cache_size() for program in programs)
 
   def run(self, params, requests: Sequence[Request]) -> list[Completion]:
     """Completes all requests; returns their completions in the same order.
@@ -189,7 +191,8 @@ class Engine:
     Parameters that already are as the programs take them are not copied.
     """
     target = jax.eval_shape(self._decoding_params, params)
-    if jax.tree.structure(target) == jax.tree.structure(params) and all(
+    structure: Any = jax.tree.structure(target)
+    if structure == jax.tree.structure(params) and all(
       x.dtype == like.dtype
       and isinstance(x, jax.Array)
       and x.sharding.is_equivalent_to(sharding, x.ndim)

@@ -169,7 +169,7 @@ def deserialize_groups(
 
 
 def _serialize(c: Completion) -> dict[str, Any]:
-  saved = {
+  saved: dict[str, Any] = {
     name: _to_base64(np.asarray(getattr(c, name), dtype))
     for name, dtype in _LISTS
   }

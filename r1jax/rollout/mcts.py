@@ -96,7 +96,7 @@ class MCTS:
       key: PRNG key.
     """
     trees = [Tree(prompt=prompt) for prompt in prompts]
-    live = range(len(trees))
+    live = list(range(len(trees)))
     while leaves := [
       (p, *leaf) for p in live for leaf in self._select_leaves(trees[p])
     ]:
@@ -113,7 +113,8 @@ class MCTS:
     Returns:
       Each node, with the number of samples that the budget allows there.
     """
-    c, leaves, reserved = self._config, [], 0
+    leaves: list[tuple[Node, int]] = []
+    c, reserved = self._config, 0
     while (
       len(leaves) < c.leaf_batch_size
       and tree.num_simulations < c.num_simulations
@@ -253,9 +254,11 @@ class MCTS:
       for p, node in new_nodes
       if not node.terminal or self._is_answer(node)
     ]
-    evaluated_tokens = [node.tokens for _, node in nodes]
-    if self._config.leaf_value == ROLLOUT:
-      evaluated_tokens = self._roll_out(trees, nodes, key)
+    evaluated_tokens = (
+      self._roll_out(trees, nodes, key)
+      if self._config.leaf_value == ROLLOUT
+      else [node.tokens for _, node in nodes]
+    )
     known = [
       (p, node, tokens)
       for (p, node), tokens in zip(nodes, evaluated_tokens)

@@ -196,7 +196,7 @@ class Programs(CachedModel):
     """One forward pass: drafts, feeds, samples, and updates the state."""
     T, S, output = self.tokens_per_step, self.tokens_per_call, state.output
     column, generated_B = state.step * T, output.valid_BS.sum(-1)
-    metadata = metadata.replace(seen_BV=state.seen_BV)
+    metadata = dataclasses.replace(metadata, seen_BV=state.seen_BV)
     fed_BT, live_BT, draft = state.token_B[:, None], state.live_B[:, None], None
     columns = state.columns
     if self.speculative:
@@ -272,8 +272,8 @@ class Programs(CachedModel):
       logits_BTV[:, 0], metadata, generated_B, draft, num_top
     )
     if metadata.seen_BV is not None:
-      metadata = metadata.replace(
-        seen_BV=_mark_seen(metadata.seen_BV, [first], [live_B])
+      metadata = dataclasses.replace(
+        metadata, seen_BV=_mark_seen(metadata.seen_BV, [first], [live_B])
       )
     second = sampling.sample_tokens(
       logits_BTV[:, 1], metadata, generated_B + 1, num_top

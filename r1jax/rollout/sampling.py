@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.errors import UserError
+from r1jax.records import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,18 +180,18 @@ class SamplingMetadata:
     seen_BV: bool, tokens that the prompt or the completion holds.
   """
 
-  key_B2: chex.Array
-  num_generated_B: chex.Array
-  remaining_B: chex.Array
-  temperature_B: chex.Array
-  stop_token_BO: chex.Array
-  top_k_B: chex.Array | None = None
-  top_p_B: chex.Array | None = None
-  min_p_B: chex.Array | None = None
-  repetition_penalty_B: chex.Array | None = None
-  bias_token_BO: chex.Array | None = None
-  bias_BO: chex.Array | None = None
-  seen_BV: chex.Array | None = None
+  key_B2: Array
+  num_generated_B: Array
+  remaining_B: Array
+  temperature_B: Array
+  stop_token_BO: Array
+  top_k_B: Array | None = None
+  top_p_B: Array | None = None
+  min_p_B: Array | None = None
+  repetition_penalty_B: Array | None = None
+  bias_token_BO: Array | None = None
+  bias_BO: Array | None = None
+  seen_BV: Array | None = None
 
 
 def build_metadata(
@@ -200,7 +201,7 @@ def build_metadata(
   remaining_B,
   features: SamplingFeatures,
   vocab_size: int,
-  seen_tokens: Sequence[Sequence[int]] | None = None,
+  seen_tokens: Sequence[np.ndarray] | None = None,
 ) -> SamplingMetadata:
   """Stacks the sampling parameters of a batch into NumPy arrays.
 
@@ -234,7 +235,8 @@ def build_metadata(
     stop_token_BO=padded(features.num_stop_tokens, stop_tokens, np.int32, -1),
   )
   if features.truncation:
-    metadata = metadata.replace(
+    metadata = dataclasses.replace(
+      metadata,
       top_k_B=column('top_k', np.int32, 0),
       top_p_B=column('top_p', np.float32, 1),
       min_p_B=column('min_p', np.float32, 0),
@@ -242,15 +244,17 @@ def build_metadata(
   if features.num_biases:
     biases = [p.token_bias if p else {} for p in params]
     width, values = features.num_biases, [b.values() for b in biases]
-    metadata = metadata.replace(
+    metadata = dataclasses.replace(
+      metadata,
       bias_token_BO=padded(width, biases, np.int32, vocab_size),
       bias_BO=padded(width, values, np.float32, 0),
     )
   if features.penalty:
     seen_BV = np.zeros((B, vocab_size), bool)
-    for seen_V, tokens in zip(seen_BV, seen_tokens):
+    for seen_V, tokens in zip(seen_BV, seen_tokens or ()):
       seen_V[tokens] = True
-    metadata = metadata.replace(
+    metadata = dataclasses.replace(
+      metadata,
       repetition_penalty_B=column('repetition_penalty', np.float32, 1),
       seen_BV=seen_BV,
     )
@@ -381,8 +385,9 @@ def process_logits(logits_BV, metadata: SamplingMetadata):
     logits_BV = logits_BV.at[row_B1, metadata.bias_token_BO].add(
       metadata.bias_BO, mode='drop'
     )
-  if metadata.seen_BV is not None:
-    penalty_B1 = metadata.repetition_penalty_B[:, None]
+  penalty_B = metadata.repetition_penalty_B
+  if metadata.seen_BV is not None and penalty_B is not None:
+    penalty_B1 = penalty_B[:, None]
     logits_BV = jnp.where(
       metadata.seen_BV,
       jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1),

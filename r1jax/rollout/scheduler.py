@@ -18,6 +18,7 @@ that see the same tokens decide the same.
 from collections import deque
 from collections.abc import Hashable, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Request:
     group: Identifies the requests that share a prompt.
   """
 
-  name: Hashable
+  name: Any
   prompt: np.ndarray
   key: np.ndarray
   sampling_params: SamplingParams

@@ -45,11 +45,12 @@ class Node:
   @property
   def prior(self) -> float:
     """P, the share of the parent's samples that gave this step."""
+    assert self.parent is not None  # The root is never selected.
     return self.num_sampled / self.parent.num_samples
 
   def path(self) -> Iterator['Node']:
     """Iterates over the node and its ancestors up to the root."""
-    node = self
+    node: Node | None = self
     while node is not None:
       yield node
       node = node.parent

@@ -1,6 +1,7 @@
 """The loop between host and device that runs requests under one policy."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -74,9 +75,8 @@ class Session:
     self._engine.validate(request)
     completion = partial or Completion(request)
     needed = sampling.required_features([request.sampling_params])
-    self._features = sampling.SamplingFeatures(
-      *map(max, self._features, needed)
-    )
+    widest: Any = map(max, self._features, needed)
+    self._features = sampling.SamplingFeatures(*widest)
     self._scheduler.submit(completion)
     return completion
 
@@ -149,9 +149,9 @@ class Session:
   def _decode(self, rows: list[RunningSequence | None]) -> DecodeOutput:
     """Runs the decode program once on these rows of the batch."""
     engine, features = self._engine, self._features
-    completions = [seq and seq.completion for seq in rows]
+    completions = [seq.completion if seq else None for seq in rows]
     metadata = sampling.build_metadata(
-      [c and c.request.sampling_params for c in completions],
+      [c.request.sampling_params if c else None for c in completions],
       np.stack(
         [c.request.key if c else np.zeros(2, np.uint32) for c in completions]
       ),
@@ -159,7 +159,7 @@ class Session:
       np.array([c.remaining_tokens if c else 0 for c in completions], np.int32),
       features,
       engine.model.config.vocab_size,
-      [c.all_tokens if c else [] for c in completions]
+      [c.all_tokens if c else np.zeros(0, int) for c in completions]
       if features.penalty
       else None,
     )

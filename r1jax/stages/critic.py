@@ -101,8 +101,11 @@ class _ValueCritic(Critic, abc.ABC):
   def advantages(self, params, state, batch, reward_B):
     value_BT, after_B = self._values_of(params, state, batch)
     estimate = self._estimate(batch, jnp.asarray(reward_B), value_BT, after_B)
-    valued = batch.replace(
-      adv_BT=estimate.adv_BT, value_BT=value_BT, return_BT=estimate.return_BT
+    valued = dataclasses.replace(
+      batch,
+      adv_BT=estimate.adv_BT,
+      value_BT=value_BT,
+      return_BT=estimate.return_BT,
     )
     return valued, estimate.metrics
 
@@ -171,7 +174,7 @@ class SeparateCritic(_ValueCritic):
 
   def _values_of(self, params, state, batch):
     # The critic routes tokens itself, so recorded experts are dropped.
-    rollout = batch.rollout.replace(experts_BTLA=None)
+    rollout = dataclasses.replace(batch.rollout, experts_BTLA=None)
     return self._values(state.params, rollout)
 
 

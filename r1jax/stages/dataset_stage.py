@@ -148,10 +148,13 @@ def resumed(partial: Path) -> tuple[int, list[dict], Counter]:
   Returns:
     The number of prompts that are done, their rows, and their counts.
   """
-  done, rows, counts = 0, [], Counter()
+  done = 0
+  rows: list[dict] = []
+  counts: Counter[str] = Counter()
   if not partial.exists():
     return done, rows, counts
-  chunk, whole = [], 0
+  chunk: list[dict] = []
+  whole = 0
   lines = partial.read_bytes().splitlines(keepends=True)
   for i, line in enumerate(lines):
     try:

@@ -33,11 +33,12 @@ class PreferenceStage(BucketedStage):
   def evaluate(self, state: Any, step: int, directory: Path) -> dict:
     """Returns accuracies on what is held out: of all, by group, the worst."""
     del step, directory
-    right, group = [], []
+    rights: list[np.ndarray] = []
+    groups: list[np.ndarray] = []
     for batch in self.eval_batches():
-      right.append(common.pairwise_accuracy(self.margins(state, batch)))
-      group.append(_group(batch))
-    right, group = (self.of_examples(values) for values in (right, group))
+      rights.append(common.pairwise_accuracy(self.margins(state, batch)))
+      groups.append(_group(batch))
+    right, group = self.of_examples(rights), self.of_examples(groups)
     metrics = {
       'eval/accuracy': right.mean(),
       'eval/accuracy_stderr': right.std() / np.sqrt(len(right)),

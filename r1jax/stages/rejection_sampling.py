@@ -186,7 +186,8 @@ class RejectionSampler(DatasetStage):
   ) -> tuple[list[dict], list[str]]:
     """Returns rows that pass every filter, and rejected responses."""
     scores = self._scores(prompt, texts)
-    rows, rejected = [], {}  # In the order that they were sampled in.
+    rejected: dict = {}
+    rows = []  # In the order that they were sampled in.
     for sample, (completion, text) in enumerate(zip(completions, texts)):
       score = {name: values[sample] for name, values in scores.items()}
       response = self._response(text)

@@ -1,6 +1,7 @@
 """Reinforcement learning: the one RL step (`RL.train_step`), repeated."""
 
 from collections import Counter
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ class RL(TrainedStage):
     if state.reference is None:
       return old_logp_BT, old_logp_BT
     # The reference policy routes tokens itself: recorded experts are dropped.
-    own_routing = rollout.replace(experts_BTLA=None)
+    own_routing = dataclasses.replace(rollout, experts_BTLA=None)
     return old_logp_BT, self._logp(state.reference, own_routing)
 
   def _next_reference(self, state: RLState, params: Any, step: int) -> Any:
@@ -329,7 +330,9 @@ def _masked(rollout: Rollout, counts_B, mask_truncated: bool) -> Rollout:
   """
   if mask_truncated:
     counts_B = counts_B & (rollout.finish_B == FINISH_STOP)
-  return rollout.replace(mask_BT=rollout.mask_BT & counts_B[:, None])
+  return dataclasses.replace(
+    rollout, mask_BT=rollout.mask_BT & counts_B[:, None]
+  )
 
 
 def _importance_weighted(config: policy_loss.PolicyLoss, batch: RLBatch):
@@ -340,7 +343,7 @@ def _importance_weighted(config: policy_loss.PolicyLoss, batch: RLBatch):
   )
   weights = np.asarray(weight_BT, np.float64)[np.asarray(rollout.mask_BT)]
   total, squares = weights.sum(), (weights**2).sum()
-  return batch.replace(rollout_is_weight_BT=weight_BT), {
+  return dataclasses.replace(batch, rollout_is_weight_BT=weight_BT), {
     'rollout_is/mean': float(weights.mean()) if weights.size else 0.0,
     # Effective sample size, as a share of the tokens.
     'rollout_is/eff_sample_size': float(total**2 / (squares * weights.size))

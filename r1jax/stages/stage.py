@@ -8,7 +8,7 @@ programs train them (`update`).
 """
 
 import abc
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import enum
 from pathlib import Path
@@ -72,7 +72,7 @@ class Update:
 
   label: str
   model: Transformer
-  step: Callable
+  step: Any
   arguments: tuple[Any, ...]
   rows: int
   tokens: int
@@ -141,6 +141,7 @@ class Stage(abc.ABC):
   def cache_file(cls, config: RunConfig) -> Path | None:
     """Returns where its output is kept for other runs; None for nowhere."""
     del config
+    return None
 
   @classmethod
   def check_cached(cls, path: Path):
@@ -209,6 +210,7 @@ class Stage(abc.ABC):
       params: Parameters to begin with, or their shapes.
     """
     del directory, params
+    return None
 
 
 def save_weights(

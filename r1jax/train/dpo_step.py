@@ -6,6 +6,7 @@ and its rejected response.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -16,7 +17,7 @@ from r1jax.algos import dpo as dpo_loss
 from r1jax.config.schema.preferences import DPOLossConfig
 from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.model.transformer import Transformer, output_head, positions
-from r1jax.records import PairBatch
+from r1jax.records import Array, PairBatch
 from r1jax.train import state as train_state
 from r1jax.train.make_step import (
   LossOutput,
@@ -39,7 +40,7 @@ class DPOState:
   """
 
   train: TrainState
-  alpha_g: chex.Array | None
+  alpha_g: Array
 
 
 def dpo_state(
@@ -158,7 +159,7 @@ def _logp(model: Transformer, params, batch: PairBatch):
     hidden  = [h(a), h(ab)]
     logp    = log p(b | a) + log p(c | ab)
   """
-  out = model.apply(
+  out: Any = model.apply(
     {'params': params},
     batch.tokens_BT,
     positions(batch.valid_BT),

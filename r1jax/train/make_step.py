@@ -202,8 +202,9 @@ def split(x, parts: int):
 
 def _summable(routing: dict[str, moe.Routing]):
   """Drops the assignment of tokens to experts, which does not add up."""
+  unassigned: dict[str, Any] = {'expert_BTA': None}
   return {
-    stack: routed._replace(expert_BTA=None) for stack, routed in routing.items()
+    stack: routed._replace(**unassigned) for stack, routed in routing.items()
   }
 
 

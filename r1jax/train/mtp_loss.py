@@ -61,7 +61,7 @@ def mtp_loss(
     output_head(model, params),
     model.config.num_nextn_predict_layers,
   )
-  total = 0.0
+  total = jnp.float32(0)
   for k in range(depth):
     target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)
     logp_BT, _ = common.token_logp(

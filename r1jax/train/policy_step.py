@@ -1,6 +1,7 @@
 """The policy update of GRPO and PPO, and scoring of rollouts by the trainer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +190,7 @@ def _rollout_logp(
     hidden   = [h(a), h(ab), h(abc)]
     logp_BT  = [0, log p(b | a), log p(c | ab)]
   """
-  out = model.apply(
+  out: Any = model.apply(
     {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA
   )
   logp, entropy = common.token_logp(

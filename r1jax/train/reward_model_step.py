@@ -63,8 +63,9 @@ def reward_model(
 
   def totals_fn(state: TrainState, batch: PairBatch | LabelledBatch):
     del state
-    labelled = isinstance(batch, LabelledBatch)
-    weight = batch.weight_B if labelled else batch.weight_P
+    weight = (
+      batch.weight_B if isinstance(batch, LabelledBatch) else batch.weight_P
+    )
     return jnp.maximum(jnp.sum(weight), 1), num_rows(batch.valid_BT)
 
   return make_step(

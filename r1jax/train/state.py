@@ -1,5 +1,7 @@
 """The training state and its layout over the mesh."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import optax
 
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
+from r1jax.records import Array
 from r1jax.train.optimizer import Optimizer
 
 
@@ -20,9 +23,9 @@ class TrainState:
     opt_state: State of the optimizer.
   """
 
-  updates: chex.Array
-  params: chex.ArrayTree
-  opt_state: chex.ArrayTree
+  updates: Array
+  params: Any
+  opt_state: Any
 
 
 def create(params, tx: Optimizer) -> TrainState:

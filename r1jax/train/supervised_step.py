@@ -64,7 +64,7 @@ def supervised(
 
   def loss_fn(params, batch: TokenBatch, totals: _Totals) -> LossOutput:
     inputs = batch.tokens_BT, batch.position_BT, batch.segment_BT
-    out = model.apply({'params': params}, *inputs)
+    out: Any = model.apply({'params': params}, *inputs)
 
     def mean(x_BT):
       return jnp.sum(x_BT * batch.weight_BT) / totals.tokens
@@ -142,7 +142,7 @@ def _distilled(
 ):
   """Returns logp_BT, entropy_BT and kl_BT against the teacher."""
   temperature, layout = distillation.soft.temperature, model.layout
-  if totals.teacher_head_DV is not None:
+  if distillation.teacher is not None:
     teacher_BTD = _hidden(distillation.teacher, totals.teacher_params, batch)
     return distill.full_kl(
       hidden_BTD,
@@ -166,8 +166,7 @@ def _distilled(
 
 def _hidden(teacher: Transformer, params, batch: TokenBatch):
   """Returns the teacher's hidden states, without a gradient."""
-  return jax.lax.stop_gradient(
-    teacher.apply(
-      {'params': params}, batch.tokens_BT, batch.position_BT, batch.segment_BT
-    ).hidden_BTD
+  out: Any = teacher.apply(
+    {'params': params}, batch.tokens_BT, batch.position_BT, batch.segment_BT
   )
+  return jax.lax.stop_gradient(out.hidden_BTD)

@@ -5,6 +5,8 @@ loss. With a separate critic, `critic` returns its own jitted update.
 """
 
 from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,7 @@ def critic(
   """
 
   def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals) -> LossOutput:
-    rollout = batch.rollout.replace(experts_BTLA=None)
+    rollout = dataclasses.replace(batch.rollout, experts_BTLA=None)
     out = _forward(model, params, rollout)
     loss, metrics = _loss(model, params, out.hidden_BTD, config, batch, totals)
     return LossOutput(
@@ -136,7 +138,7 @@ def _values(model: Transformer, params, hidden_BTD, rollout: Rollout):
     value_BT      = [0, v(a), v(ab)]
     final_value_B = v(abc)
   """
-  scalar_BT = model.apply({'params': params}, hidden_BTD, method='scalars')
+  scalar_BT: Any = model.apply({'params': params}, hidden_BTD, method='scalars')
   before_BT = jnp.pad(scalar_BT[:, :-1], ((0, 0), (1, 0)))
   return (
     jnp.where(rollout.mask_BT, before_BT, 0.0),

@@ -180,7 +180,7 @@ class WorkerPool:
       if not alive or time.monotonic() >= worker.deadline:
         self._handle_lost(worker, queue)
       return
-    attempt = worker.attempt
+    attempt: Any = worker.attempt  # None before the worker is ready.
     status, secs, text = reply
     worker.set_idle()
     if status == forkserver.READY:
@@ -231,7 +231,7 @@ class _Worker:
     # Started by exec, with none of our environment but the module paths. A fixed
     # hash seed gives sets the same order in every process.
     paths = [str(_ROOT), *(path for path in sys.path if path)]
-    self.process = subprocess.Popen(
+    self.process = process = subprocess.Popen(
       [
         sys.executable,
         '-P',
@@ -254,15 +254,19 @@ class _Worker:
       bufsize=0,
       start_new_session=True,  # Ctrl-C reaches the parent alone.
     )
+    assert process.stdin and process.stdout and process.stderr
+    self._stdin, self._stdout = process.stdin, process.stdout
+    self._stderr = process.stderr
     for pipe in self._pipes():
       os.set_blocking(pipe.fileno(), False)
-    self.ready, self.attempt = False, None
+    self.ready = False
+    self.attempt: Attempt | None = None
     self.deadline = time.monotonic() + start_secs
     self.start_error = ''
     self._outbox, self._inbox = memoryview(b''), bytearray()
 
   def _pipes(self):
-    return self.process.stdin, self.process.stdout, self.process.stderr
+    return self._stdin, self._stdout, self._stderr
 
   def submit(self, attempt: Attempt, job: bytes, wall_secs: float):
     """Queues a job for writing; `exchange` sends it."""
@@ -278,9 +282,9 @@ class _Worker:
 
   def register(self, poll):
     """Registers the pipes that `exchange` would use with a poll object."""
-    poll.register(self.process.stdout, select.POLLIN)
+    poll.register(self._stdout, select.POLLIN)
     if self._outbox:
-      poll.register(self.process.stdin, select.POLLOUT)
+      poll.register(self._stdin, select.POLLOUT)
 
   def exchange(self) -> tuple[tuple[bytes, float, bytes] | None, bool]:
     """Writes and reads as much as the pipes take and hold.
@@ -290,9 +294,9 @@ class _Worker:
       is alive.
     """
     try:
-      while self._outbox and (sent := self.process.stdin.write(self._outbox)):
+      while self._outbox and (sent := self._stdin.write(self._outbox)):
         self._outbox = self._outbox[sent:]
-      while (part := self.process.stdout.read(1 << 16)) is not None:
+      while (part := self._stdout.read(1 << 16)) is not None:
         if not part:
           return None, False
         self._inbox += part
@@ -314,7 +318,7 @@ class _Worker:
       os.killpg(self.process.pid, signal.SIGKILL)
       self.process.wait()
     if not self.ready:
-      text = (self.process.stderr.read() or b'').decode(errors='replace')
+      text = (self._stderr.read() or b'').decode(errors='replace')
       self.start_error = text.strip().rpartition('\n')[2][:500]
     for pipe in self._pipes():
       pipe.close()

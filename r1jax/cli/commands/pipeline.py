@@ -26,5 +26,5 @@ def run(config: ConfigDict, values: flags.FlagValues):
     pipeline_config.load_pipeline(config),
     values.workdir or config_file.default_workdir(values),
     values.only,
-    values['from'].value,
+    values['from'].value or '',
   )

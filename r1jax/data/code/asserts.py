@@ -4,6 +4,7 @@ import ast
 import builtins
 from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 TUPLES_TO_LISTS = 'tuples as lists'  # No built-in, so no assert can name it.
 
@@ -67,7 +68,7 @@ class Assertion:
 
 
 def parse_assertions(
-  test: ast.expr, is_call: Callable[[ast.expr], bool]
+  test: ast.expr, is_call: Callable[[ast.AST], bool]
 ) -> list[Assertion]:
   """Parses an asserted expression; `and` joins several assertions.
 
@@ -101,12 +102,16 @@ def _parse_one(test: ast.expr, is_call) -> Assertion:
   found = None
   if isinstance(test, ast.Compare) and len(test.ops) == 1:
     found = _comparison(test, is_call)
-  if _named(test, 'math.isclose') and len(test.args) == 2:
+  if (
+    isinstance(test, ast.Call)
+    and _named(test, 'math.isclose')
+    and len(test.args) == 2
+  ):
     found = _close(test, is_call)
   return found or Assertion(call=calls[0], relation='checker', test=test)
 
 
-def _outermost(node: ast.AST, is_call) -> list[ast.expr]:
+def _outermost(node: Any, is_call) -> list[ast.expr]:
   """Returns the outermost calls, as f but not Pair in f([Pair(5, 24)])."""
   if is_call(node):
     return [node]
@@ -123,8 +128,10 @@ _SYMMETRIC = {ast.Eq: 'equal', ast.NotEq: 'unequal', ast.Is: 'same'}
 def _comparison(test: ast.Compare, is_call) -> Assertion | None:
   """Parses a comparison with an expected value; None if it is another."""
   op, left, right = type(test.ops[0]), test.left, test.comparators[0]
-  if op in (ast.Lt, ast.LtE) and (
-    _named(left, 'abs') or _named(left, 'math.fabs')
+  if (
+    op in (ast.Lt, ast.LtE)
+    and isinstance(left, ast.Call)
+    and (_named(left, 'abs') or _named(left, 'math.fabs'))
   ):
     inner = left.args[0]
     if isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Sub):
@@ -175,7 +182,7 @@ def _peel(node: ast.expr, is_call) -> dict | None:
     The attributes call and transforms of an Assertion; None if the node is not
     a call with known transforms.
   """
-  transforms = []
+  transforms: list = []
   while not is_call(node):
     if not (
       isinstance(node, ast.Call)

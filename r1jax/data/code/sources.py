@@ -130,7 +130,7 @@ class _AssertRecorder(ast.NodeTransformer):
     self.assertions: list[Assertion] = []
     self._call_names: set[str] = set()  # Names of variables that hold a call.
 
-  def is_call(self, node: ast.expr) -> bool:
+  def is_call(self, node: ast.AST) -> bool:
     return _is_candidate(node) or (
       isinstance(node, ast.Name) and node.id in self._call_names
     )
@@ -146,7 +146,7 @@ class _AssertRecorder(ast.NodeTransformer):
     notes = []
     for assertion in parse_assertions(node.test, self.is_call):
       self.assertions.append(assertion)
-      transforms = [
+      transforms: list[ast.expr] = [
         ast.List([ast.Constant(name), *args], ast.Load())
         for name, args in assertion.transforms
       ]
@@ -234,6 +234,7 @@ def _humaneval(row: dict) -> CodeTests:
 
 def _checker(assertion: Assertion, names: dict, is_call) -> str:
   """Returns an assertion as an expression in `result`, with variables filled in."""
+  assert assertion.test is not None  # The relation is 'checker'.
   bound = {
     node.id if isinstance(node, ast.Name) else node.arg
     for node in ast.walk(assertion.test)
@@ -329,7 +330,7 @@ def _livecodebench(row: dict) -> CodeTests:
   tests = _parsed(row['public_test_cases']) + _private(
     row.get('private_test_cases') or '[]'
   )
-  cases = []
+  cases: list[Any] = []
   for test in tests:
     if test['testtype'] == 'stdin':
       cases.append(StdioCase(stdin=test['input'], stdout=test['output']))

@@ -29,7 +29,7 @@ _DICTS = (
   collections.OrderedDict,
   collections.defaultdict,
 )
-_KEYS = type({}.keys())
+_KEYS: type = type({}.keys())
 
 
 def encode(value):

@@ -128,7 +128,7 @@ class Tokenizer:
 
   def token_text(self, id_: int | None) -> str:
     """Returns the text of a special token; '' for None."""
-    return '' if id_ is None else self._core.id_to_token(id_)
+    return '' if id_ is None else self._core.id_to_token(id_) or ''
 
   def first_difference(self, other: 'Tokenizer') -> str:
     """Describes the first token that differs; '' for equal vocabularies."""

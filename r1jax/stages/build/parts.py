@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from r1jax import files, registry
 from r1jax.config.schema.run import RunConfig
@@ -78,7 +79,7 @@ def init_file(config: RunConfig) -> Path:
 
 def base_file(config: RunConfig) -> Path:
   """Returns where a base made by this config is kept for the next run."""
-  made_by = {
+  made_by: dict[str, Any] = {
     name: dataclasses.asdict(getattr(config, name))
     for name in ('model', 'tokenizer', 'corpus', 'pretrain')
   }

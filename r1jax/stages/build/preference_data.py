@@ -3,9 +3,13 @@
 from collections.abc import Callable, Collection
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from r1jax.config.schema.preferences import PreferencesConfig
+from r1jax.config.schema.preferences import (
+  DPOConfig,
+  PreferencesConfig,
+  RewardModelConfig,
+)
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import (
   mixture,
@@ -45,7 +49,7 @@ def datasets(
   config: RunConfig,
   parts: build.Parts,
   name: str,
-  tokenise: Callable[[list[Preference], Quarantine], list[PreferenceExample]],
+  tokenise: Callable[[list[Any], Quarantine], list[PreferenceExample]],
   labelled: bool = False,
 ) -> PreferenceDatasets:
   """Reads the data of a stage that learns from preferences.
@@ -60,7 +64,7 @@ def datasets(
   Raises:
     UserError: bad data, or none.
   """
-  c: PreferencesConfig = getattr(config, name)
+  c: RewardModelConfig | DPOConfig = getattr(config, name)
   check(config, parts, name)
   quarantine = Quarantine(config.data.max_bad_row_share)
   rows = _Rows(config, name, parts, labelled, quarantine)
@@ -231,7 +235,7 @@ class _Rows:
     return self._first(self._read(source, group))
 
   def _synthesise(self, split: str, count: int) -> list[Preference]:
-    make = (
+    make: Any = (
       preferences.synthetic_responses
       if self._labelled
       else preferences.synthetic_pairs
@@ -242,7 +246,9 @@ class _Rows:
 
   def _read(self, path: str, group: str) -> list[Preference]:
     rows = preferences.read(path, self._template, group, self._quarantine)
-    return preferences.to_labelled_responses(rows) if self._labelled else rows
+    if not self._labelled:
+      return rows
+    return list(preferences.to_labelled_responses(rows))
 
   def _first(self, rows: list[Preference]) -> list[Preference]:
     return rows[: self._c.max_eval_rows or None]

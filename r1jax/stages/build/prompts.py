@@ -4,6 +4,7 @@ files → quarantine → decontamination → pass rates → template → mixture
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -290,7 +291,7 @@ def _read(
   source = sources.get(name)
   rows = datasets.read(source, split, path, quarantine)
   if is_general(name):
-    return [row.replace(source=datasets.GENERAL) for row in rows]
+    return [dataclasses.replace(row, source=datasets.GENERAL) for row in rows]
   if source.grader not in dispatch.GRADERS:
     raise UserError(
       f'data: {name} has answers for a grader {source.grader!r}, which is not '

@@ -43,11 +43,9 @@ def load_reward_model(
       f'{key}: {path} scores the steps of thoughts; give what the stage '
       'reward_model leaves'
     )
+  model, params = _load(key, path, config, parts)
   return RewardModel(
-    *_load(key, path, config, parts),
-    parts.tokenizer,
-    parts.parser,
-    ScoringConfig(**scoring),
+    model, params, parts.tokenizer, parts.parser, ScoringConfig(**scoring)
   )
 
 
@@ -60,18 +58,22 @@ def load_process_reward_model(
     UserError: as there; or it reads fewer tokens than a run may write.
   """
   path, scoring = _scoring(key, file, _STAGES[prm.KIND], prm.KIND)
-  params = prm.ProcessScoringConfig(**scoring)
+  scoring_config = prm.ProcessScoringConfig(**scoring)
   longest = config.data.max_prompt_tokens + config.rl.max_new_tokens
-  if params.max_tokens < longest:
+  if scoring_config.max_tokens < longest:
     raise UserError(
-      f'{key}: {path} reads {params.max_tokens} tokens, fewer than the '
+      f'{key}: {path} reads {scoring_config.max_tokens} tokens, fewer than the '
       f'{longest} of data.max_prompt_tokens and rl.max_new_tokens'
     )
+  model, params = _load(key, path, config, parts)
   return prm.ProcessRewardModel(
-    *_load(key, path, config, parts),
-    parts.tokenizer,
-    steps.make_splitter(params.delimiter, parts.parser, parts.tokenizer),
+    model,
     params,
+    parts.tokenizer,
+    steps.make_splitter(
+      scoring_config.delimiter, parts.parser, parts.tokenizer
+    ),
+    scoring_config,
   )
 
 

@@ -65,14 +65,12 @@ def groups_in_flight(config: RunConfig) -> int:
 
 def rl_sampling(config: RunConfig, parts: Parts, **changes) -> SamplingParams:
   """Returns how RL samples: nothing is cut away, which would bias the ratio."""
-  return SamplingParams(
-    **dict(
-      max_new_tokens=config.rl.max_new_tokens,
-      temperature=config.rl.temperature,
-      stop_token_ids=parts.tokenizer.stop_ids,
-    )
-    | changes
+  params = SamplingParams(
+    max_new_tokens=config.rl.max_new_tokens,
+    temperature=config.rl.temperature,
+    stop_token_ids=parts.tokenizer.stop_ids,
   )
+  return dataclasses.replace(params, **changes)
 
 
 def eval_sampling(config: RunConfig, parts: Parts) -> SamplingParams:
@@ -106,7 +104,7 @@ def evaluator(config: RunConfig, parts: Parts, sampler: Engine) -> Evaluator:
 def reward(
   config: RunConfig,
   parts: Parts,
-  reward_models: Mapping[str, RewardModelFn] | None = None,
+  reward_models: Mapping[str, RewardModelFn | None] | None = None,
 ) -> RewardManager:
   """Builds the reward of a run's completions.
 

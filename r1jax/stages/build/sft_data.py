@@ -94,13 +94,14 @@ def corpus(config: RunConfig, parts: build.Parts) -> packing.PackedBatches:
 
 def _stored_tokens(c: SFTConfig, rows: Sequence[Demonstration]) -> int:
   """Returns O, the tokens of each teacher's distribution in the rows."""
+  teachers = [row.teacher for row in rows if row.teacher is not None]
   without = [row for row in rows if row.teacher is None]
   if without:
     raise UserError(
       f"sft: teacher_model = 'stored', but {without[0].where or without[0].id} "
       "has no 'teacher'; sample with rejection_sampling.top_logprobs above 0"
     )
-  stored = {(r.teacher.ids_TO.shape[1], r.teacher.temperature) for r in rows}
+  stored = {(t.ids_TO.shape[1], t.temperature) for t in teachers}
   if len(stored) > 1 or min(stored)[1] != c.distillation_temperature:
     raise UserError(
       f'sft: distillation_temperature = {c.distillation_temperature}, but the '

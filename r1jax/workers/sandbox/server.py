@@ -31,6 +31,7 @@ import socket
 import struct
 import sys
 import types
+from typing import Any
 
 from r1jax.data.code import values as code_values
 from r1jax.workers.sandbox import landlock, seccomp
@@ -271,9 +272,12 @@ def _run_script():
   """Runs a program as __main__, with the rest of the data as standard input."""
   source = json.loads(_receive())
   os.close(3)
-  sys.stdin = sys.__stdin__ = open(0, encoding='utf-8', closefd=False)
-  sys.stdout = sys.__stdout__ = open(1, 'w', encoding='utf-8', closefd=False)
-  sys.stderr = sys.__stderr__ = open(2, 'w', encoding='utf-8', closefd=False)
+  streams: Any = sys  # Typed as final, but a program must see these.
+  streams.stdin = streams.__stdin__ = open(0, encoding='utf-8', closefd=False)
+  for number, name in ((1, 'stdout'), (2, 'stderr')):
+    stream = open(number, 'w', encoding='utf-8', closefd=False)
+    setattr(sys, name, stream)
+    setattr(sys, f'__{name}__', stream)
   sys.argv[:] = ['program']
   exit_now, status = os._exit, 0
   statuses = {kind: number for number, kind in EXIT_STATUSES.items()}

@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import time
+from typing import Any
 
 from r1jax.workers.sandbox import server as sandbox_server
 from r1jax.workers.sandbox import tiers
@@ -80,8 +81,8 @@ class Slot:
   ):
     self.limits = limits
     self._tier, self._number, self._launcher = tier, number, launcher
-    self._server: subprocess.Popen | None = None
-    self._control: socket.socket | None = None
+    self._server: subprocess.Popen[bytes] | None = None
+    self._control: Any = None  # A socket, once the server has been started.
 
   def start(self):
     """Starts the server.
@@ -99,8 +100,9 @@ class Slot:
     # accelerators.
     with theirs:
       try:
+        launch: Any = subprocess.Popen  # submit() cannot type its overloads.
         self._server = self._launcher.submit(
-          subprocess.Popen,
+          launch,
           plan.command,
           env=plan.environment,
           stdin=theirs,
@@ -118,13 +120,14 @@ class Slot:
       answer = self._control.recv(4096)
     except OSError:
       answer = b''
+    errors: Any = self._server.stderr
     if not answer or 'ready' not in json.loads(answer):
       self.stop()
-      message = answer or self._server.stderr.read(500)
+      message = answer or errors.read(500)
       raise SandboxUnavailable(
         f'{self._tier}: did not start: {message.decode(errors="replace")}'
       )
-    self._server.stderr.close()
+    errors.close()
 
   def stop(self):
     """Kills the server and all processes that it started."""
@@ -159,7 +162,7 @@ class Slot:
       except _TooLong:
         return Reply('output', alive=False)
       status = process.end(deadline)
-    if process.lost:
+    if status is None:
       return Reply('lost', alive=False)
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
       return Reply('timeout', alive=False)
@@ -286,7 +289,9 @@ class _Process:
     self, payload: bytes, deadline: float, max_bytes: int
   ) -> bytes:
     """Sends the payload and receives until the end; raises as `receive`."""
-    unsent, parts, count = memoryview(payload), [], 0
+    unsent: memoryview | None = memoryview(payload)
+    parts: list[bytes] = []
+    count = 0
     self._data.setblocking(False)
     with selectors.DefaultSelector() as selector:
       selector.register(

@@ -131,7 +131,7 @@ def _bubblewrap(python: str, root: bool) -> list[str]:
   """
   namespaces = ['ipc', 'pid', 'net', 'uts', 'cgroup-try'] if root else ['all']
   command = [
-    shutil.which('bwrap'),
+    shutil.which('bwrap') or 'bwrap',
     *(f'--unshare-{namespace}' for namespace in namespaces),
     '--die-with-parent',
     '--new-session',
