@@ -180,7 +180,6 @@ def attend(
   Returns:
     [B, T, K, M, U]
   """
-
   attend_rows = partial(
     _attend_rows,
     skip=view.skip,
@@ -199,8 +198,7 @@ def attend(
   )
   if layout.mesh.size == 1:
     return attend_rows(*args)
-  q_spec = layout.fitting_spec(q_BTKMX.shape, letters)
-  rows, heads = q_spec[0], q_spec[2]
+  rows, _, heads, *_ = q_spec = layout.fitting_spec(q_BTKMX.shape, letters)
   return jax.shard_map(
     attend_rows,
     mesh=layout.mesh,

@@ -240,7 +240,7 @@ def _forward_blocks(
 
 def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_TD):
   x_TD, gating_p, weights, slots, gate_sI, up_sI = kept
-  A = _per_token(x_TD, slots)
+  num_slots, A = slots.pair_s.shape[0], _per_token(x_TD, slots)
 
   gradients = partial(_product_gradients, fp8=fp8, units=units)
 
@@ -283,7 +283,6 @@ def _blocks_backward(fp8: bool, units: Layout | None, kept, dy_TD):
     ]
 
   empty = lambda like: jnp.zeros(like.shape, quant.wide(like.dtype))
-  num_slots = slots.pair_s.shape[0]
   dx_sD, d_gating_s, d_weights = _by_expert(
     of_expert,
     slots,

@@ -141,19 +141,18 @@ def _exchanged(
   """Applies experts that are sharded over devices; runs inside shard_map.
 
   Each device reserves `capacity` slots for the pairs of each other device:
-  capacity_factor times the mean number of pairs, with pairs beyond it dropped;
-  or, if the factor is 0, as many as could ever be needed.
+  capacity_factor times their mean number, or all that are possible if it is 0.
+  Pairs beyond it are dropped.
 
   Args:
     x_TD, expert_TA, gating_TA, valid_T: This device's tokens.
     weights: The experts of this device.
     swiglu: experts.swiglu with its options bound.
-    axes, shards: Mesh axes of the experts, and the number of devices along them.
+    axes, shards: Mesh axes of the experts, and the number of devices.
     capacity_factor: See ModelConfig.
 
   Returns:
-    The summed output of each token's experts [T, D], and the number of pairs
-    of this device that were dropped.
+    y_TD, and the number of this device's pairs that were dropped.
   """
   (T, A), D = expert_TA.shape, x_TD.shape[-1]
   local_experts = weights[0].shape[0]
@@ -165,10 +164,7 @@ def _exchanged(
   ).reshape(-1)
   order = experts.sorted_pairs(expert_p, shards * local_experts)
   target = expert_p[order] // local_experts  # `shards` for pairs of padding.
-  count = jnp.bincount(target, length=shards + 1)
-  rank = jnp.arange(T * A) - (jnp.cumsum(count) - count)[target]
-  is_sent = (target < shards) & (rank < capacity)
-  slot = jnp.where(is_sent, target * capacity + rank, shards * capacity)
+  slot, dropped = _send_slots(target, shards, capacity)
 
   def slots(empty, pair_value):  # `empty` is the value of an unused slot.
     return (
@@ -192,9 +188,28 @@ def _exchanged(
   slot_p = jnp.zeros(T * A, jnp.int32).at[order].set(slot)
   pair_out_pD = exchange(out_sD).at[slot_p].get(mode='fill', fill_value=0)
   y_TD = pair_out_pD.reshape(T, A, D).sum(1, dtype=quant.wide(x_TD.dtype))
-  return y_TD.astype(x_TD.dtype), jnp.sum((target < shards) & ~is_sent).astype(
-    jnp.float32
-  )
+  return y_TD.astype(x_TD.dtype), dropped
+
+
+def _send_slots(target_p, shards: int, capacity: int):
+  """Assigns pairs, sorted by target device, to slots of the send buffer.
+
+  Args:
+    target_p: The device that each pair goes to; `shards` for none.
+    shards: Number of devices.
+    capacity: Slots per target device.
+
+  Returns:
+    The slot of each pair, shards · capacity for a pair that is not sent; and
+    the number of pairs beyond capacity, a float32 scalar.
+  """
+  count = jnp.bincount(target_p, length=shards + 1)
+  start = jnp.cumsum(count) - count
+  rank_p = jnp.arange(target_p.shape[0]) - start[target_p]
+  is_sent_p = (target_p < shards) & (rank_p < capacity)
+  slot_p = jnp.where(is_sent_p, target_p * capacity + rank_p, shards * capacity)
+  dropped = jnp.sum((target_p < shards) & ~is_sent_p)
+  return slot_p, dropped.astype(jnp.float32)
 
 
 class MoE(nn.Module):

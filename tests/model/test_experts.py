@@ -1,4 +1,4 @@
-"""Both dispatches of experts against a loop over pairs."""
+"""The dispatches of experts against a loop over (token, expert) pairs."""
 
 from functools import partial
 

@@ -53,7 +53,7 @@ def small():
 
 
 def _guesses(model, params, contexts):
-  """The look-ahead module's choices at each place, by the full forward."""
+  """Computes the MTP module's greedy tokens without a cache."""
   tokens_BT = np.zeros((len(contexts), _SIZES.max_model_len), np.int32)
   for row, context in zip(tokens_BT, contexts):
     row[: len(context)] = context
@@ -150,11 +150,13 @@ def test_samples_have_the_model_s_distribution(changes):
   keys = np.asarray(
     jax.random.key_data(jax.random.split(jax.random.key(3), rows))
   )
-  params = SamplingParams(max_new_tokens=3, stop_token_ids=(), **changes)
+  sampling_params = SamplingParams(
+    max_new_tokens=3, stop_token_ids=(), **changes
+  )
   made = engine.run(
     params,
     [
-      Request(name=n, prompt=prompt, key=key, sampling_params=params)
+      Request(name=n, prompt=prompt, key=key, sampling_params=sampling_params)
       for n, key in enumerate(keys)
     ],
   )
@@ -167,11 +169,11 @@ def test_samples_have_the_model_s_distribution(changes):
   logp = np.zeros(len(triples))
   for t in range(3):
     metadata = sampling.build_metadata(
-      [params] * len(triples),
+      [sampling_params] * len(triples),
       np.zeros((len(triples), 2), np.uint32),
       0,
       0,
-      sampling.required_features([params]),
+      sampling.required_features([sampling_params]),
       V,
       [c[: 2 + t] for c in contexts],
     )
