@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from r1jax import registry
 
+
+@registry.adv_estimator('grpo')
 def group(
   reward_B,
   group_B,

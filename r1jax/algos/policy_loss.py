@@ -16,6 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from r1jax import registry
 from r1jax.algos import common
 from r1jax.config.schema.rl import PolicyLossConfig
 
@@ -85,7 +86,8 @@ def loss(
   if config.importance_sampling_level == 'sequence':
     log_ratio_BT = _row_mean(log_ratio_BT, mask_BT)[:, None] + 0 * log_ratio_BT
   ratio_BT = jnp.exp(jnp.minimum(log_ratio_BT, common.MAX_LOG_RATIO))
-  objective_BT, clipped_BT = _clipped(config, ratio_BT, adv_BT, logp_BT)
+  surrogate = registry.policy_loss.get(config.policy_loss, 'rl.policy_loss')
+  objective_BT, clipped_BT = surrogate(config, ratio_BT, adv_BT, logp_BT)
   kl_BT = common.kl_estimate(config.kl_estimator, logp_BT, ref_logp_BT)
   kl_weight_BT = ratio_BT if config.kl_importance_weighted else 1.0
   kl_loss_BT = config.kl_coef * kl_BT * kl_weight_BT
@@ -106,18 +108,36 @@ def loss(
   }
 
 
-def _clipped(config: PolicyLoss, ratio_BT, adv_BT, logp_BT):
-  """Returns each token's surrogate objective, and whether it was clipped."""
+@registry.policy_loss('clip')
+def clip(config: PolicyLoss, ratio_BT, adv_BT, logp_BT):
+  """Returns each token's surrogate objective, and whether it was clipped.
+
+  A plugin's policy loss has this signature.
+
+  Args:
+    config: Parameters of the loss.
+    ratio_BT: float32 ρ, with the gradient of logp_BT.
+    adv_BT: float32 advantages, 0 outside of the mask.
+    logp_BT: float32 log-probabilities under the policy in training.
+
+  Returns:
+    objective_BT, float32, to be maximized; and clipped_BT, bool.
+  """
   low, high = config.clip_ratio_low, config.clip_ratio_high
-  if config.policy_loss == 'cispo':
-    weight_BT = jax.lax.stop_gradient(jnp.minimum(ratio_BT, 1 + high))
-    return weight_BT * adv_BT * logp_BT, (ratio_BT > 1 + high) & (adv_BT > 0)
   bounded_BT = jnp.minimum(ratio_BT, config.delta) if config.delta else ratio_BT
   near_BT = jnp.clip(ratio_BT, 1 - low, 1 + high)
   objective_BT = jnp.minimum(bounded_BT * adv_BT, near_BT * adv_BT)
   return objective_BT, (ratio_BT < 1 - low) & (adv_BT < 0) | (
     ratio_BT > 1 + high
   ) & (adv_BT > 0)
+
+
+@registry.policy_loss('cispo')
+def cispo(config: PolicyLoss, ratio_BT, adv_BT, logp_BT):
+  """Returns the surrogate of CISPO, see `clip`: only its weight is clipped."""
+  high = config.clip_ratio_high
+  weight_BT = jax.lax.stop_gradient(jnp.minimum(ratio_BT, 1 + high))
+  return weight_BT * adv_BT * logp_BT, (ratio_BT > 1 + high) & (adv_BT > 0)
 
 
 def _aggregate(config: PolicyLoss, loss_BT, mask_BT, totals: Totals):

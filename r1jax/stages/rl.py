@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from r1jax import registry
-from r1jax.algos import advantage, common, policy_loss
+from r1jax.algos import common, policy_loss
 from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data.datasets import GENERAL
@@ -84,6 +84,9 @@ class RL(TrainedStage):
     )
     self._logp = policy_step.token_logps(
       parts.model, c.temperature, config.data.max_prompt_tokens
+    )
+    self._group_advantages = registry.adv_estimator.get(
+      'grpo' if c.adv_estimator == 'gae' else c.adv_estimator
     )
     self._policy_loss = rl_update.policy_loss(config)
     self._update = rl_update.make_policy_step(
@@ -241,7 +244,7 @@ class RL(TrainedStage):
         rollout.mask_BT,
         axis=1,
       )
-    adv_B, varied_P = advantage.group(
+    adv_B, varied_P = self._group_advantages(
       reward_B,
       rollout.group_B,
       len(group.prompts),

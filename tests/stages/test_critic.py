@@ -1,4 +1,4 @@
-"""PPO as a stage: whole runs, resumed runs, where a critic begins, refusals."""
+"""PPO as a stage: whole runs, resumed runs, initial critics, refused configs."""
 
 import shutil
 
@@ -11,10 +11,11 @@ from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
-from r1jax.runs import run as stages_run
+from r1jax.runs import run as runs_run
 from r1jax.stages import critic
 from r1jax.stages.build import parts as build
 from tests.configs import small_ppo
+from tests.conftest import run_config
 from tests.stages.conftest import rows, run
 
 _PPO = '--config=tests/configs/small_ppo.py'
@@ -22,15 +23,15 @@ _PPO = '--config=tests/configs/small_ppo.py'
 
 @pytest.fixture(scope='module')
 def finished(environment, tmp_path_factory):
-  """A run of four steps with a critic of its own; the first is its alone."""
+  """A run of four steps with a separate critic; the first is a warm-up."""
   workdir = tmp_path_factory.mktemp('runs') / 'own'
   run(environment, 'train', _PPO, f'--workdir={workdir}')
   return workdir
 
 
-def test_a_run_tells_what_its_critic_thinks(finished):
+def test_a_run_logs_metrics_of_its_critic(finished):
   first, *later = rows(finished)[1:]
-  told = {
+  names = {
     'critic/vf_loss',
     'critic/vf_explained_var',
     'critic/values/mean',
@@ -39,10 +40,10 @@ def test_a_run_tells_what_its_critic_thinks(finished):
     'critic/returns/mean',
     'critic/advantages/std',
   }
-  assert told <= first.keys() and 'loss' not in first
+  assert names <= first.keys() and 'loss' not in first
   assert first['critic/values/mean'] == 0 and first['critic/returns/mean'] < 0
   for row in later:
-    assert told | {'loss', 'kl', 'entropy', 'pg_clipfrac'} <= row.keys()
+    assert names | {'loss', 'kl', 'entropy', 'pg_clipfrac'} <= row.keys()
     assert row['critic/values/mean'] < 0 and row['critic/advantages/std'] > 0
     assert row['skipped_updates'] == row['critic/skipped_updates'] == 0
     assert row['rollout_logp_diff/max'] < 1e-4
@@ -63,11 +64,11 @@ def test_resumed_equals_uninterrupted(finished, environment, tmp_path):
     ).read_bytes()
 
 
-def test_a_shared_trunk_runs_with_all_that_a_rollout_may_be(
+def test_a_shared_trunk_runs_with_every_option_of_a_rollout(
   environment, tmp_path
 ):
-  """Replayed routing, probabilities of the trainer, what is cut off masked or
-  gone on with; the run's weights are then sampled from."""
+  """Replayed routing, the trainer's probabilities, bootstrapped truncated
+  values; then the run's weights are sampled from."""
   workdir = tmp_path / 'shared'
   args = (
     _PPO,
@@ -100,27 +101,29 @@ def _config(**values):
   return config
 
 
-def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
-  """A file may be of another size; what it brings along is kept."""
-  config = _config()
+def test_a_critic_begins_as_the_policy_or_as_its_file(tmp_path):
+  """A file may hold a model of another size, whose head is kept."""
+  config = run_config(_config())
   parts = build.parts(config)
   base = init_params(parts.model, jax.random.key(0))
-  state = critic.make(config, parts).fresh(base)
+  state = critic.make_critic(config, parts).init_state(base)
   assert not np.asarray(state.params.pop('scalar')).any()
   jax.tree.map(np.testing.assert_array_equal, state.params, base)
 
   other = _config(model__intermediate_size=48, model__scalar_head=True)
-  judge = Transformer(build.model_config(other.model), parts.model.layout)
-  params = init_params(judge, jax.random.key(1))
+  model = Transformer(run_config(other).model, parts.model.layout)
+  params = init_params(model, jax.random.key(1))
   params['scalar'] += 1
-  path = tmp_path / 'judge.safetensors'
+  path = tmp_path / 'reward_model.safetensors'
   weights.save(path, params, 'float32', {'config': flatten(other.to_dict())})
-  config = _config(rl__ppo__critic_init=str(path))
-  valued = critic.make(config, parts)
-  state = valued.fresh(base)
+  config = run_config(_config(rl__ppo__critic_init=str(path)))
+  separate = critic.make_critic(config, parts)
+  state = separate.init_state(base)
   jax.tree.map(np.testing.assert_array_equal, state.params, params)
   kind = lambda x: (x.shape, x.dtype, x.sharding)
-  assert jax.tree.map(kind, state) == jax.tree.map(kind, valued.target())
+  assert jax.tree.map(kind, state) == jax.tree.map(
+    kind, separate.abstract_state()
+  )
 
 
 @pytest.mark.parametrize(
@@ -128,35 +131,55 @@ def test_a_critic_begins_as_the_policy_or_as_its_file_says(tmp_path):
   [
     (
       dict(rl__adv_estimator='gea'),
-      "rl.adv_estimator must be one of .* got 'gea'",
+      "rl.adv_estimator: .*unknown 'gea'; did you mean 'gae'",
+    ),
+    (
+      dict(rl__policy_loss='clap'),
+      "rl.policy_loss: .*unknown 'clap'; did you mean 'clip'",
     ),
     (
       dict(rl__ppo__critic='both'),
-      "rl.ppo.critic must be one of .* got 'both'",
+      "rl.ppo.critic = 'both' must be one of 'separate', 'shared'",
     ),
-    (dict(rl__ppo__lam=1.5), r'rl.ppo: lam must lie within \[0, 1\], got 1.5'),
-    (dict(rl__ppo__gamma=-0.5), 'rl.ppo: gamma must lie'),
-    (dict(rl__ppo__truncated_value='go'), 'rl.ppo: truncated_value must be'),
-    (dict(rl__ppo__vf_coef=-1.0), 'rl.ppo: vf_coef must not be below 0'),
+    (
+      dict(rl__ppo__lam=1.5),
+      'rl.ppo.lam = 1.5 must be at least 0 and at most 1',
+    ),
+    (dict(rl__ppo__gamma=-0.5), 'rl.ppo.gamma = -0.5 must be at least 0'),
+    (
+      dict(rl__ppo__truncated_value='go'),
+      "rl.ppo.truncated_value = 'go' must be one of",
+    ),
+    (dict(rl__ppo__vf_coef=-1.0), 'rl.ppo.vf_coef = -1.0 must be at least 0'),
     (
       dict(rl__ppo__critic_warmup_steps=4),
-      'leaves the policy none of rl.max_steps',
+      'rl.max_steps = 4 must be above ppo.critic_warmup_steps = 4',
     ),
-    (dict(rl__ppo__critic='shared'), 'needs model.scalar_head = True'),
+    (
+      dict(rl__ppo__critic='shared', rl__ppo__critic_warmup_steps=0),
+      'needs model.scalar_head = True',
+    ),
     (
       dict(rl__ppo__critic='shared', model__scalar_head=True),
-      "critic_warmup_steps = 1 needs critic = 'separate'",
+      "rl.ppo.critic_warmup_steps = 1 needs critic = 'separate'",
     ),
     (dict(rl__ppo__critic_init='no/where'), 'critic_init: no file no/where'),
     (
       dict(rl__ppo__critic_init=str(build.SHIPPED_BASE)),
       'rl.ppo.critic_init: .*base_tiny.safetensors has no scalar head',
     ),
-    (dict(rl__group_size=0), '= 0 does not divide'),
-    (dict(rl__dynamic_sampling=True), 'needs group_size above 1, got 1'),
+    (dict(rl__group_size=0), 'rl.group_size = 0 must be at least 1'),
+    (
+      dict(rl__prompts_per_step=3, rl__num_minibatches=2),
+      'rl.prompts_per_step × rl.group_size = 3 does not divide',
+    ),
+    (
+      dict(rl__dynamic_sampling=True),
+      'rl.group_size = 1 must be at least 2 with dynamic_sampling',
+    ),
   ],
 )
-def test_what_cannot_be_is_refused_at_start_up(values, message):
+def test_a_config_that_cannot_run_is_refused_at_start_up(values, message):
   with pytest.raises(UserError, match=message) as caught:
-    stages_run.check(_config(**values))
+    runs_run.check(run_config(_config(**values)))
   assert '\n' not in str(caught.value)

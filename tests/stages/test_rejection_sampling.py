@@ -9,11 +9,13 @@ from r1jax import sharding
 from r1jax.data import preferences
 from r1jax.errors import UserError
 from r1jax.rollout.scheduler import Completion
-from r1jax.runs import run, validate
+from r1jax.runs import compatibility, run, validate
+from r1jax.runs.pipeline_config import load_pipeline
 from r1jax.stages.build import parts as build
 from r1jax.stages.dpo import DPO
 from r1jax.stages.rejection_sampling import RejectionSampler
 from tests.configs import small, small_judged
+from tests.conftest import run_config
 
 RIGHT, WRONG, MALFORMED, TRUNCATED = 'right', 'wrong', 'malformed', 'truncated'
 
@@ -44,7 +46,7 @@ def _config(**changes):
 
 
 class _Engine:
-  """Says what it was told to say."""
+  """Completes prompts with given answers."""
 
   def __init__(self, tokenizer, answers, kinds):
     self._tokenizer, self._answers = tokenizer, iter(answers)
@@ -74,10 +76,10 @@ class _Engine:
 
 def _rejection_sampling(tmp_path, kinds, **changes):
   """The pairs, read as DPO reads them; the answers; the report."""
-  config = _config(**changes)
+  config = run_config(_config(**changes))
   parts = build.parts(config)
   stage = RejectionSampler(config, parts)
-  prompts = [stage._prompts[i] for i in range(3)]
+  prompts = [stage.prompts[i] for i in range(3)]
   stage._engine = _Engine(
     parts.tokenizer, [prompt.answer for prompt in prompts], sum(kinds, [])
   )
@@ -128,9 +130,10 @@ def test_pairs_are_what_dpo_learns_from(tmp_path):
     length_buckets=(128,),
     eval_share=0.5,
   )
-  lessons = DPO(config, build.parts(config))._lessons
-  assert lessons.names == ('arithmetic',)
-  assert len(lessons.train) and len(lessons.held_out)
+  config = run_config(config)
+  datasets = DPO(config, build.parts(config))._datasets
+  assert datasets.names == ('arithmetic',)
+  assert len(datasets.train) and len(datasets.eval)
 
 
 def test_a_prompt_in_pairs_goes_on_after_a_kill(tmp_path):
@@ -143,10 +146,10 @@ def test_a_prompt_in_pairs_goes_on_after_a_kill(tmp_path):
   (cut / 'partial.jsonl').write_text(
     ''.join(lines[:4]) + '{"done": 2, "counts": {}}\n'
   )
-  config = _config()
+  config = run_config(_config())
   parts = build.parts(config)
   stage = RejectionSampler(config, parts)
-  stage._engine = _Engine(parts.tokenizer, [stage._prompts[2].answer], kinds[2])
+  stage._engine = _Engine(parts.tokenizer, [stage.prompts[2].answer], kinds[2])
   stage.run(cut, None, {})
   assert (cut / 'accepted.jsonl').read_text() == (
     whole / 'accepted.jsonl'
@@ -158,15 +161,18 @@ def test_a_prompt_in_pairs_goes_on_after_a_kill(tmp_path):
   [
     (
       dict(require_correct=False, require_format=False),
-      'needs the filter require_correct or',
+      'rejection_sampling.pairs = True needs require_correct or require_format',
     ),
-    (dict(extra_data=('manners:3',)), 'leave extra_data out'),
-    (dict(top_logprobs=2), 'leave top_logprobs out'),
+    (
+      dict(extra_data=('manners:3',)),
+      r'extra_data = .* must be left out with pairs, which are no demonst',
+    ),
+    (dict(top_logprobs=2), 'top_logprobs = 2 must be left out with pairs'),
   ],
 )
 def test_what_is_no_pair_is_refused(changes, match):
   with pytest.raises(UserError, match=match):
-    run.check(_config(**changes))
+    run.check(run_config(_config(**changes)))
 
 
 def test_a_pipeline_keeps_pairs_and_rows_apart(tmp_path):
@@ -175,22 +181,24 @@ def test_a_pipeline_keeps_pairs_and_rows_apart(tmp_path):
   config.pairs = _config()
   config.pairs.model, config.pairs.init = config.base.model, '@base'
   config.liked.dpo.data = ('@pairs',)
-  validate._check_fit(
-    'liked', config.liked, 'dpo.data[0]', 'pairs', config.pairs
+  runs = load_pipeline(config).runs
+  compatibility.check_fit(
+    'liked', runs['liked'], 'dpo.data[0]', 'pairs', runs['pairs']
   )
   config.pairs.rejection_sampling.pairs = False
   with pytest.raises(
     UserError,
-    match='liked.dpo.data.* needs pairs, but '
+    match='liked.dpo.data.* needs preference pairs, but '
     'pairs leaves demonstrations; set pairs.rejection_sampling.pairs = '
     'True',
   ):
-    validate.check(config, tmp_path, config.stages)
+    validate.check(load_pipeline(config), tmp_path, config.stages)
   config.pairs.rejection_sampling.pairs = True
+  config.liked.stages, config.liked.dpo.data = ('sft',), ()
   config.liked.sft.data = ('@pairs',)
   with pytest.raises(
     UserError,
-    match='liked.sft.data.* needs demonstrations, '
-    'but pairs leaves pairs; set pairs.rejection_sampling.pairs = False',
+    match='liked.sft.data.* needs demonstrations, but pairs leaves '
+    'preference pairs; set pairs.rejection_sampling.pairs = False',
   ):
-    validate.check(config, tmp_path, config.stages)
+    validate.check(load_pipeline(config), tmp_path, config.stages)

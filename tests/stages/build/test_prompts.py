@@ -1,16 +1,24 @@
-"""config.data → prompts: cut, measured, mixed, and told."""
+"""From config.data to prompts: filtered, measured, mixed and reported."""
 
 import itertools
 import json
+import logging
 
 import pytest
 
 from r1jax.cli import main
 from r1jax.config import base
-from r1jax.data import batching
+from r1jax.data import batching, tasks
 from r1jax.data.text import chat, tokenizer
 from r1jax.errors import UserError
-from r1jax.stages.build import prompts as questions
+from r1jax.stages.build import prompts
+from tests.conftest import run_config
+
+
+@pytest.fixture(autouse=True)
+def information(caplog):
+  """What a run tells is logged at this level."""
+  caplog.set_level(logging.INFO, 'r1jax')
 
 
 @pytest.fixture
@@ -29,12 +37,12 @@ def folder(tmp_path, monkeypatch):
   return tmp_path
 
 
-def _write(path, name, asked):
+def _write(path, name, questions):
   path.write_text(
     ''.join(
       json.dumps({'id': f'{name}{i}', 'question': question, 'answer': '1'})
       + '\n'
-      for i, question in enumerate(asked)
+      for i, question in enumerate(questions)
     )
   )
 
@@ -48,34 +56,34 @@ def _config(**changes):
   return config
 
 
-def _asked(**changes) -> questions.Questions:
-  config = _config(**changes)
-  questions.check(config.data)
+def _prompts(split: str = tasks.TRAIN, **changes):
+  config = run_config(_config(**changes))
+  prompts.check(config.data)
   text = tokenizer.load('character')
-  return questions.Questions(
-    config, chat.load_template(config.data.template, text), text
-  )
+  template = chat.load_template(config.data.template, text)
+  return prompts.prompts(config, template, text, split)
 
 
-def _ids(prompts, count: int) -> list[str]:
-  data = batching.prompt_stream(prompts, 0, shuffle=True)
+def _ids(source, count: int) -> list[str]:
+  data = batching.prompt_stream(source, 0, shuffle=True)
   return [prompt.id for prompt in itertools.islice(data, count)]
 
 
 def test_a_dataset_by_name(folder):
-  asked = _asked()
-  assert len(asked.training()) == 6
-  assert asked.training()[0].text == 'User:0+2Assistant:'
-  assert [prompt.id for prompt in asked.held_out()] == ['t0', 't1']
+  training = _prompts()
+  assert len(training) == 6
+  assert training[0].text == 'User:0+2Assistant:'
+  held_out = _prompts(tasks.HELD_OUT)
+  assert [prompt.id for prompt in held_out] == ['t0', 't1']
 
 
-def test_evaluation_questions_are_removed_and_told(folder, capsys):
-  left = _asked(decontaminate=('math500',)).training()
+def test_evaluation_questions_are_removed_and_counted(folder, caplog):
+  left = _prompts(decontaminate=('math500',))
   assert sorted(_ids(left, 4)) == ['m0', 'm1', 'm2', 'm3']
-  assert capsys.readouterr().out == (
+  assert caplog.messages == [
     'data: math: 2 of 6 rows share 10 words with an evaluation and are not '
-    'trained on (math500 2)\n'
-  )
+    'trained on (math500 2)'
+  ]
 
 
 def test_the_command_reports_each_match(folder, capsys):
@@ -94,9 +102,9 @@ def test_the_command_reports_each_match(folder, capsys):
     ]
   )
   assert 'gsm8k: 0 of 8 rows' in capsys.readouterr().out
-  told = json.loads((folder / 'report.json').read_text())
-  assert [each['removed'] for each in told] == [2, 0]
-  assert told[0]['matches'][1] == {
+  reports = json.loads((folder / 'report.json').read_text())
+  assert [report['removed'] for report in reports] == [2, 0]
+  assert reports[0]['matches'][1] == {
     'train_id': 'm5',
     'evaluation': 'math500',
     'eval_id': 't1',
@@ -107,19 +115,19 @@ def test_the_command_reports_each_match(folder, capsys):
 
 
 def test_a_mixture_of_datasets_and_a_task(folder):
-  mixed = _asked(mixture=('gsm8k:1', 'math:1', 'arithmetic:2')).training()
+  mixed = _prompts(mixture=('gsm8k:1', 'math:1', 'arithmetic:2'))
   ids = _ids(mixed, 40)
   assert sum(id_.startswith('arithmetic-train') for id_ in ids) == 20
   assert sum(id_[0] == 'g' for id_ in ids) == 10
-  by_size = _ids(_asked(mixture=('gsm8k', 'math')).training(), 70)
+  by_size = _ids(_prompts(mixture=('gsm8k', 'math')), 70)
   assert sum(id_[0] == 'g' for id_ in by_size) == 40  # 8 : 6.
   with pytest.raises(UserError, match="every source a weight, as in 'arithm"):
-    _asked(mixture=('gsm8k', 'arithmetic')).training()
-  with pytest.raises(UserError, match='path stands for the files'):
-    _asked(mixture=('gsm8k', 'math'), path='other.jsonl')
+    _prompts(mixture=('gsm8k', 'arithmetic'))
+  with pytest.raises(UserError, match="path = 'other.jsonl' stands for the f"):
+    _prompts(mixture=('gsm8k', 'math'), path='other.jsonl')
 
 
-def test_pass_rates_choose_and_order(folder, capsys):
+def test_pass_rates_choose_and_order(folder, caplog):
   (folder / 'rates.jsonl').write_text(
     ''.join(
       json.dumps({'id': f'm{i}', 'pass_rate': rate}) + '\n'
@@ -127,19 +135,21 @@ def test_pass_rates_choose_and_order(folder, capsys):
     )
   )
   rated = dict(pass_rates='rates.jsonl', min_pass_rate=0.1, max_pass_rate=0.9)
-  assert sorted(_ids(_asked(**rated).training(), 3)) == ['m1', 'm2', 'm3']
+  assert sorted(_ids(_prompts(**rated), 3)) == ['m1', 'm2', 'm3']
   assert '3 of 6 rows have a pass rate within [0.1, 0.9]; 1 were not' in (
-    capsys.readouterr().out
+    caplog.text
   )
-  ordered = _asked(sort_by_pass_rate=True, **rated).training()
+  ordered = _prompts(sort_by_pass_rate=True, **rated)
   assert _ids(ordered, 6) == ['m2', 'm3', 'm1'] * 2
   with pytest.raises(UserError, match='no row of gsm8k is left'):
-    _asked(task='gsm8k', **rated).training()
-  with pytest.raises(UserError, match='low ≤ high'):
-    _asked(pass_rates='rates.jsonl', min_pass_rate=0.9, max_pass_rate=0.1)
+    _prompts(task='gsm8k', **rated)
+  with pytest.raises(
+    UserError, match='min_pass_rate = 0.9 must be at most max_pass_rate = 0.1'
+  ):
+    _prompts(pass_rates='rates.jsonl', min_pass_rate=0.9, max_pass_rate=0.1)
 
 
-def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, capsys):
+def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, caplog):
   path = folder / 'math/math_train12k.jsonl'
   path.write_text(
     path.read_text()
@@ -150,14 +160,13 @@ def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, capsys):
     + '\n'
   )
   with pytest.raises(UserError, match='math_train12k.jsonl:7 is not JSON'):
-    _asked().training()
-  assert len(_asked(max_bad_row_share=0.4).training()) == 6
-  told = capsys.readouterr().out
-  assert 'quarantined 3 of 9 rows of math' in told
-  assert f'{path}:8 prompt é: tokenizer: the character tokenizer' in told
-  assert f'{path}:9 prompt long has 502 tokens' in told
+    _prompts()
+  assert len(_prompts(max_bad_row_share=0.4)) == 6
+  assert 'quarantined 3 of 9 rows of math' in caplog.text
+  assert f'{path}:8 prompt é: tokenizer: the character tokenizer' in caplog.text
+  assert f'{path}:9 prompt long has 502 tokens' in caplog.text
   with pytest.raises(UserError, match='max_bad_row_share = 0.3 allows'):
-    _asked(max_bad_row_share=0.3).training()
+    _prompts(max_bad_row_share=0.3)
   (folder / 'math/math500.jsonl').write_text('oops\n')
   with pytest.raises(UserError, match='math500.jsonl:1 is not JSON'):
-    _asked(max_bad_row_share=0.9).held_out()
+    _prompts(tasks.HELD_OUT, max_bad_row_share=0.9)

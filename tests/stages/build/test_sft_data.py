@@ -1,4 +1,4 @@
-"""Teachers, judges and critics whose tokens are not ours."""
+"""Teachers, reward models and critics whose tokens are not the run's."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,13 @@ from r1jax.checkpoints.storage import encode_metadata
 from r1jax.config.keys import flatten
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
-from r1jax.stages.build import sft_data
+from r1jax.stages.build.tokenizers import check_same_tokens
 from tests.configs import small
+from tests.conftest import run_config
 
 
-def _said(tmp_path, **config):
-  """Weights that say this of the config that made them."""
+def _weights(tmp_path, **config):
+  """Weights whose metadata hold these keys of the config that made them."""
   path = tmp_path / 'model.safetensors'
   save_file(
     {'x': np.zeros(1)}, path, metadata=encode_metadata({'config': config})
@@ -22,29 +23,29 @@ def _said(tmp_path, **config):
 
 
 def _check(path):
-  config = small.get_config()
-  sft_data.same_tokens(
-    'sft.teacher', path, config, tokenizer.load(config.tokenizer.source)
+  config = run_config(small.get_config())
+  check_same_tokens(
+    'sft.teacher_model', path, config, tokenizer.load(config.tokenizer.source)
   )
 
 
 def test_other_tokens_are_refused_with_the_first_that_differs(tmp_path):
-  said = flatten(small.get_config().to_dict())
-  _check(_said(tmp_path, **said))
-  said['tokenizer.source'] = 'bilingual'
+  recorded = flatten(small.get_config().to_dict())
+  _check(_weights(tmp_path, **recorded))
+  recorded['tokenizer.source'] = 'bilingual'
   with pytest.raises(
     UserError,
-    match='^sft.teacher: .*model.safetensors has '
+    match='^sft.teacher_model: .*model.safetensors has '
     'the tokenizer bilingual, this model character: .*',
   ):
-    _check(_said(tmp_path, **said))
+    _check(_weights(tmp_path, **recorded))
 
 
 def test_of_an_imported_model_the_size_must_be_ours(tmp_path):
   size = small.get_config().model.vocab_size
-  _check(_said(tmp_path, **{'model.vocab_size': size}))
+  _check(_weights(tmp_path, **{'model.vocab_size': size}))
   with pytest.raises(
     UserError,
-    match=f'^sft.teacher: .* has a vocabulary of 7, this model {size}',
+    match=f'^sft.teacher_model: .* has a vocabulary of 7, this model {size}',
   ):
-    _check(_said(tmp_path, **{'model.vocab_size': 7}))
+    _check(_weights(tmp_path, **{'model.vocab_size': 7}))
