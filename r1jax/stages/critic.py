@@ -132,10 +132,10 @@ class SeparateCritic(_ValueCritic):
 
   def __init__(self, config: RunConfig, parts: build.Parts):
     c = config.rl
-    self._file = c.ppo.critic_init
+    self._file = critic_file(config) if c.ppo.critic_init else None
     if self._file:
       check_same_tokens(
-        'rl.ppo.critic_init', critic_file(config), config, parts.tokenizer
+        'rl.ppo.critic_init', self._file, config, parts.tokenizer
       )
     model = Transformer(critic_model(config), parts.model.layout)
     self._model = model
@@ -157,7 +157,7 @@ class SeparateCritic(_ValueCritic):
 
   def init_state(self, params):
     if self._file:
-      own = weights.load(Path(self._file), self._model)
+      own = weights.load(self._file, self._model)
     else:  # Copies the policy; a value head that it lacks starts at zero.
       zeros = lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding)
       own = {

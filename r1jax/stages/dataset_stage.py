@@ -61,8 +61,7 @@ class DatasetStage(Stage):
   ) -> tuple[list[dict], dict, str]:
     """Returns the rows to write, the report, and a line for people.
 
-    Raises:
-      UserError: nothing is left to write.
+    Without rows the line says why, and is raised as an error.
     """
 
   def progress_numbers(
@@ -110,6 +109,8 @@ class DatasetStage(Stage):
         )
     rows, report, line = self.finish(rows, counts)
     files.write_text(directory / REPORT, json.dumps(report, indent=1) + '\n')
+    if not rows:
+      raise UserError(line)
     path = directory / self.output
     write_rows(path, rows)
     partial.unlink()

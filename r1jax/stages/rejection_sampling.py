@@ -161,12 +161,12 @@ class RejectionSampler(DatasetStage):
       'extra_rows': len(self._extra_rows),
     }
     if not rows:
-      raise UserError(
+      line = (
         f'rejection_sampling: the filters accept none of {num_samples} '
-        'completions: '
-        f'{_in_words(counts)}; loosen one of them (for truncated, '
+        f'completions: {_in_words(counts)}; loosen one of them (for truncated, '
         'rl.max_new_tokens)'
       )
+      return [], report, line
     line = (
       f'rejection_sampling: accepted {len(rows)} of {num_samples} completions; '
       + _in_words(counts)

@@ -29,7 +29,7 @@ class SFT(NextTokenStage):
       config, parts, sft_data.corpus(config, parts), distillation
     )
     self._teacher = distillation and distillation.teacher
-    self._teacher_file = Path(config.sft.teacher_model)
+    self._teacher_file = Path(config.sft.teacher_model).expanduser()
 
   @classmethod
   def reads(cls, config: RunConfig) -> dict[str, list[Path]]:

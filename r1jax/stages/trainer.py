@@ -19,8 +19,8 @@ from r1jax.stages.stage import Stage, save_weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
 
-# A metric that is summed over the steps between two lines.
-_SUMMED = ('skipped_updates',)
+# A metric that is summed over the steps between two lines, also as 'critic/…'.
+_SUMMED = 'skipped_updates'
 
 
 class StepOutput(NamedTuple):
@@ -68,7 +68,8 @@ class TrainedStage(Stage):
     """Returns the state before the first step, laid out on the mesh.
 
     Args:
-      params: Parameters to begin with; they stay as they are.
+      params: Parameters to begin with. The state may share their memory, which
+        the first step consumes: a stage that needs them later copies them.
     """
 
   @abc.abstractmethod
@@ -181,7 +182,8 @@ class Trainer:
           line.add(output)
           self._log(line, state, step, writer, progress)
           if self._due(stage.save_steps, step) or terminated.is_set():
-            checkpoints.save(step, state, data.get_state())
+            with line.untimed(state, progress):
+              checkpoints.save(step, state, data.get_state())
           if terminated.is_set() and step < stage.num_steps:
             raise KeyboardInterrupt
     stage.report(directory)
@@ -223,15 +225,14 @@ class Trainer:
       speed = line.speed(progress.step_secs())
       line.clear()
     if evaluates:
-      found = stage.evaluate(state, step, self._directory)
+      with line.untimed(state, progress):
+        found = stage.evaluate(state, step, self._directory)
       values |= found
       self._shown = stage.headline(found)
     if values:
       writer.write(step, values, speed)
       shown = stage.progress_numbers(values, speed)
       progress.update(step, shown | self._shown, keep=bool(evaluates))
-    if evaluates:
-      progress.step_secs()  # The speed is that of the steps alone.
 
   def _due(self, every: int, step: int) -> bool:
     return step % every == 0 or step == self._stage.num_steps
@@ -247,13 +248,13 @@ class _Line:
     self._metrics: dict[str, Any] = {}
     self._summed: dict[str, Any] = {}
     self._counts: dict[str, float] = {}
+    self._secs = 0.0
 
   def add(self, output: StepOutput):
     self._metrics = output.metrics
-    for name in _SUMMED:
-      if name in output.metrics:
-        before = self._summed.get(name, 0.0)
-        self._summed[name] = before + output.metrics[name]
+    for name, value in output.metrics.items():
+      if name.rpartition('/')[2] == _SUMMED:
+        self._summed[name] = self._summed.get(name, 0.0) + value
     for name, count in output.counts.items():
       self._counts[name] = self._counts.get(name, 0.0) + count
 
@@ -262,10 +263,19 @@ class _Line:
     return jax.device_get(self._metrics | self._summed)
 
   def speed(self, secs: float) -> dict[str, float]:
+    """Returns what was processed a second, if the last steps took so long."""
     return {
-      f'speed/{name}_per_sec': count / secs
+      f'speed/{name}_per_sec': count / (self._secs + secs)
       for name, count in self._counts.items()
     }
+
+  @contextlib.contextmanager
+  def untimed(self, state: Any, progress: Progress):
+    """Leaves what is done within out of the speed, which is of steps alone."""
+    jax.block_until_ready(state)
+    self._secs += progress.step_secs()
+    yield
+    progress.step_secs()
 
 
 @contextlib.contextmanager

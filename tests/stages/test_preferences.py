@@ -1,4 +1,4 @@
-"""Reward models and DPO as stages: what they leave, resumed, refused, used."""
+"""Reward models and DPO as stages: outputs, resumed runs, refused configs."""
 
 import json
 
@@ -12,11 +12,13 @@ from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, tasks
 from r1jax.errors import UserError
 from r1jax.runs import lineage, run, validate
+from r1jax.runs.pipeline_config import load_pipeline
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import reward_models
 from r1jax.stages.dpo import DPO
 from r1jax.train.metrics import MetricsWriter
 from tests.configs import small, small_judged
+from tests.conftest import run_config
 from tests.stages.conftest import rows
 from tests.stages.conftest import run as process
 
@@ -53,26 +55,26 @@ def _config(stage: str, **changes):
 
 
 def _trained(config, workdir):
-  return run.train(config, str(workdir))
+  return run.train(run_config(config), str(workdir))
 
 
 @pytest.fixture(scope='module')
 def reward_model(tmp_path_factory):
-  """A helpful one: its config, workdir and file."""
+  """A trained reward model: its config, workdir and file."""
   patch = pytest.MonkeyPatch()
   patch.setattr(
     build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
   )
   config = _config('reward_model')
   workdir = tmp_path_factory.mktemp('runs') / 'helpful'
-  made = _trained(config, workdir)
+  weights_file = _trained(config, workdir)
   patch.undo()
-  return config, workdir, made
+  return run_config(config), workdir, weights_file
 
 
-def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
-  """Its metrics, and the deviations that its judge tells scores in."""
-  config, workdir, made = reward_model
+def test_a_reward_model_leaves_weights_that_score(reward_model):
+  """Its metrics, and the mean and deviation that normalize its scores."""
+  config, workdir, weights_file = reward_model
   lines = rows(workdir, 'reward_model')
   assert [line['step'] for line in lines] == list(range(7))
   assert lines[0]['eval/accuracy'] == 0.5  # A fresh head knows nothing.
@@ -87,24 +89,24 @@ def test_a_reward_model_leaves_what_a_judge_needs(reward_model):
     )
   assert (workdir / 'reward_model' / 'curves.png').stat().st_size > 10000
   parts = build.parts(config)
-  judge = reward_models.reward_model(
-    'judge', str(made), config, parts, 'helpful'
+  scorer = reward_models.load_reward_model(
+    'key', str(weights_file), config, parts, 'helpful'
   )
   held_out = preferences.synthetic_pairs(
     SyntheticPreferencesConfig(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10
   )
   scores = np.array(
     [
-      judge.score([row.prompt] * 2, [row.chosen, row.rejected])
+      scorer.score([row.prompt] * 2, [row.chosen, row.rejected])
       for row in held_out
     ]
   )
   np.testing.assert_allclose([scores.mean(), scores.std()], [0, 1], atol=1e-3)
   accuracy = ((1 + np.sign(scores[:, 0] - scores[:, 1])) / 2).mean()
   np.testing.assert_allclose(accuracy, evaluated[-1]['eval/accuracy'])
-  with pytest.raises(UserError, match="judges what is 'helpful', not what is "):
-    reward_models.reward_model(
-      'rl.reward_models.safe', str(made), config, parts, 'safe'
+  with pytest.raises(UserError, match="scores what is 'helpful', not what is "):
+    reward_models.load_reward_model(
+      'rl.reward_models.safe', str(weights_file), config, parts, 'safe'
     )
 
 
@@ -144,8 +146,16 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
   last = rows(whole, stage)[-1]
   assert last['skipped_updates'] == 0
   if stage == 'dpo':
-    alpha = {key: value for key, value in last.items() if 'alpha/' in key}
-    assert alpha.keys() == {'alpha/bid', 'alpha/greet', 'alpha/thank'}
+    alpha = {
+      name: value
+      for name, value in last.items()
+      if name.startswith('group_weights/')
+    }
+    assert alpha.keys() == {
+      'group_weights/bid',
+      'group_weights/greet',
+      'group_weights/thank',
+    }
     np.testing.assert_allclose(sum(alpha.values()), 1, rtol=1e-5)
     assert len(set(alpha.values())) == 3
     # In the first step the policy is the reference still.
@@ -153,15 +163,16 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
       rows(whole, stage)[1]['rewards/margins'], 0, atol=1e-5
     )
     # And is a policy: what evaluations and the next stage read.
-    parts = build.parts(config)
-    run.trained_params(config, parts, str(whole))
+    typed = run_config(config)
+    run.trained_params(typed, build.parts(typed), str(whole))
   else:
     assert (
       weights.metadata(whole / stage / 'model.safetensors')['scoring']['kind']
       == 'safe'
     )
+    typed = run_config(config)
     with pytest.raises(UserError, match='which is no policy'):
-      run.trained_params(config, build.parts(config), str(whole))
+      run.trained_params(typed, build.parts(typed), str(whole))
 
 
 def _rows_file(tmp_path, groups, name='rows.jsonl'):
@@ -181,34 +192,43 @@ def _rows_file(tmp_path, groups, name='rows.jsonl'):
 
 def _refused(config, match):
   with pytest.raises(UserError, match=match) as caught:
-    run.check(config)
+    run.check(run_config(config))
   assert '\n' not in str(caught.value)
 
 
 def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
   path = _rows_file(tmp_path, ['x', 'y'] * 20)
   config = _config('dpo', data=(path,), eval_share=0.3, max_eval_rows=0)
-  lessons = DPO(config, build.parts(config))._lessons
-  count = lambda corpus, field='weight_P': int(
-    sum(corpus[i][field].sum() for i in range(len(corpus)))
+
+  def datasets():
+    typed = run_config(config)
+    return DPO(typed, build.parts(typed))._datasets
+
+  count = lambda batches: int(
+    sum(batches[i].weight_P.sum() for i in range(len(batches)))
   )
-  train, held_out = count(lessons.train), count(lessons.held_out)
+  found = datasets()
+  train, held_out = count(found.train), count(found.eval)
   assert train + held_out == 40 and 4 < held_out < 20
-  assert sum(lessons.groups.values()) == train
-  assert str(lineage.inputs(config)['dpo.data']) == path
+  assert sum(found.groups.values()) == train
+  assert str(lineage.inputs(run_config(config))['dpo.data']) == path
   other = _rows_file(tmp_path, ['z'] * 6, 'other.jsonl')
   config.dpo.eval_data = (other,)
-  lessons = DPO(config, build.parts(config))._lessons
-  assert count(lessons.train) == 40 and count(lessons.held_out) == 6
-  assert lessons.names == ('x', 'y', 'z')
-  assert str(lineage.inputs(config)['dpo.eval_data']) == other
+  found = datasets()
+  assert count(found.train) == 40 and count(found.eval) == 6
+  assert found.names == ('x', 'y', 'z')
+  assert str(lineage.inputs(run_config(config))['dpo.eval_data']) == other
 
 
 @pytest.mark.parametrize(
   'stage,changes,match',
   [
-    ('reward_model', dict(kind='nice'), "kind must be one of .* got 'nice'"),
-    ('reward_model', dict(kind='safe', margin=0.1), 'margin .* are of pairs'),
+    ('reward_model', dict(kind='nice'), "kind = 'nice' must be one of"),
+    (
+      'reward_model',
+      dict(kind='safe', margin=0.1),
+      r'reward_model.margin = 0.1 is of pairs; kind = .safe. learns from',
+    ),
     ('reward_model', dict(data=('manners',)), 'how many of manners, as in'),
     ('reward_model', dict(data=('arithmetic:9',)), 'has no preferences'),
     ('reward_model', dict(data=()), 'nothing to learn from'),
@@ -220,9 +240,14 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
       'max_position_embeddings = 128',
     ),
     ('reward_model', dict(length_buckets=(16,)), 'has .* tokens, more than 16'),
-    ('reward_model', dict(eval_share=1.5), 'eval_share must lie'),
-    ('reward_model', dict(eval_steps=0), 'eval_steps must be at least 1'),
-    ('dpo', dict(beta=0.0), 'beta must be above 0'),
+    ('reward_model', dict(eval_share=1.5), 'eval_share = 1.5 must be'),
+    (
+      'reward_model',
+      dict(eval_steps=0),
+      'reward_model.eval_steps = 0 must be at least 1',
+    ),
+    ('reward_model', dict(max_eval_rows=-1), 'max_eval_rows = -1 must be at'),
+    ('dpo', dict(beta=0.0), 'dpo.beta = 0.0 must be above 0'),
     (
       'dpo',
       dict(batch_size=3, gradient_accumulation_steps=2),
@@ -261,8 +286,8 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
 
 
 def test_reward_models_score_rl_and_rejection_sampling(environment, tmp_path):
-  """A base, two reward models, a policy by DPO, reinforced by what they say
-  and by rules, and its best responses kept: every file finds the next."""
+  """A base, two reward models, a policy by DPO, trained by RL on their scores
+  and on rules, and its best responses: every run finds its input."""
   config = '--config=tests/configs/small_judged.py'
   process(environment, 'pipeline', config, f'--workdir={tmp_path}')
   for line in rows(tmp_path / 'reasoning')[1:]:
@@ -285,12 +310,13 @@ def test_reward_models_score_rl_and_rejection_sampling(environment, tmp_path):
   ]['sha256']
 
 
-def test_a_pipeline_checks_what_a_key_needs(tmp_path):
+def test_a_pipeline_checks_the_kind_that_a_key_takes(tmp_path):
   def refused(stage, key, value, match):
     config = small_judged.get_config()
     config[stage].update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=match):
-      validate.check(config, tmp_path, tuple(config.stages))
+      pipeline = load_pipeline(config)
+      validate.check(pipeline, tmp_path, pipeline.stages)
 
   refused(
     'reasoning',
@@ -308,19 +334,19 @@ def test_a_pipeline_checks_what_a_key_needs(tmp_path):
     'liked',
     'dpo.data',
     ('@base',),
-    'dpo.data.* needs pairs, but base leaves a policy',
+    'dpo.data.* needs preference pairs, but base leaves a policy',
   )
   refused(
     'liked',
     'dpo.eval_data',
     ('@safe',),
-    'needs pairs, but safe leaves a reward model',
+    'needs preference pairs, but safe leaves a reward model',
   )
   refused(
     'reasoning',
     'rl.reward_models.helpful',
     '@safe',
-    "needs what judges 'helpful', but safe judges 'safe'",
+    "needs what scores 'helpful', but safe scores 'safe'",
   )
   refused(
     'reasoning',

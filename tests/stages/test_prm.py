@@ -1,4 +1,4 @@
-"""From labels of steps to a process reward model, and all that it is for."""
+"""From labels of steps to a process reward model, and its uses."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.algos import prm as process
+from r1jax import files
+from r1jax.algos import prm as prm_algos
 from r1jax.checkpoints import weights
 from r1jax.data import step_labels
 from r1jax.data.quarantine import Quarantine
@@ -17,11 +18,12 @@ from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
 from r1jax.records import Prompt
 from r1jax.runs import lineage, pipeline, run
+from r1jax.runs.pipeline_config import load_pipeline
 from r1jax.stages import dataset_stage, label_steps, prm
-from r1jax.stages.build import evaluation, reward_models
+from r1jax.stages.build import evaluation, reward_models, sampler
 from r1jax.stages.build import parts as build
 from tests.configs import small_process
-from tests.conftest import one_device
+from tests.conftest import one_device, run_config
 from tests.stages.conftest import rows
 from tests.stages.conftest import run as run_command
 
@@ -31,32 +33,33 @@ _TEXT = tokenizer.load('character')
 
 @pytest.fixture(scope='module')
 def finished(environment, tmp_path_factory):
-  """The one run of its own: base, labels, judge, and a policy it rewards."""
+  """A run of the pipeline: base, labels, judge, and a policy that it rewards."""
   place = tmp_path_factory.mktemp('process')
   run_command(environment, 'pipeline', PIPELINE, f'--workdir={place}')
   return place
 
 
 def _config(stage: str, **changes):
-  """A section of the pipeline without the names of other stages in it."""
+  """The config of a stage of the pipeline without the names of others."""
   config = small_process.get_config()[stage]
   with config.unlocked():
     config.init = 'random'
     config.prm.data = ()
     config.rl.reward_models.prm = ''
     config.update_from_flattened_dict(changes)
-  return config
+  return run_config(config)
 
 
 def _parts(config) -> build.Parts:
   """On one device."""
-  asks = template.get(config.data.template)
+  prompt_template = template.get(config.data.template)
   return build.Parts(
-    Transformer(build.model_config(config.model), one_device()),
+    Transformer(config.model, one_device()),
     _TEXT,
-    asks,
+    prompt_template,
     response_formats.ResponseParser(
-      response_formats.get(config.data.response_format), asks.prompt_opens_think
+      response_formats.get(config.data.response_format),
+      prompt_template.prompt_opens_think,
     ),
   )
 
@@ -70,25 +73,25 @@ def _judge(place: Path) -> Path:
   return place / 'judge/prm/model.safetensors'
 
 
-def test_rows_say_what_came_of_every_step(finished):
+def test_rows_hold_the_counts_of_every_step(finished):
   found = _labelled(finished)
   report = json.loads((finished / 'labels/label_steps/report.json').read_text())
   assert len(found) == report['thoughts'] - report['empty'] == 36
   assert report['steps'] == sum(len(row['ends']) for row in found)
   assert report['tokens'] > sum(len(row['tokens']) for row in found)
-  made = steps.make_splitter(' ', response_formats.ResponseParser(), _TEXT)
+  splitter = steps.make_splitter(' ', response_formats.ResponseParser(), _TEXT)
   for row in found:
-    assert row['ends'] == made.step_ends(row['tokens'])
+    assert row['ends'] == splitter.step_ends(row['tokens'])
     assert row['completion'] == _TEXT.decode(row['tokens'])
     assert len(row['right']) == len(row['ends'])
     assert row['right'][-1] == row['continuations'] * row['correct']
-    assert row['provenance']['checkpoint'] == lineage.digest(
+    assert row['provenance']['checkpoint'] == files.digest(
       finished / 'base/pretrain/model.safetensors'
     )
   assert max(len(row['ends']) for row in found) > 1
 
 
-def test_a_judge_learns_and_says_what_it_reads(finished):
+def test_a_judge_learns_and_records_how_it_scores(finished):
   first, *_, last = [
     line for line in rows(finished / 'judge', 'prm') if 'eval/accuracy' in line
   ]
@@ -113,8 +116,8 @@ def test_a_policy_is_rewarded_by_it(finished):
   assert line['reward'] == pytest.approx(
     line['rewards/prm/mean'] + line['rewards/format/mean'], abs=1e-5
   )
-  said = lineage.read(finished / 'policy')
-  assert said['inputs']['rl.reward_models.prm']['run'] == '../judge'
+  record = lineage.read(finished / 'policy')
+  assert record['inputs']['rl.reward_models.prm']['run'] == '../judge'
   assert lineage.read(finished / 'judge')['inputs']['prm.data']['run'] == (
     '../labels'
   )
@@ -123,7 +126,7 @@ def test_a_policy_is_rewarded_by_it(finished):
 def test_scores_are_those_of_the_full_forward(finished):
   config = _config('judge')
   made = _parts(config)
-  judge = reward_models.process_reward_model(
+  judge = reward_models.load_process_reward_model(
     'key', str(_judge(finished)), config, made
   )
   texts = ['<think>1+1=2 2+1=3</think><answer>3</answer>', '7', '']
@@ -154,10 +157,10 @@ def test_scores_are_those_of_the_full_forward(finished):
   prompt = len(ids) - len(_TEXT.encode(texts[0]))
   last = [prompt + end - 1 for end in judge.splitter.step_ends(ids[prompt:])]
   assert len(last) == 3
-  for how in process.AGGREGATES:
-    got = judge.scorer(how)(prompts, texts)
+  for aggregation in prm_algos.AGGREGATES:
+    got = judge.scorer(aggregation)(prompts, texts)
     assert got[0] == pytest.approx(
-      process.aggregate(chance_T[last], how), abs=1e-4
+      prm_algos.aggregate(chance_T[last], aggregation), abs=1e-4
     )
     assert got[2] == 0.0  # No step, no chance.
   assert judge.scorer('min')(prompts[:1], ['\ufffd']) == [0.0]
@@ -202,7 +205,7 @@ def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
     'reward model, but base leaves a '
     'policy',
   ):
-    pipeline.train(config, str(tmp_path))
+    pipeline.train(load_pipeline(config), str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,8 @@ def test_every_kind_of_evaluation_runs_and_counts_its_tokens(
   params = weights.load(
     finished / 'base/pretrain/model.safetensors', made.model
   )
-  found = evaluation.evaluator(config, made, build.engine(config, made)).run(
+  engine = sampler.engine(config, made)
+  found = evaluation.evaluator(config, made, engine).run(
     params, jax.random.key(0)
   )
   metrics = found.metrics
@@ -254,7 +258,7 @@ def test_every_kind_of_evaluation_runs_and_counts_its_tokens(
 
 
 def _prm(tmp_path, change=lambda row: row, **changes):
-  """The stage, of rows that are changed."""
+  """The stage on rows that are changed."""
   ids = _TEXT.encode('<think>1+1=2 2</think><answer>2</answer>')
   found = [
     change(
@@ -280,7 +284,7 @@ def _prm(tmp_path, change=lambda row: row, **changes):
 
 def test_batches_have_their_labels_where_steps_end(tmp_path):
   stage = _prm(tmp_path)
-  batch = stage._lessons.held_out[0]
+  batch = stage._datasets.eval[0]
   prompt = len(_TEXT.encode_prompt('User:1+1Assistant:'))
   last = [prompt + 6, prompt + 8, prompt + 11]
   assert np.flatnonzero(batch.weight_BT[0]).tolist() == last
@@ -293,7 +297,7 @@ def test_batches_have_their_labels_where_steps_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'change,told',
+  'change,message',
   [
     (dict(ends=[], right=[]), 'rows.jsonl:1 has no steps'),
     (dict(right=[2, 1]), 'a count within 0 and continuations = 2 for each of'),
@@ -304,43 +308,37 @@ def test_batches_have_their_labels_where_steps_end(tmp_path):
     (dict(provenance={}), "name one delimiter; they have \\[''\\]"),
   ],
 )
-def test_rows_that_teach_nothing_are_named(tmp_path, change, told):
-  with pytest.raises(UserError, match=told):
+def test_rows_without_usable_labels_are_named(tmp_path, change, message):
+  with pytest.raises(UserError, match=message):
     _prm(tmp_path, lambda row: row | change)
 
 
 @pytest.mark.parametrize(
-  'changes,told',
+  'changes,message',
   [
     ({'prm.data': ()}, 'prm: data names no labelled steps'),
-    ({'prm.labels': 'firm'}, "prm: labels: unknown 'firm'"),
-    ({'prm.eval_share': 0.0}, 'eval_share must lie within'),
+    ({'prm.labels': 'firm'}, "prm.labels = 'firm' must be one of 'soft'"),
+    ({'prm.eval_share': 0.0}, 'prm.eval_share = 0.0 must be above 0'),
     ({'prm.length_buckets': (16,)}, 'more than 16; raise length_buckets'),
-    ({'prm.num_train_epochs': 0}, None),
+    ({'prm.num_train_epochs': 0}, 'prm.num_train_epochs = 0 must be at least'),
     ({'model.scalar_head': False}, 'prm: model.scalar_head is False'),
   ],
 )
-def test_a_config_that_cannot_be_is_refused(tmp_path, changes, told):
-  if told is None:
-    with pytest.raises(
-      UserError, match='prm.num_train_epochs must be at least 1'
-    ):
-      build.check_counts(_config('judge', **changes))
-    return
-  with pytest.raises(UserError, match=told):
+def test_a_config_that_cannot_train_is_refused(tmp_path, changes, message):
+  with pytest.raises(UserError, match=message):
     _prm(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
-  'changes,told',
+  'changes,message',
   [
     (
       {'label_steps.num_continuations': 0},
-      'label_steps.num_continuations must be at least 1, got 0',
+      'label_steps.num_continuations = 0 must be at least 1',
     ),
     (
       {'label_steps.num_samples': 0},
-      'label_steps.num_samples must be at least 1',
+      'label_steps.num_samples = 0 must be at least 1',
     ),
     (
       {'label_steps.num_prompts': 0},
@@ -349,13 +347,12 @@ def test_a_config_that_cannot_be_is_refused(tmp_path, changes, told):
     ({'data.step_delimiter': ''}, 'step_delimiter is empty'),
   ],
 )
-def test_labels_that_cannot_be_made_are_refused(changes, told):
-  config = _config('labels', **changes)
-  with pytest.raises(UserError, match=told):
-    run.check(config)
+def test_labels_that_cannot_be_made_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    run.check(_config('labels', **changes))
 
 
-def test_a_delimiter_that_never_occurs_is_told_at_once(tmp_path):
+def test_a_delimiter_that_never_occurs_is_refused_at_once(tmp_path):
   config = _config('labels', **{'data.step_delimiter': '~~~~'})
   made = _parts(config)
   with pytest.raises(
@@ -367,27 +364,27 @@ def test_a_delimiter_that_never_occurs_is_told_at_once(tmp_path):
     )
 
 
-def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
+def test_a_file_that_scores_something_else_is_refused(finished, tmp_path):
   config = _config('judge')
   made = _parts(config)
   with pytest.raises(UserError, match='key: no file .* the stage prm leaves'):
-    reward_models.process_reward_model('key', 'none', config, made)
+    reward_models.load_process_reward_model('key', 'none', config, made)
   base = finished / 'base/pretrain/model.safetensors'
   with pytest.raises(UserError, match='is no reward model'):
-    reward_models.process_reward_model('key', str(base), config, made)
-  with pytest.raises(UserError, match='judges the steps of thoughts'):
-    reward_models.reward_model(
+    reward_models.load_process_reward_model('key', str(base), config, made)
+  with pytest.raises(UserError, match='scores the steps of thoughts'):
+    reward_models.load_reward_model(
       'rejection_sampling.reward_model', str(_judge(finished)), config, made
     )
-  with pytest.raises(UserError, match="judges what is 'prm', not"):
-    reward_models.reward_model(
+  with pytest.raises(UserError, match="scores what is 'prm', not"):
+    reward_models.load_reward_model(
       'key', str(_judge(finished)), config, made, 'safe'
     )
   params = init_params(made.model, jax.random.key(0))
-  about = weights.metadata(_judge(finished))
+  metadata = weights.metadata(_judge(finished))
   other = tmp_path / 'other.safetensors'
-  for kind, headless, told in (
-    ('safe', False, "judges what is 'safe', not what is 'prm'"),
+  for kind, headless, message in (
+    ('safe', False, "scores what is 'safe', not what is 'prm'"),
     ('prm', True, 'has no scalar head'),
   ):
     weights.save(
@@ -395,14 +392,14 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
       params,
       'float32',
       {
-        'scoring': about['scoring'] | {'kind': kind},
-        'config': about['config'] | {'model.scalar_head': not headless},
+        'scoring': metadata['scoring'] | {'kind': kind},
+        'config': metadata['config'] | {'model.scalar_head': not headless},
       },
     )
-    with pytest.raises(UserError, match=told):
-      reward_models.process_reward_model('key', str(other), config, made)
+    with pytest.raises(UserError, match=message):
+      reward_models.load_process_reward_model('key', str(other), config, made)
   with pytest.raises(UserError, match='reads 52 tokens, fewer than the 62'):
-    reward_models.process_reward_model(
+    reward_models.load_process_reward_model(
       'key',
       str(_judge(finished)),
       _config('judge', **{'rl.max_new_tokens': 50}),
@@ -411,9 +408,9 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'changes,told',
+  'changes,message',
   [
-    ({'eval.search.kind': 'beam'}, 'eval.search.kind must be one of'),
+    ({'eval.search.kind': 'beam'}, "eval.search.kind = 'beam' must be one of"),
     (
       {'eval.search.kind': 'best_of_n'},
       'process_reward_model: best_of_n needs what the stage prm leaves',
@@ -440,16 +437,16 @@ def test_a_file_that_judges_something_else_is_refused(finished, tmp_path):
         'eval.search.expansion_width': 0,
         'eval.search.leaf_value': 'rule',
       },
-      'search: expansion_width must be at least 1',
+      'eval.search.expansion_width = 0 must be at least 1',
     ),
     (
       {'eval.search.kind': 'mcts', 'eval.search.leaf_value': 'leaf'},
-      'eval.search.leaf_value must be one of',
+      "eval.search.leaf_value = 'leaf' must be one of",
     ),
   ],
 )
-def test_a_search_that_cannot_be_is_refused(changes, told):
-  config = _config('policy', **changes)
-  made = _parts(config)
-  with pytest.raises(UserError, match=told):
-    evaluation.evaluator(config, made, build.engine(config, made))
+def test_a_search_that_cannot_run_is_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    config = _config('policy', **changes)
+    parts = _parts(config)
+    evaluation.evaluator(config, parts, sampler.engine(config, parts))

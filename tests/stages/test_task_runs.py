@@ -1,4 +1,4 @@
-"""The loop on other tasks: real files, and another synthetic one."""
+"""RL on other tasks: real files, and another synthetic one."""
 
 import json
 
@@ -6,7 +6,8 @@ import pytest
 
 from r1jax.config import algorithms
 from r1jax.configs import r1_zero_tiny
-from r1jax.stages.build import parts as build
+from r1jax.stages import rl_update
+from tests.conftest import run_config
 from tests.stages.conftest import SMALL, rows, run
 
 
@@ -55,7 +56,7 @@ def test_synthetic_countdown_runs(environment, tmp_path):
     '--config.rl.dynamic_sampling_max_rounds=2',
   )
   row = rows(workdir)[1]
-  # An untrained policy is always wrong: nothing to learn, twice as sought.
+  # An untrained policy is always wrong: all groups are sampled in two rounds.
   assert (
     row['dynamic_sampling/sampled_groups'] == 8
     and row['dynamic_sampling/useful_group_frac'] == 0
@@ -66,10 +67,10 @@ def test_synthetic_countdown_runs(environment, tmp_path):
   assert json.loads(json.loads(saved[0])['gold'])['target'] > 0
 
 
-def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
-  """Another mismatch, KL in the reward, an averaged reference, long answers
-  left out, other parts of the reward, general rows from the second step on; a
-  run whose numbers stay finite."""
+def test_a_run_may_change_the_loss_in_every_way(environment, tmp_path):
+  """Importance weights, KL in the reward, a mixed reference, masked truncated
+  completions, other rewards, and general prompts after a step: all numbers
+  stay finite."""
   workdir = tmp_path / 'run'
   run(
     environment,
@@ -102,7 +103,7 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
   assert [row['verdict/general'] for row in lines] == [0, 0.5]
   for row in lines:
     assert 0.9 < row['rollout_is/mean'] < 1.1
-    assert 0.9 < row['mismatch/effective_share'] <= 1
+    assert 0.9 < row['rollout_is/eff_sample_size'] <= 1
     assert -1 <= row['rewards/format_errors/mean'] <= 0
     assert row['skipped_updates'] == 0
 
@@ -120,10 +121,10 @@ def test_a_run_may_change_the_objective_in_every_way(environment, tmp_path):
     'ppo',
   ],
 )
-def test_every_paper_s_settings_are_an_objective(name):
+def test_every_preset_is_a_policy_loss(name):
   config = r1_zero_tiny.get_config()
   config.rl.update(getattr(algorithms, name)())
-  objective = build.policy_loss(config)
+  loss = rl_update.policy_loss(run_config(config))
   in_loss = not config.rl.kl_in_reward
-  assert objective.kl_coef == config.rl.kl_coef * in_loss
-  assert objective.max_tokens == config.rl.max_new_tokens
+  assert loss.kl_coef == config.rl.kl_coef * in_loss
+  assert loss.max_tokens == config.rl.max_new_tokens
