@@ -175,7 +175,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, args, parts):
     assert part in message
 
 
-def test_a_dataset_that_is_not_there_is_told_with_its_origin(
+def test_a_dataset_that_is_not_there_is_named_with_its_origin(
   tmp_path, monkeypatch
 ):
   monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
@@ -258,7 +258,7 @@ def test_a_wrong_command_says_what_is_missing(argv, part):
 
 
 @pytest.mark.parametrize(
-  'body,said',
+  'body,reason',
   [
     ('rate = learning_rate', "1: NameError: name 'learning_rate' is not"),
     ('\ndef get_config():\n  return 1 / 0', '3: ZeroDivisionError: division'),
@@ -289,14 +289,14 @@ def test_a_wrong_command_says_what_is_missing(argv, part):
   ],
   ids=lambda value: value.split('\n')[-1][:30],
 )
-def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, body, said):
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, body, reason):
   path = tmp_path / 'bad.py'
   path.write_text(body)
   with pytest.raises(UserError) as caught:
     main.run(['config', f'--config={path}'])
   message = str(caught.value)
   assert message.startswith(f'config: {path}:')
-  assert said in message and '\n' not in message
+  assert reason in message and '\n' not in message
 
 
 def test_help_and_config(capsys):

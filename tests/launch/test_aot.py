@@ -170,7 +170,7 @@ Total bytes: 61462150656 (57.24GiB)
 
 
 def _aot(capsys, monkeypatch, *args):
-  """The command with these devices as the slice: exit code, what it said."""
+  """The command with these devices as the slice: exit code and output."""
   monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
   try:
     main.run(

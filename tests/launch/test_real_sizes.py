@@ -10,6 +10,8 @@ from r1jax.configs import pipeline_r1, pipeline_r1_zero
 from r1jax.launch import info
 from r1jax.runs import pipeline_config, stage_list
 from r1jax.sharding import Layout, mesh_sizes
+from r1jax.stages import rl_update
+from r1jax.stages.build import parts as build
 
 _PIPELINES = [
   pipeline_config.load_pipeline(module.get_config())
@@ -24,7 +26,6 @@ _STAGES = [
   'pipeline, name', _STAGES, ids=[name for _, name in _STAGES]
 )
 def test_every_stage_divides_over_its_mesh(pipeline, name):
-  """Its networks, and the batches of its programs."""
   run = pipeline.runs[name]
   stage_list.check_names(run)
   shape = dataclasses.asdict(run.mesh)
@@ -35,9 +36,12 @@ def test_every_stage_divides_over_its_mesh(pipeline, name):
     jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
   )
   assert all(size > 0 for size in info.training_bytes(run, layout).values())
-  if info.trains(run):
-    updates = stage_list.updates(run, layout)
-    assert updates and all(update.rows > 0 for update in updates)
+  section = getattr(run, run.stages[-1])
+  if run.stages[-1] == 'rl':
+    rl_update.check_rl(run, layout)
+  elif hasattr(section, 'batch_size'):
+    parts = section.gradient_accumulation_steps
+    build.divides(name, section.batch_size, parts, layout)
 
 
 def test_the_stages_feed_each_other_as_in_the_paper():

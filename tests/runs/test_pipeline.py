@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from r1jax import files
 from r1jax.runs import lineage, pipeline
 from r1jax.stages import dataset_stage, rejection_sampling
 from tests.configs import small_pipeline
@@ -33,19 +34,19 @@ def test_every_stage_leaves_its_output_and_where_it_came_from(
   place, printed = finished
   config = small_pipeline.get_config()
   for name in config.stages:
-    said = lineage.read(place / name)
-    assert (place / name / said['output']['path']).exists()
+    record = lineage.read(place / name)
+    assert (place / name / record['output']['path']).exists()
   assert [row['step'] for row in rows(place / 'cold_start', 'sft')] == [1, 2, 3]
   assert {'nll', 'kl', 'loss'} <= rows(place / 'student', 'sft')[0].keys()
-  told = run(environment, 'lineage', str(place / 'student')).stdout
+  tree = run(environment, 'lineage', str(place / 'student')).stdout
   for line in (
     'student (sft; ',
     '  init ← base (pretrain; ',
-    '  sft.teacher ← reasoning (rl; ',
+    '  sft.teacher_model ← reasoning (rl; ',
     '    init ← cold_start (sft; ',
     '  sft.data ← kept (rejection_sampling; ',
   ):
-    assert f'\n{line}' in f'\n{told}'
+    assert f'\n{line}' in f'\n{tree}'
   assert (place / 'table.md').read_text().strip() in printed
   assert re.search(r'\| student \|( \d+\.\d{3} \|){9}\n', printed)
 
@@ -69,7 +70,7 @@ def test_accepted_rows_say_what_they_are_and_came_from(finished):
   for row in sampled:
     source = row['provenance']
     assert row['id'] == f'{source["prompt"]}-{source["sample"]}'
-    assert source['checkpoint'] == lineage.digest(
+    assert source['checkpoint'] == files.digest(
       place / 'reasoning/rl/model.safetensors'
     )
     assert set(source['scores']) == {
@@ -86,8 +87,10 @@ def test_accepted_rows_say_what_they_are_and_came_from(finished):
 def test_a_second_run_makes_what_is_lacking_alone(
   finished, environment, tmp_path
 ):
-  """Records that a kill prevented, evaluations that are new; and an output that
-  is gone, whatever was said of it."""
+  """A record that a kill prevented, a new evaluation, and an output that is gone.
+
+  Neither its old record nor its old evaluation hides that it is gone.
+  """
   whole, _ = finished
   place = tmp_path / 'again'
   shutil.copytree(whole, place)
@@ -98,7 +101,7 @@ def test_a_second_run_makes_what_is_lacking_alone(
   (place / 'base/lineage.json').write_text(
     (whole / 'base/lineage.json')
     .read_text()
-    .replace(lineage.digest(whole / 'base/pretrain/model.safetensors'), 'old')
+    .replace(files.digest(whole / 'base/pretrain/model.safetensors'), 'old')
   )
   (place / 'base/evaluation.json').write_text('{"arithmetic/pass@1": 7.0}')
   printed = run(
@@ -202,9 +205,9 @@ def test_an_empty_dataset_says_which_filter_emptied_it(
   assert 'max_tokens dropped' in done.stderr
 
 
-def test_chance_picks_the_same_rows_again():
-  picked = rejection_sampling._limited([{'n': n} for n in range(9)], 4, 0)
-  assert picked == rejection_sampling._limited(
+def test_a_random_subset_is_the_same_again():
+  picked = rejection_sampling._subset([{'n': n} for n in range(9)], 4, 0)
+  assert picked == rejection_sampling._subset(
     [{'n': n} for n in range(9)], 4, 0
   )
   assert len(picked) == 4 and np.all(np.diff([r['n'] for r in picked]) > 0)

@@ -74,7 +74,7 @@ def test_the_second_run_finds_the_base_and_repeats_the_first(
   printed = run(
     environment, 'train', SMALL, f'--workdir={tmp_path / "second"}'
   ).stdout
-  assert 'found the base of this config' in printed
+  assert 'pretrain: found the output of this config in' in printed
   assert rows(tmp_path / 'second') == rows(workdir)
 
 
@@ -139,7 +139,7 @@ def test_eval_and_sample_read_a_run(finished, environment, tmp_path):
     '--samples=3',
   ).stdout
   assert printed.count(' tokens, ') == 6 and printed.count('9-1-1-1-1') >= 3
-  # A question that cannot be served is told; the others are answered.
+  # A question that cannot be served is reported; the others are answered.
   (tmp_path / 'asked.txt').write_text('2+2\n\n3+3\n')
   done = run(
     environment,

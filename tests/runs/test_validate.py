@@ -218,7 +218,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     ('liked.dpo.beta', 0.0, 'liked: dpo.beta = 0.0 must be above 0'),
   ],
 )
-def test_numbers_are_checked_though_a_judge_is_still_to_come(
+def test_numbers_are_checked_though_a_reward_model_is_still_to_come(
   tmp_path, path, value, message
 ):
   with pytest.raises(UserError) as caught:
@@ -228,7 +228,7 @@ def test_numbers_are_checked_though_a_judge_is_still_to_come(
   assert message in str(caught.value)
 
 
-def test_a_judge_of_steps_reads_as_far_as_a_run_may_write(tmp_path):
+def test_a_process_reward_model_reads_as_far_as_a_run_may_write(tmp_path):
   config = small_process.get_config()
   config.policy.rl.reward_models.prm = '@judge'
   reads = config.judge.prm.length_buckets[-1]
@@ -289,7 +289,7 @@ def test_an_old_evaluation_hides_no_error(tmp_path):
   assert old.exists()
 
 
-def test_a_judge_may_begin_a_critic_whatever_it_reads(tmp_path):
+def test_a_reward_model_may_begin_a_critic_whatever_it_reads(tmp_path):
   config = small_process.get_config()
   config.policy.rl.adv_estimator = 'gae'
   config.policy.rl.ppo.critic_init = '@judge'
@@ -309,7 +309,7 @@ def test_accepted_rows_are_no_policy_to_start_from(tmp_path):
   _refused(config, tmp_path, 'more.init needs a policy, but kept leaves demons')
 
 
-def test_a_judge_may_go_on_where_another_one_ended(tmp_path):
+def test_a_reward_model_may_go_on_where_another_one_ended(tmp_path):
   config = small_judged.get_config()
   config.stages = ('base', 'helpful', 'safe')
   config.safe.init = '@helpful'
