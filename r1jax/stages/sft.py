@@ -33,10 +33,10 @@ class SFT(NextTokenStage):
 
   @classmethod
   def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
-    found = {'sft.data': sft_data.files(config.sft.data)}
+    found = {}
     if config.sft.teacher_model not in ('', sft_data.STORED):
       found['sft.teacher_model'] = [Path(config.sft.teacher_model)]
-    return found
+    return found | {'sft.data': sft_data.files(config.sft.data)}
 
   @classmethod
   def check(cls, config, parts, missing):

@@ -289,7 +289,9 @@ def test_a_wrong_command_says_what_is_missing(argv, part):
   ],
   ids=lambda value: value.split('\n')[-1][:30],
 )
-def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, body, reason):
+def test_a_config_file_that_fails_is_named_with_its_line(
+  tmp_path, body, reason
+):
   path = tmp_path / 'bad.py'
   path.write_text(body)
   with pytest.raises(UserError) as caught:
