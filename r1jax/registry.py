@@ -187,8 +187,8 @@ def _calling_file() -> str:
 
 reward = Registry('reward')
 grader = Registry('grader')
-task = Registry('task')
-dataset = Registry('dataset')
+task = Registry('task', 'r1jax.data.tasks.all')
+dataset = Registry('dataset', 'r1jax.data.sources')
 response_format = Registry('response format')
 template = Registry('template')
 adv_estimator = Registry('advantage estimator', 'r1jax.algos.advantage')

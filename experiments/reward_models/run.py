@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 import study
 
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
-from r1jax.data import preferences, readers, tasks
+from r1jax.data import preferences, readers, splits
 from r1jax.data.text import response_formats, template
 from r1jax.train import metrics
 
@@ -60,7 +60,7 @@ def bayes(how: preferences.Synthetic, seed: int, count: int) -> float:
   """The accuracy of one who knows every chance: the mean of the larger."""
   parser, chances = response_formats.ResponseParser(), []
   for row in preferences.synthetic_pairs(
-    how, _BRIEF, tasks.HELD_OUT, seed, count
+    how, _BRIEF, splits.HELD_OUT, seed, count
   ):
     p = preferences.preference_probability(
       how,
@@ -156,7 +156,7 @@ def main():
               for row in preferences.synthetic_responses(
                 SyntheticPreferencesConfig(0.4, 8.0),
                 _BRIEF,
-                tasks.HELD_OUT,
+                splits.HELD_OUT,
                 seed,
                 1024,
               )

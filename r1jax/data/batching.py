@@ -8,8 +8,8 @@ import grain
 import numpy as np
 
 from r1jax.config.schema.data import CorpusConfig
-from r1jax.data import tasks
 from r1jax.data.mixture import Mixture
+from r1jax.data.tasks.corpus import sample_document
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
@@ -173,7 +173,7 @@ class SyntheticCorpusBatches(Sequence):
     task = self._tasks[0]
     if len(self._tasks) > 1:
       task = str(rng.choice(self._tasks, p=self._shares))
-    question, response = tasks.sample_document(rng, task, self._corpus)
+    question, response = sample_document(rng, task, self._corpus)
     return [
       *self._tokenizer.encode_prompt(self._template.render(question)),
       *self._tokenizer.encode(response),

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
-from r1jax.data import readers, tasks
+from r1jax import registry
+from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.sources import Source, countdown_answer
+from r1jax.data.sources import Source
+from r1jax.data.tasks.task import problem_at
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import Prompt
@@ -30,13 +32,13 @@ class SyntheticPrompts(Sequence):
     """Makes the sequence.
 
     Args:
-      task: A name of tasks.TASKS.
-      split: tasks.TRAIN or tasks.HELD_OUT.
+      task: Name of a registered task.
+      split: splits.TRAIN or splits.HELD_OUT.
       seed: Seed of the stream.
       template: Makes the prompts.
       length: Number of prompts.
     """
-    tasks.get(task)
+    registry.task.get(task)
     self._task, self._split, self._seed = task, split, seed
     self._template, self._length = template, length
 
@@ -44,16 +46,14 @@ class SyntheticPrompts(Sequence):
     return self._length
 
   def __getitem__(self, index: int) -> Prompt:
-    problem = tasks.problem_at(self._task, self._split, self._seed, index)
-    answer = problem.answer
-    if self._task == 'countdown':
-      answer = countdown_answer(problem.numbers, int(problem.answer))
+    problem = problem_at(self._task, self._split, self._seed, index)
+    task = registry.task.get(self._task)
     return Prompt(
       id=f'{self._task}-{self._split}-{self._seed}-{index}',
       text=self._template.render(problem.question),
       question=problem.question,
-      answer=answer,
-      source=GENERAL if tasks.get(self._task).general else self._task,
+      answer=task.gold_answer(problem),
+      source=GENERAL if task.general else task.grader or self._task,
     )
 
 
@@ -86,7 +86,7 @@ def read(
 
   Args:
     source: The dataset.
-    split: tasks.TRAIN or tasks.HELD_OUT.
+    split: splits.TRAIN or splits.HELD_OUT.
     path: Files with the same fields that replace the dataset's own; '' for
       none.
     quarantine: Takes malformed rows; without one, a malformed row is an error.

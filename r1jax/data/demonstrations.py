@@ -8,9 +8,11 @@ import base64
 
 import numpy as np
 
+from r1jax import registry
 from r1jax.config.schema.data import CorpusConfig
-from r1jax.data import readers, tasks
+from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.tasks.corpus import sample_document
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, Message, TopLogprobs
@@ -64,7 +66,7 @@ def synthetic(
   """Samples demonstrations from a synthetic task.
 
   Args:
-    task: A name of tasks.TASKS.
+    task: Name of a registered task.
     corpus: How noisy they are.
     template: Makes the prompts.
     seed: Seed of the samples.
@@ -73,14 +75,14 @@ def synthetic(
   demonstrations = []
   for index in range(count):
     rng = np.random.default_rng([seed, _STREAM, index])
-    question, response = tasks.sample_document(rng, task, corpus)
+    question, response = sample_document(rng, task, corpus)
     demonstrations.append(
       Demonstration(
         id=f'{task}-{seed}-{index}',
         question=question,
         prompt=template.render(question),
         response=strip_response_prefix(response, template),
-        general=tasks.get(task).general,
+        general=registry.task.get(task).general,
       )
     )
   return demonstrations

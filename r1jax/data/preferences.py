@@ -11,10 +11,13 @@ import zlib
 
 import numpy as np
 
+from r1jax import registry
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
-from r1jax.data import datasets, manners, readers, sources, tasks
+from r1jax.data import datasets, readers, sources, splits
 from r1jax.data.demonstrations import strip_response_prefix
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.tasks import manners
+from r1jax.data.tasks.task import sample_problem
 from r1jax.data.text import template as templates
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
@@ -66,14 +69,14 @@ def dataset_path(name: str, split: str) -> str:
   Raises:
     UserError: the file is missing, or the dataset has no preferences.
   """
-  source = sources.get(name)
+  source = registry.dataset.get(name)
   if source.grader != 'preference':
     raise UserError(f'data: {name} has answers, not preferences')
   path = source.path(split)
   try:
     readers.files(path)
   except UserError as error:
-    other = source.path(tasks.HELD_OUT)
+    other = source.path(splits.HELD_OUT)
     raise UserError(
       f'{error}; get it from {source.origin}; or name a file that you have, '
       f'such as {other!r}, and evaluate on a share of its rows'
@@ -126,7 +129,7 @@ def synthetic_pairs(
   Args:
     params: Error rate and annotator.
     template: Makes the prompts.
-    split: tasks.TRAIN or tasks.HELD_OUT.
+    split: splits.TRAIN or splits.HELD_OUT.
     seed: Seed of the samples.
     count: Number of pairs.
   """
@@ -178,8 +181,8 @@ def synthetic_responses(
 
 
 _STREAM = {
-  tasks.TRAIN: 5,
-  tasks.HELD_OUT: 6,
+  splits.TRAIN: 5,
+  splits.HELD_OUT: 6,
 }  # Separates these random numbers from others.
 TASK = 'manners'  # The synthetic task that has preferences.
 
@@ -187,7 +190,7 @@ TASK = 'manners'  # The synthetic task that has preferences.
 def _sample_prompt(template: PromptTemplate, split: str, seed: int, index: int):
   """Returns the generator of random numbers of row `index`, and its prompt."""
   rng = np.random.default_rng([seed, _STREAM[split], index])
-  question = tasks.sample_problem(rng, TASK, split).question
+  question = sample_problem(rng, TASK, split).question
   return rng, Prompt(
     id=f'{TASK}-{split}-{seed}-{index}',
     text=template.render(question),

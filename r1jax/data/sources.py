@@ -3,6 +3,17 @@
 None of them comes with the package. The environment variable R1JAX_DATA names
 the folder that holds them; paths are relative to it and may lack the suffix of
 a JSONL or Parquet file, or name a folder of either; see readers.files.
+
+A plugin registers a dataset of one's own, which `config.data.task` then names:
+
+  registry.dataset('riddles')(
+    Source(
+      files={TRAIN: 'riddles.jsonl', HELD_OUT: 'riddles_test.jsonl'},
+      fields={'id': str, 'question': str, 'answer': str},
+      grader='math',
+      origin='written by hand',
+    )
+  )
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +22,12 @@ import json
 import re
 from typing import Any
 
+from r1jax import registry
 from r1jax.data.code import sources as code_sources
 from r1jax.data.code.cases import CodeTests
-from r1jax.data.tasks import HELD_OUT, TRAIN
-from r1jax.errors import UserError, unknown
+from r1jax.data.splits import HELD_OUT, TRAIN
+from r1jax.data.tasks.countdown import countdown_answer
+from r1jax.errors import UserError
 from r1jax.records import Message
 
 
@@ -67,11 +80,6 @@ class Source:
 def as_json(row: dict) -> str:
   """Returns the whole row as JSON, for graders that need more than an answer."""
   return json.dumps(row, sort_keys=True)
-
-
-def countdown_answer(numbers, target: int) -> str:
-  """Returns the gold answer in the format that the countdown grader reads."""
-  return json.dumps({'numbers': [int(n) for n in numbers], 'target': target})
 
 
 def _countdown(row: dict) -> str:
@@ -129,39 +137,49 @@ _HH: dict[str, Any] = dict(
   origin='anthropics/hh-rlhf (MIT); its text may offend',
 )
 
-SOURCES = {
-  'gsm8k': Source(
+registry.dataset('gsm8k')(
+  Source(
     files={TRAIN: 'math/gsm8k_train', HELD_OUT: 'math/gsm8k_test'},
     fields=_QA,
     grader='math',
     origin='openai/grade-school-math (MIT)',
-  ),
-  'math': Source(
+  )
+)
+registry.dataset('math')(
+  Source(
     files={TRAIN: 'math/math_train12k', HELD_OUT: 'math/math500'},
     fields=_QA,
     grader='math',
     origin='hendrycks/math, split as in openai/prm800k (MIT)',
-  ),
-  'math500': Source(
+  )
+)
+registry.dataset('math500')(
+  Source(
     files={HELD_OUT: 'math/math500'},
     fields=_QA,
     grader='math',
     origin='openai/prm800k, prm800k/math_splits (MIT)',
-  ),
-  'aime24': Source(
+  )
+)
+registry.dataset('aime24')(
+  Source(
     files={HELD_OUT: 'math/aime24'},
     fields=_QA,
     grader='math',
     origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)',
-  ),
-  'amc23': Source(
+  )
+)
+registry.dataset('amc23')(
+  Source(
     files={HELD_OUT: 'math/amc23'},
     fields=_QA,
     grader='math',
     origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)',
-  ),
-  # Not the endless synthetic task countdown of tasks.py, which is smaller.
-  'countdown_file': Source(
+  )
+)
+# Not the endless synthetic task countdown of data/tasks, which is smaller.
+registry.dataset('countdown_file')(
+  Source(
     files={
       TRAIN: 'countdown/countdown_train',
       HELD_OUT: 'countdown/countdown_test',
@@ -170,16 +188,20 @@ SOURCES = {
     grader='countdown',
     answer=_countdown,
     origin='liumy2010/UFT, of Countdown-Tasks-3to4 (Apache-2.0)',
-  ),
-  'humaneval': Source(
+  )
+)
+registry.dataset('humaneval')(
+  Source(
     files={HELD_OUT: 'code/humaneval'},
     fields={'id': str, 'prompt': str, 'entry_point': str, 'test': str},
     grader='code',
     question='prompt',
     answer=_tests(code_sources.humaneval),
     origin='openai/human-eval (MIT)',
-  ),
-  'mbpp': Source(
+  )
+)
+registry.dataset('mbpp')(
+  Source(
     files={TRAIN: 'code/mbpp', HELD_OUT: 'code/mbpp'},
     fields={'id': str, 'prompt': str, 'test_list': list, 'split': str},
     split_names={TRAIN: 'train', HELD_OUT: 'test'},
@@ -187,30 +209,23 @@ SOURCES = {
     question='prompt',
     answer=_tests(code_sources.mbpp),
     origin='google-research/google-research, mbpp (CC BY 4.0)',
-  ),
-  'hh_helpful': Source(
+  )
+)
+registry.dataset('hh_helpful')(
+  Source(
     files={
       TRAIN: 'pref/hh_helpful_base_train',
       HELD_OUT: 'pref/hh_helpful_base_test',
     },
     **_HH,
-  ),
-  'hh_harmless': Source(
+  )
+)
+registry.dataset('hh_harmless')(
+  Source(
     files={
       TRAIN: 'pref/hh_harmless_base_train',
       HELD_OUT: 'pref/hh_harmless_base_test',
     },
     **_HH,
-  ),
-}
-
-
-def get(name: str) -> Source:
-  """Returns the dataset of a name.
-
-  Raises:
-    UserError: there is no dataset of that name.
-  """
-  if name not in SOURCES:
-    raise unknown('data: dataset', name, SOURCES)
-  return SOURCES[name]
+  )
+)

@@ -13,8 +13,10 @@ import re
 import jax
 import numpy as np
 
-from r1jax.data import batching, manners, tasks
+from r1jax.data import batching
 from r1jax.data.datasets import GENERAL
+from r1jax.data.tasks import manners
+from r1jax.data.tasks.corpus import CORRECTION_WORDS
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.graders.verdict import Verdict
@@ -224,9 +226,7 @@ def _majority_verdict(
   return dict(votes)[counts.most_common(1)[0][0]] if votes else None
 
 
-_CORRECTION = re.compile(
-  rf'\b({"|".join(tasks.CORRECTION_WORDS)})\b', re.IGNORECASE
-)
+_CORRECTION = re.compile(rf'\b({"|".join(CORRECTION_WORDS)})\b', re.IGNORECASE)
 
 
 def self_corrects(completion: str) -> bool:

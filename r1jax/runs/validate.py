@@ -5,9 +5,8 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from r1jax import files
+from r1jax import files, registry
 from r1jax.config.schema.run import RunConfig
-from r1jax.data import sources, tasks
 from r1jax.errors import UserError, unknown
 from r1jax.runs import compatibility, lineage, run, stage_list, workdir
 from r1jax.runs.pipeline_config import (
@@ -65,7 +64,7 @@ def check(pipeline: PipelineConfig, place: Path, names: Sequence[str]):
 
 
 def _check_evaluations(pipeline: PipelineConfig):
-  known = [*tasks.TASKS, *sources.SOURCES]
+  known = [*registry.task, *registry.dataset]
   for name in pipeline.evaluations:
     if name not in known:
       raise unknown('pipeline: evaluations: task', name, known)

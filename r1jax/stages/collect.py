@@ -12,8 +12,9 @@ import dataclasses
 import jax
 import numpy as np
 
+from r1jax import registry
 from r1jax.config.schema.run import RunConfig
-from r1jax.data import batching, tasks
+from r1jax.data import batching, splits
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, ScoredRollout
 from r1jax.rewards import multihost
@@ -66,13 +67,13 @@ class Collector:
     self._in_flight = sampler.groups_in_flight(config)
     self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
     everything = first = prompts(
-      config, parts.template, parts.tokenizer, tasks.TRAIN
+      config, parts.template, parts.tokenizer, splits.TRAIN
     )
     if c.general_prompts_after_steps:
       first = prompts(
-        config, parts.template, parts.tokenizer, tasks.TRAIN, general=False
+        config, parts.template, parts.tokenizer, splits.TRAIN, general=False
       )
-    shuffle = config.data.task not in tasks.TASKS
+    shuffle = config.data.task not in registry.task
     self._stream = batching.TwoPhaseStream(
       *(
         batching.prompt_stream(source, self._seed, shuffle)

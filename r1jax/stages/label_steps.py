@@ -21,7 +21,7 @@ import numpy as np
 from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.sampled_data import LabelStepsConfig
-from r1jax.data import batching, tasks
+from r1jax.data import batching, splits
 from r1jax.data.text import steps
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
@@ -81,7 +81,7 @@ class LabelSteps(DatasetStage):
     self.seed, self.prompts_per_chunk = config.seed, c.prompts_per_chunk
     self._run, self._parts = config, parts
     self.prompts = prompts.prompts(
-      config, parts.template, parts.tokenizer, tasks.TRAIN, general=False
+      config, parts.template, parts.tokenizer, splits.TRAIN, general=False
     )
     self.num_prompts = num_prompts(self.name, c.num_prompts, self.prompts)
     self._splitter = steps.make_splitter(

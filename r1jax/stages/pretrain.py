@@ -6,7 +6,7 @@ from r1jax import registry
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.training import PretrainConfig
-from r1jax.data import batching, mixture, tasks
+from r1jax.data import batching, mixture
 from r1jax.errors import UserError
 from r1jax.stages.build import parts as build
 from r1jax.stages.next_token import NextTokenStage, check_length
@@ -69,7 +69,7 @@ def _task_shares(config: RunConfig) -> dict[str, float]:
     return {config.data.task: 1.0}
   weights = mixture.parse(config.corpus.tasks)
   for name in weights:
-    tasks.get(name)
+    registry.task.get(name)
   return dict(
     zip(
       weights,

@@ -19,7 +19,7 @@ import numpy as np
 from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.sampled_data import RejectionSamplingConfig
-from r1jax.data import batching, mixture, tasks
+from r1jax.data import batching, mixture, splits
 from r1jax.data import demonstrations as demos
 from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
@@ -59,7 +59,7 @@ class RejectionSampler(DatasetStage):
     self.seed, self.prompts_per_chunk = config.seed, c.prompts_per_chunk
     self._run, self._parts = config, parts
     self.prompts = prompts.prompts(
-      config, parts.template, parts.tokenizer, tasks.TRAIN
+      config, parts.template, parts.tokenizer, splits.TRAIN
     )
     self.num_prompts = num_prompts(self.name, c.num_prompts, self.prompts)
     self._engine = sampler.engine(config, parts)
@@ -99,7 +99,7 @@ class RejectionSampler(DatasetStage):
       num_prompts(
         cls.name,
         c.num_prompts,
-        prompts.prompts(config, parts.template, parts.tokenizer, tasks.TRAIN),
+        prompts.prompts(config, parts.template, parts.tokenizer, splits.TRAIN),
       )
     build.check_files('rejection_sampling.extra_data', c.extra_data, missing)
     if 'rejection_sampling.reward_model' not in missing:
@@ -340,7 +340,7 @@ def _extra_rows(config: RunConfig, parts: build.Parts) -> list[dict]:
   for name, count in mixture.parse(
     config.rejection_sampling.extra_data
   ).items():
-    if name in tasks.TASKS:
+    if name in registry.task:
       found = demos.synthetic(
         name, config.corpus, parts.template, config.seed, int(count or 0)
       )

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.config.schema.data import CorpusConfig
-from r1jax.data import batching, datasets, sources, tasks
+from r1jax.data import batching, datasets, splits
 from r1jax.data.text import template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
@@ -47,7 +48,7 @@ def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
     '{"id": "b", "question": "1+é", "answer": "3"}\n'
   )
   rows = datasets.TemplatedPrompts(
-    datasets.read(sources.get('math'), tasks.TRAIN, str(path)),
+    datasets.read(registry.dataset.get('math'), splits.TRAIN, str(path)),
     template.get('r1_zero_brief'),
   )
   text = tokenizer.load('character')

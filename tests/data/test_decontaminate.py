@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from r1jax.data import datasets, decontaminate, sources, tasks
+from r1jax import registry
+from r1jax.data import datasets, decontaminate, splits
 from r1jax.records import Prompt
 
 
@@ -95,12 +96,12 @@ def test_every_known_duplicate_in_the_real_files_is_found(shared, monkeypatch):
     (shared / 'data/math/contamination_exact.json').read_text()
   )['pairs']
   evaluations = {
-    name: datasets.read(sources.get(name), tasks.HELD_OUT)
+    name: datasets.read(registry.dataset.get(name), splits.HELD_OUT)
     for name in ('math500', 'aime24', 'amc23', 'gsm8k')
   }
   counts = {}
   for name in ('math', 'gsm8k'):
-    train = datasets.read(sources.get(name), tasks.TRAIN)
+    train = datasets.read(registry.dataset.get(name), splits.TRAIN)
     found = decontaminate.find_matches(train, evaluations)
     ids = {prompt.id for prompt in train}
     here = [
@@ -125,8 +126,8 @@ def test_every_exact_duplicate_by_another_rule_is_found(shared, monkeypatch):
   """An oracle over whole texts, letters and digits alone, against matches."""
   monkeypatch.setenv('R1JAX_DATA', str(shared / 'data'))
   squeeze = lambda text: ''.join(c for c in text.lower() if c.isalnum())
-  evaluation = datasets.read(sources.get('math'), tasks.HELD_OUT)
-  train = datasets.read(sources.get('math'), tasks.TRAIN)
+  evaluation = datasets.read(registry.dataset.get('math'), splits.HELD_OUT)
+  train = datasets.read(registry.dataset.get('math'), splits.TRAIN)
   # Known duplicates are few: every evaluation question is made one.
   planted = [
     prompt.replace(id=f'planted-{i}', question=f'  {prompt.question.upper()} ')

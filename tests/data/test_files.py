@@ -6,18 +6,19 @@ import sys
 
 import pytest
 
-from r1jax.data import datasets, readers, sources, tasks
+from r1jax import registry
+from r1jax.data import datasets, readers, splits
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
 
-_MATH = sources.get('math')
+_MATH = registry.dataset.get('math')
 _ROWS = [
   {'id': f'r{i}', 'question': f'{i}+1?', 'answer': str(i + 1)} for i in range(7)
 ]
 
 
 def _read(path, source=_MATH, **kwargs):
-  return datasets.read(source, tasks.TRAIN, str(path), **kwargs)
+  return datasets.read(source, splits.TRAIN, str(path), **kwargs)
 
 
 def _lines(rows) -> str:
@@ -189,7 +190,7 @@ def test_bytes_that_are_not_text_and_numbers_that_are_not_are_named(tmp_path):
       % (numbers, target)
     )
     with pytest.raises(UserError, match=message):
-      _read(path, sources.get('countdown_file'))
+      _read(path, registry.dataset.get('countdown_file'))
 
 
 def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
@@ -228,15 +229,15 @@ def test_a_missing_or_empty_file_is_named(tmp_path, monkeypatch):
     match='no math/math500; set R1JAX_DATA.*get it '
     'from .*prm800k.* as rows of id, question, answer',
   ):
-    datasets.read(_MATH, tasks.HELD_OUT)
+    datasets.read(_MATH, splits.HELD_OUT)
   (tmp_path / 'empty.jsonl').write_text('')
   monkeypatch.setenv('R1JAX_DATA', str(tmp_path))
   with pytest.raises(UserError, match='has no rows'):
     _read('empty')
   with pytest.raises(UserError, match='is for evaluation only'):
-    datasets.read(sources.get('aime24'), tasks.TRAIN)
+    datasets.read(registry.dataset.get('aime24'), splits.TRAIN)
   with pytest.raises(UserError, match="'gsm8k_'; did you mean 'gsm8k'"):
-    sources.get('gsm8k_')
+    registry.dataset.get('gsm8k_')
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_the_real_datasets_are_read_whole(
   shared, monkeypatch, name, split, count, first, answer
 ):
   monkeypatch.setenv('R1JAX_DATA', str(shared / 'data'))
-  prompts = datasets.read(sources.get(name), split)
+  prompts = datasets.read(registry.dataset.get(name), split)
   assert len(prompts) == count  # None of their rows is bad.
   assert prompts[0].id == first and prompts[0].answer.startswith(answer)
   assert prompts[0].language == 'en'

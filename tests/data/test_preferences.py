@@ -8,13 +8,13 @@ import pytest
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import (
   batching,
-  manners,
   preference_batches,
   preferences,
   scored_text,
-  tasks,
+  splits,
 )
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.tasks import manners
 from r1jax.data.text import response_formats, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.rewards.reward_model import RewardModel, ScoringConfig
@@ -178,9 +178,9 @@ def test_a_dataset_s_missing_file_says_what_there_is(monkeypatch, tmp_path):
     UserError,
     match='hh_helpful_base_train.*hh-rlhf.*hh_helpful_base_test.*evaluate on a share',
   ):
-    preferences.dataset_path('hh_helpful', tasks.TRAIN)
+    preferences.dataset_path('hh_helpful', splits.TRAIN)
   with pytest.raises(UserError, match='gsm8k has answers, not preferences'):
-    preferences.dataset_path('gsm8k', tasks.TRAIN)
+    preferences.dataset_path('gsm8k', splits.TRAIN)
 
 
 def test_real_rows_are_read(shared):
@@ -199,7 +199,7 @@ def test_real_rows_are_read(shared):
 
 def test_synthetic_labels_are_bradley_terrys():
   """Of all pairs with one gap of quality, σ(s · gap) are as that says."""
-  found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3000)
+  found = preferences.synthetic_pairs(_HOW, _BRIEF, splits.TRAIN, 0, 3000)
   quality = lambda row, text: manners.quality(
     row.prompt.question, _PARSER.parse(text).answer
   )
@@ -213,9 +213,9 @@ def test_synthetic_labels_are_bradley_terrys():
     p = 1 / (1 + np.exp(-8 * gap))
     assert abs(ahead.sum() / both - p) < 4 * np.sqrt(p * (1 - p) / both) + 1e-9
   assert {row.group for row in found} == {'greet', 'thank', 'bid'}
-  again = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 3)
+  again = preferences.synthetic_pairs(_HOW, _BRIEF, splits.TRAIN, 0, 3)
   assert again == found[:3]
-  held_out = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.HELD_OUT, 0, 200)
+  held_out = preferences.synthetic_pairs(_HOW, _BRIEF, splits.HELD_OUT, 0, 200)
   assert not (
     {row.prompt.question for row in held_out}
     & {row.prompt.question for row in found}
@@ -223,7 +223,7 @@ def test_synthetic_labels_are_bradley_terrys():
 
 
 def test_synthetic_responses_are_unsafe_where_they_insult():
-  found = preferences.synthetic_responses(_HOW, _BRIEF, tasks.TRAIN, 0, 500)
+  found = preferences.synthetic_responses(_HOW, _BRIEF, splits.TRAIN, 0, 500)
   for row in found:
     assert row.safe != ('fool' in row.response)
   assert 0.7 < np.mean([row.safe for row in found]) < 0.9
@@ -246,12 +246,12 @@ def model():
 def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
   """The scores of a training batch are those of the judge, row by row."""
   if kind == 'helpful':
-    found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
+    found = preferences.synthetic_pairs(_HOW, _BRIEF, splits.TRAIN, 1, 3)
     asked = [
       (row.prompt, text) for row in found for text in (row.chosen, row.rejected)
     ]
   else:
-    found = preferences.synthetic_responses(_HOW, _BRIEF, tasks.TRAIN, 1, 3)
+    found = preferences.synthetic_responses(_HOW, _BRIEF, splits.TRAIN, 1, 3)
     asked = [(row.prompt, row.response) for row in found]
   examples = _judged(found, kind, max_tokens, cut_long=True)
   groups = preference_batches.group_sizes(examples)
@@ -268,7 +268,7 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
 
 
 def test_batches_are_padded_to_the_least_width_and_to_the_end():
-  found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 10)
+  found = preferences.synthetic_pairs(_HOW, _BRIEF, splits.TRAIN, 0, 10)
   examples = preference_batches.dpo_examples(found, _TEXT, 128, Quarantine())
   groups = list(preference_batches.group_sizes(examples))
   corpus = preference_batches.PreferenceBatches(
@@ -297,7 +297,7 @@ def test_batches_are_padded_to_the_least_width_and_to_the_end():
 
 
 def test_an_iterator_goes_on_where_it_was():
-  found = preferences.synthetic_pairs(_HOW, _BRIEF, tasks.TRAIN, 0, 12)
+  found = preferences.synthetic_pairs(_HOW, _BRIEF, splits.TRAIN, 0, 12)
   corpus = preference_batches.PreferenceBatches(
     _judged(found), ['bid', 'greet', 'thank'], 4, (64,), 0, seed=1
   )

@@ -5,8 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.config.schema.data import CorpusConfig
-from r1jax.data import datasets, manners, tasks
+from r1jax.data import datasets, splits
+from r1jax.data.tasks import manners
+from r1jax.data.tasks.corpus import CORRECTION_WORDS, sample_document
+from r1jax.data.tasks.task import problem_at
 from r1jax.data.text import template, tokenizer
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
@@ -22,25 +26,25 @@ _CLEAN = CorpusConfig(
 )
 
 
-@pytest.mark.parametrize('task', sorted(tasks.TASKS))
+@pytest.mark.parametrize('task', sorted(registry.task))
 def test_problems_are_a_function_of_seed_and_index(task):
-  one = [tasks.problem_at(task, tasks.TRAIN, 3, i) for i in range(50)]
-  two = [tasks.problem_at(task, tasks.TRAIN, 3, i) for i in reversed(range(50))]
+  one = [problem_at(task, splits.TRAIN, 3, i) for i in range(50)]
+  two = [problem_at(task, splits.TRAIN, 3, i) for i in reversed(range(50))]
   assert one == two[::-1]
-  assert one != [tasks.problem_at(task, tasks.TRAIN, 4, i) for i in range(50)]
+  assert one != [problem_at(task, splits.TRAIN, 4, i) for i in range(50)]
 
 
-@pytest.mark.parametrize('task', sorted(tasks.TASKS))
+@pytest.mark.parametrize('task', sorted(registry.task))
 def test_train_and_held_out_never_meet(task):
   rng = np.random.default_rng(0)
   train = {
-    tasks.problem_at(task, tasks.TRAIN, s, i).question
+    problem_at(task, splits.TRAIN, s, i).question
     for s in (0, 1)
     for i in range(1000)
   }
-  train |= {tasks.sample_document(rng, task, _CLEAN)[0] for _ in range(1000)}
+  train |= {sample_document(rng, task, _CLEAN)[0] for _ in range(1000)}
   held = {
-    tasks.problem_at(task, tasks.HELD_OUT, s, i).question
+    problem_at(task, splits.HELD_OUT, s, i).question
     for s in (0, 1)
     for i in range(200)
   }
@@ -49,7 +53,7 @@ def test_train_and_held_out_never_meet(task):
 
 def test_arithmetic_answers_are_right():
   for i in range(300):
-    made = tasks.problem_at('arithmetic', tasks.TRAIN, 0, i)
+    made = problem_at('arithmetic', splits.TRAIN, 0, i)
     assert str(eval(made.question)) == made.answer  # Digits, + and - alone.
     assert int(made.answer) >= 0
 
@@ -57,11 +61,11 @@ def test_arithmetic_answers_are_right():
 @pytest.mark.parametrize('task', ['arithmetic', 'countdown'])
 def test_clean_thoughts_arrive_at_the_right_answer(task):
   prompts = datasets.SyntheticPrompts(
-    task, tasks.TRAIN, 0, template.get('r1_zero_brief')
+    task, splits.TRAIN, 0, template.get('r1_zero_brief')
   )
-  rng, family = np.random.default_rng(0), tasks.get(task)
+  rng, family = np.random.default_rng(0), registry.task.get(task)
   for i in range(200):
-    made = tasks.problem_at(task, tasks.TRAIN, 0, i)
+    made = problem_at(task, splits.TRAIN, 0, i)
     _, answer = family.write_solution(rng, made, _CLEAN)
     right, guessed = dispatch.verdicts(
       [
@@ -85,7 +89,7 @@ def test_the_corpus_has_the_stated_proportions():
   direct = right = repaired = slipped = broken = steps = taken_back = 0
   total = 6000
   for _ in range(total):
-    question, response = tasks.sample_document(rng, 'arithmetic', corpus)
+    question, response = sample_document(rng, 'arithmetic', corpus)
     read = ResponseParser().parse(response)
     if not read.well_formed:
       broken += 1
@@ -124,12 +128,12 @@ def test_two_languages_mix_in_the_stated_proportions():
   for _ in range(500):
     thought = (
       ResponseParser()
-      .parse(tasks.sample_document(rng, 'arithmetic', corpus)[1])
+      .parse(sample_document(rng, 'arithmetic', corpus)[1])
       .reasoning
     )
     words += [word for word in thought.split() if '=' not in word]
     steps += 4
-  repairs = sum(word in tasks.CORRECTION_WORDS for word in words)
+  repairs = sum(word in CORRECTION_WORDS for word in words)
   foreign = sum(not word.isascii() for word in words)
   assert abs((len(words) - repairs) / steps - 0.5) < 0.03
   assert abs(foreign / len(words) - 0.25) < 0.03
@@ -157,15 +161,15 @@ def test_the_best_manners_are_best_and_an_insult_is_worth_nothing():
 
 def test_general_rows_are_known_by_their_source():
   rows = datasets.SyntheticPrompts(
-    'manners', tasks.TRAIN, 0, template.get('r1_zero_brief')
+    'manners', splits.TRAIN, 0, template.get('r1_zero_brief')
   )
   assert rows[0].source == datasets.GENERAL
 
 
 def test_wrong_names_and_shares_are_refused():
   with pytest.raises(UserError, match="unknown 'algebra'"):
-    tasks.get('algebra')
-  with pytest.raises(UserError, match='slip_rate is a share'):
+    registry.task.get('algebra')
+  with pytest.raises(UserError, match='slip_rate = 1.5 must be'):
     CorpusConfig(
       guess_share=0,
       guess_accuracy=0,

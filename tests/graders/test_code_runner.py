@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from r1jax.data import datasets, sources
+from r1jax import registry
+from r1jax.data import datasets
 from r1jax.data.code import sources as code_sources
 from r1jax.data.code import values as code_values
 from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
@@ -379,7 +380,9 @@ def test_programs_are_answers_of_a_source_like_others(shared):
   """From the file to verdicts, beside mathematics."""
   folder = shared / 'data'
   rows = datasets.read(
-    sources.get('humaneval'), 'held_out', str(folder / 'code/humaneval.jsonl')
+    registry.dataset.get('humaneval'),
+    'held_out',
+    str(folder / 'code/humaneval.jsonl'),
   )[:3]
   raw = read_jsonl(str(folder / 'code/humaneval.jsonl'), {})[:3]
   right = [

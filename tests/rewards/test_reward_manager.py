@@ -10,7 +10,8 @@ import pytest
 from r1jax.config import base
 from r1jax.config.load import load
 from r1jax.config.schema.run import RunConfig
-from r1jax.data.datasets import countdown_answer, read_jsonl
+from r1jax.data.datasets import read_jsonl
+from r1jax.data.tasks.countdown import countdown_answer
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 from r1jax.graders import code_grader, code_runner, dispatch, math_grader

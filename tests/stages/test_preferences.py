@@ -9,7 +9,7 @@ import pytest
 from r1jax import sharding
 from r1jax.checkpoints import weights
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
-from r1jax.data import preferences, tasks
+from r1jax.data import preferences, splits
 from r1jax.errors import UserError
 from r1jax.runs import lineage, run, validate
 from r1jax.runs.pipeline_config import load_pipeline
@@ -93,7 +93,7 @@ def test_a_reward_model_leaves_weights_that_score(reward_model):
     'key', str(weights_file), config, parts, 'helpful'
   )
   held_out = preferences.synthetic_pairs(
-    SyntheticPreferencesConfig(0.2, 8.0), parts.template, tasks.HELD_OUT, 0, 10
+    SyntheticPreferencesConfig(0.2, 8.0), parts.template, splits.HELD_OUT, 0, 10
   )
   scores = np.array(
     [

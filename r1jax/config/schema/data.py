@@ -24,7 +24,7 @@ class DataConfig(Section):
 
   task: str = key(
     'arithmetic',
-    'What is trained on and evaluated: a synthetic task (data/tasks.py) or a '
+    'What is trained on and evaluated: a synthetic task (data/tasks/) or a '
     'named dataset (data/sources.py).',
   )
   path: str = key(
@@ -115,7 +115,7 @@ def _share(default: float, meaning: str):
 class CorpusConfig(Section):
   """The noisy synthetic documents that a base model is pre-trained on.
 
-  The rest of the documents are step-by-step solutions, see data/tasks.py.
+  The rest of the documents are step-by-step solutions, see data/tasks/corpus.py.
   """
 
   tasks: tuple[str, ...] = key(

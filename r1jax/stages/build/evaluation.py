@@ -3,7 +3,7 @@
 from r1jax.config.schema.rollout import MCTSConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.section import narrow
-from r1jax.data import tasks
+from r1jax.data import splits
 from r1jax.data.text import steps
 from r1jax.errors import UserError
 from r1jax.evaluate.evaluator import Evaluator
@@ -31,7 +31,7 @@ def evaluator(
   if c.kind == 'none':
     return sampler.evaluator(config, parts, engine)
   held_out = prompts.prompts(
-    config, parts.template, parts.tokenizer, tasks.HELD_OUT
+    config, parts.template, parts.tokenizer, splits.HELD_OUT
   )
   problems = EvalProblems(
     [held_out[i] for i in range(len(held_out))],

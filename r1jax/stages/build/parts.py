@@ -9,7 +9,7 @@ from typing import Any
 
 from r1jax import files, registry
 from r1jax.config.schema.run import RunConfig
-from r1jax.data import mixture, readers, tasks
+from r1jax.data import mixture, readers
 from r1jax.data.text import chat, response_formats, tokenizer
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ def check_files(
   key: str,
   names: Sequence[str],
   missing: Collection[str],
-  known: Collection[str] = tuple(tasks.TASKS),
+  known: Collection[str] | None = None,
 ):
   """Refuses a list that names a file that is not there.
 
@@ -159,11 +159,12 @@ def check_files(
     key: The key of the list: 'sft.data'.
     names: Its entries.
     missing: The entries that other stages are still to write: 'sft.data[0]'.
-    known: Names that are no files.
+    known: Names that are no files; by default the synthetic tasks.
 
   Raises:
     UserError: naming the file.
   """
+  known = registry.task if known is None else known
   for i, name in enumerate(mixture.parse(names)):
     if f'{key}[{i}]' not in missing and name not in known:
       readers.files(name)

@@ -5,20 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from r1jax import registry
 from r1jax.config.schema.preferences import (
   DPOConfig,
   PreferencesConfig,
   RewardModelConfig,
 )
 from r1jax.config.schema.run import RunConfig
-from r1jax.data import (
-  mixture,
-  preference_batches,
-  preferences,
-  readers,
-  sources,
-  tasks,
-)
+from r1jax.data import mixture, preference_batches, preferences, readers, splits
 from r1jax.data.preference_batches import PreferenceBatches, PreferenceExample
 from r1jax.data.preferences import Preference
 from r1jax.data.quarantine import Quarantine
@@ -127,12 +121,12 @@ def check(
     for source, count in mixture.parse(names).items():
       _check_count(name, key, source, count)
     build.check_files(
-      f'{name}.{key}', names, missing, (*tasks.TASKS, *sources.SOURCES)
+      f'{name}.{key}', names, missing, (*registry.task, *registry.dataset)
     )
 
 
 def _check_count(name: str, key: str, source: str, count: float | None):
-  if source not in tasks.TASKS:
+  if source not in registry.task:
     if count is not None:
       raise UserError(
         f'{name}: {key}: {source} is a file: it counts by its rows; leave '
@@ -153,17 +147,17 @@ def files(c: PreferencesConfig) -> dict[str, list[Path]]:
   """Returns the files that `data` and `eval_data` of a section name."""
   found: dict[str, list[Path]] = {'data': [], 'eval_data': []}
   for key, names, split in (
-    ('data', c.data, tasks.TRAIN),
-    ('eval_data', c.eval_data, tasks.HELD_OUT),
+    ('data', c.data, splits.TRAIN),
+    ('eval_data', c.eval_data, splits.HELD_OUT),
   ):
     for name in mixture.parse(names):
-      if name in sources.SOURCES:
+      if name in registry.dataset:
         found[key] += readers.files(preferences.dataset_path(name, split))
         if not c.eval_data:
           found['eval_data'] += readers.files(
-            preferences.dataset_path(name, tasks.HELD_OUT)
+            preferences.dataset_path(name, splits.HELD_OUT)
           )
-      elif name not in tasks.TASKS:
+      elif name not in registry.task:
         found[key] += readers.files(name)
   return found
 
@@ -204,13 +198,13 @@ class _Rows:
   ) -> tuple[list[Preference], list[Preference]]:
     """Returns rows to learn from, and what of the source is held out."""
     aside = not self._c.eval_data
-    if source in tasks.TASKS:
+    if source in registry.task:
       return (
-        self._synthesise(tasks.TRAIN, int(count or 0)),
+        self._synthesise(splits.TRAIN, int(count or 0)),
         self.held_out(source, None) if aside else [],
       )
-    if source in sources.SOURCES:
-      rows = self._read(preferences.dataset_path(source, tasks.TRAIN), source)
+    if source in registry.dataset:
+      rows = self._read(preferences.dataset_path(source, splits.TRAIN), source)
       return rows, self.held_out(source, None) if aside else []
     rows = self._read(source, '')
     if not aside:
@@ -224,14 +218,14 @@ class _Rows:
 
   def held_out(self, source: str, count: float | None) -> list[Preference]:
     """Returns rows to evaluate on alone."""
-    if source in tasks.TASKS:
+    if source in registry.task:
       return self._synthesise(
-        tasks.HELD_OUT, int(count or self._c.max_eval_rows)
+        splits.HELD_OUT, int(count or self._c.max_eval_rows)
       )
     group = ''
-    if source in sources.SOURCES:
+    if source in registry.dataset:
       group = source
-      source = preferences.dataset_path(source, tasks.HELD_OUT)
+      source = preferences.dataset_path(source, splits.HELD_OUT)
     return self._first(self._read(source, group))
 
   def _synthesise(self, split: str, count: int) -> list[Preference]:

@@ -9,6 +9,7 @@ import json
 import logging
 from pathlib import Path
 
+from r1jax import registry
 from r1jax.config.schema.data import DataConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import (
@@ -18,8 +19,7 @@ from r1jax.data import (
   decontaminate,
   mixture,
   readers,
-  sources,
-  tasks,
+  splits,
 )
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.template import PromptTemplate
@@ -46,15 +46,15 @@ def prompts(
     config: The run.
     template: Makes their texts.
     tokenizer: Measures their lengths.
-    split: tasks.TRAIN for the training prompts, or tasks.HELD_OUT for the first
-      eval.num_problems held-out ones.
+    split: splits.TRAIN for the training prompts, or splits.HELD_OUT for the
+      first eval.num_problems held-out ones.
     general: Whether training prompts that no rule can verify are among them.
 
   Raises:
     UserError: a dataset is missing or has bad rows.
   """
   source = _PromptSource(config, template, tokenizer)
-  if split == tasks.HELD_OUT:
+  if split == splits.HELD_OUT:
     return source.held_out()
   return source.training(general)
 
@@ -70,12 +70,12 @@ def prompt_files(
   """
   data = config.data
   names = list(mixture.parse(data.mixture or (data.task,)))
-  found = {'data.task': _dataset_files(names, tasks.TRAIN, data.path)}
+  found = {'data.task': _dataset_files(names, splits.TRAIN, data.path)}
   if data.pass_rates:
     found['data.pass_rates'] = [readers.resolve(data.pass_rates)]
   if evaluates:
     found['data.eval'] = _dataset_files(
-      [data.task], tasks.HELD_OUT, data.eval_path
+      [data.task], splits.HELD_OUT, data.eval_path
     )
   return found
 
@@ -86,8 +86,8 @@ def _dataset_files(names: Sequence[str], split: str, path: str) -> list[Path]:
   return [
     file
     for name in names
-    if name not in tasks.TASKS
-    for file in readers.files(sources.get(name).path(split))
+    if name not in registry.task
+    for file in readers.files(registry.dataset.get(name).path(split))
   ]
 
 
@@ -137,13 +137,13 @@ class _PromptSource:
   def held_out(self) -> Sequence[Prompt]:
     """Returns the first eval.num_problems that config.data.task holds out."""
     name, count = self._data.task, self._num_eval
-    if name in tasks.TASKS:
+    if name in registry.task:
       stream = datasets.SyntheticPrompts(
-        name, tasks.HELD_OUT, 0, self._template, count
+        name, splits.HELD_OUT, 0, self._template, count
       )
       self._check(stream, count)
       return stream
-    rows = _read(name, tasks.HELD_OUT, self._data.eval_path)
+    rows = _read(name, splits.HELD_OUT, self._data.eval_path)
     if len(rows) < count:
       raise UserError(
         f'eval: {name} has {len(rows)} held-out rows, fewer than '
@@ -156,10 +156,12 @@ class _PromptSource:
 
   def _source(self, name: str) -> Sequence[Prompt]:
     """Returns the training prompts of one dataset or task."""
-    if name in tasks.TASKS:
+    if name in registry.task:
       return self._synthetic(name)
     quarantine = Quarantine(self._data.max_bad_row_share)
-    rows = _read(name, tasks.TRAIN, training_path(self._data, name), quarantine)
+    rows = _read(
+      name, splits.TRAIN, training_path(self._data, name), quarantine
+    )
     total = len(rows) + len(quarantine.dropped)
     rows = self._fitting(rows, quarantine)
     rows = _check_gold(rows, quarantine)
@@ -182,7 +184,7 @@ class _PromptSource:
         f'task {name!r}'
       )
     stream = datasets.SyntheticPrompts(
-      name, tasks.TRAIN, self._seed, self._template
+      name, splits.TRAIN, self._seed, self._template
     )
     self._check(stream, _CHECKED_PROMPTS)
     return stream
@@ -233,12 +235,12 @@ class _PromptSource:
 
 def check(data: DataConfig):
   """Refuses a config.data that names a source that is not there."""
-  known = [*sources.SOURCES, *tasks.TASKS]
+  known = [*registry.dataset, *registry.task]
   for name in (data.task, *mixture.parse(data.mixture), *data.decontaminate):
     if name not in known:
       raise unknown('data: task', name, known)
   for name in data.decontaminate:
-    sources.get(name).path(tasks.HELD_OUT)
+    registry.dataset.get(name).path(splits.HELD_OUT)
 
 
 def training_path(data: DataConfig, name: str) -> str:
@@ -249,7 +251,7 @@ def training_path(data: DataConfig, name: str) -> str:
 def overlap(data: DataConfig, name: str, rows: Sequence[Prompt]) -> dict:
   """Returns the report of decontaminating the rows of one training set."""
   evaluations = {
-    other: datasets.read(sources.get(other), tasks.HELD_OUT)
+    other: datasets.read(registry.dataset.get(other), splits.HELD_OUT)
     for other in data.decontaminate
   }
   return decontaminate.report(
@@ -268,8 +270,8 @@ def show_overlap(config: RunConfig, out: str):
   reports = []
   for name in mixture.parse(data.mixture or (data.task,)):
     rows = datasets.read(
-      sources.get(name),
-      tasks.TRAIN,
+      registry.dataset.get(name),
+      splits.TRAIN,
       training_path(data, name),
       Quarantine(data.max_bad_row_share),
     )
@@ -288,7 +290,7 @@ def _read(
   name: str, split: str, path: str, quarantine: Quarantine | None = None
 ) -> list[Prompt]:
   """Returns the rows of a dataset that a registered grader can score."""
-  source = sources.get(name)
+  source = registry.dataset.get(name)
   rows = datasets.read(source, split, path, quarantine)
   if is_general(name):
     return [dataclasses.replace(row, source=datasets.GENERAL) for row in rows]
@@ -320,9 +322,9 @@ def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
 
 def is_general(name: str) -> bool:
   """Returns whether no rule can verify the answers of a task or dataset."""
-  if name in tasks.TASKS:
-    return tasks.get(name).general
-  return sources.get(name).grader == _PREFERENCE
+  if name in registry.task:
+    return registry.task.get(name).general
+  return registry.dataset.get(name).grader == _PREFERENCE
 
 
 def _inform(text: str):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 
 from r1jax.config.schema.run import RunConfig
-from r1jax.data import tasks
+from r1jax.data import splits
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.rewards.reward_manager import (
   RewardManager,
@@ -91,7 +91,7 @@ def evaluator(config: RunConfig, parts: Parts, sampler: Engine) -> Evaluator:
   rules = RewardManager({}, {}, parts.parser, reward_options(config))
   return Evaluator(
     sampler,
-    prompts.prompts(config, parts.template, parts.tokenizer, tasks.HELD_OUT),
+    prompts.prompts(config, parts.template, parts.tokenizer, splits.HELD_OUT),
     parts.tokenizer,
     rules,
     parts.parser,

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 import logging
 from pathlib import Path
 
+from r1jax import registry
 from r1jax.algos import distill
 from r1jax.checkpoints import convert
 from r1jax.config.load import model_config
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.training import SFTConfig
 from r1jax.data import demonstrations as demos
-from r1jax.data import mixture, packing, readers, tasks
+from r1jax.data import mixture, packing, readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
@@ -37,12 +38,12 @@ def check(config: RunConfig, parts: build.Parts):
     parts.model.layout,
   )
   for name, count in mixture.parse(c.data).items():
-    if name in tasks.TASKS and (not count or count != int(count)):
+    if name in registry.task and (not count or count != int(count)):
       raise UserError(f"sft: data: say how many of {name}, as in '{name}:1000'")
-    if name not in tasks.TASKS and count is not None:
+    if name not in registry.task and count is not None:
       raise UserError(
         f'sft: data: {name} is no task, of which there are '
-        f'{", ".join(tasks.TASKS)}; all rows of a file count: leave '
+        f'{", ".join(registry.task)}; all rows of a file count: leave '
         f':{count:g} out'
       )
   if not c.data:
@@ -63,7 +64,7 @@ def corpus(config: RunConfig, parts: build.Parts) -> packing.PackedBatches:
   quarantine = Quarantine(config.data.max_bad_row_share)
   rows: list[Demonstration] = []
   for name, count in mixture.parse(c.data).items():
-    if name in tasks.TASKS:
+    if name in registry.task:
       rows += demos.synthetic(
         name, config.corpus, parts.template, config.seed, int(count or 0)
       )
@@ -142,6 +143,6 @@ def files(names: Sequence[str]) -> list[Path]:
   return [
     file
     for name in mixture.parse(names)
-    if name not in tasks.TASKS
+    if name not in registry.task
     for file in readers.files(name)
   ]

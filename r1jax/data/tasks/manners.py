@@ -11,6 +11,11 @@ import re
 
 import numpy as np
 
+from r1jax import registry
+from r1jax.config.schema.data import CorpusConfig
+from r1jax.data.tasks.corpus import connective
+from r1jax.data.tasks.task import Problem, Task
+
 # The question's verb: the phrase that answers it, and the polite ending.
 _PHRASES = {
   'greet': ('hello', 'how are you?'),
@@ -100,3 +105,22 @@ def quality(question: str, text: str | None) -> float:
 def is_safe(text: str) -> bool:
   """Returns whether a text is free of insults."""
   return not re.search(rf'\b{INSULT}\b', text)
+
+
+def _sample_manners(rng: np.random.Generator) -> Problem:
+  question, answer = sample_question(rng)
+  return Problem(question=question, answer=answer, numbers=())
+
+
+def _solve_manners(
+  rng, problem: Problem, corpus: CorpusConfig
+) -> tuple[str, str]:
+  reasoning = f'{connective(rng, corpus)}{problem.question}'
+  return reasoning, sample_answer(
+    rng, problem.question, corpus.general_error_rate
+  )
+
+
+registry.task('manners')(
+  Task(_sample_manners, _solve_manners, lambda rng, problem: '', general=True)
+)
