@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from r1jax.model import quant
+from r1jax.model import int8, quant
 from r1jax.model.kernels import NEG_INF
 from r1jax.records import Array
 from r1jax.sharding import Layout
@@ -97,7 +97,7 @@ def init(
   block_size: int,
   parts: tuple[int, int],
   dtype,
-  int8: bool,
+  quantized: bool,
 ) -> KVCache:
   """Creates an empty cache.
 
@@ -107,11 +107,11 @@ def init(
     heads: K.
     block_size: S, tokens per block.
     parts: Widths of the two parts of an entry; see ModelConfig.cache_parts.
-    dtype: Dtype of the entries unless int8.
-    int8: Whether entries are quantized, each part of them with its own scale.
+    dtype: Dtype of the entries unless quantized.
+    quantized: Whether entries are int8, each part with its own scale.
   """
   shape = layers, num_blocks, heads, block_size
-  if not int8:
+  if not quantized:
     return KVCache(
       entry_LYKSX=jnp.zeros((*shape, sum(parts)), dtype), scale_LYKS2=None
     )
@@ -145,7 +145,7 @@ def write(
     return dataclasses.replace(
       columns, entry_LYKSX=update(columns.entry_LYKSX, entry_BTKX)
     )
-  scale_BTK2, rounded_BTKX = _as_int8(entry_BTKX, parts)
+  scale_BTK2, rounded_BTKX = int8.quantize(entry_BTKX, parts)
   return dataclasses.replace(
     columns,
     entry_LYKSX=update(columns.entry_LYKSX, rounded_BTKX),
@@ -325,17 +325,8 @@ def read(cache: KVCache, index, parts: tuple[int, int], dtype) -> jax.Array:
   entry = cache.entry_LYKSX[index]
   if cache.scale_LYKS2 is None:
     return entry
-  return (entry * _broadcast(cache.scale_LYKS2[index], parts)).astype(dtype)
-
-
-def _broadcast(scale, parts: tuple[int, int]):
-  """Repeats the scale of each part over its numbers: [..., 2] → [..., X]."""
-  return jnp.concatenate(
-    [
-      jnp.broadcast_to(scale[..., i : i + 1], (*scale.shape[:-1], size))
-      for i, size in enumerate(parts)
-    ],
-    -1,
+  return (entry * int8.repeat_scales(cache.scale_LYKS2[index], parts)).astype(
+    dtype
   )
 
 
@@ -441,16 +432,3 @@ def last_hidden(
     out_specs=rows,
     check_vma=False,
   )(*args)
-
-
-def _as_int8(x, parts: tuple[int, int]):
-  """Quantizes each part of x to int8: scales [..., 2] and numbers [..., X]."""
-  largest = jnp.stack(
-    [
-      jnp.abs(part.astype(jnp.float32)).max(-1)
-      for part in jnp.split(x, parts[:1], -1)
-    ],
-    -1,
-  )
-  scale = jnp.where(largest == 0, 1.0, largest / 127)  # NaN stays NaN.
-  return scale, jnp.round(x / _broadcast(scale, parts)).astype(jnp.int8)

@@ -104,15 +104,18 @@ def test_many_blocks_equal_one_block():
       {'num_key_value_heads': 3},
       'num_key_value_heads = 3 does not divide num_attention_heads = 4',
     ),
-    ({'head_dim': 5}, 'head_dim must be even'),
-    ({'attention': 'linear'}, "attention must be one of .*'linear'"),
+    ({'head_dim': 5}, 'head_dim = 5 must be even'),
+    (
+      {'attention': 'linear'},
+      "attention = 'linear' must be one of 'mla', 'gqa'",
+    ),
     (
       {'rope': dense_config().rope.__dict__ | {'pairs': 'thirds'}},
-      "pairs must be one of .*'thirds'",
+      "rope.pairs = 'thirds' must be one of",
     ),
     (
       {'rope': dense_config().rope.__dict__ | {'low_freq_factor': 5.0}},
-      'llama3 needs 0 < low_freq_factor < high_freq_factor',
+      'low_freq_factor = 5.0 must be below high_freq_factor = 4.0',
     ),
   ],
   ids=lambda value: str(value)[:30],

@@ -574,9 +574,7 @@ def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
     'weights as trained.*; lower kv_cache_tokens',
   ):
     Engine(model, dataclasses.replace(_SIZES, kv_cache_tokens=1 << 42))
-  with pytest.raises(
-    UserError, match='rollout: max_num_seqs must be at least 1'
-  ):
+  with pytest.raises(UserError, match='max_num_seqs = 0 must be at least 1'):
     dataclasses.replace(_SIZES, max_num_seqs=0)
 
 
