@@ -122,7 +122,8 @@ def load(values: flags.FlagValues, holder, args: list[str]) -> ConfigDict:
     extra = values(['r1jax', *args])[1:]
     config = holder.value
   except Exception as error:
-    raise UserError(f'config: {file}: {_one_line(error)}') from error
+    reasons = _override_errors(file, args) or [_one_line(error)]
+    raise UserError(f'config: {file}: {"; ".join(reasons)}') from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}')
   return config
@@ -160,6 +161,20 @@ def _check_overrides(file: str, args: list[str]):
         wrong.append(f'unknown key {key} (did you mean {near[0]}?)')
   if wrong:
     raise UserError(f'config: {"; ".join(wrong)}')
+
+
+def _override_errors(file: str, args: list[str]) -> list[str]:
+  """Returns what is wrong with each override that cannot be parsed."""
+  found = []
+  for arg in args:
+    if arg.startswith(('--config.', '-config.')) and '=' in arg:
+      alone = [f'--config={file}', arg]
+      values, _ = config_flags_of(alone)
+      try:
+        values(['r1jax', *alone])
+      except Exception as error:
+        found.append(_one_line(error))
+  return found
 
 
 def config_of_file(path: str, *argument: str) -> ConfigDict:

@@ -34,7 +34,7 @@ def write(workdir: Path, config: RunConfig, output: Path):
   Args:
     workdir: The run's folder.
     config: The run.
-    output: What it left.
+    output: The file that it left.
   """
   record = workdir / FILE
   if record.exists():

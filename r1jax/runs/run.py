@@ -85,8 +85,8 @@ def check(config: RunConfig, missing: Collection[str] = ()):
   parts = build.parts(config)
   names = running(config)
   fresh = stage_class(names[0]).starts_fresh
-  # An earlier run may still make the base of this config.
-  if not fresh and config.init not in ('random', *registry.stage):
+  # Another run may still make the base of this config.
+  if not fresh and config.init != 'random' and not _names_stage(config.init):
     _check_init(config)
   for name in names:
     if missing:
@@ -150,7 +150,7 @@ def base_params(config: RunConfig, parts: build.Parts):
 def _check_init(config: RunConfig):
   if config.init and build.init_file(config).exists():
     return
-  if config.init in registry.stage:
+  if _names_stage(config.init):
     raise UserError(
       f'init: no output of {config.init} was made with this config yet; add '
       f'{config.init!r} to config.stages'
@@ -159,6 +159,11 @@ def _check_init(config: RunConfig):
     f"init: {config.init!r} is neither 'shipped', 'pretrain' nor 'random', "
     'nor a file or folder of weights'
   )
+
+
+def _names_stage(init: str) -> bool:
+  """Returns whether a stage that begins with random parameters makes it."""
+  return init in registry.stage and stage_class(init).starts_fresh
 
 
 def trained_params(config: RunConfig, parts: build.Parts, workdir: str):

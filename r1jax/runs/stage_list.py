@@ -1,4 +1,4 @@
-"""Which stages a config runs, and what it leaves."""
+"""Finds the stages that a config runs, and what it leaves."""
 
 from pathlib import Path
 

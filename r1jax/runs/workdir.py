@@ -7,7 +7,8 @@ from pathlib import Path
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 
-_OURS = ('.lock', 'config.partial')  # What a kill may leave before config.json.
+# Files that a kill may leave before there is a config.json.
+_OURS = ('.lock', 'config.partial')
 _SHOWN = 12  # Keys that a message lists: another experiment differs in most.
 _ELSEWHERE = 'use another --workdir'
 
@@ -69,8 +70,8 @@ def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
 
   Args:
     path: It need not exist.
-    config: Of the run.
-    remedy: What to do where it belongs to another config.
+    config: The run's config.
+    remedy: Advice for the error of a workdir of another config.
 
   Raises:
     UserError: it is a file, holds something else, or is of another config.

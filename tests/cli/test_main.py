@@ -37,6 +37,10 @@ def _refused(tmp_path, *args):
     (['--config.rl.grop_size=8'], ['rl.grop_size', 'rl.group_size']),
     (['--config.r1.max_steps=8'], ['r1.max_steps', 'rl']),
     (['--config.rl.group_size=many'], ['group_size', 'many']),
+    (
+      ['--config.rl.group_size=many', '--config.rl.temperature=hot'],
+      ['rl.group_size=many', 'rl.temperature=hot'],
+    ),
     (['--confg.rl.group_size=2'], ['confg.rl.group_size']),
     (['--config.rl.group_size=1'], ['rl.group_size = 1 must be at least 2']),
     (['--config.rl.temperature=0.0'], ['rl.temperature = 0.0 must be above 0']),

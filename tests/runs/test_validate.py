@@ -112,6 +112,7 @@ def _set(path, value):
       "cold_start.init = '@base:3': only data have a weight",
     ),
     (_set('cold_start.init', ''), "cold_start: init: '' is neither 'shipped'"),
+    (_set('cold_start.init', 'rl'), "cold_start: init: 'rl' is neither"),
     (
       _set('cold_start.data.system', '@base'),
       'cold_start.data.system takes nothing from another stage',
@@ -314,6 +315,15 @@ def test_a_reward_model_may_go_on_where_another_one_ended(tmp_path):
   config.stages = ('base', 'helpful', 'safe')
   config.safe.init = '@helpful'
   _validate(config, tmp_path)
+
+
+def test_a_base_may_be_that_of_an_earlier_stage(tmp_path, monkeypatch):
+  """Both have one config, so the second finds what the first has kept."""
+  monkeypatch.setenv('R1JAX_CACHE', str(tmp_path / 'cache'))
+  config = small_pipeline.get_config()
+  config.stages = ('base', 'reasoning')
+  config.reasoning.init = 'pretrain'
+  _validate(config, tmp_path / 'runs')
 
 
 def _finished(place: Path, *names: str) -> ConfigDict:
