@@ -39,7 +39,8 @@ from r1jax.stages.dataset_stage import (
 )
 from r1jax.stages.stage import Kind
 
-_REJECTED = ('require_correct', 'require_format')  # What they drop is rejected.
+# A completion that one of these drops may be the rejected one of a pair.
+_REJECTED = ('require_correct', 'require_format')
 
 
 @registry.stage('rejection_sampling')

@@ -1,4 +1,4 @@
-"""What stays of a run for a person: a picture and five lines."""
+"""Curves and a summary of a finished run: curves.png and summary.txt."""
 
 from pathlib import Path
 

@@ -128,8 +128,8 @@ class Stage(abc.ABC):
     Args:
       config: The run.
       layout: The mesh and its tables.
-      **options: What only a run knows, such as the number of updates; the
-        defaults serve for compiling ahead.
+      **options: Values that only a run knows, such as the number of updates;
+        the defaults serve for compiling ahead.
 
     Raises:
       UserError: the stage trains nothing, or a batch does not divide.

@@ -24,12 +24,12 @@ _SUMMED = 'skipped_updates'
 
 
 class StepOutput(NamedTuple):
-  """What a training step returns.
+  """The result of a training step.
 
   Attributes:
     state: The state after the step.
     metrics: Numbers by name, on the device or on the host.
-    counts: What was processed, for the speed: {'tokens': 4096}.
+    counts: Amounts processed, for the speed: {'tokens': 4096}.
   """
 
   state: Any
@@ -205,7 +205,9 @@ class Trainer:
       values = stage.evaluate(state, 0, self._directory)
       writer.write(0, values)
       self._shown = stage.headline(values)
-      progress.log('starts at ' + ', '.join(map(' '.join, self._shown.items())))
+      if self._shown:
+        shown = ', '.join(map(' '.join, self._shown.items()))
+        progress.log(f'starts at {shown}')
     return state
 
   def _log(

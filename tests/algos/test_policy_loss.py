@@ -1,12 +1,14 @@
 """The GRPO loss against TRL's values, NumPy and analytic cases."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.algos import advantage, common, policy_loss
 from r1jax.algos.policy_loss import PolicyLoss, Totals
 from r1jax.errors import UserError
@@ -191,6 +193,30 @@ def test_a_nan_outside_the_mask_is_harmless():
     )[0]
     loss, grad = jax.value_and_grad(value)(logp)
     assert np.isfinite(loss) and np.isfinite(grad).all()
+
+
+def test_a_policy_loss_of_a_plugin_is_found_by_its_name():
+  """REINFORCE: the gradient of a token is its advantage, whatever its ratio."""
+
+  @registry.policy_loss('reinforce')
+  def reinforce(config, ratio_BT, adv_BT, logp_BT):
+    return adv_BT * logp_BT, jnp.zeros(adv_BT.shape, bool)
+
+  def value(logp_BT, name):
+    config = PolicyLoss(policy_loss=name, kl_coef=0.0)
+    adv_BT, mask_BT = jnp.array([[3.0, -2.0]]), jnp.ones((1, 2), bool)
+    zeros = jnp.zeros((1, 2))
+    return policy_loss.loss(
+      config, logp_BT, zeros, zeros, adv_BT, mask_BT, Totals(2, 1)
+    )[0]
+
+  try:
+    grad = jax.grad(value)(jnp.array([[1.0, -1.0]]), 'reinforce')
+  finally:
+    registry.policy_loss.forget(str(Path(__file__).resolve()))
+  np.testing.assert_allclose(grad, [[-1.5, 1.0]])
+  with pytest.raises(UserError, match="rl.policy_loss: .*unknown 'reinf"):
+    value(jnp.zeros((1, 2)), 'reinforce')
 
 
 def test_advantages_may_differ_from_token_to_token(shared):

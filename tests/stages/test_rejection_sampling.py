@@ -120,6 +120,19 @@ def test_each_right_one_is_set_against_a_wrong_one(tmp_path):
   assert report['accepted'] == 3
 
 
+def test_a_report_is_left_where_nothing_is_accepted(tmp_path):
+  with pytest.raises(
+    UserError,
+    match='the filters accept none of 12 completions: '
+    'require_correct dropped 12; loosen one',
+  ):
+    _rejection_sampling(tmp_path, [[WRONG] * 4] * 3)
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['accepted'] == 0
+  assert report['dropped'] == {'require_correct': 12}
+  assert not (tmp_path / 'accepted.jsonl').exists()
+
+
 def test_pairs_are_what_dpo_learns_from(tmp_path):
   _rejection_sampling(tmp_path, [[RIGHT, WRONG, WRONG, RIGHT]] * 3)
   config = small.get_config()

@@ -1,6 +1,7 @@
 """Every stage declares itself, and a plugin's stage runs as they do."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -61,11 +62,7 @@ def test_a_stage_declares_itself(name):
   kind = stage.leaves(config)
   assert isinstance(kind, Kind)
   assert kind.is_weights == stage.output.endswith('.safetensors')
-  assert stage_list.output(config, build.Path('w')).parts == (
-    'w',
-    name,
-    stage.output,
-  )
+  assert stage_list.output(config, Path('w')).parts == ('w', name, stage.output)
   for key, files in stage.reads(config).items():
     assert key.partition('.')[0] in RunConfig.__dataclass_fields__
     assert files == []  # All of its data is synthetic.
@@ -132,6 +129,25 @@ def test_every_stage_that_trains_has_its_programs_tested():
       continue
     with pytest.raises(UserError, match=f'the stage {name!r} trains nothing'):
       stage.update(config, one_device())
+
+
+def test_an_advantage_estimator_of_a_plugin_takes_the_place_of_grpo_s(
+  monkeypatch,
+):
+  monkeypatch.setattr(
+    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+  )
+
+  @registry.adv_estimator('plain')
+  def plain(reward_B, group_B, num_groups, scale_rewards, scorable_B):
+    return reward_B, np.ones(num_groups, bool)
+
+  try:
+    config = _config('rl', **{'rl.adv_estimator': 'plain'})
+    stage = stage_list.stage_class('rl')(config, build.parts(config))
+  finally:
+    registry.adv_estimator.forget(str(Path(__file__).resolve()))
+  assert stage._group_advantages is plain
 
 
 _PLUGIN = '''
