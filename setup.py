@@ -11,6 +11,16 @@ setuptools.setup(
   long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
+  classifiers=[
+    'Development Status :: 4 - Beta',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX :: Linux',
+    'Programming Language :: Python :: 3',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
+  ],
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['r1jax*']),
   # The experiments lie at the top of the source tree. An installed package
@@ -52,7 +62,14 @@ setuptools.setup(
     # Not by jax[tpu], which pins an older one: its compiler makes the
     # gradient of ragged_dot as dear as a dense expansion.
     'tpu': ['libtpu>=0.0.52,<0.1'],
-    'dev': ['ruff>=0.6,<1', 'build>=1.2,<2'],
+    # Another minor version of ruff formats otherwise.
+    'dev': [
+      'ruff==0.17.*',
+      'mypy>=2.4,<3',
+      'pre-commit>=4,<5',
+      'build>=1.2,<2',
+    ],
+    'docs': ['pdoc>=14,<17'],
   },
   entry_points={'console_scripts': ['r1jax = r1jax.cli.main:main']},
 )

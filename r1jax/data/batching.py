@@ -227,8 +227,7 @@ def pack(
     UserError: a document is longer than a row.
   """
   shape = (batch_size, length_tokens)
-  tokens = np.full(shape, pad_id, np.int32)
-  target = np.full(shape, pad_id, np.int32)
+  tokens, target = np.full((2, *shape), pad_id, np.int32)
   weight = np.zeros(shape, np.float32)
   segment, position = np.zeros((2, *shape), np.int32)
   top_ids = np.zeros((*shape, num_top_logprobs), np.int32)

@@ -355,7 +355,6 @@ def flush(
   Returns:
     The updated pool.
   """
-
   args = pool, block_tables, columns, kept_BS, hidden_BSD
   if layout.mesh.size == 1:
     return _append(*args)
@@ -405,13 +404,8 @@ def last_hidden(
 ) -> jax.Array:
   """Returns the model's hidden state at each sequence's last cached token.
 
-  Args:
-    pool: The block pool of an MTP module.
-    block_tables: Positions of the sequences in it.
-    layout: The mesh and its sharding tables.
-
-  Returns:
-    [B, D]; arbitrary for a sequence without cached tokens.
+  It is read from the block pool of an MTP module, [B, D], and is arbitrary for
+  a sequence without cached tokens.
   """
 
   def gather(hidden_YD, tables):

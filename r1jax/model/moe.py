@@ -159,19 +159,15 @@ def _exchanged(
   capacity = T * min(A, local_experts)  # The most that could be needed.
   if capacity_factor:
     capacity = min(math.ceil(capacity_factor * (T * A / shards)), capacity)
-  expert_p = jnp.where(
-    valid_T[:, None], expert_TA, shards * local_experts
-  ).reshape(-1)
-  order = experts.sorted_pairs(expert_p, shards * local_experts)
+  num_experts = shards * local_experts
+  expert_p = jnp.where(valid_T[:, None], expert_TA, num_experts).reshape(-1)
+  order = experts.sorted_pairs(expert_p, num_experts)
   target = expert_p[order] // local_experts  # `shards` for pairs of padding.
   slot, dropped = _send_slots(target, shards, capacity)
 
   def slots(empty, pair_value):  # `empty` is the value of an unused slot.
-    return (
-      jnp.full(shards * capacity, empty, pair_value.dtype)
-      .at[slot]
-      .set(pair_value, mode='drop')
-    )
+    unused = jnp.full(shards * capacity, empty, pair_value.dtype)
+    return unused.at[slot].set(pair_value, mode='drop')
 
   exchange = partial(
     jax.lax.all_to_all, axis_name=axes, split_axis=0, concat_axis=0, tiled=True

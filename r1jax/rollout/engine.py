@@ -138,11 +138,7 @@ class Engine:
       config=dataclasses.replace(model.config, capacity_factor=0.0),
     )
     self.programs = _programs(self.model, config, record_routing)
-    self._shardings = parameter_shardings(model, layout)
-    if not self.model.scan_layers:
-      self._shardings = unstack_layers(
-        model.config, self._shardings, _layer_sharding
-      )
+    self._shardings = self._decoding_shardings(model)
     self._relayout = jax.jit(
       self._decoding_params, out_shardings=self._shardings
     )
@@ -160,6 +156,13 @@ class Engine:
       static_argnames=('num_top_logprobs',),
       out_shardings=self._output_shardings(),
     )
+
+  def _decoding_shardings(self, model: Transformer):
+    """Returns the shardings of decoding parameters, as their layers lie."""
+    stacked = parameter_shardings(model, self.layout)
+    if self.model.scan_layers:
+      return stacked
+    return unstack_layers(model.config, stacked, _layer_sharding)
 
   def num_compiled_programs(self) -> int:
     """Returns how many programs have been compiled so far."""

@@ -194,7 +194,7 @@ class Programs(CachedModel):
     state: DecodeState,
   ) -> DecodeState:
     """One forward pass: drafts, feeds, samples, and updates the state."""
-    T, S, output = self.tokens_per_step, self.tokens_per_call, state.output
+    T, output = self.tokens_per_step, state.output
     column, generated_B = state.step * T, output.valid_BS.sum(-1)
     metadata = dataclasses.replace(metadata, seen_BV=state.seen_BV)
     fed_BT, live_BT, draft = state.token_B[:, None], state.live_B[:, None], None
@@ -212,16 +212,12 @@ class Programs(CachedModel):
       )
       fed_BT = jnp.stack([state.token_B, draft.token_B], 1)
       live_BT = jnp.stack([state.live_B, draft.live_B], 1)
-    own_T1, column_S = column + jnp.arange(T)[:, None], jnp.arange(S)
-    see_BTS = output.valid_BS[:, None] | (
-      (column_S >= column) & (column_S <= own_T1)
-    )
     hidden_BTD, columns, experts_BTLA = self.apply(
       params,
       fed_BT,
       (num_cached(block_tables) + generated_B)[:, None] + jnp.arange(T),
       live_BT,
-      see_BTS,
+      _visible_columns(output.valid_BS, column, T),
       columns,
       column,
       kv_cache,
@@ -368,3 +364,15 @@ def _mark_seen(
   for tokens, emitted_B in zip(sampled, emitted):
     seen_BV = seen_BV.at[row_B, tokens.token_B].max(emitted_B)
   return seen_BV
+
+
+def _visible_columns(valid_BS, column, tokens_per_step: int):
+  """Returns which columns each fed token attends to, bool [B, T, S].
+
+  They are the valid columns of earlier steps, and of this step those up to the
+  token's own. For T = 2, S = 4, column = 2 and valid columns 0 alone, the tokens
+  of columns 2 and 3 attend to the columns 0, 2 and to 0, 2, 3.
+  """
+  own_T1 = column + jnp.arange(tokens_per_step)[:, None]
+  column_S = jnp.arange(valid_BS.shape[1])
+  return valid_BS[:, None] | ((column_S >= column) & (column_S <= own_T1))

@@ -220,19 +220,13 @@ def build_metadata(
       [default if p is None else getattr(p, field) for p in params], dtype
     )
 
-  def padded(width: int, lists, dtype, padding):
-    array_BO = np.full((B, width), padding, dtype)
-    for row_O, values in zip(array_BO, lists):
-      row_O[: len(values)] = list(values)
-    return array_BO
-
   stop_tokens = [p.stop_token_ids if p else () for p in params]
   metadata = SamplingMetadata(
     key_B2=key_B2,
     num_generated_B=num_generated_B,
     remaining_B=remaining_B,
     temperature_B=column('temperature', np.float32, 1.0),
-    stop_token_BO=padded(features.num_stop_tokens, stop_tokens, np.int32, -1),
+    stop_token_BO=_padded(features.num_stop_tokens, stop_tokens, np.int32, -1),
   )
   if features.truncation:
     metadata = dataclasses.replace(
@@ -246,8 +240,8 @@ def build_metadata(
     width, values = features.num_biases, [b.values() for b in biases]
     metadata = dataclasses.replace(
       metadata,
-      bias_token_BO=padded(width, biases, np.int32, vocab_size),
-      bias_BO=padded(width, values, np.float32, 0),
+      bias_token_BO=_padded(width, biases, np.int32, vocab_size),
+      bias_BO=_padded(width, values, np.float32, 0),
     )
   if features.penalty:
     seen_BV = np.zeros((B, vocab_size), bool)
@@ -259,6 +253,14 @@ def build_metadata(
       seen_BV=seen_BV,
     )
   return metadata
+
+
+def _padded(width: int, lists, dtype, padding) -> np.ndarray:
+  """Stacks lists of numbers into [B, O], each padded at its end."""
+  array_BO = np.full((len(lists), width), padding, dtype)
+  for row_O, values in zip(array_BO, lists):
+    row_O[: len(values)] = list(values)
+  return array_BO
 
 
 class SampledTokens(NamedTuple):
