@@ -267,7 +267,7 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
   _refused(config, 'model.scalar_head is False')
   _refused(
     _config('reward_model', data=('hh_helpful',)),
-    'hh_helpful_base_train.*hold a share of its rows out',
+    'hh_helpful_base_train.*evaluate on a share of its rows',
   )
   some = _rows_file(tmp_path, ['x', '', 'x', 'x'] * 9)
   _refused(

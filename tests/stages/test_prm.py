@@ -186,10 +186,8 @@ def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
   monkeypatch.setattr(dataset_stage, 'append', kept)
   again = stage.run(tmp_path / 'torn', params, {})
   assert again.read_bytes() == whole.read_bytes()
-  for name in ('report.json',):
-    assert (again.parent / name).read_bytes() == (
-      whole.parent / name
-    ).read_bytes()
+  reports = [path.parent / 'report.json' for path in (again, whole)]
+  assert reports[0].read_bytes() == reports[1].read_bytes()
   # What samples share is finished once.
   report = json.loads((whole.parent / 'report.json').read_text())
   assert report['continued'] <= report['steps'] - 36

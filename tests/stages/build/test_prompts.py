@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.cli import main
 from r1jax.config import base
-from r1jax.data import batching, tasks
+from r1jax.data import batching, splits
 from r1jax.data.text import chat, tokenizer
 from r1jax.errors import UserError
 from r1jax.stages.build import prompts
@@ -56,7 +56,7 @@ def _config(**changes):
   return config
 
 
-def _prompts(split: str = tasks.TRAIN, **changes):
+def _prompts(split: str = splits.TRAIN, **changes):
   config = run_config(_config(**changes))
   prompts.check(config.data)
   text = tokenizer.load('character')
@@ -73,7 +73,7 @@ def test_a_dataset_by_name(folder):
   training = _prompts()
   assert len(training) == 6
   assert training[0].text == 'User:0+2Assistant:'
-  held_out = _prompts(tasks.HELD_OUT)
+  held_out = _prompts(splits.HELD_OUT)
   assert [prompt.id for prompt in held_out] == ['t0', 't1']
 
 
@@ -169,4 +169,4 @@ def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, caplog):
     _prompts(max_bad_row_share=0.3)
   (folder / 'math/math500.jsonl').write_text('oops\n')
   with pytest.raises(UserError, match='math500.jsonl:1 is not JSON'):
-    _prompts(tasks.HELD_OUT, max_bad_row_share=0.9)
+    _prompts(splits.HELD_OUT, max_bad_row_share=0.9)
