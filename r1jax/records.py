@@ -42,11 +42,14 @@ module:
   w  blocks of dispatch slots
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 import chex
 import numpy as np
+
+from r1jax.message import Message
 
 # A leaf of a record: a jax.Array or a NumPy array; in an abstract record a
 # ShapeDtypeStruct, in a record of layouts a sharding.
@@ -54,18 +57,6 @@ Array = Any
 
 FINISH_LENGTH = 0  # Reached the token limit: truncated.
 FINISH_STOP = 1  # Sampled an end-of-sequence token.
-
-
-class Message(NamedTuple):
-  """One message of a conversation.
-
-  Attributes:
-    role: 'system', 'user' or 'assistant'.
-    content: Its text.
-  """
-
-  role: str
-  content: str
 
 
 @chex.dataclass(frozen=True)
@@ -85,6 +76,8 @@ class Prompt:
       expected.
     messages: The conversation that leads to the answer if it has several
       messages; empty if the question is all of it.
+    fields: All fields of the dataset's row as JSON, for the rewards of plugins;
+      empty for a synthetic task.
   """
 
   id: str
@@ -95,6 +88,7 @@ class Prompt:
   where: str = ''
   language: str = 'en'
   messages: tuple[Message, ...] = ()
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):  # A prompt read from JSON has lists for tuples.
     object.__setattr__(
@@ -279,13 +273,16 @@ class ScoredRollout:
 
   @classmethod
   def concatenate(cls, batches: Sequence['ScoredRollout']) -> 'ScoredRollout':
-    """Joins records along the batch axis; all have the same reward parts."""
+    """Joins records along the batch axis; NaN stands for a part one lacks."""
     join = lambda arrays: np.concatenate(list(arrays))
+    names = dict.fromkeys(name for b in batches for name in b.parts)
+    none = lambda b: np.full(len(b.texts), np.nan, np.float32)
     return cls(
       reward_B=join(b.reward_B for b in batches),
       scorable_B=join(b.scorable_B for b in batches),
       parts={
-        name: join(b.parts[name] for b in batches) for name in batches[0].parts
+        name: join(b.parts.get(name, none(b)) for b in batches)
+        for name in names
       },
       verdicts=[v for b in batches for v in b.verdicts],
       texts=[t for b in batches for t in b.texts],

@@ -185,8 +185,8 @@ def _calling_file() -> str:
   return str(Path(frame.f_code.co_filename).resolve())
 
 
-reward = Registry('reward')
-grader = Registry('grader')
+reward = Registry('reward', 'r1jax.rewards.parts')
+grader = Registry('grader', 'r1jax.graders.dispatch')
 task = Registry('task', 'r1jax.data.tasks.all')
 dataset = Registry('dataset', 'r1jax.data.sources')
 response_format = Registry('response format')
@@ -242,6 +242,11 @@ def load_plugins(names: Sequence[str]) -> dict[str, str]:
       _loaded[str(path)] = digest
     digests[str(path)] = digest
   return digests
+
+
+def digest(plugin: str) -> str:
+  """Returns the SHA-256 of a plugin as it was imported; '' if it was not."""
+  return _loaded.get(str(plugin_file(plugin)), '')
 
 
 def _forget(path: Path):

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 import tempfile
+import textwrap
 
 from tests import compiler
 
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.config import models
 from r1jax.config.load import load, model_config
 from r1jax.config.schema.model import ModelConfig
@@ -30,6 +32,7 @@ from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.sharding import Layout, make_mesh
+from r1jax.workers import plugin_pool
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +71,23 @@ def shared() -> Path:
     if (place / 'oracle').is_dir():
       return place
   pytest.skip('needs the real data: set R1JAX_DATA to its folder')
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+  """Returns write(text), which writes and imports mine.py; its path."""
+  monkeypatch.chdir(tmp_path)
+  path = tmp_path / 'mine.py'
+
+  def write(text: str) -> str:
+    path.write_text('from r1jax import registry\n' + textwrap.dedent(text))
+    registry.load_plugins(['mine.py'])
+    return str(path)
+
+  yield write
+  plugin_pool.shutdown()
+  for kind in registry.KINDS:
+    kind.forget(str(path.resolve()))
 
 
 def small_config(**changes) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from r1jax import registry
 from r1jax.data import readers
@@ -143,7 +144,19 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
     where=where,
     language=language,
     messages=source.messages(fields),
+    fields=_as_json(fields),
   )
+
+
+def _as_json(value: Any) -> Any:
+  """Returns a row's value as JSON; dates, bytes and such of Parquet as text."""
+  if value is None or isinstance(value, (str, bool, int, float)):
+    return value
+  if isinstance(value, dict):
+    return {str(name): _as_json(inner) for name, inner in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_as_json(inner) for inner in value]
+  return str(value)
 
 
 def _checked(

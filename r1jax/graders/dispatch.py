@@ -1,22 +1,26 @@
-"""Dispatches answers to the grader of their source.
+"""Dispatches answers to the grader of their source, by its registered name.
 
 Exact graders run in this process. Mathematics goes to worker processes and
-programs go to a sandbox, all answers of a batch at once. A missing or empty
-answer is unparsable before any grader sees it.
+programs go to a sandbox, all answers of a batch at once; graders of plugins run
+in worker processes. A missing or empty answer is unparsable before any grader
+sees it.
 """
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 from fractions import Fraction
 import json
 import re
 
-from r1jax.graders import code_grader, math_grader
+from r1jax import registry
+from r1jax.graders import code_grader, math_grader, plugin_grader
 from r1jax.graders.verdict import Grade, Verdict
+from r1jax.workers import plugin_pool
 
 MAX_CHARS = math_grader.MAX_CHARS
 Item = tuple[str | None, str, str]  # Answer, gold answer, source.
+Pair = tuple[str | None, str]  # Answer, gold answer.
 
 
 def verdicts(items: Sequence[Item]) -> list[Verdict]:
@@ -28,23 +32,44 @@ def grade(items: Sequence[Item], partial: bool = False) -> list[Grade]:
   """Grades answers and returns their grades in order; callable from any thread.
 
   Args:
-    items: Answers, each with its gold answer and its source, one of GRADERS.
+    items: Answers, each with its gold answer and its source, the name of a
+      registered grader.
     partial: Whether a program that fails some tests scores the share that it
       passes; see code_grader.grade.
+
+  Raises:
+    UserError: no grader has the name of a source.
   """
-  grades: list[Grade | None] = [None] * len(items)
-  batch_graders = {
-    'math': lambda pairs: map(_full_grade, math_grader.grade(pairs)),
-    'code': lambda pairs: code_grader.grade(pairs, partial),
-  }
-  for source, grader in batch_graders.items():
+  grades: dict[int, Grade] = {}
+  for source in dict.fromkeys(item[2] for item in items):
     indices = [i for i, item in enumerate(items) if item[2] == source]
-    for i, graded in zip(indices, grader([items[i][:2] for i in indices])):
-      grades[i] = graded
-  return [
-    graded or _full_grade(_grade_exactly(*item))
-    for graded, item in zip(grades, items)
-  ]
+    pairs = [items[i][:2] for i in indices]
+    grades |= zip(indices, _grade_pairs(source, pairs, partial))
+  return [grades[i] for i in range(len(items))]
+
+
+def _grade_pairs(
+  source: str, pairs: Sequence[Pair], partial: bool
+) -> list[Grade]:
+  """Grades the answers of one source."""
+  grader = registry.grader.get(source)
+  origin = registry.grader.origin(source)
+  if origin.plugin:
+    return plugin_grader.grade(source, pairs)
+  if origin.options.get('batch'):
+    return grader(pairs, partial)
+  return [_full_grade(_grade_exactly(grader, *pair)) for pair in pairs]
+
+
+@registry.grader('math', batch=True)
+def _mathematics(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
+  del partial
+  return list(map(_full_grade, math_grader.grade(pairs)))
+
+
+@registry.grader('code', batch=True)
+def _program(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
+  return code_grader.grade(pairs, partial)
 
 
 def _full_grade(verdict: Verdict) -> Grade:
@@ -55,6 +80,7 @@ def shutdown():
   """Stops the worker processes and the sandbox; `grade` starts them again."""
   math_grader.shutdown()
   code_grader.shutdown()
+  plugin_pool.shutdown()
 
 
 @contextlib.contextmanager
@@ -66,15 +92,16 @@ def shutdown_on_exit() -> Iterator[None]:
     shutdown()
 
 
-def _grade_exactly(answer: str | None, gold: str, source: str) -> Verdict:
+def _grade_exactly(grader, answer: str | None, gold: str) -> Verdict:
   answer = (answer or '').strip()
   if not answer:
     return Verdict.UNPARSABLE
   if len(answer) > MAX_CHARS:
     return Verdict.REFUSED
-  return _EXACT[source](answer, gold)
+  return grader(answer, gold)
 
 
+@registry.grader('arithmetic')
 def integer(answer: str, gold: str) -> Verdict:
   """Compares integers as text: with gold '7', '07', '+7' and '7.0' are wrong."""
   return Verdict.CORRECT if answer == gold else Verdict.WRONG
@@ -89,6 +116,7 @@ _OPERATORS = {
 }
 
 
+@registry.grader('countdown')
 def countdown(answer: str, gold: str) -> Verdict:
   """Grades an expression over + - * / that must use each number exactly once.
 
@@ -123,10 +151,3 @@ def _evaluate(node: ast.expr, numbers: list[int]) -> Fraction:
       _evaluate(node.left, numbers), _evaluate(node.right, numbers)
     )
   raise ValueError('not one of the four operations')
-
-
-_EXACT: dict[str, Callable[[str, str], Verdict]] = {
-  'arithmetic': integer,
-  'countdown': countdown,
-}
-GRADERS = ('math', 'code', *_EXACT)  # The possible values of Prompt.source.

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from r1jax.records import ScoredRollout
-from r1jax.rewards.reward_manager import RewardError
+from r1jax.rewards.plugin_reward import RewardError
 
 
 def is_local(index: int) -> bool:
@@ -99,6 +99,9 @@ def _from_json(
   )
   order = np.argsort(rows)
   assert (rows[order] == np.arange(len(texts) * size)).all(), rows
+  # A process whose plugins name other parts than another's has none of these.
+  names = dict.fromkeys(name for m in messages for name in m['parts'])
+  none = lambda message: [np.nan] * len(message['reward'])
   concatenate = lambda field, dtype: np.concatenate(
     [np.array(field(message), dtype) for message in messages]
   )[order]
@@ -109,8 +112,8 @@ def _from_json(
     reward_B=concatenate(lambda m: m['reward'], np.float32),
     scorable_B=concatenate(lambda m: m['scorable'], bool),
     parts={
-      name: concatenate(lambda m: m['parts'][name], np.float32)
-      for name in messages[0]['parts']
+      name: concatenate(lambda m: m['parts'].get(name, none(m)), np.float32)
+      for name in names
     },
     verdicts=[verdicts[row] for row in order],
     texts=[text for group in texts for text in group],

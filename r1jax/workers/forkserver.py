@@ -1,10 +1,10 @@
 """The fork server: one worker process, whose forks run the jobs.
 
-  python -m r1jax.workers.forkserver MODULE MEMORY_BYTES PARENT_PID
+  python -m r1jax.workers.forkserver MODULE MEMORY_BYTES PARENT_PID [ARGUMENT…]
 
   this process (monitor) ── zygote ── zygote … ── runner
 
-MODULE.prepare() returns the function from job to result; that function and all
+MODULE.prepare(ARGUMENT…) returns the function from job to result; that function and all
 that it imports are loaded once, in the first zygote (a process that only forks
 others, as on Android). A runner is a fork of the zygote and runs one job after
 another. If a job takes too long or kills its runner, the zygote forks the next
@@ -62,7 +62,7 @@ def limit_process(memory_bytes: int, parent_pid: int):
   _die_with(parent_pid)
 
 
-def main(module: str, memory_bytes: str, parent_pid: str):
+def main(module: str, memory_bytes: str, parent_pid: str, *arguments: str):
   """Serves requests until standard input closes; see the module's docstring."""
   limit_process(int(memory_bytes), int(parent_pid))
   # Output and input of a job must not mix with the messages.
@@ -70,7 +70,7 @@ def main(module: str, memory_bytes: str, parent_pid: str):
   devnull = os.open(os.devnull, os.O_RDWR)
   os.dup2(devnull, 0)
   os.dup2(devnull, 1)
-  run_job = importlib.import_module(module).prepare()
+  run_job = importlib.import_module(module).prepare(*arguments)
   os.dup2(devnull, 2)  # Until here, stderr says why a worker does not start.
   gc.collect()
   monitor = _RunnerMonitor(run_job)

@@ -48,14 +48,18 @@ class WorkerPool:
   """A pool of worker processes, which start at the first call of `map`.
 
   Args:
-    module: Name of an importable module with a function prepare() that returns
-      the function from job to result. Workers import nothing else of r1jax.
+    module: Name of an importable module with a function prepare(*arguments)
+      that returns the function from job to result. Workers import nothing else
+      of r1jax.
     limits: CPU-time limits of the jobs.
     size: Number of workers; None for one per core, at most 8.
     wall_secs: Wall-clock limit of one attempt, for a job that waits instead of
       computing. Choose it far above the CPU limits: a machine may be busy.
     memory_bytes: Address space of one process.
     start_secs: Wall-clock limit for a worker to start.
+    arguments: Arguments of prepare().
+    trusted: Whether workers run the user's own code, which sees the user's
+      environment and current folder; other workers get neither.
   """
 
   def __init__(
@@ -66,8 +70,11 @@ class WorkerPool:
     wall_secs: float = 20.0,
     memory_bytes: int = 2 << 30,
     start_secs: float = 60.0,
+    arguments: Sequence[str] = (),
+    trusted: bool = False,
   ):
     self._module, self._memory_bytes = module, memory_bytes
+    self._arguments, self._trusted = tuple(arguments), trusted
     self._size = size or min(_num_cores(), _MAX_WORKERS)
     self._limits, self._budget = limits, CpuBudget(limits)
     self._wall_secs, self._start_secs = wall_secs, start_secs
@@ -99,7 +106,12 @@ class WorkerPool:
     """Returns the process ids of the workers, without those of their forks."""
     return [worker.process.pid for worker in self._workers]
 
-  def map(self, jobs: Sequence[Any], total_secs: float = math.inf) -> list:
+  def map(
+    self,
+    jobs: Sequence[Any],
+    total_secs: float = math.inf,
+    wall_secs: float | None = None,
+  ) -> list:
     """Runs the jobs and returns their results in order.
 
     Any thread may call it; a second call waits for the first. A job may run
@@ -108,6 +120,8 @@ class WorkerPool:
     Args:
       jobs: JSON-serialisable jobs.
       total_secs: Wall-clock limit of the call, whatever the jobs do.
+      wall_secs: Wall-clock limit of one attempt in this call; None for the
+        pool's own.
 
     Returns:
       One result per job, a JobFailure for a job that has none.
@@ -120,20 +134,23 @@ class WorkerPool:
       if self._closed:
         raise RuntimeError(f'workers of {self._module}: the pool is closed')
       queue = JobQueue(len(texts), self._limits, self._budget)
+      wall_secs = self._wall_secs if wall_secs is None else wall_secs
       try:
-        self._run(queue, texts, time.monotonic() + total_secs)
+        self._run(queue, texts, time.monotonic() + total_secs, wall_secs)
       finally:  # After an error nobody reads the replies of busy workers.
         for worker in self._busy():
           self._discard(worker)
         self._budget.end_batch(len(texts))
       return queue.results
 
-  def _run(self, queue: JobQueue, texts: list[bytes], end: float):
+  def _run(
+    self, queue: JobQueue, texts: list[bytes], end: float, wall_secs: float
+  ):
     while not queue.is_finished:
       self._start_workers(min(self._size, len(texts)))
       if time.monotonic() >= end:
         return queue.cancel('the batch had no time left')
-      self._assign(queue, texts)
+      self._assign(queue, texts, wall_secs)
       if (
         queue.is_finished
       ):  # The last waiting jobs have failed for lack of time.
@@ -153,16 +170,20 @@ class WorkerPool:
         self._discard(worker)
     while len(self._workers) < count:
       started = self._starter.submit(
-        _Worker, self._module, self._memory_bytes, self._start_secs
+        _Worker,
+        [self._module, str(self._memory_bytes), str(os.getpid())],
+        self._arguments,
+        self._start_secs,
+        self._trusted,
       )
       self._workers.append(started.result())
 
-  def _assign(self, queue: JobQueue, texts: list[bytes]):
+  def _assign(self, queue: JobQueue, texts: list[bytes], wall_secs: float):
     """Gives each idle worker an attempt, as long as the queue has one."""
     for worker in self._workers:
       idle = worker.ready and not worker.attempt
       if idle and (attempt := queue.pop()):
-        worker.submit(attempt, texts[attempt.job], self._wall_secs)
+        worker.submit(attempt, texts[attempt.job], wall_secs)
 
   def _wait(self, end: float):
     """Blocks until a worker can be read or written, or a deadline passes."""
@@ -227,30 +248,38 @@ class _Worker:
     start_error: Last line of its stderr, if it was killed before it was ready.
   """
 
-  def __init__(self, module: str, memory_bytes: int, start_secs: float):
-    # Started by exec, with none of our environment but the module paths. A fixed
-    # hash seed gives sets the same order in every process.
+  def __init__(
+    self,
+    command: Sequence[str],
+    arguments: Sequence[str],
+    start_secs: float,
+    trusted: bool,
+  ):
+    # Started by exec, with none of our environment but the module paths unless
+    # it is trusted. A fixed hash seed gives sets the same order in every process.
     paths = [str(_ROOT), *(path for path in sys.path if path)]
+    # A plugin that imports JAX must not take the accelerator from the run.
+    inherited = dict(os.environ, JAX_PLATFORMS='cpu') if trusted else {}
     self.process = process = subprocess.Popen(
       [
         sys.executable,
         '-P',
         '-m',
         'r1jax.workers.forkserver',
-        module,
-        str(memory_bytes),
-        str(os.getpid()),
+        *command,
+        *arguments,
       ],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
-      env={
+      env=inherited
+      | {
         'PYTHONPATH': os.pathsep.join(paths),
         'PYTHONHASHSEED': '0',
         'PATH': os.environ.get('PATH', ''),
         'LANG': 'C.UTF-8',
       },
-      cwd='/',
+      cwd=None if trusted else '/',
       bufsize=0,
       start_new_session=True,  # Ctrl-C reaches the parent alone.
     )

@@ -17,11 +17,9 @@ from r1jax.errors import UserError
 from r1jax.graders import code_grader, code_runner, dispatch, math_grader
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt, ScoredRollout
-from r1jax.rewards.reward_manager import (
-  RewardError,
-  RewardManager,
-  RewardOptions,
-)
+from r1jax.rewards.parts import RewardOptions
+from r1jax.rewards.plugin_reward import RewardError
+from r1jax.rewards.reward_manager import RewardManager
 from r1jax.stages.build import sampler
 from r1jax.workers import pool as workers
 
@@ -147,7 +145,7 @@ def test_sources_may_be_mixed_and_verdicts_keep_their_order():
     'refused',
     'refused',
   ]
-  with pytest.raises(KeyError, match='chess'):
+  with pytest.raises(UserError, match="grader: unknown 'chess'"):
     dispatch.verdicts([('e4', 'e4', 'chess')])
 
 

@@ -163,7 +163,7 @@ class RewardModelFiles(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig(Section):
-  """Rewards of completions, see rewards/combine.py."""
+  """Rewards of completions, see rewards/reward_manager.py."""
 
   reward: Mapping[str, float] = key(
     dict(
@@ -178,7 +178,8 @@ class RewardConfig(Section):
       safe=0.0,
       prm=0.0,
     ),
-    'Weight of each part of the reward, for prompts that a rule can verify.',
+    'Weight of each part of the reward, for prompts that a rule can verify: '
+    'those of rewards/parts.py, and any that a plugin registers.',
   )
   general_reward: Mapping[str, float] = key(
     dict(
@@ -212,6 +213,13 @@ class RewardConfig(Section):
     False,
     'Whether a program that fails some of its tests scores the share that it '
     'passes, instead of 0.',
+  )
+  reward_timeout_secs: float = key(
+    60.0,
+    "Longest time on the wall clock that a plugin's reward may take for one "
+    'sample, or for a batch per sample of it; then the sample has no score.',
+    unit='seconds',
+    above=0,
   )
   max_unscorable_share: float = key(
     0.2,

@@ -25,7 +25,7 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
-from r1jax.graders import code_grader, dispatch, math_grader
+from r1jax.graders import code_grader, math_grader
 from r1jax.records import Prompt
 
 _PREFERENCE = 'preference'  # The grader of rows that only a model can score.
@@ -294,11 +294,7 @@ def _read(
   rows = datasets.read(source, split, path, quarantine)
   if is_general(name):
     return [dataclasses.replace(row, source=datasets.GENERAL) for row in rows]
-  if source.grader not in dispatch.GRADERS:
-    raise UserError(
-      f'data: {name} has answers for a grader {source.grader!r}, which is not '
-      f'one of {sorted(dispatch.GRADERS)}'
-    )
+  registry.grader.get(source.grader, f'data: {name}')
   if source.grader == 'code':
     _inform(
       f'rewards: programs run in the sandbox {code_grader.sandbox().tier}'

@@ -6,11 +6,8 @@ import dataclasses
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import splits
 from r1jax.evaluate.evaluator import Evaluator
-from r1jax.rewards.reward_manager import (
-  RewardManager,
-  RewardModelFn,
-  RewardOptions,
-)
+from r1jax.rewards.parts import RewardOptions
+from r1jax.rewards.reward_manager import RewardManager, RewardModelFn
 from r1jax.rollout.engine import Engine, EngineConfig
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.stages.build import prompts
@@ -131,4 +128,5 @@ def reward_options(config: RunConfig) -> RewardOptions:
     overlong_buffer_tokens=c.overlong_buffer_tokens,
     repetition_n=c.repetition_n,
     code_partial_credit=c.code_partial_credit,
+    timeout_secs=c.reward_timeout_secs,
   )
