@@ -199,7 +199,12 @@ def _is_of(task: str, column: str) -> bool:
 
 
 # Metrics that are in evaluation.json alone.
-_NOT_IN_TABLE = ('pass@1_stderr', 'truncated', 'unscorable', 'self_correction')
+_NOT_IN_TABLE = (
+  'pass@1_stderr',
+  'clipped_ratio',
+  'unscorable',
+  'self_correction',
+)
 
 
 def table(pipeline: PipelineConfig, place: Path) -> str:

@@ -43,7 +43,7 @@ def check(config: RunConfig, parts: build.Parts):
     if name not in registry.task and count is not None:
       raise UserError(
         f'sft: data: {name} is no task, of which there are '
-        f'{", ".join(registry.task)}; all rows of a file count: leave '
+        f'{", ".join(sorted(registry.task))}; all rows of a file count: leave '
         f':{count:g} out'
       )
   if not c.data:
