@@ -20,6 +20,7 @@ OVERRIDES = {{
 """
 
 
+@pytest.mark.slow
 def test_r1_zero(tmp_path, monkeypatch):
   # One device, as on a laptop; the compiler's lighter passes.
   monkeypatch.setenv('XLA_FLAGS', compiler.light_flags())

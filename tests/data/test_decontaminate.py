@@ -89,6 +89,7 @@ def _has(found, pair: dict) -> bool:
   )
 
 
+@pytest.mark.slow
 def test_every_known_duplicate_in_the_real_files_is_found(shared, monkeypatch):
   """The list was made otherwise: by whole texts without signs and blanks."""
   monkeypatch.setenv('R1JAX_DATA', str(shared / 'data'))
@@ -122,6 +123,7 @@ def test_every_known_duplicate_in_the_real_files_is_found(shared, monkeypatch):
   assert counts['math']['removed'] == 626
 
 
+@pytest.mark.slow
 def test_every_exact_duplicate_by_another_rule_is_found(shared, monkeypatch):
   """An oracle over whole texts, letters and digits alone, against matches."""
   monkeypatch.setenv('R1JAX_DATA', str(shared / 'data'))

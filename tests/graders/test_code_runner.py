@@ -351,6 +351,7 @@ def test_reference_solutions_are_right(
   } == {}
 
 
+@pytest.mark.slow
 def test_most_mutants_of_reference_solutions_are_wrong(sandbox, shared):
   made = []
   for row in _rows(shared, 'humaneval')[::4]:
@@ -376,6 +377,7 @@ def test_records_survive_json(sandbox, shared):
   )
 
 
+@pytest.mark.slow
 def test_programs_are_answers_of_a_source_like_others(shared):
   """From the file to verdicts, beside mathematics."""
   folder = shared / 'data'

@@ -152,6 +152,7 @@ def test_the_guard_refuses_what_would_explode(answer):
   assert time.monotonic() - began < 1
 
 
+@pytest.mark.slow
 def test_the_guard_lets_every_gold_answer_pass(shared):
   golds = _golds(shared)
   assert len(golds) == 21360
@@ -298,6 +299,7 @@ def test_answers_are_graded_by_equivalence():
   ] == _GRADED
 
 
+@pytest.mark.slow
 def test_real_answers_in_other_words(shared):
   golds = [gold for gold in _golds(shared, 'gsm8k_test') if gold.isdigit()]
   found = math_grader.grade([(gold + '.0', gold) for gold in golds[:300]])
@@ -380,6 +382,7 @@ def _unreadable(golds) -> list[str]:
   ]
 
 
+@pytest.mark.slow
 def test_a_gold_answer_that_nobody_can_read_is_found(shared):
   assert _unreadable(['72', '\\frac', 'x']) == ['\\frac']
   assert _unreadable(['9^9^9', '}{', '3']) == ['9^9^9', '}{']

@@ -107,6 +107,7 @@ def _compiled(config):
   ]
 
 
+@pytest.mark.slow
 def test_an_update_is_compiled_and_measured_without_its_arrays():
   """Experts on a mesh: what a device is given, and how much of it fits."""
   config = _small()
@@ -187,6 +188,7 @@ def _aot(capsys, monkeypatch, *args):
   return 0, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_exits_with_3_and_names_the_buffers(
   capsys, monkeypatch
 ):
@@ -271,6 +273,7 @@ def test_the_table_sets_each_flop_count_beside_its_yardstick(
   assert max(map(len, printed.splitlines())) <= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'topology,vocab_size,code,parts',
   [
@@ -352,6 +355,7 @@ def _ppo(**changes):
   return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'config,kinds,tokens',
   [

@@ -22,6 +22,7 @@ _STAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'pipeline, name', _STAGES, ids=[name for _, name in _STAGES]
 )

@@ -14,6 +14,7 @@ _POSITION = np.array([[0, 1, 2, 3, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6]])
 _SEGMENT = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'config',
   [

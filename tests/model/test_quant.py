@@ -210,6 +210,7 @@ def test_eight_devices_make_the_tiles_of_one(native, B, T):
   assert not native or not re.search(r' (all-|collective-|reduce-sc)', loops)
 
 
+@pytest.mark.slow
 def test_a_models_gradient_in_fp8_is_the_same_on_eight_devices(native):
   """To a few bits of float32, unless one of them turns a rounding to E4M3.
 

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from r1jax.records import ScoredRollout
 from r1jax.rewards import multihost
 from tests.conftest import ROOT
@@ -37,6 +39,7 @@ def _output(process) -> dict:
   return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_two_processes_score_half_each_and_hold_the_same_whole():
   """Also where one has nothing to score, and where one fails."""
   with socket.socket() as free:

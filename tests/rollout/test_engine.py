@@ -497,6 +497,7 @@ def test_requests_of_one_batch_have_settings_of_their_own(small):
   assert len({9, 4, *again.tokens}) == 8  # Nothing comes twice.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'config,sizes',
   [
@@ -651,6 +652,7 @@ def _told(process) -> dict:
   return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_sample_what_one_device_does():
   """Speculating, with a pool that is short, and with weights that train split
   over both processes and decode whole on each."""

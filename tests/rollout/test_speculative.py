@@ -124,6 +124,7 @@ def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(small):
   assert sum(made.accepted_tokens for made in found) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'changes',
   [
@@ -202,6 +203,7 @@ def test_samples_have_the_model_s_distribution(changes):
   assert 0.2 < sum(c.accepted_tokens for c in made) / rows < 1.9
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_neighbours_or_the_mesh(small):
   model, params, engine, _ = small
   requests = [_request(n, temperature=1.0) for n in range(10)]

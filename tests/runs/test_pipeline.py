@@ -28,6 +28,7 @@ def finished(environment, tmp_path_factory):
   ).stdout
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_its_output_and_where_it_came_from(
   finished, environment
 ):
@@ -51,6 +52,7 @@ def test_every_stage_leaves_its_output_and_where_it_came_from(
   assert re.search(r'\| student \|( \d+\.\d{3} \|){9}\n', printed)
 
 
+@pytest.mark.slow
 def test_accepted_rows_say_what_they_are_and_came_from(finished):
   place, _ = finished
   lines = (
@@ -84,6 +86,7 @@ def test_accepted_rows_say_what_they_are_and_came_from(finished):
   assert max(map(per_prompt.count, per_prompt)) <= 2
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_what_is_lacking_alone(
   finished, environment, tmp_path
 ):
@@ -129,6 +132,7 @@ def test_a_second_run_makes_what_is_lacking_alone(
   assert 'manners' not in (place / 'table.md').read_text()
 
 
+@pytest.mark.slow
 def test_killed_while_it_samples_it_goes_on_to_the_same_end(
   finished, environment, tmp_path
 ):
@@ -161,6 +165,7 @@ def test_killed_while_it_samples_it_goes_on_to_the_same_end(
     assert (cut / file).read_bytes() == (whole / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_what_changed_under_a_finished_stage_is_refused(finished, environment):
   whole, _ = finished
   done = run(
@@ -185,6 +190,7 @@ def test_a_torn_chunk_is_sampled_again(tmp_path):
   assert partial.read_text().endswith('{"done": 2, "counts": {"correct": 3}}\n')
 
 
+@pytest.mark.slow
 def test_an_empty_dataset_says_which_filter_emptied_it(
   finished, environment, tmp_path
 ):

@@ -66,6 +66,7 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
   assert 'tok/s' in printed and 'compl/s' in printed and 'ETA' in printed
 
 
+@pytest.mark.slow
 def test_the_second_run_finds_the_base_and_repeats_the_first(
   finished, environment, tmp_path
 ):
@@ -99,6 +100,7 @@ def _kill_when(process, path, lines):
   raise AssertionError(f'{path} never had {lines} lines')
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(
   finished, environment, tmp_path
 ):
@@ -125,6 +127,7 @@ def test_killed_and_resumed_equals_uninterrupted(
       ).read_bytes()
 
 
+@pytest.mark.slow
 def test_eval_and_sample_read_a_run(finished, environment, tmp_path):
   workdir, _ = finished
   printed = run(environment, 'eval', SMALL, f'--workdir={workdir}').stdout

@@ -29,6 +29,7 @@ def finished(environment, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_a_run_logs_metrics_of_its_critic(finished):
   first, *later = rows(finished)[1:]
   names = {
@@ -50,6 +51,7 @@ def test_a_run_logs_metrics_of_its_critic(finished):
   assert any(row['rollout/stale_token_frac'] > 0 for row in later)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(finished, environment, tmp_path):
   """From the checkpoint of step 2: the critic and its moments were in it."""
   cut = tmp_path / 'cut'
@@ -64,6 +66,7 @@ def test_resumed_equals_uninterrupted(finished, environment, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_shared_trunk_runs_with_every_option_of_a_rollout(
   environment, tmp_path
 ):

@@ -114,6 +114,7 @@ class _Killed(Exception):
   pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'stage,changes',
   [
@@ -285,6 +286,7 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
   _refused(config, 'reward_model leaves no policy for dpo')
 
 
+@pytest.mark.slow
 def test_reward_models_score_rl_and_rejection_sampling(environment, tmp_path):
   """A base, two reward models, a policy by DPO, trained by RL on their scores
   and on rules, and its best responses: every run finds its input."""

@@ -73,6 +73,7 @@ def _judge(place: Path) -> Path:
   return place / 'judge/prm/model.safetensors'
 
 
+@pytest.mark.slow
 def test_rows_hold_the_counts_of_every_step(finished):
   found = _labelled(finished)
   report = json.loads((finished / 'labels/label_steps/report.json').read_text())
@@ -91,6 +92,7 @@ def test_rows_hold_the_counts_of_every_step(finished):
   assert max(len(row['ends']) for row in found) > 1
 
 
+@pytest.mark.slow
 def test_a_judge_learns_and_records_how_it_scores(finished):
   first, *_, last = [
     line for line in rows(finished / 'judge', 'prm') if 'eval/accuracy' in line
@@ -110,6 +112,7 @@ def test_a_judge_learns_and_records_how_it_scores(finished):
   }
 
 
+@pytest.mark.slow
 def test_a_policy_is_rewarded_by_it(finished):
   line = rows(finished / 'policy')[-1]
   assert 0 < line['rewards/prm/mean'] < 1
@@ -123,6 +126,7 @@ def test_a_policy_is_rewarded_by_it(finished):
   )
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_full_forward(finished):
   config = _config('judge')
   made = _parts(config)
@@ -166,6 +170,7 @@ def test_scores_are_those_of_the_full_forward(finished):
   assert judge.scorer('min')(prompts[:1], ['\ufffd']) == [0.0]
 
 
+@pytest.mark.slow
 def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
   config = _config('labels')
   made = _parts(config)
@@ -206,6 +211,7 @@ def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
     pipeline.train(load_pipeline(config), str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'kind,value',
   [
@@ -362,6 +368,7 @@ def test_a_delimiter_that_never_occurs_is_refused_at_once(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_scores_something_else_is_refused(finished, tmp_path):
   config = _config('judge')
   made = _parts(config)

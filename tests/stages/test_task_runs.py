@@ -11,6 +11,7 @@ from tests.conftest import run_config
 from tests.stages.conftest import SMALL, rows, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['gsm8k', 'countdown'])
 def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   environment = dict(environment, R1JAX_DATA=str(shared / 'data'))
@@ -37,6 +38,7 @@ def test_real_files_run_log_and_checkpoint(shared, environment, tmp_path, name):
   assert (workdir / 'rl/checkpoints/1').is_dir()
 
 
+@pytest.mark.slow
 def test_synthetic_countdown_runs(environment, tmp_path):
   workdir = tmp_path / 'run'
   run(
@@ -67,6 +69,7 @@ def test_synthetic_countdown_runs(environment, tmp_path):
   assert json.loads(json.loads(saved[0])['gold'])['target'] > 0
 
 
+@pytest.mark.slow
 def test_a_run_may_change_the_loss_in_every_way(environment, tmp_path):
   """Importance weights, KL in the reward, a mixed reference, masked truncated
   completions, other rewards, and general prompts after a step: all numbers
