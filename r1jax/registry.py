@@ -189,8 +189,10 @@ reward = Registry('reward', 'r1jax.rewards.parts')
 grader = Registry('grader', 'r1jax.graders.dispatch')
 task = Registry('task', 'r1jax.data.tasks.all')
 dataset = Registry('dataset', 'r1jax.data.sources')
-response_format = Registry('response format')
-template = Registry('template')
+response_format = Registry(
+  'response format', 'r1jax.data.text.response_formats'
+)
+template = Registry('template', 'r1jax.data.text.template')
 adv_estimator = Registry('advantage estimator', 'r1jax.algos.advantage')
 policy_loss = Registry('policy loss', 'r1jax.algos.policy_loss')
 model_family = Registry('model family')

@@ -23,9 +23,10 @@ sys.path.insert(0, str(HERE.parent))
 
 import study
 
+from r1jax import registry
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, readers, splits
-from r1jax.data.text import response_formats, template
+from r1jax.data.text import response_formats
 from r1jax.train import metrics
 
 CONFIG = 'reward_tiny'
@@ -34,7 +35,7 @@ FILES = {
   'helpful': 'pref/hh_helpful_base_test',
   'safe': 'pref/hh_harmless_base_test',
 }
-_BRIEF = template.get('r1_zero_brief')
+_BRIEF = registry.template.get('r1_zero_brief')
 
 
 def trained(workdir: Path, changes: dict[str, object]) -> tuple[dict, float]:

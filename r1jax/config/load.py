@@ -7,13 +7,17 @@ dataclasses once, at the door of a run, and names every wrong key at once.
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import functools
 import typing
 from typing import Any
 
 import ml_collections
 
+from r1jax import registry
 from r1jax.config.field import Spec, converted, specs, type_name
+from r1jax.config.field import section as field_of
 from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.section import BadSection
 from r1jax.errors import UserError
 
@@ -51,9 +55,51 @@ def load(
       type, outside of its range or in conflict with others.
   """
   problems: list[str] = []
-  made = _read(cls, _plain(config), '', problems)
+  values = _plain(config)
+  if cls is RunConfig:
+    cls, values = with_plugin_sections(values)
+  made = _read(cls, values, '', problems)
   if problems:
     raise UserError(f'{where}: {"; ".join(problems)}')
+  return made
+
+
+def with_plugin_sections(values: Mapping) -> tuple[type[RunConfig], Mapping]:
+  """Returns RunConfig with the sections of the plugin stages that a run names.
+
+  A stage that a plugin registers has a section of its name, as those of the
+  package have. Its keys are in the config, or at their defaults where
+  `stages` alone names the stage.
+
+  Args:
+    values: Every key of a run.
+
+  Returns:
+    RunConfig, or a subclass that has a field for each of these sections; and
+    the values with the sections that were left out.
+  """
+  own, stages = specs(RunConfig), values.get('stages', ())
+  stages = stages if isinstance(stages, (tuple, list)) else ()
+  sections = {
+    name: registry.stage.get(name).section
+    for name in dict.fromkeys(map(str, (*values, *stages)))
+    if name not in own and name in registry.stage
+  }
+  if not sections:
+    return RunConfig, values
+  defaults = {
+    name: to_config_dict(cls()).to_dict() for name, cls in sections.items()
+  }
+  return _run_class(tuple(sections.items())), defaults | dict(values)
+
+
+@functools.cache  # Configs are equal only if their classes are the same one.
+def _run_class(sections: tuple[tuple[str, type], ...]) -> type[RunConfig]:
+  fields = [(name, cls, field_of(cls)) for name, cls in sections]
+  made = dataclasses.make_dataclass(
+    'RunConfig', fields, bases=(RunConfig,), frozen=True
+  )
+  made.__doc__ = RunConfig.__doc__
   return made
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from r1jax import registry
-from r1jax.algos import common, policy_loss
+from r1jax.algos import advantage, common, policy_loss
 from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data.datasets import GENERAL
@@ -85,9 +85,7 @@ class RL(TrainedStage):
     self._logp = policy_step.token_logps(
       parts.model, c.temperature, config.data.max_prompt_tokens
     )
-    self._group_advantages = registry.adv_estimator.get(
-      'grpo' if c.adv_estimator == 'gae' else c.adv_estimator
-    )
+    self._adv_estimator = registry.adv_estimator.get(c.adv_estimator)
     self._policy_loss = rl_update.policy_loss(config)
     self._update = rl_update.make_policy_step(
       config, parts.model, self._tx, c.num_minibatches, self._critic.extra_loss
@@ -244,13 +242,10 @@ class RL(TrainedStage):
         rollout.mask_BT,
         axis=1,
       )
-    adv_B, varied_P = self._group_advantages(
-      reward_B,
-      rollout.group_B,
-      len(group.prompts),
-      scale_rewards=c.scale_rewards,
-      scorable_B=jnp.asarray(scored.scorable_B),
-    )
+    groups = rollout.group_B, len(group.prompts)
+    scorable_B = jnp.asarray(scored.scorable_B)
+    adv_B = self._adv_estimator(reward_B, *groups, scorable_B, c)
+    varied_P = advantage.varied_groups(reward_B, *groups, scorable_B)
     batch = RLBatch(
       rollout=_masked(
         rollout,

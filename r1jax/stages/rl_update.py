@@ -7,7 +7,7 @@ from r1jax import registry
 from r1jax.algos.policy_loss import PolicyLoss
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.section import narrow
-from r1jax.errors import UserError, unknown
+from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch, Rollout
 from r1jax.sharding import Layout
@@ -132,9 +132,7 @@ def check_rl(config: RunConfig, layout: Layout):
     UserError: naming the key.
   """
   c, model = config.rl, config.model
-  estimators = [*registry.adv_estimator, 'gae']
-  if c.adv_estimator not in estimators:
-    raise unknown('rl.adv_estimator', c.adv_estimator, estimators)
+  registry.adv_estimator.get(c.adv_estimator, 'rl.adv_estimator')
   registry.policy_loss.get(c.policy_loss, 'rl.policy_loss')
   build.divides(
     'rl.prompts_per_step × rl.group_size',

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r1jax import registry
-from r1jax.algos import advantage, common, policy_loss
+from r1jax.algos import common, policy_loss
 from r1jax.algos.policy_loss import PolicyLoss, Totals
 from r1jax.errors import UserError
 
@@ -79,49 +79,6 @@ def test_every_member_of_the_family_equals_trl(shared):
       grad, data['grad'][i], rtol=2e-4, atol=1e-7, err_msg=str(case)
     )
   assert len(seen) == 9
-
-
-def test_group_advantages_equal_trl(shared):
-  data = np.load(shared / 'oracle' / 'grpo_loss.npz', allow_pickle=False)
-  rewards, size = data['rewards'], int(data['group_size'])
-  group = np.arange(len(rewards)) // size
-  for name, scale in (('group', True), ('none', False)):
-    got, _ = advantage.group(
-      jnp.asarray(rewards), group, len(rewards) // size, scale_rewards=scale
-    )
-    np.testing.assert_allclose(got, data[f'advantages_{name}'], atol=1e-5)
-
-
-def test_advantages_follow_the_group_id_not_the_position():
-  reward = np.random.default_rng(0).normal(size=12).astype(np.float32)
-  group = np.arange(12) // 4
-  want, _ = advantage.group(jnp.asarray(reward), group, 3)
-  order = np.random.default_rng(1).permutation(12)
-  got, _ = advantage.group(jnp.asarray(reward[order]), group[order], 3)
-  np.testing.assert_allclose(got, np.asarray(want)[order], rtol=1e-5)
-
-
-@pytest.mark.parametrize('value', [0.0, 0.1, 1.1, 1e6])
-def test_equal_rewards_give_exactly_zero(value):
-  reward = jnp.array([value] * 7 + [1.0, 0.0, 1.0])
-  group = jnp.array([0] * 7 + [1] * 3)
-  adv, varied = advantage.group(reward, group, 2)
-  assert (adv[:7] == 0).all() and varied.tolist() == [False, True]
-
-
-def test_rows_without_a_reward_count_in_no_group():
-  """As if they were not there; a group of one has nothing to differ from."""
-  reward = jnp.array([1.0, 0, 0, 0.5, 9, 2, 9, 9])
-  group = jnp.array([0, 0, 0, 0, 1, 1, 2, 2])
-  ok = jnp.array([1, 1, 0, 1, 0, 1, 0, 0], bool)
-  for scale in (True, False):
-    got, varied = advantage.group(
-      reward, group, 3, scale_rewards=scale, scorable_B=ok
-    )
-    want, _ = advantage.group(reward[ok], group[ok], 3, scale_rewards=scale)
-    np.testing.assert_allclose(got[ok], want, rtol=1e-6)
-    assert (got[~ok] == 0).all() and got[5] == 0
-    assert varied.tolist() == [True, False, False]
 
 
 def test_first_update_has_ratio_one_and_the_policy_gradient():
@@ -199,8 +156,8 @@ def test_a_policy_loss_of_a_plugin_is_found_by_its_name():
   """REINFORCE: the gradient of a token is its advantage, whatever its ratio."""
 
   @registry.policy_loss('reinforce')
-  def reinforce(config, ratio_BT, adv_BT, logp_BT):
-    return adv_BT * logp_BT, jnp.zeros(adv_BT.shape, bool)
+  def reinforce(ratio_BT, adv_BT, logp_BT, config):
+    return -adv_BT * logp_BT, jnp.zeros(adv_BT.shape, bool)
 
   def value(logp_BT, name):
     config = PolicyLoss(policy_loss=name, kl_coef=0.0)

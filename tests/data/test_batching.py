@@ -8,7 +8,7 @@ import pytest
 from r1jax import registry
 from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import batching, datasets, splits
-from r1jax.data.text import template, tokenizer
+from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
@@ -49,7 +49,7 @@ def test_a_row_that_the_tokenizer_cannot_read_is_named_with_its_line(tmp_path):
   )
   rows = datasets.TemplatedPrompts(
     datasets.read(registry.dataset.get('math'), splits.TRAIN, str(path)),
-    template.get('r1_zero_brief'),
+    registry.template.get('r1_zero_brief'),
   )
   text = tokenizer.load('character')
   with pytest.raises(UserError) as caught:
@@ -84,7 +84,7 @@ def _corpus(seed=0):
   return batching.SyntheticCorpusBatches(
     {'arithmetic': 1.0},
     _CORPUS,
-    template.get('r1_zero_brief'),
+    registry.template.get('r1_zero_brief'),
     tokenizer.load('character'),
     4,
     96,
@@ -105,7 +105,7 @@ def test_a_corpus_may_mix_its_tasks():
   corpus = batching.SyntheticCorpusBatches(
     {'arithmetic': 0.7, 'manners': 0.3},
     _CORPUS,
-    template.get('r1_zero_brief'),
+    registry.template.get('r1_zero_brief'),
     text,
     64,
     96,

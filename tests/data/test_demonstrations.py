@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import demonstrations, packing
 from r1jax.data.batching import Document
@@ -13,7 +14,7 @@ from r1jax.data.text import chat, template, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, TopLogprobs
 
-_BRIEF = template.get('r1_zero_brief')
+_BRIEF = registry.template.get('r1_zero_brief')
 _TEXT = tokenizer.load('bilingual')
 
 
@@ -38,7 +39,7 @@ def test_a_row_becomes_prompt_and_response(tmp_path):
 def test_a_prefill_is_not_told_twice(tmp_path):
   path = _file(tmp_path, _row())
   for opened in (
-    template.get('r1_zero_open'),
+    registry.template.get('r1_zero_open'),
     template.SingleTurnTemplate('{question}', response_prefix='<think>'),
   ):
     (found,) = demonstrations.read(path, opened)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import (
   batching,
@@ -15,13 +16,13 @@ from r1jax.data import (
 )
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.tasks import manners
-from r1jax.data.text import response_formats, template, tokenizer
+from r1jax.data.text import response_formats, tokenizer
 from r1jax.errors import UserError
 from r1jax.rewards.reward_model import RewardModel, ScoringConfig
 from r1jax.train import reward_model_step
 from tests.conftest import make, small_config
 
-_BRIEF = template.get('r1_zero_brief')
+_BRIEF = registry.template.get('r1_zero_brief')
 _TEXT = tokenizer.load('character')
 _PARSER = response_formats.ResponseParser()
 _HOW = SyntheticPreferencesConfig(error_rate=0.4, sharpness=8.0)

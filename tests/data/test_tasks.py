@@ -11,7 +11,7 @@ from r1jax.data import datasets, splits
 from r1jax.data.tasks import manners
 from r1jax.data.tasks.corpus import CORRECTION_WORDS, sample_document
 from r1jax.data.tasks.task import problem_at
-from r1jax.data.text import template, tokenizer
+from r1jax.data.text import tokenizer
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
@@ -61,7 +61,7 @@ def test_arithmetic_answers_are_right():
 @pytest.mark.parametrize('task', ['arithmetic', 'countdown'])
 def test_clean_thoughts_arrive_at_the_right_answer(task):
   prompts = datasets.SyntheticPrompts(
-    task, splits.TRAIN, 0, template.get('r1_zero_brief')
+    task, splits.TRAIN, 0, registry.template.get('r1_zero_brief')
   )
   rng, family = np.random.default_rng(0), registry.task.get(task)
   for i in range(200):
@@ -161,7 +161,7 @@ def test_the_best_manners_are_best_and_an_insult_is_worth_nothing():
 
 def test_general_rows_are_known_by_their_source():
   rows = datasets.SyntheticPrompts(
-    'manners', splits.TRAIN, 0, template.get('r1_zero_brief')
+    'manners', splits.TRAIN, 0, registry.template.get('r1_zero_brief')
   )
   assert rows[0].source == datasets.GENERAL
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import files
+from r1jax import files, registry
 from r1jax.algos import prm as prm_algos
 from r1jax.checkpoints import weights
 from r1jax.data import step_labels
 from r1jax.data.quarantine import Quarantine
-from r1jax.data.text import response_formats, steps, template, tokenizer
+from r1jax.data.text import response_formats, steps, tokenizer
 from r1jax.errors import UserError
 from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
@@ -52,13 +52,13 @@ def _config(stage: str, **changes):
 
 def _parts(config) -> build.Parts:
   """On one device."""
-  prompt_template = template.get(config.data.template)
+  prompt_template = registry.template.get(config.data.template)
   return build.Parts(
     Transformer(config.model, one_device()),
     _TEXT,
     prompt_template,
     response_formats.ResponseParser(
-      response_formats.get(config.data.response_format),
+      registry.response_format.get(config.data.response_format),
       prompt_template.prompt_opens_think,
     ),
   )

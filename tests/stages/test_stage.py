@@ -139,15 +139,15 @@ def test_an_advantage_estimator_of_a_plugin_takes_the_place_of_grpo_s(
   )
 
   @registry.adv_estimator('plain')
-  def plain(reward_B, group_B, num_groups, scale_rewards, scorable_B):
-    return reward_B, np.ones(num_groups, bool)
+  def plain(reward_B, group_B, num_groups, scorable_B, config):
+    return reward_B
 
   try:
     config = _config('rl', **{'rl.adv_estimator': 'plain'})
     stage = stage_list.stage_class('rl')(config, build.parts(config))
   finally:
     registry.adv_estimator.forget(str(Path(__file__).resolve()))
-  assert stage._group_advantages is plain
+  assert stage._adv_estimator is plain
 
 
 _PLUGIN = '''

@@ -289,8 +289,9 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
   )
   adv_estimator: str = key(
     'grpo',
-    "Estimator of advantages: relative to the group, 'grpo'; by a value "
-    "function, 'gae' (PPO); or one that a plugin registers.",
+    "Estimator of advantages: relative to the group, 'grpo'; to the mean of the "
+    "group's others, 'rloo' (arXiv 2402.14740); by a value function, 'gae' "
+    '(PPO); or one that a plugin registers (algos/advantage.py).',
   )
   scale_rewards: bool = key(
     True, "Whether a group's advantages are divided by its standard deviation."
@@ -348,7 +349,7 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
 
   def conflicts(self) -> Iterator[Problem]:
     yield from super().conflicts()
-    if self.group_size < 2 and self.adv_estimator == 'grpo':
+    if self.group_size < 2 and self.adv_estimator in ('grpo', 'rloo'):
       yield (
         'group_size',
         'must be at least 2: an advantage is relative to the other samples of '

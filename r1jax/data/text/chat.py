@@ -6,17 +6,19 @@ sandboxed, with trimmed blocks and the functions `raise_exception` and
 """
 
 from collections.abc import Sequence
+import dataclasses
 import datetime
 import json
 
 import jinja2
 from jinja2 import ext, sandbox
 
+from r1jax import registry
 from r1jax.data import readers
 from r1jax.data.text import template
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
-from r1jax.errors import UserError
+from r1jax.errors import UserError, unknown
 from r1jax.records import Message
 
 
@@ -97,7 +99,7 @@ def load_template(
   """Returns the prompt template that config.data names.
 
   Args:
-    name: A name of template.TEMPLATES; 'chat' for the tokenizer's own chat
+    name: Name of a registered template; 'chat' for the tokenizer's own chat
       template; or the path of a Jinja file.
     tokenizer: Gives the special tokens, and the chat template for 'chat'.
     system: A system message; chat templates alone take one.
@@ -116,13 +118,22 @@ def load_template(
   elif name.endswith('.jinja'):
     source = readers.resolve(name).read_text()
   else:
-    named = template.get(name)
+    if name not in registry.template:
+      raise unknown('template', name, [*registry.template, 'chat'])
+    named = registry.template.get(name)
     if system:
       raise UserError(
         f'template: {name!r} takes no data.system; put it into '
         "the questions, or use template='chat'"
       )
-    return template.SingleTurnTemplate(named.text, response_prefix)
+    if not isinstance(named, template.SingleTurnTemplate):
+      if response_prefix:
+        raise UserError(
+          f'template: {name!r} takes no data.response_prefix; put it into the '
+          'template'
+        )
+      return named
+    return dataclasses.replace(named, response_prefix=response_prefix)
   return ChatTemplate(
     source,
     tokenizer.token_text(tokenizer.bos_id),

@@ -6,14 +6,8 @@ strict one of response_formats.py, which knows the format that was asked for.
 
 from typing import NamedTuple
 
-SPECIAL_TOKEN = '|special_token|'  # DeepSeek-R1 section 2.3.1 writes it so.
-
-_END_TAGS = {  # Tag that opens the reasoning → tag that closes it.
-  '<think>': '</think>',
-  '<reasoning_process>': '</reasoning_process>',
-  SPECIAL_TOKEN: SPECIAL_TOKEN,
-}
-_ANSWER_TAGS = ('answer', 'summary')
+from r1jax import registry
+from r1jax.data.text.response_formats import ResponseFormat
 
 
 class SplitCompletion(NamedTuple):
@@ -44,7 +38,8 @@ def split(completion: str, prompt_opens_think: bool = False) -> SplitCompletion:
   text = completion.strip()
   if prompt_opens_think and not text.startswith('<think>'):
     text = '<think>' + text
-  for opening, closing in _END_TAGS.items():
+  for tags in _formats():
+    opening, closing = tags.reasoning_start, tags.reasoning_end
     if text.startswith(opening):
       inner = text[len(opening) :]
       break
@@ -61,11 +56,16 @@ def split(completion: str, prompt_opens_think: bool = False) -> SplitCompletion:
   return SplitCompletion(reasoning.strip(), _answer(rest))
 
 
+def _formats() -> list[ResponseFormat]:
+  """Returns every registered response format."""
+  return [tags for _, tags in registry.response_format.items()]
+
+
 def _answer(text: str) -> str | None:
   """Returns what the last pair of answer tags holds, or all if there is none."""
-  for tag in _ANSWER_TAGS:
-    opening, closing = f'<{tag}>', f'</{tag}>'
-    if opening not in text:
+  for tags in _formats():
+    opening, closing = tags.answer_start, tags.answer_end
+    if not opening or opening not in text:
       continue
     before, _, _ = text.rpartition(closing)
     _, opened, inside = before.rpartition(opening)

@@ -8,12 +8,15 @@
   special_token       |special_token| r |special_token| a        R1's cold start
 
 r is the reasoning, a the answer. Rewards need this strict parser, which knows
-the one format that was asked for; see reasoning.py for a lenient one.
+the one format that was asked for; see reasoning.py for a lenient one. A plugin
+registers a format of its own:
+
+  registry.response_format('note')(ResponseFormat('<note>', '</note>'))
 """
 
 import dataclasses
 
-from r1jax.errors import unknown
+from r1jax import registry
 
 MAX_ERRORS = 10  # Largest error count; a repeated tag cannot raise it further.
 
@@ -50,16 +53,18 @@ class ResponseFormat:
     )
 
 
-RESPONSE_FORMATS = {
-  'think_answer': ResponseFormat(
-    '<think>', '</think>', '<answer>', '</answer>'
-  ),
-  'think': ResponseFormat('<think>', '</think>'),
-  'reasoning_summary': ResponseFormat(
+THINK_ANSWER = registry.response_format('think_answer')(
+  ResponseFormat('<think>', '</think>', '<answer>', '</answer>')
+)
+registry.response_format('think')(ResponseFormat('<think>', '</think>'))
+registry.response_format('reasoning_summary')(
+  ResponseFormat(
     '<reasoning_process>', '</reasoning_process>', '<summary>', '</summary>'
-  ),
-  'special_token': ResponseFormat('|special_token|', '|special_token|'),
-}
+  )
+)
+registry.response_format('special_token')(  # DeepSeek-R1 section 2.3.1.
+  ResponseFormat('|special_token|', '|special_token|')
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +102,7 @@ class ResponseParser:
       reasoning, so that completions lack it.
   """
 
-  format: ResponseFormat = RESPONSE_FORMATS['think_answer']
+  format: ResponseFormat = THINK_ANSWER
   prompt_opens_think: bool = False
 
   def parse(self, completion: str) -> Parsed:
@@ -160,17 +165,6 @@ class ResponseParser:
       )
       texts += [between, rest.partition(tags.answer_end)[2]]
     return sum(bool(outside.strip()) for outside in texts)
-
-
-def get(name: str) -> ResponseFormat:
-  """Returns the response format of a name.
-
-  Raises:
-    UserError: there is no format of that name.
-  """
-  if name not in RESPONSE_FORMATS:
-    raise unknown('data: response_format', name, RESPONSE_FORMATS)
-  return RESPONSE_FORMATS[name]
 
 
 def _between(text: str, reasoning_start: str, closing: str) -> str | None:

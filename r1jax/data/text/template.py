@@ -1,13 +1,15 @@
 """Prompt templates of fixed text, and the protocol of all prompt templates.
 
-Chat templates in Jinja are in chat.py.
+Chat templates in Jinja are in chat.py. A plugin registers a template of its own:
+
+  registry.template('plain')(SingleTurnTemplate('Q: {question} A:'))
 """
 
 from collections.abc import Sequence
 import dataclasses
 from typing import Protocol
 
-from r1jax.errors import unknown
+from r1jax import registry
 from r1jax.records import Message
 
 
@@ -77,23 +79,14 @@ _INSTRUCTION = (
   'here </think> <answer> answer here </answer>.'
 )
 
-TEMPLATES = {
-  'r1_zero': SingleTurnTemplate(_INSTRUCTION + ' User: {question} Assistant:'),
-  'r1_zero_open': SingleTurnTemplate(
-    _INSTRUCTION + ' User: {question} Assistant: <think>'
-  ),
-  # The same without the instruction: for a character-level miniature that
-  # never saw English, its 500 characters are a constant that costs time.
-  'r1_zero_brief': SingleTurnTemplate('User:{question}Assistant:'),
-}
-
-
-def get(name: str) -> SingleTurnTemplate:
-  """Returns the template of a name.
-
-  Raises:
-    UserError: there is no template of that name.
-  """
-  if name not in TEMPLATES:
-    raise unknown('template', name, [*TEMPLATES, 'chat'])
-  return TEMPLATES[name]
+registry.template('r1_zero')(
+  SingleTurnTemplate(_INSTRUCTION + ' User: {question} Assistant:')
+)
+registry.template('r1_zero_open')(
+  SingleTurnTemplate(_INSTRUCTION + ' User: {question} Assistant: <think>')
+)
+# The same without the instruction: for a character-level miniature that never
+# saw English, its 500 characters are a constant that costs time.
+registry.template('r1_zero_brief')(
+  SingleTurnTemplate('User:{question}Assistant:')
+)

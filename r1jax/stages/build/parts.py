@@ -63,7 +63,8 @@ def parts(config: RunConfig) -> Parts:
     data.template, text, data.system, data.response_prefix
   )
   parser = response_formats.ResponseParser(
-    response_formats.get(data.response_format), template.prompt_opens_think
+    registry.response_format.get(data.response_format, 'data.response_format'),
+    template.prompt_opens_think,
   )
   return Parts(model, text, template, parser)
 

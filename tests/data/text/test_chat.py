@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from r1jax.data.text import chat, template, tokenizer
+from r1jax import registry
+from r1jax.data.text import chat, tokenizer
 from r1jax.errors import UserError
 from r1jax.records import Message, Prompt
 
@@ -159,11 +160,14 @@ def test_exactly_one_bos_whatever_template_and_tokenizer_do(
 
 def test_a_prefill_opens_the_thought_of_any_template(deepseek):
   made = chat.load_template('r1_zero', deepseek, response_prefix=' <think>')
-  assert made.render('2+2?') == template.get('r1_zero_open').render('2+2?')
-  assert (
-    made.prompt_opens_think and template.get('r1_zero_open').prompt_opens_think
+  assert made.render('2+2?') == registry.template.get('r1_zero_open').render(
+    '2+2?'
   )
-  assert not template.get('r1_zero').prompt_opens_think
+  assert (
+    made.prompt_opens_think
+    and registry.template.get('r1_zero_open').prompt_opens_think
+  )
+  assert not registry.template.get('r1_zero').prompt_opens_think
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from r1jax.data.text import response_formats
+from r1jax import registry
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 
@@ -103,13 +103,15 @@ def test_errors_of_the_form_are_counted(completion, errors):
   ],
 )
 def test_every_form_is_read(name, completion, want):
-  got = ResponseParser(response_formats.get(name)).parse(completion)
+  got = ResponseParser(registry.response_format.get(name)).parse(completion)
   assert (got.reasoning, got.answer, got.errors) == want
   if completion.startswith('<think>') and name == 'think':
-    opened = ResponseParser(response_formats.get(name), prompt_opens_think=True)
+    opened = ResponseParser(
+      registry.response_format.get(name), prompt_opens_think=True
+    )
     assert opened.parse(completion.removeprefix('<think>')) == got
 
 
 def test_an_unknown_form_is_named():
   with pytest.raises(UserError, match="unknown 'thnk'; did you mean 'think'"):
-    response_formats.get('thnk')
+    registry.response_format.get('thnk')

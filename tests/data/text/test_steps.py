@@ -2,7 +2,8 @@
 
 import pytest
 
-from r1jax.data.text import response_formats, steps, tokenizer
+from r1jax import registry
+from r1jax.data.text import steps, tokenizer
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 
@@ -15,7 +16,9 @@ def _split(
   """The texts of a completion's steps."""
   ids = _TEXT.encode(text)
   made = steps.make_splitter(
-    delimiter, ResponseParser(response_formats.get(response_format)), _TEXT
+    delimiter,
+    ResponseParser(registry.response_format.get(response_format)),
+    _TEXT,
   )
   ends = made.step_ends([*ids, _TEXT.stop_ids[0]])
   assert ends == made.step_ends(ids)  # The stop token is of no step.
@@ -68,7 +71,7 @@ def test_a_step_of_many_tokens_a_character_ends_where_a_sampler_stops(shared):
   text = tokenizer.load(str(folders[0].parent))
   ids = text.encode('First, 2 + 2 = 4.\n\nThen é 4 + 1 = 5.\n\n\nSo</think>5')
   made = steps.make_splitter(
-    '\n\n', ResponseParser(response_formats.get('think')), text
+    '\n\n', ResponseParser(registry.response_format.get('think')), text
   )
   ends = made.step_ends(ids)
   assert ends[-1] == len(ids) and len(ends) == 4
@@ -93,5 +96,7 @@ def test_a_step_of_many_tokens_a_character_ends_where_a_sampler_stops(shared):
 def test_what_cannot_split_is_refused(delimiter, response_format, error):
   with pytest.raises(UserError, match=error):
     steps.make_splitter(
-      delimiter, ResponseParser(response_formats.get(response_format)), _TEXT
+      delimiter,
+      ResponseParser(registry.response_format.get(response_format)),
+      _TEXT,
     )

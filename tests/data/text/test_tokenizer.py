@@ -2,7 +2,8 @@
 
 import pytest
 
-from r1jax.data.text import template, tokenizer
+from r1jax import registry
+from r1jax.data.text import tokenizer
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 
@@ -51,13 +52,13 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
 def test_r1_zero_template_is_the_published_one(shared):
   seed = next((shared / 'seeds').glob('001*')).read_text()
   words = ' '.join(seed.split())
-  text = template.get('r1_zero').text
+  text = registry.template.get('r1_zero').text
   assert text.replace('{question}', 'prompt.') in words
 
 
 def test_unknown_template_is_named():
   with pytest.raises(UserError, match="unknown 'r2'"):
-    template.get('r2')
+    registry.template.get('r2')
 
 
 def test_an_id_beyond_the_tokenizer_is_seen_in_the_text():
