@@ -195,7 +195,7 @@ response_format = Registry(
 template = Registry('template', 'r1jax.data.text.template')
 adv_estimator = Registry('advantage estimator', 'r1jax.algos.advantage')
 policy_loss = Registry('policy loss', 'r1jax.algos.policy_loss')
-model_family = Registry('model family')
+model_family = Registry('model family', 'r1jax.checkpoints.families')
 stage = Registry('stage', 'r1jax.stages.all', names_objects=True)
 environment = Registry('environment')
 

@@ -87,11 +87,11 @@ def loss(
     log_ratio_BT = _row_mean(log_ratio_BT, mask_BT)[:, None] + 0 * log_ratio_BT
   ratio_BT = jnp.exp(jnp.minimum(log_ratio_BT, common.MAX_LOG_RATIO))
   surrogate = registry.policy_loss.get(config.policy_loss, 'rl.policy_loss')
-  pg_loss_BT, clipped_BT = surrogate(ratio_BT, adv_BT, logp_BT, config)
+  objective_BT, clipped_BT = surrogate(ratio_BT, adv_BT, logp_BT, config)
   kl_BT = common.kl_estimate(config.kl_estimator, logp_BT, ref_logp_BT)
   kl_weight_BT = ratio_BT if config.kl_importance_weighted else 1.0
   kl_loss_BT = config.kl_coef * kl_BT * kl_weight_BT
-  loss_BT = kl_loss_BT + pg_loss_BT
+  loss_BT = kl_loss_BT - objective_BT
   if weight_BT is not None:
     loss_BT *= weight_BT
 
@@ -110,7 +110,7 @@ def loss(
 
 @registry.policy_loss('clip')
 def clip(ratio_BT, adv_BT, logp_BT, config: PolicyLossConfig):
-  """Returns −min{ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A} (PPO, GRPO, DAPO).
+  """Returns min{ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A} (PPO, GRPO, DAPO).
 
   Every registered policy loss has these arguments and results. What is outside
   of the loss mask is left out afterwards, and KL, aggregation and importance
@@ -125,29 +125,29 @@ def clip(ratio_BT, adv_BT, logp_BT, config: PolicyLossConfig):
     config: Keys of config.rl that belong to the loss.
 
   Returns:
-    pg_loss_BT, the float32 loss of each token; and clipped_BT, bool, whether
-    the token has no gradient, for the metric 'pg_clipfrac'.
+    objective_BT, float32, each token's objective, whose negative is its loss;
+    and clipped_BT, bool, whether its ratio was clipped, for 'pg_clipfrac'.
   """
   del logp_BT
   low, high = config.clip_ratio_low, config.clip_ratio_high
   bounded_BT = jnp.minimum(ratio_BT, config.delta) if config.delta else ratio_BT
   near_BT = jnp.clip(ratio_BT, 1 - low, 1 + high)
-  pg_loss_BT = -jnp.minimum(bounded_BT * adv_BT, near_BT * adv_BT)
-  return pg_loss_BT, (ratio_BT < 1 - low) & (adv_BT < 0) | (
+  objective_BT = jnp.minimum(bounded_BT * adv_BT, near_BT * adv_BT)
+  return objective_BT, (ratio_BT < 1 - low) & (adv_BT < 0) | (
     ratio_BT > 1 + high
   ) & (adv_BT > 0)
 
 
 @registry.policy_loss('cispo')
 def cispo(ratio_BT, adv_BT, logp_BT, config: PolicyLossConfig):
-  """Returns −sg(min(ρ, 1 + ε_high)) A log π (CISPO, arXiv 2506.13585, eq. 4).
+  """Returns sg(min(ρ, 1 + ε_high)) A log π (CISPO, arXiv 2506.13585, eq. 4).
 
   The ratio is a clipped weight without a gradient, so that every token keeps
   one; see `clip` for arguments and results.
   """
   high = config.clip_ratio_high
   weight_BT = jax.lax.stop_gradient(jnp.minimum(ratio_BT, 1 + high))
-  return -weight_BT * adv_BT * logp_BT, (ratio_BT > 1 + high) & (adv_BT > 0)
+  return weight_BT * adv_BT * logp_BT, (ratio_BT > 1 + high) & (adv_BT > 0)
 
 
 def _aggregate(config: PolicyLoss, loss_BT, mask_BT, totals: Totals):

@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from r1jax import registry
+from r1jax.checkpoints.families import ModelFamily
 from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig, RopeConfig
 from r1jax.errors import UserError
 
-_ARCHITECTURES = {
-  'deepseek_v3': 'DeepseekV3ForCausalLM',
-  'llama': 'LlamaForCausalLM',
-  'qwen2': 'Qwen2ForCausalLM',
-  'qwen3': 'Qwen3ForCausalLM',
-}
 
-
-def family(config: ModelConfig) -> str:
+def model_type(config: ModelConfig) -> str:
   """Returns the model_type under which a model is exported.
 
   Raises:
@@ -49,15 +44,18 @@ def family(config: ModelConfig) -> str:
         'export-hf: deepseek_v3 routes by sigmoid affinities and '
         'the top-2 sum of a group; this model does not'
       )
-    return 'deepseek_v3'
-  if config.num_moe_layers or (config.qk_norm and config.qkv_bias):
+  elif config.num_moe_layers:
     raise UserError(
-      'export-hf: no family has grouped-query attention with '
-      'these experts, or with both qk_norm and qkv_bias'
+      'export-hf: no family has grouped-query attention with these experts'
     )
-  if config.qk_norm:
-    return 'qwen3'
-  return 'qwen2' if config.qkv_bias else 'llama'
+  for name, family in registry.model_family.items():
+    if all(getattr(config, k) == v for k, v in family.fields.items()):
+      return name
+  raise UserError(
+    'export-hf: no family has this architecture, such as grouped-query '
+    'attention with both qk_norm and qkv_bias; there are '
+    f'{", ".join(registry.model_family)}'
+  )
 
 
 def read_config(folder: Path) -> dict:
@@ -84,30 +82,30 @@ def read_config(folder: Path) -> dict:
   except ValueError as error:
     raise UserError(f'import-hf: {path} is not JSON ({error})') from error
   kind = values.get('model_type') if isinstance(values, dict) else None
-  if kind not in list(_ARCHITECTURES):  # A list: kind may be no dict key.
+  if kind not in list(registry.model_family):  # kind may be no dict key.
     raise UserError(
       f'import-hf: {path} has model_type {kind!r}; there are '
-      f'{", ".join(_ARCHITECTURES)}'
+      f'{", ".join(registry.model_family)}'
     )
-  for key, supported in _SUPPORTED_VALUES.items():
+  family = registry.model_family.get(kind)
+  for key, supported in {**_SUPPORTED_VALUES, **family.supported}.items():
     if values.get(key, supported) != supported:
       raise UserError(
         f'import-hf: {path} has {key} = {values[key]!r}; only '
         f'{supported!r} is supported'
       )
-  return _architecture(kind, _JsonObject(str(path), values))
+  values = values | {
+    field: values[key] for field, key in family.keys.items() if key in values
+  }
+  return _architecture(family, _JsonObject(str(path), values))
 
 
-# Keys of which r1jax supports one value.
+# Keys of which r1jax supports one value, whatever the family.
 _SUPPORTED_VALUES = {
   'hidden_act': 'silu',
   'attention_bias': False,
   'mlp_bias': False,
   'use_sliding_window': False,
-  'scoring_func': 'sigmoid',
-  'topk_method': 'noaux_tc',
-  'moe_layer_freq': 1,
-  'rope_interleave': True,
 }
 
 
@@ -196,9 +194,9 @@ _NO_EXPERTS = dict(
 )
 
 
-def _architecture(kind: str, h: _JsonObject) -> dict:
-  """All fields of ModelConfig, for a model_type."""
-  mla = kind == 'deepseek_v3'
+def _architecture(family: ModelFamily, h: _JsonObject) -> dict:
+  """Returns all fields of ModelConfig."""
+  mla = family.fields['attention'] == 'mla'
   stored = h.text('torch_dtype', h.text('dtype', 'bfloat16'))
   shared = dict(
     vocab_size=h.count('vocab_size'),
@@ -207,9 +205,8 @@ def _architecture(kind: str, h: _JsonObject) -> dict:
     num_attention_heads=h.count('num_attention_heads'),
     intermediate_size=h.count('intermediate_size', 0 if mla else 1),
     tie_word_embeddings=h.flag('tie_word_embeddings', False),
-    attention='mla' if mla else 'gqa',
-    qkv_bias=kind == 'qwen2',
-    qk_norm=kind == 'qwen3',
+    qkv_bias=False,
+    qk_norm=False,
     rope=_rope(h, 'adjacent' if mla else 'halves'),
     scoring_func='sigmoid',
     group_scoring='top2_sum',
@@ -223,6 +220,7 @@ def _architecture(kind: str, h: _JsonObject) -> dict:
     RUN_DEFAULTS
     | shared
     | (_deepseek_fields(h) if mla else _dense_fields(h, shared))
+    | family.fields
   )
 
 
@@ -338,9 +336,10 @@ def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
   Raises:
     UserError: No Hugging Face family has this architecture.
   """
-  kind = family(c)
+  kind = model_type(c)
+  family = registry.model_family.get(kind)
   shared = dict(
-    architectures=[_ARCHITECTURES[kind]],
+    architectures=[family.architecture],
     model_type=kind,
     hidden_act='silu',
     rope_theta=c.rope.rope_theta,
@@ -349,16 +348,18 @@ def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
     **{key: getattr(c, key) for key in _SHARED_KEYS},
   )
   if c.attention == 'gqa':
-    return shared | dict(
+    values = shared | dict(
       num_key_value_heads=c.num_key_value_heads, head_dim=c.head_dim
     )
-  return shared | dict(
-    num_key_value_heads=c.num_attention_heads,
-    q_lora_rank=c.q_lora_rank or None,
-    moe_layer_freq=1,
-    topk_method='noaux_tc',
-    **{key: getattr(c, key) for key in _DEEPSEEK_KEYS},
-  )
+  else:
+    values = shared | dict(
+      num_key_value_heads=c.num_attention_heads,
+      q_lora_rank=c.q_lora_rank or None,
+      moe_layer_freq=1,
+      topk_method='noaux_tc',
+      **{key: getattr(c, key) for key in _DEEPSEEK_KEYS},
+    )
+  return {family.keys.get(field, field): v for field, v in values.items()}
 
 
 def _rope_scaling(r: RopeConfig) -> dict | None:

@@ -16,7 +16,7 @@ import re
 
 import numpy as np
 
-from r1jax.checkpoints.hf_config import family
+from r1jax.checkpoints.hf_config import model_type
 from r1jax.config.schema.model import ModelConfig
 
 
@@ -121,13 +121,8 @@ _MTP = (
   _M('hidden_norm/scale', 'D', 'hnorm.weight', 'D'),
   _M('norm/scale', 'D', 'shared_head.norm.weight', 'D'),
 )
-# For each model_type: attention, FFN of dense layers, FFN of MoE layers.
-FAMILIES = {
-  'deepseek_v3': (_MLA, _DENSE_FFN, _MOE_FFN),
-  'llama': (_GQA, _DENSE_FFN, ()),
-  'qwen2': (_GQA, _DENSE_FFN, ()),
-  'qwen3': (_GQA, _DENSE_FFN, ()),
-}
+# By config.attention: attention, FFN of dense layers, FFN of MoE layers.
+_LAYERS = {'mla': (_MLA, _DENSE_FFN, _MOE_FFN), 'gqa': (_GQA, _DENSE_FFN, ())}
 
 
 def dimension_sizes(c: ModelConfig) -> dict[str, int]:
@@ -233,7 +228,8 @@ def mapped_parameters(config: ModelConfig) -> list[MappedParameter]:
   Raises:
     UserError: No Hugging Face family has this architecture.
   """
-  attention, dense, moe = FAMILIES[family(config)]
+  model_type(config)  # Refuses an architecture that no family has.
+  attention, dense, moe = _LAYERS[config.attention]
   first_moe = config.first_k_dense_replace
 
   def layer(

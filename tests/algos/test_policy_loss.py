@@ -157,7 +157,7 @@ def test_a_policy_loss_of_a_plugin_is_found_by_its_name():
 
   @registry.policy_loss('reinforce')
   def reinforce(ratio_BT, adv_BT, logp_BT, config):
-    return -adv_BT * logp_BT, jnp.zeros(adv_BT.shape, bool)
+    return adv_BT * logp_BT, jnp.zeros(adv_BT.shape, bool)
 
   def value(logp_BT, name):
     config = PolicyLoss(policy_loss=name, kl_coef=0.0)

@@ -9,7 +9,7 @@ ARGUMENTS = 'FILE_OR_FOLDER --out=FOLDER'
 
 
 def define_flags(values: flags.FlagValues):
-  """Defines --out and --dtype."""
+  """Defines --out, --dtype and --plugins."""
   flags.DEFINE_string(
     'out', '', 'The folder to write; new or empty.', flag_values=values
   )
@@ -20,11 +20,19 @@ def define_flags(values: flags.FlagValues):
     'Dtype to write; by default each tensor keeps its own.',
     flag_values=values,
   )
+  flags.DEFINE_list(
+    'plugins',
+    [],
+    'Python files, or modules by name, that register model families.',
+    flag_values=values,
+  )
 
 
 def run(source: str, values: flags.FlagValues):
   """Converts a file or folder of weights."""
+  from r1jax import registry
   from r1jax.checkpoints import convert
 
+  registry.load_plugins(values.plugins)
   convert.export_hf(Path(source), Path(values.out), values.dtype)
   print(f'export-hf: wrote {values.out}')

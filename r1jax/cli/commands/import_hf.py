@@ -9,16 +9,24 @@ ARGUMENTS = 'HF_FOLDER --out=FOLDER'
 
 
 def define_flags(values: flags.FlagValues):
-  """Defines --out."""
+  """Defines --out and --plugins."""
   flags.DEFINE_string(
     'out', '', 'The folder to write; new or empty.', flag_values=values
+  )
+  flags.DEFINE_list(
+    'plugins',
+    [],
+    'Python files, or modules by name, that register model families.',
+    flag_values=values,
   )
 
 
 def run(folder: str, values: flags.FlagValues):
   """Converts, and prints how a config uses the result."""
+  from r1jax import registry
   from r1jax.checkpoints import convert
 
+  registry.load_plugins(values.plugins)
   out = values.out
   has_tokenizer = convert.import_hf(Path(folder), Path(out))
   print(f'import-hf: wrote {out}')
