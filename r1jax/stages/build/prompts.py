@@ -183,6 +183,9 @@ class _PromptSource:
         'data: pass_rates and decontaminate need a dataset, not the synthetic '
         f'task {name!r}'
       )
+    task = registry.task.get(name)
+    if not task.general:
+      registry.grader.get(task.grader or name, f'data: {name}')
     stream = datasets.SyntheticPrompts(
       name, splits.TRAIN, self._seed, self._template
     )
