@@ -73,7 +73,8 @@ def test_a_task(plugins):
   plugins('largest')
   template = chat.load_template('r1_zero_brief', tokenizer.load('character'))
   prompts = datasets.SyntheticPrompts('largest', splits.TRAIN, 0, template, 20)
-  for i, prompt in enumerate(prompts):
+  for i in range(20):
+    prompt = prompts[i]
     _, a, b = prompt.question.split()
     assert prompt.answer == str(max(int(a), int(b)))
     assert prompt.question == problem_at('largest', 'train', 0, i).question
