@@ -203,7 +203,8 @@ class Rollout:
     tokens_BT: int32 token ids: the left-padded prompt, then the right-padded
       completion.
     valid_BT: bool, True on prompt and completion tokens.
-    mask_BT: bool, True on completion tokens, including the stop token.
+    mask_BT: bool, True on the tokens that the policy sampled, including the
+      stop token: those of the completion, without what an environment wrote.
     logp_BT: float32 log-probability of each token under the distribution that
       it was sampled from, after temperature and truncation (top-p and such); 0
       outside mask_BT.
@@ -229,6 +230,49 @@ class Rollout:
   length_B: Array
   group_B: Array
   experts_BTLA: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """Consecutive tokens of an episode that one side wrote, on the host.
+
+  Attributes:
+    tokens: Token ids.
+    sampled: Whether the policy sampled them; tokens that it did not sample,
+      such as the output of a tool, are never trained on.
+    text: The tokens as text, without a stop token.
+    logp: Log-probability of each token under the distribution that it was
+      sampled from; empty if the policy did not sample them.
+    model_logp: The same under the model's own distribution; see Rollout.
+    policy_version: Version of the policy that sampled each token.
+  """
+
+  tokens: Sequence[int]
+  sampled: bool
+  text: str = ''
+  logp: Sequence[float] = ()
+  model_logp: Sequence[float] = ()
+  policy_version: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """A prompt and the turns that follow it, on the host.
+
+  Attributes:
+    prompt: The prompt.
+    turns: The turns, of the policy and of the environment.
+    finish_reason: Why the last turn ended: 'stop' or 'length'.
+  """
+
+  prompt: Prompt
+  turns: tuple[Turn, ...]
+  finish_reason: str
+
+  @property
+  def text(self) -> str:
+    """The text of the last turn that the policy sampled; '' without one."""
+    return next((t.text for t in reversed(self.turns) if t.sampled), '')
 
 
 @chex.dataclass(frozen=True)

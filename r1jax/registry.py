@@ -115,11 +115,13 @@ class Registry:
 
   def origin(self, name: str) -> 'Origin':
     """Returns who registered a name, and with which options."""
-    self._import_built_in()
+    if name not in self._origins:
+      self._import_built_in()
     return self._origins[name]
 
   def __contains__(self, name: object) -> bool:
-    self._import_built_in()
+    if name not in self._objects:  # In a worker, that of a plugin is there.
+      self._import_built_in()
     return name in self._objects
 
   def __iter__(self) -> Iterator[str]:
@@ -197,7 +199,7 @@ adv_estimator = Registry('advantage estimator', 'r1jax.algos.advantage')
 policy_loss = Registry('policy loss', 'r1jax.algos.policy_loss')
 model_family = Registry('model family', 'r1jax.checkpoints.families')
 stage = Registry('stage', 'r1jax.stages.all', names_objects=True)
-environment = Registry('environment')
+environment = Registry('environment', 'r1jax.rewards.environment')
 
 KINDS = (
   reward,

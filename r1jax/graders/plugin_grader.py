@@ -92,8 +92,9 @@ def _scored(score: float | None) -> Grade:
 
 
 def first_errors() -> list[str]:
-  """Returns the first failure of each grader that had one, with its file."""
+  """Returns the first failure of each registered grader that had one."""
   return [
     f'grader {name} of {file}: {error}'
     for (file, name), error in _first_errors.items()
+    if name in registry.grader and registry.grader.origin(name).file == file
   ]

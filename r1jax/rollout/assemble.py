@@ -3,12 +3,19 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch, Rollout
+from r1jax.records import (
+  FINISH_LENGTH,
+  FINISH_STOP,
+  Episode,
+  PromptBatch,
+  Rollout,
+)
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 
@@ -98,7 +105,7 @@ def build_rollout(
   prompts: PromptBatch,
   group_size: int,
   max_new_tokens: int,
-  completions: Sequence[Completion],
+  completions: Sequence[Completion | Episode],
   policy_version: int = 0,
 ) -> Rollout:
   """Assembles completions into the arrays that training reads.
@@ -107,12 +114,14 @@ def build_rollout(
     prompts: P prompts.
     group_size: G.
     max_new_tokens: Width of the completion columns.
-    completions: B = P · G finished completions; number b is of prompt b // G.
+    completions: B = P · G finished completions, or episodes of several turns;
+      number b is of prompt b // G.
     policy_version: Current version of the policy, from which the age of each
       token is counted.
   """
   B = len(completions)
-  length_B = np.array([len(c.tokens) for c in completions], np.int32)
+  columns_of = list(map(_columns, completions))
+  length_B = np.array([len(c.tokens) for c in columns_of], np.int32)
   live_BT = np.arange(max_new_tokens) < length_B[:, None]
   prompt_BT = np.repeat(np.asarray(prompts.tokens_PT), group_size, axis=0)
   valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
@@ -125,16 +134,19 @@ def build_rollout(
       row_T[prompt_width : prompt_width + len(values)] = values
     return array_BT
 
-  tokens_BT = columns([c.tokens for c in completions], np.int32)
+  tokens_BT = columns([c.tokens for c in columns_of], np.int32)
   tokens_BT[:, :prompt_width] = prompt_BT
   return Rollout(
     tokens_BT=tokens_BT,
     valid_BT=np.concatenate([valid_BT, live_BT], 1),
-    mask_BT=np.concatenate([np.zeros_like(valid_BT), live_BT], 1),
-    logp_BT=columns([c.logp for c in completions], np.float32),
-    model_logp_BT=columns([c.model_logp for c in completions], np.float32),
+    mask_BT=columns([c.sampled for c in columns_of], bool),
+    logp_BT=columns([c.logp for c in columns_of], np.float32),
+    model_logp_BT=columns([c.model_logp for c in columns_of], np.float32),
     staleness_BT=columns(
-      [policy_version - np.array(c.policy_version) for c in completions],
+      [
+        np.where(c.sampled, policy_version - np.array(c.policy_version), 0)
+        for c in columns_of
+      ],
       np.int32,
     ),
     finish_B=np.array(
@@ -150,11 +162,47 @@ def build_rollout(
   )
 
 
+class _Columns(NamedTuple):
+  """The tokens after a prompt: what each is, and whether the policy chose it."""
+
+  tokens: list[int]
+  sampled: np.ndarray
+  logp: list[float]
+  model_logp: list[float]
+  policy_version: list[int]
+
+
+def _columns(c: Completion | Episode) -> _Columns:
+  """Joins the turns of an episode; a completion is one turn of the policy."""
+  if not isinstance(c, Episode):
+    sampled = np.ones(len(c.tokens), bool)
+    return _Columns(c.tokens, sampled, c.logp, c.model_logp, c.policy_version)
+  joined = _Columns([], np.zeros(0, bool), [], [], [])
+  for turn in c.turns:
+    n = len(turn.tokens)
+    none = [0] * n  # An environment's tokens have no log-probabilities.
+    joined = _Columns(
+      [*joined.tokens, *turn.tokens],
+      np.append(joined.sampled, np.full(n, turn.sampled)),
+      [*joined.logp, *(turn.logp if turn.sampled else none)],
+      [*joined.model_logp, *(turn.model_logp if turn.sampled else none)],
+      [
+        *joined.policy_version,
+        *(turn.policy_version if turn.sampled else none),
+      ],
+    )
+  return joined
+
+
 def _stack_experts(
-  completions: Sequence[Completion], prompt_width: int, max_new_tokens: int
+  completions: Sequence[Completion | Episode],
+  prompt_width: int,
+  max_new_tokens: int,
 ) -> np.ndarray | None:
   """Returns the experts of all tokens, [B, T, L, A], or None."""
-  if completions[0].prompt_experts is None:
+  if (
+    isinstance(completions[0], Episode) or completions[0].prompt_experts is None
+  ):
     return None
   shape_LA = completions[0].prompt_experts.shape[1:]
   experts_BTLA = np.zeros(

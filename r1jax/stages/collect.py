@@ -16,8 +16,8 @@ from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import batching, splits
 from r1jax.errors import UserError
-from r1jax.records import Prompt, PromptBatch, ScoredRollout
-from r1jax.rewards import multihost
+from r1jax.records import Episode, Prompt, PromptBatch, ScoredRollout, Turn
+from r1jax.rewards import environment, multihost
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine
@@ -62,7 +62,8 @@ class Collector:
     c = self._config = config.rl
     self._seed, self._tokenizer = config.seed, parts.tokenizer
     self._max_prompt_tokens = config.data.max_prompt_tokens
-    self._engine, self._reward = engine, reward
+    self._engine, self._template = engine, parts.template
+    self._environment = environment.make(c.environment, reward)
     self._sampling = sampler.rl_sampling(config, parts)
     self._in_flight = sampler.groups_in_flight(config)
     self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
@@ -174,7 +175,9 @@ class Collector:
   def _start_groups(self, step: int, key: jax.Array, num_in_flight: int):
     """Starts groups until so many are in flight."""
     missing = max(num_in_flight - len(self._partial), 0)
-    prompts_P = self._stream.next_prompts(step, missing)
+    prompts_P = list(
+      map(self._started, self._stream.next_prompts(step, missing))
+    )
     if prompts_P:
       size = self._config.group_size
       requests = assemble.build_requests(
@@ -216,9 +219,34 @@ class Collector:
     )
 
   def _score(self, group: Group, texts: futures.Future) -> ScoredRollout:
-    return self._reward.score(
-      texts.result(), [group.prompt], [len(c.tokens) for c in group.completions]
+    episodes = [
+      Episode(
+        prompt=group.prompt,
+        turns=(
+          Turn(
+            tokens=c.tokens,
+            sampled=True,
+            text=text,
+            logp=c.logp,
+            model_logp=c.model_logp,
+            policy_version=c.policy_version,
+          ),
+        ),
+        finish_reason=c.finish_reason or '',
+      )
+      for c, text in zip(group.completions, texts.result())
+    ]
+    return environment.score(
+      self._config.environment, self._environment, episodes
     )
+
+  def _started(self, prompt: Prompt) -> Prompt:
+    """Returns the prompt as the environment begins its episode."""
+    messages = tuple(self._environment.start(prompt))
+    if messages == environment.conversation(prompt):
+      return prompt
+    text = self._template.render(prompt.question, messages)
+    return dataclasses.replace(prompt, messages=messages, text=text)
 
 
 def _is_varied(scored: ScoredRollout) -> bool:

@@ -274,6 +274,11 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     unit='steps',
     at_least=0,
   )
+  environment: str = key(
+    'answer',
+    "What reads completions and rewards them: 'answer' verifies one answer; or "
+    'one that a plugin registers, see rewards/environment.py.',
+  )
   max_new_tokens: int = key(
     32768, 'Longest completion.', unit='tokens', at_least=1
   )
