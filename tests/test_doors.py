@@ -143,7 +143,12 @@ def _config(files):
   config.rl.update(
     max_steps=1, adv_estimator='batch_mean', policy_loss='unclipped'
   )
-  config.data.update(task='largest', response_format='notes', template='short')
+  config.data.update(
+    task='largest',
+    response_format='notes',
+    template='short',
+    max_prompt_tokens=16,
+  )
   with config.unlocked():
     config.scale = to_config_dict(registry.stage.get('scale').section())
   config.scale.factor = 2.0
