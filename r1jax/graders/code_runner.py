@@ -12,7 +12,7 @@ import dataclasses
 import enum
 import time
 
-from r1jax.data.code.cases import CodeTests, StdioCase
+from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
 from r1jax.graders import code_compare
 from r1jax.workers.sandbox.sandbox import Sandbox
 from r1jax.workers.sandbox.slot import Reply, Slot
@@ -137,7 +137,8 @@ def extract_program(answer: str | None) -> str | None:
   is marked as Python.
   """
   blocks: dict[str, str] = {}
-  language, lines = None, []
+  language: str | None = None
+  lines: list[str] = []
   for line in (answer or '').splitlines(keepends=True):
     fence = line.strip()
     if language is None and '```' in line:
@@ -242,8 +243,9 @@ def _run_cases(
   wait = batch_end - time.monotonic()
   with sandbox.slot(None if wait == float('inf') else max(wait, 0)) as slot:
     clock = _Clock(options, batch_end)
-    if isinstance(tests.cases[0], StdioCase):
-      _run_stdio_cases(program, tests.cases, slot, options, clock, tally)
+    stdio = [case for case in tests.cases if isinstance(case, StdioCase)]
+    if stdio:
+      _run_stdio_cases(program, stdio, slot, options, clock, tally)
     else:
       _run_call_cases(program, tests, slot, options, clock, tally)
 
@@ -267,7 +269,7 @@ def _run_stdio_cases(
       reply_bytes=(64 << 10) + 2 * len(case.stdout),
     )
     if reply.status == 'ok':
-      tally.add(code_compare.outputs_match(reply.value, case.stdout))
+      tally.add(code_compare.outputs_match(str(reply.value), case.stdout))
     else:
       tally.fail(_verdict(reply, clock), reply.message)
 
@@ -294,7 +296,8 @@ def _run_call_cases(
     )
     if text
   ]
-  left, expressions = list(tests.cases), []
+  left = [case for case in tests.cases if isinstance(case, CallCase)]
+  expressions: list[str | None] = []
   while (
     left and _should_continue(tally, options) and not _out_of_time(clock, tally)
   ):

@@ -46,7 +46,7 @@ def grade(name: str, pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
     raise unknown(f'{origin.file}: grader {name}: option', option, ())
   distinct = list(dict.fromkeys(p for p in pairs if (p[0] or '').strip()))
   jobs = [
-    {'name': name, 'answer': answer.strip(), 'gold': gold}
+    {'name': name, 'answer': (answer or '').strip(), 'gold': gold}
     for answer, gold in distinct
   ]
   results = []

@@ -13,6 +13,7 @@ A reward model must therefore run on the devices of its own process.
 
 from collections.abc import Callable, Sequence
 import json
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -52,7 +53,8 @@ def gather_scores(
   """
   if jax.process_count() == 1:
     return score()
-  message, failure = {'groups': list(local_groups)}, None
+  message: dict[str, Any] = {'groups': list(local_groups)}
+  failure: Exception | None = None
   try:
     if local_groups:
       message |= _to_json(score())

@@ -136,12 +136,12 @@ class ProcessRewardModel:
     def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
       scores = np.zeros(len(texts), np.float32)
       rows = [self._ids(text) for text in texts]
-      encoded = [b for b, ids in enumerate(rows) if ids is not None]
+      encoded = {b: ids for b, ids in enumerate(rows) if ids is not None}
       step_scores = self.step_scores(
         [self._tokenizer.encode_prompt(prompts[b].text) for b in encoded],
-        [rows[b] for b in encoded],
+        list(encoded.values()),
       )
-      scores[encoded] = [
+      scores[list(encoded)] = [
         process.aggregate(steps, aggregation) for steps in step_scores
       ]
       return scores

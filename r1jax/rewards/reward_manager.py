@@ -10,6 +10,7 @@ are registered by name: those of parts.py, and those of plugins.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class RewardManager:
     general_weights: Mapping[str, float],
     parser: ResponseParser,
     options: RewardOptions,
-    reward_models: Mapping[str, RewardModelFn] | None = None,
+    reward_models: Mapping[str, RewardModelFn | None] | None = None,
   ):
     """Checks the weights and stores the arguments; runs nothing yet.
 
@@ -173,27 +174,26 @@ class RewardManager:
     if name in self._plugins:
       return self._plugin_part(name, samples, counts_B)
     if _is_learned(name):
-      values = self._reward_models[name](
-        prompt_of, [s.completion for s in samples]
-      )
+      model: Any = self._reward_models[name]  # None while checking alone.
+      values = model(prompt_of, [s.completion for s in samples])
     else:
       part = registry.reward.get(name)
       values = [part(sample, self._options) for sample in samples]
-    values = np.array(
+    value_B = np.array(
       [np.nan if value is None else value for value in values], np.float32
     )
-    if values.shape != (len(samples),):
+    if value_B.shape != (len(samples),):
       raise RewardError(
-        f'reward: {name} returned {values.shape} numbers for '
+        f'reward: {name} returned {value_B.shape} numbers for '
         f'{len(samples)} samples'
       )
-    return {name: np.where(np.isfinite(values), values, np.float32(np.nan))}
+    return {name: np.where(np.isfinite(value_B), value_B, np.float32(np.nan))}
 
   def _plugin_part(
     self, name: str, samples: Sequence[Sample], counts_B: np.ndarray
   ) -> dict[str, np.ndarray]:
     """Calls a plugin for the samples that count; the others have NaN."""
-    rows = np.flatnonzero(counts_B)
+    rows = np.flatnonzero(counts_B).tolist()
     scores = self._plugins[name].score([samples[b] for b in rows])
     inner = dict.fromkeys(part for score in scores for part in score.parts)
     found = {

@@ -76,10 +76,8 @@ class Collector:
       )
     shuffle = config.data.task not in registry.task
     self._stream = batching.TwoPhaseStream(
-      *(
-        batching.prompt_stream(source, self._seed, shuffle)
-        for source in (first, everything)
-      ),
+      batching.prompt_stream(first, self._seed, shuffle),
+      batching.prompt_stream(everything, self._seed, shuffle),
       c.general_prompts_after_steps,
     )
     self._start = self._stream.get_state()

@@ -282,6 +282,7 @@ _MESHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', _MESHES, ids=str)
 def test_eight_devices_equal_one(shape):
   """Forward and one optimiser step, float32, to 1e-5.

@@ -192,6 +192,7 @@ def test_plain_dpo_has_no_weights_and_a_poisoned_batch_changes_none():
   np.testing.assert_allclose(state.alpha_g, [0.5, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['helpful', 'dpo'])
 def test_eight_devices_equal_one(kind):
   model, params = _model()

@@ -159,6 +159,7 @@ def test_a_value_is_of_what_stands_before_its_token(dense):
   assert (np.isclose(other_B, after_B, atol=1e-5) == ~ends_B).all()
 
 
+@pytest.mark.slow
 def test_microbatches_and_devices_do_not_change_a_critic():
   """One device and one batch, four microbatches, eight devices."""
   config = small_config(kv_lora_rank=16, num_hidden_layers=2)

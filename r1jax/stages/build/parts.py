@@ -165,7 +165,7 @@ def check_files(
   Raises:
     UserError: naming the file.
   """
-  known = registry.task if known is None else known
+  names_known: Any = registry.task if known is None else known
   for i, name in enumerate(mixture.parse(names)):
-    if f'{key}[{i}]' not in missing and name not in known:
+    if f'{key}[{i}]' not in missing and name not in names_known:
       readers.files(name)
