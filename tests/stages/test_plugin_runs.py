@@ -15,7 +15,7 @@ def _config():
   config = small.get_config()
   config.init = 'random'
   config.stages = ('rl',)
-  config.mesh.data = 1
+  config.rl.oversample = 1.0
   config.rl.max_steps = 3
   config.rl.save_steps = 1
   config.rl.eval_steps = 3
