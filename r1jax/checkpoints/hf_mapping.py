@@ -121,7 +121,7 @@ _MTP = (
   _M('hidden_norm/scale', 'D', 'hnorm.weight', 'D'),
   _M('norm/scale', 'D', 'shared_head.norm.weight', 'D'),
 )
-# By config.attention: attention, FFN of dense layers, FFN of MoE layers.
+# The layers of each config.attention: attention, dense FFN, MoE FFN.
 _LAYERS = {'mla': (_MLA, _DENSE_FFN, _MOE_FFN), 'gqa': (_GQA, _DENSE_FFN, ())}
 
 
