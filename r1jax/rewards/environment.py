@@ -1,4 +1,4 @@
-"""What stands between a prompt and its reward: environments.
+"""Environments, which lie between a prompt and its reward.
 
 An environment gives the conversation that an episode begins with, reads what
 the policy wrote and either ends the episode with a reward or asks for another
@@ -95,7 +95,7 @@ class Environment(abc.ABC):
   def start(self, prompt: Prompt) -> Sequence[Message]:
     """Returns the conversation that an episode begins with.
 
-    By default it is the prompt's own. Another one is rendered by the template
+    The default is the prompt's own. Another one is rendered by the template
     of config.data.template, which must be a chat template.
     """
     return conversation(prompt)

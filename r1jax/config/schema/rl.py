@@ -163,7 +163,7 @@ class RewardModelFiles(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig(Section):
-  """Rewards of completions, see rewards/reward_manager.py."""
+  """Rewards of completions, see rewards/parts.py."""
 
   reward: Mapping[str, float] = key(
     dict(
