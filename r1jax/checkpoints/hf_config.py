@@ -220,7 +220,7 @@ def _architecture(family: ModelFamily, h: _JsonObject) -> dict:
     RUN_DEFAULTS
     | shared
     | (_deepseek_fields(h) if mla else _dense_fields(h, shared))
-    | family.fields
+    | dict(family.fields)
   )
 
 

@@ -3,18 +3,57 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import numpy as np
 
 from r1jax.data import scored_text
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import (
-  LabelledBatch,
-  LabelledResponse,
-  PairBatch,
-  PreferencePair,
-)
+from r1jax.records import Array, LabelledResponse, PreferencePair
+
+
+@chex.dataclass(frozen=True)
+class PairBatch:
+  """P preference pairs as B = 2·P rows: chosen, rejected, chosen, rejected, …
+
+  Example, prompt [7, 8], chosen [9], rejected [4, 5], end of sequence 2, T = 6:
+    tokens_BT = [[7, 8, 9, 2, 0, 0], [7, 8, 4, 5, 2, 0]]
+    valid_BT  = [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
+    mask_BT   = [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0]]
+
+  Attributes:
+    tokens_BT: int32 token ids.
+    valid_BT: bool, False on padding.
+    mask_BT: bool, True on the response and its end-of-sequence token.
+    weight_P: float32, 1 for a real pair, 0 for one that pads the batch.
+    group_P: int32, index of the pair's preference group.
+  """
+
+  tokens_BT: Array
+  valid_BT: Array
+  mask_BT: Array
+  weight_P: Array
+  group_P: Array
+
+
+@chex.dataclass(frozen=True)
+class LabelledBatch:
+  """Single responses with safety labels; see PairBatch for the layout.
+
+  Attributes:
+    tokens_BT: int32 token ids.
+    valid_BT: bool, False on padding.
+    safe_B: float32, 1 for safe, 0 for unsafe.
+    weight_B: float32, 1 for a real row, 0 for one that pads the batch.
+    group_B: int32, index of the row's preference group.
+  """
+
+  tokens_BT: Array
+  valid_BT: Array
+  safe_B: Array
+  weight_B: Array
+  group_B: Array
 
 
 class PreferenceExample(NamedTuple):

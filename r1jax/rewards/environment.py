@@ -166,6 +166,7 @@ def score(
       f'environment: {where}: {name} returned {len(responses)} responses to '
       f'{len(episodes)} episodes'
     )
+  ends: list[End] = []
   for response in responses:
     if isinstance(response, NextTurn):
       raise UserError(
@@ -177,4 +178,5 @@ def score(
         f'environment: {where}: {name} returned {type(response).__name__} '
         'instead of an End or a NextTurn'
       )
-  return ScoredRollout.concatenate([response.scored for response in responses])
+    ends.append(response)
+  return ScoredRollout.concatenate([end.scored for end in ends])

@@ -200,15 +200,14 @@ def _stack_experts(
   max_new_tokens: int,
 ) -> np.ndarray | None:
   """Returns the experts of all tokens, [B, T, L, A], or None."""
-  if (
-    isinstance(completions[0], Episode) or completions[0].prompt_experts is None
-  ):
+  recorded = [c for c in completions if isinstance(c, Completion)]
+  if not recorded or recorded[0].prompt_experts is None:
     return None
-  shape_LA = completions[0].prompt_experts.shape[1:]
+  shape_LA = recorded[0].prompt_experts.shape[1:]
   experts_BTLA = np.zeros(
     (len(completions), prompt_width + max_new_tokens, *shape_LA), np.uint16
   )
-  for experts_TLA, c in zip(experts_BTLA, completions):
+  for experts_TLA, c in zip(experts_BTLA, recorded, strict=True):
     known = np.concatenate([c.prompt_experts, np.stack(c.experts)])
     start = prompt_width - len(c.request.prompt)
     experts_TLA[start : start + len(known)] = known

@@ -9,7 +9,7 @@ import numpy as np
 
 from r1jax.algos import common
 from r1jax.config.schema.run import RunConfig
-from r1jax.records import LabelledBatch, PairBatch
+from r1jax.data.preference_batches import LabelledBatch, PairBatch
 from r1jax.sharding import Layout
 from r1jax.stages.bucketed import BucketedStage
 from r1jax.stages.build import preference_data

@@ -12,8 +12,8 @@ from r1jax import registry
 from r1jax.config.schema.preferences import RewardModelConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import preference_batches, scored_text
+from r1jax.data.preference_batches import PairBatch
 from r1jax.model.transformer import Transformer
-from r1jax.records import PairBatch
 from r1jax.stages.bucketed import check_scalar_head
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import preference_data

@@ -16,8 +16,9 @@ from r1jax.algos import common
 from r1jax.algos import dpo as dpo_loss
 from r1jax.config.schema.preferences import DPOLossConfig
 from r1jax.config.schema.training import LoadBalancingConfig
+from r1jax.data.preference_batches import PairBatch
 from r1jax.model.transformer import Transformer, output_head, positions
-from r1jax.records import Array, PairBatch
+from r1jax.records import Array
 from r1jax.train import state as train_state
 from r1jax.train.make_step import (
   LossOutput,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from r1jax.algos import reward_model as losses
 from r1jax.config.schema.preferences import PairwiseLossConfig
 from r1jax.config.schema.training import LoadBalancingConfig
+from r1jax.data.preference_batches import LabelledBatch, PairBatch
 from r1jax.model import scoring
 from r1jax.model.transformer import Transformer
-from r1jax.records import LabelledBatch, PairBatch
 from r1jax.train.make_step import LossOutput, constrain, make_step, num_rows
 from r1jax.train.optimizer import Optimizer
 from r1jax.train.state import TrainState

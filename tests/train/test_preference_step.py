@@ -10,9 +10,9 @@ import pytest
 from r1jax.algos.dpo import GroupRobust
 from r1jax.config.schema.preferences import DPOLossConfig, PairwiseLossConfig
 from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
+from r1jax.data.preference_batches import LabelledBatch, PairBatch
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
-from r1jax.records import LabelledBatch, PairBatch
 from r1jax.sharding import Layout, make_mesh
 from r1jax.train import dpo_step, optimizer, reward_model_step
 from r1jax.train import state as train_state
