@@ -232,49 +232,6 @@ class Rollout:
   experts_BTLA: Array | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-  """Consecutive tokens of an episode that one side wrote, on the host.
-
-  Attributes:
-    tokens: Token ids.
-    sampled: Whether the policy sampled them; tokens that it did not sample,
-      such as the output of a tool, are never trained on.
-    text: The tokens as text, without a stop token.
-    logp: Log-probability of each token under the distribution that it was
-      sampled from; empty if the policy did not sample them.
-    model_logp: The same under the model's own distribution; see Rollout.
-    policy_version: Version of the policy that sampled each token.
-  """
-
-  tokens: Sequence[int]
-  sampled: bool
-  text: str = ''
-  logp: Sequence[float] = ()
-  model_logp: Sequence[float] = ()
-  policy_version: Sequence[int] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Episode:
-  """A prompt and the turns that follow it, on the host.
-
-  Attributes:
-    prompt: The prompt.
-    turns: The turns, of the policy and of the environment.
-    finish_reason: Why the last turn ended: 'stop' or 'length'.
-  """
-
-  prompt: Prompt
-  turns: tuple[Turn, ...]
-  finish_reason: str
-
-  @property
-  def text(self) -> str:
-    """The text of the last turn that the policy sampled; '' without one."""
-    return next((t.text for t in reversed(self.turns) if t.sampled), '')
-
-
 @chex.dataclass(frozen=True)
 class ScoredRollout:
   """The rewards of B completions, on the host.
@@ -343,8 +300,7 @@ class RLBatch:
       sequence share one.
     old_logp_BT: float32 log-probability of each token under the policy that
       sampled it, as recorded or as recomputed by the trainer
-      (rl.old_logp_source): the
-      denominator of the importance ratio.
+      (rl.old_logp_source): the denominator of the importance ratio.
     ref_logp_BT: float32 log-probability under the reference policy.
     rollout_is_weight_BT: float32 importance weight of each token that corrects
       for the difference between sampler and trainer; None for 1.

@@ -6,9 +6,10 @@ import pytest
 
 from r1jax import registry
 from r1jax.data.text.response_formats import ResponseParser
+from r1jax.episode import Episode, Turn
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
-from r1jax.records import Episode, Message, Prompt, Turn
+from r1jax.records import Message, Prompt
 from r1jax.rewards import environment
 from r1jax.rewards.parts import RewardOptions
 from r1jax.rewards.reward_manager import RewardManager

@@ -17,6 +17,7 @@ PACKAGE = ROOT / 'r1jax'
 LAYERS = (
   ('errors', 'files', 'message'),
   ('records',),
+  ('episode',),
   ('registry',),
   ('config', 'sharding'),
   ('model', 'algos'),

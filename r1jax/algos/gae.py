@@ -88,7 +88,7 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
     adv_BT    = [0, 0.5, 0.3, 0]
 
   Args:
-    gamma, lam: See GAE.
+    gamma, lam: See GAEConfig.
     reward_BT, value_BT: float32.
     end_B: V after a row's last token.
     mask_BT: bool loss mask; the tokens of a row are contiguous.

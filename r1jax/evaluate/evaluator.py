@@ -55,15 +55,17 @@ class Evaluator:
     k: int,
     sampling: SamplingParams,
   ):
-    """Args:
-    engine: The sampler.
-    prompts: The problems.
-    tokenizer: Encodes prompts and decodes completions.
-    reward: Grades completions.
-    parser: Finds the answer in a completion.
-    max_prompt_tokens: Length that prompts are padded to.
-    k: Completions of each problem.
-    sampling: How tokens are sampled.
+    """Builds the evaluation.
+
+    Args:
+      engine: The sampler.
+      prompts: The problems.
+      tokenizer: Encodes prompts and decodes completions.
+      reward: Grades completions.
+      parser: Finds the answer in a completion.
+      max_prompt_tokens: Length that prompts are padded to.
+      k: Completions of each problem.
+      sampling: How tokens are sampled.
     """
     self._engine, self._prompts, self._tokenizer = engine, prompts, tokenizer
     self._reward, self._parser = reward, parser
@@ -201,7 +203,7 @@ def majority_correct(
 ) -> list[bool]:
   """Whether the most frequent answer to each problem is right (cons@k).
 
-  Completions without an answer do not vote. A tie goes to the answer that
+  Answers are compared as exact texts. Completions without an answer do not vote. A tie goes to the answer that
   occurred first.
 
   Args:

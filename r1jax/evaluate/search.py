@@ -88,11 +88,13 @@ class BestOfN:
     k: int,
     model: ProcessRewardModel | None,
   ):
-    """Args:
-    engine: The sampler.
-    problems: The problems.
-    k: Completions of each problem.
-    model: Scores the steps of completions, or None.
+    """Builds the evaluation.
+
+    Args:
+      engine: The sampler.
+      problems: The problems.
+      k: Completions of each problem.
+      model: Scores the steps of completions, or None.
     """
     self._engine, self._problems, self._k = engine, problems, k
     self._model = model
@@ -190,7 +192,9 @@ class TreeSearch:
     splitter,
     model: ProcessRewardModel | None,
   ):
-    """Args:
+    """Builds the evaluation.
+
+    Args:
     engine: The sampler.
     problems: The problems.
     options: Of the search.

@@ -18,9 +18,10 @@ import math
 import numpy as np
 
 from r1jax import registry
+from r1jax.episode import Episode
 from r1jax.errors import UserError
 from r1jax.message import Message
-from r1jax.records import Episode, Prompt, ScoredRollout
+from r1jax.records import Prompt, ScoredRollout
 from r1jax.rewards.plugin_reward import RewardError
 from r1jax.rewards.reward_manager import RewardManager
 

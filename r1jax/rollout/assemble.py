@@ -9,13 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.records import (
-  FINISH_LENGTH,
-  FINISH_STOP,
-  Episode,
-  PromptBatch,
-  Rollout,
-)
+from r1jax.episode import Episode
+from r1jax.records import FINISH_LENGTH, FINISH_STOP, PromptBatch, Rollout
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 

@@ -112,8 +112,8 @@ class CachedModel:
 
     Args:
       params: Parameters of the whole model.
-      kv_cache: KVBlock pools by stack.
-      block_tables: KVBlock tables of the rows.
+      kv_cache: The KV cache of each stack, cache.KVCache.
+      block_tables: Block tables of the rows, cache.BlockTables.
       inputs: Tokens and hidden states.
       position_BT: int32 positions; negative ones count as 0.
       see_BTS: bool, columns that each token attends to.
@@ -142,8 +142,8 @@ class CachedModel:
     """Appends the valid columns of a call to the rows' blocks.
 
     Args:
-      kv_cache: KVBlock pools by stack.
-      block_tables: KVBlock tables of the rows.
+      kv_cache: The KV cache of each stack, cache.KVCache.
+      block_tables: Block tables of the rows, cache.BlockTables.
       columns: Entries of this call, by stack.
       valid_BS: bool, columns to append.
       hidden_BSD: The model's hidden state at each column, which the MTP

@@ -50,8 +50,8 @@ class Programs(CachedModel):
 
     Args:
       params: Parameters in the decoding layout.
-      kv_cache: KVBlock pools by stack.
-      block_tables: KVBlock tables of the rows.
+      kv_cache: The KV cache of each stack, cache.KVCache.
+      block_tables: Block tables of the rows, cache.BlockTables.
       tokens_BT: int32 tokens.
       count_B: int32, number of leading tokens of each row that count.
 
@@ -110,8 +110,8 @@ class Programs(CachedModel):
 
     Args:
       params: Parameters in the decoding layout.
-      kv_cache: KVBlock pools by stack.
-      block_tables: KVBlock tables of the rows.
+      kv_cache: The KV cache of each stack, cache.KVCache.
+      block_tables: Block tables of the rows, cache.BlockTables.
       metadata: Sampling parameters.
       token_B: int32, last token of each sequence, which is fed first.
       num_top_logprobs: O, see sampling.sample_tokens.

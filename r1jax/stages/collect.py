@@ -15,8 +15,9 @@ import numpy as np
 from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import batching, splits
+from r1jax.episode import Episode, Turn
 from r1jax.errors import UserError
-from r1jax.records import Episode, Prompt, PromptBatch, ScoredRollout, Turn
+from r1jax.records import Prompt, PromptBatch, ScoredRollout
 from r1jax.rewards import environment, multihost
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble, groups
@@ -116,8 +117,9 @@ class Collector:
   def collect(self, params, step: int, key: jax.Array) -> CollectedGroups:
     """Samples the groups of a step under the policy that it begins with.
 
-    With rl.dynamic_sampling only groups of varied worth are chosen; where too
-    few are found, others fill the batch and count for nothing.
+    With rl.dynamic_sampling only groups whose samples are not all right or all
+    wrong are chosen. Where too few are found, other groups fill the batch, and
+    the loss leaves their tokens out.
 
     Args:
       params: The policy's parameters.

@@ -72,7 +72,7 @@ class DatasetStage(Stage):
     return {'rows': f'{len(rows)}'}
 
   def check_counts(self, counts: Counter):
-    """Raises UserError after a chunk that shows that the rest is in vain."""
+    """Raises UserError if the chunks so far show that no row can be made."""
     del counts
 
   def provenance(self) -> dict:

@@ -102,7 +102,7 @@ class RewardModelStage(PreferenceStage):
     return (2 * batch.safe_B - 1) * score_B
 
   def metadata(self, state: Any) -> dict:
-    """Returns how its scores are read: see rewards/learned.py."""
+    """Returns how its scores are read: see rewards/reward_model.py."""
     each = [
       np.asarray(self._scores(state.params, batch)).reshape(
         len(example_weight(batch)), -1

@@ -21,7 +21,13 @@ from r1jax.errors import UserError
 from r1jax.evaluate import evaluator
 from r1jax.graders import code_grader, dispatch
 from r1jax.graders.verdict import Verdict
-from r1jax.records import FINISH_STOP, RLBatch, Rollout, ScoredRollout
+from r1jax.records import (
+  FINISH_LENGTH,
+  FINISH_STOP,
+  RLBatch,
+  Rollout,
+  ScoredRollout,
+)
 from r1jax.rollout import assemble
 from r1jax.stages import collect, critic, report, rl_update
 from r1jax.stages.build import parts as build
@@ -181,7 +187,7 @@ class RL(TrainedStage):
   def train_step(
     self, state: RLState, step: int, data: collect.Collector
   ) -> StepOutput:
-    """Runs groups → rollout → rewards → scores → advantages → updates."""
+    """Samples groups, rewards them, estimates advantages, updates the policy."""
     c = self._config
     group = data.collect(state.train.params, step, self._key(_ROLLOUT, step))
     scored = group.scored
@@ -247,7 +253,7 @@ class RL(TrainedStage):
     adv_B = self._adv_estimator(reward_B, *groups, scorable_B, c)
     varied_P = advantage.varied_groups(reward_B, *groups, scorable_B)
     batch = RLBatch(
-      rollout=_masked(
+      rollout=_loss_masked(
         rollout,
         scored.scorable_B & group.counts_B,
         c.mask_truncated_completions,
@@ -321,7 +327,7 @@ class RL(TrainedStage):
     return self._copy(params)
 
 
-def _masked(rollout: Rollout, counts_B, mask_truncated: bool) -> Rollout:
+def _loss_masked(rollout: Rollout, counts_B, mask_truncated: bool) -> Rollout:
   """Returns the rollout with a mask of the tokens that the loss counts.
 
   Lengths stay those of all completions.
@@ -381,7 +387,7 @@ def _rollout_metrics(
       'reward_std': of_scorable(np.std, scored.reward_B),
       'completions/mean_length': np.mean(rollout.length_B),
       'completions/max_length': np.max(rollout.length_B),
-      'completions/clipped_ratio': np.mean(rollout.finish_B == 0),
+      'completions/clipped_ratio': np.mean(rollout.finish_B == FINISH_LENGTH),
       'completions/self_correction': np.mean(self_corrections),
       'rollout/stale_token_frac': np.mean(staleness > 0),
       'rollout/max_staleness': np.max(staleness),

@@ -61,9 +61,10 @@ def make_policy_step(
 def updates(
   config: RunConfig, layout: Layout, num_updates: int
 ) -> list[Update]:
-  """Returns the programs for the rows of one minibatch, which fill the memory.
+  """Returns the programs of one update: of one minibatch.
 
-  PPO with a separate critic has two.
+  An update needs more memory than a whole step holds between updates. PPO with
+  a separate critic has two programs.
   """
   check_rl(config, layout)
   critic.check(config)

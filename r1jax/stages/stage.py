@@ -84,8 +84,8 @@ class Stage(abc.ABC):
   Attributes:
     name: Name of its section in the config and of its folder in a workdir.
     section: The section's dataclass.
-    takes: Keys that may name another stage ('@name'), by their beginnings, and
-      the kinds of output that they take. Every stage takes `init`.
+    takes: Prefixes of the keys that may name another stage ('@name'), and the
+      kinds of output that these keys accept. Every stage takes `init`.
     output: The file that it leaves; it is there when all is done.
     starts_fresh: Whether it begins with random parameters instead of
       config.init's.

@@ -5,8 +5,9 @@ import pytest
 
 from r1jax import registry
 from r1jax.data.text.response_formats import ResponseParser
+from r1jax.episode import Episode, Turn
 from r1jax.errors import UserError
-from r1jax.records import Episode, Message, Prompt, Turn
+from r1jax.records import Message, Prompt
 from r1jax.rewards import environment
 from r1jax.rewards.parts import RewardOptions
 from r1jax.rewards.plugin_reward import RewardError

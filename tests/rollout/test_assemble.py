@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from r1jax.records import Episode, Prompt, PromptBatch, Turn
+from r1jax.episode import Episode, Turn
+from r1jax.records import Prompt, PromptBatch
 from r1jax.rollout import assemble
 
 

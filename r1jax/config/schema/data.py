@@ -51,7 +51,7 @@ class DataConfig(Section):
     "Largest share of a training set's rows that may be dropped as bad; with "
     '0 a bad row is an error. Evaluation questions are never dropped.',
     at_least=0,
-    at_most=1,
+    below=1,
   )
   pass_rates: str = key('', "A JSONL file of 'id' and 'pass_rate'.")
   min_pass_rate: float = key(

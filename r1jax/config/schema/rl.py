@@ -67,7 +67,8 @@ class PolicyLossConfig(Section):
   )
   rollout_is_level: str = key(
     'token',
-    "Whether the correction is of each 'token' or of the whole 'sequence'.",
+    "Whether the correction is of each 'token', or of the whole 'sequence', "
+    'the product over its tokens.',
     choices=('token', 'sequence'),
   )
   rollout_is_threshold: float = key(
@@ -243,15 +244,15 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
   group_size: int = key(16, 'G, completions of each prompt.', at_least=1)
   oversample: float = key(
     1.0,
-    'Groups in flight over prompts_per_step. A step ends when prompts_per_step '
-    'groups are complete; the others go on in the next step with what they '
-    'have (partial rollouts).',
+    'Ratio of the groups in flight to prompts_per_step: 1.5 samples half more. '
+    'A step ends when prompts_per_step groups are complete; the others are '
+    'continued in the next step (partial rollouts).',
     at_least=1,
   )
   max_staleness: int = key(
     0,
-    'A group whose first token is of a policy so many steps old is dropped; 0 '
-    'drops none.',
+    'A group is dropped if its first token is of a policy more than so many '
+    'steps old; 0 drops none.',
     unit='steps',
     at_least=0,
   )

@@ -56,8 +56,8 @@ class RunConfig(Section):
     'pretrain',
     "What the first stage starts from: 'shipped' with the package; "
     "'pretrain', made by the stage of that name or found where this config "
-    "made it before; 'random'; or weights of ours, a .safetensors file or a "
-    'folder that import-hf wrote.',
+    "made it before; 'random'; weights of ours, a .safetensors file or a "
+    "folder that import-hf wrote; or a Hugging Face model's folder.",
   )
   model: ModelConfig = section(
     ModelConfig, max_position_embeddings=1024 + 32768

@@ -131,8 +131,8 @@ class SFTConfig(TrainingConfig):
   )
   reasoning_loss_weight: float = key(
     -1.0,
-    'α: the loss is α · (mean over reasoning rows) + (1 − α) · (mean over '
-    'general rows). −1 counts every token alike.',
+    'α: the loss is α · (mean over tokens of reasoning rows) + (1 − α) · (mean '
+    'over tokens of general rows). −1 is the mean over all tokens.',
     at_least=-1,
     at_most=1,
   )
