@@ -1,4 +1,4 @@
 """The shipped experiments, installed as r1jax.configs; each file is one diff.
 
-r1jax/config/base.py declares every key.
+r1jax/config/schema/ declares every key.
 """

@@ -6,7 +6,7 @@ reward model learns the labels; a policy learns from that model alone.
 
   r1jax pipeline --config=pipeline_process_tiny --workdir=runs/prm
   r1jax eval --config=r1_zero_tiny --config.eval.search.kind=mcts \\
-      --config.eval.search.process_reward_model=runs/prm/judge/prm/model.safetensors
+      --config.eval.search.process_reward_model=runs/prm/prm/prm/model.safetensors
 
 On one CPU core it takes about six minutes; what comes of it is in
 experiments/process_rewards.
@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
   labels.label_steps.update(
     num_prompts=96, num_samples=4, num_continuations=8, prompts_per_chunk=32
   )
-  judge = _config('prm')
-  judge.model.scalar_head = True
-  judge.prm.update(
+  prm = _config('prm')
+  prm.model.scalar_head = True
+  prm.prm.update(
     data=('@labels',),
     eval_share=0.15,
     num_train_epochs=6,
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     router_aux_loss_coef=0.0,
     score_batch_size=64,
   )
-  judge.prm.optimizer.update(
+  prm.prm.optimizer.update(
     learning_rate=1e-3,
     warmup_steps=5,
     lr_scheduler_type='cosine',
@@ -51,14 +51,14 @@ def get_config() -> ConfigDict:
   policy = _config('rl')
   policy.rl.update(max_steps=30, eval_steps=3, save_steps=30)
   policy.rl.reward.update(accuracy=0.0, format=0.0, prm=1.0)
-  policy.rl.reward_models.prm = '@judge'
+  policy.rl.reward_models.prm = '@prm'
   policy.eval.num_samples = 4
   return ConfigDict(
     dict(
-      stages=('labels', 'judge', 'policy'),
+      stages=('labels', 'prm', 'policy'),
       evaluations=(),
       labels=labels,
-      judge=judge,
+      prm=prm,
       policy=policy,
     )
   )

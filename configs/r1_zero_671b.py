@@ -1,7 +1,7 @@
 """R1-Zero as it was: DeepSeek-V3-Base by pure GRPO.
 
-DeepSeek-R1 section 2.2, with the numbers of its second version; those that
-are unpublished are marked in r1jax/config/base.py.
+DeepSeek-R1 section 2.2, with the numbers of its second version. R1-Zero's
+unpublished numbers are listed in r1jax/config/algorithms.py.
 
   r1jax info --config=r1_zero_671b --devices=1024
   r1jax aot --config=r1_zero_671b --topology=v5p:8x8x16

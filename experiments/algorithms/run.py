@@ -48,7 +48,7 @@ def taken_over(r1: Path, place: Path):
 def row(place: Path, stage: str, found: dict[str, float]) -> dict:
   """The numbers of one policy: in the mean of the groups, and of the worst."""
   group = [found[f'{task}/pass@1'] for task in CONFIG.evaluations]
-  told = {
+  numbers = {
     'mean pass@1': round(sum(group) / len(group), 4),
     'worst pass@1': round(min(group), 4),
   } | {
@@ -56,7 +56,7 @@ def row(place: Path, stage: str, found: dict[str, float]) -> dict:
     for task in CONFIG.evaluations
     for column in COLUMNS
   }
-  told |= {
+  numbers |= {
     'pair accuracy': '',
     'worst pair accuracy': '',
     'explained variance': '',
@@ -67,7 +67,7 @@ def row(place: Path, stage: str, found: dict[str, float]) -> dict:
       for line in metrics.read(place / stage / 'dpo/metrics.jsonl')
       if 'eval/accuracy' in line
     ][-1]
-    told |= {
+    numbers |= {
       'pair accuracy': round(last['eval/accuracy'], 4),
       'worst pair accuracy': round(last['eval/worst_group'], 4),
     }
@@ -78,8 +78,8 @@ def row(place: Path, stage: str, found: dict[str, float]) -> dict:
       if 'critic/vf_explained_var' in line
     ][-10:]
     if explained:
-      told['explained variance'] = round(sum(explained) / len(explained), 3)
-  return told
+      numbers['explained variance'] = round(sum(explained) / len(explained), 3)
+  return numbers
 
 
 def main():

@@ -136,9 +136,9 @@ def soundness(name: str, golds: list[str]):
   def share(pairs, wanted) -> str:
     distinct = sorted(set(pairs))
     verdicts = dict(zip(distinct, math_grader.verify(distinct)))
-    told = Counter(verdicts[pair] for pair in pairs)
-    rest = {str(key): told[key] for key in told if key != wanted}
-    return f'{told[wanted] / len(pairs):.4f} of {len(pairs)}, else {rest}'
+    count = Counter(verdicts[pair] for pair in pairs)
+    rest = {str(key): count[key] for key in count if key != wanted}
+    return f'{count[wanted] / len(pairs):.4f} of {len(pairs)}, else {rest}'
 
   refused = sum(map(math_grader.is_too_expensive, golds))
   others = random.Random(0).sample(golds, len(golds))
@@ -176,14 +176,14 @@ def code(rows: int | None):
     tests = [convert(row) for row in some]
     programs = [code_sources.reference(row) for row in some]
     began = time.perf_counter()
-    told = Counter(
+    count = Counter(
       str(grade.verdict)
       for grade in code_runner.run_tests_batch(programs, tests, sandbox)
     )
     secs = time.perf_counter() - began
     print(
-      f'  {name}: {told["correct"]} of {len(some)} solutions pass, '
-      f'{len(some) / secs:.0f} a second; {dict(told)}'
+      f'  {name}: {count["correct"]} of {len(some)} solutions pass, '
+      f'{len(some) / secs:.0f} a second; {dict(count)}'
     )
     pairs = [
       (mutant, test)

@@ -79,10 +79,10 @@ def trained(place: Path, changes: dict[str, object]) -> list[dict]:
 def judged(
   place: Path, init: str, seed: int, prompts: int, only: tuple[str, ...]
 ) -> dict:
-  """Labels and judge of a policy; what they cost and how good they are."""
+  """Trains on step labels of a policy; returns costs and quality."""
   changes = [
     f'--config.{stage}.{key}={value}'
-    for stage in ('labels', 'judge', 'policy')
+    for stage in ('labels', 'prm', 'policy')
     for key, value in (('seed', seed), ('init', init))
   ]
   for stage in only:
@@ -95,7 +95,7 @@ def judged(
       f'--config.labels.label_steps.num_prompts={prompts}',
     )
   report = (place / 'labels/label_steps/report.json').read_text()
-  last = metrics.read(place / 'judge/prm/metrics.jsonl')[-1]
+  last = metrics.read(place / 'prm/prm/metrics.jsonl')[-1]
   return {'label_tokens': json.loads(report)['tokens']} | {
     f'prm_{name}': last[f'eval/{name}']
     for name in ('accuracy', 'auc', 'calibration')
@@ -108,7 +108,7 @@ def policy_rows(
   """Accuracy and tokens of each method that chooses an answer, for a policy."""
   place = out / f'seed{seed}' / name
   cost = judged(place / 'process', init, seed, PROMPTS[name], only)
-  model = place / 'process/judge/prm/model.safetensors'
+  model = place / 'process/prm/prm/model.safetensors'
   shared = {
     'init': init,
     'seed': seed,
@@ -247,10 +247,10 @@ def main():
     trained(early, RL | {'seed': seed, 'rl.max_steps': EARLY_STEPS})
     plain = trained(place / 'plain', RL | {'seed': seed})
     found = policy_rows(
-      out, 'base', 'shipped', seed, ('labels', 'judge', 'policy')
+      out, 'base', 'shipped', seed, ('labels', 'prm', 'policy')
     )
     found += policy_rows(
-      out, 'early', early / 'rl/model.safetensors', seed, ('labels', 'judge')
+      out, 'early', early / 'rl/model.safetensors', seed, ('labels', 'prm')
     )
     before = metrics.read(early / 'rl/metrics.jsonl')
     spent = {

@@ -121,7 +121,7 @@ def main():
   out, seeds = study.flags(__doc__)
   rows, commit = [], study.commit()
 
-  def told(name, seed, last, secs, **baselines):
+  def add_row(name, seed, last, secs, **baselines):
     half = 1.96 * last['eval/accuracy_stderr']
     accuracy = last['eval/accuracy']
     rows.append(
@@ -165,7 +165,7 @@ def main():
           ),
         )
         plain = round(float(max(safe, 1 - safe)), 4)
-      told(
+      add_row(
         f'manners, {kind}',
         seed,
         last,
@@ -199,7 +199,7 @@ def main():
         },
       )
       pairs, single, count = length_wins(path)
-      told(
+      add_row(
         f'hh-rlhf, {kind}',
         seed,
         last,

@@ -74,16 +74,18 @@ def main():
       for temperature in (1.0, 0.0):
         how = sizes | {'eval.temperature': temperature}
         plain = evaluated(workdir, how)
-        told = evaluated(workdir, how | {'rollout.speculative': True})
+        measured = evaluated(workdir, how | {'rollout.speculative': True})
         rows.append(
           {
             'commit': study.commit(),
             'seed': seed,
             'policy': name,
             'temperature': temperature,
-            'acceptance': round(told['eval/draft_acceptance_rate'], 4),
-            'tokens_per_pass': round(told['eval/tokens_per_decode_step'], 3),
-            'pass@1': round(told['eval/pass@1'], 4),
+            'acceptance': round(measured['eval/draft_acceptance_rate'], 4),
+            'tokens_per_pass': round(
+              measured['eval/tokens_per_decode_step'], 3
+            ),
+            'pass@1': round(measured['eval/pass@1'], 4),
             'pass@1_plain': round(plain['eval/pass@1'], 4),
             'pass@1_stderr': round(plain['eval/pass@1_stderr'], 4),
           }

@@ -155,7 +155,14 @@ class Evaluator:
       'eval/format': mean('format'),
       'eval/completions/mean_length': mean('tokens'),
       'eval/completions/self_correction': float(
-        np.mean([self_corrects(record['completion']) for record in records])
+        np.mean(
+          [
+            self_corrects(
+              record['completion'], self._parser.format.reasoning_end
+            )
+            for record in records
+          ]
+        )
       ),
       'eval/completions/clipped_ratio': mean('truncated'),
       'eval/language': float(
@@ -231,10 +238,16 @@ def _majority_verdict(
 _CORRECTION = re.compile(rf'\b({"|".join(CORRECTION_WORDS)})\b', re.IGNORECASE)
 
 
-def self_corrects(completion: str) -> bool:
-  """Whether the thought contains a word of correction, such as 'wait'."""
-  thought = completion.split('</think>')[0]
-  return bool(_CORRECTION.search(thought))
+def self_corrects(completion: str, reasoning_end: str) -> bool:
+  """Whether the reasoning contains a word of correction, such as 'wait'.
+
+  Args:
+    completion: The completion as text.
+    reasoning_end: The tag that closes the reasoning, such as '</think>'; all
+      of a completion without it is reasoning.
+  """
+  reasoning = completion.split(reasoning_end)[0]
+  return bool(_CORRECTION.search(reasoning))
 
 
 def sample_records(

@@ -24,11 +24,12 @@ MAX_DEPTH = 12  # Nested brackets; gold answers have up to 3.
 # in the gold answers of MATH is 2004!, of 5,736 digits.
 MAX_DIGITS = 10_000
 MAX_TERMS = 100  # Terms when expanded; gold answers have up to 64.
-# On a busy core, the slowest gold answer of MATH and GSM8K takes 0.11
-# CPU-seconds, and one in 200 of the distinct ones takes more than 0.05. A first
-# attempt may use 0.045 plus an eighth of the budget's 0.3; the deadline is 0.3.
-# All of these grow with the measured time of answers. With a deadline of
-# seconds, a few bombs would use up the time of all other answers.
+# In units of a typical answer, 0.003 CPU-seconds: a first attempt may use 0.045 s
+# and an eighth of the budget's 0.3 s, the deadline is 0.3 s, and all grow with
+# the measured time of answers. On a busy core, the slowest gold answer of MATH
+# and GSM8K takes 0.11 CPU-seconds, and one in 200 of the distinct ones takes
+# more than 0.05. With a deadline of seconds, a few bombs would use up the time of
+# all other answers.
 _LIMITS = job_queue.WorkerLimits(
   first_attempt=15,
   deadline=100,

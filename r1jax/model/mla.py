@@ -108,7 +108,7 @@ class MLA(nn.Module):
   def extend(self, x_BTD, position_BT, view: cache.View):
     """Attends from T new tokens per sequence to the cache, in absorbed form.
 
-    Since q·k = (q W_kᵀ)·c, attention with queries in latent space is a product
+    The up-projections are applied to the queries instead of the cache. Since q·k = (q W_kᵀ)·c, attention with queries in latent space is a product
     with the cache itself, whose one latent all heads of a sequence share.
 
     Args:

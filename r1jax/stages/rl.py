@@ -214,7 +214,9 @@ class RL(TrainedStage):
       reference=self._next_reference(state, train.params, step),
     )
     values |= jax.device_get(metrics) | group.metrics
-    values |= _rollout_metrics(scored, rollout, varied_P)
+    values |= _rollout_metrics(
+      scored, rollout, varied_P, self._parts.parser.format.reasoning_end
+    )
     values |= {
       f'rollout/{name}': value
       for name, value in assemble.speculative_metrics(group.completions).items()
@@ -362,7 +364,7 @@ def _known_mean(x_B) -> float:
 
 
 def _rollout_metrics(
-  scored: ScoredRollout, rollout: Rollout, varied_P
+  scored: ScoredRollout, rollout: Rollout, varied_P, reasoning_end: str
 ) -> dict[str, float]:
   """Returns metrics of a rollout and its rewards."""
   staleness = rollout.staleness_BT[rollout.mask_BT]
@@ -378,7 +380,9 @@ def _rollout_metrics(
     f'verdict/{name}': verdicts[name] / len(ok_B)
     for name in (*Verdict, GENERAL)
   }
-  self_corrections = [evaluator.self_corrects(text) for text in scored.texts]
+  self_corrections = [
+    evaluator.self_corrects(text, reasoning_end) for text in scored.texts
+  ]
   return (
     parts
     | shares

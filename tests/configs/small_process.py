@@ -20,9 +20,9 @@ def get_config():
     num_prompts=12, num_samples=3, num_continuations=2, prompts_per_chunk=4
   )
   labels.rl.max_new_tokens = 40
-  judge = _stage('prm', '@base')
-  judge.model.scalar_head = True
-  judge.prm.update(
+  prm = _stage('prm', '@base')
+  prm.model.scalar_head = True
+  prm.prm.update(
     data=('@labels',),
     eval_share=0.4,
     batch_size=8,
@@ -32,18 +32,18 @@ def get_config():
     logging_steps=1,
     score_batch_size=8,
   )
-  judge.prm.optimizer.learning_rate = 1e-2
+  prm.prm.optimizer.learning_rate = 1e-2
   policy = _stage('rl', '@base')
   policy.rl.update(max_steps=2, eval_steps=2, oversample=1.0)
   policy.rl.reward.update(prm=1.0, accuracy=0.0)
-  policy.rl.reward_models.prm = '@judge'
+  policy.rl.reward_models.prm = '@prm'
   return ConfigDict(
     dict(
-      stages=('base', 'labels', 'judge', 'policy'),
+      stages=('base', 'labels', 'prm', 'policy'),
       evaluations=(),
       base=base,
       labels=labels,
-      judge=judge,
+      prm=prm,
       policy=policy,
     )
   )

@@ -47,5 +47,5 @@ def test_cons_is_the_majority_of_those_that_answer(answers, right):
     ('', False),
   ],
 )
-def test_a_self_correction_is_a_word_of_the_thought(text, corrects):
-  assert evaluator.self_corrects(text) == corrects
+def test_a_self_correction_is_a_word_of_the_reasoning(text, corrects):
+  assert evaluator.self_corrects(text, '</think>') == corrects

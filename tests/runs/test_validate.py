@@ -231,15 +231,15 @@ def test_numbers_are_checked_though_a_reward_model_is_still_to_come(
 
 def test_a_process_reward_model_reads_as_far_as_a_run_may_write(tmp_path):
   config = small_process.get_config()
-  config.policy.rl.reward_models.prm = '@judge'
-  reads = config.judge.prm.length_buckets[-1]
+  config.policy.rl.reward_models.prm = '@prm'
+  reads = config.prm.prm.length_buckets[-1]
   config.policy.rl.max_new_tokens = reads
-  _refused(config, tmp_path, f'prm: judge reads {reads} tokens, fewer than')
+  _refused(config, tmp_path, f'prm: prm reads {reads} tokens, fewer than')
   config.policy.stages = ('sft',)
   config.policy.sft.data = ('arithmetic:8',)
   config.policy.rl.reward_models.prm = ''
-  config.policy.eval.search.process_reward_model = '@judge'
-  _refused(config, tmp_path, f'model: judge reads {reads} tokens, fewer than')
+  config.policy.eval.search.process_reward_model = '@prm'
+  _refused(config, tmp_path, f'model: prm reads {reads} tokens, fewer than')
 
 
 @pytest.mark.parametrize(
@@ -293,11 +293,11 @@ def test_an_old_evaluation_hides_no_error(tmp_path):
 def test_a_reward_model_may_begin_a_critic_whatever_it_reads(tmp_path):
   config = small_process.get_config()
   config.policy.rl.adv_estimator = 'gae'
-  config.policy.rl.ppo.critic_init = '@judge'
-  config.judge.prm.length_buckets = (16,)
+  config.policy.rl.ppo.critic_init = '@prm'
+  config.prm.prm.length_buckets = (16,)
   runs = load_pipeline(config).runs
   compatibility.check_fit(
-    'policy', runs['policy'], 'rl.ppo.critic_init', 'judge', runs['judge']
+    'policy', runs['policy'], 'rl.ppo.critic_init', 'prm', runs['prm']
   )
 
 

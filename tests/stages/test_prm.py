@@ -33,7 +33,7 @@ _TEXT = tokenizer.load('character')
 
 @pytest.fixture(scope='module')
 def finished(environment, tmp_path_factory):
-  """A run of the pipeline: base, labels, judge, and a policy that it rewards."""
+  """A run of the pipeline: base, labels, prm and a policy that it rewards."""
   place = tmp_path_factory.mktemp('process')
   run_command(environment, 'pipeline', PIPELINE, f'--workdir={place}')
   return place
@@ -70,7 +70,7 @@ def _labelled(place: Path) -> list[dict]:
 
 
 def _judge(place: Path) -> Path:
-  return place / 'judge/prm/model.safetensors'
+  return place / 'prm/prm/model.safetensors'
 
 
 @pytest.mark.slow
@@ -93,9 +93,9 @@ def test_rows_hold_the_counts_of_every_step(finished):
 
 
 @pytest.mark.slow
-def test_a_judge_learns_and_records_how_it_scores(finished):
+def test_a_process_reward_model_learns_and_records_how_it_scores(finished):
   first, *_, last = [
-    line for line in rows(finished / 'judge', 'prm') if 'eval/accuracy' in line
+    line for line in rows(finished / 'prm', 'prm') if 'eval/accuracy' in line
   ]
   assert {
     'eval/auc',
@@ -120,17 +120,17 @@ def test_a_policy_is_rewarded_by_it(finished):
     line['rewards/prm/mean'] + line['rewards/format/mean'], abs=1e-5
   )
   record = lineage.read(finished / 'policy')
-  assert record['inputs']['rl.reward_models.prm']['run'] == '../judge'
-  assert lineage.read(finished / 'judge')['inputs']['prm.data']['run'] == (
+  assert record['inputs']['rl.reward_models.prm']['run'] == '../prm'
+  assert lineage.read(finished / 'prm')['inputs']['prm.data']['run'] == (
     '../labels'
   )
 
 
 @pytest.mark.slow
 def test_scores_are_those_of_the_full_forward(finished):
-  config = _config('judge')
+  config = _config('prm')
   made = _parts(config)
-  judge = reward_models.load_process_reward_model(
+  prm = reward_models.load_process_reward_model(
     'key', str(_judge(finished)), config, made
   )
   texts = ['<think>1+1=2 2+1=3</think><answer>3</answer>', '7', '']
@@ -159,15 +159,15 @@ def test_scores_are_those_of_the_full_forward(finished):
     1 + np.exp(-np.asarray(hidden[0] @ params['scalar'][:, 0], np.float64))
   )
   prompt = len(ids) - len(_TEXT.encode(texts[0]))
-  last = [prompt + end - 1 for end in judge.splitter.step_ends(ids[prompt:])]
+  last = [prompt + end - 1 for end in prm.splitter.step_ends(ids[prompt:])]
   assert len(last) == 3
   for aggregation in prm_algos.AGGREGATES:
-    got = judge.scorer(aggregation)(prompts, texts)
+    got = prm.scorer(aggregation)(prompts, texts)
     assert got[0] == pytest.approx(
       prm_algos.aggregate(chance_T[last], aggregation), abs=1e-4
     )
     assert got[2] == 0.0  # No step, no chance.
-  assert judge.scorer('min')(prompts[:1], ['\ufffd']) == [0.0]
+  assert prm.scorer('min')(prompts[:1], ['\ufffd']) == [0.0]
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_a_torn_run_labels_the_same_rows(tmp_path, monkeypatch):
   assert report['continued'] <= report['steps'] - 36
 
 
-def test_a_pipeline_checks_that_a_judge_judges_steps(tmp_path):
+def test_a_pipeline_checks_that_a_process_reward_model_scores_steps(tmp_path):
   config = small_process.get_config()
   with config.unlocked():
     config.policy.rl.reward_models.prm = '@base'
@@ -282,7 +282,7 @@ def _prm(tmp_path, change=lambda row: row, **changes):
   ]
   file = tmp_path / 'rows.jsonl'
   file.write_text(''.join(json.dumps(row) + '\n' for row in found))
-  config = _config('judge', **{'prm.data': (str(file),)} | changes)
+  config = _config('prm', **{'prm.data': (str(file),)} | changes)
   return prm.PRM(config, _parts(config))
 
 
@@ -370,7 +370,7 @@ def test_a_delimiter_that_never_occurs_is_refused_at_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_file_that_scores_something_else_is_refused(finished, tmp_path):
-  config = _config('judge')
+  config = _config('prm')
   made = _parts(config)
   with pytest.raises(UserError, match='key: no file .* the stage prm leaves'):
     reward_models.load_process_reward_model('key', 'none', config, made)
@@ -407,7 +407,7 @@ def test_a_file_that_scores_something_else_is_refused(finished, tmp_path):
     reward_models.load_process_reward_model(
       'key',
       str(_judge(finished)),
-      _config('judge', **{'rl.max_new_tokens': 50}),
+      _config('prm', **{'rl.max_new_tokens': 50}),
       made,
     )
 

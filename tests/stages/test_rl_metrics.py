@@ -40,6 +40,7 @@ def _metrics(scored: ScoredRollout) -> dict:
       group_B=0 * ones[:, 0],
     ),
     [True],
+    '</think>',
   )
 
 
