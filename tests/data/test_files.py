@@ -204,11 +204,11 @@ def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
   prompts = _read(path, quarantine=quarantine, gold_answer_problem=_bad_gold)
   assert [p.id for p in prompts] == [row['id'] for row in _ROWS]
   total = len(_ROWS) + len(_POISON)
-  told = quarantine.finish('mine', total)
-  assert told.startswith('data: quarantined 13 of 20 rows of mine: ')
-  assert '3 × is not JSON' in told
-  assert f'\n  {path}:4 is not JSON' in told  # Each with its line.
-  assert len(told) < 5000  # Though one of them has a million characters.
+  message = quarantine.finish('mine', total)
+  assert message.startswith('data: quarantined 13 of 20 rows of mine: ')
+  assert '3 × is not JSON' in message
+  assert f'\n  {path}:4 is not JSON' in message  # Each with its line.
+  assert len(message) < 5000  # Though one of them has a million characters.
   with pytest.raises(
     UserError,
     match='13 of 20 rows of mine are bad, more '
