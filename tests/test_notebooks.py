@@ -10,6 +10,7 @@ import pytest
 
 from tests import compiler
 from tests.conftest import ROOT
+from tests.test_extending import EXAMPLES
 
 _REDUCED = """STEPS = 2
 WORKDIR = {workdir!r}
@@ -19,14 +20,57 @@ OVERRIDES = {{
     'eval.num_samples': 2}}
 """
 
+# What the cells of 02_extending.ipynb print, in their order.
+_PRINTED = (
+  '0.40  <think>hm</think><answer>5</answer>',
+  '1.00  <think>hm</think><answer>8</answer>',
+  "'new  york'  correct",
+  '1.00  5, if you please',
+  'held_out  max ',
+  'legs: How many legs have two cats? 8 (graded by math)',
+  "Parsed(reasoning='2 and 3', answer='5', errors=0)",
+  'batch_mean [',
+  'unclipped [[0.5 1.  1.5]]',
+  'gqa 8 128',
+  'kv_down 0.5',
+  'rewards/brevity/mean',
+)
 
-@pytest.mark.slow
-def test_r1_zero(tmp_path, monkeypatch):
+
+@pytest.fixture
+def execute(monkeypatch):
+  """Returns execute(notebook), which runs all cells; what they printed."""
   # One device, as on a laptop; the compiler's lighter passes.
   monkeypatch.setenv('XLA_FLAGS', compiler.light_flags())
-  notebook = nbformat.read(ROOT / 'notebooks/01_r1_zero.ipynb', as_version=4)
-  assert 'pip' in notebook.cells[1].source  # The first code cell installs.
+
+  def run(notebook) -> str:
+    nbclient.NotebookClient(
+      notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}
+    ).execute()
+    return ''.join(
+      output.get('text', '')
+      for cell in notebook.cells
+      for output in cell.get('outputs', [])
+    )
+
+  return run
+
+
+def _read(name: str):
+  return nbformat.read(ROOT / 'notebooks' / name, as_version=4)
+
+
+@pytest.mark.parametrize('name', ['01_r1_zero.ipynb', '02_extending.ipynb'])
+def test_the_first_code_cell_installs_and_no_outputs_are_stored(name):
+  notebook = _read(name)
+  assert notebook.cells[1].source == _read('01_r1_zero.ipynb').cells[1].source
+  assert 'pip' in notebook.cells[1].source
   assert not any(cell.get('outputs') for cell in notebook.cells)
+
+
+@pytest.mark.slow
+def test_r1_zero(tmp_path, execute):
+  notebook = _read('01_r1_zero.ipynb')
   parameters = [
     cell
     for cell in notebook.cells
@@ -34,15 +78,7 @@ def test_r1_zero(tmp_path, monkeypatch):
   ]
   assert len(parameters) == 1
   parameters[0].source = _REDUCED.format(workdir=str(tmp_path / 'run'))
-  nbclient.NotebookClient(
-    notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}
-  ).execute()
-  printed = [
-    output.get('text', '')
-    for cell in notebook.cells
-    for output in cell.get('outputs', [])
-  ]
-  text = ''.join(printed)
+  text = execute(notebook)
   assert '= ?' in text and '<think>' in text and 'pass@1' in text
   images = [
     output
@@ -53,11 +89,33 @@ def test_r1_zero(tmp_path, monkeypatch):
   assert len(images) == 1
 
 
+def test_extending_shows_every_example_of_its_page():
+  sources = [cell.source for cell in _read('02_extending.ipynb').cells]
+  first_lines = [source.partition('\n')[0] for source in sources]
+  shown = [line for line in first_lines if line.startswith('%%writefile')]
+  assert shown == [f'%%writefile {name}' for name in EXAMPLES]
+  for name, example in EXAMPLES.items():
+    index = first_lines.index(f'%%writefile {name}')
+    # The magic adds the last line break.
+    assert sources[index].partition('\n')[2] + '\n' == example
+    assert sources[index - 1].startswith('## ')
+    assert 'load_plugins' in sources[index + 1] and name in sources[index + 1]
+
+
+@pytest.mark.slow
+def test_extending(tmp_path, execute, monkeypatch):
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  text = execute(_read('02_extending.ipynb'))
+  assert text.count('Writing ') == len(EXAMPLES)
+  for printed in _PRINTED:
+    assert printed in text
+  assert not list(tmp_path.glob('r1jax-extending-*'))  # Nothing is left.
+
+
 @pytest.fixture
 def install(monkeypatch):
   """Runs the install cell where r1jax is not there; returns its commands."""
-  notebook = nbformat.read(ROOT / 'notebooks/01_r1_zero.ipynb', as_version=4)
-  source = notebook.cells[1].source
+  source = _read('01_r1_zero.ipynb').cells[1].source
   assert "REPOSITORY = ''\n" in source
 
   def run(folder, repository=''):
