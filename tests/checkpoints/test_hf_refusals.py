@@ -117,7 +117,7 @@ def test_a_scale_of_other_blocks_is_refused(shared, tmp_path):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(shared, tmp_path):
-  """The same shapes, another rotation: no shape would have message."""
+  """The same shapes, another rotation: no shape would have told."""
   convert.import_hf(shared / 'oracle' / 'qwen2', tmp_path / 'r1jax')
   fields = hf_config.read_config(shared / 'oracle' / 'qwen2')
   fields['rope']['rope_theta'] = 1e4

@@ -67,16 +67,16 @@ def test_the_report_counts_a_row_once_and_each_pair_of_sets():
     _prompts(f'{_TEN} a', 'fine', f'b {_TEN}', 'short'),
     {'x': _prompts(_TEN, f'{_TEN} c'), 'y': _prompts('short', _TEN)},
   )
-  message = decontaminate.report('mine', 4, found)
-  assert (message['removed'], message['by_evaluation']) == (3, {'x': 2, 'y': 3})
-  assert message['matches'][0] == {
+  report = decontaminate.report('mine', 4, found)
+  assert (report['removed'], report['by_evaluation']) == (3, {'x': 2, 'y': 3})
+  assert report['matches'][0] == {
     'train_id': '0',
     'evaluation': 'x',
     'eval_id': '0',
     'words': _TEN,
   }
-  assert json.loads(json.dumps(message)) == message
-  assert decontaminate.summary(message) == (
+  assert json.loads(json.dumps(report)) == report
+  assert decontaminate.summary(report) == (
     'data: mine: 3 of 4 rows share 10 words with an evaluation and are not '
     'trained on (x 2, y 3)'
   )

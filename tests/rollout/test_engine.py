@@ -335,7 +335,7 @@ def test_a_group_reads_its_prompt_once(small):
   """Sixteen samples are read as one is."""
   model, params, _ = small
   one = _request(range(3, 20), stop_token_ids=())
-  message = {}
+  prefilled = {}
   for count in (1, 16):
     wide = Engine(model, dataclasses.replace(_SIZES, max_num_seqs=16))
     session = wide.session(params)
@@ -345,9 +345,9 @@ def test_a_group_reads_its_prompt_once(small):
     ]
     for _ in session:
       pass
-    message[count] = session.prefilled_tokens
+    prefilled[count] = session.prefilled_tokens
     assert all(len(c.tokens) == 10 for c in made)
-  assert message == {1: 16, 16: 16}
+  assert prefilled == {1: 16, 16: 16}
 
 
 def test_samples_of_a_group_differ(small):
@@ -368,7 +368,7 @@ def test_stop_strings_end_a_completion_where_they_are_complete(small):
   )
   end = _text(free.tokens).index(string) + 3
   assert made.tokens == free.tokens[:end] and made.finish_reason == 'stop'
-  (message,) = engine.run(
+  (completion,) = engine.run(
     params,
     [
       _request(
@@ -377,7 +377,7 @@ def test_stop_strings_end_a_completion_where_they_are_complete(small):
     ],
   )
   for field in ('logp', 'model_logp', 'policy_version', 'top_logprobs'):
-    assert len(getattr(message, field)) == end
+    assert len(getattr(completion, field)) == end
 
 
 def test_prompt_and_completion_have_a_budget_together(small):
@@ -607,8 +607,8 @@ def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
     for tree in (params, engine.prepare_params(params), engine.new_kv_cache())
   )
   counted = engine_file.memory_per_device(model, layout, _SIZES)
-  message = list(counted.values())
-  assert message == [trained, sampled, pool]
+  bytes_of = list(counted.values())
+  assert bytes_of == [trained, sampled, pool]
 
 
 def test_weights_that_are_sampled_as_they_are_trained_count_once(

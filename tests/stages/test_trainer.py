@@ -31,7 +31,7 @@ class _Stream:
 
 
 class _Clock:
-  """A clock that moves when it is message to."""
+  """A clock that moves only when it is told to."""
 
   now = 0.0
 
