@@ -58,7 +58,6 @@ setuptools.setup(
       'ipykernel>=6.29,<8',
     ],
     'notebooks': ['jupyterlab>=4.2,<5', 'ipykernel>=6.29,<8'],
-    'serve': ['fastapi>=0.115,<1', 'uvicorn>=0.30,<1'],
     # Not by jax[tpu], which pins an older one: its compiler makes the
     # gradient of ragged_dot as dear as a dense expansion.
     'tpu': ['libtpu>=0.0.52,<0.1'],

@@ -29,7 +29,7 @@ LAYERS = (
   ('evaluate',),
   ('stages',),
   ('runs',),
-  ('configs', 'launch', 'serve'),
+  ('configs', 'launch'),
   ('cli',),
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 60

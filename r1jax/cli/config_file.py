@@ -158,7 +158,10 @@ def _check_overrides(file: str, args: list[str]):
       key = arg.split('=')[0].split('.', 1)[1]
       if key not in known and key not in sections:
         near = difflib.get_close_matches(key, known, 1, 0)
-        wrong.append(f'unknown key {key} (did you mean {near[0]}?)')
+        hint = ''
+        if key.rsplit('.', 1)[0].endswith(('rl.reward', 'rl.general_reward')):
+          hint = '; the config file sets the weight of a reward of yours'
+        wrong.append(f'unknown key {key} (did you mean {near[0]}?{hint})')
   if wrong:
     raise UserError(f'config: {"; ".join(wrong)}')
 

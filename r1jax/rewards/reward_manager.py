@@ -229,7 +229,7 @@ class RewardManager:
         f'reward: {share:.0%} of the samples have no '
         f'{" or ".join(broken) or "reward"}, more than '
         f'rl.max_unscorable_share = {self._options.max_unscorable_share:.0%}: '
-        'the grader is broken; the run stops, and its checkpoints stand'
+        'the run stops, and its checkpoints stand'
       )
 
   def _described(self, name: str) -> str:

@@ -51,6 +51,7 @@ def train(
   params = None if stages[0].starts_fresh else base_params(config, parts)
   recorded = dataclasses.asdict(claimed or config)
   place = Workdir(workdir, recorded)
+  place.claim_plugins({name: registry.digest(name) for name in config.plugins})
   last = place.stage(stages[-1].name)
   finished = last / stages[-1].output
   if finished.exists():

@@ -4,6 +4,7 @@ import fcntl
 import json
 from pathlib import Path
 
+from r1jax import files
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 
@@ -118,6 +119,28 @@ class Workdir:
       partial = record.with_suffix('.partial')
       partial.write_text(json.dumps(config, indent=2) + '\n')
       partial.replace(record)
+
+  def claim_plugins(self, digests: dict[str, str]):
+    """Records the plugins of the run, or refuses those that changed since.
+
+    Args:
+      digests: The SHA-256 of each plugin's file, by its name in the config.
+
+    Raises:
+      UserError: The run in this directory began with another version of one.
+    """
+    record = self.path / 'plugins.json'
+    if not record.exists():
+      if digests:
+        files.write_text(record, json.dumps(digests, indent=1) + '\n')
+      return
+    theirs = json.loads(record.read_text())
+    changed = [name for name in digests if digests[name] != theirs.get(name)]
+    if changed:
+      raise UserError(
+        f'workdir: {self.path} began with another version of '
+        f'{", ".join(changed)}; restore it, or {_ELSEWHERE}'
+      )
 
   def stage(self, name: str) -> Path:
     return self.path / name

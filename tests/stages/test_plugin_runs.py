@@ -5,6 +5,7 @@ import json
 import pytest
 
 from r1jax import registry
+from r1jax.errors import UserError
 from r1jax.rewards.plugin_reward import RewardError
 from r1jax.runs import run
 from tests.configs import small
@@ -47,6 +48,10 @@ def test_a_run_logs_and_records_its_reward(plugin, tmp_path):
   source = json.loads((workdir / 'lineage.json').read_text())['inputs']
   assert source['plugins']['path'] == path
   assert source['plugins']['sha256'] == registry.digest(path)
+  plugin(_REWARD.format(body='pass'))
+  with pytest.raises(UserError, match='began with another version of mine.py'):
+    run.train(run_config(_config()), str(workdir))
+  assert (workdir / 'rl/metrics.jsonl').read_text().splitlines() == lines
 
 
 def test_a_reward_that_breaks_stops_the_run_and_its_checkpoints_stand(
