@@ -83,6 +83,11 @@ class Registry:
       first, second = before.file, file
       if _is_built_in(second):  # The plugin was imported first; it is at fault.
         first, second = second, first
+      if first == second:
+        raise UserError(
+          f'{first}: registers the {self.kind} {name!r} twice; choose another '
+          'name for one of them'
+        )
       raise UserError(
         f'{second}: the {self.kind} {name!r} is already registered by '
         f'{"r1jax" if _is_built_in(first) else first}; choose another name'
@@ -110,7 +115,7 @@ class Registry:
       UserError: nothing is; names the nearest that is.
     """
     if name not in self:
-      raise unknown(f'{key}: {self.kind}' if key else self.kind, name, self)
+      raise unknown(key or self.kind, name, self)
     return self._objects[name]
 
   def origin(self, name: str) -> 'Origin':
@@ -230,7 +235,7 @@ def load_plugins(names: Sequence[str]) -> dict[str, str]:
 
   Raises:
     UserError: a plugin is not there, cannot be imported, or registers a name
-      twice; names the file and line.
+      twice; the message names the file.
   """
   digests = {}
   for name in names:

@@ -114,7 +114,9 @@ def test_options_are_kept_beside_the_object(plugin):
 def test_a_plugin_that_registers_a_name_twice_leaves_none(plugin):
   once = "@registry.reward('mine')\ndef mine(sample):\n  return 1.0\n"
   name = plugin(f'from r1jax import registry\n{once}{once}')
-  with pytest.raises(UserError, match="my_plugin.py: the reward 'mine' is alr"):
+  with pytest.raises(
+    UserError, match="my_plugin.py: registers the reward 'mine' twice"
+  ):
     registry.load_plugins([name])
   assert 'mine' not in registry.reward
 

@@ -195,7 +195,8 @@ class Stage(abc.ABC):
 
     Args:
       directory: Its own folder.
-      params: Parameters to begin with.
+      params: Parameters to begin with: what the stage before it left, or for
+        the first stage those of config.init.
       metadata: Metadata of the output.
 
     Returns:
