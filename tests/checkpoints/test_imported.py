@@ -59,6 +59,7 @@ def test_a_hugging_face_folder_loads_as_its_imported_copy(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, *params)
 
 
+@pytest.mark.slow
 def test_sample_reads_a_hugging_face_folder(environment, tmp_path):
   """Greedy samples equal those of the base, up to its own stop token."""
   _write_hf_folder(tmp_path / 'hf')

@@ -71,7 +71,7 @@ def _refused(tmp_path, *args):
     ),
     (
       ['--config.data.max_bad_row_share=1.5'],
-      ['data.max_bad_row_share = 1.5 must be', 'at most 1'],
+      ['data.max_bad_row_share = 1.5 must be', 'below 1'],
     ),
     (['--config.data.template=chat'], ['has no chat template', '.jinja']),
     (['--config.data.system=Hello'], ['takes no data.system']),

@@ -97,6 +97,7 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward(small):
   assert made.tokens == want[2:-1].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('int8', [False, True])
 def test_a_sample_does_not_depend_on_the_sampler_s_sizes(
   small, monkeypatch, int8

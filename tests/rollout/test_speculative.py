@@ -87,6 +87,7 @@ def _passes(guesses, tokens, start: int):
   return passes, drafts, kept
 
 
+@pytest.mark.slow
 def test_greedy_equals_plain_decoding_and_guesses_are_the_full_forward_s(small):
   """Token for token; and each guess is what the module says without a cache,
   over prompts that share pages, across chunks and in a pool that is short."""

@@ -111,6 +111,7 @@ def _moments(state):
   return adam.mu, jax.tree.map(np.sqrt, jax.device_get(adam.nu))
 
 
+@pytest.mark.slow
 def test_microbatches_do_not_change_the_update():
   """Global token normalisation: 1 and 4 parts give one gradient."""
   model, params = make(small_config())
@@ -216,6 +217,7 @@ def test_zero_advantage_and_no_kl_leave_the_policy():
   np.testing.assert_array_equal(state.params['head'], params['head'])
 
 
+@pytest.mark.slow
 def test_looking_ahead_teaches_its_modules_and_nothing_else():
   """Without advantages, KL and balance loss it is all that has a gradient."""
   model, params = make(

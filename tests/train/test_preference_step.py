@@ -113,6 +113,7 @@ def _assert_same(got, want, atol):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['helpful', 'safe', 'dpo'])
 def test_microbatches_do_not_change_the_update(kind):
   model, params = _model()
@@ -210,6 +211,7 @@ def test_eight_devices_equal_one(kind):
   _assert_same(_train(got).opt_state[1].mu, _train(want).opt_state[1].mu, 5e-6)
 
 
+@pytest.mark.slow
 def test_a_model_learns_its_batch():
   """A few dozen updates on one batch: every pair comes the right way round,
   and DPO's worst group with them."""
