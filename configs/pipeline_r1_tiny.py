@@ -13,7 +13,7 @@ from r1jax.config import base, models
 
 
 def _config(kind: str, init: str) -> ConfigDict:
-  """What all stages share."""
+  """Returns the config that all stages share."""
   config = base.get_config()
   config.stages = (kind,)
   config.init = init

@@ -22,7 +22,7 @@ TOKENIZER = 'tokenizer/deepseek-r1'
 
 
 def v3(kind: str, init: str) -> ConfigDict:
-  """What all stages of DeepSeek-V3 share."""
+  """Returns the config that all stages of DeepSeek-V3 share."""
   config = base.get_config()
   config.stages = (kind,)
   config.init = init

@@ -150,7 +150,7 @@ class Origin:
 
   Attributes:
     file: The file that did.
-    plugin: What `load_plugins` takes to register it again, in another process:
+    plugin: The name that `load_plugins` takes to register it again, in another process:
       an absolute path or the name of a module; '' for what is built in.
     options: Options of the registration.
   """

@@ -1,4 +1,4 @@
-"""What the benchmarks beside transformers share: one small DeepSeek-V3, ours
+"""The models of the benchmarks beside transformers: one small DeepSeek-V3, ours
 and theirs, and processes that are pinned to one core."""
 
 import json
@@ -75,7 +75,7 @@ def theirs(attention: str):
 
 
 def pinned(script: str, run: str, peer_python: str) -> dict:
-  """What `script --run=RUN` prints last, as JSON; 'peer' runs by its python."""
+  """Returns the JSON that `script --run=RUN` prints last; 'peer' runs by its python."""
   python = peer_python if run == 'peer' else sys.executable
   done = subprocess.run(
     [

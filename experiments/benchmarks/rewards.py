@@ -35,12 +35,12 @@ KNOWN = (  # Each made different by what comes behind it.
   '\\boxed{{' * 150_000 + '{}',
   '2^{{100000000}}+{}',
 )
-PASSED = (  # By the guard: the most expensive that we know.
+PASSED = (  # The guard passes them; the most expensive that we know.
   '\\tan(\\tan(\\tan(\\frac{{{}}}{{7}})))',
   '\\{{' + ','.join(map(str, range(80))) + ',{}\\}}',
   '(x^{{20}}+1)(x^{{19}}+1)(x^{{17}}+1)(x^{{13}}+1)(x^{{11}}+1)(x^{{7}}+{})',
 )
-UNKNOWN = (  # What the guard is for; here it is not asked.
+UNKNOWN = (  # The guard would refuse them; here it is not asked.
   '((a+b)+(c+d)+e)^{{40}}+{}',
   '((a+b)^{{9}}+c)^{{30}}+{}',
   '\\sqrt[3]{{10^{{3000}}+{}}}',

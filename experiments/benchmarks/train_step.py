@@ -18,7 +18,7 @@ BATCH, TOKENS, STEPS, ROUNDS = 8, 512, 4, 2
 
 
 def best_cpu_secs(step) -> float:
-  """Of all threads of this process, the best of STEPS after two warm-ups."""
+  """Returns CPU-seconds of all threads, the best of STEPS after two warm-ups."""
   times = []
   for i in range(STEPS + 2):
     began = time.process_time()

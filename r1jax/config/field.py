@@ -23,7 +23,7 @@ _SPEC = 'r1jax key'
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What one key means and which values it may have.
+  """The meaning of one key and the values that it may have.
 
   Attributes:
     meaning: One or more sentences.
@@ -60,7 +60,7 @@ class Spec:
     )
 
   def problem(self, value: Any) -> str:
-    """What is wrong with a value of the right type; '' if nothing is."""
+    """Returns the fault of a value of the right type; '' if it has none."""
     if self.choices:
       return '' if value in self.choices else self._not_a_choice(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):

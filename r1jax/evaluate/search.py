@@ -197,7 +197,7 @@ class TreeSearch:
     Args:
     engine: The sampler.
     problems: The problems.
-    options: Of the search.
+    options: Options of the search.
     splitter: Splits completions into steps.
     model: Values nodes. None: a completion's value is whether its answer is
       right, which is a bound on what a search can reach.

@@ -27,9 +27,9 @@ def compare(
 
   Args:
     path: A workdir.
-    config: What it should have been made with.
+    config: The config that it should have been made with.
     sections: Prefixes of the keys that matter; all of them by default.
-    remedy: What to do where it has another.
+    remedy: Advice for the error of a workdir of another config.
 
   Raises:
     UserError: naming the keys that differ, or the file if it is broken.

@@ -105,7 +105,7 @@ class MCTSConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig(MCTSConfig):
-  """What `r1jax eval` makes of more than one sample: `config.eval.search`."""
+  """How `r1jax eval` searches among several samples: `config.eval.search`."""
 
   kind: str = key(
     'none',

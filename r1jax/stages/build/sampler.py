@@ -108,7 +108,7 @@ def reward(
   Args:
     config: The run.
     parts: Its parser.
-    reward_models: What gives each learned part.
+    reward_models: The reward model of each learned part, by name.
   """
   return RewardManager(
     config.rl.reward,
