@@ -27,7 +27,7 @@ _SCALAR_HEAD = 'scalar'  # Parameter of the value or reward head.
 RUNTIME_KEYS = tuple(
   f'model.{field}' for field in (*RUN_DEFAULTS, 'scalar_head')
 )
-# Without context extension, positions depend on these keys of `rope` alone.
+# Positions depend on these keys of `rope` alone if the context is not extended.
 _ROPE_TYPE = 'model.rope.rope_type'
 _DEFAULT_ROPE = (_ROPE_TYPE, 'model.rope.rope_theta', 'model.rope.pairs')
 

@@ -130,8 +130,8 @@ class Engine:
     self.max_blocks_per_seq = config.max_blocks_per_seq
     self.num_blocks = config.num_blocks(self.num_shards)
     _check_memory(layout, memory_per_device(model, model.layout, config))
-    # Without a capacity no (token, expert) pair is dropped, so a sample does
-    # not depend on the others in its batch.
+    # The model that samples has no capacity, so no (token, expert) pair is
+    # dropped, and a sample does not depend on the others in its batch.
     self.model = model.clone(
       layout=layout,
       scan_layers=not _should_unroll(model),

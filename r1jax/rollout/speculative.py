@@ -73,7 +73,7 @@ def verify_draft(
   )
   accepted_B = draft.live_B & (uniform_B * q_B < p_B)
   residual_BV = jnp.maximum(p_BV - q_BV, 0)
-  # Where p = q to the last bit nothing is left, and every draft is accepted.
+  # The residual is zero if p = q to the last bit; every draft is accepted then.
   residual_BV = jnp.where(
     residual_BV.sum(-1, keepdims=True) > 0, residual_BV, p_BV
   )

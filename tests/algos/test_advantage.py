@@ -78,7 +78,7 @@ def test_equal_rewards_give_exactly_zero(name, value):
 
 @pytest.mark.parametrize('name', _ESTIMATORS)
 def test_rows_without_a_reward_count_in_no_group(name):
-  """As if they were not there; a group of one has nothing to differ from."""
+  """Their advantage is 0; the others' are those of a batch without them."""
   reward = np.array([1.0, 0, 0, 0.5, 9, 2, 9, 9])
   group = np.array([0, 0, 0, 0, 1, 1, 2, 2])
   ok = np.array([1, 1, 0, 1, 0, 1, 0, 0], bool)

@@ -23,7 +23,7 @@ _AGG_MODE = {
 
 
 def _config(case, max_tokens: int) -> PolicyLoss:
-  """What TRL calls by these names."""
+  """Returns the loss that TRL calls by these names."""
   cispo = case['loss_type'] == 'cispo'
   return PolicyLoss(
     policy_loss='cispo' if cispo else 'clip',

@@ -25,7 +25,7 @@ def get_config():
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory) -> Path:
-  """What a wheel of this source tree installs."""
+  """Returns the folder that a wheel of this source tree installs into."""
   pytest.importorskip('setuptools')
   folder = tmp_path_factory.mktemp('installed')
   subprocess.run(
@@ -46,7 +46,7 @@ def elsewhere(tmp_path) -> Path:
 
 
 def _printed_config(config: str, package: Path, folder: Path) -> str:
-  """What `r1jax config` prints in a folder, with one package on the path."""
+  """Returns the output of `r1jax config` in `folder`, importing `package`."""
   done = subprocess.run(
     [sys.executable, '-m', 'r1jax.cli.main', 'config', f'--config={config}'],
     cwd=folder,

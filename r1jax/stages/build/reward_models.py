@@ -31,7 +31,7 @@ def load_reward_model(
     file: Its weights.
     config: The run.
     parts: The run's tokenizer and parser.
-    kind: What it must score, 'helpful' or 'safe'; '' for either.
+    kind: The kind that it must be, 'helpful' or 'safe'; '' for either.
 
   Raises:
     UserError: there is no file, it is no reward model, scores something else,
