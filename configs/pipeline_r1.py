@@ -100,11 +100,12 @@ def _rejection_sampling() -> ConfigDict:
 
 
 def _final() -> ConfigDict:
-  """RL stage 2: 1,700 steps at temperature 0.7; general prompts and their
-  preference rewards in the last 400 (longer is hacked)."""
-  config = _rl('@sft', 1700)
+  """RL stage 2: 1,700 updates at temperature 0.7, which are 106 steps of 16;
+  general prompts and their preference rewards in the last 400 updates, 25 steps
+  (longer is hacked)."""
+  config = _rl('@sft', 106)
   config.data.mixture = ('math:0.6', 'mbpp:0.2', 'hh_helpful:0.2')
-  config.rl.update(temperature=0.7, general_prompts_after_steps=1300)
+  config.rl.update(temperature=0.7, general_prompts_after_steps=106 - 25)
   config.rl.reward_models.update(helpful='@helpful', safe='@safe')
   config.rl.general_reward.update(
     helpful=1.0, safe=1.0, format=1.0, language=1.0

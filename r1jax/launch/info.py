@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 from flax import linen as nn
 from flax import traverse_util
@@ -9,6 +10,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from r1jax.checkpoints import convert
+from r1jax.config.load import model_config
 from r1jax.config.schema.model import ModelConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.model import parameters
@@ -102,7 +105,8 @@ def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
 
   The stage says which networks it holds. Activations are not included, and
   gradients are those of one network at a time, the largest. A stage that only
-  samples keeps weights alone.
+  samples keeps weights alone. Models that it loads from files, such as a
+  teacher or reward models, count where the file is there; see `uncounted`.
 
   Args:
     config: The run.
@@ -110,6 +114,9 @@ def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
 
   Returns:
     Bytes by part, and in total.
+
+  Raises:
+    UserError: a file does not say what model it holds.
   """
   parts, gradients = {}, 0
   for network in _networks(config):
@@ -123,7 +130,27 @@ def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
       gradients = max(gradients, 4 * size)
   if gradients:
     parts['gradients, float32'] = gradients
+  for key, path in _loaded_models(config).items():
+    if path.exists():
+      model = model_config(convert.model_config_of(path), str(path))
+      parts[f'{key}: weights, float32'] = 4 * parameters_per_device(
+        model, layout
+      )
   return parts | {'in all': sum(parts.values())}
+
+
+def uncounted(config: RunConfig) -> list[str]:
+  """Returns keys of the models whose files training_bytes does not find."""
+  return [
+    key for key, path in _loaded_models(config).items() if not path.exists()
+  ]
+
+
+def _loaded_models(config: RunConfig) -> dict[str, Path]:
+  stage = stage_list.stage_class(config.stages[-1])
+  return {
+    key: path.expanduser() for key, path in stage.loaded_models(config).items()
+  }
 
 
 def _networks(config: RunConfig) -> list[Network]:
@@ -209,6 +236,7 @@ def _device_rows(config: RunConfig, devices: int) -> list[tuple[str, str, str]]:
       (f'  {name}', f'{size:,}', _short(size, 'B'))
       for name, size in training_bytes(config, layout).items()
     ),
+    *((f'  {key}', 'no file yet', 'not counted') for key in uncounted(config)),
     (f'  sampling, {engine_config.max_num_seqs} sequences in all', '', ''),
     *(
       (f'    {name}', f'{size:,}', _short(size, 'B'))

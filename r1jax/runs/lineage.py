@@ -20,7 +20,7 @@ from r1jax.data import readers
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.runs.stage_list import running, stage_class
-from r1jax.stages.build import parts as build
+from r1jax.stages import initial
 from r1jax.stages.stage import listed
 
 FILE = 'lineage.json'
@@ -101,7 +101,7 @@ def inputs(config: RunConfig) -> dict[str, Path]:
   classes = [stage_class(name) for name in running(config)]
   found: dict[str, Path] = {}
   if not classes[0].starts_fresh and config.init != 'random':
-    found['init'] = build.init_file(config)
+    found['init'] = initial.init_file(config)
   if config.tokenizer.source not in tokenizer.BUILT_IN:
     found['tokenizer.source'] = readers.resolve(config.tokenizer.source)
   if config.plugins:

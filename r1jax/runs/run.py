@@ -20,6 +20,7 @@ from r1jax.model import parameters
 from r1jax.runs import lineage
 from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
+from r1jax.stages import initial
 from r1jax.stages.build import parts as build
 from r1jax.stages.stage import Kind, Stage
 
@@ -87,7 +88,11 @@ def check(config: RunConfig, missing: Collection[str] = ()):
   names = running(config)
   fresh = stage_class(names[0]).starts_fresh
   # Another run may still make the base of this config.
-  if not fresh and config.init != 'random' and not _names_stage(config.init):
+  if (
+    not fresh
+    and config.init != 'random'
+    and not initial.names_stage(config.init)
+  ):
     _check_init(config)
   for name in names:
     if missing:
@@ -145,13 +150,13 @@ def base_params(config: RunConfig, parts: build.Parts):
   if config.init == 'random':
     return parameters.init_params(parts.model, jax.random.key(config.seed))
   _check_init(config)
-  return weights.load(build.init_file(config), parts.model, new_scalar=True)
+  return weights.load(initial.init_file(config), parts.model, new_scalar=True)
 
 
 def _check_init(config: RunConfig):
-  if config.init and build.init_file(config).exists():
+  if config.init and initial.init_file(config).exists():
     return
-  if _names_stage(config.init):
+  if initial.names_stage(config.init):
     raise UserError(
       f'init: no output of {config.init} was made with this config yet; add '
       f'{config.init!r} to config.stages'
@@ -160,11 +165,6 @@ def _check_init(config: RunConfig):
     f"init: {config.init!r} is neither 'shipped', 'pretrain' nor 'random', "
     'nor a file or folder of weights'
   )
-
-
-def _names_stage(init: str) -> bool:
-  """Returns whether a stage that begins with random parameters makes it."""
-  return init in registry.stage and stage_class(init).starts_fresh
 
 
 def trained_params(config: RunConfig, parts: build.Parts, workdir: str):

@@ -20,7 +20,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 from r1jax.records import Prompt
-from r1jax.stages.build import parts as build
+from r1jax.stages import initial
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
@@ -199,4 +199,4 @@ def checkpoint_name(config: RunConfig) -> str:
   """Returns what names the weights that sampled, wherever they lie."""
   if config.init == 'random':
     return f'random-{config.seed}'
-  return files.digest(build.init_file(config))
+  return files.digest(initial.init_file(config))

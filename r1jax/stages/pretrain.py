@@ -1,8 +1,12 @@
 """Pre-training on noisy synthetic documents, made as they are read."""
 
+import dataclasses
+import json
+import os
 from pathlib import Path
+from typing import Any
 
-from r1jax import registry
+from r1jax import files, registry
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.training import PretrainConfig
@@ -29,7 +33,7 @@ class Pretrain(NextTokenStage):
 
   @classmethod
   def cache_file(cls, config: RunConfig) -> Path:
-    return build.base_file(config)
+    return base_file(config)
 
   @classmethod
   def check_cached(cls, path: Path):
@@ -40,6 +44,26 @@ class Pretrain(NextTokenStage):
         f'pretrain: the base that was kept of this config is broken; remove '
         f'{path} to make it again'
       ) from error
+
+
+def base_file(config: RunConfig) -> Path:
+  """Returns where a base made by this config is kept for the next run."""
+  made_by: dict[str, Any] = {
+    name: dataclasses.asdict(getattr(config, name))
+    for name in ('model', 'tokenizer', 'corpus', 'pretrain')
+  }
+  data = config.data
+  made_by |= {
+    'seed': config.seed,
+    'task': data.task,
+    'template': [data.template, data.system, data.response_prefix],
+    'plugins': [
+      files.digest(registry.plugin_file(name)) for name in config.plugins
+    ],
+  }
+  digest = files.digest_of(json.dumps(made_by, sort_keys=True))[:16]
+  cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()
+  return cache / 'bases' / f'{digest}.safetensors'
 
 
 def _corpus(

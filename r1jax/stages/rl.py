@@ -109,12 +109,18 @@ class RL(TrainedStage):
   def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
     c = config.rl
     found = prompt_files(config) | {
-      f'rl.reward_models.{name}': [Path(file)]
-      for name, file in reward_models.named_files(config).items()
+      key: [path] for key, path in cls.loaded_models(config).items()
     }
     if c.adv_estimator == 'gae' and c.ppo.critic_init:
       found['rl.ppo.critic_init'] = [Path(c.ppo.critic_init)]
     return found
+
+  @classmethod
+  def loaded_models(cls, config: RunConfig) -> dict[str, Path]:
+    return {
+      f'rl.reward_models.{name}': Path(file)
+      for name, file in reward_models.named_files(config).items()
+    }
 
   @classmethod
   def networks(cls, config: RunConfig) -> list[Network]:

@@ -33,10 +33,14 @@ class SFT(NextTokenStage):
 
   @classmethod
   def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
-    found = {}
-    if config.sft.teacher_model not in ('', sft_data.STORED):
-      found['sft.teacher_model'] = [Path(config.sft.teacher_model)]
+    found = {key: [path] for key, path in cls.loaded_models(config).items()}
     return found | {'sft.data': sft_data.files(config.sft.data)}
+
+  @classmethod
+  def loaded_models(cls, config: RunConfig) -> dict[str, Path]:
+    if config.sft.teacher_model in ('', sft_data.STORED):
+      return {}
+    return {'sft.teacher_model': Path(config.sft.teacher_model)}
 
   @classmethod
   def check(cls, config, parts, missing):

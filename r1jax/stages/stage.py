@@ -118,6 +118,16 @@ class Stage(abc.ABC):
     return [Network('', config.model)]
 
   @classmethod
+  def loaded_models(cls, config: RunConfig) -> dict[str, Path]:
+    """Returns the weights of other models that it keeps in memory.
+
+    They are keyed by the key that names them. Their architecture is known
+    from the files alone, which may not be there yet.
+    """
+    del config
+    return {}
+
+  @classmethod
   def update(
     cls, config: RunConfig, layout: Layout, **options: Any
   ) -> list[Update]:

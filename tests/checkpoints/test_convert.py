@@ -18,7 +18,7 @@ from r1jax.config.keys import flatten
 from r1jax.config.schema.model import RUN_DEFAULTS
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
-from r1jax.stages.build.parts import SHIPPED_BASE
+from r1jax.stages.initial import SHIPPED_BASE
 from tests.conftest import from_dict, one_device
 
 

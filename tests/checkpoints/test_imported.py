@@ -12,14 +12,14 @@ from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout, make_mesh
-from r1jax.stages.build import parts as build
+from r1jax.stages import initial
 from tests.conftest import from_dict
 from tests.stages.conftest import run
 
 
 def _write_hf_folder(folder):
   """Writes the shipped base as a Hugging Face folder with its tokenizer."""
-  convert.export_hf(build.SHIPPED_BASE, folder)
+  convert.export_hf(initial.SHIPPED_BASE, folder)
   core = tokenizer.load('character')._core
   (folder / 'tokenizer.json').write_text(core.to_str())
   (folder / 'tokenizer_config.json').write_text(
@@ -87,7 +87,7 @@ def test_the_config_names_what_it_lacks(environment, tmp_path):
     environment, 'sample', f'--config=imported:{tmp_path}', '--prompt=1', code=2
   )
   assert 'has neither model.safetensors nor' in done.stderr
-  convert.export_hf(build.SHIPPED_BASE, tmp_path / 'bare')
+  convert.export_hf(initial.SHIPPED_BASE, tmp_path / 'bare')
   done = run(
     environment,
     'sample',

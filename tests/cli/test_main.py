@@ -9,7 +9,7 @@ from r1jax.cli import config_file, main
 from r1jax.cli.commands import sample
 from r1jax.errors import UserError
 from r1jax.runs import run as stages_run
-from r1jax.stages.build import parts as build
+from r1jax.stages import pretrain
 from tests.configs import small
 from tests.conftest import ROOT, run_config
 
@@ -359,7 +359,7 @@ def test_a_kept_base_that_is_broken_is_named(tmp_path, monkeypatch):
   config = small.get_config()
   config.stages = ('pretrain',)
   config = run_config(config)
-  kept = build.base_file(config)
+  kept = pretrain.base_file(config)
   kept.parent.mkdir(parents=True)
   kept.write_bytes(b'half')
   with pytest.raises(UserError, match=f'is broken; remove {kept} to make it'):

@@ -1,7 +1,10 @@
 """Published sizes come out, and the command shows them."""
 
+import math
+
 import jax
 import pytest
+from safetensors import safe_open
 
 from r1jax.cli import main
 from r1jax.config import algorithms, models
@@ -10,6 +13,8 @@ from r1jax.configs import r1_zero_tiny
 from r1jax.errors import UserError
 from r1jax.launch import info
 from r1jax.sharding import Layout, make_mesh
+from r1jax.stages import initial
+from tests.configs import small_pipeline
 from tests.conftest import run_config
 
 
@@ -105,6 +110,25 @@ def test_memory_without_a_reference_and_with_short_moments():
   found = _training_bytes(config)
   assert found['in all'] == (4 + 4 + 4) * n
   assert not any('reference' in name for name in found)
+
+
+def test_memory_counts_loaded_models_whose_files_are_there():
+  config = r1_zero_tiny.get_config()
+  alone = _training_bytes(config)
+  config.rl.reward_models.helpful = str(initial.SHIPPED_BASE)
+  config.rl.reward_models.safe = '@safe'
+  found = _training_bytes(config)
+  with safe_open(initial.SHIPPED_BASE, 'np') as stored:
+    sizes = [math.prod(stored.get_slice(k).get_shape()) for k in stored.keys()]
+  key = 'rl.reward_models.helpful: weights, float32'
+  assert found[key] == 4 * sum(sizes)
+  assert found['in all'] == alone['in all'] + found[key]
+  assert info.uncounted(run_config(config)) == ['rl.reward_models.safe']
+
+
+def test_a_teacher_without_a_file_is_said_to_be_uncounted():
+  config = small_pipeline.get_config().student
+  assert info.uncounted(run_config(config)) == ['sft.teacher_model']
 
 
 def _stage(name: str):

@@ -11,7 +11,7 @@ import pytest
 from r1jax.checkpoints import weights
 from r1jax.config.keys import flatten
 from r1jax.configs import pretrain_tiny
-from r1jax.stages.build import parts as build
+from r1jax.stages import initial
 from tests.conftest import ROOT
 from tests.stages.conftest import SMALL, command, rows, run
 
@@ -194,7 +194,7 @@ def test_two_runs_on_one_workdir_are_refused(finished, environment):
 
 def test_the_shipped_base_was_made_by_its_config():
   config = flatten(pretrain_tiny.get_config().to_dict())
-  made_by = weights.metadata(build.SHIPPED_BASE)['config']
+  made_by = weights.metadata(initial.SHIPPED_BASE)['config']
   for key, value in config.items():
     if (
       key.split('.')[0]

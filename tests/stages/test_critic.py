@@ -12,7 +12,7 @@ from r1jax.errors import UserError
 from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
 from r1jax.runs import run as runs_run
-from r1jax.stages import critic
+from r1jax.stages import critic, initial
 from r1jax.stages.build import parts as build
 from tests.configs import small_ppo
 from tests.conftest import run_config
@@ -168,7 +168,7 @@ def test_a_critic_begins_as_the_policy_or_as_its_file(tmp_path):
     ),
     (dict(rl__ppo__critic_init='no/where'), 'critic_init: no file no/where'),
     (
-      dict(rl__ppo__critic_init=str(build.SHIPPED_BASE)),
+      dict(rl__ppo__critic_init=str(initial.SHIPPED_BASE)),
       'rl.ppo.critic_init: .*base_tiny.safetensors has no scalar head',
     ),
     (dict(rl__group_size=0), 'rl.group_size = 0 must be at least 1'),

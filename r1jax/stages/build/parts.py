@@ -2,12 +2,9 @@
 
 from collections.abc import Collection, Sequence
 import dataclasses
-import json
-import os
-from pathlib import Path
 from typing import Any
 
-from r1jax import files, registry
+from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import mixture, readers
 from r1jax.data.text import chat, response_formats, tokenizer
@@ -18,8 +15,6 @@ from r1jax.model.parameters import parameter_shardings
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build import prompts
-
-SHIPPED_BASE = Path(__file__).parents[2] / 'assets' / 'base_tiny.safetensors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,35 +62,6 @@ def parts(config: RunConfig) -> Parts:
     template.prompt_opens_think,
   )
   return Parts(model, text, template, parser)
-
-
-def init_file(config: RunConfig) -> Path:
-  """Returns the file or folder that config.init names; it need not exist."""
-  if config.init == 'pretrain':
-    return base_file(config)
-  if config.init == 'shipped':
-    return SHIPPED_BASE
-  return Path(config.init).expanduser()
-
-
-def base_file(config: RunConfig) -> Path:
-  """Returns where a base made by this config is kept for the next run."""
-  made_by: dict[str, Any] = {
-    name: dataclasses.asdict(getattr(config, name))
-    for name in ('model', 'tokenizer', 'corpus', 'pretrain')
-  }
-  data = config.data
-  made_by |= {
-    'seed': config.seed,
-    'task': data.task,
-    'template': [data.template, data.system, data.response_prefix],
-    'plugins': [
-      files.digest(registry.plugin_file(name)) for name in config.plugins
-    ],
-  }
-  digest = files.digest_of(json.dumps(made_by, sort_keys=True))[:16]
-  cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()
-  return cache / 'bases' / f'{digest}.safetensors'
 
 
 def check_context(config: RunConfig):
