@@ -16,7 +16,7 @@ from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import forward, make, small_config
 
-# A pool that is short for two rows: now and then one gives way.
+# A pool that is short for two rows: now and then one is preempted.
 _SIZES = EngineConfig(
   max_num_seqs=2,
   max_model_len=32,
