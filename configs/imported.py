@@ -4,16 +4,21 @@
 
 FOLDER is a Hugging Face checkpoint, or an output of `r1jax import-hf`. Its
 tokenizer is used (change it with --config.tokenizer.source), and its chat
-template if it has one, otherwise R1-Zero's template. For longer prompts and
-completions set --config.data.max_prompt_tokens and --config.rl.max_new_tokens,
-within the model's context.
+template if it has one, otherwise R1-Zero's template.
+
+The response format follows the template: 'think' for a chat template that opens
+<think>, as those of R1 and its distills do; 'plain' for another one, which reads
+'The answer is 42' and \\boxed{42}, with or without a thought before it; and
+'think_answer' for R1-Zero's. Change it with --config.data.response_format. For
+longer prompts and completions set --config.data.max_prompt_tokens and
+--config.rl.max_new_tokens, within the model's context.
 """
 
 from pathlib import Path
 
 from r1jax.checkpoints import convert
 from r1jax.config import base
-from r1jax.data.text import tokenizer
+from r1jax.data.text import chat, tokenizer
 from r1jax.errors import UserError
 
 
@@ -28,8 +33,11 @@ def get_config(source: str = ''):
     (Path(source).expanduser() / name).exists()
     for name in ('tokenizer.json', 'tokenizer.json.gz')
   )
-  if has_tokenizer and tokenizer.load(source).chat_template:
+  text = tokenizer.load(source) if has_tokenizer else None
+  if text and text.chat_template:
     config.data.template = 'chat'
+    opens_think = chat.load_template('chat', text).prompt_opens_think
+    config.data.response_format = 'think' if opens_think else 'plain'
   context = config.model.max_position_embeddings
   config.data.max_prompt_tokens = min(1024, context // 2)
   config.rl.max_new_tokens = min(4096, context // 2)

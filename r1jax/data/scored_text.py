@@ -43,7 +43,7 @@ class ScoredTextEncoder:
   def extract(self, completion: str) -> str:
     """Returns the part of a completion to score; '' if it is missing."""
     if self.kind == HELPFUL:
-      return self.parser.parse(completion).answer or ''
+      return self.parser.parse(completion).response or ''
     return completion
 
   def encode(self, prompt: str, part: str) -> list[int]:

@@ -1,13 +1,13 @@
-"""Evaluates a policy on held-out problems: pass@1 and cons@k with errors.
+"""Evaluates a policy on held-out problems: pass@k and cons@k.
 
 General prompts have no rule that decides what is right. For those of the
 synthetic task `manners`, 'eval/quality' is reported instead, which no reward
 ever sees.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 import dataclasses
+import math
 import re
 
 import jax
@@ -19,6 +19,8 @@ from r1jax.data.tasks import manners
 from r1jax.data.tasks.corpus import CORRECTION_WORDS
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.data.text.tokenizer import Tokenizer
+from r1jax.evaluate import unanswered
+from r1jax.evaluate.vote import majority_correct
 from r1jax.graders.verdict import Verdict
 from r1jax.records import FINISH_LENGTH, Prompt, Rollout, ScoredRollout
 from r1jax.rewards import language, multihost
@@ -54,6 +56,7 @@ class Evaluator:
     max_prompt_tokens: int,
     k: int,
     sampling: SamplingParams,
+    pass_k: Sequence[int] = (),
   ):
     """Builds the evaluation.
 
@@ -66,11 +69,14 @@ class Evaluator:
       max_prompt_tokens: Length that prompts are padded to.
       k: Completions of each problem.
       sampling: How tokens are sampled.
+      pass_k: Numbers k of pass@k, each at most the completions of a problem;
+        by default every divisor of them.
     """
     self._engine, self._prompts, self._tokenizer = engine, prompts, tokenizer
     self._reward, self._parser = reward, parser
     self._max_prompt_tokens, self._k = max_prompt_tokens, k
     self._sampling = sampling
+    self._pass_k = pass_k or divisors(k)
 
   def run(self, params, key: jax.Array) -> EvalResult:
     """Evaluates one policy.
@@ -96,6 +102,12 @@ class Evaluator:
     )
     records = sample_records(
       prompts, scored, rollout.length_B, rollout.finish_B
+    )
+    unanswered.warn(
+      'the evaluation',
+      records,
+      self._parser,
+      unanswered.Limit(self._sampling.max_new_tokens),
     )
     speculation = assemble.speculative_metrics(completions)
     return EvalResult(
@@ -135,15 +147,22 @@ class Evaluator:
     consensus_P = majority_correct(
       [records[p * k : (p + 1) * k] for p in range(num_problems)], self._parser
     )
-    return metrics | {
-      'eval/pass@1': float(correct_PG.mean(1).mean()),
-      'eval/pass@1_stderr': standard_error(correct_PG.mean(1)),
-      f'eval/cons@{k}': float(np.mean(consensus_P)),
-      # Unscorable completions count as wrong; a sound grader has none.
-      'eval/unscorable': float(
-        np.mean([record['accuracy'] is None for record in records])
-      ),
-    }
+    # A completion that the grader failed on counts as wrong, in each of these.
+    return (
+      metrics
+      | pass_at_k_metrics(correct_PG, self._pass_k)
+      | {
+        'eval/pass@1': float(correct_PG.mean(1).mean()),
+        'eval/pass@1_stderr': standard_error(correct_PG.mean(1)),
+        f'eval/cons@{k}': float(np.mean(consensus_P)),
+        'eval/unscorable': float(
+          np.mean([record['accuracy'] is None for record in records])
+        ),
+        'eval/unparsable': float(
+          np.mean([r['verdict'] == Verdict.UNPARSABLE for r in records])
+        ),
+      }
+    )
 
   def _text_metrics(
     self, records: list[dict], prompts: Sequence[Prompt]
@@ -184,7 +203,7 @@ class Evaluator:
     if not all(manners.is_question(prompt.question) for prompt in prompts):
       return {}
     answers = [
-      self._parser.parse(record['completion']).answer for record in records
+      self._parser.parse(record['completion']).response for record in records
     ]
     return {
       'eval/quality': float(
@@ -205,34 +224,40 @@ def standard_error(score_P: np.ndarray) -> float:
   return float(score_P.std(ddof=1) / np.sqrt(len(score_P)))
 
 
-def majority_correct(
-  groups: Sequence[list[dict]], parser: ResponseParser
-) -> list[bool]:
-  """Whether the most frequent answer to each problem is right (cons@k).
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+  """Returns the unbiased estimate of pass@k of one problem.
 
-  Answers are compared as exact texts. Completions without an answer do not vote. A tie goes to the answer that
-  occurred first.
+  It is the probability that k of n samples, drawn without replacement, hold a
+  right one: 1 − C(n − c, k) / C(n, k) (Codex, arXiv 2107.03374, eq. 1). Of 4
+  samples 1 is right: pass@1 = 1/4, pass@2 = 1 − 3/6 = 1/2, pass@4 = 1.
 
   Args:
-    groups: Sample records, one list a problem.
-    parser: Finds the answer in a completion.
+    num_samples: n; a sample that the grader failed on is one of them.
+    num_correct: c, the right ones.
+    k: At most n.
   """
-  return [
-    _majority_verdict(records, parser) == Verdict.CORRECT for records in groups
-  ]
+  if not 0 < k <= num_samples:
+    raise ValueError(f'pass@{k} needs at least {k} samples, got {num_samples}')
+  wrong = math.comb(num_samples - num_correct, k)
+  return 1 - wrong / math.comb(num_samples, k)
 
 
-def _majority_verdict(
-  records: list[dict], parser: ResponseParser
-) -> str | None:
-  """The verdict of the most frequent answer; None without any answer."""
-  votes = [
-    (answer, record['verdict'])
-    for record in records
-    if (answer := parser.parse(record['completion']).answer)
-  ]
-  counts = Counter(answer for answer, _ in votes)
-  return dict(votes)[counts.most_common(1)[0][0]] if votes else None
+def pass_at_k_metrics(
+  correct_PG: np.ndarray, ks: Sequence[int]
+) -> dict[str, float]:
+  """Returns 'eval/pass@k' for several k: means over problems of pass_at_k."""
+  G = correct_PG.shape[1]
+  return {
+    f'eval/pass@{k}': float(
+      np.mean([pass_at_k(G, int(c), k) for c in correct_PG.sum(1)])
+    )
+    for k in ks
+  }
+
+
+def divisors(number: int) -> tuple[int, ...]:
+  """Returns the divisors of a number: 1, 2, 4 and 8 of 8."""
+  return tuple(k for k in range(1, number + 1) if number % k == 0)
 
 
 _CORRECTION = re.compile(rf'\b({"|".join(CORRECTION_WORDS)})\b', re.IGNORECASE)
@@ -267,6 +292,7 @@ def sample_records(
     {
       'id': prompts[b // group_size].id,
       'question': prompts[b // group_size].question,
+      'source': prompts[b // group_size].source,
       'gold': prompts[b // group_size].answer,
       'completion': text,
       'accuracy': (float(scored.parts['accuracy'][b]) if graded_B[b] else None),

@@ -18,9 +18,10 @@ from r1jax.data.datasets import GENERAL
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
+from r1jax.evaluate import unanswered, vote
 from r1jax.evaluate.evaluator import (
   EvalResult,
-  majority_correct,
+  pass_at_k_metrics,
   sample_records,
   standard_error,
 )
@@ -131,42 +132,60 @@ class BestOfN:
       )
       for record, probs in zip(records, step_probs):
         record['step_probs'] = [round(float(x), 4) for x in probs]
+    unanswered.warn(
+      'the evaluation',
+      records,
+      problems.parser,
+      unanswered.Limit(problems.sampling.max_new_tokens),
+    )
+    poll = vote.Poll(
+      [records[b : b + k] for b in range(0, len(records), k)], problems.parser
+    )
     metrics: dict[str, float] = {}
     for n in _powers_of_two(k):
-      metrics |= self._metrics(n, records, step_probs)
+      metrics |= self._metrics(n, records, poll, step_probs)
     return EvalResult(metrics, records)
 
   def _metrics(
-    self, n: int, records: list[dict], step_probs: Sequence | None
+    self,
+    n: int,
+    records: list[dict],
+    poll: vote.Poll,
+    step_probs: Sequence | None,
   ) -> dict[str, float]:
-    """Means over problems and over the k / n blocks of n samples of each.
+    """Computes the metrics of a choice among n samples.
+
+    pass@n is the unbiased estimate from all k samples of a problem. The others
+    are means over problems and over the k // n blocks of n samples of each.
 
     Args:
       n: Samples to choose from.
       records: Sample records of all completions.
+      poll: The votes of all completions.
       step_probs: For each completion, the reward model's probability after
         each of its steps.
     """
     k, num_problems = self._k, len(self._problems.prompts)
-    blocks = [
-      range(p * k + i * n, p * k + (i + 1) * n)
-      for p in range(num_problems)
-      for i in range(k // n)
-    ]
     correct_B = np.array([r['verdict'] == Verdict.CORRECT for r in records])
     metrics = {
-      f'eval/tokens@{n}': n * float(np.mean([r['tokens'] for r in records])),
-      f'eval/pass@{n}': float(
-        np.mean([correct_B[list(block)].any() for block in blocks])
-      ),
-    }
+      f'eval/tokens@{n}': n * float(np.mean([r['tokens'] for r in records]))
+    } | pass_at_k_metrics(correct_B.reshape(num_problems, k), [n])
     if n == 1:
       return metrics
-    consensus = majority_correct(
-      [[records[b] for b in block] for block in blocks], self._problems.parser
+    parts = [range(i * n, (i + 1) * n) for i in range(k // n)]
+    metrics[f'eval/cons@{n}'] = float(
+      np.mean(
+        [
+          poll.is_correct(p, part) for p in range(num_problems) for part in parts
+        ]
+      )
     )
-    metrics[f'eval/cons@{n}'] = float(np.mean(consensus))
     if step_probs is not None:
+      blocks = [
+        range(p * k + part.start, p * k + part.stop)
+        for p in range(num_problems)
+        for part in parts
+      ]
       for aggregate in process.AGGREGATES:
         score_B = np.array(
           [process.aggregate(probs, aggregate) for probs in step_probs]
@@ -213,7 +232,12 @@ class TreeSearch:
       else partial(self._values_by_model, prompt_ids)
     )
     return mcts.MCTS(
-      self._options, self._problems.sampling, self._splitter, generate, value
+      self._options,
+      self._problems.sampling,
+      self._splitter,
+      generate,
+      value,
+      self._candidates,
     )
 
   def run(self, params, key: jax.Array) -> EvalResult:
@@ -257,7 +281,41 @@ class TreeSearch:
           'value': tree.answer.value,
           'visits': tree.answer.visit_count,
         }
+    unanswered.warn(
+      'the evaluation',
+      records,
+      problems.parser,
+      unanswered.Limit(
+        self._options.budget_tokens, 'eval.search.budget_tokens'
+      ),
+    )
     return EvalResult(_tree_metrics(records, trees, tokens_P), records)
+
+  def _candidates(
+    self, completions_P: Sequence[Sequence[tuple[int, ...]]]
+  ) -> list[list[int | None]]:
+    """Returns the final answers of completions as numbers; see vote.py.
+
+    Args:
+      completions_P: Token ids of some completions of each problem.
+    """
+    votes = []
+    for prompt, completions in zip(
+      self._problems.prompts, completions_P, strict=True
+    ):
+      texts = self._problems.tokenizer.decode_batch(
+        [self._splitter.without_stop_token(tokens) for tokens in completions]
+      )
+      n = len(texts)
+      votes.append(
+        vote.votes_of(
+          [self._problems.parser.parse(text).answer for text in texts],
+          [prompt.source] * n,
+          [prompt.answer] * n,
+          [None] * n,
+        )
+      )
+    return vote.candidates_of(votes)
 
   def _values_by_model(
     self, prompt_ids: Sequence[Sequence[int]], nodes

@@ -14,6 +14,7 @@ import json
 import re
 
 from r1jax import registry
+from r1jax.data.text.tokenizer import UNKNOWN
 from r1jax.graders import code_grader, math_grader, plugin_grader
 from r1jax.graders.verdict import Grade, Verdict
 from r1jax.workers import plugin_pool
@@ -43,9 +44,48 @@ def grade(items: Sequence[Item], partial: bool = False) -> list[Grade]:
   grades: dict[int, Grade] = {}
   for source in dict.fromkeys(item[2] for item in items):
     indices = [i for i, item in enumerate(items) if item[2] == source]
-    pairs = [items[i][:2] for i in indices]
+    pairs = [(_as_text(items[i][0], source), items[i][1]) for i in indices]
     grades |= zip(indices, _grade_pairs(source, pairs, partial))
   return [grades[i] for i in range(len(items))]
+
+
+def final_answer(answer: str | None, source: str) -> str:
+  """Returns the part of an answer that its grader compares; '' for none.
+
+  Of mathematics that is what stands in the last box, of others all of it.
+  """
+  text = (answer or '').strip()
+  extract = registry.grader.origin(source).options.get('final_answer')
+  return extract(text) if extract and text else text
+
+
+def compares_answers(source: str, gold: str) -> bool:
+  """Returns whether a grader can compare two answers with each other.
+
+  It can where gold answers are answers; those of 'code' are tests. The grader
+  of a plugin is asked whether the gold answer of a problem is right.
+  """
+  origin = registry.grader.origin(source)
+  if origin.plugin:
+    return verdicts([(gold, gold, source)]) == [Verdict.CORRECT]
+  return origin.options.get('gold_is_answer', True)
+
+
+def is_too_expensive(answer: str, source: str) -> bool:
+  """Returns whether an answer must not stand where a gold answer would."""
+  guard = registry.grader.origin(source).options.get('guard')
+  return len(answer) > MAX_CHARS or bool(guard and guard(answer))
+
+
+def _as_text(answer: str | None, source: str) -> str | None:
+  """Returns an answer, or '' if it holds something that is no text.
+
+  A grader might skip an id that is no token: '4', no token, '2' is not 4. A
+  program is run, whatever stands in its comments.
+  """
+  if answer and UNKNOWN in answer and source != 'code':
+    return '' if UNKNOWN in final_answer(answer, source) else answer
+  return answer
 
 
 def _grade_pairs(
@@ -61,13 +101,18 @@ def _grade_pairs(
   return [_full_grade(_grade_exactly(grader, *pair)) for pair in pairs]
 
 
-@registry.grader('math', batch=True)
+@registry.grader(
+  'math',
+  batch=True,
+  final_answer=math_grader.extract_answer,
+  guard=math_grader.is_too_expensive,
+)
 def _mathematics(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
   del partial
   return list(map(_full_grade, math_grader.grade(pairs)))
 
 
-@registry.grader('code', batch=True)
+@registry.grader('code', batch=True, gold_is_answer=False)
 def _program(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
   return code_grader.grade(pairs, partial)
 
@@ -116,7 +161,7 @@ _OPERATORS = {
 }
 
 
-@registry.grader('countdown')
+@registry.grader('countdown', gold_is_answer=False)
 def countdown(answer: str, gold: str) -> Verdict:
   """Grades an expression over + - * / that must use each number exactly once.
 

@@ -1,6 +1,5 @@
-"""Rewards that depend on a completion's length and repetitions."""
+"""Rewards that depend on a completion's length in tokens, whatever its language."""
 
-from collections.abc import Hashable, Sequence
 import math
 
 from r1jax.errors import UserError
@@ -60,22 +59,3 @@ def cosine(
   return (
     long + (short - long) * (1 + math.cos(math.pi * tokens / max_tokens)) / 2
   )
-
-
-def repetition(ids: Sequence[Hashable], n: int) -> float:
-  """Returns the negated share of repeated n-grams, within (−1, 0].
-
-  a b a b a b with n = 2: ab ba ab ba ab has two distinct ones of five, so three
-  of five are repeated: −0.6.
-
-  Args:
-    ids: Words or tokens of a completion.
-    n: Length of an n-gram.
-  """
-  if n < 1:
-    raise UserError(f'repetition: n must be at least 1, got {n}')
-  total = len(ids) - n + 1
-  if total <= 0:
-    return 0.0
-  distinct = len({tuple(ids[i : i + n]) for i in range(total)})
-  return distinct / total - 1

@@ -13,6 +13,7 @@ from r1jax.errors import UserError
 from r1jax.graders.verdict import Verdict
 from r1jax.rewards import language as languages
 from r1jax.rewards import length
+from r1jax.rewards import repetition as repetitions
 from r1jax.rewards.sample import Sample
 
 
@@ -23,7 +24,7 @@ class RewardOptions:
   Attributes:
     max_tokens: Maximum number of tokens of a completion.
     overlong_buffer_tokens: Length of the buffer of `length.overlong`, in tokens.
-    repetition_n: n of the n-grams of words of `length.repetition`.
+    repetition_n: n of the n-grams of words of `repetition`.
     max_unscorable_share: The largest share of a batch's samples that may lack a part;
       beyond it the run stops, for its grader is broken.
     code_partial_credit: Whether a program that fails some of its tests scores
@@ -94,5 +95,5 @@ def cosine(s: Sample, o: RewardOptions) -> float | None:
 
 @registry.reward('repetition')
 def repetition(s: Sample, o: RewardOptions) -> float:
-  """Returns the negated share of repeated n-grams of words."""
-  return length.repetition(s.completion.split(), o.repetition_n)
+  """Returns the negated share of repeated n-grams of words, in any script."""
+  return repetitions.repetition(s.completion, o.repetition_n)

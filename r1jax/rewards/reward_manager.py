@@ -149,7 +149,9 @@ class RewardManager:
       Sample(
         completion=text,
         reasoning=parsed[b].reasoning,
-        answer=parsed[b].answer,
+        answer=parsed[b].response
+        if prompt.source == GENERAL
+        else parsed[b].answer,
         gold=prompt.answer,
         prompt=_sample_prompt(prompt),
         num_tokens=int(tokens),

@@ -45,6 +45,11 @@ ANSWER_SELECTIONS = VISITS, VALUE = 'visits', 'value'
 GenerateFn = Callable[[Sequence[Request]], Sequence[Completion]]
 # From pairs (index of the problem, completion tokens) to values in [0, 1].
 ValueFn = Callable[[Sequence[tuple[int, tuple[int, ...]]]], Sequence[float]]
+# From the completions of each problem to the numbers of their final answers;
+# equal answers have one number, and completions without an answer None.
+CandidatesFn = Callable[
+  [Sequence[Sequence[tuple[int, ...]]]], Sequence[Sequence[int | None]]
+]
 
 
 def min_budget_tokens(config: MCTSConfig, max_new_tokens: int) -> int:
@@ -65,6 +70,9 @@ class MCTS:
     splitter: Splits completions into steps.
     generate: Completes requests.
     evaluate: Returns the values of partial or whole completions.
+    candidates: Says which completions give the same final answer, so that
+      their visits count together; by default each completion is an answer of
+      its own.
 
   Raises:
     UserError: the budget is below the cost of one step.
@@ -77,6 +85,7 @@ class MCTS:
     splitter: StepSplitter,
     generate: GenerateFn,
     evaluate: ValueFn,
+    candidates: CandidatesFn | None = None,
   ):
     needed = min_budget_tokens(config, sampling_params.max_new_tokens)
     if config.budget_tokens < needed:
@@ -87,6 +96,7 @@ class MCTS:
     self._config, self._params = config, sampling_params
     self._splitter = splitter
     self._generate, self._evaluate = generate, evaluate
+    self._candidates = candidates
 
   def run(self, prompts: Sequence[Prefix], key: jax.Array) -> list[Tree]:
     """Searches all problems; returns their trees, each with its answer.
@@ -103,8 +113,7 @@ class MCTS:
       live = sorted({p for p, _, _ in leaves})
       self._expand(trees, leaves, key)
     self._answer_unfinished(trees, key)
-    for tree in trees:
-      tree.answer = self._select_answer(tree)
+    self._select_answers(trees)
     return trees
 
   def _select_leaves(self, tree: Tree) -> list[tuple[Node, int]]:
@@ -347,21 +356,59 @@ class MCTS:
     ):
       trees[p].rollout_answers.append(Answer(tokens, float(value), 1))
 
-  def _select_answer(self, tree: Tree) -> Answer | None:
-    """Selects among the answers in the tree, or else those of rollouts.
+  def _select_answers(self, trees: Sequence[Tree]):
+    """Selects among the answers in each tree, or else those of rollouts.
 
-    Selection by value considers both together.
+    Selection by value considers the two together. Selection by visits elects
+    the final answer of most visits, and then its completion of most visits.
     """
-    in_tree = [
-      Answer(node.tokens, node.value, node.visit_count)
-      for node in tree.answer_nodes
+    in_trees = [
+      [Answer(n.tokens, n.value, n.visit_count) for n in tree.answer_nodes]
+      for tree in trees
     ]
     if self._config.answer_selection == VALUE:
-      return max(
-        in_tree + tree.rollout_answers, key=lambda a: a.value, default=None
+      for tree, in_tree in zip(trees, in_trees):
+        tree.answer = max(
+          in_tree + tree.rollout_answers, key=lambda a: a.value, default=None
+        )
+      return
+    answers_P = [
+      in_tree or tree.rollout_answers for tree, in_tree in zip(trees, in_trees)
+    ]
+    candidates_P: Sequence[Sequence[int | None]] = [
+      list(range(len(answers))) for answers in answers_P
+    ]
+    if self._candidates:
+      candidates_P = self._candidates(
+        [[answer.tokens for answer in answers] for answers in answers_P]
       )
-    return max(
-      in_tree or tree.rollout_answers,
-      key=lambda a: (a.visit_count, a.value),
-      default=None,
-    )
+    for tree, answers, candidates in zip(trees, answers_P, candidates_P):
+      tree.answer = elect(answers, candidates)
+
+
+def elect(
+  answers: Sequence[Answer], candidates: Sequence[int | None]
+) -> Answer | None:
+  """Returns the most visited completion of the most visited final answer.
+
+  Equal numbers of visits are decided by value, and then by order.
+
+  Args:
+    answers: Complete completions.
+    candidates: Number of the final answer of each; None for one without an
+      answer, which is elected only where no other has one.
+  """
+  visits: dict[int, tuple[int, float]] = {}
+  for answer, candidate in zip(answers, candidates, strict=True):
+    if candidate is not None:
+      count, value = visits.get(candidate, (0, 0.0))
+      visits[candidate] = (
+        count + answer.visit_count,
+        max(value, answer.value),
+      )
+  elected = max(visits, key=lambda each: visits[each], default=None)
+  return max(
+    (a for a, candidate in zip(answers, candidates) if candidate == elected),
+    key=lambda a: (a.visit_count, a.value),
+    default=None,
+  )

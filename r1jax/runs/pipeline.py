@@ -203,8 +203,17 @@ _NOT_IN_TABLE = (
   'pass@1_stderr',
   'clipped_ratio',
   'unscorable',
+  'unparsable',
   'self_correction',
 )
+
+
+def _in_table(column: str) -> bool:
+  """Returns whether a metric is shown: of pass@k, pass@1 alone is."""
+  name = column.rpartition('/')[2]
+  return name not in _NOT_IN_TABLE and (
+    name == 'pass@1' or not name.startswith('pass@')
+  )
 
 
 def table(pipeline: PipelineConfig, place: Path) -> str:
@@ -226,7 +235,7 @@ def table(pipeline: PipelineConfig, place: Path) -> str:
       for task in pipeline.evaluations
       for _, results in rows
       for column in results
-      if _is_of(task, column) and column.rpartition('/')[2] not in _NOT_IN_TABLE
+      if _is_of(task, column) and _in_table(column)
     )
   )
   lines = [

@@ -26,7 +26,7 @@ from r1jax.errors import UserError
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Demonstration, Prompt, TopLogprobs
-from r1jax.rewards import language, length
+from r1jax.rewards import language, repetition
 from r1jax.rollout import assemble
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion
@@ -238,7 +238,7 @@ class RejectionSampler(DatasetStage):
         language.consistency(response.reasoning or text, prompt.language)
         for response, text in zip(parsed, texts)
       ],
-      'repetition': [-length.repetition(text.split(), 4) for text in texts],
+      'repetition': [-repetition.repetition(text, 4) for text in texts],
     }
     if prompt.source != GENERAL:
       verdicts = dispatch.verdicts(

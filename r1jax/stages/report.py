@@ -81,6 +81,8 @@ def summary(steps: int, first: dict, last: dict, k: int) -> str:
       + f'  (± {last["eval/pass@1_stderr"]:.3f}, {steps} steps)',
       line(f'cons@{k}', f'eval/cons@{k}'),
     ]
+    if k > 1 and f'eval/pass@{k}' in last:
+      measured.append(line(f'pass@{k}', f'eval/pass@{k}'))
   elif 'eval/quality' in last:
     measured.append(line('quality', 'eval/quality'))
   return (

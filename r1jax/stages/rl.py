@@ -18,7 +18,7 @@ from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
-from r1jax.evaluate import evaluator
+from r1jax.evaluate import evaluator, unanswered
 from r1jax.graders import code_grader, dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.records import (
@@ -104,6 +104,9 @@ class RL(TrainedStage):
       donate_argnums=0,
     )
     self._train_rows: list[dict] = []
+    self._watch = unanswered.StepWatch(
+      parts.parser, unanswered.Limit(c.max_new_tokens)
+    )
 
   @classmethod
   def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
@@ -232,6 +235,7 @@ class RL(TrainedStage):
     rows = evaluator.sample_records(
       group.prompts, scored, rollout.length_B, rollout.finish_B
     )
+    self._watch.see(step, rows)
     self._train_rows = rows[: c.num_logged_completions]
     counts = {
       'tokens': sum(row['tokens'] for row in rows),

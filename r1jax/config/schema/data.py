@@ -66,8 +66,9 @@ class DataConfig(Section):
   response_format: str = key(
     'think_answer',
     "The form of a completion: 'think_answer', 'think' (R1's own), "
-    "'reasoning_summary', 'special_token' (data/text/response_formats.py), or "
-    'one that a plugin registers.',
+    "'reasoning_summary', 'special_token'; for plain models 'boxed' (the last "
+    "\\\\boxed{}) or 'plain' ('The answer is 42' too); see "
+    'data/text/response_formats.py; or one that a plugin registers.',
   )
   template: str = key(
     'r1_zero',

@@ -1,9 +1,10 @@
 """The sampler and evaluation: `config.rollout` and `config.eval`."""
 
+from collections.abc import Iterator
 import dataclasses
 
 from r1jax.config.field import key, section
-from r1jax.config.schema.section import Section
+from r1jax.config.schema.section import Problem, Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class SearchConfig(MCTSConfig):
 
   kind: str = key(
     'none',
-    "'none' (pass@1 and cons@k alone); for every n up to eval.num_samples, a "
+    "'none' (pass@k and cons@k alone); for every n up to eval.num_samples, a "
     "power of two, the 'vote' or the 'best_of_n' by a process reward model; "
     "or tree search, 'mcts'.",
     choices=('none', 'vote', 'best_of_n', 'mcts'),
@@ -122,9 +123,24 @@ class EvalConfig(Section):
   """How held-out problems are answered: `config.eval`."""
 
   num_problems: int = key(128, 'Number of held-out problems.', at_least=1)
-  num_samples: int = key(8, 'k, samples of each problem.', at_least=1)
+  num_samples: int = key(8, 'n, samples of each problem.', at_least=1)
+  pass_k: tuple[int, ...] = key(
+    (),
+    'Numbers k of pass@k, which is estimated without bias from all n samples '
+    '(arXiv 2107.03374); () for every divisor of n.',
+  )
   temperature: float = key(
     0.6, 'Sampling temperature (DeepSeek-R1 section 3).', at_least=0
   )
   top_p: float = key(0.95, 'Nucleus mass.', above=0, at_most=1)
   search: SearchConfig = section(SearchConfig)
+
+  def conflicts(self) -> Iterator[Problem]:
+    yield from super().conflicts()
+    bad = [k for k in self.pass_k if not 1 <= k <= self.num_samples]
+    if bad:
+      yield (
+        'pass_k',
+        f'has {bad[0]}, which is not within 1 and num_samples = '
+        f'{self.num_samples}',
+      )

@@ -7,7 +7,7 @@ strict one of response_formats.py, which knows the format that was asked for.
 from typing import NamedTuple
 
 from r1jax import registry
-from r1jax.data.text.response_formats import ResponseFormat
+from r1jax.data.text.response_formats import ResponseFormat, tagged_answer
 
 
 class SplitCompletion(NamedTuple):
@@ -29,6 +29,7 @@ def split(completion: str, prompt_opens_think: bool = False) -> SplitCompletion:
 
   'a </think> 7' with prompt_opens_think → ('a', '7')
   '<think> a' → ('a', None), truncated
+  'So: <think> a' → ('a', None), truncated
   '7' → (None, '7'), no reasoning
 
   Args:
@@ -44,7 +45,7 @@ def split(completion: str, prompt_opens_think: bool = False) -> SplitCompletion:
       inner = text[len(opening) :]
       break
   else:
-    return SplitCompletion(None, _answer(text))
+    return _split_unopened(text)
   # The last tag closes, since reasoning may mention the tag.
   reasoning, closed, rest = (
     inner.partition(closing)
@@ -56,6 +57,16 @@ def split(completion: str, prompt_opens_think: bool = False) -> SplitCompletion:
   return SplitCompletion(reasoning.strip(), _answer(rest))
 
 
+def _split_unopened(text: str) -> SplitCompletion:
+  """Splits a completion that does not begin with reasoning."""
+  for tags in _formats():
+    opening, closing = tags.reasoning_start, tags.reasoning_end
+    _, opened, inner = text.rpartition(opening)
+    if opened and opening != closing and closing not in inner:
+      return SplitCompletion(inner.strip(), None)
+  return SplitCompletion(None, _answer(text))
+
+
 def _formats() -> list[ResponseFormat]:
   """Returns every registered response format."""
   return [tags for _, tags in registry.response_format.items()]
@@ -64,10 +75,6 @@ def _formats() -> list[ResponseFormat]:
 def _answer(text: str) -> str | None:
   """Returns what the last pair of answer tags holds, or all if there is none."""
   for tags in _formats():
-    opening, closing = tags.answer_start, tags.answer_end
-    if not opening or opening not in text:
-      continue
-    before, _, _ = text.rpartition(closing)
-    _, opened, inside = before.rpartition(opening)
-    return inside.strip() if opened else None  # None: the answer is truncated.
+    if tags.answer_start and tags.answer_start in text:
+      return tagged_answer(text, tags)  # None: the answer is truncated.
   return text.strip() or None

@@ -6,17 +6,24 @@
   reasoning_summary   <reasoning_process> r </reasoning_process>
                       <summary> a </summary>
   special_token       |special_token| r |special_token| a        R1's cold start
+  boxed               … \\boxed{a} …                             plain models
+  plain               … The answer is a | #### a | \\boxed{a}     plain models
 
-r is the reasoning, a the answer. Rewards need this strict parser, which knows
-the one format that was asked for; see reasoning.py for a lenient one. A plugin
-registers a format of its own:
+r is the reasoning, a the answer. In the last two formats a thought between
+<think> and </think> may precede the text but need not. Rewards need this strict
+parser, which knows the one format that was asked for; see reasoning.py for a
+lenient one. A plugin registers a format of its own:
 
   registry.response_format('note')(ResponseFormat('<note>', '</note>'))
 """
 
+from collections.abc import Callable
 import dataclasses
+import re
 
 from r1jax import registry
+from r1jax.data.text import final_answer
+from r1jax.data.text.tokenizer import UNKNOWN
 
 MAX_ERRORS = 10  # Largest error count; a repeated tag cannot raise it further.
 
@@ -30,12 +37,16 @@ class ResponseFormat:
     reasoning_end: Tag that closes the reasoning.
     answer_start: Tag that opens the answer; '' if the answer has no tags.
     answer_end: Tag that closes the answer; '' if the answer has no tags.
+    find_answer: Finds the final answer in a text without tags, or returns None
+      if it has none. A format with such a function has no answer tags, and its
+      reasoning may be missing.
   """
 
   reasoning_start: str
   reasoning_end: str
   answer_start: str = ''
   answer_end: str = ''
+  find_answer: Callable[[str], str | None] | None = None
 
   @property
   def tags(self) -> tuple[str, ...]:
@@ -65,6 +76,12 @@ registry.response_format('reasoning_summary')(
 registry.response_format('special_token')(  # DeepSeek-R1 section 2.3.1.
   ResponseFormat('|special_token|', '|special_token|')
 )
+registry.response_format('boxed')(
+  ResponseFormat('<think>', '</think>', find_answer=final_answer.boxed)
+)
+registry.response_format('plain')(
+  ResponseFormat('<think>', '</think>', find_answer=final_answer.stated)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +93,20 @@ class Parsed:
       missing.
     answer: Stripped text of the answer; None if it is missing. It is extracted
       leniently, so that accuracy and format are separate rewards: from the
-      last complete pair of answer tags, or, in a format without such tags,
-      from what follows the reasoning.
+      last complete pair of answer tags outside of the reasoning, or, in a
+      format without such tags, from what follows the reasoning. Reasoning that
+      is never closed has no answer, whatever it holds.
     errors: Number of format errors, at most MAX_ERRORS: missing, superfluous
-      and misordered tags, text outside of the tags, and blank parts.
+      and misordered tags, text outside of the tags, blank parts, and tokens
+      that are no text.
+    response: Stripped text that a reader is meant to see: the answer, or, in a
+      format that finds the answer in a text, all of that text.
   """
 
   reasoning: str | None
   answer: str | None
   errors: int
+  response: str | None = None
 
   @property
   def well_formed(self) -> bool:
@@ -110,13 +132,35 @@ class ResponseParser:
     text = completion
     if self.prompt_opens_think:
       text = self.format.reasoning_start + completion
+    if self.format.find_answer:
+      return self._parse_untagged(text, self.format.find_answer)
     reasoning, answer = self._parts(text)
     errors = self._tag_errors(text)
     if not errors:
-      errors = self._texts_outside(text) + sum(
-        not part for part in (reasoning, answer)
+      errors = (
+        self._texts_outside(text)
+        + sum(not part for part in (reasoning, answer))
+        + (UNKNOWN in text)
       )
-    return Parsed(reasoning, answer, min(errors, MAX_ERRORS))
+    return Parsed(reasoning, answer, min(errors, MAX_ERRORS), answer)
+
+  def _parse_untagged(
+    self, text: str, find_answer: Callable[[str], str | None]
+  ) -> Parsed:
+    """Parses a text whose reasoning may be missing and whose answer is found."""
+    tags = self.format
+    start, end = text.find(tags.reasoning_start), text.rfind(tags.reasoning_end)
+    reasoning, response = None, text
+    if end >= 0:
+      inside = start + len(tags.reasoning_start) if 0 <= start < end else 0
+      reasoning = text[inside:end].strip()
+      response = text[end + len(tags.reasoning_end) :]
+    if tags.reasoning_start in response:  # It is never closed.
+      _, _, reasoning = response.partition(tags.reasoning_start)
+      return Parsed(reasoning.strip(), None, 1)
+    answer = find_answer(response)
+    errors = (not answer) + (UNKNOWN in text)
+    return Parsed(reasoning, answer, errors, response.strip() or None)
 
   def _parts(self, text: str) -> tuple[str | None, str | None]:
     """Returns the reasoning and the answer; None for a missing one."""
@@ -124,7 +168,7 @@ class ResponseParser:
     if tags.answer_start:
       return (
         _between(text, tags.reasoning_start, tags.reasoning_end),
-        _between(text, tags.answer_start, tags.answer_end),
+        tagged_answer(text, tags),
       )
     start = text.find(tags.reasoning_start)
     inside = start + len(tags.reasoning_start)
@@ -136,10 +180,11 @@ class ResponseParser:
     )
     if start < 0 or end < inside:
       return None, None
-    return (
-      text[inside:end].strip(),
-      text[end + len(tags.reasoning_end) :].strip() or None,
-    )
+    answer = text[end + len(tags.reasoning_end) :]
+    if tags.reasoning_start != tags.reasoning_end:
+      # Reasoning that is opened once more and left open is no answer.
+      answer = answer.partition(tags.reasoning_start)[0]
+    return text[inside:end].strip(), answer.strip() or None
 
   def _tag_errors(self, text: str) -> int:
     """Counts missing, superfluous and misordered tags."""
@@ -167,10 +212,35 @@ class ResponseParser:
     return sum(bool(outside.strip()) for outside in texts)
 
 
-def _between(text: str, reasoning_start: str, closing: str) -> str | None:
+def _between(text: str, opening: str, closing: str) -> str | None:
   """Returns the last span between two tags, in time linear in the length."""
   end = text.rfind(closing)
-  start = text.rfind(reasoning_start, 0, max(end, 0))
+  start = text.rfind(opening, 0, max(end, 0))
   if end < 0 or start < 0:
     return None
-  return text[start + len(reasoning_start) : end].strip()
+  return text[start + len(opening) : end].strip()
+
+
+def tagged_answer(text: str, tags: ResponseFormat) -> str | None:
+  """Returns the last span between answer tags outside of the reasoning.
+
+  '<think> a <answer>6</answer> b </think> <answer>7</answer>' → '7'
+  '<think> a <answer>6</answer>' → None
+
+  Reasoning lasts from its tag to the next one that closes it, or to the end.
+  """
+  # Longer tags come first, in case that one begins with another.
+  marks = sorted(set(tags.tags), key=len, reverse=True)
+  inside, start, span = False, -1, None
+  for match in re.finditer('|'.join(map(re.escape, marks)), text):
+    mark = match[0]
+    if mark == tags.reasoning_start and not inside:
+      inside = True
+    elif mark == tags.reasoning_end:
+      inside = False
+    elif not inside:
+      if mark == tags.answer_end and start >= 0:
+        span = slice(start, match.start())
+      if mark == tags.answer_start:
+        start = match.end()
+  return None if span is None else text[span].strip()

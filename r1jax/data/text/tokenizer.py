@@ -34,7 +34,7 @@ _SPECIAL = (
   'User:',
   'Assistant:',
 )
-_UNKNOWN = '\ufffd'
+UNKNOWN = '\ufffd'  # The text of an id that is no token, and of broken UTF-8.
 _ASCII = '\n' + ''.join(chr(code) for code in range(32, 127))
 _CYRILLIC = ''.join(chr(code) for code in range(0x430, 0x450))
 _ALPHABETS = {CHARACTER: _ASCII, BILINGUAL: _ASCII + _CYRILLIC}
@@ -76,7 +76,9 @@ class Tokenizer:
     self.adds_bos = adds_bos
     self.stop_ids = tuple(stop_ids)
     self.chat_template = chat_template
-    self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
+    self._known_ids = frozenset(core.get_vocab(with_added_tokens=True).values())
+    self.vocab_size = max(self._known_ids) + 1
+    self._unknown_core: tokenizers.Tokenizer | None = None
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text, without adding BOS or EOS.
@@ -151,18 +153,36 @@ class Tokenizer:
   def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
     """Returns the text of each row of token ids, special tokens included.
 
-    A model's vocabulary may be padded beyond the tokenizer's. Ids beyond it
-    are shown as U+FFFD at the end of the text; if they were dropped, a
-    completion that contains them could pass as well formed.
+    A model's vocabulary may be padded beyond the tokenizer's, and a tokenizer's
+    may have gaps. An id that is no token is shown as U+FFFD in its place, so
+    that '4', no token, '2' does not read as 42.
     """
-    texts = self._core.decode_batch(
-      [[int(i) for i in row if i < self.vocab_size] for row in rows],
-      skip_special_tokens=False,
+    ids_of = [list(map(int, row)) for row in rows]
+    known = [self._known_ids.issuperset(ids) for ids in ids_of]
+    decoded = iter(
+      self._core.decode_batch(
+        [ids for ids, plain in zip(ids_of, known) if plain],
+        skip_special_tokens=False,
+      )
     )
     return [
-      text + _UNKNOWN * sum(i >= self.vocab_size for i in row)
-      for text, row in zip(texts, rows)
+      next(decoded) if plain else self._decode_with_unknown(ids)
+      for ids, plain in zip(ids_of, known)
     ]
+
+  def _decode_with_unknown(self, ids: Sequence[int]) -> str:
+    """Returns the text of token ids some of which are no tokens."""
+    # A token of that text stands for them, so that the decoder sees one row:
+    # some decoders strip the space before the first token.
+    if self._unknown_core is None:
+      core = tokenizers.Tokenizer.from_str(self._core.to_str())
+      core.add_special_tokens([tokenizers.AddedToken(UNKNOWN)])
+      self._unknown_core = core
+    unknown = self._unknown_core.token_to_id(UNKNOWN)
+    return self._unknown_core.decode(
+      [i if i in self._known_ids else unknown for i in ids],
+      skip_special_tokens=False,
+    )
 
 
 def load(source: str) -> Tokenizer:

@@ -95,6 +95,7 @@ def evaluator(config: RunConfig, parts: Parts, sampler: Engine) -> Evaluator:
     config.data.max_prompt_tokens,
     config.eval.num_samples,
     eval_sampling(config, parts),
+    config.eval.pass_k,
   )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from r1jax.cli.commands.sample.questions import Question
 from r1jax.data.text import reasoning
+from r1jax.data.text.tokenizer import UNKNOWN
 from r1jax.errors import UserError
 from r1jax.rollout import assemble
 from r1jax.rollout.engine import Engine
@@ -140,8 +141,9 @@ class Completer:
     print(heading, end='')
     shown = ''
     for _ in self._session:
-      # The first bytes of a character wait for the others.
-      text = self._text(completion).rstrip('\ufffd')
+      text = self._text(completion)
+      if not completion.finish_reason:
+        text = text.rstrip(UNKNOWN)  # The bytes of a character are incomplete.
       print(text[len(shown) :], end='', flush=True)
       shown = text
     print()
