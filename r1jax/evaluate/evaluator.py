@@ -238,8 +238,8 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
   """
   if not 0 < k <= num_samples:
     raise ValueError(f'pass@{k} needs at least {k} samples, got {num_samples}')
-  wrong = math.comb(num_samples - num_correct, k)
-  return 1 - wrong / math.comb(num_samples, k)
+  total = math.comb(num_samples, k)
+  return (total - math.comb(num_samples - num_correct, k)) / total
 
 
 def pass_at_k_metrics(

@@ -176,7 +176,9 @@ class BestOfN:
     metrics[f'eval/cons@{n}'] = float(
       np.mean(
         [
-          poll.is_correct(p, part) for p in range(num_problems) for part in parts
+          poll.is_correct(p, part)
+          for p in range(num_problems)
+          for part in parts
         ]
       )
     )

@@ -77,9 +77,7 @@ class Poll:
     """
     candidates = self._candidates[problem]
     # Counter keeps the order of occurrence among equals.
-    count = Counter(
-      candidates[i] for i in samples if candidates[i] is not None
-    )
+    count = Counter(candidates[i] for i in samples if candidates[i] is not None)
     if not count:
       return False
     elected, _ = count.most_common(1)[0]
@@ -175,7 +173,7 @@ def candidates_of(
     for b in asked:
       b.settle()
   return [
-    [vote and ballot.candidate_of[vote.answer] for vote in own]
+    [ballot.candidate_of[vote.answer] if vote else None for vote in own]
     for ballot, own in zip(ballots, votes)
   ]
 

@@ -73,7 +73,7 @@ def _pieces(text: str) -> Iterator[tuple[str, int]]:
   """Yields words, and characters of what has none, with their lengths in units."""
   for run in _INVISIBLE.sub('', text).split():
     for match in _PIECE.finditer(run):
-      piece, kind = match[0], match.lastgroup
+      piece, kind = match[0], match.lastgroup or 'word'
       if kind != 'word':
         chars_per_word = _SCRIPTS[int(kind[1:])][1]
         yield piece, _WORD_UNITS // chars_per_word

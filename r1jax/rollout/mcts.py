@@ -402,10 +402,7 @@ def elect(
   for answer, candidate in zip(answers, candidates, strict=True):
     if candidate is not None:
       count, value = visits.get(candidate, (0, 0.0))
-      visits[candidate] = (
-        count + answer.visit_count,
-        max(value, answer.value),
-      )
+      visits[candidate] = (count + answer.visit_count, max(value, answer.value))
   elected = max(visits, key=lambda each: visits[each], default=None)
   return max(
     (a for a, candidate in zip(answers, candidates) if candidate == elected),

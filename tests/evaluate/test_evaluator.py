@@ -1,40 +1,44 @@
-"""The arithmetic of pass@1, cons@k and self-corrections."""
+"""The arithmetic of pass@k and self-corrections, and a whole evaluation."""
 
+import itertools
+
+import numpy as np
 import pytest
 
-from r1jax.data.text.response_formats import ResponseParser
 from r1jax.evaluate import evaluator
 
 
-def _rows(*answers):
-  return [
-    {
-      'completion': f'<think>x</think><answer>{answer}</answer>'
-      if answer
-      else 'nothing',
-      'verdict': 'correct' if answer == '7' else 'wrong',
-    }
-    for answer in answers
-  ]
-
-
 @pytest.mark.parametrize(
-  'answers,right',
-  [
-    (('7', '7', '8'), True),
-    (('8', '8', '7'), False),
-    (('7', None, None), True),
-    ((None, None), False),
-    (('7', '8'), True),
-    (('8', '7'), False),
-    (('', '7'), True),
-  ],
+  'n,c', [(1, 0), (1, 1), (4, 1), (6, 2), (7, 5), (8, 8)]
 )
-def test_cons_is_the_majority_of_those_that_answer(answers, right):
-  assert (
-    evaluator.majority_correct([_rows(*answers)] * 2, ResponseParser())
-    == [right] * 2
-  )
+def test_pass_at_k_is_the_mean_over_all_choices_of_k(n, c):
+  right = [True] * c + [False] * (n - c)
+  for k in range(1, n + 1):
+    drawn = [any(some) for some in itertools.combinations(right, k)]
+    assert evaluator.pass_at_k(n, c, k) == pytest.approx(np.mean(drawn))
+
+
+def test_pass_at_k_is_refused_beyond_the_samples():
+  for k in (0, 5):
+    with pytest.raises(ValueError, match=f'pass@{k} needs'):
+      evaluator.pass_at_k(4, 1, k)
+
+
+def test_pass_at_k_is_exact_for_many_samples():
+  """A product of floats loses what is left of 1 here."""
+  assert evaluator.pass_at_k(1024, 1, 512) == 0.5
+  assert evaluator.pass_at_k(10_000, 1, 1) == 1e-4
+
+
+def test_metrics_of_pass_at_k_are_means_over_problems():
+  correct_PG = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+  assert evaluator.pass_at_k_metrics(correct_PG, [1, 2, 4]) == {
+    'eval/pass@1': pytest.approx(5 / 12),
+    'eval/pass@2': pytest.approx(0.5),
+    'eval/pass@4': pytest.approx(2 / 3),
+  }
+  assert evaluator.divisors(8) == (1, 2, 4, 8)
+  assert evaluator.divisors(6) == (1, 2, 3, 6)
 
 
 @pytest.mark.parametrize(

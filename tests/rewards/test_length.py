@@ -1,10 +1,12 @@
-"""Length and repetition against hand-made cases."""
+"""Rewards of length against hand-made cases."""
 
 import numpy as np
 import pytest
 
 from r1jax.errors import UserError
-from r1jax.rewards import length
+from r1jax.rewards import length, parts
+from r1jax.rewards.parts import RewardOptions
+from r1jax.rewards.sample import Sample, SamplePrompt
 
 
 def test_overlong_is_zero_then_a_line_then_minus_one():
@@ -26,10 +28,30 @@ def test_cosine_goes_from_short_to_long():
   assert min(right) > max(wrong)
 
 
-def test_repetition_is_the_share_of_old_n_grams():
-  assert length.repetition('ababab', 2) == pytest.approx(-0.6)
-  assert length.repetition('abcdef', 2) == 0
-  assert length.repetition([1], 2) == 0
-  assert length.repetition([7] * 1000, 4) < -0.99
-  with pytest.raises(UserError, match='n must be at least 1'):
-    length.repetition('ab', 0)
+@pytest.mark.parametrize(
+  'text',
+  [
+    'We add three and four.',
+    '我们把三和四相加。',
+    '三と四を足します。',
+    'เราบวกสามกับสี่',
+    'نجمع ثلاثة وأربعة.',
+    'So `f(x)` 等于 $x^2$.',
+  ],
+)
+def test_tokens_alone_count_in_every_language(text):
+  """A language is neither cheaper nor dearer than what its tokens are."""
+  options = RewardOptions(100, 20, 4, 1.0)
+  sample = lambda tokens, verdict: Sample(
+    completion=text,
+    reasoning=None,
+    answer=text,
+    gold=text,
+    prompt=SamplePrompt('1', '', '', 'math'),
+    num_tokens=tokens,
+    accuracy=1.0,
+    verdict=verdict,
+  )
+  assert parts.overlong(sample(90, 'correct'), options) == -0.5
+  assert parts.cosine(sample(50, 'correct'), options) == pytest.approx(0.75)
+  assert parts.cosine(sample(50, 'wrong'), options) == pytest.approx(-0.75)

@@ -137,7 +137,8 @@ def _statement(text: str) -> str | None:
   return None
 
 
-_FOREIGN = re.compile(r'[^\W\d_A-Za-z\u00aa-\u03ff]')  # Neither Latin nor Greek.
+# A letter that is neither Latin nor Greek.
+_FOREIGN = re.compile(r'[^\W\d_A-Za-z\u00aa-\u03ff]')
 
 
 def _value(sentence: str) -> str:

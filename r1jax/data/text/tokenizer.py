@@ -174,12 +174,14 @@ class Tokenizer:
     """Returns the text of token ids some of which are no tokens."""
     # A token of that text stands for them, so that the decoder sees one row:
     # some decoders strip the space before the first token.
-    if self._unknown_core is None:
+    core = self._unknown_core
+    if core is None:
       core = tokenizers.Tokenizer.from_str(self._core.to_str())
       core.add_special_tokens([tokenizers.AddedToken(UNKNOWN)])
       self._unknown_core = core
-    unknown = self._unknown_core.token_to_id(UNKNOWN)
-    return self._unknown_core.decode(
+    unknown = core.token_to_id(UNKNOWN)
+    assert unknown is not None  # It has just been added.
+    return core.decode(
       [i if i in self._known_ids else unknown for i in ids],
       skip_special_tokens=False,
     )

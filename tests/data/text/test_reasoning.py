@@ -50,6 +50,8 @@ from r1jax.data.text import reasoning
     ('<reasoning_process>r</reasoning_process><summary>7', ('r', None)),
     ('<think>r</think>', ('r', None)),
     ('<think>', ('', None)),
+    ('Sure. <think> r <answer>7</answer>', ('r <answer>7</answer>', None)),
+    ('<answer>7</answer><think>r', ('r', None)),
     # Never reasoned.
     ('It is 7.', (None, 'It is 7.')),
     ('<answer>7</answer>', (None, '7')),

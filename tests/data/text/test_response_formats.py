@@ -25,6 +25,36 @@ from r1jax.errors import UserError
     ('<answer>7</answer><think>a</think>', 'a', '7', False),
     ('', None, None, False),
     ('</answer><answer>', None, None, False),
+    # An answer within the reasoning is none.
+    ('<think>a <answer>7</answer>', None, None, False),
+    (
+      '<think>a <answer>7</answer></think>',
+      'a <answer>7</answer>',
+      None,
+      False,
+    ),
+    (
+      '<think>a <answer>6</answer></think><answer>7</answer>',
+      'a <answer>6</answer>',
+      '7',
+      False,
+    ),
+    (
+      '<think>a</think><answer>6</answer><think>b<answer>7</answer>',
+      'a',
+      '6',
+      False,
+    ),
+    ('<answer>7<think>b</answer>', None, None, False),
+    (
+      '<think>a</think><answer>7</answer></think>',
+      'a</think><answer>7</answer>',
+      '7',
+      False,
+    ),
+    ('<think>a<think>b<answer>7</answer>', None, None, False),
+    # An id that is no token is an error of form wherever it stands.
+    ('<think>a\ufffd</think><answer>7</answer>', 'a\ufffd', '7', False),
   ],
 )
 def test_completions_are_read_back(completion, thought, answer, well_formed):
@@ -40,6 +70,8 @@ def test_a_template_that_opened_the_thought_is_known():
   rest = 'a</think><answer>7</answer>'
   assert ResponseParser(prompt_opens_think=True).parse(rest).well_formed
   assert not ResponseParser().parse(rest).well_formed
+  open_thought = ResponseParser(prompt_opens_think=True)
+  assert open_thought.parse('a <answer>7</answer>').answer is None
   assert (
     not ResponseParser(prompt_opens_think=True)
     .parse('<think>' + rest)
@@ -110,6 +142,56 @@ def test_every_form_is_read(name, completion, want):
       registry.response_format.get(name), prompt_opens_think=True
     )
     assert opened.parse(completion.removeprefix('<think>')) == got
+
+
+@pytest.mark.parametrize(
+  'name,completion,want',
+  [
+    ('boxed', 'so \\boxed{42}', (None, '42', 0)),
+    ('boxed', 'The answer is 42', (None, None, 1)),
+    ('boxed', '<think>\\boxed{7}</think>\\boxed{42}', ('\\boxed{7}', '42', 0)),
+    ('boxed', 'a \\boxed{7}</think>\\boxed{42}', ('a \\boxed{7}', '42', 0)),
+    ('boxed', '<think>\\boxed{42}', ('\\boxed{42}', None, 1)),
+    ('boxed', '<think>\\boxed{42}</think>', ('\\boxed{42}', None, 1)),
+    ('boxed', '\\boxed{7} <think>\\boxed{42}', ('\\boxed{42}', None, 1)),
+    ('boxed', '\\boxed{}', (None, '', 1)),
+    ('boxed', '\\boxed{4\ufffd2}', (None, '4\ufffd2', 1)),
+    ('plain', 'The answer is 42.', (None, '42', 0)),
+    (
+      'plain',
+      '<think>is it 7?</think>The answer is 42.',
+      ('is it 7?', '42', 0),
+    ),
+    ('plain', '<think>The answer is 7', ('The answer is 7', None, 1)),
+    ('plain', 'I see\nnothing', (None, None, 1)),
+    ('plain', '', (None, None, 1)),
+    ('think', '<think>a</think>7<think>\\boxed{42}', ('a', '7', 1)),
+  ],
+)
+def test_a_plain_model_is_read_without_tags(name, completion, want):
+  got = ResponseParser(registry.response_format.get(name)).parse(completion)
+  assert (got.reasoning, got.answer, got.errors) == want
+
+
+def test_a_thought_that_the_prompt_opened_is_no_plain_answer():
+  parser = ResponseParser(
+    registry.response_format.get('plain'), prompt_opens_think=True
+  )
+  assert parser.parse('The answer is 7').answer is None
+  assert parser.parse('is it 7?</think>The answer is 42').answer == '42'
+
+
+def test_all_of_a_plain_text_is_the_response():
+  """A model of helpfulness reads a poem, not the last number in it."""
+  poem = 'Two roads,\nand 1 of them taken'
+  for name, completion in (
+    ('plain', poem),
+    ('boxed', f'<think>a</think>{poem}'),
+    ('think', f'<think>a</think>{poem}'),
+    ('think_answer', f'<think>a</think><answer>{poem}</answer>'),
+  ):
+    parser = ResponseParser(registry.response_format.get(name))
+    assert parser.parse(completion).response == poem
 
 
 def test_an_unknown_form_is_named():

@@ -1,6 +1,8 @@
 """Tokenizers and templates."""
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models
 
 from r1jax import registry
 from r1jax.data.text import tokenizer
@@ -65,4 +67,37 @@ def test_an_id_beyond_the_tokenizer_is_seen_in_the_text():
   text = tokenizer.load('character')
   ids = text.encode('<think>a</think><answer>7</answer>')
   assert ResponseParser().parse(text.decode(ids)).well_formed
-  assert not ResponseParser().parse(text.decode(ids + [111])).well_formed
+  for at in range(len(ids) + 1):
+    junk = text.decode([*ids[:at], 111, *ids[at:]])
+    assert not ResponseParser().parse(junk).well_formed
+
+
+@pytest.mark.parametrize('name', ['character', 'qwen2.5', 'deepseek-r1'])
+def test_an_id_beyond_the_tokenizer_stays_where_it_was(request, name):
+  if name == 'character':
+    text = tokenizer.load(name)
+  else:
+    folder = request.getfixturevalue('shared') / 'data' / 'tokenizer' / name
+    text = tokenizer.load(str(folder))
+  size = text.vocab_size
+  for line in ('so \\boxed{42}', ' a b  c', '4', '<think>x</think>\n\n7'):
+    ids = text.encode(line)
+    for at in range(len(ids) + 1):
+      before, after = ids[:at], ids[at:]
+      assert text.decode([*before, size, *after]) == '\ufffd'.join(
+        text.decode_batch([before, after])
+      )
+    whole, junk = text.decode_batch([ids, [size + 9, *ids, size, -1]])
+    assert whole == line and junk == f'\ufffd{line}\ufffd\ufffd'
+
+
+def test_a_gap_of_the_vocabulary_and_leading_spaces_are_kept():
+  """A decoder that strips the first space does so once, not after each gap."""
+  core = tokenizers.Tokenizer(
+    models.WordLevel({'▁a': 0, '▁b': 1, '<eos>': 5}, unk_token='<eos>')
+  )
+  core.decoder = decoders.Metaspace()
+  text = tokenizer.Tokenizer(core, 'mine', 5, None, [5])
+  assert text.decode([0, 1, 0]) == 'a b a'
+  assert text.decode([0, 3, 1]) == 'a\ufffd b'
+  assert text.decode([4, 0, 1]).startswith('\ufffd')
