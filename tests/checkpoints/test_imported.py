@@ -59,6 +59,42 @@ def test_a_hugging_face_folder_loads_as_its_imported_copy(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, *params)
 
 
+_CHATML = (
+  "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+  '<|im_end|>\n{% endfor %}{% if add_generation_prompt %}'
+  '<|im_start|>assistant\n'
+)
+
+
+@pytest.mark.parametrize(
+  'template,form',
+  [
+    (None, 'think_answer'),  # R1-Zero's template asks for its own form.
+    (_CHATML + '{% endif %}', 'plain'),
+    (_CHATML + '<think>\n{% endif %}', 'think'),
+    (_CHATML + '<think>{% endif %}', 'think'),
+    (_CHATML + '<think>\n\n</think>\n\n{% endif %}', 'plain'),
+    (
+      "{{ bos_token }}{% for m in messages %}{{ m['content'].split('</think>')"
+      '[-1] }}{% endfor %}<｜Assistant｜>',
+      'plain',
+    ),
+  ],
+)
+def test_the_response_format_follows_the_chat_template(
+  tmp_path, template, form
+):
+  _write_hf_folder(tmp_path)
+  settings = tmp_path / 'tokenizer_config.json'
+  if template:
+    settings.write_text(
+      json.dumps(json.loads(settings.read_text()) | {'chat_template': template})
+    )
+  data = imported.get_config(str(tmp_path)).data
+  assert data.response_format == form
+  assert data.template == ('chat' if template else 'r1_zero')
+
+
 @pytest.mark.slow
 def test_sample_reads_a_hugging_face_folder(environment, tmp_path):
   """Greedy samples equal those of the base, up to its own stop token."""

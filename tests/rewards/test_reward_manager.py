@@ -7,12 +7,15 @@ import types
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.config import base
 from r1jax.config.load import load
 from r1jax.config.schema.run import RunConfig
 from r1jax.data.datasets import read_jsonl
 from r1jax.data.tasks.countdown import countdown_answer
+from r1jax.data.text import tokenizer
 from r1jax.data.text.response_formats import ResponseParser
+from r1jax.data.text.tokenizer import UNKNOWN
 from r1jax.errors import UserError
 from r1jax.graders import code_grader, code_runner, dispatch, math_grader
 from r1jax.graders.verdict import Verdict
@@ -269,6 +272,53 @@ def test_batches_are_put_together_as_they_were():
   assert again.verdicts == whole.verdicts and again.texts == whole.texts
   for name, part in whole.parts.items():
     np.testing.assert_array_equal(again.parts[name], part)
+
+
+def test_an_id_that_is_no_token_is_never_read_as_an_answer():
+  """Wherever it was drawn in the answer: not as 42, and not as 4 or 2."""
+  text = tokenizer.load('character')
+  junk = text.vocab_size + 3
+  for answer in ('42', '\\boxed{42}', '\\frac{4}{2}', '4 2', '-42', '4.2'):
+    ids = text.encode(answer)
+    spans = [i for i in range(len(ids) + 1) if '{' not in answer or 0 < i]
+    got = [text.decode([*ids[:i], junk, *ids[i:]]) for i in spans]
+    for source in ('math', 'arithmetic'):
+      for gold in ('42', '4', '2', '-42', '4.2'):
+        verdicts = dispatch.verdicts([(each, gold, source) for each in got])
+        inside = [
+          verdict
+          for each, verdict in zip(got, verdicts)
+          if UNKNOWN in math_grader.extract_answer(each)
+        ]
+        assert inside and Verdict.CORRECT not in inside
+
+
+def test_a_form_without_tags_is_rewarded():
+  """R1's distills and plain models: a box, or words, after a thought or not."""
+  texts = [
+    'So it is $\\boxed{42}$.',
+    'The answer is 42.',
+    '<think>7?</think>#### 42',
+    '<think>The answer is 42.',
+    'The answer is 7.',
+    'I see\nnothing',
+  ]
+  want = {
+    'plain': [1, 1, 1, 0, 0, 0],
+    'boxed': [1, 0, 0, 0, 0, 0],
+    'think_answer': [0] * 6,
+  }
+  prompt = _prompts()[0].replace(source='math', answer='42')
+  for name, right in want.items():
+    parser = ResponseParser(registry.response_format.get(name))
+    reward = RewardManager({'accuracy': 1.0}, {}, parser, _OPTIONS)
+    scored = reward.score(texts, [prompt], [9] * 6)
+    assert scored.parts['accuracy'].tolist() == right, name
+  parser = ResponseParser(registry.response_format.get('plain'))
+  scored = RewardManager({'format': 1.0}, {}, parser, _OPTIONS).score(
+    texts, [prompt], [9] * 6
+  )
+  assert scored.reward_B.tolist() == [1, 1, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize('partial,want', [(False, 0), (True, 0.5)])

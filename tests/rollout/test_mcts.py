@@ -225,7 +225,7 @@ def test_exploration_is_what_puct_says():
   [
     ((0, 1, 2, 3), 0),  # Every completion is an answer of its own.
     ((0, 1, 1, 2), 1),  # Wording splits an answer of 5 visits into 3 and 2.
-    ((0, 1, 2, 1), 1),
+    ((0, 1, 2, 1), 0),  # 4 and 4 visits: the value decides.
     ((0, 1, 1, 1), 1),
     ((None, 1, 2, 3), 1),  # What has no answer is not elected.
     ((None, None, None, 3), 3),
@@ -235,13 +235,17 @@ def test_exploration_is_what_puct_says():
 def test_visits_of_equal_answers_count_together(candidates, want):
   answers = [
     search_tree.Answer((i,), value, visits)
-    for i, (value, visits) in enumerate([(0.9, 4), (0.1, 3), (0.2, 2), (0.3, 1)])
+    for i, (value, visits) in enumerate(
+      [(0.9, 4), (0.1, 3), (0.2, 2), (0.3, 1)]
+    )
   ]
   assert mcts.elect(answers, candidates) is answers[want]
 
 
 def test_ties_of_visits_go_to_the_value_and_then_to_the_first():
-  answers = [search_tree.Answer((i,), v, 2) for i, v in enumerate([0.1, 0.5, 0.5])]
+  answers = [
+    search_tree.Answer((i,), v, 2) for i, v in enumerate([0.1, 0.5, 0.5])
+  ]
   assert mcts.elect(answers, (0, 1, 2)) is answers[1]
   assert mcts.elect(answers, (0, 0, 1)) is answers[1]
   assert mcts.elect([], ()) is None
