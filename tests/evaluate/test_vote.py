@@ -10,13 +10,8 @@ from r1jax.data.text.response_formats import ResponseParser
 from r1jax.evaluate import vote
 from r1jax.graders import dispatch
 
+pytestmark = pytest.mark.usefixtures('graders')
 _THINK = ResponseParser(registry.response_format.get('think'))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def workers():
-  with dispatch.shutdown_on_exit():
-    yield
 
 
 def _records(gold: str, *answers: str | None, source: str = 'math'):
