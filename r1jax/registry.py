@@ -15,7 +15,7 @@ names both files. What the package itself registers is built in; the rest runs
 under the limits of worker processes where its kind has some.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import importlib
@@ -25,6 +25,7 @@ import sys
 import traceback
 from typing import Any
 
+from r1jax import source_files
 from r1jax.errors import UserError, unknown
 
 
@@ -220,7 +221,8 @@ KINDS = (
   environment,
 )
 
-_loaded: dict[str, str] = {}  # Plugin files to the SHA-256 of what was run.
+# Plugin files to what was run: the digests of these and of files beside them.
+_loaded: dict[str, dict[str, str]] = {}
 
 
 def load_plugins(names: Sequence[str]) -> dict[str, str]:
@@ -240,22 +242,45 @@ def load_plugins(names: Sequence[str]) -> dict[str, str]:
   digests = {}
   for name in names:
     path = plugin_file(name)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if _loaded.get(str(path)) != digest:
+    if _loaded.get(str(path)) != _digests(_loaded.get(str(path), [path])):
       _forget(path)
+      before = dict(sys.modules)
       try:
         _import(name, path)
       except UserError:
         _forget(path)
         raise
-      _loaded[str(path)] = digest
-    digests[str(path)] = digest
+      _loaded[str(path)] = _digests(
+        [path, *source_files.imported_beside(path, before)]
+      )
+    digests[str(path)] = digest(name)
   return digests
 
 
 def digest(plugin: str) -> str:
-  """Returns the SHA-256 of a plugin as it was imported; '' if it was not."""
-  return _loaded.get(str(plugin_file(plugin)), '')
+  """Returns the SHA-256 of a plugin as it was imported; '' if it was not.
+
+  The files beside it that it has imported are part of it.
+  """
+  digests = _loaded.get(str(plugin_file(plugin)), {})
+  if len(digests) < 2:
+    return ''.join(digests.values())
+  return hashlib.sha256(''.join(digests.values()).encode()).hexdigest()
+
+
+def files_of(plugin: str) -> list[Path]:
+  """Returns the files of a plugin: its own, and those that it has imported."""
+  path = plugin_file(plugin)
+  return list(map(Path, _loaded.get(str(path), [path])))
+
+
+def _digests(files: Iterable[str | Path]) -> dict[str, str]:
+  return {
+    str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    if Path(file).is_file()
+    else ''
+    for file in files
+  }
 
 
 def _forget(path: Path):
@@ -294,11 +319,8 @@ def _import(name: str, path: Path):
       importlib.reload(module) if module else importlib.import_module(name)
       return
     label = f'r1jax_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
-    spec = importlib.util.spec_from_file_location(label, path)
-    assert spec is not None and spec.loader is not None  # It ends in .py.
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[label] = module  # A dataclass looks its module up.
-    spec.loader.exec_module(module)
+    with source_files.run_file(label, path):
+      pass
   except UserError:
     raise
   except (Exception, SystemExit) as error:

@@ -5,21 +5,21 @@ with get_config(). Text after a colon is the argument of get_config().
 """
 
 import difflib
-import importlib.machinery
-import importlib.util
 import os
 from pathlib import Path
 import re
-import sys
 import traceback
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from r1jax import configs, registry
+from r1jax import configs, registry, source_files
+from r1jax.config import effects
+from r1jax.config.field import walk
 from r1jax.config.keys import flatten
 from r1jax.config.load import load as load_config
+from r1jax.config.load import with_plugin_sections
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
 
@@ -117,7 +117,9 @@ def load(values: flags.FlagValues, holder, args: list[str]) -> ConfigDict:
     UserError: The file is missing or fails, or a flag, key or value is wrong.
   """
   file = _config_argument(args)
-  _check_overrides(file, args)
+  config = _loaded(file, args)
+  _check_overrides(config, args)
+  values['config'].parser = _LoadedConfig(config)
   try:
     extra = values(['r1jax', *args])[1:]
     config = holder.value
@@ -127,6 +129,84 @@ def load(values: flags.FlagValues, holder, args: list[str]) -> ConfigDict:
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}')
   return config
+
+
+class _LoadedConfig(flags.ArgumentParser):
+  """Stands for the loader of config files, with the config that it returns."""
+
+  def __init__(self, config: ConfigDict):
+    self._config = config
+
+  def parse(self, argument: str) -> ConfigDict:
+    del argument
+    self._config.lock()
+    return self._config
+
+
+def _loaded(file: str, args: list[str]) -> ConfigDict:
+  """Returns the config of a file, with a weight for each reward of `args`.
+
+  A plugin may register rewards that the file does not name; --config.rl.reward
+  sets their weights.
+  """
+  path, *argument = file.split(':', 1)
+  if not os.path.isfile(path):
+    raise UserError(f'config: no file {path}')
+  config = config_of_file(path, *argument)
+  for key in overridden(args):
+    parent, _, name = key.rpartition('.')
+    weights = _open_mapping(config, parent)
+    if weights is None or name in weights:
+      continue
+    run = parent.removesuffix('rl.reward').removesuffix('rl.general_reward')
+    registry.load_plugins(_plugins(config, run, args))
+    if name in registry.reward:
+      weights[name] = 0.0
+  return config
+
+
+def overridden(args: list[str]) -> list[str]:
+  """Returns the keys that arguments override, without 'config.' before them."""
+  return [
+    arg.split('=')[0].split('.', 1)[1]
+    for arg in args
+    if re.match(r'--?(no)?config\.', arg)
+  ]
+
+
+def _open_mapping(config: ConfigDict, key: str) -> ConfigDict | None:
+  """Returns the weights of rewards that a dotted key names; else None."""
+  open_keys = [name for name, _, spec, _ in walk(RunConfig()) if spec.is_open]
+  if not any(f'.{key}'.endswith(f'.{name}') for name in open_keys):
+    return None
+  found: Any = config
+  for part in key.split('.'):
+    found = found.get(part) if isinstance(found, ConfigDict) else None
+  return found
+
+
+def _plugins(config: ConfigDict, run: str, args: list[str]) -> tuple[str, ...]:
+  """Returns the plugins of a run: those of its config, or of its override.
+
+  Args:
+    config: The config of the run, or of a pipeline.
+    run: The prefix of the run's keys: '' or 'NAME.'.
+    args: The command's arguments.
+  """
+  flag = re.compile(rf'--?config\.{re.escape(run)}plugins(?==|$)')
+  given = [flag.sub('--config.plugins', a) for a in args if flag.match(a)]
+  if given:
+    given = ['--config=-', *given]
+    values, holder = config_flags_of(given)
+    values['config'].parser = _LoadedConfig(ConfigDict({'plugins': ('',)}))
+    try:
+      values(['r1jax', *given])
+    except flags.Error:  # It is reported with all other overrides.
+      return ()
+    return holder.value.plugins
+  for name in filter(None, run.split('.')):
+    config = config[name]
+  return tuple(map(str, config.get('plugins', ())))
 
 
 def _config_argument(args: list[str]) -> str:
@@ -145,23 +225,18 @@ def _config_argument(args: list[str]) -> str:
   return given[-1]
 
 
-def _check_overrides(file: str, args: list[str]):
-  """Loads the file alone and looks every overridden key up in its config."""
-  path, *argument = file.split(':', 1)
-  if not os.path.isfile(path):
-    raise UserError(f'config: no file {path}')
-  known = flatten(config_of_file(path, *argument).to_dict())
+def _check_overrides(config: ConfigDict, args: list[str]):
+  """Looks every overridden key up in the config of the file."""
+  known = flatten(config.to_dict())
   sections = {key.rsplit('.', n)[0] for key in known for n in range(1, 4)}
   wrong = []
-  for arg in args:
-    if arg.startswith(('--config.', '-config.')):
-      key = arg.split('=')[0].split('.', 1)[1]
-      if key not in known and key not in sections:
-        near = difflib.get_close_matches(key, known, 1, 0)
-        hint = ''
-        if key.rsplit('.', 1)[0].endswith(('rl.reward', 'rl.general_reward')):
-          hint = '; the config file sets the weight of a reward of yours'
-        wrong.append(f'unknown key {key} (did you mean {near[0]}?{hint})')
+  for key in overridden(args):
+    if key not in known and key not in sections:
+      near = difflib.get_close_matches(key, known, 1, 0)
+      hint = ''
+      if _open_mapping(config, key.rpartition('.')[0]) is not None:
+        hint = '; a plugin in config.plugins registers a reward of yours'
+      wrong.append(f'unknown key {key} (did you mean {near[0]}?{hint})')
   if wrong:
     raise UserError(f'config: {"; ".join(wrong)}')
 
@@ -173,6 +248,7 @@ def _override_errors(file: str, args: list[str]) -> list[str]:
     if arg.startswith(('--config.', '-config.')) and '=' in arg:
       alone = [f'--config={file}', arg]
       values, _ = config_flags_of(alone)
+      values['config'].parser = _LoadedConfig(_loaded(file, alone))
       try:
         values(['r1jax', *alone])
       except Exception as error:
@@ -186,16 +262,11 @@ def config_of_file(path: str, *argument: str) -> ConfigDict:
   Raises:
     UserError: The file fails; the message names its line.
   """
-  loader = importlib.machinery.SourceFileLoader('r1jax_config', path)
-  spec = importlib.util.spec_from_loader(loader.name, loader)
-  assert spec is not None  # A loader of a file always gives one.
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[loader.name] = module  # Dataclasses look their module up.
   try:
-    loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-      raise UserError('this file has no function get_config()')
-    config = module.get_config(*argument)
+    with source_files.run_file('r1jax_config', Path(path)) as module:
+      if not hasattr(module, 'get_config'):
+        raise UserError('this file has no function get_config()')
+      config = module.get_config(*argument)
   except (Exception, SystemExit) as error:
     reason = [_one_line(error)]
     if not isinstance(error, UserError):
@@ -242,6 +313,32 @@ def default_workdir(values: flags.FlagValues) -> str:
   return os.path.join('runs', '-'.join(names))
 
 
+def given_keys(values: flags.FlagValues) -> list[str]:
+  """Returns the keys of the config that the command line overrides."""
+  flag: Any = values['config']
+  return list(flag.override_values)
+
+
+def help_class(args: list[str]) -> type[RunConfig]:
+  """Returns the class of a run's config, with the stages of its plugins.
+
+  Args:
+    args: The command's arguments, perhaps with --config.
+
+  Raises:
+    UserError: The config or a plugin fails.
+  """
+  if not any(arg.partition('=')[0] in _CONFIG_FLAGS for arg in args):
+    return RunConfig
+  config = _loaded(_config_argument(args), args)
+  runs = [''] if 'model' in config else [f'{n}.' for n in config.get('stages')]
+  plugins = [name for run in runs for name in _plugins(config, run, args)]
+  if not plugins:
+    return RunConfig
+  registry.load_plugins(plugins)
+  return with_plugin_sections(dict.fromkeys(registry.stage))[0]
+
+
 def run_config(config: ConfigDict) -> RunConfig:
   """Returns a config as the typed config of one run; imports its plugins.
 
@@ -267,7 +364,9 @@ def select_stage(config: ConfigDict, values: flags.FlagValues) -> RunConfig:
   if 'model' in config:
     if values.stage:
       raise UserError('--stage is for pipelines; this config is of one run')
-    return run_config(config)
+    run = run_config(config)
+    effects.check_given(run, given_keys(values))
+    return run
   from r1jax.runs import pipeline_config
 
   names = tuple(map(str, config.get('stages', ())))
@@ -279,6 +378,15 @@ def select_stage(config: ConfigDict, values: flags.FlagValues) -> RunConfig:
     raise unknown('--stage', values.stage, names)
   pipeline = pipeline_config.load_pipeline(config)
   run = pipeline.runs[values.stage]
+  prefix = f'{values.stage}.'
+  effects.check_given(
+    run,
+    [
+      key.removeprefix(prefix)
+      for key in given_keys(values)
+      if key.startswith(prefix)
+    ],
+  )
   if 'workdir' not in values:
     return run
   if not values.workdir:

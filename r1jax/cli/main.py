@@ -107,7 +107,7 @@ def _run_on_config(name: str, command, args: list[str]):
     if not topics:
       print(f'usage: r1jax {name} --config=CONFIG [flags]\n{values.get_help()}')
     if hasattr(command, 'help_text'):
-      print(command.help_text(topics))
+      print(command.help_text(topics, config_file.help_class(args)))
     return
   config = config_file.load(values, holder, args)
   if command.KIND == 'stage':

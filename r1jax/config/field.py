@@ -18,6 +18,8 @@ import types
 import typing
 from typing import Any
 
+from r1jax.config.conditions import Condition
+
 _SPEC = 'r1jax key'
 
 
@@ -33,6 +35,15 @@ class Spec:
     choices: The only values that are allowed; () for any.
     is_section: Whether the value is a section of its own.
     is_open: Whether users may add keys to the mapping that the value is.
+    may_be_infinite: Whether infinity is a value, which no bound excludes.
+    registered: Kinds of the registry that give the value its meaning: the name
+      that it is, the names that it lists ('name' or 'name:weight'), or the
+      keys of the mapping.
+    built_in: Names of `registered` that the package itself registers, as far as
+      they are known without importing what does.
+    only_if: Conditions on other keys without which it has no effect.
+    read_beyond_stages: Whether evaluation and sampling read it too, whatever
+      stages its section is for.
   """
 
   meaning: str = ''
@@ -44,6 +55,11 @@ class Spec:
   choices: tuple[Any, ...] = ()
   is_section: bool = False
   is_open: bool = False
+  may_be_infinite: bool = False
+  registered: tuple[str, ...] = ()
+  built_in: tuple[str, ...] = ()
+  only_if: tuple[Condition, ...] = ()
+  read_beyond_stages: bool = False
 
   def range_text(self) -> str:
     """The allowed values in words, such as 'at least 1'; '' for any."""
@@ -63,8 +79,19 @@ class Spec:
     """Returns the fault of a value of the right type; '' if it has none."""
     if self.choices:
       return '' if value in self.choices else self._not_a_choice(value)
+    if isinstance(value, Mapping):
+      return next(
+        (
+          f'has {name} = {each!r}, which {text}'
+          for name, each in value.items()
+          if (text := self.problem(each))
+        ),
+        '',
+      )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
       return ''
+    if math.isinf(value) and not self.may_be_infinite:
+      return f'must be finite{self._and_range()}'
     inside = (
       not math.isnan(value)
       and (self.at_least is None or value >= self.at_least)
@@ -73,6 +100,9 @@ class Spec:
       and (self.below is None or value < self.below)
     )
     return '' if inside else f'must be {self.range_text() or "a number"}'
+
+  def _and_range(self) -> str:
+    return f', {self.range_text()}' if self.range_text() else ''
 
   def _not_a_choice(self, value: Any) -> str:
     names = [str(choice) for choice in self.choices]
@@ -88,9 +118,14 @@ def key(default: Any, meaning: str, **spec: Any) -> Any:
     default: Its value where a config says nothing. A dict becomes a mapping to
       which users may add keys of their own.
     meaning: One or more sentences, for people.
-    **spec: `unit`, `at_least`, `above`, `at_most`, `below`, `choices`; see
-      Spec.
+    **spec: `unit`, `at_least`, `above`, `at_most`, `below`, `choices`,
+      `registered`, `built_in` (beside the names of the default), `only_if` (one
+      condition, or a tuple of them) and the other fields of Spec.
   """
+  spec['only_if'] = _conditions(spec.get('only_if', ()))
+  if 'registered' in spec:
+    names = [default] if isinstance(default, str) else default
+    spec['built_in'] = (*spec.get('built_in', ()), *names)
   if isinstance(default, dict):
     metadata = {_SPEC: Spec(meaning, is_open=True, **spec)}
     return dataclasses.field(
@@ -101,18 +136,30 @@ def key(default: Any, meaning: str, **spec: Any) -> Any:
   )
 
 
-def section(cls: type, meaning: str = '', **changes: Any) -> Any:
+def _conditions(given: Condition | tuple[Condition, ...]):
+  return (given,) if isinstance(given, Condition) else given
+
+
+def section(
+  cls: type,
+  meaning: str = '',
+  only_if: Condition | tuple[Condition, ...] = (),
+  **changes: Any,
+) -> Any:
   """Declares a key whose value is a section of its own.
 
   Args:
     cls: The section's dataclass.
     meaning: One or more sentences; by default the first of the class.
+    only_if: Conditions without which no key of the section has an effect.
     **changes: Defaults that differ from the class's own here.
   """
   meaning = meaning or first_sentence(cls)
   return dataclasses.field(
     default_factory=lambda: cls(**changes),
-    metadata={_SPEC: Spec(meaning, is_section=True)},
+    metadata={
+      _SPEC: Spec(meaning, is_section=True, only_if=_conditions(only_if))
+    },
   )
 
 

@@ -4,22 +4,24 @@ A ConfigDict is a user's face of a config; `load` turns it into frozen
 dataclasses once, at the door of a run, and names every wrong key at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import difflib
 import functools
+import re
 import typing
 from typing import Any
 
 import ml_collections
 
 from r1jax import registry
+from r1jax.config.conditions import value_at
 from r1jax.config.field import Spec, converted, specs, type_name
 from r1jax.config.field import section as field_of
 from r1jax.config.schema.model import ModelConfig
 from r1jax.config.schema.run import RunConfig
-from r1jax.config.schema.section import BadSection
-from r1jax.errors import UserError
+from r1jax.config.schema.section import Problem
+from r1jax.errors import UserError, unknown
 
 
 def to_config_dict(section: Any) -> ml_collections.ConfigDict:
@@ -129,9 +131,10 @@ def _read(cls: type, values: Mapping, prefix: str, problems: list[str]):
   for name in values:
     if name not in known:
       problems.append(_unknown(f'{prefix}{name}', name, list(known), prefix))
-  fields = {}
+  fields: dict[str, Any] = {}
+  wrong = set()
   for name, spec in known.items():
-    dotted = f'{prefix}{name}'
+    dotted, so_far = f'{prefix}{name}', len(problems)
     if name not in values:
       problems.append(f'{dotted} is missing')
     elif spec.is_section:
@@ -141,16 +144,32 @@ def _read(cls: type, values: Mapping, prefix: str, problems: list[str]):
         problems.append(f'{dotted} must be a section, got {values[name]!r}')
     else:
       fields[name] = _value(dotted, hints[name], spec, values[name], problems)
-  if len(problems) > before:
-    return None
-  try:
-    return cls(**fields)
-  except BadSection as error:
-    problems += [
-      f'{prefix}{name} = {fields[name]!r} {text}'
-      for name, text in error.problems
-    ]
-    return None
+    if len(problems) > so_far:
+      wrong.add(name)
+  problems += [
+    f'{prefix}{name} = {value_at(fields, name)!r} {text}'
+    for name, text in _conflicts(cls, fields, wrong)
+  ]
+  return None if len(problems) > before else cls(**fields)
+
+
+def _conflicts(
+  cls: type, fields: dict[str, Any], wrong: Collection[str]
+) -> list[Problem]:
+  """Returns the conflicts between the values of a section that are right.
+
+  Values that are wrong by themselves stand at their defaults meanwhile, and
+  what is said about them is left out.
+  """
+  section: Any = object.__new__(cls)
+  defaults = {name: getattr(cls(), name) for name in wrong}
+  for name, value in (fields | defaults).items():
+    object.__setattr__(section, name, value)
+  return [
+    (name, text)
+    for name, text in section.conflicts()
+    if not any(re.search(rf'\b{each}\b', f'{name} {text}') for each in wrong)
+  ]
 
 
 def _value(dotted: str, hint, spec: Spec, value, problems: list[str]):
@@ -159,9 +178,35 @@ def _value(dotted: str, hint, spec: Spec, value, problems: list[str]):
   except TypeError:
     problems.append(f'{dotted} = {value!r} must be of type {type_name(hint)}')
     return None
-  if text := spec.problem(value):
-    problems.append(f'{dotted} = {value!r} {text}')
+  named = {dotted: value}
+  if spec.is_open:
+    named = {f'{dotted}.{name}': each for name, each in value.items()}
+  problems += [
+    f'{name} = {each!r} {text}'
+    for name, each in named.items()
+    if (text := spec.problem(each))
+  ]
+  if spec.registered:
+    problems += _unregistered(dotted, spec, value)
   return value
+
+
+def _unregistered(dotted: str, spec: Spec, value) -> list[str]:
+  """Returns what is wrong with names that nothing has registered.
+
+  The package's own names of a default are not looked up: that would import
+  what registers them.
+  """
+  kinds = [getattr(registry, kind) for kind in spec.registered]
+  names = [value] if isinstance(value, str) else value
+  found = []
+  for name in (each.partition(':')[0] for each in names):
+    if name in spec.built_in or name.startswith('@'):
+      continue
+    if not any(name in kind for kind in kinds):
+      known = [each for kind in kinds for each in kind]
+      found.append(str(unknown(dotted, name, known)))
+  return found
 
 
 def _unknown(dotted: str, name: str, known: list[str], prefix: str) -> str:

@@ -10,16 +10,17 @@ from r1jax.errors import UserError
 _WIDTH = 80
 
 
-def describe(name: str) -> str:
+def describe(name: str, cls: type[RunConfig] = RunConfig) -> str:
   """Returns what a key means, or what the keys of a section mean.
 
   Args:
     name: A dotted key, such as 'rl.group_size'; '' for every section.
+    cls: The class of a run's config, perhaps with sections of plugins.
 
   Raises:
     UserError: there is no such key; names the nearest.
   """
-  rows = {key: rest for key, *rest in walk(RunConfig())}
+  rows = {key: rest for key, *rest in walk(cls())}
   if not name:
     return '\n'.join(
       _entry(key, *rest) for key, rest in rows.items() if '.' not in key
@@ -49,9 +50,15 @@ def _entry(key: str, hint, spec: Spec, value) -> str:
   return '\n'.join(
     textwrap.wrap(head, _WIDTH, subsequent_indent='    ')
     + textwrap.wrap(
-      spec.meaning, _WIDTH, initial_indent='  ', subsequent_indent='  '
+      _meaning(spec), _WIDTH, initial_indent='  ', subsequent_indent='  '
     )
   )
+
+
+def _meaning(spec: Spec) -> str:
+  """Returns what a key means, and what it needs to have an effect."""
+  needs = '; '.join(dict.fromkeys(each.needs for each in spec.only_if))
+  return spec.meaning + (f' It needs {needs}.' if needs else '')
 
 
 def page() -> str:
@@ -68,12 +75,12 @@ def page() -> str:
   for key, hint, spec, value in walk(RunConfig()):
     parent = key.rpartition('.')[0]
     if spec.is_section:
-      tables[key], about[key] = [], spec.meaning
+      tables[key], about[key] = [], _meaning(spec)
       continue
     facts = ', '.join(filter(None, (spec.unit, spec.range_text())))
     tables[parent].append(
       f'| `{key}` | {type_name(hint)} | `{value!r}` | '
-      f'{spec.meaning}{f" ({facts})" if facts else ""} |'.replace('\n', '\\n')
+      f'{_meaning(spec)}{f" ({facts})" if facts else ""} |'.replace('\n', '\\n')
     )
   for name, rows in tables.items():
     if rows:

@@ -1,6 +1,6 @@
 """Runs a list of runs that feed each other, such as those of DeepSeek-R1."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import json
 import logging
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from r1jax import files
+from r1jax.config import effects
 from r1jax.config.load import replace
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
@@ -24,7 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-  pipeline: PipelineConfig, workdir: str, only: str = '', start: str = ''
+  pipeline: PipelineConfig,
+  workdir: str,
+  only: str = '',
+  start: str = '',
+  given: Collection[str] = (),
 ):
   """Runs the stages of a pipeline that are not finished yet.
 
@@ -33,6 +38,7 @@ def train(
     workdir: Its folder; each stage has a folder of its name in it.
     only: The one stage to run.
     start: The first stage to run; the ones after it follow.
+    given: Keys that the command line gives: an error where without effect.
 
   Raises:
     UserError: bad input, before anything runs; or a stage that was made again
@@ -40,6 +46,7 @@ def train(
   """
   place = Path(workdir).expanduser()
   names = chosen(pipeline, only, start)
+  effects.check_all(pipeline.runs, given)
   validate.check(pipeline, place, names)
   table(pipeline, place)  # A broken record is an error before anything runs.
   suite = _EvaluationSuite(pipeline.evaluations)

@@ -56,11 +56,17 @@ def load_pipeline(config: ml_collections.ConfigDict) -> PipelineConfig:
     )
   if len(set(stages)) < len(stages) or not stages:
     raise UserError(f'pipeline: stages {stages} is empty, or names one twice')
-  runs = {}
+  runs, problems = {}, []
   for name in stages:
-    run = load(run_of(config, name), RunConfig, f'pipeline: {name}')
-    registry.load_plugins(run.plugins)
+    try:
+      registry.load_plugins(tuple(run_of(config, name).get('plugins', ())))
+      run = load(run_of(config, name), RunConfig, f'pipeline: {name}')
+    except UserError as error:
+      problems.append(str(error))
+      continue
     runs[name] = dataclasses.replace(run, seed=run.seed + config.get('seed', 0))
+  if problems:
+    raise UserError('; '.join(problems))
   return PipelineConfig(stages, tuple(config.evaluations), runs)
 
 

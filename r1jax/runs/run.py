@@ -13,6 +13,7 @@ import jax
 
 from r1jax import registry
 from r1jax.checkpoints import weights
+from r1jax.config import effects
 from r1jax.config.keys import flatten
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
@@ -28,7 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-  config: RunConfig, workdir: str, claimed: RunConfig | None = None
+  config: RunConfig,
+  workdir: str,
+  claimed: RunConfig | None = None,
+  given: Collection[str] = (),
 ) -> Path:
   """Runs the stages that are not finished yet.
 
@@ -37,6 +41,7 @@ def train(
     workdir: Its folder; each stage has a folder of its name in it.
     claimed: The config as the workdir records it, where that differs: that of
       a pipeline's stage, whose keys name other stages.
+    given: Keys that the command line gives: an error where without effect.
 
   Returns:
     The output of the last stage.
@@ -47,6 +52,8 @@ def train(
   began = time.monotonic()
   registry.load_plugins(config.plugins)
   check_names(config)
+  if claimed is None:  # A pipeline has checked the keys of all its runs.
+    effects.check(config, given)
   parts = build.parts(config)
   stages = [stage_class(name)(config, parts) for name in running(config)]
   params = None if stages[0].starts_fresh else base_params(config, parts)

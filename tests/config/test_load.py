@@ -79,7 +79,12 @@ def test_integers_become_floats_and_nothing_else_is_converted():
     load(values, RunConfig)
 
 
-def test_names_of_plugins_are_welcome_where_a_mapping_is_open():
+def test_names_of_plugins_are_welcome_where_a_mapping_is_open(plugin):
+  plugin("""
+    @registry.reward('brevity')
+    def brevity(sample):
+      return -sample.num_tokens
+  """)
   config = base.get_config()
   config.rl.reward.brevity = 0.5
   assert load(config, RunConfig).rl.reward['brevity'] == 0.5
@@ -88,7 +93,7 @@ def test_names_of_plugins_are_welcome_where_a_mapping_is_open():
 
 
 def test_a_section_built_in_code_is_checked_too():
-  with pytest.raises(UserError, match='learning_rate = -1.0 must be at least'):
+  with pytest.raises(UserError, match='learning_rate = -1.0 must be above 0'):
     OptimizerConfig(learning_rate=-1.0)
   with pytest.raises(UserError, match='switch_fraction'):
     dataclasses.replace(MTPConfig(), switch_fraction=2.0)

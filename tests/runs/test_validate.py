@@ -189,7 +189,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
       'reasoning: reward: helpful has a weight, but no model',
     ),
     ('reasoning.rl.group_size', 1, 'reasoning: rl.group_size = 1 must be'),
-    ('reasoning.data.task', 'gsm', "reasoning: data: task: unknown 'gsm'"),
+    ('reasoning.data.task', 'gsm', "reasoning: data.task: unknown 'gsm'"),
     (
       'reasoning.rl.optimizer.lr_scheduler_type',
       'lin',
@@ -198,7 +198,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     (
       'reasoning.rl.reward.accuracy',
       float('nan'),
-      'reasoning: reward: the weight of accuracy is nan',
+      'reasoning: rl.reward.accuracy = nan must be a number',
     ),
     (
       'kept.rejection_sampling.min_language',

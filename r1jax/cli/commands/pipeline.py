@@ -27,4 +27,5 @@ def run(config: ConfigDict, values: flags.FlagValues):
     values.workdir or config_file.default_workdir(values),
     values.only,
     values['from'].value or '',
+    config_file.given_keys(values),
   )

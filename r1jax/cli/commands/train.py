@@ -20,4 +20,5 @@ def run(config: ConfigDict, values: flags.FlagValues):
   runs.train(
     config_file.run_config(config),
     values.workdir or config_file.default_workdir(values),
+    given=config_file.given_keys(values),
   )

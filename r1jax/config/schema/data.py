@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import dataset, is_set, prompt_stage, stage
 from r1jax.config.field import key
 from r1jax.config.schema.section import Problem, Section
 
@@ -26,25 +27,36 @@ class DataConfig(Section):
     'arithmetic',
     'What is trained on and evaluated: a synthetic task (data/tasks/) or a '
     'named dataset (data/sources.py).',
+    registered=('task', 'dataset'),
   )
   path: str = key(
     '',
     "Other files with a dataset's fields, instead of its own, to train on: "
     'JSONL, Parquet, or a folder; relative to $R1JAX_DATA or to here.',
+    only_if=(dataset('data.task'), prompt_stage()),
   )
-  eval_path: str = key('', 'The same, to evaluate on.')
+  eval_path: str = key(
+    '', 'The same, to evaluate on.', only_if=dataset('data.task')
+  )
   mixture: tuple[str, ...] = key(
     (),
     "Sources that are trained on instead of the task: 'name' or 'name:weight' "
     'each.',
+    registered=('task', 'dataset'),
+    only_if=prompt_stage(),
   )
   mixture_temperature: float = key(
-    1.0, 'T: shares are proportional to weight^(1/T), or size^(1/T).', above=0
+    1.0,
+    'T: shares are proportional to weight^(1/T), or size^(1/T).',
+    above=0,
+    only_if=(is_set('mixture'), prompt_stage()),
   )
   decontaminate: tuple[str, ...] = key(
     (),
     'Datasets whose held-out questions no training question may share ten '
     'words with; one that does is removed.',
+    registered=('dataset',),
+    only_if=prompt_stage(),
   )
   max_bad_row_share: float = key(
     0.0,
@@ -53,12 +65,22 @@ class DataConfig(Section):
     at_least=0,
     below=1,
   )
-  pass_rates: str = key('', "A JSONL file of 'id' and 'pass_rate'.")
+  pass_rates: str = key(
+    '', "A JSONL file of 'id' and 'pass_rate'.", only_if=prompt_stage()
+  )
   min_pass_rate: float = key(
-    0.0, 'Least pass rate of a training prompt.', at_least=0, at_most=1
+    0.0,
+    'Least pass rate of a training prompt.',
+    at_least=0,
+    at_most=1,
+    only_if=is_set('pass_rates'),
   )
   max_pass_rate: float = key(
-    1.0, 'Largest pass rate of a training prompt.', at_least=0, at_most=1
+    1.0,
+    'Largest pass rate of a training prompt.',
+    at_least=0,
+    at_most=1,
+    only_if=is_set('pass_rates'),
   )
   sort_by_pass_rate: bool = key(
     False, 'Whether easy prompts come first, instead of a shuffle.'
@@ -69,6 +91,7 @@ class DataConfig(Section):
     "'reasoning_summary', 'special_token'; for plain models 'boxed' (the last "
     "\\\\boxed{}) or 'plain' ('The answer is 42' too); see "
     'data/text/response_formats.py; or one that a plugin registers.',
+    registered=('response_format',),
   )
   template: str = key(
     'r1_zero',
@@ -123,6 +146,8 @@ class CorpusConfig(Section):
     (),
     "Tasks of the documents, 'name' or 'name:weight' each; () for data.task "
     'alone.',
+    registered=('task',),
+    only_if=stage('pretrain').warned,
   )
   guess_share: float = _share(
     0.75, 'Share of documents that guess without reasoning.'

@@ -6,6 +6,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
+from r1jax.config.conditions import experts, none_of, one_of
 from r1jax.config.field import key, section
 from r1jax.config.schema.section import Problem, Section
 
@@ -42,41 +43,53 @@ class RopeConfig(Section):
     'How many times longer the context is than '
     'original_max_position_embeddings.',
     at_least=1,
+    only_if=none_of('rope_type', 'default'),
   )
   original_max_position_embeddings: int = key(
-    4096, 'Context length of the first training.', unit='tokens', at_least=1
+    4096,
+    'Context length of the first training.',
+    unit='tokens',
+    at_least=1,
+    only_if=none_of('rope_type', 'default'),
   )
   beta_fast: float = key(
     32.0,
     'YaRN: pairs that turn more often than this within the original context '
     'keep their frequency.',
     above=0,
+    only_if=one_of('rope_type', 'yarn'),
   )
   beta_slow: float = key(
     1.0,
     'YaRN: pairs that turn less often than this are slowed down by `factor`; '
     'between beta_slow and beta_fast the two are blended.',
     above=0,
+    only_if=one_of('rope_type', 'yarn'),
   )
   mscale: float = key(
     1.0,
     'YaRN: the rotated part is multiplied by m(mscale) / m(mscale_all_dim), '
     'with m(s) = 0.1 · s · ln(factor) + 1.',
+    only_if=one_of('rope_type', 'yarn'),
   )
   mscale_all_dim: float = key(
-    1.0, 'YaRN: the softmax scale is multiplied by m(mscale_all_dim)².'
+    1.0,
+    'YaRN: the softmax scale is multiplied by m(mscale_all_dim)².',
+    only_if=one_of('rope_type', 'yarn'),
   )
   low_freq_factor: float = key(
     1.0,
     'Llama 3: wavelengths above original_max_position_embeddings / this are '
     'slowed down.',
     above=0,
+    only_if=one_of('rope_type', 'llama3'),
   )
   high_freq_factor: float = key(
     4.0,
     'Llama 3: wavelengths below original_max_position_embeddings / this are '
     'kept.',
     above=0,
+    only_if=one_of('rope_type', 'llama3'),
   )
 
   def conflicts(self) -> Iterator[Problem]:
@@ -141,28 +154,53 @@ class ModelConfig(Section):
     1536,
     'MLA: Q, the width of the query latent; 0 for a full-rank query.',
     at_least=0,
+    only_if=one_of('attention', 'mla'),
   )
   kv_lora_rank: int = key(
-    512, 'MLA: C, the width of the key-value latent.', at_least=0
+    512,
+    'MLA: C, the width of the key-value latent.',
+    at_least=0,
+    only_if=one_of('attention', 'mla'),
   )
   qk_nope_head_dim: int = key(
-    128, 'MLA: H, the part of a query or key head without position.', at_least=0
+    128,
+    'MLA: H, the part of a query or key head without position.',
+    at_least=0,
+    only_if=one_of('attention', 'mla'),
   )
   qk_rope_head_dim: int = key(
-    64, 'MLA: R, the rotated part, one key for all heads; even.', at_least=0
+    64,
+    'MLA: R, the rotated part, one key for all heads; even.',
+    at_least=0,
+    only_if=one_of('attention', 'mla'),
   )
-  v_head_dim: int = key(128, 'MLA: U, the width of a value head.', at_least=0)
+  v_head_dim: int = key(
+    128,
+    'MLA: U, the width of a value head.',
+    at_least=0,
+    only_if=one_of('attention', 'mla'),
+  )
   num_key_value_heads: int = key(
-    0, 'GQA: K, the number of key and value heads, which divides N.', at_least=0
+    0,
+    'GQA: K, the number of key and value heads, which divides N.',
+    at_least=0,
+    only_if=one_of('attention', 'gqa'),
   )
   head_dim: int = key(
-    0, 'GQA: H, the width of a query, key or value head; even.', at_least=0
+    0,
+    'GQA: H, the width of a query, key or value head; even.',
+    at_least=0,
+    only_if=one_of('attention', 'gqa'),
   )
   qkv_bias: bool = key(
-    False, 'GQA: biases on the query, key and value projections (Qwen2).'
+    False,
+    'GQA: biases on the query, key and value projections (Qwen2).',
+    only_if=one_of('attention', 'gqa'),
   )
   qk_norm: bool = key(
-    False, 'GQA: RMSNorm on every query and key head (Qwen3).'
+    False,
+    'GQA: RMSNorm on every query and key head (Qwen3).',
+    only_if=one_of('attention', 'gqa'),
   )
   attention_kernel: str = key(
     'auto',
@@ -206,7 +244,7 @@ class ModelConfig(Section):
     True, 'Whether gate weights are normalised to sum to 1 before scaling.'
   )
   routed_scaling_factor: float = key(
-    2.5, 'Factor on the gate weights of the routed experts.'
+    2.5, 'Factor on the gate weights of the routed experts.', above=0
   )
   capacity_factor: float = key(
     0.0,
@@ -214,6 +252,7 @@ class ModelConfig(Section):
     'over their mean; pairs beyond it are dropped. 0 has room for all '
     '(dropless).',
     at_least=0,
+    only_if=experts(),
   )
   num_nextn_predict_layers: int = key(
     0, 'Number of multi-token prediction (MTP) modules.', at_least=0
@@ -221,7 +260,7 @@ class ModelConfig(Section):
   scalar_head: bool = key(
     False, "A head for values or rewards beside the language model's."
   )
-  rms_norm_eps: float = key(1e-6, 'ε of RMSNorm.', at_least=0)
+  rms_norm_eps: float = key(1e-6, 'ε of RMSNorm.', above=0)
   initializer_range: float = key(
     0.006, 'Standard deviation of the normal initialisation.', at_least=0
   )
@@ -254,6 +293,7 @@ class ModelConfig(Section):
     "How tokens reach experts: 'blocks' (fast on CPU, and all that an FP8 "
     "unit multiplies), 'ragged' (TPU and GPU), or 'auto'.",
     choices=('auto', 'blocks', 'ragged'),
+    only_if=experts(),
   )
 
   def conflicts(self) -> Iterator[Problem]:

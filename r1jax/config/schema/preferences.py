@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import is_empty, is_set, names_task
 from r1jax.config.field import key, section
 from r1jax.config.schema.section import Problem, Section
 from r1jax.config.schema.training import OptimizerConfig, TrainingConfig
@@ -67,6 +68,7 @@ class PreferencesConfig(BucketedConfig):
     'Share of a file that is held out for evaluation, by the hash of ids.',
     at_least=0,
     below=1,
+    only_if=is_empty('eval_data'),
   )
   max_eval_rows: int = key(
     512,
@@ -75,7 +77,7 @@ class PreferencesConfig(BucketedConfig):
     at_least=0,
   )
   synthetic_preferences: SyntheticPreferencesConfig = section(
-    SyntheticPreferencesConfig
+    SyntheticPreferencesConfig, only_if=names_task('data', 'eval_data')
   )
 
 
@@ -165,7 +167,10 @@ class DPOConfig(PreferencesConfig, DPOLossConfig):
     'needs a group.',
   )
   group_dro_step_size: float = key(
-    0.01, 'η, the step of the group weights.', at_least=0
+    0.01,
+    'η, the step of the group weights.',
+    at_least=0,
+    only_if=is_set('group_robust'),
   )
 
 

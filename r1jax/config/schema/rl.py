@@ -1,11 +1,25 @@
 """Reinforcement learning: `config.rl`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import (
+  above,
+  experts,
+  general_prompts,
+  is_empty,
+  is_set,
+  none_of,
+  one_of,
+)
 from r1jax.config.field import key, section
+from r1jax.config.schema.rewards import RewardConfig
 from r1jax.config.schema.section import Problem, Section
-from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
+from r1jax.config.schema.training import (
+  LoadBalancingConfig,
+  OptimizerConfig,
+  warmup_problem,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +30,7 @@ class PolicyLossConfig(Section):
     'clip',
     "The surrogate: 'clip' (PPO, GRPO), 'cispo' (arXiv 2506.13585, eq. 4), or "
     'one that a plugin registers.',
+    registered=('policy_loss',),
   )
   importance_sampling_level: str = key(
     'token',
@@ -24,7 +39,10 @@ class PolicyLossConfig(Section):
     choices=('token', 'sequence'),
   )
   clip_ratio_low: float = key(
-    0.2, 'ε_low: ρ is clipped below 1 − ε_low.', at_least=0
+    0.2,
+    'ε_low: ρ is clipped below 1 − ε_low.',
+    at_least=0,
+    only_if=none_of('policy_loss', 'cispo'),
   )
   clip_ratio_high: float = key(
     0.2, 'ε_high: ρ is clipped above 1 + ε_high.', at_least=0
@@ -35,6 +53,7 @@ class PolicyLossConfig(Section):
     'clipping, arXiv 2505.07291, section 3.4); above 1 + clip_ratio_high, or '
     '0 for none.',
     at_least=0,
+    only_if=none_of('policy_loss', 'cispo'),
   )
   loss_agg_mode: str = key(
     'token-mean',
@@ -51,11 +70,13 @@ class PolicyLossConfig(Section):
     'k3',
     'Estimator of the KL to the reference policy, see algos/common.py.',
     choices=('k1', 'k2', 'k3'),
+    only_if=is_set('kl_coef').warned,
   )
   kl_importance_weighted: bool = key(
     False,
     'Whether the KL is weighted by ρ, which makes its gradient that of the '
     "policy's own KL (DeepSeek-V3.2, section 3.1).",
+    only_if=(is_set('kl_coef').warned, is_empty('rl.kl_in_reward')),
   )
   rollout_is: str = key(
     'none',
@@ -70,9 +91,13 @@ class PolicyLossConfig(Section):
     "Whether the correction is of each 'token', or of the whole 'sequence', "
     'the product over its tokens.',
     choices=('token', 'sequence'),
+    only_if=none_of('rollout_is', 'none'),
   )
   rollout_is_threshold: float = key(
-    2.0, 'C, the threshold of rollout_is.', at_least=1
+    2.0,
+    'C, the threshold of rollout_is.',
+    at_least=1,
+    only_if=none_of('rollout_is', 'none'),
   )
 
   def conflicts(self) -> Iterator[Problem]:
@@ -130,7 +155,8 @@ class PPOConfig(GAEConfig):
   critic_learning_rate: float = key(
     1e-5,
     'Peak learning rate of a separate critic; the rest is rl.optimizer.',
-    at_least=0,
+    above=0,
+    only_if=one_of('critic', 'separate'),
   )
   critic_warmup_steps: int = key(
     0,
@@ -139,7 +165,10 @@ class PPOConfig(GAEConfig):
     at_least=0,
   )
   vf_coef: float = key(
-    0.5, "Weight of the value loss where critic = 'shared'.", at_least=0
+    0.5,
+    "Weight of the value loss where critic = 'shared'.",
+    at_least=0,
+    only_if=one_of('critic', 'shared'),
   )
 
   def conflicts(self) -> Iterator[Problem]:
@@ -151,83 +180,6 @@ class PPOConfig(GAEConfig):
             "needs critic = 'separate': a shared trunk begins and learns with "
             'the policy',
           )
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardModelFiles(Section):
-  """Weights of the models that give learned parts of the reward."""
-
-  helpful: str = key('', "Gives 'helpful'; from the stage reward_model.")
-  safe: str = key('', "Gives 'safe'; from the stage reward_model.")
-  prm: str = key('', "Gives 'prm'; from the stage prm.")
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardConfig(Section):
-  """Rewards of completions, see rewards/parts.py."""
-
-  reward: Mapping[str, float] = key(
-    dict(
-      accuracy=1.0,
-      format=1.0,
-      format_errors=0.0,
-      language=0.0,
-      overlong=0.0,
-      cosine=0.0,
-      repetition=0.0,
-      helpful=0.0,
-      safe=0.0,
-      prm=0.0,
-    ),
-    'Weight of each part of the reward, for prompts that a rule can verify: '
-    'those of rewards/parts.py, and any that a plugin registers.',
-  )
-  general_reward: Mapping[str, float] = key(
-    dict(
-      format=0.0,
-      format_errors=0.0,
-      language=0.0,
-      overlong=0.0,
-      repetition=0.0,
-      helpful=0.0,
-      safe=0.0,
-    ),
-    'Weight of each part of the reward, for general prompts.',
-  )
-  reward_models: RewardModelFiles = section(RewardModelFiles)
-  prm_aggregation: str = key(
-    'min',
-    "How the probabilities of a thought's steps become one reward.",
-    choices=('min', 'product', 'mean', 'last'),
-  )
-  overlong_buffer_tokens: int = key(
-    4096,
-    "Length before max_new_tokens over which 'overlong' falls from 0 to −1 "
-    '(DAPO, eq. 13).',
-    unit='tokens',
-    at_least=1,
-  )
-  repetition_n: int = key(
-    4, "Words of an n-gram of 'repetition'.", unit='words', at_least=1
-  )
-  code_partial_credit: bool = key(
-    False,
-    'Whether a program that fails some of its tests scores the share that it '
-    'passes, instead of 0.',
-  )
-  reward_timeout_secs: float = key(
-    60.0,
-    "Longest time on the wall clock that a plugin's reward may take for one "
-    'sample, or for a batch per sample of it; then the sample has no score.',
-    unit='seconds',
-    above=0,
-  )
-  max_unscorable_share: float = key(
-    0.2,
-    'A larger share of samples without a score stops the run.',
-    at_least=0,
-    at_most=1,
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +207,7 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     'steps old; 0 drops none.',
     unit='steps',
     at_least=0,
+    only_if=above('oversample', 1),
   )
   dynamic_sampling: bool = key(
     False,
@@ -267,6 +220,7 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     'Rounds of dynamic sampling, at most; then the rest of the batch counts '
     'for nothing.',
     at_least=1,
+    only_if=is_set('dynamic_sampling'),
   )
   general_prompts_after_steps: int = key(
     0,
@@ -274,14 +228,20 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     'RL has them in its last 400 of 1,700.',
     unit='steps',
     at_least=0,
+    only_if=general_prompts(),
   )
   environment: str = key(
     'answer',
     "What reads completions and rewards them: 'answer' verifies one answer; or "
     'one that a plugin registers, see rewards/environment.py.',
+    registered=('environment',),
   )
   max_new_tokens: int = key(
-    32768, 'Longest completion.', unit='tokens', at_least=1
+    32768,
+    'Longest completion.',
+    unit='tokens',
+    at_least=1,
+    read_beyond_stages=True,
   )
   temperature: float = key(1.0, 'Sampling temperature.', above=0)
   num_minibatches: int = key(16, 'Updates of a rollout.', at_least=1)
@@ -292,17 +252,21 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     False,
     'Whether the KL is a penalty in the reward, before advantages, instead of '
     'a term of the loss.',
+    only_if=is_set('kl_coef').warned,
   )
   adv_estimator: str = key(
     'grpo',
     "Estimator of advantages: relative to the group, 'grpo'; to the mean of the "
     "group's others, 'rloo' (arXiv 2402.14740); by a value function, 'gae' "
     '(PPO); or one that a plugin registers (algos/advantage.py).',
+    registered=('adv_estimator',),
   )
   scale_rewards: bool = key(
     True, "Whether a group's advantages are divided by its standard deviation."
   )
-  ppo: PPOConfig = section(PPOConfig)
+  ppo: PPOConfig = section(
+    PPOConfig, only_if=none_of('adv_estimator', 'grpo', 'rloo')
+  )
   mask_truncated_completions: bool = key(
     False, 'Whether completions that were cut off are left out of the loss.'
   )
@@ -312,12 +276,14 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     'reference.',
     unit='steps',
     at_least=1,
+    only_if=is_set('kl_coef').warned,
   )
   ref_model_mixup_alpha: float = key(
     1.0,
     'α of ref_model_sync_steps; 1 replaces the reference by the policy.',
     above=0,
     at_most=1,
+    only_if=is_set('kl_coef').warned,
   )
   old_logp_source: str = key(
     'rollout',
@@ -331,7 +297,10 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     'it to.',
   )
   router_aux_loss_coef: float = key(
-    0.0, 'α of the sequence-wise balance loss (eq. 17).', at_least=0
+    0.0,
+    'α of the sequence-wise balance loss (eq. 17).',
+    at_least=0,
+    only_if=experts(),
   )
   mtp_loss_weight: float = key(
     0.0, 'λ; above 0, MTP modules go on learning.', at_least=0
@@ -384,3 +353,16 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
         f'must be above ppo.critic_warmup_steps = '
         f'{self.ppo.critic_warmup_steps}',
       )
+    else:
+      yield from self._warmup_problem()
+
+  def _warmup_problem(self) -> Iterator[Problem]:
+    steps, text = self.max_steps, f'rl.max_steps = {self.max_steps}'
+    if self.adv_estimator == 'gae' and self.ppo.critic_warmup_steps:
+      steps -= self.ppo.critic_warmup_steps
+      text += f' − ppo.critic_warmup_steps = {self.ppo.critic_warmup_steps}'
+    if self.num_minibatches > 1:
+      text += f', × num_minibatches = {self.num_minibatches}'
+    yield from warmup_problem(
+      self.optimizer, steps * self.num_minibatches, text
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import one_of, reads_prm
 from r1jax.config.field import key, section
 from r1jax.config.schema.section import Problem, Section
 
@@ -57,13 +58,18 @@ class MCTSConfig(Section):
   """Settings of the tree search of one problem, see rollout/mcts.py."""
 
   budget_tokens: int = key(
-    65536, 'Most tokens generated for a problem.', unit='tokens', at_least=1
+    65536,
+    'Most tokens generated for a problem.',
+    unit='tokens',
+    at_least=1,
+    only_if=one_of('kind', 'mcts').quiet,
   )
   max_step_tokens: int = key(
     1024,
     'Longest step; a longer one is continued in the next.',
     unit='tokens',
     at_least=1,
+    only_if=one_of('kind', 'mcts').quiet,
   )
   answer_reserve_tokens: int = key(
     32768,
@@ -71,23 +77,39 @@ class MCTSConfig(Section):
     'long as there is no answer.',
     unit='tokens',
     at_least=0,
+    only_if=one_of('kind', 'mcts').quiet,
   )
   expansion_width: int = key(
-    4, 'Next steps that are sampled when a node is expanded.', at_least=1
+    4,
+    'Next steps that are sampled when a node is expanded.',
+    at_least=1,
+    only_if=one_of('kind', 'mcts').quiet,
   )
-  c_puct: float = key(1.0, 'Exploration constant of PUCT.', at_least=0)
+  c_puct: float = key(
+    1.0,
+    'Exploration constant of PUCT.',
+    at_least=0,
+    only_if=one_of('kind', 'mcts').quiet,
+  )
   widening_alpha: float = key(
     0.5,
     'α of progressive widening: a node of N visits has expansion_width · N^α '
     'next steps; with 0 every node is expanded once.',
     at_least=0,
     below=1,
+    only_if=one_of('kind', 'mcts').quiet,
   )
   leaf_batch_size: int = key(
-    1, 'Nodes of a tree that are expanded in one iteration.', at_least=1
+    1,
+    'Nodes of a tree that are expanded in one iteration.',
+    at_least=1,
+    only_if=one_of('kind', 'mcts').quiet,
   )
   num_simulations: int = key(
-    256, 'Largest number of simulations of a tree.', at_least=1
+    256,
+    'Largest number of simulations of a tree.',
+    at_least=1,
+    only_if=one_of('kind', 'mcts').quiet,
   )
   leaf_value: str = key(
     'step',
@@ -96,11 +118,13 @@ class MCTSConfig(Section):
     'against the gold answer, an upper bound that no search without the answer '
     'reaches.',
     choices=('step', 'rollout', 'rule'),
+    only_if=one_of('kind', 'mcts').quiet,
   )
   answer_selection: str = key(
     'visits',
     "Which answer is given: that of most 'visits', or of the highest 'value'.",
     choices=('visits', 'value'),
+    only_if=one_of('kind', 'mcts').quiet,
   )
 
 
@@ -115,7 +139,9 @@ class SearchConfig(MCTSConfig):
     "or tree search, 'mcts'.",
     choices=('none', 'vote', 'best_of_n', 'mcts'),
   )
-  process_reward_model: str = key('', 'Weights that the stage prm left.')
+  process_reward_model: str = key(
+    '', 'Weights that the stage prm left.', only_if=reads_prm()
+  )
 
 
 @dataclasses.dataclass(frozen=True)

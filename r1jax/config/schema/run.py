@@ -1,7 +1,9 @@
 """The root of a config: one run, or a pipeline of runs."""
 
+from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import STAGES, begins_with_init, corpus, stage
 from r1jax.config.field import key, section
 from r1jax.config.schema.data import CorpusConfig, DataConfig, TokenizerConfig
 from r1jax.config.schema.model import ModelConfig
@@ -16,7 +18,7 @@ from r1jax.config.schema.sampled_data import (
   LabelStepsConfig,
   RejectionSamplingConfig,
 )
-from r1jax.config.schema.section import Section
+from r1jax.config.schema.section import Problem, Section
 from r1jax.config.schema.training import PretrainConfig, SFTConfig
 
 
@@ -30,6 +32,18 @@ class MeshConfig(Section):
   expert: int = key(
     1, 'Expert parallelism, and shards of the batch.', at_least=-1
   )
+
+  def conflicts(self) -> Iterator[Problem]:
+    sizes = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+    }
+    free = [name for name, size in sizes.items() if size == -1]
+    for name, size in sizes.items():
+      if not size:
+        yield name, 'must be at least 1, or -1'
+      elif size == -1 and len(free) > 1:
+        yield name, f'must be -1 for one axis alone, not for {", ".join(free)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +60,8 @@ class RunConfig(Section):
     ('pretrain', 'rl'),
     'Stages to run, in order. Each but the last leaves a policy, and none but '
     'the first begins with random parameters.',
+    registered=('stage',),
+    built_in=STAGES,
   )
   plugins: tuple[str, ...] = key(
     (),
@@ -58,6 +74,7 @@ class RunConfig(Section):
     "'pretrain', made by the stage of that name or found where this config "
     "made it before; 'random'; weights of ours, a .safetensors file or a "
     "folder that import-hf wrote; or a Hugging Face model's folder.",
+    only_if=begins_with_init(),
   )
   model: ModelConfig = section(
     ModelConfig, max_position_embeddings=1024 + 32768
@@ -65,14 +82,22 @@ class RunConfig(Section):
   mesh: MeshConfig = section(MeshConfig)
   tokenizer: TokenizerConfig = section(TokenizerConfig)
   data: DataConfig = section(DataConfig)
-  corpus: CorpusConfig = section(CorpusConfig)
-  pretrain: PretrainConfig = section(PretrainConfig)
-  sft: SFTConfig = section(SFTConfig)
-  reward_model: RewardModelConfig = section(RewardModelConfig)
-  dpo: DPOConfig = section(DPOConfig)
-  rejection_sampling: RejectionSamplingConfig = section(RejectionSamplingConfig)
-  label_steps: LabelStepsConfig = section(LabelStepsConfig)
-  prm: PRMConfig = section(PRMConfig)
-  rl: RLConfig = section(RLConfig)
+  corpus: CorpusConfig = section(CorpusConfig, only_if=corpus())
+  pretrain: PretrainConfig = section(
+    PretrainConfig, only_if=stage('pretrain').warned
+  )
+  sft: SFTConfig = section(SFTConfig, only_if=stage('sft').warned)
+  reward_model: RewardModelConfig = section(
+    RewardModelConfig, only_if=stage('reward_model').warned
+  )
+  dpo: DPOConfig = section(DPOConfig, only_if=stage('dpo').warned)
+  rejection_sampling: RejectionSamplingConfig = section(
+    RejectionSamplingConfig, only_if=stage('rejection_sampling').warned
+  )
+  label_steps: LabelStepsConfig = section(
+    LabelStepsConfig, only_if=stage('label_steps').warned
+  )
+  prm: PRMConfig = section(PRMConfig, only_if=stage('prm').warned)
+  rl: RLConfig = section(RLConfig, only_if=stage('rl').warned)
   rollout: RolloutConfig = section(RolloutConfig)
   eval: EvalConfig = section(EvalConfig)

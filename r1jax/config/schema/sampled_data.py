@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import is_set
 from r1jax.config.field import key
 from r1jax.config.schema.section import Problem, Section
 
@@ -51,7 +52,9 @@ class RejectionSamplingConfig(SampledDataConfig):
     (), "Texts that must not occur in a completion, such as '```'."
   )
   reward_model: str = key('', 'Weights of a reward model that scores.')
-  min_score: float = key(0.0, 'Least score of the reward model.')
+  min_score: float = key(
+    0.0, 'Least score of the reward model.', only_if=is_set('reward_model')
+  )
   deduplicate: bool = key(
     True, 'Whether a response that was kept before is dropped.'
   )
@@ -59,7 +62,9 @@ class RejectionSamplingConfig(SampledDataConfig):
     1, 'Largest number of completions that are kept of a prompt.', at_least=1
   )
   sort_by_score: bool = key(
-    False, 'Whether the best scores of a prompt are kept, not the first ones.'
+    False,
+    'Whether the best scores of a prompt are kept, not the first ones.',
+    only_if=is_set('reward_model'),
   )
   pairs: bool = key(
     False,

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import value_at
 from r1jax.config.field import specs
 from r1jax.errors import UserError
 
-Problem = tuple[str, str]  # A key, and what is wrong with its value.
+Problem = tuple[str, str]  # A dotted key, and what is wrong with its value.
 
 
 class BadSection(UserError):
@@ -34,7 +35,7 @@ class Section:
     if found:
       raise BadSection(
         type(self).__name__,
-        [f'{name} = {getattr(self, name)!r} {text}' for name, text in found],
+        [f'{name} = {value_at(self, name)!r} {text}' for name, text in found],
         found,
       )
 
@@ -44,7 +45,10 @@ class Section:
         yield name, text
 
   def conflicts(self) -> Iterator[Problem]:
-    """Yields a key and what is wrong with it in view of the other keys."""
+    """Yields a key and what is wrong with it in view of the other keys.
+
+    The key is one of the section, or below one: 'optimizer.warmup_steps'.
+    """
     yield from ()
 
 

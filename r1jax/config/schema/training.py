@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
+from r1jax.config.conditions import experts, is_set, one_of
 from r1jax.config.field import key, section
 from r1jax.config.schema.section import Problem, Section
 
@@ -11,7 +12,7 @@ from r1jax.config.schema.section import Problem, Section
 class OptimizerConfig(Section):
   """AdamW with a warm-up schedule and gradient clipping."""
 
-  learning_rate: float = key(1e-6, 'Peak learning rate.', at_least=0)
+  learning_rate: float = key(1e-6, 'Peak learning rate.', above=0)
   warmup_steps: int = key(
     0, 'Updates of the linear warm-up from 0.', unit='updates', at_least=0
   )
@@ -22,7 +23,11 @@ class OptimizerConfig(Section):
     choices=('constant', 'cosine'),
   )
   min_lr_ratio: float = key(
-    0.1, "Where 'cosine' ends, over the peak.", at_least=0, at_most=1
+    0.1,
+    "Where 'cosine' ends, over the peak.",
+    at_least=0,
+    at_most=1,
+    only_if=one_of('lr_scheduler_type', 'cosine'),
   )
   adam_beta1: float = key(
     0.9, 'Decay of the first moment.', at_least=0, below=1
@@ -34,7 +39,10 @@ class OptimizerConfig(Section):
     0.1, 'Decoupled weight decay, on matrices only.', at_least=0
   )
   max_grad_norm: float = key(
-    1.0, 'The global gradient norm is clipped to this.', above=0
+    1.0,
+    'The global gradient norm is clipped to this.',
+    above=0,
+    may_be_infinite=True,
   )
   moment_dtype: str = key(
     'float32',
@@ -43,15 +51,39 @@ class OptimizerConfig(Section):
   )
 
 
+def warmup_problem(
+  optimizer: OptimizerConfig, num_updates: int, updates: str
+) -> Iterator[Problem]:
+  """Yields what is wrong with a warm-up that is longer than the run.
+
+  Args:
+    optimizer: The section `optimizer`.
+    num_updates: Updates of the run.
+    updates: How they come about, in words: 'max_steps = 8'.
+  """
+  if optimizer.warmup_steps > num_updates:
+    yield (
+      'optimizer.warmup_steps',
+      f'is longer than the run of {num_updates} updates ({updates}), which '
+      'ends before its peak learning rate; lower it',
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadBalancingConfig(Section):
   """How the load of the experts is kept even (DeepSeek-V3 section 2.1.2)."""
 
   routed_bias_update_rate: float = key(
-    1e-3, 'γ, the step of the routing bias; 0 leaves it alone.', at_least=0
+    1e-3,
+    'γ, the step of the routing bias; 0 leaves it alone.',
+    at_least=0,
+    only_if=experts(),
   )
   router_aux_loss_coef: float = key(
-    1e-4, 'α of the sequence-wise balance loss (eq. 17).', at_least=0
+    1e-4,
+    'α of the sequence-wise balance loss (eq. 17).',
+    at_least=0,
+    only_if=experts(),
   )
 
 
@@ -96,7 +128,9 @@ class PretrainConfig(TrainingConfig):
   """Pre-training on synthetic documents: the stage `pretrain`."""
 
   optimizer: OptimizerConfig = section(OptimizerConfig, learning_rate=2.2e-4)
-  mtp: MTPConfig = section(MTPConfig)
+  mtp: MTPConfig = section(
+    MTPConfig, only_if=is_set('model.num_nextn_predict_layers').warned
+  )
   max_steps: int = key(2000, 'Number of steps.', unit='steps', at_least=1)
   batch_size: int = key(
     64, 'Rows of packed documents in a batch.', unit='rows', at_least=1
@@ -104,6 +138,12 @@ class PretrainConfig(TrainingConfig):
   length_tokens: int = key(
     128, 'Length of a row of packed documents.', unit='tokens', at_least=2
   )
+
+  def conflicts(self) -> Iterator[Problem]:
+    yield from super().conflicts()
+    yield from warmup_problem(
+      self.optimizer, self.max_steps, f'pretrain.max_steps = {self.max_steps}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +155,11 @@ class SFTConfig(TrainingConfig):
 
   optimizer: OptimizerConfig = section(OptimizerConfig, learning_rate=5e-5)
   mtp: MTPConfig = section(
-    MTPConfig, loss_weight=0.1, final_loss_weight=0.1, switch_fraction=1.0
+    MTPConfig,
+    loss_weight=0.1,
+    final_loss_weight=0.1,
+    switch_fraction=1.0,
+    only_if=is_set('model.num_nextn_predict_layers').warned,
   )
   data: tuple[str, ...] = key(
     (),
@@ -141,6 +185,7 @@ class SFTConfig(TrainingConfig):
     "Distillation from a teacher's distributions, see algos/distill.py: a "
     "weights file of r1jax, which is run during training, or 'stored' for "
     "distributions in the data; '' trains on the text alone.",
+    only_if=is_set('distillation_alpha'),
   )
   distillation_alpha: float = key(
     0.0,
@@ -150,7 +195,10 @@ class SFTConfig(TrainingConfig):
     at_most=1,
   )
   distillation_temperature: float = key(
-    1.0, 'τ, at which teacher and student are compared.', above=0
+    1.0,
+    'τ, at which teacher and student are compared.',
+    above=0,
+    only_if=is_set('teacher_model'),
   )
 
   def conflicts(self) -> Iterator[Problem]:
