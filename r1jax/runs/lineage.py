@@ -14,14 +14,10 @@ from pathlib import Path
 import platform
 import subprocess
 
-from r1jax import files, registry
+from r1jax import files
 from r1jax.config.schema.run import RunConfig
-from r1jax.data import readers
-from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
-from r1jax.runs.stage_list import running, stage_class
-from r1jax.stages import initial
-from r1jax.stages.stage import listed
+from r1jax.runs import inputs
 
 FILE = 'lineage.json'
 
@@ -29,7 +25,7 @@ FILE = 'lineage.json'
 def write(workdir: Path, config: RunConfig, output: Path):
   """Records what a run's output came from, unless that was done already.
 
-  A run that was killed before it did is recorded from what is there now.
+  Inputs are those that the run began with, see inputs.py.
 
   Args:
     workdir: The run's folder.
@@ -39,6 +35,7 @@ def write(workdir: Path, config: RunConfig, output: Path):
   record = workdir / FILE
   if record.exists():
     return
+  known = inputs.recorded(workdir)
   lineage = {
     'stages': list(config.stages),
     'config_sha256': files.digest_of(
@@ -49,8 +46,8 @@ def write(workdir: Path, config: RunConfig, output: Path):
     'commit': _commit(),
     'versions': _versions(),
     'inputs': {
-      key: _input(path.expanduser(), workdir)
-      for key, path in inputs(config).items()
+      key: _input(path, workdir, known.get(key, {}).get('sha256', ''))
+      for key, path in inputs.files_of(config).items()
     },
     'output': {
       'path': str(output.relative_to(workdir)),
@@ -96,23 +93,7 @@ def _check(record: dict):
     raise TypeError('a path or hash is no text')
 
 
-def inputs(config: RunConfig) -> dict[str, Path]:
-  """Returns every file or folder that a run reads, by the key that names it."""
-  classes = [stage_class(name) for name in running(config)]
-  found: dict[str, Path] = {}
-  if not classes[0].starts_fresh and config.init != 'random':
-    found['init'] = initial.init_file(config)
-  if config.tokenizer.source not in tokenizer.BUILT_IN:
-    found['tokenizer.source'] = readers.resolve(config.tokenizer.source)
-  if config.plugins:
-    found |= listed('plugins', list(map(registry.plugin_file, config.plugins)))
-  for stage in classes:
-    for key, paths in stage.reads(config).items():
-      found |= listed(key, paths)
-  return found
-
-
-def _input(path: Path, workdir: Path) -> dict:
+def _input(path: Path, workdir: Path, sha256: str) -> dict:
   run = next(
     (place for place in path.absolute().parents if (place / FILE).exists()),
     None,
@@ -120,7 +101,7 @@ def _input(path: Path, workdir: Path) -> dict:
   relative = lambda place: os.path.relpath(place, workdir.absolute())
   return {
     'path': relative(path) if run else str(path),
-    'sha256': files.digest(path),
+    'sha256': sha256 or files.digest(path),
     'run': run and relative(run),
   }
 

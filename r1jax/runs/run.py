@@ -18,7 +18,7 @@ from r1jax.config.keys import flatten
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
-from r1jax.runs import lineage
+from r1jax.runs import inputs, lineage
 from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
 from r1jax.stages import initial
@@ -64,10 +64,13 @@ def train(
   finished = last / stages[-1].output
   if finished.exists():
     _log.info('%s is finished already; nothing to do', last)
+    if changed := inputs.changes(place.path, config):
+      _log.warning('%s was made of other data: %s', last, changed)
     lineage.write(place.path, config, finished)  # If it was killed before.
     summary = last / 'summary.txt'
     print(summary.read_text() if summary.exists() else '', end='')
     return finished
+  inputs.claim(place.path, config)
   (place.path / lineage.FILE).unlink(missing_ok=True)
   metadata = {'config': flatten(recorded)}
   for i, stage in enumerate(stages):

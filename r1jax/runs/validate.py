@@ -8,7 +8,7 @@ from pathlib import Path
 from r1jax import files, registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
-from r1jax.runs import compatibility, lineage, run, stage_list, workdir
+from r1jax.runs import compatibility, inputs, lineage, run, stage_list, workdir
 from r1jax.runs.pipeline_config import (
   MARK,
   PipelineConfig,
@@ -159,6 +159,8 @@ def _check_alone(
     concrete = dataclasses.replace(concrete, init='random')
   with errors_of(name):
     run.check(concrete, [key for key in missing if key != 'init'])
+    if not missing:  # It may have begun.
+      inputs.check(place / name, resolved(config, pipeline, place))
 
 
 @contextlib.contextmanager

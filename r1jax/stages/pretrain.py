@@ -61,6 +61,10 @@ def base_file(config: RunConfig) -> Path:
       files.digest(registry.plugin_file(name)) for name in config.plugins
     ],
   }
+  if contents := build.text_files(
+    config
+  ):  # Bases of built-in texts stay found.
+    made_by['files'] = contents
   digest = files.digest_of(json.dumps(made_by, sort_keys=True))[:16]
   cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()
   return cache / 'bases' / f'{digest}.safetensors'

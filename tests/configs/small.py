@@ -22,8 +22,8 @@ def get_config():
   config.pretrain.update(
     max_steps=4, batch_size=8, save_steps=2, logging_steps=1
   )
-  config.pretrain.optimizer.warmup_steps = 2
-  config.rl.optimizer.warmup_steps = 2
+  config.pretrain.optimizer.warmup_steps = 1
+  config.rl.optimizer.warmup_steps = 1
   config.rl.update(
     max_steps=6,
     prompts_per_step=4,

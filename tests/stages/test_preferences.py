@@ -11,7 +11,7 @@ from r1jax.checkpoints import weights
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, splits
 from r1jax.errors import UserError
-from r1jax.runs import lineage, run, validate
+from r1jax.runs import inputs, lineage, run, validate
 from r1jax.runs.pipeline_config import load_pipeline
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import reward_models
@@ -212,13 +212,13 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
   train, held_out = count(found.train), count(found.eval)
   assert train + held_out == 40 and 4 < held_out < 20
   assert sum(found.groups.values()) == train
-  assert str(lineage.inputs(run_config(config))['dpo.data']) == path
+  assert str(inputs.files_of(run_config(config))['dpo.data']) == path
   other = _rows_file(tmp_path, ['z'] * 6, 'other.jsonl')
   config.dpo.eval_data = (other,)
   found = datasets()
   assert count(found.train) == 40 and count(found.eval) == 6
   assert found.names == ('x', 'y', 'z')
-  assert str(lineage.inputs(run_config(config))['dpo.eval_data']) == other
+  assert str(inputs.files_of(run_config(config))['dpo.eval_data']) == other
 
 
 @pytest.mark.parametrize(

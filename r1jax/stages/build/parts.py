@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Sequence
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from r1jax import registry
+from r1jax import files, registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import mixture, readers
 from r1jax.data.text import chat, response_formats, tokenizer
@@ -62,6 +63,21 @@ def parts(config: RunConfig) -> Parts:
     template.prompt_opens_think,
   )
   return Parts(model, text, template, parser)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+  """Returns the files of a tokenizer's folder that are read."""
+  return [folder / name for name in tokenizer.FILES if (folder / name).exists()]
+
+
+def text_files(config: RunConfig) -> list[str]:
+  """Returns digests of the tokenizer's and the template's files."""
+  found = []
+  if config.tokenizer.source not in tokenizer.BUILT_IN:
+    found += tokenizer_files(readers.resolve(config.tokenizer.source))
+  if config.data.template.endswith('.jinja'):
+    found.append(readers.resolve(config.data.template))
+  return list(map(files.digest, found))
 
 
 def check_context(config: RunConfig):

@@ -69,26 +69,31 @@ def prompt_files(
     evaluates: Whether held-out problems are read too.
   """
   data = config.data
-  names = list(mixture.parse(data.mixture or (data.task,)))
-  found = {'data.task': _dataset_files(names, splits.TRAIN, data.path)}
+  found = {
+    'data.task': [
+      file
+      for name in mixture.parse(data.mixture or (data.task,))
+      for file in _dataset_files(name, splits.TRAIN, training_path(data, name))
+    ],
+    'data.decontaminate': [
+      file
+      for name in data.decontaminate
+      for file in _dataset_files(name, splits.HELD_OUT, '')
+    ],
+  }
   if data.pass_rates:
     found['data.pass_rates'] = [readers.resolve(data.pass_rates)]
   if evaluates:
     found['data.eval'] = _dataset_files(
-      [data.task], splits.HELD_OUT, data.eval_path
+      data.task, splits.HELD_OUT, data.eval_path
     )
   return found
 
 
-def _dataset_files(names: Sequence[str], split: str, path: str) -> list[Path]:
-  if path:
-    return readers.files(path)
-  return [
-    file
-    for name in names
-    if name not in registry.task
-    for file in readers.files(registry.dataset.get(name).path(split))
-  ]
+def _dataset_files(name: str, split: str, path: str) -> list[Path]:
+  if name in registry.task:  # It has no files, whatever `path` says.
+    return []
+  return readers.files(path or registry.dataset.get(name).path(split))
 
 
 class _PromptSource:
