@@ -8,8 +8,29 @@ class UserError(Exception):
   """Invalid input of a user: a config, a file, a request.
 
   Its message is one line that names the key or file and the correction. The
-  command line prints it without a traceback and exits with code 2.
+  command line prints it without a traceback and exits with `exit_code`.
   """
+
+  exit_code = 2
+
+
+class Diverged(UserError):
+  """Training has come to nothing: its updates are not finite."""
+
+  exit_code = 4
+
+
+class DiskFull(UserError):
+  """There is no room to write to."""
+
+  exit_code = 5
+
+
+def named(prefix: str, error: UserError) -> UserError:
+  """Returns an error of the same exit code with a prefix to its message."""
+  renamed = UserError(f'{prefix}: {error}')
+  renamed.exit_code = error.exit_code
+  return renamed
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -1,5 +1,6 @@
 """Whole files: written at once, and digested."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -34,3 +35,25 @@ def digest(path: Path) -> str:
 def digest_of(text: str) -> str:
   """Returns the SHA-256 of a text."""
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = tuple(map(os.strerror, _FULL))
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+  """Returns whether an error, or one that led to it, is of a full disk."""
+  seen: set[int] = set()
+  queue = [error]
+  while queue:
+    each = queue.pop()
+    if each is None or id(each) in seen:
+      continue
+    seen.add(id(each))
+    if isinstance(each, OSError) and each.errno in _FULL:
+      return True
+    if any(text in str(each) for text in _FULL_TEXTS):
+      return True
+    queue += [each.__cause__, each.__context__]
+    queue += getattr(each, 'exceptions', ())  # An ExceptionGroup.
+  return False

@@ -17,8 +17,10 @@ import importlib
 import logging
 import os
 import sys
+import threading
 
-from r1jax.errors import UserError
+from r1jax import files, interrupts
+from r1jax.errors import DiskFull, UserError
 
 USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
 
@@ -49,6 +51,10 @@ For a pipeline, eval, sample, info, aot and decontaminate take --stage=STAGE.
 `r1jax COMMAND --help` shows the flags of a command, and `r1jax config --help`
 the keys of a config. Without --workdir, train and pipeline write to
 runs/<name of the config>, and eval and sample read the weights of config.init.
+
+exit codes: 0, or 2 (wrong input), 3 (aot: too large for the slice), 4 (training
+has diverged), 5 (the disk is full), 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
+A command that a signal or a full disk ends says what it has kept.
 """
 COMMANDS = (
   'train',
@@ -65,7 +71,6 @@ COMMANDS = (
   'export-hf',
 )
 _HELP_FLAGS = '-h', '--help'
-_BAD_INPUT, _INTERRUPTED = 2, 130  # Exit codes.
 
 
 def run(argv: list[str]):
@@ -151,24 +156,39 @@ def _configure_logging():
 
 
 def main():
-  """Runs the command line; errors of the user are one line and exit code 2."""
+  """Runs the command line; every foreseen end is one line and an exit code."""
   _configure_logging()
+  interrupts.install()
+  threading.excepthook = _thread_error
   try:
     run(sys.argv[1:])
   except UserError as error:
+    if isinstance(error, DiskFull):  # Unwritten streams would print more.
+      interrupts.exit_now(error.exit_code, str(error))
     print(f'r1jax: {error}', file=sys.stderr)
-    sys.exit(_BAD_INPUT)
-  except KeyboardInterrupt:
-    hint = (
-      '; the same command resumes from the newest checkpoint'
-      if sys.argv[1] in ('train', 'pipeline')
-      else ''
-    )
-    print(f'\nr1jax: interrupted{hint}', file=sys.stderr)
-    sys.exit(_INTERRUPTED)
+    sys.exit(error.exit_code)
+  except interrupts.Interrupted as error:
+    interrupts.end(error.signum, error.kept or _unsaid_hint())
   except BrokenPipeError:  # The reader of the output has closed it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+  except Exception as error:
+    if not files.is_disk_full(error):
+      raise
+    interrupts.exit_now(DiskFull.exit_code, f'the disk is full: {error}')
+
+
+def _unsaid_hint() -> str:
+  """Says how to go on where no stage was running."""
+  if sys.argv[1:2] in (['train'], ['pipeline']):
+    return 'the same command goes on from what is finished'
+  return 'nothing was changed'
+
+
+def _thread_error(args: threading.ExceptHookArgs):
+  """Prints the error of a thread, unless the main thread says the same."""
+  if not files.is_disk_full(args.exc_value):
+    threading.__excepthook__(args)
 
 
 if __name__ == '__main__':

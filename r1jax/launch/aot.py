@@ -5,12 +5,16 @@ slice itself. Its memory report covers one program alone: a GRPO update does not
 include the reference policy or the sampler, nor PPO's policy update the critic.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
 import re
 import resource
+import sys
 import tempfile
+import threading
 import time
 
 import jax
@@ -26,6 +30,11 @@ from r1jax.stages.stage import Update
 HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
 DOES_NOT_FIT = 3  # Exit code.
 _REASON_CHARS = 240  # Longer compiler messages are cut.
+# Lines of libtpu's logger, and what it writes before and behind them.
+_LOG_LINE = re.compile(
+  rb'[IWE]\d{4} \d\d:\d\d:|WARNING: Logging before InitGoogle|'
+  rb'=== Source Location Trace|\S+\.(cc|h):\d+$|Failed to find host bounds'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +79,46 @@ class DoesNotFit(Exception):
     self.buffers = buffers
 
 
+@contextlib.contextmanager
+def quiet_compiler() -> Iterator[None]:
+  """Keeps log lines of libtpu from stderr, unless what is within fails.
+
+  It logs complaints about a TPU that is not there, which is what one asked for.
+  Everything else that is written to stderr is passed on at once.
+  """
+  sys.stderr.flush()
+  kept: list[bytes] = []
+  reader, writer = os.pipe()
+  stderr = os.dup(2)
+
+  def forward():
+    with open(reader, 'rb') as lines:
+      for line in lines:
+        if _LOG_LINE.match(line):
+          kept.append(line)
+        else:
+          os.write(stderr, line)
+
+  thread = threading.Thread(target=forward, daemon=True)
+  thread.start()
+  os.dup2(writer, 2)
+  os.close(writer)
+  failed = True
+  try:
+    yield
+    failed = False
+  except (DoesNotFit, UserError):  # They say what is wrong themselves.
+    failed = False
+    raise
+  finally:
+    sys.stderr.flush()
+    os.dup2(stderr, 2)  # Closes the pipe, which ends the thread.
+    thread.join()
+    if failed:
+      os.write(stderr, b''.join(kept))
+    os.close(stderr)
+
+
 def topology(name: str):
   """Returns the devices of an absent slice, such as 'v5p:8x8x16'.
 
@@ -79,6 +128,8 @@ def topology(name: str):
   # The compiler must not query a metadata server or lock a local TPU.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  # It asks for the hosts of a slice, and complains where there is none.
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   chip = name.split(':')[0]
   if chip not in HBM_BYTES or not re.fullmatch(r'\w+:\d+x\d+(x\d+)?', name):
     raise UserError(
@@ -158,12 +209,14 @@ def show(config: RunConfig, name: str) -> int:
   Returns:
     The exit code: 0, or DOES_NOT_FIT.
   """
-  devices = topology(name)
+  with quiet_compiler():
+    devices = topology(name)
   layout = Layout(make_mesh(dataclasses.asdict(config.mesh), devices))
   limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
   for update in stage_list.updates(config, layout):
     try:
-      report = compile_update(update)
+      with quiet_compiler():
+        report = compile_update(update)
     except DoesNotFit as error:
       print(f'{name}: {error}\nthe largest buffers are')
       print('\n'.join(error.buffers))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1jax import files, registry
 from r1jax.config.schema.run import RunConfig
-from r1jax.errors import UserError, unknown
+from r1jax.errors import UserError, named, unknown
 from r1jax.runs import compatibility, inputs, lineage, run, stage_list, workdir
 from r1jax.runs.pipeline_config import (
   MARK,
@@ -169,4 +169,4 @@ def errors_of(name: str):
   try:
     yield
   except UserError as error:
-    raise UserError(f'pipeline: {name}: {error}') from error
+    raise named(f'pipeline: {name}', error) from error

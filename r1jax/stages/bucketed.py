@@ -42,6 +42,7 @@ class BucketedStage(TrainedStage):
     self.seed, self.num_steps = config.seed, len(datasets.train)
     self.logging_steps, self.save_steps = c.logging_steps, c.save_steps
     self.eval_steps, self.save_total_limit = c.eval_steps, c.save_total_limit
+    build.check_warmup(config, self.name, self.num_steps)
     self._config, self._datasets, self._model = c, datasets, parts.model
     self._tx = optimizer.make(
       c.optimizer, self.num_steps, untrained=self.untrained

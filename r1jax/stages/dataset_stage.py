@@ -20,7 +20,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 from r1jax.records import Prompt
-from r1jax.stages import initial
+from r1jax.stages import ending, initial
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
@@ -42,6 +42,7 @@ class DatasetStage(Stage):
   prompts: Sequence[Prompt]
   num_prompts: int
   prompts_per_chunk: int
+  _done: int = 0  # Prompts whose rows are on the disk.
 
   @abc.abstractmethod
   def sample_chunk(
@@ -80,11 +81,29 @@ class DatasetStage(Stage):
     return {}
 
   def run(self, directory: Path, params: Any, metadata: dict) -> Path:
-    """Samples chunk by chunk, or goes on after a kill; see Stage.run."""
+    """Samples chunk by chunk, or goes on after a kill; see Stage.run.
+
+    Raises:
+      Interrupted, DiskFull: saying how many prompts are done.
+      UserError: no row is left.
+    """
     del metadata
     directory.mkdir(parents=True, exist_ok=True)
+    with ending.explained(self.name, directory, self._kept):
+      return self._sample_all(directory, params)
+
+  def _kept(self) -> str:
+    if not self._done:
+      return 'no rows are kept yet, and the same command begins again'
+    return (
+      f'the rows of {self._done} of {self.num_prompts} prompts are kept, and '
+      'the same command goes on after them'
+    )
+
+  def _sample_all(self, directory: Path, params: Any) -> Path:
     partial = directory / PARTIAL
     done, rows, counts = resumed(partial)
+    self._done = done
     total, provenance = self.num_prompts, self.provenance()
     with (
       dispatch.shutdown_on_exit(),
@@ -104,6 +123,7 @@ class DatasetStage(Stage):
         counts.update(counted)
         self.check_counts(counts)
         append(file, found, end, counted)
+        self._done = end
         progress.update(
           end, self.progress_numbers(rows, counts), keep=end == total
         )

@@ -39,6 +39,7 @@ class NextTokenStage(TrainedStage):
     self.seed, self.num_steps = config.seed, len(corpus)
     self.logging_steps, self.save_steps = c.logging_steps, c.save_steps
     self.save_total_limit = c.save_total_limit
+    build.check_warmup(config, self.name, self.num_steps)
     self._corpus = corpus
     self._model = parts.model
     self._tx = optimizer.make(c.optimizer, self.num_steps)

@@ -76,6 +76,7 @@ class RL(TrainedStage):
     self.seed, self.num_steps = config.seed, c.max_steps
     self.save_steps, self.eval_steps = c.save_steps, c.eval_steps
     self.save_total_limit = c.save_total_limit
+    self.updates_per_step = c.num_minibatches
     self._parts, self._eval_samples = parts, config.eval.num_samples
     rl_update.check_rl(config, parts.model.layout)
     engine = sampler.engine(config, parts)

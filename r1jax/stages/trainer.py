@@ -9,18 +9,17 @@ from its newest checkpoint and ends with the same numbers, bit for bit.
 import abc
 import contextlib
 from pathlib import Path
-import signal
-import threading
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from r1jax import interrupts
+from r1jax.errors import Diverged
+from r1jax.stages import ending
+from r1jax.stages.divergence import SKIPPED, DivergenceGuard
 from r1jax.stages.stage import Stage, save_weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
-
-# A metric that is summed over the steps between two lines, also as 'critic/…'.
-_SUMMED = 'skipped_updates'
 
 
 class StepOutput(NamedTuple):
@@ -48,6 +47,7 @@ class TrainedStage(Stage):
     logging_steps, save_steps: Steps between two lines, and two checkpoints.
     eval_steps: Steps between two evaluations; 0 for none.
     save_total_limit: Number of checkpoints that are kept.
+    updates_per_step: Updates of a network in one step.
   """
 
   print_steps: ClassVar[int] = 100
@@ -58,6 +58,7 @@ class TrainedStage(Stage):
   save_steps: int
   eval_steps: int = 0
   save_total_limit: int
+  updates_per_step: int = 1
 
   @abc.abstractmethod
   def data(self) -> Any:
@@ -127,7 +128,7 @@ class TrainedStage(Stage):
 
   def latest_params(self, directory: Path, params: Any) -> Any | None:
     """Returns the policy of the newest checkpoint; see Stage."""
-    if not (directory / 'checkpoints').exists():
+    if not (directory / ending.CHECKPOINTS).exists():
       return None
     with self.checkpoints(directory) as checkpoints:
       restored = checkpoints.restore(self.abstract_state(params))
@@ -136,7 +137,7 @@ class TrainedStage(Stage):
   def checkpoints(self, directory: Path) -> Checkpointer:
     """Opens the stage's checkpoints."""
     return Checkpointer(
-      directory / 'checkpoints', self.save_total_limit, self.seed
+      directory / ending.CHECKPOINTS, self.save_total_limit, self.seed
     )
 
 
@@ -151,13 +152,35 @@ class Trainer:
     """Trains to the end and writes the weights; returns their path.
 
     Raises:
-      KeyboardInterrupt: SIGTERM came; a checkpoint of the last step is saved.
+      Interrupted: a signal came; after SIGTERM a checkpoint is saved, of the
+        last step or, where that takes too long, of the one before.
+      Diverged: nothing was learnt of many steps in a row.
+      DiskFull: a checkpoint or metrics found no room.
     """
+    stage, directory = self._stage, self._directory
+    kept = lambda: ending.kept_checkpoint(directory)
+    with ending.explained(stage.name, directory, kept):
+      try:
+        state = self._trained(params)
+      except Diverged as error:
+        step = ending.latest_step(directory)
+        stand = f' (the checkpoint of step {step} stands)' if step else ''
+        raise Diverged(f'{error}{stand}') from error
+      stage.report(directory)
+      return save_weights(  # Last: it says that all is there.
+        directory,
+        stage.policy(state),
+        metadata | stage.metadata(state),
+        stage.weights_dtype,
+      )
+
+  def _trained(self, params: Any) -> Any:
+    """Returns the state after the last step."""
     stage, directory = self._stage, self._directory
     with (
       stage.resources(),
       stage.checkpoints(directory) as checkpoints,
-      _termination() as terminated,
+      interrupts.deferred() as deferral,
     ):
       restored = checkpoints.restore(stage.abstract_state(params))
       start = restored[0] if restored else 0
@@ -174,25 +197,38 @@ class Trainer:
           progress.log(f'goes on after step {start}')
         else:
           state = self._initialise(params, writer, progress)
-        line = _Line()
+        guard = DivergenceGuard(
+          stage.name, stage.num_steps, stage.updates_per_step
+        )
+        loop = _Loop(state, start, data, checkpoints, writer, progress, guard)
         progress.step_secs()
-        for step in range(start + 1, stage.num_steps + 1):
-          output = stage.train_step(state, step, data)
-          state = output.state
-          line.add(output)
-          self._log(line, state, step, writer, progress)
-          if self._due(stage.save_steps, step) or terminated.is_set():
-            with line.untimed(state, progress):
-              checkpoints.save(step, state, data.get_state())
-          if terminated.is_set() and step < stage.num_steps:
-            raise KeyboardInterrupt
-    stage.report(directory)
-    return save_weights(  # Last: it says that all is there.
-      directory,
-      stage.policy(state),
-      metadata | stage.metadata(state),
-      stage.weights_dtype,
-    )
+        try:
+          for step in range(start + 1, stage.num_steps + 1):
+            self._step(step, loop, deferral)
+        except interrupts.Interrupted:
+          if deferral.signum:
+            loop.save_before_step()
+          raise
+    return loop.state
+
+  def _step(self, step: int, loop: '_Loop', deferral: interrupts.Deferral):
+    """Trains a step, and logs, evaluates and saves what is due after it."""
+    stage, guard = self._stage, loop.guard
+    loop.position = loop.data.get_state()
+    output = stage.train_step(loop.state, step, loop.data)
+    loop.state, loop.step = output.state, step
+    loop.line.add(output)
+    guard.add(step, output.metrics)
+    self._log(loop, step)
+    stops = deferral.check()
+    saves = self._due(stage.save_steps, step) or stops
+    if saves or guard.is_due or step == stage.num_steps:
+      guard.check()
+    if saves and guard.lost < 2:  # What nothing was learnt of is not kept.
+      with loop.line.untimed(loop.state, loop.progress):
+        loop.checkpoints.save(step, loop.state, loop.data.get_state())
+    if stops and step < stage.num_steps:
+      deferral.stop()
 
   def _initialise(
     self, params: Any, writer: MetricsWriter, progress: Progress
@@ -210,34 +246,70 @@ class Trainer:
         progress.log(f'starts at {shown}')
     return state
 
-  def _log(
-    self,
-    line: '_Line',
-    state: Any,
-    step: int,
-    writer: MetricsWriter,
-    progress: Progress,
-  ):
+  def _log(self, loop: '_Loop', step: int):
     """Writes a line of metrics and evaluates, where the step asks for it."""
-    stage, values, speed = self._stage, {}, {}
+    stage, state, line = self._stage, loop.state, loop.line
+    values, speed = {}, {}
     logs = self._due(stage.logging_steps, step)
     evaluates = stage.eval_steps and self._due(stage.eval_steps, step)
     if logs:
       values = line.values() | stage.extra_metrics(state)
-      speed = line.speed(progress.step_secs())
+      speed = line.speed(loop.progress.step_secs())
       line.clear()
     if evaluates:
-      with line.untimed(state, progress):
+      with line.untimed(state, loop.progress):
         found = stage.evaluate(state, step, self._directory)
       values |= found
       self._shown = stage.headline(found)
     if values:
-      writer.write(step, values, speed)
+      loop.writer.write(step, values, speed)
       shown = stage.progress_numbers(values, speed)
-      progress.update(step, shown | self._shown, keep=bool(evaluates))
+      loop.progress.update(step, shown | self._shown, keep=bool(evaluates))
 
   def _due(self, every: int, step: int) -> bool:
     return step % every == 0 or step == self._stage.num_steps
+
+
+class _Loop:
+  """What the steps of a training run share.
+
+  Attributes:
+    state: The state after the last whole step.
+    step: That step.
+    data: The data, at the position of the next step.
+    position: The position of the data before the step that runs.
+    checkpoints, writer, progress: Where steps are saved and shown.
+    guard: What stops a run that diverges.
+    line: Metrics since the last line.
+  """
+
+  def __init__(
+    self,
+    state: Any,
+    step: int,
+    data: Any,
+    checkpoints: Checkpointer,
+    writer: MetricsWriter,
+    progress: Progress,
+    guard: DivergenceGuard,
+  ):
+    self.state, self.step, self.data = state, step, data
+    self.checkpoints, self.writer = checkpoints, writer
+    self.progress, self.guard, self.line = progress, guard, _Line()
+    self.position: Any = None
+
+  def save_before_step(self):
+    """Saves the state before a step that was not finished, if it is there.
+
+    An update consumes its state: within one, there is nothing to save.
+    """
+    consumed = any(
+      leaf.is_deleted()
+      for leaf in jax.tree.leaves(self.state)
+      if isinstance(leaf, jax.Array)
+    )
+    if self.step and self.position is not None and not consumed:
+      self.checkpoints.save(self.step, self.state, self.position)
 
 
 class _Line:
@@ -255,7 +327,7 @@ class _Line:
   def add(self, output: StepOutput):
     self._metrics = output.metrics
     for name, value in output.metrics.items():
-      if name.rpartition('/')[2] == _SUMMED:
+      if name.rpartition('/')[2] == SKIPPED:
         self._summed[name] = self._summed.get(name, 0.0) + value
     for name, count in output.counts.items():
       self._counts[name] = self._counts.get(name, 0.0) + count
@@ -278,17 +350,3 @@ class _Line:
     self._secs += progress.step_secs()
     yield
     progress.step_secs()
-
-
-@contextlib.contextmanager
-def _termination():
-  """Yields an event that SIGTERM sets, so that the loop may save and stop."""
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event  # Only the main thread may handle signals.
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-  try:
-    yield event
-  finally:
-    signal.signal(signal.SIGTERM, before)

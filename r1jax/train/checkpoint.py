@@ -1,5 +1,6 @@
 """Checkpoints of training state, data position and seed, stored by Orbax."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ class Checkpointer:
     )
 
   def save(self, step: int, state: Any, data_state: dict):
-    """Starts to save a checkpoint; data_state must be JSON."""
+    """Starts to save a checkpoint, unless its step is saved already.
+
+    Args:
+      step: The step.
+      state: The state after it.
+      data_state: The position of the data, as JSON.
+    """
+    if step == self._manager.latest_step():
+      return
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -73,7 +82,13 @@ class Checkpointer:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    """Waits until the last save is finished."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+  def __exit__(self, kind, *_):
+    """Waits until the last save is finished.
+
+    An error of that save does not take the place of one that is raised already.
+    """
+    ignored = (Exception,) if kind else ()
+    with contextlib.suppress(*ignored):
+      self._manager.wait_until_finished()
+    with contextlib.suppress(*ignored):
+      self._manager.close()

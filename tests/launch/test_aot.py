@@ -1,5 +1,6 @@
 """FLOPs counted from jaxprs, and the compile for an absent slice."""
 
+import contextlib
 import os
 from pathlib import Path
 import re
@@ -393,3 +394,35 @@ def test_what_has_no_update_is_refused():
     config = _ppo(critic='shared')
     config.model.scalar_head = False
     stage_list.updates(run_config(config), one_device())
+
+
+_COMPLAINT = (
+  'Failed to find host bounds for accelerator type: WARNING: could not\n'
+  'WARNING: Logging before InitGoogle() is written to STDERR\n'
+  'E0000 00:00:1795960437.457616   29141 common_lib.cc:906] INVALID_ARGUMENT: '
+  'Error: unexpected worker hostname\n'
+  '=== Source Location Trace: === \n'
+  'learning/45eac/tfrc/runtime/libtpu_init_utils.cc:370\n'
+)
+
+
+@pytest.mark.parametrize(
+  'error, shown',
+  [
+    (None, ''),
+    (aot.DoesNotFit('too large', []), ''),
+    (UserError('aot: no such slice'), ''),
+    (RuntimeError('a fault of the compiler'), _COMPLAINT),
+  ],
+)
+def test_what_libtpu_logs_of_an_absent_tpu_is_not_shown(capfd, error, shown):
+  with contextlib.suppress(aot.DoesNotFit, UserError, RuntimeError):
+    with aot.quiet_compiler():
+      os.write(2, _COMPLAINT.encode())
+      print('a warning of a library', file=sys.stderr)
+      if error:
+        raise error
+  print('after', file=sys.stderr)
+  assert capfd.readouterr().err == (
+    'a warning of a library\n' + shown + 'after\n'
+  )

@@ -1,13 +1,17 @@
-"""The training loop on a stage of one weight: cadences, resume, SIGTERM."""
+"""The training loop on a stage of one weight: cadences, resume, signals."""
 
+import errno
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from r1jax import interrupts
 from r1jax.checkpoints.storage import SafetensorsReader
+from r1jax.errors import DiskFull, Diverged
 from r1jax.stages.trainer import StepOutput, TrainedStage
 from r1jax.train import metrics
 from tests.stages.conftest import rows
@@ -47,7 +51,7 @@ class _Toy(TrainedStage):
   def __init__(self, **changes):
     self.seed, self.num_steps = 0, 5
     self.save_steps, self.save_total_limit = 2, 2
-    self.skipped, self.at_step = (), {}
+    self.skipped, self.at_step, self.losses = (), {}, {}
     self.steps, self.evaluations, self.clock = [], [], _Clock()
     for name, value in changes.items():
       setattr(self, name, value)
@@ -72,7 +76,7 @@ class _Toy(TrainedStage):
       self.at_step[step]()
     skipped = float(step in self.skipped)
     values = {
-      'loss': state['w'][0],
+      'loss': self.losses.get(step, state['w'][0]),
       'skipped_updates': skipped,
       'critic/skipped_updates': 2 * skipped,
     }
@@ -175,14 +179,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
   _assert_alike(cut, whole)
 
 
-def test_sigterm_saves_the_step_and_stops(tmp_path):
+def _send(*signums):
+  def send():
+    for signum in signums:
+      os.kill(os.getpid(), signum)
+
+  return send
+
+
+@pytest.mark.parametrize(
+  'signums, code',
+  [
+    ((signal.SIGTERM,), 143),
+    ((signal.SIGTERM, signal.SIGTERM), 143),
+    ((signal.SIGTERM,) * 5, 143),
+    ((signal.SIGHUP,), 129),
+    ((signal.SIGHUP, signal.SIGTERM), 129),
+  ],
+)
+def test_sigterm_saves_the_step_and_stops(tmp_path, signums, code):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-  handler = signal.getsignal(signal.SIGTERM)
-  terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  handlers = [signal.getsignal(signum) for signum in signums]
   _train(whole)
-  with pytest.raises(KeyboardInterrupt):
-    _train(cut, at_step={3: terminate})
-  assert signal.getsignal(signal.SIGTERM) is handler
+  with pytest.raises(interrupts.Interrupted) as caught:
+    _train(cut, at_step={3: _send(*signums)})
+  assert caught.value.exit_code == code
+  assert 'toy: the checkpoint of step 3 is kept' in caught.value.kept
+  assert [signal.getsignal(signum) for signum in signums] == handlers
   assert (cut / 'toy/checkpoints/3').is_dir()
   assert not (cut / 'toy/model.safetensors').exists()
   stage, _ = _train(cut)
@@ -190,9 +213,55 @@ def test_sigterm_saves_the_step_and_stops(tmp_path):
   _assert_alike(cut, whole)
 
 
+def test_sigterm_in_a_step_that_takes_long_saves_the_step_before(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(interrupts, '_STEP_SECS', 0.2)
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  _train(whole)
+
+  def hang():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+  with pytest.raises(interrupts.Interrupted) as caught:
+    _train(cut, at_step={4: hang}, save_steps=5)
+  assert 'the checkpoint of step 3 is kept' in caught.value.kept
+  stage, _ = _train(cut)
+  assert stage.steps == [4, 5]
+  _assert_alike(cut, whole)
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_a_step_that_takes_long_leaves_what_there_was(
+  tmp_path, monkeypatch, step
+):
+  """Nothing before the first step; within an update the state is consumed."""
+  monkeypatch.setattr(interrupts, '_STEP_SECS', 0.2)
+
+  def consumed(stage):
+    def hang():
+      stage.state['w'].delete()
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
+
+    return hang
+
+  stage = _Toy(save_steps=5)
+  train_step = stage.train_step
+
+  def keep_state(state, at, data):
+    stage.state = state
+    return train_step(state, at, data)
+
+  stage.train_step, stage.at_step = keep_state, {step: consumed(stage)}
+  with pytest.raises(interrupts.Interrupted) as caught:
+    stage.run(tmp_path / 'toy', {'w': jnp.zeros(1)}, {})
+  assert 'there is no checkpoint yet' in caught.value.kept
+
+
 def test_sigterm_in_the_last_step_lets_the_run_finish(tmp_path):
-  terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
-  _, path = _train(tmp_path, at_step={5: terminate})
+  _, path = _train(tmp_path, at_step={5: _send(signal.SIGTERM)})
   assert path.exists()
 
 
@@ -210,3 +279,110 @@ def test_the_latest_checkpoint_holds_the_policy(tmp_path):
   assert stage.latest_params(tmp_path / 'toy', params) is None
   _train(tmp_path)
   assert stage.latest_params(tmp_path / 'toy', params)['w'].tolist() == [15]
+
+
+def test_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path):
+  def interrupt():
+    raise interrupts.Interrupted(signal.SIGINT)
+
+  with pytest.raises(interrupts.Interrupted) as caught:
+    _train(tmp_path, at_step={2: interrupt})
+  assert caught.value.exit_code == 130
+  assert caught.value.kept == (
+    'toy: there is no checkpoint yet, and the same command begins again'
+  )
+  with pytest.raises(interrupts.Interrupted) as caught:
+    _train(tmp_path, at_step={3: interrupt})
+  assert 'the checkpoint of step 2 is kept' in caught.value.kept
+
+
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize(
+  'step, kept',
+  [(1, 'there is no checkpoint yet'), (4, 'the checkpoint of step 2 is kept')],
+)
+def test_a_full_disk_is_one_line_that_says_what_is_kept(
+  tmp_path, code, step, kept
+):
+  def fill():
+    try:
+      raise OSError(code, os.strerror(code))
+    except OSError as error:
+      raise RuntimeError('a long story\nof a library') from error
+
+  with pytest.raises(DiskFull) as caught:
+    _train(tmp_path, at_step={step: fill})
+  message = str(caught.value)
+  assert message.startswith(f'toy: the disk of {tmp_path}/toy is full; ')
+  assert kept in message and '\n' not in message
+
+
+def test_a_checkpoint_that_finds_no_room_is_a_full_disk(tmp_path, monkeypatch):
+  def save(self, step, state, data_state):
+    raise ValueError('writing kvstore: [Errno 28] No space left on device')
+
+  monkeypatch.setattr('r1jax.train.checkpoint.Checkpointer.save', save)
+  with pytest.raises(DiskFull, match='there is no checkpoint yet'):
+    _train(tmp_path)
+
+
+def test_another_error_is_left_as_it_is(tmp_path):
+  def fail():
+    raise OSError(errno.EIO, 'a broken disk')
+
+  with pytest.raises(OSError, match='a broken disk'):
+    _train(tmp_path, at_step={1: fail})
+
+
+_NAN, _INF = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize(
+  'changes, steps',
+  [
+    # Ten steps in a row without a finite gradient.
+    (dict(num_steps=40, skipped=tuple(range(6, 41))), 'steps 6 to 15'),
+    # Half of a short run, at its end.
+    (dict(num_steps=6, skipped=(2, 3, 4, 5, 6)), 'steps 2 to 6'),
+    (dict(num_steps=4, skipped=(3, 4)), 'steps 3 to 4'),
+    (dict(num_steps=1, skipped=(1,)), 'step 1 '),
+    # Updates that were made of a loss that is no number.
+    (dict(losses={3: _NAN, 4: _INF, 5: -_INF}), 'steps 3 to 5'),
+    # Lines and checkpoints that are far apart.
+    (
+      dict(num_steps=60, skipped=tuple(range(3, 61)), logging_steps=60),
+      'steps 3 to 12',
+    ),
+    # Few steps of many updates each.
+    (
+      dict(num_steps=40, losses=dict.fromkeys(range(7, 41), _NAN), updates=16),
+      'steps 7 to 9',
+    ),
+  ],
+)
+def test_a_run_that_learns_nothing_any_more_stops(tmp_path, changes, steps):
+  updates = changes.pop('updates', 1)
+  with pytest.raises(Diverged) as caught:
+    _train(tmp_path, updates_per_step=updates, **changes)
+  message = str(caught.value)
+  assert f'toy: training has diverged: no update of {steps}' in message
+  assert 'lower toy.optimizer.learning_rate' in message and '\n' not in message
+  assert caught.value.exit_code not in (0, 1, 2)
+  assert not (tmp_path / 'toy/model.safetensors').exists()
+
+
+def test_checkpoints_stand_when_a_run_diverges(tmp_path):
+  with pytest.raises(Diverged, match='checkpoint of step 6 stands'):
+    _train(tmp_path, num_steps=30, skipped=tuple(range(6, 31)))
+  kept = {p.name for p in (tmp_path / 'toy/checkpoints').iterdir()}
+  assert kept == {'4', '6'}  # None of the steps that were lost follows.
+
+
+@pytest.mark.parametrize(
+  'skipped', [(1,), (5,), (1, 2), tuple(range(2, 21, 2)), tuple(range(2, 9))]
+)
+def test_updates_that_are_skipped_now_and_then_do_not_stop_a_run(
+  tmp_path, skipped
+):
+  _, path = _train(tmp_path, num_steps=20, skipped=skipped)
+  assert path.exists()

@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Sequence
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 from r1jax import files, registry
 from r1jax.config.schema.run import RunConfig
+from r1jax.config.schema.training import warmup_problem
 from r1jax.data import mixture, readers
 from r1jax.data.text import chat, response_formats, tokenizer
 from r1jax.data.text.template import PromptTemplate
@@ -16,6 +18,8 @@ from r1jax.model.parameters import parameter_shardings
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build import prompts
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,30 @@ def check_context(config: RunConfig):
       f'model.max_position_embeddings = {context}; lower either, as in '
       f'--config.rl.max_new_tokens={max(context - prompt, 1)}'
     )
+
+
+def check_warmup(config: RunConfig, name: str, num_updates: int):
+  """Refuses a warm-up that is longer than a stage's data last.
+
+  A default that a paper's larger data have is a warning.
+
+  Args:
+    config: The run.
+    name: The stage.
+    num_updates: Updates that its data make.
+
+  Raises:
+    UserError: naming the key.
+  """
+  c = getattr(config, name)
+  for key, problem in warmup_problem(
+    c.optimizer, num_updates, f'all that {name}.data make'
+  ):
+    steps = c.optimizer.warmup_steps
+    message = f'{name}.{key} = {steps} {problem}'
+    if steps != type(c)().optimizer.warmup_steps:
+      raise UserError(message)
+    _log.warning('%s', message)
 
 
 def check_batches(config: RunConfig, name: str, layout: Layout):

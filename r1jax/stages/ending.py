@@ -1,0 +1,59 @@
+"""How a stage says what is kept when a signal or a full disk ends it."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+from pathlib import Path
+
+from r1jax import files
+from r1jax.errors import DiskFull
+from r1jax.interrupts import Interrupted
+
+CHECKPOINTS = 'checkpoints'
+
+
+@contextlib.contextmanager
+def explained(
+  name: str, directory: Path, kept: Callable[[], str]
+) -> Iterator[None]:
+  """Adds to the errors within what is kept of a stage, and how to go on.
+
+  Args:
+    name: The stage.
+    directory: Its folder.
+    kept: Returns what is kept, and what the same command does.
+
+  Raises:
+    Interrupted: as raised within, with its `kept`.
+    DiskFull: something within found no room to write.
+  """
+  try:
+    yield
+  except Interrupted as error:
+    error.kept = f'{name}: {kept()}'
+    raise
+  except Exception as error:
+    if not files.is_disk_full(error):
+      raise
+    raise DiskFull(
+      f'{name}: the disk of {directory} is full; {kept()}, once there is room'
+    ) from error
+
+
+def latest_step(directory: Path) -> int | None:
+  """Returns the step of the newest checkpoint in a stage's folder."""
+  folder = directory / CHECKPOINTS
+  if not folder.is_dir():
+    return None
+  steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+  return max(steps, default=None)
+
+
+def kept_checkpoint(directory: Path) -> str:
+  """Says which checkpoint is kept in a stage's folder, and how to go on."""
+  step = latest_step(directory)
+  if step is None:
+    return 'there is no checkpoint yet, and the same command begins again'
+  return (
+    f'the checkpoint of step {step} is kept, and the same command goes on '
+    'from it'
+  )
