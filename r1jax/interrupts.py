@@ -151,7 +151,7 @@ def _watch(reader: int):
       if signum in seen and signum != signal.SIGINT:
         continue  # It is being answered.
       if signum in seen:
-        end(signum, 'at once')
+        end(signum, 'a second signal came before all was cleaned up')
       seen.add(signum)
       threading.Thread(
         target=_end_if_stuck, args=(signum,), daemon=True

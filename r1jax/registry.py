@@ -319,7 +319,7 @@ def _import(name: str, path: Path):
       importlib.reload(module) if module else importlib.import_module(name)
       return
     label = f'r1jax_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
-    with source_files.run_file(label, path):
+    with source_files.run_file(label, path, keeps_siblings=True):
       pass
   except UserError:
     raise

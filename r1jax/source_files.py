@@ -4,7 +4,7 @@ Such a file may import the files beside it, as a script may: `import shared`,
 `from shared import x`, and also `from . import shared`. sys.path stays as it is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import importlib.machinery
 import importlib.util
@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = tuple(
   Path(sysconfig.get_path(kind)) for kind in ('stdlib', 'purelib', 'platlib')
 )
-_found: set[str] = set()  # Names that a _SiblingFinder has found.
+_kept: set[str] = set()  # Siblings of plugins that are in sys.modules.
 
 
 class _SiblingFinder:
@@ -25,6 +25,7 @@ class _SiblingFinder:
 
   def __init__(self, folders: Sequence[Path]):
     self._folders = list(map(str, folders))
+    self.found: set[str] = set()
 
   def find_spec(self, fullname: str, path=None, target=None):
     """Returns where a top-level module is; None to let others look for it."""
@@ -39,12 +40,14 @@ class _SiblingFinder:
       return None
     if _is_installed(Path(spec.origin)):
       return None
-    _found.add(fullname)
+    self.found.add(fullname)
     return spec
 
 
 @contextlib.contextmanager
-def run_file(label: str, path: Path) -> Iterator[ModuleType]:
+def run_file(
+  label: str, path: Path, keeps_siblings: bool = False
+) -> Iterator[ModuleType]:
   """Runs a file as a module; in the context it may import what lies beside it.
 
   Files beside it are run afresh, so that another file of the same name, or an
@@ -53,6 +56,8 @@ def run_file(label: str, path: Path) -> Iterator[ModuleType]:
   Args:
     label: The module's name in sys.modules.
     path: The file.
+    keeps_siblings: Whether the files beside it that it has imported stay in
+      sys.modules, so that its functions may import them when they are called.
 
   Yields:
     The module.
@@ -67,9 +72,7 @@ def run_file(label: str, path: Path) -> Iterator[ModuleType]:
     module.__package__ = '.'.join(packages)
   else:
     module.__package__ = _folder_package(label, folder)
-  for name in [n for n in sys.modules if n.partition('.')[0] in _found]:
-    del sys.modules[name]
-  hidden = _hidden(folder)
+  hidden = _hidden(folder, packages)
   finder = _SiblingFinder([folder, root] if packages else [folder])
   sys.meta_path.insert(0, finder)
   sys.modules[label] = module  # Dataclasses look their module up.
@@ -78,6 +81,10 @@ def run_file(label: str, path: Path) -> Iterator[ModuleType]:
     yield module
   finally:
     sys.meta_path.remove(finder)
+    others = {name.partition('.')[0] for name in hidden}
+    _take(finder.found & others if keeps_siblings else finder.found)
+    if keeps_siblings:
+      _kept.update(finder.found - others)
     sys.modules.update(hidden)
 
 
@@ -124,21 +131,31 @@ def _folder_package(label: str, folder: Path) -> str:
   return name
 
 
-def _hidden(folder: Path) -> dict[str, ModuleType]:
-  """Takes modules out of sys.modules that only share a name with a sibling."""
-  hidden = {}
-  for file in folder.glob('*.py'):
-    module = sys.modules.get(file.stem)
-    origin = getattr(module, '__file__', None)
-    if (
-      module is not None
-      and origin
-      and file.stem not in sys.stdlib_module_names
-      and Path(origin).resolve() != file
-      and not _is_installed(Path(origin))
-    ):
-      hidden[file.stem] = sys.modules.pop(file.stem)
-  return hidden
+def _hidden(folder: Path, packages: Sequence[str]) -> dict[str, ModuleType]:
+  """Takes modules out of sys.modules that would be taken for siblings.
+
+  Returns:
+    Those to put back: all but what plugins have kept, which is outdated.
+  """
+  beside = {file.stem for file in folder.glob('*.py')}
+  beside |= {file.parent.name for file in folder.glob('*/__init__.py')}
+  names = set()
+  for name in beside - sys.stdlib_module_names:
+    origin = getattr(sys.modules.get(name), '__file__', None)
+    if origin and not _is_installed(Path(origin)):
+      is_sibling = Path(origin).resolve().is_relative_to(folder)
+      if name in _kept or not is_sibling:
+        names.add(name)
+  outdated = (names | set(packages[:1])) & _kept
+  _take(outdated)
+  _kept.difference_update(outdated)
+  return _take(names - outdated)
+
+
+def _take(names: Collection[str]) -> dict[str, ModuleType]:
+  """Removes modules of these names, and those in them, from sys.modules."""
+  found = [name for name in sys.modules if name.partition('.')[0] in names]
+  return {name: sys.modules.pop(name) for name in found}
 
 
 def _is_installed(file: Path) -> bool:

@@ -17,7 +17,7 @@ WORKDIR = {workdir!r}
 OVERRIDES = {{
     'mesh.data': 1, 'rl.prompts_per_step': 4, 'rl.group_size': 4,
     'rl.num_minibatches': 1, 'eval.num_problems': 8,
-    'eval.num_samples': 2}}
+    'eval.num_samples': 2, 'rl.optimizer.warmup_steps': 1}}
 """
 
 # What the cells of 02_extending.ipynb print, in their order.

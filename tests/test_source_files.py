@@ -1,6 +1,7 @@
 """Files that a user names by path import the files beside them."""
 
 import sys
+import types
 
 import pytest
 
@@ -126,6 +127,8 @@ from {module} import factor
 
 @registry.reward('brevity')
 def brevity(sample):
+  from {module} import factor as again
+  assert again == factor
   return -factor * sample.num_tokens
 """
 
@@ -140,6 +143,7 @@ def test_a_plugin_imports_what_lies_beside_it(tmp_path, module):
   try:
     registry.load_plugins([plugin])
     first, digest = registry.reward.get('brevity'), registry.digest(plugin)
+    assert first(types.SimpleNamespace(num_tokens=5)) == -10
     assert [path.name for path in registry.files_of(plugin)] == [
       'rewards.py',
       'lengths.py',

@@ -19,7 +19,7 @@ from r1jax.config import effects
 from r1jax.config.field import walk
 from r1jax.config.keys import flatten
 from r1jax.config.load import load as load_config
-from r1jax.config.load import with_plugin_sections
+from r1jax.config.load import to_config_dict, with_plugin_sections
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
 
@@ -144,25 +144,43 @@ class _LoadedConfig(flags.ArgumentParser):
 
 
 def _loaded(file: str, args: list[str]) -> ConfigDict:
-  """Returns the config of a file, with a weight for each reward of `args`.
+  """Returns the config of a file, with the keys of plugins that `args` set.
 
-  A plugin may register rewards that the file does not name; --config.rl.reward
-  sets their weights.
+  They are weights of rewards, and sections of stages, that the file does not
+  name and that one of its plugins registers.
   """
   path, *argument = file.split(':', 1)
   if not os.path.isfile(path):
     raise UserError(f'config: no file {path}')
   config = config_of_file(path, *argument)
   for key in overridden(args):
-    parent, _, name = key.rpartition('.')
-    weights = _open_mapping(config, parent)
-    if weights is None or name in weights:
+    prefix = _run_prefix(config, key)
+    if prefix is None:
       continue
-    run = parent.removesuffix('rl.reward').removesuffix('rl.general_reward')
-    registry.load_plugins(_plugins(config, run, args))
-    if name in registry.reward:
-      weights[name] = 0.0
+    run = config[prefix[:-1]] if prefix else config
+    first, *inner = key.removeprefix(prefix).split('.')
+    weights = _open_mapping(run, '.'.join([first, *inner[:-1]]))
+    is_new_weight = weights is not None and inner[-1] not in weights
+    if is_new_weight or (inner and first not in run):
+      registry.load_plugins(_plugins(config, prefix, args))
+    if weights is not None and is_new_weight and inner[-1] in registry.reward:
+      weights[inner[-1]] = 0.0
+    elif inner and first not in run and first in registry.stage:
+      with run.unlocked():
+        run[first] = to_config_dict(registry.stage.get(first).section())
   return config
+
+
+def _run_prefix(config: ConfigDict, key: str) -> str | None:
+  """Returns the part of a key that names its run: '', or 'NAME.' in a pipeline.
+
+  It is None for a key of the pipeline itself.
+  """
+  if 'model' in config:
+    return ''
+  name = key.partition('.')[0]
+  run = config.get(name)
+  return f'{name}.' if isinstance(run, ConfigDict) and 'model' in run else None
 
 
 def overridden(args: list[str]) -> list[str]:
@@ -174,12 +192,13 @@ def overridden(args: list[str]) -> list[str]:
   ]
 
 
-def _open_mapping(config: ConfigDict, key: str) -> ConfigDict | None:
-  """Returns the weights of rewards that a dotted key names; else None."""
-  open_keys = [name for name, _, spec, _ in walk(RunConfig()) if spec.is_open]
-  if not any(f'.{key}'.endswith(f'.{name}') for name in open_keys):
+def _open_mapping(run: ConfigDict, key: str) -> ConfigDict | None:
+  """Returns the weights of rewards that a key of a run names; else None."""
+  if key not in [
+    name for name, _, spec, _ in walk(RunConfig()) if spec.is_open
+  ]:
     return None
-  found: Any = config
+  found: Any = run
   for part in key.split('.'):
     found = found.get(part) if isinstance(found, ConfigDict) else None
   return found
@@ -234,7 +253,7 @@ def _check_overrides(config: ConfigDict, args: list[str]):
     if key not in known and key not in sections:
       near = difflib.get_close_matches(key, known, 1, 0)
       hint = ''
-      if _open_mapping(config, key.rpartition('.')[0]) is not None:
+      if key.rsplit('.', 1)[0].endswith(('rl.reward', 'rl.general_reward')):
         hint = '; a plugin in config.plugins registers a reward of yours'
       wrong.append(f'unknown key {key} (did you mean {near[0]}?{hint})')
   if wrong:

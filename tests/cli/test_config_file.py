@@ -183,6 +183,18 @@ def test_a_reward_of_a_plugin_has_a_weight_on_the_command_line(
   assert printed.count('brevity: 0.25') == 1
 
 
+def test_a_stage_of_a_plugin_has_keys_on_the_command_line(capsys, plugin):
+  """Though the file of the config does not name them."""
+  given = ['--config=r1_zero_tiny', f'--config.plugins=("{plugin}",)']
+  stages = '--config.stages=("pretrain","rl","halve")'
+  shown = _printed(capsys, *given, stages, '--config.halve.times=3')
+  assert 'halve:\n  times: 3\n' in shown
+  with pytest.raises(UserError, match='halve.times = 0 must be at least 1'):
+    main.run(['config', *given, stages, '--config.halve.times=0'])
+  with pytest.raises(UserError, match='unknown key halve.tims'):
+    main.run(['config', *given, stages, '--config.halve.tims=3'])
+
+
 @pytest.mark.parametrize(
   'args',
   [

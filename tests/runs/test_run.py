@@ -192,6 +192,82 @@ def test_two_runs_on_one_workdir_are_refused(finished, environment):
   assert 'another run is writing' in done.stderr
 
 
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_with_a_code_of_its_own(environment, tmp_path):
+  """The second update makes weights whose products are not finite."""
+  done = run(
+    environment,
+    'train',
+    SMALL,
+    f'--workdir={tmp_path}/run',
+    '--config.stages=("pretrain",)',
+    '--config.pretrain.max_steps=30',
+    '--config.pretrain.optimizer.learning_rate=1e30',
+    code=4,
+  )
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith(
+    'r1jax: pretrain: training has diverged: no update of '
+  )
+  assert 'stands)' in line
+  assert list((tmp_path / 'run/pretrain/checkpoints').iterdir())
+  assert not (tmp_path / 'run/pretrain/model.safetensors').exists()
+
+
+@pytest.mark.slow
+def test_other_data_are_refused_on_resume_and_nothing_is_lost(
+  environment, tmp_path
+):
+  """Rows in another order; put back, the run goes on to the same end."""
+  questions = [f'{i}+{i}' for i in range(1, 9)]
+  rows_file = tmp_path / 'rows.jsonl'
+
+  def write(order):
+    rows_file.write_text(
+      ''.join(
+        json.dumps(
+          {
+            'id': str(i),
+            'question': questions[i],
+            'response': f'<think>\n{i}</think>\n<answer>{2 * i}</answer>',
+          }
+        )
+        + '\n'
+        for i in order
+      )
+    )
+
+  arguments = (
+    SMALL,
+    f'--workdir={tmp_path}/run',
+    '--config.stages=("sft",)',
+    '--config.init=random',
+    f'--config.sft.data=("{rows_file}",)',
+    '--config.sft.batch_size=2',
+    '--config.sft.length_tokens=64',
+    '--config.sft.num_train_epochs=40',
+    '--config.sft.save_steps=2',
+    '--config.sft.logging_steps=1',
+  )
+  write(range(8))
+  process = subprocess.Popen(
+    command('train', *arguments),
+    env=environment,
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  _kill_when(process, tmp_path / 'run/sft/metrics.jsonl', 4)
+  before = (tmp_path / 'run/sft/metrics.jsonl').read_bytes()
+  write(reversed(range(8)))
+  done = run(environment, 'train', *arguments, code=2)
+  assert f'sft.data ({rows_file}) has changed' in done.stderr
+  assert (tmp_path / 'run/sft/metrics.jsonl').read_bytes() == before
+  write(range(8))
+  printed = run(environment, 'train', *arguments).stdout
+  assert 'goes on after step' in printed
+
+
 def test_the_shipped_base_was_made_by_its_config():
   config = flatten(pretrain_tiny.get_config().to_dict())
   made_by = weights.metadata(initial.SHIPPED_BASE)['config']

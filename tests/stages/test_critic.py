@@ -78,6 +78,7 @@ def test_a_shared_trunk_runs_with_every_option_of_a_rollout(
     f'--workdir={workdir}',
     '--config.model.scalar_head=True',
     '--config.rl.ppo.critic=shared',
+    '--config.rl.ppo.critic_learning_rate=1e-5',  # That of a separate one.
     '--config.rl.max_steps=2',
     '--config.rl.ppo.critic_warmup_steps=0',
     '--config.rl.ppo.truncated_value=bootstrap',

@@ -1,0 +1,77 @@
+"""A plugin: a stage of one weight whose steps take as long as a test asks."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+
+from r1jax import registry
+from r1jax.config.field import key
+from r1jax.config.schema.section import Section
+from r1jax.stages.trainer import StepOutput, TrainedStage
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig(Section):
+  num_steps: int = key(40, 'Number of steps.', at_least=1)
+  step_secs: float = key(0.1, 'Time that a step takes.', at_least=0)
+  compiled_ops: int = key(0, 'Operations compiled at first.', at_least=0)
+  save_steps: int = key(5, 'Steps between two checkpoints.', at_least=1)
+  width: int = key(1, 'Numbers of the weight.', at_least=1)
+
+
+class _Stream:
+  def __init__(self):
+    self._last = 0
+
+  def __next__(self):
+    self._last += 1
+    return self._last
+
+  def get_state(self):
+    return {'last': self._last}
+
+  def set_state(self, state):
+    self._last = state['last']
+
+
+@registry.stage('toy')
+class Toy(TrainedStage):
+  """Adds 1, 2, 3, … to its weight."""
+
+  section = ToyConfig
+
+  def __init__(self, config, parts):
+    del parts
+    self._c, self.seed = config.toy, config.seed
+    self.num_steps, self.save_steps = self._c.num_steps, self._c.save_steps
+    self.save_total_limit = 2
+
+  def data(self):
+    return _Stream()
+
+  def init_state(self, params):
+    @jax.jit
+    def slow(x):
+      for i in range(self._c.compiled_ops):
+        x = jnp.sin(x + i) @ x
+      return x
+
+    print('toy begins', flush=True)
+    if self._c.compiled_ops:
+      slow(jnp.ones((64, 64)))
+    return {'w': jnp.zeros(self._c.width)}
+
+  def abstract_state(self, params):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shape = (self._c.width,)
+    return {'w': jax.ShapeDtypeStruct(shape, jnp.float32, sharding=device)}
+
+  def train_step(self, state, step, data):
+    time.sleep(self._c.step_secs)
+    state = {'w': state['w'] + next(data)}
+    return StepOutput(state, {'loss': state['w'][0]}, {})
+
+  def policy(self, state):
+    return state
