@@ -9,41 +9,33 @@ Each takes time linear in the length of the text.
 import re
 import unicodedata
 
-# A box or another brace that opens; a brace that closes; an escaped character.
+# A box or another brace that opens; a box of one word without braces; a brace
+# that closes; an escaped character.
 _BRACE = re.compile(
-  r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL
+  r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)'
+  r'|\\(?:boxed|fbox)\s+(?P<bare>[-+\w.,/]*\w)|\\.|(?P<close>\})',
+  re.DOTALL,
 )
-# Text between two boxes that give one answer together: '\boxed{1} and \boxed{2}'.
-_JOINT = re.compile(r'[ $]*(?:,|,?[ $]*(?:and|or|和|或|и|y|et|und))[ $]*')
 
 
 def boxed(text: str) -> str | None:
   """Returns the content of the last complete \\boxed{}; None without one.
 
-  Boxes that only a comma, 'and' or 'or' parts are one answer, which is returned
-  with its boxes: 'so \\boxed{1} and \\boxed{2}.' → '\\boxed{1} and \\boxed{2}'.
+  '\\boxed{7}, no, \\boxed{42}' → '42', '\\boxed 42' → '42', '\\boxed{42' → None
   """
-  # Spans (start of the box, start of its content, end of its content).
-  opened: list[tuple[int, int]] = []
-  boxes: list[tuple[int, int, int]] = []
+  # Start of the content of each open brace; −1 if the brace is not a box's.
+  opened: list[int] = []
+  last = slice(-1, -1)  # The content that begins last.
   for mark in _BRACE.finditer(text):
     if mark['open']:
-      opened.append((mark.start(), mark.end() if mark['box'] else -1))
+      opened.append(mark.end() if mark['box'] else -1)
+    elif mark['bare']:
+      last = slice(*mark.span('bare'))
     elif mark['close'] and opened:
-      start, content = opened.pop()
-      if content >= 0:
-        boxes.append((start, content, mark.start()))
-  if not boxes:
-    return None
-  boxes.sort()
-  first = last = len(boxes) - 1
-  while first > 0 and _JOINT.fullmatch(
-    text, boxes[first - 1][2] + 1, boxes[first][0]
-  ):
-    first -= 1
-  if first < last:
-    return text[boxes[first][0] : boxes[last][2] + 1]
-  return text[boxes[last][1] : boxes[last][2]].strip()
+      start = opened.pop()
+      if start > last.start:
+        last = slice(start, mark.start())
+  return text[last].strip() if last.start >= 0 else None
 
 
 def stated(text: str) -> str | None:
@@ -53,7 +45,7 @@ def stated(text: str) -> str | None:
   it in the text:
 
     1. a box                          \\boxed{42}
-    2. four hashes, as in GSM8K       #### 42
+    2. GSM8K's marks                  #### 42 | A: 42
     3. a statement                    The answer is 42. | **Answer:** 42 | 答案是42
     4. a program in a fence           all of the text, for the grader of programs
     5. one line of at most two words  x = 42 | 18 dollars | Paris
@@ -65,7 +57,7 @@ def stated(text: str) -> str | None:
   if answer is None and '\\boxed{' in text:
     return None
   if answer is None:
-    answer = _after_hashes(text)
+    answer = _marked(text)
   if answer is None:
     answer = _statement(text)
   if answer is None and '```' in text:
@@ -81,15 +73,19 @@ def stated(text: str) -> str | None:
 
 
 _MAX_TRIES = 50  # Statements that are tried, from the last one on.
-_HASHES = re.compile(r'^[ \t]*####[ \t]*(\S.*)$', re.MULTILINE)
+_MARKED = re.compile(r'^[ \t]*(####|A:)[ \t]*(\S.*)$', re.MULTILINE)
 
 
-def _after_hashes(text: str) -> str | None:
-  """Returns what follows the last '####'; a Markdown heading is no answer."""
-  for match in list(_HASHES.finditer(text))[: -_MAX_TRIES - 1 : -1]:
-    value = match[1].strip()
+def _marked(text: str) -> str | None:
+  """Returns what follows '####' or 'A:' in GSM8K's answers.
+
+  '#### Step 2: add' is a heading, and 'A: 7' above other lines is a choice.
+  """
+  for match in list(_MARKED.finditer(text))[: -_MAX_TRIES - 1 : -1]:
+    mark, value = match[1], match[2].strip()
     is_last_line = not text[match.end() :].strip()
-    if not _NOUN.search(value) and (is_last_line or not _num_words(value)):
+    is_bare = mark == '####' and not _num_words(value)
+    if not _NOUN.search(value) and (is_last_line or is_bare):
       return _cleaned(value)
   return None
 
