@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from r1jax.data.datasets import GENERAL
+from r1jax.data.text.final_answer import num_words, stated
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
@@ -68,8 +69,8 @@ class Poll:
     """Returns whether the answer that some samples elect is right.
 
     The candidate of most votes is elected, and of equals the one whose first
-    vote came first. Its verdict is that of its most frequent text that has a
-    score. Without any vote or any score it counts as wrong.
+    vote came first. Its verdict is that of most of its votes that have a score.
+    Without any vote or any score it counts as wrong.
 
     Args:
       problem: Number of the problem.
@@ -82,16 +83,13 @@ class Poll:
       return False
     elected, _ = count.most_common(1)[0]
     verdicts = Counter(
-      (vote.answer, self._groups[problem][i]['verdict'])
-      for i in samples
-      if candidates[i] == elected and (vote := self._votes[problem][i])
-    )
-    graded = (
       verdict
-      for (_, verdict), _ in verdicts.most_common()
-      if Verdict(verdict).score is not None
+      for i in samples
+      if candidates[i] == elected
+      and Verdict(verdict := self._groups[problem][i]['verdict']).score
+      is not None
     )
-    return next(graded, None) == Verdict.CORRECT
+    return bool(verdicts) and verdicts.most_common(1)[0][0] == Verdict.CORRECT
 
 
 def majority_correct(
@@ -137,6 +135,8 @@ def votes_of(
     if source == GENERAL or verdict == Verdict.UNPARSABLE:
       continue
     final = dispatch.final_answer(answer, source)
+    if source == 'math' and ('\n' in final or num_words(final) > 2):
+      final = stated(final) or final  # A sentence around the answer.
     if not final:
       continue
     if (source, gold) not in compares:

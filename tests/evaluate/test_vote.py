@@ -51,6 +51,17 @@ def test_the_wording_of_a_summary_splits_no_candidate():
   assert _elects(wrong) == [False]
 
 
+def test_a_sentence_without_a_box_votes_for_what_it_states():
+  answers = (
+    'The answer is 7.',
+    'So the answer is 42.',
+    'She has 42 apples in the end.',
+    'First there were 40 of them.\n\n**Answer:** 42',
+  )
+  (candidates,) = vote.candidates_of([_votes('math', '42', *answers)])
+  assert candidates[0] != candidates[1] == candidates[2] == candidates[3]
+
+
 @pytest.mark.parametrize(
   'gold,equal,other',
   [

@@ -41,8 +41,9 @@ def boxed(text: str) -> str | None:
 def stated(text: str) -> str | None:
   """Returns the answer that a text states without tags; None without one.
 
-  A text that was cut off in its only box has no answer. Otherwise the first of these rules that finds something decides, with the last match of
-  it in the text:
+  A text that was cut off in its only box has no answer. Otherwise the first of
+  these rules that finds something decides, with the last match of it in the
+  text:
 
     1. a box                          \\boxed{42}
     2. GSM8K's marks                  #### 42 | A: 42
@@ -51,19 +52,21 @@ def stated(text: str) -> str | None:
     5. one line of at most two words  x = 42 | 18 dollars | Paris
     6. the last formula or number     So she pays $\\frac{3}{4}$ of it.
     7. one line without a number      The capital is Paris
+
+  Beside a program, a statement must hold a number.
   """
   text = text.strip()
   answer = boxed(text)
-  if answer is None and '\\boxed{' in text:
-    return None
+  if answer is not None or '\\boxed{' in text:
+    return answer or None
+  prose = _FENCED.sub(_PROGRAM, text)
+  answer = _marked(prose)
   if answer is None:
-    answer = _marked(text)
-  if answer is None:
-    answer = _statement(text)
-  if answer is None and '```' in text:
-    return text
+    answer = _statement(prose)
+  if prose != text:
+    return answer if answer and _values(answer) else text
   one_line = '\n' not in text
-  if answer is None and one_line and _num_words(text) <= 2:
+  if answer is None and one_line and num_words(text) <= 2:
     answer = _cleaned(text)
   if answer is None:
     answer = last_value(text)
@@ -72,6 +75,8 @@ def stated(text: str) -> str | None:
   return answer or None
 
 
+_FENCED = re.compile(r'```.*?(?:```|\Z)', re.DOTALL)
+_PROGRAM = '\0'  # Stands for a program where statements are looked for.
 _MAX_TRIES = 50  # Statements that are tried, from the last one on.
 _MARKED = re.compile(r'^[ \t]*(####|A:)[ \t]*(\S.*)$', re.MULTILINE)
 
@@ -84,7 +89,7 @@ def _marked(text: str) -> str | None:
   for match in list(_MARKED.finditer(text))[: -_MAX_TRIES - 1 : -1]:
     mark, value = match[1], match[2].strip()
     is_last_line = not text[match.end() :].strip()
-    is_bare = mark == '####' and not _num_words(value)
+    is_bare = mark == '####' and not num_words(value)
     if not _NOUN.search(value) and (is_last_line or is_bare):
       return _cleaned(value)
   return None
@@ -143,7 +148,7 @@ def _value(sentence: str) -> str:
   The grader knows units in English; after '42 元' or '42 บาท' the number is
   taken, as among more than two words.
   """
-  if _num_words(sentence) > 2 or _FOREIGN.search(sentence):
+  if num_words(sentence) > 2 or _FOREIGN.search(sentence):
     values = _values(sentence)
     if len(values) == 1:
       return values[0]
@@ -195,7 +200,7 @@ def _values(text: str) -> list[str]:
   def take(match: re.Match) -> str:
     content = next(filter(None, match.groups())).strip()
     # '$5 and $10' is two prices rather than a formula.
-    if _num_words(content) or not re.search(r'\w', content):
+    if num_words(content) or not re.search(r'\w', content):
       return match[0]
     found.append((match.start(), content))
     return ' ' * len(match[0])
@@ -218,7 +223,7 @@ _COMMAND = re.compile(r'\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+')
 _WORD = re.compile(r'[^\W\d_]{2,}')
 
 
-def _num_words(text: str) -> int:
+def num_words(text: str) -> int:
   """Returns the number of words of a text, without those of LaTeX."""
   return len(_WORD.findall(_COMMAND.sub(' ', text)))
 

@@ -83,6 +83,11 @@ def test_the_last_box_counts(text, want):
       'Add them:\n```python\nprint(1)\n```',
       'Add them:\n```python\nprint(1)\n```',
     ),
+    ('Here is the answer:\n```python\nprint(1)\n```\nIt prints 1.', ...),
+    ('```python\nprint("The answer is", x)\n```', ...),
+    ('```python\n#### 7\n```\nThe answer is the sum of all.', ...),
+    ('```python\nprint(6 * 7)\n```\nThe answer is 42.', '42'),
+    ('```python\nprint(1)', ...),  # Cut off.
     # One line.
     ('42', '42'),
     ('3/4', '3/4'),
@@ -107,6 +112,7 @@ def test_the_last_box_counts(text, want):
   ],
 )
 def test_a_stated_answer_is_found(text, want):
+  want = text if want is ... else want
   assert final_answer.stated(text) == want
 
 
@@ -114,6 +120,8 @@ def test_a_stated_answer_is_found(text, want):
   'unit',
   [
     'answer ',
+    '```',
+    '``` ',
     'answer is ',
     '\\[ ',
     '$ 1 ',
