@@ -116,7 +116,7 @@ def deferred() -> Iterator[Deferral]:
     _state.deferral = outer
     signal.setitimer(signal.ITIMER_REAL, 0)
     for signum, handler in before.items():
-      signal.signal(signum, handler)
+      signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 def _handle(signum: int, frame):

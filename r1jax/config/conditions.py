@@ -137,6 +137,29 @@ def stage(*names: str) -> Condition:
   )
 
 
+def _makes_base(run: Any) -> bool:
+  """Whether pre-training runs: not where `init` names another base."""
+  return 'pretrain' in run.stages and (
+    run.init == 'pretrain' or run.stages[-1] == 'pretrain'
+  )
+
+
+def makes_base() -> Condition:
+  """The key has an effect where the base is not taken from elsewhere.
+
+  Config files tell how a base was made that is there already.
+  """
+  return Condition(
+    lambda run, section: (
+      _makes_base(run) or any(name not in STAGES for name in run.stages)
+    ),
+    "init = 'pretrain'",
+    ('.init',),
+    Severity.QUIET,
+    of_stages=True,
+  )
+
+
 def prompt_stage() -> Condition:
   """The key has an effect on the stages that read prompts of config.data."""
   return stage(*PROMPT_STAGES)
@@ -238,6 +261,49 @@ def names_task(*keys: str) -> Condition:
   )
 
 
+def _is_file(name: str) -> bool:
+  name = name.partition(':')[0]
+  return name not in registry.task and name not in registry.dataset
+
+
+def names_file(key: str) -> Condition:
+  """The key has an effect where a list names a file, not tasks or datasets."""
+  return Condition(
+    lambda run, section: any(map(_is_file, _value(run, section, key))),
+    f'a file in {key}',
+    (key,),
+  )
+
+
+def reads_rows() -> Condition:
+  """The key has an effect where a run reads rows that may be bad."""
+
+  def holds(run: Any, section: Any) -> bool:
+    del section
+    lists = {
+      'sft': run.sft.data,
+      'reward_model': run.reward_model.data + run.reward_model.eval_data,
+      'dpo': run.dpo.data + run.dpo.eval_data,
+      'prm': run.prm.data,
+    } | dict.fromkeys(PROMPT_STAGES, sources(run))
+    return any(
+      name not in STAGES
+      or any(
+        each.partition(':')[0] not in registry.task
+        for each in lists.get(name, ())
+      )
+      for name in run.stages
+    )
+
+  return Condition(
+    holds,
+    'a dataset or a file to train on',
+    ('.stages', 'data.task'),
+    Severity.WARNING,
+    of_stages=True,
+  )
+
+
 def corpus() -> Condition:
   """The key has an effect where documents of synthetic tasks are made."""
 
@@ -248,7 +314,7 @@ def corpus() -> Condition:
       'rejection_sampling': run.rejection_sampling.extra_data,
     }
     return any(
-      name == 'pretrain'
+      (name == 'pretrain' and _makes_base(run))
       or name not in STAGES
       or any(
         each.partition(':')[0] in registry.task for each in lists.get(name, ())

@@ -117,6 +117,8 @@ def _is_below(key: str, other: str) -> bool:
 
 def _is_off(value: Any) -> bool:
   """Whether a value says 'nothing', which is what comes of an idle key."""
+  if isinstance(value, Mapping):
+    return not any(value.values())
   return value in (0, '', ())
 
 

@@ -200,23 +200,24 @@ class Trainer:
         guard = DivergenceGuard(
           stage.name, stage.num_steps, stage.updates_per_step
         )
-        loop = _Loop(state, start, data, checkpoints, writer, progress, guard)
+        last = _Step(start, state, data.get_state())
+        loop = _Loop(last, data, checkpoints, writer, progress, guard)
         progress.step_secs()
         try:
           for step in range(start + 1, stage.num_steps + 1):
             self._step(step, loop, deferral)
         except interrupts.Interrupted:
           if deferral.signum:
-            loop.save_before_step()
+            loop.save_last()
           raise
-    return loop.state
+    return loop.last.state
 
   def _step(self, step: int, loop: '_Loop', deferral: interrupts.Deferral):
     """Trains a step, and logs, evaluates and saves what is due after it."""
     stage, guard = self._stage, loop.guard
-    loop.position = loop.data.get_state()
-    output = stage.train_step(loop.state, step, loop.data)
-    loop.state, loop.step = output.state, step
+    output = stage.train_step(loop.last.state, step, loop.data)
+    # One assignment: a signal never meets a step with another one's position.
+    loop.last = _Step(step, output.state, loop.data.get_state())
     loop.line.add(output)
     guard.add(step, output.metrics)
     self._log(loop, step)
@@ -225,8 +226,8 @@ class Trainer:
     if saves or guard.is_due or step == stage.num_steps:
       guard.check()
     if saves and guard.lost < 2:  # What nothing was learnt of is not kept.
-      with loop.line.untimed(loop.state, loop.progress):
-        loop.checkpoints.save(step, loop.state, loop.data.get_state())
+      with loop.line.untimed(output.state, loop.progress):
+        loop.checkpoints.save(*loop.last)
     if stops and step < stage.num_steps:
       deferral.stop()
 
@@ -248,7 +249,7 @@ class Trainer:
 
   def _log(self, loop: '_Loop', step: int):
     """Writes a line of metrics and evaluates, where the step asks for it."""
-    stage, state, line = self._stage, loop.state, loop.line
+    stage, state, line = self._stage, loop.last.state, loop.line
     values, speed = {}, {}
     logs = self._due(stage.logging_steps, step)
     evaluates = stage.eval_steps and self._due(stage.eval_steps, step)
@@ -257,8 +258,13 @@ class Trainer:
       speed = line.speed(loop.progress.step_secs())
       line.clear()
     if evaluates:
-      with line.untimed(state, loop.progress):
-        found = stage.evaluate(state, step, self._directory)
+      try:
+        with line.untimed(state, loop.progress):
+          found = stage.evaluate(state, step, self._directory)
+      except interrupts.Interrupted:  # The step is kept, and so is its line.
+        if values:
+          loop.writer.write(step, values, speed)
+        raise
       values |= found
       self._shown = stage.headline(found)
     if values:
@@ -270,14 +276,26 @@ class Trainer:
     return step % every == 0 or step == self._stage.num_steps
 
 
+class _Step(NamedTuple):
+  """What a checkpoint holds of a whole step.
+
+  Attributes:
+    step: The step.
+    state: The state after it.
+    position: The position of the data behind it.
+  """
+
+  step: int
+  state: Any
+  position: dict
+
+
 class _Loop:
   """What the steps of a training run share.
 
   Attributes:
-    state: The state after the last whole step.
-    step: That step.
+    last: The last whole step.
     data: The data, at the position of the next step.
-    position: The position of the data before the step that runs.
     checkpoints, writer, progress: Where steps are saved and shown.
     guard: What stops a run that diverges.
     line: Metrics since the last line.
@@ -285,31 +303,29 @@ class _Loop:
 
   def __init__(
     self,
-    state: Any,
-    step: int,
+    last: _Step,
     data: Any,
     checkpoints: Checkpointer,
     writer: MetricsWriter,
     progress: Progress,
     guard: DivergenceGuard,
   ):
-    self.state, self.step, self.data = state, step, data
+    self.last, self.data = last, data
     self.checkpoints, self.writer = checkpoints, writer
     self.progress, self.guard, self.line = progress, guard, _Line()
-    self.position: Any = None
 
-  def save_before_step(self):
-    """Saves the state before a step that was not finished, if it is there.
+  def save_last(self):
+    """Saves the last whole step, if its state is still there.
 
     An update consumes its state: within one, there is nothing to save.
     """
     consumed = any(
       leaf.is_deleted()
-      for leaf in jax.tree.leaves(self.state)
+      for leaf in jax.tree.leaves(self.last.state)
       if isinstance(leaf, jax.Array)
     )
-    if self.step and self.position is not None and not consumed:
-      self.checkpoints.save(self.step, self.state, self.position)
+    if self.last.step and not consumed:
+      self.checkpoints.save(*self.last)
 
 
 class _Line:

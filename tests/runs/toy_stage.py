@@ -61,7 +61,10 @@ class Toy(TrainedStage):
     print('toy begins', flush=True)
     if self._c.compiled_ops:
       slow(jnp.ones((64, 64)))
-    return {'w': jnp.zeros(self._c.width)}
+    if self._c.width == 1:
+      return {'w': jnp.zeros(1)}
+    # Noise, which no compression makes smaller.
+    return {'w': jax.random.normal(jax.random.key(0), (self._c.width,))}
 
   def abstract_state(self, params):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -52,6 +52,7 @@ class _Toy(TrainedStage):
     self.seed, self.num_steps = 0, 5
     self.save_steps, self.save_total_limit = 2, 2
     self.skipped, self.at_step, self.losses = (), {}, {}
+    self.at_evaluation = {}
     self.steps, self.evaluations, self.clock = [], [], _Clock()
     for name, value in changes.items():
       setattr(self, name, value)
@@ -84,6 +85,8 @@ class _Toy(TrainedStage):
 
   def evaluate(self, state, step, directory):
     self.evaluations.append(step)
+    if step in self.at_evaluation:
+      self.at_evaluation[step]()
     self.clock.now += 100
     return {'eval/w': float(state['w'][0])}
 
@@ -230,6 +233,27 @@ def test_sigterm_in_a_step_that_takes_long_saves_the_step_before(
   stage, _ = _train(cut)
   assert stage.steps == [4, 5]
   _assert_alike(cut, whole)
+
+
+def test_sigterm_in_a_long_evaluation_keeps_the_step_and_its_line(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(interrupts, '_STEP_SECS', 0.2)
+
+  def hang():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  _, path = _train(whole, eval_steps=3)
+  with pytest.raises(interrupts.Interrupted) as caught:
+    _train(cut, eval_steps=3, at_evaluation={3: hang})
+  assert 'the checkpoint of step 3 is kept' in caught.value.kept
+  _, resumed = _train(cut, eval_steps=3)
+  assert resumed.read_bytes() == path.read_bytes()
+  lines = rows(cut, 'toy')
+  assert [line['step'] for line in lines] == [0, 1, 2, 3, 4, 5]
+  assert 'eval/w' not in lines[3] and lines[3]['loss'] == 6
 
 
 @pytest.mark.parametrize('step', [1, 2])

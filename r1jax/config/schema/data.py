@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import dataset, is_set, prompt_stage, stage
+from r1jax.config.conditions import (
+  dataset,
+  is_set,
+  prompt_stage,
+  reads_rows,
+  stage,
+)
 from r1jax.config.field import key
 from r1jax.config.schema.section import Problem, Section
 
@@ -64,6 +70,7 @@ class DataConfig(Section):
     '0 a bad row is an error. Evaluation questions are never dropped.',
     at_least=0,
     below=1,
+    only_if=reads_rows(),
   )
   pass_rates: str = key(
     '', "A JSONL file of 'id' and 'pass_rate'.", only_if=prompt_stage()

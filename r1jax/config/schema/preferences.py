@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import is_empty, is_set, names_task
+from r1jax.config.conditions import is_empty, is_set, names_file, names_task
 from r1jax.config.field import key, section
 from r1jax.config.schema.section import Problem, Section
 from r1jax.config.schema.training import OptimizerConfig, TrainingConfig
@@ -68,7 +68,7 @@ class PreferencesConfig(BucketedConfig):
     'Share of a file that is held out for evaluation, by the hash of ids.',
     at_least=0,
     below=1,
-    only_if=is_empty('eval_data'),
+    only_if=(is_empty('eval_data'), names_file('data')),
   )
   max_eval_rows: int = key(
     512,

@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import STAGES, begins_with_init, corpus, stage
+from r1jax.config.conditions import (
+  STAGES,
+  begins_with_init,
+  corpus,
+  makes_base,
+  stage,
+)
 from r1jax.config.field import key, section
 from r1jax.config.schema.data import CorpusConfig, DataConfig, TokenizerConfig
 from r1jax.config.schema.model import ModelConfig
@@ -84,7 +90,7 @@ class RunConfig(Section):
   data: DataConfig = section(DataConfig)
   corpus: CorpusConfig = section(CorpusConfig, only_if=corpus())
   pretrain: PretrainConfig = section(
-    PretrainConfig, only_if=stage('pretrain').warned
+    PretrainConfig, only_if=(stage('pretrain').warned, makes_base())
   )
   sft: SFTConfig = section(SFTConfig, only_if=stage('sft').warned)
   reward_model: RewardModelConfig = section(
