@@ -29,7 +29,7 @@ def v3(kind: str, init: str) -> ConfigDict:
   config.model = models.deepseek_v3_yarn()
   config.model.capacity_factor = 1.25
   config.mesh = dict(data=-1, fsdp=8, tensor=2, expert=64)
-  config.tokenizer.source = TOKENIZER
+  config.tokenizer.update(source=TOKENIZER, add_bos_token=True)
   config.data.task = 'aime24'
   config.data.mixture = ('math:0.8', 'mbpp:0.2')
   config.data.decontaminate = ('aime24', 'math500', 'humaneval')

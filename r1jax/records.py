@@ -107,6 +107,7 @@ class Demonstration:
     response: The text that follows the prompt, without the end-of-sequence
       token.
     messages: See Prompt.
+    tools: JSON schemas of the tools that the conversation may call.
     general: True for general data, False for reasoning data.
     where: 'path:line' of the row in its file, for error messages.
     teacher: A teacher's top log-probabilities at each token of the response,
@@ -118,6 +119,7 @@ class Demonstration:
   prompt: str
   response: str
   messages: tuple[Message, ...] = ()
+  tools: tuple[Mapping[str, Any], ...] = ()
   general: bool = False
   where: str = ''
   teacher: 'TopLogprobs | None' = None

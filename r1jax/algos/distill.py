@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r1jax.algos import common
 from r1jax.errors import UserError
@@ -53,6 +54,7 @@ def full_kl(
   temperature: float,
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
+  shared_ids: np.ndarray | None = None,
 ):
   """Returns the student's log-probabilities and the KL from a teacher model.
 
@@ -61,25 +63,27 @@ def full_kl(
   Args:
     hidden_BTD, head_DV: Hidden states and output projection of the student.
     teacher_BTD, teacher_head_DV: The same of the teacher. Its vocabulary may be
-      padded to another size: ids beyond the smaller of both are left out of the
-      KL.
+      padded to another size.
     target_BT: int32 next tokens.
     temperature: τ; only the KL uses it.
     chunk_tokens, layout: See common.token_logp.
+    shared_ids: int32, the ids of the tokens that both models have, in order;
+      the KL is that of the distributions over these. None for all ids below the
+      smaller of both vocabularies.
 
   Returns:
     logp_BT of the targets at temperature 1, entropy_BT, and kl_BT, all
     float32.
   """
-  V = min(head_DV.shape[1], teacher_head_DV.shape[1])
+  index = _shared(head_DV.shape[1], teacher_head_DV.shape[1], shared_ids)
 
   def chunk(hidden, teacher, target):
     logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
     teacher_logits = jax.lax.stop_gradient(
       jnp.matmul(teacher, teacher_head_DV, preferred_element_type=jnp.float32)
     )
-    p = jax.nn.log_softmax(teacher_logits[..., :V] / temperature)
-    q = jax.nn.log_softmax(logits[..., :V] / temperature)
+    p = jax.nn.log_softmax(teacher_logits[..., index] / temperature)
+    q = jax.nn.log_softmax(logits[..., index] / temperature)
     chosen, entropy = _chosen(jax.nn.log_softmax(logits), target)
     return chosen, entropy, jnp.sum(jnp.exp(p) * (p - q), -1)
 
@@ -90,6 +94,16 @@ def full_kl(
     chunk_tokens,
     layout,
   )
+
+
+def _shared(ours: int, theirs: int, shared_ids: np.ndarray | None):
+  """Returns the index of the logits that two vocabularies have in common."""
+  smaller = min(ours, theirs)
+  if shared_ids is None:
+    return slice(smaller)
+  inside = shared_ids[shared_ids < smaller]
+  # Ids without a gap are a slice, which copies nothing.
+  return slice(len(inside)) if inside[-1] == len(inside) - 1 else inside
 
 
 def top_k_kl(
@@ -104,7 +118,8 @@ def top_k_kl(
 ):
   """Returns the same as full_kl, from stored top log-probabilities.
 
-  The tokens outside a teacher's O most likely ones are merged into one event.
+  The tokens outside a teacher's O most likely ones are merged into one event, and
+  so are ids beyond the student's vocabulary.
   The KL between the merged distributions is a lower bound of the KL between the
   whole ones, and equal to it if O is the vocabulary size.
 
@@ -117,11 +132,14 @@ def top_k_kl(
   Returns:
     logp_BT, entropy_BT and kl_BT, as full_kl.
   """
+  V = head_DV.shape[1]
 
   def chunk(hidden, ids, p, target):
     logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
-    q = jnp.take_along_axis(jax.nn.log_softmax(logits / temperature), ids, -1)
-    known = jnp.isfinite(p)
+    known = jnp.isfinite(p) & (ids < V)
+    q = jnp.take_along_axis(
+      jax.nn.log_softmax(logits / temperature), jnp.minimum(ids, V - 1), -1
+    )
     p_safe = jnp.where(known, p, 0.0)
     kl = jnp.sum(jnp.where(known, jnp.exp(p_safe) * (p_safe - q), 0.0), -1)
     p_rest = _rest(jnp.where(known, jnp.exp(p_safe), 0.0))

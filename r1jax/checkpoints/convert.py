@@ -4,11 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from r1jax.checkpoints import hf_config, hf_export, hf_import, storage, weights
+from r1jax.checkpoints import (
+  hf_config,
+  hf_export,
+  hf_import,
+  hf_tokenizer,
+  storage,
+  weights,
+)
 from r1jax.checkpoints.storage import INDEX_FILE, SINGLE_FILE, SafetensorsReader
 from r1jax.config.load import model_config
 from r1jax.config.schema.model import RUN_DEFAULTS
-from r1jax.data.text import tokenizer
+from r1jax.data.text import tokenizer_files
 from r1jax.errors import UserError
 
 SHARD_BYTES = 4 << 30
@@ -17,7 +24,8 @@ SHARD_BYTES = 4 << 30
 def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
   """Converts a Hugging Face checkpoint to r1jax safetensors.
 
-  One Hugging Face tensor at a time is in memory. Tokenizer files are copied.
+  One Hugging Face tensor at a time is in memory. Tokenizer files are copied; the
+  stop tokens of config.json go into generation_config.json.
 
   Args:
     folder: The Hugging Face checkpoint.
@@ -36,37 +44,44 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
   model_fields = hf_config.read_config(folder)
   tensors = hf_import.read_tensors(folder, model_config(model_fields))
   try:
-    tokenizer_files = {
+    copied = {
       name: (folder / name).read_bytes()
-      for name in tokenizer.FILES
+      for name in tokenizer_files.FILES
       if (folder / name).exists()
     }
   except OSError as error:
     raise UserError(f'import-hf: {error}') from error
+  copied |= hf_tokenizer.merged_stops(folder)
   storage.write(
     out,
     tensors,
     shard_bytes,
     storage.encode_metadata(hf_import.import_metadata(model_fields, folder)),
-    tokenizer_files,
+    copied,
   )
-  return bool(tokenizer_files.keys() & {'tokenizer.json', 'tokenizer.json.gz'})
+  return tokenizer_files.has_tokenizer(out)
 
 
 def export_hf(
-  source: Path, out: Path, dtype: str = '', shard_bytes: int = SHARD_BYTES
+  source: Path,
+  out: Path,
+  dtype: str = '',
+  shard_bytes: int = SHARD_BYTES,
+  tokenizer: str = '',
 ):
-  """Converts r1jax weights to a Hugging Face checkpoint.
+  """Converts r1jax weights to a Hugging Face checkpoint with its tokenizer.
 
   Args:
     source: A safetensors file, or a folder of them.
     out: The folder to write; new or empty.
     dtype: Dtype to write; '' keeps the dtype of each tensor.
     shard_bytes: Maximum size of one file.
+    tokenizer: The tokenizer to write: a folder, or a built-in one; '' for the
+      one that the run used, or that lies beside the weights.
 
   Raises:
     UserError: `out` is in use, or the source does not name its architecture,
-      or no Hugging Face family has it.
+      or no Hugging Face family has it, or its tokenizer is missing.
   """
   out = _empty_folder('export-hf', out)
   source = Path(source).expanduser()
@@ -81,8 +96,16 @@ def export_hf(
   if hf_import.is_hugging_face(reader):
     raise UserError(f'export-hf: {source} is a Hugging Face checkpoint already')
   config = model_config(model_config_of(source))
+  recorded = reader.metadata.get('config') or {}
+  text = hf_tokenizer.export(source, recorded, tokenizer)
   hf_export.write_tensors(
-    out, config, reader, np.dtype(dtype) if dtype else None, shard_bytes
+    out,
+    config,
+    reader,
+    np.dtype(dtype) if dtype else None,
+    shard_bytes,
+    text.token_ids,
+    text.files,
   )
 
 

@@ -1,17 +1,23 @@
 """Translates config.json of Hugging Face checkpoints to config.model and back."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+import functools
 import json
-import math
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from r1jax import registry
+from r1jax.checkpoints import hf_rope
 from r1jax.checkpoints.families import ModelFamily
-from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig, RopeConfig
+from r1jax.checkpoints.json_object import JsonObject
+from r1jax.checkpoints.storage import SafetensorsReader
+from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig
 from r1jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def model_type(config: ModelConfig) -> str:
@@ -32,11 +38,6 @@ def model_type(config: ModelConfig) -> str:
     raise UserError(
       f'export-hf: every family with {config.attention} rotates '
       f'{pairs} pairs; this model does not'
-    )
-  if config.attention == 'gqa' and config.rope.rope_type == 'yarn':
-    raise UserError(
-      'export-hf: Hugging Face scales YaRN with grouped-query attention '
-      'differently from r1jax'
     )
   if config.attention == 'mla':
     if (config.scoring_func, config.group_scoring) != ('sigmoid', 'top2_sum'):
@@ -97,9 +98,39 @@ def read_config(folder: Path) -> dict:
   values = values | {
     field: values[key] for field, key in family.keys.items() if key in values
   }
-  return _architecture(family, _JsonObject(str(path), values))
+  if not _has_mtp_layers(path.parent, values):
+    _warn_of_mtp(str(path.parent))
+    values[_MTP] = 0
+  return _architecture(family, JsonObject(str(path), values))
 
 
+@functools.cache  # Once a checkpoint, which several readers open.
+def _warn_of_mtp(folder: str):
+  _log.warning(
+    'import-hf: %s has no tensors of the MTP modules that its config.json names, '
+    'as transformers saves it; the model is read without them',
+    folder,
+  )
+
+
+def _has_mtp_layers(folder: Path, values: dict) -> bool:
+  """Whether a checkpoint has tensors of the MTP modules that it names.
+
+  transformers leaves these layers out and keeps their number. Where there is
+  nothing to compare, they are taken to be there.
+  """
+  modules, layers = values.get(_MTP), values.get('num_hidden_layers')
+  if type(modules) is not int or type(layers) is not int or modules < 1:
+    return True
+  try:
+    names = SafetensorsReader(folder).shapes
+  except UserError:  # The tensors' reader says what is wrong.
+    return True
+  stems = tuple(f'model.layers.{layers + i}.' for i in range(modules))
+  return any(name.startswith(stems) for name in names)
+
+
+_MTP = 'num_nextn_predict_layers'
 # Keys of which r1jax supports one value, whatever the family.
 _SUPPORTED_VALUES = {
   'hidden_act': 'silu',
@@ -107,69 +138,6 @@ _SUPPORTED_VALUES = {
   'mlp_bias': False,
   'use_sliding_window': False,
 }
-
-
-class _JsonObject:
-  """Checked access to the values of a JSON object.
-
-  Every method raises UserError in one line that names the key and what was
-  expected. A key that is absent or null has its default, if that is not None.
-  """
-
-  def __init__(self, where: str, values: dict):
-    self._where, self._values = where, values
-
-  def count(self, key: str, least: int = 1, default: int | None = None) -> int:
-    """Returns an integer of at least `least`."""
-    return self._get(
-      key,
-      f'a whole number of at least {least}',
-      default,
-      lambda value: type(value) is int and value >= least,
-    )
-
-  def number(self, key: str, default: float | None = None) -> float:
-    """Returns a finite number."""
-    return self._get(
-      key,
-      'a number',
-      default,
-      lambda value: type(value) in (int, float) and math.isfinite(value),
-    )
-
-  def flag(self, key: str, default: bool) -> bool:
-    """Returns a boolean."""
-    return self._get(
-      key, 'true or false', default, lambda value: type(value) is bool
-    )
-
-  def text(self, key: str, default: str) -> str:
-    """Returns a string."""
-    return self._get(key, 'a string', default, lambda value: type(value) is str)
-
-  def section(self, key: str) -> '_JsonObject':
-    """Returns the object at a key; an empty one if there is none."""
-    values = self._get(key, 'an object', {}, lambda v: type(v) is dict)
-    return _JsonObject(f'{self._where}: {key}', values)
-
-  def __contains__(self, key: str) -> bool:
-    return self._values.get(key) is not None
-
-  def _get(
-    self, key: str, expected: str, default: Any, fits: Callable[[Any], bool]
-  ) -> Any:
-    value = self._values.get(key)
-    if value is None and default is not None:
-      return default
-    if key not in self._values:
-      raise UserError(f'import-hf: {self._where} lacks {key!r}, {expected}')
-    if not fits(value):
-      shown = json.dumps(value)
-      shown = shown if len(shown) <= 60 else shown[:60] + '…'
-      raise UserError(
-        f'import-hf: {self._where} has {key} = {shown}; it must be {expected}'
-      )
-    return value
 
 
 _NO_MLA = dict(
@@ -194,7 +162,7 @@ _NO_EXPERTS = dict(
 )
 
 
-def _architecture(family: ModelFamily, h: _JsonObject) -> dict:
+def _architecture(family: ModelFamily, h: JsonObject) -> dict:
   """Returns all fields of ModelConfig."""
   mla = family.fields['attention'] == 'mla'
   stored = h.text('torch_dtype', h.text('dtype', 'bfloat16'))
@@ -207,7 +175,7 @@ def _architecture(family: ModelFamily, h: _JsonObject) -> dict:
     tie_word_embeddings=h.flag('tie_word_embeddings', False),
     qkv_bias=False,
     qk_norm=False,
-    rope=_rope(h, 'adjacent' if mla else 'halves'),
+    rope=hf_rope.read(h, 'adjacent' if mla else 'halves'),
     scoring_func='sigmoid',
     group_scoring='top2_sum',
     scalar_head=False,
@@ -224,7 +192,7 @@ def _architecture(family: ModelFamily, h: _JsonObject) -> dict:
   )
 
 
-def _deepseek_fields(h: _JsonObject) -> dict:
+def _deepseek_fields(h: JsonObject) -> dict:
   """Fields of MLA and experts; a model may have dense layers alone."""
   return _NO_GQA | dict(
     first_k_dense_replace=h.count('first_k_dense_replace', 0),
@@ -245,7 +213,7 @@ def _deepseek_fields(h: _JsonObject) -> dict:
   )
 
 
-def _dense_fields(h: _JsonObject, shared: dict) -> dict:
+def _dense_fields(h: JsonObject, shared: dict) -> dict:
   """Fields of grouped-query attention; all layers are dense."""
   return (
     _NO_MLA
@@ -258,40 +226,6 @@ def _dense_fields(h: _JsonObject, shared: dict) -> dict:
         default=shared['hidden_size'] // shared['num_attention_heads'],
       ),
     )
-  )
-
-
-def _rope(h: _JsonObject, pairs: str) -> dict:
-  """Reads `rope_theta` and `rope_scaling`, or the newer `rope_parameters`."""
-  scaling = h.section(
-    'rope_parameters' if 'rope_parameters' in h else 'rope_scaling'
-  )
-  kind = scaling.text('rope_type', scaling.text('type', 'default'))
-  if kind not in ('default', 'yarn', 'llama3'):
-    raise UserError(
-      f'import-hf: config.json has rope_type {kind!r}; there '
-      'are default, yarn and llama3'
-    )
-  if kind == 'yarn' and (pairs == 'halves' or 'attention_factor' in scaling):
-    raise UserError(
-      'import-hf: config.json scales YaRN by attention_factor, '
-      'or without MLA; only mscale with MLA is supported'
-    )
-  return dict(
-    rope_theta=(scaling if 'rope_theta' in scaling else h).number('rope_theta'),
-    pairs=pairs,
-    rope_type=kind,
-    factor=scaling.number('factor', 1.0),
-    original_max_position_embeddings=scaling.count(
-      'original_max_position_embeddings',
-      default=h.count('max_position_embeddings'),
-    ),
-    beta_fast=scaling.number('beta_fast', 32.0),
-    beta_slow=scaling.number('beta_slow', 1.0),
-    mscale=scaling.number('mscale', 1.0),
-    mscale_all_dim=scaling.number('mscale_all_dim', 0.0),
-    low_freq_factor=scaling.number('low_freq_factor', 1.0),
-    high_freq_factor=scaling.number('high_freq_factor', 4.0),
   )
 
 
@@ -326,12 +260,15 @@ _DEEPSEEK_KEYS = (
 )
 
 
-def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
+def write_config(
+  c: ModelConfig, dtype: np.dtype, token_ids: Mapping[str, Any] | None = None
+) -> dict:
   """Returns config.json, with the keys of checkpoints on the Hugging Face Hub.
 
   Args:
     c: The model.
     dtype: Dtype of the stored tensors.
+    token_ids: Ids of special tokens, such as 'eos_token_id'.
 
   Raises:
     UserError: No Hugging Face family has this architecture.
@@ -343,9 +280,11 @@ def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
     model_type=kind,
     hidden_act='silu',
     rope_theta=c.rope.rope_theta,
-    rope_scaling=_rope_scaling(c.rope),
-    torch_dtype=str(np.dtype(dtype)),
+    rope_scaling=hf_rope.write(c.rope, c.attention == 'mla'),
+    dtype=str(np.dtype(dtype)),
+    torch_dtype=str(np.dtype(dtype)),  # Its name before transformers 5.
     **{key: getattr(c, key) for key in _SHARED_KEYS},
+    **(token_ids or {}),
   )
   if c.attention == 'gqa':
     values = shared | dict(
@@ -360,15 +299,3 @@ def write_config(c: ModelConfig, dtype: np.dtype) -> dict:
       **{key: getattr(c, key) for key in _DEEPSEEK_KEYS},
     )
   return {family.keys.get(field, field): v for field, v in values.items()}
-
-
-def _rope_scaling(r: RopeConfig) -> dict | None:
-  """The value of `rope_scaling`; None without scaling."""
-  if r.rope_type == 'default':
-    return None
-  keys = ['rope_type', 'factor', 'original_max_position_embeddings']
-  keys += {
-    'yarn': ['beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim'],
-    'llama3': ['low_freq_factor', 'high_freq_factor'],
-  }[r.rope_type]
-  return {key: getattr(r, key) for key in keys} | {'type': r.rope_type}

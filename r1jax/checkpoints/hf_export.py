@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ def write_tensors(
   source: SafetensorsReader,
   dtype: np.dtype | None,
   shard_bytes: int,
+  token_ids: Mapping[str, Any] | None = None,
+  other_files: Mapping[str, bytes] | None = None,
 ):
   """Writes config.json and the safetensors of a Hugging Face checkpoint.
 
@@ -43,6 +46,8 @@ def write_tensors(
     dtype: Dtype of the written tensors, except for the router's bias, which
       stays float32; None keeps the dtype of each parameter.
     shard_bytes: Maximum size of one file.
+    token_ids: Ids of special tokens for config.json.
+    other_files: Contents of other files, by name.
 
   Raises:
     UserError: Parameters are missing or have another shape (the message names
@@ -62,13 +67,16 @@ def write_tensors(
   for copy, original in duplicates(config).items():
     if copy != HF_HEAD:  # Hugging Face leaves out a tied head.
       tensors[copy] = dataclasses.replace(tensors[original], name=copy)
-  config_json = write_config(config, dtype or source.dtype('embedding'))
+  config_json = write_config(
+    config, dtype or source.dtype('embedding'), token_ids
+  )
   write(
     folder,
     list(tensors.values()),
     shard_bytes,
     {'format': 'pt'},
-    {'config.json': json.dumps(config_json, indent=2).encode() + b'\n'},
+    dict(other_files or {})
+    | {'config.json': json.dumps(config_json, indent=2).encode() + b'\n'},
   )
 
 

@@ -7,6 +7,7 @@ piece by piece, so that one piece at a time is in memory.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -39,6 +40,7 @@ _DTYPES = {
   ).items()
 }
 _DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_log = logging.getLogger(__name__)
 _METADATA_KEY = 'r1jax'  # Its value in the header is JSON.
 _WRITE_BYTES = 8 << 20  # Bytes that one write call copies.
 
@@ -139,15 +141,23 @@ class SafetensorsReader:
 def _shards(path: Path) -> list[Path]:
   if not path.is_dir():
     return [path]
-  index = path / INDEX_FILE
+  index, single = path / INDEX_FILE, path / SINGLE_FILE
+  if single.exists():
+    if index.exists():
+      _log.warning(
+        'weights: %s holds %s and %s; the first is read, as transformers does; '
+        'delete the one that is stale',
+        path,
+        SINGLE_FILE,
+        INDEX_FILE,
+      )
+    return [single]
   if index.exists():
     try:
       names = json.loads(index.read_text())['weight_map'].values()
     except (ValueError, KeyError, AttributeError) as error:
       raise UserError(f'weights: {index} is not a safetensors index') from error
     return [path / name for name in sorted(set(names))]
-  if (path / SINGLE_FILE).exists():
-    return [path / SINGLE_FILE]
   raise UserError(f'weights: {path} has neither {SINGLE_FILE} nor {INDEX_FILE}')
 
 

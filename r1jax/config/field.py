@@ -192,6 +192,8 @@ def type_name(hint: Any) -> str:
     return f'tuple of {type_name(typing.get_args(hint)[0])}'
   if typing.get_origin(hint) in (Mapping, dict, typing.Mapping):
     name, value = typing.get_args(hint)
+    if value is Any:
+      return f'mapping of {type_name(name)} to any value'
     return f'mapping of {type_name(name)} to {type_name(value)}'
   if isinstance(hint, types.UnionType):
     return ' or '.join(map(type_name, typing.get_args(hint)))
@@ -206,6 +208,8 @@ def converted(value: Any, hint: Any) -> Any:
   Raises:
     TypeError: the value is of another type.
   """
+  if hint is Any:
+    return value
   origin = typing.get_origin(hint)
   if origin is tuple:
     if not isinstance(value, (tuple, list)):

@@ -9,6 +9,7 @@ from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.sources import Source
 from r1jax.data.tasks.task import problem_at
+from r1jax.data.text import conversation
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import Prompt
@@ -70,8 +71,11 @@ class TemplatedPrompts(Sequence):
   def __getitem__(self, index: int) -> Prompt:
     row = self._rows[index]
     try:
-      text = self._template.render(row.question, row.messages)
-    except UserError as error:
+      tools = conversation.parse_tools(row.fields.get('tools'))
+      text = conversation.render(
+        self._template, row.question, row.messages, tools
+      )
+    except (ValueError, UserError) as error:
       raise UserError(f'data: {row.where}: prompt {row.id}: {error}') from error
     return dataclasses.replace(row, text=text)
 
@@ -135,6 +139,9 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
   language = fields.get('language') or source.language
   if not isinstance(language, str):
     raise ValueError(f"needs a str 'language', got {language!r:.200}")
+  messages = source.messages(fields)
+  conversation.check_ends_open(messages)
+  conversation.parse_tools(fields.get('tools'))
   return Prompt(
     id=fields['id'],
     text='',
@@ -143,7 +150,7 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
     source=source.grader,
     where=where,
     language=language,
-    messages=source.messages(fields),
+    messages=messages,
     fields=_as_json(fields),
   )
 

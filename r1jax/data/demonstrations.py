@@ -1,7 +1,8 @@
 """Demonstrations: prompts with the responses to fine-tune on.
 
-A row of a file has an `id`, a `question` or `messages`, and a `response`; it
-may say `general: true`. The stage rejection_sampling writes such rows.
+A row of a file has an `id`, a `question` or `messages`, and a `response`, which
+may also be the last of the messages; it may have `tools`, and say
+`general: true`. The stage rejection_sampling writes such rows.
 """
 
 import base64
@@ -13,6 +14,8 @@ from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.tasks.corpus import sample_document
+from r1jax.data.text import conversation, openings
+from r1jax.data.text.openings import Opening
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import Demonstration, Message, TopLogprobs
@@ -28,7 +31,8 @@ def read(
 
   Args:
     path: See readers.files.
-    template: Makes the prompts; see also strip_response_prefix.
+    template: Makes the prompts. What they hold of a response already is left
+      out of it; see text/openings.py.
     general: Whether the rows are general data (no rule verifies the answers);
       None to read it from each row.
     quarantine: Takes malformed rows; without one, a malformed row is an error.
@@ -39,10 +43,11 @@ def read(
   """
   quarantine = quarantine or Quarantine()
   files, demonstrations = readers.files(path), []
+  opening = openings.of_template(template)
   seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
-      demonstration = _demonstration(row, template, general)
+      demonstration = _demonstration(row, template, opening, general)
       id_ = demonstration.id
       if id_ in seen:
         raise ValueError(f'repeats the id {id_!r} of {seen[id_]}')
@@ -73,6 +78,7 @@ def synthetic(
     count: Number of demonstrations.
   """
   demonstrations = []
+  opening = openings.of_template(template)
   for index in range(count):
     rng = np.random.default_rng([seed, _STREAM, index])
     question, response = sample_document(rng, task, corpus)
@@ -81,7 +87,7 @@ def synthetic(
         id=f'{task}-{seed}-{index}',
         question=question,
         prompt=template.render(question),
-        response=strip_response_prefix(response, template),
+        response=_noisy(opening, response),
         general=registry.task.get(task).general,
       )
     )
@@ -91,48 +97,74 @@ def synthetic(
 _STREAM = 4  # Separates these random numbers from those of other data.
 
 
+def _noisy(opening: Opening, response: str) -> str:
+  """Returns a synthetic response after a prompt; some lack tags on purpose."""
+  try:
+    return opening.rest_of(response)
+  except ValueError:
+    return response
+
+
 def _demonstration(
-  row: readers.Row, template: PromptTemplate, general: bool | None
+  row: readers.Row,
+  template: PromptTemplate,
+  opening: Opening,
+  general: bool | None,
 ) -> Demonstration:
   if row.fields is None:
     raise ValueError(row.problem)
   fields = row.fields
+  turns: tuple[Message, ...] = ()
+  if fields.get('messages'):
+    turns = conversation.parse(fields['messages'])
+    if 'response' not in fields and turns[-1].role == 'assistant':
+      fields = fields | {'response': _last_answer(turns[-1])}
+      turns = turns[:-1]
+    conversation.check_ends_open(turns)
   for name, kind in (('id', str), ('response', str)):
     if not isinstance(fields.get(name), kind) or not fields[name].strip():
       raise ValueError(
         f'needs a non-empty {kind.__name__} {name!r}, got '
         f'{fields.get(name)!r:.200}'
       )
-  messages = fields.get('messages') or ()
   question = fields.get('question') or ''
-  if not messages and not (isinstance(question, str) and question.strip()):
+  if not turns and not (isinstance(question, str) and question.strip()):
     raise ValueError("needs a 'question' or 'messages'")
-  try:
-    turns = tuple(Message(turn['role'], turn['content']) for turn in messages)
-  except (TypeError, KeyError) as error:
-    raise ValueError(
-      f"needs 'messages' of 'role' and 'content', got {messages!r:.200}"
-    ) from error
   if general is None:
     general = bool(fields.get('general', False))
+  tools = conversation.parse_tools(fields.get('tools'))
   return Demonstration(
     id=fields['id'],
     question=question,
     messages=turns,
-    prompt=template.render(question, turns),
-    response=strip_response_prefix(fields['response'], template),
+    tools=tools,
+    prompt=conversation.render(template, question, turns, tools),
+    response=opening.rest_of(
+      without_prefix(fields['response'], template, opening)
+    ),
     general=general,
     where=row.where,
     teacher=_decode_teacher(fields.get('teacher')),
   )
 
 
-def strip_response_prefix(response: str, template: PromptTemplate) -> str:
-  """Removes from a response what the template's prompts already end with."""
-  prefix = template.response_prefix or (
-    '<think>' if template.prompt_opens_think else ''
-  )
-  return response.removeprefix(prefix)
+def _last_answer(turn: Message) -> str:
+  """Returns the text of the assistant's last message, to learn from."""
+  if turn.extra:
+    raise ValueError(
+      f'has {", ".join(turn.extra)} in the last of its messages, which is '
+      "learnt as text alone; write the text of the whole turn into 'response'"
+    )
+  return turn.text
+
+
+def without_prefix(
+  response: str, template: PromptTemplate, opening: Opening
+) -> str:
+  """Returns a response without a response_prefix that opens no reasoning."""
+  if opening.text:
+    return response
+  return response.removeprefix(template.response_prefix)
 
 
 def encode_teacher(top: TopLogprobs) -> dict:

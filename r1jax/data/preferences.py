@@ -13,15 +13,14 @@ import numpy as np
 
 from r1jax import registry
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
-from r1jax.data import datasets, readers, sources, splits
-from r1jax.data.demonstrations import strip_response_prefix
+from r1jax.data import datasets, demonstrations, readers, sources, splits
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.tasks import manners
 from r1jax.data.tasks.task import sample_problem
-from r1jax.data.text import template as templates
+from r1jax.data.text import conversation, openings
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
-from r1jax.records import LabelledResponse, Message, PreferencePair, Prompt
+from r1jax.records import LabelledResponse, PreferencePair, Prompt
 
 Preference = PreferencePair | LabelledResponse
 
@@ -46,10 +45,11 @@ def read(
   """
   quarantine = quarantine or Quarantine()
   files, preferences = readers.files(path), []
+  opening = openings.of_template(template)
   seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
-      preference = _preference(row, template, group)
+      preference = _preference(row, template, opening, group)
       id_ = preference.prompt.id
       if id_ in seen:
         raise ValueError(f'repeats the id {id_!r} of {seen[id_]}')
@@ -202,8 +202,8 @@ def _sample_prompt(template: PromptTemplate, split: str, seed: int, index: int):
 
 def _response(question: str, answer: str, template: PromptTemplate) -> str:
   """Returns a whole response, formatted as the task's documents are."""
-  return strip_response_prefix(
-    f'<think>{question}</think><answer>{answer}</answer>', template
+  return openings.of_template(template).rest_of(
+    f'<think>{question}</think><answer>{answer}</answer>'
   )
 
 
@@ -212,9 +212,19 @@ def _verb(question: str) -> str:
 
 
 def _preference(
-  row: readers.Row, template: PromptTemplate, group: str
+  row: readers.Row,
+  template: PromptTemplate,
+  opening: openings.Opening,
+  group: str,
 ) -> Preference:
   """Converts a row; raises ValueError or UserError if it is malformed."""
+
+  def response(name: str) -> str:
+    text = _text(fields, name)
+    return opening.rest_of(
+      demonstrations.without_prefix(text, template, opening)
+    )
+
   if row.fields is None:
     raise ValueError(row.problem)
   fields = row.fields
@@ -229,7 +239,7 @@ def _preference(
       )
     return LabelledResponse(
       prompt=prompt,
-      response=strip_response_prefix(_text(fields, 'response'), template),
+      response=response('response'),
       safe=fields['safe'],
       group=group,
     )
@@ -238,8 +248,8 @@ def _preference(
     raise ValueError("has the same text in 'chosen' and 'rejected'")
   return PreferencePair(
     prompt=prompt,
-    chosen=strip_response_prefix(chosen, template),
-    rejected=strip_response_prefix(rejected, template),
+    chosen=response('chosen'),
+    rejected=response('rejected'),
     group=group,
   )
 
@@ -256,34 +266,18 @@ def _prompt(fields: dict, template: PromptTemplate, where: str) -> Prompt:
   if 'prompt' in fields:
     question, turns = _text(fields, 'prompt'), sources.parse_dialogue(fields)
   elif fields.get('messages'):
-    question, turns = '', _turns(fields['messages'])
+    question, turns = '', conversation.parse(fields['messages'])
+    conversation.check_ends_open(turns)
+    question = turns[-1].text
   else:
     question, turns = _text(fields, 'question'), ()
-  if not question:
-    if len(turns) > 1 and isinstance(template, templates.SingleTurnTemplate):
-      raise ValueError(
-        'has several turns, which only a chat template can '
-        'hold; set config.data.template'
-      )
-    question = turns[-1].content
+  tools = conversation.parse_tools(fields.get('tools'))
   return Prompt(
     id=id_,
-    text=template.render(question, turns),
+    text=conversation.render(template, question, turns, tools),
     question=question,
     answer='',
     source=datasets.GENERAL,
     where=where,
     messages=turns,
   )
-
-
-def _turns(messages) -> tuple[Message, ...]:
-  try:
-    turns = tuple(Message(turn['role'], turn['content']) for turn in messages)
-  except (TypeError, KeyError) as error:
-    raise ValueError(
-      f"needs 'messages' of 'role' and 'content', got {messages!r:.200}"
-    ) from error
-  if turns[-1].role != 'user':
-    raise ValueError("needs 'messages' that end with the user's")
-  return turns

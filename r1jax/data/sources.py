@@ -27,8 +27,18 @@ from r1jax.data.code import sources as code_sources
 from r1jax.data.code.cases import CodeTests
 from r1jax.data.splits import HELD_OUT, TRAIN
 from r1jax.data.tasks.countdown import countdown_answer
+from r1jax.data.text import conversation
 from r1jax.errors import UserError
 from r1jax.records import Message
+
+
+def row_messages(row: dict) -> tuple[Message, ...]:
+  """Returns the field `messages` of a row; empty if it has none.
+
+  Raises:
+    ValueError: it is no conversation.
+  """
+  return conversation.parse(row['messages']) if row.get('messages') else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Source:
     answer: Function from a row to the gold answer, in the format that the
       grader reads; raises ValueError if the row has none.
     messages: Function from a row to the messages of its conversation; empty if
-      the question is all.
+      the question is all. By default they are the row's field `messages`.
     split_names: For files that hold several splits, the value of the field
       'split' for each split.
     language: ISO 639 code of the rows without a field 'language'.
@@ -56,7 +66,7 @@ class Source:
   origin: str
   question: str = 'question'
   answer: Callable[[dict], str] = lambda row: row['answer']
-  messages: Callable[[dict], tuple[Message, ...]] = lambda row: ()
+  messages: Callable[[dict], tuple[Message, ...]] = row_messages
   split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
   language: str = 'en'
 

@@ -34,7 +34,7 @@ def files_of(config: RunConfig) -> dict[str, Path]:
     found['init'] = [initial.init_file(config)]
   if config.tokenizer.source not in tokenizer.BUILT_IN:
     folder = readers.resolve(config.tokenizer.source)
-    found['tokenizer.source'] = build.tokenizer_files(folder)
+    found['tokenizer.source'] = build.tokenizer_files_of(folder)
   if config.data.template.endswith('.jinja'):
     found['data.template'] = [readers.resolve(config.data.template)]
   if config.plugins:

@@ -156,6 +156,7 @@ class _EvaluationSuite:
         data.max_prompt_tokens,
         data.template,
         data.system,
+        data.template_args,
         data.response_prefix,
         data.response_format,
       )

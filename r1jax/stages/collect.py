@@ -15,6 +15,7 @@ import numpy as np
 from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import batching, splits
+from r1jax.data.text import conversation
 from r1jax.episode import Episode, Turn
 from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, ScoredRollout
@@ -245,7 +246,12 @@ class Collector:
     messages = tuple(self._environment.start(prompt))
     if messages == environment.conversation(prompt):
       return prompt
-    text = self._template.render(prompt.question, messages)
+    text = conversation.render(
+      self._template,
+      prompt.question,
+      messages,
+      conversation.parse_tools(prompt.fields.get('tools')),
+    )
     return dataclasses.replace(prompt, messages=messages, text=text)
 
 

@@ -53,6 +53,10 @@ def base_file(config: RunConfig) -> Path:
     for name in ('model', 'tokenizer', 'corpus', 'pretrain')
   }
   data = config.data
+  # Keys that are off leave the hash as it was before there were any.
+  made_by['tokenizer'] = {k: v for k, v in made_by['tokenizer'].items() if v}
+  if data.template_args:
+    made_by['template_args'] = dict(data.template_args)
   made_by |= {
     'seed': config.seed,
     'task': data.task,

@@ -22,6 +22,7 @@ from r1jax.config.schema.sampled_data import RejectionSamplingConfig
 from r1jax.data import batching, mixture, splits
 from r1jax.data import demonstrations as demos
 from r1jax.data.datasets import GENERAL
+from r1jax.data.text import openings
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
@@ -222,7 +223,9 @@ class RejectionSampler(DatasetStage):
       'provenance': {'prompt': prompt.id, 'sample': sample, 'scores': score},
     }
     if prompt.messages:
-      row['messages'] = [turn._asdict() for turn in prompt.messages]
+      row['messages'] = [turn.to_dict() for turn in prompt.messages]
+    if prompt.fields.get('tools'):
+      row['tools'] = prompt.fields['tools']
     if self._config.top_logprobs:
       row['teacher'] = demos.encode_teacher(_top_logp(completion))
     return row
@@ -290,8 +293,8 @@ class RejectionSampler(DatasetStage):
   def _response(self, text: str) -> str:
     """Returns a completion with what the prompt has begun of it."""
     template = self._parts.template
-    opened = '<think>' if template.prompt_opens_think else ''
-    return (template.response_prefix or opened) + text
+    opening = openings.of_template(template).text
+    return (opening or template.response_prefix) + text
 
 
 def _in_words(dropped: Counter) -> str:
@@ -313,7 +316,15 @@ def _sampling(config: RunConfig, parts: build.Parts) -> SamplingParams:
 
 def _pair(row: dict, rejected: str) -> dict:
   """Returns a preference pair that data/preferences.py reads."""
-  kept = ('id', 'question', 'messages', 'answer', 'language', 'provenance')
+  kept = (
+    'id',
+    'question',
+    'messages',
+    'tools',
+    'answer',
+    'language',
+    'provenance',
+  )
   return {key: row[key] for key in kept if key in row} | {
     'chosen': row['response'],
     'rejected': rejected,
@@ -338,6 +349,7 @@ def _subset(rows: list, size: int, seed: int) -> list:
 def _extra_rows(config: RunConfig, parts: build.Parts) -> list[dict]:
   """Returns rows of files and tasks that are mixed in as they are."""
   rows = []
+  opening = openings.of_template(parts.template).text
   for name, count in mixture.parse(
     config.rejection_sampling.extra_data
   ).items():
@@ -353,18 +365,21 @@ def _extra_rows(config: RunConfig, parts: build.Parts) -> list[dict]:
         f'rejection_sampling: extra_data: say how many of {name}, as in '
         f"'{name}:200'"
       )
-    rows += [_row_of(demonstration) for demonstration in found]
+    rows += [_row_of(demonstration, opening) for demonstration in found]
   return rows
 
 
-def _row_of(d: Demonstration) -> dict:
+def _row_of(d: Demonstration, opening: str) -> dict:
+  """Returns the row of a demonstration, with what its prompt held of it."""
   row = {
     'id': d.id,
     'question': d.question,
-    'response': d.response,
+    'response': opening + d.response,
     'general': d.general,
     'provenance': {'file': d.where},
   }
   if d.messages:
-    row['messages'] = [turn._asdict() for turn in d.messages]
+    row['messages'] = [turn.to_dict() for turn in d.messages]
+  if d.tools:
+    row['tools'] = list(d.tools)
   return row

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r1jax.algos import common, distill
 from r1jax.config.schema.training import LoadBalancingConfig
@@ -24,10 +25,12 @@ class Distillation:
   Attributes:
     soft: Weight and temperature of the teacher's distributions.
     teacher: The teacher model; None if batches hold its distributions.
+    shared_ids: int32 ids of the tokens that both models have; None for all.
   """
 
   soft: distill.SoftTargets
   teacher: Transformer | None = None
+  shared_ids: np.ndarray | None = None
 
 
 class _Totals(NamedTuple):
@@ -152,6 +155,7 @@ def _distilled(
       batch.target_BT,
       temperature,
       layout=layout,
+      shared_ids=distillation.shared_ids,
     )
   return distill.top_k_kl(
     hidden_BTD,

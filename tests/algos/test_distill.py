@@ -77,6 +77,37 @@ def test_the_gradient_is_the_difference_of_the_distributions():
   np.testing.assert_allclose(grad, (q - p) / tau, atol=1e-6)
 
 
+@pytest.mark.parametrize('shared', [[0, 1, 2, 3], [0, 2, 3, 6], [1, 5], [6]])
+@pytest.mark.parametrize('chunk', [None, 4])
+def test_the_kl_is_of_the_tokens_that_both_have(shared, chunk):
+  hidden, head, theirs, their_head, target = _arrays()
+  wider = np.pad(their_head, ((0, 0), (0, 3)), constant_values=5.0)
+  logp, entropy, kl = distill.full_kl(
+    hidden, head, theirs, wider, target, 1.5, chunk, shared_ids=np.array(shared)
+  )
+  want = _kl(hidden, head[:, shared], theirs, their_head[:, shared], 1.5)
+  np.testing.assert_allclose(kl, want, rtol=1e-4, atol=1e-6)
+  all_ids = distill.full_kl(hidden, head, theirs, their_head, target, 1.5)
+  np.testing.assert_allclose(logp, all_ids[0], rtol=1e-6)
+  np.testing.assert_allclose(entropy, all_ids[1], rtol=1e-6)
+
+
+def test_stored_ids_beyond_the_students_vocabulary_belong_to_the_rest():
+  hidden, head, _, _, target = _arrays()
+  ids = np.broadcast_to(np.array([2, _V + 3]), (_B, _T, 2))
+  logp = np.log(np.broadcast_to([0.5, 0.3], (_B, _T, 2))).astype(np.float32)
+  without = np.where(ids < _V, logp, -np.inf).astype(np.float32)
+
+  def kl(hidden, ids, logp):
+    return distill.top_k_kl(hidden, head, ids, logp, target, 1.0)[2].sum()
+
+  value, grad = jax.value_and_grad(kl)(hidden, ids, logp)
+  same, same_grad = jax.value_and_grad(kl)(hidden, ids * (ids < _V), without)
+  np.testing.assert_allclose(value, same, rtol=1e-6)
+  np.testing.assert_allclose(grad, same_grad, rtol=1e-5)
+  assert np.isfinite(grad).all()
+
+
 def test_a_padded_vocabulary_is_left_out_of_the_teacher():
   hidden, head, theirs, their_head, target = _arrays()
   wider = np.concatenate([their_head, np.full((_TEACHER_D, 3), 5.0)], 1)

@@ -291,3 +291,32 @@ def _peak_bytes(convert_fn, source: Path, out: Path) -> int:
     return tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize('modules', [1, 2])
+def test_mtp_modules_that_transformers_left_out(
+  shared, tmp_path, modules, caplog
+):
+  """Its config.json names them still; without their tensors there are none."""
+  folder = shared / 'oracle' / 'deepseek_v3'
+  tensors = load_file(folder / 'model.safetensors')
+  _write(
+    tmp_path / 'hf', folder, {'num_nextn_predict_layers': modules}, tensors
+  )
+  convert.import_hf(tmp_path / 'hf', tmp_path / 'r1jax')
+  assert 'has no tensors of the MTP modules' in caplog.text
+  for source in ('hf', 'r1jax'):
+    fields = convert.model_config_of(tmp_path / source)
+    assert fields['num_nextn_predict_layers'] == 0
+  model = Transformer(from_dict(fields), one_device())
+  weights.load(tmp_path / 'hf', model)
+  weights.load(tmp_path / 'r1jax', model)
+
+
+def test_a_part_of_an_mtp_module_is_not_left_out(shared, tmp_path):
+  folder = shared / 'oracle' / 'deepseek_v3'
+  tensors = _with_mtp_module(folder)
+  del tensors['model.layers.3.eh_proj.weight']
+  _write(tmp_path / 'hf', folder, {'num_nextn_predict_layers': 1}, tensors)
+  with pytest.raises(UserError, match='eh_proj.weight is missing'):
+    convert.import_hf(tmp_path / 'hf', tmp_path / 'r1jax')

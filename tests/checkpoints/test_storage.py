@@ -95,3 +95,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / 'file').write_text('mine')
   with pytest.raises(UserError, match='cannot write to .*file'):
     _write(tmp_path / 'file', _ARRAYS)
+
+
+@pytest.mark.parametrize(
+  'index', ['{"weight_map": {"a": "gone.safetensors"}}', '{', '{}']
+)
+def test_a_single_file_counts_before_a_stale_index(tmp_path, index, caplog):
+  """As in transformers, and the other file is named."""
+  _write(tmp_path, {'a': np.ones(2, np.float32)})
+  (tmp_path / storage.INDEX_FILE).write_text(index)
+  reader = storage.SafetensorsReader(tmp_path)
+  assert reader.read('a').tolist() == [1, 1]
+  assert storage.INDEX_FILE in caplog.text and 'is stale' in caplog.text
+  (tmp_path / storage.SINGLE_FILE).unlink()
+  with pytest.raises(UserError):
+    storage.SafetensorsReader(tmp_path)

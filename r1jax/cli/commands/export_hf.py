@@ -1,4 +1,4 @@
-"""r1jax export-hf: converts r1jax weights to a Hugging Face checkpoint."""
+"""r1jax export-hf: writes weights and tokenizer as a Hugging Face checkpoint."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ ARGUMENTS = 'FILE_OR_FOLDER --out=FOLDER'
 
 
 def define_flags(values: flags.FlagValues):
-  """Defines --out, --dtype and --plugins."""
+  """Defines --out, --dtype, --tokenizer and --plugins."""
   flags.DEFINE_string(
     'out', '', 'The folder to write; new or empty.', flag_values=values
   )
@@ -20,10 +20,18 @@ def define_flags(values: flags.FlagValues):
     'Dtype to write; by default each tensor keeps its own.',
     flag_values=values,
   )
+  flags.DEFINE_string(
+    'tokenizer',
+    '',
+    "The tokenizer to write: a folder, 'character' or 'bilingual'; by default "
+    'the one of the run, or the one beside the weights.',
+    flag_values=values,
+  )
   flags.DEFINE_list(
     'plugins',
     [],
-    'Python files, or modules by name, that register model families.',
+    'Python files, or modules by name, that register model families or '
+    'templates.',
     flag_values=values,
   )
 
@@ -34,5 +42,7 @@ def run(source: str, values: flags.FlagValues):
   from r1jax.checkpoints import convert
 
   registry.load_plugins(values.plugins)
-  convert.export_hf(Path(source), Path(values.out), values.dtype)
+  convert.export_hf(
+    Path(source), Path(values.out), values.dtype, tokenizer=values.tokenizer
+  )
   print(f'export-hf: wrote {values.out}')

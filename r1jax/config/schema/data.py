@@ -1,7 +1,9 @@
 """Prompts and texts: `config.data`, `config.tokenizer`, `config.corpus`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
+import json
+from typing import Any
 
 from r1jax.config.conditions import (
   dataset,
@@ -22,6 +24,17 @@ class TokenizerConfig(Section):
     'character',
     "'character', 'bilingual' (Cyrillic too), or the folder of a Hugging Face "
     'tokenizer.',
+  )
+  add_bos_token: bool = key(
+    False,
+    'Whether prompts of templates that are no chat templates begin with BOS '
+    'even if tokenizer.json does not add it. DeepSeek models were trained so.',
+  )
+  stop_tokens: tuple[str, ...] = key(
+    (),
+    'Texts of tokens that end a completion, beside those that the tokenizer '
+    'names; the first ends the responses that are trained on. () takes the one '
+    "that the chat template ends the assistant's turns with.",
   )
 
 
@@ -106,10 +119,16 @@ class DataConfig(Section):
     'own, or a .jinja file.',
   )
   system: str = key('', 'A system message, for chat templates.')
+  template_args: Mapping[str, Any] = key(
+    {},
+    "Variables of a chat template, such as {'enable_thinking': False}; of JSON's "
+    'types.',
+  )
   response_prefix: str = key(
     '',
     'Text that the prompt ends with and every completion so begins with, such '
-    "as '<think>\\n' for R1.",
+    "as '<think>\\n' for R1. What the template writes of it already is not "
+    'repeated.',
   )
   step_delimiter: str = key(
     '\n\n',
@@ -123,6 +142,13 @@ class DataConfig(Section):
   )
 
   def conflicts(self) -> Iterator[Problem]:
+    for name in self.template_args:
+      if name in ('messages', 'tools', 'documents', 'add_generation_prompt'):
+        yield 'template_args', f'may not set {name!r}, which rows give'
+    try:
+      json.dumps(dict(self.template_args))
+    except (TypeError, ValueError):
+      yield 'template_args', "must hold values of JSON's types alone"
     if self.mixture and self.path:
       yield (
         'path',

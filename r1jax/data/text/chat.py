@@ -1,31 +1,32 @@
-"""Chat templates in Jinja, rendered in the environment of Hugging Face.
+"""Chat templates in Jinja, rendered as transformers does.
 
-The Jinja environment is the one that transformers' `apply_chat_template` uses:
-sandboxed, with trimmed blocks and the functions `raise_exception` and
-`strftime_now`.
+The Jinja environment, in jinja_environment.py, and the variables are those of
+transformers' `apply_chat_template`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import datetime
-import json
+from typing import Any
 
 import jinja2
-from jinja2 import ext, sandbox
 
 from r1jax import registry
 from r1jax.data import readers
-from r1jax.data.text import template
+from r1jax.data.text import jinja_environment, openings, template
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
 from r1jax.records import Message
+
+# Names under which messages may hold their reasoning.
+_REASONING = 'reasoning_content', 'thinking', 'reasoning'
 
 
 class ChatTemplate:
   """A PromptTemplate that renders a tokenizer's Jinja chat template.
 
   Attributes:
+    source: The Jinja source.
     response_prefix: See PromptTemplate.
     prompt_opens_think: See PromptTemplate; the <think> may come from the Jinja
       source or from response_prefix.
@@ -38,6 +39,8 @@ class ChatTemplate:
     eos_token: str = '',
     system: str = '',
     response_prefix: str = '',
+    template_args: Mapping[str, Any] | None = None,
+    special_tokens: Mapping[str, str] | None = None,
   ):
     """Compiles a template.
 
@@ -49,52 +52,163 @@ class ChatTemplate:
       eos_token: Text of the end-of-sequence token.
       system: System message to put before conversations that have none; ''
         adds none.
-      response_prefix: Text to append to every prompt.
+      response_prefix: Text that every prompt ends with; a beginning of it that
+        the template writes already is not repeated.
+      template_args: More variables of the template, such as enable_thinking.
+      special_tokens: Texts of other named tokens, such as 'pad_token'.
 
     Raises:
-      UserError: the source does not compile, or does not render a plain
-        question.
+      UserError: the source does not compile, or its prompts lack the question
+        or the system message, or it has no such variable.
     """
-    self._tokens = dict(bos_token=bos_token, eos_token=eos_token)
+    self.source, self._args = source, dict(template_args or {})
+    self._tokens = dict(special_tokens or {}) | dict(
+      bos_token=bos_token, eos_token=eos_token
+    )
     self._system, self.response_prefix = system, response_prefix
     try:
-      self._jinja = _ENVIRONMENT.from_string(source)
+      self._jinja = jinja_environment.ENVIRONMENT.from_string(source)
+      variables = jinja_environment.variables(source)
     except jinja2.TemplateError as error:
       raise UserError(
         f'template: the chat template does not compile: {error}'
       ) from error
+    for name in self._args:
+      if name not in variables:
+        raise UserError(
+          f'data.template_args: the template reads no variable {name!r}; it '
+          f'reads {", ".join(sorted(variables - jinja_environment.GIVEN))}'
+        )
+    text = self._text([Message('user', _QUESTION)], (), True)
+    for name, part in ('question', _QUESTION), ('system message', system):
+      if part.strip() not in text:
+        raise UserError(
+          f'template: the {name} does not appear in the prompts of the chat '
+          'template'
+        )
+    self._end = text.rpartition(_QUESTION)[2]
     self.prompt_opens_think = template.prompt_opens_think(self.render('2+2?'))
 
-  def render(self, question: str, messages: Sequence[Message] = ()) -> str:
+  def render(
+    self,
+    question: str,
+    messages: Sequence[Message] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> str:
     """Returns the prompt of a question or of a conversation.
 
     Args:
       question: The user's message; ignored if there are messages.
       messages: The conversation that leads to the response.
+      tools: JSON schemas of the tools that the conversation may call.
 
     Raises:
       UserError: the template refuses the conversation.
     """
     turns = list(messages) or [Message('user', question)]
-    if self._system and turns[0].role != 'system':
-      turns.insert(0, Message('system', self._system))
+    return openings.join(
+      self._text(turns, tools, True), self.response_prefix, self._end
+    )
+
+  def end_of_turn(self) -> str:
+    """Returns what the template writes after an assistant's message.
+
+    It is '' if the template takes no conversation of a question and an answer.
+    """
+    turns = [Message('user', _QUESTION), Message('assistant', _ANSWER)]
     try:
-      text = self._jinja.render(
-        messages=[turn._asdict() for turn in turns],
-        tools=None,
+      return self._text(turns, (), False).rpartition(_ANSWER)[2]
+    except UserError:
+      return ''
+
+  def bos_in_turns(self) -> bool:
+    """Returns whether turns after the first begin with BOS, as in Llama 2."""
+    question = Message('user', _QUESTION)
+    turns = [question, Message('assistant', _ANSWER), question]
+    bos = self._tokens['bos_token']
+    try:
+      return (
+        bool(bos) and bos in self._text(turns, (), True).lstrip()[len(bos) :]
+      )
+    except UserError:
+      return False
+
+  def as_source(self) -> str:
+    """Returns Jinja source without further settings; see jinja_source."""
+    literal, source = jinja_environment.literal, self.source
+    # '+' keeps the line breaks and spaces that Jinja would trim beside blocks.
+    for name, value in self._args.items():
+      source = (
+        f'{{% if {name} is not defined %}}{{% set {name} = {literal(value)} %}}'
+        f'{{% endif +%}}{source}'
+      )
+    if self._system:
+      system = literal({'role': 'system', 'content': self._system})
+      source = (
+        "{% if messages[0]['role'] != 'system' %}{% set messages = "
+        f'[{system}] + messages %}}{{% endif +%}}{source}'
+      )
+    prompt = self.render(_QUESTION)
+    rest = prompt.rpartition(_QUESTION)[2].removeprefix(self._end)
+    if rest:
+      source = (
+        source.removesuffix('\n')
+        + f'{{%+ if add_generation_prompt %}}{{{{ {literal(rest)} }}}}'
+        '{% endif %}'
+      )
+    return source
+
+  def _text(
+    self, turns: list[Message], tools: Sequence[Mapping], generates: bool
+  ) -> str:
+    if self._system and turns[0].role != 'system':
+      turns = [Message('system', self._system), *turns]
+    try:
+      return self._jinja.render(
+        messages=[_with_reasoning(turn.to_dict()) for turn in turns],
+        tools=list(tools) or None,
         documents=None,
-        add_generation_prompt=True,
-        **self._tokens,
+        add_generation_prompt=generates,
+        **self._tokens | self._args,
       )
     except Exception as error:  # A template may raise any exception.
       raise UserError(
         f'template: the chat template refuses the conversation: {error}'
       ) from error
-    return text + self.response_prefix
+
+
+_QUESTION, _ANSWER = 'q0q1q2q3', 'a0a1a2a3'
+# The text around questions as a chat template; answers follow them as they are.
+_FIXED_TEXT = """\
+{{{{- {begin} }}}}
+{{%- for message in messages %}}
+    {{%- if message['role'] == 'user' %}}
+        {{{{- {head} + message['content'] + {tail} }}}}
+    {{%- elif message['role'] == 'assistant' %}}
+        {{{{- message['content'] + {end} }}}}
+    {{%- else %}}
+        {{{{- raise_exception('no role ' + message['role']) }}}}
+    {{%- endif %}}
+{{%- endfor %}}
+"""
+
+
+def _with_reasoning(message: dict) -> dict:
+  """Returns a message without keys that are None, and its reasoning by name."""
+  message = {key: value for key, value in message.items() if value is not None}
+  reasoning = [message[name] for name in _REASONING if name in message]
+  if reasoning:
+    message = {'thinking': reasoning[0], **message}
+    message['reasoning_content'] = reasoning[0]
+  return message
 
 
 def load_template(
-  name: str, tokenizer: Tokenizer, system: str = '', response_prefix: str = ''
+  name: str,
+  tokenizer: Tokenizer,
+  system: str = '',
+  response_prefix: str = '',
+  template_args: Mapping[str, Any] | None = None,
 ) -> PromptTemplate:
   """Returns the prompt template that config.data names.
 
@@ -104,9 +218,11 @@ def load_template(
     tokenizer: Gives the special tokens, and the chat template for 'chat'.
     system: A system message; chat templates alone take one.
     response_prefix: Text that begins every response, such as '<think>\\n'.
+    template_args: Variables of a chat template.
 
   Raises:
-    UserError: there is no such template, or it takes no system message.
+    UserError: there is no such template, or it takes no system message or no
+      variables.
   """
   if name == 'chat':
     source = tokenizer.chat_template
@@ -116,54 +232,77 @@ def load_template(
         'name a .jinja file in --config.data.template'
       )
   elif name.endswith('.jinja'):
-    source = readers.resolve(name).read_text()
+    source = readers.resolve(name).read_text(encoding='utf-8')
   else:
-    if name not in registry.template:
-      raise unknown('template', name, [*registry.template, 'chat'])
-    named = registry.template.get(name)
-    if system:
-      raise UserError(
-        f'template: {name!r} takes no data.system; put it into '
-        "the questions, or use template='chat'"
-      )
-    if not isinstance(named, template.SingleTurnTemplate):
-      if response_prefix:
-        raise UserError(
-          f'template: {name!r} takes no data.response_prefix; put it into the '
-          'template'
-        )
-      return named
-    return dataclasses.replace(named, response_prefix=response_prefix)
+    return _named(name, system, response_prefix, template_args)
   return ChatTemplate(
     source,
     tokenizer.token_text(tokenizer.bos_id),
-    tokenizer.token_text(tokenizer.stop_ids[0]),
+    tokenizer.token_text(tokenizer.eos_id),
     system,
     response_prefix,
+    template_args,
+    tokenizer.special_tokens,
   )
 
 
-def _raise_exception(message: str):
-  raise jinja2.TemplateError(message)
+def _named(
+  name: str,
+  system: str,
+  response_prefix: str,
+  template_args: Mapping[str, Any] | None,
+) -> PromptTemplate:
+  """Returns a registered template; see load_template."""
+  if name not in registry.template:
+    raise unknown('template', name, [*registry.template, 'chat'])
+  named = registry.template.get(name)
+  if system:
+    raise UserError(
+      f'template: {name!r} takes no data.system; put it into '
+      "the questions, or use template='chat'"
+    )
+  if template_args:
+    raise UserError(
+      f'template: {name!r} takes no data.template_args; those are variables of '
+      'chat templates'
+    )
+  if isinstance(named, template.SingleTurnTemplate):
+    return dataclasses.replace(named, response_prefix=response_prefix)
+  if response_prefix:
+    raise UserError(
+      f'template: {name!r} takes no data.response_prefix; put it into the '
+      'template'
+    )
+  if _QUESTION not in named.render(_QUESTION):
+    raise UserError(f'template: {name!r} leaves the question out')
+  return named
 
 
-def _strftime_now(date_format: str) -> str:
-  """Formats a fixed date, the default of Llama 3's template.
+def jinja_source(
+  prompt_template: PromptTemplate, tokenizer: Tokenizer
+) -> str | None:
+  """Returns a chat template that renders the same prompts, for transformers.
 
-  With today's date, a run that is resumed tomorrow would read other prompts.
+  It holds the system message, the variables and the response prefix of the
+  run. A template of fixed text becomes one that repeats it for each question.
+
+  Args:
+    prompt_template: The template of a run.
+    tokenizer: The tokenizer of its prompts.
+
+  Returns:
+    Jinja source; None for a template that a plugin wrote in Python.
   """
-  return datetime.date(2024, 7, 26).strftime(date_format)
-
-
-def _to_json(value, indent: int | None = None) -> str:
-  """Writes JSON without the HTML escapes of Jinja's own filter."""
-  return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-_ENVIRONMENT = sandbox.ImmutableSandboxedEnvironment(
-  trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-)
-_ENVIRONMENT.globals.update(
-  raise_exception=_raise_exception, strftime_now=_strftime_now
-)
-_ENVIRONMENT.filters['tojson'] = _to_json
+  literal = jinja_environment.literal
+  if isinstance(prompt_template, template.SingleTurnTemplate):
+    head, _, tail = prompt_template.render(_QUESTION).partition(_QUESTION)
+    begin = ''.join(map(tokenizer.token_text, tokenizer.prefix_ids))
+    return _FIXED_TEXT.format(
+      begin=literal(begin),
+      head=literal(head),
+      tail=literal(tail),
+      end=literal(tokenizer.token_text(tokenizer.stop_ids[0])),
+    )
+  if isinstance(prompt_template, ChatTemplate):
+    return prompt_template.as_source()
+  return None

@@ -122,14 +122,17 @@ class ResponseParser:
     format: The expected format.
     prompt_opens_think: Whether the prompt ends in the tag that opens the
       reasoning, so that completions lack it.
+    prompt_start: Reasoning that the prompt opens and closes, such as
+      '<think>\\n\\n</think>\\n\\n'; '' if it does not.
   """
 
   format: ResponseFormat = THINK_ANSWER
   prompt_opens_think: bool = False
+  prompt_start: str = ''
 
   def parse(self, completion: str) -> Parsed:
     """Extracts the parts and counts the errors, in time linear in the length."""
-    text = completion
+    text = self.prompt_start + completion
     if self.prompt_opens_think:
       text = self.format.reasoning_start + completion
     if self.format.find_answer:
@@ -137,9 +140,10 @@ class ResponseParser:
     reasoning, answer = self._parts(text)
     errors = self._tag_errors(text)
     if not errors:
+      needed = (answer,) if self.prompt_start else (reasoning, answer)
       errors = (
         self._texts_outside(text)
-        + sum(not part for part in (reasoning, answer))
+        + sum(not part for part in needed)
         + (UNKNOWN in text)
       )
     return Parsed(reasoning, answer, min(errors, MAX_ERRORS), answer)

@@ -5,11 +5,13 @@ Chat templates in Jinja are in chat.py. A plugin registers a template of its own
   registry.template('plain')(SingleTurnTemplate('Q: {question} A:'))
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 from r1jax import registry
+from r1jax.data.text import openings
+from r1jax.errors import UserError
 from r1jax.records import Message
 
 
@@ -29,12 +31,18 @@ class PromptTemplate(Protocol):
   @property
   def prompt_opens_think(self) -> bool: ...
 
-  def render(self, question: str, messages: Sequence[Message] = ()) -> str:
-    """Returns the prompt.
+  def render(
+    self,
+    question: str,
+    messages: Sequence[Message] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> str:
+    """Returns the prompt; conversation.render checks that nothing is left out.
 
     Args:
       question: The question; ignored by chat templates if there are messages.
       messages: The conversation that leads to the response.
+      tools: JSON schemas of the tools that the conversation may call.
     """
 
 
@@ -58,15 +66,56 @@ class SingleTurnTemplate:
   text: str
   response_prefix: str = ''
 
-  def render(self, question: str, messages: Sequence[Message] = ()) -> str:
-    """Returns the prompt of a question; a conversation is ignored."""
-    del messages
-    return self.text.replace('{question}', question) + self.response_prefix
+  def __post_init__(self):
+    if '{question}' not in self.text:
+      raise UserError(
+        f"template: {self.text[:60]!r} has no '{{question}}', where the "
+        'question goes'
+      )
+
+  def render(
+    self,
+    question: str,
+    messages: Sequence[Message] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+  ) -> str:
+    """Returns the prompt of a question, or of a user's message alone.
+
+    Raises:
+      UserError: there are tools, or messages that the question does not hold.
+    """
+    if messages and not (question.strip() and holds(question, messages)):
+      if [turn.role for turn in messages] != ['user']:
+        raise UserError(
+          'template: the row has several turns '
+          f'({", ".join(turn.role for turn in messages)}), which only a chat '
+          "template can hold; set data.template to 'chat' or a .jinja file"
+        )
+      question = messages[0].text
+    if tools:
+      raise UserError(
+        "template: it holds no 'tools'; set data.template to 'chat' or a .jinja "
+        'file'
+      )
+    head, tail = self.text.split('{question}', 1)
+    tail = tail.replace('{question}', question)
+    return openings.join(head + question + tail, self.response_prefix, tail)
 
   @property
   def prompt_opens_think(self) -> bool:
     """See PromptTemplate."""
     return prompt_opens_think(self.render(''))
+
+
+def holds(text: str, turns: Sequence[Message]) -> bool:
+  """Whether a text has every line of a conversation, one after another."""
+  position = 0
+  for line in (line for turn in turns for line in turn.text.splitlines()):
+    start = text.find(line.strip(), position)
+    if start < 0:
+      return False
+    position = start + len(line.strip())
+  return not any(turn.extra for turn in turns)
 
 
 # The template of R1-Zero (DeepSeek-R1, table 1).

@@ -1,27 +1,19 @@
 """The tokenizer: built-in characters, or a folder of a Hugging Face tokenizer."""
 
-from collections.abc import Sequence
-import gzip
-import json
+from collections.abc import Mapping, Sequence
+import copy
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from r1jax.data.text import tokenizer_files
 from r1jax.errors import UserError
 
 # Built-in tokenizers, named in config.tokenizer.source instead of a folder.
 CHARACTER, BILINGUAL = 'character', 'bilingual'
 BUILT_IN = (CHARACTER, BILINGUAL)
-
-# The tokenizer's files in a folder of the Hugging Face hub.
-FILES = (
-  'tokenizer.json',
-  'tokenizer.json.gz',
-  'tokenizer_config.json',
-  'chat_template.jinja',
-  'generation_config.json',
-)
 
 _SPECIAL = (
   '<pad>',
@@ -52,11 +44,18 @@ class Tokenizer:
     pad_id: Id that fills arrays. It may equal a stop id, since masks are never
       derived from ids.
     bos_id: Id of the beginning-of-sequence token (BOS), or None.
-    adds_bos: Whether every prompt begins with BOS; otherwise only those do
-      whose template writes it.
-    stop_ids: Ids of the tokens that end a completion; the first is EOS.
+    eos_id: Id of the end-of-sequence token (EOS).
+    prefix_ids: Ids that every prompt begins with, such as BOS; () for a
+      tokenizer that adds none, whose prompts begin as the template does.
+    stop_ids: Ids of the tokens that end a completion; the first ends the
+      responses that are trained on.
     source: The value of config.tokenizer.source.
     chat_template: Jinja source of the folder's chat template, or None.
+    special_tokens: Texts of the special tokens that have a name, such as
+      'eos_token'.
+    bos_begins_documents: Whether BOS begins documents alone, so that it may
+      not stand inside a prompt. One that the tokenizer leaves to templates may
+      begin every turn, as <|im_start|> does.
   """
 
   def __init__(
@@ -68,17 +67,93 @@ class Tokenizer:
     stop_ids: Sequence[int],
     adds_bos: bool = True,
     chat_template: str | None = None,
+    prefix_ids: Sequence[int] | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+    bos_begins_documents: bool | None = None,
   ):
+    """Wraps a tokenizer; see the class, and:
+
+    Args:
+      core: The tokenizer of the library `tokenizers`.
+      adds_bos: Whether prompts begin with BOS, where prefix_ids is None.
+    """
     self._core = core
     self.source = source
     self.pad_id = pad_id
     self.bos_id = bos_id
-    self.adds_bos = adds_bos
+    if prefix_ids is None:
+      prefix_ids = () if bos_id is None or not adds_bos else (bos_id,)
+    self.prefix_ids = tuple(prefix_ids)
+    self.bos_begins_documents = (
+      bos_id in self.prefix_ids
+      if bos_begins_documents is None
+      else bos_begins_documents
+    )
+    self.eos_id = stop_ids[0]
     self.stop_ids = tuple(stop_ids)
     self.chat_template = chat_template
+    self.special_tokens = dict(special_tokens or {})
     self._known_ids = frozenset(core.get_vocab(with_added_tokens=True).values())
     self.vocab_size = max(self._known_ids) + 1
     self._unknown_core: tokenizers.Tokenizer | None = None
+
+  def for_chat(self, bos_in_turns: bool) -> 'Tokenizer':
+    """Returns the tokenizer for prompts of a chat template.
+
+    The template writes all special tokens, so that none is added.
+
+    Args:
+      bos_in_turns: Whether the template begins later turns with BOS too.
+    """
+    chat = copy.copy(self)
+    chat.prefix_ids = ()
+    chat.bos_begins_documents &= not bos_in_turns
+    return chat
+
+  def with_bos(self) -> 'Tokenizer':
+    """Returns the tokenizer whose prompts begin with BOS.
+
+    Raises:
+      UserError: it has no BOS.
+    """
+    if self.bos_id is None:
+      raise UserError(
+        f'tokenizer.add_bos_token: {self.source} names no bos_token'
+      )
+    added = copy.copy(self)
+    added.prefix_ids = (self.bos_id,)
+    added.bos_begins_documents = True
+    return added
+
+  def with_stop_tokens(self, ids: Sequence[int]) -> 'Tokenizer':
+    """Returns the tokenizer with stop ids before the ones that it has."""
+    more = copy.copy(self)
+    more.stop_ids = tuple(dict.fromkeys((*ids, *self.stop_ids)))
+    return more
+
+  @property
+  def num_tokens(self) -> int:
+    """The number of tokens, which may be below vocab_size: ids have gaps."""
+    return len(self._vocab())
+
+  def token_id(self, text: str) -> int:
+    """Returns the id of the one token that has this text.
+
+    Raises:
+      UserError: there is no such token.
+    """
+    id_ = self._core.token_to_id(text)
+    if id_ is None:
+      raise UserError(
+        f'tokenizer: {text!r} is no token of {self.source}, which encodes it as '
+        f'{len(self.encode(text))} tokens'
+      )
+    return id_
+
+  def is_special(self, id_: int) -> bool:
+    """Returns whether a token is a special one, which no text is made of."""
+    token = self._core.get_added_tokens_decoder().get(id_)
+    return token is not None and token.special
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text, without adding BOS or EOS.
@@ -116,35 +191,69 @@ class Tokenizer:
     """
     ids = self.encode(text)
     if self.bos_id is None:
-      return ids
+      return [*self.prefix_ids, *ids]
     first = next(
       (i for i, id_ in enumerate(ids) if id_ != self.bos_id), len(ids)
     )
     rest = ids[first:]
-    if self.bos_id in rest:
+    if self.bos_begins_documents and self.bos_id in rest:
       raise UserError(
         f'tokenizer: {self.token_text(self.bos_id)!r}, which begins a document, '
         'stands inside the prompt; remove it'
       )
-    return [self.bos_id] * (self.adds_bos or first > 0) + rest
+    prefix = list(self.prefix_ids)
+    if first and self.bos_id not in prefix:
+      prefix.append(self.bos_id)
+    return prefix + rest
 
   def token_text(self, id_: int | None) -> str:
     """Returns the text of a special token; '' for None."""
     return '' if id_ is None else self._core.id_to_token(id_) or ''
 
+  def to_json(self) -> str:
+    """Returns the content of tokenizer.json."""
+    return self._core.to_str()
+
   def first_difference(self, other: 'Tokenizer') -> str:
-    """Describes the first token that differs; '' for equal vocabularies."""
-    ours, theirs = (
-      t._core.get_vocab(with_added_tokens=True) for t in (self, other)
-    )
-    for token, id_ in sorted(ours.items(), key=lambda item: item[1]):
-      if theirs.get(token) != id_:
-        return f'{token!r} is {id_} here and {theirs.get(token)} there'
-    return (
-      ''
-      if len(ours) == len(theirs)
-      else (f'{len(ours)} tokens here and {len(theirs)} there')
-    )
+    """Describes the first of our tokens that the other reads as something else.
+
+    Returns:
+      '' if each of our ids is the same token there; it may have more tokens.
+    """
+    return self.first_conflict(other) or self._first_missing(other)
+
+  def first_conflict(self, other: 'Tokenizer') -> str:
+    """Describes the first id that is one token here and another one there.
+
+    Returns:
+      '' if there is none; either may have tokens that the other lacks.
+    """
+    theirs, names = other._vocab(), other._names()
+    for token, id_ in sorted(self._vocab().items(), key=lambda item: item[1]):
+      if theirs.get(token, id_) != id_:
+        return f'{token!r} is {id_} here and {theirs[token]} there'
+      if names.get(id_, token) != token:
+        return f'{id_} is {token!r} here and {names[id_]!r} there'
+    return ''
+
+  def shared_ids(self, other: 'Tokenizer') -> np.ndarray:
+    """Returns the ids that are the same token in both, int32, in order."""
+    theirs = other._vocab()
+    ids = [i for token, i in self._vocab().items() if theirs.get(token) == i]
+    return np.array(sorted(ids), np.int32)
+
+  def _first_missing(self, other: 'Tokenizer') -> str:
+    theirs = other._vocab()
+    for token, id_ in sorted(self._vocab().items(), key=lambda item: item[1]):
+      if token not in theirs:
+        return f'{token!r}, {id_} here, is no token there'
+    return ''
+
+  def _vocab(self) -> dict[str, int]:
+    return self._core.get_vocab(with_added_tokens=True)
+
+  def _names(self) -> dict[int, str]:
+    return {id_: token for token, id_ in self._vocab().items()}
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of token ids; see decode_batch."""
@@ -193,7 +302,8 @@ def load(source: str) -> Tokenizer:
   Args:
     source: A name of BUILT_IN, or a folder as on the Hugging Face hub: with
       tokenizer.json (or tokenizer.json.gz) and tokenizer_config.json, and
-      perhaps generation_config.json, which may name more stop tokens.
+      perhaps generation_config.json and config.json, which may name more stop
+      tokens.
 
   Raises:
     UserError: a file is missing or cannot be read, or names no EOS token.
@@ -201,62 +311,33 @@ def load(source: str) -> Tokenizer:
   if source in BUILT_IN:
     return _character_tokenizer(source)
   folder = Path(source).expanduser()
-  packed = folder / 'tokenizer.json.gz'
-  plain = folder / 'tokenizer.json'
-  path = plain if plain.exists() else packed
-  if not path.exists():
+  if not tokenizer_files.has_tokenizer(folder):
     raise UserError(
       f'tokenizer: no tokenizer.json in {folder}; give the folder of a '
       f'Hugging Face tokenizer, or one of {BUILT_IN}, in '
       '--config.tokenizer.source'
     )
-  try:
-    opened = gzip.open(path, 'rt') if path == packed else open(path)
-    with opened as file:
-      core = tokenizers.Tokenizer.from_str(file.read())
-    settings = json.loads((folder / 'tokenizer_config.json').read_text())
-    stops = _stop_ids(folder)
-  except Exception as error:  # tokenizers raises bare Exception.
-    raise UserError(f'tokenizer: cannot read {folder}: {error}') from error
-
-  def id_of(name: str) -> int | None:
-    token = settings.get(name)
-    token = token['content'] if isinstance(token, dict) else token
-    return core.token_to_id(token) if token else None
-
-  eos = id_of('eos_token')
+  files = tokenizer_files.read(folder)
+  eos, pad = files.id_of('eos_token'), files.id_of('pad_token')
   if eos is None:
-    raise UserError(f'tokenizer: {folder} names no eos_token')
-  pad = id_of('pad_token')
+    named = files.special_tokens.get('eos_token')
+    raise UserError(
+      f'tokenizer: {folder} names no eos_token'
+      if named is None
+      else f'tokenizer: {folder} has the eos_token {named!r}, which is no token '
+      'of tokenizer.json'
+    )
   return Tokenizer(
-    core,
+    files.core,
     source,
     pad_id=eos if pad is None else pad,
-    bos_id=id_of('bos_token'),
-    stop_ids=(eos, *(stop for stop in stops if stop != eos)),
-    adds_bos=settings.get('add_bos_token', True),
-    chat_template=_chat_template(folder, settings),
+    bos_id=files.id_of('bos_token'),
+    stop_ids=tuple(dict.fromkeys((eos, *files.stop_ids))),
+    prefix_ids=files.prefix_ids,
+    chat_template=files.chat_template,
+    special_tokens=files.special_tokens,
+    bos_begins_documents=files.bos_begins_documents,
   )
-
-
-def _stop_ids(folder: Path) -> list[int]:
-  """Returns the EOS ids of generation_config.json, if there is one."""
-  path = folder / 'generation_config.json'
-  if not path.exists():
-    return []
-  ids = json.loads(path.read_text()).get('eos_token_id') or []
-  return [ids] if isinstance(ids, int) else ids
-
-
-def _chat_template(folder: Path, settings: dict) -> str | None:
-  """Returns the chat template of its own file, or of the settings, or None."""
-  path = folder / 'chat_template.jinja'
-  if path.exists():
-    return path.read_text()
-  template = settings.get('chat_template')
-  if isinstance(template, list):  # Several templates, by name.
-    template = {t['name']: t['template'] for t in template}.get('default')
-  return template
 
 
 def _character_tokenizer(source: str) -> Tokenizer:
@@ -272,5 +353,14 @@ def _character_tokenizer(source: str) -> Tokenizer:
     [tokenizers.AddedToken(name, normalized=False) for name in _SPECIAL]
   )
   return Tokenizer(
-    core, source, pad_id=vocab['<pad>'], bos_id=None, stop_ids=(vocab['<eos>'],)
+    core,
+    source,
+    pad_id=vocab['<pad>'],
+    bos_id=None,
+    stop_ids=(vocab['<eos>'],),
+    special_tokens={
+      'pad_token': '<pad>',
+      'eos_token': '<eos>',
+      'unk_token': '<unk>',
+    },
   )

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from r1jax import files, registry
+from r1jax.config.schema.data import DataConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.training import warmup_problem
 from r1jax.data import mixture, readers
-from r1jax.data.text import chat, response_formats, tokenizer
+from r1jax.data.text import (
+  openings,
+  prompting,
+  response_formats,
+  tokenizer,
+  tokenizer_files,
+)
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
@@ -58,27 +65,51 @@ def parts(config: RunConfig) -> Parts:
       f'tokenizer: {config.tokenizer.source} has {text.vocab_size} ids, more '
       f'than config.model.vocab_size = {config.model.vocab_size}; raise it'
     )
-  data = config.data
-  template = chat.load_template(
-    data.template, text, data.system, data.response_prefix
+  template, text = prompting.template_and_tokenizer(
+    text, config.data, config.tokenizer
   )
-  parser = response_formats.ResponseParser(
-    registry.response_format.get(data.response_format, 'data.response_format'),
-    template.prompt_opens_think,
-  )
-  return Parts(model, text, template, parser)
+  return Parts(model, text, template, parser(config.data, template))
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
+def parser(
+  data: DataConfig, template: PromptTemplate
+) -> response_formats.ResponseParser:
+  """Returns the parser of completions that follow a template's prompts.
+
+  Raises:
+    UserError: there is no such format, or prompts open another one.
+  """
+  form = registry.response_format.get(
+    data.response_format, 'data.response_format'
+  )
+  opening = openings.of_template(template)
+  if opening.text and form.reasoning_start:
+    if opening.tag != form.reasoning_start:
+      raise UserError(
+        f'data.response_format = {data.response_format!r} begins with '
+        f'{form.reasoning_start!r}, but prompts end with {opening.text!r} '
+        '(data.template, data.response_prefix); choose those of one format'
+      )
+    if opening.closed:
+      return response_formats.ResponseParser(form, prompt_start=opening.text)
+    return response_formats.ResponseParser(form, True)
+  return response_formats.ResponseParser(form)
+
+
+def tokenizer_files_of(folder: Path) -> list[Path]:
   """Returns the files of a tokenizer's folder that are read."""
-  return [folder / name for name in tokenizer.FILES if (folder / name).exists()]
+  return [
+    folder / name
+    for name in tokenizer_files.ALL_FILES
+    if (folder / name).exists()
+  ]
 
 
 def text_files(config: RunConfig) -> list[str]:
   """Returns digests of the tokenizer's and the template's files."""
   found = []
   if config.tokenizer.source not in tokenizer.BUILT_IN:
-    found += tokenizer_files(readers.resolve(config.tokenizer.source))
+    found += tokenizer_files_of(readers.resolve(config.tokenizer.source))
   if config.data.template.endswith('.jinja'):
     found.append(readers.resolve(config.data.template))
   return list(map(files.digest, found))

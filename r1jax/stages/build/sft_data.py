@@ -17,7 +17,7 @@ from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
 from r1jax.records import Demonstration
 from r1jax.stages.build import parts as build
-from r1jax.stages.build.tokenizers import check_same_tokens
+from r1jax.stages.build.tokenizers import shared_token_ids
 from r1jax.train import supervised_step
 
 STORED = 'stored'  # A value of sft.teacher_model: distributions in the data.
@@ -132,10 +132,10 @@ def distillation(
       f'sft: teacher_model: no file {path}; give weights of ours, or '
       f'{STORED!r} for distributions in the data'
     )
-  check_same_tokens('sft.teacher_model', path, config, parts.tokenizer)
+  shared = shared_token_ids('sft.teacher_model', path, config, parts.tokenizer)
   architecture = model_config(convert.model_config_of(path), str(path))
   teacher = Transformer(architecture, parts.model.layout)
-  return supervised_step.Distillation(soft, teacher)
+  return supervised_step.Distillation(soft, teacher, shared)
 
 
 def files(names: Sequence[str]) -> list[Path]:

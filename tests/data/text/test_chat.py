@@ -52,7 +52,7 @@ def qwen(shared):
 
 @pytest.fixture(scope='module')
 def deepseek(shared):
-  return _tokenizer(shared, 'deepseek-r1')
+  return _tokenizer(shared, 'deepseek-r1').with_bos()
 
 
 def _file(shared, name) -> str:
@@ -195,13 +195,16 @@ def test_a_template_may_stand_beside_the_settings(tmp_path):
         'eos_token': '<eos>',
         'chat_template': [
           {'name': 'tools', 'template': 'a'},
-          {'name': 'default', 'template': 'b{{ eos_token }}'},
+          {
+            'name': 'default',
+            'template': 'b{{ messages[0].content ~ eos_token }}',
+          },
         ],
       }
     )
   )
   made = chat.load_template('chat', tokenizer.load(str(tmp_path)))
-  assert made.render('x') == 'b<eos>'
+  assert made.render('x') == 'bx<eos>'
   (tmp_path / 'chat_template.jinja').write_text('c{{ messages[0].content }}')
   made = chat.load_template('chat', tokenizer.load(str(tmp_path)))
   assert made.render('x') == 'cx'
