@@ -35,8 +35,8 @@ setuptools.setup(
     'jax>=0.8,<0.12',
     'jinja2>=3.1,<4',
     'matplotlib>=3.8,<4',
-    'math-verify[antlr4-13-2]>=0.8,<0.10',
     'ml-collections>=1.0,<2',
+    'mpmath>=1.3,<2',
     'numpy>=1.26,<3',
     'optax>=0.2.5,<0.3',
     'orbax-checkpoint>=0.11.20,<0.13',
@@ -50,6 +50,8 @@ setuptools.setup(
   extras_require={
     'data': ['pyarrow>=16,<25'],
     'test': [
+      'math-verify[antlr4-13-2]>=0.8,<0.10',
+      'sympy>=1.12,<2',
       'pytest>=8,<10',
       'pytest-xdist>=3.6,<4',
       'pyarrow>=16,<25',

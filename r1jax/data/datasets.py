@@ -147,12 +147,25 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
     text='',
     question=fields[source.question],
     answer=source.answer(fields),
-    source=source.grader,
+    source=_grader(fields, source.grader),
     where=where,
     language=language,
     messages=messages,
     fields=_as_json(fields),
   )
+
+
+def _grader(fields: dict, default: str) -> str:
+  """Returns the grader that a row names in its field 'grader', or the default."""
+  grader = fields.get('grader') or default
+  if grader == default:
+    return default
+  if not isinstance(grader, str) or grader not in registry.grader:
+    raise ValueError(
+      f"names the grader {grader!r:.100} in 'grader'; known are "
+      + ', '.join(registry.grader)
+    )
+  return grader
 
 
 def _as_json(value: Any) -> Any:

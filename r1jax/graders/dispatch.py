@@ -15,11 +15,17 @@ import re
 
 from r1jax import registry
 from r1jax.data.text.tokenizer import UNKNOWN
-from r1jax.graders import code_grader, math_grader, plugin_grader
+from r1jax.graders import (
+  answer_text,
+  code_grader,
+  math_grader,
+  plugin_grader,
+  text_graders,  # noqa: F401 (registers its graders)
+)
 from r1jax.graders.verdict import Grade, Verdict
 from r1jax.workers import plugin_pool
 
-MAX_CHARS = math_grader.MAX_CHARS
+MAX_CHARS = answer_text.MAX_CHARS
 Item = tuple[str | None, str, str]  # Answer, gold answer, source.
 Pair = tuple[str | None, str]  # Answer, gold answer.
 

@@ -139,7 +139,7 @@ def _versions() -> dict[str, str]:
     'orbax-checkpoint',
     'grain',
     'tokenizers',
-    'math-verify',
+    'mpmath',
   )
   return {'python': platform.python_version()} | {
     name: metadata.version(name) for name in packages

@@ -25,7 +25,7 @@ from r1jax.data.quarantine import Quarantine
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
-from r1jax.graders import code_grader, math_grader
+from r1jax.graders import code_grader, math_grader, text_graders
 from r1jax.records import Prompt
 
 _PREFERENCE = 'preference'  # The grader of rows that only a model can score.
@@ -315,13 +315,19 @@ def _check_gold(rows: list[Prompt], quarantine: Quarantine) -> list[Prompt]:
   bad = math_grader.unparsable_golds(
     row for row in rows if row.source == 'math'
   )
-  for row in bad:
-    quarantine.drop(
-      row.where or row.id,
-      f'has a gold answer that the grader cannot read: {row.answer[:100]!r}',
-    )
-  dropped = {row.id for row in bad}
-  return [row for row in rows if row.id not in dropped]
+  problems = dict.fromkeys((row.id for row in bad), 'the grader cannot read')
+  for row in rows:
+    if problem := text_graders.gold_problem(row.source, row.answer):
+      problems[row.id] = (
+        f'does not suit the grader {row.source!r}: it {problem}'
+      )
+  for row in rows:
+    if row.id in problems:
+      quarantine.drop(
+        row.where or row.id,
+        f'has a gold answer that {problems[row.id]}: {row.answer[:100]!r}',
+      )
+  return [row for row in rows if row.id not in problems]
 
 
 def is_general(name: str) -> bool:
