@@ -24,6 +24,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
 
 _CONFIG_FLAGS = '--config', '-config'
+_TEMPLATE_ARGS = 'data.template_args'  # Overrides may add keys to it.
 
 
 def normalized(args: list[str]) -> list[str]:
@@ -84,6 +85,9 @@ def config_flags_of(args: list[str]):
     'Override a key with --config.KEY=VALUE.',
     flag_values=values,
     sys_argv=['r1jax', *args],
+    # Only data.template_args is not locked.
+    lock_config=False,
+    accept_new_attributes=True,
   )
   flags.DEFINE_bool(
     'help', False, 'Show this.', short_name='h', flag_values=values
@@ -140,6 +144,10 @@ class _LoadedConfig(flags.ArgumentParser):
   def parse(self, argument: str) -> ConfigDict:
     del argument
     self._config.lock()
+    for run in (self._config, *self._config.values()):
+      data = run.get('data') if isinstance(run, ConfigDict) else None
+      if isinstance(data, ConfigDict) and 'template_args' in data:
+        data.template_args.unlock()
     return self._config
 
 
@@ -181,6 +189,15 @@ def _run_prefix(config: ConfigDict, key: str) -> str | None:
   name = key.partition('.')[0]
   run = config.get(name)
   return f'{name}.' if isinstance(run, ConfigDict) and 'model' in run else None
+
+
+def _is_template_arg(config: ConfigDict, key: str) -> bool:
+  """Returns whether a key is a variable of a run's chat template."""
+  prefix = _run_prefix(config, key)
+  return (
+    prefix is not None
+    and key.removeprefix(prefix).rpartition('.')[0] == _TEMPLATE_ARGS
+  )
 
 
 def overridden(args: list[str]) -> list[str]:
@@ -250,6 +267,8 @@ def _check_overrides(config: ConfigDict, args: list[str]):
   sections = {key.rsplit('.', n)[0] for key in known for n in range(1, 4)}
   wrong = []
   for key in overridden(args):
+    if _is_template_arg(config, key):
+      continue
     if key not in known and key not in sections:
       near = difflib.get_close_matches(key, known, 1, 0)
       hint = ''

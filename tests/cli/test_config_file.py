@@ -332,3 +332,30 @@ def test_all_runs_of_a_pipeline_are_checked_at_once():
   message = str(caught.value)
   assert 'base: pretrain.batch_size = 0 must be at least 1' in message
   assert "zero: rl.adv_estimator: unknown 'grop'" in message
+
+
+@pytest.mark.parametrize(
+  'flag, value',
+  [
+    ('enable_thinking=False', {'enable_thinking': False}),
+    ('date_string=1 Jan 2025', {'date_string': '1 Jan 2025'}),
+    ('depth=3', {'depth': 3}),
+  ],
+)
+def test_variables_of_a_template_are_set_by_flags(flag, value):
+  args = config_file.normalized(
+    ['--config=r1_zero_tiny', f'--config.data.template_args.{flag}']
+  )
+  values, holder = config_file.config_flags_of(args)
+  config = config_file.load(values, holder, args)
+  assert config_file.run_config(config).data.template_args == value
+
+
+@pytest.mark.parametrize(
+  'key', ['data.nothing', 'data.template_argz.a', 'rl.reward.mine', 'nothing']
+)
+def test_other_keys_are_not_added(key):
+  args = config_file.normalized(['--config=r1_zero_tiny', f'--config.{key}=1'])
+  values, holder = config_file.config_flags_of(args)
+  with pytest.raises(UserError, match=f'unknown key {key}'):
+    config_file.load(values, holder, args)

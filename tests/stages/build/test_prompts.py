@@ -8,10 +8,12 @@ import pytest
 
 from r1jax.cli import main
 from r1jax.config import base
+from r1jax.config.schema.data import DataConfig
 from r1jax.data import batching, splits
 from r1jax.data.text import chat, tokenizer
+from r1jax.data.text.template import SingleTurnTemplate
 from r1jax.errors import UserError
-from r1jax.stages.build import prompts
+from r1jax.stages.build import parts, prompts
 from tests.conftest import run_config
 
 
@@ -170,3 +172,42 @@ def test_bad_rows_and_prompts_are_dropped_in_training_alone(folder, caplog):
   (folder / 'math/math500.jsonl').write_text('oops\n')
   with pytest.raises(UserError, match='math500.jsonl:1 is not JSON'):
     _prompts(splits.HELD_OUT, max_bad_row_share=0.9)
+
+
+@pytest.mark.parametrize(
+  'form, end, completion, answer',
+  [
+    ('think', '<think>\n', 'a</think>7', '7'),
+    ('think', '', '<think>a</think>7', '7'),
+    ('think', '<think>\n\n</think>\n\n', '7', '7'),
+    ('think_answer', '<think>', 'a</think><answer>7</answer>', '7'),
+    (
+      'reasoning_summary',
+      '<reasoning_process>\n',
+      'a</reasoning_process><summary>7</summary>',
+      '7',
+    ),
+    ('special_token', '|special_token|', 'a|special_token|7', '7'),
+  ],
+)
+def test_the_parser_knows_what_prompts_end_with(form, end, completion, answer):
+  data = DataConfig(response_format=form, response_prefix=end)
+  template = SingleTurnTemplate('{question}A:', end)
+  parsed = parts.parser(data, template).parse(completion)
+  assert (parsed.answer, parsed.errors) == (answer, 0)
+
+
+@pytest.mark.parametrize(
+  'form, end',
+  [
+    ('reasoning_summary', '<think>\n'),
+    ('special_token', '<think>'),
+    ('think', '<reasoning_process>'),
+    ('think_answer', '|special_token|'),
+  ],
+)
+def test_prompts_that_open_another_format_are_refused(form, end):
+  with pytest.raises(UserError, match=f'data.response_format = {form!r}'):
+    parts.parser(
+      DataConfig(response_format=form), SingleTurnTemplate('{question}' + end)
+    )
