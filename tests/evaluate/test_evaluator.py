@@ -2,13 +2,15 @@
 
 import itertools
 import logging
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from r1jax import registry
-from r1jax.data.text import tokenizer
+from r1jax.config.schema.rollout import MCTSConfig
+from r1jax.data.text import steps, tokenizer
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.evaluate import evaluator, search
 from r1jax.records import Prompt
@@ -161,3 +163,28 @@ def test_an_evaluation_that_is_cut_off_says_so(caplog):
   assert metrics['eval/completions/clipped_ratio'] == 1
   assert metrics['eval/unparsable'] == 1
   assert 'raise --config.rl.max_new_tokens' in warned
+
+
+@pytest.mark.usefixtures('graders')
+def test_a_tree_search_counts_visits_by_final_answer():
+  """Leaves that say one thing in other words are one answer."""
+  parser = ResponseParser(registry.response_format.get('think'))
+  prompts = [
+    Prompt(id=gold, text='q', question='q', answer=gold, source='math')
+    for gold in ('42', '1/2')
+  ]
+  reward = RewardManager({}, {}, parser, RewardOptions(64, 8, 4, 1.0))
+  problems = search.EvalProblems(prompts, _TEXT, parser, reward, 8, _SAMPLING)
+  options = MCTSConfig(
+    budget_tokens=99, max_step_tokens=9, answer_reserve_tokens=9
+  )
+  splitter = steps.make_splitter(' ', parser, _TEXT)
+  engine = types.SimpleNamespace(session=lambda params: None)
+  tree_search = search.TreeSearch(engine, problems, options, splitter, None)
+  ids = lambda text: (*_TEXT.encode('<think>a</think>' + text), *_TEXT.stop_ids)
+  assert tree_search._candidates(
+    [
+      [ids('\\boxed{7}'), ids('so \\boxed{42}'), ids('42'), ids('')],
+      [ids('0.5'), ids('\\boxed{\\frac12}'), tuple(_TEXT.encode('<think>'))],
+    ]
+  ) == [[1, 0, 0, None], [0, 0, None]]

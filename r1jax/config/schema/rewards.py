@@ -84,7 +84,8 @@ class RewardConfig(Section):
   )
   repetition_n: int = key(
     4,
-    "Words of an n-gram of 'repetition'.",
+    "Words of an n-gram of 'repetition'; in scripts without spaces 2 characters "
+    'stand for a word (4 of Thai).',
     unit='words',
     at_least=1,
     only_if=weighted('repetition').warned,
