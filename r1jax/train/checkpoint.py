@@ -1,12 +1,23 @@
 """Checkpoints of training state, data position and seed, stored by Orbax."""
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from r1jax import files
 from r1jax.errors import UserError
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether Orbax logs more than that the disk is full, which it raises too."""
+  error = record.exc_info[1] if record.exc_info else None
+  return not files.is_disk_full(error or Exception(record.getMessage()))
+
+
+logging.getLogger('absl').addFilter(_is_news)
 
 
 class Checkpointer:
