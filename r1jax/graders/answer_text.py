@@ -64,6 +64,7 @@ def candidates(text: str, is_gold: bool = False) -> list[str] | None:
   limit = MAX_GOLD_CHARS if is_gold else MAX_CHARS
   if len(answer) > limit and (boxes or not re.search(r'\s', answer)):
     return None
+  answer = answer if boxes else answer[-_TEXT_CHARS:]
   found = [answer, *_unwrapped(answer)]
   prose = is_prose(answer)
   if prose and (boxes or is_gold):
@@ -113,21 +114,22 @@ def is_prose(text: str) -> bool:
   )
 
 
+_TEXT_CHARS = 10_000  # Of a longer text, the end is searched.
 _TAIL_CHARS = 2_000
-_MAX_GAP = 60
+_MAX_GAP, _MAX_BOXES = 60, 30
 _BRACE = re.compile(
   r'(?P<open>(?P<box>\\{1,2}(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL
 )
 # What may stand between boxes of one answer: separators, 'and', a noun.
 _JOINT = re.compile(
-  r'[\s$.]*(?:\\[()\[\]\\,;!]|\\q?quad|[,;]|\s|\$|[\w=\\]{1,8}\s*=)*'
+  r'[\s$.]*(?:\\[()\[\]\\,;!]|\\q?quad|[,;]|\s|\$|\w{1,8}\s?=)*'
   r'(?:(?:\\text\{)?\s*(?:for part \(?\w\)? |[a-z]{3,12} )?(?:and|or)'
   r'(?: also)?\s*\}?)?'
   r'(?:\\[()\[\]\\,;!]|\\q?quad|[,;\s$]|[a-zA-Z](?:_\{?\w\}?)?\s*=)*'
 )
 _NUMBER = re.compile(r'-?\d[\d,]*(?:\.\d+)?')
 _LONE_NUMBER = re.compile(
-  r'(?<![A-Za-z0-9.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?![A-Za-z0-9]*\d)'
+  r'(?<![A-Za-z0-9.])-?\d[\d,]*+(?:\.\d++)?(?:/\d++)?(?![A-Za-z0-9]*\d)'
 )
 # Words in \\text are units; those of commands and environments are no words.
 _COMMAND_TEXT = re.compile(
@@ -139,7 +141,7 @@ _SHORT_WORDS = frozenset('is it to of so we by be as in on at he my'.split())
 _STATEMENT = re.compile(
   r'(?:answer|r[ée]ponse|answers|result|solution)\s*(?:is|are|est|:|=|to be|was)'
   r'(?: therefore| thus| also| indeed)?\s*:?|答案\s*(?:是|为|：|:)?|####'
-  r'|(?:^|\n)\s*A\s*[:：]|final answer\s*:',
+  r'|(?:^|\n)[ \t*]{0,8}A[ \t*]{0,8}[:：]|final answer\s*:',
   re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r'[.!?]["”]?\s+(?=[A-Z\[<])|[。！？\n]|<\|')
@@ -158,11 +160,11 @@ _FILLER = re.compile(
   r'|therefore|thus|so|\\approx|=|≈|~)\s*[:,]?\s*\}?\s*[:,]?\s*',
   re.IGNORECASE,
 )
-_REMARK = re.compile(r'\s*\((?:[^\W\d_]|[\s,.\'-]){3,}\)\s*\.?$')
+_REMARK = re.compile(r'\((?:[^\W\d_]|[\s,.\'-]){3,}\)\s*\.?$')
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-  """Returns start, end and content of the boxes that are in no other box.
+  """Returns start, end and content of the last boxes that are in no other box.
 
   Of nested boxes the innermost last one stands for the outer one.
   """
@@ -170,7 +172,8 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
     return []
   opened: list[tuple[int, int]] = []
   found: list[tuple[int, int, int, int]] = []
-  for mark in _BRACE.finditer(text):
+  # Boxes end in a brace, so that what is left open costs nothing.
+  for mark in _BRACE.finditer(text, 0, text.rfind('}') + 1):
     if mark['open']:
       opened.append((mark.start(), mark.end() if mark['box'] else -1))
     elif mark['close'] and opened:
@@ -186,12 +189,14 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         if inside is None
         else (outer, mark.end(), inside[2], inside[3])
       )
-  return [(start, end, text[a:b].strip()) for start, end, a, b in found]
+  return [
+    (start, end, text[a:b].strip()) for start, end, a, b in found[-_MAX_BOXES:]
+  ]
 
 
 def _unwrapped(text: str) -> list[str]:
   """Returns a text without words before it and remarks behind it."""
-  shorter = _REMARK.sub('', text)
+  shorter = _REMARK.sub('', text).rstrip()
   while (filler := _FILLER.match(shorter)) and filler.end():
     shorter = shorter[filler.end() :]
   return [shorter] if shorter != text and shorter else []

@@ -12,6 +12,7 @@ rewards and evaluations.
 """
 
 from collections.abc import Iterable, Sequence
+import functools
 import re
 import threading
 
@@ -65,7 +66,7 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
   texts are correct without parsing; equal pairs are graded once.
   """
   verdicts: dict[tuple, Verdict] = {}
-  pairs_to_verify: dict[tuple[str, str], list] = {}
+  to_verify: dict[tuple[tuple[str, ...], str], list] = {}
   for pair in pairs:
     text, gold = (pair[0] or '').strip(), pair[1].strip()
     texts = answer_text.candidates(text)
@@ -76,8 +77,9 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
     elif texts[0] == gold:
       verdicts[pair] = Verdict.CORRECT
     else:
-      pairs_to_verify.setdefault((text, gold), []).append(pair)
-  for verdict, same in zip(verify(pairs_to_verify), pairs_to_verify.values()):
+      to_verify.setdefault((tuple(texts), gold), []).append(pair)
+  jobs = [_job(texts, gold) for texts, gold in to_verify]
+  for verdict, same in zip(_run(jobs), to_verify.values()):
     verdicts |= dict.fromkeys(same, verdict)
   return [verdicts[pair] for pair in pairs]
 
@@ -114,7 +116,17 @@ def verify(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
     pairs: Answers and gold answers; with None for an answer, the verdict is
       CORRECT if the gold answer can be read.
   """
-  jobs = [_job(answer, gold) for answer, gold in pairs]
+  return _run(
+    [
+      _job(answer and answer_text.candidates(answer), gold)
+      if answer is not None
+      else {'golds': _gold_texts(gold)}
+      for answer, gold in pairs
+    ]
+  )
+
+
+def _run(jobs: list[dict]) -> list[Verdict]:
   if not jobs:
     return []
   results = _worker_pool().map(jobs, _BATCH_SECS + _ANSWER_SECS * len(jobs))
@@ -124,13 +136,13 @@ def verify(pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
   ]
 
 
-def _job(answer: str | None, gold: str) -> dict:
-  job = {'golds': answer_text.candidates(gold, is_gold=True) or []}
-  return (
-    job
-    if answer is None
-    else {**job, 'answers': answer_text.candidates(answer) or []}
-  )
+def _job(texts: Iterable[str] | None, gold: str) -> dict:
+  return {'answers': list(texts or ()), 'golds': _gold_texts(gold)}
+
+
+@functools.lru_cache(1024)  # Samples of a prompt share its gold answer.
+def _gold_texts(gold: str) -> list[str]:
+  return answer_text.candidates(gold, is_gold=True) or []
 
 
 _MODULE = 'r1jax.graders.math_worker'

@@ -12,7 +12,7 @@ import functools
 import re
 
 from r1jax.graders.answer_text import is_prose
-from r1jax.graders.mathematics import equal
+from r1jax.graders.mathematics import equal, evaluation
 from r1jax.graders.mathematics.nodes import (
   Node,
   NotRead,
@@ -64,6 +64,7 @@ def handle(job: dict) -> Verdict:
       counts. Without 'answers', the verdict is CORRECT if the gold answer can
       be read and evaluated.
   """
+  evaluation.begin_pair()
   try:
     gold = read(tuple(job['golds']))
     if not job.get('answers', True):

@@ -22,6 +22,8 @@ from r1jax.graders.verdict import Grade, Verdict
 
 Pair = tuple[str | None, str]
 _LETTERS = 'A-J'
+_MAX_CHARS = 20_000  # Of a longer completion, the end is read.
+_SHORT_CHARS = 40
 
 
 def gold_problem(grader: str, gold: str) -> str:
@@ -42,7 +44,7 @@ def _graded(grade: Callable[[str, str], Verdict]):
     del partial
     grades = []
     for answer, gold in pairs:
-      text = (answer or '').strip()
+      text = (answer or '').strip()[-_MAX_CHARS:]
       verdict = grade(text, gold) if text else Verdict.UNPARSABLE
       grades.append(Grade(verdict, verdict.score))
     return grades
@@ -108,7 +110,7 @@ def choices(text: str) -> tuple[str, ...]:
   """
   boxed = answer_text.extract_answer(text)
   short = re.sub(r'\\text\w*|\\mathrm|\\mathbf|[{}$*]', '', boxed).strip()
-  if _SHORT.fullmatch(short):
+  if len(short) <= _SHORT_CHARS and _SHORT.fullmatch(short):
     return tuple(sorted(set(re.findall(f'[{_LETTERS}a-j]', short.upper()))))
   for part in (*answer_text.statements(text), ''):
     found = _MARKED.search(part) or _LONE.search(part)
@@ -120,7 +122,7 @@ def choices(text: str) -> tuple[str, ...]:
   lone = [m[1] for m in _MARKED.finditer(short)] or [
     m[1]
     for m in _LONE.finditer(short)
-    if not _DENIED.search(short[: m.start()])
+    if not _DENIED.search(short[max(0, m.start() - 30) : m.start()])
   ]
   return (lone[-1],) if lone else ()
 

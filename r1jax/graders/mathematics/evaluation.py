@@ -8,7 +8,7 @@ step, not read off the text: 2^{2^5} is 2³², and e^{0.05t} has no digits at al
   power, exp         result between 10^−100,000 and 10^100,000
   sine and others    argument below 10^30
   n!                 n at most 3,000
-  one evaluation     3,000 steps, which bounds sums inside of sums
+  one pair           6,000 steps; each counts fourfold in a sum of terms
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,10 @@ from r1jax.graders.mathematics.nodes import (
 )
 
 MAX_BITS = 34_000
-MAX_STEPS = 3_000
+MAX_STEPS = 6_000
+_TERM_WEIGHT = 4
+_BITS_PER_STEP = 500  # Adding larger numbers costs more steps.
+_POWER_STEPS, _GAMMA_STEPS = 4, 20
 _MAX_LOG2 = 333_000
 _MAX_FACTORIAL = 3_000
 _MAX_ARGUMENT = 10**30
@@ -41,6 +44,28 @@ _MAX_TERMS = 500
 ZERO, ONE = Fraction(0), Fraction(1)
 PROBES = tuple(map(Fraction, (0, 1, 3, 7, -5)))  # Where a line is looked for.
 Value = Any  # A Fraction, or a real or complex number of mpmath.
+
+
+class _Budget:
+  """The steps that are left for the pair of answers at hand."""
+
+  steps: float = MAX_STEPS
+
+
+def begin_pair():
+  """Fills the budget of steps for another pair of answers."""
+  _Budget.steps = MAX_STEPS
+
+
+def spend(steps: float):
+  """Takes steps from the budget of the pair.
+
+  Raises:
+    TooLarge: none are left.
+  """
+  _Budget.steps -= steps
+  if _Budget.steps < 0:
+    raise TooLarge('too many steps')
 
 
 class Undefined(ArithmeticError):
@@ -61,7 +86,7 @@ class Evaluator:
   def __init__(self, values: Callable[[str], Value], sign: int = 1):
     self._values, self._sign = values, sign
     self._bound: dict[str, Value] = {}
-    self._steps = 0
+    self._weight = 1
     self.is_known = True
 
   def value(self, node: Node) -> Value:
@@ -71,9 +96,7 @@ class Evaluator:
       TooLarge: it would take too long or too much memory.
       Undefined: it has no value here.
     """
-    self._steps += 1
-    if self._steps > MAX_STEPS:
-      raise TooLarge('too many steps')
+    spend(self._weight)
     match node:
       case Number(value=value):
         return value
@@ -125,6 +148,7 @@ class Evaluator:
       value = as_number(self.value(argument.args[0])) * mpmath.pi / 180
     else:
       value = as_number(self.value(argument))
+    spend(2 * self._weight)
     if not abs(value) <= _MAX_ARGUMENT:
       raise TooLarge('a huge argument')
     if name in _HYPERBOLIC and abs(value) * 1.5 > _MAX_LOG2:
@@ -148,11 +172,13 @@ class Evaluator:
       raise TooLarge('too many terms')
     is_sum = node.name.startswith('sum')
     total = Fraction(0 if is_sum else 1)
-    before = self._bound.get(name)
+    before, weight = self._bound.get(name), self._weight
+    self._weight = _TERM_WEIGHT
     for index in range(int(first), int(last) + 1):
       self._bound[name] = Fraction(index)
       term = self.value(body)
       total = _add(total, term) if is_sum else _mul(total, term)
+    self._weight = weight
     self._bound.pop(name)
     if before is not None:
       self._bound[name] = before
@@ -177,7 +203,7 @@ class Evaluator:
         parts = tuple(Sequence('row', row) for row in rows)
       case _:
         return _rounded(self.value(node))
-    self._steps += 1
+    spend(1)
     return f'{name}({",".join(map(self._key, parts))})'
 
 
@@ -234,6 +260,7 @@ def difference(a: Value, b: Value) -> Value:
 
 
 def _check(bits: float):
+  spend(bits // _BITS_PER_STEP)
   if bits > MAX_BITS:
     raise TooLarge('too many digits')
 
@@ -292,6 +319,7 @@ def _power(base: Value, exponent: Value) -> Value:
     return mpmath.mpf(0)
   if mpmath.isinf(base_number) or mpmath.isinf(exponent_number):
     raise ValueError('a power of infinity')
+  spend(_POWER_STEPS)
   _bounded(exponent_number, mpmath.log(base_number, 2))
   real = isinstance(base_number, mpmath.mpf) and base_number < 0
   if real and isinstance(exponent, Fraction) and exponent.denominator % 2:
@@ -332,6 +360,7 @@ def _factorial(value: Value) -> Value:
   number = as_number(value)
   if abs(number) > 10_000:
     raise TooLarge('a huge factorial')
+  spend(_GAMMA_STEPS)
   return mpmath.gamma(number + 1)
 
 
@@ -344,6 +373,7 @@ def _binom(n: Value, k: Value) -> Value:
   n, k = as_number(n), as_number(k)
   if max(abs(n), abs(k)) > 10_000:
     raise TooLarge('a huge binomial')
+  spend(3 * _GAMMA_STEPS)
   return mpmath.binomial(n, k)
 
 

@@ -107,6 +107,7 @@ def rationals(nodes: Sequence[Node]) -> list[Fraction] | None:
 
 def close(a: Value, b: Value) -> bool:
   """Whether two exact values are equal: to 30 digits if not rational."""
+  evaluation.spend(2)
   with mpmath.workdps(_DIGITS):
     return _close(a, b, _EXACT)
 
