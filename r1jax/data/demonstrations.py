@@ -133,12 +133,14 @@ def _demonstration(
   if general is None:
     general = bool(fields.get('general', False))
   tools = conversation.parse_tools(fields.get('tools'))
+  prompt = conversation.render(template, question, turns, tools)
+  conversation.check_question(question, turns)
   return Demonstration(
     id=fields['id'],
     question=question,
     messages=turns,
     tools=tools,
-    prompt=conversation.render(template, question, turns, tools),
+    prompt=prompt,
     response=opening.rest_of(
       without_prefix(fields['response'], template, opening)
     ),

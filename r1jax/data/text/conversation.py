@@ -115,6 +115,23 @@ def check_ends_open(messages: Sequence[Message]):
     )
 
 
+def check_question(question: str, messages: Sequence[Message]):
+  """Refuses a question beside messages that do not hold it.
+
+  Chat templates render the messages alone, so that it would be lost.
+
+  Raises:
+    ValueError: the question is in no message, nor is it their whole text.
+  """
+  if not messages or not question.strip() or holds(question, messages):
+    return
+  if not any(question.strip() in turn.text for turn in messages):
+    raise ValueError(
+      f"has a 'question' that is in none of its 'messages': "
+      f'{question.strip()!r:.100}; leave one of them out'
+    )
+
+
 def render(
   template: PromptTemplate,
   question: str,

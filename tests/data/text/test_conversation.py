@@ -342,3 +342,28 @@ def test_messages_come_back_from_json():
     'tool_calls': [_CALL],
   }
   assert tokenizer.load('character').encode(turn.text) == []
+
+
+@pytest.mark.parametrize(
+  'question, fits',
+  [
+    ('1+1', True),
+    (' 1+1 ', True),
+    ('', True),
+    ('Human: be brief Human: What is 1+1', True),
+    ('2+2', False),
+    ('What is 1+1, really', False),
+  ],
+)
+def test_a_question_beside_the_messages_is_not_lost(tmp_path, question, fits):
+  messages = [_turn('system', 'be brief'), _turn('user', 'What is 1+1')]
+  row = {'id': 'a', 'messages': messages, 'response': '2', 'question': question}
+  path = _rows(tmp_path, row)
+  if fits:
+    (found,) = demonstrations.read(path, _ALL_ROLES)
+    assert found.prompt == '[system]be brief[user]What is 1+1[go]'
+    return
+  with pytest.raises(
+    UserError, match="rows.jsonl:1 has a 'question' that is in"
+  ):
+    demonstrations.read(path, _ALL_ROLES)

@@ -152,7 +152,7 @@ class Completer:
   def _summary(self, completion: Completion) -> str:
     """Reasoning and answer apart, where they can be, and how it ended."""
     text = self._text(completion)
-    response = reasoning.split(text, self._parts.parser.prompt_opens_think)
+    response = reasoning.split(self._opening(text) + text)
     lines = [
       f'  {name:<8} {part}'
       for name, part in (
@@ -166,6 +166,14 @@ class Completer:
       f'  ({len(completion.tokens)} tokens, {completion.finish_reason}{malformed})'
     )
     return '\n'.join(lines)
+
+  def _opening(self, text: str) -> str:
+    """What the prompt holds of a response, if the text does not repeat it."""
+    parser = self._parts.parser
+    tag = parser.format.reasoning_start * parser.prompt_opens_think
+    return (
+      '' if tag and text.strip().startswith(tag) else tag or parser.prompt_start
+    )
 
   def _text(self, completion: Completion) -> str:
     """The text so far, without a stop token."""
