@@ -32,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
   Attributes:
     signum: The signal.
-    kept: What is kept of the work, and how to go on; '' if nobody said so.
+    kept: The work that is kept, and how to go on; '' if nobody said so.
   """
 
   def __init__(self, signum: int):
@@ -168,7 +168,7 @@ def end(signum: int, text: str):
 
   Args:
     signum: The signal that ends it.
-    text: What is kept, and how to go on.
+    text: The work that is kept, and how to go on.
   """
   exit_now(128 + signum, f'{_SIGNALS[signal.Signals(signum)]}; {text}')
 

@@ -135,7 +135,7 @@ def _hidden(folder: Path, packages: Sequence[str]) -> dict[str, ModuleType]:
   """Takes modules out of sys.modules that would be taken for siblings.
 
   Returns:
-    Those to put back: all but what plugins have kept, which is outdated.
+    Modules to put back: all but what plugins have kept, which is outdated.
   """
   beside = {file.stem for file in folder.glob('*.py')}
   beside |= {file.parent.name for file in folder.glob('*/__init__.py')}

@@ -26,7 +26,7 @@ _ARGS = 'data.template_args.'
 
 
 class TokenizerExport(NamedTuple):
-  """What belongs to the tokenizer of an exported checkpoint.
+  """Tokenizer files and settings of an exported checkpoint.
 
   Attributes:
     files: Contents of its files, by name.

@@ -22,7 +22,7 @@ STAGES = (*PROMPT_STAGES, 'pretrain', 'sft', 'reward_model', 'dpo', 'prm')
 
 
 class Severity(enum.Enum):
-  """What is done about a key that a config file sets in vain.
+  """The consequence for a key that a config file sets in vain.
 
   A key on the command line that has no effect is always an error.
   """
@@ -38,9 +38,9 @@ class Condition:
 
   Attributes:
     holds: (run, section of the key) → whether the key has an effect.
-    needs: What it needs, in words, after 'it needs'.
+    needs: The condition in words, to follow 'it needs'.
     keys: The keys that it reads, for the message.
-    severity: What is done where it does not hold.
+    severity: The consequence where it does not hold.
     of_stages: Whether it is about the stages that run, and so says nothing
       about commands that run none.
   """

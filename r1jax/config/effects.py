@@ -26,9 +26,9 @@ class Idle:
     key: The dotted key.
     value: Its value.
     default: The value that it may be set back to.
-    now: What stands in its way: " with rl.adv_estimator = 'grpo'".
-    needs: What it needs instead.
-    severity: What is done about it.
+    now: The setting in its way: " with rl.adv_estimator = 'grpo'".
+    needs: The condition that it needs instead.
+    severity: The consequence.
     of_stages: Whether the stages that run are why.
     run: The run of a pipeline that it belongs to, or ''.
   """

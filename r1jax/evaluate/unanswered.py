@@ -39,10 +39,10 @@ def warn(
   It names the key to change and shows three of the completions.
 
   Args:
-    where: Where they are from: 'the evaluation', 'step 7'.
+    where: Their origin: 'the evaluation', 'step 7'.
     records: Sample records; see evaluator.sample_records.
     parser: The parser of the run.
-    limit: What cut completions off.
+    limit: The limit that cut completions off.
   """
   cut, unread = _cut_off(records), _unread(records, parser)
   reasons = []

@@ -121,7 +121,7 @@ def votes_of(
   Gold answers say how answers are compared, and choose none of them.
 
   Args:
-    answers: What stands where the response format has the answer.
+    answers: The text where the response format has the answer.
     sources: The names of the graders.
     golds: The gold answers.
     verdicts: The grader's verdicts; None for answers that are not graded yet.

@@ -120,7 +120,7 @@ _MAX_GAP, _MAX_BOXES = 60, 30
 _BRACE = re.compile(
   r'(?P<open>(?P<box>\\{1,2}(?:boxed|fbox)\s*)?\{)|\\.|(?P<close>\})', re.DOTALL
 )
-# What may stand between boxes of one answer: separators, 'and', a noun.
+# Text that may stand between boxes of one answer: separators, 'and', a noun.
 _JOINT = re.compile(
   r'[\s$.]*(?:\\[()\[\]\\,;!]|\\q?quad|[,;]|\s|\$|\w{1,8}\s?=)*'
   r'(?:(?:\\text\{)?\s*(?:for part \(?\w\)? |[a-z]{3,12} )?(?:and|or)'
@@ -166,7 +166,7 @@ _REMARK = re.compile(r'\((?:[^\W\d_]|[\s,.\'-]){3,}\)\s*\.?$')
 def _boxes(text: str) -> list[tuple[int, int, str]]:
   """Returns start, end and content of the last boxes that are in no other box.
 
-  Of nested boxes the innermost last one stands for the outer one.
+  The innermost last one of nested boxes stands for the outer one.
   """
   if 'boxed' not in text and 'fbox' not in text:
     return []

@@ -58,7 +58,7 @@ def grade(items: Sequence[Item], partial: bool = False) -> list[Grade]:
 def final_answer(answer: str | None, source: str) -> str:
   """Returns the part of an answer that its grader compares; '' for none.
 
-  Of mathematics that is what stands in the last box, of others all of it.
+  For mathematics that is the content of the last box, for others all of it.
   """
   text = (answer or '').strip()
   extract = registry.grader.origin(source).options.get('final_answer')

@@ -24,7 +24,9 @@ _DEADLINE_SECS = 5.0  # Wall-clock limit of one answer.
 # no score.
 _BATCH_SECS, _ANSWER_SECS = 60.0, 0.25
 _log = logging.getLogger(__name__)
-_first_errors: dict[tuple[str, str], str] = {}  # By the plugin and the name.
+_first_errors: dict[
+  tuple[str, str], str
+] = {}  # Keyed by the plugin and the name.
 
 
 def grade(name: str, pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:

@@ -62,7 +62,7 @@ class DatasetStage(Stage):
   ) -> tuple[list[dict], dict, str]:
     """Returns the rows to write, the report, and a line for people.
 
-    Without rows the line says why, and is raised as an error.
+    If there are no rows, the line says why and is raised as an error.
     """
 
   def progress_numbers(

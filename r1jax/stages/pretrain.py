@@ -23,7 +23,7 @@ class Pretrain(NextTokenStage):
   section = PretrainConfig
   starts_fresh = True
   label = 'pre-training'
-  weights_dtype = 'bfloat16'  # What the next stage reads.
+  weights_dtype = 'bfloat16'  # The dtype that the next stage reads.
 
   def __init__(self, config: RunConfig, parts: build.Parts):
     check_length(config, self.name)

@@ -225,7 +225,7 @@ class Trainer:
     saves = self._due(stage.save_steps, step) or stops
     if saves or guard.is_due or step == stage.num_steps:
       guard.check()
-    if saves and guard.lost < 2:  # What nothing was learnt of is not kept.
+    if saves and guard.lost < 2:  # A step that learnt nothing is not kept.
       with loop.line.untimed(output.state, loop.progress):
         loop.checkpoints.save(*loop.last)
     if stops and step < stage.num_steps:
@@ -277,7 +277,7 @@ class Trainer:
 
 
 class _Step(NamedTuple):
-  """What a checkpoint holds of a whole step.
+  """A whole step, as a checkpoint holds it.
 
   Attributes:
     step: The step.
@@ -291,13 +291,13 @@ class _Step(NamedTuple):
 
 
 class _Loop:
-  """What the steps of a training run share.
+  """The things that all steps of a training run share.
 
   Attributes:
     last: The last whole step.
     data: The data, at the position of the next step.
-    checkpoints, writer, progress: Where steps are saved and shown.
-    guard: What stops a run that diverges.
+    checkpoints, writer, progress: They save and show steps.
+    guard: It stops a run that diverges.
     line: Metrics since the last line.
   """
 

@@ -220,7 +220,7 @@ class _Marks:
   """Makes copies of turns and tools that hold a mark each.
 
   Attributes:
-    names: What each mark stands for.
+    names: The meaning of each mark.
   """
 
   def __init__(self, text: str):

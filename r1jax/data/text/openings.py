@@ -24,7 +24,7 @@ class Renders(Protocol):
 
 
 class Opening(NamedTuple):
-  """What prompts hold of a response.
+  """The beginning of a response that prompts hold.
 
   Attributes:
     text: All of it, '<think>\\n'; '' if prompts end before the response.

@@ -80,7 +80,7 @@ class BracketParser(Cursor):
     self._pop()
     conditions = self._items('\\}')
     self._expect('\\}')
-    if isinstance(head, Relation):  # As in x ∈ ℝ | x > 2.
+    if isinstance(head, Relation):  # Example: x ∈ ℝ | x > 2.
       if head.operators != ('in',):
         raise NotRead('a set of relations')
       head, domain = head.sides

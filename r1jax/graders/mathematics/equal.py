@@ -174,7 +174,7 @@ def _bare(text: str) -> str:
 
 def _same_relation(a: Node, b: Node) -> bool:
   if not relations.is_consistent(a, same):
-    return False  # As in x = 5 = 3.
+    return False  # Example: x = 5 = 3.
   if isinstance(a, Relation) and isinstance(b, Relation):
     unverified = relations.unverified(a)
     if not all(
@@ -268,7 +268,7 @@ def _has_order(a: Sequence, b: Sequence) -> bool:
     {relations.name(item) for item in items} for items in (a.items, b.items)
   ]
   if (None in names[0]) != (None in names[1]) and len(names[0] | names[1]) > 2:
-    return True  # As in x=1, y=2 and 1, 2.
+    return True  # Example: x=1, y=2 and 1, 2.
   if len(a.items) > _MAX_ITEMS:
     return True
   if '{}' in (a.brackets, b.brackets) or len(a.items) < 3:

@@ -42,7 +42,9 @@ _MAX_ARGUMENT = 10**30
 _MAX_TERMS = 500
 
 ZERO, ONE = Fraction(0), Fraction(1)
-PROBES = tuple(map(Fraction, (0, 1, 3, 7, -5)))  # Where a line is looked for.
+PROBES = tuple(
+  map(Fraction, (0, 1, 3, 7, -5))
+)  # Points at which a line is looked for.
 Value = Any  # A Fraction, or a real or complex number of mpmath.
 
 
@@ -77,7 +79,7 @@ class Evaluator:
 
   Args:
     values: Value of a symbol from its name.
-    sign: What ± stands for, 1 or −1; ∓ is its opposite.
+    sign: The sign that ± stands for, 1 or −1; ∓ is its opposite.
 
   Attributes:
     is_known: Whether no unknown function was met, whose value is arbitrary.

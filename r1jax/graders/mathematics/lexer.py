@@ -79,7 +79,7 @@ def _words(word: str, spaced: bool) -> list[Token]:
   if word in _INFINITY:
     return [Token('command', 'infty', spaced)]
   joined = _JOINED_FUNCTION.fullmatch(word)
-  if joined:  # As in sinx.
+  if joined:  # Example: sinx.
     return [Token('command', joined[1], spaced), Token('word', joined[2])]
   return [Token('word', word, spaced)]
 

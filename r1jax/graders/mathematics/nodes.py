@@ -70,7 +70,7 @@ class Relation(Node):
   """A chain of relations, such as 0 < x \\le 1.
 
   Attributes:
-    sides: What is related, one more than operators.
+    sides: The related expressions, one more than operators.
     operators: '=', '!=', '<', '<=', '>', '>=', 'in', 'equiv', ':', …
     modulus: The modulus of a congruence.
   """

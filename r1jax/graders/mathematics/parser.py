@@ -143,7 +143,7 @@ class Parser(FactorParser):
     left = self.sum()
     while self._peek().kind == 'command' and self._peek().text in _RANGES:
       name = _RANGES[self._pop().text]
-      while self._at('sign', ','):  # As in A \\cup, B.
+      while self._at('sign', ','):  # Example: A \\cup, B.
         self._pop()
       left = Operation(name, (left, self.sum()))
     if self._at('command', 'choose'):

@@ -234,7 +234,7 @@ def normalize(text: str) -> str:
   text = _DEGREE.sub('\\\\degree ', text)
   text = _COMMAND.sub(_synonym, text)
   text = _FONT.sub(_font, text)
-  text = _FONT.sub(_font, text)  # Of fonts inside fonts.
+  text = _FONT.sub(_font, text)  # Fonts may be inside fonts.
   text = _QUAD.sub(' ;; ', text)
   text = _CURRENCY.sub('', text)
   for pattern, new in _WORD_OPERATORS:
