@@ -49,13 +49,13 @@ def stated(text: str) -> str | None:
     2. GSM8K's marks                  #### 42 | A: 42
     3. a statement                    The answer is 42. | **Answer:** 42 | 答案是42
     4. a program in a fence           all of the text, for the grader of programs
-    5. one line of at most two words  x = 42 | 18 dollars | Paris
+    5. a line that begins with it     (1, 2) | x = 42 | 18 dollars
     6. the last formula or number     So she pays $\\frac{3}{4}$ of it.
-    7. one line without a number      The capital is Paris
+    7. a line without a number        Paris
 
   Beside a program, a statement must hold a number.
   """
-  text = text.strip()
+  text = _TAG.sub('', text).strip()
   answer = boxed(text)
   if answer is not None or '\\boxed{' in text:
     return answer or None
@@ -66,8 +66,8 @@ def stated(text: str) -> str | None:
   if prose != text:
     return answer if answer and _values(answer) else text
   one_line = '\n' not in text
-  if answer is None and one_line and num_words(text) <= 2:
-    answer = _cleaned(text)
+  if answer is None and one_line and not _BEGINS_WITH_WORD.match(text):
+    answer = _cleaned(text) if num_words(text) <= 2 else None
   if answer is None:
     answer = last_value(text)
   if answer is None and one_line:
@@ -75,6 +75,10 @@ def stated(text: str) -> str | None:
   return answer or None
 
 
+_TAG = re.compile(r'</?(?:answer|summary|final_answer)>')
+_BEGINS_WITH_WORD = re.compile(
+  r'\W*(?:[^\W\d_]{2}|[^\W\d_A-Za-z\u00aa-\u03ff])'
+)
 _FENCED = re.compile(r'```.*?(?:```|\Z)', re.DOTALL)
 _PROGRAM = '\0'  # Stands for a program where statements are looked for.
 _MAX_TRIES = 50  # Statements that are tried, from the last one on.
@@ -148,13 +152,23 @@ def _value(sentence: str) -> str:
   The grader knows units in English; after '42 元' or '42 บาท' the number is
   taken, as among more than two words.
   """
-  if num_words(sentence) > 2 or _FOREIGN.search(sentence):
-    values = _values(sentence)
-    if len(values) == 1:
-      return values[0]
+  sentence = _ASIDE.sub('', _HEDGE.sub('', sentence))
+  values = _values(sentence)
+  if len(values) == 1 and (
+    num_words(sentence) > 2
+    or _FOREIGN.search(sentence)
+    or _NUMBER.fullmatch(sentence)
+  ):
+    return values[0]
   return _ascii(sentence)
 
 
+_HEDGE = re.compile(
+  r'^(?:approximately|about|roughly|exactly|equal to|simply|just|indeed)\s+',
+  re.IGNORECASE,
+)
+# What is said in brackets behind an answer; '(mod 7)' is part of it.
+_ASIDE = re.compile(r'(?<=\S)\s+\((?!mod\b)[^()]*[^\W\d_]{2}[^()]*\)$')
 _SENTENCE_END = re.compile(
   r'(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?](?=\s)|[。！？]'
 )
@@ -165,7 +179,8 @@ def _first_sentence(text: str) -> str:
   """Returns a text up to the end of its first sentence, formulas kept whole."""
   hidden = _FORMULA.sub(lambda m: '$' * len(m[0]), text)
   end = _SENTENCE_END.search(hidden)
-  return _COPULA.sub('', _cleaned(text[: end.start()] if end else text))
+  text = _cleaned(text[: end.start()] if end else text)
+  return _cleaned(_COPULA.sub('', text)).strip('"“”')
 
 
 _TAIL_CHARS = 2000  # Characters that are searched for formulas and numbers.
@@ -176,7 +191,7 @@ _FORMULA = re.compile(
 )
 _DIGITS = r'\d+(?:,\d{3})*(?:\.\d+)?'
 _NUMBER = re.compile(
-  r'(?<![\w.^/])[-−+]?[$€£¥₹]?'
+  r'(?<![A-Za-z\u00aa-\u03ff\d_.^/])[-−+]?[$€£¥₹]?'
   rf'(?:{_DIGITS}|\.\d+)(?::\d\d)*'
   r'(?:\s?[x×*]\s?10\^\{?[-−]?\d+\}?|\^[-−]?\d+|\s?/\s?\d+(?:\.\d+)?)?'
   r'(?:\\?%)?'
