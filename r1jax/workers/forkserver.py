@@ -37,6 +37,8 @@ import sys
 import time
 from typing import Any, BinaryIO
 
+from r1jax.workers import clock
+
 # Limit in CPU-seconds, limit in wall-clock seconds, bytes that follow.
 REQUEST = struct.Struct('>ddI')
 # Status, CPU-seconds taken, bytes that follow.
@@ -106,7 +108,7 @@ class _RunnerMonitor:
     )
     (self._pid,) = _NEW_RUNNER.unpack(packet)
     self._channel = socket.socket(fileno=channel)
-    self._clock = _cpu_clock(self._pid)
+    self._clock = clock.cpu_clock(self._pid)
     self._num_jobs = 0
 
   def run(
@@ -159,16 +161,6 @@ class _RunnerMonitor:
         os.kill(self._pid, signal.SIGKILL)
     self._channel.close()  # A living runner becomes a zygote when it closes.
     self._accept_runner()
-
-
-def _cpu_clock(pid: int) -> Callable[[], float]:
-  """Returns a clock of a process's CPU-seconds, or the wall clock without one."""
-  clock = ctypes.c_int()
-  if sys.platform == 'linux' and not ctypes.CDLL(None).clock_getcpuclockid(
-    pid, ctypes.byref(clock)
-  ):
-    return lambda: time.clock_gettime(clock.value)
-  return time.monotonic
 
 
 def _die_with(parent_pid: int):

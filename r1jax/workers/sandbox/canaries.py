@@ -27,6 +27,14 @@ def makes_a_folder(): return os.mkdir('/tmp/r1jax-canary') or True
 def opens_a_socket(): return socket.socket()
 def opens_a_unix_socket(): return socket.socket(socket.AF_UNIX)
 def forks(): return os.fork() or os._exit(0)
+def has_many_threads():
+  import _thread
+  gate = _thread.allocate_lock()
+  gate.acquire()
+  _thread.stack_size(1 << 16)
+  for _ in range(1000):
+    _thread.start_new_thread(gate.acquire, ())
+  return True
 def starts_a_program(): return subprocess.run(['/bin/true'])
 def executes(): return os.execv('/bin/true', ['true'])
 def signals_the_server(): return os.kill(os.getppid(), 0) or True

@@ -10,15 +10,19 @@ If no tier (see `tiers.py`) is available and passes its canaries, there is no
 sandbox: no program runs, and nothing is scored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 import contextlib
+import logging
 import queue
 
 from r1jax.errors import UserError
 from r1jax.workers.sandbox import canaries, tiers
+from r1jax.workers.sandbox import packages as package_files
 from r1jax.workers.sandbox.slot import SandboxLimits, Slot
 from r1jax.workers.sandbox.tiers import SandboxUnavailable
+
+_log = logging.getLogger(__name__)
 
 
 class Sandbox:
@@ -26,6 +30,7 @@ class Sandbox:
 
   Attributes:
     tier: Name of the tier, one of tiers.TIERS; a run records it.
+    packages: Names of the packages that programs may import.
   """
 
   def __init__(
@@ -33,6 +38,7 @@ class Sandbox:
     slots: int = 2,
     tier: str | None = None,
     limits: SandboxLimits = SandboxLimits(),  # noqa: B008 (frozen)
+    packages: Sequence[str] = (),
   ):
     """Starts the slots; a tier is used only if it stops every canary.
 
@@ -40,19 +46,26 @@ class Sandbox:
       slots: Number of programs that run at once.
       tier: Tries only this tier.
       limits: Resource limits of each program.
+      packages: Installed packages that programs may import beside the standard
+        library.
 
     Raises:
+      UserError: A package is not installed.
       SandboxUnavailable: No tier is available; says why, for each.
     """
     if tier is not None and tier not in tiers.TIERS:
       raise UserError(f'sandbox: no tier {tier!r}; there are {tiers.TIERS}')
+    found = package_files.find(packages)
+    self.packages = found.names
     self._launcher = futures.ThreadPoolExecutor(1)
     self._slots: list[Slot] = []
     reasons = []
     for self.tier in [tier] if tier else tiers.TIERS:
       try:
         for number in range(slots):
-          self._slots.append(Slot(self.tier, number, limits, self._launcher))
+          self._slots.append(
+            Slot(self.tier, number, limits, found, self._launcher)
+          )
           self._slots[-1].start()
         canaries.check(self._slots[0])
         break
@@ -63,6 +76,12 @@ class Sandbox:
       self._launcher.shutdown()
       raise SandboxUnavailable(
         'no sandbox for the programs of a model: ' + '; '.join(reasons)
+      )
+    if not self._slots[0].has_threads:
+      _log.warning(
+        'sandbox %s: programs cannot start threads, since nothing limits their '
+        'number: run as another user, or as root with CAP_SETUID',
+        self.tier,
       )
     self._free: queue.Queue[Slot] = queue.Queue()
     for slot in self._slots:

@@ -1,9 +1,9 @@
 """An allow-list of system calls: any other one fails with ENOSYS.
 
 A filter is a BPF program over the number and the arguments of a call. It can only
-be tightened later, and forked processes inherit it. A program may not fork, signal
-other processes, open a socket, allocate memory that the limits do not count, or
-open a file for writing.
+be tightened later, and forked processes inherit it. A program may start threads
+where their number is limited. It may not fork, signal other processes, open a
+socket, allocate memory that the limits do not count, or open a file for writing.
 
 The numbers are those of x86_64: on another machine `check` returns an error. This
 file also runs inside the sandbox, so it imports the standard library only.
@@ -13,8 +13,25 @@ import ctypes
 import errno
 import os
 import struct
+from typing import NamedTuple
 
-# Allowed values of one argument after masking: (index, mask, values).
+
+class Argument(NamedTuple):
+  """The allowed values of one argument of a call.
+
+  Attributes:
+    index: Which argument, from 0.
+    mask: Bits of its lower 32 that count.
+    values: Values of these bits that are allowed.
+    error: The error number of a call with another value.
+  """
+
+  index: int
+  mask: int
+  values: tuple[int, ...]
+  error: int = errno.EPERM
+
+
 _WRITES = (
   os.O_WRONLY
   | os.O_RDWR
@@ -23,10 +40,15 @@ _WRITES = (
   | os.O_APPEND
   | (os.O_TMPFILE & ~os.O_DIRECTORY)
 )
-_READ_ONLY = (2, _WRITES, (0,))
-_SELF = (0, 0xFFFFFFFF, (0,))  # prlimit64: only the process itself.
+_READ_ONLY = Argument(2, _WRITES, (0,))
+_ALL_BITS = 0xFFFFFFFF
+_SELF = Argument(0, _ALL_BITS, (0,))  # prlimit64: only the process itself.
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: none sets an owner.
-_FCNTL = (1, 0xFFFFFFFF, (0, 1, 2, 3, 1030))
+_FCNTL = Argument(1, _ALL_BITS, (0, 1, 2, 3, 1030))
+# The flags of a new thread, exactly as glibc and as musl set them: any other
+# set, such as one without CLONE_THREAD, would start a process. clone3, whose
+# flags a filter cannot see, does not exist here, so both libraries use clone.
+_THREAD = Argument(0, _ALL_BITS, (0x3D0F00, 0x7D0F00), errno.ENOSYS)
 
 # Calls of a program: computing, reading, writing to open files, listing.
 PROGRAM = {
@@ -85,6 +107,8 @@ PROGRAM = {
   'statx': 332,
   'faccessat2': 439,
 }
+# Further calls of a program where the number of its threads can be limited.
+THREADS = {'clone': (56, _THREAD), 'set_robust_list': 273, 'rseq': 334}
 # Calls of the server, which also forks the processes of programs.
 SERVER = PROGRAM | {
   'poll': 7,
@@ -130,7 +154,7 @@ def program(allowed: dict) -> bytes:
   """Compiles an allow-list to a BPF program.
 
   Args:
-    allowed: Name of a call to its number, or to (number, (index, mask, values)).
+    allowed: Name of a call to its number, or to (number, Argument).
 
   Returns:
     An array of `struct sock_filter`.
@@ -147,11 +171,11 @@ def program(allowed: dict) -> bytes:
     if isinstance(entry, int):
       steps += [(_EQUAL, 0, 1, entry), (_RETURN, 0, 0, _ALLOW)]
       continue
-    number, (index, mask, values) = entry
-    body = [(_LOAD, 0, 0, 16 + 8 * index), (_AND, 0, 0, mask)]
-    for value in values:
+    number, argument = entry
+    body = [(_LOAD, 0, 0, 16 + 8 * argument.index), (_AND, 0, 0, argument.mask)]
+    for value in argument.values:
       body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW)]
-    body.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
+    body.append((_RETURN, 0, 0, _ERRNO | argument.error))
     steps += [(_EQUAL, 0, len(body), number), *body]
   steps.append((_RETURN, 0, 0, _ERRNO | errno.ENOSYS))
   return b''.join(struct.pack('HBBI', *step) for step in steps)

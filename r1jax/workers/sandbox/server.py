@@ -9,18 +9,18 @@ server itself never reads anything that a program wrote.
            in a child
   data     socket that comes with a request, for one child: frames of four bytes
            of length and JSON; for scripts one frame, followed by the program's
-           standard input and output
+           standard output, whose standard input is a file that comes too
 
 This file runs inside the sandbox: it imports only the standard library and files
 that do the same.
 """
 
+import _thread
 import atexit
 import builtins
 import ctypes
 import errno
 import gc
-import importlib
 import json
 import os
 import random
@@ -31,70 +31,13 @@ import socket
 import struct
 import sys
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1jax.data.code import values as code_values
-from r1jax.workers.sandbox import landlock, seccomp
+from r1jax.workers.sandbox import landlock, runtime, seccomp
 
-# Imported before confinement: later no file can be read to import a module.
-PRELOAD = (
-  '__future__',
-  'abc',
-  'array',
-  'ast',
-  'base64',
-  'bisect',
-  'calendar',
-  'cmath',
-  'collections',
-  'collections.abc',
-  'contextlib',
-  'copy',
-  'dataclasses',
-  'datetime',
-  'decimal',
-  'difflib',
-  'enum',
-  'fractions',
-  'functools',
-  'gc',
-  'hashlib',
-  'heapq',
-  'inspect',
-  'io',
-  'itertools',
-  'json',
-  'locale',
-  'math',
-  'numbers',
-  'operator',
-  'os',
-  'pprint',
-  'queue',
-  'random',
-  're',
-  'secrets',
-  'statistics',
-  'string',
-  'struct',
-  'sys',
-  'textwrap',
-  'threading',
-  'time',
-  'timeit',
-  'traceback',
-  'types',
-  'typing',
-  'unicodedata',
-  'unittest',
-  'uuid',
-  'warnings',
-  'weakref',
-  'zlib',
-  'encodings.ascii',
-  'encodings.latin_1',
-  'encodings.utf_8',
-)
+# Threads that a program may have, besides those of other programs of its user.
+_MAX_THREADS = 256
 # Exit statuses of a script and their meaning: a script sends no reply frame.
 EXIT_STATUSES = {1: 'error', 78: 'forbidden', 79: 'memory'}
 
@@ -104,37 +47,38 @@ def main(config: dict, control: socket.socket):
 
   Args:
     config: tier; root, the folder for chroot; uid, a user id or None; readable,
-      the paths that Landlock leaves readable.
+      the paths that Landlock leaves readable; packages, paths and
+      max_stack_bytes, see runtime.prepare.
     control: The control socket; see the module's docstring.
   """
-  for name in PRELOAD:
-    importlib.import_module(name)
+  runtime.prepare(
+    config['packages'], config['paths'], config['max_stack_bytes']
+  )
   sys.path[:] = [path for path in sys.path if path]
-  null = os.open('/dev/null', os.O_RDWR)
+  null = os.open(os.devnull, os.O_RDWR)
   rules = None
+  own_user = _change_user(config)
   if config['tier'] == 'landlock':
     _drop_capabilities()
     seccomp.forbid_privileges()
     rules = landlock.ruleset(config['readable'])
     landlock.restrict(rules)
-  if config['tier'] == 'chroot':
-    _chroot(config['root'])
   os.chdir('/')
-  if config['uid'] is not None:
-    os.setgroups([])
-    os.setresgid(*[config['uid']] * 3)
-    os.setresuid(*[config['uid']] * 3)
-    _drop_capabilities()
   seccomp.forbid_privileges()
   seccomp.libc.prctl(4, 0, 0, 0, 0)  # Not dumpable: /proc hides its memory.
   os.environ.clear()
-  child_filter = seccomp.program(seccomp.PROGRAM)
+  # The kernel does not limit the threads of root.
+  has_threads = own_user or os.getuid() != 0
+  child_filter = seccomp.program(
+    seccomp.PROGRAM | seccomp.THREADS if has_threads else seccomp.PROGRAM
+  )
   seccomp.install(seccomp.program(seccomp.SERVER))
   gc.collect()
   gc.freeze()
-  control.send(b'{"ready": true}')
+  control.send(json.dumps({'ready': True, 'threads': has_threads}).encode())
+  confinement = _Confinement(null, rules, child_filter, has_threads, own_user)
   while True:
-    packet, (*fds,), _, _ = socket.recv_fds(control, 4096, 1)
+    packet, fds, _, _ = socket.recv_fds(control, 4096, 2)
     if not packet:
       return
     request = json.loads(packet)
@@ -145,21 +89,41 @@ def main(config: dict, control: socket.socket):
       exit_now = os._exit  # Bound early: the program may replace os._exit.
       try:
         control.close()
-        _child(request, fds[0], null, rules, child_filter)
+        _child(request, fds, confinement)
       finally:
         exit_now(70)
-    os.close(fds[0])
+    for fd in fds:
+      os.close(fd)
     if not _watch(child, control):
       return
 
 
+class _Confinement(NamedTuple):
+  """How each child gives up what the server may still do.
+
+  Attributes:
+    null: Descriptor of the null device.
+    rules: Descriptor of a Landlock ruleset, or None.
+    child_filter: Its seccomp filter.
+    has_threads: Whether the filter allows threads.
+    own_user: Whether no other process has its user id.
+  """
+
+  null: int
+  rules: int | None
+  child_filter: bytes
+  has_threads: bool
+  own_user: bool
+
+
 def _watch(child: int, control: socket.socket) -> bool:
-  """Waits for a child to end and reports its exit status.
+  """Sends a child's pidfd, waits for its end and reports its exit status.
 
   Returns:
     False if `control` was closed, which ends the server.
   """
   exit_fd = os.pidfd_open(child)
+  socket.send_fds(control, [b'{"started": true}'], [exit_fd])
   poll = select.poll()
   poll.register(exit_fd, select.POLLIN)
   poll.register(control.fileno(), select.POLLIN)
@@ -179,9 +143,37 @@ def _watch(child: int, control: socket.socket) -> bool:
   return is_open
 
 
+def _change_user(config: dict) -> bool:
+  """Leaves the host's files and user, as far as the tier does.
+
+  Landlock needs the owner's access to the interpreter's files, so there root
+  changes its real user id alone, for which the kernel counts threads.
+
+  Returns:
+    Whether this process has a user id of its own.
+  """
+  if config['tier'] == 'chroot':
+    _chroot(config['root'])
+  uid = config['uid']
+  if uid is None:
+    return False
+  if config['tier'] == 'landlock':
+    try:
+      os.setresuid(uid, 0, 0)
+    except OSError:  # Without CAP_SETUID, or a user namespace lacks the id.
+      return False
+    return True
+  os.setgroups([])
+  os.setresgid(uid, uid, uid)
+  os.setresuid(uid, uid, uid)
+  _drop_capabilities()
+  return True
+
+
 def _chroot(root: str):
   """Makes the folder of the standard library the root of the file system."""
   os.chroot(root)
+  os.chdir('/')
   sys.path[:] = ['/', '/lib-dynload']
   for module in list(sys.modules.values()):
     if isinstance(paths := getattr(module, '__path__', None), list):
@@ -200,34 +192,35 @@ def _drop_capabilities():
 # --- In the child ------------------------------------------------------------
 
 
-def _child(
-  request: dict, data: int, null: int, rules: int | None, child_filter: bytes
-):
+def _child(request: dict, fds: list[int], confinement: _Confinement):
   """Confines this process irrevocably, then runs one program."""
   seccomp.libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # Dies with the server.
-  if rules is not None:
-    landlock.restrict(
-      rules
-    )  # A new domain: its signals do not reach the server.
+  if confinement.rules is not None:
+    # A new domain: its signals do not reach the server.
+    landlock.restrict(confinement.rules)
+  data, *stdin = fds
   for fd in range(3):
-    os.dup2(null, fd)
-  os.dup2(data, 3)
-  if request['mode'] == 'script':
-    os.dup2(data, 0)
+    os.dup2(confinement.null, fd)
+  if stdin:
+    os.dup2(stdin[0], 0)
     os.dup2(data, 1)
+  os.dup2(data, 3)
   os.closerange(4, 1024)
+  tasks = 0
+  if confinement.has_threads:
+    tasks = _MAX_THREADS + (0 if confinement.own_user else _user_tasks())
   for kind, limit in (
     ('AS', request['memory_bytes']),
     ('CPU', request['cpu_secs']),
     ('FSIZE', 0),
     ('CORE', 0),
     ('NOFILE', 32),
-    ('NPROC', 0),
+    ('NPROC', tasks),
     ('MEMLOCK', 0),
     ('MSGQUEUE', 0),
   ):
     resource.setrlimit(getattr(resource, f'RLIMIT_{kind}'), (limit, limit))
-  seccomp.install(child_filter)
+  seccomp.install(confinement.child_filter)
   for name in [name for name in sys.modules if name.startswith('r1jax')]:
     del sys.modules[name]
   random.seed(0)  # Verdicts are reproducible.
@@ -235,6 +228,37 @@ def _child(
     _serve_calls(request['reply_bytes'])
   else:
     _run_script()
+
+
+def _user_tasks() -> int:
+  """Counts the processes and threads of this process's user.
+
+  The kernel tells in no other way what RLIMIT_NPROC counts: this finds the
+  smallest limit, to within eight, at which a thread starts.
+  """
+  _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+  most = (1 << 22) if most < 0 else most
+  ended = _thread.allocate_lock()
+
+  def starts(limit: int) -> bool:
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, most))
+    ended.acquire()
+    try:
+      _thread.start_new_thread(ended.release, ())
+    except RuntimeError:
+      ended.release()
+      return False
+    ended.acquire()
+    ended.release()
+    return True
+
+  low, high = 0, 64
+  while high < most and not starts(high):
+    low, high = high, 2 * high
+  while high - low > 8:
+    middle = (low + high) // 2
+    low, high = (low, middle) if starts(middle) else (middle, high)
+  return min(high, most - _MAX_THREADS)
 
 
 def _serve_calls(reply_bytes: int):
@@ -269,8 +293,8 @@ def _serve_calls(reply_bytes: int):
 
 
 def _run_script():
-  """Runs a program as __main__, with the rest of the data as standard input."""
-  source = json.loads(_receive())
+  """Runs a program as __main__, after the sources that prepare its module."""
+  sources = json.loads(_receive())
   os.close(3)
   streams: Any = sys  # Typed as final, but a program must see these.
   streams.stdin = streams.__stdin__ = open(0, encoding='utf-8', closefd=False)
@@ -281,15 +305,19 @@ def _run_script():
   sys.argv[:] = ['program']
   exit_now, status = os._exit, 0
   statuses = {kind: number for number, kind in EXIT_STATUSES.items()}
+  space = _module('__main__').__dict__
   try:
-    exec(compile(source, '<program>', 'exec'), _module('__main__').__dict__)
+    for name, text in sources:
+      exec(compile(text, f'<{name}>', 'exec'), space)
   except SystemExit as error:
     status = 0 if error.code in (None, 0) else 1
   except BaseException as error:
-    status = statuses[_failure(error)['error']]
+    exit_now(statuses[_failure(error)['error']])  # Its threads do not matter.
   try:
+    runtime.finish_threads()
     atexit._run_exitfuncs()
     sys.stdout.flush()
+    runtime.flush_files()
   except BaseException:
     status = status or 1
   exit_now(status)

@@ -1,30 +1,39 @@
 """One slot of a sandbox: a server and the program that runs under it.
 
 The slot's server (`server.py`) forks a process for each program. Deadlines are
-enforced here, outside the sandbox, by the wall clock. Replies are untrusted data
-that is compared here: a program may send anything.
+enforced here, outside the sandbox, on the clock of workers/clock.py: other load on
+the machine does not make a program exceed them. Replies are untrusted data that is
+compared here: a program may send anything.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
-import selectors
 import signal
 import socket
 import struct
 import subprocess
-import time
 from typing import Any
 
 from r1jax.workers.sandbox import server as sandbox_server
 from r1jax.workers.sandbox import tiers
+from r1jax.workers.sandbox.packages import Packages
+from r1jax.workers.sandbox.process import Deadline, Process, TooLongError
 from r1jax.workers.sandbox.tiers import SandboxUnavailable
 
 _START_SECS = 60.0  # A server imports its modules, perhaps on a busy machine.
-_END_SECS = 5.0  # A killed process normally ends within milliseconds.
+# The kernel sends these signals to a process that used up its CPU time.
+_KILLED = (-signal.SIGXCPU, -signal.SIGKILL)
+_SEALS = (
+  fcntl.F_SEAL_SEAL
+  | fcntl.F_SEAL_SHRINK
+  | fcntl.F_SEAL_GROW
+  | fcntl.F_SEAL_WRITE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +41,7 @@ class SandboxLimits:
   """Resource limits of one program.
 
   Attributes:
-    memory_bytes: Address space, including the 60 MB of the interpreter.
+    memory_bytes: Address space, including that of the interpreter.
     cpu_secs: CPU-seconds of all its calls together.
     reply_bytes: Size of one returned value or of the standard output.
   """
@@ -53,16 +62,14 @@ class Reply:
     value: The encoded value (data/code/values.py), or the standard output.
     message: Description of the failure.
     alive: Whether the process can run another call.
+    secs: Seconds that the program used, on the clock of its deadline.
   """
 
   status: str
   value: object = None
   message: str = ''
   alive: bool = True
-
-
-class _TooLong(Exception):
-  """A reply exceeds its size limit."""
+  secs: float = dataclasses.field(default=0.0, compare=False)
 
 
 class Slot:
@@ -70,6 +77,7 @@ class Slot:
 
   Attributes:
     limits: Resource limits of its programs.
+    has_threads: Whether its programs may start threads, once it has started.
   """
 
   def __init__(
@@ -77,10 +85,12 @@ class Slot:
     tier: str,
     number: int,
     limits: SandboxLimits,
+    packages: Packages,
     launcher: futures.Executor,
   ):
-    self.limits = limits
+    self.limits, self.has_threads = limits, False
     self._tier, self._number, self._launcher = tier, number, launcher
+    self._packages = packages
     self._server: subprocess.Popen[bytes] | None = None
     self._control: Any = None  # A socket, once the server has been started.
 
@@ -90,7 +100,9 @@ class Slot:
     Raises:
       SandboxUnavailable: It does not start; has the message of server or bwrap.
     """
-    plan = tiers.launch(self._tier, self._number)
+    plan = tiers.launch(
+      self._tier, self._number, self._packages, self.limits.memory_bytes
+    )
     self._control, theirs = socket.socketpair(
       socket.AF_UNIX, socket.SOCK_SEQPACKET
     )
@@ -128,6 +140,7 @@ class Slot:
         f'{self._tier}: did not start: {message.decode(errors="replace")}'
       )
     errors.close()
+    self.has_threads = json.loads(answer)['threads']
 
   def stop(self):
     """Kills the server and all processes that it started."""
@@ -139,40 +152,52 @@ class Slot:
       self._server.wait()
 
   def run_script(
-    self, source: str, stdin: str, secs: float, reply_bytes: int | None = None
+    self,
+    source: str,
+    stdin: str,
+    secs: float,
+    reply_bytes: int | None = None,
+    prelude: str = '',
   ) -> Reply:
     """Runs a program as a script and returns its standard output.
 
     Args:
       source: The program.
       stdin: Its standard input.
-      secs: Wall-clock limit.
+      secs: Limit of the time that it uses, see workers/clock.py.
       reply_bytes: Size limit of the output; None for that of `limits`.
+      prelude: Source that runs before the program, in the same module.
     """
-    deadline = time.monotonic() + secs
-    with self._process('script') as process:
+    sources = [('prelude', prelude)] if prelude else []
+    with (
+      _input_file(stdin.encode(errors='replace')) as file,
+      self._process('script', file) as process,
+    ):
+      deadline = Deadline(process, secs)
       try:
-        output = process.communicate(
-          _frame(source) + stdin.encode(errors='replace'),
-          deadline,
-          reply_bytes or self.limits.reply_bytes,
+        with contextlib.suppress(ConnectionError):  # It ended at once.
+          process.send(_frame([*sources, ('program', source)]), deadline)
+        output = process.receive_all(
+          reply_bytes or self.limits.reply_bytes, deadline
         )
       except TimeoutError:
-        return Reply('timeout', alive=False)
-      except _TooLong:
-        return Reply('output', alive=False)
+        return Reply('timeout', alive=False, secs=secs)
+      except TooLongError:
+        return Reply('output', alive=False, secs=deadline.used_secs())
+      used = deadline.used_secs()
       status = process.end(deadline)
     if status is None:
       return Reply('lost', alive=False)
-    if status in (-signal.SIGXCPU, -signal.SIGKILL):
-      return Reply('timeout', alive=False)
+    if status in _KILLED:
+      return Reply('timeout', alive=False, secs=secs)
     if status != 0:
       return Reply(
         sandbox_server.EXIT_STATUSES.get(status, 'error'),
         alive=False,
         message=f'exit status {status}',
+        secs=used,
       )
-    return Reply('ok', output.decode(errors='replace'), alive=False)
+    return Reply('ok', output.decode(errors='replace'), alive=False, secs=used)
 
   @contextlib.contextmanager
   def call_session(
@@ -183,13 +208,14 @@ class Slot:
     Args:
       sources: Names and texts of Python sources, run one after the other in one
         module.
-      secs: Wall-clock limit of running the sources.
+      secs: Limit of the time that the sources use, see workers/clock.py.
     """
     with self._process('calls') as process:
       yield CallSession(process, sources, secs, self.limits.reply_bytes)
 
   @contextlib.contextmanager
-  def _process(self, mode: str) -> Iterator['_Process']:
+  def _process(self, mode: str, *files: int) -> Iterator[Process]:
+    """Starts a process, which gets the descriptors of files."""
     if self._server is None or self._server.poll() is not None:
       self.start()
     ours, theirs = socket.socketpair()
@@ -197,140 +223,39 @@ class Slot:
     with ours:
       with theirs:
         packet = [json.dumps(request).encode()]
+        fds = [theirs.fileno(), *files]
         try:
-          socket.send_fds(self._control, packet, [theirs.fileno()])
+          socket.send_fds(self._control, packet, fds)
         except OSError:  # The server died since its last program.
           self.stop()
           self.start()
-          socket.send_fds(self._control, packet, [theirs.fileno()])
-      process = _Process(self._control, ours)
+          socket.send_fds(self._control, packet, fds)
+      process = Process(self._control, ours)
       try:
         yield process
       finally:
-        process.end(deadline=0)
+        process.end()
         if process.lost:
           self.stop()
           self.start()
 
 
-class _Process:
-  """The process of one program, controlled from outside the sandbox.
+@contextlib.contextmanager
+def _input_file(data: bytes) -> Iterator[int]:
+  """Yields the descriptor of a file in memory that nobody can change.
 
-  Attributes:
-    lost: Whether the server no longer answers.
+  A standard input that is a file has a size, which programs ask for.
   """
-
-  def __init__(self, control: socket.socket, data: socket.socket):
-    self._control, self._data = control, data
-    self._status: int | None = None
-    self.lost = False
-
-  def end(self, deadline: float) -> int | None:
-    """Waits for the process until the deadline, then kills it.
-
-    Returns:
-      Its exit status, or −signal; None if the server is lost.
-    """
-    if self._status is None and not self.lost:
-      message = self._receive_status(deadline - time.monotonic())
-      if message is None:
-        with contextlib.suppress(OSError):
-          self._control.send(b'{"kill": true}')
-        message = self._receive_status(_END_SECS)
-      self.lost = not message
-      self._status = json.loads(message)['exit'] if message else None
-    return self._status
-
-  def _receive_status(self, secs: float) -> bytes | None:
-    """Receives the server's packet; b'' if it is gone, None on a timeout."""
-    self._control.settimeout(max(secs, 1e-4))
-    try:
-      return self._control.recv(4096)
-    except TimeoutError:
-      return None
-    except OSError:
-      return b''
-
-  def send(self, payload: bytes, deadline: float):
-    """Sends bytes to the process; raises TimeoutError after the deadline."""
-    self._set_timeout(deadline)
-    self._data.sendall(payload)
-
-  def receive(self, max_bytes: int, deadline: float) -> bytes | None:
-    """Receives one frame; None if the process ended.
-
-    Raises:
-      TimeoutError: The deadline passed.
-      _TooLong: The frame announces more than max_bytes.
-    """
-    header = self._read_exactly(4, deadline)
-    if not header:
-      return None
-    (length,) = struct.unpack('>I', header)
-    if length > max_bytes:
-      raise _TooLong
-    return self._read_exactly(length, deadline)
-
-  def _read_exactly(self, count: int, deadline: float) -> bytes | None:
-    parts, missing = [], count
-    while missing:
-      self._set_timeout(deadline)
-      try:
-        part = self._data.recv(min(missing, 1 << 16))
-      except ConnectionError:
-        part = b''
-      if not part:
-        return None
-      parts.append(part)
-      missing -= len(part)
-    return b''.join(parts)
-
-  def communicate(
-    self, payload: bytes, deadline: float, max_bytes: int
-  ) -> bytes:
-    """Sends the payload and receives until the end; raises as `receive`."""
-    unsent: memoryview | None = memoryview(payload)
-    parts: list[bytes] = []
-    count = 0
-    self._data.setblocking(False)
-    with selectors.DefaultSelector() as selector:
-      selector.register(
-        self._data, selectors.EVENT_READ | selectors.EVENT_WRITE
-      )
-      while True:
-        ready = selector.select(self._secs_left(deadline))
-        events = ready[0][1] if ready else 0
-        try:
-          if unsent is not None and events & selectors.EVENT_WRITE:
-            unsent = unsent[self._data.send(unsent[: 1 << 16]) :]
-            if not unsent:
-              unsent = None
-              self._data.shutdown(socket.SHUT_WR)
-              selector.modify(self._data, selectors.EVENT_READ)
-          if events & selectors.EVENT_READ:
-            part = self._data.recv(1 << 16)
-            if not part:
-              return b''.join(parts)
-            parts.append(part)
-            count += len(part)
-            if count > max_bytes:
-              raise _TooLong
-        except BlockingIOError:
-          continue
-        except BrokenPipeError:  # The program ended before it read all input.
-          unsent = None
-          selector.modify(self._data, selectors.EVENT_READ)
-        except ConnectionError:
-          return b''.join(parts)
-
-  def _set_timeout(self, deadline: float):
-    self._data.settimeout(self._secs_left(deadline))
-
-  def _secs_left(self, deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-      raise TimeoutError
-    return left
+  fd = os.memfd_create('stdin', os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+  try:
+    unwritten = memoryview(data)
+    while unwritten:
+      unwritten = unwritten[os.write(fd, unwritten) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    yield fd
+  finally:
+    os.close(fd)
 
 
 class CallSession:
@@ -342,7 +267,7 @@ class CallSession:
 
   def __init__(
     self,
-    process: _Process,
+    process: Process,
     sources: Sequence[tuple[str, str]],
     secs: float,
     reply_bytes: int,
@@ -356,27 +281,27 @@ class CallSession:
 
   def _request(self, message, secs: float) -> Reply:
     """Sends a JSON message and waits for the reply."""
-    deadline = time.monotonic() + secs
+    deadline = Deadline(self._process, secs)
     try:
       self._process.send(_frame(message), deadline)
-      payload = self._process.receive(self._max_bytes, deadline)
+      payload = self._process.receive_frame(self._max_bytes, deadline)
     except TimeoutError:
-      return Reply('timeout', alive=False)
-    except _TooLong:
-      return Reply('output', alive=False)
+      return Reply('timeout', alive=False, secs=secs)
+    except TooLongError:
+      return Reply('output', alive=False, secs=deadline.used_secs())
     except ConnectionError:
       payload = None
+    used = deadline.used_secs()
     if payload is not None:
-      return _parse_reply(payload)
+      return dataclasses.replace(_parse_reply(payload), secs=used)
     status = self._process.end(deadline)
     if self._process.lost:
       return Reply('lost', alive=False)
-    # The kernel sends these signals to a process that used up its CPU time.
-    timed_out = status in (-signal.SIGXCPU, -signal.SIGKILL)
     return Reply(
-      'timeout' if timed_out else 'error',
+      'timeout' if status in _KILLED else 'error',
       alive=False,
       message=f'exit status {status}',
+      secs=used,
     )
 
 

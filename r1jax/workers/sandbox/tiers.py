@@ -21,14 +21,24 @@ import sysconfig
 
 from r1jax.data.code import values as code_values
 from r1jax.errors import UserError
-from r1jax.workers.sandbox import landlock, seccomp
+from r1jax.workers.sandbox import landlock, runtime, seccomp
 from r1jax.workers.sandbox import server as sandbox_server
+from r1jax.workers.sandbox.packages import Packages
 
 TIERS = ('bubblewrap', 'landlock', 'chroot')
-# Start of systemd's range of dynamic user ids.
-_FIRST_UID = 61184
-# A fixed hash seed gives sets the same order in every server.
-_ENVIRONMENT = {'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8'}
+# systemd's range of dynamic user ids. A slot takes one that depends on this
+# process, since the kernel counts the threads of a user on the whole machine.
+_FIRST_UID, _NUM_UIDS = 61184, 4336
+_ENVIRONMENT = {
+  'PYTHONHASHSEED': '0',  # The same order of sets in every server.
+  'LC_ALL': 'C.UTF-8',
+  # Each arena, one a thread, would take 64 MB of a program's address space.
+  'MALLOC_ARENA_MAX': '1',
+  # Libraries of numpy would start a thread for each core.
+  'OPENBLAS_NUM_THREADS': '1',
+  'OMP_NUM_THREADS': '1',
+  'MKL_NUM_THREADS': '1',
+}
 # The sources arrive through the control socket, since the sandbox does not see
 # their files. Each package that holds one of them is listed here.
 _LOADER = """
@@ -69,8 +79,16 @@ class Launch:
   handshake: bytes
 
 
-def launch(tier: str, slot: int) -> Launch:
+def launch(
+  tier: str, slot: int, packages: Packages, memory_bytes: int
+) -> Launch:
   """Returns how to start the server of a slot in a tier.
+
+  Args:
+    tier: One of TIERS.
+    slot: Number of the slot.
+    packages: Packages that programs may import beside the standard library.
+    memory_bytes: Address space of a program.
 
   Raises:
     SandboxUnavailable: This machine lacks something that the tier needs.
@@ -81,15 +99,20 @@ def launch(tier: str, slot: int) -> Launch:
   root = os.geteuid() == 0
   python = os.path.realpath(sys.executable)
   command = [python, '-sSB', '-c', _LOADER]
+  readable = [*_libraries(), *packages.files]
   if tier == 'bubblewrap':
-    command = _bubblewrap(python, root) + command
+    command = _bubblewrap(python, readable, root) + command
+  uid = _FIRST_UID + (os.getpid() * 16 + slot) % _NUM_UIDS
   config = {
     'tier': tier,
     'root': sysconfig.get_path('stdlib'),
-    'uid': _FIRST_UID + slot if root and tier != 'landlock' else None,
-    'readable': _libraries(),
+    'uid': uid if root else None,
+    'readable': readable,
+    'packages': packages.names,
+    'paths': packages.paths,
+    'max_stack_bytes': memory_bytes // 2,
   }
-  modules = (code_values, seccomp, landlock, sandbox_server)
+  modules = (code_values, seccomp, landlock, runtime, sandbox_server)
   handshake = {
     'config': config,
     'sources': {
@@ -123,7 +146,7 @@ def _libraries() -> list[str]:
   return [path for path in dict.fromkeys(paths) if os.path.exists(path)]
 
 
-def _bubblewrap(python: str, root: bool) -> list[str]:
+def _bubblewrap(python: str, readable: list[str], root: bool) -> list[str]:
   """Returns the bwrap command: no /proc, no tmpfs to fill, two devices.
 
   Run by root, it uses no user namespace, so that the server can change from root
@@ -141,7 +164,7 @@ def _bubblewrap(python: str, root: bool) -> list[str]:
   ]
   for name, value in _ENVIRONMENT.items():
     command += ['--setenv', name, value]
-  for path in [*_libraries(), python]:
+  for path in [*readable, python]:
     for parent in reversed(pathlib.PurePath(path).parents[:-1]):
       # Root's home is not readable for other users, and its copy would not be.
       command += ['--perms', '0755', '--dir', str(parent)]

@@ -12,6 +12,14 @@ libc = ctypes.CDLL(None, use_errno=True)
 def call(number, *args):
   args = [a if isinstance(a, bytes) else ctypes.c_long(a) for a in args]
   return libc.syscall(ctypes.c_long(number), *args)
+def in_thread(function):
+  import threading
+  results = []
+  thread = threading.Thread(target=lambda: results.append(function()))
+  threading.excepthook = lambda *args: None
+  thread.start()
+  thread.join()
+  return results[0] if results else None
 """
 
 ATTACKS = {
@@ -155,10 +163,76 @@ import subprocess
 return subprocess.run(["/bin/true"])""",
   'spawn': 'return os.posix_spawn("/bin/true", ["true"], {})',
   'execute': 'os.execv("/bin/true", ["true"])',
-  'a thread': """
-import threading
-threading.Thread(target=print).start()
+  'a process by clone': """
+for flags in (17, 0x100, 0x4100 | 17, 0x1000000 | 17, 0x3C0F00, 0x8D0F00,
+              0x3D0F00 | 0x8000, 0x3D0F00 | 0x10000000, 0x3D0F00 | 17, 0x10F00,
+              0x3D0F00 & ~0x800, 0x3D0F00 | 0x2000):
+  if call(56, flags, 0, 0, 0, 0) >= 0:
+    return True""",
+  'a process by clone3': """
+import struct
+for flags in (0, 0x3C0F00):
+  arguments = struct.pack('8Q', flags, 0, 0, 0, 17, 0, 0, 0)
+  if call(435, arguments, 64) >= 0:
+    return True""",
+  'fork in a thread': """
+return in_thread(os.fork) is not None""",
+  'read a file in a thread': """
+return in_thread(lambda: open(SECRET).read())""",
+  'a socket in a thread': """
+import socket
+return in_thread(socket.socket)""",
+  'become root in a thread': """
+return in_thread(lambda: os.setuid(0) or True)""",
+  'loosen the filter in a thread': """
+return in_thread(lambda: call(157, 22, 0, 0, 0) == 0 or None)""",
+  'signal in a thread': """
+return in_thread(lambda: os.kill(os.getppid(), 0) or True)""",
+  'many threads': """
+import _thread
+gate = _thread.allocate_lock()
+gate.acquire()
+_thread.stack_size(1 << 15)
+for _ in range(2000):
+  _thread.start_new_thread(gate.acquire, ())
 return True""",
+  'many threads of C': """
+attributes = ctypes.create_string_buffer(128)
+libc.pthread_attr_init(attributes)
+libc.pthread_attr_setstacksize(attributes, ctypes.c_long(16384))
+thread = ctypes.c_long()
+for _ in range(2000):
+  if libc.pthread_create(ctypes.byref(thread), attributes, libc.sleep,
+                         ctypes.c_long(9)):
+    return None
+return True""",
+  'room for more threads': """
+import resource
+resource.setrlimit(resource.RLIMIT_NPROC, (-1, -1))
+return True""",
+  'a pool of processes': """
+import multiprocessing.context
+multiprocessing.get_context("fork").Process(target=print).start()
+return True""",
+  'a process executor': """
+from concurrent.futures import process
+with process.ProcessPoolExecutor(1) as pool:
+  return pool.submit(os.getpid).result() != os.getpid()""",
+  'an event loop with a socket': """
+import asyncio, selectors
+return asyncio.SelectorEventLoop(selectors.SelectSelector())._selector \
+    .register(3, 1)""",
+  'a reader of an event loop': """
+import asyncio
+asyncio.new_event_loop().add_reader(3, print)
+return True""",
+  'a subprocess of an event loop': """
+import asyncio
+async def main():
+  return await asyncio.create_subprocess_exec("/bin/true")
+return asyncio.run(main())""",
+  'the file behind /dev/stdin': """
+return open("/dev/stdin/../../" + SECRET).read()""",
   # Privileges.
   'become root': """
 os.setuid(0)
@@ -211,7 +285,13 @@ HARMLESS = (
   'a socket',
   'a subprocess',
   'spawn',
-  'a thread',
+  'many threads',
+  'many threads of C',
+  'read a file in a thread',
+  'a socket in a thread',
+  'a pool of processes',
+  'a process executor',
+  'a subprocess of an event loop',
   'an abstract socket',
   'a pair of sockets',
   'a temporary file',
@@ -406,6 +486,75 @@ import threading, time
 for _ in range(10**6): threading.Thread(target=time.sleep, args=[99]).start()
 """,
     ('forbidden', 'memory'),
+  ),
+  'a thread that stays': (
+    """
+import threading
+def stay():
+  while True: pass
+threading.Thread(target=stay).start()""",
+    ('timeout',),
+  ),
+  'a thread that sleeps': (
+    """
+import threading, time
+threading.Thread(target=time.sleep, args=[1000]).start()""",
+    ('timeout',),
+  ),
+  'a thread that outlives the main one': (
+    """
+import ctypes, threading
+def stay():
+  while True: pass
+threading.Thread(target=stay).start()
+ctypes.CDLL(None).syscall(60, 0)""",
+    ('timeout',),
+  ),
+  'threads that respawn': (
+    """
+import threading
+def spawn():
+  while True:
+    try: threading.Thread(target=spawn, daemon=True).start()
+    except RuntimeError: pass
+spawn()""",
+    ('timeout', 'memory'),
+  ),
+  'a deadlock': (
+    """
+import threading
+lock = threading.Lock()
+lock.acquire()
+lock.acquire()""",
+    ('timeout',),
+  ),
+  'short naps': ('import time\nwhile True: time.sleep(0.001)', ('timeout',)),
+  'an event loop without an end': (
+    """
+import asyncio
+asyncio.new_event_loop().run_forever()""",
+    ('timeout',),
+  ),
+  'the memory of threads': (
+    """
+import threading
+def take(): x.append(bytearray(1 << 27))
+x = []
+for _ in range(64):
+  thread = threading.Thread(target=take)
+  thread.start()
+  thread.join()
+assert len(x) < 8
+raise MemoryError""",
+    ('memory',),
+  ),
+  'a flood of threads': (
+    """
+import threading
+def flood():
+  while True: print("x" * 10000)
+for _ in range(8): threading.Thread(target=flood).start()""",
+    ('output',),
   ),
   'many descriptors': (
     """
