@@ -120,6 +120,8 @@ def read(
   seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
+      if row.fields is not None:
+        row = row._replace(fields=source.adapt(row.fields))
       fields = _checked(row, source.fields, seen)
       if wanted and fields['split'] != wanted:
         continue
@@ -151,7 +153,9 @@ def _prompt(source: Source, fields: dict, where: str) -> Prompt:
     where=where,
     language=language,
     messages=messages,
-    fields=_as_json(fields),
+    fields=_as_json(
+      {k: v for k, v in fields.items() if k not in source.hidden}
+    ),
   )
 
 

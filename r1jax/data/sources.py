@@ -18,13 +18,14 @@ A plugin registers a dataset of one's own, which `config.data.task` then names:
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import hashlib
 import json
 import re
 from typing import Any
 
 from r1jax import registry
 from r1jax.data.code import sources as code_sources
-from r1jax.data.code.cases import CodeTests
+from r1jax.data.code.cases import CodeTests, StdioCase
 from r1jax.data.splits import HELD_OUT, TRAIN
 from r1jax.data.tasks.countdown import countdown_answer
 from r1jax.data.text import conversation
@@ -58,6 +59,9 @@ class Source:
     split_names: For files that hold several splits, the value of the field
       'split' for each split.
     language: ISO 639 code of the rows without a field 'language'.
+    adapt: Function from a row as it is shared to one with the fields above;
+      raises ValueError for a row that it cannot read.
+    hidden: Fields, with their answers, that rewards and logs do not see.
   """
 
   files: Mapping[str, str]
@@ -69,6 +73,8 @@ class Source:
   messages: Callable[[dict], tuple[Message, ...]] = row_messages
   split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
   language: str = 'en'
+  adapt: Callable[[dict], dict] = lambda row: row
+  hidden: tuple[str, ...] = ()
 
   def path(self, split: str) -> str:
     """Returns the path of a split.
@@ -108,6 +114,80 @@ def _tests(convert: Callable[[dict], CodeTests]) -> Callable[[dict], str]:
       raise ValueError(str(error)) from error
 
   return answer
+
+
+_ID_FIELDS = ('id', 'question_id', 'task_id', 'problem_id')
+_QUESTION_FIELDS = (
+  'question',
+  'question_content',
+  'problem',
+  'prompt',
+  'description',
+  'text',
+)
+
+
+def adapt_program_row(row: dict) -> dict:
+  """Returns a row of a task to write a program as {id, question, tests}.
+
+  The id and the question may have any of the usual names; a row without an id
+  gets one of its question. The question ends in the starter code, if any, or for
+  a script in how it reads and writes. `tests` holds CodeTests.to_json().
+
+  Raises:
+    ValueError: the row has no question, or tests of no known form.
+  """
+  question = next(
+    (row[x] for x in _QUESTION_FIELDS if isinstance(row.get(x), str)), ''
+  )
+  if not question.strip():
+    raise ValueError(f'needs a text in one of {", ".join(_QUESTION_FIELDS)}')
+  name = next((row[x] for x in _ID_FIELDS if row.get(x) is not None), None)
+  if name is None:
+    name = hashlib.sha256(question.encode(errors='replace')).hexdigest()[:16]
+  try:
+    tests = code_sources.any_form({**row, 'id': str(name)})
+  except UserError as error:
+    raise ValueError(str(error)) from error
+  starter = row.get('starter_code') or ''
+  if starter.strip():
+    question += f'\n\nComplete this code:\n```python\n{starter.strip()}\n```'
+  elif isinstance(tests.cases[0], StdioCase):
+    question += (
+      '\n\nThe program reads from standard input and writes to standard output.'
+    )
+  kept = {key: row[key] for key in ('split', 'language') if key in row}
+  return kept | {
+    'id': str(name),
+    'question': question,
+    'tests': tests.to_json(),
+  }
+
+
+def _humaneval_row(row: dict) -> dict:
+  """Returns a row under the names of our copy; the hub has a task_id."""
+  return {**row, 'id': row.get('id') or row.get('task_id')}
+
+
+def _mbpp_row(row: dict) -> dict:
+  """Returns a row under the names of our copy, with the tests in its question.
+
+  Only the tests tell how the function is called.
+  """
+  name = row.get('id') or f'mbpp-{row.get("task_id")}'
+  prompt, tests = row.get('prompt') or row.get('text'), row.get('test_list')
+  question = prompt
+  if prompt and isinstance(tests, list):
+    question = '\n'.join(
+      [f'{prompt}\n\nYour code should pass these tests:\n', *map(str, tests)]
+    )
+  return {
+    'split': 'unknown',
+    **row,
+    'id': name,
+    'prompt': prompt,
+    'question': question,
+  }
 
 
 _TURN = re.compile(r'\n\n(Human|Assistant):')
@@ -206,6 +286,7 @@ registry.dataset('humaneval')(
     fields={'id': str, 'prompt': str, 'entry_point': str, 'test': str},
     grader='code',
     question='prompt',
+    adapt=_humaneval_row,
     answer=_tests(code_sources.humaneval),
     origin='openai/human-eval (MIT)',
   )
@@ -216,11 +297,40 @@ registry.dataset('mbpp')(
     fields={'id': str, 'prompt': str, 'test_list': list, 'split': str},
     split_names={TRAIN: 'train', HELD_OUT: 'test'},
     grader='code',
-    question='prompt',
+    adapt=_mbpp_row,
     answer=_tests(code_sources.mbpp),
     origin='google-research/google-research, mbpp (CC BY 4.0)',
   )
 )
+_PROGRAMS: dict[str, Any] = dict(
+  fields={'id': str, 'question': str, 'tests': dict},
+  grader='code',
+  answer=lambda row: json.dumps(row['tests']),
+  adapt=adapt_program_row,
+  hidden=('tests',),
+)
+for _name, _splits, _origin in (
+  ('livecodebench', [HELD_OUT], 'livecodebench/code_generation_lite'),
+  ('apps', [TRAIN, HELD_OUT], 'hendrycks/apps (MIT)'),
+  ('taco', [TRAIN, HELD_OUT], 'BAAI/TACO (Apache-2.0)'),
+  (
+    'code_contests',
+    [TRAIN, HELD_OUT],
+    'google-deepmind/code_contests (CC BY 4.0)',
+  ),
+  # Rows of any of these forms, or with a field `tests`.
+  ('code', [TRAIN, HELD_OUT], 'your own rows, as docs/extending.md shows'),
+):
+  registry.dataset(_name)(
+    Source(
+      files={
+        split: f'code/{_name}_{"train" if split == TRAIN else "test"}'
+        for split in _splits
+      },
+      origin=_origin,
+      **_PROGRAMS,
+    )
+  )
 registry.dataset('hh_helpful')(
   Source(
     files={

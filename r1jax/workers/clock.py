@@ -39,7 +39,7 @@ class BusyClock:
 
   def restart(self):
     """Sets the clock to 0."""
-    self._secs = 0.0
+    self._secs, self._slept = 0.0, False
     self._last = time.monotonic(), self._cpu_secs()
 
   def read(self) -> float:
@@ -51,8 +51,10 @@ class BusyClock:
     now = time.monotonic(), self._cpu_secs()
     elapsed, worked = (x - y for x, y in zip(now, self._last))
     self._last = now
-    if worked < elapsed / 2 and self._sleeps():
+    sleeps = worked < elapsed / 2 and self._sleeps()
+    if sleeps and self._slept:  # It slept all the time, as far as is known.
       worked = max(worked, min(elapsed, _MAX_SLEEP_SECS))
+    self._slept = sleeps
     self._secs += worked
     return self._secs
 

@@ -1,5 +1,6 @@
 """What solves its task is right, and nothing else is."""
 
+import dataclasses
 import json
 import random
 import time
@@ -13,7 +14,7 @@ from r1jax.data.code import values as code_values
 from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
 from r1jax.data.datasets import read_jsonl
 from r1jax.graders import code_compare, code_grader, code_runner, dispatch
-from r1jax.graders.code_runner import CodeVerdict, GradingOptions
+from r1jax.graders.code_program import CodeVerdict, GradingOptions
 from r1jax.workers.sandbox import tiers
 from r1jax.workers.sandbox.sandbox import Sandbox, SandboxUnavailable
 from tests.graders import forgeries, mutants
@@ -142,29 +143,69 @@ def test_partial_credit_is_the_share_of_cases(sandbox, program, passed):
   )
 
 
+def test_a_program_ends_at_its_first_time_out(sandbox):
+  """With partial credit, an endless loop takes one limit, not one a case."""
+  loop = 'def solve(x):\n  if len(x) < 3: return []\n  while True: pass'
+  for cases in (SORT, dataclasses.replace(SORT, cases=SORT.cases * 20)):
+    options = GradingOptions(case_secs=0.3, partial=True)
+    found = code_runner.run_tests(loop, cases, sandbox, options)
+    assert (found.verdict, found.passed) == ('timeout', 0)
+  # The cases passed before it count.
+  late = 'def solve(x):\n  while x == [2, 2, 1]: pass\n  return sorted(x)'
+  found = code_runner.run_tests(late, SORT, sandbox, options)
+  assert (found.verdict, found.score) == ('timeout', 2 / 3)
+  script = 'n = int(input().split()[0])\nwhile n > 1: pass\nprint(3)'
+  found = code_runner.run_tests(script, SUM, sandbox, options)
+  assert (found.verdict, found.score) == ('timeout', 1 / 2)
+
+
 def test_a_program_has_a_bounded_time(sandbox):
-  start = time.monotonic()
   slow = 'import time\ndef solve(x): time.sleep(0.3); return sorted(x)'
   options = GradingOptions(program_secs=0.8, partial=True)
   found = code_runner.run_tests(slow, SORT, sandbox, options)
-  assert found.verdict == 'timeout' and found.passed <= 2
-  assert time.monotonic() - start < 2
+  assert found.verdict == 'timeout' and found.passed <= 2 and found.secs < 2
+
+
+@pytest.mark.parametrize(
+  'loop',
+  [
+    'def solve(x):\n  while True: pass',
+    'while True: pass',
+    'import time\ndef solve(x): time.sleep(1000)',
+    'import re\ndef solve(x): re.match(r"(a+)+$", "a" * 60 + "b")',
+    'import threading\nlock = threading.Lock()\n'
+    'def solve(x):\n  lock.acquire()\n  lock.acquire()',
+    'import asyncio\ndef solve(x): asyncio.new_event_loop().run_forever()',
+    'def solve(x):\n  if x: return sorted(x)\n  while True: pass',
+  ],
+)
+@pytest.mark.parametrize('partial', [True, False])
+def test_loops_of_a_policy_mask_no_honest_program(sandbox, loop, partial):
+  programs = ['def solve(x): return sorted(x)'] * 16 + [loop] * 16
+  order = random.Random(0).sample(range(32), 32)
+  options = GradingOptions(case_secs=0.5, partial=partial)
+  found = code_runner.run_tests_batch(
+    [programs[i] for i in order], [SORT] * 32, sandbox, options
+  )
+  for index, one in zip(order, found):
+    assert one.verdict == ('correct' if index < 16 else 'timeout')
+    assert one.score is not None and (one.score == 1) == (index < 16)
 
 
 def test_a_batch_has_a_bounded_time_and_masks_what_it_did_not_grade(sandbox):
-  programs = ['def solve(x): return sorted(x)'] + ['while True: pass'] * 9
+  programs = ['def solve(x): return sorted(x)'] * 3
+  found = code_runner.run_tests_batch(
+    programs, [SORT] * 3, sandbox, total_secs=0
+  )
+  assert [one.verdict for one in found] == ['ungraded'] * 3
+  assert [one.score for one in found] == [None] * 3
+  sleeps = 'import time\nwhile True: time.sleep(1)'
   start = time.monotonic()
   found = code_runner.run_tests_batch(
-    programs,
-    [SORT] * 10,
-    sandbox,
-    GradingOptions(case_secs=0.5),
-    total_secs=1.2,
+    [sleeps] * 9, [SORT] * 9, sandbox, total_secs=1
   )
-  assert time.monotonic() - start < 4
-  assert [one.verdict for one in found[:2]] == ['correct', 'timeout']
-  assert [one.verdict for one in found[-3:]] == ['ungraded'] * 3
-  assert [one.score for one in found[-3:]] == [None] * 3
+  assert {one.verdict for one in found} == {'ungraded'}
+  assert time.monotonic() - start < 10
 
 
 def test_a_batch_keeps_its_order(sandbox):
@@ -183,27 +224,6 @@ def test_when_the_sandbox_is_gone_nothing_is_scored(monkeypatch, sandbox):
     monkeypatch.setattr(tiers, '_missing', lambda tier: 'it is gone')
     with pytest.raises(SandboxUnavailable, match='it is gone'):
       code_runner.run_tests_batch(['x'] * 3, [SORT] * 3, other)
-
-
-@pytest.mark.parametrize(
-  'answer,program',
-  [
-    ('```python\nx = 1\n```', 'x = 1\n'),
-    ('so\n```python\nx = 1\n```\nor\n```python\nx = 2\n```\ndone', 'x = 2\n'),
-    ('so: ```python\nx = 1\n``` done', 'x = 1\n'),
-    ('```\nx = 1\n```', 'x = 1\n'),
-    ('```py\nx = 1\n```', 'x = 1\n'),
-    ('```python\nx = 1\n```\n```\noutput: 1\n```', 'x = 1\n'),
-    ('```python\nx = 1\n', 'x = 1\n'),
-    ('x = 1', 'x = 1'),
-    ('```python\nx = """\n  ```\n"""', 'x = """\n'),
-    ('```Python\r\nx = 1\r\n```', 'x = 1\r\n'),
-    ('', ''),
-    (None, None),
-  ],
-)
-def test_the_last_python_block_is_the_program(answer, program):
-  assert code_runner.extract_program(answer) == program
 
 
 @pytest.mark.parametrize(

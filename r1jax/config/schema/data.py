@@ -134,6 +134,11 @@ class DataConfig(Section):
     '\n\n',
     'Text that ends a reasoning step, for search and process reward models.',
   )
+  code_packages: tuple[str, ...] = key(
+    (),
+    'Installed packages that programs may import in the sandbox beside the '
+    "standard library, such as ('numpy', 'sortedcontainers').",
+  )
   max_prompt_tokens: int = key(
     1024,
     'Longest prompt; a longer one is a bad row.',

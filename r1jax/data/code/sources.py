@@ -1,4 +1,4 @@
-"""Converts rows of HumanEval, MBPP and LiveCodeBench to tests as data.
+"""Converts rows of benchmarks of programs to tests as data.
 
 The rows are trusted. To learn what HumanEval's check function expects, it runs
 here, when the dataset is read, on a recorder instead of a candidate solution
@@ -6,28 +6,24 @@ and with a seeded random module. Programs of a model never run here.
 """
 
 import ast
-import base64
 import builtins
 from collections.abc import Callable, Mapping
 import copy
 import datetime
-import io
 import json
 import math
-import pickle
 import random
 import sys
 from typing import Any
-import zlib
 
+from r1jax.data.code import contests
 from r1jax.data.code import values as code_values
 from r1jax.data.code.asserts import (
-  TUPLES_TO_LISTS,
   Assertion,
   UnsupportedAssertion,
   parse_assertions,
 )
-from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
+from r1jax.data.code.cases import CallCase, CodeTests
 from r1jax.errors import UserError
 
 
@@ -68,7 +64,36 @@ def livecodebench(row: Mapping[str, Any]) -> CodeTests:
   Raises:
     UserError: the tests cannot be converted; the message names the row.
   """
-  return _convert(_livecodebench, row)
+  return _convert(contests.livecodebench, row)
+
+
+def apps(row: Mapping[str, Any]) -> CodeTests:
+  """Converts a row of APPS or TACO.
+
+  Args:
+    row: Has input_output, and perhaps starter_code.
+
+  Raises:
+    UserError: the tests cannot be converted; the message names the row.
+  """
+  return _convert(
+    lambda row: contests.input_output(
+      row['id'], row['input_output'], row.get('starter_code') or ''
+    ),
+    row,
+  )
+
+
+def code_contests(row: Mapping[str, Any]) -> CodeTests:
+  """Converts a row of CodeContests.
+
+  Args:
+    row: Has public_tests, and perhaps private_tests and generated_tests.
+
+  Raises:
+    UserError: the tests cannot be converted; the message names the row.
+  """
+  return _convert(contests.code_contests, row)
 
 
 def stdio(row: Mapping[str, Any]) -> CodeTests:
@@ -80,16 +105,45 @@ def stdio(row: Mapping[str, Any]) -> CodeTests:
   Raises:
     UserError: the tests cannot be converted; the message names the row.
   """
-  return _convert(
-    lambda row: CodeTests(
-      id=str(row['id']),
-      cases=tuple(
-        StdioCase(stdin=stdin, stdout=stdout)
-        for stdin, stdout in zip(row['inputs'], row['outputs'], strict=True)
-      ),
-    ),
-    row,
-  )
+  return _convert(lambda row: contests.input_output(row['id'], row), row)
+
+
+def any_form(row: Mapping[str, Any]) -> CodeTests:
+  """Converts a row in whatever form its tests are.
+
+  Args:
+    row: Has `tests`: {inputs, outputs} of APPS; a list of {input, output}; a
+      list of asserts, or a text of them; tests in our own form
+      (CodeTests.to_json); or JSON of any of these. Without `tests`, it has the
+      fields of a benchmark that the other functions convert.
+
+  Raises:
+    UserError: the tests cannot be converted; the message names the row.
+  """
+  return _convert(_any_form, row)
+
+
+def _any_form(row: dict) -> CodeTests:
+  tests = row.get('tests')
+  if isinstance(tests, str):
+    try:
+      tests = json.loads(tests)
+    except ValueError:
+      tests = [tests]
+  starter = row.get('starter_code') or ''
+  if isinstance(tests, dict) and 'cases' in tests:
+    return CodeTests.from_json({**tests, 'id': row['id']})
+  if isinstance(tests, dict):
+    return contests.input_output(row['id'], tests, starter)
+  if isinstance(tests, list) and all(isinstance(x, str) for x in tests):
+    return _mbpp({**row, 'test_list': tests})
+  if isinstance(tests, list):
+    name = row.get('fn_name') or row.get('entry_point')
+    return contests.pairs(row['id'], tests, name, 'class Solution' in starter)
+  for field, convert in _BY_FIELD.items():
+    if row.get(field):
+      return convert(row)
+  raise ValueError(f'it has none of tests, {", ".join(_BY_FIELD)}')
 
 
 def reference(row: Mapping[str, Any]) -> str:
@@ -100,8 +154,13 @@ def reference(row: Mapping[str, Any]) -> str:
 def _convert(convert: Callable, row: Mapping[str, Any]) -> CodeTests:
   """Applies a converter; its errors become a UserError that names the row."""
   name = row.get('id') or row.get('task_id') or row.get('question_id')
+  # The names of the fields on the Hugging Face hub.
+  solution = next(
+    (row[x] for x in ('solution', 'canonical_solution', 'code') if row.get(x)),
+    '',
+  )
   try:
-    tests = convert({**row, 'id': str(name)})
+    tests = convert({**row, 'id': str(name), 'solution': solution})
   except Exception as error:  # The row's own code runs: it may raise anything.
     raise UserError(
       f'code tests: row {name!r} cannot be converted: '
@@ -312,8 +371,9 @@ def _mbpp(row: dict) -> CodeTests:
             ),
           )
         )
+  setup = [*(row.get('test_imports') or []), row.get('test_setup_code') or '']
   return CodeTests(
-    id=row['id'], cases=tuple(cases), setup=row.get('test_setup_code', '')
+    id=row['id'], cases=tuple(cases), setup='\n'.join(filter(None, setup))
   )
 
 
@@ -321,52 +381,14 @@ def _value(node: ast.expr):
   return eval(compile(ast.Expression(node), '<test>', 'eval'), {**_MODULES})
 
 
-# --- LiveCodeBench -----------------------------------------------------------
-
-
-def _livecodebench(row: dict) -> CodeTests:
-  name = _parsed(row.get('metadata') or {}).get('func_name')
-  method = 'class Solution' in (row.get('starter_code') or '')
-  tests = _parsed(row['public_test_cases']) + _private(
-    row.get('private_test_cases') or '[]'
-  )
-  cases: list[Any] = []
-  for test in tests:
-    if test['testtype'] == 'stdin':
-      cases.append(StdioCase(stdin=test['input'], stdout=test['output']))
-      continue
-    args = [
-      code_values.to_source(json.loads(line))
-      for line in test['input'].splitlines()
-      if line.strip()
-    ]
-    cases.append(
-      CallCase(
-        call=f'{"Solution()." if method else ""}{name}({", ".join(args)})',
-        relation='equal',
-        transforms=([TUPLES_TO_LISTS],),
-        expected=code_values.encode(json.loads(test['output'])),
-      )
-    )
-  if len({type(case) for case in cases}) > 1:
-    raise ValueError('tests of both kinds')
-  return CodeTests(id=row['id'], cases=tuple(cases))
-
-
-def _parsed(text):
-  return json.loads(text) if isinstance(text, str) else text
-
-
-def _private(text) -> list:
-  """Parses hidden tests: JSON, or JSON pickled, compressed and in base64."""
-  if not isinstance(text, str) or text.lstrip().startswith('['):
-    return _parsed(text)
-  packed = zlib.decompress(base64.b64decode(text))
-  return json.loads(_TextOnly(io.BytesIO(packed)).load())
-
-
-class _TextOnly(pickle.Unpickler):
-  """Unpickles strings; a pickle that names a class is refused."""
-
-  def find_class(self, module, name):
-    raise pickle.UnpicklingError(f'{module}.{name} in a pickled text')
+# The field by which a row shows its benchmark.
+_BY_FIELD: dict[str, Callable[[dict], CodeTests]] = {
+  'input_output': lambda row: contests.input_output(
+    row['id'], row['input_output'], row.get('starter_code') or ''
+  ),
+  'public_test_cases': contests.livecodebench,
+  'public_tests': contests.code_contests,
+  'test_list': _mbpp,
+  'entry_point': _humaneval,
+  'inputs': lambda row: contests.input_output(row['id'], row),
+}

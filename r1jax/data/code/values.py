@@ -9,8 +9,8 @@
   {1: 'a'}            {"dict": [[1, "a"]]}, whose keys are of any kind
   b'a', 2j            {"bytes": "61"}, {"complex": […, …]}
 
-Only built-in types are encoded, and types of the standard library that equal
-one (a Counter, a named tuple). Other subclasses are refused, since a program may
+Only built-in types are encoded, and types that equal one: a Counter, a named
+tuple, a number of numpy, a sorted list of sortedcontainers. Other subclasses are refused, since a program may
 define their __eq__. Decoded values are built-in ones, so == is Python's own.
 
 This file's source also runs inside the sandbox, so it imports the standard
@@ -29,6 +29,13 @@ _DICTS = (
   collections.OrderedDict,
   collections.defaultdict,
 )
+# Types of packages that equal a built-in one.
+_PACKAGE_TYPES = {
+  'sortedcontainers.sortedlist.SortedList': list,
+  'sortedcontainers.sortedlist.SortedKeyList': list,
+  'sortedcontainers.sortedset.SortedSet': set,
+  'sortedcontainers.sorteddict.SortedDict': dict,
+}
 _KEYS: type = type({}.keys())
 
 
@@ -63,6 +70,11 @@ def encode(value):
         [encode(key), encode(item)] for key, item in _hashed(dict.items(value))
       ]
     }
+  name = f'{kind.__module__}.{kind.__name__}'
+  if kind.__module__ == 'numpy' and hasattr(kind, 'item') and not value.ndim:
+    return encode(value.item())  # A number that numpy made equals Python's.
+  if name in _PACKAGE_TYPES:
+    return encode(_PACKAGE_TYPES[name](value))
   raise TypeError(f'a value of type {kind.__name__!r} is no test value')
 
 

@@ -148,7 +148,7 @@ class _PromptSource:
       )
       self._check(stream, count)
       return stream
-    rows = _read(name, splits.HELD_OUT, self._data.eval_path)
+    rows = _read(self._data, name, splits.HELD_OUT, self._data.eval_path)
     if len(rows) < count:
       raise UserError(
         f'eval: {name} has {len(rows)} held-out rows, fewer than '
@@ -164,9 +164,8 @@ class _PromptSource:
     if name in registry.task:
       return self._synthetic(name)
     quarantine = Quarantine(self._data.max_bad_row_share)
-    rows = _read(
-      name, splits.TRAIN, training_path(self._data, name), quarantine
-    )
+    path = training_path(self._data, name)
+    rows = _read(self._data, name, splits.TRAIN, path, quarantine)
     total = len(rows) + len(quarantine.dropped)
     rows = self._fitting(rows, quarantine)
     rows = _check_gold(rows, quarantine)
@@ -295,7 +294,11 @@ def show_overlap(config: RunConfig, out: str):
 
 
 def _read(
-  name: str, split: str, path: str, quarantine: Quarantine | None = None
+  data: DataConfig,
+  name: str,
+  split: str,
+  path: str,
+  quarantine: Quarantine | None = None,
 ) -> list[Prompt]:
   """Returns the rows of a dataset that a registered grader can score."""
   source = registry.dataset.get(name)
@@ -304,9 +307,8 @@ def _read(
     return [dataclasses.replace(row, source=datasets.GENERAL) for row in rows]
   registry.grader.get(source.grader, f'data: {name}')
   if source.grader == 'code':
-    _inform(
-      f'rewards: programs run in the sandbox {code_grader.sandbox().tier}'
-    )
+    sandbox = code_grader.open_sandbox(data.code_packages)
+    _inform(f'rewards: programs run in the sandbox {sandbox.tier}')
   return rows
 
 

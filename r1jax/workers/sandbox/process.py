@@ -6,6 +6,7 @@ machine makes no program exceed it. The wall clock bounds it much later.
 
 import contextlib
 import json
+import math
 import os
 import select
 import socket
@@ -185,15 +186,18 @@ class Process:
 class Deadline:
   """The time that a process has for one thing, from now on."""
 
-  def __init__(self, process: Process, secs: float):
+  def __init__(self, process: Process, secs: float, wall_end: float = math.inf):
     """Starts the clock.
 
     Args:
       process: The process.
       secs: Seconds that it may use, on its own clock.
+      wall_end: Value of time.monotonic() that ends its time in any case.
     """
     self._process, self._secs = process, secs
     self._start = time.monotonic()
+    slowest = self._start + _WALL_FACTOR * secs + _WALL_SECS
+    self._wall_end = min(wall_end, slowest)
     self._used: float | None = None
     process.restart_clock()
 
@@ -203,14 +207,14 @@ class Deadline:
     Raises:
       TimeoutError: The deadline has passed.
     """
-    elapsed = time.monotonic() - self._start
-    if elapsed < min(self._secs, _POLL_SECS):
+    now = time.monotonic()
+    if now - self._start < min(self._secs, _POLL_SECS):
       return _POLL_SECS
     used = self._process.read_clock()
     self._used = self._used if used is None else used
     if (self._used or 0.0) >= self._secs:
       raise TimeoutError
-    if elapsed > _WALL_FACTOR * self._secs + _WALL_SECS:
+    if now >= self._wall_end:
       raise TimeoutError
     return _POLL_SECS
 

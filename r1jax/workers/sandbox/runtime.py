@@ -97,6 +97,8 @@ PRELOAD = (
   'encodings.latin_1',
   'encodings.utf_8',
 )
+# What packages import when they are first used, where Python has it.
+_FOR_PACKAGES = ('bz2', 'gzip', 'lzma', 'pickle', 'tempfile', 'urllib.request')
 _STREAMS = {
   f'{folder}{name}': fd
   for fd, stream in enumerate(('stdin', 'stdout', 'stderr'))
@@ -135,6 +137,9 @@ def prepare(packages: list[str], paths: list[str], max_stack_bytes: int):
   sys.path += paths
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
+    for name in _FOR_PACKAGES if packages else ():
+      with contextlib.suppress(ImportError):
+        importlib.import_module(name)
     for name in packages:
       _import_package(name)
 
@@ -236,7 +241,9 @@ def _install_event_loop():
   import asyncio
   from asyncio import unix_events
 
-  class EventLoop(asyncio.SelectorEventLoop):
+  base: Any = asyncio.SelectorEventLoop  # Its attributes have no types.
+
+  class EventLoop(base):
     """An event loop whose wake-up is a lock instead of a pair of sockets."""
 
     def __init__(self, selector=None):

@@ -10,13 +10,14 @@ file also runs inside the sandbox, so it imports the standard library only.
 """
 
 import ctypes
+import dataclasses
 import errno
 import os
 import struct
-from typing import NamedTuple
 
 
-class Argument(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Argument:
   """The allowed values of one argument of a call.
 
   Attributes:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import signal
 import socket
@@ -158,6 +159,7 @@ class Slot:
     secs: float,
     reply_bytes: int | None = None,
     prelude: str = '',
+    wall_end: float = math.inf,
   ) -> Reply:
     """Runs a program as a script and returns its standard output.
 
@@ -167,13 +169,14 @@ class Slot:
       secs: Limit of the time that it uses, see workers/clock.py.
       reply_bytes: Size limit of the output; None for that of `limits`.
       prelude: Source that runs before the program, in the same module.
+      wall_end: Value of time.monotonic() that ends its time in any case.
     """
     sources = [('prelude', prelude)] if prelude else []
     with (
       _input_file(stdin.encode(errors='replace')) as file,
       self._process('script', file) as process,
     ):
-      deadline = Deadline(process, secs)
+      deadline = Deadline(process, secs, wall_end)
       try:
         with contextlib.suppress(ConnectionError):  # It ended at once.
           process.send(_frame([*sources, ('program', source)]), deadline)
@@ -201,7 +204,10 @@ class Slot:
 
   @contextlib.contextmanager
   def call_session(
-    self, sources: Sequence[tuple[str, str]], secs: float
+    self,
+    sources: Sequence[tuple[str, str]],
+    secs: float,
+    wall_end: float = math.inf,
   ) -> Iterator['CallSession']:
     """Starts a process, runs sources in it, and yields a session for calls.
 
@@ -209,9 +215,12 @@ class Slot:
       sources: Names and texts of Python sources, run one after the other in one
         module.
       secs: Limit of the time that the sources use, see workers/clock.py.
+      wall_end: Value of time.monotonic() that ends their time in any case.
     """
     with self._process('calls') as process:
-      yield CallSession(process, sources, secs, self.limits.reply_bytes)
+      yield CallSession(
+        process, sources, secs, wall_end, self.limits.reply_bytes
+      )
 
   @contextlib.contextmanager
   def _process(self, mode: str, *files: int) -> Iterator[Process]:
@@ -270,20 +279,30 @@ class CallSession:
     process: Process,
     sources: Sequence[tuple[str, str]],
     secs: float,
+    wall_end: float,
     reply_bytes: int,
   ):
     self._process, self._max_bytes = process, reply_bytes
-    self.loaded = self._request(list(sources), secs)
+    self.loaded = self._request(list(sources), secs, wall_end)
 
-  def call(self, expression: str, secs: float) -> Reply:
-    """Evaluates an expression; fails once a reply was not `alive`."""
-    return self._request(expression, secs)
+  def call(
+    self, expression: str, secs: float, wall_end: float = math.inf
+  ) -> Reply:
+    """Evaluates an expression; fails once a reply was not `alive`.
 
-  def _request(self, message, secs: float) -> Reply:
+    Args:
+      expression: The expression.
+      secs: Limit of the time that it uses, see workers/clock.py.
+      wall_end: Value of time.monotonic() that ends its time in any case.
+    """
+    return self._request(expression, secs, wall_end)
+
+  def _request(self, message, secs: float, wall_end: float) -> Reply:
     """Sends a JSON message and waits for the reply."""
-    deadline = Deadline(self._process, secs)
+    deadline = Deadline(self._process, secs, wall_end)
     try:
       self._process.send(_frame(message), deadline)
+      self._process.restart_clock()  # Until then it waited for this process.
       payload = self._process.receive_frame(self._max_bytes, deadline)
     except TimeoutError:
       return Reply('timeout', alive=False, secs=secs)

@@ -7,6 +7,7 @@ import pickle
 import random
 import zlib
 
+import numpy as np
 import pytest
 
 from r1jax.data.code import sources as code_sources
@@ -66,6 +67,27 @@ def test_library_types_are_encoded_as_what_they_equal():
     (frozenset([1]), {1}),
   ):
     assert code_values.decode(code_values.encode(value)) == plain == value
+
+
+@pytest.mark.parametrize(
+  'value,plain',
+  [
+    ('np.int64(3)', 3),
+    ('np.float64(0.5)', 0.5),
+    ('np.bool_(True)', True),
+    ('[np.int32(1), (np.float32(2.0),)]', [1, (2.0,)]),
+    ('{np.int64(1): np.str_("a")}', {1: 'a'}),
+    ('np.array([1, 2]).sum()', 3),
+  ],
+)
+def test_a_number_of_numpy_is_encoded_as_what_it_equals(value, plain):
+  made = eval(value, {'np': np})
+  assert code_values.decode(code_values.encode(made)) == plain == made
+
+
+def test_an_array_is_no_test_value():
+  with pytest.raises(TypeError, match='ndarray'):
+    code_values.encode(np.array([1, 2]))
 
 
 class _Lying(list):

@@ -448,6 +448,52 @@ def test_time_that_a_program_waits_for_a_core_does_not_count(sandbox):
       other.wait()
 
 
+def test_programs_import_the_packages_that_an_option_names(
+  sandbox, target, tmp_path, monkeypatch
+):
+  folder = tmp_path / 'packages'
+  (folder / 'seven').mkdir(parents=True)
+  (folder / 'seven/__init__.py').write_text('from seven.inner import VALUE')
+  (folder / 'seven/inner.py').write_text('VALUE = 7')
+  (folder / 'seven/later.py').write_text('VALUE = 8')
+  (folder / 'other.py').write_text('')
+  monkeypatch.syspath_prepend(str(folder))
+  numpy = """
+import numpy as np
+a = np.loadtxt('/dev/stdin', dtype=int)
+print(a.sum(), np.linalg.det(np.eye(3)), (np.ones((200, 200)) @ np.ones(200))[0],
+      np.sort(np.random.default_rng(0).permutation(3)), np.fft.fft([1, 0])[0])"""
+  programs = {
+    numpy: '6 1.0 200.0 [0 1 2] (1+0j)\n',
+    'import seven, seven.later; print(seven.VALUE, seven.later.VALUE)': '7 8\n',
+  }
+  with (
+    Sandbox(1, sandbox.tier, packages=('numpy', 'seven')) as made,
+    made.slot() as slot,
+  ):
+    assert made.packages == ('numpy', 'seven')
+    for program, output in programs.items():
+      reply = slot.run_script(program, '1 2 3', SECS)
+      assert (reply.status, reply.value) == ('ok', output), reply.message
+    for program in (
+      'import other',
+      'import pytest',
+      f'open({str(folder / "seven/new.py")!r}, "w")',
+      f'open({str(target)!r})',
+      'import numpy, os; os.fork()',
+      'import numpy; numpy.memmap("/tmp/r1jax-escaped", mode="w+", shape=9)',
+    ):
+      assert slot.run_script(program, '', SECS).status in ('error', 'forbidden')
+  with sandbox.slot() as slot:
+    assert slot.run_script('import numpy', '', SECS).status == 'error'
+
+
+@pytest.mark.parametrize('name', ['no_such_package', 'a b', '../numpy', ''])
+def test_a_package_that_is_not_installed_is_named(name):
+  with pytest.raises(UserError, match='data.code_packages'):
+    Sandbox(1, packages=(name,))
+
+
 def test_a_set_has_one_order_and_random_one_seed(sandbox):
   source = 'import random; print({"a", "b", "c", "d"}, random.random())'
   with sandbox.slot() as slot:
