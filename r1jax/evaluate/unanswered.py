@@ -71,7 +71,7 @@ def warn(
 class StepWatch:
   """Warns of training steps, the less often the longer the state lasts.
 
-  Of consecutive steps with a reason to warn, the 1st, 2nd, 4th, 8th and so on
+  The 1st, 2nd, 4th, 8th and so on of consecutive steps with a reason to warn
   are reported.
   """
 

@@ -114,7 +114,7 @@ def is_prose(text: str) -> bool:
   )
 
 
-_TEXT_CHARS = 10_000  # Of a longer text, the end is searched.
+_TEXT_CHARS = 10_000  # The end of a longer text is searched.
 _TAIL_CHARS = 2_000
 _MAX_GAP, _MAX_BOXES = 60, 30
 _BRACE = re.compile(

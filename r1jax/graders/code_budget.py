@@ -25,7 +25,7 @@ from collections.abc import Hashable, Sequence
 import dataclasses
 import math
 
-_MIN_CASE_SECS = 0.02  # Of cases that do next to nothing.
+_MIN_CASE_SECS = 0.02  # For cases that do next to nothing.
 _START_SECS = 0.008  # Starting and ending a program.
 _SCREENING_FACTOR = 3.0  # Limit of a case in screening, in mean cases.
 # Limits of a case in a search, in full limits.

@@ -148,7 +148,7 @@ class ProgramRun:
     """Runs the cases that are left, until all are decided or one takes too long.
 
     Args:
-      slot: Where the program runs.
+      slot: The sandbox slot of the program.
       secs: Limit of one case in this attempt, if it is below that of the options.
       wall_end: Value of time.monotonic() after which the run is UNGRADED.
     """

@@ -22,7 +22,7 @@ from r1jax.graders.verdict import Grade, Verdict
 
 Pair = tuple[str | None, str]
 _LETTERS = 'A-J'
-_MAX_CHARS = 20_000  # Of a longer completion, the end is read.
+_MAX_CHARS = 20_000  # The end of a longer completion is read.
 _SHORT_CHARS = 40
 
 

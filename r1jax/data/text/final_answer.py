@@ -167,7 +167,7 @@ _HEDGE = re.compile(
   r'^(?:approximately|about|roughly|exactly|equal to|simply|just|indeed)\s+',
   re.IGNORECASE,
 )
-# What is said in brackets behind an answer; '(mod 7)' is part of it.
+# A remark in brackets behind an answer; '(mod 7)' is part of it.
 _ASIDE = re.compile(r'(?<=\S)\s+\((?!mod\b)[^()]*[^\W\d_]{2}[^()]*\)$')
 _SENTENCE_END = re.compile(
   r'(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?](?=\s)|[。！？]'

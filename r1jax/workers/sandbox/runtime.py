@@ -97,7 +97,7 @@ PRELOAD = (
   'encodings.latin_1',
   'encodings.utf_8',
 )
-# What packages import when they are first used, where Python has it.
+# Modules that packages import when they are first used, where Python has it.
 _FOR_PACKAGES = ('bz2', 'gzip', 'lzma', 'pickle', 'tempfile', 'urllib.request')
 _STREAMS = {
   f'{folder}{name}': fd

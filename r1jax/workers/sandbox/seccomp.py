@@ -21,7 +21,7 @@ class Argument:
   """The allowed values of one argument of a call.
 
   Attributes:
-    index: Which argument, from 0.
+    index: The number of the argument, from 0.
     mask: Bits of its lower 32 that count.
     values: Values of these bits that are allowed.
     error: The error number of a call with another value.

@@ -168,7 +168,7 @@ class Completer:
     return '\n'.join(lines)
 
   def _opening(self, text: str) -> str:
-    """What the prompt holds of a response, if the text does not repeat it."""
+    """The beginning of a response that the prompt holds, if the text does not repeat it."""
     parser = self._parts.parser
     tag = parser.format.reasoning_start * parser.prompt_opens_think
     return (
