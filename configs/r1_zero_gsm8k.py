@@ -1,7 +1,7 @@
 """The R1-Zero loop on the real GSM8K, with the Qwen2.5 tokenizer.
 
 A small random model and a few steps: it shows that real files, a real
-tokenizer and math-verify run through the same loop, not that it learns.
+tokenizer and grader run through the same loop, not that it learns.
 R1JAX_DATA names a folder with math/gsm8k_train.jsonl, math/gsm8k_test.jsonl
 (openai/grade-school-math, as rows of id, question, answer) and
 tokenizer/qwen2.5/ (tokenizer.json, tokenizer_config.json of Qwen2.5).

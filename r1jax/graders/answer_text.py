@@ -26,10 +26,18 @@ def extract_answer(text: str, last_number: bool = False) -> str:
   """
   boxes = _boxes(text)
   if boxes:
-    return _joined(text, boxes)
+    return _final(text, boxes) or _joined(text, boxes)
   if last_number and (numbers := _NUMBER.findall(text)):
     return numbers[-1]
   return text.strip()
+
+
+def _final(text: str, boxes: list[tuple[int, int, str]]) -> str:
+  """Returns what is called the final answer behind all boxes; '' if nothing is."""
+  behind = text[boxes[-1][1] :][-_TEXT_CHARS:]
+  if not _FINAL.search(behind):
+    return ''
+  return next((part for part in statements(behind) if _DIGIT.search(part)), '')
 
 
 def _joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
@@ -60,6 +68,10 @@ def candidates(text: str, is_gold: bool = False) -> list[str] | None:
     is longer.
   """
   boxes = _boxes(text)
+  if boxes and (final := _final(text, boxes)):
+    named = candidates(final, is_gold) or []
+    joined = _joined(text, boxes)
+    return named + [joined] * (len(joined) <= MAX_CHARS)
   answer = _joined(text, boxes) if boxes else text.strip()
   limit = MAX_GOLD_CHARS if is_gold else MAX_CHARS
   if len(answer) > limit and (boxes or not re.search(r'\s', answer)):
@@ -68,7 +80,7 @@ def candidates(text: str, is_gold: bool = False) -> list[str] | None:
   found = [answer, *_unwrapped(answer)]
   prose = is_prose(answer)
   if prose and (boxes or is_gold):
-    formulas = list(_formulas(answer))
+    formulas = [] if _LIMITING.search(answer) else list(_formulas(answer))
     found += formulas if len(formulas) == 1 else ()
     found += statements(answer) if is_gold else ()
   elif prose:
@@ -111,6 +123,7 @@ def is_prose(text: str) -> bool:
     or word.lower() in _SHORT_WORDS
     or (len(word) > 2 and re.search('[aeiouyAEIOUY]', word))
     for word in _WORD.findall(plain)
+    if word.lower() not in ('and', 'or')
   )
 
 
@@ -144,6 +157,8 @@ _STATEMENT = re.compile(
   r'|(?:^|\n)[ \t*]{0,8}A[ \t*]{0,8}[:：]|final answer\s*:',
   re.IGNORECASE,
 )
+_FINAL = re.compile(r'final answer(?: is)?\s*:?\s', re.IGNORECASE)
+_DIGIT = re.compile(r'\d')
 _SENTENCE_END = re.compile(r'[.!?]["”]?\s+(?=[A-Z\[<])|[。！？\n]|<\|')
 _SEGMENT = re.compile(
   r'\$\$(.{1,300}?)\$\$|\$([^$\n]{1,300})\$|\\\(([^\n]{1,300}?)\\\)'
@@ -151,14 +166,20 @@ _SEGMENT = re.compile(
   re.DOTALL,
 )
 _FORMULA = re.compile(
-  r'(?:\\[a-zA-Z]+|\\[{}%!,;$]|[\d.,+\-*/^=(){}\[\]<>%!|_ √π°²³½]'
+  r'(?:\\[a-zA-Z]+|\\[{}%!,;$]|[\d.,+\-*/^=(){}\[\]<>%!|_ √π°²³½]|(?<=\d):(?=\d)'
   r'|(?<![^\W\d_])(?<![\x27\u2019])[b-zB-HJ-Z](?![^\W\d_]))+'
 )
 _FILLER = re.compile(
-  r'^(?:\\text\{)?\s*(?:(?:the )?(?:final )?answer(?: is)?|approximately|about'
+  r'^(?:\\text\{)?\s*(?:#{1,6}|(?:the )?(?:final )?answer(?: is)?|approximately|about'
   r'|around|exactly|roughly|approx\.?|almost|nearly|equals?|is|only|a total of'
   r'|therefore|thus|so|\\approx|=|≈|~)\s*[:,]?\s*\}?\s*[:,]?\s*',
   re.IGNORECASE,
+)
+# Words in \\text before a formula, such as 'There are', unless they bound it.
+_TEXT_BEFORE = re.compile(r'\\text\{[^{}\d]{3,}\}\s*(?=[^\s=<>,])')
+_LIMITING = re.compile(
+  r'\b(?:not|no|less|more|greater|fewer|than|least|most|between|except|under|over'
+  r"|minus|negative|and|or|if|for|undefined|mod)\b|n't"
 )
 _REMARK = re.compile(r'\((?:[^\W\d_]|[\s,.\'-]){3,}\)\s*\.?$')
 
@@ -197,7 +218,9 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 def _unwrapped(text: str) -> list[str]:
   """Returns a text without words before it and remarks behind it."""
   shorter = _REMARK.sub('', text).rstrip()
-  while (filler := _FILLER.match(shorter)) and filler.end():
+  while filler := _FILLER.match(shorter) or _TEXT_BEFORE.match(shorter):
+    if not filler.end() or _LIMITING.search(filler[0]):
+      break
     shorter = shorter[filler.end() :]
   return [shorter] if shorter != text and shorter else []
 
@@ -212,7 +235,8 @@ def statements(text: str) -> list[str]:
     return []
   rest = text[marks[-1].end() :].strip(' *:')[: 2 * MAX_CHARS]
   end = _SENTENCE_END.search(rest)
-  sentence = (rest[: end.start()] if end else rest).strip()
+  sentence = (rest[: end.start()] if end else rest).replace('\\"', '"')
+  sentence = sentence.lstrip(' \n"“').rstrip(' .\n"”')
   return [sentence] if 0 < len(sentence) <= MAX_CHARS else []
 
 

@@ -16,7 +16,7 @@ import functools
 import re
 import threading
 
-from r1jax.graders import answer_text
+from r1jax.graders import answer_text, text_graders
 from r1jax.graders.answer_text import extract_answer
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Prompt
@@ -81,6 +81,11 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
   jobs = [_job(texts, gold) for texts, gold in to_verify]
   for verdict, same in zip(_run(jobs), to_verify.values()):
     verdicts |= dict.fromkeys(same, verdict)
+  for answer, gold in verdicts:
+    # A letter of multiple choice may stand in prose, where it is no formula.
+    if _LETTER.fullmatch(gold.strip()) and answer_text.is_prose(answer or ''):
+      if text_graders.choices(answer) == text_graders.choices(gold):
+        verdicts[answer, gold] = Verdict.CORRECT
   return [verdicts[pair] for pair in pairs]
 
 
@@ -105,6 +110,7 @@ def unparsable_golds(prompts: Iterable[Prompt]) -> list[Prompt]:
   ]
 
 
+_LETTER = re.compile(r'(?:\\text\w*\{)?\(?[A-J]\)?\}?\.?')
 _PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Plain numbers always parse.
 _DIGIT = re.compile(r'\d')
 

@@ -12,7 +12,7 @@ import functools
 import re
 
 from r1jax.graders.answer_text import is_prose
-from r1jax.graders.mathematics import equal, evaluation
+from r1jax.graders.mathematics import arithmetic, equal
 from r1jax.graders.mathematics.nodes import (
   Node,
   NotRead,
@@ -64,7 +64,7 @@ def handle(job: dict) -> Verdict:
       counts. Without 'answers', the verdict is CORRECT if the gold answer can
       be read and evaluated.
   """
-  evaluation.begin_pair()
+  arithmetic.begin_pair()
   try:
     gold = read(tuple(job['golds']))
     if not job.get('answers', True):
@@ -119,7 +119,10 @@ _CLOCK = re.compile(
 _HAS_TEXT = re.compile(r'\\(?:text|mathrm|mbox|begin\{align)')
 _DECIMAL_COMMA = re.compile(r'-?(?:\d+,(?!\d{3}$)\d+|0,\d+)')
 _GROUPS = re.compile(r'\d{1,3}(,\d{3})+')
-_SINGLE_UNIT = re.compile(r'(.*\d)\s*[mgshLlNJVWKAC](?:\^\{?[23]\}?)?')
+_SINGLE_UNIT = re.compile(
+  r'(.*\d)\s*(?:[mgshLlNJVWKAC]|[ck]?m|kg|ft)(?:\^\{?[23]\}?)?'
+  r'(?:\s*/\s*[a-z]{1,4}(?:\^\{?[23]\}?)?)?'
+)
 
 
 def _other_readings(normal: str) -> list[Node]:

@@ -61,9 +61,9 @@ def test_the_last_number_is_a_fallback_on_demand():
   ],
 )
 def test_finding_it_takes_linear_time(text):
-  began = time.monotonic()
+  began = time.process_time()
   answer_text.extract_answer(text, last_number=True)
-  assert time.monotonic() - began < 3
+  assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from r1jax.graders.mathematics.nodes import (
   Symbol,
   Words,
   contains,
+  symbols,
 )
 
 _FEW_ITEMS = 6
@@ -379,7 +380,9 @@ def _same_number(a: Node, b: Node) -> bool:
     return False
   names = numbers.variables(a), numbers.variables(b)
   if names[0] ^ names[1] == {'c', 'C'}:  # The constant of integration.
-    a, b = map(_renamed, (a, b))
+    a, b = _renamed(a, 'c', 'C'), _renamed(b, 'c', 'C')
+  if all(map(_is_family, (a, b), names)):  # 2πn and 2πk for all integers.
+    a = _renamed(a, *names[0], *names[1])
   if numbers.same_value(a, b):
     return True
   if _has_percent(a) == _has_percent(b):
@@ -387,12 +390,18 @@ def _same_number(a: Node, b: Node) -> bool:
   return numbers.same_value(_without_percent(a), _without_percent(b))
 
 
-def _renamed(node: Node) -> Node:
-  """Replaces the symbol c by C."""
-  if node == Symbol('c'):
-    return Symbol('C')
+def _is_family(node: Node, names: frozenset[str]) -> bool:
+  """Whether an expression is one of angles, with an integer in it."""
+  return len(names) == 1 and names <= {*'nkmj'} and '\\pi' in symbols(node)
+
+
+def _renamed(node: Node, old: str, new: str) -> Node:
+  """Replaces a symbol by another one."""
+  if node == Symbol(old):
+    return Symbol(new)
   if isinstance(node, Operation):
-    return Operation(node.name, tuple(map(_renamed, node.args)))
+    args = (_renamed(part, old, new) for part in node.args)
+    return Operation(node.name, tuple(args))
   return node
 
 

@@ -11,8 +11,9 @@ from fractions import Fraction
 
 import mpmath
 
-from r1jax.graders.mathematics import evaluation
-from r1jax.graders.mathematics.evaluation import Evaluator, Undefined, Value
+from r1jax.graders.mathematics import arithmetic, evaluation
+from r1jax.graders.mathematics.arithmetic import Value
+from r1jax.graders.mathematics.evaluation import Evaluator, Undefined
 from r1jax.graders.mathematics.nodes import (
   Node,
   Number,
@@ -63,7 +64,7 @@ def proportion(a: Node, b: Node) -> Value | None:
       continue
     if not all(1e-15 < abs(value) < mpmath.inf for value in (x, y)):
       return None
-    quotient = evaluation.quotient(x, y)
+    quotient = arithmetic.quotient(x, y)
     if ratio is not None and not _close(ratio, quotient, tolerance):
       return None
     ratio, matches = quotient, matches + 1
@@ -72,7 +73,11 @@ def proportion(a: Node, b: Node) -> Value | None:
 
 def variables(node: Node) -> frozenset[str]:
   """Returns the names of the symbols of a node that are no constants."""
-  return symbols(node) - CONSTANTS
+  return frozenset(
+    name
+    for name in symbols(node) - CONSTANTS
+    if not name.startswith('\\mathbb')
+  )
 
 
 def constant(node: Node) -> Value | None:
@@ -107,7 +112,7 @@ def rationals(nodes: Sequence[Node]) -> list[Fraction] | None:
 
 def close(a: Value, b: Value) -> bool:
   """Whether two exact values are equal: to 30 digits if not rational."""
-  evaluation.spend(2)
+  arithmetic.spend(2)
   with mpmath.workdps(_DIGITS):
     return _close(a, b, _EXACT)
 
@@ -131,10 +136,10 @@ def agree(a: Node, b: Node, is_rounded: bool = False) -> bool:
   if not (_is_real(x) and _is_real(y)):
     return False
   unit = max(_last_place(a, is_rounded), _last_place(b, is_rounded))
-  error = abs(evaluation.as_number(evaluation.difference(x, y)))
+  error = abs(arithmetic.as_number(arithmetic.difference(x, y)))
   return bool(
     error <= 0.51 * unit
-    or (is_rounded and error <= abs(evaluation.as_number(x)) / 100)
+    or (is_rounded and error <= abs(arithmetic.as_number(x)) / 100)
   )
 
 
@@ -157,7 +162,7 @@ def fingerprint(node: Node) -> str | None:
   with mpmath.workdps(_POINT_DIGITS):
     evaluator = Evaluator(evaluation.random_values(_POSITIVE[0], False))
     try:
-      value = evaluation.as_number(evaluator.value(node))
+      value = arithmetic.as_number(evaluator.value(node))
     except Undefined:
       return None
     return mpmath.nstr(value, 8) if evaluator.is_known else None
@@ -215,13 +220,13 @@ def _same_constant(a: Node, b: Node) -> bool:
 
 
 def _size(value: Value) -> Value:
-  return abs(evaluation.as_number(value))
+  return abs(arithmetic.as_number(value))
 
 
 def _difference(a: Node, b: Node) -> Value:
   x = Evaluator(_no_variable).value(a)
   y = Evaluator(_no_variable).value(b)
-  return evaluation.difference(x, y)
+  return arithmetic.difference(x, y)
 
 
 def _same_decimal(a: Node, x: Value, b: Node, y: Value) -> bool:
@@ -245,7 +250,7 @@ def _rounds_to(value: Value, node: Node, decimal: Value) -> bool:
     node.digits >= 6
     and places >= 6
     and _close(value, decimal, 1e-5)
-    and (abs(evaluation.difference(value, decimal)) <= 0.5000001e-6)
+    and (abs(arithmetic.difference(value, decimal)) <= 0.5000001e-6)
   )
 
 
@@ -270,7 +275,7 @@ def _close(x: Value, y: Value, tolerance: float) -> bool:
     return x == y or (
       tolerance > _AT_POINTS and abs(x - y) <= tolerance * max(abs(x), abs(y))
     )
-  x, y = evaluation.as_number(x), evaluation.as_number(y)
+  x, y = arithmetic.as_number(x), arithmetic.as_number(y)
   if mpmath.isinf(x) or mpmath.isinf(y):
     return bool(x == y)
   largest = max(abs(x), abs(y))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import mpmath
 
-from r1jax.graders.mathematics import evaluation, numbers
-from r1jax.graders.mathematics.evaluation import Value
+from r1jax.graders.mathematics import arithmetic, evaluation, numbers
+from r1jax.graders.mathematics.arithmetic import Value
 from r1jax.graders.mathematics.nodes import (
   Node,
   Operation,
@@ -104,7 +104,7 @@ def _interval(brackets: str, items: tuple[Node, ...]) -> RealSet | None:
   low, high = map(numbers.constant, items)
   if low is None or high is None or not (_is_real(low) and _is_real(high)):
     return None
-  if not evaluation.as_number(low) < evaluation.as_number(high):
+  if not arithmetic.as_number(low) < arithmetic.as_number(high):
     return None
   return (Interval(low, brackets[0] == '[', high, brackets[1] == ']'),)
 
@@ -165,8 +165,8 @@ def _comparison(left: Node, operator: str, right: Node) -> RealSet | None:
   if line is None:
     return None
   slope, offset = line
-  bound = evaluation.quotient(evaluation.difference(value, offset), slope)
-  if evaluation.as_number(slope) < 0:
+  bound = arithmetic.quotient(arithmetic.difference(value, offset), slope)
+  if arithmetic.as_number(slope) < 0:
     operator = _FLIPPED[operator]
   return _half_line(operator, bound)
 
@@ -185,7 +185,7 @@ def _half_line(operator: str, bound: Value) -> RealSet:
 
 def _absolute(inner: Node, operator: str, value: Value) -> RealSet | None:
   """Solves |x| < a and the like."""
-  if not isinstance(inner, Symbol) or not evaluation.as_number(value) > 0:
+  if not isinstance(inner, Symbol) or not arithmetic.as_number(value) > 0:
     return None
   above = _half_line(operator, value)
   below = _half_line(_FLIPPED[operator], -value)
@@ -197,7 +197,7 @@ def _absolute(inner: Node, operator: str, value: Value) -> RealSet | None:
 def _line(node: Node) -> tuple[Value, Value] | None:
   """Returns slope and offset of a linear expression in one variable."""
   if isinstance(node, Symbol):
-    return evaluation.ONE, evaluation.ZERO
+    return arithmetic.ONE, arithmetic.ZERO
   [name] = numbers.variables(node)
   try:
     values = [
@@ -209,12 +209,12 @@ def _line(node: Node) -> tuple[Value, Value] | None:
   if not all(map(_is_real, values)):
     return None
   offset = values[0]
-  slope = evaluation.difference(values[1], offset)
+  slope = arithmetic.difference(values[1], offset)
   if not abs(slope) > 0:
     return None
   for point, value in zip(evaluation.PROBES[2:], values[2:]):
-    step = evaluation.difference(value, offset)
-    if not numbers.close(evaluation.quotient(step, point), slope):
+    step = arithmetic.difference(value, offset)
+    if not numbers.close(arithmetic.quotient(step, point), slope):
       return None
   return slope, offset
 
@@ -227,13 +227,13 @@ def _union(parts: RealSet) -> RealSet:
   """Sorts intervals and joins those that touch."""
   merged: list[Interval] = []
   for part in sorted(
-    parts, key=lambda p: (evaluation.as_number(p.low), not p.has_low)
+    parts, key=lambda p: (arithmetic.as_number(p.low), not p.has_low)
   ):
     last = merged[-1] if merged else None
     if last and _touch(last, part):
       if numbers.close(last.high, part.high):
         high, has_high = last.high, last.has_high or part.has_high
-      elif evaluation.as_number(part.high) > evaluation.as_number(last.high):
+      elif arithmetic.as_number(part.high) > arithmetic.as_number(last.high):
         high, has_high = part.high, part.has_high
       else:
         high, has_high = last.high, last.has_high
@@ -250,7 +250,7 @@ def _touch(first: Interval, second: Interval) -> bool:
   if numbers.close(first.high, second.low):
     return first.has_high or second.has_low
   return bool(
-    evaluation.as_number(second.low) < evaluation.as_number(first.high)
+    arithmetic.as_number(second.low) < arithmetic.as_number(first.high)
   )
 
 
@@ -273,7 +273,7 @@ def _intersection(a: RealSet, b: RealSet) -> RealSet:
         low, has_low = x.low, x.has_low and y.has_low
       else:
         higher = (
-          x if evaluation.as_number(x.low) > evaluation.as_number(y.low) else y
+          x if arithmetic.as_number(x.low) > arithmetic.as_number(y.low) else y
         )
         low, has_low = higher.low, higher.has_low
       if numbers.close(x.high, y.high):
@@ -281,7 +281,7 @@ def _intersection(a: RealSet, b: RealSet) -> RealSet:
       else:
         lower = (
           x
-          if evaluation.as_number(x.high) < evaluation.as_number(y.high)
+          if arithmetic.as_number(x.high) < arithmetic.as_number(y.high)
           else y
         )
         high, has_high = lower.high, lower.has_high
@@ -294,6 +294,6 @@ def _is_filled(part: Interval) -> bool:
     return (
       part.has_low
       and part.has_high
-      and not mpmath.isinf(evaluation.as_number(part.low))
+      and not mpmath.isinf(arithmetic.as_number(part.low))
     )
-  return bool(evaluation.as_number(part.low) < evaluation.as_number(part.high))
+  return bool(arithmetic.as_number(part.low) < arithmetic.as_number(part.high))

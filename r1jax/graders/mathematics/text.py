@@ -213,6 +213,10 @@ _TWICE_ESCAPED = re.compile(
   r'(?<!\\)\\\\(?=(?:[dtc]?frac|left|right|text|sqrt|boxed|pi|infty|le|ge|leq|geq'
   r'|cup|cap|begin|end|cdot|times|in|pm|circ|mathrm|mathbb|theta)(?![a-zA-Z]))'
 )
+_ORDINAL = re.compile(
+  r'(?<![\w.])(\d+)\s*(?:\^\s*\{?)?\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\b\s*\}?\}?'
+)
+_TO = re.compile(r'^\s*(\d+)\s+to\s+(\d+)\s*$')
 _END = re.compile(r'(?:(?<![\\.])[.,;:?]|(?<=\d)\.|\\\\)\s*$')
 
 
@@ -239,8 +243,11 @@ def normalize(text: str) -> str:
   text = _CURRENCY.sub('', text)
   for pattern, new in _WORD_OPERATORS:
     text = pattern.sub(new, text)
-  text = text.replace('\\%', '%')
+  text = _ORDINAL.sub(r'\1', text.replace('\\%', '%'))
+  text = _TO.sub(r'\1:\2', text)
   text = re.sub(r'^\s*\\(?:cdot|approx)(?![a-zA-Z])', '', text)
+  quoted = re.fullmatch(r'\s*"([^"]*)"[.,]?\s*', text)
+  text = quoted[1] if quoted else text
   previous = None
   while text != previous:
     previous, text = text, _END.sub('', text.strip())
@@ -289,6 +296,9 @@ def _synonym(match: re.Match) -> str:
   return '\\' + name
 
 
+_QUANTITY = re.compile(r'[-+]?[\d.,]+(?:\s|$)')
+
+
 def _without_brace(match: re.Match) -> str:
   return '\\begin' if 'begin' in match[0] else '\\cdot '
 
@@ -297,8 +307,8 @@ def _font(match: re.Match) -> str:
   """Unwraps the letters of formulas and keeps words as \\text."""
   content = match[1] if match[2] is None else match[2]
   inner = content.strip()
-  if not re.search(r'[a-zA-Z]', inner):
-    return f' {inner} '
+  if not re.search(r'[a-zA-Z]', inner) or _QUANTITY.match(inner):
+    return f' {inner} '  # A number, or a number with its noun.
   single = re.fullmatch(r"[A-Za-z]'?", inner)
   if single and not re.match(r'\\(?:text|mbox|hbox)', match[0]):
     if match[0].startswith('\\mathrm') and inner in _SINGLE_UNITS:

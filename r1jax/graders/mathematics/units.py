@@ -15,7 +15,10 @@ UNITS = frozenset(
   'kpc Mpc sr dB ohm GPa MPa cal kcal erg dyn ergs AA units unit ha gal qt pt '
   'hours bps kb KB MB GB'.split()
 )
-_SINGLE = frozenset(unit for unit in UNITS if len(unit) == 1)
+# Units that may stand right behind a number, since they are no product.
+_JOINED_UNITS = frozenset(
+  'cm mm km kg mg ft lb lbs hr hrs min mins sec mph kph mL ml kW Hz oz yd'.split()
+)
 _GLUE = ('per', '/', '^', 'cdot', '*', '-', 'of', 'a', '{', '}', '(', ')')
 # Runs of letters that are products although a noun could be spelled so.
 _PRODUCT = re.compile(r'[a-d]{2,4}|[w-z]{2,4}|[p-s]{2,4}|[m-o]{2,4}|[ijk]{2,3}')
@@ -29,7 +32,7 @@ def is_noun(word: str) -> bool:
     len(word) >= 3
     and not _PRODUCT.fullmatch(word)
     and bool(re.search('[aeiouyAEIOUY]', word))
-    and (word[1:].islower() or word.isupper())
+    and word[1:].islower()
   )
 
 
@@ -68,7 +71,9 @@ def end(tokens: Sequence[Token], position: int, left: Node) -> int | None:
 def _begins(token: Token) -> bool:
   if token.kind == 'text':
     return token.text.strip(' ,;').lower() not in ('and', 'or', '', 'and/or')
-  return token.kind == 'word' and token.spaced and is_noun(token.text)
+  if token.kind != 'word':
+    return False
+  return is_noun(token.text) if token.spaced else token.text in _JOINED_UNITS
 
 
 def _is_glue(tokens: Sequence[Token], index: int) -> bool:
@@ -159,7 +164,19 @@ def _is_word(word: str) -> bool:
   """Whether a run of letters is a word and not a product of variables."""
   if not word.isascii():
     return True
-  if word in ('yes', 'no', 'Yes', 'No', 'YES', 'NO', 'odd', 'none', 'one'):
+  if word in (
+    'yes',
+    'no',
+    'Yes',
+    'No',
+    'YES',
+    'NO',
+    'odd',
+    'none',
+    'one',
+    'DNE',
+    'dne',
+  ):
     return True
   return (
     len(word) >= 4
