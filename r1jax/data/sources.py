@@ -319,7 +319,7 @@ for _name, _splits, _origin in (
     'google-deepmind/code_contests (CC BY 4.0)',
   ),
   # Rows of any of these forms, or with a field `tests`.
-  ('code', [TRAIN, HELD_OUT], 'your own rows, as docs/extending.md shows'),
+  ('code', [TRAIN, HELD_OUT], 'rows of your own with a field tests'),
 ):
   registry.dataset(_name)(
     Source(

@@ -173,30 +173,33 @@ def flush_files():
 
 
 def _install_built_ins():
-  """Adds exit() and quit(), and an `open` that knows the standard streams."""
+  """Adds exit() and quit(), and makes paths of the standard streams work."""
   names: dict = vars(builtins)
   for name in ('exit', 'quit'):
     names[name] = _sitebuiltins.Quitter(name, 'Ctrl-D (i.e. EOF)')
-  open_file, open_fd = io.open, os.open
+  open_file, open_fd, stat_file = io.open, os.open, os.stat
 
   def open(file, *args, **kwargs):
-    stream = _stream(file)
-    return open_file(file if stream is None else stream, *args, **kwargs)
+    fd = _stream(file)
+    return open_file(file if fd is None else os.dup(fd), *args, **kwargs)
 
   def os_open(path, *args, **kwargs):
-    stream = _stream(path)
-    return open_fd(path, *args, **kwargs) if stream is None else stream
+    fd = _stream(path)
+    return open_fd(path, *args, **kwargs) if fd is None else os.dup(fd)
+
+  def stat(path, *args, **kwargs):
+    fd = _stream(path)
+    return stat_file(path, *args, **kwargs) if fd is None else os.fstat(fd)
 
   names['open'] = vars(io)['open'] = open
-  vars(os)['open'] = os_open
+  vars(os)['open'], vars(os)['stat'] = os_open, stat
 
 
 def _stream(path) -> int | None:
-  """Returns a new descriptor of the standard stream that a path names."""
+  """Returns the descriptor of the standard stream that a path names."""
   if not isinstance(path, (str, bytes, os.PathLike)):
     return None
-  fd = _STREAMS.get(os.fsdecode(path))
-  return None if fd is None else os.dup(fd)
+  return _STREAMS.get(os.fsdecode(path))
 
 
 def _limit_stacks(max_bytes: int):

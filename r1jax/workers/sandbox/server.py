@@ -51,11 +51,11 @@ def main(config: dict, control: socket.socket):
       max_stack_bytes, see runtime.prepare.
     control: The control socket; see the module's docstring.
   """
+  null = os.open(os.devnull, os.O_RDWR)  # Before `open` is changed.
   runtime.prepare(
     config['packages'], config['paths'], config['max_stack_bytes']
   )
   sys.path[:] = [path for path in sys.path if path]
-  null = os.open(os.devnull, os.O_RDWR)
   rules = None
   own_user = _change_user(config)
   if config['tier'] == 'landlock':

@@ -223,6 +223,11 @@ main()""",
     'import os; print(os.read(os.open("/dev/stdin", os.O_RDONLY), 5))',
     "b'hello'\n",
   ),
+  '/dev/stdin exists': (
+    'import os; print(os.path.exists("/dev/stdin"), os.stat(0).st_size, '
+    'os.path.getsize("/dev/stdin"))',
+    'True 14 14\n',
+  ),
   '/dev/fd/0': ('print(len(open("/dev/fd/0").readlines()))', '2\n'),
   '/proc/self/fd/0': ('print(open("/proc/self/fd/0").read(5))', 'hello\n'),
   'descriptor 0': ('print(open(0).read(5))', 'hello\n'),
@@ -394,6 +399,20 @@ def test_ordinary_programs_run(sandbox, name):
   with sandbox.slot() as slot:
     reply = slot.run_script(program, 'hello world\n7\n', SECS)
   assert (reply.status, reply.value) == ('ok', output), reply.message
+
+
+def test_the_streams_of_calls_are_null_devices(sandbox):
+  source = """
+import os, sys
+def streams():
+  sys.stdout.write('x' * 99999)
+  sys.stderr.write('x' * 99999)
+  return [os.read(0, 9), open('/dev/stdin').read(), os.fstat(0).st_size]"""
+  with (
+    sandbox.slot() as slot,
+    slot.call_session([('p', source)], SECS) as calls,
+  ):
+    assert calls.call('streams()', SECS).value == [{'bytes': ''}, '', 0]
 
 
 def test_a_prelude_runs_before_a_script_in_its_module(sandbox):
