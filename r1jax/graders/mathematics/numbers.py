@@ -25,6 +25,7 @@ from r1jax.graders.mathematics.nodes import (
 CONSTANTS = frozenset(('\\pi', 'e', 'i', '\\infty'))
 _DIGITS, _POINT_DIGITS = 50, 30
 _EXACT, _AT_POINTS, _DECIMAL = 1e-30, 1e-18, 1e-6
+_SHOWN_DIGITS = 15  # A computer shows a fraction with so many.
 # Points with positive numbers alone, where roots and logarithms are real, and
 # points with both signs, which tell |x| from x.
 _POSITIVE, _SIGNED = (1, 2, 3), (4, 5, 6, 7)
@@ -231,7 +232,7 @@ def _difference(a: Node, b: Node) -> Value:
 
 def _same_decimal(a: Node, x: Value, b: Node, y: Value) -> bool:
   """Compares two values of which one at least was written as a decimal."""
-  if _terminates(x) and _terminates(y):
+  if _terminates(a, x) and _terminates(b, y):
     # Neither needs rounding, but 0.30000000000000004 is a computer's 0.3.
     digits = max(_digits(a), _digits(b))
     return digits >= 15 and _close(x, y, 1e-14)
@@ -254,10 +255,17 @@ def _rounds_to(value: Value, node: Node, decimal: Value) -> bool:
   )
 
 
-def _terminates(value: Value) -> bool:
+def _terminates(node: Node, value: Value) -> bool:
+  """Returns whether a value is a decimal that nobody would round.
+
+  1.005^{120} is one as well, of 360 places: more than were written, and more
+  than a computer shows.
+  """
   if not isinstance(value, Fraction):
     return False
   denominator = value.denominator
+  if denominator > 10 ** max(_SHOWN_DIGITS, _digits(node)):
+    return False
   for prime in (2, 5):
     while denominator % prime == 0:
       denominator //= prime
