@@ -120,12 +120,13 @@ def read(
   seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
+      form = _form(source, row.fields)
       if row.fields is not None:
-        row = row._replace(fields=source.adapt(row.fields))
-      fields = _checked(row, source.fields, seen)
-      if wanted and fields['split'] != wanted:
+        row = row._replace(fields=form.adapt(row.fields))
+      fields = _checked(row, form.fields, seen)
+      if wanted and fields.get('split') != wanted:
         continue
-      prompt = _prompt(source, fields, row.where)
+      prompt = _prompt(form, fields, row.where)
       if problem := gold_answer_problem(prompt.answer):
         raise ValueError(f'has a gold answer that {problem}')
     except ValueError as error:
@@ -135,6 +136,17 @@ def read(
   if not prompts and not quarantine.dropped:
     raise UserError(f'data: {files[0]} has no rows')
   return prompts
+
+
+def _form(source: Source, fields: dict | None) -> Source:
+  """Returns the dataset whose fields a row has.
+
+  A row of another dataset that names the grader 'code' is read as one of the
+  dataset 'code', so that its field `tests` is what a program must pass.
+  """
+  if fields and fields.get('grader') == 'code' and source.grader != 'code':
+    return registry.dataset.get('code')
+  return source
 
 
 def _prompt(source: Source, fields: dict, where: str) -> Prompt:

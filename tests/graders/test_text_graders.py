@@ -117,6 +117,19 @@ def test_a_row_names_its_grader(tmp_path):
   assert {'text', 'choice', 'yes_no', 'word_list'} <= set(registry.grader)
 
 
+def test_a_row_of_the_code_grader_has_tests(tmp_path):
+  tests = {'inputs': ['1 2\n'], 'outputs': ['3\n']}
+  program, *_ = _read(
+    tmp_path, {'grader': 'code', 'tests': tests}, {'answer': '3'}
+  )
+  assert program.source == 'code' and 'standard input' in program.question
+  stored = json.loads(program.answer)
+  assert [case['stdout'] for case in stored['cases']] == ['3\n']
+  assert 'tests' not in program.fields
+  with pytest.raises(UserError, match='rows.jsonl:1'):
+    _read(tmp_path, {'grader': 'code'})
+
+
 def test_a_grader_that_is_not_there_is_named(tmp_path):
   with pytest.raises(UserError, match=r"rows.jsonl:1.*grader 'texts'.*yes_no"):
     _read(tmp_path, {'grader': 'texts'})

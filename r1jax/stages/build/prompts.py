@@ -306,7 +306,7 @@ def _read(
   if is_general(name):
     return [dataclasses.replace(row, source=datasets.GENERAL) for row in rows]
   registry.grader.get(source.grader, f'data: {name}')
-  if source.grader == 'code':
+  if any(row.source == 'code' for row in rows):
     sandbox = code_grader.open_sandbox(data.code_packages)
     _inform(f'rewards: programs run in the sandbox {sandbox.tier}')
   return rows
