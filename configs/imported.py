@@ -7,9 +7,9 @@ tokenizer is used (change it with --config.tokenizer.source), and its chat
 template if it has one, otherwise R1-Zero's template.
 
 The response format follows the template: 'think' for a chat template that opens
-<think>, as those of R1 and its distills do; 'plain' for another one, which reads
-'The answer is 42' and \\boxed{42}, with or without a thought before it; and
-'think_answer' for R1-Zero's. Change it with --config.data.response_format. For
+<think>, as those of R1 and its distills do; 'think_answer' for R1-Zero's and for
+one that asks for <answer>; and 'plain' for another one, which reads 'The answer
+is 42' and \\boxed{42}, with or without a thought before it. Change it with --config.data.response_format. For
 longer prompts and completions set --config.data.max_prompt_tokens and
 --config.rl.max_new_tokens, within the model's context.
 """
@@ -36,8 +36,11 @@ def get_config(source: str = ''):
   text = tokenizer.load(source) if has_tokenizer else None
   if text and text.chat_template:
     config.data.template = 'chat'
-    opens_think = chat.load_template('chat', text).prompt_opens_think
-    config.data.response_format = 'think' if opens_think else 'plain'
+    template = chat.load_template('chat', text)
+    if template.prompt_opens_think:
+      config.data.response_format = 'think'
+    elif '<answer>' not in template.render('1+1'):  # It asks for no tags.
+      config.data.response_format = 'plain'
   context = config.model.max_position_embeddings
   config.data.max_prompt_tokens = min(1024, context // 2)
   config.rl.max_new_tokens = min(4096, context // 2)

@@ -174,7 +174,8 @@ def test_one_run_with_a_plugin_of_every_kind(plugins, tmp_path, monkeypatch):
 
 
 def test_a_section_of_a_plugin_is_checked_like_any_other(plugins):
-  config = _config(plugins('scale'))
+  plugins(*_ONE_RUN)
+  config = _config(('scale.py',))
   assert load(config, RunConfig).scale.factor == 2.0
   assert load(config, RunConfig) == load(config, RunConfig)
   config.scale.factor = -1.0

@@ -14,7 +14,7 @@ from r1jax.checkpoints import convert
 from r1jax.checkpoints.storage import SafetensorsReader, encode_metadata
 from r1jax.data.text import jinja_environment, tokenizer
 from r1jax.errors import UserError
-from r1jax.stages.build.parts import SHIPPED_BASE
+from r1jax.stages.initial import SHIPPED_BASE
 from tests.data.text import real_forms
 
 

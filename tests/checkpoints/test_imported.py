@@ -71,6 +71,7 @@ _CHATML = (
   [
     (None, 'think_answer'),  # R1-Zero's template asks for its own form.
     (_CHATML + '{% endif %}', 'plain'),
+    ('Answer in <answer> tags. ' + _CHATML + '{% endif %}', 'think_answer'),
     (_CHATML + '<think>\n{% endif %}', 'think'),
     (_CHATML + '<think>{% endif %}', 'think'),
     (_CHATML + '<think>\n\n</think>\n\n{% endif %}', 'plain'),
@@ -85,6 +86,7 @@ def test_the_response_format_follows_the_chat_template(
   tmp_path, template, form
 ):
   _write_hf_folder(tmp_path)
+  (tmp_path / 'chat_template.jinja').unlink()
   settings = tmp_path / 'tokenizer_config.json'
   if template:
     settings.write_text(

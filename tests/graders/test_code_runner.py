@@ -127,7 +127,8 @@ def test_a_failure_has_its_reason(sandbox, program, verdict):
       'import os\ndef solve(x):\n  if not x: os._exit(1)\n  return sorted(x)',
       2,
     ),
-    ('def solve(x):\n  while not x: pass\n  return sorted(x)', 2),
+    # It ends at its first time-out, of the second case.
+    ('def solve(x):\n  while not x: pass\n  return sorted(x)', 1),
     ('def solve(x): return [1, 2, 3]', 1),
   ],
 )
@@ -160,10 +161,10 @@ def test_a_program_ends_at_its_first_time_out(sandbox):
 
 
 def test_a_program_has_a_bounded_time(sandbox):
-  slow = 'import time\ndef solve(x): time.sleep(0.3); return sorted(x)'
-  options = GradingOptions(program_secs=0.8, partial=True)
+  slow = 'import time\ndef solve(x): time.sleep(0.6); return sorted(x)'
+  options = GradingOptions(program_secs=1.0, partial=True)
   found = code_runner.run_tests(slow, SORT, sandbox, options)
-  assert found.verdict == 'timeout' and found.passed <= 2 and found.secs < 2
+  assert found.verdict == 'timeout' and found.passed <= 2 and found.secs < 3
 
 
 @pytest.mark.parametrize(

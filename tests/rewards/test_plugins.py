@@ -81,7 +81,7 @@ def test_a_reward_sees_all_of_its_sample(plugin):
       'question': '2+3',
       'source': 'arithmetic',
       'language': 'en',
-      'messages': [['user', '2+3']],
+      'messages': [['user', '2+3', None]],
       'fields': {'level': 3, 'tags': ['sum']},
     },
     'num_tokens': len(_FORM.format(5)),

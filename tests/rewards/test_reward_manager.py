@@ -333,7 +333,7 @@ def test_a_config_says_what_half_a_program_is_worth(monkeypatch, partial, want):
     ]
 
   monkeypatch.setattr(code_runner, 'run_tests_batch', run_tests_batch)
-  monkeypatch.setattr(code_grader, 'sandbox', lambda: None)
+  monkeypatch.setattr(code_grader, 'sandbox', lambda: ['slot'])
   config = base.get_config()
   config.rl.code_partial_credit = partial
   parts = types.SimpleNamespace(parser=ResponseParser())

@@ -62,7 +62,7 @@ def test_one_command_leaves_everything_a_person_looks_at(finished):
   assert (workdir / 'rl/curves.png').stat().st_size > 10000
   assert list((workdir / 'rl/tensorboard').iterdir())
   summary = (workdir / 'rl/summary.txt').read_text()
-  assert summary.count('\n') == 5 and summary in printed
+  assert summary.count('\n') == 6 and summary in printed
   assert 'tok/s' in printed and 'compl/s' in printed and 'ETA' in printed
 
 

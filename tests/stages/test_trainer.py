@@ -182,6 +182,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
   _assert_alike(cut, whole)
 
 
+@pytest.fixture
+def hangup():
+  """Ends what nohup does, for which a run ignores SIGHUP too."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
+
+
 def _send(*signums):
   def send():
     for signum in signums:
@@ -200,6 +208,7 @@ def _send(*signums):
     ((signal.SIGHUP, signal.SIGTERM), 129),
   ],
 )
+@pytest.mark.usefixtures('hangup')
 def test_sigterm_saves_the_step_and_stops(tmp_path, signums, code):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   handlers = [signal.getsignal(signum) for signum in signums]
