@@ -257,7 +257,8 @@ def test_other_data_are_refused_on_resume_and_nothing_is_lost(
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  _kill_when(process, tmp_path / 'run/sft/metrics.jsonl', 4)
+  # The save of step 4 waits for that of step 2.
+  _kill_when(process, tmp_path / 'run/sft/metrics.jsonl', 7)
   before = (tmp_path / 'run/sft/metrics.jsonl').read_bytes()
   write(reversed(range(8)))
   done = run(environment, 'train', *arguments, code=2)

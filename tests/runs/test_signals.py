@@ -17,6 +17,11 @@ pytestmark = pytest.mark.slow
 _TOY = f'--config={ROOT}/tests/runs/toy.py'
 
 
+def _heed_ctrl_c():
+  """Ends what a shell does for commands in the background."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _started(environment, workdir, *args, **options):
   return subprocess.Popen(
     command('train', _TOY, f'--workdir={workdir}', *args),
@@ -25,7 +30,7 @@ def _started(environment, workdir, *args, **options):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    **options,
+    **{'preexec_fn': _heed_ctrl_c} | options,
   )
 
 
