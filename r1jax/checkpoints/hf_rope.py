@@ -96,7 +96,7 @@ def write(r: RopeConfig, mla: bool) -> dict | None:
     'llama3': ['low_freq_factor', 'high_freq_factor'],
   }[r.rope_type]
   values = {key: getattr(r, key) for key in keys} | {'type': r.rope_type}
-  # Without both, transformers scales by m(1): another scale has to be said.
+  # If both are missing, transformers scales by m(1): another scale has to be said.
   said = (r.mscale and r.mscale_all_dim) or (r.mscale, r.mscale_all_dim) == (
     1,
     0,

@@ -45,7 +45,7 @@ def _run(folder: Path, imported: Path, **recorded) -> Path:
 
 
 def _prompt(folder: Path, **args) -> str:
-  """What apply_chat_template of the exported folder renders."""
+  """Returns the prompt that apply_chat_template of an exported folder renders."""
   settings = _json(folder, 'tokenizer_config.json')
   source = (folder / 'chat_template.jinja').read_text()
   assert settings['chat_template'] == source
@@ -196,7 +196,7 @@ def test_a_tokenizer_that_is_not_there_is_named(shared, tmp_path, caplog):
 
 
 def test_transformers_reads_what_is_written(shared, tmp_path):
-  """Where it is installed: it loads, tokenises, stops and has the dtype."""
+  """If it is installed, it loads, tokenises, stops and has the dtype."""
   transformers = pytest.importorskip('transformers')
   convert.export_hf(SHIPPED_BASE, tmp_path / 'hf')
   text = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')

@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   'index', ['{"weight_map": {"a": "gone.safetensors"}}', '{', '{}']
 )
 def test_a_single_file_counts_before_a_stale_index(tmp_path, index, caplog):
-  """As in transformers, and the other file is named."""
+  """The same file is read as in transformers, and the other one is named."""
   _write(tmp_path, {'a': np.ones(2, np.float32)})
   (tmp_path / storage.INDEX_FILE).write_text(index)
   reader = storage.SafetensorsReader(tmp_path)

@@ -1,4 +1,4 @@
-"""What `r1jax sample` prints while a completion is streamed."""
+"""Returns the text that `r1jax sample` prints while a completion streams."""
 
 import types
 

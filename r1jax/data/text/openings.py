@@ -53,7 +53,7 @@ class Opening(NamedTuple):
     if not self.text:
       return response
     body = response.lstrip()
-    # Where one tag opens and closes, a single one closes what the prompt opens.
+    # If one tag opens and closes, a single one closes what the prompt opens.
     begins = body.startswith(self.tag) and (
       self.tag != self.end_tag or body.count(self.tag) > 1
     )

@@ -1,4 +1,4 @@
-"""What a prompt ends with is there once, whoever writes it."""
+"""The end of a prompt is there once, whoever writes it."""
 
 import json
 
