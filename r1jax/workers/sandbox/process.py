@@ -107,7 +107,8 @@ class Process:
     message = json.loads(packet) if packet else {}
     self.lost = not message
     for fd in fds:
-      self._clock = clock.BusyClock(_pid(fd))
+      with contextlib.suppress(OSError):  # It ended in the meantime.
+        self._clock = clock.BusyClock(_pid(fd))
       os.close(fd)
     if 'exit' in message:
       self._status = message['exit']
