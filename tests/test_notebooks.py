@@ -20,7 +20,7 @@ OVERRIDES = {{
     'eval.num_samples': 2, 'rl.optimizer.warmup_steps': 1}}
 """
 
-# What the cells of 02_extending.ipynb print, in their order.
+# The lines that the cells of 02_extending.ipynb print, in their order.
 _PRINTED = (
   '0.40  <think>hm</think><answer>5</answer>',
   '1.00  <think>hm</think><answer>8</answer>',

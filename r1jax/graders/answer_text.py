@@ -13,7 +13,7 @@ MAX_CHARS = (
 MAX_GOLD_CHARS = 4_000  # Gold answers of textbooks are whole sentences.
 
 
-def extract_answer(text: str, last_number: bool = False) -> str:
+def extract_answer(text: str) -> str:
   """Returns the content of the last complete \\boxed{}, or else the whole text.
 
   Boxes that only 'and', 'or' or a comma separates are one answer together:
@@ -21,14 +21,11 @@ def extract_answer(text: str, last_number: bool = False) -> str:
   len(text), however boxes are nested or left open.
 
   Args:
-    text: A completion, or what stands between its answer tags.
-    last_number: Whether to return the last number of a text without a box.
+    text: A completion, or the text between its answer tags.
   """
   boxes = _boxes(text)
   if boxes:
     return _final(text, boxes) or _joined(text, boxes)
-  if last_number and (numbers := _NUMBER.findall(text)):
-    return numbers[-1]
   return text.strip()
 
 
@@ -140,7 +137,6 @@ _JOINT = re.compile(
   r'(?: also)?\s*\}?)?'
   r'(?:\\[()\[\]\\,;!]|\\q?quad|[,;\s$]|[a-zA-Z](?:_\{?\w\}?)?\s*=)*'
 )
-_NUMBER = re.compile(r'-?\d[\d,]*(?:\.\d+)?')
 _LONE_NUMBER = re.compile(
   r'(?<![A-Za-z0-9.])-?\d[\d,]*+(?:\.\d++)?(?:/\d++)?(?![A-Za-z0-9]*\d)'
 )

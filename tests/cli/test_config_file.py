@@ -270,7 +270,7 @@ _PARTS = (
 
 @pytest.mark.parametrize('command', ['config', 'train'])
 def test_everything_that_is_wrong_is_said_at_once(tmp_path, command):
-  """Both `r1jax config` and `r1jax train` do."""
+  """The commands `config` and `train` report all wrong keys in one error."""
   workdir = [f'--workdir={tmp_path}/run'] if command == 'train' else []
   with pytest.raises(UserError) as caught:
     main.run([command, '--config=r1_zero_tiny', *workdir, *_WRONG])

@@ -1,4 +1,4 @@
-"""Which answers are equal: notation, values, sets, relations, words."""
+"""Equality of answers: notation, values, sets, relations, words."""
 
 import json
 from pathlib import Path

@@ -270,7 +270,7 @@ def test_a_finished_run_says_that_its_data_are_others_now(
   _write(tmp_path / 'rows.jsonl', _ROWS[::-1])
   run.train(reading, str(tmp_path / 'run'))
   assert 'was made of other data: reading.file' in caplog.text
-  # What a killed run records later is what it began with.
+  # A killed run later records the data that it began with.
   (tmp_path / 'run/lineage.json').unlink()
   run.train(reading, str(tmp_path / 'run'))
   assert (

@@ -97,7 +97,7 @@ def _more(core):
 
 
 def _fewer(core):
-  """Without the newline, whose id is a gap then."""
+  """Removes the newline, whose id is a gap then."""
   del core['model']['vocab']['\n']
 
 
