@@ -87,7 +87,6 @@ def _rl(init: str, steps: int) -> ConfigDict:
     prompts_per_step=32,
     group_size=16,
     num_minibatches=2,
-    gradient_accumulation_steps=4,
     ref_model_sync_steps=40,
     eval_steps=10,
     save_steps=20,

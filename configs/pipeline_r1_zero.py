@@ -60,7 +60,6 @@ def zero_long() -> ConfigDict:
   quarter of a minibatch is in memory at once."""
   config = zero('@zero', 138, 65536)
   config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
-  config.rl.gradient_accumulation_steps = 4
   return config
 
 

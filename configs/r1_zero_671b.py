@@ -18,7 +18,7 @@ compiles in four minutes with 4.4 GB of host memory (two busy cores, libtpu
 A first look at five layers, full width, on fewer chips:
 
   r1jax aot --config=r1_zero_671b --config.model.num_hidden_layers=5 \\
-    --topology=v5p:4x4x8 --config.mesh.expert=8 --config.rl.gradient_accumulation_steps=8
+    --topology=v5p:4x4x8 --config.mesh.expert=8
 
 It peaks at 9.3 GB of a chip, costs 1.30 × 6·N_active·tokens, and compiles in
 283 s of one core's time: layers are scanned, depth is not what takes long.

@@ -4,7 +4,8 @@ An array's name ends in its shape, one letter a dimension: `logp_BT` is
 [sequences, tokens]. The same letters are einsum indices and, in
 r1jax/sharding.py, what is mapped to mesh axes.
 
-  B  sequences in a batch: P·G in RL, 2·P for preference pairs
+  B  rows of a batch: sequences, P·G in RL and 2·P for preference pairs; or
+     packed rows, each of several sequences
   P  prompts; each has one group of samples, or one preference pair
   G  samples (completions) per prompt
   T  tokens of a sequence; all tokens of a device inside the MoE layer
@@ -39,6 +40,7 @@ module:
   p  (token, expert) pairs, T·A
   r  query rows of a key-value head in one matrix product, M·T
   s  dispatch slots: pairs sorted by expert, padded to whole blocks
+  u  updates of a step, one of each minibatch
   w  blocks of dispatch slots
 """
 
@@ -196,10 +198,11 @@ class PromptBatch:
 
 @chex.dataclass(frozen=True)
 class Rollout:
-  """G completions of each of P prompts; row b belongs to prompt b // G.
+  """G completions of each of P prompts, on the host, one row a completion.
 
-  The T axis holds the prompt columns first and the completion columns after
-  them.
+  Row b belongs to prompt b // G. The T axis holds the prompt columns first and
+  the completion columns after them, as many as the longest completion needs.
+  Training reads packed rows instead, an RLBatch.
 
   Attributes:
     tokens_BT: int32 token ids: the left-padded prompt, then the right-padded
@@ -294,12 +297,31 @@ class ScoredRollout:
 
 @chex.dataclass(frozen=True)
 class RLBatch:
-  """The input of a policy update: a rollout and its training signals.
+  """The input of the updates of a step: samples packed into rows of T tokens.
+
+  A sample is a prompt with its completion; a row holds whole samples. The rows
+  of one update stand together, and within them those of one microbatch:
+  B = updates × microbatches × rows of a microbatch. Microbatches beyond
+  num_microbatches_u are padding, which is not computed.
+
+  Example, T = 6, samples 4 and 7: the prompts [7, 8] and [9], with the
+  completions [4] and [5, 6]:
+    tokens_BT   = [7, 8, 4, 9, 5, 6]
+    position_BT = [0, 1, 2, 0, 1, 2]
+    segment_BT  = [1, 1, 1, 2, 2, 2]
+    sample_BT   = [4, 4, 4, 7, 7, 7]
+    mask_BT     = [0, 0, 1, 0, 1, 1]
 
   Attributes:
-    rollout: The sampled sequences.
-    adv_BT: float32 advantage of each token, or [B, 1] if the tokens of a
-      sequence share one.
+    tokens_BT: int32 token ids.
+    position_BT: int32, the token's position in its sample.
+    segment_BT: int32, samples of a row counted from 1; 0 on padding.
+    sample_BT: int32, the token's row in the Rollout; 0 on padding.
+    mask_BT: bool, True on the tokens that the loss counts.
+    logp_BT, staleness_BT, experts_BTLA: See Rollout.
+    num_microbatches_u: int32, microbatches that hold tokens, by update.
+    adv_BT: float32 advantage of each token; None until it is estimated, as
+      what follows.
     old_logp_BT: float32 log-probability of each token under the policy that
       sampled it, as recorded or as recomputed by the trainer
       (rl.old_logp_source): the denominator of the importance ratio.
@@ -311,10 +333,18 @@ class RLBatch:
     return_BT: float32 regression target of that prediction; None likewise.
   """
 
-  rollout: Rollout
-  adv_BT: Array
-  old_logp_BT: Array
-  ref_logp_BT: Array
+  tokens_BT: Array
+  position_BT: Array
+  segment_BT: Array
+  sample_BT: Array
+  mask_BT: Array
+  logp_BT: Array
+  staleness_BT: Array
+  num_microbatches_u: Array
+  experts_BTLA: Array | None = None
+  adv_BT: Array | None = None
+  old_logp_BT: Array | None = None
+  ref_logp_BT: Array | None = None
   rollout_is_weight_BT: Array | None = None
   value_BT: Array | None = None
   return_BT: Array | None = None

@@ -1,5 +1,7 @@
 """Shared by all losses: chunked log-probabilities, masked sums, KL estimators."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -96,6 +98,39 @@ def map_token_chunks(
 def masked_sum(x, mask, axis: int | None = None):
   """Returns the sum over a mask; a NaN outside the mask does not reach it."""
   return jnp.sum(jnp.where(mask, x, 0), axis)
+
+
+class Samples(NamedTuple):
+  """The sample that each token of a batch belongs to.
+
+  Attributes:
+    id_BT: int32 in [0, num); any of them where a mask is False.
+    num: Number of samples; static under jit.
+  """
+
+  id_BT: jax.Array
+  num: int
+
+  @classmethod
+  def one_a_row(cls, like_BT) -> 'Samples':
+    """Returns the samples of an array whose every row is one sample."""
+    B, T = like_BT.shape
+    return cls(jnp.repeat(jnp.arange(B)[:, None], T, 1), B)
+
+  def sum(self, x_BT, mask_BT):
+    """Returns the sum of each sample over the mask, float32 [num]."""
+    return jax.ops.segment_sum(
+      jnp.where(mask_BT, x_BT, 0).ravel(), self.id_BT.ravel(), self.num
+    )
+
+  def mean(self, x_BT, mask_BT):
+    """Returns the mean of each sample over the mask; 0 without any token."""
+    count = self.sum(jnp.ones_like(x_BT), mask_BT)
+    return self.sum(x_BT, mask_BT) / jnp.maximum(count, 1)
+
+  def spread(self, x):
+    """Returns each token's entry of an array [num]."""
+    return x[self.id_BT]
 
 
 def pairwise_accuracy(margin):

@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
   metrics: Mapping[str, jax.Array]
 
 
-def token_rewards(reward_B, mask_BT, penalty_BT=None):
+def token_rewards(reward_BT, mask_BT, segment_BT, penalty_BT=None):
   """Returns token rewards: a completion's reward is given at its last token.
 
   A penalty, such as a KL estimate, is subtracted at every token.
@@ -33,16 +33,28 @@ def token_rewards(reward_B, mask_BT, penalty_BT=None):
   Example with a reward of 1, three tokens after one column of prompt, and a
   penalty of 0.1 per token:
     mask_BT   = [0,    1,    1,    1,   0]
-    reward_BT = [0, −0.1, −0.1,  0.9,   0]
+    returned  = [0, −0.1, −0.1,  0.9,   0]
+
+  Args:
+    reward_BT: float32, the reward of the sample that each token belongs to.
+    mask_BT: bool loss mask.
+    segment_BT: int32, the sample within its row that each token belongs to.
+    penalty_BT: float32 penalties, or None.
   """
-  reward_BT = jnp.where(_last(mask_BT), reward_B[:, None], 0.0)
+  reward_BT = jnp.where(_last(mask_BT, segment_BT), reward_BT, 0.0)
   if penalty_BT is not None:
     reward_BT -= jnp.where(mask_BT, penalty_BT, 0.0)
   return reward_BT
 
 
 def estimate(
-  config: GAEConfig, reward_BT, value_BT, final_value_B, truncated_B, mask_BT
+  config: GAEConfig,
+  reward_BT,
+  value_BT,
+  after_BT,
+  truncated_BT,
+  mask_BT,
+  segment_BT,
 ) -> Estimate:
   """Returns advantages by generalized advantage estimation, and returns.
 
@@ -50,18 +62,21 @@ def estimate(
     config: Parameters; static under jit.
     reward_BT: float32 token rewards, see token_rewards.
     value_BT: float32 value of the state in which each token was sampled.
-    final_value_B: float32 value of the state after a row's last token.
-    truncated_B: bool, True for completions that were truncated.
-    mask_BT: bool loss mask; the tokens of a row are contiguous.
+    after_BT: float32 value of the state after each token, which counts at the
+      last token of a sample.
+    truncated_BT: bool, True for tokens of completions that were truncated.
+    mask_BT: bool loss mask; the tokens of a sample are contiguous.
+    segment_BT: int32, the sample within its row that each token belongs to.
   """
-  bootstrap_B = truncated_B & (config.truncated_value == 'bootstrap')
+  bootstrap_BT = truncated_BT & (config.truncated_value == 'bootstrap')
   adv_BT = gae(
     config.gamma,
     config.lam,
     reward_BT,
     value_BT,
-    jnp.where(bootstrap_B, final_value_B, 0.0),
+    jnp.where(bootstrap_BT, after_BT, 0.0),
     mask_BT,
+    segment_BT,
   )
   return_BT = adv_BT + jnp.where(mask_BT, value_BT, 0.0)
   _, std = _moments(adv_BT, mask_BT)
@@ -76,7 +91,9 @@ def estimate(
   return Estimate(adv_BT, return_BT, metrics)
 
 
-def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
+def gae(
+  gamma: float, lam: float, reward_BT, value_BT, end_BT, mask_BT, segment_BT
+):
   """Returns A_t = δ_t + γλ A_{t+1}, where δ_t = r_t + γ V_{t+1} − V_t.
 
   Example with γ = λ = 1, two tokens after one column of prompt, a reward of 1
@@ -90,8 +107,9 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
   Args:
     gamma, lam: See GAEConfig.
     reward_BT, value_BT: float32.
-    end_B: V after a row's last token.
-    mask_BT: bool loss mask; the tokens of a row are contiguous.
+    end_BT: V after the last token of a sample, read there alone.
+    mask_BT: bool loss mask; the tokens of a sample are contiguous.
+    segment_BT: int32, the sample within its row that each token belongs to.
 
   Returns:
     adv_BT, 0 outside the mask. Columns without tokens change no bit.
@@ -99,16 +117,21 @@ def gae(gamma: float, lam: float, reward_BT, value_BT, end_B, mask_BT):
   reward_BT, value_BT = (
     jnp.where(mask_BT, x, 0.0) for x in (reward_BT, value_BT)
   )
-  next_BT = jnp.where(_last(mask_BT), end_B[:, None], _from_right(value_BT))
+  last_BT = _last(mask_BT, segment_BT)
+  next_BT = jnp.where(last_BT, end_BT, _from_right(value_BT))
   delta_BT = jnp.where(mask_BT, reward_BT + gamma * next_BT - value_BT, 0.0)
 
   def back(adv_B, column):
-    delta_B, live_B = column
-    adv_B = jnp.where(live_B, delta_B + gamma * lam * adv_B, 0.0)
+    delta_B, live_B, last_B = column
+    later_B = jnp.where(last_B, 0.0, adv_B)
+    adv_B = jnp.where(live_B, delta_B + gamma * lam * later_B, 0.0)
     return adv_B, adv_B
 
   _, adv_TB = jax.lax.scan(
-    back, jnp.zeros_like(delta_BT[:, 0]), (delta_BT.T, mask_BT.T), reverse=True
+    back,
+    jnp.zeros_like(delta_BT[:, 0]),
+    (delta_BT.T, mask_BT.T, last_BT.T),
+    reverse=True,
   )
   return adv_TB.T
 
@@ -177,9 +200,10 @@ def _moments(x_BT, mask_BT):
   return mean, jnp.sqrt(common.masked_sum((x_BT - mean) ** 2, mask_BT) / count)
 
 
-def _last(mask_BT):
-  """Returns True at the last masked token of each row."""
-  return mask_BT & ~_from_right(mask_BT)
+def _last(mask_BT, segment_BT):
+  """Returns True at the last masked token of each sample."""
+  same_BT = _from_right(segment_BT) == segment_BT
+  return mask_BT & ~(_from_right(mask_BT) & same_BT)
 
 
 def _from_right(x_BT):

@@ -43,11 +43,14 @@ class Totals(NamedTuple):
 
   Attributes:
     tokens: Number of tokens in the loss mask.
-    rows: Number of sequences.
+    samples: Number of samples, those without a token in the mask included.
+    sequences: Number of samples that are computed, by which the balance loss of
+      experts is averaged.
   """
 
   tokens: jax.Array
-  rows: jax.Array
+  samples: int
+  sequences: jax.Array | int = 1
 
 
 def loss(
@@ -58,6 +61,7 @@ def loss(
   adv_BT,
   mask_BT,
   totals: Totals,
+  samples: common.Samples,
   weight_BT=None,
 ):
   """Returns one microbatch's share of −J, and metrics.
@@ -67,15 +71,16 @@ def loss(
     logp_BT: float32 log-probabilities under the policy in training.
     old_logp_BT: float32 log-probabilities under the policy that sampled.
     ref_logp_BT: float32 log-probabilities under the reference policy.
-    adv_BT: float32 advantages; [B, 1] where all tokens of a row share one.
+    adv_BT: float32 advantages.
     mask_BT: bool loss mask, True for completion tokens to train on.
     totals: Counts over the whole minibatch.
+    samples: The sample of each token; a sample is in one microbatch alone.
     weight_BT: float32 weights from `rollout_is_weights`; None for 1.
 
   Returns:
     The loss and a dict of metrics. All of them add up over microbatches.
   """
-  chex.assert_rank(adv_BT, 2)  # [B] would broadcast as [T].
+  chex.assert_equal_shape((adv_BT, mask_BT))
   # Masked first: a NaN outside the mask would reach the gradient through any
   # mask that is applied later.
   logp_BT, old_logp_BT, ref_logp_BT, adv_BT = (
@@ -84,7 +89,7 @@ def loss(
   )
   log_ratio_BT = logp_BT - old_logp_BT
   if config.importance_sampling_level == 'sequence':
-    log_ratio_BT = _row_mean(log_ratio_BT, mask_BT)[:, None] + 0 * log_ratio_BT
+    log_ratio_BT = samples.spread(samples.mean(log_ratio_BT, mask_BT))
   ratio_BT = jnp.exp(jnp.minimum(log_ratio_BT, common.MAX_LOG_RATIO))
   surrogate = registry.policy_loss.get(config.policy_loss, 'rl.policy_loss')
   objective_BT, clipped_BT = surrogate(ratio_BT, adv_BT, logp_BT, config)
@@ -98,7 +103,7 @@ def loss(
   def mean(x_BT):
     return common.masked_sum(x_BT, mask_BT) / jnp.maximum(totals.tokens, 1)
 
-  value = _aggregate(config, loss_BT, mask_BT, totals)
+  value = _aggregate(config, loss_BT, mask_BT, totals, samples)
   return value, {
     'loss': value,
     'kl': mean(kl_BT),
@@ -150,17 +155,25 @@ def cispo(ratio_BT, adv_BT, logp_BT, config: PolicyLossConfig):
   return weight_BT * adv_BT * logp_BT, (ratio_BT > 1 + high) & (adv_BT > 0)
 
 
-def _aggregate(config: PolicyLoss, loss_BT, mask_BT, totals: Totals):
+def _aggregate(
+  config: PolicyLoss, loss_BT, mask_BT, totals: Totals, samples: common.Samples
+):
   """Reduces token losses to one number by config.loss_agg_mode."""
   if config.loss_agg_mode == 'token-mean':
     return common.masked_sum(loss_BT, mask_BT) / jnp.maximum(totals.tokens, 1)
   if config.loss_agg_mode == 'seq-mean-token-mean':
-    return jnp.sum(_row_mean(loss_BT, mask_BT)) / totals.rows
-  return common.masked_sum(loss_BT, mask_BT) / (totals.rows * config.max_tokens)
+    return jnp.sum(samples.mean(loss_BT, mask_BT)) / totals.samples
+  return common.masked_sum(loss_BT, mask_BT) / (
+    totals.samples * config.max_tokens
+  )
 
 
 def rollout_is_weights(
-  config: PolicyLoss, trainer_logp_BT, sampler_logp_BT, mask_BT
+  config: PolicyLoss,
+  trainer_logp_BT,
+  sampler_logp_BT,
+  mask_BT,
+  samples: common.Samples,
 ):
   """Returns the importance weights π_trainer / π_sampler, not differentiated.
 
@@ -173,11 +186,11 @@ def rollout_is_weights(
     sampler_logp_BT: float32 log-probabilities that the sampler computed, with
       the same weights.
     mask_BT: bool loss mask; outside it the log-ratio counts as 0.
+    samples: The sample of each token.
   """
   log_ratio_BT = jnp.where(mask_BT, trainer_logp_BT - sampler_logp_BT, 0.0)
   if config.rollout_is_level == 'sequence':
-    total_BT = jnp.sum(log_ratio_BT, -1, keepdims=True)
-    log_ratio_BT = total_BT + 0 * log_ratio_BT
+    log_ratio_BT = samples.spread(samples.sum(log_ratio_BT, mask_BT))
   weight_BT = jnp.exp(
     jnp.clip(log_ratio_BT, -common.MAX_LOG_RATIO, common.MAX_LOG_RATIO)
   )
@@ -191,9 +204,3 @@ def rollout_is_weights(
   else:
     weight_BT = jnp.ones_like(weight_BT)
   return jax.lax.stop_gradient(weight_BT)
-
-
-def _row_mean(x_BT, mask_BT):
-  """Returns each row's mean over its mask; 0 for a row without any token."""
-  count_B = jnp.maximum(jnp.sum(mask_BT, -1), 1)
-  return jnp.sum(jnp.where(mask_BT, x_BT, 0.0), -1) / count_B

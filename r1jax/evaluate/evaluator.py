@@ -92,9 +92,7 @@ class Evaluator:
     completions = self._engine.run(
       params, assemble.build_requests(batch, self._k, self._sampling, key)
     )
-    rollout = assemble.build_rollout(
-      batch, self._k, self._sampling.max_new_tokens, completions
-    )
+    rollout = assemble.build_rollout(batch, self._k, completions)
     scored = self._score(
       prompts,
       rollout,

@@ -90,32 +90,43 @@ def gating_weights(affinity, expert, config: ModelConfig):
   return gate * config.routed_scaling_factor
 
 
-def sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT):
+def sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT, balance_BT=None):
   """Computes the sequence-wise balance loss (V3 eq. 17–20) without its α.
 
   It is the mean over sequences of Σ_i f_i P_i, with f_i = E / (A T) · (tokens
   that chose expert i) and P_i = the mean over tokens of expert i's share of
-  the affinities. A row is one sequence.
+  the affinities.
 
   Args:
     affinity_BTE: float32.
     expert_BTA: int32, the chosen experts.
     counted_BT: bool, False for tokens to leave out, such as padding.
+    balance_BT: int32 in [0, T], the sequence of its row that each token belongs
+      to; None where a row is one sequence.
 
   Returns:
     The float32 scalar loss, and load_E: the number of counted tokens that
     chose each expert.
   """
   E, A = affinity_BTE.shape[-1], expert_BTA.shape[-1]
+
+  def total(x_BTE):  # Of each sequence, [B, sequences, E].
+    if balance_BT is None:
+      return x_BTE.sum(1, keepdims=True)
+    num = balance_BT.shape[1] + 1
+    sum_ = jax.vmap(lambda x, ids: jax.ops.segment_sum(x, ids, num))
+    return sum_(x_BTE, balance_BT)
+
   counted_BT1 = counted_BT[..., None].astype(jnp.float32)
-  tokens_B1 = jnp.maximum(counted_BT1.sum(1), 1)
+  count = total(counted_BT1)
+  tokens = jnp.maximum(count, 1)
   chose_BTE = jax.nn.one_hot(expert_BTA, E).sum(-2) * counted_BT1
-  load_BE = chose_BTE.sum(1)
+  load = total(chose_BTE)
   share_BTE = affinity_BTE / (affinity_BTE.sum(-1, keepdims=True) + 1e-20)
-  P_BE = (share_BTE * counted_BT1).sum(1) / tokens_B1
-  rows = jnp.maximum(jnp.any(counted_BT, 1).sum(), 1)
-  loss = jnp.sum(E / A * load_BE / tokens_B1 * P_BE) / rows
-  return loss, load_BE.sum(0)
+  P = total(share_BTE * counted_BT1) / tokens
+  sequences = jnp.maximum((count > 0).sum(), 1)
+  loss = jnp.sum(E / A * load / tokens * P) / sequences
+  return loss, load.sum((0, 1))
 
 
 def _local(x_TD, expert_TA, gating_TA, valid_T, weights, swiglu: Callable):
@@ -215,7 +226,7 @@ class MoE(nn.Module):
   layout: Layout
 
   @nn.compact
-  def __call__(self, x_BTD, counted_BT, replay_BTA=None):
+  def __call__(self, x_BTD, counted_BT, replay_BTA=None, balance_BT=None):
     """Routes each token and applies its experts.
 
     Args:
@@ -224,6 +235,7 @@ class MoE(nn.Module):
         counts in no statistic.
       replay_BTA: int, experts to use instead of the router's choice (routing
         replay); their gating weights are computed by the router all the same.
+      balance_BT: See sequence_aux_loss.
 
     Returns:
       y_BTD, and the layer's Routing.
@@ -265,7 +277,9 @@ class MoE(nn.Module):
       shared = SwiGLU(c, self.layout, I * c.n_shared_experts, name='shared')
       y_BTD += shared(x_BTD)
 
-    aux_loss, load_E = sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT)
+    aux_loss, load_E = sequence_aux_loss(
+      affinity_BTE, expert_BTA, counted_BT, balance_BT
+    )
     return y_BTD, Routing(load_E, aux_loss, dropped, expert_BTA)
 
 

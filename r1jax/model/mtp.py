@@ -40,7 +40,9 @@ class MTP(nn.Module):
     self.block = self.make_block(c, self.layout, bool(c.num_moe_layers))
     self.norm = RMSNorm(c.rms_norm_eps)
 
-  def __call__(self, h_BTD, ahead_BTD, position_BT, segment_BT):
+  def __call__(
+    self, h_BTD, ahead_BTD, position_BT, segment_BT, balance_BT=None
+  ):
     """Computes h_k of whole sequences.
 
     Args:
@@ -48,13 +50,18 @@ class MTP(nn.Module):
       ahead_BTD: Embeddings of the tokens k positions ahead.
       position_BT: Positions of the tokens of h.
       segment_BT: Their segments.
+      balance_BT: See Transformer.__call__.
 
     Returns:
       h_k after its norm, as carry of the scan; and the pair of h_k and the
       layer's Routing, as its output.
     """
     x_BTD, routing = self.block(
-      self._combined(h_BTD, ahead_BTD), position_BT, segment_BT
+      self._combined(h_BTD, ahead_BTD),
+      position_BT,
+      segment_BT,
+      None,
+      balance_BT,
     )
     h_BTD = self.norm(x_BTD)
     return h_BTD, (h_BTD, routing)

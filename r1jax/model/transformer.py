@@ -53,19 +53,24 @@ class Block(nn.Module):
     else:
       self.ffn = SwiGLU(c, self.layout, c.intermediate_size)
 
-  def feed_forward(self, x_BTD, counted_BT, replay_BTA=None):
+  def feed_forward(self, x_BTD, counted_BT, replay_BTA=None, balance_BT=None):
     """Applies the second half of the layer; returns its output and Routing."""
     h_BTD = self.ffn_norm(x_BTD)
     if not self.is_moe:
       return x_BTD + self.ffn(h_BTD), None
-    y_BTD, routing = self.ffn(h_BTD, counted_BT, replay_BTA)
+    y_BTD, routing = self.ffn(h_BTD, counted_BT, replay_BTA, balance_BT)
     return x_BTD + y_BTD, routing
 
-  def __call__(self, x_BTD, position_BT, segment_BT, replay_BTA=None):
+  def __call__(
+    self, x_BTD, position_BT, segment_BT, replay_BTA=None, balance_BT=None
+  ):
     """Applies the layer to whole sequences; returns [B, T, D] and Routing."""
     x_BTD += self.attention(self.attention_norm(x_BTD), position_BT, segment_BT)
     x_BTD, routing = self.feed_forward(
-      self.layout.constrain(x_BTD, 'BtD'), segment_BT > 0, replay_BTA
+      self.layout.constrain(x_BTD, 'BtD'),
+      segment_BT > 0,
+      replay_BTA,
+      balance_BT,
     )
     return self.layout.constrain(x_BTD, 'BtD'), routing
 
@@ -130,7 +135,7 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
       '__call__': dict(
         over_layers,
         unroll=config.scan_unroll,
-        in_axes=(nn.broadcast, nn.broadcast, 0),
+        in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
       ),
       'extend': dict(over_layers, in_axes=(0,) + (nn.broadcast,) * 6),
     },
@@ -163,7 +168,7 @@ def _mtp(config: ModelConfig, layout: Layout):
     variable_axes={'params': 0},
     split_rngs={'params': True},
     length=config.num_nextn_predict_layers,
-    in_axes=(0, nn.broadcast, nn.broadcast),
+    in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
     metadata_params={nn.PARTITION_NAME: 'L'},
   )(config, layout, Block)
 
@@ -215,7 +220,7 @@ class Transformer(nn.Module):
       self.mtp = _mtp(c, self.layout)
 
   def __call__(
-    self, tokens_BT, position_BT, segment_BT, replay_BTLA=None
+    self, tokens_BT, position_BT, segment_BT, replay_BTLA=None, balance_BT=None
   ) -> Output:
     """Computes hidden states of whole sequences.
 
@@ -227,6 +232,8 @@ class Transformer(nn.Module):
       segment_BT: int32; a token attends within its segment, 0 is padding.
       replay_BTLA: int, the experts to use in each MoE layer (routing replay);
         if None the routers choose them.
+      balance_BT: int32 in [0, T], the sequences of a row that the balance loss
+        of the experts is the mean over; None where a row is one sequence.
     """
     x_BTD = self.embed(tokens_BT)
     routing = {}
@@ -234,30 +241,39 @@ class Transformer(nn.Module):
       replay_LBTA = None
       if replay_BTLA is not None and stack.is_moe:
         replay_LBTA = jnp.moveaxis(replay_BTLA, 2, 0)
-      x_BTD, routed = stack(x_BTD, position_BT, segment_BT, replay_LBTA)
+      x_BTD, routed = stack(
+        x_BTD, position_BT, segment_BT, replay_LBTA, balance_BT
+      )
       if routed is not None:
         routing[name] = routed
     return Output(self.norm(x_BTD), routing)
 
-  def predict_ahead(self, hidden_BTD, tokens_BT, position_BT, segment_BT):
+  def predict_ahead(
+    self, hidden_BTD, tokens_BT, position_BT, segment_BT, balance_BT=None
+  ):
     """Runs the multi-token prediction (MTP) modules (V3 section 2.2).
 
     Args:
       hidden_BTD: The main model's hidden states, from __call__.
-      tokens_BT, position_BT, segment_BT: See __call__.
+      tokens_BT, position_BT, segment_BT, balance_BT: See __call__.
 
     Returns:
       hidden_ZBTD, where index k − 1 is the module that predicts the token k + 1
       positions ahead; and the modules' Routing by stack.
     """
+
+    def ahead_BT(by: int):  # Token 0 where that is of another sequence.
+      same_BT = shift(segment_BT, by) == segment_BT
+      return jnp.where(same_BT, shift(tokens_BT, by), 0)
+
     ahead_ZBTD = jnp.stack(
       [
-        self.embedding_VD[shift(tokens_BT, k + 1)]
+        self.embedding_VD[ahead_BT(k + 1)]
         for k in range(self.config.num_nextn_predict_layers)
       ]
     )
     _, (hidden_ZBTD, routed) = self.mtp(
-      hidden_BTD, ahead_ZBTD, position_BT, segment_BT
+      hidden_BTD, ahead_ZBTD, position_BT, segment_BT, balance_BT
     )
     return hidden_ZBTD, {} if routed is None else {'mtp': routed}
 

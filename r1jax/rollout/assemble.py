@@ -99,32 +99,34 @@ def _count_earlier(id_P: np.ndarray) -> np.ndarray:
 def build_rollout(
   prompts: PromptBatch,
   group_size: int,
-  max_new_tokens: int,
   completions: Sequence[Completion | Episode],
   policy_version: int = 0,
+  width: int | None = None,
 ) -> Rollout:
-  """Assembles completions into the arrays that training reads.
+  """Assembles completions into arrays.
 
   Args:
     prompts: P prompts.
     group_size: G.
-    max_new_tokens: Width of the completion columns.
     completions: B = P · G finished completions, or episodes of several turns;
       number b is of prompt b // G.
     policy_version: Current version of the policy, from which the age of each
       token is counted.
+    width: Completion columns; None for those of the longest completion.
   """
   B = len(completions)
   columns_of = list(map(_columns, completions))
   length_B = np.array([len(c.tokens) for c in columns_of], np.int32)
-  live_BT = np.arange(max_new_tokens) < length_B[:, None]
+  if width is None:
+    width = int(length_B.max(initial=0))
+  live_BT = np.arange(width) < length_B[:, None]
   prompt_BT = np.repeat(np.asarray(prompts.tokens_PT), group_size, axis=0)
   valid_BT = np.repeat(np.asarray(prompts.valid_PT), group_size, axis=0)
   prompt_width = prompt_BT.shape[1]
 
   def columns(rows: Sequence, dtype):
     """Completion columns, right-padded, after zeros for the prompt's."""
-    array_BT = np.zeros((B, prompt_width + max_new_tokens), dtype)
+    array_BT = np.zeros((B, prompt_width + width), dtype)
     for row_T, values in zip(array_BT, rows):
       row_T[prompt_width : prompt_width + len(values)] = values
     return array_BT
@@ -144,16 +146,14 @@ def build_rollout(
       ],
       np.int32,
     ),
-    finish_B=np.array(
-      [
-        FINISH_STOP if c.finish_reason == 'stop' else FINISH_LENGTH
-        for c in completions
-      ],
-      np.int32,
+    finish_B=np.where(
+      [c.finish_reason == 'stop' for c in completions],
+      np.int32(FINISH_STOP),
+      np.int32(FINISH_LENGTH),
     ),
     length_B=length_B,
     group_B=np.arange(B, dtype=np.int32) // group_size,
-    experts_BTLA=_stack_experts(completions, prompt_width, max_new_tokens),
+    experts_BTLA=_stack_experts(completions, prompt_width, width),
   )
 
 
@@ -190,9 +190,7 @@ def _columns(c: Completion | Episode) -> _Columns:
 
 
 def _stack_experts(
-  completions: Sequence[Completion | Episode],
-  prompt_width: int,
-  max_new_tokens: int,
+  completions: Sequence[Completion | Episode], prompt_width: int, width: int
 ) -> np.ndarray | None:
   """Returns the experts of all tokens, [B, T, L, A], or None."""
   recorded = [c for c in completions if isinstance(c, Completion)]
@@ -200,7 +198,7 @@ def _stack_experts(
     return None
   shape_LA = recorded[0].prompt_experts.shape[1:]
   experts_BTLA = np.zeros(
-    (len(completions), prompt_width + max_new_tokens, *shape_LA), np.uint16
+    (len(completions), prompt_width + width, *shape_LA), np.uint16
   )
   for experts_TLA, c in zip(experts_BTLA, recorded, strict=True):
     known = np.concatenate([c.prompt_experts, np.stack(c.experts)])

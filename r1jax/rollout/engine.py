@@ -238,8 +238,8 @@ class Engine:
     return assemble.build_rollout(
       prompts,
       group_size,
-      sampling_params.max_new_tokens,
       self.run(params, requests),
+      width=sampling_params.max_new_tokens,
     )
 
   def validate(self, request: Request):

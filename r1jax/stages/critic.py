@@ -20,7 +20,8 @@ from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
-from r1jax.records import FINISH_LENGTH, RLBatch
+from r1jax.records import RLBatch
+from r1jax.stages.build import packing
 from r1jax.stages.build import parts as build
 from r1jax.stages.build.abstract import train_state_of
 from r1jax.stages.build.tokenizers import check_same_tokens
@@ -51,7 +52,12 @@ class Critic:
     return None
 
   def advantages(
-    self, params: Any, state: TrainState | None, batch: RLBatch, reward_B
+    self,
+    params: Any,
+    state: TrainState | None,
+    batch: RLBatch,
+    reward_B,
+    truncated_B,
   ) -> tuple[RLBatch, dict]:
     """Returns the batch with its advantages, and metrics.
 
@@ -59,16 +65,17 @@ class Critic:
       params: The policy's parameters.
       state: The critic's state.
       batch: The scored batch, with the advantages of groups.
-      reward_B: float32 [B], rewards without a penalty for the KL.
+      reward_B: float32 rewards of the samples, without a penalty for the KL.
+      truncated_B: bool, samples that were cut off.
     """
-    del params, state, reward_B
+    del params, state, reward_B, truncated_B
     return batch, {}
 
   def update(
-    self, state: TrainState | None, batch: RLBatch, key: jax.Array
+    self, state: TrainState | None, batch: RLBatch
   ) -> tuple[TrainState | None, dict]:
     """Returns its state after the batch, and metrics."""
-    del batch, key
+    del batch
     return state, {}
 
 
@@ -77,30 +84,35 @@ class _ValueCritic(Critic, abc.ABC):
 
   def __init__(self, config: RunConfig, model: Transformer):
     c = config.rl
-    self._values = value_step.values(model)
+    shape = packing.row_shape(config, model.layout)
+    self._values = value_step.values(model, shape)
     penalty = c.kl_coef if c.kl_in_reward else 0.0
 
     @jax.jit
-    def estimate(batch: RLBatch, reward_B, value_BT, after_B):
-      mask_BT, kl_BT = batch.rollout.mask_BT, None
+    def estimate(batch: RLBatch, reward_B, truncated_B, value_BT, after_BT):
+      mask_BT, kl_BT = batch.mask_BT, None
+      samples = common.Samples(batch.sample_BT, shape.num_samples)
       if penalty:
         kl_BT = penalty * common.kl_estimate(
           c.kl_estimator, batch.old_logp_BT, batch.ref_logp_BT
         )
       return gae.estimate(
         c.ppo,
-        gae.token_rewards(reward_B, mask_BT, kl_BT),
+        gae.token_rewards(
+          samples.spread(reward_B), mask_BT, batch.segment_BT, kl_BT
+        ),
         value_BT,
-        after_B,
-        batch.rollout.finish_B == FINISH_LENGTH,
+        after_BT,
+        samples.spread(truncated_B),
         mask_BT,
+        batch.segment_BT,
       )
 
     self._estimate = estimate
 
-  def advantages(self, params, state, batch, reward_B):
-    value_BT, after_B = self._values_of(params, state, batch)
-    estimate = self._estimate(batch, jnp.asarray(reward_B), value_BT, after_B)
+  def advantages(self, params, state, batch, reward_B, truncated_B):
+    value_BT, after_BT = self._values_of(params, state, batch)
+    estimate = self._estimate(batch, reward_B, truncated_B, value_BT, after_BT)
     valued = dataclasses.replace(
       batch,
       adv_BT=estimate.adv_BT,
@@ -111,7 +123,7 @@ class _ValueCritic(Critic, abc.ABC):
 
   @abc.abstractmethod
   def _values_of(self, params, state: TrainState | None, batch: RLBatch):
-    """Returns value_BT and after_B, see train/value_step.py."""
+    """Returns value_BT and after_BT, see train/value_step.py."""
 
 
 class SharedCritic(_ValueCritic):
@@ -124,7 +136,7 @@ class SharedCritic(_ValueCritic):
     )
 
   def _values_of(self, params, state, batch):
-    return self._values(params, batch.rollout)
+    return self._values(params, batch)
 
 
 class SeparateCritic(_ValueCritic):
@@ -144,12 +156,7 @@ class SeparateCritic(_ValueCritic):
     self._tx = critic_optimizer(config, c.max_steps * c.num_minibatches)
     self._shardings = train_state.shardings(model, self._tx)
     self._update = value_step.critic(
-      model,
-      self._tx,
-      c.ppo,
-      c.num_minibatches,
-      c.gradient_accumulation_steps,
-      c,
+      model, self._tx, c.ppo, packing.row_shape(config, model.layout), c
     )
 
   def abstract_state(self):
@@ -169,13 +176,14 @@ class SeparateCritic(_ValueCritic):
       lambda p: train_state.create(p, self._tx), out_shardings=self._shardings
     )(own)
 
-  def update(self, state, batch, key):
-    return self._update(state, batch, key)
+  def update(self, state, batch):
+    return self._update(state, batch)
 
   def _values_of(self, params, state, batch):
     # The critic routes tokens itself, so recorded experts are dropped.
-    rollout = dataclasses.replace(batch.rollout, experts_BTLA=None)
-    return self._values(state.params, rollout)
+    return self._values(
+      state.params, dataclasses.replace(batch, experts_BTLA=None)
+    )
 
 
 def make_critic(config: RunConfig, parts: build.Parts) -> Critic:

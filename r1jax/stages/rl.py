@@ -3,6 +3,7 @@
 from collections import Counter
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from r1jax import registry
 from r1jax.algos import advantage, common, policy_loss
 from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
+from r1jax.data import sample_packing
 from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
 from r1jax.evaluate import evaluator, unanswered
@@ -30,13 +32,15 @@ from r1jax.records import (
 )
 from r1jax.rollout import assemble
 from r1jax.stages import collect, critic, report, rl_update
+from r1jax.stages.build import packing, reward_models, sampler
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import reward_models, sampler
 from r1jax.stages.build.prompts import prompt_files
 from r1jax.stages.stage import Kind, Network
 from r1jax.stages.trainer import StepOutput, TrainedStage
 from r1jax.train import policy_step
 from r1jax.train import state as train_state
+
+_log = logging.getLogger(__name__)
 
 # Streams of randomness: a key is a function of (seed, stream, step).
 _ROLLOUT, _SHUFFLE, _EVAL = range(3)
@@ -89,13 +93,15 @@ class RL(TrainedStage):
     self._tx = rl_update.policy_optimizer(
       config, (c.max_steps - self._critic.warmup_steps) * c.num_minibatches
     )
-    self._logp = policy_step.token_logps(
-      parts.model, c.temperature, config.data.max_prompt_tokens
-    )
+    self._shape = packing.row_shape(config, parts.model.layout)
+    self._logps = [
+      policy_step.token_logps(parts.model, c.temperature, self._shape, count)
+      for count in (1, 2)
+    ]
     self._adv_estimator = registry.adv_estimator.get(c.adv_estimator)
     self._policy_loss = rl_update.policy_loss(config)
     self._update = rl_update.make_policy_step(
-      config, parts.model, self._tx, c.num_minibatches, self._critic.extra_loss
+      config, parts.model, self._tx, self._shape, self._critic.extra_loss
     )
     self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     self._mixed = jax.jit(
@@ -202,21 +208,30 @@ class RL(TrainedStage):
     group = data.collect(state.train.params, step, self._key(_ROLLOUT, step))
     scored = group.scored
     rollout = assemble.build_rollout(
-      group.batch, c.group_size, c.max_new_tokens, group.completions, step
+      group.batch, c.group_size, group.completions, step
     )
     self._reward.check(scored)
-    batch, varied_P = self._with_advantages(state, group, rollout)
+    batch, varied_P = self._with_advantages(state, group, rollout, step)
     batch, metrics = self._critic.advantages(
-      state.train.params, state.critic, batch, scored.reward_B
+      state.train.params,
+      state.critic,
+      batch,
+      jnp.asarray(scored.reward_B),
+      jnp.asarray(rollout.finish_B == FINISH_LENGTH),
     )
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {
+      'packing/efficiency': sample_packing.efficiency(batch, self._shape)
+    }
     if c.rollout_is != 'none':
-      batch, values = _importance_weighted(self._policy_loss, batch)
-    key, train = self._key(_SHUFFLE, step), state.train
-    critic_state, learnt = self._critic.update(state.critic, batch, key)
+      batch, weights = _importance_weighted(
+        self._policy_loss, batch, self._shape.num_samples
+      )
+      values |= weights
+    train = state.train
+    critic_state, learnt = self._critic.update(state.critic, batch)
     metrics |= learnt
     if step > self._critic.warmup_steps:
-      train, learnt = self._update(train, batch, key)
+      train, learnt = self._update(train, batch)
       metrics |= learnt
     state = RLState(
       train=train,
@@ -245,7 +260,11 @@ class RL(TrainedStage):
     return StepOutput(state, values, counts)
 
   def _with_advantages(
-    self, state: RLState, group: collect.CollectedGroups, rollout: Rollout
+    self,
+    state: RLState,
+    group: collect.CollectedGroups,
+    rollout: Rollout,
+    step: int,
   ):
     """Returns the batch with its log-probabilities and advantages of groups.
 
@@ -253,27 +272,41 @@ class RL(TrainedStage):
       The RLBatch, and bool [P], whether the rewards of a group differ.
     """
     c, scored = self._config, group.scored
-    old_logp_BT, ref_logp_BT = self._log_probs(state, rollout)
+    counts_B = scored.scorable_B & group.counts_B
+    if c.mask_truncated_completions:
+      counts_B = counts_B & (rollout.finish_B == FINISH_STOP)
+    if not counts_B.any():
+      _log.warning(
+        'rl: no sample of step %d counts; the policy stays as it is', step
+      )
+    order_B = jax.random.permutation(
+      self._key(_SHUFFLE, step), self._shape.num_samples
+    )
+    # A penalty for the KL in the reward is of all samples of a group.
+    included_B = counts_B | c.kl_in_reward
+    batch = self._log_probs(
+      state,
+      sample_packing.pack(
+        rollout, included_B, np.asarray(order_B), self._shape
+      ),
+    )
+    samples = common.Samples(batch.sample_BT, self._shape.num_samples)
     reward_B = jnp.asarray(scored.reward_B)
     if c.kl_in_reward:
-      reward_B -= c.kl_coef * common.masked_sum(
-        common.kl_estimate(c.kl_estimator, old_logp_BT, ref_logp_BT),
-        rollout.mask_BT,
-        axis=1,
+      reward_B -= c.kl_coef * samples.sum(
+        common.kl_estimate(
+          c.kl_estimator, batch.old_logp_BT, batch.ref_logp_BT
+        ),
+        batch.mask_BT,
       )
     groups = rollout.group_B, len(group.prompts)
     scorable_B = jnp.asarray(scored.scorable_B)
     adv_B = self._adv_estimator(reward_B, *groups, scorable_B, c)
     varied_P = advantage.varied_groups(reward_B, *groups, scorable_B)
-    batch = RLBatch(
-      rollout=_loss_masked(
-        rollout,
-        scored.scorable_B & group.counts_B,
-        c.mask_truncated_completions,
-      ),
-      adv_BT=adv_B[:, None],
-      old_logp_BT=old_logp_BT,
-      ref_logp_BT=ref_logp_BT,
+    batch = dataclasses.replace(
+      batch,
+      adv_BT=samples.spread(adv_B),
+      mask_BT=batch.mask_BT & counts_B[batch.sample_BT],
     )
     return batch, varied_P
 
@@ -319,16 +352,24 @@ class RL(TrainedStage):
     key = jax.random.fold_in(jax.random.key(self.seed), stream)
     return jax.random.fold_in(key, step)
 
-  def _log_probs(self, state: RLState, rollout: Rollout):
-    """Returns log-probabilities under the sampling and the reference policy."""
-    old_logp_BT = rollout.logp_BT
-    if self._config.old_logp_source == 'recompute':
-      old_logp_BT = self._logp(state.train.params, rollout)
-    if state.reference is None:
-      return old_logp_BT, old_logp_BT
-    # The reference policy routes tokens itself: recorded experts are dropped.
-    own_routing = dataclasses.replace(rollout, experts_BTLA=None)
-    return old_logp_BT, self._logp(state.reference, own_routing)
+  def _log_probs(self, state: RLState, batch: RLBatch) -> RLBatch:
+    """Returns it with log-probabilities of the old and the reference policy."""
+    recompute = self._config.old_logp_source == 'recompute'
+    policy, reference = state.train.params, state.reference
+    old_logp_BT = batch.logp_BT
+    if recompute and reference is not None:
+      old_logp_BT, ref_logp_BT = self._logps[1](policy, reference, batch)
+    elif recompute:
+      (old_logp_BT,) = (ref_logp_BT,) = self._logps[0](policy, batch)
+    elif reference is not None:
+      # The reference policy routes tokens itself: recorded experts are dropped.
+      own_routing = dataclasses.replace(batch, experts_BTLA=None)
+      (ref_logp_BT,) = self._logps[0](reference, own_routing)
+    else:
+      ref_logp_BT = old_logp_BT
+    return dataclasses.replace(
+      batch, old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT
+    )
 
   def _next_reference(self, state: RLState, params: Any, step: int) -> Any:
     """Returns the reference policy of the next step."""
@@ -340,25 +381,18 @@ class RL(TrainedStage):
     return self._copy(params)
 
 
-def _loss_masked(rollout: Rollout, counts_B, mask_truncated: bool) -> Rollout:
-  """Returns the rollout with a mask of the tokens that the loss counts.
-
-  Lengths stay those of all completions.
-  """
-  if mask_truncated:
-    counts_B = counts_B & (rollout.finish_B == FINISH_STOP)
-  return dataclasses.replace(
-    rollout, mask_BT=rollout.mask_BT & counts_B[:, None]
-  )
-
-
-def _importance_weighted(config: policy_loss.PolicyLoss, batch: RLBatch):
+def _importance_weighted(
+  config: policy_loss.PolicyLoss, batch: RLBatch, num_samples: int
+):
   """Returns the batch with importance weights of the rollout, and metrics."""
-  rollout = batch.rollout
   weight_BT = policy_loss.rollout_is_weights(
-    config, batch.old_logp_BT, rollout.logp_BT, rollout.mask_BT
+    config,
+    batch.old_logp_BT,
+    batch.logp_BT,
+    batch.mask_BT,
+    common.Samples(batch.sample_BT, num_samples),
   )
-  weights = np.asarray(weight_BT, np.float64)[np.asarray(rollout.mask_BT)]
+  weights = np.asarray(weight_BT, np.float64)[np.asarray(batch.mask_BT)]
   total, squares = weights.sum(), (weights**2).sum()
   return dataclasses.replace(batch, rollout_is_weight_BT=weight_BT), {
     'rollout_is/mean': float(weights.mean()) if weights.size else 0.0,

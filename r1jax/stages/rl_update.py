@@ -1,5 +1,7 @@
 """The jitted programs of an RL step, and the checks of their config."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -7,13 +9,15 @@ from r1jax import registry
 from r1jax.algos.policy_loss import PolicyLoss
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.section import narrow
+from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
-from r1jax.records import RLBatch, Rollout
+from r1jax.records import RLBatch
 from r1jax.sharding import Layout
 from r1jax.stages import critic
+from r1jax.stages.build import packing
 from r1jax.stages.build import parts as build
-from r1jax.stages.build.abstract import arrays, random_key, train_state_of
+from r1jax.stages.build.abstract import arrays, train_state_of
 from r1jax.stages.stage import Update
 from r1jax.train import optimizer, policy_step, value_step
 
@@ -36,11 +40,7 @@ def policy_optimizer(config: RunConfig, num_updates: int):
 
 
 def make_policy_step(
-  config: RunConfig,
-  model: Transformer,
-  tx,
-  num_minibatches: int,
-  extra_loss=None,
+  config: RunConfig, model: Transformer, tx, shape: RowShape, extra_loss=None
 ):
   """Returns the jitted policy update, see train/policy_step.py."""
   c = config.rl
@@ -49,9 +49,7 @@ def make_policy_step(
     tx,
     policy_loss(config),
     c.temperature,
-    config.data.max_prompt_tokens,
-    num_minibatches,
-    c.gradient_accumulation_steps,
+    shape,
     c,
     c.mtp_loss_weight,
     extra_loss,
@@ -68,9 +66,10 @@ def updates(
   """
   check_rl(config, layout)
   critic.check(config)
-  c = config.rl
-  rows = c.prompts_per_step * c.group_size // c.num_minibatches
-  tokens = config.data.max_prompt_tokens + c.max_new_tokens
+  c, shape = config.rl, packing.row_shape(config, layout)
+  shape = dataclasses.replace(
+    shape, num_updates=1, num_samples=shape.num_samples // shape.num_updates
+  )
   uses_values = c.adv_estimator == 'gae'
   shared = uses_values and c.ppo.critic == 'shared'
   model = Transformer(config.model, layout)
@@ -80,45 +79,41 @@ def updates(
     if shared
     else None
   )
-  step = make_policy_step(config, model, tx, 1, loss)
-  batch = _batch(layout, rows, tokens, uses_values)
-  key = random_key(layout)
+  num_rows = shape.max_microbatches * shape.microbatch_rows
+  batch = _batch(layout, num_rows, shape.row_tokens, uses_values)
+  size = num_rows, shape.row_tokens
+  step = make_policy_step(config, model, tx, shape, loss)
   label = 'PPO policy' if uses_values else 'GRPO'
-  arguments = (train_state_of(model, tx), batch, key)
-  found = [Update(label, model, step, arguments, rows, tokens)]
+  arguments = (train_state_of(model, tx), batch)
+  found = [Update(label, model, step, arguments, *size)]
   if uses_values and not shared:
     model = Transformer(critic.critic_model(config), layout)
     tx = critic.critic_optimizer(config, num_updates)
-    step = value_step.critic(
-      model, tx, c.ppo, 1, c.gradient_accumulation_steps, c
-    )
-    arguments = (train_state_of(model, tx), batch, key)
-    found.append(Update('PPO critic', model, step, arguments, rows, tokens))
+    step = value_step.critic(model, tx, c.ppo, shape, c)
+    arguments = (train_state_of(model, tx), batch)
+    found.append(Update('PPO critic', model, step, arguments, *size))
   return found
 
 
 def _batch(
-  layout: Layout, rows: int, tokens: int, uses_values: bool
+  layout: Layout, num_rows: int, tokens: int, uses_values: bool
 ) -> RLBatch:
   """Returns a minibatch as shapes and shardings."""
-  array = arrays(layout, rows, tokens)
+  array = arrays(layout, num_rows, tokens)
   numbers = lambda: array('BT', jnp.float32)
-  shared_advantage = jax.ShapeDtypeStruct(
-    (rows, 1), jnp.float32, sharding=layout.sharding('BT')
-  )
+  ids = lambda: array('BT', jnp.int32)
   return RLBatch(
-    rollout=Rollout(
-      tokens_BT=array('BT', jnp.int32),
-      valid_BT=array('BT', bool),
-      mask_BT=array('BT', bool),
-      logp_BT=numbers(),
-      model_logp_BT=numbers(),
-      staleness_BT=array('BT', jnp.int32),
-      finish_B=array('B', jnp.int32),
-      length_B=array('B', jnp.int32),
-      group_B=array('B', jnp.int32),
+    tokens_BT=ids(),
+    position_BT=ids(),
+    segment_BT=ids(),
+    sample_BT=ids(),
+    mask_BT=array('BT', bool),
+    logp_BT=numbers(),
+    staleness_BT=ids(),
+    num_microbatches_u=jax.ShapeDtypeStruct(
+      (1,), jnp.int32, sharding=layout.replicated()
     ),
-    adv_BT=numbers() if uses_values else shared_advantage,
+    adv_BT=numbers(),
     old_logp_BT=numbers(),
     ref_logp_BT=numbers(),
     value_BT=numbers() if uses_values else None,
@@ -135,12 +130,7 @@ def check_rl(config: RunConfig, layout: Layout):
   c, model = config.rl, config.model
   registry.adv_estimator.get(c.adv_estimator, 'rl.adv_estimator')
   registry.policy_loss.get(c.policy_loss, 'rl.policy_loss')
-  build.divides(
-    'rl.prompts_per_step × rl.group_size',
-    c.prompts_per_step * c.group_size,
-    c.num_minibatches * c.gradient_accumulation_steps,
-    layout,
-  )
+  packing.row_shape(config, layout)
   if c.mtp_loss_weight and not model.num_nextn_predict_layers:
     raise UserError(
       f'rl: mtp_loss_weight = {c.mtp_loss_weight} needs MTP modules, but '

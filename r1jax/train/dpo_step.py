@@ -25,7 +25,7 @@ from r1jax.train.make_step import (
   constrain,
   make_update,
   num_rows,
-  split,
+  split_tree,
 )
 from r1jax.train.optimizer import Optimizer
 from r1jax.train.state import TrainState
@@ -107,7 +107,7 @@ def dpo(
     return LossOutput(loss, metrics, out.routing, share)
 
   logps = partial(_logps, parts=gradient_accumulation_steps)
-  update = make_update(tx, loss_fn, balancing, gradient_accumulation_steps)
+  update = make_update(tx, loss_fn, balancing)
 
   @partial(
     jax.jit,
@@ -132,9 +132,9 @@ def dpo(
         batch.weight_P,
       )
       weight_P = group_robust.pair_weights(alpha_g, batch.group_P)
-    train, metrics, _ = update(
-      state.train, (batch, ref_logp_P2, weight_P), totals
-    )
+    inputs = batch, ref_logp_P2, weight_P
+    micros = split_tree(inputs, gradient_accumulation_steps)
+    train, metrics, _ = update(state.train, micros, totals)
     if group_robust:
       alpha_g = jnp.where(metrics['skipped_updates'], state.alpha_g, alpha_g)
     return DPOState(train=train, alpha_g=alpha_g), metrics
@@ -147,7 +147,7 @@ def _logps(model: Transformer, params, batch: PairBatch, parts: int):
   params = jax.lax.stop_gradient(params)
   if parts == 1:
     return _logp(model, params, batch)[0]
-  micros = jax.tree.map(lambda x: split(x, parts), batch)
+  micros = split_tree(batch, parts)
   logp = jax.lax.map(lambda micro: _logp(model, params, micro)[0], micros)
   return logp.reshape(-1, 2)
 

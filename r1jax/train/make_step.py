@@ -6,6 +6,7 @@ adjusts the routing bias of the experts. Every stage's step is built here; the
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import optax
 
 from r1jax.algos import policy_loss
 from r1jax.config.schema.training import LoadBalancingConfig
+from r1jax.data.sample_packing import RowShape
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch
@@ -63,78 +65,136 @@ def make_step(
     balancing: Coefficients of expert load balancing.
     gradient_accumulation_steps: Number of microbatches.
   """
-  update = make_update(tx, loss_fn, balancing, gradient_accumulation_steps)
+  update = make_update(tx, loss_fn, balancing)
 
   @partial(jax.jit, donate_argnums=0, out_shardings=out_shardings(model, tx))
   def step(state: TrainState, batch, *context):
     batch = constrain(model, batch)
     totals = totals_fn(state, batch, *context)
-    state, metrics, _ = update(state, batch, totals)
+    micros = split_tree(batch, gradient_accumulation_steps)
+    state, metrics, _ = update(state, micros, totals)
     return state, metrics
 
   return step
 
 
-def make_minibatch_step(
+def make_packed_step(
   model: Transformer,
   tx: Optimizer,
   loss_fn: Callable,
   summary_fn: Callable,
   balancing: LoadBalancingConfig,
-  num_minibatches: int,
-  gradient_accumulation_steps: int,
+  shape: RowShape,
 ) -> Callable:
-  """Returns step(state, RLBatch, key) → (state, metrics), jitted.
+  """Returns step(state, RLBatch) → (state, metrics), jitted.
 
-  The rows of the batch are shuffled and split into minibatches, each of which
-  makes one optimizer update. It is one epoch over the batch.
+  It makes one update for each of the batch's minibatches, which is one epoch
+  over the batch. Microbatches without tokens are not computed. A minibatch
+  without a token in the loss leaves the state as it is, and is counted in
+  'empty_updates'.
 
   Args:
-    model, tx, balancing, gradient_accumulation_steps: See make_step.
+    model, tx, balancing: See make_step.
     loss_fn: (params, RLBatch, Totals) → LossOutput.
     summary_fn: (metrics, maxima) → the metrics of the step; both are stacked
       over the updates.
-    num_minibatches: Number of updates.
+    shape: The shape of the batch.
   """
-  update = make_update(tx, loss_fn, balancing, gradient_accumulation_steps)
+  update = make_update(tx, loss_fn, balancing)
+  rows = shape.num_samples // shape.num_updates
 
-  def update_on_minibatch(state: TrainState, batch: RLBatch):
-    mask_BT = batch.rollout.mask_BT
-    totals = policy_loss.Totals(jnp.sum(mask_BT), mask_BT.shape[0])
-    state, metrics, maxima = update(state, batch, totals)
-    return state, (metrics, maxima)
+  def update_on_minibatch(state: TrainState, minibatch):
+    micros, count = minibatch
+    totals = policy_loss.Totals(
+      jnp.sum(micros.mask_BT), rows, num_sequences(micros.segment_BT)
+    )
+    new, metrics, maxima = update(state, micros, totals, count)
+    empty = totals.tokens == 0
+    kept = jax.tree.map(lambda a, b: jnp.where(empty, b, a), new, state)
+    metrics['empty_updates'] = empty.astype(jnp.float32)
+    return kept, (metrics, maxima)
 
   @partial(jax.jit, donate_argnums=0, out_shardings=out_shardings(model, tx))
-  def step(state: TrainState, batch: RLBatch, key: jax.Array):
-    batch = constrain(model, batch)
-    order_B = jax.random.permutation(key, batch.adv_BT.shape[0])
-    minibatches = jax.tree.map(
-      lambda x: split(x[order_B], num_minibatches), batch
-    )
+  def step(state: TrainState, batch: RLBatch):
+    micros, count_u = split_packed(model, batch, shape)
     state, (metrics, maxima) = jax.lax.scan(
-      update_on_minibatch, state, minibatches
+      update_on_minibatch, state, (micros, count_u)
     )
     return state, summary_fn(metrics, maxima)
 
   return step
 
 
-def make_update(
-  tx: Optimizer,
-  loss_fn: Callable,
-  balancing: LoadBalancingConfig,
-  gradient_accumulation_steps: int,
+def map_packed(
+  model: Transformer, shape: RowShape, function: Callable
 ) -> Callable:
-  """Returns update(state, inputs, totals) → (state, metrics, maxima).
-
-  It is the part that all steps share, to be called under jit.
+  """Returns f(batch, *args) → token arrays of the whole batch, to be jitted.
 
   Args:
-    tx, loss_fn, balancing, gradient_accumulation_steps: See make_step. The
-      leaves of `inputs` are split over microbatches along their first axis.
+    model: The model, whose layout the batch follows.
+    shape: The shape of the batch.
+    function: (microbatch, *args) → pytree of arrays [rows, T]; the result is
+      0 in microbatches without tokens, which are not computed.
   """
 
-  def update(state: TrainState, inputs, totals):
+  def of_batch(batch: RLBatch, *args):
+    micros, count_u = split_packed(model, batch, shape)
+    micro = lambda u, i: jax.tree.map(lambda x: x[u, i], micros)
+    like = jax.eval_shape(function, micro(0, 0), *args)
+    empty = jax.tree.map(
+      lambda x: jnp.zeros((*micros.mask_BT.shape[:2], *x.shape), x.dtype), like
+    )
+
+    def one(u, i, outputs):
+      return jax.tree.map(
+        lambda whole, part: whole.at[u, i].set(part),
+        outputs,
+        function(micro(u, i), *args),
+      )
+
+    def update(u, outputs):
+      return jax.lax.fori_loop(0, count_u[u], partial(one, u), outputs)
+
+    outputs = jax.lax.fori_loop(0, shape.num_updates, update, empty)
+    return jax.tree.map(
+      lambda x: model.layout.constrain(x.reshape(-1, *x.shape[3:]), 'BT'),
+      outputs,
+    )
+
+  return of_batch
+
+
+def split_packed(model: Transformer, batch: RLBatch, shape: RowShape):
+  """Returns token arrays [updates, microbatches, rows, T], and the counts.
+
+  The counts are num_microbatches_u of the batch.
+  """
+  tokens = dataclasses.replace(batch, num_microbatches_u=None)
+
+  def pieces(x):
+    x = x.reshape(shape.num_updates, -1, shape.microbatch_rows, *x.shape[1:])
+    return model.layout.constrain(x, '__BTLA'[: x.ndim])
+
+  return (
+    jax.tree.map(pieces, constrain(model, tokens)),
+    batch.num_microbatches_u,
+  )
+
+
+def make_update(
+  tx: Optimizer, loss_fn: Callable, balancing: LoadBalancingConfig
+) -> Callable:
+  """Returns update(state, micros, totals, count) → (state, metrics, maxima).
+
+  It is the part that all steps share, to be called under jit. The leaves of
+  `micros` are stacked over microbatches, of which the first `count` are
+  computed, or all if it is None.
+
+  Args:
+    tx, loss_fn, balancing: See make_step.
+  """
+
+  def update(state: TrainState, micros, totals, count=None):
     def micro_loss(params, micro):
       out = loss_fn(params, micro, totals)
       loss = out.loss + router_aux_loss(
@@ -144,7 +204,7 @@ def make_update(
       return loss, (metrics, out.maxima)
 
     grads, metrics, maxima = _accumulate(
-      micro_loss, state.params, inputs, gradient_accumulation_steps
+      micro_loss, state.params, micros, count
     )
     routing = metrics.pop('routing')
     state, applied = _apply(state, tx, grads, routing, balancing)
@@ -157,11 +217,13 @@ def mean_over_updates(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Reduces metrics that are stacked over the updates of a step.
 
   Returns:
-    Means; but the sum of 'skipped_updates', and the last value of 'lr'.
+    Means; but the sums of 'skipped_updates' and 'empty_updates', and the last
+    value of 'lr'.
   """
   means = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
   return means | {
     'skipped_updates': metrics['skipped_updates'].sum(),
+    'empty_updates': metrics['empty_updates'].sum(),
     'lr': metrics['lr'][-1],
   }
 
@@ -181,6 +243,14 @@ def num_rows(valid_BT):
   return jnp.maximum(jnp.sum(valid_BT.any(1)), 1)
 
 
+def num_sequences(segment_BT):
+  """Returns the number of segments in rows of any leading axes, at least 1.
+
+  Segments of a row are counted from 1; see RLBatch.
+  """
+  return jnp.maximum(jnp.sum(segment_BT.max(-1)), 1)
+
+
 def constrain(model: Transformer, batch):
   """Lays the arrays of a batch out over the mesh, rows first."""
 
@@ -195,9 +265,9 @@ def out_shardings(model: Transformer, tx: Optimizer):
   return train_state.shardings(model, tx), model.layout.replicated()
 
 
-def split(x, parts: int):
-  """Reshapes [B, …] to [parts, B / parts, …]."""
-  return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+def split_tree(tree, parts: int):
+  """Reshapes each array of a pytree from [B, …] to [parts, B / parts, …]."""
+  return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
 
 
 def _summable(routing: dict[str, moe.Routing]):
@@ -208,14 +278,14 @@ def _summable(routing: dict[str, moe.Routing]):
   }
 
 
-def _accumulate(loss_fn, params, inputs, gradient_accumulation_steps: int):
+def _accumulate(loss_fn, params, micros, count):
   """Sums gradients and metrics over microbatches.
 
   Args:
     loss_fn: (params, microbatch) → loss, (metrics, maxima).
     params: Parameters.
-    inputs: Arrays that are split along their first axis.
-    gradient_accumulation_steps: Number of microbatches.
+    micros: Arrays that are stacked over microbatches.
+    count: Number of microbatches that are computed; None for all.
 
   Returns:
     Gradients, metrics, maxima.
@@ -226,20 +296,25 @@ def _accumulate(loss_fn, params, inputs, gradient_accumulation_steps: int):
     (_, (metrics, maxima)), grads = grad_fn(params, micro)
     return grads, metrics, maxima
 
-  if gradient_accumulation_steps == 1:
-    return one(inputs)
-  micros = jax.tree.map(lambda x: split(x, gradient_accumulation_steps), inputs)
-  first = jax.tree.map(lambda x: x[0], micros)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first)
-  )
-
   def add(total, micro):
     grads, metrics, maxima = one(micro)
     summed = jax.tree.map(jnp.add, total[:2], (grads, metrics))
-    return (*summed, jax.tree.map(jnp.maximum, total[2], maxima)), None
+    return *summed, jax.tree.map(jnp.maximum, total[2], maxima)
 
-  return jax.lax.scan(add, zeros, micros)[0]
+  micro = lambda i: jax.tree.map(lambda x: x[i], micros)
+  num = jax.tree.leaves(micros)[0].shape[0]
+  if num == 1:
+    return one(micro(0))
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, micro(0))
+  )
+  if count is None:
+    return jax.lax.scan(lambda total, x: (add(total, x), None), zeros, micros)[
+      0
+    ]
+  return jax.lax.fori_loop(
+    0, count, lambda i, total: add(total, micro(i)), zeros
+  )
 
 
 def _apply(

@@ -39,6 +39,7 @@ def mtp_loss(
   target_BT,
   weight_BT,
   total_weight,
+  balance_BT=None,
 ):
   """Returns the mean cross-entropy of the MTP modules (V3 eq. 24, 25).
 
@@ -50,12 +51,13 @@ def mtp_loss(
     target_BT: int32 next tokens.
     weight_BT: Weight of each target in the loss.
     total_weight: Sum of the weights of the whole batch.
+    balance_BT: See Transformer.__call__.
 
   Returns:
     The loss without λ, and the routing of the modules' MoE layers.
   """
   hidden_ZBTD, routing = model.apply(
-    {'params': params}, hidden_BTD, *inputs, method='predict_ahead'
+    {'params': params}, hidden_BTD, *inputs, balance_BT, method='predict_ahead'
   )
   head, depth = (
     output_head(model, params),

@@ -1,6 +1,7 @@
-"""The policy update of GRPO and PPO, and scoring of rollouts by the trainer."""
+"""The policy update of GRPO and PPO, and scoring of samples by the trainer."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,33 +9,47 @@ import jax.numpy as jnp
 
 from r1jax.algos import common, policy_loss
 from r1jax.config.schema.training import LoadBalancingConfig
+from r1jax.data.sample_packing import RowShape
 from r1jax.model.mtp import shift
-from r1jax.model.transformer import Transformer, output_head, positions
-from r1jax.records import RLBatch, Rollout
-from r1jax.train.make_step import (
-  LossOutput,
-  constrain,
-  make_minibatch_step,
-  mean_over_updates,
-)
+from r1jax.model.transformer import Transformer, output_head
+from r1jax.records import RLBatch
+from r1jax.train import make_step
+from r1jax.train.make_step import LossOutput
 from r1jax.train.mtp_loss import mtp_loss
 from r1jax.train.optimizer import Optimizer
 
 
 def token_logps(
-  model: Transformer, temperature: float, prompt_tokens: int
+  model: Transformer, temperature: float, shape: RowShape, num_policies: int = 1
 ) -> Callable:
-  """Returns logp(params, Rollout) → float32 [B, T], jitted.
+  """Returns logp(params, …, batch) → float32 [B, T] for each policy, jitted.
 
-  Log-probabilities are 0 outside the loss mask. Rollouts have `prompt_tokens`
-  columns of prompt before their completions. Experts that a rollout recorded
-  are used again.
+  Log-probabilities are 0 outside the loss mask. Several policies, such as the
+  one in training and its reference, are computed in one pass over the batch.
+  The first one uses the experts again that a batch recorded; the others route
+  tokens themselves.
+
+  Args:
+    model: The architecture of all policies.
+    temperature: The temperature of sampling.
+    shape: The shape of the batch.
+    num_policies: Number of policies, whose parameters come before the batch.
   """
 
+  def of_microbatch(micro: RLBatch, *policies):
+    own_routing = dataclasses.replace(micro, experts_BTLA=None)
+    return [
+      _batch_logp(model, params, own_routing if i else micro, temperature)[0]
+      for i, params in enumerate(policies)
+    ]
+
+  of_batch = make_step.map_packed(model, shape, of_microbatch)
+
   @jax.jit
-  def logp(params, rollout: Rollout):
-    rollout = constrain(model, rollout)
-    return _rollout_logp(model, params, rollout, temperature, prompt_tokens)[0]
+  def logp(*args):
+    *policies, batch = args
+    assert len(policies) == num_policies
+    return of_batch(batch, *policies)
 
   return logp
 
@@ -44,16 +59,14 @@ def policy(
   tx: Optimizer,
   config: policy_loss.PolicyLoss,
   temperature: float,
-  prompt_tokens: int,
-  num_minibatches: int,
-  gradient_accumulation_steps: int,
+  shape: RowShape,
   balancing: LoadBalancingConfig,
   mtp_loss_weight: float = 0.0,
   extra_loss: Callable | None = None,
 ) -> Callable:
-  """Returns step(state, RLBatch, key) → (state, metrics), jitted.
+  """Returns step(state, RLBatch) → (state, metrics), jitted.
 
-  The step makes one epoch over the rollout, in minibatches. The first update
+  The step makes one epoch over the batch, in minibatches. The first update
   sees the policy that sampled, so its ratio is 1 except for rounding: the
   metrics 'rollout_logp_diff/mean' and '/max' are the absolute differences
   between the trainer's and the sampler's log-probabilities, over all tokens of
@@ -63,9 +76,7 @@ def policy(
     model, tx, balancing: The policy, its optimizer, and expert balancing.
     config: Parameters of the loss.
     temperature: The temperature of sampling.
-    prompt_tokens: Columns of prompt before the completions.
-    num_minibatches: Number of updates per rollout.
-    gradient_accumulation_steps: Number of microbatches per update.
+    shape: The shape of the batch, and its number of updates.
     mtp_loss_weight: λ; above 0 the MTP modules are trained on the completions.
       Their loss has no gradient in the rest of the model.
     extra_loss: (params, hidden_BTD, RLBatch, Totals) → a loss to add, and
@@ -76,19 +87,13 @@ def policy(
     model,
     config,
     temperature,
-    prompt_tokens,
-    1 / gradient_accumulation_steps,
+    shape.num_samples,
+    bool(balancing.router_aux_loss_coef),
     mtp_loss_weight,
     extra_loss,
   )
-  return make_minibatch_step(
-    model,
-    tx,
-    loss_fn,
-    _summary,
-    balancing,
-    num_minibatches,
-    gradient_accumulation_steps,
+  return make_step.make_packed_step(
+    model, tx, loss_fn, _summary, balancing, shape
   )
 
 
@@ -96,17 +101,16 @@ def _loss_fn(
   model: Transformer,
   config: policy_loss.PolicyLoss,
   temperature: float,
-  prompt_tokens: int,
-  aux_loss_share: float,
+  num_samples: int,
+  balances: bool,
   mtp_loss_weight: float,
   extra_loss: Callable | None,
 ) -> Callable:
-  """Returns the loss function of `policy`, for make_minibatch_step."""
+  """Returns the loss function of `policy`, for make_packed_step."""
 
   def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals) -> LossOutput:
-    rollout = batch.rollout
-    logp_BT, entropy_BT, out = _rollout_logp(
-      model, params, rollout, temperature, prompt_tokens
+    logp_BT, entropy_BT, out = _batch_logp(
+      model, params, batch, temperature, balances
     )
     loss, metrics = policy_loss.loss(
       config,
@@ -114,12 +118,13 @@ def _loss_fn(
       batch.old_logp_BT,
       batch.ref_logp_BT,
       batch.adv_BT,
-      rollout.mask_BT,
+      batch.mask_BT,
       totals,
+      common.Samples(batch.sample_BT, num_samples),
       batch.rollout_is_weight_BT,
     )
     metrics['entropy'] = common.masked_sum(
-      entropy_BT, rollout.mask_BT
+      entropy_BT, batch.mask_BT
     ) / jnp.maximum(totals.tokens, 1)
     if extra_loss:
       added, added_metrics = extra_loss(params, out.hidden_BTD, batch, totals)
@@ -127,18 +132,20 @@ def _loss_fn(
       metrics |= added_metrics
     routing = out.routing
     if mtp_loss_weight:
-      mtp, mtp_routing = _mtp_loss(model, params, out.hidden_BTD, batch, totals)
+      mtp, mtp_routing = _mtp_loss(
+        model, params, out.hidden_BTD, batch, totals, balances
+      )
       loss += mtp_loss_weight * mtp
       metrics['mtp_loss'] = mtp
       routing = routing | mtp_routing
-    fresh_BT = rollout.mask_BT & (rollout.staleness_BT == 0)
-    diff_BT = jnp.where(fresh_BT, jnp.abs(logp_BT - rollout.logp_BT), 0.0)
+    fresh_BT = batch.mask_BT & (batch.staleness_BT == 0)
+    diff_BT = jnp.where(fresh_BT, jnp.abs(logp_BT - batch.logp_BT), 0.0)
     metrics['rollout_logp_diff'] = jnp.stack([diff_BT.sum(), fresh_BT.sum()])
     return LossOutput(
       loss,
       metrics,
       routing,
-      aux_loss_share,
+      make_step.num_sequences(batch.segment_BT) / totals.sequences,
       {'rollout_logp_diff': diff_BT.max()},
     )
 
@@ -148,7 +155,7 @@ def _loss_fn(
 def _summary(metrics, maxima):
   """Returns the metrics of a step from those of its updates."""
   diff_sum, tokens = metrics.pop('rollout_logp_diff')[0]
-  return mean_over_updates(metrics) | {
+  return make_step.mean_over_updates(metrics) | {
     'rollout_logp_diff/mean': diff_sum / jnp.maximum(tokens, 1),
     'rollout_logp_diff/max': maxima['rollout_logp_diff'][0],
   }
@@ -160,58 +167,59 @@ def _mtp_loss(
   hidden_BTD,
   batch: RLBatch,
   totals: policy_loss.Totals,
+  balances: bool,
 ):
   """Returns the MTP loss, whose gradient reaches only the MTP modules."""
-  rollout = batch.rollout
   only_mtp = jax.lax.stop_gradient(params) | {'mtp': params['mtp']}
   return mtp_loss(
     model,
     only_mtp,
     jax.lax.stop_gradient(hidden_BTD),
-    rollout_inputs(rollout),
-    shift(rollout.tokens_BT, 1),
-    shift(rollout.mask_BT, 1).astype(jnp.float32),
+    batch_inputs(batch),
+    shift(batch.tokens_BT, 1),
+    shift(batch.mask_BT, 1).astype(jnp.float32),
     totals.tokens,
+    batch.segment_BT if balances else None,
   )
 
 
-def _rollout_logp(
+def _batch_logp(
   model: Transformer,
   params,
-  rollout: Rollout,
+  batch: RLBatch,
   temperature: float,
-  prompt_tokens: int,
+  balances: bool = False,
 ):
   """Returns logp_BT and entropy_BT of the tokens, and the model's output.
 
-  Token t is predicted at t − 1, and logits are computed for completions only.
-  With one column of prompt, a:
-    tokens   = [a, b, c]
-    hidden   = [h(a), h(ab), h(abc)]
-    logp_BT  = [0, log p(b | a), log p(c | ab)]
+  With `balances` the experts' balance loss is the mean over samples.
+
+  Token t is predicted at t − 1. With one sample of the prompt a, and padding:
+    tokens   = [a, b, c, _]
+    hidden   = [h(a), h(ab), h(abc), _]
+    logp_BT  = [0, log p(b | a), log p(c | ab), 0]
   """
   out: Any = model.apply(
-    {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA
+    {'params': params},
+    *batch_inputs(batch),
+    batch.experts_BTLA,
+    batch.segment_BT if balances else None,
   )
   logp, entropy = common.token_logp(
-    out.hidden_BTD[:, prompt_tokens - 1 : -1],
+    out.hidden_BTD[:, :-1],
     output_head(model, params),
-    rollout.tokens_BT[:, prompt_tokens:],
+    batch.tokens_BT[:, 1:],
     temperature,
     layout=model.layout,
   )
 
   def padded(x):
-    x_BT = jnp.pad(x, ((0, 0), (prompt_tokens, 0)))
-    return jnp.where(rollout.mask_BT, x_BT, 0.0)
+    x_BT = jnp.pad(x, ((0, 0), (1, 0)))
+    return jnp.where(batch.mask_BT, x_BT, 0.0)
 
   return padded(logp), padded(entropy), out
 
 
-def rollout_inputs(rollout: Rollout):
+def batch_inputs(batch: RLBatch):
   """Returns tokens_BT, position_BT and segment_BT, the model's inputs."""
-  return (
-    rollout.tokens_BT,
-    positions(rollout.valid_BT),
-    rollout.valid_BT.astype(jnp.int32),
-  )
+  return batch.tokens_BT, batch.position_BT, batch.segment_BT

@@ -14,33 +14,28 @@ import jax.numpy as jnp
 from r1jax.algos import gae, policy_loss
 from r1jax.config.schema.rl import GAEConfig
 from r1jax.config.schema.training import LoadBalancingConfig
-from r1jax.model.scoring import last_valid
+from r1jax.data.sample_packing import RowShape
 from r1jax.model.transformer import Transformer
-from r1jax.records import RLBatch, Rollout
-from r1jax.train.make_step import (
-  LossOutput,
-  constrain,
-  make_minibatch_step,
-  mean_over_updates,
-)
+from r1jax.records import RLBatch
+from r1jax.train import make_step
+from r1jax.train.make_step import LossOutput
 from r1jax.train.optimizer import Optimizer
-from r1jax.train.policy_step import rollout_inputs
+from r1jax.train.policy_step import batch_inputs
 
 
-def values(model: Transformer) -> Callable:
-  """Returns value(params, Rollout) → value_BT and final_value_B, jitted.
+def values(model: Transformer, shape: RowShape) -> Callable:
+  """Returns value(params, RLBatch) → value_BT and after_BT, jitted.
 
-  final_value_B is the value of the state after a row's last token. Experts that
-  a rollout recorded are used again.
+  value_BT is the value of the state in which each token was sampled, after_BT
+  that of the state after it. Experts that a batch recorded are used again.
   """
 
-  @jax.jit
-  def value(params, rollout: Rollout):
-    rollout = constrain(model, rollout)
-    hidden_BTD = _forward(model, params, rollout).hidden_BTD
-    return _values(model, params, hidden_BTD, rollout)
+  def of_microbatch(micro: RLBatch, params):
+    hidden_BTD = _forward(model, params, micro).hidden_BTD
+    return _values(model, params, hidden_BTD, micro)
 
-  return value
+  of_batch = make_step.map_packed(model, shape, of_microbatch)
+  return jax.jit(lambda params, batch: of_batch(batch, params))
 
 
 def shared_value_loss(
@@ -64,32 +59,28 @@ def critic(
   model: Transformer,
   tx: Optimizer,
   config: GAEConfig,
-  num_minibatches: int,
-  gradient_accumulation_steps: int,
+  shape: RowShape,
   balancing: LoadBalancingConfig,
 ) -> Callable:
-  """Returns step(state, RLBatch, key) → (state, metrics), jitted.
+  """Returns step(state, RLBatch) → (state, metrics), jitted.
 
-  Rows are shuffled and split as in a policy update with the same key. The
-  critic routes tokens itself, so recorded experts are dropped.
+  The critic routes tokens itself, so recorded experts are dropped.
   """
 
   def loss_fn(params, batch: RLBatch, totals: policy_loss.Totals) -> LossOutput:
-    rollout = dataclasses.replace(batch.rollout, experts_BTLA=None)
-    out = _forward(model, params, rollout)
+    batch = dataclasses.replace(batch, experts_BTLA=None)
+    balances = bool(balancing.router_aux_loss_coef)
+    out = _forward(model, params, batch, balances)
     loss, metrics = _loss(model, params, out.hidden_BTD, config, batch, totals)
     return LossOutput(
-      loss, metrics, out.routing, 1 / gradient_accumulation_steps
+      loss,
+      metrics,
+      out.routing,
+      make_step.num_sequences(batch.segment_BT) / totals.sequences,
     )
 
-  return make_minibatch_step(
-    model,
-    tx,
-    loss_fn,
-    _summary,
-    balancing,
-    num_minibatches,
-    gradient_accumulation_steps,
+  return make_step.make_packed_step(
+    model, tx, loss_fn, _summary, balancing, shape
   )
 
 
@@ -98,7 +89,7 @@ def _summary(metrics, maxima):
   del maxima
   return {
     f'critic/{name.removeprefix("critic/")}': value
-    for name, value in mean_over_updates(metrics).items()
+    for name, value in make_step.mean_over_updates(metrics).items()
   }
 
 
@@ -111,36 +102,36 @@ def _loss(
   totals: policy_loss.Totals,
 ):
   """Returns the value loss of a microbatch, and metrics."""
-  rollout = batch.rollout
-  value_BT, _ = _values(model, params, hidden_BTD, rollout)
+  value_BT, _ = _values(model, params, hidden_BTD, batch)
   return gae.value_loss(
     config,
     value_BT,
     batch.value_BT,
     batch.return_BT,
-    rollout.mask_BT,
+    batch.mask_BT,
     totals.tokens,
   )
 
 
-def _forward(model: Transformer, params, rollout: Rollout):
+def _forward(
+  model: Transformer, params, batch: RLBatch, balances: bool = False
+):
   return model.apply(
-    {'params': params}, *rollout_inputs(rollout), rollout.experts_BTLA
+    {'params': params},
+    *batch_inputs(batch),
+    batch.experts_BTLA,
+    batch.segment_BT if balances else None,
   )
 
 
-def _values(model: Transformer, params, hidden_BTD, rollout: Rollout):
-  """Returns the value of each token's state, and of each row's final state.
+def _values(model: Transformer, params, hidden_BTD, batch: RLBatch):
+  """Returns the values of the states before and after each token.
 
-  A token's state is everything before it. With one column of prompt, a:
-    tokens        = [a, b, c]
-    scalars       = [v(a), v(ab), v(abc)]
-    value_BT      = [0, v(a), v(ab)]
-    final_value_B = v(abc)
+  With one sample of the prompt a:
+    tokens   = [a, b, c]
+    after_BT = [v(a), v(ab), v(abc)]
+    value_BT = [0, v(a), v(ab)]
   """
-  scalar_BT: Any = model.apply({'params': params}, hidden_BTD, method='scalars')
-  before_BT = jnp.pad(scalar_BT[:, :-1], ((0, 0), (1, 0)))
-  return (
-    jnp.where(rollout.mask_BT, before_BT, 0.0),
-    last_valid(scalar_BT, rollout.valid_BT),
-  )
+  after_BT: Any = model.apply({'params': params}, hidden_BTD, method='scalars')
+  before_BT = jnp.pad(after_BT[:, :-1], ((0, 0), (1, 0)))
+  return jnp.where(batch.mask_BT, before_BT, 0.0), after_BT

@@ -27,6 +27,34 @@ def _case(seed=0):
   return reward, value, rng.normal(size=_B).astype(np.float32), mask
 
 
+def _rows(x_B, mask):
+  return np.broadcast_to(np.asarray(x_B)[:, None], mask.shape)
+
+
+def _gae(gamma, lam, reward, value, end_B, mask):
+  """One sample a row, each with the value of its end."""
+  end = jnp.broadcast_to(end_B[:, None], mask.shape)
+  return gae.gae(gamma, lam, reward, value, end, mask, jnp.ones_like(mask, int))
+
+
+def _estimate(config, reward, value, after_B, truncated_B, mask):
+  return gae.estimate(
+    config,
+    reward,
+    value,
+    _rows(after_B, mask),
+    _rows(truncated_B, mask),
+    mask,
+    np.ones(mask.shape, int),
+  )
+
+
+def _token_rewards(reward_B, mask, penalty=None):
+  return gae.token_rewards(
+    _rows(reward_B, mask), mask, np.ones(mask.shape, int), penalty
+  )
+
+
 def _slowly(gamma, lam, reward, value, end, mask):
   """A_t = Σ_k (γλ)^k δ_{t+k}, by the definition: sums of sums."""
   adv = np.zeros(mask.shape)
@@ -44,13 +72,37 @@ def _slowly(gamma, lam, reward, value, end, mask):
 @pytest.mark.parametrize('lam', [0.0, 0.5, 0.95, 1.0])
 def test_gae_equals_a_slow_double_loop(gamma, lam):
   case = _case()
-  got = jax.jit(gae.gae, static_argnums=(0, 1))(gamma, lam, *case)
+  got = jax.jit(_gae, static_argnums=(0, 1))(gamma, lam, *case)
   np.testing.assert_allclose(got, _slowly(gamma, lam, *case), atol=1e-5)
+
+
+def test_samples_that_share_a_row_do_not_meet():
+  """Even where one completion begins right behind another one."""
+  reward, value, end, mask = _case()
+  want = _slowly(0.9, 0.8, reward, value, end, mask)
+  together = lambda x: x[mask][None]
+  sample = _rows(np.arange(_B), mask)
+  got = gae.gae(
+    0.9,
+    0.8,
+    together(reward),
+    together(value),
+    together(_rows(end, mask)),
+    together(mask),
+    together(sample) + 1,
+  )
+  np.testing.assert_allclose(got, together(want), atol=1e-5)
+  earned = gae.token_rewards(
+    together(_rows(end, mask)), together(mask), together(sample) + 1
+  )
+  np.testing.assert_array_equal(
+    earned, together(np.asarray(_token_rewards(end, mask)))
+  )
 
 
 def test_lambda_one_is_what_was_earned_less_the_value():
   reward, value, end, mask = _case()
-  got = gae.gae(0.9, 1.0, reward, value, end, mask)
+  got = _gae(0.9, 1.0, reward, value, end, mask)
   for b, t in zip(*np.nonzero(mask)):
     later = np.flatnonzero(mask[b, t:]) + t
     earned = sum(0.9 ** (s - t) * reward[b, s] for s in later)
@@ -60,7 +112,7 @@ def test_lambda_one_is_what_was_earned_less_the_value():
 
 def test_lambda_zero_is_one_step_of_temporal_difference():
   reward, value, end, mask = _case()
-  got = gae.gae(0.9, 0.0, reward, value, end, mask)
+  got = _gae(0.9, 0.0, reward, value, end, mask)
   for b, t in zip(*np.nonzero(mask)):
     after = (
       value[b, t + 1] if t + 1 < mask.shape[1] and mask[b, t + 1] else end[b]
@@ -74,9 +126,9 @@ def test_a_perfect_value_leaves_no_advantage():
   """γ = 1, one reward at the end, V = that reward everywhere."""
   mask = _mask()
   reward_B = np.arange(_B, dtype=np.float32)
-  reward = gae.token_rewards(reward_B, mask)
+  reward = _token_rewards(reward_B, mask)
   for lam in (0.0, 0.95, 1.0):
-    got = gae.gae(
+    got = _gae(
       1.0,
       lam,
       reward,
@@ -89,7 +141,7 @@ def test_a_perfect_value_leaves_no_advantage():
 
 def test_a_reward_stands_at_the_last_token_and_each_pays_its_penalty():
   mask = np.array([[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
-  got = gae.token_rewards(np.array([1.0, 2, 3]), mask, np.full((3, 5), 0.25))
+  got = _token_rewards(np.array([1.0, 2, 3]), mask, np.full((3, 5), 0.25))
   np.testing.assert_array_equal(
     got, [[0, -0.25, -0.25, 0.75, 0], [0, 1.75, 0, 0, 0], [0] * 5]
   )
@@ -102,7 +154,7 @@ def test_only_a_completion_that_was_cut_off_goes_on_at_its_value():
     config = GAEConfig(
       lam=0.5, truncated_value=truncated_value, whiten_advantages=False
     )
-    got = gae.estimate(config, reward, value, after, cut, mask)
+    got = _estimate(config, reward, value, after, cut, mask)
     end = np.where(cut & (truncated_value == 'bootstrap'), after, 0)
     want = _slowly(1.0, 0.5, reward, value, end, mask)
     np.testing.assert_allclose(got.adv_BT, want, atol=1e-5)
@@ -119,13 +171,11 @@ def test_padding_changes_no_bit(poison):
     GAEConfig(gamma=0.99, lam=0.95, truncated_value='bootstrap'),
     np.ones(_B, bool),
   )
-  want = gae.estimate(config, reward, value, after, cut, mask)
+  want = _estimate(config, reward, value, after, cut, mask)
   dirty = [np.where(mask, x, poison) for x in (reward, value)]
-  got = gae.estimate(config, *dirty, after, cut, mask)
+  got = _estimate(config, *dirty, after, cut, mask)
   wide = [np.pad(x, ((0, 0), (2, 5)), constant_values=poison) for x in dirty]
-  wider = gae.estimate(
-    config, *wide, after, cut, np.pad(mask, ((0, 0), (2, 5)))
-  )
+  wider = _estimate(config, *wide, after, cut, np.pad(mask, ((0, 0), (2, 5))))
   for name in ('adv_BT', 'return_BT'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
   np.testing.assert_array_equal(wider.return_BT[:, 2:-5], want.return_BT)
@@ -138,7 +188,7 @@ def test_padding_changes_no_bit(poison):
 def test_whitened_advantages_have_mean_zero_and_deviation_one():
   reward, value, after, mask = _case()
   adv = np.asarray(
-    gae.estimate(
+    _estimate(
       GAEConfig(), reward, value, after, np.zeros(_B, bool), mask
     ).adv_BT
   )
@@ -153,7 +203,7 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one():
 
 def test_metrics_of_the_value_function():
   reward, value, after, mask = _case()
-  estimate = gae.estimate(
+  estimate = _estimate(
     GAEConfig(whiten_advantages=False),
     reward,
     value,

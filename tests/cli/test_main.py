@@ -49,7 +49,10 @@ def _refused(tmp_path, *args):
       ["rl.old_logp_source = 'none' must be one of 'rollout'"],
     ),
     (['--config.rl.reward.acuracy=1.0'], ['acuracy', 'accuracy']),
-    (['--config.rl.num_minibatches=3'], ['32 does not divide', '3 batches']),
+    (
+      ['--config.rl.num_minibatches=3'],
+      ['32 does not divide', 'rl.num_minibatches = 3'],
+    ),
     (
       ['--config.rl.max_new_tokens=200'],
       ['max_new_tokens = 200', 'max_position_embeddings = 128'],
@@ -148,9 +151,14 @@ def _refused(tmp_path, *args):
       ['mtp_loss_weight = 0.3', 'model.num_nextn_predict_layers is 0'],
     ),
     (['--config.rl.eval_steps=0'], ['rl.eval_steps = 0 must be at least 1']),
+    (['--config.rl.row_tokens=-1'], ['rl.row_tokens = -1 must be at least 0']),
     (
-      ['--config.rl.gradient_accumulation_steps=0'],
-      ['rl.gradient_accumulation_steps = 0 must be at least 1'],
+      ['--config.rl.row_tokens=9'],
+      ['rl.row_tokens = 9 is less than the longest sample'],
+    ),
+    (
+      ['--config.rl.microbatch_tokens=100'],
+      ['rl.microbatch_tokens = 100 is no multiple of'],
     ),
     (['--config.seed=-1'], ['seed = -1 must be at least 0']),
     (

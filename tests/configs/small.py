@@ -30,7 +30,6 @@ def get_config():
     group_size=4,
     max_new_tokens=16,
     num_minibatches=2,
-    gradient_accumulation_steps=1,
     ref_model_sync_steps=3,
     eval_steps=3,
     save_steps=2,

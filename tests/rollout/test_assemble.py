@@ -21,7 +21,9 @@ def test_tokens_that_the_policy_did_not_sample_are_not_trained_on():
   two = Episode(prompt, (first, tool, last), 'stop')
   one = Episode(prompt, (first,), 'length')
   assert two.text == 'b' and one.text == 'a'
-  rollout = assemble.build_rollout(batch, 2, 8, [two, one], policy_version=4)
+  rollout = assemble.build_rollout(
+    batch, 2, [two, one], policy_version=4, width=8
+  )
   np.testing.assert_array_equal(
     rollout.tokens_BT,
     [[0, 7, 8, 4, 5, 9, 9, 9, 6, 1, 0], [0, 7, 8, 4, 5, 0, 0, 0, 0, 0, 0]],
@@ -43,3 +45,5 @@ def test_tokens_that_the_policy_did_not_sample_are_not_trained_on():
   assert not np.any(rollout.model_logp_BT[~rollout.mask_BT])
   assert rollout.mask_BT.dtype == bool and rollout.length_B.tolist() == [7, 2]
   assert rollout.finish_B.tolist() == [1, 0]
+  narrow = assemble.build_rollout(batch, 2, [two, one])
+  np.testing.assert_array_equal(narrow.tokens_BT, rollout.tokens_BT[:, :-1])

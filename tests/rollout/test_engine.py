@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.data.sample_packing import RowShape
 from r1jax.model import cache, transformer
 from r1jax.records import FINISH_LENGTH, FINISH_STOP
 from r1jax.rollout import engine as engine_file
@@ -20,6 +21,22 @@ from tests.rollout.conftest import (
   sample_three,
   two_prompts,
 )
+from tests.train.batches import packed, unpacked
+
+
+def _scored(model, params, rollout, temperature=1.0) -> np.ndarray:
+  """Log-probabilities of a rollout by the trainer, from packed rows."""
+  B, T = rollout.tokens_BT.shape
+  shape = RowShape(
+    row_tokens=2 * T,
+    microbatch_rows=2,
+    num_updates=1,
+    num_samples=B,
+    max_sample_tokens=T,
+  )
+  batch = packed(rollout, shape)
+  (logp_BT,) = policy_step.token_logps(model, temperature, shape)(params, batch)
+  return unpacked(batch, rollout, logp_BT)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
@@ -27,9 +44,9 @@ def test_logp_is_what_the_trainer_computes(small, temperature):
   model, params, engine = small
   how = dataclasses.replace(PARAMS, temperature=temperature)
   rollout = sample_three(engine, params, jax.random.key(1), how=how)
-  logp_BT = policy_step.token_logps(model, temperature, 5)(params, rollout)
+  logp_BT = _scored(model, params, rollout, temperature)
   np.testing.assert_allclose(rollout.logp_BT, logp_BT, atol=1e-4)
-  plain_BT = policy_step.token_logps(model, 1.0, 5)(params, rollout)
+  plain_BT = _scored(model, params, rollout)
   np.testing.assert_allclose(rollout.model_logp_BT, plain_BT, atol=1e-4)
   assert rollout.logp_BT.min() < -0.5
 
@@ -254,11 +271,10 @@ def test_training_replays_the_experts_that_sampled(small, recorded):
   free = _choices(model, moved, recorded)
   assert (np.sort(free, -1) != np.sort(recorded.experts_BTLA, -1)).any()
   # The bias selects only: with the old choices nothing else has changed.
-  score = policy_step.token_logps(model, 1.0, 5)
   np.testing.assert_allclose(
-    score(moved, recorded), recorded.logp_BT, atol=1e-4
+    _scored(model, moved, recorded), recorded.logp_BT, atol=1e-4
   )
-  chosen = score(moved, recorded.replace(experts_BTLA=None))
+  chosen = _scored(model, moved, recorded.replace(experts_BTLA=None))
   assert np.abs(chosen - recorded.logp_BT).max() > 1e-3
 
 
@@ -300,7 +316,7 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
     )
     want = sample_three(Engine(model, SIZES), params, jax.random.key(1))
   jax.tree.map(np.testing.assert_array_equal, got, want)
-  logp_BT = policy_step.token_logps(model, 1.0, 5)(params, got)
+  logp_BT = _scored(model, params, got)
   assert 0 < np.abs(got.logp_BT - logp_BT)[got.mask_BT].mean() < 0.03
   # What is as it should be is not copied.
   monkeypatch.setattr(engine_file, '_MAX_UNROLLED_LAYERS', 0)

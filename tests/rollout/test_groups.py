@@ -122,7 +122,7 @@ def test_ages_count_from_the_policy_of_the_step(small):
   complete, _ = groups.complete_groups(engine, moved, 6, rest, 5)
   made = [c for group in complete for c in group.completions]
   some = jax.tree.map(lambda x: x[:5], batch)
-  rollout = assemble.build_rollout(some, 2, 12, made, policy_version=6)
+  rollout = assemble.build_rollout(some, 2, made, policy_version=6)
   ages = rollout.staleness_BT[rollout.mask_BT]
   assert ages.tolist() == [6 - v for c in made for v in c.policy_version]
   assert set(ages.tolist()) == {0, 2}

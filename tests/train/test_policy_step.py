@@ -9,6 +9,7 @@ import pytest
 
 from r1jax.algos.policy_loss import PolicyLoss
 from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
+from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
@@ -17,6 +18,7 @@ from r1jax.sharding import Layout, make_mesh
 from r1jax.train import mtp_loss, optimizer, policy_step, supervised_step
 from r1jax.train import state as train_state
 from tests.conftest import make, one_device, small_config
+from tests.train.batches import one_a_row, packed, unpacked
 
 _OPTIMIZER = OptimizerConfig(
   learning_rate=1e-3,
@@ -57,44 +59,55 @@ def _rollout(seed=0) -> Rollout:
   )
 
 
-def _rl_batch(model, params) -> RLBatch:
-  rollout = _rollout()
-  old = policy_step.token_logps(model, 1.0, _PROMPT)(params, rollout)
-  rng = np.random.default_rng(1)
-  noise = 0.3 * rng.normal(size=old.shape).astype(np.float32)
-  return RLBatch(
-    rollout=rollout.replace(logp_BT=old),
-    adv_BT=rng.normal(size=(_ROWS, 1)).astype(np.float32),
-    old_logp_BT=old,
-    ref_logp_BT=old + noise,
+def _shape(
+  row_tokens=_PROMPT + _OWN, microbatch_rows=_ROWS, num_updates=1
+) -> RowShape:
+  """Rows of one sample in one microbatch, unless it is asked for others."""
+  return RowShape(
+    row_tokens=row_tokens,
+    microbatch_rows=microbatch_rows,
+    num_updates=num_updates,
+    num_samples=_ROWS,
+    max_sample_tokens=_PROMPT + _OWN,
   )
 
 
-def _policy(
-  model,
-  tx,
-  num_minibatches=1,
-  gradient_accumulation_steps=1,
-  kl_coef=0.1,
-  mtp_loss_weight=0.0,
-):
+def _signals(model, params, rollout: Rollout) -> dict:
+  """Fresh log-probabilities of a rollout's samples, and random signals."""
+  old = policy_step.token_logps(model, 1.0, _shape())
+  (logp_BT,) = old(params, one_a_row(rollout))
+  rng = np.random.default_rng(1)
+  noise = 0.3 * rng.normal(size=logp_BT.shape).astype(np.float32)
+  adv_B1 = rng.normal(size=(_ROWS, 1)).astype(np.float32)
+  return dict(
+    logp_BT=logp_BT,
+    adv_BT=adv_B1 * np.ones_like(logp_BT),
+    old_logp_BT=logp_BT,
+    ref_logp_BT=logp_BT + noise,
+  )
+
+
+def _rl_batch(model, params, shape=None) -> RLBatch:
+  rollout = _rollout()
+  return packed(rollout, shape or _shape(), **_signals(model, params, rollout))
+
+
+def _policy(model, tx, shape, kl_coef=0.1, mtp_loss_weight=0.0, **loss):
   return policy_step.policy(
     model,
     tx,
-    PolicyLoss(kl_coef=kl_coef),
+    PolicyLoss(kl_coef=kl_coef, **loss),
     1.0,
-    _PROMPT,
-    num_minibatches,
-    gradient_accumulation_steps,
+    shape,
     _BALANCING,
     mtp_loss_weight,
   )
 
 
-def _update(model, params, batch, **split):
+def _update(model, params, batch, shape=None, **loss):
   tx = optimizer.make(_OPTIMIZER, 10)
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-  return _policy(model, tx, **split)(state, batch, jax.random.key(0))
+  return _policy(model, tx, shape or _shape(), **loss)(state, batch)
 
 
 def _assert_same(got, want, atol):
@@ -111,21 +124,57 @@ def _moments(state):
   return adam.mu, jax.tree.map(np.sqrt, jax.device_get(adam.nu))
 
 
+_SHAPES = [
+  _shape(),  # Best fit makes a few rows, of which some stay empty.
+  _shape(row_tokens=40, microbatch_rows=2),
+  _shape(row_tokens=13, microbatch_rows=4),
+  _shape(row_tokens=150, microbatch_rows=1),
+]
+
+
 @pytest.mark.slow
-def test_microbatches_do_not_change_the_update():
-  """Global token normalisation: 1 and 4 parts give one gradient."""
-  model, params = make(small_config())
-  batch = _rl_batch(model, params)
-  whole, metrics = _update(model, params, batch)
-  state, split = _update(model, params, batch, gradient_accumulation_steps=4)
-  _assert_same(state.opt_state, whole.opt_state, 1e-6)
-  _assert_same(
-    state.params['moe_layers']['ffn']['bias'],
-    whole.params['moe_layers']['ffn']['bias'],
-    0,
+@pytest.mark.parametrize(
+  'loss',
+  [
+    dict(loss_agg_mode='token-mean', kl_estimator='k1'),
+    dict(
+      loss_agg_mode='seq-mean-token-mean', importance_sampling_level='sequence'
+    ),
+    dict(loss_agg_mode='seq-mean-token-sum-norm', max_tokens=_OWN),
+    dict(policy_loss='cispo', kl_estimator='k2', kl_importance_weighted=True),
+  ],
+  ids=str,
+)
+def test_packed_rows_are_the_update_of_one_row_a_sample(loss):
+  """Whatever the rows, microbatches, aggregation, ratio and KL: one gradient."""
+  model, params = make(
+    small_config(num_hidden_layers=2, num_nextn_predict_layers=1)
   )
-  for name in ('loss', 'kl', 'entropy', 'grad_norm', 'pg_clipfrac'):
-    np.testing.assert_allclose(split[name], metrics[name], atol=1e-5)
+  rollout, loss = _rollout(), loss | dict(mtp_loss_weight=0.3)
+  signals = _signals(model, params, rollout)
+  rng = np.random.default_rng(5)
+  signals['old_logp_BT'] += 0.2 * rng.normal(size=rollout.mask_BT.shape)
+  alone = one_a_row(rollout).replace(**signals)
+  whole, metrics = _update(model, params, alone, **loss)
+  want_logp = np.asarray(signals['logp_BT'])
+  for shape in _SHAPES:
+    batch = packed(rollout, shape, **signals)
+    state, split = _update(model, params, batch, shape, **loss)
+    _assert_same(_moments(state), _moments(whole), 1e-6)
+    _assert_same(
+      state.params['moe_layers']['ffn']['bias'],
+      whole.params['moe_layers']['ffn']['bias'],
+      0,
+    )
+    assert split.keys() == metrics.keys()
+    for name, value in metrics.items():
+      np.testing.assert_allclose(
+        split[name], value, rtol=2e-6, atol=1e-6, err_msg=name
+      )
+    old = policy_step.token_logps(model, 1.0, shape, 2)
+    for got in old(params, params, batch):
+      got = unpacked(batch, rollout, got)
+      np.testing.assert_allclose(got, want_logp, atol=1e-5)
 
 
 def test_supervised_microbatches_do_not_change_the_update():
@@ -166,17 +215,14 @@ def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
   """Every third token is older, and its log-probability far off."""
   model, params = make(small_config())
   batch = _rl_batch(model, params)
-  rollout = batch.rollout
-  old = np.broadcast_to(
-    np.arange(_PROMPT + _OWN) % 3 == 0, rollout.mask_BT.shape
-  )
+  old = batch.position_BT % 3 == 0
   metrics = []
   for offset in (0.0, 0.5):
-    changed = rollout.replace(
+    changed = batch.replace(
       staleness_BT=old.astype(np.int32),
-      logp_BT=rollout.logp_BT + np.where(old, 5.0, offset * rollout.mask_BT),
+      logp_BT=batch.logp_BT + np.where(old, 5.0, offset * batch.mask_BT),
     )
-    metrics.append(_update(model, params, batch.replace(rollout=changed))[1])
+    metrics.append(_update(model, params, changed)[1])
   assert metrics[0]['rollout_logp_diff/max'] < 1e-5
   for name in ('rollout_logp_diff/max', 'rollout_logp_diff/mean'):
     np.testing.assert_allclose(metrics[1][name], 0.5, atol=1e-5)
@@ -184,8 +230,9 @@ def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
 
 def test_later_minibatches_are_off_policy():
   model, params = make(small_config())
+  shape = _shape(num_updates=4, microbatch_rows=2)
   state, metrics = _update(
-    model, params, _rl_batch(model, params), num_minibatches=4
+    model, params, _rl_batch(model, params, shape), shape
   )
   assert state.updates == 4
   assert abs(float(metrics['ratio/mean']) - 1) > 1e-6
@@ -197,8 +244,9 @@ def test_the_learning_rate_is_that_of_the_last_update():
   model, params = make(small_config())
   tx = optimizer.make(dataclasses.replace(_OPTIMIZER, warmup_steps=8), 10)
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
-  step = _policy(model, tx, num_minibatches=4)
-  _, metrics = step(state, _rl_batch(model, params), jax.random.key(0))
+  shape = _shape(num_updates=4)
+  step = _policy(model, tx, shape)
+  _, metrics = step(state, _rl_batch(model, params, shape))
   np.testing.assert_allclose(metrics['lr'], 1e-3 * 3 / 8, rtol=1e-6)
 
 
@@ -206,12 +254,10 @@ def test_zero_advantage_and_no_kl_leave_the_policy():
   """All groups agree: only weight decay and balancing may move anything."""
   model, params = make(small_config())
   batch = _rl_batch(model, params)
-  batch = batch.replace(adv_BT=np.zeros((_ROWS, 1), np.float32))
+  batch = batch.replace(adv_BT=np.zeros_like(batch.adv_BT))
   tx = optimizer.make(dataclasses.replace(_OPTIMIZER, weight_decay=0.0), 10)
-  state, metrics = _policy(model, tx, kl_coef=0.0)(
-    train_state.create(jax.tree.map(jnp.copy, params), tx),
-    batch,
-    jax.random.key(0),
+  state, metrics = _policy(model, tx, _shape(), kl_coef=0.0)(
+    train_state.create(jax.tree.map(jnp.copy, params), tx), batch
   )
   assert metrics['grad_norm'] < 1e-1  # The balance loss, on routers alone.
   np.testing.assert_array_equal(state.params['head'], params['head'])
@@ -223,12 +269,9 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
   model, params = make(
     small_config(num_nextn_predict_layers=1, num_hidden_layers=2)
   )
-  rollout = _rollout()
-  batch = RLBatch(
-    rollout=rollout,
-    adv_BT=np.zeros((_ROWS, 1), np.float32),
-    old_logp_BT=rollout.logp_BT,
-    ref_logp_BT=rollout.logp_BT,
+  zeros = np.zeros((_ROWS, _PROMPT + _OWN), np.float32)
+  batch = packed(
+    _rollout(), _shape(), adv_BT=zeros, old_logp_BT=zeros, ref_logp_BT=zeros
   )
   tx = optimizer.make(_OPTIMIZER, 10)
   step = policy_step.policy(
@@ -236,15 +279,11 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
     tx,
     PolicyLoss(kl_coef=0.0),
     1.0,
-    _PROMPT,
-    1,
-    1,
+    _shape(),
     LoadBalancingConfig(routed_bias_update_rate=1e-3, router_aux_loss_coef=0.0),
     mtp_loss_weight=0.3,
   )
-  state, metrics = step(
-    train_state.create(params, tx), batch, jax.random.key(0)
-  )
+  state, metrics = step(train_state.create(params, tx), batch)
   assert metrics['mtp_loss'] > 1
   learnt = jax.tree.map(lambda x: np.abs(x).max(), state.opt_state[1].mu)
   modules = learnt.pop('mtp')
@@ -257,8 +296,7 @@ def test_looking_ahead_teaches_its_modules_and_nothing_else():
 def test_a_poisoned_batch_changes_nothing_and_is_counted(poison):
   model, params = make(small_config())
   batch = _rl_batch(model, params)
-  adv_BT = np.array(batch.adv_BT)
-  adv_BT[3] = poison
+  adv_BT = np.where(batch.sample_BT == 3, poison, batch.adv_BT)
   state, metrics = _update(model, params, batch.replace(adv_BT=adv_BT))
   _assert_same(state.params, params, 0)
   assert state.updates == 0 and metrics['skipped_updates'] == 1
@@ -300,12 +338,11 @@ def test_eight_devices_equal_one(shape):
     kv_lora_rank=16, num_nextn_predict_layers=num_nextn_predict_layers
   )
   model, params = make(config)
-  batch = _rl_batch(model, params)
-  want_logp = policy_step.token_logps(model, 1.0, _PROMPT)(
-    params, batch.rollout
-  )
+  rows = _shape(row_tokens=24, microbatch_rows=8)
+  batch = _rl_batch(model, params, rows)
+  want_logp = policy_step.token_logps(model, 1.0, rows)(params, batch)
   want, want_metrics = _update(
-    model, params, batch, mtp_loss_weight=0.3 * num_nextn_predict_layers
+    model, params, batch, rows, mtp_loss_weight=0.3 * num_nextn_predict_layers
   )
 
   layout = Layout(make_mesh(shape))
@@ -314,10 +351,10 @@ def test_eight_devices_equal_one(shape):
     jax.device_get(params), parameters.parameter_shardings(wide, layout)
   )
   batch = jax.tree.map(np.asarray, batch)
-  got_logp = policy_step.token_logps(wide, 1.0, _PROMPT)(spread, batch.rollout)
-  np.testing.assert_allclose(got_logp, want_logp, atol=1e-5)
+  got_logp = policy_step.token_logps(wide, 1.0, rows)(spread, batch)
+  _assert_same(got_logp, want_logp, 1e-5)
   got, metrics = _update(
-    wide, spread, batch, mtp_loss_weight=0.3 * num_nextn_predict_layers
+    wide, spread, batch, rows, mtp_loss_weight=0.3 * num_nextn_predict_layers
   )
   assert metrics['moe/dropped'] == 0
   np.testing.assert_allclose(
@@ -337,15 +374,39 @@ def test_eight_devices_equal_one(shape):
   )
 
 
-def test_a_second_step_does_not_recompile():
+def test_growing_completions_share_a_program():
+  """And a step without any token that counts leaves the policy, and says so."""
   model, params = make(small_config())
-  batch = _rl_batch(model, params)
   tx = optimizer.make(_OPTIMIZER, 10)
-  step = _policy(model, tx)
+  shape = _shape(row_tokens=24, microbatch_rows=2, num_updates=2)
+  step, score = (
+    _policy(model, tx, shape),
+    policy_step.token_logps(model, 1.0, shape),
+  )
   state = train_state.create(jax.tree.map(jnp.copy, params), tx)
   state = jax.device_put(state, train_state.shardings(model, tx))
-  for i in range(3):
-    state, _ = step(state, batch, jax.random.key(i))
+  rollout, counts = _rollout(), []
+  for longest in (1, 2, 4, _OWN):
+    column = np.arange(_PROMPT + _OWN)
+    some = rollout.replace(
+      valid_BT=rollout.valid_BT & (column < _PROMPT + longest),
+      mask_BT=rollout.mask_BT & (column < _PROMPT + longest),
+    )
+    noise = np.ones((_ROWS, _PROMPT + _OWN), np.float32)
+    signals = dict(adv_BT=noise, old_logp_BT=-noise, ref_logp_BT=-noise)
+    batch = packed(some, shape, **signals)
+    counts.append(int(batch.num_microbatches_u.sum()))
+    score(params, batch)
+    state, metrics = step(state, batch)
+    assert metrics['empty_updates'] == 0
+  assert counts[0] < counts[-1]
+  assert step._cache_size() == score._cache_size() == 1
+  before = jax.device_get(state)
+  state, metrics = step(
+    state, batch.replace(mask_BT=np.zeros_like(batch.mask_BT))
+  )
+  assert metrics['empty_updates'] == 2 and metrics['skipped_updates'] == 0
+  _assert_same(state, before, 0)
   assert step._cache_size() == 1
 
 

@@ -245,8 +245,20 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
   )
   temperature: float = key(1.0, 'Sampling temperature.', above=0)
   num_minibatches: int = key(16, 'Updates of a rollout.', at_least=1)
-  gradient_accumulation_steps: int = key(
-    1, 'Microbatches whose gradients are summed for one update.', at_least=1
+  row_tokens: int = key(
+    0,
+    'Length of the rows that samples are packed into for the updates; 0 for '
+    'that of the longest sample, data.max_prompt_tokens + rl.max_new_tokens.',
+    unit='tokens',
+    at_least=0,
+  )
+  microbatch_tokens: int = key(
+    0,
+    'Tokens whose activations are in memory at once, over all devices: whole '
+    'rows on each. As many microbatches are summed for an update as its tokens '
+    'need. 0 for about 4,096 tokens a device.',
+    unit='tokens',
+    at_least=0,
   )
   kl_in_reward: bool = key(
     False,

@@ -39,10 +39,3 @@ def train_state_of(model: Transformer, tx) -> TrainState:
   return train_state.abstract(
     params_of(model), tx, train_state.shardings(model, tx)
   )
-
-
-def random_key(layout: Layout):
-  """Returns a random key, the same on every device."""
-  return jax.ShapeDtypeStruct(
-    (), jax.random.key(0).dtype, sharding=layout.replicated()
-  )

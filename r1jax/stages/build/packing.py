@@ -1,0 +1,52 @@
+"""The rows that the updates of an RL step are packed into."""
+
+from r1jax.config.schema.run import RunConfig
+from r1jax.data.sample_packing import RowShape
+from r1jax.errors import UserError
+from r1jax.sharding import Layout
+
+# Tokens of a device in a microbatch, at least, where the config leaves it open:
+# enough for large matrix products, few enough for little memory and padding.
+_DEVICE_TOKENS = 4096
+
+
+def row_shape(config: RunConfig, layout: Layout) -> RowShape:
+  """Returns the shape of the rows that config.rl asks for.
+
+  Raises:
+    UserError: a row does not hold the longest sample, or a microbatch is not
+      made of whole rows on every device; the message names the key.
+  """
+  c, shards = config.rl, layout.size('B')
+  longest = config.data.max_prompt_tokens + c.max_new_tokens
+  num_samples = c.prompts_per_step * c.group_size
+  if num_samples % c.num_minibatches:
+    raise UserError(
+      f'rl.prompts_per_step × rl.group_size = {num_samples} does not divide '
+      f'into rl.num_minibatches = {c.num_minibatches} parts'
+    )
+  row_tokens = c.row_tokens or longest
+  if row_tokens < longest:
+    raise UserError(
+      f'rl.row_tokens = {row_tokens} is less than the longest sample, '
+      f'data.max_prompt_tokens + rl.max_new_tokens = {longest} tokens; raise '
+      'it, or leave it at 0'
+    )
+  if c.microbatch_tokens % (row_tokens * shards):
+    axes = ' × '.join(layout.activation_axes('B'))
+    raise UserError(
+      f'rl.microbatch_tokens = {c.microbatch_tokens} is no multiple of '
+      f'{row_tokens * shards} tokens: a row of {row_tokens} for each of the '
+      f"mesh's {axes} = {shards}; change it, or leave it at 0"
+    )
+  rows = c.microbatch_tokens // row_tokens
+  if not rows:
+    of_update = -(-num_samples // c.num_minibatches // shards)
+    rows = shards * min(-(-_DEVICE_TOKENS // row_tokens), of_update)
+  return RowShape(
+    row_tokens=row_tokens,
+    microbatch_rows=rows,
+    num_updates=c.num_minibatches,
+    num_samples=num_samples,
+    max_sample_tokens=longest,
+  )
