@@ -28,6 +28,7 @@ from r1jax.rollout.scheduler import Completion
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import sampler
 from r1jax.stages.build.prompts import prompts
+from r1jax.train.metrics import Stopwatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,25 @@ class CollectedGroups:
   scored: ScoredRollout
   counts_B: np.ndarray
   metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ahead:
+  """Prompts that were read ahead.
+
+  Attributes:
+    step: The step that they are for.
+    count: Their number.
+    position: Position of the stream before them.
+    prompts: The prompts.
+    batch: Their tokens; None without any.
+  """
+
+  step: int
+  count: int
+  position: list
+  prompts: list[Prompt]
+  batch: PromptBatch | None
 
 
 class Collector:
@@ -84,16 +104,19 @@ class Collector:
     )
     self._start = self._stream.get_state()
     self._partial: list[Group] = []  # Groups that an earlier step has started.
+    self._ahead: _Ahead | None = None
 
   def begin(self):
     """Goes back to the first prompt."""
     self._stream.set_state(self._start)
-    self._partial = []
+    self._partial, self._ahead = [], None
 
   def get_state(self) -> dict:
     """Returns its position as JSON, for a checkpoint."""
     return {
-      'prompts': self._stream.get_state(),
+      'prompts': (
+        self._ahead.position if self._ahead else self._stream.get_state()
+      ),
       'partial_groups': groups.serialize_groups(self._partial),
     }
 
@@ -109,13 +132,16 @@ class Collector:
         '--workdir'
       )
     self._stream.set_state(state['prompts'])
+    self._ahead = None
     self._partial = groups.deserialize_groups(
       state['partial_groups'],
       self._sampling,
       lambda prompt: self._tokenizer.encode_prompt(prompt.text),
     )
 
-  def collect(self, params, step: int, key: jax.Array) -> CollectedGroups:
+  def collect(
+    self, params, step: int, key: jax.Array, watch: Stopwatch
+  ) -> CollectedGroups:
     """Samples the groups of a step under the policy that it begins with.
 
     With rl.dynamic_sampling only groups whose samples are not all right or all
@@ -126,6 +152,8 @@ class Collector:
       params: The policy's parameters.
       step: The step, counted from 1.
       key: The step's random key.
+      watch: Measures 'rollout', and 'reward' where all is sampled and some is
+        not scored yet.
     """
     c, wanted = self._config, self._config.prompts_per_step
     self._partial, num_dropped = groups.drop_stale(
@@ -140,7 +168,9 @@ class Collector:
       if round_:  # A prompt that comes again is not sampled as before.
         round_key = jax.random.fold_in(key, round_)
         self._start_groups(step, round_key, wanted - len(chosen))
-      complete, scored = self._complete(params, step, wanted - len(chosen))
+      complete, scored = self._complete(
+        params, step, wanted - len(chosen), watch
+      )
       scored_of |= zip(map(id, complete), scored)
       for group in complete:
         varied = not c.dynamic_sampling or _is_varied(scored_of[id(group)])
@@ -173,21 +203,41 @@ class Collector:
       prompts_P, self._tokenizer, self._max_prompt_tokens
     )
 
+  def prepare(self, step: int):
+    """Reads and tokenizes the prompts of a step before `collect` asks for them.
+
+    To be called while the device computes; the position of `get_state` stays
+    that of before.
+    """
+    kept, _ = groups.drop_stale(self._partial, step, self._config.max_staleness)
+    position = self._stream.get_state()
+    count = max(self._in_flight - len(kept), 0)
+    self._ahead = _Ahead(step, count, position, *self._read(step, count))
+
   def _start_groups(self, step: int, key: jax.Array, num_in_flight: int):
     """Starts groups until so many are in flight."""
     missing = max(num_in_flight - len(self._partial), 0)
-    prompts_P = list(
-      map(self._started, self._stream.next_prompts(step, missing))
-    )
-    if prompts_P:
+    ahead, self._ahead = self._ahead, None
+    if ahead and (ahead.step, ahead.count) == (step, missing):
+      prompts_P, batch = ahead.prompts, ahead.batch
+    else:
+      if ahead:
+        self._stream.set_state(ahead.position)
+      prompts_P, batch = self._read(step, missing)
+    if batch is not None:
       size = self._config.group_size
-      requests = assemble.build_requests(
-        self._tokenised(prompts_P), size, self._sampling, key
-      )
+      requests = assemble.build_requests(batch, size, self._sampling, key)
       self._partial += groups.start_groups(prompts_P, requests, size)
 
+  def _read(
+    self, step: int, count: int
+  ) -> tuple[list[Prompt], PromptBatch | None]:
+    """Returns the next prompts and their tokens; None if there is no prompt."""
+    prompts_P = list(map(self._started, self._stream.next_prompts(step, count)))
+    return prompts_P, self._tokenised(prompts_P) if prompts_P else None
+
   def _complete(
-    self, params, step: int, num_groups: int
+    self, params, step: int, num_groups: int, watch: Stopwatch
   ) -> tuple[list[Group], list[ScoredRollout]]:
     """Returns the next groups that are complete, and their scores."""
     texts_of: dict[int, futures.Future] = {}
@@ -204,6 +254,7 @@ class Collector:
     complete, self._partial = groups.complete_groups(
       self._engine, params, step, self._partial, num_groups, score
     )
+    watch.lap('rollout')
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
     scored = multihost.gather_scores(
       [texts_of[id(group)].result() for group in complete],
@@ -212,6 +263,7 @@ class Collector:
         [scored_of[id(complete[i])].result() for i in own]
       ),
     )
+    watch.lap('reward')
     return complete, scored.split(self._config.group_size)
 
   def _texts(self, group: Group) -> list[str]:

@@ -1,6 +1,5 @@
 """Reinforcement learning: the one RL step (`RL.train_step`), repeated."""
 
-from collections import Counter
 import dataclasses
 import json
 import logging
@@ -18,20 +17,12 @@ from r1jax.algos import advantage, common, policy_loss
 from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import sample_packing
-from r1jax.data.datasets import GENERAL
 from r1jax.errors import UserError
 from r1jax.evaluate import evaluator, unanswered
 from r1jax.graders import code_grader, dispatch
-from r1jax.graders.verdict import Verdict
-from r1jax.records import (
-  FINISH_LENGTH,
-  FINISH_STOP,
-  RLBatch,
-  Rollout,
-  ScoredRollout,
-)
+from r1jax.records import FINISH_LENGTH, FINISH_STOP, RLBatch, Rollout
 from r1jax.rollout import assemble
-from r1jax.stages import collect, critic, report, rl_update
+from r1jax.stages import collect, critic, report, rl_metrics, rl_update
 from r1jax.stages.build import packing, reward_models, sampler
 from r1jax.stages.build import parts as build
 from r1jax.stages.build.prompts import prompt_files
@@ -39,6 +30,7 @@ from r1jax.stages.stage import Kind, Network
 from r1jax.stages.trainer import StepOutput, TrainedStage
 from r1jax.train import policy_step
 from r1jax.train import state as train_state
+from r1jax.train.metrics import Stopwatch
 
 _log = logging.getLogger(__name__)
 
@@ -204,14 +196,16 @@ class RL(TrainedStage):
     self, state: RLState, step: int, data: collect.Collector
   ) -> StepOutput:
     """Samples groups, rewards them, estimates advantages, updates the policy."""
-    c = self._config
-    group = data.collect(state.train.params, step, self._key(_ROLLOUT, step))
+    c, watch = self._config, Stopwatch()
+    group = data.collect(
+      state.train.params, step, self._key(_ROLLOUT, step), watch
+    )
     scored = group.scored
     rollout = assemble.build_rollout(
       group.batch, c.group_size, group.completions, step
     )
     self._reward.check(scored)
-    batch, varied_P = self._with_advantages(state, group, rollout, step)
+    batch, varied_P = self._with_advantages(state, group, rollout, step, watch)
     batch, metrics = self._critic.advantages(
       state.train.params,
       state.critic,
@@ -219,14 +213,7 @@ class RL(TrainedStage):
       jnp.asarray(scored.reward_B),
       jnp.asarray(rollout.finish_B == FINISH_LENGTH),
     )
-    values: dict[str, Any] = {
-      'packing/efficiency': sample_packing.efficiency(batch, self._shape)
-    }
-    if c.rollout_is != 'none':
-      batch, weights = _importance_weighted(
-        self._policy_loss, batch, self._shape.num_samples
-      )
-      values |= weights
+    batch, values = self._importance_weighted(batch)
     train = state.train
     critic_state, learnt = self._critic.update(state.critic, batch)
     metrics |= learnt
@@ -238,14 +225,17 @@ class RL(TrainedStage):
       critic=critic_state,
       reference=self._next_reference(state, train.params, step),
     )
-    values |= jax.device_get(metrics) | group.metrics
-    values |= _rollout_metrics(
+    if step < self.num_steps:
+      data.prepare(step + 1)  # While the device updates, as what follows.
+    values |= group.metrics | rl_metrics.of_rollout(
       scored, rollout, varied_P, self._parts.parser.format.reasoning_end
     )
     values |= {
       f'rollout/{name}': value
       for name, value in assemble.speculative_metrics(group.completions).items()
     }
+    values |= jax.device_get(metrics)
+    watch.lap('update')
     if not c.kl_coef:
       values.pop('kl', None)
     rows = evaluator.sample_records(
@@ -257,7 +247,8 @@ class RL(TrainedStage):
       'tokens': sum(row['tokens'] for row in rows),
       'completions': len(rows),
     }
-    return StepOutput(state, values, counts)
+    watch.lap('host')
+    return StepOutput(state, values, counts, watch.secs)
 
   def _with_advantages(
     self,
@@ -265,6 +256,7 @@ class RL(TrainedStage):
     group: collect.CollectedGroups,
     rollout: Rollout,
     step: int,
+    watch: Stopwatch,
   ):
     """Returns the batch with its log-probabilities and advantages of groups.
 
@@ -284,12 +276,13 @@ class RL(TrainedStage):
     )
     # A penalty for the KL in the reward is of all samples of a group.
     included_B = counts_B | c.kl_in_reward
-    batch = self._log_probs(
-      state,
-      sample_packing.pack(
-        rollout, included_B, np.asarray(order_B), self._shape
-      ),
+    batch = sample_packing.pack(
+      rollout, included_B, np.asarray(order_B), self._shape
     )
+    watch.lap('host')
+    batch = self._log_probs(state, batch)
+    jax.block_until_ready(batch.ref_logp_BT)
+    watch.lap('reference')
     samples = common.Samples(batch.sample_BT, self._shape.num_samples)
     reward_B = jnp.asarray(scored.reward_B)
     if c.kl_in_reward:
@@ -371,6 +364,31 @@ class RL(TrainedStage):
       batch, old_logp_BT=old_logp_BT, ref_logp_BT=ref_logp_BT
     )
 
+  def _importance_weighted(self, batch: RLBatch) -> tuple[RLBatch, dict]:
+    """Returns it with the weights that rl.rollout_is asks for, and metrics."""
+    values = {
+      'packing/efficiency': sample_packing.efficiency(batch, self._shape)
+    }
+    if self._config.rollout_is == 'none':
+      return batch, values
+    weight_BT = policy_loss.rollout_is_weights(
+      self._policy_loss,
+      batch.old_logp_BT,
+      batch.logp_BT,
+      batch.mask_BT,
+      common.Samples(batch.sample_BT, self._shape.num_samples),
+    )
+    weights = np.asarray(weight_BT, np.float64)[np.asarray(batch.mask_BT)]
+    total, squares = weights.sum(), (weights**2).sum()
+    values |= {
+      'rollout_is/mean': float(weights.mean()) if weights.size else 0.0,
+      # Effective sample size, as a share of the tokens.
+      'rollout_is/eff_sample_size': float(total**2 / (squares * weights.size))
+      if squares
+      else 0.0,
+    }
+    return dataclasses.replace(batch, rollout_is_weight_BT=weight_BT), values
+
   def _next_reference(self, state: RLState, params: Any, step: int) -> Any:
     """Returns the reference policy of the next step."""
     c = self._config
@@ -379,67 +397,3 @@ class RL(TrainedStage):
     if c.ref_model_mixup_alpha < 1:
       return self._mixed(state.reference, params)
     return self._copy(params)
-
-
-def _importance_weighted(
-  config: policy_loss.PolicyLoss, batch: RLBatch, num_samples: int
-):
-  """Returns the batch with importance weights of the rollout, and metrics."""
-  weight_BT = policy_loss.rollout_is_weights(
-    config,
-    batch.old_logp_BT,
-    batch.logp_BT,
-    batch.mask_BT,
-    common.Samples(batch.sample_BT, num_samples),
-  )
-  weights = np.asarray(weight_BT, np.float64)[np.asarray(batch.mask_BT)]
-  total, squares = weights.sum(), (weights**2).sum()
-  return dataclasses.replace(batch, rollout_is_weight_BT=weight_BT), {
-    'rollout_is/mean': float(weights.mean()) if weights.size else 0.0,
-    # Effective sample size, as a share of the tokens.
-    'rollout_is/eff_sample_size': float(total**2 / (squares * weights.size))
-    if squares
-    else 0.0,
-  }
-
-
-def _known_mean(x_B) -> float:
-  known_B = x_B[~np.isnan(x_B)]
-  return known_B.mean() if known_B.size else np.nan
-
-
-def _rollout_metrics(
-  scored: ScoredRollout, rollout: Rollout, varied_P, reasoning_end: str
-) -> dict[str, float]:
-  """Returns metrics of a rollout and its rewards."""
-  staleness = rollout.staleness_BT[rollout.mask_BT]
-  ok_B = scored.scorable_B
-  of_scorable = lambda f, x_B: f(x_B[ok_B]) if ok_B.any() else np.nan
-  verdicts = Counter(scored.verdicts)
-  # A part's mean is over the samples that have it: general ones lack accuracy.
-  parts = {
-    f'rewards/{name}/mean': of_scorable(_known_mean, part_B)
-    for name, part_B in scored.parts.items()
-  }
-  shares = {
-    f'verdict/{name}': verdicts[name] / len(ok_B)
-    for name in (*Verdict, GENERAL)
-  }
-  self_corrections = [
-    evaluator.self_corrects(text, reasoning_end) for text in scored.texts
-  ]
-  return (
-    parts
-    | shares
-    | {
-      'reward': of_scorable(np.mean, scored.reward_B),
-      'reward_std': of_scorable(np.std, scored.reward_B),
-      'completions/mean_length': np.mean(rollout.length_B),
-      'completions/max_length': np.max(rollout.length_B),
-      'completions/clipped_ratio': np.mean(rollout.finish_B == FINISH_LENGTH),
-      'completions/self_correction': np.mean(self_corrections),
-      'rollout/stale_token_frac': np.mean(staleness > 0),
-      'rollout/max_staleness': np.max(staleness),
-      'frac_reward_zero_std': np.mean(~np.asarray(varied_P)),
-    }
-  )

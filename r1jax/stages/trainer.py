@@ -7,6 +7,7 @@ from its newest checkpoint and ends with the same numbers, bit for bit.
 """
 
 import abc
+from collections.abc import Mapping
 import contextlib
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -29,11 +30,14 @@ class StepOutput(NamedTuple):
     state: The state after the step.
     metrics: Numbers by name, on the device or on the host.
     counts: Amounts processed, for the speed: {'tokens': 4096}.
+    secs: Seconds of the parts of the step, {'update': 1.5}; {} where they are
+      not measured.
   """
 
   state: Any
   metrics: dict[str, Any]
   counts: dict[str, float]
+  secs: Mapping[str, float] = {}
 
 
 class TrainedStage(Stage):
@@ -338,6 +342,8 @@ class _Line:
     self._metrics: dict[str, Any] = {}
     self._summed: dict[str, Any] = {}
     self._counts: dict[str, float] = {}
+    self._parts: dict[str, float] = {}
+    self._steps = 0
     self._secs = 0.0
 
   def add(self, output: StepOutput):
@@ -347,16 +353,25 @@ class _Line:
         self._summed[name] = self._summed.get(name, 0.0) + value
     for name, count in output.counts.items():
       self._counts[name] = self._counts.get(name, 0.0) + count
+    for name, secs in output.secs.items():
+      self._parts[name] = self._parts.get(name, 0.0) + secs
+    self._steps += 1
 
   def values(self) -> dict:
     """Returns the last step's metrics on the host, and sums of some."""
     return jax.device_get(self._metrics | self._summed)
 
   def speed(self, secs: float) -> dict[str, float]:
-    """Returns what was processed a second, if the last steps took so long."""
+    """Returns what was processed a second, and the seconds of a step's parts.
+
+    Args:
+      secs: Time of the last steps, without what `untimed` left out.
+    """
     return {
       f'speed/{name}_per_sec': count / (self._secs + secs)
       for name, count in self._counts.items()
+    } | {
+      f'time/{name}': part / self._steps for name, part in self._parts.items()
     }
 
   @contextlib.contextmanager

@@ -77,6 +77,24 @@ class MetricsWriter:
     closing.join(_CLOSE_SECS)
 
 
+class Stopwatch:
+  """Divides the time of a step between its parts.
+
+  Attributes:
+    secs: Seconds by part. Their sum is the time since the start.
+  """
+
+  def __init__(self):
+    self.secs: dict[str, float] = {}
+    self._last = time.monotonic()
+
+  def lap(self, part: str):
+    """Adds the seconds since the last lap to a part."""
+    now = time.monotonic()
+    self.secs[part] = self.secs.get(part, 0.0) + now - self._last
+    self._last = now
+
+
 class Progress:
   """A live line in the terminal: stage, step, metrics, speed, time left.
 

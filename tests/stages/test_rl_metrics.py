@@ -7,7 +7,7 @@ import pytest
 
 from r1jax.evaluate import evaluator
 from r1jax.records import Prompt, Rollout, ScoredRollout
-from r1jax.stages import rl
+from r1jax.stages import rl_metrics
 
 
 def _scored(*verdicts: str) -> ScoredRollout:
@@ -26,7 +26,7 @@ def _scored(*verdicts: str) -> ScoredRollout:
 def _metrics(scored: ScoredRollout) -> dict:
   rows = len(scored.texts)
   ones = np.ones((rows, 2), np.int32)
-  return rl._rollout_metrics(
+  return rl_metrics.of_rollout(
     scored,
     Rollout(
       tokens_BT=ones,

@@ -256,7 +256,7 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     0,
     'Tokens whose activations are in memory at once, over all devices: whole '
     'rows on each. As many microbatches are summed for an update as its tokens '
-    'need. 0 for about 4,096 tokens a device.',
+    'need. 0 for rows of about 8,192 tokens a device, 1,536 on a CPU.',
     unit='tokens',
     at_least=0,
   )

@@ -1,13 +1,16 @@
 """The rows that the updates of an RL step are packed into."""
 
+import jax
+
 from r1jax.config.schema.run import RunConfig
 from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
 from r1jax.sharding import Layout
 
 # Tokens of a device in a microbatch, at least, where the config leaves it open:
-# enough for large matrix products, few enough for little memory and padding.
-_DEVICE_TOKENS = 4096
+# enough for large matrix products, few enough for little memory and padding. A
+# CPU is fastest while activations stay in its caches.
+_DEVICE_TOKENS, _CPU_TOKENS = 8192, 1536
 
 
 def row_shape(config: RunConfig, layout: Layout) -> RowShape:
@@ -42,7 +45,10 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
   rows = c.microbatch_tokens // row_tokens
   if not rows:
     of_update = -(-num_samples // c.num_minibatches // shards)
-    rows = shards * min(-(-_DEVICE_TOKENS // row_tokens), of_update)
+    abstract = isinstance(layout.mesh, jax.sharding.AbstractMesh)
+    on_cpu = not abstract and layout.platform == 'cpu'
+    tokens = _CPU_TOKENS if on_cpu else _DEVICE_TOKENS
+    rows = shards * min(-(-tokens // row_tokens), of_update)
   return RowShape(
     row_tokens=row_tokens,
     microbatch_rows=rows,
