@@ -247,8 +247,9 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
   num_minibatches: int = key(16, 'Updates of a rollout.', at_least=1)
   row_tokens: int = key(
     0,
-    'Length of the rows that samples are packed into for the updates; 0 for '
-    'that of the longest sample, data.max_prompt_tokens + rl.max_new_tokens.',
+    'Length of the rows that samples are packed into for the updates, at least '
+    'that of the longest sample, data.max_prompt_tokens + rl.max_new_tokens. 0 '
+    'for that, or for as many times it as fit into 1,024 tokens.',
     unit='tokens',
     at_least=0,
   )

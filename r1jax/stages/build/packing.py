@@ -11,6 +11,9 @@ from r1jax.sharding import Layout
 # enough for large matrix products, few enough for little memory and padding. A
 # CPU is fastest while activations stay in its caches.
 _DEVICE_TOKENS, _CPU_TOKENS = 8192, 1536
+# Rows for short samples have room for several of the longest ones, up to so many
+# tokens: best fit leaves less of them empty.
+_SHORT_ROW_TOKENS = 1024
 
 
 def row_shape(config: RunConfig, layout: Layout) -> RowShape:
@@ -28,7 +31,7 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
       f'rl.prompts_per_step × rl.group_size = {num_samples} does not divide '
       f'into rl.num_minibatches = {c.num_minibatches} parts'
     )
-  row_tokens = c.row_tokens or longest
+  row_tokens = c.row_tokens or longest * max(1, _SHORT_ROW_TOKENS // longest)
   if row_tokens < longest:
     raise UserError(
       f'rl.row_tokens = {row_tokens} is less than the longest sample, '

@@ -1,0 +1,55 @@
+"""The rows of an RL step's updates: whole samples, whole rows on every device."""
+
+import pytest
+
+from r1jax.errors import UserError
+from r1jax.sharding import Layout, make_mesh
+from r1jax.stages.build import packing
+from tests.configs import small
+from tests.conftest import one_device, run_config
+
+
+def _config(**rl):
+  config = small.get_config()
+  config.data.max_prompt_tokens = 24
+  config.rl.update(max_new_tokens=16, **rl)
+  return run_config(config)
+
+
+def test_short_samples_share_rows_and_few_rows_are_in_memory_at_once():
+  """Samples of at most 40 tokens; two updates of eight samples."""
+  shape = packing.row_shape(_config(), one_device())
+  assert (shape.num_samples, shape.num_updates) == (16, 2)
+  assert shape.row_tokens == 25 * 40
+  assert shape.microbatch_rows == 2
+  assert shape.max_microbatches == 1
+
+
+def test_a_long_sample_has_a_row_of_its_own():
+  long = packing.row_shape(_config(), one_device()).max_sample_tokens
+  config = _config(row_tokens=long, microbatch_tokens=3 * long)
+  shape = packing.row_shape(config, one_device())
+  assert (shape.row_tokens, shape.microbatch_rows) == (long, 3)
+  assert shape.max_microbatches == 3  # Eight rows, three at a time.
+
+
+def test_every_device_has_rows():
+  layout = Layout(make_mesh(dict(data=4, fsdp=2)))
+  shape = packing.row_shape(_config(), layout)
+  assert shape.microbatch_rows == 8
+
+
+@pytest.mark.parametrize(
+  'keys, message',
+  [
+    (dict(row_tokens=39), 'rl.row_tokens = 39 is less than the longest sample'),
+    (
+      dict(row_tokens=40, microbatch_tokens=100),
+      'rl.microbatch_tokens = 100 is no multiple of 40 tokens',
+    ),
+    (dict(num_minibatches=3), 'does not divide into rl.num_minibatches = 3'),
+  ],
+)
+def test_rows_that_do_not_fit_are_refused_by_name(keys, message):
+  with pytest.raises(UserError, match=message):
+    packing.row_shape(_config(**keys), one_device())
