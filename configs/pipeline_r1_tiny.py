@@ -177,7 +177,7 @@ def _dense(config: ConfigDict) -> ConfigDict:
     initializer_range=0.02,
     rope=models.rope(1e4, 'halves'),
     dtype='float32',
-    remat=False,
+    remat='none',
   )
   return config
 

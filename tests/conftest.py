@@ -133,7 +133,7 @@ def dense_config(**changes) -> ModelConfig:
       vocab_size=32,
       initializer_range=0.3,
       dtype='float32',
-      remat=False,
+      remat='none',
       qkv_bias=True,
       qk_norm=True,
       max_position_embeddings=128,

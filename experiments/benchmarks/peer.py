@@ -53,7 +53,7 @@ def model_of(**changes):
     with open(os.path.join(folder, 'config.json'), 'w') as file:
       json.dump(SHAPES, file)
     fields = hf_config.read_config(folder)
-  fields |= dict(dtype='float32', remat=False) | changes
+  fields |= dict(dtype='float32', remat='none') | changes
   return transformer.Transformer(model_config(fields), Layout(make_mesh({})))
 
 

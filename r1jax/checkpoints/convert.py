@@ -126,6 +126,8 @@ def model_config_of(source: str | Path) -> dict:
       'folder that does'
     )
   fields = RUN_DEFAULTS | _nested(config, 'model.')
+  if isinstance(fields['remat'], bool):  # As earlier versions wrote it.
+    fields['remat'] = 'block' if fields['remat'] else 'none'
   model_config(fields, str(source))
   return fields
 

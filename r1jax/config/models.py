@@ -177,7 +177,7 @@ def tiny() -> dict:
     initializer_range=0.02,
     max_position_embeddings=128,
     dtype='float32',
-    remat=False,
+    remat='none',
   )
 
 

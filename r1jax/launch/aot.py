@@ -42,7 +42,8 @@ class Compiled:
   """The compiler's report about one update.
 
   Attributes:
-    tokens: Tokens of one update, over all devices.
+    tokens: Tokens over all devices: of one update, or of one microbatch where
+      their number depends on the data, as the FLOPs below.
     arguments_bytes: Bytes of state and batch on one device.
     temporaries_bytes: Bytes beside the arguments on one device.
     peak_bytes: Maximum bytes in use at once on one device.
@@ -222,8 +223,13 @@ def show(config: RunConfig, name: str) -> int:
       print('\n'.join(error.buffers))
       return DOES_NOT_FIT
     print(
-      f'{name}: {len(devices)} devices; one {update.label} update of '
-      f'{report.tokens:,} tokens'
+      f'{name}: {len(devices)} devices; one {update.label} '
+      + (
+        f'microbatch of {report.tokens:,} tokens, of which an update has at '
+        f'most {update.microbatches}'
+        if update.microbatches > 1
+        else f'update of {report.tokens:,} tokens'
+      )
     )
     print(f'  arguments     {report.arguments_bytes / GB:8.2f} GB a device')
     print(f'  temporaries   {report.temporaries_bytes / GB:8.2f} GB')

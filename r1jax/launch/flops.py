@@ -1,7 +1,8 @@
 """Counts the FLOPs of a program from its jaxpr.
 
 XLA's own count includes a scanned layer once. Here the body of a scan counts
-once an iteration, and a shard_map once a device. Only matrix products are
+once an iteration, and a shard_map once a device. A loop whose length depends on
+the data, such as that over the microbatches of an RL update, counts once. Only matrix products are
 counted; everything else is small beside them.
 """
 

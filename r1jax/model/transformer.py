@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from r1jax.config.schema.model import ModelConfig
@@ -20,6 +21,8 @@ from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE, Routing
 from r1jax.model.mtp import MTP, shift
 from r1jax.sharding import Layout
+
+_LAYER_INPUT = 'layer_input'  # Name of what remat = 'offload' moves.
 
 
 class Output(NamedTuple):
@@ -44,7 +47,9 @@ class Block(nn.Module):
   def setup(self):
     c = self.config
     self.attention_norm = RMSNorm(c.rms_norm_eps)
-    attention = {'mla': MLA, 'gqa': GQA}[c.attention]
+    attention: Any = {'mla': MLA, 'gqa': GQA}[c.attention]
+    if c.remat == 'attention':
+      attention = nn.remat(attention, methods=['__call__'])
     self.attention = attention(c, self.layout)
     self.ffn_norm = RMSNorm(c.rms_norm_eps)
     self.ffn: Any
@@ -65,6 +70,7 @@ class Block(nn.Module):
     self, x_BTD, position_BT, segment_BT, replay_BTA=None, balance_BT=None
   ):
     """Applies the layer to whole sequences; returns [B, T, D] and Routing."""
+    x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
     x_BTD += self.attention(self.attention_norm(x_BTD), position_BT, segment_BT)
     x_BTD, routing = self.feed_forward(
       self.layout.constrain(x_BTD, 'BtD'),
@@ -128,9 +134,8 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
     length=layers,
     metadata_params={nn.PARTITION_NAME: 'L'},
   )
-  block = nn.remat(Block) if config.remat else Block
   scanned = nn.scan(
-    block,
+    _recomputed(Block, config),
     methods={
       '__call__': dict(
         over_layers,
@@ -141,6 +146,21 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
     },
   )
   return scanned(config, layout, is_moe)
+
+
+def _recomputed(module: type[nn.Module], config: ModelConfig):
+  """Returns a layer's class that keeps what config.remat says for the gradient."""
+  if config.remat in ('none', 'attention'):  # Block sees to the latter.
+    return module
+  policy = None
+  if config.remat == 'offload':
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[_LAYER_INPUT],
+      offload_src='device',
+      offload_dst='pinned_host',
+    )
+  return nn.remat(module, policy=policy)
 
 
 def _unrolled(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
@@ -162,9 +182,8 @@ def _extend_unrolled(blocks, layers: int, carry, *args):
 
 def _mtp(config: ModelConfig, layout: Layout):
   """Builds the MTP modules, whose parameters are stacked along Z."""
-  module = nn.remat(MTP) if config.remat else MTP
   return nn.scan(
-    module,
+    _recomputed(MTP, config),
     variable_axes={'params': 0},
     split_rngs={'params': True},
     length=config.num_nextn_predict_layers,

@@ -81,7 +81,7 @@ def updates(
   )
   num_rows = shape.max_microbatches * shape.microbatch_rows
   batch = _batch(layout, num_rows, shape.row_tokens, uses_values)
-  size = num_rows, shape.row_tokens
+  size = shape.microbatch_rows, shape.row_tokens, shape.max_microbatches
   step = make_policy_step(config, model, tx, shape, loss)
   label = 'PPO policy' if uses_values else 'GRPO'
   arguments = (train_state_of(model, tx), batch)

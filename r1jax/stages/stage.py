@@ -67,7 +67,9 @@ class Update:
     model: The network that is trained.
     step: The jitted function.
     arguments: Its arguments as ShapeDtypeStructs with shardings.
-    rows, tokens: Rows of its batch, and columns of each.
+    rows, tokens: Rows of its batch, and columns of each; of one microbatch
+      where the number of microbatches depends on the data.
+    microbatches: The largest such number; 1 elsewhere.
   """
 
   label: str
@@ -76,6 +78,7 @@ class Update:
   arguments: tuple[Any, ...]
   rows: int
   tokens: int
+  microbatches: int = 1
 
 
 class Stage(abc.ABC):

@@ -41,7 +41,7 @@ def oracle(request, shared, tmp_path_factory):
 
 
 def _model(folder: Path) -> Transformer:
-  fields = hf_config.read_config(folder) | dict(dtype='float32', remat=False)
+  fields = hf_config.read_config(folder) | dict(dtype='float32', remat='none')
   return Transformer(from_dict(fields), one_device())
 
 

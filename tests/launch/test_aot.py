@@ -96,6 +96,10 @@ def _small(**changes):
   config = small.get_config()
   config.mesh = dict(data=2, fsdp=2, tensor=1, expert=2)
   config.rl.prompts_per_step = 8
+  # One row a sample.
+  config.rl.row_tokens = (
+    config.data.max_prompt_tokens + config.rl.max_new_tokens
+  )
   config.model.update(changes)
   return config
 
@@ -118,7 +122,7 @@ def test_an_update_is_compiled_and_measured_without_its_arrays():
   model = run_config(config).model
   held = info.parameters_per_device(model, Layout(make_mesh(config.mesh)))
   state_bytes = 3 * 4 * held  # Weights and two moments.
-  batch_bytes = 24 * found.tokens // 8  # Five arrays of 4 bytes, two of 1.
+  batch_bytes = 40 * found.tokens // 8  # Nine arrays of 4 bytes, one of 1.
   assert state_bytes < found.arguments_bytes < state_bytes + batch_bytes
   assert found.peak_bytes > found.arguments_bytes
   assert found.compile_secs > 0 and found.host_bytes > 1e8
@@ -128,8 +132,7 @@ def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
   """Every product by hand; attention's core is in it, there is no kernel."""
   config = _small(first_k_dense_replace=2)
   (found,) = _compiled(config)
-  m, own = config.model, config.rl.max_new_tokens
-  T = config.data.max_prompt_tokens + own
+  m, T = config.model, config.rl.row_tokens
   rows, N = found.tokens // T, m.num_attention_heads
   J, U = m.qk_nope_head_dim + m.qk_rope_head_dim, m.v_head_dim
   layer = (
@@ -143,7 +146,7 @@ def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
     + 3 * m.hidden_size * m.intermediate_size
   )
   head = m.hidden_size * m.vocab_size
-  products = 6 * rows * (m.num_hidden_layers * T * layer + own * head)
+  products = 6 * rows * (m.num_hidden_layers * T * layer + (T - 1) * head)
   # One block of the blocked kernel: two products, and five for the gradient.
   core = (
     2 * rows * m.num_hidden_layers * N * T * T * ((J + U) + (3 * J + 2 * U))

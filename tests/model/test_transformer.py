@@ -1,10 +1,11 @@
 """The model against a NumPy oracle, causality, and packing."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import forward, make, small_config
+from tests.conftest import dense_config, forward, make, small_config
 from tests.reference import transformer as oracle
 
 _TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9))
@@ -20,7 +21,7 @@ _TOKENS = np.random.default_rng(0).integers(0, 32, (2, 9))
     {'n_group': 1, 'topk_group': 1},
     {'n_shared_experts': 0, 'num_experts_per_tok': 3},
     {'moe_dispatch': 'ragged'},
-    {'remat': True},
+    {'remat': 'block'},
     {'scan_unroll': 2},
     {'attention_kernel': 'plain'},
   ],
@@ -72,3 +73,27 @@ def test_layers_are_scanned():
     return len(str(jaxpr).split('\n'))
 
   assert size(8) == size(3)
+
+
+@pytest.mark.parametrize('attention', ['mla', 'gqa'])
+@pytest.mark.parametrize('remat', ['attention', 'block', 'offload'])
+def test_what_is_recomputed_changes_no_gradient(remat, attention):
+  make_config = small_config if attention == 'mla' else dense_config
+
+  def gradient(remat):
+    model, params = make(make_config(remat=remat))
+    position = np.tile(np.arange(_TOKENS.shape[1]), (len(_TOKENS), 1))
+    inputs = _TOKENS, position, np.ones_like(position)
+
+    def value(params):
+      hidden = model.apply({'params': params}, *inputs).hidden_BTD
+      return jnp.mean(jnp.tanh(hidden) ** 2)
+
+    return jax.jit(jax.grad(value))(params)
+
+  want, got = gradient('none'), gradient(remat)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    got,
+    want,
+  )

@@ -280,8 +280,13 @@ class ModelConfig(Section):
     False,
     'Whether products in attention projections, FFN and experts are in FP8.',
   )
-  remat: bool = key(
-    True, 'Whether each layer is recomputed in the backward pass.'
+  remat: str = key(
+    'block',
+    'Activations that the backward pass computes again instead of keeping them: '
+    "'none'; those of each 'attention'; those of each layer, 'block'; or those "
+    "of each layer, whose input waits in the host's memory, 'offload'. Each "
+    'needs less memory of a device than the one before.',
+    choices=('none', 'attention', 'block', 'offload'),
   )
   scan_unroll: int = key(
     1,
