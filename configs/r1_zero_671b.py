@@ -9,22 +9,27 @@ unpublished numbers are listed in r1jax/config/algorithms.py.
 It is for these two commands. A run needs more: imported weights in
 config.init, a tokenizer, questions, and a layout for sampling on several hosts.
 
-One update of 512 sequences × 8,192 tokens, float32 weights and moments, peaks
-at 20.0 GB a chip of v5p:8x8x16 (95 GiB), costs 1.43 × 6·N_active·tokens in
-matrix products (attention's kernels, 0.86 × that, are a row of their own), and
-compiles in four minutes with 4.4 GB of host memory (two busy cores, libtpu
-0.0.52). The reference policy, 2.6 GB a chip, is not among its arguments.
+A microbatch is one packed row of 8,192 tokens for each pair of chips, 512 rows
+in all: an update whose completions are all as long as they may be fills it.
+Shorter ones leave rows empty, which cost as much; a mesh with a larger `tensor`
+axis has fewer rows, and packs several completions into each.
+
+The numbers that follow were measured before rows were packed, for an update of
+512 sequences × 8,192 tokens, float32 weights and moments. It peaks at 20.0 GB a
+chip of v5p:8x8x16 (95 GiB), costs 1.43 × 6·N_active·tokens in matrix products
+(attention's kernels, 0.86 × that, are a row of their own), and compiles in four
+minutes with 4.4 GB of host memory (two busy cores, libtpu 0.0.52). The reference
+policy, 2.6 GB a chip, is not among its arguments.
 
 A first look at five layers, full width, on fewer chips:
 
   r1jax aot --config=r1_zero_671b --config.model.num_hidden_layers=5 \\
     --topology=v5p:4x4x8 --config.mesh.expert=8
 
-It peaks at 9.3 GB of a chip, costs 1.30 × 6·N_active·tokens, and compiles in
-283 s of one core's time: layers are scanned, depth is not what takes long.
-Eight microbatches leave a chip one sequence at a time: with eight at once the
-attention kernel's backward pass asks for 16.3 of the 16 MiB of VMEM, and the
-command exits with code 3.
+It peaked at 9.3 GB of a chip, cost 1.30 × 6·N_active·tokens, and compiled in
+283 s of one core's time: layers are scanned, depth is not what takes long. A
+chip has one row at a time: with eight at once the attention kernel's backward
+pass asked for 16.3 of the 16 MiB of VMEM, and the command exited with code 3.
 
 Sequences end at 8,192 tokens here; R1-Zero's own limit is
 --config.rl.max_new_tokens=32768, and 65536 after step 8200.
