@@ -13,6 +13,7 @@ import time
 
 from r1jax.data.code.cases import CallCase, CodeTests, StdioCase
 from r1jax.graders import code_compare
+from r1jax.graders.code_budget import Outcome
 from r1jax.workers.sandbox.slot import CallSession, Reply, Slot
 
 MAX_PROGRAM_CHARS = 100_000
@@ -96,9 +97,7 @@ class ProgramRun:
   Attributes:
     tests: The tests.
     is_finished: Whether the verdict is known.
-    timed_out: Whether it exceeded a limit of its own.
     secs: Seconds that loading the program and its decided cases took.
-    num_requests: Number of these.
     wasted_secs: Seconds of cases that ran out of time.
   """
 
@@ -113,13 +112,22 @@ class ProgramRun:
     # Expressions of the relation 'checker', evaluated in the end, where the
     # program never ran; None for a value that no checker accepts.
     self._expressions: list[str | None] = []
-    self.is_finished = self.timed_out = False
+    self.is_finished = self._timed_out = False
     self.secs = self.wasted_secs = 0.0
-    self.num_requests = 0
     if not self._program.strip():
       self.end(CodeVerdict.NO_PROGRAM)
     elif len(self._program) > MAX_PROGRAM_CHARS:
       self.end(CodeVerdict.ERROR, 'the program is too long')
+
+  @property
+  def outcome(self) -> Outcome:
+    """How the last attempt ended."""
+    if not self.is_finished:
+      return Outcome.SUSPENDED
+    if self._timed_out or self._verdict is CodeVerdict.UNGRADED:
+      return Outcome.TIMED_OUT
+    passes = 2 * self._passed >= len(self.tests.cases)
+    return Outcome.PASSED if passes else Outcome.FAILED
 
   def result(self) -> ProgramResult:
     """Returns the outcome of a run that is finished."""
@@ -264,7 +272,6 @@ class ProgramRun:
         raise _Suspended
     else:
       self.secs += reply.secs
-      self.num_requests += 1
     if reply.status == 'lost':
       self._fail(CodeVerdict.UNGRADED, 'the sandbox failed')
     elif reply.status != 'ok':
@@ -275,7 +282,7 @@ class ProgramRun:
     """Whether further cases are run."""
     if self._verdict is CodeVerdict.CORRECT:
       return True
-    is_stopped = self.timed_out or self._verdict is CodeVerdict.UNGRADED
+    is_stopped = self._timed_out or self._verdict is CodeVerdict.UNGRADED
     return self._options.partial and not is_stopped
 
   def _add(self, passed: bool):
@@ -289,7 +296,7 @@ class ProgramRun:
     After some no further case is run, even with partial credit: an endless loop
     would take its limit again and again.
     """
-    self.timed_out = self.timed_out or verdict is CodeVerdict.TIMEOUT
+    self._timed_out = self._timed_out or verdict is CodeVerdict.TIMEOUT
     if self._verdict is CodeVerdict.CORRECT or (
       verdict is CodeVerdict.UNGRADED
     ):

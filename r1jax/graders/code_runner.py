@@ -92,15 +92,20 @@ class _Batch:
     self._budget = BatchBudget(
       [run.tests.id for run in runs], len(sandbox), options.case_secs
     )
-    self._lock = threading.Lock()  # Of the budget.
+    self._changed = threading.Condition()  # Of the budget.
+    self._stopped = False
 
   def run(self):
     """Finishes all runs."""
     with futures.ThreadPoolExecutor(len(self._sandbox)) as pool:
-      attempts = self._budget.first_round()
-      while attempts:
-        self._run_round(pool, attempts)
-        attempts = self._budget.next_round()
+      workers = [
+        pool.submit(self._work, slot) for slot in range(len(self._sandbox))
+      ]
+      try:
+        for worker in workers:
+          worker.result()
+      finally:
+        self._stop()
     for run in self._runs:
       if not run.is_finished:
         run.end(
@@ -108,21 +113,39 @@ class _Batch:
           'it takes much longer than the others of a batch whose time is used up',
         )
 
-  def _run_round(self, pool: futures.Executor, attempts: Sequence[Attempt]):
-    pending = [
-      pool.submit(self._attempt, each.index, each.secs) for each in attempts
-    ]
+  def _work(self, number: int):
+    """Runs attempts until there are none, as slot `number` of the budget."""
     try:
-      for future in pending:
-        future.result()
-    finally:
-      for future in pending:
-        future.cancel()
+      while attempt := self._next_attempt(number):
+        run = self._runs[attempt.index]
+        secs, wasted_secs = run.secs, run.wasted_secs
+        self._attempt(run, attempt.secs)
+        with self._changed:
+          self._budget.record(
+            number, run.secs - secs, run.wasted_secs - wasted_secs, run.outcome
+          )
+          self._changed.notify_all()
+    except BaseException:
+      self._stop()
+      raise
 
-  def _attempt(self, index: int, secs: float):
-    """Runs an attempt; with 0 seconds, for as long as screening allows."""
-    run = self._runs[index]
-    cases, secs_before, wasted = run.num_requests, run.secs, run.wasted_secs
+  def _next_attempt(self, number: int) -> Attempt | None:
+    """Waits for an attempt; returns None if there are no more."""
+    with self._changed:
+      while not self._stopped:
+        attempt = self._budget.next_attempt(number)
+        if attempt or not self._budget.is_running:
+          return attempt
+        self._changed.wait()
+    return None
+
+  def _stop(self):
+    """Lets no further attempt start."""
+    with self._changed:
+      self._stopped = True
+      self._changed.notify_all()
+
+  def _attempt(self, run: ProgramRun, secs: float):
     wait = self._wall_end - time.monotonic()
     try:
       with self._sandbox.slot(
@@ -130,21 +153,9 @@ class _Batch:
       ) as slot:
         if time.monotonic() >= self._wall_end:
           raise TimeoutError
-        with self._lock:
-          secs = secs or self._budget.screening_secs(index)
-        if secs:
-          run.attempt(slot, secs, self._wall_end)
+        run.attempt(slot, secs, self._wall_end)
     except TimeoutError:
       run.end(CodeVerdict.UNGRADED, 'no time was left for it')
-    with self._lock:
-      self._budget.record(
-        index,
-        run.num_requests - cases,
-        run.secs - secs_before,
-        run.wasted_secs - wasted,
-      )
-      if run.is_finished:
-        self._budget.finish(index, run.secs, run.timed_out)
 
 
 def extract_program(

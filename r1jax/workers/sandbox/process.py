@@ -16,7 +16,9 @@ import time
 from r1jax.workers import clock
 
 _END_SECS = 5.0  # A killed process normally ends within milliseconds.
-_POLL_SECS = 0.02  # Time between two looks at the clock of a program.
+# Time between two looks at the clock of a program: the longest, and the shortest,
+# in the beginning and where little is left of its time.
+_POLL_SECS, _MIN_POLL_SECS = 0.02, 0.002
 # Wall-clock limit of a program that neither works nor sleeps: a multiple of its
 # own limit, and so much more. A machine that is slower is broken.
 _WALL_FACTOR, _WALL_SECS = 10.0, 20.0
@@ -171,13 +173,12 @@ class Process:
 
   def _wait_readable(self, deadline: 'Deadline'):
     """Waits for bytes of the process; raises TimeoutError."""
-    while not self._is_readable(_POLL_SECS):
-      try:
-        deadline.poll_secs()
-      except TimeoutError:
-        # It may have sent them while this process waited for a core.
-        if self._is_readable(0):
-          return
+    try:
+      while not self._is_readable(deadline.poll_secs()):
+        pass
+    except TimeoutError:
+      # It may have sent them while this process waited for a core.
+      if not self._is_readable(0):
         raise
 
   def _is_readable(self, secs: float) -> bool:
@@ -209,20 +210,20 @@ class Deadline:
       TimeoutError: The deadline has passed.
     """
     now = time.monotonic()
-    if now - self._start < min(self._secs, _POLL_SECS):
-      return _POLL_SECS
+    elapsed = now - self._start
+    if elapsed < min(self._secs, _MIN_POLL_SECS):
+      return _MIN_POLL_SECS  # It is not worth a look at the clock.
     used = self._process.read_clock()
     self._used = self._used if used is None else used
-    if (self._used or 0.0) >= self._secs:
+    left = self._secs - (self._used or 0.0)
+    if left <= 0 or now >= self._wall_end:
       raise TimeoutError
-    if now >= self._wall_end:
-      raise TimeoutError
-    return _POLL_SECS
+    return min(max(min(left, elapsed), _MIN_POLL_SECS), _POLL_SECS)
 
   def used_secs(self) -> float:
     """Returns the seconds that the process has used."""
     elapsed = time.monotonic() - self._start
-    if self._used is None and elapsed < _POLL_SECS:
+    if self._used is None and elapsed < _MIN_POLL_SECS:
       return elapsed  # It is not worth a look at the clock.
     used = self._process.read_clock()
     used = self._used if used is None else used
