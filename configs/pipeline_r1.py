@@ -181,7 +181,7 @@ def _qwen_32b_zero() -> ConfigDict:
   config = _rl('weights/qwen2.5-32b', 650)
   config.model = models.qwen2_5_32b()
   config.mesh = dict(data=1, fsdp=64, tensor=2, expert=1)
-  config.tokenizer.update(source=_QWEN, add_bos_token=False)
+  config.tokenizer.source = _QWEN
   config.data.update(
     template='r1_zero', response_format='think_answer', response_prefix=''
   )

@@ -29,7 +29,7 @@ def v3(kind: str, init: str) -> ConfigDict:
   config.model = models.deepseek_v3_yarn()
   config.model.capacity_factor = 1.25
   config.mesh = dict(data=-1, fsdp=8, tensor=2, expert=64)
-  config.tokenizer.update(source=TOKENIZER, add_bos_token=True)
+  config.tokenizer.source = TOKENIZER
   config.data.task = 'aime24'
   config.data.mixture = ('math:0.8', 'mbpp:0.2')
   config.data.decontaminate = ('aime24', 'math500', 'humaneval')
@@ -41,6 +41,7 @@ def v3(kind: str, init: str) -> ConfigDict:
 def zero(init: str, steps: int, max_new_tokens: int) -> ConfigDict:
   """Section 2.2: 32 questions × 16 samples an update, 16 updates a rollout."""
   config = v3('rl', init)
+  config.tokenizer.add_bos_token = True  # R1-Zero's is no chat template.
   config.rl.update(
     max_steps=steps,
     prompts_per_step=512,

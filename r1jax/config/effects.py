@@ -5,9 +5,10 @@ hold has no effect. Saying so keeps a user from believing that a file was read
 or that a setting was tried.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import logging
+import types
 from typing import Any
 
 from r1jax.config.conditions import Condition, Severity, value_at
@@ -30,6 +31,7 @@ class Idle:
     needs: The condition that it needs instead.
     severity: The consequence.
     of_stages: Whether the stages that run are why.
+    in_evaluation: See Condition.
     run: The run of a pipeline that it belongs to, or ''.
   """
 
@@ -40,6 +42,7 @@ class Idle:
   needs: str
   severity: Severity
   of_stages: bool = False
+  in_evaluation: Callable[[str], bool] = lambda name: False
   run: str = ''
 
   def text(self) -> str:
@@ -85,7 +88,8 @@ def _collect(
   """
   for name, spec in specs(type(section)).items():
     value, default = getattr(section, name), getattr(defaults, name)
-    failed = outer or next(
+    around = None if spec.read_beyond_section else outer
+    failed = around or next(
       (each for each in spec.only_if if not each.holds(run, section)), None
     )
     dotted = f'{prefix}{name}'
@@ -96,8 +100,6 @@ def _collect(
       if not is_given and _is_off(value):
         continue
       severity = Severity.ERROR if is_given else failed.severity
-      if spec.read_beyond_stages and failed.of_stages:
-        continue
       found.append(
         Idle(
           dotted,
@@ -107,6 +109,7 @@ def _collect(
           failed.needs,
           severity,
           failed.of_stages,
+          failed.in_evaluation,
         )
       )
 
@@ -177,7 +180,11 @@ def check_given(run: Any, given: Collection[str]):
   )
 
 
-def check_all(runs: Mapping[str, Any], given: Collection[str] = ()):
+def check_all(
+  runs: Mapping[str, Any],
+  given: Collection[str] = (),
+  evaluations: Mapping[str, Collection[str]] = types.MappingProxyType({}),
+):
   """Refuses keys without effect in the runs of a pipeline.
 
   Runs of a pipeline are often variants of one config. A key that has no effect
@@ -186,19 +193,18 @@ def check_all(runs: Mapping[str, Any], given: Collection[str] = ()):
   Args:
     runs: Configs by name.
     given: Keys on the command line: 'sft.data.path' is data.path of run sft.
+    evaluations: Tasks and datasets that a run's policy is evaluated on, by the
+      name of the run.
 
   Raises:
     UserError: naming every key that has no effect on any run.
   """
   idle = {
-    name: idle_keys(
-      run,
-      [
-        key.removeprefix(f'{name}.')
-        for key in given
-        if key.startswith(f'{name}.')
-      ],
-    )
+    name: [
+      each
+      for each in idle_keys(run, _below(name, given))
+      if not any(map(each.in_evaluation, evaluations.get(name, ())))
+    ]
     for name, run in runs.items()
   }
   unused = {name: {each.key for each in found} for name, found in idle.items()}
@@ -210,6 +216,13 @@ def check_all(runs: Mapping[str, Any], given: Collection[str] = ()):
       if f'{name}.{each.key}' in given or not _is_shared(each, runs, unused)
     ]
   )
+
+
+def _below(name: str, given: Collection[str]) -> list[str]:
+  """Returns keys of one run of a pipeline, without its name before them."""
+  return [
+    key.removeprefix(f'{name}.') for key in given if key.startswith(f'{name}.')
+  ]
 
 
 def _is_shared(

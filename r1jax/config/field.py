@@ -42,8 +42,8 @@ class Spec:
     built_in: Names of `registered` that the package itself registers, as far as
       they are known without importing what does.
     only_if: Conditions on other keys without which it has no effect.
-    read_beyond_stages: Whether evaluation and sampling read it too, whatever
-      stages its section is for.
+    read_beyond_section: Whether it is read where its section is not, so that
+      only its own conditions count.
   """
 
   meaning: str = ''
@@ -59,7 +59,7 @@ class Spec:
   registered: tuple[str, ...] = ()
   built_in: tuple[str, ...] = ()
   only_if: tuple[Condition, ...] = ()
-  read_beyond_stages: bool = False
+  read_beyond_section: bool = False
 
   def range_text(self) -> str:
     """The allowed values in words, such as 'at least 1'; '' for any."""

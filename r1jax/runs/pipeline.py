@@ -46,7 +46,7 @@ def train(
   """
   place = Path(workdir).expanduser()
   names = chosen(pipeline, only, start)
-  effects.check_all(pipeline.runs, given)
+  effects.check_all(pipeline.runs, given, evaluations(pipeline))
   validate.check(pipeline, place, names)
   table(pipeline, place)  # A broken record is an error before anything runs.
   suite = _EvaluationSuite(pipeline.evaluations)
@@ -80,6 +80,15 @@ def _write(path: Path, text: str):
     files.write_text(path, text)
   except OSError as error:
     raise UserError(f'cannot write {path}: {error}') from error
+
+
+def evaluations(pipeline: PipelineConfig) -> dict[str, tuple[str, ...]]:
+  """Returns what each policy of a pipeline is measured on, by its run."""
+  return {
+    name: pipeline.evaluations
+    for name, config in pipeline.runs.items()
+    if _leaves_policy(config)
+  }
 
 
 def _leaves_policy(config: RunConfig) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from r1jax.cli import config_file
 from r1jax.config import algorithms, base, effects, models
+from r1jax.config.conditions import Severity
 from r1jax.config.field import walk
 from r1jax.config.load import load, replace
 from r1jax.config.schema.run import RunConfig
@@ -19,7 +20,7 @@ def _run(changes: dict) -> RunConfig:
   return replace(RunConfig(), {'stages': ('rl',)} | changes)
 
 
-def _idle(changes: dict) -> dict[str, effects.Severity]:
+def _idle(changes: dict) -> dict[str, Severity]:
   return {each.key: each.severity for each in effects.idle_keys(_run(changes))}
 
 
@@ -87,13 +88,62 @@ def _idle(changes: dict) -> dict[str, effects.Severity]:
     ({'sft.data': ('rows.jsonl',)}, 'sft.data'),
     ({'corpus.slip_rate': 0.2}, 'corpus.slip_rate'),
     ({'eval.search.c_puct': 2.0}, 'eval.search.c_puct'),
+    ({'eval.search.kind': 'mcts'}, 'eval.search.kind'),
+    # Stages that do not sample, or do not evaluate, or do not split steps.
+    ({'stages': ('sft',), 'rl.max_new_tokens': 64}, 'rl.max_new_tokens'),
+    ({'stages': ('dpo',), 'data.max_prompt_tokens': 64}, 'max_prompt_tokens'),
+    ({'stages': ('prm',), 'rollout.block_size': 8}, 'rollout.block_size'),
+    ({'stages': ('pretrain',), 'rollout.speculative': True}, 'speculative'),
+    ({'stages': ('label_steps',), 'eval.num_samples': 2}, 'eval.num_samples'),
+    ({'stages': ('sft',), 'eval.pass_k': (1,)}, 'eval.pass_k'),
+    ({'stages': ('sft',), 'data.task': 'countdown'}, 'data.task'),
+    (
+      {'stages': ('rejection_sampling',), 'data.mixture': ('countdown',)}
+      | {'data.task': 'manners'},
+      'data.task',
+    ),
+    (
+      {'stages': ('sft',), 'data.task': 'math', 'data.eval_path': 'a'},
+      'data.eval_path',
+    ),
+    ({'data.step_delimiter': '.'}, 'data.step_delimiter'),
+    ({'stages': ('label_steps',), 'model.remat': 'none'}, 'model.remat'),
+    ({'init': 'shipped', 'model.initializer_range': 0.1}, 'initializer_range'),
+    # Programs that no prompt asks for.
+    ({'rl.code_partial_credit': True}, 'rl.code_partial_credit'),
+    ({'data.task': 'gsm8k', 'data.code_packages': ('numpy',)}, 'code_packages'),
+    # Switches whose other end is off.
+    ({'eval.temperature': 0.0, 'eval.top_p': 0.5}, 'eval.top_p'),
+    ({'data.template': 'chat', 'tokenizer.add_bos_token': True}, 'bos_token'),
+    ({'rl.adv_estimator': 'rloo', 'rl.scale_rewards': False}, 'scale_rewards'),
+    (
+      {'stages': ('pretrain',), 'corpus.general_error_rate': 0.2},
+      'corpus.general_error_rate',
+    ),
+    (
+      {'stages': ('pretrain',), 'corpus.slip_rate': 0.0}
+      | {'corpus.corrected_slip_share': 0.2},
+      'corpus.corrected_slip_share',
+    ),
+    (
+      {'stages': ('sft',), 'model.num_nextn_predict_layers': 1}
+      | {'sft.mtp.final_loss_weight': 0.2},
+      'sft.mtp.final_loss_weight',
+    ),
+    ({'model.first_k_dense_replace': 61, 'model.n_group': 4}, 'model.n_group'),
+    (
+      {'model.n_group': 1, 'model.topk_group': 1}
+      | {'model.group_scoring': 'max'},
+      'model.group_scoring',
+    ),
     ({'eval.search.process_reward_model': 'p'}, 'process_reward_model'),
   ],
   ids=str,
 )
 def test_a_key_without_effect_is_found(changes, idle):
-  found = _idle(changes)
-  assert [key for key in found if key.endswith(idle)], found
+  found = effects.idle_keys(_run(changes), given=changes)
+  assert [each.key for each in found if each.key.endswith(idle)], found
+  assert all(each.severity is Severity.ERROR for each in found)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +177,14 @@ def test_a_key_without_effect_is_found(changes, idle):
     {'rl.general_reward': {'format': 0.0, 'mine': 0.0}},
     {'rl.reward': {'mine': 1.0}, 'rl.reward_timeout_secs': 5.0},
     {'model.rope.rope_type': 'yarn', 'model.rope.factor': 40.0},
-    {'stages': ('sft',), 'rl.max_new_tokens': 64},
+    {'stages': ('label_steps',), 'data.step_delimiter': '.'},
+    {'data.task': 'mbpp', 'data.code_packages': ('numpy',)},
+    {'data.mixture': ('mbpp:1', 'math:1'), 'rl.code_partial_credit': True},
+    {'data.task': 'math', 'data.path': 'a', 'rl.code_partial_credit': True},
+    {'data.template': 'r1_zero_brief', 'tokenizer.add_bos_token': True},
+    {'stages': ('of_a_plugin',), 'rollout.block_size': 8, 'eval.top_p': 0.5},
+    {'stages': ('sft',), 'sft.data': ('manners:9',)}
+    | {'corpus.general_error_rate': 0.2},
     {'stages': ('of_a_plugin',), 'sft.data': ('a.jsonl',), 'data.path': ''},
   ],
   ids=str,
@@ -167,6 +224,33 @@ def test_settings_for_later_are_an_error_only_if_given():
   with pytest.raises(UserError, match='eval.search.c_puct = 2.0 has no effect'):
     effects.check_given(run, ('eval.search.c_puct',))
   effects.check_given(_run({'sft.batch_size': 4}), ('sft.batch_size',))
+
+
+def test_a_search_is_of_eval_alone():
+  search = {'eval.search.kind': 'mcts', 'eval.search.leaf_value': 'rule'}
+  run = _run(search | {'data.step_delimiter': '.'})
+  effects.check(run)  # The same file serves both commands.
+  effects.check_given(run, [*search, 'data.step_delimiter'])
+  with pytest.raises(UserError, match='it needs the command r1jax eval'):
+    effects.check(run, given=['eval.search.kind'])
+
+
+def test_evaluations_of_a_pipeline_read_keys_of_every_policy():
+  changes = {'rollout.block_size': 8, 'eval.top_p': 0.5}
+  changes |= {'data.code_packages': ('numpy',), 'data.step_delimiter': '.'}
+  runs = {'tuned': _run({'stages': ('sft',)} | changes)}
+  given = [f'tuned.{key}' for key in changes]
+  with pytest.raises(UserError) as caught:
+    effects.check_all(runs, given)
+  assert all(f'{key} = ' in str(caught.value) for key in given)
+  with pytest.raises(UserError) as caught:
+    effects.check_all(runs, given, {'tuned': ('countdown', 'math')})
+  assert 'data.code_packages' in str(caught.value)
+  assert 'rollout' not in str(caught.value)
+  with pytest.raises(UserError) as caught:
+    effects.check_all(runs, given, {'tuned': ('math', 'mbpp')})
+  assert 'data.step_delimiter' in str(caught.value)
+  assert 'data.code_packages' not in str(caught.value)
 
 
 def test_a_pipeline_may_share_a_key_that_has_an_effect_in_one_of_its_runs():

@@ -12,7 +12,6 @@ def _stage(kind: str, init: str):
   config.model.update(
     num_hidden_layers=1, vocab_size=106
   )  # Every id has a text.
-  config.corpus.general_error_rate = 0.3
   return config
 
 

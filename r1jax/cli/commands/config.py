@@ -51,7 +51,8 @@ def run(config: ConfigDict, values: flags.FlagValues):
   if 'model' in config:
     effects.check(config_file.run_config(config), given)
   elif 'stages' in config:
-    from r1jax.runs import pipeline_config
+    from r1jax.runs import pipeline, pipeline_config
 
-    effects.check_all(pipeline_config.load_pipeline(config).runs, given)
+    runs = pipeline_config.load_pipeline(config)
+    effects.check_all(runs.runs, given, pipeline.evaluations(runs))
   print(yaml.safe_dump(json.loads(config.to_json())), end='')

@@ -5,14 +5,20 @@ import dataclasses
 import json
 from typing import Any
 
-from r1jax.config.conditions import (
+from r1jax.config.conditions import Condition, is_set
+from r1jax.config.field import key
+from r1jax.config.run_conditions import (
+  code_prompts,
   dataset,
-  is_set,
+  general_documents,
+  plain_template,
   prompt_stage,
   reads_rows,
+  reads_task,
+  samples,
+  splits_steps,
   stage,
 )
-from r1jax.config.field import key
 from r1jax.config.schema.section import Problem, Section
 
 
@@ -29,6 +35,7 @@ class TokenizerConfig(Section):
     False,
     'Whether prompts of templates that are no chat templates begin with BOS '
     'even if tokenizer.json does not add it. DeepSeek models were trained so.',
+    only_if=plain_template(),
   )
   stop_tokens: tuple[str, ...] = key(
     (),
@@ -47,6 +54,7 @@ class DataConfig(Section):
     'What is trained on and evaluated: a synthetic task (data/tasks/) or a '
     'named dataset (data/sources.py).',
     registered=('task', 'dataset'),
+    only_if=reads_task(),
   )
   path: str = key(
     '',
@@ -55,7 +63,9 @@ class DataConfig(Section):
     only_if=(dataset('data.task'), prompt_stage()),
   )
   eval_path: str = key(
-    '', 'The same, to evaluate on.', only_if=dataset('data.task')
+    '',
+    'The same, to evaluate on.',
+    only_if=(dataset('data.task'), stage('rl').quiet),
   )
   mixture: tuple[str, ...] = key(
     (),
@@ -133,17 +143,20 @@ class DataConfig(Section):
   step_delimiter: str = key(
     '\n\n',
     'Text that ends a reasoning step, for search and process reward models.',
+    only_if=splits_steps(),
   )
   code_packages: tuple[str, ...] = key(
     (),
     'Installed packages that programs may import in the sandbox beside the '
     "standard library, such as ('numpy', 'sortedcontainers').",
+    only_if=(code_prompts(), samples()),
   )
   max_prompt_tokens: int = key(
     1024,
     'Longest prompt; a longer one is a bad row.',
     unit='tokens',
     at_least=1,
+    only_if=samples(),
   )
 
   def conflicts(self) -> Iterator[Problem]:
@@ -169,8 +182,8 @@ class DataConfig(Section):
       )
 
 
-def _share(default: float, meaning: str):
-  return key(default, meaning, at_least=0, at_most=1)
+def _share(default: float, meaning: str, *only_if: Condition):
+  return key(default, meaning, at_least=0, at_most=1, only_if=only_if)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +203,14 @@ class CorpusConfig(Section):
   guess_share: float = _share(
     0.75, 'Share of documents that guess without reasoning.'
   )
-  guess_accuracy: float = _share(0.12, 'Share of the guesses that are right.')
+  guess_accuracy: float = _share(
+    0.12, 'Share of the guesses that are right.', is_set('guess_share').warned
+  )
   slip_rate: float = _share(0.08, 'Probability that a reasoning step is wrong.')
   corrected_slip_share: float = _share(
-    0.5, 'Share of wrong steps that are corrected after "wait".'
+    0.5,
+    'Share of wrong steps that are corrected after "wait".',
+    is_set('slip_rate').warned,
   )
   retracted_guess_share: float = _share(
     0.4, 'Share of solutions that open with a guess and retract it with "wait".'
@@ -206,5 +223,7 @@ class CorpusConfig(Section):
     0.0, 'Probability that such a word, or "wait", is of the second language.'
   )
   general_error_rate: float = _share(
-    0.0, 'Probability that a part of an answer to a general question is wrong.'
+    0.0,
+    'Probability that a part of an answer to a general question is wrong.',
+    general_documents(),
   )

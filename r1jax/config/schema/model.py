@@ -6,8 +6,14 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
-from r1jax.config.conditions import experts, none_of, one_of
+from r1jax.config.conditions import above, none_of, one_of
 from r1jax.config.field import key, section
+from r1jax.config.run_conditions import (
+  dense_layers,
+  draws_parameters,
+  experts,
+  trains,
+)
 from r1jax.config.schema.section import Problem, Section
 
 _DTYPES = {
@@ -209,42 +215,67 @@ class ModelConfig(Section):
   )
   rope: RopeConfig = section(RopeConfig)
   intermediate_size: int = key(
-    18432, 'F, the width of the FFN of dense layers.', at_least=0
+    18432,
+    'F, the width of the FFN of dense layers.',
+    at_least=0,
+    only_if=dense_layers(),
   )
   moe_intermediate_size: int = key(
-    2048, 'I, the FFN width of one expert.', at_least=0
+    2048, 'I, the FFN width of one expert.', at_least=0, only_if=experts()
   )
   n_routed_experts: int = key(
-    256, 'E, the number of routed experts in a layer.', at_least=0
+    256,
+    'E, the number of routed experts in a layer.',
+    at_least=0,
+    only_if=experts(),
   )
   n_shared_experts: int = key(
-    1, 'Number of experts that every token passes through.', at_least=0
+    1,
+    'Number of experts that every token passes through.',
+    at_least=0,
+    only_if=experts(),
   )
   num_experts_per_tok: int = key(
-    8, 'A, the number of routed experts that a token is sent to.', at_least=0
+    8,
+    'A, the number of routed experts that a token is sent to.',
+    at_least=0,
+    only_if=experts(),
   )
   scoring_func: str = key(
     'sigmoid',
     "How router logits become affinities: 'sigmoid' (V3) or 'softmax' (V2).",
     choices=('sigmoid', 'softmax'),
+    only_if=experts(),
   )
   n_group: int = key(
-    8, 'Number of groups that the routed experts are split into.', at_least=0
+    8,
+    'Number of groups that the routed experts are split into.',
+    at_least=0,
+    only_if=experts(),
   )
   topk_group: int = key(
-    4, 'Number of expert groups that a token may be sent to.', at_least=0
+    4,
+    'Number of expert groups that a token may be sent to.',
+    at_least=0,
+    only_if=experts(),
   )
   group_scoring: str = key(
     'top2_sum',
     "How a group is ranked: by the sum of its two best affinities, 'top2_sum' "
     "(V3), or by its best one, 'max' (V2).",
     choices=('top2_sum', 'max'),
+    only_if=(experts(), above('n_group', 1).quiet),
   )
   norm_topk_prob: bool = key(
-    True, 'Whether gate weights are normalised to sum to 1 before scaling.'
+    True,
+    'Whether gate weights are normalised to sum to 1 before scaling.',
+    only_if=experts(),
   )
   routed_scaling_factor: float = key(
-    2.5, 'Factor on the gate weights of the routed experts.', above=0
+    2.5,
+    'Factor on the gate weights of the routed experts.',
+    above=0,
+    only_if=experts(),
   )
   capacity_factor: float = key(
     0.0,
@@ -262,7 +293,10 @@ class ModelConfig(Section):
   )
   rms_norm_eps: float = key(1e-6, 'ε of RMSNorm.', above=0)
   initializer_range: float = key(
-    0.006, 'Standard deviation of the normal initialisation.', at_least=0
+    0.006,
+    'Standard deviation of the normal initialisation.',
+    at_least=0,
+    only_if=draws_parameters(),
   )
   max_position_embeddings: int = key(
     4096,
@@ -287,6 +321,7 @@ class ModelConfig(Section):
     "of each layer, whose input waits in the host's memory, 'offload'. Each "
     'needs less memory of a device than the one before.',
     choices=('none', 'attention', 'block', 'offload'),
+    only_if=trains(),
   )
   scan_unroll: int = key(
     1,

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 import dataclasses
 
-from r1jax.config.conditions import (
+from r1jax.config.field import key, section
+from r1jax.config.run_conditions import (
+  code_prompts,
+  evaluates,
   file_rewards,
   general_prompts,
   plugin_rewards,
   weighted,
 )
-from r1jax.config.field import key, section
 from r1jax.config.schema.section import Section
 
 
@@ -94,7 +96,8 @@ class RewardConfig(Section):
     False,
     'Whether a program that fails some of its tests scores the share that it '
     'passes, instead of 0.',
-    read_beyond_stages=True,
+    only_if=(code_prompts(), evaluates()),
+    read_beyond_section=True,
   )
   reward_timeout_secs: float = key(
     60.0,

@@ -3,16 +3,9 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import (
-  above,
-  experts,
-  general_prompts,
-  is_empty,
-  is_set,
-  none_of,
-  one_of,
-)
+from r1jax.config.conditions import above, is_empty, is_set, none_of, one_of
 from r1jax.config.field import key, section
+from r1jax.config.run_conditions import experts, general_prompts, samples
 from r1jax.config.schema.rewards import RewardConfig
 from r1jax.config.schema.section import Problem, Section
 from r1jax.config.schema.training import (
@@ -241,7 +234,8 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     'Longest completion.',
     unit='tokens',
     at_least=1,
-    read_beyond_stages=True,
+    only_if=samples(),
+    read_beyond_section=True,
   )
   temperature: float = key(1.0, 'Sampling temperature.', above=0)
   num_minibatches: int = key(16, 'Updates of a rollout.', at_least=1)
@@ -275,7 +269,9 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     registered=('adv_estimator',),
   )
   scale_rewards: bool = key(
-    True, "Whether a group's advantages are divided by its standard deviation."
+    True,
+    "Whether a group's advantages are divided by its standard deviation.",
+    only_if=none_of('adv_estimator', 'rloo', 'gae'),
   )
   ppo: PPOConfig = section(
     PPOConfig, only_if=none_of('adv_estimator', 'grpo', 'rloo')
@@ -308,6 +304,7 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     False,
     'Whether training sends each token to the experts that the sampler sent '
     'it to.',
+    only_if=experts().warned,
   )
   router_aux_loss_coef: float = key(
     0.0,

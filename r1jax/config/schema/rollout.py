@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import one_of, reads_prm
+from r1jax.config.conditions import above, one_of
 from r1jax.config.field import key, section
+from r1jax.config.run_conditions import evaluates, reads_prm, searches
 from r1jax.config.schema.section import Problem, Section
 
 
@@ -62,14 +63,14 @@ class MCTSConfig(Section):
     'Most tokens generated for a problem.',
     unit='tokens',
     at_least=1,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   max_step_tokens: int = key(
     1024,
     'Longest step; a longer one is continued in the next.',
     unit='tokens',
     at_least=1,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   answer_reserve_tokens: int = key(
     32768,
@@ -77,19 +78,19 @@ class MCTSConfig(Section):
     'long as there is no answer.',
     unit='tokens',
     at_least=0,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   expansion_width: int = key(
     4,
     'Next steps that are sampled when a node is expanded.',
     at_least=1,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   c_puct: float = key(
     1.0,
     'Exploration constant of PUCT.',
     at_least=0,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   widening_alpha: float = key(
     0.5,
@@ -97,19 +98,19 @@ class MCTSConfig(Section):
     'next steps; with 0 every node is expanded once.',
     at_least=0,
     below=1,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   leaf_batch_size: int = key(
     1,
     'Nodes of a tree that are expanded in one iteration.',
     at_least=1,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   num_simulations: int = key(
     256,
     'Largest number of simulations of a tree.',
     at_least=1,
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   leaf_value: str = key(
     'step',
@@ -118,13 +119,13 @@ class MCTSConfig(Section):
     'against the gold answer, an upper bound that no search without the answer '
     'reaches.',
     choices=('step', 'rollout', 'rule'),
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
   answer_selection: str = key(
     'visits',
     "Which answer is given: that of most 'visits', or of the highest 'value'.",
     choices=('visits', 'value'),
-    only_if=one_of('kind', 'mcts').quiet,
+    only_if=(one_of('kind', 'mcts').quiet, searches()),
   )
 
 
@@ -138,9 +139,10 @@ class SearchConfig(MCTSConfig):
     "power of two, the 'vote' or the 'best_of_n' by a process reward model; "
     "or tree search, 'mcts'.",
     choices=('none', 'vote', 'best_of_n', 'mcts'),
+    only_if=searches(),
   )
   process_reward_model: str = key(
-    '', 'Weights that the stage prm left.', only_if=reads_prm()
+    '', 'Weights that the stage prm left.', only_if=(reads_prm(), searches())
   )
 
 
@@ -148,17 +150,31 @@ class SearchConfig(MCTSConfig):
 class EvalConfig(Section):
   """How held-out problems are answered: `config.eval`."""
 
-  num_problems: int = key(128, 'Number of held-out problems.', at_least=1)
-  num_samples: int = key(8, 'n, samples of each problem.', at_least=1)
+  num_problems: int = key(
+    128, 'Number of held-out problems.', at_least=1, only_if=evaluates()
+  )
+  num_samples: int = key(
+    8, 'n, samples of each problem.', at_least=1, only_if=evaluates()
+  )
   pass_k: tuple[int, ...] = key(
     (),
     'Numbers k of pass@k, which is estimated without bias from all n samples '
     '(arXiv 2107.03374); () for every divisor of n.',
+    only_if=evaluates(),
   )
   temperature: float = key(
-    0.6, 'Sampling temperature (DeepSeek-R1 section 3).', at_least=0
+    0.6,
+    'Sampling temperature (DeepSeek-R1 section 3).',
+    at_least=0,
+    only_if=evaluates(),
   )
-  top_p: float = key(0.95, 'Nucleus mass.', above=0, at_most=1)
+  top_p: float = key(
+    0.95,
+    'Nucleus mass.',
+    above=0,
+    at_most=1,
+    only_if=(above('temperature', 0).quiet, evaluates()),
+  )
   search: SearchConfig = section(SearchConfig)
 
   def conflicts(self) -> Iterator[Problem]:

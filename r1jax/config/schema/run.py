@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import (
+from r1jax.config.field import key, section
+from r1jax.config.run_conditions import (
   STAGES,
   begins_with_init,
   corpus,
   makes_base,
+  samples,
   stage,
 )
-from r1jax.config.field import key, section
 from r1jax.config.schema.data import CorpusConfig, DataConfig, TokenizerConfig
 from r1jax.config.schema.model import ModelConfig
 from r1jax.config.schema.preferences import (
@@ -105,5 +106,5 @@ class RunConfig(Section):
   )
   prm: PRMConfig = section(PRMConfig, only_if=stage('prm').warned)
   rl: RLConfig = section(RLConfig, only_if=stage('rl').warned)
-  rollout: RolloutConfig = section(RolloutConfig)
+  rollout: RolloutConfig = section(RolloutConfig, only_if=samples())
   eval: EvalConfig = section(EvalConfig)

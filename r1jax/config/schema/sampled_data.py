@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import is_set
+from r1jax.config.conditions import above, is_set
 from r1jax.config.field import key
 from r1jax.config.schema.section import Problem, Section
 
@@ -19,7 +19,13 @@ class SampledDataConfig(Section):
   )
   num_samples: int = key(4, 'Completions of each prompt.', at_least=1)
   temperature: float = key(1.0, 'Sampling temperature.', at_least=0)
-  top_p: float = key(1.0, 'Nucleus mass.', above=0, at_most=1)
+  top_p: float = key(
+    1.0,
+    'Nucleus mass.',
+    above=0,
+    at_most=1,
+    only_if=above('temperature', 0).quiet,
+  )
   prompts_per_chunk: int = key(256, 'Prompts between two saves.', at_least=1)
 
 

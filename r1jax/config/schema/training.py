@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import experts, is_set, one_of
+from r1jax.config.conditions import is_set, none_of, one_of
 from r1jax.config.field import key, section
+from r1jax.config.run_conditions import experts
 from r1jax.config.schema.section import Problem, Section
 
 
@@ -110,9 +111,17 @@ class TrainingConfig(LoadBalancingConfig):
 class MTPConfig(Section):
   """Weight λ of the multi-token prediction loss (DeepSeek-V3 section 4.2)."""
 
-  loss_weight: float = key(0.3, 'λ in the first steps.', at_least=0)
+  loss_weight: float = key(
+    0.3,
+    'λ in the first steps.',
+    at_least=0,
+    only_if=none_of('switch_fraction', 0.0).quiet,
+  )
   final_loss_weight: float = key(
-    0.1, 'λ after switch_fraction of the steps.', at_least=0
+    0.1,
+    'λ after switch_fraction of the steps.',
+    at_least=0,
+    only_if=none_of('switch_fraction', 1.0).quiet,
   )
   switch_fraction: float = key(
     0.68,
