@@ -326,13 +326,15 @@ class RL(TrainedStage):
     return {name: f'{values[f"eval/{name}"]:.3f}'}
 
   def progress_numbers(self, values: dict, speed: dict) -> dict[str, str]:
-    return {
+    shown = {
       'reward': f'{values["reward"]:.3f}',
       'accuracy': f'{values["rewards/accuracy/mean"]:.3f}',
       'length': f'{values["completions/mean_length"]:.1f}',
-      'compl/s': f'{speed["speed/completions_per_sec"]:.0f}',
-      'tok/s': f'{speed["speed/tokens_per_sec"]:,.0f}',
     }
+    if speed:
+      shown['compl/s'] = f'{speed["speed/completions_per_sec"]:.0f}'
+      shown['tok/s'] = f'{speed["speed/tokens_per_sec"]:,.0f}'
+    return shown
 
   def metadata(self, state: RLState) -> dict:
     tier = code_grader.tier()

@@ -17,7 +17,8 @@ import jax
 from r1jax import interrupts
 from r1jax.errors import Diverged
 from r1jax.stages import ending
-from r1jax.stages.divergence import SKIPPED, DivergenceGuard
+from r1jax.stages.divergence import DivergenceGuard
+from r1jax.stages.line import Line
 from r1jax.stages.stage import Stage, save_weights
 from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress
@@ -100,7 +101,12 @@ class TrainedStage(Stage):
     return {}
 
   def progress_numbers(self, values: dict, speed: dict) -> dict[str, str]:
-    """Returns the numbers that the live line shows, by their short names."""
+    """Returns the numbers that the live line shows, by their short names.
+
+    Args:
+      values: Metrics of the line.
+      speed: Amounts a second; {} for the line of a step before a resume.
+    """
     shown = {}
     if 'loss' in values:
       shown['loss'] = f'{values["loss"]:.4f}'
@@ -187,32 +193,37 @@ class Trainer:
       interrupts.deferred() as deferral,
     ):
       restored = checkpoints.restore(stage.abstract_state(params))
-      start = restored[0] if restored else 0
+      start, line = 0, Line()
+      if restored:
+        start, line = restored[0], Line(**restored[3])
+      last_line = start - line.is_due if restored else None
       with (
-        MetricsWriter(directory, start) as writer,
+        MetricsWriter(directory, last_line) as writer,
         Progress(
           stage.name, start, stage.num_steps, stage.print_steps
         ) as progress,
       ):
         data = stage.data()
         if restored:
-          _, state, position = restored
-          data.set_state(position)
+          state = restored[1]
+          data.set_state(restored[2])
           progress.log(f'goes on after step {start}')
         else:
           state = self._initialise(params, writer, progress)
         guard = DivergenceGuard(
           stage.name, stage.num_steps, stage.updates_per_step
         )
-        last = _Step(start, state, data.get_state())
+        last = _Step(start, state, data.get_state(), line)
         loop = _Loop(last, data, checkpoints, writer, progress, guard)
         progress.step_secs()
         try:
+          if line.is_due:
+            self._log(loop)
           for step in range(start + 1, stage.num_steps + 1):
             self._step(step, loop, deferral)
         except interrupts.Interrupted:
           if deferral.signum:
-            loop.save_last()
+            loop.save_if_there()
           raise
     return loop.last.state
 
@@ -221,17 +232,22 @@ class Trainer:
     stage, guard = self._stage, loop.guard
     output = stage.train_step(loop.last.state, step, loop.data)
     # One assignment: a signal never meets a step with another one's position.
-    loop.last = _Step(step, output.state, loop.data.get_state())
-    loop.line.add(output)
+    loop.last = _Step(
+      step,
+      output.state,
+      loop.data.get_state(),
+      loop.last.line.after(output.metrics),
+    )
+    loop.speed.add(output)
     guard.add(step, output.metrics)
-    self._log(loop, step)
+    self._log(loop)
     stops = deferral.check()
     saves = self._due(stage.save_steps, step) or stops
     if saves or guard.is_due or step == stage.num_steps:
       guard.check()
     if saves and guard.lost < 2:  # A step that learnt nothing is not kept.
-      with loop.line.untimed(output.state, loop.progress):
-        loop.checkpoints.save(*loop.last)
+      with loop.speed.untimed(output.state, loop.progress):
+        loop.save()
     if stops and step < stage.num_steps:
       deferral.stop()
 
@@ -251,30 +267,26 @@ class Trainer:
         progress.log(f'starts at {shown}')
     return state
 
-  def _log(self, loop: '_Loop', step: int):
-    """Writes a line of metrics and evaluates, where the step asks for it."""
-    stage, state, line = self._stage, loop.last.state, loop.line
+  def _log(self, loop: '_Loop'):
+    """Writes the last step's line and evaluates, where the step asks for it."""
+    stage, (step, state, _, line) = self._stage, loop.last
     values, speed = {}, {}
     logs = self._due(stage.logging_steps, step)
     evaluates = stage.eval_steps and self._due(stage.eval_steps, step)
     if logs:
       values = line.values() | stage.extra_metrics(state)
-      speed = line.speed(loop.progress.step_secs())
-      line.clear()
+      speed = loop.speed.shown(loop.progress.step_secs())
+      loop.speed.clear()
     if evaluates:
-      try:
-        with line.untimed(state, loop.progress):
-          found = stage.evaluate(state, step, self._directory)
-      except interrupts.Interrupted:  # The step is kept, and so is its line.
-        if values:
-          loop.writer.write(step, values, speed)
-        raise
+      with loop.speed.untimed(state, loop.progress):
+        found = stage.evaluate(state, step, self._directory)
       values |= found
       self._shown = stage.headline(found)
     if values:
       loop.writer.write(step, values, speed)
       shown = stage.progress_numbers(values, speed)
       loop.progress.update(step, shown | self._shown, keep=bool(evaluates))
+    loop.last = loop.last._replace(line=line.logged(logs))
 
   def _due(self, every: int, step: int) -> bool:
     return step % every == 0 or step == self._stage.num_steps
@@ -287,11 +299,13 @@ class _Step(NamedTuple):
     step: The step.
     state: The state after it.
     position: The position of the data behind it.
+    line: Metrics up to it that are in no line yet.
   """
 
   step: int
   state: Any
   position: dict
+  line: Line
 
 
 class _Loop:
@@ -302,7 +316,7 @@ class _Loop:
     data: The data, at the position of the next step.
     checkpoints, writer, progress: They save and show steps.
     guard: It stops a run that diverges.
-    line: Metrics since the last line.
+    speed: What was processed since the last line.
   """
 
   def __init__(
@@ -316,9 +330,14 @@ class _Loop:
   ):
     self.last, self.data = last, data
     self.checkpoints, self.writer = checkpoints, writer
-    self.progress, self.guard, self.line = progress, guard, _Line()
+    self.progress, self.guard, self.speed = progress, guard, _Speed()
 
-  def save_last(self):
+  def save(self):
+    """Starts to save the last whole step."""
+    step, state, position, line = self.last
+    self.checkpoints.save(step, state, position, line.get_state())
+
+  def save_if_there(self):
     """Saves the last whole step, if its state is still there.
 
     An update consumes its state: within one, there is nothing to save.
@@ -329,39 +348,29 @@ class _Loop:
       if isinstance(leaf, jax.Array)
     )
     if self.last.step and not consumed:
-      self.checkpoints.save(*self.last)
+      self.save()
 
 
-class _Line:
-  """Metrics of the steps since the last line of metrics.jsonl."""
+class _Speed:
+  """What was processed since the last line of metrics.jsonl, and how fast."""
 
   def __init__(self):
     self.clear()
 
   def clear(self):
-    self._metrics: dict[str, Any] = {}
-    self._summed: dict[str, Any] = {}
     self._counts: dict[str, float] = {}
     self._parts: dict[str, float] = {}
     self._steps = 0
     self._secs = 0.0
 
   def add(self, output: StepOutput):
-    self._metrics = output.metrics
-    for name, value in output.metrics.items():
-      if name.rpartition('/')[2] == SKIPPED:
-        self._summed[name] = self._summed.get(name, 0.0) + value
     for name, count in output.counts.items():
       self._counts[name] = self._counts.get(name, 0.0) + count
     for name, secs in output.secs.items():
       self._parts[name] = self._parts.get(name, 0.0) + secs
     self._steps += 1
 
-  def values(self) -> dict:
-    """Returns the last step's metrics on the host, and sums of some."""
-    return jax.device_get(self._metrics | self._summed)
-
-  def speed(self, secs: float) -> dict[str, float]:
+  def shown(self, secs: float) -> dict[str, float]:
     """Returns what was processed a second, and the seconds of a step's parts.
 
     Args:

@@ -28,23 +28,25 @@ _CLOSE_SECS = 10  # Longest wait for TensorBoard after an error.
 
 
 class MetricsWriter:
-  """Writes one JSON line per step, and the same to TensorBoard.
+  """Writes one JSON line per step, and the same to TensorBoard."""
 
-  On resume, lines after the restored step are removed.
-  """
+  def __init__(self, directory: Path, last_step: int | None):
+    """Opens metrics.jsonl.
 
-  def __init__(self, directory: Path, start_step: int):
+    Args:
+      directory: Its folder.
+      last_step: Later lines of an earlier run are removed; None for all.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / 'metrics.jsonl'
-    kept = [row for row in read(path) if row['step'] <= start_step]
-    if not start_step:
-      kept = []
+    first = 0 if last_step is None else last_step + 1
+    kept = [row for row in read(path) if row['step'] < first]
     partial = path.with_suffix('.partial')
     partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     partial.replace(path)
     self._file = open(path, 'a')
     self._tensorboard = tensorboardX.SummaryWriter(
-      str(directory / 'tensorboard'), purge_step=start_step + 1
+      str(directory / 'tensorboard'), purge_step=first
     )
 
   def write(

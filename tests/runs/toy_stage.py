@@ -10,6 +10,7 @@ from r1jax import registry
 from r1jax.config.field import key
 from r1jax.config.schema.section import Section
 from r1jax.stages.trainer import StepOutput, TrainedStage
+from tests.stages.toy import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,21 +20,6 @@ class ToyConfig(Section):
   compiled_ops: int = key(0, 'Operations compiled at first.', at_least=0)
   save_steps: int = key(5, 'Steps between two checkpoints.', at_least=1)
   width: int = key(1, 'Numbers of the weight.', at_least=1)
-
-
-class _Stream:
-  def __init__(self):
-    self._last = 0
-
-  def __next__(self):
-    self._last += 1
-    return self._last
-
-  def get_state(self):
-    return {'last': self._last}
-
-  def set_state(self, state):
-    self._last = state['last']
 
 
 @registry.stage('toy')
@@ -49,7 +35,7 @@ class Toy(TrainedStage):
     self.save_total_limit = 2
 
   def data(self):
-    return _Stream()
+    return Stream()
 
   def init_state(self, params):
     @jax.jit
