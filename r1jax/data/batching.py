@@ -174,9 +174,10 @@ class SyntheticCorpusBatches(Sequence):
     if len(self._tasks) > 1:
       task = str(rng.choice(self._tasks, p=self._shares))
     question, response = sample_document(rng, task, self._corpus)
+    prompt = self._template.render(question)
     return [
-      *self._tokenizer.encode_prompt(self._template.render(question)),
-      *self._tokenizer.encode(response),
+      *self._tokenizer.encode_prompt(prompt),
+      *self._tokenizer.encode_response(prompt, response),
       self._tokenizer.stop_ids[0],
     ]
 

@@ -14,7 +14,7 @@ from r1jax.config.schema.data import CorpusConfig
 from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.tasks.corpus import sample_document
-from r1jax.data.text import conversation, openings
+from r1jax.data.text import conversation, openings, responses
 from r1jax.data.text.openings import Opening
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
@@ -82,12 +82,15 @@ def synthetic(
   for index in range(count):
     rng = np.random.default_rng([seed, _STREAM, index])
     question, response = sample_document(rng, task, corpus)
+    prompt = template.render(question)
     demonstrations.append(
       Demonstration(
         id=f'{task}-{seed}-{index}',
         question=question,
-        prompt=template.render(question),
-        response=_noisy(opening, response),
+        prompt=prompt,
+        response=responses.as_written(
+          template, prompt, _noisy(opening, response), question
+        ),
         general=registry.task.get(task).general,
       )
     )
@@ -135,14 +138,17 @@ def _demonstration(
   tools = conversation.parse_tools(fields.get('tools'))
   prompt = conversation.render(template, question, turns, tools)
   conversation.check_question(question, turns)
+  response = opening.rest_of(
+    without_prefix(fields['response'], template, opening)
+  )
   return Demonstration(
     id=fields['id'],
     question=question,
     messages=turns,
     tools=tools,
     prompt=prompt,
-    response=opening.rest_of(
-      without_prefix(fields['response'], template, opening)
+    response=responses.as_written(
+      template, prompt, response, question, turns, tools
     ),
     general=general,
     where=row.where,

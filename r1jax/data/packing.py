@@ -139,7 +139,10 @@ def to_documents(
 def _tokenize(d: Demonstration, tokenizer: Tokenizer, length_tokens: int):
   """Returns the ids of prompt and response; raises ValueError or UserError."""
   prompt = tokenizer.encode_prompt(d.prompt)
-  response = [*tokenizer.encode(d.response), tokenizer.stop_ids[0]]
+  response = [
+    *tokenizer.encode_response(d.prompt, d.response),
+    tokenizer.stop_ids[0],
+  ]
   if not prompt:
     raise ValueError(f'prompt {d.id} is empty')
   if len(prompt) + len(response) > length_tokens:

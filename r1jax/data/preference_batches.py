@@ -160,7 +160,11 @@ def dpo_examples(
     if not (prompt and pair.chosen and pair.rejected):
       raise ValueError('has an empty prompt or an empty response')
     rows = tuple(
-      [*prompt, *tokenizer.encode(text), tokenizer.stop_ids[0]]
+      [
+        *prompt,
+        *tokenizer.encode_response(pair.prompt.text, text),
+        tokenizer.stop_ids[0],
+      ]
       for text in (pair.chosen, pair.rejected)
     )
     _check_length(max(map(len, rows)), max_tokens, 'raise length_buckets')

@@ -17,7 +17,7 @@ from r1jax.data import datasets, demonstrations, readers, sources, splits
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.tasks import manners
 from r1jax.data.tasks.task import sample_problem
-from r1jax.data.text import conversation, openings
+from r1jax.data.text import conversation, openings, responses
 from r1jax.data.text.template import PromptTemplate
 from r1jax.errors import UserError
 from r1jax.records import LabelledResponse, PreferencePair, Prompt
@@ -221,8 +221,12 @@ def _preference(
 
   def response(name: str) -> str:
     text = _text(fields, name)
-    return opening.rest_of(
+    rest = opening.rest_of(
       demonstrations.without_prefix(text, template, opening)
+    )
+    tools = conversation.parse_tools(fields.get('tools'))
+    return responses.as_written(
+      template, prompt.text, rest, prompt.question, prompt.messages, tools
     )
 
   if row.fields is None:

@@ -50,7 +50,7 @@ class ScoredTextEncoder:
     """Returns the token ids of a prompt and an extracted part, at any length."""
     return [
       *self.tokenizer.encode_prompt(prompt),
-      *self.tokenizer.encode(part),
+      *self.tokenizer.encode_response(prompt, part),
       self.tokenizer.stop_ids[0],
     ]
 

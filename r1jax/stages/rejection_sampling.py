@@ -22,7 +22,7 @@ from r1jax.config.schema.sampled_data import RejectionSamplingConfig
 from r1jax.data import batching, mixture, splits
 from r1jax.data import demonstrations as demos
 from r1jax.data.datasets import GENERAL
-from r1jax.data.text import openings
+from r1jax.data.text import openings, responses
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
@@ -194,7 +194,8 @@ class RejectionSampler(DatasetStage):
       score = {name: values[sample] for name, values in scores.items()}
       response = self._response(text)
       repeated = (prompt.question, response) in seen
-      reason = self._reason(score, completion, text, repeated)
+      readable = self._readable(prompt, completion, text)
+      reason = self._reason(score, completion, text, readable, repeated)
       if reason:
         dropped[reason] += 1
         if reason in _REJECTED:
@@ -259,13 +260,14 @@ class RejectionSampler(DatasetStage):
     score: dict[str, float],
     completion: Completion,
     text: str,
+    readable: bool,
     repeated: bool,
   ) -> str:
     """Returns the first filter that drops a completion, or ''."""
     c = self._config
     filters = (
       ('truncated', completion.finish_reason != 'stop'),
-      ('unreadable', not self._readable(completion, text)),
+      ('unreadable', not readable),
       ('require_correct', c.require_correct and not score.get('correct', 1.0)),
       ('require_format', c.require_format and not score['format']),
       ('min_language', score['language'] < c.min_language),
@@ -280,12 +282,23 @@ class RejectionSampler(DatasetStage):
     )
     return next((name for name, drops in filters if drops), '')
 
-  def _readable(self, completion: Completion, text: str) -> bool:
+  def _readable(
+    self, prompt: Prompt, completion: Completion, text: str
+  ) -> bool:
     """Whether the text encodes again; with a teacher, to the same tokens."""
     if '\ufffd' in text:
       return False
+    template = self._parts.template
+    learnt = responses.as_written(
+      template,
+      prompt.text,
+      responses.as_content(template, text),
+      prompt.question,
+      prompt.messages,
+      prompt.fields.get('tools') or (),
+    )
     try:
-      ids = self._parts.tokenizer.encode(text)
+      ids = self._parts.tokenizer.encode_response(prompt.text, learnt)
     except UserError:
       return False
     return not self._config.top_logprobs or ids == completion.tokens[:-1]
@@ -294,6 +307,7 @@ class RejectionSampler(DatasetStage):
     """Returns a completion with what the prompt has begun of it."""
     template = self._parts.template
     opening = openings.of_template(template).text
+    text = responses.as_content(template, text)
     return (opening or template.response_prefix) + text
 
 

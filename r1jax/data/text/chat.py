@@ -6,6 +6,7 @@ transformers' `apply_chat_template`.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jinja2
@@ -86,7 +87,9 @@ class ChatTemplate:
           f'template: the {name} does not appear in the prompts of the chat '
           'template'
         )
-    self._end = text.rpartition(_QUESTION)[2]
+    # White space before an answer stands before what begins it, too.
+    self._lead = self.space_around_answers()[0] if response_prefix else ''
+    self._end = text.rpartition(_QUESTION)[2] + self._lead
     self.prompt_opens_think = template.prompt_opens_think(self.render('2+2?'))
 
   def render(
@@ -107,14 +110,46 @@ class ChatTemplate:
     """
     turns = list(messages) or [Message('user', question)]
     return openings.join(
-      self._text(turns, tools, True), self.response_prefix, self._end
+      self._text(turns, tools, True) + self._lead,
+      self.response_prefix,
+      self._end,
     )
+
+  def conversation(
+    self, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+  ) -> str:
+    """Returns a whole conversation, which the assistant's message ends.
+
+    Raises:
+      UserError: the template refuses it.
+    """
+    return self._text(list(turns), tools, False)
 
   def end_of_turn(self) -> str:
     """Returns what the template writes after an assistant's message.
 
     It is '' if the template takes no conversation of a question and an answer.
     """
+    return self._end_of_turn
+
+  def space_around_answers(self) -> tuple[str, str]:
+    """Returns the white space that it writes before and after an answer.
+
+    The first is '' where prompts begin an answer otherwise.
+    """
+    question, answer = Message('user', _QUESTION), Message('assistant', _ANSWER)
+    end = self.end_of_turn()
+    after = end[: len(end) - len(end.lstrip())]
+    try:
+      prompt = self._text([question], (), True)
+      whole = self._text([question, answer], (), False)
+    except UserError:
+      return '', after
+    before = whole.removeprefix(prompt).partition(_ANSWER)[0]
+    return (before if before.isspace() else ''), after
+
+  @functools.cached_property
+  def _end_of_turn(self) -> str:
     turns = [Message('user', _QUESTION), Message('assistant', _ANSWER)]
     try:
       return self._text(turns, (), False).rpartition(_ANSWER)[2]

@@ -206,6 +206,22 @@ class Tokenizer:
       prefix.append(self.bos_id)
     return prefix + rest
 
+  def encode_response(self, prompt: str, response: str) -> list[int]:
+    """Returns the ids of a text that follows a prompt, without its end.
+
+    They are those of the whole text behind those of the prompt, since some
+    tokenizers begin every text with a space of their own. Where the two texts
+    would share a token, the response is encoded alone: a sampler has the ids of
+    the prompt.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    before, whole = self.encode(prompt), self.encode(prompt + response)
+    if whole[: len(before)] == before:
+      return whole[len(before) :]
+    return self.encode(response)
+
   def token_text(self, id_: int | None) -> str:
     """Returns the text of a special token; '' for None."""
     return '' if id_ is None else self._core.id_to_token(id_) or ''

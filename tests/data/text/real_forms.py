@@ -628,6 +628,13 @@ CHATS = (
   ],
 )
 
+# Texts of the assistant that may end each of these conversations.
+ANSWERS = (
+  'the answer is 4',
+  ' hello  world \n',
+  '<think>\nbrief day\n</think>\n\nworld',
+)
+
 
 def write(folder: Path, name: str) -> Path:
   """Writes a form into a new folder of its name; returns that."""
@@ -656,6 +663,15 @@ def _reference(folder: Path) -> dict:
         tokenizer.apply_chat_template(
           chat, add_generation_prompt=True, return_dict=False
         )
+        for chat in CHATS
+      ],
+      'whole': [
+        [
+          tokenizer.apply_chat_template(
+            [*chat, {'role': 'assistant', 'content': answer}], return_dict=False
+          )
+          for answer in ANSWERS
+        ]
         for chat in CHATS
       ],
     }

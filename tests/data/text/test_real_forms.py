@@ -7,7 +7,15 @@ import json
 
 import pytest
 
-from r1jax.data.text import chat, conversation, tokenizer
+from r1jax.config.schema.data import DataConfig, TokenizerConfig
+from r1jax.data.text import (
+  chat,
+  conversation,
+  openings,
+  prompting,
+  responses,
+  tokenizer,
+)
 from r1jax.records import Message
 from tests.data.text import real_forms
 
@@ -36,6 +44,53 @@ def test_chat_and_plain_text_have_the_ids_of_transformers(folder, name):
     assert in_chats.encode_prompt(prompt) == ids, turns
 
 
+# Templates that drop thoughts: of such an answer, the thought is learnt as well.
+_DROP_THOUGHTS = ('qwen3', 'deepseek-v3', 'r1-distill-qwen', 'r1-distill-llama')
+
+
+@pytest.mark.parametrize('name', real_forms.forms())
+def test_a_demonstration_has_the_ids_of_its_whole_conversation(folder, name):
+  text = tokenizer.load(str(real_forms.write(folder / 'whole', name)))
+  made, text = prompting.template_and_tokenizer(
+    text, DataConfig(template='chat'), TokenizerConfig()
+  )
+  for answer in range(len(real_forms.ANSWERS)):
+    _assert_whole(name, text, made, answer)
+
+
+def _assert_whole(name, text, made, answer: int):
+  opening = openings.of_template(made)
+  response = real_forms.ANSWERS[answer]
+  thinks = '<think>' in response
+  if opening.is_open and not thinks:
+    with pytest.raises(ValueError, match='has no </think>'):
+      opening.rest_of(response)
+    return
+  for turns, wholes in zip(real_forms.CHATS, _IDS[name]['whole'], strict=True):
+    messages = tuple(Message(**turn) for turn in turns)
+    prompt = conversation.render(made, '', messages)
+    learnt = responses.as_written(
+      made, prompt, opening.rest_of(response), '', messages
+    )
+    ids = [*text.encode_response(prompt, learnt), text.stop_ids[0]]
+    whole = wholes[answer][
+      : len(wholes[answer]) - _after_stop(text, wholes[answer])
+    ]
+    if name in _REBUILT or (thinks and name in _DROP_THOUGHTS):
+      assert ''.join(response.split()).endswith(''.join(learnt.split()))
+      assert whole[-2:] == ids[-2:]
+    elif name.startswith('mistral') and turns[0]['role'] == 'system':
+      # The system message is left out once the assistant has answered.
+      assert whole[-len(ids) :] == ids
+    else:
+      assert [*text.encode_prompt(prompt), *ids] == whole, (turns, learnt)
+
+
+def _after_stop(text, ids) -> int:
+  """The number of tokens that a template writes after the end of a turn."""
+  return ids[::-1].index(text.stop_ids[0])
+
+
 @pytest.mark.parametrize(
   'name, end',
   [
@@ -54,6 +109,23 @@ def test_the_token_that_ends_a_turn_is_found(folder, name, end):
   made = chat.load_template('chat', text)
   id_ = text.encode(made.end_of_turn().lstrip())[0]
   assert text.token_text(id_) == end and text.is_special(id_)
+
+
+def test_a_response_prefix_stands_where_the_answer_does(folder):
+  """The space of Mistral's template is in the prompt, before the prefix."""
+  text = tokenizer.load(
+    str(real_forms.write(folder / 'prefix', 'mistral-nemo'))
+  )
+  plain = chat.load_template('chat', text)
+  prefixed = chat.load_template('chat', text, response_prefix='<think>\n')
+  assert prefixed.render('q') == plain.render('q') + ' <think>\n'
+  for made, response in ((plain, 'a'), (prefixed, 'a</think>b')):
+    prompt = made.render('q')
+    learnt = responses.as_written(made, prompt, response, 'q')
+    held = made.response_prefix
+    turns = [Message('user', 'q'), Message('assistant', held + response)]
+    assert f'{prompt}{learnt}</s>' == plain.conversation(turns)
+    assert responses.as_content(made, learnt) == response
 
 
 def test_the_reference_is_of_these_forms():
