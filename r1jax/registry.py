@@ -250,9 +250,11 @@ def load_plugins(names: Sequence[str]) -> dict[str, str]:
       except UserError:
         _forget(path)
         raise
-      _loaded[str(path)] = _digests(
-        [path, *source_files.imported_beside(path, before)]
-      )
+      others = {
+        *source_files.imported_beside(path, before),
+        *source_files.siblings(path),
+      }
+      _loaded[str(path)] = _digests([path, *sorted(others)])
     digests[str(path)] = digest(name)
   return digests
 
@@ -260,7 +262,8 @@ def load_plugins(names: Sequence[str]) -> dict[str, str]:
 def digest(plugin: str) -> str:
   """Returns the SHA-256 of a plugin as it was imported; '' if it was not.
 
-  The files beside it that it has imported are part of it.
+  The files beside it that it imports are part of it, also those that only its
+  functions import.
   """
   digests = _loaded.get(str(plugin_file(plugin)), {})
   if len(digests) < 2:
@@ -269,7 +272,7 @@ def digest(plugin: str) -> str:
 
 
 def files_of(plugin: str) -> list[Path]:
-  """Returns the files of a plugin: its own, and those that it has imported."""
+  """Returns the files of a plugin: its own, and those that it imports."""
   path = plugin_file(plugin)
   return list(map(Path, _loaded.get(str(path), [path])))
 
@@ -316,6 +319,8 @@ def _import(name: str, path: Path):
   try:
     if not is_file:
       module = sys.modules.get(name)
+      # It may be of an older source, if that was changed within a second.
+      Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
       importlib.reload(module) if module else importlib.import_module(name)
       return
     label = f'r1jax_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'

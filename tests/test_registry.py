@@ -1,5 +1,8 @@
 """Plugins register names; what is wrong with one is one line with its file."""
 
+import os
+import sys
+
 import pytest
 
 from r1jax import registry
@@ -44,6 +47,55 @@ def test_a_plugin_registers_and_its_hash_is_returned(plugin):
   assert len(digests) == 1 and len(next(iter(digests.values()))) == 64
   assert registry.reward.get('mine')(None) == 1.0
   assert registry.load_plugins([name]) == digests  # Imported once.
+
+
+@pytest.fixture
+def same_times(monkeypatch, tmp_path):
+  """Lets Python write bytecode, and gives all sources one time of change."""
+  monkeypatch.setattr(sys, 'dont_write_bytecode', False)
+  monkeypatch.setattr(sys, 'pycache_prefix', str(tmp_path / 'bytecode'))
+
+  def write(path, text):
+    path.write_text(text)
+    os.utime(path, (1e9, 1e9))
+
+  return write
+
+
+@pytest.mark.parametrize(
+  'name, file',
+  [
+    ('my_plugin.py', 'my_plugin.py'),
+    ('my_plugin.py', 'my_sibling.py'),
+    ('my_plugin', 'my_plugin.py'),
+  ],
+)
+def test_a_plugin_that_changed_within_a_second_is_imported_again(
+  same_times, tmp_path, monkeypatch, name, file
+):
+  """The new source has the size and the time of the old one."""
+  monkeypatch.chdir(tmp_path)
+  if not name.endswith('.py'):
+    monkeypatch.syspath_prepend(str(tmp_path))
+  same_times(
+    tmp_path / 'my_plugin.py',
+    'from r1jax import registry\n'
+    'from my_sibling import VALUE\n'
+    "@registry.reward('mine')\n"
+    'def mine(sample):\n  return 1.0, VALUE\n',
+  )
+  same_times(tmp_path / 'my_sibling.py', 'VALUE = 1.0\n')
+  try:
+    before = registry.load_plugins([name])
+    text = (tmp_path / file).read_text()
+    same_times(tmp_path / file, text.replace('1.0', '2.0'))
+    assert registry.load_plugins([name]) != before
+    assert 2.0 in registry.reward.get('mine')(None)
+  finally:
+    for kind in registry.KINDS:
+      kind.forget(str(tmp_path / 'my_plugin.py'))
+    for module in ('my_plugin', 'my_sibling'):
+      sys.modules.pop(module, None)
 
 
 def test_a_plugin_that_changed_is_imported_again(plugin):

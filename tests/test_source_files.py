@@ -157,3 +157,75 @@ def test_a_plugin_imports_what_lies_beside_it(tmp_path, module):
     assert registry.digest(plugin) != digest
   finally:
     registry.reward.forget(plugin)
+
+
+_LAZY = """
+from r1jax import registry
+
+
+@registry.reward('{name}')
+def reward(sample):
+  {imports}
+  return {value}
+"""
+
+
+@pytest.mark.parametrize(
+  'imports, value, files',
+  [
+    ('import lengths', 'lengths.factor', {'lengths.py': 'factor = 2'}),
+    ('from . import lengths', 'lengths.factor', {'lengths.py': 'factor = 2'}),
+    ('from .lengths import factor', 'factor', {'lengths.py': 'factor = 2'}),
+    (
+      'from sizes.lengths import factor',
+      'factor',
+      {'sizes/__init__.py': '', 'sizes/lengths.py': 'factor = 2'},
+    ),
+    (
+      'import outer',
+      'outer.factor()',
+      {
+        'outer.py': 'def factor():\n  from lengths import factor\n  return factor',
+        'lengths.py': 'factor = 2',
+      },
+    ),
+  ],
+)
+def test_what_a_function_of_a_plugin_imports_is_part_of_it(
+  tmp_path, imports, value, files
+):
+  """It is hashed before the call, and found at the call, in its new version."""
+  text = _LAZY.format(name='lazy', imports=imports, value=value)
+  other = _LAZY.format(name='other', imports='pass', value='0')
+  _write(tmp_path, files | {'rewards.py': text, 'other.py': other})
+  plugins = [str(tmp_path / 'rewards.py'), str(tmp_path / 'other.py')]
+  try:
+    registry.load_plugins(plugins)
+    digest = registry.digest(plugins[0])
+    assert {path.name for path in registry.files_of(plugins[0])} == {
+      'rewards.py',
+      *(name.rpartition('/')[2] for name in files),
+    }
+    assert [path.name for path in registry.files_of(plugins[1])] == ['other.py']
+    assert registry.reward.get('lazy')(None) == 2
+    (lengths,) = tmp_path.glob('**/lengths.py')
+    lengths.write_text('factor = 3')
+    registry.load_plugins(plugins)
+    assert registry.digest(plugins[0]) != digest
+    assert registry.reward.get('lazy')(None) == 3
+  finally:
+    for plugin in plugins:
+      registry.reward.forget(plugin)
+
+
+def test_a_broken_file_fails_the_call_that_imports_it(tmp_path):
+  text = _LAZY.format(name='lazy', imports='import broken', value='0')
+  _write(tmp_path, {'rewards.py': text, 'broken.py': 'def f(:'})
+  plugin = str(tmp_path / 'rewards.py')
+  try:
+    registry.load_plugins([plugin])
+    assert len(registry.files_of(plugin)) == 2
+    with pytest.raises(ImportError):
+      registry.reward.get('lazy')(None)
+  finally:
+    registry.reward.forget(plugin)
