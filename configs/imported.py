@@ -34,7 +34,7 @@ def get_config(source: str = ''):
     for name in ('tokenizer.json', 'tokenizer.json.gz')
   )
   text = tokenizer.load(source) if has_tokenizer else None
-  if text and text.chat_template:
+  if text and text.chat_templates:
     config.data.template = 'chat'
     template = chat.load_template('chat', text)
     if template.prompt_opens_think:

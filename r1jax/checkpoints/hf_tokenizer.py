@@ -71,8 +71,8 @@ def export(
   files = _tokenizer_files(text)
   if template is not None:
     _set_template(files, chat.jinja_source(template, text))
-  elif text.chat_template:
-    _set_template(files, text.chat_template)
+  elif tokenizer_files.DEFAULT in text.chat_templates:
+    _set_template(files, chat.own_source(text))
   generation = json.loads(files.get(GENERATION, b'{}')) | token_ids
   files[GENERATION] = _json(generation)
   return TokenizerExport(files, token_ids)
@@ -129,6 +129,7 @@ def _settings(
     registry.template.get(name, 'export-hf: data.template')
   return DataConfig(**text, template_args=args), TokenizerConfig(
     add_bos_token=recorded.get('tokenizer.add_bos_token', False),
+    chat_template_name=recorded.get('tokenizer.chat_template_name', ''),
     stop_tokens=tuple(recorded.get('tokenizer.stop_tokens', ())),
   )
 

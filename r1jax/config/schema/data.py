@@ -5,7 +5,7 @@ import dataclasses
 import json
 from typing import Any
 
-from r1jax.config.conditions import Condition, is_set
+from r1jax.config.conditions import Condition, is_set, one_of
 from r1jax.config.field import key
 from r1jax.config.run_conditions import (
   code_prompts,
@@ -36,6 +36,13 @@ class TokenizerConfig(Section):
     'Whether prompts of templates that are no chat templates begin with BOS '
     'even if tokenizer.json does not add it. DeepSeek models were trained so.',
     only_if=plain_template(),
+  )
+  chat_template_name: str = key(
+    '',
+    "Which of several chat templates of the tokenizer data.template = 'chat' is; "
+    "'' chooses as transformers does: 'tool_use' for conversations with tools, "
+    "if there is one, else 'default'.",
+    only_if=one_of('data.template', 'chat').warned,
   )
   stop_tokens: tuple[str, ...] = key(
     (),

@@ -16,9 +16,11 @@ from r1jax.data import readers
 from r1jax.data.text import jinja_environment, openings, template
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
+from r1jax.data.text.tokenizer_files import DEFAULT
 from r1jax.errors import UserError, unknown
 from r1jax.records import Message
 
+_TOOL_USE, _BREAK = 'tool_use', '\n'
 # Names under which messages may hold their reasoning.
 _REASONING = 'reasoning_content', 'thinking', 'reasoning'
 
@@ -244,6 +246,7 @@ def load_template(
   system: str = '',
   response_prefix: str = '',
   template_args: Mapping[str, Any] | None = None,
+  chat_template_name: str = '',
 ) -> PromptTemplate:
   """Returns the prompt template that config.data names.
 
@@ -254,18 +257,14 @@ def load_template(
     system: A system message; chat templates alone take one.
     response_prefix: Text that begins every response, such as '<think>\\n'.
     template_args: Variables of a chat template.
+    chat_template_name: Which of several of the tokenizer's own; see own_source.
 
   Raises:
     UserError: there is no such template, or it takes no system message or no
       variables.
   """
   if name == 'chat':
-    source = tokenizer.chat_template
-    if not source:
-      raise UserError(
-        f'template: the tokenizer {tokenizer.source} has no chat template; '
-        'name a .jinja file in --config.data.template'
-      )
+    source = own_source(tokenizer, chat_template_name)
   elif name.endswith('.jinja'):
     source = readers.resolve(name).read_text(encoding='utf-8')
   else:
@@ -278,6 +277,42 @@ def load_template(
     response_prefix,
     template_args,
     tokenizer.special_tokens,
+  )
+
+
+def own_source(tokenizer: Tokenizer, name: str = '') -> str:
+  """Returns the Jinja source of a tokenizer's own chat template.
+
+  Args:
+    tokenizer: The tokenizer, which may have several.
+    name: The name of one; '' chooses as transformers does: 'tool_use' for
+      conversations with tools, if there is one, and 'default' for others.
+
+  Raises:
+    UserError: it has no such template.
+  """
+  templates = tokenizer.chat_templates
+  if not templates:
+    raise UserError(
+      f'template: the tokenizer {tokenizer.source} has no chat template; '
+      'name a .jinja file in --config.data.template'
+    )
+  if name and name not in templates:
+    raise unknown('tokenizer.chat_template_name', name, templates)
+  if name or DEFAULT in templates:
+    source = templates[name or DEFAULT]
+    with_tools = templates.get(_TOOL_USE)
+    if name or with_tools is None:
+      return source
+    # '+' keeps the line breaks and spaces that Jinja would trim beside blocks.
+    return (
+      f'{{% if tools +%}}{with_tools.removesuffix(_BREAK)}{{%+ else +%}}'
+      f'{source.removesuffix(_BREAK)}{{%+ endif %}}'
+    )
+  raise UserError(
+    f'template: the tokenizer {tokenizer.source} has the chat templates '
+    f'{", ".join(templates)}, but none named {DEFAULT}; choose one in '
+    '--config.tokenizer.chat_template_name'
   )
 
 

@@ -24,7 +24,12 @@ def template_and_tokenizer(
     UserError: there is no such template, or no such token.
   """
   template = chat.load_template(
-    data.template, text, data.system, data.response_prefix, data.template_args
+    data.template,
+    text,
+    data.system,
+    data.response_prefix,
+    data.template_args,
+    config.chat_template_name,
   )
   stops = [text.token_id(token) for token in config.stop_tokens]
   if isinstance(template, chat.ChatTemplate):

@@ -50,7 +50,8 @@ class Tokenizer:
     stop_ids: Ids of the tokens that end a completion; the first ends the
       responses that are trained on.
     source: The value of config.tokenizer.source.
-    chat_template: Jinja source of the folder's chat template, or None.
+    chat_templates: Jinja source of each of the folder's chat templates, by
+      name: 'default', and perhaps 'tool_use'.
     special_tokens: Texts of the special tokens that have a name, such as
       'eos_token'.
     bos_begins_documents: Whether BOS begins documents alone, so that it may
@@ -66,7 +67,7 @@ class Tokenizer:
     bos_id: int | None,
     stop_ids: Sequence[int],
     adds_bos: bool = True,
-    chat_template: str | None = None,
+    chat_templates: Mapping[str, str] | None = None,
     prefix_ids: Sequence[int] | None = None,
     special_tokens: Mapping[str, str] | None = None,
     bos_begins_documents: bool | None = None,
@@ -91,7 +92,7 @@ class Tokenizer:
     )
     self.eos_id = stop_ids[0]
     self.stop_ids = tuple(stop_ids)
-    self.chat_template = chat_template
+    self.chat_templates = dict(chat_templates or {})
     self.special_tokens = dict(special_tokens or {})
     self._known_ids = frozenset(core.get_vocab(with_added_tokens=True).values())
     self.vocab_size = max(self._known_ids) + 1
@@ -350,7 +351,7 @@ def load(source: str) -> Tokenizer:
     bos_id=files.id_of('bos_token'),
     stop_ids=tuple(dict.fromkeys((eos, *files.stop_ids))),
     prefix_ids=files.prefix_ids,
-    chat_template=files.chat_template,
+    chat_templates=files.chat_templates,
     special_tokens=files.special_tokens,
     bos_begins_documents=files.bos_begins_documents,
   )

@@ -33,6 +33,7 @@ SETTINGS, GENERATION = 'tokenizer_config.json', 'generation_config.json'
 # Files that may name the tokens at which `generate` of transformers stops.
 _STOPS = GENERATION, 'config.json'
 ALL_FILES = (*FILES, 'config.json')  # All that a tokenizer is read from.
+DEFAULT = 'default'  # The chat template that is used where none is named.
 _NAMED = 'bos', 'eos', 'unk', 'pad', 'sep', 'cls', 'mask'
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class TokenizerFiles(NamedTuple):
       alone: it is added there, or the settings ask for it.
     stop_ids: Ids of generation_config.json and config.json that end a
       completion, each once.
-    chat_template: Jinja source of the chat template, or None.
+    chat_templates: Jinja source of each chat template by name; a single one is
+      the 'default'.
   """
 
   core: tokenizers.Tokenizer
@@ -57,7 +59,7 @@ class TokenizerFiles(NamedTuple):
   prefix_ids: tuple[int, ...]
   bos_begins_documents: bool
   stop_ids: tuple[int, ...]
-  chat_template: str | None
+  chat_templates: dict[str, str]
 
   def id_of(self, name: str) -> int | None:
     """Returns the id of a named special token such as 'eos_token', or None."""
@@ -81,7 +83,7 @@ def read(folder: Path) -> TokenizerFiles:
     settings = json.loads((folder / SETTINGS).read_text())
     special_tokens = _special_tokens(folder, settings)
     _add_tokens(core, settings)
-    template = _chat_template(folder, settings)
+    templates = _chat_templates(folder, settings)
   except UserError:
     raise
   except Exception as error:  # tokenizers raises bare Exception.
@@ -99,7 +101,7 @@ def read(folder: Path) -> TokenizerFiles:
     prefix,
     bos is not None and (bos in prefix or bool(settings.get('add_bos_token'))),
     stop_ids(folder),
-    template,
+    templates,
   )
 
 
@@ -202,19 +204,15 @@ def _prefix_ids(folder: Path, core: tokenizers.Tokenizer) -> tuple[int, ...]:
   return prefix
 
 
-def _chat_template(folder: Path, settings: dict) -> str | None:
-  """Returns the chat template of its own file, or of the settings, or None."""
+def _chat_templates(folder: Path, settings: dict) -> dict[str, str]:
+  """Returns the chat templates by name: of own files, or of the settings."""
+  found: dict[str, str] = {}
+  template: Any = settings.get('chat_template')
+  if isinstance(template, list):
+    found = {each['name']: each['template'] for each in template}
+  elif template:
+    found = {DEFAULT: template}
   path = folder / 'chat_template.jinja'
   if path.exists():
-    return path.read_text(encoding='utf-8')
-  template: Any = settings.get('chat_template')
-  if isinstance(template, list):  # Several templates, by name.
-    by_name = {t['name']: t['template'] for t in template}
-    if 'default' not in by_name:
-      raise UserError(
-        f'tokenizer: {folder}/{SETTINGS} has the chat templates '
-        f'{", ".join(by_name)}, but none named default; write the one to use '
-        'into chat_template.jinja'
-      )
-    template = by_name['default']
-  return template
+    found[DEFAULT] = path.read_text(encoding='utf-8')
+  return found

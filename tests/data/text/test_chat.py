@@ -1,5 +1,6 @@
 """Chat templates, against strings written by hand from their sources."""
 
+import copy
 import dataclasses
 import json
 
@@ -208,6 +209,39 @@ def test_a_template_may_stand_beside_the_settings(tmp_path):
   (tmp_path / 'chat_template.jinja').write_text('c{{ messages[0].content }}')
   made = chat.load_template('chat', tokenizer.load(str(tmp_path)))
   assert made.render('x') == 'cx'
+
+
+def _with_templates(**templates):
+  text = copy.copy(tokenizer.load('character'))
+  text.chat_templates = templates
+  return text
+
+
+_PLAIN = '\n  {{ messages[0].content }}\n'
+_WITH_TOOLS = '\n{{ tools[0].name if tools }} {{ messages[0].content }}\n\n'
+
+
+def test_a_chat_template_is_chosen_by_name_or_by_tools():
+  """As transformers: tool_use for tools, else default, to the last space."""
+  text = _with_templates(default=_PLAIN, tool_use=_WITH_TOOLS, rag='r' + _PLAIN)
+  tools = [{'name': 'search'}]
+  messages = [Message('user', 'q')]
+  render = lambda template, *args: chat.ChatTemplate(template).render(
+    'q', messages, *args
+  )
+  made = chat.load_template('chat', text)
+  assert made.render('q') == render(_PLAIN) == '\n  q'
+  assert made.render('q', messages, tools) == render(_WITH_TOOLS, tools)
+  named = chat.load_template('chat', text, chat_template_name='rag')
+  assert named.render('q', messages, tools) == 'r\n  q'
+  only = _with_templates(rag=_PLAIN)
+  assert chat.load_template('chat', only, chat_template_name='rag')
+  with pytest.raises(UserError, match='rag, but none named default; choose'):
+    chat.load_template('chat', only)
+  with pytest.raises(
+    UserError, match="name: unknown 'rga'; did you mean 'rag'"
+  ):
+    chat.load_template('chat', text, chat_template_name='rga')
 
 
 def test_a_prompt_comes_back_from_json_with_its_messages():

@@ -299,10 +299,10 @@ def test_stop_tokens_are_put_first_and_must_exist():
     text.token_id('</end>')
 
 
-def test_several_chat_templates_need_a_default(tmp_path):
+def test_several_chat_templates_are_known_by_name(tmp_path):
   settings = {'chat_template': [{'name': 'rag', 'template': 'x'}]}
-  with pytest.raises(UserError, match='rag, but none named default'):
-    tokenizer.load(_folder(tmp_path, settings))
+  text = tokenizer.load(_folder(tmp_path, settings))
+  assert text.chat_templates == {'rag': 'x'}
 
 
 @pytest.mark.parametrize(
