@@ -4,16 +4,18 @@ metrics.jsonl holds only numbers that a rerun repeats bit for bit. Speed differs
 between runs, so it is written to TensorBoard and the progress line only.
 """
 
+import contextlib
 import json
 import math
 from pathlib import Path
-import threading
 import time
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 
 def read(path: Path) -> list[dict]:
@@ -22,9 +24,6 @@ def read(path: Path) -> list[dict]:
     return []
   lines = path.read_text().split('\n')[:-1]  # A torn last line has no '\n'.
   return [json.loads(line) for line in lines]
-
-
-_CLOSE_SECS = 10  # Longest wait for TensorBoard after an error.
 
 
 class MetricsWriter:
@@ -45,9 +44,7 @@ class MetricsWriter:
     partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     partial.replace(path)
     self._file = open(path, 'a')
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(directory / 'tensorboard'), purge_step=first
-    )
+    self._tensorboard = _TensorBoard(directory / 'tensorboard', first)
 
   def write(
     self,
@@ -62,21 +59,46 @@ class MetricsWriter:
     }
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
-    for name, value in (values | (speed or {})).items():
-      self._tensorboard.add_scalar(name, float(value), step)
+    self._tensorboard.write(step, values | (speed or {}))
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, *_):
-    self._file.close()
-    if kind is None:
-      self._tensorboard.close()
-      return
-    # An interrupt within `write` can leave TensorBoard's queue blocked.
-    closing = threading.Thread(target=self._tensorboard.close, daemon=True)
-    closing.start()
-    closing.join(_CLOSE_SECS)
+    # What is closed after an error may fail for the same reason.
+    ignored = (OSError,) if kind else ()
+    for file in (self._file, self._tensorboard):
+      with contextlib.suppress(*ignored):
+        file.close()
+
+
+class _TensorBoard:
+  """Writes scalars to an event file of TensorBoard, in the calling thread.
+
+  The SummaryWriter of tensorboardX writes in a thread of its own: on a full
+  disk that thread ends, and the training then waits for it for ever.
+  """
+
+  def __init__(self, directory: Path, first_step: int):
+    """Opens a file; TensorBoard ignores earlier files from a step on."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # Runs that go on within a second have a file each.
+    self._events = EventsWriter(str(directory / 'events'), f'.{first_step}')
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(first_step, session_log=start)
+
+  def write(self, step: int, values: dict[str, float]):
+    for name, value in values.items():
+      self._write(step, summary=summary.scalar(name, float(value)))
+    self._events.flush()
+
+  def _write(self, step: int, **event):
+    self._events.write_event(
+      event_pb2.Event(wall_time=time.time(), step=step, **event)
+    )
+
+  def close(self):
+    self._events.close()
 
 
 class Stopwatch:

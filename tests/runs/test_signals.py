@@ -136,3 +136,18 @@ def test_a_full_disk_is_one_line(environment, tmp_path):
   line = _ended(process, 5)
   assert f'toy: the disk of {tmp_path}/run/toy is full' in line
   assert 'there is no checkpoint yet' in line
+
+
+def test_a_disk_that_metrics_fill_ends_the_run_too(environment, tmp_path):
+  """A file may have 20 KB: TensorBoard's is the first that has them."""
+  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+  process = _started(
+    environment,
+    tmp_path / 'run',
+    '--config.toy.step_secs=0.0',
+    '--config.toy.num_steps=4000',
+    '--config.toy.save_steps=4000',
+    preexec_fn=limit,
+  )
+  line = _ended(process, 5)
+  assert f'toy: the disk of {tmp_path}/run/toy is full' in line
