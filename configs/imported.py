@@ -4,7 +4,10 @@
 
 FOLDER is a Hugging Face checkpoint, or an output of `r1jax import-hf`. Its
 tokenizer is used (change it with --config.tokenizer.source), and its chat
-template if it has one, otherwise R1-Zero's template.
+template if it has one, otherwise R1-Zero's template. DeepSeek's models were
+trained with BOS before every text, but their tokenizer.json adds none: where no
+chat template writes it, as with --config.data.template=r1_zero, set
+--config.tokenizer.add_bos_token=True.
 
 The response format follows the template: 'think' for a chat template that opens
 <think>, as those of R1 and its distills do; 'think_answer' for R1-Zero's and for

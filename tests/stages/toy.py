@@ -31,6 +31,8 @@ class Clock:
   def monotonic(self):
     return self.now
 
+  time = monotonic
+
 
 class Toy(TrainedStage):
   """Adds the numbers of a stream to its one weight."""
