@@ -1,4 +1,4 @@
-"""Stops a training run whose updates are not finite, step after step."""
+"""Stops a training run that diverges: its loss explodes or is not finite."""
 
 from typing import Any
 
@@ -9,6 +9,9 @@ from r1jax.errors import Diverged
 
 SKIPPED = 'skipped_updates'  # Also 'critic/skipped_updates'.
 _MIN_STEPS, _MIN_UPDATES = 3, 10  # So many in a row are no accident.
+# A mean of negative log-likelihoods that is so many times the first one, and so
+# many nats, step after step, is of a model that no longer predicts anything.
+_FAR, _LEAST_FIRST_NATS = 10.0, 1.0
 _PENDING = 10  # Steps whose metrics are read from the device at once.
 
 
@@ -16,24 +19,34 @@ class DivergenceGuard:
   """Counts the steps in a row of which nothing was learnt.
 
   A step is lost if all updates of a network were skipped, as a gradient that is
-  not finite is, or if its loss is not finite.
+  not finite is, or if its loss is not finite, or is ten times the first one. The
+  last is not asked of losses that may be near 0, as that of a policy is.
 
   Attributes:
     lost: Number of lost steps in a row, up to the last `check`.
   """
 
-  def __init__(self, name: str, num_steps: int, updates_per_step: int):
+  def __init__(
+    self,
+    name: str,
+    num_steps: int,
+    updates_per_step: int,
+    likelihoods: bool = False,
+  ):
     """Stores the arguments.
 
     Args:
       name: The stage, for the error.
       num_steps: Its steps, counted from 1.
       updates_per_step: Updates of a network in each of them.
+      likelihoods: Whether the loss is a mean of negative log-likelihoods.
     """
     self._name, self._num_steps = name, num_steps
     self._updates_per_step = updates_per_step
     self._pending: list[tuple[int, dict[str, Any]]] = []
     self._steps = 0
+    self._likelihoods = likelihoods
+    self._bound = np.inf
     self.lost = 0
 
   def add(self, step: int, metrics: dict[str, Any]):
@@ -61,6 +74,8 @@ class DivergenceGuard:
       pending, jax.device_get([watched for _, watched in pending])
     ):
       self._steps += 1
+      if self._likelihoods and self._steps == 1 and 'loss' in values:
+        self._bound = _FAR * max(float(values['loss']), _LEAST_FIRST_NATS)
       self.lost = self.lost + 1 if self._is_lost(values) else 0
       too_many = (
         self.lost >= _MIN_STEPS
@@ -72,7 +87,7 @@ class DivergenceGuard:
 
   def _is_lost(self, values: dict[str, Any]) -> bool:
     return any(
-      not np.isfinite(value)
+      not (np.isfinite(value) and value <= self._bound)
       if name == 'loss'
       else value >= self._updates_per_step
       for name, value in values.items()
@@ -82,7 +97,8 @@ class DivergenceGuard:
     first = step - self.lost + 1
     steps = f'step {step}' if first == step else f'steps {first} to {step}'
     return (
-      f'{self._name}: training has diverged: no update of {steps} was finite; '
+      f'{self._name}: training has diverged: no update of {steps} was finite, '
+      'or the loss is more than ten times the first one; '
       f'lower {self._name}.optimizer.learning_rate or look at what was learnt '
       'from before, and begin in another --workdir'
     )

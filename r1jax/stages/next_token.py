@@ -27,6 +27,7 @@ class NextTokenStage(TrainedStage):
   """One update for each batch of packed documents."""
 
   label = ''
+  likelihoods = True
 
   def __init__(
     self,

@@ -33,6 +33,7 @@ class PRM(BucketedStage):
     'prm.data': (Kind.STEP_LABELS,),
   }
   untrained = _UNTRAINED
+  likelihoods = True
 
   def __init__(self, config: RunConfig, parts: build.Parts):
     _check(config, parts)

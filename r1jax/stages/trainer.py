@@ -53,6 +53,8 @@ class TrainedStage(Stage):
     eval_steps: Steps between two evaluations; 0 for none.
     save_total_limit: Number of checkpoints that are kept.
     updates_per_step: Updates of a network in one step.
+    likelihoods: Whether its loss is a mean of negative log-likelihoods, which
+      is how a loss that explodes is known.
   """
 
   print_steps: ClassVar[int] = 100
@@ -64,6 +66,7 @@ class TrainedStage(Stage):
   eval_steps: int = 0
   save_total_limit: int
   updates_per_step: int = 1
+  likelihoods: ClassVar[bool] = False
 
   @abc.abstractmethod
   def data(self) -> Any:
@@ -211,7 +214,7 @@ class Trainer:
         else:
           state = self._initialise(params, writer, progress)
         guard = DivergenceGuard(
-          stage.name, stage.num_steps, stage.updates_per_step
+          stage.name, stage.num_steps, stage.updates_per_step, stage.likelihoods
         )
         last = _Step(start, state, data.get_state(), line)
         loop = _Loop(last, data, checkpoints, writer, progress, guard)

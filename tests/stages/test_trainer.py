@@ -179,6 +179,21 @@ def test_a_run_that_learns_nothing_any_more_stops(tmp_path, changes, steps):
   assert not (tmp_path / 'toy/model.safetensors').exists()
 
 
+def test_a_loss_that_explodes_stops_a_run_that_learns_likelihoods(tmp_path):
+  """Ten times the first loss; the loss of a policy has no such scale."""
+  far = dict(num_steps=20, losses={1: 3.0} | dict.fromkeys(range(4, 21), 31.0))
+  with pytest.raises(Diverged, match='steps 4 to 13 .* ten times the first'):
+    train(tmp_path / 'far', likelihoods=True, **far)
+  train(tmp_path / 'policy', **far)
+  near = {step: 29.0 if step % 8 else 31.0 for step in range(2, 21)}
+  train(
+    tmp_path / 'near', likelihoods=True, num_steps=20, losses=near | {1: 3.0}
+  )
+  # A model that knows its data from the start may have a loss near 0.
+  low = {1: 0.01} | dict.fromkeys(range(2, 21), 2.0)
+  train(tmp_path / 'low', likelihoods=True, num_steps=20, losses=low)
+
+
 def test_checkpoints_stand_when_a_run_diverges(tmp_path):
   with pytest.raises(Diverged, match='checkpoint of step 6 stands'):
     train(tmp_path, num_steps=30, skipped=tuple(range(6, 31)))
