@@ -38,6 +38,7 @@ from r1jax.workers.sandbox import landlock, runtime, seccomp
 
 # Threads that a program may have, besides those of other programs of its user.
 _MAX_THREADS = 256
+_NEW_USER_NAMESPACE = 0x10000000
 # Exit statuses of a script and their meaning: a script sends no reply frame.
 EXIT_STATUSES = {1: 'error', 78: 'forbidden', 79: 'memory'}
 
@@ -147,7 +148,9 @@ def _change_user(config: dict) -> bool:
   """Leaves the host's files and user, as far as the tier does.
 
   Landlock needs the owner's access to the interpreter's files, so there root
-  changes its real user id alone, for which the kernel counts threads.
+  changes its real user id alone, for which the kernel counts threads. Another user
+  enters a namespace, if the kernel allows it: threads are counted in each alone, so
+  those of one program leave room for those of the next slot.
 
   Returns:
     Whether this process has a user id of its own.
@@ -156,6 +159,8 @@ def _change_user(config: dict) -> bool:
     _chroot(config['root'])
   uid = config['uid']
   if uid is None:
+    if config['tier'] == 'landlock':
+      seccomp.libc.unshare(_NEW_USER_NAMESPACE)
     return False
   if config['tier'] == 'landlock':
     try:
