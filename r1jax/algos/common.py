@@ -1,13 +1,12 @@
-"""Shared by all losses: chunked log-probabilities, masked sums, KL estimators."""
+"""Shared by all losses: log-probabilities, masked sums, KL estimators."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from r1jax.algos.token_chunks import map_token_chunks
 from r1jax.sharding import Layout
-
-MAX_CHUNK_LOGITS = 1 << 26  # Per device: 256 MiB of float32.
 
 
 def token_logp(
@@ -17,82 +16,47 @@ def token_logp(
   temperature: float = 1.0,
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
+  mask_BT=None,
 ):
   """Returns each target's log-probability and the entropy of its distribution.
 
-  Logits exist for one chunk of columns at a time, in the forward and in the
-  backward pass: [B, T, V] is never stored.
+  Logits are computed only for the tokens that count, and no more than a chunk
+  of them exists at a time; see token_chunks.
 
   Args:
     hidden_BTD: The model's hidden states after its final norm.
     head_DV: The output projection.
     target_BT: int32; target_BT[b, t] is predicted from hidden_BTD[b, t].
     temperature: Divides the logits, as in sampling.
-    chunk_tokens: Tokens per chunk, rounded down to whole columns of B tokens; T
-      is padded to a multiple of the chunk's columns. None takes as many as keep
-      the logits of a device within MAX_CHUNK_LOGITS numbers.
-    layout: The mesh layout; None for one device.
+    chunk_tokens, layout, mask_BT: See token_chunks.map_token_chunks.
 
   Returns:
-    logp_BT and entropy_BT, float32, in nats. No gradient flows to the entropy.
+    logp_BT and entropy_BT, float32, in nats, 0 where mask_BT is False. No
+    gradient flows to the entropy.
   """
-
-  def chunk(hidden, target):
-    logits = (
-      jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
-      / temperature
-    )
-    logp = jax.nn.log_softmax(logits)
-    entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
-    chosen = jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
-    return chosen, jax.lax.stop_gradient(entropy)
-
   return map_token_chunks(
-    chunk, (hidden_BTD, target_BT), head_DV.shape[1], chunk_tokens, layout
+    lambda logits, target: target_logp(logits / temperature, target),
+    [(hidden_BTD, head_DV)],
+    [target_BT],
+    chunk_tokens,
+    layout,
+    mask_BT,
   )
 
 
-def map_token_chunks(
-  function,
-  arrays,
-  vocab_size: int,
-  chunk_tokens: int | None = None,
-  layout: Layout | None = None,
-):
-  """Maps a function over arrays [B, T, …], some columns of T at a time.
+def target_logp(logits, target):
+  """Returns log-probabilities [...] of targets [...], and entropies.
 
-  Args:
-    function: Takes arrays [n, …] and returns a tuple of arrays [n], one number
-      per token. It is computed again in the backward pass.
-    arrays: Arrays of shape [B, T] or [B, T, D].
-    vocab_size: Intermediate numbers per token, by which the chunk is sized.
-    chunk_tokens, layout: See token_logp.
-
-  Returns:
-    A tuple of arrays [B, T].
+  The logits are [..., V]. No gradient flows to the entropies.
   """
-  B, T = arrays[0].shape[:2]
-  devices = layout.mesh.size if layout else 1
-  if chunk_tokens is None:
-    chunk_tokens = MAX_CHUNK_LOGITS // vocab_size * devices
-  columns = min(max(chunk_tokens // B, 1), T)
-  if layout and devices > 1:
-    arrays = [layout.constrain(x, 'BTD') if x.ndim == 3 else x for x in arrays]
-
-  def apply(chunks):
-    if devices == 1:  # One product, whose gradient contracts one axis.
-      chunks = [x.reshape(-1, *x.shape[2:]) for x in chunks]
-    return tuple(x.reshape(B, -1) for x in function(*chunks))
-
-  if columns == T:
-    return apply(arrays)
-
-  def split(x):
-    x = jnp.pad(x, ((0, 0), (0, -T % columns)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(B, -1, columns, *x.shape[2:]).swapaxes(0, 1)
-
-  outputs = jax.lax.map(jax.checkpoint(apply), [split(x) for x in arrays])
-  return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in outputs)
+  logp = jax.lax.stop_gradient(jax.nn.log_softmax(logits))
+  entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
+  # The same numbers as log_softmax's, but its gradient of a single logit takes
+  # another pass over all of them.
+  top = jax.lax.stop_gradient(jnp.max(logits, -1))
+  log_sum = jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), -1))
+  chosen = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+  return chosen - top - log_sum, entropy
 
 
 def masked_sum(x, mask, axis: int | None = None):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.algos import common
+from r1jax.algos.token_chunks import map_token_chunks
 from r1jax.errors import UserError
 from r1jax.sharding import Layout
 
@@ -55,6 +56,7 @@ def full_kl(
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
   shared_ids: np.ndarray | None = None,
+  mask_BT=None,
 ):
   """Returns the student's log-probabilities and the KL from a teacher model.
 
@@ -66,33 +68,31 @@ def full_kl(
       padded to another size.
     target_BT: int32 next tokens.
     temperature: τ; only the KL uses it.
-    chunk_tokens, layout: See common.token_logp.
+    chunk_tokens, layout, mask_BT: See token_chunks.map_token_chunks.
     shared_ids: int32, the ids of the tokens that both models have, in order;
       the KL is that of the distributions over these. None for all ids below the
       smaller of both vocabularies.
 
   Returns:
     logp_BT of the targets at temperature 1, entropy_BT, and kl_BT, all
-    float32.
+    float32, and 0 where mask_BT is False.
   """
   index = _shared(head_DV.shape[1], teacher_head_DV.shape[1], shared_ids)
 
-  def chunk(hidden, teacher, target):
-    logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
-    teacher_logits = jax.lax.stop_gradient(
-      jnp.matmul(teacher, teacher_head_DV, preferred_element_type=jnp.float32)
-    )
+  def chunk(logits, teacher_logits, target):
     p = jax.nn.log_softmax(teacher_logits[..., index] / temperature)
     q = jax.nn.log_softmax(logits[..., index] / temperature)
-    chosen, entropy = _chosen(jax.nn.log_softmax(logits), target)
-    return chosen, entropy, jnp.sum(jnp.exp(p) * (p - q), -1)
+    kl = jnp.sum(jnp.exp(p) * (p - q), -1)
+    return *common.target_logp(logits, target), kl
 
-  return common.map_token_chunks(
+  teacher = jax.lax.stop_gradient((teacher_BTD, teacher_head_DV))
+  return map_token_chunks(
     chunk,
-    (hidden_BTD, teacher_BTD, target_BT),
-    head_DV.shape[1] + teacher_head_DV.shape[1],
+    [(hidden_BTD, head_DV), teacher],
+    [target_BT],
     chunk_tokens,
     layout,
+    mask_BT,
   )
 
 
@@ -115,6 +115,7 @@ def top_k_kl(
   temperature: float,
   chunk_tokens: int | None = None,
   layout: Layout | None = None,
+  mask_BT=None,
 ):
   """Returns the same as full_kl, from stored top log-probabilities.
 
@@ -127,15 +128,14 @@ def top_k_kl(
     hidden_BTD, head_DV: Hidden states and output projection of the student.
     top_ids_BTO, top_logp_BTO: The teacher's most likely tokens and their
       log-probabilities at this temperature; −∞ where there is none.
-    target_BT, temperature, chunk_tokens, layout: See full_kl.
+    target_BT, temperature, chunk_tokens, layout, mask_BT: See full_kl.
 
   Returns:
     logp_BT, entropy_BT and kl_BT, as full_kl.
   """
   V = head_DV.shape[1]
 
-  def chunk(hidden, ids, p, target):
-    logits = jnp.matmul(hidden, head_DV, preferred_element_type=jnp.float32)
+  def chunk(logits, ids, p, target):
     known = jnp.isfinite(p) & (ids < V)
     q = jnp.take_along_axis(
       jax.nn.log_softmax(logits / temperature), jnp.minimum(ids, V - 1), -1
@@ -154,14 +154,15 @@ def top_k_kl(
       0.0,
     )
     kl = jnp.where(known.any(-1), kl, 0.0)
-    return *_chosen(jax.nn.log_softmax(logits), target), kl
+    return *common.target_logp(logits, target), kl
 
-  return common.map_token_chunks(
+  return map_token_chunks(
     chunk,
-    (hidden_BTD, top_ids_BTO, top_logp_BTO, target_BT),
-    head_DV.shape[1],
+    [(hidden_BTD, head_DV)],
+    [top_ids_BTO, top_logp_BTO, target_BT],
     chunk_tokens,
     layout,
+    mask_BT,
   )
 
 
@@ -171,10 +172,3 @@ _MIN_PROB = 1e-6  # 1 − Σ p in float32 is no more accurate than this.
 def _rest(p):
   """Returns the probability of all tokens outside the top ones."""
   return jnp.maximum(1 - jnp.sum(p, -1), 0.0)
-
-
-def _chosen(logp, target):
-  """Returns the target's log-probability, and the entropy."""
-  entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
-  chosen = jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
-  return chosen, jax.lax.stop_gradient(entropy)

@@ -2,14 +2,16 @@
 
 XLA's own count includes a scanned layer once. Here the body of a scan counts
 once an iteration, and a shard_map once a device. A loop whose length depends on
-the data, such as that over the microbatches of an RL update, counts once. Only matrix products are
-counted; everything else is small beside them.
+the data counts the most iterations that its condition states; if it states
+none, as the loop over the microbatches of an RL update, it counts once. Only
+matrix products are counted; everything else is small beside them.
 """
 
 import math
 from typing import Any
 
 from jax.extend import core
+import numpy as np
 
 
 def count(jaxpr: core.Jaxpr) -> dict[str, float]:
@@ -29,6 +31,8 @@ def count(jaxpr: core.Jaxpr) -> dict[str, float]:
       total['grouped'] += _ragged(eqn)
     elif name == 'scan':
       times = eqn.params['length']
+    elif name == 'while':
+      times = _max_iterations(eqn.params['cond_jaxpr'].jaxpr)
     elif name == 'shard_map':
       times = eqn.params['mesh'].size
     elif name == 'pallas_call':
@@ -47,6 +51,18 @@ def _inner(params: dict):
         yield item.jaxpr
       elif isinstance(item, core.Jaxpr):
         yield item
+
+
+def _max_iterations(condition: core.Jaxpr) -> int:
+  """Returns the integer below which a loop's condition keeps a number, or 1."""
+  bounds = [
+    int(eqn.invars[1].val)
+    for eqn in condition.eqns
+    if eqn.primitive.name == 'lt'
+    and isinstance(eqn.invars[1], core.Literal)
+    and np.asarray(eqn.invars[1].val).dtype.kind in 'iu'
+  ]
+  return min(bounds, default=1)
 
 
 def _dot(eqn) -> float:

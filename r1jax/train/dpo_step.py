@@ -171,6 +171,7 @@ def _logp(model: Transformer, params, batch: PairBatch):
     output_head(model, params),
     batch.tokens_BT[:, 1:],
     layout=model.layout,
+    mask_BT=batch.mask_BT[:, 1:],
   )
-  logp_B = common.masked_sum(logp_BT, batch.mask_BT[:, 1:], 1)
+  logp_B = jnp.sum(logp_BT, 1)
   return logp_B.reshape(-1, 2), out

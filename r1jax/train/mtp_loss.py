@@ -67,7 +67,7 @@ def mtp_loss(
   for k in range(depth):
     target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)
     logp_BT, _ = common.token_logp(
-      hidden_ZBTD[k], head, target, layout=model.layout
+      hidden_ZBTD[k], head, target, layout=model.layout, mask_BT=weight != 0
     )
     total -= jnp.sum(logp_BT * weight) / jnp.maximum(total_weight, 1)
   return total / depth, routing

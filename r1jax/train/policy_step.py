@@ -211,11 +211,11 @@ def _batch_logp(
     batch.tokens_BT[:, 1:],
     temperature,
     layout=model.layout,
+    mask_BT=batch.mask_BT[:, 1:],
   )
 
   def padded(x):
-    x_BT = jnp.pad(x, ((0, 0), (1, 0)))
-    return jnp.where(batch.mask_BT, x_BT, 0.0)
+    return jnp.pad(x, ((0, 0), (1, 0)))
 
   return padded(logp), padded(entropy), out
 

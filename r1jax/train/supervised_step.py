@@ -128,7 +128,11 @@ def _token_loss(
     metrics = {'loss': loss, 'nll': mean(-logp_BT), 'kl': mean(kl_BT)}
   else:
     logp_BT, entropy_BT = common.token_logp(
-      hidden_BTD, head, batch.target_BT, layout=model.layout
+      hidden_BTD,
+      head,
+      batch.target_BT,
+      layout=model.layout,
+      mask_BT=batch.weight_BT != 0,
     )
     loss = mean(-logp_BT)
     metrics = {'loss': loss}
@@ -145,6 +149,7 @@ def _distilled(
 ):
   """Returns logp_BT, entropy_BT and kl_BT against the teacher."""
   temperature, layout = distillation.soft.temperature, model.layout
+  mask_BT = batch.weight_BT != 0
   if distillation.teacher is not None:
     teacher_BTD = _hidden(distillation.teacher, totals.teacher_params, batch)
     return distill.full_kl(
@@ -156,6 +161,7 @@ def _distilled(
       temperature,
       layout=layout,
       shared_ids=distillation.shared_ids,
+      mask_BT=mask_BT,
     )
   return distill.top_k_kl(
     hidden_BTD,
@@ -165,6 +171,7 @@ def _distilled(
     batch.target_BT,
     temperature,
     layout=layout,
+    mask_BT=mask_BT,
   )
 
 

@@ -33,6 +33,20 @@ def test_products_in_scans_count_as_often_as_they_run():
   assert flops.of(run, jnp.ones((5, 4)))['dense'] == 3 * 2 * 5 * 4 * 4
 
 
+def test_products_in_a_loop_count_as_often_as_they_may_run():
+  w = jnp.ones((4, 4))
+
+  @jax.jit
+  def run(x, times):
+    return jax.lax.while_loop(
+      lambda state: (state[0] < times) & (state[0] < 7),
+      lambda state: (state[0] + 1, state[1] @ w),
+      (0, x),
+    )[1]
+
+  assert flops.of(run, jnp.ones((5, 4)), 3)['dense'] == 7 * 2 * 5 * 4 * 4
+
+
 def test_a_gradient_costs_two_more_products_and_remat_a_third():
   def loss(w, x):
     return jnp.sum(jnp.tanh(x @ w))
