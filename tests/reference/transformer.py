@@ -139,7 +139,7 @@ def logits(params, tokens_T, position_T, segment_T, config):
 def predict_ahead(params, tokens_T, position_T, segment_T, config):
   """Computes V3 eq. 21–23: the normed state of each MTP module, [T, D].
 
-  Beyond the end of the row token 0 stands in; what comes of it is not used.
+  Beyond the end of a document token 0 stands in; what comes of it is not used.
   """
   h_TD = hidden(params, tokens_T, position_T, segment_T, config)
   found = []
@@ -147,9 +147,9 @@ def predict_ahead(params, tokens_T, position_T, segment_T, config):
     p = _layer(params['mtp'], k)
     x_TD = []
     for i in range(len(tokens_T)):
-      ahead = params['embedding'][
-        tokens_T[i + k + 1] if i + k + 1 < len(tokens_T) else 0
-      ]
+      next_ = i + k + 1
+      same = next_ < len(tokens_T) and segment_T[next_] == segment_T[i]
+      ahead = params['embedding'][tokens_T[next_] if same else 0]
       x_TD.append(
         np.concatenate(
           [
