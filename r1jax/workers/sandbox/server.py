@@ -58,7 +58,8 @@ def main(config: dict, control: socket.socket):
   )
   sys.path[:] = [path for path in sys.path if path]
   rules = None
-  own_user = _change_user(config)
+  host_root = _is_host_root()
+  own_user = _change_user(config, host_root)
   if config['tier'] == 'landlock':
     _drop_capabilities()
     seccomp.forbid_privileges()
@@ -69,7 +70,7 @@ def main(config: dict, control: socket.socket):
   seccomp.libc.prctl(4, 0, 0, 0, 0)  # Not dumpable: /proc hides its memory.
   os.environ.clear()
   # The kernel does not limit the threads of root.
-  has_threads = own_user or os.getuid() != 0
+  has_threads = own_user or not host_root
   child_filter = seccomp.program(
     seccomp.PROGRAM | seccomp.THREADS if has_threads else seccomp.PROGRAM
   )
@@ -144,7 +145,18 @@ def _watch(child: int, control: socket.socket) -> bool:
   return is_open
 
 
-def _change_user(config: dict) -> bool:
+def _is_host_root() -> bool:
+  """Whether this process is root, and not only that of a user namespace."""
+  if os.getuid() != 0:
+    return False
+  try:
+    with open('/proc/self/uid_map') as file:
+      return file.read().split()[1] == '0'
+  except FileNotFoundError:  # There is no /proc under bubblewrap.
+    return True
+
+
+def _change_user(config: dict, host_root: bool) -> bool:
   """Leaves the host's files and user, as far as the tier does.
 
   Landlock needs the owner's access to the interpreter's files, so there root
@@ -155,19 +167,21 @@ def _change_user(config: dict) -> bool:
   Returns:
     Whether this process has a user id of its own.
   """
-  if config['tier'] == 'chroot':
-    _chroot(config['root'])
   uid = config['uid']
-  if uid is None:
-    if config['tier'] == 'landlock':
-      seccomp.libc.unshare(_NEW_USER_NAMESPACE)
-    return False
   if config['tier'] == 'landlock':
     try:
-      os.setresuid(uid, 0, 0)
+      if uid is not None:
+        os.setresuid(uid, 0, 0)
+        return True
     except OSError:  # Without CAP_SETUID, or a user namespace lacks the id.
-      return False
-    return True
+      pass
+    if not host_root:
+      seccomp.libc.unshare(_NEW_USER_NAMESPACE)
+    return False
+  if config['tier'] == 'chroot':
+    _chroot(config['root'])
+  if uid is None:
+    return False
   os.setgroups([])
   os.setresgid(uid, uid, uid)
   os.setresuid(uid, uid, uid)
