@@ -1,7 +1,8 @@
 """Grouped-query attention (GQA).
 
 An attention module has three methods; MLA in mla.py has the same:
-  __call__(x_BTD, position_BT, segment_BT) → [B, T, D], for whole sequences;
+  __call__(x_BTD, position_BT, segment_BT, prefix_BT) → [B, T, D], for whole
+    sequences;
   entry(x, position) → [..., K, X], the cache entry of a token in one layer;
   extend(x_BTD, position_BT, view) → [B, T, D], for new tokens with a cache.
 """
@@ -71,8 +72,8 @@ class GQA(nn.Module):
       q = self.q_norm(q)
     return rotate(q, position[..., None], self.config.rope)
 
-  def __call__(self, x_BTD, position_BT, segment_BT):
-    """Attends causally within segments; returns [B, T, D]."""
+  def __call__(self, x_BTD, position_BT, segment_BT, prefix_BT=None):
+    """Attends causally within segments and prefixes; returns [B, T, D]."""
     k_BTKH, v_BTKH = jnp.split(self.entry(x_BTD, position_BT), 2, -1)
     mix_BTNH = attend(
       self.query(x_BTD, position_BT),
@@ -82,6 +83,7 @@ class GQA(nn.Module):
       self.scale,
       self.layout,
       self.config.attention_kernel,
+      prefix_BT,
     )
     return self.merge(mix_BTNH, self.out_NHD)
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from r1jax.model import int8, quant
-from r1jax.model.kernels import NEG_INF
+from r1jax.model.blocked import NEG_INF
 from r1jax.records import Array
 from r1jax.sharding import Layout
 

@@ -3,6 +3,12 @@
 'plain' is the definition, and the oracle in tests of the others. None of the
 others stores a [T, T] matrix: like flash attention, the backward pass
 recomputes the probabilities from the log-sum-exp of each query's scores.
+
+They differ in what a row of packed segments costs. 'blocked' skips blocks of
+keys that no query of a block may see, so its cost follows the sum of the
+squared segment lengths. 'splash' and 'flash' skip what causality hides, which
+is known when they are compiled, and nothing else: segment ids mask scores
+within the blocks that they compute, so a row costs T²/2 whatever its segments.
 """
 
 from functools import partial
@@ -13,14 +19,20 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from r1jax.model import quant
+from r1jax.model import blocked, quant
+from r1jax.model.blocked import NEG_INF
 from r1jax.sharding import Layout
-
-NEG_INF = -1e30  # Finite, so that a fully masked row gives no NaN.
 
 
 def attend(
-  q_BTNH, k_BTKH, v_BTKU, segment_BT, scale: float, layout: Layout, kernel: str
+  q_BTNH,
+  k_BTKH,
+  v_BTKU,
+  segment_BT,
+  scale: float,
+  layout: Layout,
+  kernel: str,
+  prefix_BT=None,
 ):
   """Computes causal attention within segments, with the softmax in float32.
 
@@ -30,7 +42,8 @@ def attend(
     q_BTNH: Queries.
     k_BTKH: Keys.
     v_BTKU: Values.
-    segment_BT: int32; a token attends within its segment only.
+    segment_BT: int32; a token attends within its segment only. 0 is padding,
+      whose outputs are finite but differ between kernels.
     scale: Factor on the scores.
     layout: The mesh and its sharding tables.
     kernel: 'plain'; 'blocked', for any device, whose products fit a CPU's
@@ -38,28 +51,34 @@ def attend(
       are interpreted elsewhere; or 'auto' for the device's own kernel, with
       'blocked' on CPU. On GPU, 'auto' is 'blocked' for dtypes wider than 16
       bits too, which the fused kernel would multiply in TF32.
+    prefix_BT: int32, for each token the id of an earlier segment of its row
+      that it attends to besides its own, or -1; None if no token does. With a
+      prompt and two completions that share it:
+        segment_BT = [1, 1, 2, 2, 3, 3]     prefix_BT = [-1, -1, 1, 1, 1, 1]
 
   Returns:
     [B, T, N, U]
+
+  Raises:
+    ValueError: prefix_BT is given to a kernel that knows segments alone.
   """
   if kernel == 'auto':
     kernel = _best(layout.platform, q_BTNH.dtype)
-  q_BNTH, k_BKTH, v_BKTU = (
-    layout.constrain(x.swapaxes(1, 2), 'BNTH')  # Layout of matrix products.
-    for x in (q_BTNH, k_BTKH, v_BTKU)
-  )
-  if kernel == 'plain':
-    mix_BNTU = _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale)
-  else:
-    function = {
-      'blocked': _blocked,
-      'flash': partial(_flash, interpret=layout.platform != 'gpu'),
-      'splash': partial(_splash, interpret=layout.platform != 'tpu'),
-    }[kernel]
-    mix_BNTU = _on_each_device(
-      function, q_BNTH, k_BKTH, v_BKTU, segment_BT, scale, layout
+  if prefix_BT is not None and kernel in ('flash', 'splash'):
+    raise ValueError(
+      f'prefix_BT: the attention kernel {kernel!r} knows equality of segments '
+      "alone; set model.attention_kernel = 'blocked'"
     )
-  return mix_BNTU.swapaxes(1, 2)
+  qkv = [layout.constrain(x, 'BTNH') for x in (q_BTNH, k_BTKH, v_BTKU)]
+  rows = (segment_BT,) if prefix_BT is None else (segment_BT, prefix_BT)
+  if kernel == 'plain':
+    return _plain(*qkv, *rows, scale=scale)
+  function = {
+    'blocked': partial(_blocked, in_turn=layout.platform == 'cpu'),
+    'flash': partial(_flash, interpret=layout.platform != 'gpu'),
+    'splash': partial(_splash, interpret=layout.platform != 'tpu'),
+  }[kernel]
+  return _on_each_device(partial(function, scale=scale), qkv, rows, layout)
 
 
 def _best(platform: str, dtype) -> str:
@@ -68,252 +87,85 @@ def _best(platform: str, dtype) -> str:
   return 'flash' if platform == 'gpu' and dtype.itemsize == 2 else 'blocked'
 
 
-def _on_each_device(
-  function, q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, layout: Layout
-):
-  """Runs a kernel on each device's sequences and heads separately."""
+def _on_each_device(function, qkv, rows, layout: Layout):
+  """Runs a kernel on each device's sequences and heads separately.
+
+  Args:
+    function: Function of the arrays of both.
+    qkv: Queries, keys and values, [B, T, heads, width].
+    rows: Arrays [B, T].
+    layout: The mesh.
+  """
   if layout.mesh.size == 1:
-    return function(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale)
-  heads = layout.fitting_spec(k_BKTH.shape, 'BNTH')
+    return function(*qkv, *rows)
+  heads = layout.fitting_spec(qkv[1].shape, 'BTNH')
   return jax.shard_map(
-    lambda *args: function(*args, scale),
+    function,
     mesh=layout.mesh,
-    in_specs=(heads,) * 3 + (PartitionSpec(heads[0]),),
+    in_specs=(heads,) * len(qkv) + (PartitionSpec(heads[0]),) * len(rows),
     out_specs=heads,
     check_vma=False,
-  )(q_BNTH, k_BKTH, v_BKTU, segment_BT)
+  )(*qkv, *rows)
 
 
-def _plain(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
-  B, N, T, _ = q_BNTH.shape
-  K = k_BKTH.shape[1]
-  q_BKrH = q_BNTH.reshape(B, K, N // K * T, -1)
-  score_BKrS = jnp.einsum(
-    'BKrH,BKSH->BKrS',
-    q_BKrH,
-    k_BKTH,
-    preferred_element_type=quant.wide(q_BNTH.dtype),
+def _plain(q_BTNH, k_BTKH, v_BTKU, segment_BT, prefix_BT=None, *, scale: float):
+  B, T, N, H = q_BTNH.shape
+  K = k_BTKH.shape[2]
+  score_BKMTS = scale * jnp.einsum(
+    'BTKMH,BSKH->BKMTS',
+    q_BTNH.reshape(B, T, K, N // K, H),
+    k_BTKH,
+    preferred_element_type=quant.wide(q_BTNH.dtype),
   )
-  see_BTS = jnp.tril(jnp.ones((T, T), bool)) & (
-    segment_BT[:, :, None] == segment_BT[:, None, :]
-  )
-  score_BKMTS = jnp.where(
-    see_BTS[:, None, None], score_BKrS.reshape(B, K, -1, T, T) * scale, NEG_INF
-  )
-  prob_BKrS = (
-    jax.nn.softmax(score_BKMTS, -1).astype(v_BKTU.dtype).reshape(B, K, -1, T)
-  )
-  mix_BKrU = jnp.einsum('BKrS,BKSU->BKrU', prob_BKrS, v_BKTU)
-  return mix_BKrU.reshape(B, N, T, -1)
+  segment_B1S = segment_BT[:, None]
+  see_BTS = segment_BT[:, :, None] == segment_B1S
+  if prefix_BT is not None:
+    prefix_BT1 = prefix_BT[:, :, None]
+    see_BTS |= (prefix_BT1 == segment_B1S) & (prefix_BT1 > 0)
+  see_BTS &= jnp.tri(T, dtype=bool)
+  score_BKMTS = jnp.where(see_BTS[:, None, None], score_BKMTS, NEG_INF)
+  prob_BKMTS = jax.nn.softmax(score_BKMTS, -1).astype(v_BTKU.dtype)
+  mix_BTKMU = jnp.einsum('BKMTS,BSKU->BTKMU', prob_BKMTS, v_BTKU)
+  return mix_BTKMU.reshape(B, T, N, -1)
 
 
-# Blocked: a block of queries is multiplied with the keys up to its end only,
-# which saves half of the products. The loop over blocks is unrolled; sequences
-# are looped over, as many at a time as their scores fit a CPU's cache.
-_BLOCK, _MAX_BLOCKS = 64, 16
-_CACHED_SCORES = 1 << 18
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocked(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
-  return _blocked_forward(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale)[0]
-
-
-def _blocked_forward(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float):
-  B, N, T, H = q_BNTH.shape
-  K = k_BKTH.shape[1]
-  q_BKMTH = q_BNTH.reshape(B, K, N // K, T, H)
-
-  def forward(q, k, v, segments):
-    mixes, logs = [], []
-    for start, end in _spans(T):
-      score = _times('BKrH,BKSH->BKrS', _rows(q, start, end), k[:, :, :end])
-      score = _masked(
-        score,
-        scale,
-        _see(segments, (start, end), (0, end), jnp.greater_equal, N // K),
-      )
-      top = jax.lax.stop_gradient(score.max(-1, keepdims=True))
-      unscaled = jnp.exp(score - top)
-      total = unscaled.sum(-1, keepdims=True)
-      mix = _times('BKrS,BKSU->BKrU', unscaled.astype(v.dtype), v[:, :, :end])
-      mixes.append(_columns(mix / total, end - start))
-      logs.append(_columns(top + jnp.log(total), end - start))
-    return jnp.concatenate(mixes, 3).astype(v.dtype), jnp.concatenate(logs, 3)
-
-  mix_BKMTU, log_BKMT1 = _over_rows(
-    forward, N * T, (q_BKMTH, k_BKTH, v_BKTU, _both_ways(segment_BT))
-  )
-  return mix_BKMTU.reshape(B, N, T, -1), (
-    q_BKMTH,
-    k_BKTH,
-    v_BKTU,
-    segment_BT,
-    mix_BKMTU,
-    log_BKMT1,
-  )
-
-
-def _blocked_backward(scale: float, kept, d_mix_BNTU):
-  q_BKMTH, k_BKTH, v_BKTU, segment_BT, mix_BKMTU, log_BKMT1 = kept
-  B, K, M, T, H = q_BKMTH.shape
-
-  def backward(q, k, v, segments, mix, log, d_mix):
-    wide = quant.wide(q.dtype)
-    inner = jnp.sum(mix.astype(wide) * d_mix, -1, keepdims=True)
-    dq, dk, dv = jnp.zeros(q.shape, wide), [], []
-    for start, end in _spans(T):  # A block of keys, and queries from start on.
-      q_r, log_r, d_mix_r, inner_r = (
-        _rows(x, start, T) for x in (q, log, d_mix, inner)
-      )
-      k_s, v_s = k[:, :, start:end], v[:, :, start:end]
-      score = _masked(
-        _times('BKSH,BKrH->BKSr', k_s, q_r),
-        scale,
-        _see(segments, (start, end), (start, T), jnp.less_equal, M),
-      )
-      prob = jnp.exp(score - log_r.swapaxes(2, 3))
-      dv.append(_times('BKSr,BKrU->BKSU', prob.astype(v.dtype), d_mix_r))
-      d_prob = _times('BKSU,BKrU->BKSr', v_s, d_mix_r)
-      d_score = (prob * (d_prob - inner_r.swapaxes(2, 3)) * scale).astype(
-        q.dtype
-      )
-      dk.append(_times('BKSr,BKrH->BKSH', d_score, q_r))
-      dq = dq.at[:, :, :, start:].add(
-        _columns(_times('BKSr,BKSH->BKrH', d_score, k_s), T - start)
-      )
-    return (
-      dq.astype(q.dtype),
-      jnp.concatenate(dk, 2).astype(k.dtype),
-      jnp.concatenate(dv, 2).astype(v.dtype),
-    )
-
-  dq_BKMTH, dk_BKTH, dv_BKTU = _over_rows(
-    backward,
-    K * M * T,
-    (
-      q_BKMTH,
-      k_BKTH,
-      v_BKTU,
-      _both_ways(segment_BT),
-      mix_BKMTU,
-      log_BKMT1,
-      d_mix_BNTU.reshape(mix_BKMTU.shape),
-    ),
-  )
-  return dq_BKMTH.reshape(B, K * M, T, H), dk_BKTH, dv_BKTU, None
-
-
-_blocked.defvjp(_blocked_forward, _blocked_backward)
-
-
-def _spans(tokens: int) -> list[tuple[int, int]]:
-  """Returns the tokens [start, end) of each block.
-
-  For example (0, 64), (64, 100) for 100 tokens.
-  """
-  block = max(_BLOCK, -(-tokens // _MAX_BLOCKS))
-  return [
-    (start, min(start + block, tokens)) for start in range(0, tokens, block)
-  ]
-
-
-def _over_rows(function, scores_per_column: int, args):
-  """Maps a function over the leading axis, a few rows at a time.
-
-  Args:
-    function: Function of arrays with a leading axis.
-    scores_per_column: Scores per row and key column.
-    args: The arrays; tuples of arrays are allowed.
-  """
-  B = args[0].shape[0]
-  limit = max(1, _CACHED_SCORES // (scores_per_column * _BLOCK))
-  rows = max(d for d in range(1, min(B, limit) + 1) if B % d == 0)
-  if rows == B:
-    return function(*args)
-  chunks = jax.tree.map(
-    lambda x: x.reshape(B // rows, rows, *x.shape[1:]), args
-  )
-  out = jax.lax.map(lambda chunk: function(*chunk), chunks)
-  return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), out)
-
-
-def _rows(x_BKMTH, start: int, end: int):
-  """Merges M query heads of tokens [start, end) into rows: [B, K, M·t, H]."""
-  B, K = x_BKMTH.shape[:2]
-  return x_BKMTH[:, :, :, start:end].reshape(B, K, -1, x_BKMTH.shape[-1])
-
-
-def _columns(x_BKrH, columns: int):
-  """Splits rows into M heads and tokens again, the inverse of _rows."""
-  B, K, rows, H = x_BKrH.shape
-  return x_BKrH.reshape(B, K, rows // columns, columns, H)
-
-
-def _times(letters: str, a, b):
-  return jnp.einsum(letters, a, b, preferred_element_type=quant.wide(a.dtype))
-
-
-def _see(
-  segments, first: tuple[int, int], second: tuple[int, int], compare, M: int
+def _blocked(
+  q_BTNH,
+  k_BTKH,
+  v_BTKU,
+  segment_BT,
+  prefix_BT=None,
+  *,
+  scale: float,
+  in_turn: bool,
 ):
-  """Builds the attention mask of a block, for rows of M query heads.
-
-  Args:
-    segments: Segment ids along the first axis, [B, T, 1], and along the second,
-      [B, 1, T].
-    first: Tokens [start, end) along the first axis.
-    second: Tokens [start, end) along the second axis.
-    compare: Relation of the two axes' positions that allows attention:
-      jnp.greater_equal if the first axis has the queries, jnp.less_equal if the
-      second has.
-    M: Number of times that the axis of queries is repeated.
-
-  Returns:
-    bool [B, 1, rows, columns], the same for all key-value heads.
-  """
-  ordered = compare(
-    *jnp.meshgrid(jnp.arange(*first), jnp.arange(*second), indexing='ij')
+  """A CPU works on one sequence after another, other devices on all at once."""
+  together = 1 if in_turn else q_BTNH.shape[0]
+  return blocked.attention(
+    q_BTNH, k_BTKH, v_BTKU, segment_BT, prefix_BT, scale, together
   )
-  see_BTS = ordered & (
-    segments[0][:, slice(*first)] == segments[1][:, :, slice(*second)]
-  )
-  repeats = (1, M, 1) if compare is jnp.greater_equal else (1, 1, M)
-  return jnp.tile(see_BTS, repeats)[:, None]
-
-
-def _both_ways(segment_BT):
-  """Returns segment ids as a column and as a row, for _see.
-
-  They are two inputs of the loop, since XLA's CPU code for two slices of one
-  input is ten times slower.
-  """
-  return segment_BT[:, :, None], segment_BT[:, None]
-
-
-def _masked(score, scale: float, see):
-  return jnp.where(see, score * scale, NEG_INF)
 
 
 _TILE = 128  # Tokens per tile of the fused kernels, which need whole tiles.
 
 
-def _padded(multiple: int, segment_BT, *x_BNTH):
+def _padded(multiple: int, segment_BT, *x_BTNH):
   """Pads sequences to a multiple of tokens; padding is a separate segment."""
-  pad = (0, -segment_BT.shape[1] % multiple)
+  pad = ((0, 0), (0, -segment_BT.shape[1] % multiple))
   return (
-    jnp.pad(segment_BT, ((0, 0), pad), constant_values=-1),
-    *(jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))) for x in x_BNTH),
+    jnp.pad(segment_BT, pad, constant_values=-1),
+    *(jnp.pad(x, (*pad, (0, 0), (0, 0))) for x in x_BTNH),
   )
 
 
-def _flash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
-  (_, N, T, H), (_, K, _, U) = q_BNTH.shape, v_BKTU.shape
-  segment_BT, *qkv = _padded(_TILE, segment_BT, q_BNTH, k_BKTH, v_BKTU)
+def _flash(
+  q_BTNH, k_BTKH, v_BTKU, segment_BT, *, scale: float, interpret: bool
+):
+  (_, T, N, H), (K, U) = q_BTNH.shape, v_BTKU.shape[2:]
+  segment_BT, *qkv = _padded(_TILE, segment_BT, q_BTNH, k_BTKH, v_BTKU)
   wide = max(H, U)  # The kernel takes one width for keys and values.
   q, k, v = (
-    jnp.pad(x, ((0, 0),) * 3 + ((0, wide - x.shape[-1]),)).swapaxes(1, 2)
-    for x in qkv
+    jnp.pad(x, ((0, 0),) * 3 + ((0, wide - x.shape[-1]),)) for x in qkv
   )
   mix_BTNH = flash.mha(
     q,
@@ -323,25 +175,29 @@ def _flash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
     causal=True,
     interpret=interpret,
   )
-  return mix_BTNH.swapaxes(1, 2)[:, :, :T, :U]
+  return mix_BTNH[:, :T, :, :U]
 
 
-def _splash(q_BNTH, k_BKTH, v_BKTU, segment_BT, scale: float, interpret: bool):
-  N, T = q_BNTH.shape[1:3]
+def _splash(
+  q_BTNH, k_BTKH, v_BTKU, segment_BT, *, scale: float, interpret: bool
+):
+  T, N = q_BTNH.shape[1:3]
   # Blocks must divide the length: pad to whole blocks if there are several.
-  segment_BT, q_BNTH, k_BKTH, v_BKTU = _padded(
+  segment_BT, *qkv = _padded(
     _TILE if T <= _SPLASH_BLOCK else _SPLASH_BLOCK,
     segment_BT,
-    q_BNTH,
-    k_BKTH,
-    v_BKTU,
+    q_BTNH * scale,
+    k_BTKH,
+    v_BTKU,
   )
-  kernel = _splash_kernel(N, q_BNTH.shape[2], interpret)
+  kernel = _splash_kernel(N, segment_BT.shape[1], interpret)
 
   def one(q, k, v, segment):
     return kernel(q, k, v, splash.SegmentIds(q=segment, kv=segment))
 
-  return jax.vmap(one)(q_BNTH * scale, k_BKTH, v_BKTU, segment_BT)[:, :, :T]
+  q, k, v = (x.swapaxes(1, 2) for x in qkv)
+  mix_BNTU = jax.vmap(one)(q, k, v, segment_BT)
+  return mix_BNTU.swapaxes(1, 2)[:, :T]
 
 
 _SPLASH_BLOCK = 512

@@ -82,8 +82,10 @@ class MLA(nn.Module):
       q = self.times(x, self.q_DNJ)
     return q[..., :H], rotate(q[..., H:], position[..., None], self.config.rope)
 
-  def __call__(self, x_BTD, position_BT, segment_BT):
-    """Attends causally within segments, in expanded form; returns [B, T, D]."""
+  def __call__(self, x_BTD, position_BT, segment_BT, prefix_BT=None):
+    """Attends causally within segments and prefixes, in expanded form; returns
+    [B, T, D].
+    """
     C, N = self.config.kv_lora_rank, self.config.num_attention_heads
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
     latent_BTX = self._latent(x_BTD, position_BT)
@@ -102,6 +104,7 @@ class MLA(nn.Module):
       self.scale,
       self.layout,
       self.config.attention_kernel,
+      prefix_BT,
     )
     return self.merge(mix_BTNU, self.out_NUD)
 

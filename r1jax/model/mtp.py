@@ -41,7 +41,13 @@ class MTP(nn.Module):
     self.norm = RMSNorm(c.rms_norm_eps)
 
   def __call__(
-    self, h_BTD, ahead_BTD, position_BT, segment_BT, balance_BT=None
+    self,
+    h_BTD,
+    ahead_BTD,
+    position_BT,
+    segment_BT,
+    balance_BT=None,
+    prefix_BT=None,
   ):
     """Computes h_k of whole sequences.
 
@@ -51,6 +57,7 @@ class MTP(nn.Module):
       position_BT: Positions of the tokens of h.
       segment_BT: Their segments.
       balance_BT: See Transformer.__call__.
+      prefix_BT: The second segments that they see, or None.
 
     Returns:
       h_k after its norm, as carry of the scan; and the pair of h_k and the
@@ -62,6 +69,7 @@ class MTP(nn.Module):
       segment_BT,
       None,
       balance_BT,
+      prefix_BT,
     )
     h_BTD = self.norm(x_BTD)
     return h_BTD, (h_BTD, routing)

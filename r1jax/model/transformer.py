@@ -67,11 +67,19 @@ class Block(nn.Module):
     return x_BTD + y_BTD, routing
 
   def __call__(
-    self, x_BTD, position_BT, segment_BT, replay_BTA=None, balance_BT=None
+    self,
+    x_BTD,
+    position_BT,
+    segment_BT,
+    replay_BTA=None,
+    balance_BT=None,
+    prefix_BT=None,
   ):
     """Applies the layer to whole sequences; returns [B, T, D] and Routing."""
     x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-    x_BTD += self.attention(self.attention_norm(x_BTD), position_BT, segment_BT)
+    x_BTD += self.attention(
+      self.attention_norm(x_BTD), position_BT, segment_BT, prefix_BT
+    )
     x_BTD, routing = self.feed_forward(
       self.layout.constrain(x_BTD, 'BtD'),
       segment_BT > 0,
@@ -140,7 +148,7 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
       '__call__': dict(
         over_layers,
         unroll=config.scan_unroll,
-        in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+        in_axes=(nn.broadcast,) * 2 + (0,) + (nn.broadcast,) * 2,
       ),
       'extend': dict(over_layers, in_axes=(0,) + (nn.broadcast,) * 6),
     },
@@ -187,7 +195,7 @@ def _mtp(config: ModelConfig, layout: Layout):
     variable_axes={'params': 0},
     split_rngs={'params': True},
     length=config.num_nextn_predict_layers,
-    in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+    in_axes=(0,) + (nn.broadcast,) * 4,
     metadata_params={nn.PARTITION_NAME: 'L'},
   )(config, layout, Block)
 
@@ -239,7 +247,13 @@ class Transformer(nn.Module):
       self.mtp = _mtp(c, self.layout)
 
   def __call__(
-    self, tokens_BT, position_BT, segment_BT, replay_BTLA=None, balance_BT=None
+    self,
+    tokens_BT,
+    position_BT,
+    segment_BT,
+    replay_BTLA=None,
+    balance_BT=None,
+    prefix_BT=None,
   ) -> Output:
     """Computes hidden states of whole sequences.
 
@@ -253,6 +267,9 @@ class Transformer(nn.Module):
         if None the routers choose them.
       balance_BT: int32 in [0, T], the sequences of a row that the balance loss
         of the experts is the mean over; None where a row is one sequence.
+      prefix_BT: int32, for each token the id of an earlier segment of its row
+        that it attends to as well, such as the prompt that completions share,
+        or -1; see kernels.attend. Positions go on after that segment.
     """
     x_BTD = self.embed(tokens_BT)
     routing = {}
@@ -261,20 +278,31 @@ class Transformer(nn.Module):
       if replay_BTLA is not None and stack.is_moe:
         replay_LBTA = jnp.moveaxis(replay_BTLA, 2, 0)
       x_BTD, routed = stack(
-        x_BTD, position_BT, segment_BT, replay_LBTA, balance_BT
+        x_BTD, position_BT, segment_BT, replay_LBTA, balance_BT, prefix_BT
       )
       if routed is not None:
         routing[name] = routed
     return Output(self.norm(x_BTD), routing)
 
   def predict_ahead(
-    self, hidden_BTD, tokens_BT, position_BT, segment_BT, balance_BT=None
+    self,
+    hidden_BTD,
+    tokens_BT,
+    position_BT,
+    segment_BT,
+    balance_BT=None,
+    prefix_BT=None,
   ):
     """Runs the multi-token prediction (MTP) modules (V3 section 2.2).
 
+    A token is paired with the one `k` places later in its segment, and the last
+    k of a segment with token 0. The last ones of a prompt that completions share
+    are paired with the first completion after it, and all of them attend to
+    these pairs.
+
     Args:
       hidden_BTD: The main model's hidden states, from __call__.
-      tokens_BT, position_BT, segment_BT, balance_BT: See __call__.
+      tokens_BT, position_BT, segment_BT, balance_BT, prefix_BT: See __call__.
 
     Returns:
       hidden_ZBTD, where index k − 1 is the module that predicts the token k + 1
@@ -283,6 +311,8 @@ class Transformer(nn.Module):
 
     def ahead_BT(by: int):  # Token 0 where that is of another sequence.
       same_BT = shift(segment_BT, by) == segment_BT
+      if prefix_BT is not None:
+        same_BT |= shift(prefix_BT, by) == segment_BT
       return jnp.where(same_BT, shift(tokens_BT, by), 0)
 
     ahead_ZBTD = jnp.stack(
@@ -292,7 +322,7 @@ class Transformer(nn.Module):
       ]
     )
     _, (hidden_ZBTD, routed) = self.mtp(
-      hidden_BTD, ahead_ZBTD, position_BT, segment_BT, balance_BT
+      hidden_BTD, ahead_ZBTD, position_BT, segment_BT, balance_BT, prefix_BT
     )
     return hidden_ZBTD, {} if routed is None else {'mtp': routed}
 

@@ -16,7 +16,7 @@ from r1jax.cli import main
 from r1jax.config import algorithms
 from r1jax.errors import UserError
 from r1jax.launch import aot, flops, info
-from r1jax.model import kernels
+from r1jax.model import blocked, kernels
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
 from tests.configs import small
@@ -106,6 +106,24 @@ def test_a_kernel_counts_its_whole_grid_forward_and_backward():
   )
 
 
+def test_a_loop_counts_as_often_as_its_scope_says():
+  """A row of one segment visits the lower triangle of 4 × 4 blocks of 64."""
+  B, T, N, H, U = 3, 256, 2, 8, 4
+  q = jnp.ones((B, T, N, H))
+  v = jnp.ones((B, T, N, U))
+  segment = jnp.ones((B, T), jnp.int32)
+
+  def mix(q, k, v):
+    return kernels.attend(q, k, v, segment, 1.0, one_device(), 'blocked').sum()
+
+  pairs = B * N * (4 * 5 // 2) * 64**2
+  forward = 2 * pairs * (H + U)
+  assert flops.of(jax.jit(mix), q, q, v)['dense'] == forward
+  assert flops.of(jax.jit(jax.grad(mix, (0, 1, 2))), q, q, v)['dense'] == (
+    forward + 2 * pairs * (3 * H + 2 * U)
+  )
+
+
 def _small(**changes):
   config = small.get_config()
   config.mesh = dict(data=2, fsdp=2, tensor=1, expert=2)
@@ -162,8 +180,10 @@ def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
   head = m.hidden_size * m.vocab_size
   products = 6 * rows * (m.num_hidden_layers * T * layer + (T - 1) * head)
   # One block of the blocked kernel: two products, and five for the gradient.
+  t = blocked.block_tokens(T)
+  assert T <= t < T + 8
   core = (
-    2 * rows * m.num_hidden_layers * N * T * T * ((J + U) + (3 * J + 2 * U))
+    2 * rows * m.num_hidden_layers * N * t * t * ((J + U) + (3 * J + 2 * U))
   )
   assert found.matmul_flops == dict(dense=products + core, grouped=0, kernel=0)
   norms = m.hidden_size + m.num_hidden_layers * (

@@ -125,18 +125,21 @@ def test_a_wrong_attention_is_named(changes, message):
     dense_config(**changes)
 
 
-def _attend_and_gradients(kernel, heads, kv_heads, tokens, layout):
-  """Segments are packed; the last token of the second row is padding."""
+def _attend_and_gradients(kernel, heads, kv_heads, tokens, layout, prefix=None):
+  """Segments are packed; the last token of the second row is one alone."""
   rng = np.random.default_rng(0)
 
   def draw(n, width):
     return jnp.asarray(rng.normal(size=(2, tokens, n, width)), jnp.float32)
 
   q, k, v = draw(heads, 24), draw(kv_heads, 24), draw(kv_heads, 16)
-  segment = jnp.asarray(np.arange(tokens) >= [[70], [tokens - 1]], jnp.int32)
+  segment = 1 + jnp.asarray(np.arange(tokens) >= [[70], [tokens - 1]], int)
   cotangent = draw(heads, 16)
   out, vjp = jax.vjp(
-    jax.jit(lambda *qkv: attend(*qkv, segment, 0.2, layout, kernel)), q, k, v
+    jax.jit(lambda *qkv: attend(*qkv, segment, 0.2, layout, kernel, prefix)),
+    q,
+    k,
+    v,
   )
   return out, *vjp(cotangent)
 
@@ -167,13 +170,14 @@ def test_a_fused_kernel_equals_the_plain_one(kernel, heads, kv_heads, tokens):
 def test_the_fused_kernel_of_a_gpu_compiles_to_triton():
   """Compiles for MLA's real head widths, which interpretation does not."""
   shapes = [
-    jax.ShapeDtypeStruct((1, 2, 300, width), jnp.bfloat16)
+    jax.ShapeDtypeStruct((1, 300, 2, width), jnp.bfloat16)
     for width in (192, 192, 128)
   ]
 
   def gradient(q, k, v, segment):
     def loss(*qkv):
-      return kernels._flash(*qkv, segment, 0.1, False).astype(jnp.float32).sum()
+      mix = kernels._flash(*qkv, segment, scale=0.1, interpret=False)
+      return mix.astype(jnp.float32).sum()
 
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 
@@ -199,25 +203,20 @@ def test_a_device_gets_its_own_kernel(platform, dtype, kernel):
   assert kernels._best(platform, jnp.dtype(dtype)) == kernel
 
 
-def test_a_fused_kernel_loops_over_rows_and_blocks(monkeypatch):
-  """Tests seven blocks of at most 16 tokens, one row at a time."""
-  shape = 4, 2, 100, one_device()
-  want = _attend_and_gradients('plain', *shape)
-  monkeypatch.setattr(kernels, '_BLOCK', 16)
-  monkeypatch.setattr(kernels, '_CACHED_SCORES', 1)
-  for plain, fused in zip(want, _attend_and_gradients('blocked', *shape)):
-    np.testing.assert_allclose(fused, plain, atol=2e-5)
+@pytest.mark.parametrize('kernel', ['flash', 'splash'])
+def test_a_kernel_that_cannot_see_a_prefix_is_named(kernel):
+  x = jnp.ones((1, 8, 1, 8))
+  segment = jnp.ones((1, 8), jnp.int32)
+  with pytest.raises(ValueError, match=f'prefix_BT: .* {kernel!r} knows'):
+    attend(x, x, x, segment, 1.0, one_device(), kernel, -segment)
 
 
-def test_a_fused_kernel_on_a_mesh_equals_one_device():
+@pytest.mark.parametrize('shared', [False, True], ids=['alone', 'prefix'])
+def test_a_fused_kernel_on_a_mesh_equals_one_device(shared):
   layout = Layout(make_mesh(dict(data=2, tensor=4)))
+  prefix = jnp.ones((2, 90), jnp.int32) if shared else None
   for one, eight in zip(
-    _attend_and_gradients('blocked', 4, 4, 90, one_device()),
-    _attend_and_gradients('blocked', 4, 4, 90, layout),
+    _attend_and_gradients('blocked', 4, 4, 90, one_device(), prefix),
+    _attend_and_gradients('blocked', 4, 4, 90, layout, prefix),
   ):
     np.testing.assert_allclose(eight, one, atol=2e-5)
-
-
-def test_long_sequences_unroll_few_blocks():
-  assert len(kernels._spans(100_000)) == 16
-  assert kernels._spans(100) == [(0, 64), (64, 100)]
