@@ -12,7 +12,6 @@ import re
 from typing import Any
 
 from r1jax.data.datasets import GENERAL
-from r1jax.data.text.final_answer import num_words, stated
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
@@ -135,8 +134,6 @@ def votes_of(
     if source == GENERAL or verdict == Verdict.UNPARSABLE:
       continue
     final = dispatch.final_answer(answer, source)
-    if source == 'math' and ('\n' in final or num_words(final) > 2):
-      final = stated(final) or final  # A sentence around the answer.
     if not final:
       continue
     if (source, gold) not in compares:

@@ -58,7 +58,8 @@ def grade(items: Sequence[Item], partial: bool = False) -> list[Grade]:
 def final_answer(answer: str | None, source: str) -> str:
   """Returns the part of an answer that its grader compares; '' for none.
 
-  For mathematics that is the content of the last box, for others all of it.
+  For mathematics that is the final answer that final_answer.py finds, for others
+  all of it.
   """
   text = (answer or '').strip()
   extract = registry.grader.origin(source).options.get('final_answer')

@@ -1,6 +1,6 @@
 """Grades mathematics: finds the answer in a text, asks worker processes.
 
-  text → answer_text.candidates → math_worker, in a process that may be killed
+  text → final_answer → answer_text → math_worker, in a process that may be killed
 
 The size of an answer is bounded here and the cost of its evaluation in
 evaluation.py, so that 9^9^9, 10000000! and ten thousand parentheses are refused
@@ -16,6 +16,8 @@ import functools
 import re
 import threading
 
+from r1jax.data.text import final_answer
+from r1jax.data.text.prose import is_prose
 from r1jax.graders import answer_text, text_graders
 from r1jax.graders.answer_text import extract_answer
 from r1jax.graders.verdict import Verdict
@@ -62,7 +64,7 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
   """Grades each answer against its gold answer; callable from any thread.
 
   An answer may be a whole completion: the content of its last box counts, or
-  what it says is the answer, or its last formula; see answer_text.py. Equal
+  what it says is the answer, or its last formula; see final_answer.py. Equal
   texts are correct without parsing; equal pairs are graded once.
   """
   verdicts: dict[tuple, Verdict] = {}
@@ -81,12 +83,23 @@ def grade(pairs: Sequence[tuple[str | None, str]]) -> list[Verdict]:
   jobs = [_job(texts, gold) for texts, gold in to_verify]
   for verdict, same in zip(_run(jobs), to_verify.values()):
     verdicts |= dict.fromkeys(same, verdict)
-  for answer, gold in verdicts:
-    # A letter of multiple choice may stand in prose, where it is no formula.
-    if _LETTER.fullmatch(gold.strip()) and answer_text.is_prose(answer or ''):
-      if text_graders.choices(answer) == text_graders.choices(gold):
-        verdicts[answer, gold] = Verdict.CORRECT
+  for text, gold in verdicts:
+    # A letter may stand in a sentence, where it is no formula, as in A + B.
+    answer = extract_answer(text or '') if _is_choice(gold) else ''
+    if _LETTER.fullmatch(answer) or is_prose(answer):
+      verdict = text_graders.choice(answer, gold)
+      if verdict is Verdict.CORRECT:
+        verdicts[text, gold] = verdict
   return [verdicts[pair] for pair in pairs]
+
+
+def _is_choice(gold: str) -> bool:
+  """Whether a gold answer is a letter of multiple choice: '(C)' or 'C. Paris'."""
+  letter = (final_answer.statement(gold) or gold).strip()
+  return bool(
+    _LETTER.fullmatch(letter)
+    or (_OPTION.match(letter) and len(_OPTION.findall(letter)) == 1)
+  )
 
 
 def unparsable_golds(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -111,6 +124,9 @@ def unparsable_golds(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 _LETTER = re.compile(r'(?:\\text\w*\{)?\(?[A-J]\)?\}?\.?')
+_OPTION = re.compile(
+  r'(?:\([A-J]\)|\b[A-J][).])\s+(?=\S)|\b[A-J]\s+(?=[A-Z][a-z])'
+)
 _PLAIN = re.compile(r'-?\d{1,30}(\.\d{1,30})?')  # Plain numbers always parse.
 _DIGIT = re.compile(r'\d')
 

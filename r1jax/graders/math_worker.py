@@ -11,7 +11,7 @@ from collections.abc import Callable
 import functools
 import re
 
-from r1jax.graders.answer_text import is_prose
+from r1jax.data.text.prose import is_prose
 from r1jax.graders.mathematics import arithmetic, equal
 from r1jax.graders.mathematics.nodes import (
   Node,
@@ -64,9 +64,9 @@ def handle(job: dict) -> Verdict:
       counts. Without 'answers', the verdict is CORRECT if the gold answer can
       be read and evaluated.
   """
-  arithmetic.begin_pair()
   try:
     gold = read(tuple(job['golds']))
+    arithmetic.begin_pair(gold[0].size if gold else 0)
     if not job.get('answers', True):
       return Verdict.UNPARSABLE
     if 'answers' not in job:
@@ -79,7 +79,8 @@ def handle(job: dict) -> Verdict:
     answer = read(tuple(job['answers']))
     if not answer:
       return Verdict.UNPARSABLE
-    return Verdict.CORRECT if _same(answer, gold) else Verdict.WRONG
+    is_right = _same(answer, gold) or _is_restated(job['answers'][0], gold)
+    return Verdict.CORRECT if is_right else Verdict.WRONG
   except (TooLarge, RecursionError, OverflowError, MemoryError):
     return Verdict.REFUSED
 
@@ -153,6 +154,20 @@ def _same(answer: tuple[Node, ...], gold: tuple[Node, ...]) -> bool:
       if _is_kind_of(node, other) and equal.same(node, other):
         return True
   return False
+
+
+def _is_restated(text: str, gold: tuple[Node, ...]) -> bool:
+  """Whether 'or' joins different notations of the gold answer.
+
+  '15\\frac{39}{40} or \\frac{639}{40}' is one number, and '3 or 3' two.
+  """
+  parts = _OR.split(normalize(text))
+  if len(parts) < 2 or len({*map(compact, parts)}) < len(parts):
+    return False
+  return all((part := read((text,))) and _same(part, gold) for text in parts)
+
+
+_OR = re.compile(r'\\text\{\s*or\s*\}|(?<![a-zA-Z\\])or(?![a-zA-Z])')
 
 
 def _is_kind_of(reading: Node, other: Node) -> bool:

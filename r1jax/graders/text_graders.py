@@ -17,7 +17,7 @@ import re
 import unicodedata
 
 from r1jax import registry
-from r1jax.graders import answer_text
+from r1jax.data.text import final_answer
 from r1jax.graders.verdict import Grade, Verdict
 
 Pair = tuple[str | None, str]
@@ -81,10 +81,11 @@ def _golds(gold: str) -> list[str]:
 
 def _statements(text: str) -> list[str]:
   """Returns the parts of a completion that may be the answer, best first."""
-  boxed = answer_text.extract_answer(text)
-  if boxed != text.strip():
-    return [boxed]
-  return [*answer_text.statements(text), text]
+  answer = final_answer.boxed(text)
+  if answer is not None:
+    return [final_answer.unboxed(answer)]
+  statement = final_answer.statement(text)
+  return [statement, text] if statement else [text]
 
 
 def _text(answer: str, gold: str) -> Verdict:
@@ -108,23 +109,26 @@ def choices(text: str) -> tuple[str, ...]:
 
   '(C)', 'C. Paris' and 'I think it is C' → ('C',); 'A, C' → ('A', 'C')
   """
-  boxed = answer_text.extract_answer(text)
-  short = re.sub(r'\\text\w*|\\mathrm|\\mathbf|[{}$*]', '', boxed).strip()
+  *statements, answer = _statements(text)
+  short = re.sub(r'\\text\w*|\\mathrm|\\mathbf|[{}$*]', '', answer).strip()
   if len(short) <= _SHORT_CHARS and _SHORT.fullmatch(short):
     return tuple(sorted(set(re.findall(f'[{_LETTERS}a-j]', short.upper()))))
-  for part in (*answer_text.statements(text), ''):
-    found = _MARKED.search(part) or _LONE.search(part)
+  for statement in statements:
+    found = _MARKED.search(statement) or _LONE.search(statement)
     if found:
       return (found[1],)
   leading = _LEADING.match(short)
   if leading:
     return (leading[1],)
-  lone = [m[1] for m in _MARKED.finditer(short)] or [
-    m[1]
-    for m in _LONE.finditer(short)
-    if not _DENIED.search(short[max(0, m.start() - 30) : m.start()])
-  ]
-  return (lone[-1],) if lone else ()
+  for pattern in (_MARKED, _LONE):
+    lone = [
+      mark[1]
+      for mark in pattern.finditer(short)
+      if not _DENIED.search(short[max(0, mark.start() - 30) : mark.start()])
+    ]
+    if lone:
+      return (lone[-1],)
+  return ()
 
 
 _SHORT = re.compile(
@@ -137,18 +141,21 @@ _LONE = re.compile(
   rf"(?<![A-Za-z'’])([{_LETTERS}])(?![A-Za-z'’])(?!(?<=A) [a-z])(?!(?<=I) )"
 )
 _LEADING = re.compile(
-  rf'[(\[*]*([{_LETTERS}])(?:[)\].:。]|[^\x00-\x7f]|\s+(?=[A-Z])|\s*$|\s*\n)'
+  rf'[(\[*]*([{_LETTERS}])(?:[)\].:。]|,\s(?![{_LETTERS}]\b)|[^\x00-\x7f]'
+  r'|\s+(?=[A-Z])|\s*$|\s*\n)'
 )
 _DENIED = re.compile(
-  r"(?:\bnot|n't|n’t|\bnor|\bneither)(?: be| option| choice)?\s*$"
+  r"(?:\b(?:can)?not|n['’]t|\bnor|\bneither|\bnon|\brather than|\binstead of)"
+  rf'(?: be| option| choice)*(?: [(\[]?[{_LETTERS}][)\]]?,?(?: or| nor| and)?)*'
+  r'\s*[(\[]?$'
 )
 
 
-def _choice(answer: str, gold: str) -> Verdict:
+def choice(answer: str, gold: str) -> Verdict:
+  """Compares the letters that two answers choose, or the text of an option."""
   wanted, chosen = choices(gold), choices(answer)
   option = words(re.sub(rf'^\W*[{_LETTERS}]\W+', '', gold.strip()))
-  boxed = words(answer_text.extract_answer(answer))
-  if len(option) > 1 and boxed == option:
+  if len(option) > 1 and words(_statements(answer)[0]) == option:
     return Verdict.CORRECT
   if not chosen:
     return Verdict.UNPARSABLE
@@ -207,7 +214,7 @@ def _word_list(answer: str, gold: str) -> Verdict:
 
 for _name, _grade in (
   ('text', _text),
-  ('choice', _choice),
+  ('choice', choice),
   ('yes_no', _truth),
   ('word_list', _word_list),
 ):

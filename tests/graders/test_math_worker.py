@@ -7,9 +7,12 @@ import random
 import pytest
 import sympy
 
+from r1jax.data.datasets import read_jsonl
 from r1jax.graders import answer_text, math_worker
 from r1jax.graders.verdict import Verdict
-from tests.graders.math_cases import CASES
+from tests.graders import math_cases, notation_cases
+
+CASES = math_cases.CASES | notation_cases.CASES
 
 
 def _grade(answer: str, gold: str) -> Verdict:
@@ -91,6 +94,26 @@ def test_what_costs_too_much_is_refused(answer):
   assert _grade(answer, '72') == Verdict.REFUSED
 
 
+def test_the_gold_answer_alone_decides_what_an_answer_may_cost():
+  rest = '+'.join(f'\\tan {k}' for k in range(1, 36))
+  long = f'\\sum_{{k=1}}^{{99}} \\tan k+{rest}'
+  assert _grade(long, '72') == Verdict.REFUSED
+  assert _grade('72', long) == Verdict.WRONG
+  assert _grade(long + '+0', long) == Verdict.CORRECT
+
+
+@pytest.mark.slow
+def test_no_gold_answer_in_other_words_is_refused(shared):
+  refused = []
+  for name in ('math_train12k', 'math500', 'aime24', 'amc23'):
+    path = str(shared / f'data/math/{name}.jsonl')
+    golds = {row['answer'] for row in read_jsonl(path, {'answer': str})}
+    for gold in golds:
+      if _grade(gold + ' + 0', gold) == Verdict.REFUSED:
+        refused.append(gold)
+  assert refused == []
+
+
 def test_random_expressions_agree_with_sympy():
   rng = random.Random(0)
   leaves = {'x': X, 'y': Y, '2': 2, '3': 3, '\\pi': sympy.pi, '7': 7}
@@ -125,9 +148,8 @@ def test_random_expressions_agree_with_sympy():
 
 
 X, Y = sympy.symbols('x y')
-# Labels of public suites that no grader could follow: a list in another order
-# is an order there and none elsewhere, a formula must not be broken over lines,
-# or a false chain of equations is right.
+# Labels of public suites that no grader could follow: a formula must not be
+# broken over lines, a false chain of equations is right, or 1 - 1/e is 1 + 1/e.
 _PUBLIC = Path(__file__).with_name('public_cases.jsonl')
 
 
@@ -142,4 +164,4 @@ def test_cases_of_public_suites():
     surprising += is_right and not case['label'] and not case['disputed']
   assert len(cases) > 250
   assert surprising == 0
-  assert missed <= 0.04 * len(cases)
+  assert missed <= 8

@@ -126,7 +126,8 @@ class DataConfig(Section):
     'think_answer',
     "The form of a completion: 'think_answer', 'think' (R1's own), "
     "'reasoning_summary', 'special_token'; for plain models 'boxed' (the last "
-    "\\\\boxed{}) or 'plain' ('The answer is 42' too); see "
+    "\\\\boxed{}, or several that are one answer) or 'plain' ('The answer is "
+    "42' too); see "
     'data/text/response_formats.py; or one that a plugin registers.',
     registered=('response_format',),
   )

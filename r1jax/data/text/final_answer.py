@@ -1,41 +1,45 @@
-"""Finds the final answer in a text that has no answer tags.
+"""Finds the final answer in a text, for response formats and graders alike.
 
-  boxed    the last \\boxed{} of the text
-  stated   the last \\boxed{}, '#### 42', 'The answer is 42', or the last number
+  boxed    what is in the last \\boxed{}, or in several that are one answer
+  stated   that, '#### 42', 'The answer is 42', or the last formula or number
 
-Each takes time linear in the length of the text.
+Both leave an answer that they found as it is, so that a whole text is graded as
+its extracted answer: stated(stated(text)) == stated(text). Each takes time linear
+in the length of the text.
 """
 
 import re
-import unicodedata
 
-# A box or another brace that opens; a box of one word without braces; a brace
-# that closes; an escaped character.
-_BRACE = re.compile(
-  r'(?P<open>(?P<box>\\(?:boxed|fbox)\s*)?\{)'
-  r'|\\(?:boxed|fbox)\s+(?P<bare>[-+\w.,/]*\w)|\\.|(?P<close>\})',
-  re.DOTALL,
-)
+from r1jax.data.text import boxes, prose
 
 
 def boxed(text: str) -> str | None:
-  """Returns the content of the last complete \\boxed{}; None without one.
+  """Returns the boxed answer of a text; None without one.
 
-  '\\boxed{7}, no, \\boxed{42}' → '42', '\\boxed 42' → '42', '\\boxed{42' → None
+  What a text names as the final answer behind all boxes counts before them. A
+  boxed sentence that holds numbers keeps its box, since graders would take the
+  last of its numbers without it.
+
+  '\\boxed{7}, no, \\boxed{42}' → '42', '\\boxed 42' → '42', '\\boxed{42' → None,
+  '\\boxed{1} and \\boxed{2}' → '1 \\text{ and } 2'
   """
-  # Start of the content of each open brace; −1 if the brace is not a box's.
-  opened: list[int] = []
-  last = slice(-1, -1)  # The content that begins last.
-  for mark in _BRACE.finditer(text):
-    if mark['open']:
-      opened.append(mark.end() if mark['box'] else -1)
-    elif mark['bare']:
-      last = slice(*mark.span('bare'))
-    elif mark['close'] and opened:
-      start = opened.pop()
-      if start > last.start:
-        last = slice(start, mark.start())
-  return text[last].strip() if last.start >= 0 else None
+  text = _untagged(text)
+  found = boxes.find(text)
+  if not found:
+    return None
+  behind = text[found[-1].end :]
+  if _FINAL.search(behind):
+    sentence = statement(behind)
+    if sentence and _DIGIT.search(sentence):
+      return _fixed(sentence)
+  answer = boxes.joined(text, found)
+  return answer if _fixed(answer) == answer else f'\\boxed{{{answer}}}'
+
+
+def unboxed(answer: str) -> str:
+  """Returns an answer that `boxed` returned without the box that it may keep."""
+  found = boxes.find(answer)
+  return found[0].content if found else answer
 
 
 def stated(text: str) -> str | None:
@@ -49,39 +53,119 @@ def stated(text: str) -> str | None:
     2. GSM8K's marks                  #### 42 | A: 42
     3. a statement                    The answer is 42. | **Answer:** 42 | 答案是42
     4. a program in a fence           all of the text, for the grader of programs
-    5. a line that begins with it     (1, 2) | x = 42 | 18 dollars
+    5. a formula or a short line      (1, 2) | x = 42 | 18 dollars | June 20
     6. the last formula or number     So she pays $\\frac{3}{4}$ of it.
     7. a line without a number        Paris
 
   Beside a program, a statement must hold a number.
   """
-  text = _TAG.sub('', text).strip()
+  text = _untagged(text)
   answer = boxed(text)
-  if answer is not None or '\\boxed{' in text:
+  if answer is not None:
     return answer or None
-  prose = _FENCED.sub(_PROGRAM, text)
-  answer = _marked(prose)
-  if answer is None:
-    answer = _statement(prose)
-  if prose != text:
-    return answer if answer and _values(answer) else text
-  one_line = '\n' not in text
-  if answer is None and one_line and not _BEGINS_WITH_WORD.match(text):
-    answer = _cleaned(text) if num_words(text) <= 2 else None
-  if answer is None:
-    answer = last_value(text)
-  if answer is None and one_line:
-    answer = _cleaned(text)
-  return answer or None
+  if _BOX.search(text):
+    return None
+  return _fixed(text) or None
 
 
-_TAG = re.compile(r'</?(?:answer|summary|final_answer)>')
-_BEGINS_WITH_WORD = re.compile(
-  r'\W*(?:[^\W\d_]{2}|[^\W\d_A-Za-z\u00aa-\u03ff])'
-)
+_DIGIT = re.compile(r'\d')
+_FINAL = re.compile(r'\bfinal answer\b', re.IGNORECASE)
+_BOX = re.compile(r'\\(?:boxed|fbox)\s*\{')
+_TAG_NAMES = ('answer', 'summary', 'final_answer')
+_TAG = re.compile(rf'</?(?:{"|".join(_TAG_NAMES)})>')
+_REASONING_END = '</think>'
+_CALCULATOR = re.compile(r'<<[-+*/().,\d\s%$]*=[-+.,\d\s]*>>')  # GSM8K's notes.
+
+
+def _untagged(text: str) -> str:
+  """Returns what stands behind the reasoning and within the last answer tags."""
+  text = text.rpartition(_REASONING_END)[2]
+  for name in _TAG_NAMES:
+    end = text.rfind(f'</{name}>')
+    start = text.rfind(f'<{name}>', 0, max(end, 0))
+    if 0 <= start < end:
+      text = text[start + len(name) + 2 : end]
+  return _CALCULATOR.sub('', _TAG.sub('', text)).strip()
+
+
+def _fixed(text: str) -> str:
+  """Reduces a text without boxes until nothing is left to leave out."""
+  for _ in range(_MAX_ROUNDS):
+    before, text = text, _reduced(text)
+    if text == before:
+      break
+  return text
+
+
+_MAX_ROUNDS = 6
+
+
+def _reduced(text: str) -> str:
+  """Returns the answer of a text without boxes, or a shorter text around it."""
+  if '```' in text:
+    plain = _FENCED.sub(_PROGRAM, text)
+    answer = _named(plain)
+    return answer if answer and prose.values(answer) else text
+  end = text[-_TEXT_CHARS:]
+  if len(end) < len(text) and not _SPACE.search(end):
+    return text
+  answer = _named(end)
+  if answer is None and '\n' in end and not prose.is_formula(end):
+    return prose.last_value(end) or ''
+  return _phrase(end if answer is None else answer)
+
+
+def _named(text: str) -> str | None:
+  """Returns what a text marks or names as its answer."""
+  answer = _marked(text)
+  return statement(text) if answer is None else answer
+
+
+_TEXT_CHARS = 20_000  # The end of a longer text is searched.
+_SPACE = re.compile(r'\s')
 _FENCED = re.compile(r'```.*?(?:```|\Z)', re.DOTALL)
 _PROGRAM = '\0'  # Stands for a program where statements are looked for.
-_MAX_TRIES = 50  # Statements that are tried, from the last one on.
+
+
+def _phrase(text: str) -> str:
+  """Returns the last value of a long sentence, and a short text as it is."""
+  text = prose.cleaned(text)
+  while filler := _FILLER.match(text):
+    text = prose.cleaned(text[filler.end() :])
+  aside = _ASIDE.search(text)
+  if aside and prose.is_prose(aside[0]) and _is_short(text[: aside.start()]):
+    text = text[: aside.start()]
+  if number := prose.number(text):
+    return number
+  return text if _is_short(text) else prose.last_value(text) or text
+
+
+def _is_short(text: str) -> bool:
+  """Whether a text is read whole, and no value is taken from it."""
+  if prose.is_foreign(text) or prose.num_words(text) > MAX_WORDS:
+    return False
+  return not (prose.is_prose(text) and _CONCLUDES.search(text))
+
+
+# What is no phrase but a sentence that comes to a value, or several sentences.
+_CONCLUDES = re.compile(
+  r'\b(?:so|then|thus|hence|therefore|since|because|gives?|have|get|note)\b'
+  r'|[^\W\d_$\\)][.?!]\s+\S|\$[.?!]\s+\S',
+  re.IGNORECASE,
+)
+MAX_WORDS = 3  # Words of a text that is read whole, such as 'June 20'.
+# Words before an answer that say nothing of it.
+_FILLER = re.compile(
+  r'(?:therefore|thus|hence|so|then|finally|approximately|about|roughly|exactly'
+  r'|equal to|simply|just|indeed|(?:it|that|this|which) (?:is|was)|they are'
+  r'|we (?:get|have|find)|not [^,;.\n]{1,40},? but(?: rather)?)(?:,\s*|\s+)(?=\S)',
+  re.IGNORECASE,
+)
+# A remark in brackets, or a reason, behind an answer; '(mod 7)' is part of it.
+_ASIDE = re.compile(
+  r'(?<=\S)\s+\([^()]*\)$'
+  r'|(?<=\S),?\s+(?:because|since)\s(?:(?![.?!]\s).)*$'
+)
 _MARKED = re.compile(r'^[ \t]*(####|A:)[ \t]*(\S.*)$', re.MULTILINE)
 
 
@@ -93,15 +177,17 @@ def _marked(text: str) -> str | None:
   for match in list(_MARKED.finditer(text))[: -_MAX_TRIES - 1 : -1]:
     mark, value = match[1], match[2].strip()
     is_last_line = not text[match.end() :].strip()
-    is_bare = mark == '####' and not num_words(value)
+    is_bare = mark == '####' and not prose.num_words(value)
     if not _NOUN.search(value) and (is_last_line or is_bare):
-      return _cleaned(value)
+      return prose.cleaned(value)
   return None
 
 
+_MAX_TRIES = 50  # Statements that are tried, from the last one on.
 # Words for an answer, and the words or marks that join it to its value.
 _NOUN = re.compile(
-  r'\b(?:answers?|respuesta|resposta|r[eé]ponse|risposta|antwort|ответ)\b'
+  r'(?<![-\w])(?<!\bto )(?:answers?(?! by\b)|respuesta|resposta|r[eé]ponse'
+  r'|risposta|antwort|ответ)\b'
   r'|答案|答え|解答|정답|답은|الإجابة|الجواب|คำตอบ|đáp án',
   re.IGNORECASE,
 )
@@ -110,7 +196,9 @@ _JOIN = re.compile(
   r'|[:：=]|[—–] |是|为|為|は|هي|هو|คือ|답은)'
   r'(?:[ \t]*[:：=])?'
 )
-_MAX_JOIN_CHARS = 60  # Between the noun and its verb.
+_MAX_JOIN_CHARS = 60  # Between the noun and its verb, in one sentence.
+# What may not stand between them: an end of a sentence, or one side of 5 = 3.
+_STOP = re.compile(r'[.?!]\s|[\d$\\][^:：]*=\Z')
 # Words that say something about an answer rather than give it.
 _NO_VALUE = re.compile(
   r'(?:in)?(?:correct|right|wrong|not|found|given|obtained|shown|below|as'
@@ -119,135 +207,31 @@ _NO_VALUE = re.compile(
 )
 
 
-def _statement(text: str) -> str | None:
-  """Returns the value of the last statement such as 'The answer is 42'."""
+def statement(text: str) -> str | None:
+  """Returns the sentence of the last statement such as 'The answer is 42'.
+
+  'I think the answer is C, not D. It is so.' → 'C, not D'
+  """
   for noun in list(_NOUN.finditer(text))[: -_MAX_TRIES - 1 : -1]:
     line_end = text.find('\n', noun.end())
     line_end = len(text) if line_end < 0 else line_end
     line = text[noun.end() : line_end]
     join = _JOIN.search(line, 0, _MAX_JOIN_CHARS)
-    if join:
-      value = line[join.end() :]
+    if join and not _STOP.search(line[: join.end()].rstrip()):
+      value = line[join.end() :].lstrip(' }')  # \\text{Answer: } 42
     elif noun[0] == '답은' or not line.strip(' \t*_#`'):
       value = line.strip(' \t*_#`')
     else:
       continue
-    if not value.strip(' \t*_:：`'):  # A heading, with its value below.
-      below = text[line_end : line_end + _TAIL_CHARS].strip()
-      formula = _FORMULA.match(below)
+    if not value.strip(' \t*_:：`$[\\'):  # A heading, with its value below.
+      below = text[line_end - len(value) :][: prose.TAIL_CHARS].strip(
+        ' \t\n*_:：`'
+      )
+      formula = prose.FORMULA.match(below)
       value = formula[0] if formula else below.partition('\n')[0]
-    value = _first_sentence(_cleaned(value[:_TAIL_CHARS]))
+    if '\\begin{' in value and '\\end{' not in value:
+      continue  # The formula of several lines that leads to the answer.
+    value = prose.first_sentence(prose.cleaned(value[: prose.TAIL_CHARS]))
     if value and not _NO_VALUE.match(value):
-      return _value(value)
+      return value
   return None
-
-
-# A letter that is neither Latin nor Greek.
-_FOREIGN = re.compile(r'[^\W\d_A-Za-z\u00aa-\u03ff]')
-
-
-def _value(sentence: str) -> str:
-  """Returns the only number or formula of a sentence, or all of a short text.
-
-  The grader knows units in English; after '42 元' or '42 บาท' the number is
-  taken, as among more than two words.
-  """
-  sentence = _ASIDE.sub('', _HEDGE.sub('', sentence))
-  values = _values(sentence)
-  if len(values) == 1 and (
-    num_words(sentence) > 2
-    or _FOREIGN.search(sentence)
-    or _NUMBER.fullmatch(sentence)
-  ):
-    return values[0]
-  return _ascii(sentence)
-
-
-_HEDGE = re.compile(
-  r'^(?:approximately|about|roughly|exactly|equal to|simply|just|indeed)\s+',
-  re.IGNORECASE,
-)
-# A remark in brackets behind an answer; '(mod 7)' is part of it.
-_ASIDE = re.compile(r'(?<=\S)\s+\((?!mod\b)[^()]*[^\W\d_]{2}[^()]*\)$')
-_SENTENCE_END = re.compile(
-  r'(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?](?=\s)|[。！？]'
-)
-_COPULA = re.compile(r'(?:です|である|입니다|이다)$')
-
-
-def _first_sentence(text: str) -> str:
-  """Returns a text up to the end of its first sentence, formulas kept whole."""
-  hidden = _FORMULA.sub(lambda m: '$' * len(m[0]), text)
-  end = _SENTENCE_END.search(hidden)
-  text = _cleaned(text[: end.start()] if end else text)
-  return _cleaned(_COPULA.sub('', text)).strip('"“”')
-
-
-_TAIL_CHARS = 2000  # Characters that are searched for formulas and numbers.
-_FORMULA = re.compile(
-  r'\$\$(?P<a>.+?)\$\$|\$(?P<b>[^$\n]+)\$|\\\((?P<c>.+?)\\\)'
-  r'|\\\[(?P<d>.+?)\\\]',
-  re.DOTALL,
-)
-_DIGITS = r'\d+(?:,\d{3})*(?:\.\d+)?'
-_NUMBER = re.compile(
-  r'(?<![A-Za-z\u00aa-\u03ff\d_.^/])[-−+]?[$€£¥₹]?'
-  rf'(?:{_DIGITS}|\.\d+)(?::\d\d)*'
-  r'(?:\s?[x×*]\s?10\^\{?[-−]?\d+\}?|\^[-−]?\d+|\s?/\s?\d+(?:\.\d+)?)?'
-  r'(?:\\?%)?'
-)
-
-
-def last_value(text: str) -> str | None:
-  """Returns the last formula or number of a text; None without one.
-
-  'It is $\\frac{1}{2}$.' → '\\frac{1}{2}', '3 apples, 1,250 pears' → '1,250',
-  'half, so 1/2 of it' → '1/2', 'it costs $5' → '5'
-  """
-  values = _values(text)
-  return values[-1] if values else None
-
-
-def _values(text: str) -> list[str]:
-  """Returns the formulas and numbers at the end of a text in their order."""
-  found: list[tuple[int, str]] = []
-
-  def take(match: re.Match) -> str:
-    content = next(filter(None, match.groups())).strip()
-    # '$5 and $10' is two prices rather than a formula.
-    if num_words(content) or not re.search(r'\w', content):
-      return match[0]
-    found.append((match.start(), content))
-    return ' ' * len(match[0])
-
-  rest = _FORMULA.sub(take, text[-_TAIL_CHARS:])
-  for match in _NUMBER.finditer(rest):
-    number = match[0].replace('−', '-').lstrip('+')
-    found.append((match.start(), re.sub('[$€£¥₹]', '', _ascii(number))))
-  return [value for _, value in sorted(found)]
-
-
-def _ascii(number: str) -> str:
-  """Writes the decimal digits of any script as 0 to 9."""
-  return ''.join(
-    str(unicodedata.decimal(c)) if c.isdecimal() else c for c in number
-  )
-
-
-_COMMAND = re.compile(r'\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+')
-_WORD = re.compile(r'[^\W\d_]{2,}')
-
-
-def num_words(text: str) -> int:
-  """Returns the number of words of a text, without those of LaTeX."""
-  return len(_WORD.findall(_COMMAND.sub(' ', text)))
-
-
-def _cleaned(text: str) -> str:
-  """Removes Markdown emphasis, a final stop and the dollars of one formula."""
-  text = text.strip(' \t\n*`').strip()
-  text = re.sub(r'(?<![.\\])[.。,;]$', '', text).rstrip(' *`')
-  whole = _FORMULA.fullmatch(text) if len(text) <= _TAIL_CHARS else None
-  if whole:
-    text = next(filter(None, whole.groups())).strip()
-  return text

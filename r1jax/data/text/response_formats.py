@@ -10,7 +10,8 @@
   plain               … The answer is a | #### a | \\boxed{a}     plain models
 
 r is the reasoning, a the answer. In the last two formats a thought between
-<think> and </think> may precede the text but need not. Rewards need this strict
+<think> and </think> may precede the text but need not, and final_answer.py finds
+the answer, as it does for the graders of the other formats. Rewards need this strict
 parser, which knows the one format that was asked for; see reasoning.py for a
 lenient one. A plugin registers a format of its own:
 

@@ -1,7 +1,10 @@
 """Arithmetic of exact rational numbers and of numbers of mpmath, within bounds.
 
 Each operation checks what it would cost before it begins, and takes steps from
-a budget that the two answers at hand share.
+a budget that the two answers at hand share. A step is the work of about one
+microsecond, whatever the operation, so that the number of steps bounds the time
+of a pair without a clock. The budget grows with the gold answer alone: equal
+answers of MATH, GSM8K and OlympiadBench take two thirds of it at most.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,30 +13,42 @@ import math
 from typing import Any
 
 import mpmath
+from mpmath import libmp
 
 from r1jax.graders.mathematics.nodes import TooLarge
 
-MAX_BITS = 34_000
-MAX_STEPS = 6_000
-_BITS_PER_STEP = 500  # Adding larger numbers costs more steps.
-_POWER_STEPS, _GAMMA_STEPS = 4, 20
-MAX_LOG2 = 333_000
-_MAX_FACTORIAL = 3_000
-MAX_ARGUMENT = 10**30
-
 ZERO, ONE = Fraction(0), Fraction(1)
-Value = Any  # A Fraction, or a real or complex number of mpmath.
+_HALF = Fraction(1, 2)
+Value = Any  # An int, a Fraction, or a real or complex number of mpmath.
+MAX_BITS = 34_000
+MIN_STEPS, STEPS_PER_NODE, MAX_STEPS = 1_000, 80, 20_000
+_MAX_LOG2 = 333_000
+_MAX_FACTORIAL = 3_000
+_MAX_ARGUMENT = 10**30
+# Steps of functions of real numbers to 50 digits; complex ones take _COMPLEX
+# times as long, and _PRECISE times if it is to 200 digits.
+_POWER_STEPS, _ROOT_STEPS, _INTEGER_POWER_STEPS = 20, 5, 2
+_LOG_STEPS, _GAMMA_STEPS, _BINOMIAL_STEPS, _TRIGONOMETRY_STEPS = 10, 30, 160, 12
+_COMPLEX, _PRECISE, _PRECISE_BITS = 4, 4, 400
+# Steps for each product of a number of bits with another one: reducing a
+# fraction, multiplying integers, a factorial, each factor of a binomial.
+_GCD, _MULTIPLY, _FACTORIAL, _COMBINATIONS = 1e-5, 1e-7, 6e-7, 1.5e-5
+_SMALL_BITS = 300
 
 
 class _Budget:
   """The steps that are left for the pair of answers at hand."""
 
-  steps: float = MAX_STEPS
+  steps: float = MIN_STEPS
 
 
-def begin_pair():
-  """Fills the budget of steps for another pair of answers."""
-  _Budget.steps = MAX_STEPS
+def begin_pair(gold_size: int):
+  """Fills the budget of steps for another pair of answers.
+
+  Args:
+    gold_size: How many nodes the gold answer has.
+  """
+  _Budget.steps = min(MIN_STEPS + STEPS_PER_NODE * gold_size, MAX_STEPS)
 
 
 def spend(steps: float):
@@ -47,16 +62,42 @@ def spend(steps: float):
     raise TooLarge('too many steps')
 
 
+def _spend_on(steps: float, value: Value, other: Value = ZERO):
+  """Takes the steps of a function of numbers of mpmath at today's precision."""
+  if isinstance(value, mpmath.mpc) or isinstance(other, mpmath.mpc):
+    steps *= _COMPLEX
+  spend(steps * _PRECISE if mpmath.mp.prec > _PRECISE_BITS else steps)
+
+
+def is_rational(value: Value) -> bool:
+  """Whether a value is exact."""
+  # isinstance is slow for classes of numbers.
+  kind = type(value)
+  return kind is int or kind is Fraction
+
+
 def is_integer(value: Value) -> bool:
   """Whether a value is an exact integer."""
-  return isinstance(value, Fraction) and value.denominator == 1
+  return is_rational(value) and value.denominator == 1
 
 
 def as_number(value: Value) -> Value:
   """Converts a value to a number of mpmath."""
-  if isinstance(value, Fraction):
-    return mpmath.mpf(value.numerator) / value.denominator
+  if is_rational(value):
+    return mpmath.mp.make_mpf(
+      libmp.from_rational(
+        value.numerator, value.denominator, mpmath.mp.prec, libmp.round_nearest
+      )
+    )
   return value
+
+
+def less(a: Value, b: Value) -> bool:
+  """Returns whether a real value is less than another one."""
+  if is_rational(a) and is_rational(b):
+    if max(_bits(a), _bits(b)) <= _SMALL_BITS:
+      return a < b
+  return bool(as_number(a) < as_number(b))
 
 
 def quotient(over: Value, under: Value) -> Value:
@@ -69,21 +110,31 @@ def difference(a: Value, b: Value) -> Value:
   return add(a, -b)
 
 
-def _check(bits: float):
-  spend(bits // _BITS_PER_STEP)
+def _bits(value: int | Fraction) -> int:
+  return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _check_bits(bits: float):
   if bits > MAX_BITS:
     raise TooLarge('too many digits')
 
 
-def _bits(value: Fraction) -> int:
-  return max(value.numerator.bit_length(), value.denominator.bit_length())
+def _check(a: int | Fraction, b: int | Fraction):
+  """Takes the steps of adding, multiplying or dividing two rational numbers."""
+  over, under = a.numerator.bit_length(), a.denominator.bit_length()
+  other_over, other_under = b.numerator.bit_length(), b.denominator.bit_length()
+  bits = max(over, under) + max(other_over, other_under)
+  if bits > _SMALL_BITS:
+    _check_bits(bits)
+    reduced = over * other_under + under * other_over + under * other_under
+    spend(reduced * _GCD + over * other_over * _MULTIPLY)
 
 
 def add(*parts: Value) -> Value:
   total = parts[0]
   for part in parts[1:]:
-    if isinstance(total, Fraction) and isinstance(part, Fraction):
-      _check(_bits(total) + _bits(part))
+    if is_rational(total) and is_rational(part):
+      _check(total, part)
       total += part
     else:
       total = as_number(total) + as_number(part)
@@ -93,8 +144,8 @@ def add(*parts: Value) -> Value:
 def mul(*parts: Value) -> Value:
   total = parts[0]
   for part in parts[1:]:
-    if isinstance(total, Fraction) and isinstance(part, Fraction):
-      _check(_bits(total) + _bits(part))
+    if is_rational(total) and is_rational(part):
+      _check(total, part)
       total *= part
     else:
       total = as_number(total) * as_number(part)
@@ -102,45 +153,62 @@ def mul(*parts: Value) -> Value:
 
 
 def _div(over: Value, under: Value) -> Value:
-  if isinstance(over, Fraction) and isinstance(under, Fraction):
-    _check(_bits(over) + _bits(under))
-    return over / under
+  if is_rational(over) and is_rational(under):
+    _check(over, under)
+    return Fraction(over, under)
   if under == 0:
     raise ZeroDivisionError('a division by zero')
   return as_number(over) / as_number(under)
 
 
 def _power(base: Value, exponent: Value) -> Value:
-  if isinstance(base, Fraction) and is_integer(exponent):
+  if is_rational(base) and is_integer(exponent):
     if base in (0, 1, -1):
       if base == 0 and exponent < 0:
         raise ZeroDivisionError('a power of zero')
       return base ** (int(exponent) if base == 0 else int(exponent) % 2)
-    _check(_bits(base) * abs(exponent))
+    if exponent < 0:
+      base, exponent = 1 / Fraction(base), -exponent
+    bits = _bits(base) * abs(exponent)
+    _check_bits(bits)
+    spend(float(bits) ** 2 * _MULTIPLY)
     return base ** int(exponent)
-  if isinstance(base, Fraction) and base < 0 and isinstance(exponent, Fraction):
+  if is_rational(base) and base < 0 and is_rational(exponent):
     if exponent.denominator % 2:  # The real root, as in \sqrt[3]{-8}.
       sign = -1 if exponent.numerator % 2 else 1
       return sign * _power(-base, exponent)
-  base_number, exponent_number = as_number(base), as_number(exponent)
-  if base_number == 0:
-    if mpmath.re(exponent_number) <= 0:
+  return _number_power(as_number(base), exponent)
+
+
+def _number_power(base: Value, exponent: Value) -> Value:
+  """Raises a number of mpmath to a power."""
+  number = as_number(exponent)
+  if base == 0:
+    if mpmath.re(number) <= 0:
       raise ZeroDivisionError('a power of zero')
     return mpmath.mpf(0)
-  if mpmath.isinf(base_number) or mpmath.isinf(exponent_number):
+  if mpmath.isinf(base) or mpmath.isinf(number):
     raise ValueError('a power of infinity')
-  spend(_POWER_STEPS)
-  _bounded(exponent_number, mpmath.log(base_number, 2))
-  real = isinstance(base_number, mpmath.mpf) and base_number < 0
-  if real and isinstance(exponent, Fraction) and exponent.denominator % 2:
-    root = mpmath.power(-base_number, exponent_number)
+  if not (abs(mpmath.mag(base)) + 1) * abs(number) <= _MAX_LOG2:
+    _spend_on(_LOG_STEPS, base)
+    _bounded(number, mpmath.log(base, 2))
+  if exponent == _HALF:
+    _spend_on(_ROOT_STEPS, base)
+    return mpmath.sqrt(base)
+  if is_integer(exponent):
+    _spend_on(_INTEGER_POWER_STEPS * math.log2(abs(exponent) + 2), base)
+    return base ** int(exponent)
+  _spend_on(_POWER_STEPS, base, number)
+  real = isinstance(base, mpmath.mpf) and base < 0
+  if real and is_rational(exponent) and exponent.denominator % 2:
+    root = mpmath.power(-base, number)
     return -root if exponent.numerator % 2 else root
-  return mpmath.power(base_number, exponent_number)
+  return mpmath.power(base, number)
 
 
 def _bounded(a: Value, b: Value):
   """Raises TooLarge if 2 to the power of a · b is too large or too small."""
-  if not abs(a) * abs(b) <= MAX_LOG2:
+  if not abs(a) * abs(b) <= _MAX_LOG2:
     raise TooLarge('a huge power')
 
 
@@ -149,13 +217,15 @@ def _exp(value: Value) -> Value:
 
 
 def _root(value: Value, index: Value) -> Value:
-  return _power(value, _div(Fraction(1), index))
+  return _power(value, _div(1, index))
 
 
 def _ln(value: Value) -> Value:
   if value == 0:
     raise ValueError('the logarithm of zero')
-  return mpmath.log(as_number(value))
+  number = as_number(value)
+  _spend_on(_LOG_STEPS, number)
+  return mpmath.log(number)
 
 
 def _log(value: Value, base: Value) -> Value:
@@ -166,24 +236,27 @@ def _factorial(value: Value) -> Value:
   if is_integer(value) and value >= 0:
     if value > _MAX_FACTORIAL:
       raise TooLarge('a huge factorial')
-    return Fraction(math.factorial(int(value)))
+    spend((float(value) * math.log2(value + 1)) ** 2 * _FACTORIAL)
+    return math.factorial(int(value))
   number = as_number(value)
   if abs(number) > 10_000:
     raise TooLarge('a huge factorial')
-  spend(_GAMMA_STEPS)
+  _spend_on(_GAMMA_STEPS, number)
   return mpmath.gamma(number + 1)
 
 
 def _binom(n: Value, k: Value) -> Value:
   if is_integer(n) and is_integer(k) and n >= 0:
     if not 0 <= k <= n:
-      return Fraction(0)
-    _check(min(k, n - k) * n.numerator.bit_length())
-    return Fraction(math.comb(int(n), int(k)))
+      return 0
+    factors, bits = int(min(k, n - k)), n.numerator.bit_length()
+    _check_bits(factors * bits)
+    spend(factors**2 * bits * _COMBINATIONS)
+    return math.comb(int(n), int(k))
   n, k = as_number(n), as_number(k)
   if max(abs(n), abs(k)) > 10_000:
     raise TooLarge('a huge binomial')
-  spend(3 * _GAMMA_STEPS)
+  _spend_on(_BINOMIAL_STEPS, n, k)
   return mpmath.binomial(n, k)
 
 
@@ -193,11 +266,11 @@ def _abs(value: Value) -> Value:
 
 def _rounding(function: Callable) -> Callable:
   def apply(value: Value) -> Value:
-    if isinstance(value, Fraction):
-      return Fraction(function(value))
-    if not isinstance(value, mpmath.mpf) or abs(value) > MAX_ARGUMENT:
+    if is_rational(value):
+      return function(value)
+    if not isinstance(value, mpmath.mpf) or abs(value) > _MAX_ARGUMENT:
       raise ValueError('no real number')
-    return Fraction(int(mpmath.floor(value))) + (
+    return int(mpmath.floor(value)) + (
       1 if function is math.ceil and value != mpmath.floor(value) else 0
     )
 
@@ -208,7 +281,7 @@ def _of_integers(function: Callable) -> Callable:
   def apply(*values: Value) -> Value:
     if not all(map(is_integer, values)):
       raise TypeError('no integers')
-    return Fraction(function(*map(int, values)))
+    return function(*map(int, values))
 
   return apply
 
@@ -219,9 +292,9 @@ FUNCTIONS: Mapping[str, Callable[..., Value]] = {
   'div': _div,
   'pow': _power,
   'neg': lambda value: -value,
-  'percent': lambda value: _div(value, Fraction(100)),
+  'percent': lambda value: _div(value, 100),
   'degree': lambda value: value,
-  'sqrt': lambda value: _power(value, Fraction(1, 2)),
+  'sqrt': lambda value: _power(value, _HALF),
   'root': _root,
   'ln': _ln,
   'lg': _log,
@@ -260,4 +333,20 @@ TRIGONOMETRY: Mapping[str, Callable[[Value], Value]] = {
   'arcosh': mpmath.acosh,
   'artanh': mpmath.atanh,
 }
-HYPERBOLIC = frozenset(('sinh', 'cosh', 'tanh', 'coth', 'sech', 'csch'))
+_HYPERBOLIC = frozenset(('sinh', 'cosh', 'tanh', 'coth', 'sech', 'csch'))
+
+
+def trigonometry(name: str, value: Value) -> Value:
+  """Returns the value of a function of TRIGONOMETRY.
+
+  Raises:
+    TooLarge: the argument or the value is huge.
+    ZeroDivisionError, ValueError: the function has no value there.
+  """
+  number = as_number(value)
+  _spend_on(_TRIGONOMETRY_STEPS, number)
+  if not abs(number) <= _MAX_ARGUMENT:
+    raise TooLarge('a huge argument')
+  if name in _HYPERBOLIC and abs(number) * 1.5 > _MAX_LOG2:
+    raise TooLarge('a huge argument')
+  return TRIGONOMETRY[name](number)

@@ -10,6 +10,7 @@ from r1jax.graders.mathematics.nodes import (
 )
 
 _END = Token('end', '')
+_MAX_AHEAD = 3  # Tokens behind the next one that are looked at.
 MAX_DEPTH = 40  # Nested brackets; gold answers have up to 4.
 
 
@@ -17,7 +18,7 @@ class Cursor:
   """A position in the tokens of one answer.
 
   Attributes:
-    tokens: The tokens of the answer.
+    tokens: The tokens of the answer, and some of kind 'end' behind them.
     position: Index of the next one.
     depth: How many brackets and sums are open.
     brackets: How many brackets are open that separate items: in them, a comma
@@ -26,24 +27,24 @@ class Cursor:
   """
 
   def __init__(self, tokens: list[Token]):
-    self.tokens, self.position = tokens, 0
+    self.tokens, self.position = [*tokens, *[_END] * (_MAX_AHEAD + 1)], 0
     self.depth, self.brackets, self.bars = 0, 0, 0
 
   def _peek(self) -> Token:
-    return self._second(0)
+    return self.tokens[self.position]
 
   def _second(self, ahead: int = 1) -> Token:
-    index = self.position + ahead
-    return self.tokens[index] if index < len(self.tokens) else _END
+    return self.tokens[self.position + ahead]
 
   def _pop(self) -> Token:
-    token = self._peek()
-    self.position += 1
+    token = self.tokens[self.position]
+    if token.kind != 'end':
+      self.position += 1
     return token
 
   def _at(self, kind: str, text: str) -> bool:
-    token = self._peek()
-    return token.kind == kind and token.text == text
+    token = self.tokens[self.position]
+    return token.text == text and token.kind == kind
 
   def _expect(self, text: str):
     token = self._pop()

@@ -7,7 +7,8 @@ inequalities           as sets of numbers, or as multiples
 (1, 2)                 in order, with the same brackets
 {1, 2}                 in any order, as often as each is there
 1, 2                   in any order, unless its order says something: with
-                       dots, or three or more numbers that are not sorted
+                       dots, or three or more numbers of which neither list
+                       is sorted as the elements of a set are
 7 students             is 7; 5 m is 500 cm and not 5 cm
 50 %                   is 0.5, and 50: questions ask for either
 """
@@ -183,6 +184,7 @@ def _same_relation(a: Node, b: Node) -> bool:
     ):
       return False
   if isinstance(a, Relation) and isinstance(b, Relation):
+    b = _with_argument_of(a, b)
     return relations.same_relation(a, b, same) or _same_as_sets(a, b)
   bare = relations.value(a), relations.value(b)
   if bare != (a, b) and not (
@@ -192,16 +194,33 @@ def _same_relation(a: Node, b: Node) -> bool:
   return _same_as_sets(a, b)
 
 
+def _with_argument_of(a: Relation, b: Relation) -> Relation:
+  """Renames the argument of a function: f(t) = t + 1 is f(x) = x + 1."""
+  match a.sides[0], b.sides[0]:
+    case (
+      Operation('mul', (Symbol(function), Symbol(argument))),
+      Operation('mul', (Symbol(other), Symbol(name))),
+    ) if (
+      function == other
+      and argument != name
+      and relations.is_application(a.sides[0])
+      and argument not in b.variables
+    ):
+      sides = tuple(_renamed(side, name, argument) for side in b.sides)
+      return Relation(sides, b.operators, b.modulus)
+  return b
+
+
 def _same_as_sets(a: Node, b: Node) -> bool:
   """Compares sets of real numbers; an interval alone is no answer to a point."""
-  names = numbers.variables(a), numbers.variables(b)
+  names = a.variables, b.variables
   if all(names) and names[0] != names[1]:
     return False  # x > 2 is not y > 2.
-  x = sets.real_set(a)
-  if x is None:
+  wanted = sets.real_set(b)  # That of an answer may cost more.
+  if wanted is None:
     return False
-  y = sets.real_set(b)
-  return y is not None and sets.same_set(x, y)
+  found = sets.real_set(a)
+  return found is not None and sets.same_set(found, wanted)
 
 
 def _is_set(node: Node) -> bool:
@@ -274,16 +293,22 @@ def _has_order(a: Sequence, b: Sequence) -> bool:
     return True
   if '{}' in (a.brackets, b.brackets) or len(a.items) < 3:
     return False
-  return not (_is_sorted(a.items) and _is_sorted(b.items))
+  orders = _order(a.items), _order(b.items)
+  return 'rising' not in orders and '' in orders
 
 
-def _is_sorted(items: Items[Node]) -> bool:
-  """Whether items are in order, rising or falling, or not all numbers."""
+def _order(items: Items[Node]) -> str:
+  """Returns 'rising', 'falling' or '' for the order of numbers.
+
+  Items that are not all numbers have no order to lose: they count as falling.
+  """
   values = numbers.rationals(items)
   if values is None:
-    return True
+    return 'falling'
   pairs = list(itertools.pairwise(values))
-  return all(x <= y for x, y in pairs) or all(x >= y for x, y in pairs)
+  if all(x <= y for x, y in pairs):
+    return 'rising'
+  return 'falling' if all(x >= y for x, y in pairs) else ''
 
 
 def _in_order(a: Items[Node], b: Items[Node]) -> bool:
@@ -378,7 +403,7 @@ def _is_zero(node: Node) -> bool:
 def _same_number(a: Node, b: Node) -> bool:
   if isinstance(a, Matrix) or isinstance(b, Matrix):
     return False
-  names = numbers.variables(a), numbers.variables(b)
+  names = a.variables, b.variables
   if names[0] ^ names[1] == {'c', 'C'}:  # The constant of integration.
     a, b = _renamed(a, 'c', 'C'), _renamed(b, 'c', 'C')
   if all(map(_is_family, (a, b), names)):  # 2πn and 2πk for all integers.

@@ -134,6 +134,8 @@ class FactorParser(FunctionParser):
 
   def _is_group(self) -> bool:
     comma, digits = self._peek(), self._second()
+    if comma.text != ',':
+      return False
     before = self.tokens[self.position - 1].text
     return (
       comma == Token('sign', ',')

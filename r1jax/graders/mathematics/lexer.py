@@ -44,6 +44,7 @@ _COMMAND_WORDS = frozenset(
   'abs binom gcd lcm min max det union'.split()
 )
 _JOINED_FUNCTION = re.compile(rf'({_FUNCTIONS})([a-zA-Z]{{1,2}})')
+_GLUED = re.compile(r'(and|or)([A-Z])')
 _INFINITY = ('infinity', 'inf', 'Infinity', 'oo')
 
 
@@ -78,6 +79,9 @@ def _words(word: str, spaced: bool) -> list[Token]:
     return [Token('command', word, spaced)]
   if word in _INFINITY:
     return [Token('command', 'infty', spaced)]
+  glued = _GLUED.fullmatch(word)
+  if glued:  # Example: x=1orY=2.
+    return [Token('word', glued[1], True), Token('word', glued[2], True)]
   joined = _JOINED_FUNCTION.fullmatch(word)
   if joined:  # Example: sinx.
     return [Token('command', joined[1], spaced), Token('word', joined[2])]
@@ -90,6 +94,8 @@ def number(text: str) -> tuple[Fraction, int]:
   '0.25' → (1/4, 2), '12' → (12, 0), '0.1\\overline{6}' → (1/6, 0),
   '1.6e-19' → (1.6 · 10⁻¹⁹, 2)
   """
+  if text.isdigit():
+    return Fraction(int(text)), 0
   if '\\' in text:
     digits, _, repeated = text.rstrip('}').partition('\\overline')
     repeated = repeated.strip().lstrip('{')

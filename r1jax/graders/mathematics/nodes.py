@@ -2,6 +2,10 @@
 
 import dataclasses
 from fractions import Fraction
+import functools
+from typing import Any
+
+CONSTANTS = frozenset(('\\pi', 'e', 'i', '\\infty'))
 
 
 class NotRead(ValueError):
@@ -15,6 +19,21 @@ class TooLarge(ArithmeticError):
 @dataclasses.dataclass(frozen=True)
 class Node:
   """A part of an answer."""
+
+  @functools.cached_property
+  def variables(self) -> frozenset[str]:
+    """The names of its symbols that are no constants."""
+    return frozenset().union(*(part.variables for part in children(self)))
+
+  @functools.cached_property
+  def size(self) -> int:
+    """How many nodes it has, itself included."""
+    return 1 + sum(part.size for part in children(self))
+
+  @functools.cached_property
+  def memo(self) -> dict[str, Any]:
+    """What others found out about it, such as the program that evaluates it."""
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +55,12 @@ class Symbol(Node):
 
   name: str
 
+  @functools.cached_property
+  def variables(self) -> frozenset[str]:
+    """Its name, unless it is that of a constant."""
+    is_constant = self.name in CONSTANTS or self.name.startswith('\\mathbb')
+    return frozenset() if is_constant else frozenset((self.name,))
+
 
 @dataclasses.dataclass(frozen=True)
 class Operation(Node):
@@ -49,6 +74,17 @@ class Operation(Node):
 
   name: str
   args: tuple[Node, ...]
+
+  @functools.cached_property
+  def variables(self) -> frozenset[str]:
+    """Those of its arguments, without the index of a sum or a product."""
+    match self:
+      case Operation(
+        'sum:^_' | 'prod:^_',
+        (body, Relation((Symbol(name), first), ('=',)), last),
+      ):
+        return body.variables - {name} | first.variables | last.variables
+    return frozenset().union(*(part.variables for part in self.args))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,17 +18,22 @@ from r1jax.graders.mathematics.nodes import (
   Node,
   Number,
   Operation,
+  Symbol,
   children,
-  symbols,
 )
 
-CONSTANTS = frozenset(('\\pi', 'e', 'i', '\\infty'))
 _DIGITS, _POINT_DIGITS = 50, 30
 _EXACT, _AT_POINTS, _DECIMAL = 1e-30, 1e-18, 1e-6
 _SHOWN_DIGITS = 15  # A computer shows a fraction with so many.
 # Points with positive numbers alone, where roots and logarithms are real, and
-# points with both signs, which tell |x| from x.
+# points with both signs, which tell |x| from x. Analytic expressions need two of
+# the first kind: what agrees there agrees everywhere.
 _POSITIVE, _SIGNED = (1, 2, 3), (4, 5, 6, 7)
+_ENOUGH = 2
+_NOT_ANALYTIC = frozenset(
+  'sqrt root ln lg log abs floor ceil min max gcd lcm arcsin arccos arctan arccot '
+  'arcsec arccsc arsinh arcosh artanh pm mp'.split()
+)
 
 
 def same_value(a: Node, b: Node) -> bool:
@@ -37,9 +42,10 @@ def same_value(a: Node, b: Node) -> bool:
   Raises:
     TooLarge: evaluating them would cost too much.
   """
-  if not variables(a) | variables(b):
+  if not a.variables | b.variables:
     return _same_constant(a, b)
   tolerance = _DECIMAL if is_decimal(a) or is_decimal(b) else _AT_POINTS
+  analytic = _is_analytic(a) and _is_analytic(b)
   matches = 0
   for x, y, signed in _at_points(a, b):
     if signed and not (_is_real(x) and _is_real(y)):
@@ -47,7 +53,9 @@ def same_value(a: Node, b: Node) -> bool:
     if not _close(x, y, tolerance):
       return False
     matches += 1
-  return matches >= 2
+    if matches == _ENOUGH and analytic:
+      break
+  return matches >= _ENOUGH
 
 
 def proportion(a: Node, b: Node) -> Value | None:
@@ -59,6 +67,7 @@ def proportion(a: Node, b: Node) -> Value | None:
     TooLarge: evaluating them would cost too much.
   """
   tolerance = _DECIMAL if is_decimal(a) or is_decimal(b) else _AT_POINTS
+  analytic = _is_analytic(a) and _is_analytic(b)
   ratio, matches = None, 0
   for x, y, signed in _at_points(a, b):
     if signed and not (_is_real(x) and _is_real(y)):
@@ -69,16 +78,32 @@ def proportion(a: Node, b: Node) -> Value | None:
     if ratio is not None and not _close(ratio, quotient, tolerance):
       return None
     ratio, matches = quotient, matches + 1
-  return ratio if matches >= 2 else None
+    if matches == _ENOUGH and analytic:
+      break
+  return ratio if matches >= _ENOUGH else None
 
 
-def variables(node: Node) -> frozenset[str]:
-  """Returns the names of the symbols of a node that are no constants."""
-  return frozenset(
-    name
-    for name in symbols(node) - CONSTANTS
-    if not name.startswith('\\mathbb')
-  )
+def _is_analytic(node: Node) -> bool:
+  """Whether an expression has no roots, absolute values and the like."""
+  found = node.memo.get('is_analytic')
+  if found is None:
+    match node:
+      case Operation('pow', (base, exponent)) if not (
+        base == Symbol('e') or _is_integer(exponent)
+      ):
+        found = False
+      case Operation(name) if name in _NOT_ANALYTIC:
+        found = False
+      case _:
+        found = all(map(_is_analytic, children(node)))
+    node.memo['is_analytic'] = found
+  return found
+
+
+def _is_integer(node: Node) -> bool:
+  if isinstance(node, Operation) and node.name == 'neg':
+    return _is_integer(node.args[0])
+  return isinstance(node, Number) and node.value.denominator == 1
 
 
 def constant(node: Node) -> Value | None:
@@ -88,7 +113,7 @@ def constant(node: Node) -> Value | None:
     TooLarge: evaluating it would cost too much.
   """
   evaluator = Evaluator(_no_variable)
-  value = None if variables(node) else _evaluated(evaluator, node)
+  value = None if node.variables else _evaluated(evaluator, node)
   return value if evaluator.is_known else None
 
 
@@ -113,6 +138,9 @@ def rationals(nodes: Sequence[Node]) -> list[Fraction] | None:
 
 def close(a: Value, b: Value) -> bool:
   """Whether two exact values are equal: to 30 digits if not rational."""
+  arithmetic.spend(2)
+  if isinstance(a, Fraction) and isinstance(b, Fraction):
+    return a == b
   arithmetic.spend(2)
   with mpmath.workdps(_DIGITS):
     return _close(a, b, _EXACT)

@@ -116,6 +116,8 @@ class Parser(FactorParser):
     return None
 
   def _modulus(self) -> Node | None:
+    if self._peek().text not in ('pmod', 'bmod', 'mod', '('):
+      return None
     if self._at('command', 'pmod') or self._at('command', 'bmod'):
       self._pop()
       return self._argument()
@@ -238,6 +240,8 @@ class Parser(FactorParser):
 
   def _unit(self, left: Node) -> str | None:
     """Pops a unit or a noun that stands behind a value, if one does."""
+    if self._peek().kind not in ('word', 'text'):
+      return None
     end = units.end(self.tokens, self.position, left)
     if end is None:
       return None
@@ -277,8 +281,9 @@ def parse(text: str) -> Node:
     return Words(words)
   parser = Parser(tokens(text))
   items = parser.answer()
-  if parser.position < len(parser.tokens):
-    raise NotRead(f'{parser.tokens[parser.position].text!r} is not closed')
+  rest = parser.tokens[parser.position]
+  if rest.kind != 'end':
+    raise NotRead(f'{rest.text!r} is not closed')
   if not items:
     raise NotRead('nothing is there')
   return items[0] if len(items) == 1 else Sequence('', tuple(items))

@@ -6,6 +6,7 @@ import mpmath
 
 from r1jax.graders.mathematics import numbers
 from r1jax.graders.mathematics.nodes import (
+  CONSTANTS,
   Node,
   Number,
   Operation,
@@ -15,6 +16,8 @@ from r1jax.graders.mathematics.nodes import (
 )
 
 _FLIPPED = {'<': '>', '<=': '>=', '>': '<', '>=': '<='}
+# Operators that ask for a value, which their other side gives: \\lim x = 0.
+_QUESTIONS = frozenset('int iint iiint oint lim limsup liminf sum prod'.split())
 # Letters that name functions: f(x) = 3 is 3, and xy = 3 is not.
 _FUNCTION_NAMES = frozenset('fghpqrsuvwy')
 
@@ -40,7 +43,7 @@ def unverified(node: Relation) -> list[Node]:
     side
     for side in node.sides[:-1]
     if not _is_name(side)
-    and not numbers.variables(side)
+    and not side.variables
     and numbers.constant(side) is None
   ]
 
@@ -60,9 +63,9 @@ def value(node: Node) -> Node:
   while operators and _is_name(sides[0]):
     sides.pop(0)
     operators.pop(0)
-  if len(sides) > 1 and any(map(numbers.variables, sides[1:])):
+  if len(sides) > 1 and any(side.variables for side in sides[1:]):
     return node  # An equation that is no definition.
-  if len(sides) > 1 and numbers.variables(sides[0]):
+  if len(sides) > 1 and sides[0].variables:
     return node
   if 'approx' in operators:
     sides = sides[: operators.index('approx') + 1]
@@ -93,7 +96,7 @@ def _agree(left: Node, operator: str, right: Node, same) -> bool:
   if operator not in ('=', 'approx'):
     return True
   if isinstance(left, Sequence) and isinstance(right, Sequence):
-    is_constant = not numbers.variables(left)
+    is_constant = not left.variables
     return (
       operator != '=' or not is_constant or same is None or same(left, right)
     )
@@ -121,7 +124,7 @@ def _is_name(node: Node) -> bool:
   """Whether the left side of an equation only names what is on the right."""
   match node:
     case Symbol(name=text):
-      return text not in numbers.CONSTANTS or text == 'e'
+      return text not in CONSTANTS or text == 'e'
     case Sequence(brackets='()' | '', items=items):
       return all(isinstance(item, Symbol) for item in items)
     case Operation(name='abs', args=(inner,)):
@@ -131,6 +134,12 @@ def _is_name(node: Node) -> bool:
       return all(map(_is_segment, parts)) or all(map(_is_differential, parts))
     case Operation(name='ratio', args=parts):
       return all(map(_is_segment, parts))
+    case Operation(name='mul', args=(Operation(name='div', args=parts), _)) if (
+      all(map(_is_differential, parts))
+    ):
+      return True  # A derivative of something, as below.
+    case Operation(name=kind) if kind.split(':')[0] in _QUESTIONS:
+      return numbers.constant(node) is None
     case Operation(name='mul' | 'apply'):
       return _is_segment(node) or is_application(node)
   return False
@@ -249,7 +258,7 @@ def _same_comparison(a: tuple[Node, str], b: tuple[Node, str]) -> bool:
     return False
   if any(isinstance(part[0], Sequence) for part in (a, b)):
     return False
-  if not numbers.variables(a[0]) or not numbers.variables(b[0]):
+  if not a[0].variables or not b[0].variables:
     return False  # A statement about numbers says nothing.
   ratio = numbers.proportion(a[0], b[0])
   if ratio is None:

@@ -75,18 +75,26 @@ def real_set(node: Node) -> RealSet | None:
       brackets=('()' | '[)' | '(]' | '[]') as brackets, items=items
     ):
       return _interval(brackets, items)
-    case Operation(
-      name=('union' | 'intersection' | 'difference') as name, args=(left, right)
-    ):
-      a, b = real_set(left), real_set(right)
+    case Operation(name='union'):
+      sets = [real_set(part) for part in _united(node)]
+      if any(part is None for part in sets):
+        return None
+      return _union(tuple(part for some in sets for part in some or ()))
+    case Operation(name=('intersection' | 'difference') as name, args=args):
+      a, b = map(real_set, args)
       if a is None or b is None:
         return None
-      if name == 'union':
-        return _union(a + b)
       return _intersection(a, b if name == 'intersection' else _complement(b))
     case Relation():
       return _relation(node)
   return None
+
+
+def _united(node: Node) -> list[Node]:
+  """Returns the sets of a union of unions, in their order."""
+  if isinstance(node, Operation) and node.name == 'union':
+    return [part for side in node.args for part in _united(side)]
+  return [node]
 
 
 def _points(items: tuple[Node, ...]) -> RealSet | None:
@@ -104,7 +112,7 @@ def _interval(brackets: str, items: tuple[Node, ...]) -> RealSet | None:
   low, high = map(numbers.constant, items)
   if low is None or high is None or not (_is_real(low) and _is_real(high)):
     return None
-  if not arithmetic.as_number(low) < arithmetic.as_number(high):
+  if not arithmetic.less(low, high):
     return None
   return (Interval(low, brackets[0] == '[', high, brackets[1] == ']'),)
 
@@ -115,7 +123,7 @@ def _conditions(relations: tuple[Node, ...]) -> RealSet | None:
   1 < x, x < 3 → (1, 3);  x < 1, x > 3 → (−∞, 1) ∪ (3, ∞)
   """
   sets = [real_set(relation) for relation in relations]
-  names = [numbers.variables(relation) for relation in relations]
+  names = [relation.variables for relation in relations]
   if any(part is None for part in sets) or len(set(names)) != 1:
     return None
   common: RealSet = _ALL
@@ -130,7 +138,7 @@ def _conditions(relations: tuple[Node, ...]) -> RealSet | None:
 def _relation(node: Relation) -> RealSet | None:
   """Returns the numbers that satisfy a chain of relations in one variable."""
   node = dataclasses.replace(node, sides=tuple(map(_variable, node.sides)))
-  names = numbers.variables(node)
+  names = node.variables
   if node.operators == ('in',) and isinstance(node.sides[0], Symbol):
     return real_set(node.sides[1])
   if not node.operators or node.modulus is not None:
@@ -156,7 +164,7 @@ def _comparison(left: Node, operator: str, right: Node) -> RealSet | None:
   value = numbers.constant(right)
   if value is None:
     value, left, operator = (numbers.constant(left), right, _FLIPPED[operator])
-  if value is None or not _is_real(value) or not numbers.variables(left):
+  if value is None or not _is_real(value) or not left.variables:
     return None
   match left:
     case Operation(name='abs', args=(inner,)) if operator in _FLIPPED:
@@ -166,7 +174,7 @@ def _comparison(left: Node, operator: str, right: Node) -> RealSet | None:
     return None
   slope, offset = line
   bound = arithmetic.quotient(arithmetic.difference(value, offset), slope)
-  if arithmetic.as_number(slope) < 0:
+  if arithmetic.less(slope, arithmetic.ZERO):
     operator = _FLIPPED[operator]
   return _half_line(operator, bound)
 
@@ -185,7 +193,9 @@ def _half_line(operator: str, bound: Value) -> RealSet:
 
 def _absolute(inner: Node, operator: str, value: Value) -> RealSet | None:
   """Solves |x| < a and the like."""
-  if not isinstance(inner, Symbol) or not arithmetic.as_number(value) > 0:
+  if not isinstance(inner, Symbol) or not (
+    arithmetic.less(arithmetic.ZERO, value)
+  ):
     return None
   above = _half_line(operator, value)
   below = _half_line(_FLIPPED[operator], -value)
@@ -198,7 +208,7 @@ def _line(node: Node) -> tuple[Value, Value] | None:
   """Returns slope and offset of a linear expression in one variable."""
   if isinstance(node, Symbol):
     return arithmetic.ONE, arithmetic.ZERO
-  [name] = numbers.variables(node)
+  [name] = node.variables
   try:
     values = [
       evaluation.Evaluator({name: point}.__getitem__).value(node)
@@ -233,7 +243,7 @@ def _union(parts: RealSet) -> RealSet:
     if last and _touch(last, part):
       if numbers.close(last.high, part.high):
         high, has_high = last.high, last.has_high or part.has_high
-      elif arithmetic.as_number(part.high) > arithmetic.as_number(last.high):
+      elif arithmetic.less(last.high, part.high):
         high, has_high = part.high, part.has_high
       else:
         high, has_high = last.high, last.has_high
@@ -249,9 +259,7 @@ def _union(parts: RealSet) -> RealSet:
 def _touch(first: Interval, second: Interval) -> bool:
   if numbers.close(first.high, second.low):
     return first.has_high or second.has_low
-  return bool(
-    arithmetic.as_number(second.low) < arithmetic.as_number(first.high)
-  )
+  return arithmetic.less(second.low, first.high)
 
 
 def _complement(parts: RealSet) -> RealSet:
@@ -272,18 +280,12 @@ def _intersection(a: RealSet, b: RealSet) -> RealSet:
       if numbers.close(x.low, y.low):
         low, has_low = x.low, x.has_low and y.has_low
       else:
-        higher = (
-          x if arithmetic.as_number(x.low) > arithmetic.as_number(y.low) else y
-        )
+        higher = x if arithmetic.less(y.low, x.low) else y
         low, has_low = higher.low, higher.has_low
       if numbers.close(x.high, y.high):
         high, has_high = x.high, x.has_high and y.has_high
       else:
-        lower = (
-          x
-          if arithmetic.as_number(x.high) < arithmetic.as_number(y.high)
-          else y
-        )
+        lower = x if arithmetic.less(x.high, y.high) else y
         high, has_high = lower.high, lower.has_high
       found.append(Interval(low, has_low, high, has_high))
   return _union(tuple(part for part in found if _is_filled(part)))
@@ -296,4 +298,4 @@ def _is_filled(part: Interval) -> bool:
       and part.has_high
       and not mpmath.isinf(arithmetic.as_number(part.low))
     )
-  return bool(arithmetic.as_number(part.low) < arithmetic.as_number(part.high))
+  return arithmetic.less(part.low, part.high)

@@ -6,6 +6,7 @@ them before texts are compared and parsed. It removes nothing that has a
 meaning but currency signs, delimiters of formulas and the sizes of brackets.
 """
 
+import functools
 import re
 import unicodedata
 
@@ -220,6 +221,7 @@ _TO = re.compile(r'^\s*(\d+)\s+to\s+(\d+)\s*$')
 _END = re.compile(r'(?:(?<![\\.])[.,;:?]|(?<=\d)\.|\\\\)\s*$')
 
 
+@functools.lru_cache(256)  # An answer is compared as text, then parsed.
 def normalize(text: str) -> str:
   """Rewrites an answer to the notation that parser.py reads.
 
@@ -265,6 +267,8 @@ def compact(text: str) -> str:
 
 
 def _unicode(text: str) -> str:
+  if text.isascii():
+    return _CONTROL.sub(' ', text)
   out: list[str] = []
   script = ''  # The kind of script that is open.
   for char in text:
@@ -287,6 +291,9 @@ def _unicode(text: str) -> str:
   if script:
     out.append('}')
   return ''.join(out)
+
+
+_CONTROL = re.compile(r'[\x00-\x1f]')
 
 
 def _synonym(match: re.Match) -> str:
