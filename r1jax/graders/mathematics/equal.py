@@ -300,7 +300,7 @@ def _has_order(a: Sequence, b: Sequence) -> bool:
 def _order(items: Items[Node]) -> str:
   """Returns 'rising', 'falling' or '' for the order of numbers.
 
-  Items that are not all numbers have no order to lose: they count as falling.
+  Items that are not all numbers count as falling, since nobody sorts them.
   """
   values = numbers.rationals(items)
   if values is None:
