@@ -168,8 +168,15 @@ def test_packed_rows_are_the_update_of_one_row_a_sample(loss):
     )
     assert split.keys() == metrics.keys()
     for name, value in metrics.items():
+      # Differences of log-probabilities near 0 carry the rounding of the
+      # log-probabilities themselves, about 4 of absolute value in float32.
+      logps = name.startswith('rollout_logp_diff')
       np.testing.assert_allclose(
-        split[name], value, rtol=2e-6, atol=1e-6, err_msg=name
+        split[name],
+        value,
+        rtol=2e-6,
+        atol=5e-6 if logps else 1e-6,
+        err_msg=name,
       )
     old = policy_step.token_logps(model, 1.0, shape, 2)
     for got in old(params, params, batch):
