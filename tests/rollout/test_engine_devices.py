@@ -24,17 +24,19 @@ from tests.rollout.conftest import SIZES, sample_three
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'config,sizes',
+  'config,sizes,atol',
   [
-    (small_config(), SIZES),
+    (small_config(), SIZES, 1e-5),
     (
       dense_config(num_attention_heads=4, num_key_value_heads=2),
       dataclasses.replace(SIZES, kv_cache_int8=True),
+      # A value half-way between two of the 255 steps rounds to either.
+      2e-2,
     ),
   ],
   ids=['mla', 'gqa-int8'],
 )
-def test_eight_devices_sample_what_one_does(config, sizes):
+def test_eight_devices_sample_what_one_does(config, sizes, atol):
   """Two prompts over four parts of a batch: the mesh need not divide them."""
   model, params = make(config)
   want = sample_three(Engine(model, sizes), params, jax.random.key(2))
@@ -46,7 +48,7 @@ def test_eight_devices_sample_what_one_does(config, sizes):
   )
   got = sample_three(Engine(wide, sizes), spread, jax.random.key(2))
   np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
-  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
+  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=atol)
 
 
 @pytest.mark.parametrize(
