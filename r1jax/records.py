@@ -312,10 +312,20 @@ class RLBatch:
     sample_BT   = [4, 4, 4, 7, 7, 7]
     mask_BT     = [0, 0, 1, 0, 1, 1]
 
+  Samples may share a prompt, which then is a segment before theirs. Its last
+  token is repeated in each of them (with MTP modules, one more for each), so
+  that what predicts a token stands before it. The prompt [7, 8, 9] with the
+  completions [4] and [5, 6]:
+    tokens_BT   = [7,  8,  9, 4, 9, 5, 6]
+    position_BT = [0,  1,  2, 3, 2, 3, 4]
+    segment_BT  = [1,  1,  2, 2, 3, 3, 3]
+    prefix_BT   = [−1, −1, 1, 1, 1, 1, 1]
+
   Attributes:
     tokens_BT: int32 token ids.
     position_BT: int32, the token's position in its sample.
-    segment_BT: int32, samples of a row counted from 1; 0 on padding.
+    segment_BT: int32, segments of a row counted from 1: samples, or what they
+      share; 0 on padding.
     sample_BT: int32, the token's row in the Rollout; 0 on padding.
     mask_BT: bool, True on the tokens that the loss counts.
     logp_BT, staleness_BT, experts_BTLA: See Rollout.
@@ -331,6 +341,9 @@ class RLBatch:
     value_BT: float32, the value function's prediction for the state in which
       each token was sampled; None without a value function.
     return_BT: float32 regression target of that prediction; None likewise.
+    prefix_BT: int32, the segment of the prompt that the token's sample shares,
+      to which it attends; −1 for tokens of such a prompt, 0 for others. None if
+      no sample may share one.
   """
 
   tokens_BT: Array
@@ -348,6 +361,7 @@ class RLBatch:
   rollout_is_weight_BT: Array | None = None
   value_BT: Array | None = None
   return_BT: Array | None = None
+  prefix_BT: Array | None = None
 
 
 @chex.dataclass(frozen=True)

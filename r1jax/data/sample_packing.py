@@ -5,14 +5,20 @@ often a fifth of the longest one that is allowed: one row a sample would be
 mostly padding. Each row holds several whole samples instead, and attention
 stays within a sample. Losses and metrics are those of one row a sample.
 
+Samples of one prompt may share it: it stands once before their completions,
+each of which attends to it and to itself. The last tokens of the prompt are
+repeated before each completion, so that a token is always predicted at the slot
+before it. A step shares prompts if that leaves it fewer microbatches.
+
 The number of rows follows from the tokens that came. Rows are handed to the
 device in microbatches of one shape, and a loop runs as many of them as hold
 tokens, so that all steps of a run share a few programs.
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +38,9 @@ class RowShape:
     num_updates: Updates of a step, each of an equal share of the samples.
     num_samples: Samples of a step.
     max_sample_tokens: Tokens of the longest sample that may come.
+    repeated_tokens: The last tokens of a shared prompt that stand before each
+      completion: one for the model's prediction, and one for each MTP module's.
+      0 if samples do not share prompts.
   """
 
   row_tokens: int
@@ -39,6 +48,7 @@ class RowShape:
   num_updates: int
   num_samples: int
   max_sample_tokens: int
+  repeated_tokens: int = 0
 
   @property
   def max_microbatches(self) -> int:
@@ -76,6 +86,25 @@ class Packing(NamedTuple):
   num_microbatches_u: np.ndarray
 
 
+class SharedPrompts(NamedTuple):
+  """The prompts that samples share where they are neighbours in a row.
+
+  Attributes:
+    id_B: int, equal for samples of one prompt.
+    tokens_B: int, the tokens that samples of one prompt have once; 0 for none.
+  """
+
+  id_B: np.ndarray
+  tokens_B: np.ndarray
+
+  def runs(self, row: list[int]) -> Iterator[tuple[list[int], int]]:
+    """Yields neighbours of one prompt, and the tokens that they share."""
+    for _, run in itertools.groupby(row, lambda b: int(self.id_B[b])):
+      samples = list(run)
+      shared = int(self.tokens_B[samples[0]]) if len(samples) > 1 else 0
+      yield samples, shared
+
+
 def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
   """Packs items into rows, the longest first, each where it fits best.
 
@@ -108,7 +137,10 @@ def best_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 
 def plan(
-  lengths_B: np.ndarray, order_B: np.ndarray, shape: RowShape
+  lengths_B: np.ndarray,
+  order_B: np.ndarray,
+  shape: RowShape,
+  prompts: SharedPrompts | None = None,
 ) -> Packing:
   """Plans the rows of a step.
 
@@ -120,21 +152,92 @@ def plan(
     order_B: The order of the samples: consecutive equal parts of it are the
       samples of consecutive updates.
     shape: Shape of the rows.
+    prompts: The prompts that samples share; None if they share none.
   """
+  prompts = prompts or unshared(len(lengths_B))
+
+  def tokens(samples: list[int], shared: int) -> int:
+    return int(lengths_B[samples].sum()) - shared * (len(samples) - 1)
+
+  def cost(row: list[int]) -> int:  # The pairs of tokens that attention sees.
+    return sum(
+      int((lengths_B[samples] ** 2).sum()) - shared**2 * (len(samples) - 1)
+      for samples, shared in prompts.runs(row)
+    )
+
   of_update = []
   for samples in np.split(order_B, shape.num_updates):
     samples = samples[lengths_B[samples] > 0]
+    items = _items(samples, lengths_B, shape.row_tokens, prompts)
+    sizes = [tokens(*run) for item in items for run in prompts.runs(item)]
     rows = [
-      [int(samples[i]) for i in row]
-      for row in best_fit(lengths_B[samples].tolist(), shape.row_tokens)
+      # Items of one prompt become neighbours, which makes them one run.
+      [
+        b
+        for i in sorted(row, key=lambda i: prompts.id_B[items[i][0]])
+        for b in items[i]
+      ]
+      for row in best_fit(sizes, shape.row_tokens)
     ]
-    rows.sort(key=lambda row: -sum(int(lengths_B[b]) ** 2 for b in row))
+    rows.sort(key=cost, reverse=True)
     of_update.append(rows)
   counts = [-(-len(rows) // shape.microbatch_rows) for rows in of_update]
   room = shape.capacity(max(counts)) * shape.microbatch_rows
   padded = [rows + [[]] * (room - len(rows)) for rows in of_update]
   return Packing(
     [row for rows in padded for row in rows], np.array(counts, np.int32)
+  )
+
+
+def _items(
+  samples: np.ndarray,
+  lengths_B: np.ndarray,
+  row_tokens: int,
+  prompts: SharedPrompts,
+) -> list[list[int]]:
+  """Returns samples that stay together: as many of a prompt as fit in a row."""
+  of_prompt: dict[int, list[int]] = {}
+  for b in samples.tolist():
+    of_prompt.setdefault(int(prompts.id_B[b]), []).append(b)
+  items = []
+  for members in of_prompt.values():
+    shared = int(prompts.tokens_B[members[0]])
+    if not shared:
+      items += [[b] for b in members]
+      continue
+    own = (lengths_B[members] - shared).tolist()
+    bins = best_fit(own, row_tokens - shared)
+    items += [[members[i] for i in item] for item in bins]
+  return items
+
+
+def unshared(num_samples: int) -> SharedPrompts:
+  """Returns the prompts of samples that share none."""
+  return SharedPrompts(np.arange(num_samples), np.zeros(num_samples, np.int64))
+
+
+def shared_prompts(rollout: Rollout, repeated_tokens: int) -> SharedPrompts:
+  """Finds the prompts that samples share.
+
+  A prompt is all that precedes the first sampled token. Samples of a group
+  whose prompts differ, as where an environment wrote first, share none.
+
+  Args:
+    rollout: The samples.
+    repeated_tokens: See RowShape.
+  """
+  B, T = rollout.mask_BT.shape
+  before_BT = np.arange(T) < rollout.mask_BT.argmax(1)[:, None]
+  before_BT &= rollout.valid_BT  # Nothing, where nothing was sampled.
+  tokens_BT = np.where(before_BT, rollout.tokens_BT, -1)
+  _, first_P, place_B = np.unique(
+    rollout.group_B, return_index=True, return_inverse=True
+  )
+  first_B = first_P[place_B]
+  same_B = (tokens_BT == tokens_BT[first_B]).all(1)
+  tokens_B = np.maximum(before_BT.sum(1) - repeated_tokens, 0)
+  return SharedPrompts(
+    np.where(same_B, first_B, np.arange(B)), np.where(same_B, tokens_B, 0)
   )
 
 
@@ -150,26 +253,19 @@ def pack(
     shape: Shape of the rows.
   """
   lengths_B = rollout.valid_BT.sum(1) * included_B
-  packing = plan(lengths_B, order_B, shape)
-  T = shape.row_tokens
-  of_slot = np.full((len(packing.rows), T), -1, np.int64)  # In the rollout.
-  segment_BT, position_BT, sample_BT = np.zeros((3, *of_slot.shape), np.int32)
-  width = rollout.tokens_BT.shape[1]
-  for row, samples in enumerate(packing.rows):
-    start = 0
-    for number, sample in enumerate(samples, 1):
-      columns = np.flatnonzero(rollout.valid_BT[sample])
-      end = start + len(columns)
-      of_slot[row, start:end] = sample * width + columns
-      segment_BT[row, start:end] = number
-      position_BT[row, start:end] = np.arange(len(columns))
-      sample_BT[row, start:end] = sample
-      start = end
-  used_BT = of_slot >= 0
+  prompts = unshared(len(lengths_B))
+  packing = plan(lengths_B, order_B, shape, prompts)
+  if shape.repeated_tokens:
+    shared = shared_prompts(rollout, shape.repeated_tokens)
+    sharing = plan(lengths_B, order_B, shape, shared)
+    if sharing.num_microbatches_u.sum() < packing.num_microbatches_u.sum():
+      packing, prompts = sharing, shared
+  slots = _slots(rollout.valid_BT, packing.rows, shape.row_tokens, prompts)
+  used_BT = slots.of_BT >= 0
 
   def packed(x_BT: np.ndarray) -> np.ndarray:
     flat = x_BT.reshape(-1, *x_BT.shape[2:])
-    taken = flat[np.maximum(of_slot, 0)]
+    taken = flat[np.maximum(slots.of_BT, 0)]
     return np.where(
       used_BT.reshape(*used_BT.shape, *(1,) * (x_BT.ndim - 2)),
       taken,
@@ -178,9 +274,9 @@ def pack(
 
   return RLBatch(
     tokens_BT=packed(rollout.tokens_BT),
-    position_BT=position_BT,
-    segment_BT=segment_BT,
-    sample_BT=sample_BT,
+    position_BT=slots.position_BT,
+    segment_BT=slots.segment_BT,
+    sample_BT=slots.sample_BT,
     mask_BT=packed(rollout.mask_BT),
     logp_BT=packed(rollout.logp_BT),
     staleness_BT=packed(rollout.staleness_BT),
@@ -188,12 +284,74 @@ def pack(
     experts_BTLA=(
       None if rollout.experts_BTLA is None else packed(rollout.experts_BTLA)
     ),
+    prefix_BT=slots.prefix_BT if shape.repeated_tokens else None,
   )
 
 
-def efficiency(batch: RLBatch, shape: RowShape) -> float:
-  """Returns the share of the computed slots that hold tokens, in [0, 1]."""
+class _Slots(NamedTuple):
+  """The slots of all rows.
+
+  Attributes:
+    of_BT: int, the token's place in the flattened rollout; −1 for padding.
+    position_BT, segment_BT, sample_BT, prefix_BT: See RLBatch.
+  """
+
+  of_BT: np.ndarray
+  position_BT: np.ndarray
+  segment_BT: np.ndarray
+  sample_BT: np.ndarray
+  prefix_BT: np.ndarray
+
+
+def _slots(
+  valid_BT: np.ndarray,
+  rows: list[list[int]],
+  row_tokens: int,
+  prompts: SharedPrompts,
+) -> _Slots:
+  """Lays samples out in rows, a shared prompt before its completions."""
+  shape, width = (len(rows), row_tokens), valid_BT.shape[1]
+  slots = _Slots(np.full(shape, -1), *np.zeros((4, *shape), np.int32))
+  for row, samples in enumerate(rows):
+    at = segment = 0
+    for run, shared in prompts.runs(samples):
+      parts = [(run[0], slice(shared), -1)] if shared else []
+      prefix = segment + 1 if shared else 0
+      parts += [(b, slice(shared, None), prefix) for b in run]
+      for sample, part, prefix in parts:
+        columns = np.flatnonzero(valid_BT[sample])
+        position = np.arange(len(columns))[part]
+        end, segment = at + len(position), segment + 1
+        slots.of_BT[row, at:end] = sample * width + columns[part]
+        slots.position_BT[row, at:end] = position
+        slots.segment_BT[row, at:end] = segment
+        slots.sample_BT[row, at:end] = sample
+        slots.prefix_BT[row, at:end] = prefix
+        at = end
+  return slots
+
+
+def metrics(
+  batch: RLBatch, shape: RowShape, lengths_B: np.ndarray
+) -> dict[str, float]:
+  """Returns how much of what is computed are tokens.
+
+  Args:
+    batch: The packed samples.
+    shape: Shape of the rows.
+    lengths_B: Tokens of each sample, with its prompt; 0 for one left out.
+
+  Returns:
+    packing/efficiency: The share of the computed slots that hold tokens.
+    packing/shared: The share of the samples' tokens that are not computed,
+      since samples share prompts.
+  """
+  tokens = int(np.sum(np.asarray(batch.segment_BT) > 0))
   computed = int(np.sum(batch.num_microbatches_u)) * (
     shape.microbatch_rows * shape.row_tokens
   )
-  return float(np.sum(np.asarray(batch.segment_BT) > 0)) / max(computed, 1)
+  of_samples = int(lengths_B.sum())
+  return {
+    'packing/efficiency': tokens / max(computed, 1),
+    'packing/shared': (of_samples - tokens) / max(of_samples, 1),
+  }

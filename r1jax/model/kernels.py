@@ -52,7 +52,8 @@ def attend(
       'blocked' on CPU. On GPU, 'auto' is 'blocked' for dtypes wider than 16
       bits too, which the fused kernel would multiply in TF32.
     prefix_BT: int32, for each token the id of an earlier segment of its row
-      that it attends to besides its own, or -1; None if no token does. With a
+      that it attends to besides its own, or a number below 1; None if no token
+      does. With a
       prompt and two completions that share it:
         segment_BT = [1, 1, 2, 2, 3, 3]     prefix_BT = [-1, -1, 1, 1, 1, 1]
 
@@ -64,7 +65,9 @@ def attend(
   """
   if kernel == 'auto':
     kernel = _best(layout.platform, q_BTNH.dtype)
-  if prefix_BT is not None and kernel in ('flash', 'splash'):
+  if prefix_BT is not None and not sees_prefixes(
+    kernel, layout.platform, q_BTNH.dtype
+  ):
     raise ValueError(
       f'prefix_BT: the attention kernel {kernel!r} knows equality of segments '
       "alone; set model.attention_kernel = 'blocked'"
@@ -79,6 +82,18 @@ def attend(
     'splash': partial(_splash, interpret=layout.platform != 'tpu'),
   }[kernel]
   return _on_each_device(partial(function, scale=scale), qkv, rows, layout)
+
+
+def sees_prefixes(kernel: str, platform: str, dtype) -> bool:
+  """Returns whether `attend` takes a prefix_BT.
+
+  Args:
+    kernel, dtype: See `attend`; the dtype is that of queries.
+    platform: 'cpu', 'gpu' or 'tpu'.
+  """
+  if kernel == 'auto':
+    kernel = _best(platform, jnp.dtype(dtype))
+  return kernel not in ('flash', 'splash')
 
 
 def _best(platform: str, dtype) -> str:

@@ -90,7 +90,9 @@ def gating_weights(affinity, expert, config: ModelConfig):
   return gate * config.routed_scaling_factor
 
 
-def sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT, balance_BT=None):
+def sequence_aux_loss(
+  affinity_BTE, expert_BTA, counted_BT, balance_BT=None, prefix_BT=None
+):
   """Computes the sequence-wise balance loss (V3 eq. 17–20) without its α.
 
   It is the mean over sequences of Σ_i f_i P_i, with f_i = E / (A T) · (tokens
@@ -103,10 +105,13 @@ def sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT, balance_BT=None):
     counted_BT: bool, False for tokens to leave out, such as padding.
     balance_BT: int32 in [0, T], the sequence of its row that each token belongs
       to; None where a row is one sequence.
+    prefix_BT: int32, the sequence that precedes that of the token and belongs
+      to it, such as a shared prompt; −1 for tokens of a sequence that precedes
+      others and is none by itself, 0 for others. None where all are 0.
 
   Returns:
     The float32 scalar loss, and load_E: the number of counted tokens that
-    chose each expert.
+    chose each expert. A shared token counts in each sequence that it precedes.
   """
   E, A = affinity_BTE.shape[-1], expert_BTA.shape[-1]
 
@@ -115,7 +120,14 @@ def sequence_aux_loss(affinity_BTE, expert_BTA, counted_BT, balance_BT=None):
       return x_BTE.sum(1, keepdims=True)
     num = balance_BT.shape[1] + 1
     sum_ = jax.vmap(lambda x, ids: jax.ops.segment_sum(x, ids, num))
-    return sum_(x_BTE, balance_BT)
+    own = sum_(x_BTE, balance_BT)
+    if prefix_BT is None:
+      return own
+    max_ = jax.vmap(lambda x, ids: jax.ops.segment_max(x, ids, num))
+    prefix_BS1 = max_(prefix_BT, balance_BT)[..., None]
+    before = jnp.take_along_axis(own, jnp.maximum(prefix_BS1, 0), 1)
+    own += jnp.where(prefix_BS1 > 0, before, 0)
+    return jnp.where(prefix_BS1 >= 0, own, 0)
 
   counted_BT1 = counted_BT[..., None].astype(jnp.float32)
   count = total(counted_BT1)
@@ -226,7 +238,9 @@ class MoE(nn.Module):
   layout: Layout
 
   @nn.compact
-  def __call__(self, x_BTD, counted_BT, replay_BTA=None, balance_BT=None):
+  def __call__(
+    self, x_BTD, counted_BT, replay_BTA=None, balance_BT=None, prefix_BT=None
+  ):
     """Routes each token and applies its experts.
 
     Args:
@@ -235,7 +249,7 @@ class MoE(nn.Module):
         counts in no statistic.
       replay_BTA: int, experts to use instead of the router's choice (routing
         replay); their gating weights are computed by the router all the same.
-      balance_BT: See sequence_aux_loss.
+      balance_BT, prefix_BT: See sequence_aux_loss.
 
     Returns:
       y_BTD, and the layer's Routing.
@@ -278,7 +292,7 @@ class MoE(nn.Module):
       y_BTD += shared(x_BTD)
 
     aux_loss, load_E = sequence_aux_loss(
-      affinity_BTE, expert_BTA, counted_BT, balance_BT
+      affinity_BTE, expert_BTA, counted_BT, balance_BT, prefix_BT
     )
     return y_BTD, Routing(load_E, aux_loss, dropped, expert_BTA)
 

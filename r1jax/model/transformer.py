@@ -58,12 +58,16 @@ class Block(nn.Module):
     else:
       self.ffn = SwiGLU(c, self.layout, c.intermediate_size)
 
-  def feed_forward(self, x_BTD, counted_BT, replay_BTA=None, balance_BT=None):
+  def feed_forward(
+    self, x_BTD, counted_BT, replay_BTA=None, balance_BT=None, prefix_BT=None
+  ):
     """Applies the second half of the layer; returns its output and Routing."""
     h_BTD = self.ffn_norm(x_BTD)
     if not self.is_moe:
       return x_BTD + self.ffn(h_BTD), None
-    y_BTD, routing = self.ffn(h_BTD, counted_BT, replay_BTA, balance_BT)
+    y_BTD, routing = self.ffn(
+      h_BTD, counted_BT, replay_BTA, balance_BT, prefix_BT
+    )
     return x_BTD + y_BTD, routing
 
   def __call__(
@@ -85,6 +89,7 @@ class Block(nn.Module):
       segment_BT > 0,
       replay_BTA,
       balance_BT,
+      prefix_BT,
     )
     return self.layout.constrain(x_BTD, 'BtD'), routing
 
@@ -268,8 +273,9 @@ class Transformer(nn.Module):
       balance_BT: int32 in [0, T], the sequences of a row that the balance loss
         of the experts is the mean over; None where a row is one sequence.
       prefix_BT: int32, for each token the id of an earlier segment of its row
-        that it attends to as well, such as the prompt that completions share,
-        or -1; see kernels.attend. Positions go on after that segment.
+        that it attends to as well, such as the prompt that completions share;
+        −1 for tokens of such a segment, 0 for others. Positions go on after
+        that segment. See kernels.attend and moe.sequence_aux_loss.
     """
     x_BTD = self.embed(tokens_BT)
     routing = {}
@@ -296,9 +302,8 @@ class Transformer(nn.Module):
     """Runs the multi-token prediction (MTP) modules (V3 section 2.2).
 
     A token is paired with the one `k` places later in its segment, and the last
-    k of a segment with token 0. The last ones of a prompt that completions share
-    are paired with the first completion after it, and all of them attend to
-    these pairs.
+    k of a segment with token 0. The last ones of a shared prefix are paired with
+    the segment after it, which attends to it: all that do must begin alike.
 
     Args:
       hidden_BTD: The main model's hidden states, from __call__.

@@ -205,7 +205,9 @@ class RL(TrainedStage):
       group.batch, c.group_size, group.completions, step
     )
     self._reward.check(scored)
-    batch, varied_P = self._with_advantages(state, group, rollout, step, watch)
+    batch, varied_P, packed = self._with_advantages(
+      state, group, rollout, step, watch
+    )
     batch, metrics = self._critic.advantages(
       state.train.params,
       state.critic,
@@ -214,6 +216,7 @@ class RL(TrainedStage):
       jnp.asarray(rollout.finish_B == FINISH_LENGTH),
     )
     batch, values = self._importance_weighted(batch)
+    values |= packed
     train = state.train
     critic_state, learnt = self._critic.update(state.critic, batch)
     metrics |= learnt
@@ -261,7 +264,8 @@ class RL(TrainedStage):
     """Returns the batch with its log-probabilities and advantages of groups.
 
     Returns:
-      The RLBatch, and bool [P], whether the rewards of a group differ.
+      The RLBatch; bool [P], whether the rewards of a group differ; and metrics
+      of the packing.
     """
     c, scored = self._config, group.scored
     counts_B = scored.scorable_B & group.counts_B
@@ -278,6 +282,9 @@ class RL(TrainedStage):
     included_B = counts_B | c.kl_in_reward
     batch = sample_packing.pack(
       rollout, included_B, np.asarray(order_B), self._shape
+    )
+    packed = sample_packing.metrics(
+      batch, self._shape, rollout.valid_BT.sum(1) * included_B
     )
     watch.lap('host')
     batch = self._log_probs(state, batch)
@@ -301,7 +308,7 @@ class RL(TrainedStage):
       adv_BT=samples.spread(adv_B),
       mask_BT=batch.mask_BT & counts_B[batch.sample_BT],
     )
-    return batch, varied_P
+    return batch, varied_P, packed
 
   def evaluate(self, state: RLState, step: int, directory: Path) -> dict:
     """Evaluates held-out problems and writes completions to samples/."""
@@ -368,11 +375,8 @@ class RL(TrainedStage):
 
   def _importance_weighted(self, batch: RLBatch) -> tuple[RLBatch, dict]:
     """Returns it with the weights that rl.rollout_is asks for, and metrics."""
-    values = {
-      'packing/efficiency': sample_packing.efficiency(batch, self._shape)
-    }
     if self._config.rollout_is == 'none':
-      return batch, values
+      return batch, {}
     weight_BT = policy_loss.rollout_is_weights(
       self._policy_loss,
       batch.old_logp_BT,
@@ -382,7 +386,7 @@ class RL(TrainedStage):
     )
     weights = np.asarray(weight_BT, np.float64)[np.asarray(batch.mask_BT)]
     total, squares = weights.sum(), (weights**2).sum()
-    values |= {
+    values = {
       'rollout_is/mean': float(weights.mean()) if weights.size else 0.0,
       # Effective sample size, as a share of the tokens.
       'rollout_is/eff_sample_size': float(total**2 / (squares * weights.size))

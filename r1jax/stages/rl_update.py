@@ -80,7 +80,7 @@ def updates(
     else None
   )
   num_rows = shape.max_microbatches * shape.microbatch_rows
-  batch = _batch(layout, num_rows, shape.row_tokens, uses_values)
+  batch = _batch(layout, num_rows, shape, uses_values)
   size = shape.microbatch_rows, shape.row_tokens, shape.max_microbatches
   step = make_policy_step(config, model, tx, shape, loss)
   label = 'PPO policy' if uses_values else 'GRPO'
@@ -96,10 +96,10 @@ def updates(
 
 
 def _batch(
-  layout: Layout, num_rows: int, tokens: int, uses_values: bool
+  layout: Layout, num_rows: int, shape: RowShape, uses_values: bool
 ) -> RLBatch:
   """Returns a minibatch as shapes and shardings."""
-  array = arrays(layout, num_rows, tokens)
+  array = arrays(layout, num_rows, shape.row_tokens)
   numbers = lambda: array('BT', jnp.float32)
   ids = lambda: array('BT', jnp.int32)
   return RLBatch(
@@ -118,6 +118,7 @@ def _batch(
     ref_logp_BT=numbers(),
     value_BT=numbers() if uses_values else None,
     return_BT=numbers() if uses_values else None,
+    prefix_BT=ids() if shape.repeated_tokens else None,
   )
 
 

@@ -106,7 +106,7 @@ def make_packed_step(
   def update_on_minibatch(state: TrainState, minibatch):
     micros, count = minibatch
     totals = policy_loss.Totals(
-      jnp.sum(micros.mask_BT), rows, num_sequences(micros.segment_BT)
+      jnp.sum(micros.mask_BT), rows, num_sequences(micros)
     )
     new, metrics, maxima = update(state, micros, totals, count)
     empty = totals.tokens == 0
@@ -243,12 +243,19 @@ def num_rows(valid_BT):
   return jnp.maximum(jnp.sum(valid_BT.any(1)), 1)
 
 
-def num_sequences(segment_BT):
-  """Returns the number of segments in rows of any leading axes, at least 1.
+def num_sequences(batch: RLBatch):
+  """Returns the number of samples in rows of any leading axes, at least 1.
 
-  Segments of a row are counted from 1; see RLBatch.
+  Segments of a row are counted from 1; shared prompts are no samples.
   """
-  return jnp.maximum(jnp.sum(segment_BT.max(-1)), 1)
+  count = jnp.sum(batch.segment_BT.max(-1))
+  if batch.prefix_BT is not None:
+    before = jnp.pad(
+      batch.segment_BT[..., :-1],
+      [(0, 0)] * (batch.segment_BT.ndim - 1) + [(1, 0)],
+    )
+    count -= jnp.sum((batch.segment_BT != before) & (batch.prefix_BT < 0))
+  return jnp.maximum(count, 1)
 
 
 def constrain(model: Transformer, batch):

@@ -40,6 +40,7 @@ def mtp_loss(
   weight_BT,
   total_weight,
   balance_BT=None,
+  prefix_BT=None,
 ):
   """Returns the mean cross-entropy of the MTP modules (V3 eq. 24, 25).
 
@@ -51,13 +52,18 @@ def mtp_loss(
     target_BT: int32 next tokens.
     weight_BT: Weight of each target in the loss.
     total_weight: Sum of the weights of the whole batch.
-    balance_BT: See Transformer.__call__.
+    balance_BT, prefix_BT: See Transformer.__call__.
 
   Returns:
     The loss without λ, and the routing of the modules' MoE layers.
   """
   hidden_ZBTD, routing = model.apply(
-    {'params': params}, hidden_BTD, *inputs, balance_BT, method='predict_ahead'
+    {'params': params},
+    hidden_BTD,
+    *inputs,
+    balance_BT,
+    prefix_BT,
+    method='predict_ahead',
   )
   head, depth = (
     output_head(model, params),

@@ -145,7 +145,7 @@ def _loss_fn(
       loss,
       metrics,
       routing,
-      make_step.num_sequences(batch.segment_BT) / totals.sequences,
+      make_step.num_sequences(batch) / totals.sequences,
       {'rollout_logp_diff': diff_BT.max()},
     )
 
@@ -175,11 +175,11 @@ def _mtp_loss(
     model,
     only_mtp,
     jax.lax.stop_gradient(hidden_BTD),
-    batch_inputs(batch),
+    token_inputs(batch),
     shift(batch.tokens_BT, 1),
     shift(batch.mask_BT, 1).astype(jnp.float32),
     totals.tokens,
-    batch.segment_BT if balances else None,
+    *sequence_inputs(batch, balances),
   )
 
 
@@ -201,9 +201,9 @@ def _batch_logp(
   """
   out: Any = model.apply(
     {'params': params},
-    *batch_inputs(batch),
+    *token_inputs(batch),
     batch.experts_BTLA,
-    batch.segment_BT if balances else None,
+    *sequence_inputs(batch, balances),
   )
   logp, entropy = common.token_logp(
     out.hidden_BTD[:, :-1],
@@ -220,6 +220,18 @@ def _batch_logp(
   return padded(logp), padded(entropy), out
 
 
-def batch_inputs(batch: RLBatch):
+def token_inputs(batch: RLBatch):
   """Returns tokens_BT, position_BT and segment_BT, the model's inputs."""
   return batch.tokens_BT, batch.position_BT, batch.segment_BT
+
+
+def sequence_inputs(batch: RLBatch, balances: bool):
+  """Returns balance_BT and prefix_BT, the model's inputs of packed rows.
+
+  Args:
+    batch: The packed samples.
+    balances: Whether the balance loss of the experts counts.
+  """
+  # A shared prompt counts in the experts' loads once for each of its samples.
+  by_sequence = balances or batch.prefix_BT is not None
+  return batch.segment_BT if by_sequence else None, batch.prefix_BT

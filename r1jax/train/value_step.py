@@ -20,7 +20,7 @@ from r1jax.records import RLBatch
 from r1jax.train import make_step
 from r1jax.train.make_step import LossOutput
 from r1jax.train.optimizer import Optimizer
-from r1jax.train.policy_step import batch_inputs
+from r1jax.train.policy_step import sequence_inputs, token_inputs
 
 
 def values(model: Transformer, shape: RowShape) -> Callable:
@@ -76,7 +76,7 @@ def critic(
       loss,
       metrics,
       out.routing,
-      make_step.num_sequences(batch.segment_BT) / totals.sequences,
+      make_step.num_sequences(batch) / totals.sequences,
     )
 
   return make_step.make_packed_step(
@@ -118,9 +118,9 @@ def _forward(
 ):
   return model.apply(
     {'params': params},
-    *batch_inputs(batch),
+    *token_inputs(batch),
     batch.experts_BTLA,
-    batch.segment_BT if balances else None,
+    *sequence_inputs(batch, balances),
   )
 
 

@@ -31,7 +31,7 @@ _OPTIMIZER = OptimizerConfig(
   max_grad_norm=1.0,
   moment_dtype='float32',
 )
-_PROMPT, _OWN, _ROWS = 4, 8, 16
+_PROMPT, _OWN, _ROWS, _GROUP = 10, 8, 16, 4
 _BALANCING = LoadBalancingConfig(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
@@ -39,15 +39,17 @@ _MTP_LOSS = mtp_loss.MTPLoss(weight=0.3, final_weight=0.1, switch_updates=5)
 
 
 def _rollout(seed=0) -> Rollout:
-  """Completions of very different lengths, one of them empty of signal."""
+  """Groups of one prompt, with completions of very different lengths."""
   rng = np.random.default_rng(seed)
   T = _PROMPT + _OWN
   length_B = rng.integers(1, _OWN + 1, _ROWS)
-  start_B = rng.integers(0, _PROMPT, _ROWS)
+  start_B = np.repeat(rng.integers(0, _PROMPT, _ROWS // _GROUP), _GROUP)
+  tokens = rng.integers(3, 32, (_ROWS, T)).astype(np.int32)
+  tokens[:, :_PROMPT] = np.repeat(tokens[::_GROUP, :_PROMPT], _GROUP, 0)
   column = np.arange(T)
   mask = (column >= _PROMPT) & (column < _PROMPT + length_B[:, None])
   return Rollout(
-    tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
+    tokens_BT=tokens,
     valid_BT=mask | ((column < _PROMPT) & (column >= start_B[:, None])),
     mask_BT=mask,
     logp_BT=np.zeros((_ROWS, T), np.float32),
@@ -55,12 +57,15 @@ def _rollout(seed=0) -> Rollout:
     staleness_BT=np.zeros((_ROWS, T), np.int32),
     finish_B=np.ones(_ROWS, np.int32),
     length_B=length_B.astype(np.int32),
-    group_B=np.arange(_ROWS, dtype=np.int32) // 4,
+    group_B=np.arange(_ROWS, dtype=np.int32) // _GROUP,
   )
 
 
 def _shape(
-  row_tokens=_PROMPT + _OWN, microbatch_rows=_ROWS, num_updates=1
+  row_tokens=_PROMPT + _OWN,
+  microbatch_rows=_ROWS,
+  num_updates=1,
+  repeated_tokens=0,
 ) -> RowShape:
   """Rows of one sample in one microbatch, unless it is asked for others."""
   return RowShape(
@@ -69,6 +74,7 @@ def _shape(
     num_updates=num_updates,
     num_samples=_ROWS,
     max_sample_tokens=_PROMPT + _OWN,
+    repeated_tokens=repeated_tokens,
   )
 
 
@@ -126,9 +132,10 @@ def _moments(state):
 
 _SHAPES = [
   _shape(),  # Best fit makes a few rows, of which some stay empty.
-  _shape(row_tokens=40, microbatch_rows=2),
-  _shape(row_tokens=13, microbatch_rows=4),
-  _shape(row_tokens=150, microbatch_rows=1),
+  _shape(row_tokens=19, microbatch_rows=4),
+  _shape(row_tokens=250, microbatch_rows=1),
+  # Samples share prompts, but for the tokens that an MTP module needs.
+  _shape(row_tokens=40, microbatch_rows=1, repeated_tokens=2),
 ]
 
 
@@ -159,6 +166,8 @@ def test_packed_rows_are_the_update_of_one_row_a_sample(loss):
   want_logp = np.asarray(signals['logp_BT'])
   for shape in _SHAPES:
     batch = packed(rollout, shape, **signals)
+    if shape.repeated_tokens:
+      assert (batch.prefix_BT > 0).any()
     state, split = _update(model, params, batch, shape, **loss)
     _assert_same(_moments(state), _moments(whole), 1e-6)
     _assert_same(
@@ -345,7 +354,7 @@ def test_eight_devices_equal_one(shape):
     kv_lora_rank=16, num_nextn_predict_layers=num_nextn_predict_layers
   )
   model, params = make(config)
-  rows = _shape(row_tokens=24, microbatch_rows=8)
+  rows = _shape(row_tokens=24, microbatch_rows=8, repeated_tokens=2)
   batch = _rl_batch(model, params, rows)
   want_logp = policy_step.token_logps(model, 1.0, rows)(params, batch)
   want, want_metrics = _update(

@@ -35,7 +35,7 @@ _BALANCING = LoadBalancingConfig(
   routed_bias_update_rate=1e-3, router_aux_loss_coef=0.01
 )
 _GAE = GAEConfig()
-_PROMPT, _OWN, _ROWS = 3, 6, 16
+_PROMPT, _OWN, _ROWS, _GROUP = 5, 6, 16, 4
 
 
 def _made(config, seed=0):
@@ -54,27 +54,35 @@ def _rollout(seed=0) -> Rollout:
   column = np.arange(T)
   mask = (column >= _PROMPT) & (column < _PROMPT + length_B[:, None])
   nothing = np.zeros((_ROWS, T), np.float32)
+  tokens = rng.integers(3, 32, (_ROWS, T)).astype(np.int32)
+  tokens[:, :_PROMPT] = np.repeat(tokens[::_GROUP, :_PROMPT], _GROUP, 0)
+  start = np.repeat(rng.integers(0, _PROMPT, _ROWS // _GROUP), _GROUP)[:, None]
   return Rollout(
-    tokens_BT=rng.integers(3, 32, (_ROWS, T)).astype(np.int32),
-    valid_BT=mask
-    | ((column < _PROMPT) & (column >= rng.integers(0, _PROMPT, (_ROWS, 1)))),
+    tokens_BT=tokens,
+    valid_BT=mask | ((column < _PROMPT) & (column >= start)),
     mask_BT=mask,
     logp_BT=nothing,
     model_logp_BT=nothing,
     staleness_BT=nothing.astype(np.int32),
     finish_B=np.ones(_ROWS, np.int32),
     length_B=length_B.astype(np.int32),
-    group_B=np.arange(_ROWS, dtype=np.int32),
+    group_B=np.arange(_ROWS, dtype=np.int32) // _GROUP,
   )
 
 
-def _shape(row_tokens=_PROMPT + _OWN, microbatch_rows=_ROWS, num_updates=1):
+def _shape(
+  row_tokens=_PROMPT + _OWN,
+  microbatch_rows=_ROWS,
+  num_updates=1,
+  repeated_tokens=0,
+) -> RowShape:
   return RowShape(
     row_tokens=row_tokens,
     microbatch_rows=microbatch_rows,
     num_updates=num_updates,
     num_samples=_ROWS,
     max_sample_tokens=_PROMPT + _OWN,
+    repeated_tokens=repeated_tokens,
   )
 
 
@@ -176,7 +184,8 @@ def test_a_value_is_of_what_stands_before_its_token(dense):
   assert not same_BT[:, changed_at:][batch.mask_BT[:, changed_at:]].any()
 
 
-_PACKED = _shape(row_tokens=20, microbatch_rows=2)
+# Samples share prompts.
+_PACKED = _shape(row_tokens=22, microbatch_rows=1, repeated_tokens=1)
 
 
 @pytest.mark.slow
@@ -193,6 +202,7 @@ def test_packing_and_devices_do_not_change_a_critic():
     jax.device_get(params), parameters.parameter_shardings(wide, layout)
   )
   split = _batch(model, params, _PACKED)
+  assert (split.prefix_BT > 0).any()
   for got, got_metrics in (
     _critic_update(model, params, split, _PACKED),
     _critic_update(wide, spread, jax.tree.map(np.asarray, batch)),

@@ -243,7 +243,9 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     0,
     'Length of the rows that samples are packed into for the updates, at least '
     'that of the longest sample, data.max_prompt_tokens + rl.max_new_tokens. 0 '
-    'for that, or for as many times it as fit into 1,024 tokens.',
+    'for that, or for as many times it as fit into 1,024 tokens; with shared '
+    'prompts (share_prompts) into 4 × max_prompt_tokens + max_new_tokens, if '
+    'that is more and up to 4,096.',
     unit='tokens',
     at_least=0,
   )
@@ -254,6 +256,14 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
     'need. 0 for rows of about 8,192 tokens a device, 1,536 on a CPU.',
     unit='tokens',
     at_least=0,
+  )
+  share_prompts: str = key(
+    'auto',
+    'Whether the samples of a group share the tokens of their prompt in the '
+    "updates. 'auto' does so in a step where it takes fewer microbatches, with "
+    'an attention kernel that can: not flash or splash, which are those of '
+    'GPUs in 16 bits and of TPUs.',
+    choices=('auto', 'never'),
   )
   kl_in_reward: bool = key(
     False,

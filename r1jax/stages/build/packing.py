@@ -5,6 +5,7 @@ import jax
 from r1jax.config.schema.run import RunConfig
 from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
+from r1jax.model import kernels
 from r1jax.sharding import Layout
 
 # Tokens of a device in a microbatch, at least, where the config leaves it open:
@@ -14,6 +15,10 @@ _DEVICE_TOKENS, _CPU_TOKENS = 8192, 1536
 # Rows for short samples have room for several of the longest ones, up to so many
 # tokens: best fit leaves less of them empty.
 _SHORT_ROW_TOKENS = 1024
+# Where samples share prompts, a row has room for so many prompts as long as they
+# may be, beside the longest completion, up to so many tokens: most of its tokens
+# are then those of completions.
+_SHARED_PROMPTS, _SHARED_ROW_TOKENS = 4, 4096
 
 
 def row_shape(config: RunConfig, layout: Layout) -> RowShape:
@@ -31,7 +36,12 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
       f'rl.prompts_per_step × rl.group_size = {num_samples} does not divide '
       f'into rl.num_minibatches = {c.num_minibatches} parts'
     )
-  row_tokens = c.row_tokens or longest * max(1, _SHORT_ROW_TOKENS // longest)
+  repeated = _repeated_tokens(config, layout)
+  room = _SHORT_ROW_TOKENS
+  if repeated:
+    sharing = _SHARED_PROMPTS * config.data.max_prompt_tokens + c.max_new_tokens
+    room = max(room, min(sharing, _SHARED_ROW_TOKENS))
+  row_tokens = c.row_tokens or longest * max(1, room // longest)
   if row_tokens < longest:
     raise UserError(
       f'rl.row_tokens = {row_tokens} is less than the longest sample, '
@@ -48,9 +58,7 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
   rows = c.microbatch_tokens // row_tokens
   if not rows:
     of_update = -(-num_samples // c.num_minibatches // shards)
-    abstract = isinstance(layout.mesh, jax.sharding.AbstractMesh)
-    on_cpu = not abstract and layout.platform == 'cpu'
-    tokens = _CPU_TOKENS if on_cpu else _DEVICE_TOKENS
+    tokens = _CPU_TOKENS if _platform(layout) == 'cpu' else _DEVICE_TOKENS
     rows = shards * min(-(-tokens // row_tokens), of_update)
   return RowShape(
     row_tokens=row_tokens,
@@ -58,4 +66,22 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
     num_updates=c.num_minibatches,
     num_samples=num_samples,
     max_sample_tokens=longest,
+    repeated_tokens=repeated,
   )
+
+
+def _repeated_tokens(config: RunConfig, layout: Layout) -> int:
+  """Returns RowShape.repeated_tokens: 0 if samples cannot share prompts."""
+  c, model = config.rl, config.model
+  if c.share_prompts == 'never' or c.group_size == 1:
+    return 0
+  kernel, dtype = model.attention_kernel, model.compute_dtype
+  if not kernels.sees_prefixes(kernel, _platform(layout), dtype):
+    return 0
+  return 1 + (model.num_nextn_predict_layers if c.mtp_loss_weight else 0)
+
+
+def _platform(layout: Layout) -> str:
+  """Returns the devices' platform; an abstract mesh stands for a pod of TPUs."""
+  abstract = isinstance(layout.mesh, jax.sharding.AbstractMesh)
+  return 'tpu' if abstract else layout.platform

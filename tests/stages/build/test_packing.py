@@ -1,5 +1,7 @@
 """The rows of an RL step's updates: whole samples, whole rows on every device."""
 
+import dataclasses
+
 import pytest
 
 from r1jax.errors import UserError
@@ -37,6 +39,29 @@ def test_every_device_has_rows():
   layout = Layout(make_mesh(dict(data=4, fsdp=2)))
   shape = packing.row_shape(_config(), layout)
   assert shape.microbatch_rows == 8
+
+
+def test_long_prompts_that_samples_share_make_longer_rows():
+  """Prompts of 600 tokens: a row has room for four and a completion."""
+  config = _config()
+  shared = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, max_prompt_tokens=600)
+  )
+  shape = packing.row_shape(shared, one_device())
+  assert (shape.row_tokens, shape.repeated_tokens) == (3 * 616, 1)
+  alone = dataclasses.replace(
+    shared, rl=dataclasses.replace(shared.rl, share_prompts='never')
+  )
+  shape = packing.row_shape(alone, one_device())
+  assert (shape.row_tokens, shape.repeated_tokens) == (616, 0)
+
+
+@pytest.mark.parametrize('kernel', ['flash', 'splash'])
+def test_prompts_are_not_shared_with_a_kernel_that_cannot(kernel):
+  config = _config()
+  model = dataclasses.replace(config.model, attention_kernel=kernel)
+  config = dataclasses.replace(config, model=model)
+  assert packing.row_shape(config, one_device()).repeated_tokens == 0
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from r1jax.checkpoints.storage import encode_metadata
 from r1jax.config.keys import flatten
 from r1jax.data.text import tokenizer
 from r1jax.errors import UserError
-from r1jax.stages.initial import SHIPPED_BASE
 from r1jax.stages.build.tokenizers import check_same_tokens, shared_token_ids
+from r1jax.stages.initial import SHIPPED_BASE
 from tests.configs import small
 from tests.conftest import run_config
 
