@@ -24,6 +24,7 @@ from r1jax.errors import UserError
 from r1jax.launch import flops, info
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
+from r1jax.stages import memory
 from r1jax.stages.stage import Update
 
 # High-bandwidth memory of one device, bytes; Google Cloud's documentation.
@@ -214,6 +215,8 @@ def show(config: RunConfig, name: str) -> int:
     devices = topology(name)
   layout = Layout(make_mesh(dataclasses.asdict(config.mesh), devices))
   limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
+  stage = stage_list.stage_class(config.stages[-1])
+  config = memory.chosen(config, layout, [stage], int(memory.SHARE * limit))
   for update in stage_list.updates(config, layout):
     try:
       with quiet_compiler():

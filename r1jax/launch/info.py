@@ -14,11 +14,11 @@ from r1jax.checkpoints import convert
 from r1jax.config.load import model_config
 from r1jax.config.schema.model import ModelConfig
 from r1jax.config.schema.run import RunConfig
+from r1jax.errors import UserError
 from r1jax.model import parameters
-from r1jax.model.transformer import Transformer
-from r1jax.rollout import engine
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
+from r1jax.stages import memory
 from r1jax.stages.build import sampler
 from r1jax.stages.stage import Network
 
@@ -87,19 +87,6 @@ def count(config: ModelConfig) -> Info:
   )
 
 
-def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
-  """Returns the number of parameters on one device of a mesh.
-
-  Raises:
-    UserError: The mesh does not divide a parameter.
-  """
-  held = 0
-  for name, box in _parameters(config).items():
-    layout.check(name, box.value.shape, box.names)
-    held += math.prod(box.value.shape) // layout.weight_parts(box.names)
-  return held
-
-
 def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
   """Returns the bytes that training the last stage keeps on one device.
 
@@ -120,7 +107,7 @@ def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
   """
   parts, gradients = {}, 0
   for network in _networks(config):
-    size = parameters_per_device(network.model, layout)
+    size = memory.parameters_per_device(network.model, layout)
     prefix = network.label and f'{network.label}: '
     parts[f'{prefix}weights, float32'] = 4 * size
     if network.optimizer:
@@ -133,7 +120,7 @@ def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
   for key, path in _loaded_models(config).items():
     if path.exists():
       model = model_config(convert.model_config_of(path), str(path))
-      parts[f'{key}: weights, float32'] = 4 * parameters_per_device(
+      parts[f'{key}: weights, float32'] = 4 * memory.parameters_per_device(
         model, layout
       )
   return parts | {'in all': sum(parts.values())}
@@ -225,11 +212,13 @@ def _architecture_rows(config: RunConfig) -> list[tuple[str, str, str]]:
 def _device_rows(config: RunConfig, devices: int) -> list[tuple[str, str, str]]:
   """Rows of what one device of the mesh keeps in memory."""
   axes = mesh_sizes(dataclasses.asdict(config.mesh), devices)
-  layout = Layout(jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes)))
+  layout = Layout(
+    make_mesh(axes, jax.devices()[:devices])
+    if devices <= jax.device_count()
+    else jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
+  )
   mesh = ' × '.join(f'{axis} {size}' for axis, size in axes.items())
-  engine_config = sampler.engine_config(config)
-  model = _on_one_device(config.model)
-  sampling = engine.memory_per_device(model, layout, engine_config)
+  sampling = memory.sampling_bytes(config, layout)
   return [
     (f'a device of {mesh}', '', ''),
     *(
@@ -237,7 +226,12 @@ def _device_rows(config: RunConfig, devices: int) -> list[tuple[str, str, str]]:
       for name, size in training_bytes(config, layout).items()
     ),
     *((f'  {key}', 'no file yet', 'not counted') for key in uncounted(config)),
-    (f'  sampling, {engine_config.max_num_seqs} sequences in all', '', ''),
+    *_update_rows(config, layout),
+    (
+      f'  sampling, {sampler.engine_config(config).max_num_seqs} sequences in all',
+      '',
+      '',
+    ),
     *(
       (f'    {name}', f'{size:,}', _short(size, 'B'))
       for name, size in sampling.items()
@@ -245,14 +239,35 @@ def _device_rows(config: RunConfig, devices: int) -> list[tuple[str, str, str]]:
   ]
 
 
+def _update_rows(
+  config: RunConfig, layout: Layout
+) -> list[tuple[str, str, str]]:
+  """Rows of what an update takes under each value of model.remat."""
+  if not trains(config):
+    return []
+  model = dataclasses.replace(config.model, remat=memory.POLICIES[0])
+  concrete = dataclasses.replace(config, model=model)
+  try:
+    updates = stage_list.updates(concrete, layout)
+  except UserError as error:
+    return [(f'  update: {error}', '', 'not counted')]
+  rows = []
+  for update in updates:
+    size = update.rows // update.accumulation_steps * update.tokens
+    rows.append((f'  {update.label} update, {size:,} tokens at once', '', ''))
+    for remat in memory.POLICIES:
+      size = memory.predict(update, remat).total
+      mark = ' (this config)' if remat == config.model.remat else ''
+      rows.append(
+        (f'    model.remat = {remat!r}{mark}', f'{size:,}', _short(size, 'B'))
+      )
+  return rows
+
+
 def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
   return traverse_util.flatten_dict(
-    parameters.parameter_shapes(_on_one_device(config)), sep='/'
+    parameters.parameter_shapes(memory.on_one_device(config)), sep='/'
   )
-
-
-def _on_one_device(config: ModelConfig) -> Transformer:
-  return Transformer(config, Layout(make_mesh({}, jax.devices()[:1])))
 
 
 def _size(parameters: float) -> str:

@@ -162,7 +162,10 @@ def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
 
 
 def _recomputed(module: type[nn.Module], config: ModelConfig):
-  """Returns a layer's class that keeps what config.remat says for the gradient."""
+  """Returns a layer's class that keeps what config.remat says for the gradient.
+
+  A run replaces 'auto' before it trains; elsewhere it is 'block'.
+  """
   if config.remat in ('none', 'attention'):  # Block sees to the latter.
     return module
   policy = None

@@ -1,6 +1,6 @@
 """Runs the stages of one config in order, each fed by the one before."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 import dataclasses
 import json
 import logging
@@ -18,10 +18,11 @@ from r1jax.config.keys import flatten
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
+from r1jax.model.transformer import Transformer
 from r1jax.runs import inputs, lineage
 from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
-from r1jax.stages import initial
+from r1jax.stages import initial, memory
 from r1jax.stages.build import parts as build
 from r1jax.stages.stage import Kind, Stage
 
@@ -55,7 +56,9 @@ def train(
   if claimed is None:  # A pipeline has checked the keys of all its runs.
     effects.check(config, given)
   parts = build.parts(config)
-  stages = [stage_class(name)(config, parts) for name in running(config)]
+  classes = [stage_class(name) for name in running(config)]
+  parts = _with_remat(config, parts, classes)
+  stages = [stage(config, parts) for stage in classes]
   params = None if stages[0].starts_fresh else base_params(config, parts)
   recorded = dataclasses.asdict(claimed or config)
   place = Workdir(workdir, recorded)
@@ -80,6 +83,18 @@ def train(
   lineage.write(place.path, config, output)
   _log.info('%s: done in %.0f s', place.path, time.monotonic() - began)
   return output
+
+
+def _with_remat(
+  config: RunConfig, parts: build.Parts, stages: Sequence[type[Stage]]
+) -> build.Parts:
+  """Returns the parts with a model whose model.remat is not 'auto'."""
+  if config.model.remat != 'auto':
+    return parts
+  layout = parts.model.layout
+  limit = memory.device_bytes(layout)
+  model = memory.chosen(config, layout, stages, limit).model
+  return dataclasses.replace(parts, model=Transformer(model, layout))
 
 
 def check(config: RunConfig, missing: Collection[str] = ()):

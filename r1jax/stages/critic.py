@@ -149,7 +149,10 @@ class SeparateCritic(_ValueCritic):
       check_same_tokens(
         'rl.ppo.critic_init', self._file, config, parts.tokenizer
       )
-    model = Transformer(critic_model(config), parts.model.layout)
+    architecture = dataclasses.replace(
+      critic_model(config), remat=parts.model.config.remat
+    )
+    model = Transformer(architecture, parts.model.layout)
     self._model = model
     super().__init__(config, model)
     self.warmup_steps = c.ppo.critic_warmup_steps

@@ -114,6 +114,7 @@ class NextTokenStage(TrainedStage):
         (train_state_of(model, tx), batch),
         c.batch_size,
         c.length_tokens,
+        accumulation_steps=c.gradient_accumulation_steps,
       )
     ]
 

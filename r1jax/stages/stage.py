@@ -70,6 +70,7 @@ class Update:
     rows, tokens: Rows of its batch, and columns of each; of one microbatch
       where the number of microbatches depends on the data.
     microbatches: The largest such number; 1 elsewhere.
+    accumulation_steps: The equal parts in which the rows are computed.
   """
 
   label: str
@@ -79,6 +80,7 @@ class Update:
   rows: int
   tokens: int
   microbatches: int = 1
+  accumulation_steps: int = 1
 
 
 class Stage(abc.ABC):

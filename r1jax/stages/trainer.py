@@ -21,7 +21,7 @@ from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
 from r1jax.stages.stage import Stage, save_weights
 from r1jax.train.checkpoint import Checkpointer
-from r1jax.train.metrics import MetricsWriter, Progress
+from r1jax.train.metrics import MetricsWriter, Progress, peak_memory
 
 
 class StepOutput(NamedTuple):
@@ -355,7 +355,7 @@ class _Loop:
 
 
 class _Speed:
-  """What was processed since the last line of metrics.jsonl, and how fast."""
+  """What was processed since the last line of metrics.jsonl, and its cost."""
 
   def __init__(self):
     self.clear()
@@ -374,17 +374,21 @@ class _Speed:
     self._steps += 1
 
   def shown(self, secs: float) -> dict[str, float]:
-    """Returns what was processed a second, and the seconds of a step's parts.
+    """Returns what was processed a second, a step's seconds, and the memory.
 
     Args:
       secs: Time of the last steps, without what `untimed` left out.
     """
-    return {
-      f'speed/{name}_per_sec': count / (self._secs + secs)
-      for name, count in self._counts.items()
-    } | {
-      f'time/{name}': part / self._steps for name, part in self._parts.items()
-    }
+    return (
+      {
+        f'speed/{name}_per_sec': count / (self._secs + secs)
+        for name, count in self._counts.items()
+      }
+      | {
+        f'time/{name}': part / self._steps for name, part in self._parts.items()
+      }
+      | {'memory/peak_gb': peak_memory() / 1e9}
+    )
 
   @contextlib.contextmanager
   def untimed(self, state: Any, progress: Progress):

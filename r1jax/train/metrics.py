@@ -8,8 +8,11 @@ import contextlib
 import json
 import math
 from pathlib import Path
+import resource
+import sys
 import time
 
+import jax
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -117,6 +120,20 @@ class Stopwatch:
     now = time.monotonic()
     self.secs[part] = self.secs.get(part, 0.0) + now - self._last
     self._last = now
+
+
+def peak_memory() -> int:
+  """Returns the most bytes that were in use at once so far.
+
+  They are those of the fullest of this process's devices; on a CPU, those of
+  the process, with its programs and libraries.
+  """
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [each['peak_bytes_in_use'] for each in stats if each]
+  if peaks:
+    return max(peaks)
+  unit = 1 if sys.platform == 'darwin' else 1024  # Linux counts kibibytes.
+  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Progress:

@@ -49,7 +49,9 @@ def test_speed_is_that_of_the_steps_alone(tmp_path, monkeypatch):
   write = metrics.MetricsWriter.write
 
   def record(self, step, values, speed=None):
-    speeds.append(speed)
+    speeds.append(dict(speed) if speed else speed)
+    if speed:
+      assert 0 < speeds[-1].pop('memory/peak_gb') < 1e3
     write(self, step, values, speed)
 
   monkeypatch.setattr(metrics.MetricsWriter, 'write', record)

@@ -319,8 +319,9 @@ class ModelConfig(Section):
     'Activations that the backward pass computes again instead of keeping them: '
     "'none'; those of each 'attention'; those of each layer, 'block'; or those "
     "of each layer, whose input waits in the host's memory, 'offload'. Each "
-    'needs less memory of a device than the one before.',
-    choices=('none', 'attention', 'block', 'offload'),
+    "needs less memory of a device than the one before. 'auto' is the first of "
+    'them whose update fits, by the numbers of `r1jax info`.',
+    choices=('auto', 'none', 'attention', 'block', 'offload'),
     only_if=trains(),
   )
   scan_unroll: int = key(
