@@ -70,7 +70,7 @@ def _dpo(grpo: ConfigDict, robust: bool) -> ConfigDict:
     eval_share=0.1,
     max_eval_rows=0,
     batch_size=32,
-    length_buckets=(128,),
+    max_tokens=128,
     num_train_epochs=2,
     eval_steps=50,
     save_steps=50,

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     eval_share=0.15,
     num_train_epochs=6,
     batch_size=32,
-    length_buckets=(32, 76),
+    max_tokens=76,
     eval_steps=10,
     logging_steps=2,
     router_aux_loss_coef=0.0,

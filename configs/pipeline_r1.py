@@ -121,11 +121,7 @@ def _judge(kind: str, data: str) -> ConfigDict:
   config.data.update(_FORM)
   config.model.scalar_head = True
   config.reward_model.update(
-    kind=kind,
-    data=(data,),
-    num_train_epochs=1,
-    batch_size=256,
-    length_buckets=(1024, 2048, 4096, 8192),
+    kind=kind, data=(data,), num_train_epochs=1, batch_size=256, max_tokens=8192
   )
   config.reward_model.optimizer.learning_rate = 6e-6
   return config

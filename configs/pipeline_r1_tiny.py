@@ -117,7 +117,7 @@ def _judge(kind: str) -> ConfigDict:
     data=('manners:6000',),
     max_eval_rows=512,
     batch_size=64,
-    length_buckets=(96,),
+    max_tokens=96,
     num_train_epochs=2,
     eval_steps=100,
     save_steps=100,

@@ -30,7 +30,7 @@ def get_config():
     data=('manners:6000',),
     max_eval_rows=1024,
     batch_size=64,
-    length_buckets=(64,),
+    max_tokens=64,
     num_train_epochs=2,
     eval_steps=50,
     save_steps=100,

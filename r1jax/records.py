@@ -365,26 +365,40 @@ class RLBatch:
 
 
 @chex.dataclass(frozen=True)
-class StepLabelBatch:
-  """Chains of thought with labelled steps, for a process reward model.
+class PackedRows:
+  """Whole sequences packed into rows of T tokens, of which some are read.
 
-  Rows are right-padded. Example, a prompt [7, 8] and two steps, [4, 5] and
-  [6], with the labels 0.5 and 1:
-    tokens_BT = [7, 8, 4, 5,   6, 0]
-    label_BT  = [0, 0, 0, 0.5, 1, 0]
-    weight_BT = [0, 0, 0, 1,   1, 0]
+  Sequences of one example, such as the two of a preference pair, share a row.
+  The rows of one microbatch stand together, as those of an RLBatch of one
+  update. Example, T = 8, a pair of the prompt [7] with the chosen response
+  [4, 2] and the rejected one [5, 2]:
+    tokens_BT   = [7, 4, 2, 7, 5, 2, 0, 0]
+    position_BT = [0, 1, 2, 0, 1, 2, 0, 0]
+    segment_BT  = [1, 1, 1, 2, 2, 2, 0, 0]
+    sample_BT   = [0, 0, 0, 1, 1, 1, 0, 0]
+    mask_BT     = [0, 1, 1, 0, 1, 1, 0, 0]   for DPO
+                  [0, 0, 1, 0, 0, 1, 0, 0]   for a reward model
 
   Attributes:
     tokens_BT: int32 token ids.
-    valid_BT: bool, False on padding.
-    label_BT: float32 label of a step in [0, 1], at the step's last token.
-    weight_BT: float32, 1 at the last token of each step and 0 elsewhere.
+    position_BT: int32, the token's position in its sequence.
+    segment_BT: int32, sequences of a row counted from 1; 0 on padding.
+    sample_BT: int32, index of the token's sequence in the batch; 0 on padding.
+    mask_BT: bool, True on tokens whose output is read: DPO reads the tokens of
+      a response, an outcome reward model the last token of a sequence, a
+      process reward model the last token of each step.
+    num_microbatches_u: int32 [1], the number of microbatches that hold tokens.
+    label_BT: float32 label in [0, 1] of each step, where mask_BT is True; None
+      without labels of steps.
   """
 
   tokens_BT: Array
-  valid_BT: Array
-  label_BT: Array
-  weight_BT: Array
+  position_BT: Array
+  segment_BT: Array
+  sample_BT: Array
+  mask_BT: Array
+  num_microbatches_u: Array
+  label_BT: Array | None = None
 
 
 @chex.dataclass(frozen=True)

@@ -143,7 +143,7 @@ def main():
     for kind in FILES:
       changes = {'seed': seed, 'reward_model.kind': kind}
       if kind == 'safe':  # It reads the thought too.
-        changes['reward_model.length_buckets'] = '(96,)'
+        changes['reward_model.max_tokens'] = 96
       last, secs = trained(out / f'manners_{kind}_{seed}', changes)
       if kind == 'helpful':
         best = bayes(SyntheticPreferencesConfig(0.4, 8.0), seed, 1024)
@@ -189,8 +189,8 @@ def main():
           'reward_model.num_train_epochs': 2,
           'reward_model.batch_size': 32,
           'reward_model.eval_steps': 1000,
-          'reward_model.length_buckets': '(128,)',
-          'reward_model.cut_long': True,
+          'reward_model.max_tokens': 128,
+          'reward_model.truncate_long': True,
           'data.max_bad_row_share': 0.02,
           'model.vocab_size': VOCAB,
           'model.initializer_range': 0.02,

@@ -11,9 +11,9 @@ loss is
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from r1jax.algos import common
 from r1jax.errors import unknown
 
 LABELS = SOFT, HARD = 'soft', 'hard'
@@ -32,21 +32,21 @@ def labels(right: np.ndarray, continuations: int, kind: str) -> np.ndarray:
   return np.asarray(right, np.float32) / np.float32(continuations)
 
 
-def loss(score_BT, label_BT, weight_BT, total):
+def loss(score_BT, label_BT, mask_BT, total):
   """Returns one microbatch's share of the mean over the whole batch.
 
   Args:
     score_BT: float32 s of every token.
-    label_BT: float32 y where weight_BT is not 0.
-    weight_BT: 1 at the last token of a step, and 0 elsewhere.
-    total: Sum of the weights of the whole batch.
+    label_BT: float32 y where mask_BT is True.
+    mask_BT: bool, True at the last token of each step.
+    total: Number of steps of the whole batch.
 
   Returns:
     The loss and a dict of metrics. All of them add up over microbatches.
   """
 
   def mean(x_BT):
-    return jnp.sum(jnp.where(weight_BT > 0, x_BT * weight_BT, 0)) / total
+    return common.masked_sum(x_BT, mask_BT) / total
 
   bce = mean(jax.nn.softplus(score_BT) - label_BT * score_BT)
   return bce, {

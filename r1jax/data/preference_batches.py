@@ -1,4 +1,4 @@
-"""Batches of preferences for reward models and DPO, in padded length buckets."""
+"""Batches of preferences for reward models and DPO, packed into rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,51 +6,45 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
-from r1jax.data import scored_text
+from r1jax.data import scored_text, sequence_packing
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.sample_packing import RowShape
+from r1jax.data.sequence_packing import ReadSequence
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import Array, LabelledResponse, PreferencePair
+from r1jax.records import Array, LabelledResponse, PackedRows, PreferencePair
 
 
 @chex.dataclass(frozen=True)
 class PairBatch:
-  """P preference pairs as B = 2·P rows: chosen, rejected, chosen, rejected, …
+  """P preference pairs, whose 2·P sequences are packed into rows.
 
-  Example, prompt [7, 8], chosen [9], rejected [4, 5], end of sequence 2, T = 6:
-    tokens_BT = [[7, 8, 9, 2, 0, 0], [7, 8, 4, 5, 2, 0]]
-    valid_BT  = [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
-    mask_BT   = [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0]]
+  Sequences 2p and 2p + 1 are the chosen and the rejected response of pair p,
+  each after its prompt.
 
   Attributes:
-    tokens_BT: int32 token ids.
-    valid_BT: bool, False on padding.
-    mask_BT: bool, True on the response and its end-of-sequence token.
-    weight_P: float32, 1 for a real pair, 0 for one that pads the batch.
+    rows: The packed sequences; its mask says what of them is read.
+    weight_P: float32, 1 for a real pair, 0 for one that fills the batch.
     group_P: int32, index of the pair's preference group.
   """
 
-  tokens_BT: Array
-  valid_BT: Array
-  mask_BT: Array
+  rows: PackedRows
   weight_P: Array
   group_P: Array
 
 
 @chex.dataclass(frozen=True)
 class LabelledBatch:
-  """Single responses with safety labels; see PairBatch for the layout.
+  """B single responses with safety labels, packed into rows.
 
   Attributes:
-    tokens_BT: int32 token ids.
-    valid_BT: bool, False on padding.
+    rows: The packed sequences, each a prompt with its response.
     safe_B: float32, 1 for safe, 0 for unsafe.
-    weight_B: float32, 1 for a real row, 0 for one that pads the batch.
-    group_B: int32, index of the row's preference group.
+    weight_B: float32, 1 for a real response, 0 for one that fills the batch.
+    group_B: int32, index of the response's preference group.
   """
 
-  tokens_BT: Array
-  valid_BT: Array
+  rows: PackedRows
   safe_B: Array
   weight_B: Array
   group_B: Array
@@ -63,8 +57,8 @@ class PreferenceExample(NamedTuple):
     id: Id of its row.
     rows: Token ids of prompt and response: of the chosen and the rejected
       response, or of the labelled one.
-    prompt_tokens: Number of prompt tokens in each of them; 0 in reward-model
-      examples, whose tokens are all inputs.
+    prompt_tokens: Number of prompt tokens in each of them, before a response
+      whose every token is read; 0 in reward-model examples.
     group: Name of the preference group; '' for none.
     safe: Label of a labelled response.
     where: 'path:line' of its row, for error messages.
@@ -76,6 +70,13 @@ class PreferenceExample(NamedTuple):
   group: str = ''
   safe: bool = True
   where: str = ''
+
+  def sequences(self) -> list[ReadSequence]:
+    """Returns its sequences; a reward model reads the last token of each."""
+    return [
+      ReadSequence(ids, range(self.prompt_tokens or len(ids) - 1, len(ids)))
+      for ids in self.rows
+    ]
 
 
 def reward_model_examples(
@@ -113,7 +114,7 @@ def reward_model_examples(
       _check_length(
         len(encoder.encode(prompt, part)),
         encoder.max_tokens,
-        'raise length_buckets, or set cut_long',
+        'raise max_tokens, or set truncate_long',
       )
     return encoder.encode_truncated(prompt, part)
 
@@ -167,7 +168,7 @@ def dpo_examples(
       ]
       for text in (pair.chosen, pair.rejected)
     )
-    _check_length(max(map(len, rows)), max_tokens, 'raise length_buckets')
+    _check_length(max(map(len, rows)), max_tokens, 'raise max_tokens')
     return PreferenceExample(
       pair.prompt.id, rows, len(prompt), pair.group, where=pair.prompt.where
     )
@@ -213,17 +214,15 @@ def group_sizes(examples: Sequence[PreferenceExample]) -> dict[str, int]:
 class PreferenceBatches(Sequence):
   """Batches of preference examples, for several passes over a dataset.
 
-  Batch i is a pure function of (seed, i). It is padded to the smallest length
-  bucket that fits it; the last batch is filled up with rows of weight 0.
+  Batch i is a pure function of (seed, i). The last batch is filled up with
+  examples of weight 0, of which there is no token.
   """
 
   def __init__(
     self,
     examples: Sequence[PreferenceExample],
     groups: Sequence[str],
-    batch_size: int,
-    length_buckets: Sequence[int],
-    pad_id: int,
+    shape: RowShape,
     seed: int = 0,
     epochs: int = 1,
     shuffle: bool = True,
@@ -233,72 +232,45 @@ class PreferenceBatches(Sequence):
     Args:
       examples: Tokenized pairs, or tokenized labelled responses.
       groups: Names of the preference groups; group_P holds indices into them.
-      batch_size: P pairs, or B responses.
-      length_buckets: Padded lengths in tokens, in rising order.
-      pad_id: Token id of padding.
+      shape: Shape of the rows; its samples are the examples of a batch.
       seed: Seed of the shuffling.
       epochs: Number of passes.
       shuffle: Whether to shuffle each pass.
     """
-    self._examples, self._pad_id = examples, pad_id
-    self._length_buckets = length_buckets
-    self._batch_size = batch_size
+    self._examples, self._shape = examples, shape
     self._index = {name: i for i, name in enumerate(groups)}
-    self._order = np.concatenate(
-      [
-        np.random.default_rng([seed, epoch]).permutation(len(examples))
-        if shuffle
-        else np.arange(len(examples))
-        for epoch in range(epochs)
-      ]
-    )
+    self._order = sequence_packing.order(len(examples), seed, epochs, shuffle)
 
   def row_without_group(self) -> str:
     """Returns the location of the first row without a group; '' if none is."""
     return next((e.where or e.id for e in self._examples if not e.group), '')
 
   def __len__(self) -> int:
-    return -(-len(self._order) // self._batch_size)
+    return -(-len(self._order) // self._shape.num_samples)
 
   def __getitem__(self, index: int) -> PairBatch | LabelledBatch:
-    size = self._batch_size
+    size = self._shape.num_samples
     examples = [
       self._examples[i] for i in self._order[index * size : (index + 1) * size]
     ]
-    rows_per_example = len(examples[0].rows)
-    rows = [ids for example in examples for ids in example.rows]
-    longest = max(map(len, rows))
-    width = next(w for w in self._length_buckets if w >= longest)
-    tokens_BT = np.full(
-      (size * rows_per_example, width), self._pad_id, np.int32
+
+    def filled(values, dtype):
+      array = np.zeros(size, dtype)
+      array[: len(examples)] = values
+      return array
+
+    rows = sequence_packing.pack(
+      [example.sequences() for example in examples], self._shape
     )
-    valid_BT, mask_BT = np.zeros((2, size * rows_per_example, width), bool)
-    starts = [
-      example.prompt_tokens for example in examples for _ in example.rows
-    ]
-    for b, (ids, start) in enumerate(zip(rows, starts)):
-      tokens_BT[b, : len(ids)], valid_BT[b, : len(ids)] = ids, True
-      mask_BT[b, start : len(ids)] = True
-    weight = np.zeros(size, np.float32)
-    weight[: len(examples)] = 1
-    group = np.zeros(size, np.int32)
-    group[: len(examples)] = [
-      self._index[example.group] for example in examples
-    ]
-    if rows_per_example == 2:
-      return PairBatch(
-        tokens_BT=tokens_BT,
-        valid_BT=valid_BT,
-        mask_BT=mask_BT,
-        weight_P=weight,
-        group_P=group,
-      )
-    safe_B = np.zeros(size, np.float32)
-    safe_B[: len(examples)] = [example.safe for example in examples]
+    weight = filled(1, np.float32)
+    group = filled(
+      [self._index[example.group] for example in examples], np.int32
+    )
+    if len(examples[0].rows) == 2:
+      return PairBatch(rows=rows, weight_P=weight, group_P=group)
     return LabelledBatch(
-      tokens_BT=tokens_BT,
-      valid_BT=valid_BT,
-      safe_B=safe_B,
+      rows=rows,
+      safe_B=filled([example.safe for example in examples], np.float32),
       weight_B=weight,
       group_B=group,
     )

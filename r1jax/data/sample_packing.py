@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.records import RLBatch, Rollout
+from r1jax.records import PackedRows, RLBatch, Rollout
 
 _MAX_PADDED_TOKENS = 1 << 24  # Arrays of more tokens are cut to what is needed.
 
@@ -331,6 +331,15 @@ def _slots(
   return slots
 
 
+def efficiency(batch: RLBatch | PackedRows, shape: RowShape) -> float:
+  """Returns the share of the computed slots that hold tokens, in [0, 1]."""
+  tokens = int(np.sum(np.asarray(batch.segment_BT) > 0))
+  computed = int(np.sum(batch.num_microbatches_u)) * (
+    shape.microbatch_rows * shape.row_tokens
+  )
+  return tokens / max(computed, 1)
+
+
 def metrics(
   batch: RLBatch, shape: RowShape, lengths_B: np.ndarray
 ) -> dict[str, float]:
@@ -347,11 +356,8 @@ def metrics(
       since samples share prompts.
   """
   tokens = int(np.sum(np.asarray(batch.segment_BT) > 0))
-  computed = int(np.sum(batch.num_microbatches_u)) * (
-    shape.microbatch_rows * shape.row_tokens
-  )
   of_samples = int(lengths_B.sum())
   return {
-    'packing/efficiency': tokens / max(computed, 1),
+    'packing/efficiency': efficiency(batch, shape),
     'packing/shared': (of_samples - tokens) / max(of_samples, 1),
   }

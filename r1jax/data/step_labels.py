@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from r1jax.algos import prm
-from r1jax.data import readers
+from r1jax.data import readers, sequence_packing
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.sample_packing import RowShape
+from r1jax.data.sequence_packing import ReadSequence
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
-from r1jax.records import StepLabelBatch
+from r1jax.records import PackedRows
 
 
 class StepLabelledResponse(NamedTuple):
@@ -119,7 +121,7 @@ def _response(
   ids = [*prompt, *fields['tokens']]
   if len(ids) > max_tokens:
     raise ValueError(
-      f'has {len(ids)} tokens, more than {max_tokens}; raise length_buckets'
+      f'has {len(ids)} tokens, more than {max_tokens}; raise max_tokens'
     )
   return StepLabelledResponse(
     fields['id'],
@@ -134,16 +136,14 @@ def _response(
 class StepLabelBatches(Sequence):
   """Batches of responses with step labels, for several passes over them.
 
-  Batch i is a pure function of (seed, i). It is padded to the smallest length
-  bucket that fits it; the last batch is filled up with empty rows.
+  Batch i is a pure function of (seed, i). The last batch may have fewer
+  responses.
   """
 
   def __init__(
     self,
     responses: Sequence[StepLabelledResponse],
-    batch_size: int,
-    length_buckets: Sequence[int],
-    pad_id: int,
+    shape: RowShape,
     seed: int = 0,
     epochs: int = 1,
     shuffle: bool = True,
@@ -152,48 +152,22 @@ class StepLabelBatches(Sequence):
 
     Args:
       responses: The responses of one pass.
-      batch_size: B, responses of a batch.
-      length_buckets: Padded lengths in tokens, in rising order.
-      pad_id: Token id of padding.
+      shape: Shape of the rows; its samples are the responses of a batch.
       seed: Seed of the shuffling.
       epochs: Number of passes.
       shuffle: Whether to shuffle each pass.
     """
-    self._responses, self._pad_id = responses, pad_id
-    self._length_buckets = length_buckets
-    self._batch_size = batch_size
-    self._order = np.concatenate(
-      [
-        np.random.default_rng([seed, epoch]).permutation(len(responses))
-        if shuffle
-        else np.arange(len(responses))
-        for epoch in range(epochs)
-      ]
-    )
+    self._responses, self._shape = responses, shape
+    self._order = sequence_packing.order(len(responses), seed, epochs, shuffle)
 
   def __len__(self) -> int:
-    return -(-len(self._order) // self._batch_size)
+    return -(-len(self._order) // self._shape.num_samples)
 
-  def __getitem__(self, index: int) -> StepLabelBatch:
-    size = self._batch_size
+  def __getitem__(self, index: int) -> PackedRows:
+    size = self._shape.num_samples
     responses = [
       self._responses[i] for i in self._order[index * size : (index + 1) * size]
     ]
-    longest = max(len(response.ids) for response in responses)
-    width = next(w for w in self._length_buckets if w >= longest)
-    tokens_BT = np.full((size, width), self._pad_id, np.int32)
-    valid_BT = np.zeros((size, width), bool)
-    label_BT, weight_BT = np.zeros((2, size, width), np.float32)
-    for b, response in enumerate(responses):
-      tokens_BT[b, : len(response.ids)] = response.ids
-      valid_BT[b, : len(response.ids)] = True
-      label_BT[b, response.last], weight_BT[b, response.last] = (
-        response.labels,
-        1,
-      )
-    return StepLabelBatch(
-      tokens_BT=tokens_BT,
-      valid_BT=valid_BT,
-      label_BT=label_BT,
-      weight_BT=weight_BT,
+    return sequence_packing.pack(
+      [[ReadSequence(r.ids, r.last, r.labels)] for r in responses], self._shape
     )

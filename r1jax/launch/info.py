@@ -13,6 +13,7 @@ from rich.table import Table
 from r1jax.checkpoints import convert
 from r1jax.config.load import model_config
 from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.preferences import PackedConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
@@ -154,8 +155,8 @@ def longest_tokens(config: RunConfig) -> int:
   section = getattr(config, config.stages[-1])
   if hasattr(section, 'length_tokens'):
     return section.length_tokens
-  if hasattr(section, 'length_buckets'):
-    return max(section.length_buckets)
+  if isinstance(section, PackedConfig):
+    return section.max_tokens
   return config.data.max_prompt_tokens + config.rl.max_new_tokens
 
 

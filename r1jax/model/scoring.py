@@ -1,4 +1,4 @@
-"""Scalar scores of reward models, process reward models and value functions."""
+"""Scalar scores of padded sequences, one a row, for models that reward RL."""
 
 from typing import Any
 
@@ -16,13 +16,8 @@ def last_valid(x_BT: jax.Array, valid_BT: jax.Array) -> jax.Array:
 
 
 def sequence_scores(model: Transformer, params, tokens_BT, valid_BT):
-  """Computes the scalar head's output at the last token of each sequence.
-
-  Returns:
-    float32 [B], a reward model's scores; and the forward pass's Output.
-  """
-  score_BT, out = token_scores(model, params, tokens_BT, valid_BT)
-  return last_valid(score_BT, valid_BT), out
+  """Returns the scalar head's output at the last token of each row, [B]."""
+  return last_valid(token_scores(model, params, tokens_BT, valid_BT), valid_BT)
 
 
 def token_scores(model: Transformer, params, tokens_BT, valid_BT):
@@ -35,7 +30,7 @@ def token_scores(model: Transformer, params, tokens_BT, valid_BT):
     valid_BT: bool, False on padding.
 
   Returns:
-    float32 [B, T], and the forward pass's Output.
+    float32 [B, T].
   """
   tokens_BT = model.layout.constrain(tokens_BT, 'BT')
   out: Any = model.apply(
@@ -44,4 +39,4 @@ def token_scores(model: Transformer, params, tokens_BT, valid_BT):
     positions(valid_BT),
     valid_BT.astype(jnp.int32),
   )
-  return model.apply({'params': params}, out.hidden_BTD, method='scalars'), out
+  return model.apply({'params': params}, out.hidden_BTD, method='scalars')

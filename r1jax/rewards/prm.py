@@ -65,7 +65,7 @@ class ProcessRewardModel:
     self.splitter = splitter
     self._params, self._tokenizer, self._scoring = params, tokenizer, scoring
     self._probabilities = jax.jit(
-      lambda *inputs: jax.nn.sigmoid(token_scores(model, *inputs)[0])
+      lambda *inputs: jax.nn.sigmoid(token_scores(model, *inputs))
     )
 
   def scores_at(

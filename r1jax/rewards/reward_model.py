@@ -8,6 +8,7 @@ kind reads, in training and here.
 
 from collections.abc import Sequence
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -76,9 +77,7 @@ class RewardModel:
     self._encoder = scored_text.ScoredTextEncoder(
       scoring.kind, scoring.max_tokens, tokenizer, parser
     )
-    self._last_scalar = jax.jit(
-      lambda *inputs: sequence_scores(model, *inputs)[0]
-    )
+    self._last_scalar = jax.jit(partial(sequence_scores, model))
 
   def score(
     self, prompts: Sequence[Prompt], texts: Sequence[str]

@@ -1,4 +1,4 @@
-"""Stages that learn from bucketed batches and measure what is held out."""
+"""Stages that learn from packed sequences and measure what is held out."""
 
 import abc
 from collections.abc import Iterator
@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config.schema.run import RunConfig
-from r1jax.data import batching
+from r1jax.data import batching, sample_packing
+from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
+from r1jax.records import PackedRows
 from r1jax.stages import report
 from r1jax.stages.build import parts as build
 from r1jax.stages.stage import Network
@@ -19,7 +21,7 @@ from r1jax.train import optimizer
 from r1jax.train import state as train_state
 
 
-class BucketedStage(TrainedStage):
+class PackedStage(TrainedStage):
   """A few passes over examples, an update for each batch.
 
   Evaluation data are measured before, now and then, and after.
@@ -30,13 +32,16 @@ class BucketedStage(TrainedStage):
 
   untrained: tuple[str, ...]
 
-  def __init__(self, config: RunConfig, parts: build.Parts, datasets: Any):
+  def __init__(
+    self, config: RunConfig, parts: build.Parts, datasets: Any, shape: RowShape
+  ):
     """Builds the stage.
 
     Args:
       config: The run.
       parts: Its model, tokenizer and template.
       datasets: Sequences of batches, `train` and `eval`.
+      shape: Shape of their rows.
     """
     c = self.section_of(config)
     self.seed, self.num_steps = config.seed, len(datasets.train)
@@ -44,6 +49,7 @@ class BucketedStage(TrainedStage):
     self.eval_steps, self.save_total_limit = c.eval_steps, c.save_total_limit
     build.check_warmup(config, self.name, self.num_steps)
     self._config, self._datasets, self._model = c, datasets, parts.model
+    self._shape = shape
     self._tx = optimizer.make(
       c.optimizer, self.num_steps, untrained=self.untrained
     )
@@ -86,12 +92,20 @@ class BucketedStage(TrainedStage):
 
   def train_step(self, state: Any, step: int, data: Any) -> StepOutput:
     del step
-    state, metrics = self.update_on(state, next(data))
+    batch = next(data)
+    state, metrics = self.update_on(state, batch)
+    metrics['packing/efficiency'] = sample_packing.efficiency(
+      self.rows(batch), self._shape
+    )
     return StepOutput(state, metrics, {})
 
   @abc.abstractmethod
   def update_on(self, state: Any, batch: Any) -> tuple[Any, dict]:
     """Returns the state after a batch, and metrics."""
+
+  def rows(self, batch: Any) -> PackedRows:
+    """Returns the packed rows of a batch."""
+    return batch.rows
 
   def policy(self, state: Any) -> Any:
     return state.params

@@ -17,8 +17,8 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.data import preference_batches
 from r1jax.errors import UserError
 from r1jax.model.transformer import Transformer
+from r1jax.stages.build import packing, preference_data
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import preference_data
 from r1jax.stages.build.abstract import train_state_of
 from r1jax.stages.preferences import PreferenceStage, abstract_batch
 from r1jax.stages.stage import Kind, Network, Update
@@ -40,19 +40,19 @@ class DPO(PreferenceStage):
 
   def __init__(self, config: RunConfig, parts: build.Parts):
     c = config.dpo
+    shape = packing.example_row_shape(config, self.name, parts.model.layout)
     datasets = preference_data.datasets(
       config,
       parts,
       self.name,
+      shape,
       lambda rows, bad_rows: preference_batches.dpo_examples(
-        rows, parts.tokenizer, c.length_buckets[-1], bad_rows
+        rows, parts.tokenizer, c.max_tokens, bad_rows
       ),
     )
-    super().__init__(config, parts, datasets)
+    super().__init__(config, parts, datasets, shape)
     self._robust = _group_robust(c, datasets)
-    self._logps = dpo_step.response_logps(
-      parts.model, c.gradient_accumulation_steps
-    )
+    self._logps = dpo_step.response_logps(parts.model, shape, 2)
     (self._update,) = self.update(
       config,
       parts.model.layout,
@@ -74,18 +74,18 @@ class DPO(PreferenceStage):
 
   @classmethod
   def update(cls, config, layout, *, num_updates=1000, model=None, robust=None):
-    """Returns the program of a step, for the widest batch; see Stage.update.
+    """Returns the program of a step; see Stage.update.
 
     Ahead of a run, group-robust DPO is compiled for two groups; it is as large
     with any other number.
     """
     c = config.dpo
-    build.check_batches(config, cls.name, layout)
+    shape = packing.example_row_shape(config, cls.name, layout)
     model = model or Transformer(config.model, layout)
     tx = optimizer.make(c.optimizer, num_updates, untrained=_UNTRAINED)
     if c.group_robust and not robust:
       robust = dpo.GroupRobust(c.group_dro_step_size, (1, 1))
-    step = dpo_step.dpo(model, tx, c, robust, c, c.gradient_accumulation_steps)
+    step = dpo_step.dpo(model, tx, c, robust, c, shape)
     train = train_state_of(model, tx)
     group_weights = None
     if robust:
@@ -93,11 +93,9 @@ class DPO(PreferenceStage):
         (len(robust.counts),), jnp.float32, sharding=layout.replicated()
       )
     state = dpo_step.DPOState(train=train, alpha_g=group_weights)
-    tokens = c.length_buckets[-1]
-    batch = abstract_batch(layout, c.batch_size, tokens)
-    arguments = (state, batch, train.params)
-    rows = batch.tokens_BT.shape[0]
-    return [Update('DPO', model, step, arguments, rows, tokens)]
+    arguments = (state, abstract_batch(layout, shape), train.params)
+    size = shape.microbatch_rows, shape.row_tokens, shape.max_microbatches
+    return [Update('DPO', model, step, arguments, *size)]
 
   def shardings(self) -> Any:
     return dpo_step.dpo_shardings(self._model, self._tx, self._robust)
@@ -113,10 +111,7 @@ class DPO(PreferenceStage):
 
   def margins(self, state: Any, batch: Any) -> np.ndarray:
     return np.asarray(
-      dpo.log_ratio(
-        self._logps(state.train.params, batch),
-        self._logps(self._base_params, batch),
-      )
+      dpo.log_ratio(*self._logps(state.train.params, self._base_params, batch))
     )
 
   def extra_metrics(self, state: Any) -> dict[str, float]:

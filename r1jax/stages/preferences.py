@@ -4,19 +4,21 @@ import abc
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from r1jax.algos import common
 from r1jax.config.schema.run import RunConfig
 from r1jax.data.preference_batches import LabelledBatch, PairBatch
+from r1jax.data.sample_packing import RowShape
 from r1jax.sharding import Layout
-from r1jax.stages.bucketed import BucketedStage
+from r1jax.stages.bucketed import PackedStage
 from r1jax.stages.build import preference_data
-from r1jax.stages.build.abstract import arrays
+from r1jax.stages.build.abstract import packed_rows
 
 
-class PreferenceStage(BucketedStage):
+class PreferenceStage(PackedStage):
   """Learns from preferences; measured by how many it ranks right."""
 
   @classmethod
@@ -62,25 +64,30 @@ class PreferenceStage(BucketedStage):
 
 
 def abstract_batch(
-  layout: Layout, batch_size: int, tokens: int, labelled: bool = False
+  layout: Layout, shape: RowShape, labelled: bool = False
 ) -> PairBatch | LabelledBatch:
-  """Returns the widest batch of a stage as shapes and shardings."""
-  rows = batch_size * (1 if labelled else 2)
-  array, one = arrays(layout, rows, tokens), arrays(layout, batch_size, 0)
-  shared = dict(tokens_BT=array('BT', jnp.int32), valid_BT=array('BT', bool))
+  """Returns the largest batch of a stage as shapes and shardings.
+
+  Args:
+    layout: The mesh.
+    shape: Shape of the rows; its samples are the examples.
+    labelled: Whether examples are single labelled responses, not pairs.
+  """
+  rows = packed_rows(layout, shape)
+
+  def one(dtype):
+    return jax.ShapeDtypeStruct(
+      (shape.num_samples,), dtype, sharding=layout.replicated()
+    )
+
   if labelled:
     return LabelledBatch(
-      **shared,
-      safe_B=one('B', jnp.float32),
-      weight_B=one('B', jnp.float32),
-      group_B=one('B', jnp.int32),
+      rows=rows,
+      safe_B=one(jnp.float32),
+      weight_B=one(jnp.float32),
+      group_B=one(jnp.int32),
     )
-  return PairBatch(
-    **shared,
-    mask_BT=array('BT', bool),
-    weight_P=one('B', jnp.float32),
-    group_P=one('B', jnp.int32),
-  )
+  return PairBatch(rows=rows, weight_P=one(jnp.float32), group_P=one(jnp.int32))
 
 
 def example_weight(batch: PairBatch | LabelledBatch) -> np.ndarray:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from r1jax import registry
@@ -11,12 +10,12 @@ from r1jax.algos import prm
 from r1jax.config.schema.preferences import PRMConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.model.transformer import Transformer
-from r1jax.records import StepLabelBatch
+from r1jax.records import PackedRows
 from r1jax.rewards.prm import KIND
-from r1jax.stages.bucketed import BucketedStage, check_scalar_head
+from r1jax.stages.bucketed import PackedStage, check_scalar_head
+from r1jax.stages.build import packing, prm_data
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import prm_data
-from r1jax.stages.build.abstract import arrays, train_state_of
+from r1jax.stages.build.abstract import packed_rows, train_state_of
 from r1jax.stages.stage import Kind, Update
 from r1jax.train import optimizer, prm_step
 
@@ -24,7 +23,7 @@ _UNTRAINED = ('mtp', 'head')
 
 
 @registry.stage('prm')
-class PRM(BucketedStage):
+class PRM(PackedStage):
   """Learns the labels that the stage label_steps has left."""
 
   section = PRMConfig
@@ -37,8 +36,11 @@ class PRM(BucketedStage):
 
   def __init__(self, config: RunConfig, parts: build.Parts):
     _check(config, parts)
-    super().__init__(config, parts, prm_data.datasets(config, parts))
-    self._probabilities = prm_step.probabilities(parts.model)
+    shape = packing.example_row_shape(config, self.name, parts.model.layout)
+    super().__init__(
+      config, parts, prm_data.datasets(config, parts, shape), shape
+    )
+    self._probabilities = prm_step.probabilities(parts.model, shape)
     (self._update,) = self.update(
       config, parts.model.layout, num_updates=self.num_steps, model=parts.model
     )
@@ -58,39 +60,31 @@ class PRM(BucketedStage):
 
   @classmethod
   def update(cls, config, layout, *, num_updates=1000, model=None):
-    """Returns the program of a step, for the widest batch; see Stage.update."""
+    """Returns the program of a step; see Stage.update."""
     c = config.prm
-    build.check_batches(config, cls.name, layout)
+    shape = packing.example_row_shape(config, cls.name, layout)
     model = model or Transformer(config.model, layout)
     tx = optimizer.make(c.optimizer, num_updates, untrained=_UNTRAINED)
-    step = prm_step.process_reward_model(
-      model, tx, c, c.gradient_accumulation_steps
-    )
-    rows, tokens = c.batch_size, c.length_buckets[-1]
-    array = arrays(layout, rows, tokens)
-    batch = StepLabelBatch(
-      tokens_BT=array('BT', jnp.int32),
-      valid_BT=array('BT', bool),
-      label_BT=array('BT', jnp.float32),
-      weight_BT=array('BT', jnp.float32),
-    )
+    step = prm_step.process_reward_model(model, tx, c, shape)
+    batch = packed_rows(layout, shape, labelled=True)
     arguments = (train_state_of(model, tx), batch)
-    return [Update('PRM', model, step, arguments, rows, tokens)]
+    size = shape.microbatch_rows, shape.row_tokens, shape.max_microbatches
+    return [Update('PRM', model, step, arguments, *size)]
 
-  def update_on(self, state: Any, batch: Any) -> tuple[Any, dict]:
+  def rows(self, batch: PackedRows) -> PackedRows:
+    return batch
+
+  def update_on(self, state: Any, batch: PackedRows) -> tuple[Any, dict]:
     return self._update.step(state, batch)
 
   def evaluate(self, state: Any, step: int, directory: Path) -> dict:
     """Returns classification metrics of all steps that are held out."""
     del step, directory
     probability, label = [], []
-    for batch in self.eval_batches():
-      ends_BT = batch.weight_BT > 0
-      probability_BT = np.asarray(
-        self._probabilities(state.params, batch.tokens_BT, batch.valid_BT)
-      )
-      probability.append(probability_BT[ends_BT])
-      label.append(batch.label_BT[ends_BT])
+    for rows in self.eval_batches():
+      probability_BT = np.asarray(self._probabilities(state.params, rows))
+      probability.append(probability_BT[rows.mask_BT])
+      label.append(rows.label_BT[rows.mask_BT])
     metrics = prm.classification_metrics(
       np.concatenate(probability), np.concatenate(label)
     )
@@ -103,7 +97,7 @@ class PRM(BucketedStage):
       'scoring': {
         'kind': KIND,
         'delimiter': self._datasets.delimiter,
-        'max_tokens': c.length_buckets[-1],
+        'max_tokens': c.max_tokens,
         'batch_size': c.score_batch_size,
       }
     }
@@ -112,5 +106,5 @@ class PRM(BucketedStage):
 def _check(config: RunConfig, parts: build.Parts):
   """Refuses a config that cannot train, whatever is in its files."""
   check_scalar_head(config, 'prm')
-  build.check_batches(config, 'prm', parts.model.layout)
+  packing.example_row_shape(config, 'prm', parts.model.layout)
   prm_data.check(config)

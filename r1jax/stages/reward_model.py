@@ -15,8 +15,8 @@ from r1jax.data import preference_batches, scored_text
 from r1jax.data.preference_batches import PairBatch
 from r1jax.model.transformer import Transformer
 from r1jax.stages.bucketed import check_scalar_head
+from r1jax.stages.build import packing, preference_data
 from r1jax.stages.build import parts as build
-from r1jax.stages.build import preference_data
 from r1jax.stages.build.abstract import train_state_of
 from r1jax.stages.preferences import (
   PreferenceStage,
@@ -46,8 +46,9 @@ class RewardModelStage(PreferenceStage):
     c = config.reward_model
     check_scalar_head(config, self.name)
     text = scored_text.ScoredTextEncoder(
-      c.kind, c.length_buckets[-1], parts.tokenizer, parts.parser
+      c.kind, c.max_tokens, parts.tokenizer, parts.parser
     )
+    shape = packing.example_row_shape(config, self.name, parts.model.layout)
     super().__init__(
       config,
       parts,
@@ -55,13 +56,15 @@ class RewardModelStage(PreferenceStage):
         config,
         parts,
         self.name,
+        shape,
         lambda rows, bad_rows: preference_batches.reward_model_examples(
           rows, text, c.truncate_long, bad_rows
         ),
-        labelled=c.kind == scored_text.SAFE,
+        labelled=not c.is_paired,
       ),
+      shape,
     )
-    self._scores = reward_model_step.scores(parts.model)
+    self._scores = reward_model_step.scores(parts.model, shape)
     (self._update,) = self.update(
       config, parts.model.layout, num_updates=self.num_steps, model=parts.model
     )
@@ -77,20 +80,16 @@ class RewardModelStage(PreferenceStage):
 
   @classmethod
   def update(cls, config, layout, *, num_updates=1000, model=None):
-    """Returns the program of a step, for the widest batch; see Stage.update."""
+    """Returns the program of a step; see Stage.update."""
     c = config.reward_model
-    build.check_batches(config, cls.name, layout)
+    shape = packing.example_row_shape(config, cls.name, layout)
     model = model or Transformer(config.model, layout)
     tx = optimizer.make(c.optimizer, num_updates, untrained=_UNTRAINED)
-    step = reward_model_step.reward_model(
-      model, tx, c, c, c.gradient_accumulation_steps
-    )
-    labelled = c.kind == scored_text.SAFE
-    tokens = c.length_buckets[-1]
-    batch = abstract_batch(layout, c.batch_size, tokens, labelled)
+    step = reward_model_step.reward_model(model, tx, c, c, shape)
+    batch = abstract_batch(layout, shape, labelled=not c.is_paired)
     arguments = (train_state_of(model, tx), batch)
-    rows = batch.tokens_BT.shape[0]
-    return [Update('reward model', model, step, arguments, rows, tokens)]
+    size = shape.microbatch_rows, shape.row_tokens, shape.max_microbatches
+    return [Update('reward model', model, step, arguments, *size)]
 
   def update_on(self, state: Any, batch: Any) -> tuple[Any, dict]:
     return self._update.step(state, batch)
@@ -114,7 +113,7 @@ class RewardModelStage(PreferenceStage):
     return {
       'scoring': {
         'kind': c.kind,
-        'max_tokens': c.length_buckets[-1],
+        'max_tokens': c.max_tokens,
         'batch_size': c.score_batch_size,
         'mean': float(score.mean()),
         'std': max(float(score.std()), _MIN_STD),

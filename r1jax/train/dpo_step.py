@@ -1,33 +1,29 @@
 """The jitted functions of DPO: log-probabilities of responses, and the update.
 
-Rows 2p and 2p + 1 of a PairBatch are pair p; the columns of x_P2 are its chosen
-and its rejected response.
+Sequences 2p and 2p + 1 of a PairBatch are pair p; the columns of x_P2 are its
+chosen and its rejected response.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from r1jax.algos import common
 from r1jax.algos import dpo as dpo_loss
 from r1jax.config.schema.preferences import DPOLossConfig
 from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.data.preference_batches import PairBatch
-from r1jax.model.transformer import Transformer, output_head, positions
-from r1jax.records import Array
+from r1jax.data.sample_packing import RowShape
+from r1jax.model.transformer import Transformer
+from r1jax.records import Array, PackedRows
+from r1jax.train import make_step, packed_step
 from r1jax.train import state as train_state
-from r1jax.train.make_step import (
-  LossOutput,
-  constrain,
-  make_update,
-  num_rows,
-  split_tree,
-)
+from r1jax.train.make_step import LossOutput, num_sequences
 from r1jax.train.optimizer import Optimizer
+from r1jax.train.policy_step import next_token_logp
 from r1jax.train.state import TrainState
 
 
@@ -64,18 +60,41 @@ def dpo_shardings(
   )
 
 
-def response_logps(
-  model: Transformer, gradient_accumulation_steps: int
-) -> Callable:
-  """Returns logp(params, PairBatch) → float32 [P, 2], jitted.
+class _Totals(NamedTuple):
+  """What the loss of a microbatch needs to know of the whole batch.
 
-  Log-probabilities of whole responses are computed one microbatch at a time.
+  Attributes:
+    ref_logp_P2: float32 log-probabilities of responses under the reference.
+    weight_P: float32, the weight of each pair's loss.
+    pairs: Number of pairs, at least 1.
+    sequences: Number of sequences, by which the balance loss is averaged.
   """
 
+  ref_logp_P2: Array
+  weight_P: Array
+  pairs: Array
+  sequences: Array
+
+
+def response_logps(
+  model: Transformer, shape: RowShape, num_policies: int = 1
+) -> Callable:
+  """Returns logp(params, …, PairBatch) → float32 [P, 2] of each, jitted.
+
+  Several policies are computed in one pass over the batch.
+
+  Args:
+    model: The architecture of all policies.
+    shape: The shape of the batch's rows.
+    num_policies: Number of policies, whose parameters come before the batch.
+  """
+  logps = _logps(model, shape)
+
   @jax.jit
-  def logp(params, batch: PairBatch):
-    batch = constrain(model, batch)
-    return _logps(model, params, batch, gradient_accumulation_steps)
+  def logp(*args):
+    *policies, batch = args
+    assert len(policies) == num_policies
+    return logps(batch.rows, *policies)
 
   return logp
 
@@ -86,7 +105,7 @@ def dpo(
   config: DPOLossConfig,
   group_robust: dpo_loss.GroupRobust | None,
   balancing: LoadBalancingConfig,
-  gradient_accumulation_steps: int,
+  shape: RowShape,
 ) -> Callable:
   """Returns step(state, PairBatch, ref_params) → (state, metrics), jitted.
 
@@ -95,19 +114,10 @@ def dpo(
   weights are updated with the losses of the whole batch, then the policy with
   the new weights.
   """
-
-  def loss_fn(params, inputs, totals) -> LossOutput:
-    batch, ref_logp_P2, weight_P = inputs
-    total_pairs, total_rows = totals
-    logp_P2, out = _logp(model, params, batch)
-    loss, metrics = dpo_loss.loss(
-      config, logp_P2, ref_logp_P2, weight_P, batch.weight_P, total_pairs
-    )
-    share = num_rows(batch.valid_BT) / total_rows
-    return LossOutput(loss, metrics, out.routing, share)
-
-  logps = partial(_logps, parts=gradient_accumulation_steps)
-  update = make_update(tx, loss_fn, balancing)
+  update = packed_step.packed_update(
+    model, tx, _loss_fn(model, config, balancing, shape), balancing, shape
+  )
+  logps = _logps(model, shape)
 
   @partial(
     jax.jit,
@@ -118,13 +128,13 @@ def dpo(
     ),
   )
   def step(state: DPOState, batch: PairBatch, ref_params):
-    batch = constrain(model, batch)
-    totals = jnp.maximum(jnp.sum(batch.weight_P), 1), num_rows(batch.valid_BT)
     params, alpha_g = state.train.params, state.alpha_g
-    ref_logp_P2 = logps(model, ref_params, batch)
+    ref_logp_P2, *before = logps(
+      batch.rows, ref_params, *([params] if group_robust else [])
+    )
     weight_P = jnp.ones_like(batch.weight_P)
     if group_robust:
-      log_ratio_P = dpo_loss.log_ratio(logps(model, params, batch), ref_logp_P2)
+      log_ratio_P = dpo_loss.log_ratio(before[0], ref_logp_P2)
       alpha_g = group_robust.update(
         alpha_g,
         dpo_loss.per_pair(config, log_ratio_P),
@@ -132,9 +142,13 @@ def dpo(
         batch.weight_P,
       )
       weight_P = group_robust.pair_weights(alpha_g, batch.group_P)
-    inputs = batch, ref_logp_P2, weight_P
-    micros = split_tree(inputs, gradient_accumulation_steps)
-    train, metrics, _ = update(state.train, micros, totals)
+    totals = _Totals(
+      ref_logp_P2,
+      weight_P,
+      jnp.maximum(jnp.sum(batch.weight_P), 1),
+      num_sequences(batch.rows.segment_BT),
+    )
+    train, metrics = update(state.train, batch.rows, totals)
     if group_robust:
       alpha_g = jnp.where(metrics['skipped_updates'], state.alpha_g, alpha_g)
     return DPOState(train=train, alpha_g=alpha_g), metrics
@@ -142,36 +156,54 @@ def dpo(
   return step
 
 
-def _logps(model: Transformer, params, batch: PairBatch, parts: int):
-  """Returns logp_P2 without gradients, computed in so many parts."""
-  params = jax.lax.stop_gradient(params)
-  if parts == 1:
-    return _logp(model, params, batch)[0]
-  micros = split_tree(batch, parts)
-  logp = jax.lax.map(lambda micro: _logp(model, params, micro)[0], micros)
-  return logp.reshape(-1, 2)
+def _loss_fn(
+  model: Transformer,
+  config: DPOLossConfig,
+  balancing: LoadBalancingConfig,
+  shape: RowShape,
+) -> Callable:
+  """Returns the loss function of `dpo`, for packed_update."""
+  balances = bool(balancing.router_aux_loss_coef)
+
+  def loss_fn(params, rows: PackedRows, totals: _Totals) -> LossOutput:
+    out = packed_step.forward(model, params, rows, balances)
+    logp_BT, _ = next_token_logp(model, params, out.hidden_BTD, rows)
+    samples, present = packed_step.sequences(rows, 2 * shape.num_samples)
+    loss, metrics = dpo_loss.loss(
+      config,
+      samples.sum(logp_BT, rows.mask_BT).reshape(-1, 2),
+      totals.ref_logp_P2,
+      totals.weight_P,
+      present[0::2],
+      totals.pairs,
+    )
+    share = num_sequences(rows.segment_BT) / totals.sequences
+    return LossOutput(loss, metrics, out.routing, share)
+
+  return loss_fn
 
 
-def _logp(model: Transformer, params, batch: PairBatch):
-  """Returns logp_P2 of whole responses, and the model's output.
+def _logps(model: Transformer, shape: RowShape) -> Callable:
+  """Returns f(PackedRows, params, …) → logp_P2 of each policy, for jit.
 
-  Token t is predicted at t − 1, so the first token has no log-probability:
-    tokens  = [a, b, c],  mask = [0, 1, 1]
-    hidden  = [h(a), h(ab)]
-    logp    = log p(b | a) + log p(c | ab)
+  Log-probabilities are of whole responses, and without gradients.
   """
-  out: Any = model.apply(
-    {'params': params},
-    batch.tokens_BT,
-    positions(batch.valid_BT),
-    batch.valid_BT.astype(jnp.int32),
-  )
-  logp_BT, _ = common.token_logp(
-    out.hidden_BTD[:, :-1],
-    output_head(model, params),
-    batch.tokens_BT[:, 1:],
-    layout=model.layout,
-    mask_BT=batch.mask_BT[:, 1:],
-  )
-  logp_B = jnp.sum(logp_BT, 1)
-  return logp_B.reshape(-1, 2), out
+
+  def of_microbatch(rows: PackedRows, *policies):
+    return [
+      next_token_logp(
+        model, params, packed_step.forward(model, params, rows).hidden_BTD, rows
+      )[0]
+      for params in policies
+    ]
+
+  of_rows = make_step.map_packed(model, shape, of_microbatch)
+
+  def logps(rows: PackedRows, *policies):
+    samples, _ = packed_step.sequences(rows, 2 * shape.num_samples)
+    return [
+      samples.sum(logp_BT, rows.mask_BT).reshape(-1, 2)
+      for logp_BT in of_rows(rows, *policies)
+    ]
+
+  return logps

@@ -20,7 +20,7 @@ from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.data.sample_packing import RowShape
 from r1jax.model import moe
 from r1jax.model.transformer import Transformer
-from r1jax.records import RLBatch
+from r1jax.records import PackedRows, RLBatch
 from r1jax.train import state as train_state
 from r1jax.train.optimizer import Optimizer
 from r1jax.train.state import TrainState
@@ -106,7 +106,9 @@ def make_packed_step(
   def update_on_minibatch(state: TrainState, minibatch):
     micros, count = minibatch
     totals = policy_loss.Totals(
-      jnp.sum(micros.mask_BT), rows, num_sequences(micros)
+      jnp.sum(micros.mask_BT),
+      rows,
+      num_sequences(micros.segment_BT, micros.prefix_BT),
     )
     new, metrics, maxima = update(state, micros, totals, count)
     empty = totals.tokens == 0
@@ -137,7 +139,7 @@ def map_packed(
       0 in microbatches without tokens, which are not computed.
   """
 
-  def of_batch(batch: RLBatch, *args):
+  def of_batch(batch: RLBatch | PackedRows, *args):
     micros, count_u = split_packed(model, batch, shape)
     micro = lambda u, i: jax.tree.map(lambda x: x[u, i], micros)
     like = jax.eval_shape(function, micro(0, 0), *args)
@@ -164,7 +166,9 @@ def map_packed(
   return of_batch
 
 
-def split_packed(model: Transformer, batch: RLBatch, shape: RowShape):
+def split_packed(
+  model: Transformer, batch: RLBatch | PackedRows, shape: RowShape
+):
   """Returns token arrays [updates, microbatches, rows, T], and the counts.
 
   The counts are num_microbatches_u of the batch.
@@ -243,18 +247,18 @@ def num_rows(valid_BT):
   return jnp.maximum(jnp.sum(valid_BT.any(1)), 1)
 
 
-def num_sequences(batch: RLBatch):
+def num_sequences(segment_BT, prefix_BT=None):
   """Returns the number of samples in rows of any leading axes, at least 1.
 
-  Segments of a row are counted from 1; shared prompts are no samples.
+  Segments of a row are counted from 1; shared prompts are no samples. See
+  RLBatch and PackedRows.
   """
-  count = jnp.sum(batch.segment_BT.max(-1))
-  if batch.prefix_BT is not None:
+  count = jnp.sum(segment_BT.max(-1))
+  if prefix_BT is not None:
     before = jnp.pad(
-      batch.segment_BT[..., :-1],
-      [(0, 0)] * (batch.segment_BT.ndim - 1) + [(1, 0)],
+      segment_BT[..., :-1], [(0, 0)] * (segment_BT.ndim - 1) + [(1, 0)]
     )
-    count -= jnp.sum((batch.segment_BT != before) & (batch.prefix_BT < 0))
+    count -= jnp.sum((segment_BT != before) & (prefix_BT < 0))
   return jnp.maximum(count, 1)
 
 

@@ -12,7 +12,7 @@ from r1jax.config.schema.training import LoadBalancingConfig
 from r1jax.data.sample_packing import RowShape
 from r1jax.model.mtp import shift
 from r1jax.model.transformer import Transformer, output_head
-from r1jax.records import RLBatch
+from r1jax.records import PackedRows, RLBatch
 from r1jax.train import make_step
 from r1jax.train.make_step import LossOutput
 from r1jax.train.mtp_loss import mtp_loss
@@ -145,7 +145,8 @@ def _loss_fn(
       loss,
       metrics,
       routing,
-      make_step.num_sequences(batch) / totals.sequences,
+      make_step.num_sequences(batch.segment_BT, batch.prefix_BT)
+      / totals.sequences,
       {'rollout_logp_diff': diff_BT.max()},
     )
 
@@ -205,8 +206,24 @@ def _batch_logp(
     batch.experts_BTLA,
     *sequence_inputs(batch, balances),
   )
+  return *next_token_logp(
+    model, params, out.hidden_BTD, batch, temperature
+  ), out
+
+
+def next_token_logp(
+  model: Transformer,
+  params,
+  hidden_BTD,
+  batch: RLBatch | PackedRows,
+  temperature: float = 1.0,
+):
+  """Returns logp_BT and entropy_BT of tokens, each predicted at the one before.
+
+  Both are float32, in nats, and 0 outside the batch's mask.
+  """
   logp, entropy = common.token_logp(
-    out.hidden_BTD[:, :-1],
+    hidden_BTD[:, :-1],
     output_head(model, params),
     batch.tokens_BT[:, 1:],
     temperature,
@@ -217,7 +234,7 @@ def _batch_logp(
   def padded(x):
     return jnp.pad(x, ((0, 0), (1, 0)))
 
-  return padded(logp), padded(entropy), out
+  return padded(logp), padded(entropy)
 
 
 def token_inputs(batch: RLBatch):

@@ -1,58 +1,69 @@
 """The jitted functions of a process reward model: prediction and training."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.algos import prm
 from r1jax.config.schema.training import LoadBalancingConfig
-from r1jax.model import scoring
+from r1jax.data.sample_packing import RowShape
 from r1jax.model.transformer import Transformer
-from r1jax.records import StepLabelBatch
-from r1jax.train.make_step import LossOutput, make_step, num_rows
+from r1jax.records import Array, PackedRows
+from r1jax.train import make_step, packed_step
+from r1jax.train.make_step import LossOutput, num_sequences, out_shardings
 from r1jax.train.optimizer import Optimizer
 from r1jax.train.state import TrainState
 
 
-def probabilities(model: Transformer) -> Callable:
-  """Returns probability(params, tokens_BT, valid_BT) → float32 [B, T], jitted.
+class _Totals(NamedTuple):
+  """Counts over the whole batch: its steps, at least 1, and its thoughts."""
+
+  steps: Array
+  sequences: Array
+
+
+def probabilities(model: Transformer, shape: RowShape) -> Callable:
+  """Returns probability(params, PackedRows) → float32 [B, T], jitted.
 
   An entry is the probability that the thought up to this token ends well.
   """
-
-  @jax.jit
-  def probability(params, tokens_BT, valid_BT):
-    return jax.nn.sigmoid(
-      scoring.token_scores(model, params, tokens_BT, valid_BT)[0]
-    )
-
-  return probability
+  of_rows = make_step.map_packed(
+    model,
+    shape,
+    lambda rows, params: jax.nn.sigmoid(
+      packed_step.token_scores(model, params, rows)[0]
+    ),
+  )
+  return jax.jit(lambda params, rows: of_rows(rows, params))
 
 
 def process_reward_model(
   model: Transformer,
   tx: Optimizer,
   balancing: LoadBalancingConfig,
-  gradient_accumulation_steps: int,
+  shape: RowShape,
 ) -> Callable:
-  """Returns step(state, StepLabelBatch) → (state, metrics), jitted."""
+  """Returns step(state, PackedRows) → (state, metrics), jitted."""
+  balances = bool(balancing.router_aux_loss_coef)
 
-  def loss_fn(params, batch: StepLabelBatch, totals) -> LossOutput:
-    total_weight, total_rows = totals
-    score_BT, out = scoring.token_scores(
-      model, params, batch.tokens_BT, batch.valid_BT
-    )
+  def loss_fn(params, rows: PackedRows, totals: _Totals) -> LossOutput:
+    score_BT, out = packed_step.token_scores(model, params, rows, balances)
     loss, metrics = prm.loss(
-      score_BT, batch.label_BT, batch.weight_BT, total_weight
+      score_BT, rows.label_BT, rows.mask_BT, totals.steps
     )
-    share = num_rows(batch.valid_BT) / total_rows
+    share = num_sequences(rows.segment_BT) / totals.sequences
     return LossOutput(loss, metrics, out.routing, share)
 
-  def totals_fn(state: TrainState, batch: StepLabelBatch):
-    del state
-    return jnp.maximum(jnp.sum(batch.weight_BT), 1), num_rows(batch.valid_BT)
+  update = packed_step.packed_update(model, tx, loss_fn, balancing, shape)
 
-  return make_step(
-    model, tx, loss_fn, totals_fn, balancing, gradient_accumulation_steps
-  )
+  @partial(jax.jit, donate_argnums=0, out_shardings=out_shardings(model, tx))
+  def step(state: TrainState, rows: PackedRows):
+    totals = _Totals(
+      jnp.maximum(jnp.sum(rows.mask_BT), 1), num_sequences(rows.segment_BT)
+    )
+    return update(state, rows, totals)
+
+  return step

@@ -76,7 +76,8 @@ def critic(
       loss,
       metrics,
       out.routing,
-      make_step.num_sequences(batch) / totals.sequences,
+      make_step.num_sequences(batch.segment_BT, batch.prefix_BT)
+      / totals.sequences,
     )
 
   return make_step.make_packed_step(

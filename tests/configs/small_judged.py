@@ -23,7 +23,7 @@ def _judge(kind: str):
     data=('manners:16',),
     max_eval_rows=8,
     batch_size=8,
-    length_buckets=(96,),
+    max_tokens=96,
     logging_steps=1,
   )
   config.reward_model.optimizer.learning_rate = 1e-2
@@ -35,7 +35,7 @@ def get_config():
   base.pretrain.max_steps = 2
   liked = _stage('dpo', '@base')
   liked.dpo.update(
-    data=('manners:16',), max_eval_rows=8, batch_size=8, length_buckets=(96,)
+    data=('manners:16',), max_eval_rows=8, batch_size=8, max_tokens=96
   )
   reasoning = _stage('rl', '@liked')
   reasoning.data.mixture = ('arithmetic:1', 'manners:1')

@@ -27,7 +27,7 @@ def get_config():
     eval_share=0.4,
     batch_size=8,
     num_train_epochs=2,
-    length_buckets=(32, 52),
+    max_tokens=52,
     eval_steps=2,
     logging_steps=1,
     score_batch_size=8,

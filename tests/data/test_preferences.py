@@ -15,6 +15,7 @@ from r1jax.data import (
   splits,
 )
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.sample_packing import RowShape
 from r1jax.data.tasks import manners
 from r1jax.data.text import response_formats, tokenizer
 from r1jax.errors import UserError
@@ -42,6 +43,22 @@ def _file(tmp_path, *rows):
 
 def _encoder(kind='helpful', max_tokens=64):
   return scored_text.ScoredTextEncoder(kind, max_tokens, _TEXT, _PARSER)
+
+
+def _shape(num_examples: int, max_tokens: int) -> RowShape:
+  """Rows of a pair at least, two in a microbatch."""
+  return RowShape(
+    row_tokens=2 * max_tokens,
+    microbatch_rows=2,
+    num_updates=1,
+    num_samples=num_examples,
+    max_sample_tokens=2 * max_tokens,
+  )
+
+
+def _of(rows, sample: int):
+  """Where the tokens of a sequence are."""
+  return (rows.sample_BT == sample) & (rows.segment_BT > 0)
 
 
 def _judged(
@@ -140,7 +157,7 @@ def test_a_bad_row_is_named_or_quarantined(tmp_path, row, message):
     (
       _GOOD | {'chosen': '9' * 60},
       'safe',
-      '66 tokens, more than 64; raise length_buckets',
+      '66 tokens, more than 64; raise max_tokens',
     ),
     (_GOOD | {'chosen': 'é'}, 'safe', "tokenizer has no 'é'"),
     (
@@ -169,7 +186,7 @@ def test_a_policy_s_pair_is_whole(tmp_path):
     [*_TEXT.encode(text), _TEXT.stop_ids[0]]
     for text in (_FORM.format('2'), '3')
   ]
-  with pytest.raises(UserError, match='more than 8; raise length_buckets'):
+  with pytest.raises(UserError, match='more than 8; raise max_tokens'):
     preference_batches.dpo_examples(found, _TEXT, 8, Quarantine())
 
 
@@ -256,10 +273,11 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
     asked = [(row.prompt, row.response) for row in found]
   examples = _judged(found, kind, max_tokens, cut_long=True)
   groups = preference_batches.group_sizes(examples)
+  shape = _shape(3, max_tokens)
   batch = preference_batches.PreferenceBatches(
-    examples, list(groups), 3, (max_tokens,), _TEXT.pad_id, shuffle=False
+    examples, list(groups), shape, shuffle=False
   )[0]
-  got = np.asarray(reward_model_step.scores(model[0])(model[1], batch))
+  got = np.asarray(reward_model_step.scores(model[0], shape)(model[1], batch))
   want = RewardModel(
     *model, _TEXT, _PARSER, ScoringConfig(kind, max_tokens, batch_size=4)
   ).score(*zip(*asked))
@@ -268,31 +286,33 @@ def test_training_sees_what_a_judge_scores(model, kind, max_tokens):
   )
 
 
-def test_batches_are_padded_to_the_least_width_and_to_the_end():
+def test_batches_hold_every_pair_once_an_epoch():
   found = preferences.synthetic_pairs(_HOW, _BRIEF, splits.TRAIN, 0, 10)
   examples = preference_batches.dpo_examples(found, _TEXT, 128, Quarantine())
   groups = list(preference_batches.group_sizes(examples))
   corpus = preference_batches.PreferenceBatches(
-    examples, groups, 4, (48, 64, 80, 96, 128), _TEXT.pad_id, seed=3, epochs=2
+    examples, groups, _shape(4, 128), seed=3, epochs=2
   )
   assert len(corpus) == 5
   seen = []
   for batch in (corpus[i] for i in range(5)):
-    longest = batch.valid_BT.sum(1).max()
-    assert batch.tokens_BT.shape == (
-      8,
-      min(w for w in (48, 64, 80, 96, 128) if w >= longest),
-    )
-    assert (batch.mask_BT <= batch.valid_BT).all()
+    rows = batch.rows
     for p in np.flatnonzero(batch.weight_P):
-      rows = [
-        tuple(batch.tokens_BT[b, batch.valid_BT[b]]) for b in (2 * p, 2 * p + 1)
-      ]
-      example = next(e for e in examples if tuple(e.rows[0]) == rows[0])
-      assert rows[1] == tuple(example.rows[1])
+      chosen, rejected = (
+        tuple(rows.tokens_BT[_of(rows, sample)])
+        for sample in (2 * p, 2 * p + 1)
+      )
+      example = next(e for e in examples if tuple(e.rows[0]) == chosen)
+      assert rejected == tuple(example.rows[1])
       assert groups[batch.group_P[p]] == example.group
-      assert not batch.mask_BT[2 * p, : example.prompt_tokens].any()
+      for sample in (2 * p, 2 * p + 1):
+        read = rows.mask_BT[_of(rows, sample)]
+        assert not read[: example.prompt_tokens].any()
+        assert read[example.prompt_tokens :].all()
       seen.append(example.id)
+    assert (rows.segment_BT > 0).sum() == sum(
+      map(len, [ids for e in examples if e.id in seen[-4:] for ids in e.rows])
+    )
   # Every pair once an epoch, in another order.
   assert sorted(seen[:10]) == sorted(seen[10:]) and seen[:10] != seen[10:]
 
@@ -300,12 +320,12 @@ def test_batches_are_padded_to_the_least_width_and_to_the_end():
 def test_an_iterator_goes_on_where_it_was():
   found = preferences.synthetic_pairs(_HOW, _BRIEF, splits.TRAIN, 0, 12)
   corpus = preference_batches.PreferenceBatches(
-    _judged(found), ['bid', 'greet', 'thank'], 4, (64,), 0, seed=1
+    _judged(found), ['bid', 'greet', 'thank'], _shape(4, 64), seed=1
   )
   whole = batching.token_batches(corpus)
   next(whole)
   state = whole.get_state()
-  rest = [batch.tokens_BT for batch in whole]
+  rest = [batch.rows.tokens_BT for batch in whole]
   again = batching.token_batches(corpus)
   again.set_state(state)
-  np.testing.assert_array_equal([b.tokens_BT for b in again], rest)
+  np.testing.assert_array_equal([b.rows.tokens_BT for b in again], rest)

@@ -382,7 +382,9 @@ def test_without_the_compiler_the_fix_is_named():
 def _stage(name: str, **changes):
   config = _small(scalar_head=name == 'reward_model')
   config.stages = (name,)
-  config[name].update(dict(batch_size=8, length_buckets=(64, 128)) | changes)
+  config[name].update(
+    dict(batch_size=8, max_tokens=128, row_tokens=256) | changes
+  )
   return config
 
 
@@ -398,7 +400,11 @@ def _ppo(**changes):
   'config,kinds,tokens',
   [
     (_stage('reward_model'), ['reward model'], 16 * 128),
-    (_stage('reward_model', kind='safe'), ['reward model'], 8 * 128),
+    (
+      _stage('reward_model', kind='safe', row_tokens=128),
+      ['reward model'],
+      8 * 128,
+    ),
     (_stage('dpo', group_robust=True), ['DPO'], 16 * 128),
     (_ppo(critic='separate'), ['PPO policy', 'PPO critic'], None),
     (_ppo(critic='shared'), ['PPO policy'], None),

@@ -6,11 +6,13 @@ import math
 import jax
 import pytest
 
+from r1jax.config.schema.preferences import PackedConfig
 from r1jax.configs import pipeline_r1, pipeline_r1_zero
 from r1jax.launch import info
 from r1jax.runs import pipeline_config, stage_list
 from r1jax.sharding import Layout, mesh_sizes
 from r1jax.stages import rl_update
+from r1jax.stages.build import packing
 from r1jax.stages.build import parts as build
 
 _PIPELINES = [
@@ -40,6 +42,8 @@ def test_every_stage_divides_over_its_mesh(pipeline, name):
   section = getattr(run, run.stages[-1])
   if run.stages[-1] == 'rl':
     rl_update.check_rl(run, layout)
+  elif isinstance(section, PackedConfig):
+    packing.example_row_shape(run, run.stages[-1], layout)
   elif hasattr(section, 'batch_size'):
     parts = section.gradient_accumulation_steps
     build.divides(name, section.batch_size, parts, layout)

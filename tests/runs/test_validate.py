@@ -232,7 +232,7 @@ def test_numbers_are_checked_though_a_reward_model_is_still_to_come(
 def test_a_process_reward_model_reads_as_far_as_a_run_may_write(tmp_path):
   config = small_process.get_config()
   config.policy.rl.reward_models.prm = '@prm'
-  reads = config.prm.prm.length_buckets[-1]
+  reads = config.prm.prm.max_tokens
   config.policy.rl.max_new_tokens = reads
   _refused(config, tmp_path, f'prm: prm reads {reads} tokens, fewer than')
   config.policy.stages = ('sft',)
@@ -294,7 +294,7 @@ def test_a_reward_model_may_begin_a_critic_whatever_it_reads(tmp_path):
   config = small_process.get_config()
   config.policy.rl.adv_estimator = 'gae'
   config.policy.rl.ppo.critic_init = '@prm'
-  config.prm.prm.length_buckets = (16,)
+  config.prm.prm.max_tokens = 16
   runs = load_pipeline(config).runs
   compatibility.check_fit(
     'policy', runs['policy'], 'rl.ppo.critic_init', 'prm', runs['prm']

@@ -8,6 +8,7 @@ import pytest
 
 from r1jax import sharding
 from r1jax.checkpoints import weights
+from r1jax.config.load import load, to_config_dict
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, splits
 from r1jax.errors import UserError
@@ -41,7 +42,7 @@ def _config(stage: str, **changes):
     dict(
       data=('manners:24',),
       batch_size=4,
-      length_buckets=(80, 96),
+      max_tokens=96,
       eval_steps=3,
       max_eval_rows=10,
       save_steps=2,
@@ -118,7 +119,7 @@ class _Killed(Exception):
 @pytest.mark.parametrize(
   'stage,changes',
   [
-    ('reward_model', dict(kind='safe', gradient_accumulation_steps=2)),
+    ('reward_model', dict(kind='safe', row_tokens=96, microbatch_tokens=96)),
     ('dpo', dict(group_robust=True, group_dro_step_size=0.5)),
   ],
 )
@@ -146,6 +147,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
     ).read_bytes()
   last = rows(whole, stage)[-1]
   assert last['skipped_updates'] == 0
+  assert 0.2 < last['packing/efficiency'] <= 1
   if stage == 'dpo':
     alpha = {
       name: value
@@ -174,6 +176,15 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
     typed = run_config(config)
     with pytest.raises(UserError, match='which is no policy'):
       run.trained_params(typed, build.parts(typed), str(whole))
+
+
+def test_keys_of_padded_batches_are_unknown():
+  for name in ('length_buckets', 'gradient_accumulation_steps'):
+    values = run_config(_config('dpo'))
+    config = to_config_dict(values).to_dict()
+    config['dpo'][name] = 1
+    with pytest.raises(UserError, match=f'dpo.{name} is unknown'):
+      load(config, type(values))
 
 
 def _rows_file(tmp_path, groups, name='rows.jsonl'):
@@ -234,13 +245,24 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
     ('reward_model', dict(data=('arithmetic:9',)), 'has no preferences'),
     ('reward_model', dict(data=()), 'nothing to learn from'),
     ('reward_model', dict(data=('gsm8k',)), 'has answers, not preferences'),
-    ('reward_model', dict(length_buckets=(96, 80)), 'must rise'),
+    ('reward_model', dict(max_tokens=1), 'max_tokens = 1 must be at least 2'),
     (
       'reward_model',
-      dict(length_buckets=(80, 256)),
-      'max_position_embeddings = 128',
+      dict(max_tokens=256),
+      'reward_model.max_tokens = 256 exceeds model.max_position_embeddings = 128',
     ),
-    ('reward_model', dict(length_buckets=(16,)), 'has .* tokens, more than 16'),
+    (
+      'reward_model',
+      dict(row_tokens=191),
+      r'row_tokens = 191 is less than the longest pair, 2 × '
+      r'reward_model.max_tokens = 192 tokens; raise it, or leave it at 0',
+    ),
+    (
+      'reward_model',
+      dict(kind='safe', row_tokens=95),
+      'is less than the longest example, reward_model.max_tokens = 96',
+    ),
+    ('reward_model', dict(max_tokens=16), 'has .* tokens, more than 16'),
     ('reward_model', dict(eval_share=1.5), 'eval_share = 1.5 must be'),
     (
       'reward_model',
@@ -251,10 +273,10 @@ def test_a_file_is_split_by_its_ids_and_is_in_the_lineage(tmp_path):
     ('dpo', dict(beta=0.0), 'dpo.beta = 0.0 must be above 0'),
     (
       'dpo',
-      dict(batch_size=3, gradient_accumulation_steps=2),
-      '3 does not divide',
+      dict(row_tokens=200, microbatch_tokens=300),
+      'dpo.microbatch_tokens = 300 is no multiple of 200 tokens',
     ),
-    ('dpo', dict(length_buckets=(60,)), 'has .* tokens, more than 60'),
+    ('dpo', dict(max_tokens=60), 'has .* tokens, more than 60'),
   ],
 )
 def test_bad_numbers_and_data_are_refused(stage, changes, match):

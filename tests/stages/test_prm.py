@@ -288,12 +288,13 @@ def _prm(tmp_path, change=lambda row: row, **changes):
 
 def test_batches_have_their_labels_where_steps_end(tmp_path):
   stage = _prm(tmp_path)
-  batch = stage._datasets.eval[0]
+  rows = stage._datasets.eval[0]
   prompt = len(_TEXT.encode_prompt('User:1+1Assistant:'))
   last = [prompt + 6, prompt + 8, prompt + 11]
-  assert np.flatnonzero(batch.weight_BT[0]).tolist() == last
-  assert batch.label_BT[0, last].tolist() == [1.0, 0.5, 0.0]
-  assert not batch.weight_BT[-1].any()  # It only fills the batch.
+  first = (rows.sample_BT == 0) & rows.mask_BT
+  assert rows.position_BT[first].tolist() == last
+  assert rows.label_BT[first].tolist() == [1.0, 0.5, 0.0]
+  assert not rows.label_BT[~rows.mask_BT].any()
   hard = step_labels.read(
     str(tmp_path / 'rows.jsonl'), _TEXT, 'hard', 52, Quarantine()
   )
@@ -323,7 +324,7 @@ def test_rows_without_usable_labels_are_named(tmp_path, change, message):
     ({'prm.data': ()}, 'prm: data names no labelled steps'),
     ({'prm.labels': 'firm'}, "prm.labels = 'firm' must be one of 'soft'"),
     ({'prm.eval_share': 0.0}, 'prm.eval_share = 0.0 must be above 0'),
-    ({'prm.length_buckets': (16,)}, 'more than 16; raise length_buckets'),
+    ({'prm.max_tokens': 16}, 'more than 16; raise max_tokens'),
     ({'prm.num_train_epochs': 0}, 'prm.num_train_epochs = 0 must be at least'),
     ({'model.scalar_head': False}, 'prm: model.scalar_head is False'),
   ],

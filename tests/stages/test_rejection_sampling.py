@@ -140,7 +140,7 @@ def test_pairs_are_what_dpo_learns_from(tmp_path):
   config.dpo.update(
     data=(str(tmp_path / 'accepted.jsonl'),),
     batch_size=2,
-    length_buckets=(128,),
+    max_tokens=128,
     eval_share=0.5,
   )
   config = run_config(config)

@@ -32,8 +32,8 @@ def _config(name: str, **changes):
   config.sft.update(data=('arithmetic:8',), batch_size=8, length_tokens=64)
   for section in ('reward_model', 'dpo'):
     config[section].update(data=('manners:8',), batch_size=4)
-    config[section].length_buckets = (64, 96)
-  config.prm.update(batch_size=4, length_buckets=(32, 52))
+    config[section].max_tokens = 96
+  config.prm.update(batch_size=4, max_tokens=52)
   config.update_from_flattened_dict(changes)
   return run_config(config)
 

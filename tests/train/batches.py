@@ -1,10 +1,13 @@
-"""Batches of RL for tests: packed rows, and the oracle of one row a sample."""
+"""Batches for tests: packed rows, and the oracle of one row a sequence."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from r1jax.data import sample_packing
 from r1jax.data.sample_packing import RowShape
-from r1jax.records import RLBatch, Rollout
+from r1jax.data.sequence_packing import ReadSequence
+from r1jax.records import PackedRows, RLBatch, Rollout
 
 
 def one_a_row(rollout: Rollout) -> RLBatch:
@@ -43,3 +46,62 @@ def unpacked(batch: RLBatch, rollout: Rollout, x_BT) -> np.ndarray:
   column = batch.position_BT[mask] + rollout.valid_BT.argmax(1)[sample]
   found[sample, column] = np.asarray(x_BT)[mask]
   return found
+
+
+def examples_of(lengths: Sequence[Sequence[int]], read) -> list:
+  """Examples of random tokens, one or two sequences each.
+
+  Args:
+    lengths: Lengths of the sequences of each example.
+    read: (rng, length) → indices of the tokens that are read, and labels or
+      None.
+  """
+  rng = np.random.default_rng(0)
+  return [
+    [
+      ReadSequence(rng.integers(3, 32, n).astype(np.int32), *read(rng, n))
+      for n in example
+    ]
+    for example in lengths
+  ]
+
+
+def one_sequence_a_row(examples) -> PackedRows:
+  """The oracle: each sequence a row of its own, in order, in one microbatch."""
+  sequences = [sequence for example in examples for sequence in example]
+  longest = max(len(sequence.ids) for sequence in sequences)
+  size = len(sequences), longest
+  valid = np.zeros(size, bool)
+  tokens, mask, label = np.zeros(size, np.int32), valid.copy(), np.zeros(size)
+  for b, sequence in enumerate(sequences):
+    valid[b, : len(sequence.ids)] = True
+    tokens[b, valid[b]] = sequence.ids
+    mask[b, list(sequence.read)] = True
+    if sequence.labels is not None:
+      label[b, list(sequence.read)] = sequence.labels
+  return PackedRows(
+    tokens_BT=tokens,
+    position_BT=np.where(valid, np.arange(longest), 0).astype(np.int32),
+    segment_BT=valid.astype(np.int32),
+    sample_BT=np.where(valid, np.arange(len(valid))[:, None], 0).astype(
+      'int32'
+    ),
+    mask_BT=mask,
+    num_microbatches_u=np.array([1], np.int32),
+    label_BT=(
+      None if sequences[0].labels is None else label.astype(np.float32)
+    ),
+  )
+
+
+def row_shape(
+  num_examples: int, longest: int, microbatch_rows: int, row_tokens: int
+) -> RowShape:
+  """The shape of rows of one update."""
+  return RowShape(
+    row_tokens=row_tokens,
+    microbatch_rows=microbatch_rows,
+    num_updates=1,
+    num_samples=num_examples,
+    max_sample_tokens=longest,
+  )

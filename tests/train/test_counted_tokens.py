@@ -11,7 +11,7 @@ from r1jax.algos import distill, token_chunks
 from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
 from r1jax.data.preference_batches import PairBatch
 from r1jax.data.sample_packing import RowShape
-from r1jax.records import RLBatch, TokenBatch
+from r1jax.records import PackedRows, RLBatch, TokenBatch
 from r1jax.train import (
   dpo_step,
   mtp_loss,
@@ -47,15 +47,18 @@ def model():
   return make(dense_config(num_hidden_layers=1, first_k_dense_replace=1))
 
 
-def test_scores_of_samples(model, counts):
-  model, params = model
-  shape = RowShape(
+def _shape(num_samples: int) -> RowShape:
+  return RowShape(
     row_tokens=_T,
     microbatch_rows=_B,
     num_updates=1,
-    num_samples=_B,
+    num_samples=num_samples,
     max_sample_tokens=_T,
   )
+
+
+def test_scores_of_samples(model, counts):
+  model, params = model
   batch = RLBatch(
     tokens_BT=_TOKENS,
     position_BT=_ONES.cumsum(1) - 1,
@@ -66,7 +69,7 @@ def test_scores_of_samples(model, counts):
     staleness_BT=0 * _ONES,
     num_microbatches_u=np.array([1]),
   )
-  policy_step.token_logps(model, 1.0, shape)(params, batch)
+  policy_step.token_logps(model, 1.0, _shape(_B))(params, batch)
   jax.effects_barrier()
   assert counts == [_MASK.sum()]
 
@@ -74,13 +77,18 @@ def test_scores_of_samples(model, counts):
 def test_preferences(model, counts):
   model, params = model
   batch = PairBatch(
-    tokens_BT=_TOKENS,
-    valid_BT=_ONES > 0,
-    mask_BT=_MASK,
+    rows=PackedRows(
+      tokens_BT=_TOKENS,
+      position_BT=_ONES.cumsum(1) - 1,
+      segment_BT=_ONES,
+      sample_BT=_ONES * np.arange(_B, dtype=np.int32)[:, None],
+      mask_BT=_MASK,
+      num_microbatches_u=np.array([1]),
+    ),
     weight_P=np.ones(_B // 2, np.float32),
     group_P=np.zeros(_B // 2, np.int32),
   )
-  dpo_step.response_logps(model, 1)(params, batch)
+  dpo_step.response_logps(model, _shape(_B // 2))(params, batch)
   jax.effects_barrier()
   assert counts == [_MASK.sum()]
 

@@ -1,5 +1,4 @@
-"""A step of a process reward model: against the full forward pass, and
-however it is split."""
+"""A step of a process reward model equals NumPy's on the full forward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +6,12 @@ import numpy as np
 import pytest
 
 from r1jax.config.schema.training import LoadBalancingConfig, OptimizerConfig
-from r1jax.records import StepLabelBatch
+from r1jax.data import sequence_packing
+from r1jax.model import scoring
 from r1jax.train import optimizer, prm_step
 from r1jax.train import state as train_state
-from tests.conftest import make, small_config
+from tests.conftest import dense_config, make
+from tests.train.batches import examples_of, one_sequence_a_row, row_shape
 
 # An update that neither clips nor decays: moments are (1 − β₁) · gradient.
 _OPTIMIZER = OptimizerConfig(
@@ -24,67 +25,68 @@ _OPTIMIZER = OptimizerConfig(
   max_grad_norm=1e9,
   moment_dtype='float32',
 )
-_B, _T = 4, 10
+_LENGTHS = [(10,), (7,), (5,)]
+_SHAPE = row_shape(4, 10, 1, 12)  # The batch could have one thought more.
 
 
 @pytest.fixture(scope='module')
 def small():
-  model, params = make(small_config(scalar_head=True, num_hidden_layers=2))
+  model, params = make(
+    dense_config(scalar_head=True, num_hidden_layers=1, first_k_dense_replace=1)
+  )
   params['scalar'] = 0.1 * jax.random.normal(jax.random.key(3), (16, 1))
   return model, params
 
 
-def _batch() -> StepLabelBatch:
-  """Rows of different lengths and steps; the last only fills the batch."""
-  rng = np.random.default_rng(0)
-  valid = np.arange(_T) < np.array([10, 7, 5, 0])[:, None]
-  ends = valid & (rng.random((_B, _T)) < 0.4)
-  return StepLabelBatch(
-    tokens_BT=rng.integers(3, 32, (_B, _T)).astype(np.int32),
-    valid_BT=valid,
-    weight_BT=ends.astype(np.float32),
-    label_BT=np.where(ends, rng.random((_B, _T)), 0).astype(np.float32),
-  )
+def _examples() -> list:
+  """Thoughts of different lengths and steps."""
+
+  def read(rng, length):
+    ends = np.flatnonzero(rng.random(length) < 0.4)
+    return ends, rng.random(len(ends)).astype(np.float32)
+
+  return examples_of(_LENGTHS, read)
 
 
-def _trained(small, gradient_accumulation_steps: int):
+def _chance(small, examples) -> np.ndarray:
+  """Probabilities at all tokens, each thought in the row of its number."""
   model, params = small
-  tx = optimizer.make(_OPTIMIZER, 10)
-  step = prm_step.process_reward_model(
-    model, tx, LoadBalancingConfig(1e-3, 0.0), gradient_accumulation_steps
-  )
-  return step(train_state.create(jax.tree.map(jnp.copy, params), tx), _batch())
+  rows = sequence_packing.pack(examples, _SHAPE)
+  found = prm_step.probabilities(model, _SHAPE)(params, rows)
+  chance = np.zeros((len(examples), _SHAPE.row_tokens))
+  used = rows.segment_BT > 0
+  chance[rows.sample_BT[used], rows.position_BT[used]] = found[used]
+  return chance
 
 
 def test_its_loss_is_that_of_the_chances_at_the_ends(small):
+  """In several microbatches, of which the last ones are empty."""
   model, params = small
-  batch = _batch()
-  chance = np.asarray(
-    prm_step.probabilities(model)(params, batch.tokens_BT, batch.valid_BT),
-    np.float64,
+  examples = _examples()
+  chance = _chance(small, examples)
+  rows = one_sequence_a_row(examples)
+  want = jax.nn.sigmoid(
+    scoring.token_scores(model, params, rows.tokens_BT, rows.segment_BT > 0)
   )
-  ends = batch.weight_BT > 0
-  p, y = chance[ends], batch.label_BT[ends]
-  _, metrics = _trained(small, 1)
+  np.testing.assert_allclose(
+    chance[:, :10], np.where(rows.segment_BT > 0, want, 0), atol=1e-6
+  )
+  p, y = chance[:, :10][rows.mask_BT], rows.label_BT[rows.mask_BT]
+  tx = optimizer.make(_OPTIMIZER, 10)
+  step = prm_step.process_reward_model(
+    model, tx, LoadBalancingConfig(1e-3, 0.0), _SHAPE
+  )
+  state = train_state.create(jax.tree.map(jnp.copy, params), tx)
+  _, metrics = step(state, sequence_packing.pack(examples, _SHAPE))
   assert metrics['loss'] == pytest.approx(
     -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rel=1e-4
   )
+  assert metrics['label'] == pytest.approx(y.mean(), rel=1e-5)
   # A chance knows what came before its token, and nothing of what follows.
-  other = batch.tokens_BT.copy()
-  other[0, 6:] = 31
-  changed = np.asarray(
-    prm_step.probabilities(model)(params, other, batch.valid_BT)
-  )
-  np.testing.assert_allclose(changed[0, :6], chance[0, :6], atol=1e-6)
-  assert np.abs(changed[0, 6:] - chance[0, 6:]).max() > 1e-4
-
-
-def test_it_learns_the_same_in_parts(small):
-  (whole, want), (parts, got) = (_trained(small, n) for n in (1, 2))
-  for name in ('loss', 'grad_norm', 'label', 'score'):
-    assert got[name] == pytest.approx(float(want[name]), rel=1e-4)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5),
-    whole.params,
-    parts.params,
-  )
+  changed = examples[0][0].ids.copy()
+  changed[6:] = 31
+  other = [[examples[0][0]._replace(ids=changed)], *examples[1:]]
+  after = _chance(small, other)
+  np.testing.assert_allclose(after[0, :6], chance[0, :6], atol=1e-6)
+  np.testing.assert_allclose(after[1:], chance[1:], atol=1e-6)
+  assert np.abs(after[0, 6:10] - chance[0, 6:10]).max() > 1e-4

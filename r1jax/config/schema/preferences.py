@@ -6,19 +6,20 @@ import dataclasses
 from r1jax.config.conditions import is_empty, is_set, names_file, names_task
 from r1jax.config.field import key, section
 from r1jax.config.schema.section import Problem, Section
-from r1jax.config.schema.training import OptimizerConfig, TrainingConfig
+from r1jax.config.schema.training import (
+  OptimizerConfig,
+  RowsConfig,
+  TrainingConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class BucketedConfig(TrainingConfig):
-  """Keys of stages whose batches are padded to a few declared lengths."""
+class PackedConfig(RowsConfig, TrainingConfig):
+  """Keys of stages that learn from whole sequences, packed into rows."""
 
   num_train_epochs: int = key(1, 'Passes over the data.', at_least=1)
-  length_buckets: tuple[int, ...] = key(
-    (1024, 2048, 4096, 8192),
-    'A batch is padded to the smallest of these that holds it. The last one '
-    'is the longest prompt and response.',
-    unit='tokens',
+  max_tokens: int = key(
+    8192, 'Longest prompt and response together.', unit='tokens', at_least=2
   )
   eval_steps: int = key(
     50,
@@ -27,11 +28,10 @@ class BucketedConfig(TrainingConfig):
     at_least=1,
   )
 
-  def conflicts(self) -> Iterator[Problem]:
-    yield from super().conflicts()
-    buckets = self.length_buckets
-    if not buckets or min(buckets) < 2 or list(buckets) != sorted(set(buckets)):
-      yield 'length_buckets', 'must rise, from at least 2'
+  @property
+  def is_paired(self) -> bool:
+    """Whether an example is a pair of sequences."""
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SyntheticPreferencesConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class PreferencesConfig(BucketedConfig):
+class PreferencesConfig(PackedConfig):
   """Keys of reward models and of DPO."""
 
   data: tuple[str, ...] = key(
@@ -134,12 +134,16 @@ class RewardModelConfig(PreferencesConfig, PairwiseLossConfig):
   batch_size: int = key(256, 'Pairs, or responses, in a batch.', at_least=1)
   truncate_long: bool = key(
     False,
-    'Whether a response beyond the last length bucket loses its beginning, as '
+    'Whether a response beyond max_tokens loses its beginning, as '
     'it does when it is scored; otherwise it is a bad row.',
   )
   score_batch_size: int = key(
     16, 'Responses that are scored in one call.', at_least=1
   )
+
+  @property
+  def is_paired(self) -> bool:
+    return self.kind == 'helpful'
 
   def conflicts(self) -> Iterator[Problem]:
     yield from super().conflicts()
@@ -173,9 +177,13 @@ class DPOConfig(PreferencesConfig, DPOLossConfig):
     only_if=is_set('group_robust'),
   )
 
+  @property
+  def is_paired(self) -> bool:
+    return True
+
 
 @dataclasses.dataclass(frozen=True)
-class PRMConfig(BucketedConfig):
+class PRMConfig(PackedConfig):
   """A process reward model, the stage `prm`; it needs model.scalar_head."""
 
   optimizer: OptimizerConfig = section(OptimizerConfig, learning_rate=1e-5)

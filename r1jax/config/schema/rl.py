@@ -11,6 +11,7 @@ from r1jax.config.schema.section import Problem, Section
 from r1jax.config.schema.training import (
   LoadBalancingConfig,
   OptimizerConfig,
+  RowsConfig,
   warmup_problem,
 )
 
@@ -176,7 +177,7 @@ class PPOConfig(GAEConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
+class RLConfig(PolicyLossConfig, RewardConfig, RowsConfig, LoadBalancingConfig):
   """Reinforcement learning, the stage `rl`. A step is a rollout and its updates.
 
   R1-Zero counts updates: 10,400 of 32 questions × 16 samples, made 8,192
@@ -239,24 +240,6 @@ class RLConfig(PolicyLossConfig, RewardConfig, LoadBalancingConfig):
   )
   temperature: float = key(1.0, 'Sampling temperature.', above=0)
   num_minibatches: int = key(16, 'Updates of a rollout.', at_least=1)
-  row_tokens: int = key(
-    0,
-    'Length of the rows that samples are packed into for the updates, at least '
-    'that of the longest sample, data.max_prompt_tokens + rl.max_new_tokens. 0 '
-    'for that, or for as many times it as fit into 1,024 tokens; with shared '
-    'prompts (share_prompts) into 4 × max_prompt_tokens + max_new_tokens, if '
-    'that is more and up to 4,096.',
-    unit='tokens',
-    at_least=0,
-  )
-  microbatch_tokens: int = key(
-    0,
-    'Tokens whose activations are in memory at once, over all devices: whole '
-    'rows on each. As many microbatches are summed for an update as its tokens '
-    'need. 0 for rows of about 8,192 tokens a device, 1,536 on a CPU.',
-    unit='tokens',
-    at_least=0,
-  )
   share_prompts: str = key(
     'auto',
     'Whether the samples of a group share the tokens of their prompt in the '

@@ -92,9 +92,6 @@ class LoadBalancingConfig(Section):
 class TrainingConfig(LoadBalancingConfig):
   """Keys of every stage that trains a model."""
 
-  gradient_accumulation_steps: int = key(
-    1, 'Microbatches whose gradients are summed for one update.', at_least=1
-  )
   optimizer: OptimizerConfig = section(OptimizerConfig)
   save_steps: int = key(
     500, 'Steps between two checkpoints.', unit='steps', at_least=1
@@ -104,6 +101,40 @@ class TrainingConfig(LoadBalancingConfig):
   )
   logging_steps: int = key(
     10, 'Steps between two lines of metrics.jsonl.', unit='steps', at_least=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsConfig(Section):
+  """The rows that updates read, each of several whole samples."""
+
+  row_tokens: int = key(
+    0,
+    'Length of the rows that samples are packed into for the updates, at least '
+    'that of the longest sample: in RL, data.max_prompt_tokens + '
+    'rl.max_new_tokens; of a preference pair, 2 × max_tokens. 0 for that, or '
+    'for as many times it as fit into 1,024 tokens; with shared prompts '
+    '(rl.share_prompts) into 4 × max_prompt_tokens + max_new_tokens, if that '
+    'is more and up to 4,096.',
+    unit='tokens',
+    at_least=0,
+  )
+  microbatch_tokens: int = key(
+    0,
+    'Tokens whose activations are in memory at once, over all devices: whole '
+    'rows on each. As many microbatches are summed for an update as its tokens '
+    'need. 0 for rows of about 8,192 tokens a device, 1,536 on a CPU.',
+    unit='tokens',
+    at_least=0,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class NextTokenConfig(TrainingConfig):
+  """Keys of the stages that learn the next token of documents."""
+
+  gradient_accumulation_steps: int = key(
+    1, 'Microbatches whose gradients are summed for one update.', at_least=1
   )
 
 
@@ -133,7 +164,7 @@ class MTPConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(NextTokenConfig):
   """Pre-training on synthetic documents: the stage `pretrain`."""
 
   optimizer: OptimizerConfig = section(OptimizerConfig, learning_rate=2.2e-4)
@@ -156,7 +187,7 @@ class PretrainConfig(TrainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig(TrainingConfig):
+class SFTConfig(NextTokenConfig):
   """Fine-tuning on demonstrations, and distillation: the stage `sft`.
 
   The defaults are those of R1's second SFT.

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
+from r1jax.data.sample_packing import RowShape
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
+from r1jax.records import PackedRows
 from r1jax.sharding import Layout
 from r1jax.train import state as train_state
 from r1jax.train.state import TrainState
@@ -23,6 +26,31 @@ def arrays(layout: Layout, rows: int, tokens: int) -> Callable:
     )
 
   return array
+
+
+def packed_rows(
+  layout: Layout, shape: RowShape, labelled: bool = False
+) -> PackedRows:
+  """Returns the rows of the largest batch as shapes and shardings.
+
+  Args:
+    layout: The mesh.
+    shape: Shape of the rows, of one update.
+    labelled: Whether they have labels of steps.
+  """
+  num_rows = shape.max_microbatches * shape.microbatch_rows
+  array = arrays(layout, num_rows, shape.row_tokens)
+  return PackedRows(
+    tokens_BT=array('BT', jnp.int32),
+    position_BT=array('BT', jnp.int32),
+    segment_BT=array('BT', jnp.int32),
+    sample_BT=array('BT', jnp.int32),
+    mask_BT=array('BT', bool),
+    num_microbatches_u=jax.ShapeDtypeStruct(
+      (1,), jnp.int32, sharding=layout.replicated()
+    ),
+    label_BT=array('BT', jnp.float32) if labelled else None,
+  )
 
 
 def params_of(model: Transformer):

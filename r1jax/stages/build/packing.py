@@ -1,8 +1,12 @@
-"""The rows that the updates of an RL step are packed into."""
+"""The rows that the samples or examples of updates are packed into."""
+
+import dataclasses
+from typing import Any
 
 import jax
 
 from r1jax.config.schema.run import RunConfig
+from r1jax.config.schema.training import RowsConfig
 from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
 from r1jax.model import kernels
@@ -28,45 +32,104 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
     UserError: a row does not hold the longest sample, or a microbatch is not
       made of whole rows on every device; the message names the key.
   """
-  c, shards = config.rl, layout.size('B')
-  longest = config.data.max_prompt_tokens + c.max_new_tokens
+  c = config.rl
   num_samples = c.prompts_per_step * c.group_size
   if num_samples % c.num_minibatches:
     raise UserError(
       f'rl.prompts_per_step × rl.group_size = {num_samples} does not divide '
       f'into rl.num_minibatches = {c.num_minibatches} parts'
     )
-  repeated = _repeated_tokens(config, layout)
-  room = _SHORT_ROW_TOKENS
+  repeated, room = _repeated_tokens(config, layout), _SHORT_ROW_TOKENS
   if repeated:
     sharing = _SHARED_PROMPTS * config.data.max_prompt_tokens + c.max_new_tokens
     room = max(room, min(sharing, _SHARED_ROW_TOKENS))
+  shape = _row_shape(
+    'rl',
+    c,
+    layout,
+    'sample, data.max_prompt_tokens + rl.max_new_tokens',
+    config.data.max_prompt_tokens + c.max_new_tokens,
+    num_samples,
+    c.num_minibatches,
+    room,
+  )
+  return dataclasses.replace(shape, repeated_tokens=repeated)
+
+
+def example_row_shape(config: RunConfig, name: str, layout: Layout) -> RowShape:
+  """Returns the shape of the rows of a stage that learns from sequences.
+
+  Its samples are the examples of a batch; a pair is one, with the tokens of
+  both responses.
+
+  Args:
+    config: The run.
+    name: The stage, whose section is a PackedConfig.
+    layout: The mesh.
+
+  Raises:
+    UserError: as of row_shape, or a sequence may exceed the context.
+  """
+  c: Any = getattr(config, name)
+  longest, context = c.max_tokens, config.model.max_position_embeddings
+  if longest > context:
+    raise UserError(
+      f'{name}.max_tokens = {longest} exceeds '
+      f'model.max_position_embeddings = {context}'
+    )
+  of_example = f'example, {name}.max_tokens'
+  if c.is_paired:
+    of_example, longest = f'pair, 2 × {name}.max_tokens', 2 * longest
+  return _row_shape(name, c, layout, of_example, longest, c.batch_size, 1)
+
+
+def _row_shape(
+  name: str,
+  c: RowsConfig,
+  layout: Layout,
+  item: str,
+  longest: int,
+  num_samples: int,
+  num_updates: int,
+  room: int = _SHORT_ROW_TOKENS,
+) -> RowShape:
+  """Returns the shape of the rows that a section asks for.
+
+  Args:
+    name: The section's name.
+    c: The section.
+    layout: The mesh.
+    item: What stands in one row, and the keys that say how long it may be.
+    longest: The tokens of the longest one.
+    num_samples, num_updates: See RowShape.
+    room: Tokens that a row has room for, at most, where the config leaves it
+      open and items are short.
+  """
+  shards = layout.size('B')
   row_tokens = c.row_tokens or longest * max(1, room // longest)
   if row_tokens < longest:
     raise UserError(
-      f'rl.row_tokens = {row_tokens} is less than the longest sample, '
-      f'data.max_prompt_tokens + rl.max_new_tokens = {longest} tokens; raise '
-      'it, or leave it at 0'
+      f'{name}.row_tokens = {row_tokens} is less than the longest {item} = '
+      f'{longest} tokens; raise it, or leave it at 0'
     )
   if c.microbatch_tokens % (row_tokens * shards):
     axes = ' × '.join(layout.activation_axes('B'))
     raise UserError(
-      f'rl.microbatch_tokens = {c.microbatch_tokens} is no multiple of '
+      f'{name}.microbatch_tokens = {c.microbatch_tokens} is no multiple of '
       f'{row_tokens * shards} tokens: a row of {row_tokens} for each of the '
       f"mesh's {axes} = {shards}; change it, or leave it at 0"
     )
   rows = c.microbatch_tokens // row_tokens
   if not rows:
-    of_update = -(-num_samples // c.num_minibatches // shards)
+    of_update = -(-num_samples // num_updates // shards)
     tokens = _CPU_TOKENS if _platform(layout) == 'cpu' else _DEVICE_TOKENS
     rows = shards * min(-(-tokens // row_tokens), of_update)
   return RowShape(
     row_tokens=row_tokens,
     microbatch_rows=rows,
-    num_updates=c.num_minibatches,
+    num_updates=num_updates,
     num_samples=num_samples,
     max_sample_tokens=longest,
-    repeated_tokens=repeated,
   )
 
 

@@ -151,26 +151,6 @@ def check_warmup(config: RunConfig, name: str, num_updates: int):
     _log.warning('%s', message)
 
 
-def check_batches(config: RunConfig, name: str, layout: Layout):
-  """Refuses batches of a stage that do not divide or exceed the context.
-
-  Args:
-    config: The run.
-    name: The stage, whose batches are padded to length buckets.
-    layout: The mesh.
-  """
-  c = getattr(config, name)
-  divides(
-    f'{name}.batch_size', c.batch_size, c.gradient_accumulation_steps, layout
-  )
-  longest, context = c.length_buckets[-1], config.model.max_position_embeddings
-  if longest > context:
-    raise UserError(
-      f'{name}: length_buckets ends at {longest}, beyond '
-      f'model.max_position_embeddings = {context}'
-    )
-
-
 def divides(key: str, rows: int, num_parts: int, layout: Layout):
   """Refuses rows that do not split into batches, and each over the mesh.
 

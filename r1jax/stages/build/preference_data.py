@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1jax import registry
-from r1jax.config.schema.preferences import (
-  DPOConfig,
-  PreferencesConfig,
-  RewardModelConfig,
-)
+from r1jax.config.schema.preferences import PreferencesConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import mixture, preference_batches, preferences, readers, splits
 from r1jax.data.preference_batches import PreferenceBatches, PreferenceExample
 from r1jax.data.preferences import Preference
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
+from r1jax.stages.build import packing
 from r1jax.stages.build import parts as build
 
 _log = logging.getLogger(__name__)
@@ -43,6 +41,7 @@ def datasets(
   config: RunConfig,
   parts: build.Parts,
   name: str,
+  shape: RowShape,
   tokenise: Callable[[list[Any], Quarantine], list[PreferenceExample]],
   labelled: bool = False,
 ) -> PreferenceDatasets:
@@ -52,13 +51,14 @@ def datasets(
     config: The run.
     parts: Its tokenizer and template.
     name: The stage.
+    shape: Shape of the rows of a batch.
     tokenise: Makes examples of preferences; bad ones go to the quarantine.
     labelled: Whether examples are single labelled responses, not pairs.
 
   Raises:
     UserError: bad data, or none.
   """
-  c: RewardModelConfig | DPOConfig = getattr(config, name)
+  c: PreferencesConfig = getattr(config, name)
   check(config, parts, name)
   quarantine = Quarantine(config.data.max_bad_row_share)
   rows = _Rows(config, name, parts, labelled, quarantine)
@@ -87,10 +87,9 @@ def datasets(
       if group not in groups
     ),
   )
-  shape = c.batch_size, c.length_buckets, parts.tokenizer.pad_id
   return PreferenceDatasets(
-    PreferenceBatches(examples, names, *shape, config.seed, c.num_train_epochs),
-    PreferenceBatches(eval_examples, names, *shape, shuffle=False),
+    PreferenceBatches(examples, names, shape, config.seed, c.num_train_epochs),
+    PreferenceBatches(eval_examples, names, shape, shuffle=False),
     groups,
     names,
   )
@@ -114,7 +113,7 @@ def check(
     UserError: naming the key.
   """
   c: PreferencesConfig = getattr(config, name)
-  build.check_batches(config, name, parts.model.layout)
+  packing.example_row_shape(config, name, parts.model.layout)
   if not c.data:
     raise UserError(f'{name}: data names nothing to learn from')
   for key, names in (('data', c.data), ('eval_data', c.eval_data)):

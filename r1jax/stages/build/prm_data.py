@@ -9,6 +9,7 @@ from r1jax.config.schema.preferences import PRMConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import readers, step_labels
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.sample_packing import RowShape
 from r1jax.data.step_labels import StepLabelBatches, StepLabelledResponse
 from r1jax.errors import UserError
 from r1jax.stages.build import parts as build
@@ -36,8 +37,15 @@ def check(config: RunConfig):
     raise UserError('prm: data names no labelled steps to learn from')
 
 
-def datasets(config: RunConfig, parts: build.Parts) -> PRMDatasets:
+def datasets(
+  config: RunConfig, parts: build.Parts, shape: RowShape
+) -> PRMDatasets:
   """Reads config.prm.data and splits it by question.
+
+  Args:
+    config: The run.
+    parts: Its tokenizer.
+    shape: Shape of the rows of a batch.
 
   Raises:
     UserError: bad data, or none.
@@ -48,7 +56,7 @@ def datasets(config: RunConfig, parts: build.Parts) -> PRMDatasets:
     row
     for path in c.data
     for row in step_labels.read(
-      path, parts.tokenizer, c.labels, c.length_buckets[-1], quarantine
+      path, parts.tokenizer, c.labels, c.max_tokens, quarantine
     )
   ]
   total = len(rows) + len(quarantine.dropped)
@@ -71,10 +79,9 @@ def datasets(config: RunConfig, parts: build.Parts) -> PRMDatasets:
       raise UserError(
         f'prm: eval_share = {c.eval_share} leaves no question {purpose}'
       )
-  shape = c.batch_size, c.length_buckets, parts.tokenizer.pad_id
   return PRMDatasets(
-    StepLabelBatches(splits[0], *shape, config.seed, c.num_train_epochs),
-    StepLabelBatches(splits[1], *shape, shuffle=False),
+    StepLabelBatches(splits[0], shape, config.seed, c.num_train_epochs),
+    StepLabelBatches(splits[1], shape, shuffle=False),
     delimiters[0],
   )
 

@@ -191,9 +191,9 @@ def check_input(
 def check_length(config: RunConfig, parent: RunConfig, parent_name: str):
   """Refuses a process reward model that reads fewer tokens than a run has."""
   longest = config.data.max_prompt_tokens + config.rl.max_new_tokens
-  reads = max(parent.prm.length_buckets)
+  reads = parent.prm.max_tokens
   if longest > reads:
     raise UserError(
       f'{parent_name} reads {reads} tokens, fewer than the {longest} of this '
-      f'stage; raise {parent_name}.prm.length_buckets'
+      f'stage; raise {parent_name}.prm.max_tokens'
     )

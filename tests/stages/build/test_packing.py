@@ -1,4 +1,4 @@
-"""The rows of an RL step's updates: whole samples, whole rows on every device."""
+"""The rows of updates: whole samples, whole rows on every device."""
 
 import dataclasses
 
@@ -78,3 +78,32 @@ def test_prompts_are_not_shared_with_a_kernel_that_cannot(kernel):
 def test_rows_that_do_not_fit_are_refused_by_name(keys, message):
   with pytest.raises(UserError, match=message):
     packing.row_shape(_config(**keys), one_device())
+
+
+def _preferences(name: str, **keys):
+  config = small.get_config()
+  config[name].update(max_tokens=96, batch_size=10, **keys)
+  return run_config(config)
+
+
+@pytest.mark.parametrize(
+  'name, keys, longest',
+  [
+    ('dpo', {}, 192),
+    ('reward_model', {}, 192),
+    ('reward_model', dict(kind='safe'), 96),
+    ('prm', {}, 96),
+  ],
+)
+def test_a_pair_is_one_sample(name, keys, longest):
+  config = _preferences(name, **keys)
+  shape = packing.example_row_shape(config, name, one_device())
+  assert shape.max_sample_tokens == longest
+  assert shape.row_tokens == 1024 // longest * longest
+  assert (shape.num_samples, shape.num_updates) == (10, 1)
+  config = _preferences(name, row_tokens=200, microbatch_tokens=600, **keys)
+  shape = packing.example_row_shape(config, name, one_device())
+  assert (shape.row_tokens, shape.microbatch_rows) == (200, 3)
+  config = _preferences(name, row_tokens=longest - 1, **keys)
+  with pytest.raises(UserError, match=f'{name}.row_tokens = .* is less than'):
+    packing.example_row_shape(config, name, one_device())
