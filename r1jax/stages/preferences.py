@@ -13,9 +13,9 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.data.preference_batches import LabelledBatch, PairBatch
 from r1jax.data.sample_packing import RowShape
 from r1jax.sharding import Layout
-from r1jax.stages.bucketed import PackedStage
 from r1jax.stages.build import preference_data
 from r1jax.stages.build.abstract import packed_rows
+from r1jax.stages.packed import PackedStage
 
 
 class PreferenceStage(PackedStage):

@@ -12,10 +12,10 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.model.transformer import Transformer
 from r1jax.records import PackedRows
 from r1jax.rewards.prm import KIND
-from r1jax.stages.bucketed import PackedStage, check_scalar_head
 from r1jax.stages.build import packing, prm_data
 from r1jax.stages.build import parts as build
 from r1jax.stages.build.abstract import packed_rows, train_state_of
+from r1jax.stages.packed import PackedStage, check_scalar_head
 from r1jax.stages.stage import Kind, Update
 from r1jax.train import optimizer, prm_step
 

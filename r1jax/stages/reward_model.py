@@ -14,10 +14,10 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.data import preference_batches, scored_text
 from r1jax.data.preference_batches import PairBatch
 from r1jax.model.transformer import Transformer
-from r1jax.stages.bucketed import check_scalar_head
 from r1jax.stages.build import packing, preference_data
 from r1jax.stages.build import parts as build
 from r1jax.stages.build.abstract import train_state_of
+from r1jax.stages.packed import check_scalar_head
 from r1jax.stages.preferences import (
   PreferenceStage,
   abstract_batch,
