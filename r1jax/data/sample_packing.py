@@ -10,9 +10,11 @@ each of which attends to it and to itself. The last tokens of the prompt are
 repeated before each completion, so that a token is always predicted at the slot
 before it. A step shares prompts if that leaves it fewer microbatches.
 
-The number of rows follows from the tokens that came. Rows are handed to the
-device in microbatches of one shape, and a loop runs as many of them as hold
-tokens, so that all steps of a run share a few programs.
+The number of rows follows from the tokens that came, and their width, one of a
+few, from the longest sample. Rows are handed to the device in microbatches of one
+shape, and a loop runs as many of them as hold tokens, so that all steps of a run
+share a few programs, and cost what their tokens cost however long a sample may
+be.
 """
 
 import bisect
@@ -33,7 +35,8 @@ class RowShape:
   """The shape of the rows of a step's updates.
 
   Attributes:
-    row_tokens: T, tokens of a row: at least those of the longest sample.
+    row_tokens: T, tokens of a row: at least those of the longest sample that may
+      come.
     microbatch_rows: Rows of a microbatch, over all devices.
     num_updates: Updates of a step, each of an equal share of the samples.
     num_samples: Samples of a step.
@@ -41,6 +44,8 @@ class RowShape:
     repeated_tokens: The last tokens of a shared prompt that stand before each
       completion: one for the model's prediction, and one for each MTP module's.
       0 if samples do not share prompts.
+    narrower: Pairs of row_tokens and microbatch_rows for steps whose longest
+      sample fits, in rising order; few, since each is a program.
   """
 
   row_tokens: int
@@ -49,6 +54,23 @@ class RowShape:
   num_samples: int
   max_sample_tokens: int
   repeated_tokens: int = 0
+  narrower: tuple[tuple[int, int], ...] = ()
+
+  def fitting(self, longest: int) -> 'RowShape':
+    """Returns the shape of the narrowest rows that hold so many tokens."""
+    for row_tokens, rows in self.narrower:
+      if longest <= row_tokens:
+        return dataclasses.replace(
+          self,
+          row_tokens=row_tokens,
+          microbatch_rows=rows,
+          max_sample_tokens=min(row_tokens, self.max_sample_tokens),
+        )
+    return self
+
+  def rows_of(self, row_tokens: int) -> int:
+    """Returns the rows of a microbatch whose rows have this width."""
+    return dict(self.narrower).get(row_tokens, self.microbatch_rows)
 
   @property
   def max_microbatches(self) -> int:
@@ -253,6 +275,7 @@ def pack(
     shape: Shape of the rows.
   """
   lengths_B = rollout.valid_BT.sum(1) * included_B
+  shape = shape.fitting(int(lengths_B.max()))
   prompts = unshared(len(lengths_B))
   packing = plan(lengths_B, order_B, shape, prompts)
   if shape.repeated_tokens:
@@ -334,9 +357,8 @@ def _slots(
 def efficiency(batch: RLBatch | PackedRows, shape: RowShape) -> float:
   """Returns the share of the computed slots that hold tokens, in [0, 1]."""
   tokens = int(np.sum(np.asarray(batch.segment_BT) > 0))
-  computed = int(np.sum(batch.num_microbatches_u)) * (
-    shape.microbatch_rows * shape.row_tokens
-  )
+  T = batch.segment_BT.shape[1]
+  computed = int(np.sum(batch.num_microbatches_u)) * shape.rows_of(T) * T
   return tokens / max(computed, 1)
 
 

@@ -62,6 +62,7 @@ def pack(
   lengths = np.array(
     [sum(len(sequence.ids) for sequence in example) for example in examples]
   )
+  shape = shape.fitting(int(lengths.max()))
   packing = sample_packing.plan(lengths, np.arange(len(examples)), shape)
   size = len(packing.rows), shape.row_tokens
   tokens_BT, position_BT, segment_BT, sample_BT = np.zeros((4, *size), np.int32)

@@ -174,9 +174,10 @@ def split_packed(
   The counts are num_microbatches_u of the batch.
   """
   tokens = dataclasses.replace(batch, num_microbatches_u=None)
+  rows = shape.rows_of(batch.tokens_BT.shape[1])
 
   def pieces(x):
-    x = x.reshape(shape.num_updates, -1, shape.microbatch_rows, *x.shape[1:])
+    x = x.reshape(shape.num_updates, -1, rows, *x.shape[1:])
     return model.layout.constrain(x, '__BTLA'[: x.ndim])
 
   return (

@@ -390,6 +390,35 @@ def test_eight_devices_equal_one(shape):
   )
 
 
+def test_the_rows_follow_the_longest_sample_of_a_step():
+  """Two widths are two programs, whatever comes; both are the same update."""
+  model, params = make(small_config())
+  tx = optimizer.make(_OPTIMIZER, 10)
+  wide = _shape(row_tokens=40, microbatch_rows=2)
+  shape = dataclasses.replace(wide, narrower=((_PROMPT, 5),))
+  step = _policy(model, tx, shape)
+  rollout, widths = _rollout(), []
+  column = np.arange(_PROMPT + _OWN)
+  for longest in (1, 3, 4, _OWN):
+    some = rollout.replace(
+      valid_BT=rollout.valid_BT & (column < _PROMPT + longest),
+      mask_BT=rollout.mask_BT & (column < _PROMPT + longest),
+    )
+    zeros = np.zeros((_ROWS, _PROMPT + _OWN), np.float32)
+    signals = dict(adv_BT=zeros + 1, old_logp_BT=zeros, ref_logp_BT=zeros)
+    states = []
+    for each in (shape, wide):
+      batch = packed(some, each, **signals)
+      state = train_state.create(jax.tree.map(jnp.copy, params), tx)
+      state = jax.device_put(state, train_state.shardings(model, tx))
+      states.append(step(state, batch)[0])
+      if each is shape:
+        widths.append(batch.tokens_BT.shape[1])
+    _assert_same(_moments(states[0]), _moments(states[1]), 1e-6)
+  assert set(widths) == {_PROMPT, 40}
+  assert step._cache_size() == 2
+
+
 def test_growing_completions_share_a_program():
   """And a step without any token that counts leaves the policy, and says so."""
   model, params = make(small_config())

@@ -112,10 +112,11 @@ class RowsConfig(Section):
     0,
     'Length of the rows that samples are packed into for the updates, at least '
     'that of the longest sample: in RL, data.max_prompt_tokens + '
-    'rl.max_new_tokens; of a preference pair, 2 × max_tokens. 0 for that, or '
-    'for as many times it as fit into 1,024 tokens; with shared prompts '
-    '(rl.share_prompts) into 4 × max_prompt_tokens + max_new_tokens, if that '
-    'is more and up to 4,096.',
+    'rl.max_new_tokens; of a preference pair, 2 × max_tokens. 0 for the first '
+    'length that holds the longest sample of a batch: 1,024, four times that, '
+    'and so on, up to what the longest sample may need. With shared prompts '
+    '(rl.share_prompts) the first is 4 × data.max_prompt_tokens, within 1,024 '
+    'and 4,096.',
     unit='tokens',
     at_least=0,
   )

@@ -16,13 +16,11 @@ from r1jax.sharding import Layout
 # enough for large matrix products, few enough for little memory and padding. A
 # CPU is fastest while activations stay in its caches.
 _DEVICE_TOKENS, _CPU_TOKENS = 8192, 1536
-# Rows for short samples have room for several of the longest ones, up to so many
-# tokens: best fit leaves less of them empty.
-_SHORT_ROW_TOKENS = 1024
-# Where samples share prompts, a row has room for so many prompts as long as they
-# may be, beside the longest completion, up to so many tokens: most of its tokens
-# are then those of completions.
-_SHARED_PROMPTS, _SHARED_ROW_TOKENS = 4, 4096
+# Rows have room for several short samples, and for several prompts of the greatest
+# length where samples share them, so that most of their tokens are completions.
+# Wider rows, for longer samples, are so many times as wide.
+_ROW_TOKENS, _SHARED_PROMPTS, _SHARED_ROW_TOKENS = 1024, 4, 4096
+_WIDER = 4
 
 
 def row_shape(config: RunConfig, layout: Layout) -> RowShape:
@@ -39,10 +37,10 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
       f'rl.prompts_per_step × rl.group_size = {num_samples} does not divide '
       f'into rl.num_minibatches = {c.num_minibatches} parts'
     )
-  repeated, room = _repeated_tokens(config, layout), _SHORT_ROW_TOKENS
+  repeated, narrowest = _repeated_tokens(config, layout), _ROW_TOKENS
   if repeated:
-    sharing = _SHARED_PROMPTS * config.data.max_prompt_tokens + c.max_new_tokens
-    room = max(room, min(sharing, _SHARED_ROW_TOKENS))
+    sharing = _SHARED_PROMPTS * config.data.max_prompt_tokens
+    narrowest = max(narrowest, min(sharing, _SHARED_ROW_TOKENS))
   shape = _row_shape(
     'rl',
     c,
@@ -51,7 +49,7 @@ def row_shape(config: RunConfig, layout: Layout) -> RowShape:
     config.data.max_prompt_tokens + c.max_new_tokens,
     num_samples,
     c.num_minibatches,
-    room,
+    narrowest,
   )
   return dataclasses.replace(shape, repeated_tokens=repeated)
 
@@ -91,7 +89,7 @@ def _row_shape(
   longest: int,
   num_samples: int,
   num_updates: int,
-  room: int = _SHORT_ROW_TOKENS,
+  narrowest: int = _ROW_TOKENS,
 ) -> RowShape:
   """Returns the shape of the rows that a section asks for.
 
@@ -102,11 +100,10 @@ def _row_shape(
     item: What stands in one row, and the keys that say how long it may be.
     longest: The tokens of the longest one.
     num_samples, num_updates: See RowShape.
-    room: Tokens that a row has room for, at most, where the config leaves it
-      open and items are short.
+    narrowest: Tokens of the narrowest rows, where the config leaves them open.
   """
   shards = layout.size('B')
-  row_tokens = c.row_tokens or longest * max(1, room // longest)
+  row_tokens = c.row_tokens or max(longest, narrowest)
   if row_tokens < longest:
     raise UserError(
       f'{name}.row_tokens = {row_tokens} is less than the longest {item} = '
@@ -119,17 +116,26 @@ def _row_shape(
       f'{row_tokens * shards} tokens: a row of {row_tokens} for each of the '
       f"mesh's {axes} = {shards}; change it, or leave it at 0"
     )
-  rows = c.microbatch_tokens // row_tokens
-  if not rows:
-    of_update = -(-num_samples // num_updates // shards)
-    tokens = _CPU_TOKENS if _platform(layout) == 'cpu' else _DEVICE_TOKENS
-    rows = shards * min(-(-tokens // row_tokens), of_update)
+  widths = [row_tokens]
+  while not c.row_tokens and 2 * narrowest <= widths[-1]:
+    widths.insert(-1, narrowest)
+    narrowest *= _WIDER
+  of_update = -(-num_samples // num_updates // shards)
+  tokens = _CPU_TOKENS if _platform(layout) == 'cpu' else _DEVICE_TOKENS
+
+  def microbatch_rows(width: int) -> int:
+    if c.microbatch_tokens:
+      return c.microbatch_tokens // (width * shards) * shards
+    return shards * min(-(-tokens // width), of_update)
+
+  *narrower, widest = [(width, microbatch_rows(width)) for width in widths]
   return RowShape(
     row_tokens=row_tokens,
-    microbatch_rows=rows,
+    microbatch_rows=widest[1],
     num_updates=num_updates,
     num_samples=num_samples,
     max_sample_tokens=longest,
+    narrower=tuple(narrower),
   )
 
 

@@ -22,7 +22,7 @@ def test_short_samples_share_rows_and_few_rows_are_in_memory_at_once():
   """Samples of at most 40 tokens; two updates of eight samples."""
   shape = packing.row_shape(_config(), one_device())
   assert (shape.num_samples, shape.num_updates) == (16, 2)
-  assert shape.row_tokens == 25 * 40
+  assert (shape.row_tokens, shape.narrower) == (1024, ())
   assert shape.microbatch_rows == 2
   assert shape.max_microbatches == 1
 
@@ -35,6 +35,30 @@ def test_a_long_sample_has_a_row_of_its_own():
   assert shape.max_microbatches == 3  # Eight rows, three at a time.
 
 
+def test_long_samples_have_wider_rows_only_in_steps_where_they_come():
+  """Every width has rows on every device, and at least 1,536 tokens."""
+  config = _config()
+  config = dataclasses.replace(
+    config,
+    rl=dataclasses.replace(config.rl, max_new_tokens=9000),
+    model=dataclasses.replace(config.model, max_position_embeddings=10_000),
+  )
+  shape = packing.row_shape(config, one_device())
+  assert shape.row_tokens == shape.max_sample_tokens == 9024
+  assert shape.narrower == ((1024, 2), (4096, 1))
+  found = [shape.fitting(n) for n in (7, 1024, 1025, 4097, 9024)]
+  assert [s.row_tokens for s in found] == [1024, 1024, 4096, 9024, 9024]
+  assert [s.microbatch_rows for s in found] == [2, 2, 1, 1, 1]
+  for each in found:
+    assert shape.rows_of(each.row_tokens) == each.microbatch_rows
+    assert each.max_sample_tokens <= each.row_tokens
+  two = Layout(make_mesh(dict(data=4, fsdp=2)))
+  assert packing.row_shape(config, two).narrower == ((1024, 8), (4096, 8))
+  fixed = dataclasses.replace(config.rl, row_tokens=9024)
+  config = dataclasses.replace(config, rl=fixed)
+  assert packing.row_shape(config, one_device()).narrower == ()
+
+
 def test_every_device_has_rows():
   layout = Layout(make_mesh(dict(data=4, fsdp=2)))
   shape = packing.row_shape(_config(), layout)
@@ -42,18 +66,18 @@ def test_every_device_has_rows():
 
 
 def test_long_prompts_that_samples_share_make_longer_rows():
-  """Prompts of 600 tokens: a row has room for four and a completion."""
+  """Prompts of at most 600 tokens: a row has room for four of them."""
   config = _config()
   shared = dataclasses.replace(
     config, data=dataclasses.replace(config.data, max_prompt_tokens=600)
   )
   shape = packing.row_shape(shared, one_device())
-  assert (shape.row_tokens, shape.repeated_tokens) == (3 * 616, 1)
+  assert (shape.row_tokens, shape.repeated_tokens) == (2400, 1)
   alone = dataclasses.replace(
     shared, rl=dataclasses.replace(shared.rl, share_prompts='never')
   )
   shape = packing.row_shape(alone, one_device())
-  assert (shape.row_tokens, shape.repeated_tokens) == (616, 0)
+  assert (shape.row_tokens, shape.repeated_tokens) == (1024, 0)
 
 
 @pytest.mark.parametrize('kernel', ['flash', 'splash'])
@@ -99,7 +123,7 @@ def test_a_pair_is_one_sample(name, keys, longest):
   config = _preferences(name, **keys)
   shape = packing.example_row_shape(config, name, one_device())
   assert shape.max_sample_tokens == longest
-  assert shape.row_tokens == 1024 // longest * longest
+  assert shape.row_tokens == 1024
   assert (shape.num_samples, shape.num_updates) == (10, 1)
   config = _preferences(name, row_tokens=200, microbatch_tokens=600, **keys)
   shape = packing.example_row_shape(config, name, one_device())
