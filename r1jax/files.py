@@ -1,4 +1,4 @@
-"""Whole files: written at once, and digested."""
+"""Whole files: written at once, and digested; the user's cache."""
 
 import errno
 import hashlib
@@ -16,6 +16,17 @@ def write_bytes(path: Path, content: bytes):
   partial = path.with_suffix(f'.partial{os.getpid()}')
   partial.write_bytes(content)
   partial.replace(path)
+
+
+def user_cache() -> Path:
+  """Returns the folder of what runs keep for later ones; it need not exist.
+
+  It is $R1JAX_CACHE, else r1jax/ in $XDG_CACHE_HOME or ~/.cache.
+  """
+  if place := os.environ.get('R1JAX_CACHE'):
+    return Path(place).expanduser()
+  place = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return Path(place).expanduser() / 'r1jax'
 
 
 def digest(path: Path) -> str:

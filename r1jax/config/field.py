@@ -44,6 +44,9 @@ class Spec:
     only_if: Conditions on other keys without which it has no effect.
     read_beyond_section: Whether it is read where its section is not, so that
       only its own conditions count.
+    recorded: Whether the key belongs to the record of a run, which a later one
+      in the same folder must agree with. A key that no result depends on does
+      not.
   """
 
   meaning: str = ''
@@ -60,6 +63,7 @@ class Spec:
   built_in: tuple[str, ...] = ()
   only_if: tuple[Condition, ...] = ()
   read_beyond_section: bool = False
+  recorded: bool = True
 
   def range_text(self) -> str:
     """The allowed values in words, such as 'at least 1'; '' for any."""

@@ -11,10 +11,10 @@ import time
 
 import jax
 
-from r1jax import registry
+from r1jax import compilation_cache, registry
 from r1jax.checkpoints import weights
 from r1jax.config import effects
-from r1jax.config.keys import flatten
+from r1jax.config.keys import flatten, record
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
@@ -55,12 +55,13 @@ def train(
   check_names(config)
   if claimed is None:  # A pipeline has checked the keys of all its runs.
     effects.check(config, given)
+  compilation_cache.enable(config.compilation_cache_dir)
   parts = build.parts(config)
   classes = [stage_class(name) for name in running(config)]
   parts = _with_remat(config, parts, classes)
   stages = [stage(config, parts) for stage in classes]
   params = None if stages[0].starts_fresh else base_params(config, parts)
-  recorded = dataclasses.asdict(claimed or config)
+  recorded = record(claimed or config)
   place = Workdir(workdir, recorded)
   place.claim_plugins({name: registry.digest(name) for name in config.plugins})
   last = place.stage(stages[-1].name)
@@ -203,7 +204,7 @@ def trained_params(config: RunConfig, parts: build.Parts, workdir: str):
     raise UserError(f'workdir: {place} holds no run of r1jax')
   compare(
     place,
-    dataclasses.asdict(config),
+    record(config),
     (
       'model.',
       'tokenizer.',

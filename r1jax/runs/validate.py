@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from r1jax import files, registry
+from r1jax.config import keys
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, named, unknown
 from r1jax.runs import compatibility, inputs, lineage, run, stage_list, workdir
@@ -77,7 +78,7 @@ def _check_folders(pipeline: PipelineConfig, place: Path):
   for name, config in pipeline.runs.items():
     workdir.check(
       place / name,
-      dataclasses.asdict(config),
+      keys.record(config),
       f'{_remake(place / name)}, or use another --workdir',
     )
     inner = stage_list.output(config, place / name).parent

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,7 @@ def base_file(config: RunConfig) -> Path:
   ):  # Bases of built-in texts stay found.
     made_by['files'] = contents
   digest = files.digest_of(json.dumps(made_by, sort_keys=True))[:16]
-  cache = Path(os.environ.get('R1JAX_CACHE', '~/.cache/r1jax')).expanduser()
-  return cache / 'bases' / f'{digest}.safetensors'
+  return files.user_cache() / 'bases' / f'{digest}.safetensors'
 
 
 def _corpus(

@@ -17,10 +17,12 @@ def run(config: RunConfig, values: flags.FlagValues):
   """Prints the metrics of the evaluation that config.eval describes."""
   import jax
 
+  from r1jax import compilation_cache
   from r1jax.cli import policy
   from r1jax.stages.build import evaluation, sampler
   from r1jax.stages.build import parts as build
 
+  compilation_cache.enable(config.compilation_cache_dir)
   parts = build.parts(config)
   params = policy.load_params(config, parts, values.workdir)
   evaluator = evaluation.evaluator(config, parts, sampler.engine(config, parts))

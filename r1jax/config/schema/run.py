@@ -83,6 +83,14 @@ class RunConfig(Section):
     "folder that import-hf wrote; or a Hugging Face model's folder.",
     only_if=begins_with_init(),
   )
+  compilation_cache_dir: str = key(
+    'auto',
+    'Folder that keeps compiled programs for later runs, 4 GiB at most when '
+    "one begins: 'auto' is ~/.cache/r1jax/jax (or below $R1JAX_CACHE or "
+    "$XDG_CACHE_HOME), '' keeps none. $JAX_COMPILATION_CACHE_DIR comes first. "
+    'Results do not depend on it.',
+    recorded=False,
+  )
   model: ModelConfig = section(
     ModelConfig, max_position_embeddings=1024 + 32768
   )

@@ -72,6 +72,7 @@ def run(config: RunConfig, values: flags.FlagValues):
   """Prints completions; exits with 2 if a question could not be completed."""
   import jax
 
+  from r1jax import compilation_cache
   from r1jax.cli import policy
   from r1jax.cli.commands.sample import completer, questions
   from r1jax.stages.build import parts as build
@@ -81,6 +82,7 @@ def run(config: RunConfig, values: flags.FlagValues):
   interactive = not asked and sys.stdin.isatty()
   if not asked and not interactive:
     asked = questions.from_lines(sys.stdin, 'standard input')
+  compilation_cache.enable(config.compilation_cache_dir)
   parts = build.parts(config)
   params = sampler.rl_sampling(
     config,
