@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 import zlib
 
-import grain
 import numpy as np
 
 from r1jax.config.schema.data import CorpusConfig
@@ -72,6 +71,8 @@ def prompt_stream(prompts: Sequence[Prompt], seed: int, shuffle: bool):
     seed: Seed of the shuffling.
     shuffle: Whether to shuffle prompts that are no Mixture, anew each epoch.
   """
+  import grain  # It takes long, and a command that only samples needs none.
+
   if isinstance(prompts, Mixture):
     dataset = prompts.dataset
   else:
@@ -79,7 +80,7 @@ def prompt_stream(prompts: Sequence[Prompt], seed: int, shuffle: bool):
     if shuffle:
       dataset = dataset.shuffle(seed)
     dataset = dataset.repeat()
-  return iter(dataset.to_iter_dataset(_READ))
+  return iter(dataset.to_iter_dataset(grain.ReadOptions(**_READ)))
 
 
 class TwoPhaseStream:
@@ -267,7 +268,10 @@ def pack(
 
 def token_batches(corpus: Sequence[TokenBatch]):
   """Returns a Grain iterator over batches, which a thread prefetches."""
-  return iter(grain.MapDataset.source(corpus).to_iter_dataset(_READ))
+  import grain
+
+  dataset = grain.MapDataset.source(corpus)
+  return iter(dataset.to_iter_dataset(grain.ReadOptions(**_READ)))
 
 
-_READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+_READ = {'num_threads': 1, 'prefetch_buffer_size': 4}

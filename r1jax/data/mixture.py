@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 import zlib
 
-import grain
-
 from r1jax.errors import UserError
 from r1jax.records import Prompt
 
@@ -37,6 +35,8 @@ class Mixture(Sequence):
       shuffle: Whether to shuffle each source; False for one that is random, or
         that has an order to keep.
     """
+    import grain  # It takes long, and a command that only samples needs none.
+
     parts = []
     for i, (source, shuffled) in enumerate(zip(sources, shuffle, strict=True)):
       part = grain.MapDataset.source(source)

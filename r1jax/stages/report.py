@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure  # No pyplot: a notebook keeps its own.
-
 from r1jax.train import metrics
 
 
@@ -22,7 +20,7 @@ def write(directory: Path, k: int):
 def write_loss(directory: Path):
   """Draws loss.png from the metrics.jsonl of a supervised stage."""
   rows = metrics.read(directory / 'metrics.jsonl')
-  figure = Figure(figsize=(6, 3.4))
+  figure = _figure((6, 3.4))
   axis = figure.subplots()
   axis.plot([row['step'] for row in rows], [row['loss'] for row in rows], lw=1)
   axis.set(xlabel='step', ylabel='loss (nats a token)', yscale='log')
@@ -35,7 +33,7 @@ def write_preferences(directory: Path):
   """Draws curves.png and writes and prints summary.txt, from the metrics.jsonl
   of a stage that learns from preferences."""
   rows = metrics.read(directory / 'metrics.jsonl')
-  figure = Figure(figsize=(9, 3.4))
+  figure = _figure((9, 3.4))
   left, right = figure.subplots(1, 2)
   for axis, keys in (
     (left, ['loss']),
@@ -70,6 +68,15 @@ def write_preferences(directory: Path):
   print(text, end='')
 
 
+def _figure(size: tuple[float, float]):
+  """Returns an empty figure of a width and height in inches."""
+  # Imported last, so that no first step waits for it. No pyplot: a notebook
+  # keeps its own.
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=size)
+
+
 def summary(steps: int, first: dict, last: dict, k: int) -> str:
   def line(name: str, key: str, digits: int = 3) -> str:
     return f'{name:<16} {first[key]:.{digits}f} → {last[key]:.{digits}f}'
@@ -99,7 +106,7 @@ def summary(steps: int, first: dict, last: dict, k: int) -> str:
 
 
 def _draw(train: list[dict], evals: list[dict], k: int, path: Path):
-  figure = Figure(figsize=(16, 3.4))
+  figure = _figure((16, 3.4))
   axes = figure.subplots(1, 4)
   steps = [row['step'] for row in train]
   eval_steps = [row['step'] for row in evals]

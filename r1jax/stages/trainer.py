@@ -10,7 +10,7 @@ import abc
 from collections.abc import Mapping
 import contextlib
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 
@@ -20,8 +20,10 @@ from r1jax.stages import ending
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
 from r1jax.stages.stage import Stage, save_weights
-from r1jax.train.checkpoint import Checkpointer
 from r1jax.train.metrics import MetricsWriter, Progress, peak_memory
+
+if TYPE_CHECKING:
+  from r1jax.train.checkpoint import Checkpointer
 
 
 class StepOutput(NamedTuple):
@@ -147,8 +149,11 @@ class TrainedStage(Stage):
       restored = checkpoints.restore(self.abstract_state(params))
     return restored and self.policy(restored[1])
 
-  def checkpoints(self, directory: Path) -> Checkpointer:
+  def checkpoints(self, directory: Path) -> 'Checkpointer':
     """Opens the stage's checkpoints."""
+    # Orbax takes long to import, and a command that only samples needs none.
+    from r1jax.train.checkpoint import Checkpointer
+
     return Checkpointer(
       directory / ending.CHECKPOINTS, self.save_total_limit, self.seed
     )
@@ -326,7 +331,7 @@ class _Loop:
     self,
     last: _Step,
     data: Any,
-    checkpoints: Checkpointer,
+    checkpoints: 'Checkpointer',
     writer: MetricsWriter,
     progress: Progress,
     guard: DivergenceGuard,
