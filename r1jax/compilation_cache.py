@@ -6,9 +6,11 @@ program from another machine is not found rather than wrong. A program that is
 found computes the same numbers as one that is compiled again, bit for bit.
 """
 
+import errno
 import logging
 import os
 from pathlib import Path
+import shutil
 
 import jax
 
@@ -16,6 +18,8 @@ from r1jax import files
 
 AUTO = 'auto'  # The folder in the user's cache.
 MAX_BYTES = 4 << 30  # Kept at the start of a run.
+# Where a disk is full JAX leaves parts of programs, and never writes them again.
+_MIN_FREE_BYTES = 1 << 30
 # Each of many small programs costs little, and together they cost seconds.
 _MIN_COMPILE_SECS = 0.1
 _log = logging.getLogger(__name__)
@@ -25,8 +29,9 @@ def enable(folder: str):
   """Keeps the compiled programs of this process in a folder.
 
   A folder that JAX already has comes first: JAX_COMPILATION_CACHE_DIR, or that
-  of an earlier run in this process. A folder that cannot be written to is
-  reported, and the programs are compiled as without it.
+  of an earlier run in this process. A folder that cannot be written to, or
+  whose disk is almost full, is reported, and the programs are compiled as
+  without it.
 
   Args:
     folder: The folder; AUTO for the one in the user's cache, '' for none.
@@ -34,16 +39,13 @@ def enable(folder: str):
   config = jax.config
   if not folder or config.jax_compilation_cache_dir:
     return
-  place = default_folder() if folder == AUTO else Path(folder).expanduser()
   try:
-    place.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(place / 'writable', b'')
-    remove_oldest(place, MAX_BYTES)
-  except OSError as error:
+    place = _prepared(folder)
+  except (OSError, RuntimeError) as error:  # RuntimeError: ~ has no meaning.
     _log.warning(
-      'compilation_cache_dir: cannot write to %s (%s); this run compiles '
+      'compilation_cache_dir: %s cannot be used (%s); this run compiles '
       'everything itself',
-      place,
+      folder,
       error,
     )
     return
@@ -54,6 +56,17 @@ def enable(folder: str):
     )
 
 
+def _prepared(folder: str) -> Path:
+  """Makes a folder, removes what is too much in it and returns its path."""
+  place = default_folder() if folder == AUTO else Path(folder).expanduser()
+  place.mkdir(parents=True, exist_ok=True)
+  files.write_bytes(place / 'writable', b'')
+  remove_oldest(place, MAX_BYTES)
+  if shutil.disk_usage(place).free < _MIN_FREE_BYTES:
+    raise OSError(errno.ENOSPC, 'less than 1 GiB is free', str(place))
+  return place
+
+
 def default_folder() -> Path:
   """Returns the folder that AUTO stands for."""
   return files.user_cache() / 'jax'
@@ -61,6 +74,8 @@ def default_folder() -> Path:
 
 def remove_oldest(folder: Path, max_bytes: int):
   """Removes the programs that were not used for longest, down to a size.
+
+  Empty files, which a full disk has left, go too.
 
   JAX could do so itself, but looks at every file whenever it adds one, under a
   lock that all processes share.
@@ -74,6 +89,9 @@ def remove_oldest(folder: Path, max_bytes: int):
     try:
       status = path.stat()
     except FileNotFoundError:  # Another process has removed it.
+      continue
+    if not status.st_size:
+      path.unlink(missing_ok=True)
       continue
     used = max(status.st_atime_ns, status.st_mtime_ns)
     entries.append((used, status.st_size, path))

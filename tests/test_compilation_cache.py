@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -65,7 +66,23 @@ def test_unwritable_folder_is_reported_and_the_run_goes_on(tmp_path):
   folder = str(tmp_path / 'file' / 'cache')
   (used, hits, misses, _), errors = _run(folder)
   assert used is None and hits == misses == 0
-  assert f'cannot write to {folder}' in errors
+  assert f'{folder} cannot be used' in errors
+
+
+def test_no_home_and_a_full_disk_are_reported(monkeypatch, caplog, tmp_path):
+  monkeypatch.setattr(compilation_cache.jax, 'config', _Unset())
+  compilation_cache.enable('~no_such_user/cache')
+  assert '~no_such_user/cache cannot be used' in caplog.text
+  usage = shutil.disk_usage(tmp_path)._replace(free=(1 << 30) - 1)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
+  compilation_cache.enable(str(tmp_path))
+  assert f'{tmp_path} cannot be used ([Errno 28] less than 1' in caplog.text
+
+
+class _Unset:
+  """JAX's options without a folder, none of which may be set."""
+
+  jax_compilation_cache_dir = None
 
 
 def test_user_cache_is_in_the_usual_places(monkeypatch, tmp_path):
@@ -96,7 +113,9 @@ def test_longest_unused_programs_go_first(tmp_path):
     os.utime(path, (1000 + i, 1000 + i))
   os.utime(tmp_path / 'used-cache', (2000, 1001))  # Read since it was written.
   (tmp_path / 'notes.txt').write_bytes(bytes(1000))
+  (tmp_path / 'half-cache').write_bytes(b'')
   compilation_cache.remove_oldest(tmp_path, 300)
+  assert not (tmp_path / 'half-cache').exists()
   assert len(list(tmp_path.iterdir())) == 4
   compilation_cache.remove_oldest(tmp_path, 200)
   left = {path.name for path in tmp_path.iterdir()}
