@@ -5,6 +5,7 @@ at the end of every step, and imports its system when it is called.
 """
 
 from pathlib import Path
+import sys
 import time
 
 import grpo_model
@@ -28,6 +29,7 @@ class Clock:
       dict(cpu=cpu - self._cpu, wall=wall - self._wall, tokens=mean_tokens)
     )
     self._cpu, self._wall = cpu, wall
+    print(self.steps[-1], file=sys.stderr, flush=True)
 
 
 def tree_cpu_secs() -> float:
@@ -137,6 +139,7 @@ def trl(folder: Path, work: Workload, steps: int, clock: Clock):
 
   trainer = GRPOTrainer(
     model=str(folder),
+    processing_class=_tokenizer(folder),
     reward_funcs=reward,
     train_dataset=datasets.Dataset.from_list(
       [{'prompt': prompt} for prompt in grpo_model.prompts(folder)]
@@ -204,7 +207,7 @@ def tunix(folder: Path, work: Workload, steps: int, clock: Clock):
   model = lambda: params.create_model_from_safe_tensors(
     str(folder), model_config, mesh, dtype=jnp.float32
   )
-  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  tokenizer = _tokenizer(folder)
 
   def reward(prompts, completions, **_):
     words = [text.split() for text in completions]
@@ -255,6 +258,16 @@ def tunix(folder: Path, work: Workload, steps: int, clock: Clock):
     for i in range(steps)
   ]
   learner.train(batches)
+
+
+def _tokenizer(folder: Path):
+  """Returns the tokenizer of the folder for TRL and Tunix.
+
+  AutoTokenizer would make that of Qwen2, which splits the words.
+  """
+  import transformers
+
+  return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 SYSTEMS = {'r1jax': r1jax, 'trl': trl, 'tunix': tunix}

@@ -21,4 +21,4 @@ make() {
 }
 
 make trl 'torch==2.13.0+cpu' 'transformers==5.23.0' 'trl==1.16.0'
-make tunix 'google-tunix==0.1.7' 'transformers==5.23.0'
+make tunix 'google-tunix==0.1.7'
