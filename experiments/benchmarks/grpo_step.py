@@ -15,13 +15,16 @@ drive it, in a process of its own, pinned to one core, and they take turns:
                 100 in the mean
 
 The table has medians over the steps of all rounds without the first two of each
-process, which compile. CPU-seconds are of the process and its workers. The time
-to the end of the first step counts from the start of the process; that of r1jax
-and Tunix is with an empty compilation cache, which later rounds find filled.
+process, which compile; TRL compiles nothing and is spared one. The ratio is the
+median of the ratios of the rounds, in which a system runs right after the other.
+CPU-seconds are of the process and its workers. The time to the end of the first
+step counts from the start of the process; that of r1jax and Tunix is with an
+empty compilation cache, which later rounds find filled.
 """
 
 import argparse
 import json
+from operator import truediv
 import os
 from pathlib import Path
 import statistics
@@ -32,7 +35,8 @@ import tempfile
 import grpo_model
 import grpo_systems
 
-WARM_STEPS = 2
+# Steps that a process makes before those that count.
+WARM_STEPS = {'r1jax': 2, 'trl': 1, 'tunix': 2}
 
 
 def flags() -> argparse.Namespace:
@@ -83,6 +87,7 @@ def measured(
   )
   if done.returncode:
     sys.exit(f'{system}, {workload}:\n{done.stderr[-4000:]}')
+  print(system, workload, done.stdout.splitlines()[-1], file=sys.stderr)
   return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -92,20 +97,25 @@ def compare(
   """Returns the numbers of every system; the systems take turns."""
   rounds: dict[str, list[dict]] = {system: [] for system in pythons}
   work = grpo_model.WORKLOADS[workload]
-  steps = WARM_STEPS + args.steps
+  steps = {system: WARM_STEPS[system] + args.steps for system in pythons}
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    grpo_model.write(folder, shape, workload, work.prompts * steps)
+    grpo_model.write(
+      folder, shape, workload, work.prompts * max(steps.values())
+    )
     for _ in range(args.rounds):
       for system, python in pythons.items():
         rounds[system].append(measured(system, python, workload, folder, steps))
   found = {}
+  ours = _cpu_of_rounds('r1jax', rounds['r1jax'])
   for system, runs in rounds.items():
-    of_steps = [step for each in runs for step in each['steps'][WARM_STEPS:]]
+    of_steps = [step for each in runs for step in _counted(system, each)]
+    theirs = _cpu_of_rounds(system, runs)
     median = lambda key: statistics.median(step[key] for step in of_steps)
     first, *later = [each['steps'][0] for each in runs]
     found[system] = dict(
       cpu=median('cpu'),
+      ratio=statistics.median(map(truediv, ours, theirs)),
       wall=median('wall'),
       tokens=statistics.mean(step['tokens'] for step in of_steps),
       memory_mb=statistics.median(each['memory_mb'] for each in runs),
@@ -114,6 +124,19 @@ def compare(
       again_cpu=statistics.median([each['cpu'] for each in later or [first]]),
     )
   return found
+
+
+def _counted(system: str, process: dict) -> list[dict]:
+  """Returns the steps of a process that count."""
+  return process['steps'][WARM_STEPS[system] :]
+
+
+def _cpu_of_rounds(system: str, runs: list[dict]) -> list[float]:
+  """Returns the median CPU-seconds of a step in each round."""
+  return [
+    statistics.median(step['cpu'] for step in _counted(system, each))
+    for each in runs
+  ]
 
 
 def main():
@@ -140,9 +163,9 @@ def main():
       }
       found = compare(shape, workload, able, args)
       for system, row in found.items():
-        ratio = found['r1jax']['cpu'] / row['cpu']
         print(
-          f'| {shape}, {workload} | {system} | {row["cpu"]:.2f} | {ratio:.2f} '
+          f'| {shape}, {workload} | {system} | {row["cpu"]:.2f} '
+          f'| {row["ratio"]:.2f} '
           f'| {row["wall"]:.2f} | {row["tokens"]:.1f} '
           f'| {row["memory_mb"]:,.0f} | {row["first_cpu"]:.1f} '
           f'| {row["again_cpu"]:.1f} |',

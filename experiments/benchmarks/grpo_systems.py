@@ -180,8 +180,8 @@ def tunix(folder: Path, work: Workload, steps: int, clock: Clock):
 
   import jax
   import jax.numpy as jnp
+  import numpy as np
   import optax
-  import transformers
   from tunix.models.qwen2 import model as qwen2
   from tunix.models.qwen2 import params
   from tunix.rl import rl_cluster
@@ -203,7 +203,8 @@ def tunix(folder: Path, work: Workload, steps: int, clock: Clock):
     use_tied_embedding=sizes['tie_word_embeddings'],
     dtype=jnp.float32,
   )
-  mesh = jax.make_mesh((1, 1), ('fsdp', 'tp'))
+  auto = jax.sharding.AxisType.Auto
+  mesh = jax.make_mesh((1, 1), ('fsdp', 'tp'), axis_types=(auto, auto))
   model = lambda: params.create_model_from_safe_tensors(
     str(folder), model_config, mesh, dtype=jnp.float32
   )
@@ -254,7 +255,7 @@ def tunix(folder: Path, work: Workload, steps: int, clock: Clock):
   )
   texts = grpo_model.prompts(folder)
   batches = [
-    {'prompts': texts[i * work.prompts : (i + 1) * work.prompts]}
+    {'prompts': np.array(texts[i * work.prompts : (i + 1) * work.prompts])}
     for i in range(steps)
   ]
   learner.train(batches)
