@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 PAD, STOP = 0, 1
 _STD = 0.02
+_NEVER = 1e-12  # A probability.
 _CHANNEL_0 = 8.0
 # Channel 0 after the last norm. Experts choose by what differs between tokens,
 # so that a tied embedding, which is the head too, may be smaller.
@@ -77,13 +78,15 @@ def write(folder: Path, shape: str, workload: str, num_prompts: int):
   sizes, work = SHAPES[shape], WORKLOADS[workload]
   rng = np.random.default_rng(0)
   tensors = _qwen2(sizes, rng) if shape == 'qwen2' else _deepseek(sizes, rng)
-  chance = 1 / work.mean_tokens if work.mean_tokens else 1e-12
+  chance = 1 / work.mean_tokens if work.mean_tokens else _NEVER
   odds = chance / (1 - chance) * (sizes['vocab_size'] - 1)
   tied = sizes['tie_word_embeddings']
   head = tensors['model.embed_tokens.weight' if tied else 'lm_head.weight']
   head[:, 0] = _CHANNEL_0
-  head[STOP, 1:] = 0.0
-  head[STOP, 0] += math.log(odds) / _NORMED_CHANNEL_0[shape]
+  # Unknown words are padding too, with which r1jax would end completions.
+  for token, log_odds in (STOP, math.log(odds)), (PAD, math.log(_NEVER)):
+    head[token, 1:] = 0.0
+    head[token, 0] += log_odds / _NORMED_CHANNEL_0[shape]
   save_file(tensors, folder / 'model.safetensors', {'format': 'pt'})
   _write_json(folder / 'config.json', sizes)
   _write_tokenizer(folder, sizes['vocab_size'])

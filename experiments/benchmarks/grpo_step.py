@@ -105,7 +105,9 @@ def compare(
     )
     for _ in range(args.rounds):
       for system, python in pythons.items():
-        rounds[system].append(measured(system, python, workload, folder, steps))
+        rounds[system].append(
+          measured(system, python, workload, folder, steps[system])
+        )
   found = {}
   ours = _cpu_of_rounds('r1jax', rounds['r1jax'])
   for system, runs in rounds.items():
