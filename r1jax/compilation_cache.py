@@ -37,7 +37,7 @@ def enable(folder: str):
     folder: The folder; AUTO for the one in the user's cache, '' for none.
   """
   config = jax.config
-  if not folder or config.jax_compilation_cache_dir:
+  if not folder or config.values['jax_compilation_cache_dir']:
     return
   try:
     place = _prepared(folder)

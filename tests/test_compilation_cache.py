@@ -82,7 +82,7 @@ def test_no_home_and_a_full_disk_are_reported(monkeypatch, caplog, tmp_path):
 class _Unset:
   """JAX's options without a folder, none of which may be set."""
 
-  jax_compilation_cache_dir = None
+  values = {'jax_compilation_cache_dir': None}
 
 
 def test_user_cache_is_in_the_usual_places(monkeypatch, tmp_path):
