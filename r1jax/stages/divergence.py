@@ -1,9 +1,10 @@
-"""Stops a training run that diverges: its loss explodes or is not finite."""
+"""Stops a training run that diverges: its loss or its parameters explode."""
 
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from r1jax.errors import Diverged
 
@@ -12,6 +13,9 @@ _MIN_STEPS, _MIN_UPDATES = 3, 10  # So many in a row are no accident.
 # A mean of negative log-likelihoods that is so many times the first one, and so
 # many nats, step after step, is of a model that no longer predicts anything.
 _FAR, _LEAST_FIRST_NATS = 10.0, 1.0
+# Parameters so many times as large as at the start are no trained ones, whatever
+# the loss is: that of a policy may be 0.
+_FAR_NORM = 100.0
 _PENDING = 10  # Steps whose metrics are read from the device at once.
 
 
@@ -20,7 +24,8 @@ class DivergenceGuard:
 
   A step is lost if all updates of a network were skipped, as a gradient that is
   not finite is, or if its loss is not finite, or is ten times the first one. The
-  last is not asked of losses that may be near 0, as that of a policy is.
+  last is not asked of losses that may be near 0, as that of a policy is. Whatever
+  the loss, parameters whose norm has grown a hundredfold end the run.
 
   Attributes:
     lost: Number of lost steps in a row, up to the last `check`.
@@ -47,7 +52,13 @@ class DivergenceGuard:
     self._steps = 0
     self._likelihoods = likelihoods
     self._bound = np.inf
+    self._norm = jax.jit(optax.tree.norm)
+    self._first_norm = 0.0
     self.lost = 0
+
+  def begin(self, params: Any):
+    """Takes the parameters of the start."""
+    self._first_norm = float(self._norm(params))
 
   def add(self, step: int, metrics: dict[str, Any]):
     """Takes the metrics of a step, which may still be on the device."""
@@ -63,11 +74,15 @@ class DivergenceGuard:
     """Whether so many steps were taken that they should be checked."""
     return len(self._pending) >= _PENDING
 
-  def check(self):
+  def check(self, params: Any):
     """Counts the steps that were taken.
 
+    Args:
+      params: The parameters after them.
+
     Raises:
-      Diverged: too many in a row are lost, or half of the whole run at its end.
+      Diverged: too many in a row are lost, or half of the whole run at its end;
+        or the parameters have exploded.
     """
     pending, self._pending = self._pending, []
     for (step, _), values in zip(
@@ -84,6 +99,12 @@ class DivergenceGuard:
       at_end = step == self._num_steps and 2 * self.lost >= self._steps
       if too_many or at_end:
         raise Diverged(self._message(step))
+    growth = float(self._norm(params)) / max(self._first_norm, 1e-30)
+    if pending and self._first_norm and not growth <= _FAR_NORM:
+      raise Diverged(
+        f'{self._name}: training has diverged: the norm of the parameters is '
+        f'{growth:.0f} times that at the start; {self._advice}'
+      )
 
   def _is_lost(self, values: dict[str, Any]) -> bool:
     return any(
@@ -98,7 +119,12 @@ class DivergenceGuard:
     steps = f'step {step}' if first == step else f'steps {first} to {step}'
     return (
       f'{self._name}: training has diverged: no update of {steps} was finite, '
-      'or the loss is more than ten times the first one; '
+      f'or the loss is more than ten times the first one; {self._advice}'
+    )
+
+  @property
+  def _advice(self) -> str:
+    return (
       f'lower {self._name}.optimizer.learning_rate or look at what was learnt '
       'from before, and begin in another --workdir'
     )

@@ -221,6 +221,7 @@ class Trainer:
         guard = DivergenceGuard(
           stage.name, stage.num_steps, stage.updates_per_step, stage.likelihoods
         )
+        guard.begin(stage.policy(state))
         last = _Step(start, state, data.get_state(), line)
         loop = _Loop(last, data, checkpoints, writer, progress, guard)
         progress.step_secs()
@@ -252,7 +253,7 @@ class Trainer:
     stops = deferral.check()
     saves = self._due(stage.save_steps, step) or stops
     if saves or guard.is_due or step == stage.num_steps:
-      guard.check()
+      guard.check(stage.policy(output.state))
     if saves and guard.lost < 2:  # A step that learnt nothing is not kept.
       with loop.speed.untimed(output.state, loop.progress):
         loop.save()

@@ -196,6 +196,16 @@ def test_a_loss_that_explodes_stops_a_run_that_learns_likelihoods(tmp_path):
   train(tmp_path / 'low', likelihoods=True, num_steps=20, losses=low)
 
 
+def test_parameters_that_explode_stop_a_run_whose_loss_does_not(tmp_path):
+  """Five steps add 15: too much to 0.1, not to 0.2."""
+  same = dict(losses=dict.fromkeys(range(1, 6), 0.0))
+  message = 'norm of the parameters is 151 times .* lower toy.optimizer'
+  with pytest.raises(Diverged, match=message):
+    train(tmp_path / 'far', first=0.1, save_steps=9, **same)
+  assert not (tmp_path / 'far/toy/model.safetensors').exists()
+  train(tmp_path / 'near', first=0.2, **same)
+
+
 def test_checkpoints_stand_when_a_run_diverges(tmp_path):
   with pytest.raises(Diverged, match='checkpoint of step 6 stands'):
     train(tmp_path, num_steps=30, skipped=tuple(range(6, 31)))

@@ -85,10 +85,11 @@ class Toy(TrainedStage):
     return state
 
 
-def train(directory, **changes):
+def train(directory, first=0.0, **changes):
   """Returns the stage, and the path of its weights; see Toy."""
   stage = Toy(**changes)
-  path = stage.run(directory / 'toy', {'w': jnp.zeros(1)}, {'made_by': 'toy'})
+  params = {'w': jnp.full(1, first)}
+  path = stage.run(directory / 'toy', params, {'made_by': 'toy'})
   return stage, path
 
 
