@@ -107,7 +107,7 @@ class Evaluator:
       self._parser,
       unanswered.Limit(self._sampling.max_new_tokens),
     )
-    speculation = assemble.speculative_metrics(completions)
+    speculation = self._engine.speculative_metrics(completions)
     return EvalResult(
       self._metrics(records)
       | {f'eval/{name}': value for name, value in speculation.items()},

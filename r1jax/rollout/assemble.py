@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import NamedTuple
 
 import jax
@@ -213,20 +214,29 @@ def speculative_metrics(completions: Sequence[Completion]) -> dict[str, float]:
   Returns:
     draft_acceptance_rate: accepted draft tokens over proposed ones;
     tokens_per_decode_step: completion tokens per forward pass of a sequence,
-    1 without speculative decoding and at most 2.
+    1 without speculative decoding and at most K + 1;
+    drafted_per_step/position_i and accepted_per_step/position_i: share of the
+    forward passes that had an i-th draft, and that accepted it.
   """
-  draft_tokens = sum(c.draft_tokens for c in completions)
-  if not draft_tokens:
+  drafted_K = _sum_columns([c.draft_tokens for c in completions])
+  if not sum(drafted_K):
     return {}
-  return {
-    'draft_acceptance_rate': (
-      sum(c.accepted_tokens for c in completions) / draft_tokens
-    ),
-    'tokens_per_decode_step': (
-      sum(len(c.tokens) for c in completions)
-      / sum(c.decode_steps for c in completions)
-    ),
+  accepted_K = _sum_columns([c.accepted_tokens for c in completions])
+  steps = sum(c.decode_steps for c in completions)
+  by_position = {
+    f'{name}_per_step/position_{k}': count / steps
+    for name, counts_K in (('drafted', drafted_K), ('accepted', accepted_K))
+    for k, count in enumerate(counts_K, 1)
   }
+  return by_position | {
+    'draft_acceptance_rate': sum(accepted_K) / sum(drafted_K),
+    'tokens_per_decode_step': sum(len(c.tokens) for c in completions) / steps,
+  }
+
+
+def _sum_columns(rows: Sequence[Sequence[int]]) -> list[int]:
+  """Adds lists of counts: [[3, 1], [2]] → [5, 1]."""
+  return [sum(column) for column in zip_longest(*rows, fillvalue=0)]
 
 
 def completion_texts(

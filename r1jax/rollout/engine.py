@@ -31,7 +31,7 @@ from r1jax.model.parameters import (
 )
 from r1jax.model.transformer import Transformer
 from r1jax.records import PromptBatch, Rollout
-from r1jax.rollout import assemble
+from r1jax.rollout import assemble, speculative
 from r1jax.rollout.programs import Programs
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
@@ -84,7 +84,9 @@ class Engine:
 
   It holds no parameters, and nothing of a run outlives it. The tokens of a
   sample are a function of its key and of how many tokens it has generated,
-  whatever else is in the batch and wherever in the batch it stands.
+  whatever else is in the batch and wherever in the batch it stands. This holds
+  with speculative decoding too: how many tokens are drafted for a sample
+  depends on its own earlier drafts alone.
 
   Attributes:
     config: Sizes.
@@ -180,6 +182,20 @@ class Engine:
     for _ in session:
       pass
     return completions
+
+  def speculative_metrics(
+    self, completions: Sequence[Completion]
+  ) -> dict[str, float]:
+    """Returns assemble.speculative_metrics, and whether there are drafts at all.
+
+    It is empty unless `speculative` is set. `speculative_enabled` is 0 where
+    the sizes turn speculation off, and otherwise 1.
+    """
+    if not self.config.speculative:
+      return {}
+    return assemble.speculative_metrics(completions) | {
+      'speculative_enabled': float(self.programs.speculative)
+    }
 
   def session(self, params, policy_version: int = 0) -> Session:
     """Opens a session with an empty cache for these parameters.
@@ -368,12 +384,15 @@ def memory_per_device(
 def _programs(
   model: Transformer, config: EngineConfig, record_routing: bool
 ) -> Programs:
+  max_drafts = speculative.max_drafts(config, model.layout.platform)
   return Programs(
     model=model,
     block_size=config.block_size,
     kv_cache_int8=config.kv_cache_int8,
     record_routing=record_routing,
-    speculative=config.speculative,
+    speculative=max_drafts > 0,
+    max_drafts=max_drafts,
+    confidence_threshold=config.draft_confidence_threshold,
     decode_steps=config.decode_steps,
   )
 

@@ -122,7 +122,7 @@ def complete_groups(
   return complete, [group for group in groups if id(group) not in taken]
 
 
-_COUNTS = ('decode_steps', 'draft_tokens', 'accepted_tokens')
+_COUNTS = ('decode_steps', 'draft_tokens', 'accepted_tokens', 'draft_control')
 _LISTS = (
   ('tokens', np.int32),
   ('logp', np.float32),
@@ -203,6 +203,7 @@ def _deserialize(
     setattr(c, name, _from_base64(saved[name], dtype).tolist())
   for name in (*_COUNTS, 'finish_reason'):
     setattr(c, name, saved[name])
+  c.draft_control = tuple(c.draft_control)  # JSON has lists alone.
   if 'layers' in saved:
     shape = -1, *saved['layers']
     c.prompt_experts = _from_base64(saved['prompt_experts'], np.uint16).reshape(

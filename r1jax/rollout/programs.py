@@ -1,47 +1,53 @@
 """The two programs that sampling runs on the device: prefill and decode.
 
 Decode is a loop of forward passes. Each pass feeds every sequence its last
-token and samples the next one. With speculative decoding (DeepSeek-V3,
-sections 2.2 and 5.4.3) the model's first MTP module drafts the token after
-that, and the pass feeds both: if the draft is accepted, the sequence has two
-new tokens for one pass.
+token and samples the next one. With speculative decoding (DeepSeek-V3, sections
+2.2 and 5.4.3) the model's first MTP module drafts the tokens after that, and the
+pass feeds these too: a sequence gets one token more for each draft that is
+accepted. A pass is as wide as the longest chain of drafts needs. The widths that
+it may have are branches of one compiled program.
 
-In this file T counts the tokens that one pass feeds a sequence, and S the
-columns of a call: the cache slots of the tokens that it feeds.
+In this file T counts the tokens that one pass feeds a sequence, K the drafts
+among them at most, and S the columns of a call: the cache slots of the tokens
+that it feeds.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.model import cache
 from r1jax.rollout import sampling, speculative
-from r1jax.rollout.cached_model import CachedModel, MTPInput, num_cached
+from r1jax.rollout.cached_model import MTPInput, num_cached
 from r1jax.rollout.decode_state import DecodeState, empty_output
-from r1jax.rollout.sampling import SampledTokens, SamplingMetadata
-from r1jax.rollout.speculative import Draft
+from r1jax.rollout.drafting import DraftingModel
+from r1jax.rollout.sampling import SamplingMetadata
+from r1jax.rollout.speculative import DraftControl, Drafts
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs(CachedModel):
+class Programs(DraftingModel):
   """The prefill and the decode program, as functions to be jitted.
 
   Attributes:
-    decode_steps: Forward passes of one call of the decode program.
+    decode_steps: The maximum number of forward passes of one call of the decode
+      program.
   """
 
   decode_steps: int
 
   @property
-  def tokens_per_step(self) -> int:
-    """T, tokens that one forward pass feeds a sequence."""
-    return 2 if self.speculative else 1
-
-  @property
   def tokens_per_call(self) -> int:
-    """S, the maximum number of tokens that one call decodes per sequence."""
-    return self.decode_steps * self.tokens_per_step
+    """S, the maximum number of tokens that one call decodes per sequence.
+
+    A pass needs K + 1 columns. With drafts there is room for decode_steps
+    passes of two tokens; wider ones end the call earlier.
+    """
+    if not self.speculative:
+      return self.decode_steps
+    return 2 * self.decode_steps + self.max_drafts - 1
 
   def prefill(
     self, params, kv_cache, block_tables: cache.BlockTables, tokens_BT, count_B
@@ -104,6 +110,7 @@ class Programs(CachedModel):
     block_tables: cache.BlockTables,
     metadata: SamplingMetadata,
     token_B,
+    control: DraftControl | None,
     num_top_logprobs: int,
   ):
     """Samples up to S tokens per sequence.
@@ -114,6 +121,8 @@ class Programs(CachedModel):
       block_tables: Block tables of the rows, cache.BlockTables.
       metadata: Sampling parameters.
       token_B: int32, last token of each sequence, which is fed first.
+      control: Control of each sequence's drafts; None without speculative
+        decoding.
       num_top_logprobs: O, see sampling.sample_tokens.
 
     Returns:
@@ -121,66 +130,54 @@ class Programs(CachedModel):
     """
 
     def unfinished(state: DecodeState):
-      return (state.step < self.decode_steps) & jnp.any(state.live_B)
+      return (
+        (state.step < self.decode_steps)
+        & (state.column + self.max_drafts < self.tokens_per_call)
+        & jnp.any(state.live_B)
+      )
 
     def step(state: DecodeState):
       return self._decode_step(
         params, kv_cache, block_tables, metadata, num_top_logprobs, state
       )
 
-    state = jax.lax.while_loop(
-      unfinished,
-      step,
-      self._initial_state(
-        kv_cache, block_tables, metadata, token_B, num_top_logprobs
-      ),
-    )
+    state = self._initial_state(metadata, token_B, num_top_logprobs)
+    if self.speculative:
+      state = self.read_last(
+        params, kv_cache, block_tables, state._replace(control=control)
+      )
+    state = jax.lax.while_loop(unfinished, step, state)
     columns = state.columns
-    if self.speculative:  # The MTP module reads what the last pass accepted.
-      _, mtp_columns = self._draft_logits(params, kv_cache, block_tables, state)
+    if self.speculative:
       columns = columns | {
-        'mtp': jax.tree.map(lambda x: x[..., 1:-1, :], mtp_columns)
+        'mtp': jax.tree.map(lambda x: x[..., 1:-1, :], columns['mtp'])
       }
     kv_cache = self.flush(
       kv_cache, block_tables, columns, state.output.valid_BS, state.hidden_BSD
     )
-    return kv_cache, state.output
+    return kv_cache, dataclasses.replace(state.output, control=state.control)
 
   def _initial_state(
-    self,
-    kv_cache,
-    block_tables,
-    metadata: SamplingMetadata,
-    token_B,
-    num_top: int,
+    self, metadata: SamplingMetadata, token_B, num_top: int
   ) -> DecodeState:
-    B, S = token_B.shape[0], self.tokens_per_call
-    state = DecodeState(
+    B, S, c = token_B.shape[0], self.tokens_per_call, self.model.config
+    columns, hidden_BSD = self.init_columns(B, S), None
+    if self.speculative:
+      columns |= {'mtp': self.init_cache('mtp', B, S + 2)}
+      hidden_BSD = jnp.zeros((B, S, c.hidden_size), c.compute_dtype)
+    return DecodeState(
       step=jnp.int32(0),
+      column=jnp.int32(0),
       live_B=metadata.remaining_B > 0,
       token_B=token_B,
-      columns=self.init_columns(B, S),
-      hidden_BSD=None,
+      columns=columns,
       seen_BV=metadata.seen_BV,
-      mtp_input=None,
+      hidden_BSD=hidden_BSD,
+      mtp_hidden_BD=None,
+      can_draft_B=None,
+      control=None,
       output=empty_output(
-        B, S, num_top, self.model.config if self.record_routing else None
-      ),
-    )
-    if not self.speculative:
-      return state
-    D, dtype = self.model.config.hidden_size, self.model.config.compute_dtype
-    last_BD = cache.last_hidden(
-      kv_cache['mtp'], block_tables, self.model.layout
-    )
-    has_state_B, none_B = num_cached(block_tables) > 0, jnp.zeros(B, bool)
-    return state._replace(
-      columns=state.columns | {'mtp': self.init_cache('mtp', B, S + 2)},
-      hidden_BSD=jnp.zeros((B, S, D), dtype),
-      mtp_input=MTPInput(  # The last token alone; no draft was accepted yet.
-        jnp.stack([none_B * token_B, token_B], 1),
-        jnp.stack([0 * last_BD, last_BD], 1),
-        jnp.stack([none_B, has_state_B], 1),
+        B, S, self.max_drafts, num_top, c if self.record_routing else None
       ),
     )
 
@@ -194,185 +191,130 @@ class Programs(CachedModel):
     state: DecodeState,
   ) -> DecodeState:
     """One forward pass: drafts, feeds, samples, and updates the state."""
-    T, output = self.tokens_per_step, state.output
-    column, generated_B = state.step * T, output.valid_BS.sum(-1)
     metadata = dataclasses.replace(metadata, seen_BV=state.seen_BV)
-    fed_BT, live_BT, draft = state.token_B[:, None], state.live_B[:, None], None
-    columns = state.columns
-    if self.speculative:
-      logits_BV, mtp_columns = self._draft_logits(
-        params, kv_cache, block_tables, state
-      )
-      columns = columns | {'mtp': mtp_columns}
-      draft = speculative.propose_draft(
-        logits_BV,
-        metadata,
-        generated_B,
-        state.live_B & state.mtp_input.live_BT[:, 1],
-      )
-      fed_BT = jnp.stack([state.token_B, draft.token_B], 1)
-      live_BT = jnp.stack([state.live_B, draft.live_B], 1)
+    run_pass = partial(
+      self._pass, params, kv_cache, block_tables, metadata, num_top
+    )
+    if not self.speculative:
+      B, V = state.token_B.shape[0], self.model.config.vocab_size
+      return run_pass(1, state, speculative.no_drafts(B, 0, V))
+    drafts = self.draft(params, kv_cache, block_tables, metadata, state)
+    widths = speculative.pass_widths(self.max_drafts)
+    return jax.lax.switch(
+      jnp.searchsorted(jnp.array(widths), drafts.count_B.max() + 1),
+      [partial(run_pass, T) for T in widths],
+      state,
+      drafts,
+    )
+
+  def _pass(
+    self,
+    params,
+    kv_cache,
+    block_tables,
+    metadata: SamplingMetadata,
+    num_top: int,
+    T: int,
+    state: DecodeState,
+    drafts: Drafts,
+  ) -> DecodeState:
+    """A forward pass over the last token and T − 1 drafts of each sequence."""
+    output, generated_B = state.output, state.output.valid_BS.sum(-1)
+    fed_BT = jnp.concatenate(
+      [state.token_B[:, None], drafts.token_BK[:, : T - 1]], 1
+    )
     hidden_BTD, columns, experts_BTLA = self.apply(
       params,
       fed_BT,
       (num_cached(block_tables) + generated_B)[:, None] + jnp.arange(T),
-      live_BT,
-      _visible_columns(output.valid_BS, column, T),
-      columns,
-      column,
+      state.live_B[:, None] & (jnp.arange(T) <= drafts.count_B[:, None]),
+      _visible_columns(output.valid_BS, state.column, T),
+      {name: x for name, x in state.columns.items() if name != 'mtp'},
+      state.column,
       kv_cache,
       block_tables,
       method='extend',
     )
-    logits_BTV = self.apply(params, hidden_BTD, method='logits')
-    sampled, emitted, accepted_B = self._sample(
-      logits_BTV, metadata, generated_B, draft, state.live_B, num_top
-    )
-    return self._next_state(
-      state._replace(
-        columns=columns,
-        output=state.output.write(
-          column, state.live_B, sampled, emitted, experts_BTLA
-        ).count_drafts(draft, accepted_B),
-      ),
-      metadata.remaining_B - generated_B,
+    sampled, num_accepted_B = speculative.verify_drafts(
+      self.apply(params, hidden_BTD, method='logits'),
       metadata,
-      hidden_BTD,
-      sampled,
-      emitted,
-      draft,
+      generated_B,
+      drafts,
+      num_top,
     )
-
-  def _sample(
-    self,
-    logits_BTV,
-    metadata: SamplingMetadata,
-    generated_B,
-    draft: Draft | None,
-    live_B,
-    num_top: int,
-  ):
-    """Samples one token per sequence, and a second after an accepted draft.
-
-    Returns:
-      For each of the T tokens the SampledTokens; for each of them bool [B],
-      whether the completion gets it; and bool [B], whether the draft was
-      accepted, or None without drafts.
-    """
-    if draft is None:
-      first = sampling.sample_tokens(
-        logits_BTV[:, 0], metadata, generated_B, num_top
+    emitted_BT = _emitted(sampled.token_B, num_accepted_B, state, metadata)
+    state = self._next_state(
+      state._replace(
+        columns=state.columns | columns,
+        output=output.write(
+          state.column, state.live_B, sampled, emitted_BT, experts_BTLA
+        ),
+      ),
+      metadata,
+      sampled.token_B,
+      emitted_BT,
+    )
+    if self.speculative:
+      state = self.read_accepted(
+        params, kv_cache, block_tables, state, fed_BT, hidden_BTD, emitted_BT
       )
-      return [first], [live_B], None
-    first, accepted_B = speculative.verify_draft(
-      logits_BTV[:, 0], metadata, generated_B, draft, num_top
-    )
-    if metadata.seen_BV is not None:
-      metadata = dataclasses.replace(
-        metadata, seen_BV=_mark_seen(metadata.seen_BV, [first], [live_B])
+      state = state._replace(
+        hidden_BSD=jax.lax.dynamic_update_slice_in_dim(
+          state.hidden_BSD, hidden_BTD, state.column, 1
+        ),
+        control=state.control.update(drafts, num_accepted_B, self.max_drafts),
+        output=state.output.count_drafts(drafts, num_accepted_B),
       )
-    second = sampling.sample_tokens(
-      logits_BTV[:, 1], metadata, generated_B + 1, num_top
-    )
-    goes_on_B = ~_is_stop(first.token_B, metadata) & (
-      metadata.remaining_B > generated_B + 1
-    )
-    emitted = [live_B, live_B & accepted_B & goes_on_B]
-    return [first, second], emitted, accepted_B
+    return state._replace(step=state.step + 1, column=state.column + T)
 
   def _next_state(
-    self,
-    state: DecodeState,
-    remaining_B,
-    metadata: SamplingMetadata,
-    hidden_BTD,
-    sampled: list[SampledTokens],
-    emitted: list[jax.Array],
-    draft: Draft | None,
+    self, state: DecodeState, metadata: SamplingMetadata, token_BT, emitted_BT
   ) -> DecodeState:
     """Returns the state after a pass whose columns and output it has."""
-    column, token_B = state.step * self.tokens_per_step, sampled[0].token_B
-    if state.seen_BV is not None:
-      state = state._replace(
-        seen_BV=_mark_seen(state.seen_BV, sampled, emitted)
-      )
-    if draft is not None:
-      token_B = jnp.where(emitted[1], sampled[1].token_B, token_B)
-      last_BD = jnp.where(
-        emitted[1][:, None], hidden_BTD[:, 1], hidden_BTD[:, 0]
-      )
-      state = state._replace(
-        mtp_input=MTPInput(
-          jnp.stack([draft.token_B, token_B], 1),
-          jnp.stack([hidden_BTD[:, 0], last_BD], 1),
-          jnp.stack([emitted[1], state.live_B], 1),
-        ),
-        hidden_BSD=jax.lax.dynamic_update_slice_in_dim(
-          state.hidden_BSD, hidden_BTD, column, 1
-        ),
-      )
-    remaining_B = remaining_B - jnp.stack(emitted, 1).sum(-1)
+    seen_BV = state.seen_BV
+    for t in range(token_BT.shape[1]):
+      seen_BV = sampling.mark_seen(seen_BV, token_BT[:, t], emitted_BT[:, t])
+    count_B = emitted_BT.sum(-1)
+    token_B = sampling.take_token(token_BT, jnp.maximum(count_B - 1, 0))
+    remaining_B = metadata.remaining_B - state.output.valid_BS.sum(-1)
     return state._replace(
-      step=state.step + 1,
-      live_B=state.live_B & ~_is_stop(token_B, metadata) & (remaining_B > 0),
-      token_B=token_B,
+      live_B=state.live_B
+      & ~sampling.is_stop(token_B, metadata)
+      & (remaining_B > 0),
+      token_B=jnp.where(state.live_B, token_B, state.token_B),
+      seen_BV=seen_BV,
     )
 
-  def _draft_logits(self, params, kv_cache, block_tables, state: DecodeState):
-    """Runs the MTP module on the tokens that it has not read yet.
 
-    The MTP entry of a token lies one column after the token's column in the
-    main model: with S = 4, the columns 0, 1, 2, 3 have their MTP entries in
-    the columns 1, 2, 3, 4 of 6. Column 0 stays empty, and the last one is of
-    the token that the next call feeds, so neither is written to the blocks.
-
-    Returns:
-      Logits [B, V] of the token after the last; the module's columns.
-    """
-    T, S, valid_BS = (
-      self.tokens_per_step,
-      self.tokens_per_call,
-      state.output.valid_BS,
-    )
-    column, start_B = state.step * T, num_cached(block_tables)
-    position_BT = (start_B + valid_BS.sum(-1) - 2)[:, None] + jnp.arange(T)
-    # The very first token has no hidden state before it, and so no entry.
-    first_BS = (jnp.arange(S) == 0) & (start_B == 0)[:, None]
-    before_BTS = jnp.pad(valid_BS & ~first_BS, ((0, 0), (1, 1)))[:, None]
-    own_TS = jnp.arange(S + 2) == column + jnp.arange(T)[:, None]
-    hidden_BTD, columns = self.apply_mtp(
-      params,
-      kv_cache,
-      block_tables,
-      state.mtp_input,
-      position_BT,
-      before_BTS | own_TS,
-      state.columns['mtp'],
-      column,
-    )
-    return self.apply(params, hidden_BTD[:, 1], method='logits'), columns
-
-
-def _is_stop(token_B, metadata: SamplingMetadata) -> jax.Array:
-  return jnp.any(token_B[:, None] == metadata.stop_token_BO, -1)
-
-
-def _mark_seen(
-  seen_BV, sampled: list[SampledTokens], emitted: list[jax.Array]
+def _emitted(
+  token_BT, num_accepted_B, state: DecodeState, metadata: SamplingMetadata
 ) -> jax.Array:
-  row_B = jnp.arange(seen_BV.shape[0])
-  for tokens, emitted_B in zip(sampled, emitted):
-    seen_BV = seen_BV.at[row_B, tokens.token_B].max(emitted_B)
-  return seen_BV
+  """Returns the columns of a pass whose tokens a sequence gets, bool [B, T].
+
+  They are the accepted drafts and the token after them, up to a stop token or
+  the token limit.
+  """
+  t_T = jnp.arange(token_BT.shape[1])
+  generated_B = state.output.valid_BS.sum(-1)
+  stop_BT = jax.vmap(lambda x_B: sampling.is_stop(x_B, metadata), 1, 1)(
+    token_BT
+  )
+  stops_before_BT = jnp.cumsum(stop_BT, 1) - stop_BT
+  return (
+    state.live_B[:, None]
+    & (t_T <= num_accepted_B[:, None])
+    & (t_T < (metadata.remaining_B - generated_B)[:, None])
+    & (stops_before_BT == 0)
+  )
 
 
-def _visible_columns(valid_BS, column, tokens_per_step: int):
+def _visible_columns(valid_BS, column, tokens_per_pass: int):
   """Returns which columns each fed token attends to, bool [B, T, S].
 
-  They are the valid columns of earlier steps, and of this step those up to the
+  They are the valid columns of earlier passes, and of this pass those up to the
   token's own. For T = 2, S = 4, column = 2 and valid columns 0 alone, the tokens
   of columns 2 and 3 attend to the columns 0, 2 and to 0, 2, 3.
   """
-  own_T1 = column + jnp.arange(tokens_per_step)[:, None]
+  own_T1 = column + jnp.arange(tokens_per_pass)[:, None]
   column_S = jnp.arange(valid_BS.shape[1])
   return valid_BS[:, None] | ((column_S >= column) & (column_S <= own_T1))

@@ -324,6 +324,18 @@ def token_keys(
   return fold(key_B, jnp.full(metadata.num_generated_B.shape, purpose))
 
 
+def is_stop(token_B, metadata: SamplingMetadata) -> jax.Array:
+  """Returns which sequences a token ends, bool [B]."""
+  return jnp.any(token_B[:, None] == metadata.stop_token_BO, -1)
+
+
+def mark_seen(seen_BV, token_B, live_B) -> jax.Array | None:
+  """Adds the token of each live sequence to SamplingMetadata.seen_BV."""
+  if seen_BV is None:
+    return None
+  return seen_BV.at[jnp.arange(seen_BV.shape[0]), token_B].max(live_B)
+
+
 def sample_categorical(key_B, logits_BV):
   """Samples by the Gumbel-max trick, as jax.random.categorical does."""
   noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(

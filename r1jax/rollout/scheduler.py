@@ -64,8 +64,11 @@ class Completion:
     experts: [L, A] for the last prompt token and for each generated token that
       was fed back.
     decode_steps: Forward passes of the decode program that it took part in.
-    draft_tokens: Number of tokens that the MTP module proposed for it.
-    accepted_tokens: Number of these drafts that were accepted.
+    draft_tokens: How often the MTP module drafted at each of the K positions
+      after the last token.
+    accepted_tokens: How many of these drafts were accepted.
+    draft_control: State of its drafts as numbers, see
+      speculative.DraftControl; () before the first pass that drafts.
     finish_reason: 'stop' or 'length'; None while it is unfinished.
   """
 
@@ -80,8 +83,9 @@ class Completion:
   prompt_experts: np.ndarray | None = None
   experts: list[np.ndarray] = dataclasses.field(default_factory=list)
   decode_steps: int = 0
-  draft_tokens: int = 0
-  accepted_tokens: int = 0
+  draft_tokens: list[int] = dataclasses.field(default_factory=list)
+  accepted_tokens: list[int] = dataclasses.field(default_factory=list)
+  draft_control: tuple[float, ...] = ()
   finish_reason: str | None = None
 
   @property

@@ -1,13 +1,14 @@
 """The loop between host and device that runs requests under one policy."""
 
 from collections.abc import Iterator, Sequence
+import itertools
 from typing import Any
 
 import jax
 import numpy as np
 
 from r1jax.model import cache
-from r1jax.rollout import sampling
+from r1jax.rollout import sampling, speculative
 from r1jax.rollout.decode_state import DecodeOutput
 from r1jax.rollout.scheduler import (
   Completion,
@@ -175,6 +176,10 @@ class Session:
       ),
       metadata,
       np.array([c.last_token if c else 0 for c in completions], np.int32),
+      speculative.build_control(
+        [c.draft_control if c else () for c in completions],
+        engine.programs.max_drafts,
+      ),
       num_top_logprobs=min(
         features.num_top_logprobs, engine.model.config.vocab_size
       ),
@@ -209,8 +214,8 @@ class Session:
     completion, valid_S = seq.completion, output.valid_BS[b]
     params, count = completion.request.sampling_params, int(valid_S.sum())
     completion.decode_steps += int(output.decode_steps_B[b])
-    completion.draft_tokens += int(output.draft_tokens_B[b])
-    completion.accepted_tokens += int(output.accepted_tokens_B[b])
+    if output.control is not None:
+      _append_drafts(completion, b, output, output.control)
     if output.experts_BSLA is not None:
       if completion.prompt_experts is None:
         completion.prompt_experts = _stack_experts(
@@ -271,6 +276,23 @@ class Session:
           del getattr(completion, field)[end:]
         completion.finish_reason = 'stop'
         return
+
+
+def _append_drafts(
+  completion: Completion,
+  b: int,
+  output: DecodeOutput,
+  control: speculative.DraftControl,
+):
+  """Counts the drafts of row b of a decode call, and keeps their control."""
+  for name, counts_BK in (
+    ('draft_tokens', output.draft_tokens_BK),
+    ('accepted_tokens', output.accepted_tokens_BK),
+  ):
+    before = getattr(completion, name)
+    counts = itertools.zip_longest(before, counts_BK[b].tolist(), fillvalue=0)
+    setattr(completion, name, list(map(sum, counts)))
+  completion.draft_control = speculative.control_of(control, b)
 
 
 def _batch_width(limit: int, num_rows: int, halvings: int) -> int:

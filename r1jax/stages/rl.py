@@ -75,7 +75,7 @@ class RL(TrainedStage):
     self.updates_per_step = c.num_minibatches
     self._parts, self._eval_samples = parts, config.eval.num_samples
     rl_update.check_rl(config, parts.model.layout)
-    engine = sampler.engine(config, parts)
+    self._engine = engine = sampler.engine(config, parts)
     self._reward = sampler.reward(
       config, parts, reward_models.of_rewards(config, parts)
     )
@@ -233,10 +233,8 @@ class RL(TrainedStage):
     values |= group.metrics | rl_metrics.of_rollout(
       scored, rollout, varied_P, self._parts.parser.format.reasoning_end
     )
-    values |= {
-      f'rollout/{name}': value
-      for name, value in assemble.speculative_metrics(group.completions).items()
-    }
+    drafts = self._engine.speculative_metrics(group.completions)
+    values |= {f'rollout/{name}': value for name, value in drafts.items()}
     values |= jax.device_get(metrics)
     watch.lap('update')
     if not c.kl_coef:

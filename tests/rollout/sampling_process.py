@@ -50,6 +50,7 @@ def drawn(layout: Layout) -> dict:
       decode_steps=4,
       kv_cache_tokens=64,
       speculative=True,
+      speculative_max_num_seqs=4,
     ),
   )
   session = engine.session(params)

@@ -291,49 +291,76 @@ def test_a_token_outside_the_vocabulary_is_named(changes, message):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.5, 0.0])
-def test_a_judged_draft_has_the_distribution_of_a_draw(temperature):
-  """And stays as often as the two distributions overlap."""
-  rows = 20000
-  p, q = np.log([[0.5, 0.2, 0.2, 0.1, 1e-30], [0.1, 0.6, 0.1, 0.1, 0.1]])
-  metadata = sampling.build_metadata(
+def test_verified_drafts_have_the_distribution_of_plain_sampling(temperature):
+  """Chains of none, one and two drafts; each token is the model's, and a draft
+  is accepted as often as the two distributions overlap."""
+  rows = 30000
+  p_TV = np.log(
     [
-      SamplingParams(
-        max_new_tokens=1, stop_token_ids=(), temperature=temperature
-      )
+      [0.5, 0.2, 0.2, 0.1, 1e-30],
+      [0.1, 0.1, 0.6, 0.1, 0.1],
+      [0.3, 0.1, 0.1, 0.2, 0.3],
     ]
-    * rows,
+  )
+  q_KV = np.log([[0.1, 0.6, 0.1, 0.1, 0.1], [0.05, 0.25, 0.4, 0.1, 0.2]])
+  params = SamplingParams(
+    max_new_tokens=3, stop_token_ids=(), temperature=temperature
+  )
+  metadata = sampling.build_metadata(
+    [params] * rows,
     np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), rows))),
     np.zeros(rows, np.int32),
-    np.ones(rows, np.int32),
+    np.full(rows, 3, np.int32),
     sampling.SamplingFeatures(),
     5,
   )
-  live_B = np.arange(rows) < rows // 2  # The others have no draft.
+  count_B = np.arange(rows) // (rows // 3)
 
   @jax.jit
   def run(metadata):
-    of = lambda logits: jnp.broadcast_to(logits, (rows, 5))
-    draft = speculative.propose_draft(of(q), metadata, 0, live_B)
-    return speculative.verify_draft(of(p), metadata, 0, draft)
+    of = lambda logits: jnp.broadcast_to(logits, (rows, *logits.shape))
+    processed = [sampling.process_logits(of(q_V), metadata) for q_V in q_KV]
+    drafts = speculative.Drafts(
+      token_BK=jnp.stack(
+        [
+          speculative.sample_draft(x_BV, metadata, k)
+          for k, x_BV in enumerate(processed)
+        ],
+        1,
+      ),
+      logits_BKV=jnp.stack(processed, 1),
+      confidence_BK=jnp.zeros((rows, 2)),
+      count_B=jnp.asarray(count_B),
+    )
+    return drafts, *speculative.verify_drafts(of(p_TV), metadata, 0, drafts)
 
-  sampled, accepted_B = run(metadata)
-  share = np.array(
-    [
-      np.bincount(sampled.token_B[half], minlength=5)
-      for half in (live_B, ~live_B)
-    ]
-  ) / (rows // 2)
-  if temperature:
-    p, q = (
-      np.exp(x / temperature) / np.exp(x / temperature).sum() for x in (p, q)
-    )
-    assert np.abs(share - p).max() < 0.02
-    assert accepted_B[: rows // 2].mean() == pytest.approx(
-      np.minimum(p, q).sum(), abs=0.02
-    )
-    np.testing.assert_allclose(
-      sampled.logp_B, np.log(p)[sampled.token_B], atol=1e-5
-    )
-  else:
-    assert (share[:, 0] == 1).all() and not accepted_B.any()
-  assert not accepted_B[rows // 2 :].any()
+  drafts, sampled, accepted_B = jax.tree.map(np.asarray, run(metadata))
+  assert (accepted_B <= count_B).all()
+  if not temperature:  # The first draft is wrong, the second would be right.
+    assert (sampled.token_B[:, 0] == 0).all() and not accepted_B.any()
+    assert (drafts.token_BK == [1, 2]).all()
+    return
+  softmax = lambda x: (
+    np.exp(x / temperature) / np.exp(x / temperature).sum(-1, keepdims=True)
+  )
+  p_TV, q_KV = softmax(p_TV), softmax(q_KV)
+  overlap = np.minimum(p_TV[:2], q_KV).sum(-1)
+  for count in range(3):
+    some = count_B == count
+    token_BT, accepted = sampled.token_B[some], accepted_B[some]
+    for t in range(count + 1):  # Column t counts after t accepted drafts.
+      tokens = token_BT[accepted >= t, t]
+      assert len(tokens) > 500
+      share = np.bincount(tokens, minlength=5) / len(tokens)
+      assert np.abs(share - p_TV[t]).max() < 4 * 0.5 / np.sqrt(len(tokens))
+      np.testing.assert_allclose(
+        sampled.logp_B[some][accepted >= t, t],
+        np.log(p_TV[t])[tokens],
+        atol=1e-5,
+      )
+    for k in range(count):
+      rate = np.mean(accepted[accepted >= k] > k)
+      assert rate == pytest.approx(overlap[k], abs=0.02)
+    drafted = drafts.token_BK[some]
+    kept = accepted[:, None] > np.arange(2)
+    assert (token_BT[:, :2] == drafted)[kept].all()

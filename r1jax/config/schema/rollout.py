@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.conditions import above, one_of
+from r1jax.config.conditions import above, is_set, one_of
 from r1jax.config.field import key, section
 from r1jax.config.run_conditions import evaluates, reads_prm, searches
 from r1jax.config.schema.section import Problem, Section
@@ -13,8 +13,9 @@ from r1jax.config.schema.section import Problem, Section
 class RolloutConfig(Section):
   """Sizes of the rollout engine.
 
-  Samples do not depend on these sizes, except for `kv_cache_int8` and
-  `speculative`.
+  Samples do not depend on these sizes, except for `kv_cache_int8` and those of
+  speculative decoding: `speculative` and the keys after it, and `max_num_seqs`
+  by its comparison with the last of them.
   """
 
   max_num_seqs: int = key(
@@ -49,8 +50,36 @@ class RolloutConfig(Section):
   )
   speculative: bool = key(
     False,
-    'Whether the first MTP module drafts a token ahead. Samples have the same '
+    'Whether the first MTP module drafts tokens ahead. Samples have the same '
     'distribution, but a run draws others.',
+  )
+  num_speculative_tokens: int = key(
+    3,
+    'Most tokens that are drafted for one forward pass. A request drafts fewer '
+    'after rejections. The decode program has a branch for each power of two up '
+    'to this number and one more, which it must compile.',
+    unit='tokens',
+    at_least=1,
+    only_if=is_set('speculative').warned,
+  )
+  draft_confidence_threshold: float = key(
+    0.5,
+    'A chain of drafts ends before the probability that all of them are '
+    "accepted falls below this: the product of the module's confidence in each, "
+    "corrected by the request's measured acceptance. 0 drafts as many as "
+    'possible, 1 none.',
+    at_least=0,
+    at_most=1,
+    only_if=is_set('speculative').warned,
+  )
+  speculative_max_num_seqs: int = key(
+    0,
+    'Nothing is drafted where max_num_seqs, or the number of requests if that is '
+    'smaller, is above this: passes over many sequences are bound by arithmetic, '
+    'and drafts then cost more than they save. 0 for 64 on an accelerator and no '
+    'drafts on a CPU.',
+    at_least=0,
+    only_if=is_set('speculative').warned,
   )
 
 
