@@ -27,7 +27,7 @@ def unstack_layers(config: ModelConfig, params, take=lambda x, layer: x[layer]):
 
   {'moe_layers': {'w': [L, …]}} becomes {'moe_layers_0': {'w': […]}, …}, which
   is what a Transformer with `scan_layers` = False takes. MTP modules stay
-  stacked.
+  stacked, and layers that are split already stay as they are.
 
   Args:
     config: The model's configuration.
@@ -39,7 +39,9 @@ def unstack_layers(config: ModelConfig, params, take=lambda x, layer: x[layer]):
     ('dense_layers', config.first_k_dense_replace),
     ('moe_layers', config.num_moe_layers),
   ):
-    stack = unstacked.pop(name, None)
+    if name not in unstacked:
+      continue
+    stack = unstacked.pop(name)
     unstacked |= {
       f'{name}_{layer}': jax.tree.map(partial(take, layer=layer), stack)
       for layer in range(layers)

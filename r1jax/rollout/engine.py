@@ -207,10 +207,11 @@ class Engine:
   def prepare_params(self, params):
     """Returns the parameters in the decoding layout and the compute dtype.
 
-    Parameters that already are as the programs take them are not copied.
+    Parameters that already are as the programs take them, such as those that
+    an earlier call returned, are not copied.
     """
     target = jax.eval_shape(self._decoding_params, params)
-    structure: Any = jax.tree.structure(target)
+    structure: Any = jax.tree.structure(self._shardings)
     if structure == jax.tree.structure(params) and all(
       x.dtype == like.dtype
       and isinstance(x, jax.Array)

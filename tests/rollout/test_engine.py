@@ -325,6 +325,22 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   assert stacked.prepare_params(laid) is laid
 
 
+def test_prepared_parameters_of_unrolled_layers_are_taken_as_they_are(small):
+  _, params, engine = small
+  assert not engine.model.scan_layers
+  laid = engine.prepare_params(params)
+  assert engine.prepare_params(laid) is laid
+  # Layers that have another dtype are cast, not split once more.
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), laid)
+  again = engine.prepare_params(half)
+  assert jax.tree.structure(again) == jax.tree.structure(laid)
+  assert {x.dtype for x in jax.tree.leaves(again)} == {jnp.dtype('float32')}
+  with pytest.raises(ValueError, match='moe_layers'):
+    engine.prepare_params(
+      {name: x for name, x in laid.items() if name != 'moe_layers_0'}
+    )
+
+
 def test_nothing_of_an_old_policy_survives_in_a_cache(small):
   model, params, engine = small
   first = sample_three(engine, params, jax.random.key(0))
