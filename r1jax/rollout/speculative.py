@@ -36,7 +36,8 @@ from r1jax.rollout.sampling import SampledTokens, SamplingMetadata
 # Most sequences of which drafts pay, where speculative_max_num_seqs is 0. On a
 # CPU they cost more than they save even for few (experiments/speculative). An
 # accelerator reads the weights once for all tokens of a pass, and does so longer
-# than it computes up to some 300 tokens: 64 sequences of four.
+# than it computes up to some 300 tokens: 64 sequences of four. This is an
+# estimate; it has not been measured.
 _MAX_DRAFTING_SEQS = {'cpu': 0, 'gpu': 64, 'tpu': 64}
 
 _PROPOSE, _ACCEPT = 1, 2  # Further uses of a token's key, beside sampling it.

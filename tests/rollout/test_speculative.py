@@ -246,7 +246,8 @@ def test_samples_have_the_model_s_distribution(changes):
   freedom = often.sum() - 1
   if few[1] >= 5:
     excess, freedom = excess + (few[0] - few[1]) ** 2 / few[1], freedom + 1
-  # χ² has mean f and deviation √2f; four deviations are a chance of 1e-4.
+  # χ² has mean f and deviation √2f; it exceeds four of them by a chance of 5e-4
+  # for 41 degrees of freedom, and a smaller one for more.
   assert excess < freedom + 4 * np.sqrt(2 * freedom)
   np.testing.assert_allclose(
     [sum(c.logp) for c in made], logp[index], atol=1e-4

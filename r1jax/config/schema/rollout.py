@@ -76,8 +76,8 @@ class RolloutConfig(Section):
     0,
     'Nothing is drafted where max_num_seqs, or the number of requests if that is '
     'smaller, is above this: passes over many sequences are bound by arithmetic, '
-    'and drafts then cost more than they save. 0 for 64 on an accelerator and no '
-    'drafts on a CPU.',
+    'and drafts then cost more than they save. 0 for no drafts on a CPU, and on '
+    'an accelerator for 64, an estimate that has not been measured.',
     at_least=0,
     only_if=is_set('speculative').warned,
   )
