@@ -402,6 +402,7 @@ def test_an_unsure_module_drafts_nothing_and_leaves_the_samples(small):
   )
 
 
+@pytest.mark.slow
 def test_greedy_tokens_are_the_full_forward_s():
   """With one draft, the smallest program that drafts."""
   model, params = make(small_config(num_nextn_predict_layers=1))
