@@ -21,6 +21,7 @@ that it feeds.
 
 from collections.abc import Sequence
 import dataclasses
+import logging
 from typing import NamedTuple
 
 import chex
@@ -38,7 +39,9 @@ from r1jax.rollout.sampling import SampledTokens, SamplingMetadata
 # accelerator reads the weights once for all tokens of a pass, and does so longer
 # than it computes up to some 300 tokens: 64 sequences of four. This is an
 # estimate; it has not been measured.
-_MAX_DRAFTING_SEQS = {'cpu': 0, 'gpu': 64, 'tpu': 64}
+_MAX_DRAFTING_SEQS, _ON_CPU = 64, 0
+
+_log = logging.getLogger(__name__)
 
 _PROPOSE, _ACCEPT = 1, 2  # Further uses of a token's key, beside sampling it.
 
@@ -57,8 +60,19 @@ def max_drafts(config: RolloutConfig, platform: str) -> int:
     config: Sizes of the engine.
     platform: The devices' platform, Layout.platform.
   """
-  most = config.speculative_max_num_seqs or _MAX_DRAFTING_SEQS[platform]
-  if not config.speculative or config.max_num_seqs > most:
+  if not config.speculative:
+    return 0
+  most = _ON_CPU if platform == 'cpu' else _MAX_DRAFTING_SEQS
+  most = config.speculative_max_num_seqs or most
+  if config.max_num_seqs > most:
+    _log.warning(
+      'rollout.speculative: nothing is drafted, since drafts do not pay for '
+      '%d sequences at once on this %s; --config.rollout.'
+      'speculative_max_num_seqs=%d drafts all the same',
+      config.max_num_seqs,
+      platform,
+      config.max_num_seqs,
+    )
     return 0
   return config.num_speculative_tokens
 
