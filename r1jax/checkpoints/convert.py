@@ -46,8 +46,7 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
   try:
     copied = {
       name: (folder / name).read_bytes()
-      for name in tokenizer_files.FILES
-      if (folder / name).exists()
+      for name in tokenizer_files.present(folder)
     }
   except OSError as error:
     raise UserError(f'import-hf: {error}') from error

@@ -157,8 +157,7 @@ def _tokenizer_files(text: Tokenizer) -> dict[str, bytes]:
   folder = Path(text.source).expanduser()
   files = {
     name: (folder / name).read_bytes()
-    for name in tokenizer_files.FILES
-    if (folder / name).exists()
+    for name in tokenizer_files.present(folder)
   }
   files.pop('tokenizer.json.gz', None)
   core = tokenizer_files.tokenizer_json(folder)

@@ -209,7 +209,7 @@ def write(
     tensors: The tensors, in the order in which they fill the shards.
     shard_bytes: Maximum size of a shard; a larger tensor has its own.
     metadata: Safetensors metadata of every shard; see encode_metadata.
-    extra_files: Contents of other files in the folder, by file name.
+    extra_files: Contents of other files in the folder, by relative path.
 
   Raises:
     UserError: The folder or a file cannot be written.
@@ -221,6 +221,7 @@ def write(
     for i, shard in enumerate(shards, 1):
       _write_shard(folder / _partial_name(i), shard, metadata)
     for name, content in (extra_files or {}).items():
+      (folder / name).parent.mkdir(exist_ok=True)
       write_bytes(folder / name, content)
     if len(shards) == 1:
       os.replace(folder / _partial_name(1), folder / SINGLE_FILE)

@@ -83,6 +83,9 @@ def test_a_built_in_tokenizer_and_its_template(tmp_path):
 def test_an_imported_tokenizer_comes_back_as_it_was(shared, tmp_path, form):
   hub = _hub(shared, tmp_path / 'hub', form, eos_token_id=[7, 9])
   (hub / 'generation_config.json').write_text('{"temperature": 0.6}')
+  (hub / 'additional_chat_templates').mkdir()
+  (hub / 'additional_chat_templates/rag.jinja').write_text('{{ documents }}')
+  (hub / 'chat_template.jinja').write_text('{{ messages[0].content }}')
   assert convert.import_hf(hub, tmp_path / 'r1jax')
   stops = _json(tmp_path / 'r1jax', 'generation_config.json')
   assert stops == {'temperature': 0.6, 'eos_token_id': [7, 9]}
@@ -94,7 +97,12 @@ def test_an_imported_tokenizer_comes_back_as_it_was(shared, tmp_path, form):
     hub / 'tokenizer.json'
   ).read_text()
   for key, value in _json(hub, 'tokenizer_config.json').items():
-    assert _json(out, 'tokenizer_config.json')[key] == value, key
+    if key != 'chat_template':
+      assert _json(out, 'tokenizer_config.json')[key] == value, key
+  assert tokenizer.load(str(out)).chat_templates == {
+    'default': '{{ messages[0].content }}',
+    'rag': '{{ documents }}',
+  }
   generation = _json(out, 'generation_config.json')
   assert generation['temperature'] == 0.6
   assert generation['eos_token_id'] == [text.eos_id, 7, 9]

@@ -5,11 +5,13 @@ tokenizer_config.json    special and added tokens, whether BOS is added,
                          the chat template
 special_tokens_map.json  special tokens that tokenizer_config.json lacks
 chat_template.jinja      a chat template, instead of the config's
+additional_chat_templates/NAME.jinja
+                         more chat templates, by name
 generation_config.json,  more tokens that end a completion
 config.json
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import gzip
 import json
 import logging
@@ -33,6 +35,7 @@ SETTINGS, GENERATION = 'tokenizer_config.json', 'generation_config.json'
 # Files that may name the tokens at which `generate` of transformers stops.
 _STOPS = GENERATION, 'config.json'
 ALL_FILES = (*FILES, 'config.json')  # All that a tokenizer is read from.
+_MORE_TEMPLATES = 'additional_chat_templates'
 DEFAULT = 'default'  # The chat template that is used where none is named.
 _NAMED = 'bos', 'eos', 'unk', 'pad', 'sep', 'cls', 'mask'
 _log = logging.getLogger(__name__)
@@ -65,6 +68,19 @@ class TokenizerFiles(NamedTuple):
     """Returns the id of a named special token such as 'eos_token', or None."""
     text = self.special_tokens.get(name)
     return None if text is None else self.core.token_to_id(text)
+
+
+def present(folder: Path, names: Sequence[str] = FILES) -> list[str]:
+  """Returns which of a tokenizer's files are in a folder, as relative paths.
+
+  Args:
+    folder: The folder.
+    names: Files to look for beside additional chat templates.
+  """
+  more = sorted((folder / _MORE_TEMPLATES).glob('*.jinja'))
+  return [name for name in names if (folder / name).exists()] + [
+    f'{_MORE_TEMPLATES}/{path.name}' for path in more
+  ]
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -206,13 +222,17 @@ def _prefix_ids(folder: Path, core: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 def _chat_templates(folder: Path, settings: dict) -> dict[str, str]:
   """Returns the chat templates by name: of own files, or of the settings."""
-  found: dict[str, str] = {}
+  paths = {
+    path.stem: path for path in (folder / _MORE_TEMPLATES).glob('*.jinja')
+  }
+  if (path := folder / 'chat_template.jinja').exists():
+    paths[DEFAULT] = path
+  if paths:  # They replace all of the settings, as in transformers.
+    return {
+      name: path.read_text(encoding='utf-8')
+      for name, path in sorted(paths.items())
+    }
   template: Any = settings.get('chat_template')
   if isinstance(template, list):
-    found = {each['name']: each['template'] for each in template}
-  elif template:
-    found = {DEFAULT: template}
-  path = folder / 'chat_template.jinja'
-  if path.exists():
-    found[DEFAULT] = path.read_text(encoding='utf-8')
-  return found
+    return {each['name']: each['template'] for each in template}
+  return {DEFAULT: template} if template else {}

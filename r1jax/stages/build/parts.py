@@ -100,8 +100,7 @@ def tokenizer_files_of(folder: Path) -> list[Path]:
   """Returns the files of a tokenizer's folder that are read."""
   return [
     folder / name
-    for name in tokenizer_files.ALL_FILES
-    if (folder / name).exists()
+    for name in tokenizer_files.present(folder, tokenizer_files.ALL_FILES)
   ]
 
 

@@ -2,13 +2,14 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models
 
 from r1jax import registry
-from r1jax.data.text import tokenizer
+from r1jax.data.text import tokenizer, tokenizer_files
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 
@@ -303,6 +304,25 @@ def test_several_chat_templates_are_known_by_name(tmp_path):
   settings = {'chat_template': [{'name': 'rag', 'template': 'x'}]}
   text = tokenizer.load(_folder(tmp_path, settings))
   assert text.chat_templates == {'rag': 'x'}
+
+
+def test_files_of_chat_templates_replace_those_of_the_settings(tmp_path):
+  """As in transformers: a default, and more of them in a folder."""
+  settings = {'chat_template': [{'name': 'rag', 'template': 'x'}]}
+  folder = Path(_folder(tmp_path, settings))
+  (folder / 'chat_template.jinja').write_text('one')
+  assert tokenizer.load(str(folder)).chat_templates == {'default': 'one'}
+  more = folder / 'additional_chat_templates'
+  more.mkdir()
+  (more / 'tool_use.jinja').write_text('two')
+  (more / 'README.md').write_text('no template')
+  assert tokenizer.load(str(folder)).chat_templates == {
+    'default': 'one',
+    'tool_use': 'two',
+  }
+  names = tokenizer_files.present(folder)
+  assert names[-1] == 'additional_chat_templates/tool_use.jinja'
+  assert 'chat_template.jinja' in names and len(names) == 4
 
 
 @pytest.mark.parametrize(
