@@ -24,6 +24,10 @@ _SIGNALS = {
 }
 # Schedulers send SIGKILL 30 seconds after SIGTERM, by default.
 _STEP_SECS = 8.0  # Longest wait for the end of a step.
+# Python drops what is raised in these: finalizers, and what JAX does at each
+# collection of garbage. The signal is sent again a moment later.
+_DROPPING, _AGAIN_SECS = ('__del__', '_xla_gc_callback'), 0.05
+_RAISED_AT_ONCE = signal.SIGINT, signal.SIGALRM  # Even where others wait.
 _STUCK_SECS = {signal.SIGINT: 2.0, signal.SIGTERM: 20.0, signal.SIGHUP: 20.0}
 
 
@@ -73,6 +77,7 @@ class _State:
   def __init__(self):
     self.deferral: Deferral | None = None
     self.raised = False
+    self.resent = 0  # Signals that this module sends again.
     self.answered = threading.Event()
 
 
@@ -120,8 +125,10 @@ def deferred() -> Iterator[Deferral]:
 
 
 def _handle(signum: int, frame):
-  del frame
   deferral = _state.deferral
+  if _drops(frame) and (deferral is None or signum in _RAISED_AT_ONCE):
+    threading.Timer(_AGAIN_SECS, _send_again, (signum,)).start()
+    return
   if signum == signal.SIGALRM:  # The step of a deferral takes too long.
     assert deferral is not None
     _raise(deferral.signum)
@@ -133,6 +140,20 @@ def _handle(signum: int, frame):
   elif not deferral.signum:
     deferral.signum = signum
     signal.setitimer(signal.ITIMER_REAL, _STEP_SECS)
+
+
+def _drops(frame) -> bool:
+  """Returns whether an exception that is raised in a frame goes nowhere."""
+  while frame is not None:
+    if frame.f_code.co_name in _DROPPING:
+      return True
+    frame = frame.f_back
+  return False
+
+
+def _send_again(signum: int):
+  _state.resent += signum in _SIGNALS  # Others do not reach _watch.
+  signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
 
 def _raise(signum: int):
@@ -147,6 +168,9 @@ def _watch(reader: int):
   while True:
     for signum in os.read(reader, 64):
       if signum not in _SIGNALS:
+        continue
+      if _state.resent:
+        _state.resent -= 1
         continue
       if signum in seen and signum != signal.SIGINT:
         continue  # It is being answered.

@@ -15,10 +15,11 @@ import pytest
 from r1jax.cli import main
 from r1jax.config import algorithms
 from r1jax.errors import UserError
-from r1jax.launch import aot, flops, info
+from r1jax.launch import aot, flops
 from r1jax.model import blocked, kernels
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
+from r1jax.stages import memory
 from tests.configs import small
 from tests.conftest import ROOT, one_device, run_config
 
@@ -152,7 +153,7 @@ def test_an_update_is_compiled_and_measured_without_its_arrays():
   c, T = config.rl, config.data.max_prompt_tokens + config.rl.max_new_tokens
   assert found.tokens == 8 * c.group_size // c.num_minibatches * T
   model = run_config(config).model
-  held = info.parameters_per_device(model, Layout(make_mesh(config.mesh)))
+  held = memory.parameters_per_device(model, Layout(make_mesh(config.mesh)))
   state_bytes = 3 * 4 * held  # Weights and two moments.
   batch_bytes = 40 * found.tokens // 8  # Nine arrays of 4 bytes, one of 1.
   assert state_bytes < found.arguments_bytes < state_bytes + batch_bytes

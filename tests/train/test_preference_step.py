@@ -198,9 +198,9 @@ def test_a_model_learns_its_batch():
   )
   for _ in range(40):
     state, metrics = step(state, batch)
-  assert metrics['accuracy'] == 1 and metrics['loss'] < 0.2
+  assert metrics['accuracy'] > 0.999 and metrics['loss'] < 0.2
   state = dpo_step.dpo_state(jax.tree.map(jnp.copy, params), tx, _GROUP_ROBUST)
   step = dpo_step.dpo(model, tx, _LOSS, _GROUP_ROBUST, _BALANCING, _SHAPE)
   for _ in range(40):
     state, metrics = step(state, _pairs(2), params)
-  assert metrics['accuracy'] == 1
+  assert metrics['accuracy'] > 0.999

@@ -120,13 +120,14 @@ def _row_shape(
   while not c.row_tokens and 2 * narrowest <= widths[-1]:
     widths.insert(-1, narrowest)
     narrowest *= _WIDER
-  of_update = -(-num_samples // num_updates // shards)
+  of_update = -(-num_samples // num_updates // shards)  # Samples of a device.
   tokens = _CPU_TOKENS if _platform(layout) == 'cpu' else _DEVICE_TOKENS
 
   def microbatch_rows(width: int) -> int:
     if c.microbatch_tokens:
       return c.microbatch_tokens // (width * shards) * shards
-    return shards * min(-(-tokens // width), of_update)
+    room = min(tokens, of_update * longest)
+    return shards * min(-(-room // width), of_update)
 
   *narrower, widest = [(width, microbatch_rows(width)) for width in widths]
   return RowShape(
