@@ -77,6 +77,9 @@ class _Engine:
   def __init__(self, texts: list[str]):
     self._texts = texts
 
+  def speculative_metrics(self, completions) -> dict[str, float]:
+    return {}
+
   def run(self, params, requests) -> list[Completion]:
     completions = []
     for request, text in zip(requests, self._texts, strict=True):

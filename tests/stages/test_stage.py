@@ -115,7 +115,7 @@ def test_the_programs_of_an_update_take_abstract_arguments(
     )
     assert 'loss' in metrics or 'critic/vf_loss' in metrics
     assert any(
-      leaf.shape == (update.rows, update.tokens)
+      leaf.shape == (update.rows * update.microbatches, update.tokens)
       for leaf in jax.tree.leaves(update.arguments[1])
     )
 
