@@ -75,6 +75,7 @@ def test_layers_are_scanned():
   assert size(8) == size(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attention', ['mla', 'gqa'])
 @pytest.mark.parametrize('remat', ['attention', 'block', 'offload'])
 def test_what_is_recomputed_changes_no_gradient(remat, attention):

@@ -299,6 +299,7 @@ def test_masks_come_from_lengths_and_the_stop_token_is_trained(small):
   assert seen == {FINISH_STOP, FINISH_LENGTH}
 
 
+@pytest.mark.slow
 def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   """Every digit that a pass reads is there; those that none reads are not."""
   model, params = make(small_config(dtype='bfloat16'))

@@ -35,6 +35,7 @@ def mine(sample):
 """
 
 
+@pytest.mark.slow
 def test_a_run_logs_and_records_its_reward(plugin, tmp_path):
   path = plugin(_REWARD.format(body=''))
   workdir = tmp_path / 'run'
@@ -54,6 +55,7 @@ def test_a_run_logs_and_records_its_reward(plugin, tmp_path):
   assert (workdir / 'rl/metrics.jsonl').read_text().splitlines() == lines
 
 
+@pytest.mark.slow
 def test_a_reward_that_breaks_stops_the_run_and_its_checkpoints_stand(
   plugin, tmp_path
 ):

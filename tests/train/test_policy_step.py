@@ -193,6 +193,7 @@ def test_packed_rows_are_the_update_of_one_row_a_sample(loss):
       np.testing.assert_allclose(got, want_logp, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_supervised_microbatches_do_not_change_the_update():
   """Though rows at the end only fill the batch, as in a corpus's last one."""
   model, params = make(small_config())
@@ -390,6 +391,7 @@ def test_eight_devices_equal_one(shape):
   )
 
 
+@pytest.mark.slow
 def test_the_rows_follow_the_longest_sample_of_a_step():
   """Two widths are two programs, whatever comes; both are the same update."""
   model, params = make(small_config())

@@ -124,6 +124,7 @@ def test_dpo_equals_numpys():
   np.testing.assert_allclose(metrics['loss'], want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_reward_models_equal_numpys():
   """Scores at last tokens, and the losses of pairs and of single responses."""
   model, params = _model()

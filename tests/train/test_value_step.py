@@ -252,6 +252,7 @@ def test_zero_advantage_leaves_the_policy(dense):
   assert (moved.params['embedding'] != params['embedding']).any()
 
 
+@pytest.mark.slow
 def test_a_critic_learns_a_known_value():
   """The reward is in the prompt: whether its last token is an odd one."""
   model, params = _made(dense_config())

@@ -278,6 +278,7 @@ def test_a_prelude_runs_before_a_script_in_its_module(sandbox):
     assert reply.value == '2 __main__\n', reply.message
 
 
+@pytest.mark.slow
 def test_time_that_a_program_waits_for_a_core_does_not_count(sandbox):
   work = 'import time\nwhile time.process_time() < 0.4: pass\nprint(1)'
   others = [
