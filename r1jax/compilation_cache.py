@@ -18,7 +18,7 @@ from r1jax import files
 
 AUTO = 'auto'  # The folder in the user's cache.
 MAX_BYTES = 4 << 30  # Kept at the start of a run.
-# Where a disk is full JAX leaves parts of programs, and never writes them again.
+# On a full disk JAX leaves parts of programs, and never writes them again.
 _MIN_FREE_BYTES = 1 << 30
 # Each of many small programs costs little, and together they cost seconds.
 _MIN_COMPILE_SECS = 0.1

@@ -1,4 +1,4 @@
-"""What every system of grpo_step.py is given: one model, tokenizer and prompts.
+"""The model, tokenizer and prompts that all systems of grpo_step.py share.
 
 The model is random, and its stop token has the probability that a workload asks
 for, whatever was sampled before: channel 0 of the embeddings is a constant, no

@@ -82,7 +82,7 @@ def r1jax(folder: Path, work: Workload, steps: int, clock: Clock):
 
   config = imported.get_config(str(folder))
   config.plugins = (str(Path(__file__).with_name('grpo_plugin.py')),)
-  # As the others: TRL without gradient checkpointing, Tunix without remat.
+  # TRL runs without gradient checkpointing and Tunix without remat, so do we.
   config.model.update(dtype='float32', remat='none')
   config.data.update(
     task='random_words',

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from r1jax.checkpoints import convert
 from r1jax.config.load import model_config
-from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.model import REMAT_POLICIES, ModelConfig
 from r1jax.config.schema.preferences import PackedConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
@@ -246,7 +246,7 @@ def _update_rows(
   """Rows of what an update takes under each value of model.remat."""
   if not trains(config):
     return []
-  model = dataclasses.replace(config.model, remat=memory.POLICIES[0])
+  model = dataclasses.replace(config.model, remat=REMAT_POLICIES[0])
   concrete = dataclasses.replace(config, model=model)
   try:
     updates = stage_list.updates(concrete, layout)
@@ -256,7 +256,7 @@ def _update_rows(
   for update in updates:
     size = update.rows // update.accumulation_steps * update.tokens
     rows.append((f'  {update.label} update, {size:,} tokens at once', '', ''))
-    for remat in memory.POLICIES:
+    for remat in REMAT_POLICIES:
       size = memory.predict(update, remat).total
       mark = ' (this config)' if remat == config.model.remat else ''
       rows.append(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from r1jax.algos import token_chunks
 from r1jax.config.run_conditions import PROMPT_STAGES
-from r1jax.config.schema.model import ModelConfig
+from r1jax.config.schema.model import REMAT_POLICIES, ModelConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
@@ -35,8 +35,6 @@ from r1jax.stages.stage import Stage, Update
 
 _log = logging.getLogger(__name__)
 
-# Values of model.remat, from the one that keeps most in memory.
-POLICIES = ('none', 'attention', 'block', 'offload')
 SHARE = 0.9  # A run plans with it; the rest of a device's memory is left free.
 
 
@@ -108,10 +106,10 @@ def choose(updates: Sequence[Update], limit: int) -> str:
     updates: The updates of a run.
     limit: Bytes that they may take on a device.
   """
-  for remat in POLICIES[:-1]:
+  for remat in REMAT_POLICIES[:-1]:
     if all(predict(update, remat).total <= limit for update in updates):
       return remat
-  return POLICIES[-1]
+  return REMAT_POLICIES[-1]
 
 
 def chosen(
@@ -133,7 +131,7 @@ def chosen(
   named = lambda remat: dataclasses.replace(
     config, model=dataclasses.replace(config.model, remat=remat)
   )
-  concrete, held, updates = named(POLICIES[0]), 0, []
+  concrete, held, updates = named(REMAT_POLICIES[0]), 0, []
   for stage in stages:
     networks = stage.networks(config)
     if not any(network.optimizer for network in networks):
@@ -143,7 +141,7 @@ def chosen(
     except UserError as error:
       raise UserError(
         f"model.remat = 'auto' needs the update of {stage.name!r} ({error}); "
-        f'choose one of {", ".join(map(repr, POLICIES))}'
+        f'choose one of {", ".join(map(repr, REMAT_POLICIES))}'
       ) from error
     of_others = sum(
       4 * parameters_per_device(network.model, layout)
@@ -205,7 +203,7 @@ def device_bytes(layout: Layout) -> int:
     raise UserError(
       "model.remat = 'auto' needs to know the memory of a device, and "
       f'{device.device_kind} does not tell; choose one of '
-      f'{", ".join(map(repr, POLICIES))}'
+      f'{", ".join(map(repr, REMAT_POLICIES))}'
     )
   return int(SHARE * stats['bytes_limit'])
 

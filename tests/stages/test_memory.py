@@ -7,6 +7,7 @@ import pytest
 
 from r1jax.cli import main
 from r1jax.config import models
+from r1jax.config.schema.model import REMAT_POLICIES
 from r1jax.errors import UserError
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import memory
@@ -69,12 +70,12 @@ def test_the_prediction_is_what_the_compiler_allots(layers, sizes, remat):
 
 def test_each_policy_needs_less_than_the_one_before():
   (update,) = RL.update(_config(), one_device())
-  totals = [memory.predict(update, remat).total for remat in memory.POLICIES]
+  totals = [memory.predict(update, remat).total for remat in REMAT_POLICIES]
   assert totals == sorted(totals, reverse=True)
   assert len(set(totals)) == len(totals)
-  for limit, remat in zip(totals, memory.POLICIES):
+  for limit, remat in zip(totals, REMAT_POLICIES):
     assert memory.choose([update], limit) == remat
-  assert memory.choose([update], 0) == memory.POLICIES[-1]
+  assert memory.choose([update], 0) == REMAT_POLICIES[-1]
 
 
 def test_more_tokens_at_once_and_fewer_devices_need_more():
@@ -136,5 +137,5 @@ def test_info_shows_every_policy(capsys):
   main.run(['info', '--config=r1_zero_tiny', '--config.model.remat=auto'])
   printed = capsys.readouterr().out
   assert 'GRPO update, ' in printed
-  for remat in memory.POLICIES:
+  for remat in REMAT_POLICIES:
     assert f'model.remat = {remat!r}' in printed

@@ -108,6 +108,8 @@ class RopeConfig(Section):
       )
 
 
+# Values of `remat`, from the one that keeps most in memory.
+REMAT_POLICIES = ('none', 'attention', 'block', 'offload')
 # The fields that do not change what weights mean.
 _RUN_FIELDS = (
   'initializer_range',
@@ -321,7 +323,7 @@ class ModelConfig(Section):
     "of each layer, whose input waits in the host's memory, 'offload'. Each "
     "needs less memory of a device than the one before. 'auto' is the first of "
     'them whose update fits, by the numbers of `r1jax info`.',
-    choices=('auto', 'none', 'attention', 'block', 'offload'),
+    choices=('auto', *REMAT_POLICIES),
     only_if=trains(),
   )
   scan_unroll: int = key(

@@ -22,9 +22,9 @@ class Box(NamedTuple):
   """A box of a text.
 
   Attributes:
-    start: Where the box begins in the text.
-    end: Where what stands behind it begins.
-    content: What stands in the box, stripped.
+    start: Index in the text of the first character of the box.
+    end: Index in the text of the first character behind the box.
+    content: The text in the box, stripped.
   """
 
   start: int
@@ -54,7 +54,7 @@ def find(text: str) -> list[Box]:
     return []
   opened: list[tuple[int, int]] = []
   found: list[tuple[int, int, slice]] = []
-  # What is left open costs nothing: no other brace closes behind the last one.
+  # No brace closes behind the last '}', so boxes left open there cost nothing.
   last = text.rfind('}') + 1
   rest = _BRACE.finditer(text, max(last, len(text) - _BARE_CHARS))
   for mark in itertools.chain(_BRACE.finditer(text, 0, last), rest):
@@ -91,7 +91,7 @@ def joined(text: str, boxes: Sequence[Box]) -> str:
 
   Args:
     text: The text of the boxes.
-    boxes: What `find` returns for it, at least one box.
+    boxes: The boxes that `find` returns for the text, at least one.
   """
   answer = boxes[-1].content
   first = boxes[-1]
