@@ -51,7 +51,7 @@ class DivergenceGuard:
     self._pending: list[tuple[int, dict[str, Any]]] = []
     self._steps = 0
     self._likelihoods = likelihoods
-    self._bound = np.inf
+    self._bound: float | None = None  # It stands after the first step.
     self._norm = jax.jit(optax.tree.norm)
     self._first_norm = 0.0
     self.lost = 0
@@ -59,6 +59,20 @@ class DivergenceGuard:
   def begin(self, params: Any):
     """Takes the parameters of the start."""
     self._first_norm = float(self._norm(params))
+
+  def get_state(self) -> dict:
+    """Returns what it measures against and has counted, as JSON."""
+    return {
+      'first_norm': self._first_norm,
+      'bound': self._bound,
+      'steps': self._steps,
+      'lost': self.lost,
+    }
+
+  def set_state(self, state: dict):
+    """Goes on as the guard of `get_state`, instead of `begin`."""
+    self._first_norm, self._bound = state['first_norm'], state['bound']
+    self._steps, self.lost = state['steps'], state['lost']
 
   def add(self, step: int, metrics: dict[str, Any]):
     """Takes the metrics of a step, which may still be on the device."""
@@ -107,8 +121,9 @@ class DivergenceGuard:
       )
 
   def _is_lost(self, values: dict[str, Any]) -> bool:
+    bound = self._bound
     return any(
-      not (np.isfinite(value) and value <= self._bound)
+      not (np.isfinite(value) and (bound is None or value <= bound))
       if name == 'loss'
       else value >= self._updates_per_step
       for name, value in values.items()

@@ -203,7 +203,7 @@ class Trainer:
       restored = checkpoints.restore(stage.abstract_state(params))
       start, line = 0, Line()
       if restored:
-        start, line = restored[0], Line(**restored[3])
+        start, line = restored[0], Line(**restored[2]['line'])
       last_line = start - line.is_due if restored else None
       with (
         MetricsWriter(directory, last_line) as writer,
@@ -214,14 +214,17 @@ class Trainer:
         data = stage.data()
         if restored:
           state = restored[1]
-          data.set_state(restored[2])
+          data.set_state(restored[2]['data'])
           progress.log(f'goes on after step {start}')
         else:
           state = self._initialise(params, writer, progress)
         guard = DivergenceGuard(
           stage.name, stage.num_steps, stage.updates_per_step, stage.likelihoods
         )
-        guard.begin(stage.policy(state))
+        if restored and 'guard' in restored[2]:
+          guard.set_state(restored[2]['guard'])
+        else:
+          guard.begin(stage.policy(state))
         last = _Step(start, state, data.get_state(), line)
         loop = _Loop(last, data, checkpoints, writer, progress, guard)
         progress.step_secs()
@@ -344,7 +347,15 @@ class _Loop:
   def save(self):
     """Starts to save the last whole step."""
     step, state, position, line = self.last
-    self.checkpoints.save(step, state, position, line.get_state())
+    self.checkpoints.save(
+      step,
+      state,
+      {
+        'data': position,
+        'line': line.get_state(),
+        'guard': self.guard.get_state(),
+      },
+    )
 
   def save_if_there(self):
     """Saves the last whole step, if its state is still there.

@@ -37,14 +37,14 @@ class Checkpointer:
       ),
     )
 
-  def save(self, step: int, state: Any, data_state: dict, line_state: dict):
+  def save(self, step: int, state: Any, host_state: dict[str, dict]):
     """Starts to save a checkpoint, unless its step is saved already.
 
     Args:
       step: The step.
       state: The state after it.
-      data_state: The position of the data, as JSON.
-      line_state: The line of metrics that it is about to write, as JSON.
+      host_state: The data's position and what else the host keeps, as JSON by
+        name.
     """
     if step == self._manager.latest_step():
       return
@@ -52,20 +52,18 @@ class Checkpointer:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        host=ocp.args.JsonSave(
-          {'data': data_state, 'line': line_state, 'seed': self._seed}
-        ),
+        host=ocp.args.JsonSave(host_state | {'seed': self._seed}),
       ),
     )
 
-  def restore(self, target: Any) -> tuple[int, Any, dict, dict] | None:
+  def restore(self, target: Any) -> tuple[int, Any, dict[str, dict]] | None:
     """Restores the newest checkpoint; returns None if there is none.
 
     Args:
       target: The state as ShapeDtypeStructs with shardings.
 
     Returns:
-      The step, the state, the data position and the line of metrics.
+      The step, the state after it, and what the host kept, by name.
 
     Raises:
       UserError: The checkpoint does not fit this state, or has another seed.
@@ -91,8 +89,7 @@ class Checkpointer:
         f'checkpoint: step {step} in {self._directory} has seed '
         f'{restored["host"]["seed"]}, the config {self._seed}'
       )
-    host = restored['host']
-    return step, restored['state'], host['data'], host['line']
+    return step, restored['state'], restored['host']
 
   def __enter__(self):
     return self

@@ -1,5 +1,6 @@
 """The training loop on a stage of one weight: cadences, resume, divergence."""
 
+import contextlib
 import errno
 import os
 
@@ -204,6 +205,22 @@ def test_parameters_that_explode_stop_a_run_whose_loss_does_not(tmp_path):
     train(tmp_path / 'far', first=0.1, save_steps=9, **same)
   assert not (tmp_path / 'far/toy/model.safetensors').exists()
   train(tmp_path / 'near', first=0.2, **same)
+
+
+@pytest.mark.parametrize(
+  'first, diverges', [(0.0, False), (1.0, True), (4.0, False)]
+)
+def test_a_resumed_run_diverges_where_an_uninterrupted_one_does(
+  tmp_path, first, diverges
+):
+  """Twenty steps add 210: too much to 1, not to 4, nor to what began as 0."""
+  ending = pytest.raises(Diverged) if diverges else contextlib.nullcontext()
+  changes = dict(first=first, losses=dict.fromkeys(range(1, 21), 0.0))
+  with ending:
+    train(tmp_path / 'whole', num_steps=20, **changes)
+  train(tmp_path / 'cut', num_steps=2, **changes)
+  with ending:
+    train(tmp_path / 'cut', num_steps=20, **changes)
 
 
 def test_checkpoints_stand_when_a_run_diverges(tmp_path):
