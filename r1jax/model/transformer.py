@@ -6,6 +6,7 @@ few layers they can be unrolled instead: a scan copies each layer's weights out
 of the stack, which costs much of a step that computes one token per sequence.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -139,14 +140,30 @@ class Block(nn.Module):
     return (self.layout.constrain(x_BTD, 'BtD'), columns), expert_BTA
 
 
-def _stack(config: ModelConfig, layout: Layout, is_moe: bool, layers: int):
-  """Builds layers of one kind whose parameters are stacked along L."""
-  over_layers = dict(
+def _over_layers(layers: int, initializing: bool) -> dict[str, Any]:
+  """Returns the arguments of nn.scan for parameters that are stacked along L.
+
+  Flax's check of what layers share traces a layer a second time. It is left out
+  except for the initial weights, whose random numbers depend on it.
+  """
+  return dict(
     variable_axes={'params': 0},
     split_rngs={'params': True},
     length=layers,
     metadata_params={nn.PARTITION_NAME: 'L'},
+    check_constancy_invariants=initializing,
   )
+
+
+def _stack(
+  initializing: bool,
+  config: ModelConfig,
+  layout: Layout,
+  is_moe: bool,
+  layers: int,
+):
+  """Builds layers of one kind whose parameters are stacked along L."""
+  over_layers = _over_layers(layers, initializing)
   scanned = nn.scan(
     _recomputed(Block, config),
     methods={
@@ -196,15 +213,12 @@ def _extend_unrolled(blocks, layers: int, carry, *args):
   return carry, None if experts[0] is None else jnp.stack(experts)
 
 
-def _mtp(config: ModelConfig, layout: Layout):
+def _mtp(initializing: bool, config: ModelConfig, layout: Layout):
   """Builds the MTP modules, whose parameters are stacked along Z."""
   return nn.scan(
     _recomputed(MTP, config),
-    variable_axes={'params': 0},
-    split_rngs={'params': True},
-    length=config.num_nextn_predict_layers,
+    **_over_layers(config.num_nextn_predict_layers, initializing),
     in_axes=(0,) + (nn.broadcast,) * 4,
-    metadata_params={nn.PARTITION_NAME: 'L'},
   )(config, layout, Block)
 
 
@@ -231,7 +245,8 @@ class Transformer(nn.Module):
       (c.vocab_size, c.hidden_size),
       c.initializer_range,
     )
-    layers = _stack if self.scan_layers else _unrolled
+    initializing = self.is_initializing()
+    layers = partial(_stack, initializing) if self.scan_layers else _unrolled
     stacks = []
     if c.first_k_dense_replace:
       self.dense_layers = layers(c, self.layout, False, c.first_k_dense_replace)
@@ -252,7 +267,7 @@ class Transformer(nn.Module):
     if c.scalar_head:
       self.scalar_D1 = weight(self, 'scalar', 'Dv', (c.hidden_size, 1), 0.0)
     if c.num_nextn_predict_layers:
-      self.mtp = _mtp(c, self.layout)
+      self.mtp = _mtp(initializing, c, self.layout)
 
   def __call__(
     self,

@@ -20,7 +20,7 @@ from r1jax.rollout.scheduler import (
 
 # How often the batch of each program may be halved where fewer sequences run;
 # every width is one more program to compile.
-_DECODE_HALVINGS, _PREFILL_HALVINGS = 4, 3
+_DECODE_HALVINGS, _PREFILL_HALVINGS = 3, 3
 
 
 class Session:

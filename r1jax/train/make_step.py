@@ -10,7 +10,6 @@ import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -110,11 +109,10 @@ def make_packed_step(
       rows,
       num_sequences(micros.segment_BT, micros.prefix_BT),
     )
-    new, metrics, maxima = update(state, micros, totals, count)
-    empty = totals.tokens == 0
-    kept = jax.tree.map(lambda a, b: jnp.where(empty, b, a), new, state)
-    metrics['empty_updates'] = empty.astype(jnp.float32)
-    return kept, (metrics, maxima)
+    learns = totals.tokens > 0
+    state, metrics, maxima = update(state, micros, totals, count, learns)
+    metrics['empty_updates'] = 1.0 - learns.astype(jnp.float32)
+    return state, (metrics, maxima)
 
   @partial(jax.jit, donate_argnums=0, out_shardings=out_shardings(model, tx))
   def step(state: TrainState, batch: RLBatch):
@@ -138,6 +136,8 @@ def map_packed(
     function: (microbatch, *args) → pytree of arrays [rows, T]; the result is
       0 in microbatches without tokens, which are not computed.
   """
+
+  function = traced_once(function)
 
   def of_batch(batch: RLBatch | PackedRows, *args):
     micros, count_u = split_packed(model, batch, shape)
@@ -189,18 +189,18 @@ def split_packed(
 def make_update(
   tx: Optimizer, loss_fn: Callable, balancing: LoadBalancingConfig
 ) -> Callable:
-  """Returns update(state, micros, totals, count) → (state, metrics, maxima).
+  """Returns update(state, micros, totals, count, learns), for all steps.
 
-  It is the part that all steps share, to be called under jit. The leaves of
-  `micros` are stacked over microbatches, of which the first `count` are
-  computed, or all if it is None.
+  It is to be called under jit, and returns the state, metrics and maxima. The
+  leaves of `micros` are stacked over microbatches, of which the first `count`
+  are computed, or all if it is None. The state stays as it was unless `learns`.
 
   Args:
     tx, loss_fn, balancing: See make_step.
   """
 
-  def update(state: TrainState, micros, totals, count=None):
-    def micro_loss(params, micro):
+  def update(state: TrainState, micros, totals, count=None, learns=True):
+    def micro_loss(params, micro, totals):
       out = loss_fn(params, micro, totals)
       loss = out.loss + router_aux_loss(
         out.routing, balancing, out.aux_loss_share
@@ -209,10 +209,10 @@ def make_update(
       return loss, (metrics, out.maxima)
 
     grads, metrics, maxima = _accumulate(
-      micro_loss, state.params, micros, count
+      micro_loss, state.params, micros, totals, count
     )
     routing = metrics.pop('routing')
-    state, applied = _apply(state, tx, grads, routing, balancing)
+    state, applied = _apply(state, tx, grads, routing, balancing, learns)
     return state, metrics | applied, maxima
 
   return update
@@ -277,6 +277,15 @@ def out_shardings(model: Transformer, tx: Optimizer):
   return train_state.shardings(model, tx), model.layout.replicated()
 
 
+def traced_once(function: Callable) -> Callable:
+  """Returns the function, which JAX traces once for all arguments of one type.
+
+  The shapes of a loop's carry are known only when its body was traced, and then
+  the loop traces it again. Tracing a model takes seconds.
+  """
+  return jax.jit(function, inline=True)
+
+
 def split_tree(tree, parts: int):
   """Reshapes each array of a pytree from [B, …] to [parts, B / parts, …]."""
   return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
@@ -290,35 +299,38 @@ def _summable(routing: dict[str, moe.Routing]):
   }
 
 
-def _accumulate(loss_fn, params, micros, count):
+def _accumulate(loss_fn, params, micros, totals, count):
   """Sums gradients and metrics over microbatches.
 
   Args:
-    loss_fn: (params, microbatch) → loss, (metrics, maxima).
+    loss_fn: (params, microbatch, totals) → loss, (metrics, maxima).
     params: Parameters.
     micros: Arrays that are stacked over microbatches.
+    totals: What loss_fn needs to know of the whole batch.
     count: Number of microbatches that are computed; None for all.
 
   Returns:
     Gradients, metrics, maxima.
   """
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-  def one(micro):
-    (_, (metrics, maxima)), grads = grad_fn(params, micro)
+  @traced_once
+  def one(params, micro, totals):
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (_, (metrics, maxima)), grads = grad_fn(params, micro, totals)
     return grads, metrics, maxima
 
   def add(total, micro):
-    grads, metrics, maxima = one(micro)
+    grads, metrics, maxima = one(params, micro, totals)
     summed = jax.tree.map(jnp.add, total[:2], (grads, metrics))
     return *summed, jax.tree.map(jnp.maximum, total[2], maxima)
 
   micro = lambda i: jax.tree.map(lambda x: x[i], micros)
   num = jax.tree.leaves(micros)[0].shape[0]
   if num == 1:
-    return one(micro(0))
+    return one(params, micro(0), totals)
   zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, micro(0))
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(one, params, micro(0), totals),
   )
   if count is None:
     return jax.lax.scan(lambda total, x: (add(total, x), None), zeros, micros)[
@@ -335,22 +347,30 @@ def _apply(
   grads,
   routing: dict[str, moe.Routing],
   balancing: LoadBalancingConfig,
+  learns,
 ):
   """Applies one optimizer update and one update of the routing bias.
 
-  If the gradient is not finite the state stays as it was, and the update is
-  counted in 'skipped_updates'.
+  Unless `learns` the state stays as it was. It does too if the gradient is not
+  finite, and then the update is counted in 'skipped_updates'.
   """
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+
+  def applied() -> TrainState:
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(
+      updates=state.updates + 1,
+      params=_with_balanced_bias(params, routing, balancing),
+      opt_state=opt_state,
+    )
+
   metrics = {
     'grad_norm': norm,
     'lr': jnp.float32(tx.learning_rate(state.updates)),
     'skipped_updates': 1.0 - finite.astype(jnp.float32),
   }
-  params = _with_balanced_bias(params, routing, balancing)
   if routing:
     metrics |= moe.load_metrics(
       jnp.concatenate([routed.load_E for routed in routing.values()])
@@ -358,12 +378,7 @@ def _apply(
     metrics['moe/dropped'] = sum(
       routed.dropped.sum() for routed in routing.values()
     )
-  new = TrainState(
-    updates=state.updates + 1, params=params, opt_state=opt_state
-  )
-  chex.assert_trees_all_equal_structs(new, state)
-  kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-  return kept, metrics
+  return jax.lax.cond(finite & learns, applied, lambda: state), metrics
 
 
 def _with_balanced_bias(
