@@ -9,30 +9,27 @@ unpublished numbers are listed in r1jax/config/algorithms.py.
 It is for these two commands. A run needs more: imported weights in
 config.init, a tokenizer, questions, and a layout for sampling on several hosts.
 
-A microbatch is one packed row of 8,192 tokens for each pair of chips, 512 rows
-in all: an update whose completions are all as long as they may be fills it.
-Shorter ones leave rows empty, which cost as much; a mesh with a larger `tensor`
-axis has fewer rows, and packs several completions into each.
+A microbatch is one packed row of 33,792 tokens for each of the 128 groups of
+eight chips that `tensor` makes. The 512 samples of an update fill four of them
+if all are as long as they may be; where their mean is 8,000 tokens they fill 127
+rows, one microbatch. With tensor=2 there are 512 rows, one for each sample, and
+an update costs four times as much in matrix products and in attention.
 
-The numbers that follow were measured before rows were packed, for an update of
-512 sequences × 8,192 tokens, float32 weights and moments. It peaks at 20.0 GB a
-chip of v5p:8x8x16 (95 GiB), costs 1.43 × 6·N_active·tokens in matrix products
-(attention's kernels, 0.86 × that, are a row of their own), and compiles in four
-minutes with 4.4 GB of host memory (two busy cores, libtpu 0.0.52). The reference
-policy, 2.6 GB a chip, is not among its arguments.
+A microbatch peaks at 31.2 GB a chip of v5p:8x8x16 (95 GiB), float32 weights and
+moments, and costs 1.43 × 6·N_active·tokens in matrix products (attention's
+kernels, whose count includes masked blocks, are a row of their own). It compiles
+in six minutes of one core with 3.3 GB of host memory (libtpu 0.0.52). The
+reference policy, 2.6 GB a chip, is not among its arguments.
 
 A first look at five layers, full width, on fewer chips:
 
   r1jax aot --config=r1_zero_671b --config.model.num_hidden_layers=5 \\
-    --topology=v5p:4x4x8 --config.mesh.expert=8
+    --topology=v5p:4x4x8 --config.mesh.expert=4
 
-It peaked at 9.3 GB of a chip, cost 1.30 × 6·N_active·tokens, and compiled in
-283 s of one core's time: layers are scanned, depth is not what takes long. A
-chip has one row at a time: with eight at once the attention kernel's backward
-pass asked for 16.3 of the 16 MiB of VMEM, and the command exited with code 3.
+Its numbers: see below.
 
-Sequences end at 8,192 tokens here; R1-Zero's own limit is
---config.rl.max_new_tokens=32768, and 65536 after step 8200.
+Completions end at 32,768 tokens, R1-Zero's limit up to step 8200; after it,
+--config.rl.max_new_tokens=65536.
 """
 
 from r1jax.config import base, models
@@ -43,7 +40,7 @@ def get_config():
   config.stages = ('rl',)
   config.model = models.deepseek_v3_yarn()
   config.model.capacity_factor = 1.25
-  config.rl.max_new_tokens = 8192 - config.data.max_prompt_tokens
-  # Two experts a device; 512 sequences lie one by one over fsdp × expert.
-  config.mesh = dict(data=-1, fsdp=8, tensor=2, expert=64)
+  config.rl.max_new_tokens = 32768
+  # One expert a device: 256 of them lie over expert × tensor.
+  config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
   return config

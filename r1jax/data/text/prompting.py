@@ -34,8 +34,11 @@ def template_and_tokenizer(
   stops = [text.token_id(token) for token in config.stop_tokens]
   if isinstance(template, chat.ChatTemplate):
     text = text.for_chat(template.bos_in_turns())
-    ids = text.encode(template.end_of_turn().lstrip())[:1]
-    if not stops and ids and text.is_special(ids[0]):
+    end = template.end_of_turn().lstrip()
+    ids = text.encode(end)[:1]
+    # A text that the tokenizer lacks may be a special token for unknown ones.
+    found = ids and end.startswith(text.token_text(ids[0]))
+    if not stops and found and text.is_special(ids[0]):
       if ids[0] not in text.stop_ids:
         _log.warning(
           'tokenizer: %s ends the turns of data.template, so that it ends '

@@ -1,5 +1,6 @@
 """Template, stop tokens and BOS of a run, and what its parser expects."""
 
+import json
 import logging
 
 import pytest
@@ -69,6 +70,42 @@ def test_what_ends_a_completion(
   assert ('ends the turns of data.template' in caplog.text) == said
   # The template is given the tokenizer's own EOS all the same.
   assert text.eos_id == load(form).eos_id
+
+
+def test_a_token_for_unknown_words_ends_no_turn(tmp_path, caplog):
+  """The tokenizer lacks the words that end turns: they read as padding."""
+  words = ['<pad>', '<eos>', 'one', 'two']
+  special = [
+    dict(id=i, content=word, special=True, normalized=False)
+    | dict.fromkeys(('single_word', 'lstrip', 'rstrip'), False)
+    for i, word in enumerate(words[:2])
+  ]
+  model = dict(
+    type='WordLevel',
+    vocab={word: i for i, word in enumerate(words)},
+    unk_token='<pad>',
+  )
+  (tmp_path / 'tokenizer.json').write_text(
+    json.dumps(
+      dict(
+        version='1.0',
+        added_tokens=special,
+        pre_tokenizer=dict(type='WhitespaceSplit'),
+        model=model,
+      )
+    )
+  )
+  (tmp_path / 'tokenizer_config.json').write_text(
+    json.dumps(dict(pad_token='<pad>', eos_token='<eos>'))
+  )
+  template = tmp_path / 'template.jinja'
+  template.write_text(
+    "{% for m in messages %}{{ m['content'] }} END{% endfor %}"
+  )
+  text = tokenizer.load(str(tmp_path))
+  assert text.encode('END') == [0]
+  _, text = _made(text, str(template))
+  assert text.stop_ids == (1,) and not caplog.text
 
 
 def test_a_stop_token_must_be_one_token(load):
