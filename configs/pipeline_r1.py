@@ -24,8 +24,6 @@ from ml_collections import ConfigDict
 from r1jax.config import models
 from r1jax.configs.pipeline_r1_zero import V3_BASE, v3
 
-# 128 sequences at once, not 512: their tokens lie over more of `tensor`.
-_FEWER_ROWS = dict(data=-1, fsdp=4, tensor=8, expert=32)
 _FORM = dict(
   template='chat', response_format='think', response_prefix='<think>\n'
 )
@@ -34,7 +32,6 @@ _FORM = dict(
 def _sft(init: str, data: tuple[str, ...]) -> ConfigDict:
   """Cosine 5e-5 → 5e-6, 128 × 32,768 tokens, 2 epochs ("2–3")."""
   config = v3('sft', init)
-  config.mesh = _FEWER_ROWS
   config.data.update(_FORM)
   config.sft.update(
     data=data,
@@ -117,7 +114,6 @@ def _judge(kind: str, data: str) -> ConfigDict:
   """66k pairs for helpfulness, 106k labelled responses for safety; batch 256,
   6e-6, one epoch, 8,192 tokens."""
   config = v3('reward_model', V3_BASE)
-  config.mesh = _FEWER_ROWS
   config.data.update(_FORM)
   config.model.scalar_head = True
   config.reward_model.update(

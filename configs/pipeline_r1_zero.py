@@ -28,7 +28,9 @@ def v3(kind: str, init: str) -> ConfigDict:
   config.init = init
   config.model = models.deepseek_v3_yarn()
   config.model.capacity_factor = 1.25
-  config.mesh = dict(data=-1, fsdp=8, tensor=2, expert=64)
+  # Rows lie over the eight chips of `tensor`: 128 rows at once on 1,024 chips, each
+  # of several samples. One expert a device: 256 lie over expert × tensor.
+  config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
   config.tokenizer.source = TOKENIZER
   config.data.task = 'aime24'
   config.data.mixture = ('math:0.8', 'mbpp:0.2')
@@ -56,14 +58,6 @@ def zero(init: str, steps: int, max_new_tokens: int) -> ConfigDict:
   return config
 
 
-def zero_long() -> ConfigDict:
-  """Rows of twice the length lie over four times as much of `tensor`, and a
-  quarter of a minibatch is in memory at once."""
-  config = zero('@zero', 138, 65536)
-  config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
-  return config
-
-
 def get_config() -> ConfigDict:
   return ConfigDict(
     dict(
@@ -71,6 +65,6 @@ def get_config() -> ConfigDict:
       seed=0,
       evaluations=('aime24', 'math500'),
       zero=zero(V3_BASE, 512, 32768),
-      zero_long=zero_long(),
+      zero_long=zero('@zero', 138, 65536),
     )
   )
