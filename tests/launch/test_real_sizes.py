@@ -4,10 +4,12 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from r1jax.config.schema.preferences import PackedConfig
 from r1jax.configs import pipeline_r1, pipeline_r1_zero
+from r1jax.data import sample_packing
 from r1jax.launch import info
 from r1jax.runs import pipeline_config, stage_list
 from r1jax.sharding import Layout, mesh_sizes
@@ -47,6 +49,28 @@ def test_every_stage_divides_over_its_mesh(pipeline, name):
   elif hasattr(section, 'batch_size'):
     parts = section.gradient_accumulation_steps
     build.divides(name, section.batch_size, parts, layout)
+
+
+def test_an_update_of_r1_zero_costs_the_tokens_that_came():
+  """Samples of 8,000 tokens in the mean fill a quarter of the longest ones."""
+  run = _PIPELINES[0].runs['zero']
+  sizes = mesh_sizes(dataclasses.asdict(run.mesh), 1024)
+  layout = Layout(
+    jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  )
+  shape = packing.row_shape(run, layout)
+  samples = shape.num_samples // shape.num_updates
+  assert (samples, shape.max_sample_tokens) == (512, 33792)
+  shape = dataclasses.replace(shape, num_updates=1, num_samples=samples)
+  assert shape.max_microbatches == 4
+  counts = []
+  for seed in range(16):
+    lengths_B = np.random.default_rng(seed).exponential(8000, samples)
+    lengths_B = np.minimum(lengths_B, 33792).astype(int)
+    packed = sample_packing.plan(lengths_B, np.arange(samples), shape)
+    counts += packed.num_microbatches_u.tolist()
+  # A few updates have more tokens than one microbatch.
+  assert max(counts) == 2 and np.mean(counts) <= 0.35 * 4
 
 
 def test_the_stages_feed_each_other_as_in_the_paper():
