@@ -155,6 +155,7 @@ def _config(files):
   return config
 
 
+@pytest.mark.slow
 def test_one_run_with_a_plugin_of_every_kind(plugins, tmp_path, monkeypatch):
   monkeypatch.setattr(
     build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])

@@ -180,7 +180,9 @@ def test_a_program_has_a_bounded_time(sandbox):
     'def solve(x):\n  if x: return sorted(x)\n  while True: pass',
   ],
 )
-@pytest.mark.parametrize('partial', [True, False])
+@pytest.mark.parametrize(
+  'partial', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_loops_of_a_policy_mask_no_honest_program(sandbox, loop, partial):
   programs = ['def solve(x): return sorted(x)'] * 16 + [loop] * 16
   order = random.Random(0).sample(range(32), 32)
