@@ -13,7 +13,7 @@ A microbatch is one packed row of 33,792 tokens for each of the 128 groups of
 eight chips that `tensor` makes. The 512 samples of an update fill four of them
 if all are as long as they may be. Where lengths are exponential with a mean of
 8,000 tokens they fill one, or two where more tokens came: 0.27 of four in the
-mean of 64 draws. With tensor=2 there are 512 rows, one for each sample, and an
+mean of 64 draws (tests/launch/test_real_sizes.py). With tensor=2 there are 512 rows, one for each sample, and an
 update always costs what four microbatches cost.
 
 A microbatch peaks at 31.2 GB a chip of v5p:8x8x16 (95 GiB), float32 weights and

@@ -164,7 +164,7 @@ def main():
       able = {
         system: python
         for system, python in pythons.items()
-        if grpo_systems.CAN_RUN[system](shape, workload)
+        if grpo_systems.can_run(system, shape, workload)
       }
       found = compare(shape, workload, able, args)
       for system, row in found.items():

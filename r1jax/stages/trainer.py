@@ -223,7 +223,7 @@ class Trainer:
         )
         if restored and 'guard' in restored[2]:
           guard.set_state(restored[2]['guard'])
-        else:
+        else:  # A new run, or a checkpoint from before guards were in it.
           guard.begin(stage.policy(state))
         last = _Step(start, state, data.get_state(), line)
         loop = _Loop(last, data, checkpoints, writer, progress, guard)

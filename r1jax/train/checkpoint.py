@@ -56,7 +56,7 @@ class Checkpointer:
       ),
     )
 
-  def restore(self, target: Any) -> tuple[int, Any, dict[str, dict]] | None:
+  def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Restores the newest checkpoint; returns None if there is none.
 
     Args:

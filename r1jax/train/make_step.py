@@ -306,7 +306,7 @@ def _accumulate(loss_fn, params, micros, totals, count):
     loss_fn: (params, microbatch, totals) → loss, (metrics, maxima).
     params: Parameters.
     micros: Arrays that are stacked over microbatches.
-    totals: What loss_fn needs to know of the whole batch.
+    totals: Counts of the whole batch that loss_fn needs, such as its tokens.
     count: Number of microbatches that are computed; None for all.
 
   Returns:

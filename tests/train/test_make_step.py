@@ -1,4 +1,4 @@
-"""What all steps share: one trace, and updates that leave the state alone."""
+"""The update that all steps share traces its loss once, and may change nothing."""
 
 import jax
 import jax.numpy as jnp
