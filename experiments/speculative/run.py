@@ -5,15 +5,17 @@
 Measures a base with one MTP module, and its R1-Zero that trains the module
 further, at temperature 1 and greedily: how many drafts are accepted at each
 position, the tokens a forward pass, and the CPU-seconds, by the maximum number
-of drafts. The same evaluation without drafts stands beside them: the
-distribution is the same. CPU-seconds are those of a whole evaluation on one
-core after a warm-up, the least of several turns in which the variants
-alternate. By default nothing is drafted on a CPU; the experiment asks for it.
-DeepSeek-V3 section 5.4.3 has 85 to 90 % and 1.8 times the tokens a second with
-one draft. Writes results.csv.
+of drafts. The module is trained to predict one token ahead, as in DeepSeek-V3,
+or three, with itself applied again (model.mtp_depth). The same evaluation
+without drafts stands beside them: the distribution is the same. CPU-seconds are
+those of a whole evaluation on one core after a warm-up, the least of several
+turns in which the variants alternate. By default nothing is drafted on a CPU;
+the experiment asks for it. DeepSeek-V3 section 5.4.3 has 85 to 90 % and 1.8
+times the tokens a second with one draft. Writes results.csv.
 """
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 import subprocess
@@ -34,25 +36,25 @@ from r1jax.runs import run
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import sampler
 
-CONFIG = 'r1_zero_tiny'
+BASE, CONFIG = 'pretrain_tiny', 'r1_zero_tiny'
 SIZE = {
   'model.num_nextn_predict_layers': 1,
   'pretrain.max_steps': 700,
   'pretrain.save_steps': 350,
-  'init': 'pretrain',
 }
-RL = {'rl.max_steps': 40, 'rl.mtp_loss_weight': 0.1}
+RL = {'init': 'pretrain', 'rl.max_steps': 40, 'rl.mtp_loss_weight': 0.1}
 EVAL = {
   'rollout.max_num_seqs': 8,
   'rollout.decode_steps': 32,
   'eval.num_problems': 32,
   'eval.num_samples': 4,
 }
+DEPTHS = 1, 3  # Tokens ahead that the module is trained to predict.
 DRAFTS = 0, 1, 3  # Most drafts of a pass; 0 is plain decoding.
 TURNS = 4
 
 
-def train(workdir: Path, changes: dict[str, object]):
+def train(name: str, workdir: Path, changes: dict[str, object]):
   """Runs `r1jax train` in a process of its own."""
   overrides = [f'--config.{key}={value}' for key, value in changes.items()]
   subprocess.run(
@@ -61,7 +63,7 @@ def train(workdir: Path, changes: dict[str, object]):
       '-m',
       'r1jax.cli.main',
       'train',
-      f'--config={CONFIG}',
+      f'--config={name}',
       f'--workdir={workdir}',
       *overrides,
     ],
@@ -131,11 +133,13 @@ def row_of(values: dict[str, float], plain: dict[str, float]) -> dict:
 def main():
   out, seeds = study.flags(__doc__)
   rows = []
-  for seed in seeds:
-    base, policy = out / f'base_{seed}', out / f'policy_{seed}'
-    sizes = SIZE | {'seed': seed}
-    train(base, sizes | {'stages': '("pretrain",)'})
-    train(policy, sizes | RL)
+  for seed, depth in itertools.product(seeds, DEPTHS):
+    base, policy = (
+      out / f'{name}_depth_{depth}_{seed}' for name in ('base', 'policy')
+    )
+    sizes = SIZE | {'seed': seed, 'model.mtp_depth': depth}
+    train(BASE, base, sizes)
+    train(CONFIG, policy, sizes | RL)
     # The engines, and their compiled programs, serve all policies.
     config = config_of(sizes | EVAL)
     parts = build.parts(config)
@@ -154,6 +158,7 @@ def main():
             {
               'commit': study.commit(),
               'seed': seed,
+              'depth': depth,
               'policy': name,
               'temperature': temperature,
               'drafts': num_drafts,

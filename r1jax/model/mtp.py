@@ -7,6 +7,10 @@ and predicts token i + k + 1, with the main model's embedding and head:
 
 h_0 is the main model's hidden state after its final norm, and M_k takes its two
 inputs in this order, both as in the released weights.
+
+A single module can stand for all k, with the same weights: it learns to go on
+from its own hidden states, as it must to draft several tokens (EAGLE-2 and -3,
+Li et al. 2024 and 2025).
 """
 
 from flax import linen as nn
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 
 from r1jax.config.schema.model import ModelConfig
 from r1jax.model.layers import RMSNorm, linear, weight
+from r1jax.model.moe import Routing
 from r1jax.sharding import Layout
 
 
@@ -126,6 +131,48 @@ class MTP(nn.Module):
 def shift(x_BT: jax.Array, by: int) -> jax.Array:
   """Shifts rows left and pads with 0: shift([7 8 9], 1) = [8 9 0]."""
   return jnp.pad(x_BT[:, by:], ((0, 0), (0, min(by, x_BT.shape[1]))))
+
+
+def tokens_ahead(tokens_BT, segment_BT, prefix_BT, by: int) -> jax.Array:
+  """Returns the token `by` places later in each token's segment.
+
+  It is 0 for the last tokens of a segment. The last ones of a shared prefix are
+  paired with the segment after it, which attends to it: all that do must begin
+  alike.
+
+  Args:
+    tokens_BT: int32.
+    segment_BT, prefix_BT: See Transformer.__call__.
+    by: At least 1.
+  """
+  same_BT = shift(segment_BT, by) == segment_BT
+  if prefix_BT is not None:
+    same_BT |= shift(prefix_BT, by) == segment_BT
+  return jnp.where(same_BT, shift(tokens_BT, by), 0)
+
+
+def joined(hidden_NZBTD: jax.Array, routing: Routing | None):
+  """Joins N applications of the modules to their own hidden states.
+
+  Returns:
+    hidden_ZBTD of all depths; and one Routing of each module: its tokens and
+    dropped pairs add up, its balance loss is the mean, and its experts are those
+    of the first time.
+  """
+  hidden_ZBTD = hidden_NZBTD.reshape(-1, *hidden_NZBTD.shape[2:])
+  if routing is None:
+    return hidden_ZBTD, None
+  return hidden_ZBTD, Routing(
+    load_E=routing.load_E.sum(0),
+    aux_loss=routing.aux_loss.mean(0),
+    dropped=routing.dropped.sum(0),
+    expert_BTA=routing.expert_BTA[0],
+  )
+
+
+def by_stack(hidden_ZBTD: jax.Array, routing: Routing | None):
+  """Returns hidden_ZBTD, and the modules' Routing by the name of their stack."""
+  return hidden_ZBTD, {} if routing is None else {'mtp': routing}
 
 
 def targets(target_BT, weight_BT, segment_BT, depth: int):

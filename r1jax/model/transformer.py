@@ -15,12 +15,12 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from r1jax.config.schema.model import ModelConfig
-from r1jax.model import cache, quant
+from r1jax.model import cache, mtp, quant
 from r1jax.model.attention import GQA
 from r1jax.model.layers import RMSNorm, SwiGLU, weight
 from r1jax.model.mla import MLA
 from r1jax.model.moe import MoE, Routing
-from r1jax.model.mtp import MTP, shift
+from r1jax.model.mtp import MTP
 from r1jax.sharding import Layout
 
 _LAYER_INPUT = 'layer_input'  # Name of what remat = 'offload' moves.
@@ -319,35 +319,37 @@ class Transformer(nn.Module):
   ):
     """Runs the multi-token prediction (MTP) modules (V3 section 2.2).
 
-    A token is paired with the one `k` places later in its segment, and the last
-    k of a segment with token 0. The last ones of a shared prefix are paired with
-    the segment after it, which attends to it: all that do must begin alike.
+    At depth k a token is paired with the one k places later, see
+    mtp.tokens_ahead. A single module is applied config.prediction_depth times.
 
     Args:
       hidden_BTD: The main model's hidden states, from __call__.
       tokens_BT, position_BT, segment_BT, balance_BT, prefix_BT: See __call__.
 
     Returns:
-      hidden_ZBTD, where index k − 1 is the module that predicts the token k + 1
-      positions ahead; and the modules' Routing by stack.
+      hidden_ZBTD, where index k − 1 predicts the token k + 1 positions ahead;
+      and the modules' Routing by stack.
     """
-
-    def ahead_BT(by: int):  # Token 0 where that is of another sequence.
-      same_BT = shift(segment_BT, by) == segment_BT
-      if prefix_BT is not None:
-        same_BT |= shift(prefix_BT, by) == segment_BT
-      return jnp.where(same_BT, shift(tokens_BT, by), 0)
-
-    ahead_ZBTD = jnp.stack(
-      [
-        self.embedding_VD[ahead_BT(k + 1)]
-        for k in range(self.config.num_nextn_predict_layers)
-      ]
+    c = self.config
+    ahead = [
+      mtp.tokens_ahead(tokens_BT, segment_BT, prefix_BT, k + 1)
+      for k in range(c.prediction_depth)
+    ]
+    ahead_NZBT = jnp.stack(ahead).reshape(
+      -1, c.num_nextn_predict_layers, *tokens_BT.shape
     )
-    _, (hidden_ZBTD, routed) = self.mtp(
-      hidden_BTD, ahead_ZBTD, position_BT, segment_BT, balance_BT, prefix_BT
+    ahead_NZBTD = self.embedding_VD[ahead_NZBT]
+    context = position_BT, segment_BT, balance_BT, prefix_BT
+    if len(ahead_NZBTD) == 1:
+      return mtp.by_stack(*self.mtp(hidden_BTD, ahead_NZBTD[0], *context)[1])
+    again = nn.scan(
+      lambda self, h_BTD, *args: self.mtp(h_BTD, *args),
+      variable_broadcast='params',
+      split_rngs={'params': False},
+      in_axes=(0,) + (nn.broadcast,) * 4,
     )
-    return hidden_ZBTD, {} if routed is None else {'mtp': routed}
+    found = again(self, hidden_BTD, ahead_NZBTD, *context)[1]
+    return mtp.by_stack(*mtp.joined(*found))
 
   def embed(self, tokens_BT) -> jax.Array:
     """Returns the token embeddings, [B, T, D]."""

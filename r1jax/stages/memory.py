@@ -67,7 +67,7 @@ def predict(update: Update, remat: str) -> Prediction:
     _kept_bytes(config, each, rows, update.tokens, _computes_wide(layout))
     for each in (remat, 'none')
   )
-  layers = config.num_hidden_layers + config.num_nextn_predict_layers
+  layers = config.num_hidden_layers + config.prediction_depth
   activations = kept + _layers_at_once(config, remat) * all_kept // layers
   state = update.arguments[0]
   gradients = _device_bytes(getattr(state, 'train', state).params)
@@ -87,7 +87,9 @@ def _layers_at_once(config: ModelConfig, remat: str) -> int:
   """
   if remat in ('none', 'attention'):
     return 1
-  return 1 + bool(config.num_moe_layers) + bool(config.num_nextn_predict_layers)
+  modules = config.num_nextn_predict_layers
+  beside = 0 < modules == config.prediction_depth  # Else they are in a loop.
+  return 1 + bool(config.num_moe_layers) + beside
 
 
 def _logits_bytes(config: ModelConfig, tokens: int, layout: Layout) -> int:

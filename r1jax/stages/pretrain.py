@@ -75,11 +75,11 @@ def base_file(config: RunConfig) -> Path:
 def _corpus(
   config: RunConfig, parts: build.Parts
 ) -> batching.SyntheticCorpusBatches:
-  c, depth = config.pretrain, config.model.num_nextn_predict_layers
+  c, depth = config.pretrain, config.model.prediction_depth
   if c.length_tokens < depth + 2:
     raise UserError(
       f'pretrain: rows of length_tokens = {c.length_tokens} hold no target for '
-      f'model.num_nextn_predict_layers = {depth}; they need {depth + 2}'
+      f'{depth} tokens of the MTP loss (model.mtp_depth); they need {depth + 2}'
     )
   return batching.SyntheticCorpusBatches(
     _task_shares(config),

@@ -7,6 +7,7 @@ import pytest
 
 from r1jax.config import base, models
 from r1jax.config.load import load, model_config, replace, to_config_dict
+from r1jax.config.schema.model import ModelConfig
 from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.section import narrow
@@ -97,6 +98,8 @@ def test_a_section_built_in_code_is_checked_too():
     OptimizerConfig(learning_rate=-1.0)
   with pytest.raises(UserError, match='switch_fraction'):
     dataclasses.replace(MTPConfig(), switch_fraction=2.0)
+  with pytest.raises(UserError, match='mtp_depth = 3 must be 0 or .* = 2'):
+    ModelConfig(num_nextn_predict_layers=2, mtp_depth=3)
   with pytest.raises(UserError, match='group_size = 1 must be at least 2'):
     RLConfig(group_size=1)
 

@@ -15,9 +15,12 @@ _POSITION = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3]])
 _SEGMENT = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2]])
 
 
-@pytest.mark.parametrize('depth', [1, 2])
-def test_every_module_equals_the_numpy_oracle(depth):
-  config = small_config(num_nextn_predict_layers=depth)
+@pytest.mark.parametrize(
+  'modules, depth',
+  [(1, 1), (2, 2), pytest.param(1, 3, id='one module, applied three times')],
+)
+def test_every_depth_equals_the_numpy_oracle(modules, depth):
+  config = small_config(num_nextn_predict_layers=modules, mtp_depth=depth)
   model, params = make(config)
   ahead = params['mtp']['block']['ffn']
   ahead['bias'] = 0.3 * jax.random.normal(
@@ -46,7 +49,8 @@ def test_every_module_equals_the_numpy_oracle(depth):
     np.testing.assert_allclose(
       hidden_ZBTD[k, 0, : -k - 1], want[k][: -k - 1], atol=2e-4
     )
-  assert routing['mtp'].load_E.shape == (depth, config.n_routed_experts)
+  assert routing['mtp'].load_E.shape == (modules, config.n_routed_experts)
+  np.testing.assert_allclose(routing['mtp'].aux_loss, 1, atol=0.5)
   assert routing['mtp'].load_E.sum() == depth * 9 * config.num_experts_per_tok
 
 

@@ -137,14 +137,15 @@ def logits(params, tokens_T, position_T, segment_T, config):
 
 
 def predict_ahead(params, tokens_T, position_T, segment_T, config):
-  """Computes V3 eq. 21–23: the normed state of each MTP module, [T, D].
+  """Computes V3 eq. 21–23: the normed state at each depth of MTP, [T, D].
 
   Beyond the end of a document token 0 stands in; what comes of it is not used.
   """
   h_TD = hidden(params, tokens_T, position_T, segment_T, config)
   found = []
-  for k in range(config.num_nextn_predict_layers):
-    p = _layer(params['mtp'], k)
+  modules = config.num_nextn_predict_layers
+  for k in range(config.mtp_depth or modules):
+    p = _layer(params['mtp'], min(k, modules - 1))
     x_TD = []
     for i in range(len(tokens_T)):
       next_ = i + k + 1

@@ -45,6 +45,8 @@ def _config(remat='none', layers=None, tokens=512, rows=2, **model):
   )
   config.model.update(layers or _DENSE)
   config.model.update(remat=remat, max_position_embeddings=4096, **model)
+  if config.model.num_nextn_predict_layers:
+    config.rl.mtp_loss_weight = 0.1
   return run_config(config)
 
 
@@ -55,8 +57,12 @@ def _config(remat='none', layers=None, tokens=512, rows=2, **model):
     (_DENSE, dict(tokens=1024, rows=2)),
     (_EXPERTS, dict(tokens=1024, rows=2)),
     (_EXPERTS, dict(tokens=512, rows=3, vocab_size=30_000)),
+    (
+      _EXPERTS | dict(num_nextn_predict_layers=1, mtp_depth=3),
+      dict(tokens=1024, rows=2),
+    ),
   ],
-  ids=['dense', 'experts', 'large vocabulary'],
+  ids=['dense', 'experts', 'large vocabulary', 'MTP of three tokens'],
 )
 @pytest.mark.parametrize('remat', ['none', 'attention', 'block'])
 def test_the_prediction_is_what_the_compiler_allots(layers, sizes, remat):

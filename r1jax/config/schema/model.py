@@ -6,7 +6,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
-from r1jax.config.conditions import above, none_of, one_of
+from r1jax.config.conditions import above, is_set, none_of, one_of
 from r1jax.config.field import key, section
 from r1jax.config.run_conditions import (
   dense_layers,
@@ -121,6 +121,7 @@ _RUN_FIELDS = (
   'capacity_factor',
   'attention_kernel',
   'fp8',
+  'mtp_depth',
 )
 
 
@@ -290,6 +291,16 @@ class ModelConfig(Section):
   num_nextn_predict_layers: int = key(
     0, 'Number of multi-token prediction (MTP) modules.', at_least=0
   )
+  mtp_depth: int = key(
+    0,
+    'D of the MTP loss: training predicts the next D tokens after the next one. '
+    'Above the number of modules, which must then be 1, that module is applied '
+    'to its own hidden states with the same weights, as it is to draft more '
+    'than one token. 0 for the number of modules.',
+    unit='tokens',
+    at_least=0,
+    only_if=is_set('model.num_nextn_predict_layers'),
+  )
   scalar_head: bool = key(
     False, "A head for values or rewards beside the language model's."
   )
@@ -341,6 +352,13 @@ class ModelConfig(Section):
 
   def conflicts(self) -> Iterator[Problem]:
     yield from self._attention_conflicts()
+    modules, depth = self.num_nextn_predict_layers, self.mtp_depth
+    if depth and depth != modules and modules != 1:
+      yield (
+        'mtp_depth',
+        f'must be 0 or num_nextn_predict_layers = {modules}; only a single MTP '
+        'module is applied again',
+      )
     if self.first_k_dense_replace and self.intermediate_size < 1:
       yield 'intermediate_size', 'must be at least 1 where layers are dense'
     if self.first_k_dense_replace > self.num_hidden_layers:
@@ -392,6 +410,11 @@ class ModelConfig(Section):
   def num_moe_layers(self) -> int:
     """Number of layers with a mixture of experts."""
     return self.num_hidden_layers - self.first_k_dense_replace
+
+  @property
+  def prediction_depth(self) -> int:
+    """D, the tokens after the next one that the MTP loss predicts."""
+    return self.mtp_depth or self.num_nextn_predict_layers
 
   @property
   def compute_dtype(self) -> np.dtype:

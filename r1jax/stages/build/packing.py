@@ -148,7 +148,7 @@ def _repeated_tokens(config: RunConfig, layout: Layout) -> int:
   kernel, dtype = model.attention_kernel, model.compute_dtype
   if not kernels.sees_prefixes(kernel, _platform(layout), dtype):
     return 0
-  return 1 + (model.num_nextn_predict_layers if c.mtp_loss_weight else 0)
+  return 1 + (model.prediction_depth if c.mtp_loss_weight else 0)
 
 
 def _platform(layout: Layout) -> str:
