@@ -37,11 +37,12 @@ class Interrupted(KeyboardInterrupt):
   Attributes:
     signum: The signal.
     kept: The work that is kept, and how to go on; '' if nobody said so.
+    told: Whether all processes of the run end for it at the same point.
   """
 
   def __init__(self, signum: int):
     super().__init__(signal.Signals(signum).name)
-    self.signum, self.kept = signum, ''
+    self.signum, self.kept, self.told = signum, '', False
 
   @property
   def exit_code(self) -> int:
@@ -59,16 +60,20 @@ class Deferral:
   def __init__(self):
     self.signum = 0
 
-  def check(self) -> bool:
-    """Returns whether a signal has come, and stops the clock of its step."""
+  def check(self) -> int:
+    """Returns the signal that has come, or 0, and stops the clock of its step."""
     if self.signum:
       signal.setitimer(signal.ITIMER_REAL, 0)
       _state.answered.set()
-    return bool(self.signum)
+    return self.signum
 
-  def stop(self):
-    """Raises the Interrupted of the signal, once all is saved."""
-    _raise(self.signum)
+  def stop(self, signum: int = 0):
+    """Raises the Interrupted of the signal, once all is saved.
+
+    Args:
+      signum: The signal that another process of the run has met, if any.
+    """
+    _raise(self.signum or signum, told=True)
 
 
 class _State:
@@ -78,6 +83,7 @@ class _State:
     self.deferral: Deferral | None = None
     self.raised = False
     self.resent = 0  # Signals that this module sends again.
+    self.terminal: int | None = None  # What stderr was, if it is a file now.
     self.answered = threading.Event()
 
 
@@ -156,10 +162,12 @@ def _send_again(signum: int):
   signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
 
-def _raise(signum: int):
+def _raise(signum: int, told: bool = False):
   _state.raised = True
   _state.answered.set()
-  raise Interrupted(signum)
+  error = Interrupted(signum)
+  error.told = told
+  raise error
 
 
 def _watch(reader: int):
@@ -187,6 +195,12 @@ def _end_if_stuck(signum: int):
     end(signum, 'the same command goes on from what is saved')
 
 
+def keep_terminal():
+  """Lets the last line reach the present stderr, which will be a file's."""
+  if _state.terminal is None:
+    _state.terminal = os.dup(2)
+
+
 def end(signum: int, text: str):
   """Prints one line and ends the process.
 
@@ -210,5 +224,6 @@ def exit_now(code: int, text: str):
   with contextlib.suppress(OSError):
     if os.isatty(2):
       os.write(2, b'\x1b[?25h')  # A live line hides the cursor.
-    os.write(2, f'\nr1jax: {text}\n'.encode())
+    for stderr in filter(None, (2, _state.terminal)):
+      os.write(stderr, f'\nr1jax: {text}\n'.encode())
   os._exit(code)

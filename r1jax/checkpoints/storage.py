@@ -219,7 +219,7 @@ def write(
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for i, shard in enumerate(shards, 1):
-      _write_shard(folder / _partial_name(i), shard, metadata)
+      write_file(folder / _partial_name(i), shard, metadata)
     for name, content in (extra_files or {}).items():
       (folder / name).parent.mkdir(exist_ok=True)
       write_bytes(folder / name, content)
@@ -257,7 +257,7 @@ def _split(tensors: Sequence[LazyTensor], limit: int) -> list[list[LazyTensor]]:
   return shards
 
 
-def _write_shard(
+def write_file(
   path: Path, tensors: Sequence[LazyTensor], metadata: Mapping[str, str]
 ):
   """Writes one safetensors file: header length (8 bytes), header, numbers."""

@@ -6,16 +6,24 @@ stacked: 'moe_layers/0/ffn/gate'. No tensor is larger than one layer.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flax import traverse_util
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
+from r1jax import processes
+from r1jax.checkpoints import storage
 from r1jax.checkpoints.hf_import import HuggingFaceReader, open_checkpoint
-from r1jax.checkpoints.storage import SafetensorsReader, encode_metadata
+from r1jax.checkpoints.storage import (
+  LazyTensor,
+  SafetensorsReader,
+  encode_metadata,
+)
 from r1jax.config.keys import flatten
 from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig
 from r1jax.errors import UserError
@@ -35,25 +43,51 @@ _DEFAULT_ROPE = (_ROPE_TYPE, 'model.rope.rope_theta', 'model.rope.pairs')
 def save(path: Path, params, dtype: str, metadata: dict):
   """Writes parameters into one safetensors file, atomically.
 
+  One layer of one parameter at a time is on the host. Every process of a run
+  calls it; the first one writes.
+
   Args:
     path: The file; its folder is created.
     params: Nested dict of arrays.
     dtype: Dtype of the written tensors.
     metadata: JSON-ready; `metadata` below reads it back.
   """
-  flat = traverse_util.flatten_dict(jax.device_get(params), sep='/')
-  tensors: dict[str, np.ndarray] = {}
-  for name, value in flat.items():
-    value = np.asarray(value).astype(jnp.dtype(dtype))
+  tensors: list[LazyTensor] = []
+  for name, value in traverse_util.flatten_dict(params, sep='/').items():
+    shape = value.shape
     if parameters.is_stacked(name):
-      tensors |= {layer_name(name, i): layer for i, layer in enumerate(value)}
+      tensors += [
+        _lazy(layer_name(name, i), dtype, shape[1:], partial(_layer, value, i))
+        for i in range(shape[0])
+      ]
     else:
-      tensors[name] = value
+      tensors.append(_lazy(name, dtype, shape, partial(_whole, value)))
+  if not processes.is_first():  # It takes part in gathering what is sharded.
+    for tensor in tensors:
+      for read in tensor.pieces:
+        read()
+    processes.exchange(None)
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  save_file(tensors, partial, metadata=encode_metadata(metadata))
-  partial.chmod(0o644)
-  partial.replace(path)
+  unfinished = path.with_suffix('.partial')
+  storage.write_file(unfinished, tensors, encode_metadata(metadata))
+  unfinished.replace(path)
+  processes.exchange(None)  # The others read it now.
+
+
+def _lazy(name: str, dtype: str, shape: tuple[int, ...], read: Callable):
+  return LazyTensor(name, jnp.dtype(dtype), shape, (read,))
+
+
+def _layer(stack: Any, layer: int) -> np.ndarray:
+  return _whole(stack[layer])
+
+
+def _whole(value: Any) -> np.ndarray:
+  """Returns an array on the host, gathered if other hosts hold parts of it."""
+  if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    value = multihost_utils.process_allgather(value, tiled=True)
+  return np.asarray(value)
 
 
 def layer_name(name: str, layer: int) -> str:

@@ -13,14 +13,18 @@ Each command is a module of r1jax/cli/commands with `define_flags(values)`,
 Nothing heavy is imported before a command runs: errors and help are fast.
 """
 
+from collections.abc import Iterator
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 
 from r1jax import files, interrupts
 from r1jax.errors import DiskFull, UserError
+from r1jax.launch import cluster
 
 USAGE = """r1jax: from a base model to DeepSeek-R1-Zero, in JAX.
 
@@ -52,8 +56,14 @@ For a pipeline, eval, sample, info, aot and decontaminate take --stage=STAGE.
 the keys of a config. Without --workdir, train and pipeline write to
 runs/<name of the config>, and eval and sample read the weights of config.init.
 
+On several hosts the same command runs on each. Slurm, GKE and TPU slices tell it
+how many there are; elsewhere give --coordinator=HOST:PORT of the first one,
+--num_processes=N and --process_id=0 … N−1. They wait for each other for 300
+seconds (--initialization_timeout). --workdir is a folder that all hosts share.
+
 exit codes: 0, or 2 (wrong input), 3 (aot: too large for the slice), 4 (training
-has diverged), 5 (the disk is full), 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
+has diverged), 5 (the disk is full), 6 (another process of the run has ended),
+130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
 A command that a signal or a full disk ends says what it has kept.
 """
 COMMANDS = (
@@ -71,6 +81,8 @@ COMMANDS = (
   'export-hf',
 )
 _HELP_FLAGS = '-h', '--help'
+# Commands that run in several processes, one on each host.
+_ON_HOSTS = ('train', 'pipeline', 'eval', 'sample')
 
 
 def run(argv: list[str]):
@@ -87,6 +99,10 @@ def run(argv: list[str]):
     print(USAGE, end='')
     return
   name, args = argv[0], argv[1:]
+  if name in _ON_HOSTS:
+    args, given = cluster.taken_flags(args)
+    if not any(arg in _HELP_FLAGS for arg in args):
+      cluster.join(given)
   if name not in COMMANDS:
     raise UserError(
       f'unknown command {name!r}; there are {", ".join(COMMANDS)}'
@@ -114,10 +130,23 @@ def _run_on_config(name: str, command, args: list[str]):
     if hasattr(command, 'help_text'):
       print(command.help_text(topics, config_file.help_class(args)))
     return
-  config = config_file.load(values, holder, args)
-  if command.KIND == 'stage':
-    config = config_file.select_stage(config, values)
+  with _agreed():
+    config = config_file.load(values, holder, args)
+    if command.KIND == 'stage':
+      config = config_file.select_stage(config, values)
   command.run(config, values)
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[None]:
+  """Ends in an error in all processes of the run, or in none."""
+  if not cluster.joined():
+    yield
+    return
+  from r1jax import processes
+
+  with processes.agreed():
+    yield
 
 
 def _run_without_config(name: str, command, args: list[str]):
@@ -162,20 +191,29 @@ def main():
   threading.excepthook = _thread_error
   try:
     run(sys.argv[1:])
+    cluster.leave()
   except UserError as error:
-    if isinstance(error, DiskFull):  # Unwritten streams would print more.
+    cluster.leave(None if error.told else str(error))
+    # A full disk: unwritten streams would print more. Several processes: JAX
+    # would wait for the others.
+    if isinstance(error, DiskFull) or cluster.joined():
       interrupts.exit_now(error.exit_code, str(error))
     print(f'r1jax: {error}', file=sys.stderr)
     sys.exit(error.exit_code)
   except interrupts.Interrupted as error:
+    name = signal.Signals(error.signum).name
+    cluster.leave(None if error.told else f'it was ended by {name}')
     interrupts.end(error.signum, error.kept or _unsaid_hint())
   except BrokenPipeError:  # The reader of the output has closed it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
   except Exception as error:
-    if not files.is_disk_full(error):
+    if files.is_disk_full(error):
+      cluster.leave('its disk is full')
+      interrupts.exit_now(DiskFull.exit_code, f'the disk is full: {error}')
+    if not cluster.joined():
       raise
-    interrupts.exit_now(DiskFull.exit_code, f'the disk is full: {error}')
+    cluster.fail(error)
 
 
 def _unsaid_hint() -> str:

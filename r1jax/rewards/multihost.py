@@ -12,13 +12,12 @@ A reward model must therefore run on the devices of its own process.
 """
 
 from collections.abc import Callable, Sequence
-import json
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
+from r1jax import processes
 from r1jax.records import ScoredRollout
 from r1jax.rewards.plugin_reward import RewardError
 
@@ -60,10 +59,7 @@ def gather_scores(
       message |= _to_json(score())
   except Exception as error:  # The other processes wait for a message.
     message, failure = {'error': f'{type(error).__name__}: {error}'}, error
-  messages = [
-    json.loads(text)
-    for text in _all_gather(json.dumps(message).encode('ascii'))
-  ]
+  messages = processes.exchange(message)
   if failure:
     raise failure
   for process, received in enumerate(messages):
@@ -120,13 +116,3 @@ def _from_json(
     verdicts=[verdicts[row] for row in order],
     texts=[text for group in texts for text in group],
   )
-
-
-def _all_gather(message: bytes) -> list[bytes]:
-  """Returns the messages of all processes, in their order."""
-  sizes = multihost_utils.process_allgather(np.array(len(message), np.int32))
-  # Lengths are powers of two, so that few programs are compiled.
-  padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
-  padded[: len(message)] = np.frombuffer(message, np.uint8)
-  rows = multihost_utils.process_allgather(padded)
-  return [row[:size].tobytes() for row, size in zip(rows, sizes)]

@@ -1,13 +1,14 @@
 """Runs a list of runs that feed each other, such as those of DeepSeek-R1."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 import json
 import logging
 from pathlib import Path
 
 import jax
 
-from r1jax import files
+from r1jax import files, processes
 from r1jax.config import effects
 from r1jax.config.load import replace
 from r1jax.config.schema.run import RunConfig
@@ -45,34 +46,41 @@ def train(
       is another than a later one was made from.
   """
   place = Path(workdir).expanduser()
-  names = chosen(pipeline, only, start)
-  effects.check_all(pipeline.runs, given, evaluations(pipeline))
-  validate.check(pipeline, place, names)
-  table(pipeline, place)  # A broken record is an error before anything runs.
   suite = _EvaluationSuite(pipeline.evaluations)
-  concrete = {
-    name: resolved(pipeline.runs[name], pipeline, place) for name in names
-  }
-  for name in names:
-    if _leaves_policy(concrete[name]):
-      with validate.errors_of(name):
-        finished = stage_list.output(concrete[name], place / name).exists()
-        suite.check(concrete[name], place / name, finished)
+  with processes.agreed():
+    names = chosen(pipeline, only, start)
+    effects.check_all(pipeline.runs, given, evaluations(pipeline))
+    validate.check(pipeline, place, names)
+    table(pipeline, place)  # A broken record is an error before anything runs.
+    concrete = {
+      name: resolved(pipeline.runs[name], pipeline, place) for name in names
+    }
+    for name in names:
+      if _leaves_policy(concrete[name]):
+        with validate.errors_of(name):
+          finished = stage_list.output(concrete[name], place / name).exists()
+          suite.check(concrete[name], place / name, finished)
   for name in names:
     _log.info('--- %s ---', name)
     config, folder = pipeline.runs[name], place / name
-    if not stage_list.output(config, folder).exists():
-      (folder / MEASURED).unlink(missing_ok=True)
+    processes.from_first(partial(_forget_old_evaluation, config, folder))
     with validate.errors_of(name):
       run.train(concrete[name], str(folder), config)
     if _leaves_policy(config):
       with validate.errors_of(name):
         suite.evaluate(concrete[name], folder)
-    validate.check_sources(pipeline, place)  # If this one was made again.
+    with processes.agreed():  # If this one was made again.
+      validate.check_sources(pipeline, place)
   text = table(pipeline, place)
   if text:
-    _write(place / 'table.md', text + '\n')
+    processes.from_first(lambda: _write(place / 'table.md', text + '\n'))
     print(text)
+
+
+def _forget_old_evaluation(config: RunConfig, folder: Path):
+  """Removes the evaluation of a policy that is yet to be made again."""
+  if not stage_list.output(config, folder).exists():
+    (folder / MEASURED).unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str):
@@ -125,7 +133,8 @@ class _EvaluationSuite:
         f'{task}/{key.removeprefix("eval/")}': value
         for key, value in report.metrics.items()
       }
-    _write(workdir / MEASURED, json.dumps(results, indent=1) + '\n')
+    text = json.dumps(results, indent=1) + '\n'
+    processes.from_first(lambda: _write(workdir / MEASURED, text))
 
   def _missing(self, workdir: Path) -> list[str]:
     results = measured(workdir / MEASURED)

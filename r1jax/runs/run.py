@@ -11,7 +11,7 @@ import time
 
 import jax
 
-from r1jax import compilation_cache, registry
+from r1jax import compilation_cache, processes, registry
 from r1jax.checkpoints import weights
 from r1jax.config import effects
 from r1jax.config.keys import flatten, record
@@ -19,7 +19,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
-from r1jax.runs import inputs, lineage
+from r1jax.runs import agreement, inputs, lineage
 from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
 from r1jax.stages import initial, memory
@@ -51,39 +51,66 @@ def train(
     UserError: bad input, before anything is written.
   """
   began = time.monotonic()
-  registry.load_plugins(config.plugins)
-  check_names(config)
-  if claimed is None:  # A pipeline has checked the keys of all its runs.
-    effects.check(config, given)
-  compilation_cache.enable(config.compilation_cache_dir)
-  parts = build.parts(config)
-  classes = [stage_class(name) for name in running(config)]
+  with processes.agreed():
+    registry.load_plugins(config.plugins)
+    check_names(config)
+    if claimed is None:  # A pipeline has checked the keys of all its runs.
+      effects.check(config, given)
+  agreement.check(config)
+  with processes.agreed():
+    compilation_cache.enable(config.compilation_cache_dir)
+    parts = build.parts(config)
+    classes = [stage_class(name) for name in running(config)]
+    for each in classes:
+      _check_processes(each)
   parts = _with_remat(config, parts, classes)
-  stages = [stage(config, parts) for stage in classes]
-  params = None if stages[0].starts_fresh else base_params(config, parts)
+  with processes.agreed():
+    stages = [stage(config, parts) for stage in classes]
+    params = None if stages[0].starts_fresh else base_params(config, parts)
   recorded = record(claimed or config)
   place = Workdir(workdir, recorded)
-  place.claim_plugins({name: registry.digest(name) for name in config.plugins})
-  last = place.stage(stages[-1].name)
-  finished = last / stages[-1].output
-  if finished.exists():
-    _log.info('%s is finished already; nothing to do', last)
-    if changed := inputs.changes(place.path, config):
-      _log.warning('%s was made of other data: %s', last, changed)
-    lineage.write(place.path, config, finished)  # If it was killed before.
-    summary = last / 'summary.txt'
-    print(summary.read_text() if summary.exists() else '', end='')
-    return finished
-  inputs.claim(place.path, config)
-  (place.path / lineage.FILE).unlink(missing_ok=True)
+  processes.from_first(lambda: _claim(place, config))
+  output = place.stage(stages[-1].name) / stages[-1].output
+  if processes.from_first(output.exists):
+    processes.from_first(lambda: _say_finished(place, config, output))
+    return output
+  processes.from_first(lambda: _claim_inputs(place, config))
   metadata = {'config': flatten(recorded)}
   for i, stage in enumerate(stages):
     output = _run_stage(config, parts, stage, place, params, metadata)
     if stage.leaves(config).is_weights and i + 1 < len(stages):
       params = weights.load(output, parts.model)
-  lineage.write(place.path, config, output)
+  processes.from_first(lambda: lineage.write(place.path, config, output))
   _log.info('%s: done in %.0f s', place.path, time.monotonic() - began)
   return output
+
+
+def _check_processes(stage: type[Stage]):
+  """Refuses a stage that several processes would not make as one does."""
+  if processes.several() and not stage.on_hosts:
+    raise UserError(
+      f'stages: {stage.name!r} runs in one process so far, and there are '
+      f'{jax.process_count()}; run it on one host, in a workdir of its own'
+    )
+
+
+def _claim(place: Workdir, config: RunConfig):
+  place.claim_plugins({name: registry.digest(name) for name in config.plugins})
+
+
+def _claim_inputs(place: Workdir, config: RunConfig):
+  inputs.claim(place.path, config)
+  (place.path / lineage.FILE).unlink(missing_ok=True)
+
+
+def _say_finished(place: Workdir, config: RunConfig, output: Path):
+  """Says that a run is finished already, and how it ended."""
+  _log.info('%s is finished already; nothing to do', output.parent)
+  if changed := inputs.changes(place.path, config):
+    _log.warning('%s was made of other data: %s', output.parent, changed)
+  lineage.write(place.path, config, output)  # If it was killed before.
+  summary = output.parent / 'summary.txt'
+  print(summary.read_text() if summary.exists() else '', end='')
 
 
 def _with_remat(
@@ -93,7 +120,7 @@ def _with_remat(
   if config.model.remat != 'auto':
     return parts
   layout = parts.model.layout
-  limit = memory.device_bytes(layout)
+  limit = min(processes.exchange(memory.device_bytes(layout)))
   model = memory.chosen(config, layout, stages, limit).model
   return dataclasses.replace(parts, model=Transformer(model, layout))
 
@@ -112,6 +139,8 @@ def check(config: RunConfig, missing: Collection[str] = ()):
   check_names(config)
   parts = build.parts(config)
   names = running(config)
+  for name in names:
+    _check_processes(stage_class(name))
   fresh = stage_class(names[0]).starts_fresh
   # Another run may still make the base of this config.
   if (
@@ -138,17 +167,28 @@ def _run_stage(
   """Returns a stage's output: made earlier, kept in the cache, or made now."""
   directory = place.stage(stage.name)
   path, kept = directory / stage.output, stage.cache_file(config)
-  if not path.exists():
-    if kept and kept.exists():
-      stage.check_cached(kept)
-      _log.info('%s: found the output of this config in %s', stage.name, kept)
-      _copy(kept, path)
-    else:
-      if stage.starts_fresh:
-        params = parameters.init_params(
-          parts.model, jax.random.key(config.seed)
-        )
-      stage.run(directory, params, metadata)
+  if not processes.from_first(
+    lambda: path.exists() or _found(stage, kept, path)
+  ):
+    if stage.starts_fresh:
+      params = parameters.init_params(parts.model, jax.random.key(config.seed))
+    stage.run(directory, params, metadata)
+  processes.from_first(lambda: _keep(stage, path, kept))
+  return path
+
+
+def _found(stage: Stage, kept: Path | None, path: Path) -> bool:
+  """Takes a stage's output from the cache; returns whether it is there."""
+  if not kept or not kept.exists():
+    return False
+  stage.check_cached(kept)
+  _log.info('%s: found the output of this config in %s', stage.name, kept)
+  _copy(kept, path)
+  return True
+
+
+def _keep(stage: Stage, path: Path, kept: Path | None):
+  """Copies a stage's output to the cache, if it is not there."""
   if kept and not kept.exists():
     try:
       _copy(path, kept)
@@ -156,7 +196,6 @@ def _run_stage(
       _log.warning(
         '%s: the output is not kept for the next run: %s', stage.name, error
       )
-  return path
 
 
 def _copy(source: Path, target: Path):

@@ -3,8 +3,10 @@
 import fcntl
 import json
 from pathlib import Path
+import time
+import uuid
 
-from r1jax import files
+from r1jax import files, processes
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 
@@ -12,6 +14,7 @@ from r1jax.errors import UserError
 _OURS = ('.lock', 'config.partial')
 _SHOWN = 12  # Keys that a message lists: another experiment differs in most.
 _ELSEWHERE = 'use another --workdir'
+_VISIBLE_SECS = 15.0  # Network file systems show a new file after a while.
 
 
 def compare(
@@ -93,19 +96,32 @@ def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
 class Workdir:
   """Claims a directory for a config, or says why it cannot.
 
+  In a run of several processes the first one claims it for all.
+
   Raises:
-    UserError: as `check`; or another process is in it, or it cannot be written
-      to. Nothing in it was changed.
+    UserError: as `check`; or another run is in it, it cannot be written to, or
+      not all hosts see it. Nothing in it was changed.
   """
 
   def __init__(self, path: str, config: dict):
     self.path = Path(path).expanduser()
+    token = processes.from_first(lambda: self._claim(config))
+    with processes.agreed():
+      self._check_shared(token)
+    processes.log_to(self.path / 'logs')
+
+  def _claim(self, config: dict) -> str:
+    """Locks the directory; returns a text that its lock file holds now."""
     record = self.path / 'config.json'
     check(self.path, config)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.path / '.lock', 'w')
+      self._lock = open(self.path / '.lock', 'a')
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      token = uuid.uuid4().hex
+      self._lock.truncate(0)
+      self._lock.write(token)
+      self._lock.flush()
     except BlockingIOError as error:
       raise UserError(
         f'workdir: another run is writing to {self.path}; wait for it or use '
@@ -119,6 +135,21 @@ class Workdir:
       partial = record.with_suffix('.partial')
       partial.write_text(json.dumps(config, indent=2) + '\n')
       partial.replace(record)
+    return token
+
+  def _check_shared(self, token: str):
+    """Refuses a folder of this host's own, where several share a run."""
+    deadline = time.monotonic() + _VISIBLE_SECS
+    while processes.several():
+      lock = self.path / '.lock'
+      if lock.exists() and lock.read_text() == token:
+        return
+      if time.monotonic() > deadline:
+        raise UserError(
+          f'workdir: {self.path} of this host is not the folder that process 0 '
+          'writes to; use one that all hosts share'
+        )
+      time.sleep(0.2)
 
   def claim_plugins(self, digests: dict[str, str]):
     """Records the plugins of the run, or refuses those that changed since.

@@ -94,6 +94,7 @@ class Stage(abc.ABC):
     output: The file that it leaves; it is there when all is done.
     starts_fresh: Whether it begins with random parameters instead of
       config.init's.
+    on_hosts: Whether it runs in several processes, one on each host.
   """
 
   name: ClassVar[str]
@@ -101,6 +102,7 @@ class Stage(abc.ABC):
   takes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
   output: ClassVar[str] = WEIGHTS
   starts_fresh: ClassVar[bool] = False
+  on_hosts: ClassVar[bool] = False
 
   @classmethod
   def leaves(cls, config: RunConfig) -> Kind:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 
-from r1jax import interrupts
+from r1jax import interrupts, processes
 from r1jax.errors import Diverged
-from r1jax.stages import ending
+from r1jax.stages import agreement, ending
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
 from r1jax.stages.stage import Stage, save_weights
@@ -69,6 +69,7 @@ class TrainedStage(Stage):
   save_total_limit: int
   updates_per_step: int = 1
   likelihoods: ClassVar[bool] = False
+  on_hosts: ClassVar[bool] = True
 
   @abc.abstractmethod
   def data(self) -> Any:
@@ -164,6 +165,7 @@ class Trainer:
 
   def __init__(self, stage: TrainedStage, directory: Path):
     self._stage, self._directory = stage, directory
+    self._own = processes.own_folder(directory)
     self._shown: dict[str, str] = {}
 
   def run(self, params: Any, metadata: dict) -> Path:
@@ -184,7 +186,7 @@ class Trainer:
         step = ending.latest_step(directory)
         stand = f' (the checkpoint of step {step} stands)' if step else ''
         raise Diverged(f'{error}{stand}') from error
-      stage.report(directory)
+      stage.report(self._own)
       return save_weights(  # Last: it says that all is there.
         directory,
         stage.policy(state),
@@ -206,7 +208,7 @@ class Trainer:
         start, line = restored[0], Line(**restored[2]['line'])
       last_line = start - line.is_due if restored else None
       with (
-        MetricsWriter(directory, last_line) as writer,
+        MetricsWriter(self._own, last_line) as writer,
         Progress(
           stage.name, start, stage.num_steps, stage.print_steps
         ) as progress,
@@ -234,7 +236,8 @@ class Trainer:
           for step in range(start + 1, stage.num_steps + 1):
             self._step(step, loop, deferral)
         except interrupts.Interrupted:
-          if deferral.signum:
+          # Several processes save together or not at all.
+          if deferral.signum and not processes.several():
             loop.save_if_there()
           raise
     return loop.last.state
@@ -253,7 +256,9 @@ class Trainer:
     loop.speed.add(output)
     guard.add(step, output.metrics)
     self._log(loop)
-    stops = deferral.check()
+    stops = agreement.check_step(
+      step, output.metrics, loop.last.position, deferral.check()
+    )
     saves = self._due(stage.save_steps, step) or stops
     if saves or guard.is_due or step == stage.num_steps:
       guard.check(stage.policy(output.state))
@@ -261,7 +266,7 @@ class Trainer:
       with loop.speed.untimed(output.state, loop.progress):
         loop.save()
     if stops and step < stage.num_steps:
-      deferral.stop()
+      deferral.stop(stops)
 
   def _initialise(
     self, params: Any, writer: MetricsWriter, progress: Progress
@@ -271,7 +276,7 @@ class Trainer:
     state = stage.init_state(params)
     if stage.eval_steps:
       progress.log('compiles, and evaluates the initial weights')
-      values = stage.evaluate(state, 0, self._directory)
+      values = stage.evaluate(state, 0, self._own)
       writer.write(0, values)
       self._shown = stage.headline(values)
       if self._shown:
@@ -291,7 +296,7 @@ class Trainer:
       loop.speed.clear()
     if evaluates:
       with loop.speed.untimed(state, loop.progress):
-        found = stage.evaluate(state, step, self._directory)
+        found = stage.evaluate(state, step, self._own)
       values |= found
       self._shown = stage.headline(found)
     if values:

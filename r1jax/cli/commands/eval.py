@@ -17,15 +17,20 @@ def run(config: RunConfig, values: flags.FlagValues):
   """Prints the metrics of the evaluation that config.eval describes."""
   import jax
 
-  from r1jax import compilation_cache
+  from r1jax import compilation_cache, processes
   from r1jax.cli import policy
+  from r1jax.runs import agreement
   from r1jax.stages.build import evaluation, sampler
   from r1jax.stages.build import parts as build
 
   compilation_cache.enable(config.compilation_cache_dir)
-  parts = build.parts(config)
-  params = policy.load_params(config, parts, values.workdir)
-  evaluator = evaluation.evaluator(config, parts, sampler.engine(config, parts))
+  agreement.check(config)
+  with processes.agreed():
+    parts = build.parts(config)
+    params = policy.load_params(config, parts, values.workdir)
+    engine = sampler.engine(config, parts)
+    evaluator = evaluation.evaluator(config, parts, engine)
+  processes.silence()
   result = evaluator.run(params, jax.random.key(config.seed))
   for name, value in result.metrics.items():
     print(f'{name} {value:.4f}')

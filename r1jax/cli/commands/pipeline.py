@@ -18,12 +18,15 @@ def define_flags(values: flags.FlagValues):
 
 def run(config: ConfigDict, values: flags.FlagValues):
   """Runs every stage that is not finished, or those that the flags select."""
+  from r1jax import processes
   from r1jax.runs import pipeline, pipeline_config
 
   if 'stages' not in config or 'model' in config:
     raise UserError('pipeline: this config is of one run; use r1jax train')
+  with processes.agreed():
+    typed = pipeline_config.load_pipeline(config)
   pipeline.train(
-    pipeline_config.load_pipeline(config),
+    typed,
     values.workdir or config_file.default_workdir(values),
     values.only,
     values['from'].value or '',

@@ -15,10 +15,13 @@ def define_flags(values: flags.FlagValues):
 
 def run(config: ConfigDict, values: flags.FlagValues):
   """Trains, or resumes a run that was interrupted."""
+  from r1jax import processes
   from r1jax.runs import run as runs
 
+  with processes.agreed():
+    typed = config_file.run_config(config)
   runs.train(
-    config_file.run_config(config),
+    typed,
     values.workdir or config_file.default_workdir(values),
     given=config_file.given_keys(values),
   )

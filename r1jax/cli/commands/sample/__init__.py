@@ -6,6 +6,7 @@ from absl import flags
 
 from r1jax.cli import config_file
 from r1jax.config.schema.run import RunConfig
+from r1jax.errors import UserError
 
 KIND = 'stage'
 _SOME_FAILED = 2  # Exit code.
@@ -72,13 +73,22 @@ def run(config: RunConfig, values: flags.FlagValues):
   """Prints completions; exits with 2 if a question could not be completed."""
   import jax
 
-  from r1jax import compilation_cache
+  from r1jax import compilation_cache, processes
   from r1jax.cli import policy
   from r1jax.cli.commands.sample import completer, questions
+  from r1jax.runs import agreement
   from r1jax.stages.build import parts as build
   from r1jax.stages.build import sampler
 
+  agreement.check(config)
   asked = questions.from_flags(values.prompt, values.prompts)
+  if processes.several() and not asked:
+    raise UserError(
+      'sample: several processes have no common input; give --prompt or '
+      '--prompts'
+    )
+  processes.check_same({'questions': repr(asked)}, 'prompts')
+  processes.silence()
   interactive = not asked and sys.stdin.isatty()
   if not asked and not interactive:
     asked = questions.from_lines(sys.stdin, 'standard input')

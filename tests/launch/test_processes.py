@@ -1,0 +1,277 @@
+"""The same command on several hosts: here processes with gloo collectives."""
+
+import json
+import os
+from pathlib import Path
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from r1jax.checkpoints.storage import SafetensorsReader
+from tests import compiler
+from tests.conftest import ROOT
+from tests.stages.conftest import command
+
+pytestmark = pytest.mark.slow
+
+_CONFIG = f'--config={ROOT}/tests/configs/small.py'
+_SHARDED = '--config.mesh.fsdp=2', '--config.mesh.data=1'
+
+
+class _Run:
+  """Processes of one command, each with `devices` devices."""
+
+  def __init__(
+    self,
+    env,
+    workdir: Path,
+    *args,
+    name='train',
+    processes=2,
+    devices=1,
+    own=None,
+  ):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    flags = (
+      f'--xla_force_host_platform_device_count={devices} '
+      + compiler.light_flags()
+    )
+    places = (
+      [
+        f'--coordinator={address}',
+        f'--num_processes={processes}',
+        f'--process_id={i}',
+      ]
+      for i in range(processes)
+    )
+    self.processes = [
+      subprocess.Popen(
+        command(
+          name,
+          _CONFIG,
+          f'--workdir={workdir}',
+          *(place if processes > 1 else ()),
+          *args,
+          *(own or {}).get(i, ()),
+        ),
+        env=env | {'XLA_FLAGS': flags},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i, place in enumerate(places)
+    ]
+
+  def printed(self) -> list[list[str]]:
+    """Returns the results that each process prints, once all have ended."""
+    outputs = [
+      process.communicate(timeout=600)[0] for process in self.processes
+    ]
+    assert all(process.returncode == 0 for process in self.processes)
+    return [
+      [
+        line
+        for line in output.splitlines()
+        if line and not line.startswith(('process ', '[Gloo]'))
+      ]
+      for output in outputs
+    ]
+
+  def ended(self, secs=600) -> list[tuple[int, str]]:
+    """Returns the exit code and the last line of stderr of each process."""
+    return [_ended(process, secs) for process in self.processes]
+
+  def kill(self):
+    for process in self.processes:
+      process.kill()
+
+
+def _ended(process: subprocess.Popen, secs: float) -> tuple[int, str]:
+  errors = process.communicate(timeout=secs)[1].strip()
+  return process.returncode, (errors.splitlines() or [''])[-1]
+
+
+def _metrics(workdir: Path) -> list[dict]:
+  lines = (workdir / 'rl' / 'metrics.jsonl').read_text().splitlines()
+  return list(map(json.loads, lines))
+
+
+def _weights(workdir: Path) -> dict[str, np.ndarray]:
+  reader = SafetensorsReader(workdir / 'rl' / 'model.safetensors')
+  return {name: reader.read(name) for name in reader.shapes}
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(environment, tmp_path_factory) -> Path:
+  """A finished run of two processes that share the weights."""
+  workdir = tmp_path_factory.mktemp('pod') / 'run'
+  run = _Run(environment, workdir, *_SHARDED)
+  assert [code for code, _ in run.ended()] == [0, 0]
+  return workdir
+
+
+def test_two_processes_equal_one(environment, uninterrupted, tmp_path):
+  one = _Run(environment, tmp_path / 'one', *_SHARDED, processes=1, devices=2)
+  assert one.ended()[0][0] == 0
+  for got, want in zip(
+    _metrics(uninterrupted), _metrics(tmp_path / 'one'), strict=True
+  ):
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+      assert got[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+  want = _weights(tmp_path / 'one')
+  for name, value in _weights(uninterrupted).items():
+    np.testing.assert_allclose(value, want[name], atol=1e-5)
+
+
+def test_each_process_writes_its_own_part(uninterrupted):
+  own = uninterrupted / 'rl' / 'processes' / '1' / 'metrics.jsonl'
+  assert own.read_text() == (uninterrupted / 'rl' / 'metrics.jsonl').read_text()
+  assert (uninterrupted / 'logs' / 'process_1.txt').read_text()
+  assert not (uninterrupted / 'logs' / 'process_0.txt').exists()
+
+
+@pytest.mark.parametrize(
+  'name, args', [('eval', ()), ('sample', ('--prompt=1+2', '--samples=3'))]
+)
+def test_two_processes_read_a_policy_as_one_does(
+  environment, uninterrupted, name, args
+):
+  args = (*_SHARDED, *args)
+  one = _Run(
+    environment, uninterrupted, *args, name=name, processes=1, devices=2
+  )
+  two = _Run(environment, uninterrupted, *args, name=name)
+  (want,), (first, second) = one.printed(), two.printed()
+  assert first == want and not second
+
+
+def _await(path: Path, run: _Run):
+  deadline = time.monotonic() + 300
+  while not path.exists():
+    assert time.monotonic() < deadline
+    assert all(process.poll() is None for process in run.processes)
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_killed_process_ends_all_and_the_run_resumes_bit_equal(
+  environment, uninterrupted, tmp_path, killed
+):
+  workdir = tmp_path / 'run'
+  run = _Run(environment, workdir, *_SHARDED)
+  _await(workdir / 'rl' / 'checkpoints' / '2' / 'commit_success.txt', run)
+  run.processes[killed].kill()
+  began = time.monotonic()
+  code, line = run.ended(60)[1 - killed]
+  assert time.monotonic() - began < 20
+  assert code == 6
+  assert line.startswith(f'r1jax: process {killed} has ended: it was killed')
+  again = _Run(environment, workdir, *_SHARDED)
+  assert [code for code, _ in again.ended()] == [0, 0]
+  want = (uninterrupted / 'rl' / 'model.safetensors').read_bytes()
+  assert (workdir / 'rl' / 'model.safetensors').read_bytes() == want
+  assert _metrics(workdir) == _metrics(uninterrupted)
+
+
+def test_a_run_goes_on_in_another_number_of_processes(
+  environment, uninterrupted, tmp_path
+):
+  workdir = tmp_path / 'run'
+  run = _Run(environment, workdir, *_SHARDED)
+  _await(workdir / 'rl' / 'checkpoints' / '2' / 'commit_success.txt', run)
+  run.kill()
+  run.ended(60)
+  one = _Run(environment, workdir, *_SHARDED, processes=1, devices=2)
+  assert one.ended()[0][0] == 0
+  want = _weights(uninterrupted)
+  for name, value in _weights(workdir).items():
+    np.testing.assert_allclose(value, want[name], atol=1e-5)
+
+
+def test_a_stopped_process_ends_the_others(environment, tmp_path):
+  run = _Run(environment, tmp_path / 'run', *_SHARDED)
+  _await(tmp_path / 'run' / 'pretrain', run)
+  run.processes[1].send_signal(signal.SIGSTOP)
+  began = time.monotonic()
+  code, line = _ended(run.processes[0], 60)
+  assert time.monotonic() - began < 25
+  assert code == 6 and 'process 1 has ended: it has said nothing' in line
+  run.kill()
+  run.processes[1].communicate(timeout=30)
+
+
+def test_sigterm_to_one_saves_a_checkpoint_of_all(
+  environment, uninterrupted, tmp_path
+):
+  workdir = tmp_path / 'run'
+  run = _Run(environment, workdir, *_SHARDED)
+  _await(workdir / 'rl' / 'checkpoints' / '2' / 'commit_success.txt', run)
+  run.processes[1].send_signal(signal.SIGTERM)
+  for code, line in run.ended(60):
+    assert code == 143
+    assert re.search(r'the checkpoint of step \d is kept', line)
+  again = _Run(environment, workdir, *_SHARDED)
+  assert [code for code, _ in again.ended()] == [0, 0]
+  want = (uninterrupted / 'rl' / 'model.safetensors').read_bytes()
+  assert (workdir / 'rl' / 'model.safetensors').read_bytes() == want
+
+
+@pytest.mark.parametrize(
+  'args, error',
+  [
+    (
+      ['--config.seed=1'],
+      'processes: configs differ: seed is .*0.* in process 0 and .*1.* in '
+      'process 1',
+    ),
+    (['--config.rl.group_size=1'], r'config: rl\.group_size'),
+    (['--config.rl.nothing=1'], 'unknown key rl.nothing'),
+  ],
+)
+def test_what_differs_between_hosts_is_said_by_each(
+  environment, tmp_path, args, error
+):
+  run = _Run(environment, tmp_path / 'run', own={1: args})
+  for code, line in run.ended(120):
+    assert code == 2
+    assert re.search(error, line), line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_folders_of_their_own_are_refused(environment, tmp_path):
+  own = {1: [f'--workdir={tmp_path}/other']}
+  run = _Run(environment, tmp_path / 'run', own=own)
+  for code, line in run.ended(120):
+    assert code == 2
+    assert 'is not the folder that process 0 writes to' in line
+
+
+def test_a_coordinator_that_is_not_there_is_named(environment, tmp_path):
+  places = [
+    '--coordinator=localhost:1',
+    '--num_processes=2',
+    '--process_id=1',
+    '--initialization_timeout=2',
+  ]
+  ended = subprocess.run(
+    command('train', _CONFIG, f'--workdir={tmp_path}/run', *places),
+    env=environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert ended.returncode == 2
+  assert ended.stderr.startswith(
+    'r1jax: processes: there is no coordinator at localhost:1'
+  )
+  assert not os.path.exists(tmp_path / 'run')
