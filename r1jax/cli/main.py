@@ -34,6 +34,7 @@ CONFIG is the name of a shipped experiment, such as r1_zero_tiny, or a file.
 
 commands:
   train          run the stages of a config:      [--workdir=DIR]
+                                                  [--profile_steps=FIRST:LAST]
   pipeline       run a pipeline of configs:       [--workdir=DIR]
                                                   [--only=STAGE | --from=STAGE]
   lineage        show where a run came from:      r1jax lineage RUN

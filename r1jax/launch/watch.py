@@ -146,7 +146,7 @@ class Watch:
     self._end(
       EXIT_CODE,
       f'process {process} has ended: {reason}; the same command on every host '
-      'goes on from the newest checkpoint',
+      'goes on from the newest checkpoint, if there is one',
     )
 
   def _ping(self):

@@ -24,7 +24,9 @@ from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
 from r1jax.stages import initial, memory
 from r1jax.stages.build import parts as build
+from r1jax.stages.profile import Profiler, Steps
 from r1jax.stages.stage import Kind, Stage
+from r1jax.stages.trainer import TrainedStage
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ def train(
   workdir: str,
   claimed: RunConfig | None = None,
   given: Collection[str] = (),
+  profile_steps: Steps | None = None,
 ) -> Path:
   """Runs the stages that are not finished yet.
 
@@ -43,6 +46,7 @@ def train(
     claimed: The config as the workdir records it, where that differs: that of
       a pipeline's stage, whose keys name other stages.
     given: Keys that the command line gives: an error where without effect.
+    profile_steps: Steps of the last stage's training loop to profile.
 
   Returns:
     The output of the last stage.
@@ -61,11 +65,12 @@ def train(
     compilation_cache.enable(config.compilation_cache_dir)
     parts = build.parts(config)
     classes = [stage_class(name) for name in running(config)]
-    for each in classes:
-      _check_processes(each)
+    for one in classes:
+      _check_processes(one)
   parts = _with_remat(config, parts, classes)
   with processes.agreed():
     stages = [stage(config, parts) for stage in classes]
+    _profile(stages[-1], profile_steps)
     params = None if stages[0].starts_fresh else base_params(config, parts)
   recorded = record(claimed or config)
   place = Workdir(workdir, recorded)
@@ -83,6 +88,16 @@ def train(
   processes.from_first(lambda: lineage.write(place.path, config, output))
   _log.info('%s: done in %.0f s', place.path, time.monotonic() - began)
   return output
+
+
+def _profile(stage: Stage, steps: Steps | None):
+  """Lets a stage profile steps, if it has some."""
+  if steps is None:
+    return
+  if not isinstance(stage, TrainedStage):
+    raise UserError(f'--profile_steps: {stage.name!r} has no training loop')
+  Profiler(steps, Path()).check(stage.name, 0, stage.num_steps)
+  stage.profile_steps = steps
 
 
 def _check_processes(stage: type[Stage]):

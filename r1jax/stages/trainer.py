@@ -19,8 +19,14 @@ from r1jax.errors import Diverged
 from r1jax.stages import agreement, ending
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
+from r1jax.stages.profile import Profiler, Steps
 from r1jax.stages.stage import Stage, save_weights
-from r1jax.train.metrics import MetricsWriter, Progress, peak_memory
+from r1jax.train.metrics import (
+  TENSORBOARD,
+  MetricsWriter,
+  Progress,
+  peak_memory,
+)
 
 if TYPE_CHECKING:
   from r1jax.train.checkpoint import Checkpointer
@@ -55,6 +61,7 @@ class TrainedStage(Stage):
     eval_steps: Steps between two evaluations; 0 for none.
     save_total_limit: Number of checkpoints that are kept.
     updates_per_step: Updates of a network in one step.
+    profile_steps: Steps to profile; None for none.
     likelihoods: Whether its loss is a mean of negative log-likelihoods, which
       is how a loss that explodes is known.
   """
@@ -70,6 +77,7 @@ class TrainedStage(Stage):
   updates_per_step: int = 1
   likelihoods: ClassVar[bool] = False
   on_hosts: ClassVar[bool] = True
+  profile_steps: Steps | None = None
 
   @abc.abstractmethod
   def data(self) -> Any:
@@ -167,6 +175,7 @@ class Trainer:
     self._stage, self._directory = stage, directory
     self._own = processes.own_folder(directory)
     self._shown: dict[str, str] = {}
+    self._profiler = Profiler(stage.profile_steps, self._own / TENSORBOARD)
 
   def run(self, params: Any, metadata: dict) -> Path:
     """Trains to the end and writes the weights; returns their path.
@@ -206,6 +215,7 @@ class Trainer:
       start, line = 0, Line()
       if restored:
         start, line = restored[0], Line(**restored[2]['line'])
+      self._profiler.check(stage.name, start, stage.num_steps)
       last_line = start - line.is_due if restored else None
       with (
         MetricsWriter(self._own, last_line) as writer,
@@ -234,7 +244,10 @@ class Trainer:
           if line.is_due:
             self._log(loop)
           for step in range(start + 1, stage.num_steps + 1):
+            self._profiler.before(step)
             self._step(step, loop, deferral)
+            self._profiler.after(step, loop.last.state)
+          self._profiler.close()
         except interrupts.Interrupted:
           # Several processes save together or not at all.
           if deferral.signum and not processes.several():

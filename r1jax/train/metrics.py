@@ -20,6 +20,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+TENSORBOARD = 'tensorboard'  # The folder of its files.
+
 
 def read(path: Path) -> list[dict]:
   """Returns the complete lines of a metrics.jsonl; [] if there is no file."""
@@ -47,7 +49,7 @@ class MetricsWriter:
     partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     partial.replace(path)
     self._file = open(path, 'a')
-    self._tensorboard = _TensorBoard(directory / 'tensorboard', first)
+    self._tensorboard = _TensorBoard(directory / TENSORBOARD, first)
 
   def write(
     self,
