@@ -32,6 +32,7 @@ class _Run:
     workdir: Path,
     *args,
     name='train',
+    config=_CONFIG,
     processes=2,
     devices=1,
     own=None,
@@ -55,7 +56,7 @@ class _Run:
       subprocess.Popen(
         command(
           name,
-          _CONFIG,
+          config,
           f'--workdir={workdir}',
           *(place if processes > 1 else ()),
           *args,
@@ -104,6 +105,13 @@ def _metrics(workdir: Path) -> list[dict]:
   return list(map(json.loads, lines))
 
 
+def _assert_same_metrics(got: Path, want: Path):
+  for ours, theirs in zip(_metrics(got), _metrics(want), strict=True):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+      assert ours[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+
+
 def _weights(workdir: Path) -> dict[str, np.ndarray]:
   reader = SafetensorsReader(workdir / 'rl' / 'model.safetensors')
   return {name: reader.read(name) for name in reader.shapes}
@@ -121,15 +129,44 @@ def uninterrupted(environment, tmp_path_factory) -> Path:
 def test_two_processes_equal_one(environment, uninterrupted, tmp_path):
   one = _Run(environment, tmp_path / 'one', *_SHARDED, processes=1, devices=2)
   assert one.ended()[0][0] == 0
-  for got, want in zip(
-    _metrics(uninterrupted), _metrics(tmp_path / 'one'), strict=True
-  ):
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-      assert got[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+  _assert_same_metrics(uninterrupted, tmp_path / 'one')
   want = _weights(tmp_path / 'one')
   for name, value in _weights(uninterrupted).items():
     np.testing.assert_allclose(value, want[name], atol=1e-5)
+
+
+def test_reward_models_of_a_pipeline_score_in_every_process(
+  environment, tmp_path
+):
+  """Pre-training, reward models, DPO and RL on their scores."""
+  args = dict(
+    name='pipeline', config=f'--config={ROOT}/tests/configs/small_judged.py'
+  )
+  flags = (
+    '--config.stages=("base","helpful","safe","liked","reasoning")',
+    '--config.evaluations=("arithmetic",)',
+  )
+  two = _Run(environment, tmp_path / 'two', *flags, **args)
+  assert [code for code, _ in two.ended()] == [0, 0]
+  one = _Run(
+    environment, tmp_path / 'one', *flags, **args, processes=1, devices=2
+  )
+  assert one.ended()[0][0] == 0
+  _assert_same_metrics(tmp_path / 'two/reasoning', tmp_path / 'one/reasoning')
+  table = (tmp_path / 'two/table.md').read_text()
+  assert table == (tmp_path / 'one/table.md').read_text()
+
+
+def test_a_stage_that_writes_data_is_refused(environment, tmp_path):
+  run = _Run(
+    environment,
+    tmp_path,
+    name='pipeline',
+    config=f'--config={ROOT}/tests/configs/small_judged.py',
+  )
+  for code, line in run.ended(120):
+    assert code == 2
+    assert "'rejection_sampling' runs in one process so far" in line
 
 
 def test_each_process_writes_its_own_part(uninterrupted):

@@ -1,10 +1,12 @@
 """Reward models that score a run's completions, from their files."""
 
 from collections.abc import Collection
+import dataclasses
 from pathlib import Path
 
 import jax
 
+from r1jax import processes
 from r1jax.checkpoints import convert, weights
 from r1jax.config.load import model_config
 from r1jax.config.schema.run import RunConfig
@@ -15,6 +17,7 @@ from r1jax.model.transformer import Transformer
 from r1jax.rewards import prm
 from r1jax.rewards.reward_manager import RewardModelFn
 from r1jax.rewards.reward_model import RewardModel, ScoringConfig
+from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build.parts import Parts
 from r1jax.stages.build.tokenizers import check_same_tokens
 
@@ -80,7 +83,6 @@ def load_process_reward_model(
 def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   """Returns a reward model's path, and how its metadata says it scores."""
   path = Path(file).expanduser()
-  _check_processes(key)
   if not path.exists():
     raise UserError(
       f'{key}: no file {path}; give what the stage {stage} leaves'
@@ -95,14 +97,6 @@ def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   return path, scoring
 
 
-def _check_processes(key: str):
-  if jax.process_count() > 1:
-    raise UserError(
-      f'{key}: reward models run in runs of one process alone: several divide '
-      'the scoring, each at its own pace'
-    )
-
-
 def _load(key: str, path: Path, config: RunConfig, parts: Parts):
   """Returns the model of a file, and its parameters."""
   check_same_tokens(key, path, config, parts.tokenizer)
@@ -111,8 +105,20 @@ def _load(key: str, path: Path, config: RunConfig, parts: Parts):
     raise UserError(
       f'{key}: {path} has no scalar head: model.scalar_head is False'
     )
-  model = Transformer(architecture, parts.model.layout)
+  model = Transformer(architecture, _layout(parts.model.layout))
   return model, weights.load(path, model)
+
+
+def _layout(layout: Layout) -> Layout:
+  """Returns the layout of a reward model in a run with a layout.
+
+  Several processes divide the scoring, each at its own pace, so each has the
+  whole model on its own devices.
+  """
+  if not processes.several():
+    return layout
+  own = make_mesh({'fsdp': -1}, jax.local_devices())
+  return dataclasses.replace(layout, mesh=own)
 
 
 def named_files(config: RunConfig) -> dict[str, str]:
@@ -152,7 +158,6 @@ def expected(
   found = named_files(config)
   for kind, file in found.items():
     key = f'rl.reward_models.{kind}'
-    _check_processes(key)
     if key not in missing:
       _scoring(key, file, _STAGES.get(kind, 'reward_model'), kind)
   return dict.fromkeys(found)
