@@ -77,9 +77,11 @@ def _corpus(
 ) -> batching.SyntheticCorpusBatches:
   c, depth = config.pretrain, config.model.prediction_depth
   if c.length_tokens < depth + 2:
+    by_modules = not config.model.mtp_depth
+    key = 'num_nextn_predict_layers' if by_modules else 'mtp_depth'
     raise UserError(
       f'pretrain: rows of length_tokens = {c.length_tokens} hold no target for '
-      f'{depth} tokens of the MTP loss (model.mtp_depth); they need {depth + 2}'
+      f'model.{key} = {depth}; they need {depth + 2}'
     )
   return batching.SyntheticCorpusBatches(
     _task_shares(config),
