@@ -8,9 +8,11 @@ a Cloud TPU slice, GKE. Without any of these there is one process.
 
 from collections.abc import Mapping
 import dataclasses
+import importlib.util
 import logging
 import os
 import socket
+import threading
 import time
 import traceback
 
@@ -29,6 +31,7 @@ _ENVIRONMENT = (
   'JAX_PROCESS_ID',
 )
 _JOIN_SECS = 300  # Without the coordinator, or without all processes.
+_GRACE_SECS = 60  # JAX waits so much longer, and then aborts.
 # A stopped host is noticed after the first; JAX itself then aborts after the
 # second, which only counts where the watch fails.
 _SILENCE_SECS, _HEARTBEAT_SECS = 15.0, 60
@@ -149,6 +152,7 @@ def join(given: Mapping[str, str]):
     UserError: the coordinator, or another process, is not there.
   """
   on_tpu = any(map(os.path.exists, ('/dev/accel0', '/dev/vfio/0')))
+  on_tpu = on_tpu and importlib.util.find_spec('libtpu') is not None
   found = place(given, os.environ, on_tpu)
   timeout = given.get(_TIMEOUT_FLAG, str(_JOIN_SECS))
   if not timeout.isdigit():
@@ -160,21 +164,27 @@ def join(given: Mapping[str, str]):
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   if found.coordinator:
     _await_coordinator(found, int(timeout))
+  # JAX would abort, with a stack trace, where processes are missing.
+  alarm = threading.Timer(int(timeout), _end_waiting, (found, int(timeout)))
+  alarm.daemon = True
+  alarm.start()
   try:
     jax.distributed.initialize(
       found.coordinator,
       found.num_processes,
       found.process_id,
       cluster_detection_method=found.method or 'deactivate',
-      initialization_timeout=int(timeout),
+      initialization_timeout=int(timeout) + _GRACE_SECS,
       heartbeat_timeout_seconds=_HEARTBEAT_SECS,
     )
-  except (ValueError, RuntimeError) as error:
+  except Exception as error:  # JAX raises many kinds, and requests its own.
     reason = ' '.join(str(error).split())[:200]
     raise UserError(
       f'processes: joining the others (found by {found.source}) failed: '
       f'{reason}; --num_processes=1 runs on this host alone'
     ) from error
+  finally:
+    alarm.cancel()
   if jax.process_count() > 1:
     _start_watch()
   _log.info(
@@ -186,6 +196,17 @@ def join(given: Mapping[str, str]):
     jax.local_device_count(),
     jax.device_count(),
     jax.default_backend(),
+  )
+
+
+def _end_waiting(found: Place, timeout_secs: int):
+  """Ends the process where others have not come."""
+  number = f'the {found.num_processes}' if found.num_processes else 'the'
+  interrupts.exit_now(
+    UserError.exit_code,
+    f'processes: not all of {number} processes have come within {timeout_secs} '
+    f's (found by {found.source}); start the same command on every host, or '
+    f'give --{_TIMEOUT_FLAG} more seconds',
   )
 
 

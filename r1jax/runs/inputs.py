@@ -22,7 +22,7 @@ from r1jax.stages.stage import listed
 
 FILE = 'inputs.json'
 # A larger file counts as unchanged where its path, size and time are the same.
-_HASHED_BYTES = 1 << 30
+HASHED_BYTES = 1 << 30
 _SHOWN = 3  # Files that an error lists.
 
 
@@ -150,7 +150,7 @@ def _entry(path: Path, sha256: str) -> dict:
 def _is_same(path: Path, before: Mapping | None) -> bool:
   if before is None or not path.exists():
     return False
-  if path.stat().st_size >= _HASHED_BYTES and (
+  if path.stat().st_size >= HASHED_BYTES and (
     _entry(path, before['sha256']) == before
   ):
     return True

@@ -23,6 +23,12 @@ _CONFIG = f'--config={ROOT}/tests/configs/small.py'
 _SHARDED = '--config.mesh.fsdp=2', '--config.mesh.data=1'
 
 
+def _free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
 class _Run:
   """Processes of one command, each with `devices` devices."""
 
@@ -37,9 +43,7 @@ class _Run:
     devices=1,
     own=None,
   ):
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      address = f'localhost:{free.getsockname()[1]}'
+    address = f'localhost:{_free_port()}'
     flags = (
       f'--xla_force_host_platform_device_count={devices} '
       + compiler.light_flags()
@@ -292,11 +296,20 @@ def test_folders_of_their_own_are_refused(environment, tmp_path):
     assert 'is not the folder that process 0 writes to' in line
 
 
-def test_a_coordinator_that_is_not_there_is_named(environment, tmp_path):
+@pytest.mark.parametrize(
+  'process, error',
+  [
+    (1, 'processes: there is no coordinator at localhost:'),
+    (0, 'processes: not all of the 2 processes have come within 2 s'),
+  ],
+)
+def test_processes_that_are_not_there_are_named(
+  environment, tmp_path, process, error
+):
   places = [
-    '--coordinator=localhost:1',
+    f'--coordinator=localhost:{_free_port()}',
     '--num_processes=2',
-    '--process_id=1',
+    f'--process_id={process}',
     '--initialization_timeout=2',
   ]
   ended = subprocess.run(
@@ -308,7 +321,6 @@ def test_a_coordinator_that_is_not_there_is_named(environment, tmp_path):
     timeout=60,
   )
   assert ended.returncode == 2
-  assert ended.stderr.startswith(
-    'r1jax: processes: there is no coordinator at localhost:1'
-  )
+  (line,) = ended.stderr.strip().splitlines()
+  assert line.startswith(f'r1jax: {error}')
   assert not os.path.exists(tmp_path / 'run')
