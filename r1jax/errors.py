@@ -9,13 +9,9 @@ class UserError(Exception):
 
   Its message is one line that names the key or file and the correction. The
   command line prints it without a traceback and exits with `exit_code`.
-
-  Attributes:
-    told: Whether every process of the run raises it, or one that says the same.
   """
 
   exit_code = 2
-  told = False
 
 
 class Diverged(UserError):

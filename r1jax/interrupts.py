@@ -37,12 +37,11 @@ class Interrupted(KeyboardInterrupt):
   Attributes:
     signum: The signal.
     kept: The work that is kept, and how to go on; '' if nobody said so.
-    told: Whether all processes of the run end for it at the same point.
   """
 
   def __init__(self, signum: int):
     super().__init__(signal.Signals(signum).name)
-    self.signum, self.kept, self.told = signum, '', False
+    self.signum, self.kept = signum, ''
 
   @property
   def exit_code(self) -> int:
@@ -55,13 +54,14 @@ class Deferral:
 
   Attributes:
     signum: The signal that came; 0 for none.
+    patient: Whether it waits for the end of a step however long that takes.
   """
 
-  def __init__(self):
-    self.signum = 0
+  def __init__(self, patient: bool):
+    self.signum, self.patient = 0, patient
 
   def check(self) -> int:
-    """Returns the signal that has come, or 0, and stops the clock of its step."""
+    """Returns the signal that has come, or 0, and ends the wait for the step."""
     if self.signum:
       signal.setitimer(signal.ITIMER_REAL, 0)
       _state.answered.set()
@@ -73,7 +73,7 @@ class Deferral:
     Args:
       signum: The signal that another process of the run has met, if any.
     """
-    _raise(self.signum or signum, told=True)
+    _raise(self.signum or signum)
 
 
 class _State:
@@ -105,13 +105,17 @@ def install():
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Deferral]:
+def deferred(patient: bool = False) -> Iterator[Deferral]:
   """Lets a training loop save before SIGTERM and SIGHUP end it.
 
   The loop asks Deferral.check() after each step. A step that goes on for long
   is ended by an Interrupted.
+
+  Args:
+    patient: Never end a step: several processes save together after it, or not
+      at all.
   """
-  deferral = Deferral()
+  deferral = Deferral(patient)
   if threading.current_thread() is not threading.main_thread():
     yield deferral  # Only the main thread may handle signals.
     return
@@ -145,7 +149,8 @@ def _handle(signum: int, frame):
       _raise(signum)
   elif not deferral.signum:
     deferral.signum = signum
-    signal.setitimer(signal.ITIMER_REAL, _STEP_SECS)
+    if not deferral.patient:
+      signal.setitimer(signal.ITIMER_REAL, _STEP_SECS)
 
 
 def _drops(frame) -> bool:
@@ -162,12 +167,10 @@ def _send_again(signum: int):
   signal.pthread_kill(threading.main_thread().ident or 0, signum)
 
 
-def _raise(signum: int, told: bool = False):
+def _raise(signum: int):
   _state.raised = True
   _state.answered.set()
-  error = Interrupted(signum)
-  error.told = told
-  raise error
+  raise Interrupted(signum)
 
 
 def _watch(reader: int):
@@ -191,6 +194,9 @@ def _watch(reader: int):
 
 
 def _end_if_stuck(signum: int):
+  waits = _state.deferral is not None and _state.deferral.patient
+  if waits and signum != signal.SIGINT:
+    return
   if not _state.answered.wait(_STUCK_SECS[signal.Signals(signum)]):
     end(signum, 'the same command goes on from what is saved')
 

@@ -19,8 +19,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from r1jax import interrupts
-from r1jax.errors import UserError
+from r1jax import files, interrupts
+from r1jax.errors import DiskFull, UserError
 
 
 def is_first() -> bool:
@@ -110,22 +110,25 @@ def agreed() -> Iterator[None]:
   No collective operation may be within it.
 
   Raises:
-    UserError: another process raised an error; it says which.
+    UserError: another process raised an error; it says which, and has its exit
+      code.
   """
-  failure: Any = None
+  failure: Exception | None = None
   try:
     yield
   except Exception as error:
     if not several():
       raise
     failure = error
-  reasons = exchange(failure and _one_line(failure))
+  ends = exchange(failure and _end_of(failure))
   if failure is not None:
-    failure.told = True
     raise failure
-  for process, reason in enumerate(reasons):
-    if reason:
-      raise _told(f'process {process}: {reason}')
+  for process, end in enumerate(ends):
+    if end:
+      code, reason = end
+      elsewhere = UserError(f'process {process}: {reason}')
+      elsewhere.exit_code = code
+      raise elsewhere
 
 
 def check_same(facts: Mapping[str, str], what: str):
@@ -147,17 +150,14 @@ def check_same(facts: Mapping[str, str], what: str):
       if found[0].get(name) != theirs.get(name)
     ]
     if differ:
-      raise _told(f'processes: {what} differ: {"; ".join(differ[:4])}')
+      raise UserError(f'processes: {what} differ: {"; ".join(differ[:4])}')
 
 
-def _told(text: str) -> UserError:
-  error = UserError(text)
-  error.told = True
-  return error
-
-
-def _one_line(error: Exception) -> str:
+def _end_of(error: Exception) -> tuple[int, str]:
+  """Returns the exit code and the line of a process that an error ends."""
+  if files.is_disk_full(error):
+    return DiskFull.exit_code, f'its disk is full: {error}'
   text = ' '.join(str(error).split())
-  return (
-    text if isinstance(error, UserError) else f'{type(error).__name__}: {text}'
-  )
+  if isinstance(error, UserError):
+    return error.exit_code, text
+  return 1, f'{type(error).__name__}: {text}'

@@ -187,13 +187,13 @@ class Layout:
 
   @property
   def device(self) -> jax.Device:
-    """The mesh's first device, which represents all of them.
+    """The mesh's first device of this process, which represents all of them.
 
     An abstract mesh has none: the first one of this machine stands for them.
     """
     if isinstance(self.mesh, AbstractMesh):
       return jax.devices()[0]
-    return self.mesh.devices.flat[0]
+    return self.mesh.local_devices[0]
 
   @property
   def platform(self) -> str:

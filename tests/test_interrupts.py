@@ -1,10 +1,14 @@
-"""A signal that meets a finalizer is not lost."""
+"""Signals that meet a finalizer, or a step that others wait for."""
 
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
+
+from r1jax import interrupts
 
 
 @pytest.mark.parametrize(
@@ -52,3 +56,16 @@ def test_a_signal_within_a_finalizer_is_raised_after_it(signum, stretch):
   assert done.stdout == 'finalized\n', done.stderr
   assert done.returncode == {'SIGTERM': 143, 'SIGINT': 130}[signum]
   assert done.stderr.strip().endswith('nothing is kept')
+
+
+def test_a_patient_deferral_waits_for_the_end_of_a_step(monkeypatch):
+  monkeypatch.setitem(interrupts._STUCK_SECS, signal.SIGTERM, 0.1)
+  monkeypatch.setattr(interrupts._state, 'answered', threading.Event())
+  ended = []
+  monkeypatch.setattr(interrupts, 'end', lambda *args: ended.append(args))
+  with interrupts.deferred(patient=True) as deferral:
+    signal.raise_signal(signal.SIGTERM)
+    interrupts._end_if_stuck(signal.SIGTERM)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert deferral.check() == signal.SIGTERM
+  assert not ended

@@ -7,6 +7,7 @@ stacked: 'moe_layers/0/ffn/gate'. No tensor is larger than one layer.
 from collections.abc import Callable, Mapping
 import dataclasses
 from functools import partial
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,14 @@ import numpy as np
 from r1jax import processes
 from r1jax.checkpoints import storage
 from r1jax.checkpoints.hf_import import HuggingFaceReader, open_checkpoint
-from r1jax.checkpoints.storage import (
-  LazyTensor,
-  SafetensorsReader,
-  encode_metadata,
-)
+from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.keys import flatten
 from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
 
+_PIECE_NUMBERS = 1 << 28
 _SCALAR_HEAD = 'scalar'  # Parameter of the value or reward head.
 # Keys that the same weights can be used with whatever their values are.
 RUNTIME_KEYS = tuple(
@@ -43,8 +41,8 @@ _DEFAULT_ROPE = (_ROPE_TYPE, 'model.rope.rope_theta', 'model.rope.pairs')
 def save(path: Path, params, dtype: str, metadata: dict):
   """Writes parameters into one safetensors file, atomically.
 
-  One layer of one parameter at a time is on the host. Every process of a run
-  calls it; the first one writes.
+  A part of one layer of one parameter, of about a gigabyte, is on the host at a
+  time. Every process of a run calls it; the first one writes.
 
   Args:
     path: The file; its folder is created.
@@ -52,17 +50,16 @@ def save(path: Path, params, dtype: str, metadata: dict):
     dtype: Dtype of the written tensors.
     metadata: JSON-ready; `metadata` below reads it back.
   """
-  tensors: list[LazyTensor] = []
+  tensors = []
   for name, value in traverse_util.flatten_dict(params, sep='/').items():
-    shape = value.shape
-    if parameters.is_stacked(name):
-      tensors += [
-        _lazy(layer_name(name, i), dtype, shape[1:], partial(_layer, value, i))
-        for i in range(shape[0])
-      ]
-    else:
-      tensors.append(_lazy(name, dtype, shape, partial(_whole, value)))
-  if not processes.is_first():  # It takes part in gathering what is sharded.
+    if not parameters.is_stacked(name):
+      tensors.append(_lazy(name, dtype, value.shape, partial(_whole, value)))
+      continue
+    for i in range(value.shape[0]):
+      layer = layer_name(name, i)
+      read_layer = partial(_whole, value, i)
+      tensors.append(_lazy(layer, dtype, value.shape[1:], read_layer))
+  if not processes.is_first():  # It joins the same all-gathers, in this order.
     for tensor in tensors:
       for read in tensor.pieces:
         read()
@@ -70,24 +67,38 @@ def save(path: Path, params, dtype: str, metadata: dict):
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_suffix('.partial')
-  storage.write_file(unfinished, tensors, encode_metadata(metadata))
+  storage.write_file(unfinished, tensors, storage.encode_metadata(metadata))
   unfinished.replace(path)
   processes.exchange(None)  # The others read it now.
 
 
-def _lazy(name: str, dtype: str, shape: tuple[int, ...], read: Callable):
-  return LazyTensor(name, jnp.dtype(dtype), shape, (read,))
+def _lazy(
+  name: str, dtype: str, shape: tuple[int, ...], read: Callable
+) -> storage.LazyTensor:
+  """Returns a tensor to write, in pieces of about a gigabyte in float32.
+
+  Args:
+    name: Its name in the file.
+    dtype: Its dtype there.
+    shape: Its shape.
+    read: Function from a part of its index to this part.
+  """
+  if not shape:
+    return storage.LazyTensor(name, jnp.dtype(dtype), shape, (read,))
+  rows = max(1, _PIECE_NUMBERS * shape[0] // max(1, math.prod(shape)))
+  pieces = tuple(
+    partial(read, slice(start, start + rows))
+    for start in range(0, shape[0], rows)
+  )
+  return storage.LazyTensor(name, jnp.dtype(dtype), shape, pieces)
 
 
-def _layer(stack: Any, layer: int) -> np.ndarray:
-  return _whole(stack[layer])
-
-
-def _whole(value: Any) -> np.ndarray:
-  """Returns an array on the host, gathered if other hosts hold parts of it."""
-  if isinstance(value, jax.Array) and not value.is_fully_addressable:
-    value = multihost_utils.process_allgather(value, tiled=True)
-  return np.asarray(value)
+def _whole(value: Any, *index) -> np.ndarray:
+  """Returns a part of an array on the host, gathered from all hosts."""
+  part = value[index] if index else value
+  if isinstance(part, jax.Array) and not part.is_fully_addressable:
+    part = multihost_utils.process_allgather(part, tiled=True)
+  return np.asarray(part)
 
 
 def layer_name(name: str, layer: int) -> str:

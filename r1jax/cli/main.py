@@ -194,18 +194,24 @@ def main():
     run(sys.argv[1:])
     cluster.leave()
   except UserError as error:
-    cluster.leave(None if error.told else str(error))
-    # A full disk: unwritten streams would print more. Several processes: JAX
-    # would wait for the others.
+    cluster.leave(str(error))
+    # An orderly exit would write what is left in the streams, and print another
+    # error on a full disk; in several processes it waits minutes for the others.
     if isinstance(error, DiskFull) or cluster.joined():
       interrupts.exit_now(error.exit_code, str(error))
     print(f'r1jax: {error}', file=sys.stderr)
     sys.exit(error.exit_code)
   except interrupts.Interrupted as error:
     name = signal.Signals(error.signum).name
-    cluster.leave(None if error.told else f'it was ended by {name}')
+    cluster.leave(f'it was ended by {name}')
     interrupts.end(error.signum, error.kept or _unsaid_hint())
+  except SystemExit:  # The command ends with an exit code of its own.
+    cluster.leave()
+    raise
   except BrokenPipeError:  # The reader of the output has closed it.
+    if cluster.joined():
+      cluster.leave('its output was closed')
+      os._exit(0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
   except Exception as error:

@@ -31,12 +31,13 @@ _ENVIRONMENT = (
   'JAX_PROCESS_ID',
 )
 _JOIN_SECS = 300  # Without the coordinator, or without all processes.
-_GRACE_SECS = 60  # JAX waits so much longer, and then aborts.
-# A stopped host is noticed after the first; JAX itself then aborts after the
-# second, which only counts where the watch fails.
+_GRACE_SECS = 60  # Beyond _JOIN_SECS, before JAX itself would abort.
+# The watch ends a run after this silence of a process; JAX would abort after its
+# own, longer one.
 _SILENCE_SECS, _HEARTBEAT_SECS = 15.0, 60
-_NOTICE_SECS = 3.0
+_NOTICE_SECS = 3.0  # For the watch to say why a collective operation failed.
 _watch: Watch | None = None
+_joined = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +106,10 @@ def place(
   flags = {name: value for name, value in given.items() if name in PLACE_FLAGS}
   for source, found in (('flags', flags), ('environment', from_env)):
     if found:
-      return _told(source, found)
-  # Only what srun starts has a step; a batch script runs once, on one host.
-  if int(env.get('SLURM_NTASKS', 1)) > 1 and 'SLURM_STEP_NODELIST' in env:
+      return _given_place(source, found)
+  # Those of the step that srun starts: a batch script, or an interactive shell,
+  # is one process, however many tasks its job has.
+  if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
     return Place('Slurm', method='slurm')
   if int(env.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
     return Place('Open MPI', method='ompi')
@@ -118,7 +120,7 @@ def place(
   return None
 
 
-def _told(source: str, found: Mapping[str, str]) -> Place | None:
+def _given_place(source: str, found: Mapping[str, str]) -> Place | None:
   missing = [name for name in PLACE_FLAGS if name not in found]
   if missing:
     raise UserError(
@@ -205,8 +207,9 @@ def _end_waiting(found: Place, timeout_secs: int):
   interrupts.exit_now(
     UserError.exit_code,
     f'processes: not all of {number} processes have come within {timeout_secs} '
-    f's (found by {found.source}); start the same command on every host, or '
-    f'give --{_TIMEOUT_FLAG} more seconds',
+    f's (found by {found.source}); start the same command on every host, give '
+    f'--{_TIMEOUT_FLAG} more seconds, or run on this host alone with '
+    '--num_processes=1',
   )
 
 
@@ -233,31 +236,30 @@ def _await_coordinator(found: Place, timeout_secs: int):
 
 def _start_watch():
   """Connects the watches of all processes."""
-  global _watch
+  global _watch, _joined
   import jax
+  from jax._src import distributed  # Where JAX keeps what it has detected.
 
   from r1jax import processes
 
+  _joined = True
+  address = distributed.global_state.coordinator_address
+  assert address, 'jax.distributed is initialised'
+  host, _, port = address.rpartition(':')
   watch = Watch(jax.process_index(), _SILENCE_SECS)
   first = processes.is_first()
-  host, port = processes.exchange(
-    [_own_address(), watch.listen()] if first else None
-  )[0]
-  if first:
-    watch.accept(jax.process_count())
-  else:
-    watch.connect(host, port)
+  port = processes.exchange(watch.listen(int(port) + 1) if first else None)[0]
+  try:
+    if first:
+      watch.accept(jax.process_count())
+    else:
+      watch.connect(host.strip('[]'), port)
+  except OSError as error:
+    raise UserError(
+      f'processes: no connection between this host and {host}:{port} ({error}); '
+      'hosts must reach this port of process 0'
+    ) from error
   _watch = watch
-
-
-def _own_address() -> str:
-  """Returns the address by which other hosts reach this one."""
-  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-    try:
-      probe.connect(('10.255.255.255', 1))  # Nothing is sent.
-      return probe.getsockname()[0]
-    except OSError:
-      return '127.0.0.1'
 
 
 def leave(failure: str | None = None):
@@ -281,4 +283,4 @@ def fail(error: Exception):
 
 def joined() -> bool:
   """Whether this process is one of several."""
-  return _watch is not None
+  return _joined

@@ -1,4 +1,4 @@
-"""Watches the processes of a run: where one ends, all end, and say why.
+"""Watches the processes of a run, and ends this one where another has ended.
 
 A process that is gone leaves the others waiting for it in a collective
 operation. JAX notices after its heartbeats have stopped for long, and then
@@ -11,22 +11,28 @@ silent where a process or its host has stopped.
   process 3 ──┘
 
 Messages are lines of JSON: {} that a process lives, {'end': why} that it fails,
-{'end': null} that it is done.
+{'end': null} that it is done. A process that is told why another fails waits a
+few seconds before it ends: where all fail alike, each ends by its own error and
+exit code.
 """
 
 from collections.abc import Callable
 import contextlib
+from functools import partial
 import json
 import socket
 import threading
 import time
+from typing import IO
 
 from r1jax import interrupts
 
 EXIT_CODE = 6  # Another process of the run has ended.
 _PING_SECS = 1.0
 _CONNECT_SECS = 60.0
-_LAST_SECS = 5.0
+_OWN_ERROR_SECS = 4.0  # For this process to fail by itself.
+_LAST_SECS = 8.0  # For the others to end before process 0, which they need.
+_DONE_SECS = 60.0  # Between the ends of the first process and of the last.
 
 
 class Watch:
@@ -48,13 +54,30 @@ class Watch:
     self._process, self._silence_secs, self._end = process, silence_secs, end
     self._peers: dict[int, socket.socket] = {}
     self._lock = threading.Lock()
-    self._done: set[int] = set()
-    self._gone: set[int] = set()
+    self._ended: set[int] = set()  # Processes that have said how they end.
+    self._gone: set[int] = set()  # Processes whose connection is closed.
     self._over = False
 
-  def listen(self) -> int:
-    """Opens a port for the other processes, and returns it."""
-    self._server = socket.create_server(('', 0), backlog=1024)
+  def listen(self, port: int) -> int:
+    """Listens for the other processes.
+
+    Args:
+      port: The port to use, if it is free.
+
+    Returns:
+      The port.
+    """
+    dual = socket.has_dualstack_ipv6()
+    serve = partial(
+      socket.create_server,
+      family=socket.AF_INET6 if dual else socket.AF_INET,
+      dualstack_ipv6=dual,
+      backlog=1024,
+    )
+    try:
+      self._server = serve(('', port))
+    except OSError:  # Another program has it.
+      self._server = serve(('', 0))
     return self._server.getsockname()[1]
 
   def accept(self, processes: int):
@@ -64,11 +87,16 @@ class Watch:
       OSError: one did not, within a minute.
     """
     self._server.settimeout(_CONNECT_SECS)
-    for _ in range(processes - 1):
+    while len(self._peers) < processes - 1:
       peer, _ = self._server.accept()
       peer.settimeout(self._silence_secs)
-      line = peer.makefile('rb').readline()
-      self._follow(int(json.loads(line)['process']), peer)
+      lines = peer.makefile('rb')
+      try:
+        process = int(json.loads(lines.readline())['process'])
+      except (OSError, ValueError, KeyError, TypeError):
+        peer.close()  # A stranger, such as a scanner of ports.
+        continue
+      self._follow(process, peer, lines)
     self._server.close()
     self._start(self._ping)
 
@@ -81,7 +109,7 @@ class Watch:
     peer = socket.create_connection((host, port), _CONNECT_SECS)
     peer.sendall(_line({'process': self._process}))
     peer.settimeout(self._silence_secs)
-    self._follow(0, peer)
+    self._follow(0, peer, peer.makefile('rb'))
     self._start(self._ping)
 
   def close(self, reason: str | None = None):
@@ -103,25 +131,24 @@ class Watch:
     ):
       time.sleep(0.05)
 
-  def _follow(self, process: int, peer: socket.socket):
+  def _follow(self, process: int, peer: socket.socket, lines: IO[bytes]):
     self._peers[process] = peer
-    self._start(self._read, process, peer)
+    self._start(self._read, process, lines)
 
   def _start(self, target: Callable, *args):
     threading.Thread(target=target, args=args, daemon=True).start()
 
-  def _read(self, process: int, peer: socket.socket):
+  def _read(self, process: int, lines: IO[bytes]):
     """Reads what a process says, until its connection breaks."""
     reason = 'it was killed, or its host is gone'
     try:
-      for line in peer.makefile('rb'):
+      for line in lines:
         message = json.loads(line)
-        if message.get('end'):
+        if 'end' in message:
+          self._ended.add(process)
           self._start(
-            self._lost, message.get('process', process), message['end']
+            self._end_after, message.get('process', process), message['end']
           )
-        elif 'end' in message:
-          self._done.add(process)
     except ConnectionResetError:
       pass
     except TimeoutError:
@@ -129,8 +156,13 @@ class Watch:
     except (OSError, ValueError) as error:
       reason = f'its connection broke ({error})'
     self._gone.add(process)
-    if process not in self._done:
+    if process not in self._ended:
       self._lost(process, reason)
+
+  def _end_after(self, process: int, reason: str | None):
+    """Ends this process after one that has said how it ends."""
+    time.sleep(_DONE_SECS if reason is None else _OWN_ERROR_SECS)
+    self._lost(process, reason or 'it is done, and this one is not')
 
   def _lost(self, process: int, reason: str):
     """Ends this process because another one has, and tells all others."""
@@ -154,7 +186,7 @@ class Watch:
       time.sleep(_PING_SECS)
       with self._lock:
         for process, peer in self._peers.items():
-          if process not in self._done and not self._over:
+          if process not in self._ended and not self._over:
             with contextlib.suppress(OSError):  # The reader tells.
               peer.sendall(_line({}))
 

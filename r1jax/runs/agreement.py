@@ -15,8 +15,12 @@ from r1jax.runs import inputs
 _PACKAGES = 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy'
 
 
-def check(config: RunConfig):
-  """Refuses a run whose hosts differ; in a run of one process, nothing can.
+def check(config: RunConfig, reads_data: bool = True):
+  """Refuses a run whose hosts differ; one process has nothing to compare.
+
+  Args:
+    config: The run.
+    reads_data: Whether the files that the config names are read, and compared.
 
   Raises:
     UserError: naming what differs, with the values of both processes.
@@ -39,6 +43,8 @@ def check(config: RunConfig):
     | {'local devices': f'{jax.local_device_count()} {jax.default_backend()}'},
     'programs',
   )
+  if not reads_data:
+    return
   with processes.agreed():
     found = {key: _fact(path) for key, path in inputs.files_of(config).items()}
   processes.check_same(found, 'files that the config names')
@@ -46,6 +52,8 @@ def check(config: RunConfig):
 
 def _fact(path: Path) -> str:
   """Returns a file's hash; of a large one, which takes minutes, its size."""
+  if not path.exists():
+    return 'absent'  # What reads it says so.
   size = path.stat().st_size
   if size >= inputs.HASHED_BYTES:
     return f'{size} bytes'

@@ -60,6 +60,14 @@ def train(
         with validate.errors_of(name):
           finished = stage_list.output(concrete[name], place / name).exists()
           suite.check(concrete[name], place / name, finished)
+  processes.check_same(
+    {
+      'stages': repr(names),
+      'evaluations': repr(pipeline.evaluations),
+      'workdir': workdir,
+    },
+    'pipelines',
+  )
   for name in names:
     _log.info('--- %s ---', name)
     config, folder = pipeline.runs[name], place / name
@@ -71,9 +79,13 @@ def train(
         suite.evaluate(concrete[name], folder)
     with processes.agreed():  # If this one was made again.
       validate.check_sources(pipeline, place)
-  text = table(pipeline, place)
-  if text:
-    processes.from_first(lambda: _write(place / 'table.md', text + '\n'))
+  processes.from_first(lambda: _write_table(pipeline, place))
+
+
+def _write_table(pipeline: PipelineConfig, place: Path):
+  """Writes and prints the evaluations, if there are any."""
+  if text := table(pipeline, place):
+    _write(place / 'table.md', text + '\n')
     print(text)
 
 
@@ -120,9 +132,10 @@ class _EvaluationSuite:
 
   def evaluate(self, config: RunConfig, workdir: Path):
     """Evaluates the policy in a workdir on the tasks that are still missing."""
-    results, missing = measured(workdir / MEASURED), self._missing(workdir)
+    missing = processes.from_first(lambda: self._missing(workdir))
     if not missing:
       return
+    results = measured(workdir / MEASURED)
     parts, _ = self._sampler(config)
     params = run.trained_params(config, parts, str(workdir))
     for task in missing:

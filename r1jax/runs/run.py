@@ -22,7 +22,7 @@ from r1jax.model.transformer import Transformer
 from r1jax.runs import agreement, inputs, lineage
 from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
-from r1jax.stages import initial, memory
+from r1jax.stages import ending, initial, memory
 from r1jax.stages.build import parts as build
 from r1jax.stages.profile import Profiler, Steps
 from r1jax.stages.stage import Kind, Stage
@@ -91,7 +91,7 @@ def train(
 
 
 def _profile(stage: Stage, steps: Steps | None):
-  """Lets a stage profile steps, if it has some."""
+  """Sets the steps that a stage profiles, or refuses a stage without steps."""
   if steps is None:
     return
   if not isinstance(stage, TrainedStage):
@@ -135,7 +135,9 @@ def _with_remat(
   if config.model.remat != 'auto':
     return parts
   layout = parts.model.layout
-  limit = min(processes.exchange(memory.device_bytes(layout)))
+  with processes.agreed():
+    own = memory.device_bytes(layout)
+  limit = min(processes.exchange(own))
   model = memory.chosen(config, layout, stages, limit).model
   return dataclasses.replace(parts, model=Transformer(model, layout))
 
@@ -254,6 +256,25 @@ def trained_params(config: RunConfig, parts: build.Parts, workdir: str):
     UserError: it holds neither, or another model, tokenizer or template.
   """
   place = Path(workdir).expanduser()
+  name, is_final = processes.from_first(lambda: _newest_policy(config, place))
+  stage = stage_class(name)
+  if is_final:
+    return weights.load(place / name / stage.output, parts.model)
+  shapes = jax.eval_shape(
+    lambda: parameters.init_params(parts.model, jax.random.key(0))
+  )
+  params = stage(config, parts).latest_params(place / name, shapes)
+  if params is None:
+    raise UserError(f'workdir: {place} holds no whole checkpoint of {name} yet')
+  return params
+
+
+def _newest_policy(config: RunConfig, place: Path) -> tuple[str, bool]:
+  """Returns the last stage in a workdir with a policy, and if it is finished.
+
+  Raises:
+    UserError: as trained_params.
+  """
   if not (place / 'config.json').exists():
     raise UserError(f'workdir: {place} holds no run of r1jax')
   compare(
@@ -273,14 +294,9 @@ def trained_params(config: RunConfig, parts: build.Parts, workdir: str):
     if stage.leaves(config) is not Kind.POLICY:
       continue
     if (place / name / stage.output).exists():
-      return weights.load(place / name / stage.output, parts.model)
-    if (place / name / 'checkpoints').exists():
-      shapes = jax.eval_shape(
-        lambda: parameters.init_params(parts.model, jax.random.key(0))
-      )
-      params = stage(config, parts).latest_params(place / name, shapes)
-      if params is not None:
-        return params
+      return name, True
+    if ending.latest_step(place / name) is not None:
+      return name, False
   last = stage_class(names[-1]).leaves(config)
   if last is not Kind.POLICY:
     raise UserError(

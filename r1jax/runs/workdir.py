@@ -1,7 +1,9 @@
 """A run's directory: whose it is, and that only one process writes to it."""
 
+import contextlib
 import fcntl
 import json
+import os
 from pathlib import Path
 import time
 import uuid
@@ -99,8 +101,8 @@ class Workdir:
   In a run of several processes the first one claims it for all.
 
   Raises:
-    UserError: as `check`; or another run is in it, it cannot be written to, or
-      not all hosts see it. Nothing in it was changed.
+    UserError: as `check`; or another run is in it, or it cannot be written to,
+      and nothing in it was changed; or not all hosts see it.
   """
 
   def __init__(self, path: str, config: dict):
@@ -122,6 +124,7 @@ class Workdir:
       self._lock.truncate(0)
       self._lock.write(token)
       self._lock.flush()
+      os.fsync(self._lock.fileno())  # NFS shows it to other hosts now.
     except BlockingIOError as error:
       raise UserError(
         f'workdir: another run is writing to {self.path}; wait for it or use '
@@ -141,9 +144,9 @@ class Workdir:
     """Refuses a folder of this host's own, where several share a run."""
     deadline = time.monotonic() + _VISIBLE_SECS
     while processes.several():
-      lock = self.path / '.lock'
-      if lock.exists() and lock.read_text() == token:
-        return
+      with contextlib.suppress(OSError):  # It is not there yet.
+        if (self.path / '.lock').read_text() == token:
+          return
       if time.monotonic() > deadline:
         raise UserError(
           f'workdir: {self.path} of this host is not the folder that process 0 '

@@ -40,18 +40,19 @@ def check_step(
     json.dumps(position, sort_keys=True)
   )[:12]
   found = processes.exchange({'values': values, 'signum': signum})
-  for other, theirs in enumerate(found):
-    for name, value in found[0]['values'].items():
-      if theirs['values'].get(name) != value:
-        error = UserError(
-          f'step {step}: processes differ in {name}: {_shown(value)} in process '
-          f'0 and {_shown(theirs["values"].get(name, "none"))} in process '
-          f'{other}; nothing of this step is saved'
+  first = found[0]['values']
+  for other, theirs in enumerate(each['values'] for each in found):
+    for name in sorted(first.keys() | theirs.keys()):
+      if first.get(name) != theirs.get(name):
+        raise UserError(
+          f'step {step}: processes differ in {name}: {_shown(first.get(name))} '
+          f'in process 0 and {_shown(theirs.get(name))} in process {other}; no '
+          'checkpoint of this step is saved'
         )
-        error.told = True
-        raise error
   return max(each['signum'] for each in found)
 
 
-def _shown(value: str) -> str:
-  return f'{float.fromhex(value):.9g}' if 'p' in value else value
+def _shown(value: str | None) -> str:
+  if value is None:
+    return 'nothing'
+  return f'{float.fromhex(value):.17g}' if 'p' in value else value

@@ -56,12 +56,15 @@ class Profiler:
       num_steps: Steps of the whole run.
 
     Raises:
-      UserError: one of them is done already, or comes after the last one.
+      UserError: the first is done already, or the last comes after the end.
     """
-    if self._steps and not start < self._steps.first <= num_steps:
+    if self._steps is None:
+      return
+    first, last = self._steps
+    if not start < first <= last <= num_steps:
       raise UserError(
         f'--profile_steps: {stage} makes the steps {start + 1} to {num_steps}, '
-        f'and not step {self._steps.first}'
+        f'and not all of {first} to {last}'
       )
 
   def before(self, step: int):

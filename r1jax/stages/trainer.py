@@ -195,7 +195,7 @@ class Trainer:
         step = ending.latest_step(directory)
         stand = f' (the checkpoint of step {step} stands)' if step else ''
         raise Diverged(f'{error}{stand}') from error
-      stage.report(self._own)
+      processes.from_first(lambda: stage.report(directory))
       return save_weights(  # Last: it says that all is there.
         directory,
         stage.policy(state),
@@ -209,7 +209,7 @@ class Trainer:
     with (
       stage.resources(),
       stage.checkpoints(directory) as checkpoints,
-      interrupts.deferred() as deferral,
+      interrupts.deferred(patient=processes.several()) as deferral,
     ):
       restored = checkpoints.restore(stage.abstract_state(params))
       start, line = 0, Line()
@@ -249,8 +249,7 @@ class Trainer:
             self._profiler.after(step, loop.last.state)
           self._profiler.close()
         except interrupts.Interrupted:
-          # Several processes save together or not at all.
-          if deferral.signum and not processes.several():
+          if deferral.signum and not deferral.patient:
             loop.save_if_there()
           raise
     return loop.last.state

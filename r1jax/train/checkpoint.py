@@ -7,7 +7,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from r1jax import files
+from r1jax import files, processes
 from r1jax.errors import UserError
 
 
@@ -30,6 +30,7 @@ class Checkpointer:
   def __init__(self, directory: Path, save_total_limit: int, seed: int):
     self._seed = seed
     self._directory = directory
+    self._newest: int | None = None  # The step that was restored or saved last.
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       options=ocp.CheckpointManagerOptions(
@@ -46,8 +47,9 @@ class Checkpointer:
       host_state: The data's position and what else the host keeps, as JSON by
         name.
     """
-    if step == self._manager.latest_step():
+    if step == self._newest:
       return
+    self._newest = step
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -68,7 +70,7 @@ class Checkpointer:
     Raises:
       UserError: The checkpoint does not fit this state, or has another seed.
     """
-    step = self._manager.latest_step()
+    step = processes.from_first(self._manager.latest_step)
     if step is None:
       return None
     try:
@@ -89,6 +91,7 @@ class Checkpointer:
         f'checkpoint: step {step} in {self._directory} has seed '
         f'{restored["host"]["seed"]}, the config {self._seed}'
       )
+    self._newest = step
     return step, restored['state'], restored['host']
 
   def __enter__(self):

@@ -65,7 +65,7 @@ def mtp_loss(
     prefix_BT,
     method='predict_ahead',
   )
-  head, depth = (output_head(model, params), model.config.prediction_depth)
+  head, depth = output_head(model, params), model.config.prediction_depth
   total = jnp.float32(0)
   for k in range(depth):
     target, weight = mtp.targets(target_BT, weight_BT, inputs[2], k + 1)

@@ -14,8 +14,8 @@ def test_without_a_cluster_a_process_is_alone():
   one = _TOLD | dict(num_processes='1', process_id='0')
   assert cluster.place(one, {}, on_tpu=False) is None
   alone = {'num_processes': '1'}
-  assert cluster.place(alone, {'SLURM_NTASKS': '2'}, on_tpu=True) is None
-  batch = {'SLURM_NTASKS': '2', 'SLURM_PROCID': '0'}
+  assert cluster.place(alone, {'SLURM_STEP_NUM_TASKS': '2'}, True) is None
+  batch = {'SLURM_NTASKS': '8', 'SLURM_STEP_NUM_TASKS': '1'}
   assert cluster.place({}, batch, on_tpu=False) is None
   assert cluster.place({}, {'TPU_WORKER_HOSTNAMES': 'a'}, on_tpu=False) is None
 
@@ -25,7 +25,7 @@ def test_flags_come_before_the_environment():
     'JAX_COORDINATOR_ADDRESS': 'b:2',
     'JAX_NUM_PROCESSES': '8',
     'JAX_PROCESS_ID': '0',
-    'SLURM_NTASKS': '3',
+    'SLURM_STEP_NUM_TASKS': '3',
   }
   found = cluster.place(_TOLD, env, on_tpu=True)
   assert found == cluster.Place('flags', 'a:1', 4, 2)
@@ -36,12 +36,7 @@ def test_flags_come_before_the_environment():
 @pytest.mark.parametrize(
   'env, on_tpu, source, method',
   [
-    (
-      {'SLURM_NTASKS': '2', 'SLURM_STEP_NODELIST': 'a,b'},
-      False,
-      'Slurm',
-      'slurm',
-    ),
+    ({'SLURM_STEP_NUM_TASKS': '2'}, False, 'Slurm', 'slurm'),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, False, 'Open MPI', 'ompi'),
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True, 'GKE', 'gketpu'),
     ({}, True, 'the metadata of the TPU slice', 'gcetpu'),

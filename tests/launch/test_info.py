@@ -53,7 +53,9 @@ def test_v3_has_671_billion_and_activates_37(num_nextn_predict_layers):
   assert found.cache_bytes == 61 * (512 + 64) * 2  # bf16
 
 
-@pytest.mark.parametrize('num_nextn_predict_layers', [0, 1])
+@pytest.mark.parametrize(
+  'num_nextn_predict_layers', [pytest.param(0, marks=pytest.mark.slow), 1]
+)
 def test_info_prints_the_published_sizes(capsys, num_nextn_predict_layers):
   main.run(
     [
@@ -162,7 +164,7 @@ def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
   'stage,tokens,trains',
   [
     ('sft', 32768, True),
-    ('helpful', 8192, True),
+    pytest.param('helpful', 8192, True, marks=pytest.mark.slow),
     ('rejection_sampled', 33792, False),
   ],
 )

@@ -223,16 +223,22 @@ def test_a_killed_process_ends_all_and_the_run_resumes_bit_equal(
   assert _metrics(workdir) == _metrics(uninterrupted)
 
 
+_ONE, _TWO = dict(processes=1, devices=2), dict(processes=2, devices=1)
+
+
+@pytest.mark.parametrize(
+  'before, after', [(_TWO, _ONE), (_ONE, _TWO)], ids=['2 to 1', '1 to 2']
+)
 def test_a_run_goes_on_in_another_number_of_processes(
-  environment, uninterrupted, tmp_path
+  environment, uninterrupted, tmp_path, before, after
 ):
   workdir = tmp_path / 'run'
-  run = _Run(environment, workdir, *_SHARDED)
+  run = _Run(environment, workdir, *_SHARDED, **before)
   _await(workdir / 'rl' / 'checkpoints' / '2' / 'commit_success.txt', run)
   run.kill()
   run.ended(60)
-  one = _Run(environment, workdir, *_SHARDED, processes=1, devices=2)
-  assert one.ended()[0][0] == 0
+  again = _Run(environment, workdir, *_SHARDED, **after)
+  assert {code for code, _ in again.ended()} == {0}
   want = _weights(uninterrupted)
   for name, value in _weights(workdir).items():
     np.testing.assert_allclose(value, want[name], atol=1e-5)
@@ -276,6 +282,7 @@ def test_sigterm_to_one_saves_a_checkpoint_of_all(
     ),
     (['--config.rl.group_size=1'], r'config: rl\.group_size'),
     (['--config.rl.nothing=1'], 'unknown key rl.nothing'),
+    (['--config.init=nowhere'], "configs differ: init is .* 'nowhere'|nowhere"),
   ],
 )
 def test_what_differs_between_hosts_is_said_by_each(

@@ -1,23 +1,30 @@
-"""Where one process of a run ends, all end, and say why."""
+"""A watch ends its process, with the reason, where another one has ended."""
 
 import queue
+import socket
 import threading
 
 import pytest
 
+from r1jax.launch import watch as watch_module
 from r1jax.launch.watch import EXIT_CODE, Watch
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+  monkeypatch.setattr(watch_module, '_OWN_ERROR_SECS', 0.3)
+  monkeypatch.setattr(watch_module, '_LAST_SECS', 0.3)
 
 
 @pytest.fixture
 def run():
   """Three watches of one run, and the ends that each has been told."""
   ends = [queue.Queue() for _ in range(3)]
-  silence = [2.5, 2.5, 2.5]
   watches = [
-    Watch(i, silence[i], lambda code, text, q=q: q.put((code, text)))
+    Watch(i, 2.5, lambda code, text, q=q: q.put((code, text)))
     for i, q in enumerate(ends)
   ]
-  port = watches[0].listen()
+  port = watches[0].listen(0)
   accepting = threading.Thread(target=watches[0].accept, args=(3,))
   accepting.start()
   for watch in watches[1:]:
@@ -34,6 +41,40 @@ def _told(ends, *processes) -> list[str]:
   found = [ends[i].get(timeout=15) for i in processes]
   assert all(code == EXIT_CODE for code, _ in found)
   return [text for _, text in found]
+
+
+def test_strangers_and_a_port_in_use_do_not_matter():
+  with socket.create_server(('', 0)) as taken:
+    first = Watch(0, 5.0, lambda *_: None)
+    port = first.listen(taken.getsockname()[1])
+    assert port != taken.getsockname()[1]
+  accepting = threading.Thread(target=first.accept, args=(2,))
+  accepting.start()
+  with socket.create_connection(('localhost', port)) as stranger:
+    stranger.sendall(b'GET / HTTP/1.1\n')
+    second = Watch(1, 5.0, lambda *_: None)
+    second.connect('localhost', port)
+    accepting.join(10)
+  assert not accepting.is_alive() and list(first._peers) == [1]
+  for watch in (second, first):
+    watch.close()
+
+
+def test_processes_that_fail_alike_end_by_their_own_errors(run):
+  watches, ends = run
+  for watch in (watches[2], watches[1], watches[0]):
+    watch.close('config: seed')
+  for q in ends:
+    with pytest.raises(queue.Empty):
+      q.get(timeout=1)
+
+
+def test_a_process_that_waits_for_one_that_is_done_ends(run, monkeypatch):
+  monkeypatch.setattr(watch_module, '_DONE_SECS', 0.5)
+  watches, ends = run
+  watches[1].close()
+  for text in _told(ends, 0, 2):
+    assert 'process 1 has ended: it is done, and this one is not' in text
 
 
 def test_last_words_reach_every_process(run):

@@ -17,7 +17,11 @@ _SEGMENT = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2]])
 
 @pytest.mark.parametrize(
   'modules, depth',
-  [(1, 1), (2, 2), pytest.param(1, 3, id='one module, applied three times')],
+  [
+    pytest.param(1, 1, marks=pytest.mark.slow),
+    (2, 2),
+    pytest.param(1, 3, id='one module, applied three times'),
+  ],
 )
 def test_every_depth_equals_the_numpy_oracle(modules, depth):
   config = small_config(num_nextn_predict_layers=modules, mtp_depth=depth)

@@ -24,10 +24,11 @@ def run(config: RunConfig, values: flags.FlagValues):
   from r1jax.stages.build import parts as build
 
   compilation_cache.enable(config.compilation_cache_dir)
-  agreement.check(config)
+  agreement.check(config, reads_data=False)
   with processes.agreed():
     parts = build.parts(config)
-    params = policy.load_params(config, parts, values.workdir)
+  params = policy.load_params(config, parts, values.workdir)
+  with processes.agreed():
     engine = sampler.engine(config, parts)
     evaluator = evaluation.evaluator(config, parts, engine)
   processes.silence()

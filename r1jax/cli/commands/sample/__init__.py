@@ -80,8 +80,9 @@ def run(config: RunConfig, values: flags.FlagValues):
   from r1jax.stages.build import parts as build
   from r1jax.stages.build import sampler
 
-  agreement.check(config)
-  asked = questions.from_flags(values.prompt, values.prompts)
+  agreement.check(config, reads_data=False)
+  with processes.agreed():
+    asked = questions.from_flags(values.prompt, values.prompts)
   if processes.several() and not asked:
     raise UserError(
       'sample: several processes have no common input; give --prompt or '
