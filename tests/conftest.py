@@ -30,7 +30,8 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.model import cache
 from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.sizes import EngineConfig
 from r1jax.sharding import Layout, make_mesh
 from r1jax.workers import plugin_pool
 

@@ -50,9 +50,10 @@ def ours() -> dict:
   import numpy as np
 
   from r1jax.model import parameters
-  from r1jax.rollout.engine import Engine, EngineConfig
+  from r1jax.rollout.engine import Engine
   from r1jax.rollout.sampling import SamplingParams
   from r1jax.rollout.scheduler import Request
+  from r1jax.rollout.sizes import EngineConfig
 
   model = peer.model_of()
   params = parameters.init_params(model, jax.random.key(0))

@@ -293,9 +293,10 @@ def _attend(
     )
 
   used = jnp.max(jnp.sum(num_tokens_BW > 0, -1))
-  _, total, mix_BKrU = jax.lax.fori_loop(
-    0, -(-used // stride), add_blocks, carry
-  )
+  with jax.named_scope(f'upto_{num_tokens_BW.shape[1] // stride}'):
+    _, total, mix_BKrU = jax.lax.fori_loop(
+      0, -(-used // stride), add_blocks, carry
+    )
   mix_BKTMU = (mix_BKrU / total).astype(dtype).reshape(B, K, T, M, -1)
   return mix_BKTMU.swapaxes(1, 2)
 
@@ -378,10 +379,16 @@ def _append(pool, tables, columns, kept_BS, hidden_BSD):
     tables.block_id_BW, jnp.where(kept_BS, slot_BS // S, 0), 1
   )
   block_id_BS = jnp.where(kept_BS, block_id_BS, Y)  # Out of range: dropped.
-  index = (slice(None), block_id_BS, slice(None), slot_BS % S)
-  update = lambda old, new_LBKS_: old.at[index].set(
-    new_LBKS_.transpose(1, 3, 0, 2, 4), mode='drop'
+  # Layers and heads are indices too: a scatter whose windows span them makes
+  # the TPU's compiler copy the whole pool into another layout and back.
+  L, _, K = pool.entry_LYKSX.shape[:3]
+  index = (
+    jnp.arange(L)[:, None, None, None],
+    block_id_BS[:, None],
+    jnp.arange(K)[:, None],
+    (slot_BS % S)[:, None],
   )
+  update = lambda old, new_LBKS_: old.at[index].set(new_LBKS_, mode='drop')
   if hidden_BSD is not None:
     last_BS = (slot_BS % S == S - 1) | (slot_BS == slot_BS[:, -1:])
     pool = dataclasses.replace(

@@ -9,74 +9,25 @@ to another row of the batch costs nothing.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import math
-import os
 from typing import Any
 
-from flax import traverse_util
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from r1jax.config.field import key
-from r1jax.config.schema.rollout import RolloutConfig
 from r1jax.errors import UserError
 from r1jax.model.parameters import (
   cast_to_compute,
-  param_compute_dtype,
-  parameter_shapes,
   parameter_shardings,
   unstack_layers,
 )
 from r1jax.model.transformer import Transformer
 from r1jax.records import PromptBatch, Rollout
-from r1jax.rollout import assemble, speculative
-from r1jax.rollout.programs import Programs
+from r1jax.rollout import assemble, sizes
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 from r1jax.rollout.session import Session
-from r1jax.sharding import Layout
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineConfig(RolloutConfig):
-  """Sizes of the rollout engine: config.rollout, and the longest sequence.
-
-  Attributes:
-    max_model_len: Maximum number of prompt and completion tokens together.
-  """
-
-  max_model_len: int = key(
-    0, 'Prompt and completion tokens together.', at_least=1
-  )
-
-  @property
-  def max_blocks_per_seq(self) -> int:
-    """W, the maximum number of blocks of one sequence.
-
-    It is one more than its tokens fill, since both its prompt and its
-    completion may end in a partial block.
-    """
-    return -(-self.max_model_len // self.block_size) + 1
-
-  def num_blocks(self, num_shards: int) -> int:
-    """Returns the number of blocks of each shard's pool, block 0 among them.
-
-    Raises:
-      UserError: a pool cannot hold one request of max_model_len.
-    """
-    num_seqs = -(-self.max_num_seqs // num_shards) * num_shards
-    enough = num_seqs * self.max_blocks_per_seq * self.block_size
-    tokens = self.kv_cache_tokens or enough
-    num_blocks = 1 + -(-tokens // (self.block_size * num_shards))
-    if num_blocks <= self.max_blocks_per_seq:
-      raise UserError(
-        f'rollout: kv_cache_tokens = {tokens} holds no request of '
-        f'max_model_len = {self.max_model_len}; it needs '
-        f'{self.max_blocks_per_seq * self.block_size * num_shards}'
-      )
-    return num_blocks
+from r1jax.rollout.sizes import EngineConfig
 
 
 class Engine:
@@ -99,6 +50,8 @@ class Engine:
     model: The model in its decoding layout.
     programs: The functions that are compiled.
     prefill, decode: The jitted programs; the KV cache is donated.
+    relayout: The jitted program that makes the parameters to sample with.
+    param_shardings: How these parameters lie on the mesh.
   """
 
   def __init__(
@@ -107,6 +60,7 @@ class Engine:
     config: EngineConfig,
     record_routing: bool = False,
     detokenize: Callable[[Sequence[int]], str] | None = None,
+    check_memory: bool = True,
   ):
     """Builds the programs; they are compiled when they are first called.
 
@@ -115,6 +69,8 @@ class Engine:
       config: Sizes.
       record_routing: Whether completions record the experts of their tokens.
       detokenize: Function from token ids to text; stop strings need it.
+      check_memory: Whether the devices are there, and are asked for their
+        memory.
 
     Raises:
       UserError: a block pool cannot hold one request, a device's memory
@@ -131,21 +87,27 @@ class Engine:
     self.max_num_seqs = -(-config.max_num_seqs // self.num_shards)
     self.max_blocks_per_seq = config.max_blocks_per_seq
     self.num_blocks = config.num_blocks(self.num_shards)
-    _check_memory(layout, memory_per_device(model, model.layout, config))
+    if check_memory:
+      required = sizes.memory_per_device(model, model.layout, config)
+      sizes.check_memory(layout, required)
     # The model that samples has no capacity, so no (token, expert) pair is
     # dropped, and a sample does not depend on the others in its batch.
     self.model = model.clone(
       layout=layout,
-      scan_layers=not _should_unroll(model),
+      scan_layers=not sizes.should_unroll(model),
       config=dataclasses.replace(model.config, capacity_factor=0.0),
     )
-    self.programs = _programs(self.model, config, record_routing)
-    self._shardings = self._decoding_shardings(model)
-    self._relayout = jax.jit(
-      self._decoding_params, out_shardings=self._shardings
+    self.programs = sizes.programs(self.model, config, record_routing)
+    self.param_shardings = self._decoding_shardings(model)
+    self._compile_later()
+
+  def _compile_later(self):
+    """Makes the jitted programs, which are compiled by their first calls."""
+    self.relayout = jax.jit(
+      self._decoding_params, out_shardings=self.param_shardings
     )
     self._init_kv_cache = jax.jit(
-      self._empty_kv_cache, out_shardings=self._kv_cache_shardings()
+      self._empty_kv_cache, out_shardings=self.kv_cache_formats()
     )
     self.prefill = jax.jit(
       self.programs.prefill,
@@ -211,17 +173,17 @@ class Engine:
     an earlier call returned, are not copied.
     """
     target = jax.eval_shape(self._decoding_params, params)
-    structure: Any = jax.tree.structure(self._shardings)
+    structure: Any = jax.tree.structure(self.param_shardings)
     if structure == jax.tree.structure(params) and all(
       x.dtype == like.dtype
       and isinstance(x, jax.Array)
       and x.sharding.is_equivalent_to(sharding, x.ndim)
       for x, like, sharding in zip(
-        *map(jax.tree.leaves, (params, target, self._shardings))
+        *map(jax.tree.leaves, (params, target, self.param_shardings))
       )
     ):
       return params
-    return self._relayout(params)
+    return self.relayout(params)
 
   def _decoding_params(self, params):
     params = cast_to_compute(self.model.config, params)
@@ -315,132 +277,23 @@ class Engine:
 
   def _output_shardings(self):
     """The KV cache stays where it is; other outputs go to every device."""
-    return self._kv_cache_shardings(), self.layout.replicated()
+    return self.kv_cache_formats(), self.layout.replicated()
 
   def _empty_kv_cache(self):
     return self.programs.init_kv_cache(self.num_blocks * self.num_shards)
 
-  def _kv_cache_shardings(self):
+  def kv_cache_formats(self):
+    """Returns how the block pools lie on the devices, as new_kv_cache's."""
     return jax.tree.map(
-      lambda x: NamedSharding(self.layout.mesh, _kv_cache_spec(self.layout, x)),
+      lambda x: sizes.kv_cache_format(self.layout, x),
       jax.eval_shape(self._empty_kv_cache),
     )
 
 
-def memory_per_device(
-  model: Transformer, layout: Layout, config: EngineConfig
-) -> dict[str, int]:
-  """Returns the bytes that sampling needs on one device, by purpose.
-
-  They count the trained weights, the copy of them that is sampled from where
-  the two differ, and the KV cache. Training has the optimizer's moments and
-  the reference policy beside them.
-
-  Args:
-    model: The model that is sampled from.
-    layout: Its training layout; the mesh may be abstract.
-    config: Sizes.
-  """
-  decoding = layout.decoding()
-  boxes = traverse_util.flatten_dict(parameter_shapes(model))
-
-  def weight_bytes(layout: Layout, itemsize: Callable[[str], int]) -> int:
-    return sum(
-      itemsize(path[-1])
-      * math.prod(box.value.shape)
-      // layout.weight_parts(box.names)
-      for path, box in boxes.items()
-    )
-
-  # The decoding layout drops axes of the training one and adds none.
-  shared = (
-    model.config.compute_dtype == jnp.float32
-    and not _should_unroll(model)
-    and all(
-      layout.weight_parts(box.names) == decoding.weight_parts(box.names)
-      for box in boxes.values()
-    )
-  )
-  num_shards = decoding.size('B')
-  num_blocks = config.num_blocks(num_shards) * num_shards
-  programs = _programs(model, config, record_routing=False)
-  kv_cache = jax.eval_shape(lambda: programs.init_kv_cache(num_blocks))
-  dtype = model.config.compute_dtype
-  return {
-    'weights as trained, float32': weight_bytes(layout, lambda name: 4),
-    f'weights as sampled, {dtype}': 0
-    if shared
-    else weight_bytes(
-      decoding, lambda name: param_compute_dtype(model.config, name).itemsize
-    ),
-    'cache': sum(
-      math.prod(x.shape)
-      * x.dtype.itemsize
-      // decoding.parts(_kv_cache_spec(decoding, x))
-      for x in jax.tree.leaves(kv_cache)
-    ),
-  }
-
-
-def _programs(
-  model: Transformer, config: EngineConfig, record_routing: bool
-) -> Programs:
-  max_drafts = speculative.max_drafts(config, model.layout.platform)
-  return Programs(
-    model=model,
-    block_size=config.block_size,
-    kv_cache_int8=config.kv_cache_int8,
-    record_routing=record_routing,
-    speculative=max_drafts > 0,
-    max_drafts=max_drafts,
-    confidence_threshold=config.draft_confidence_threshold,
-    decode_steps=config.decode_steps,
-  )
-
-
-def _kv_cache_spec(layout: Layout, x) -> PartitionSpec:
-  """Returns the partition of one array of the KV cache."""
-  return layout.fitting_spec(x.shape, {2: 'Y_', 5: 'LYKSX'}[x.ndim])
-
-
 _PREFILL_COLUMNS = 64  # Tokens of one row that a prefill call computes.
-_MAX_UNROLLED_LAYERS = (
-  8  # At most so many layers are unrolled: each is compiled.
-)
-
-
-def _should_unroll(model: Transformer) -> bool:
-  """Whether layers are unrolled instead of scanned.
-
-  It pays on a CPU, which multiplies only what it has first copied out of a
-  stack of layers, and where layers are few. It costs a second copy of the
-  parameters.
-  """
-  return (
-    model.layout.platform == 'cpu'
-    and model.config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
-  )
 
 
 def _layer_sharding(sharding: NamedSharding, layer: int) -> NamedSharding:
   """Returns a layer's sharding, given its stack's; L is never split."""
   del layer
   return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-
-
-def _check_memory(layout: Layout, required: dict[str, int]):
-  """Raises UserError where one device cannot hold what sampling needs."""
-  devices = layout.mesh.local_devices
-  limit = (devices[0].memory_stats() or {}).get('bytes_limit')
-  if limit is None:  # CPU devices share the host's memory.
-    limit = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    limit /= len(devices)
-  if sum(required.values()) > limit:
-    listed = ', '.join(
-      f'{name}: {size / 1e9:.1f}' for name, size in required.items()
-    )
-    raise UserError(
-      f'rollout: a device has {limit / 1e9:.1f} GB, and sampling needs '
-      f'{listed}; lower kv_cache_tokens or max_num_seqs, or split the weights '
-      'over more of the mesh'
-    )

@@ -27,7 +27,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
-from r1jax.rollout import engine
+from r1jax.rollout import sizes
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build import sampler
 from r1jax.stages.build.abstract import params_of
@@ -163,8 +163,8 @@ def chosen(
 
 
 def sampling_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
-  """Returns the bytes that sampling needs; see engine.memory_per_device."""
-  return engine.memory_per_device(
+  """Returns the bytes that sampling needs; see sizes.memory_per_device."""
+  return sizes.memory_per_device(
     on_one_device(config.model), layout, sampler.engine_config(config)
   )
 

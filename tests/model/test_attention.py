@@ -8,7 +8,8 @@ import pytest
 from r1jax.errors import UserError
 from r1jax.model import kernels
 from r1jax.model.kernels import attend
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.sizes import EngineConfig
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import (
   continued,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from r1jax.records import PromptBatch
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request
+from r1jax.rollout.sizes import EngineConfig
 from tests.conftest import make, small_config
 
 PARAMS = SamplingParams(max_new_tokens=10, stop_token_ids=(2, 5))

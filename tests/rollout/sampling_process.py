@@ -12,9 +12,10 @@ import numpy as np
 
 from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request
+from r1jax.rollout.sizes import EngineConfig
 from r1jax.sharding import Layout, make_mesh
 from tests import compiler
 from tests.conftest import small_config

@@ -11,6 +11,7 @@ from r1jax.data.sample_packing import RowShape
 from r1jax.model import cache, transformer
 from r1jax.records import FINISH_LENGTH, FINISH_STOP
 from r1jax.rollout import engine as engine_file
+from r1jax.rollout import sizes
 from r1jax.rollout.engine import Engine
 from r1jax.train import policy_step
 from tests.conftest import forward, make, small_config
@@ -117,7 +118,7 @@ def test_unrolled_layers_sample_what_scanned_layers_do(small, monkeypatch):
   model, params, engine = small
   assert not engine.model.scan_layers
   monkeypatch.setattr(
-    engine_file, '_MAX_UNROLLED_LAYERS', model.config.num_hidden_layers - 1
+    sizes, '_MAX_UNROLLED_LAYERS', model.config.num_hidden_layers - 1
   )
   stacked = Engine(model, SIZES)
   assert stacked.model.scan_layers
@@ -320,7 +321,7 @@ def test_weights_are_sampled_in_the_compute_dtype(monkeypatch):
   logp_BT = _scored(model, params, got)
   assert 0 < np.abs(got.logp_BT - logp_BT)[got.mask_BT].mean() < 0.03
   # What is as it should be is not copied.
-  monkeypatch.setattr(engine_file, '_MAX_UNROLLED_LAYERS', 0)
+  monkeypatch.setattr(sizes, '_MAX_UNROLLED_LAYERS', 0)
   stacked = Engine(model, SIZES)
   laid = stacked.prepare_params(params)
   assert stacked.prepare_params(laid) is laid

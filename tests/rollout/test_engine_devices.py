@@ -14,7 +14,7 @@ import pytest
 from r1jax.model import parameters
 from r1jax.model.parameters import parameter_shardings
 from r1jax.model.transformer import Transformer
-from r1jax.rollout import engine as engine_file
+from r1jax.rollout import sizes
 from r1jax.rollout.engine import Engine
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import ROOT, dense_config, make, one_device, small_config
@@ -78,7 +78,7 @@ def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):
     sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
     for tree in (params, engine.prepare_params(params), engine.new_kv_cache())
   )
-  counted = engine_file.memory_per_device(model, layout, SIZES)
+  counted = sizes.memory_per_device(model, layout, SIZES)
   bytes_of = list(counted.values())
   assert bytes_of == [trained, sampled, pool]
 
@@ -87,9 +87,9 @@ def test_weights_that_are_sampled_as_they_are_trained_count_once(
   small, monkeypatch
 ):
   model, params, _ = small
-  monkeypatch.setattr(engine_file, '_MAX_UNROLLED_LAYERS', 0)
+  monkeypatch.setattr(sizes, '_MAX_UNROLLED_LAYERS', 0)
   assert Engine(model, SIZES).prepare_params(params) is params
-  trained, sampled, _ = engine_file.memory_per_device(
+  trained, sampled, _ = sizes.memory_per_device(
     model, model.layout, SIZES
   ).values()
   assert trained and not sampled

@@ -9,8 +9,9 @@ import pytest
 
 from r1jax.records import Message, Prompt, PromptBatch
 from r1jax.rollout import assemble, groups
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
+from r1jax.rollout.sizes import EngineConfig
 from tests.conftest import make, small_config
 
 _HOW = SamplingParams(max_new_tokens=12, stop_token_ids=(2, 5))

@@ -11,9 +11,10 @@ from r1jax.errors import UserError
 from r1jax.model.parameters import parameter_shardings
 from r1jax.model.transformer import Transformer
 from r1jax.rollout import assemble, sampling, speculative
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request
+from r1jax.rollout.sizes import EngineConfig
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import forward, make, small_config
 

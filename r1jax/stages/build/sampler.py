@@ -8,8 +8,9 @@ from r1jax.data import splits
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.rewards.parts import RewardOptions
 from r1jax.rewards.reward_manager import RewardManager, RewardModelFn
-from r1jax.rollout.engine import Engine, EngineConfig
+from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
+from r1jax.rollout.sizes import EngineConfig
 from r1jax.stages.build import prompts
 from r1jax.stages.build.parts import Parts, check_context
 
