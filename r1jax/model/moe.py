@@ -1,17 +1,13 @@
 """DeepSeekMoE: routing, dispatch and expert parallelism (V3 section 2.1.2).
 
-On a mesh each device routes its own tokens, sends them to the devices that hold
-their experts by one all-to-all, and receives the results by another. The
-computation of the experts is in experts.py.
+How tokens reach their experts on a mesh is in dispatch.py, and what experts
+compute in experts.py.
 
 Attributes:
   BIAS_PATHS: Path of the routing bias in the parameters of each stack of layers
     that has experts.
 """
 
-from collections.abc import Callable
-from functools import partial
-import math
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -19,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config.schema.model import ModelConfig
-from r1jax.model import experts, quant
+from r1jax.model import dispatch, quant
 from r1jax.model.layers import SwiGLU, weight
 from r1jax.sharding import Layout
 
@@ -141,96 +137,6 @@ def sequence_aux_loss(
   return loss, load.sum((0, 1))
 
 
-def _local(x_TD, expert_TA, gating_TA, valid_T, weights, swiglu: Callable):
-  """Applies the experts where one device holds all of them.
-
-  Padding is sent to no expert, so its output is 0.
-  """
-  expert_TA = jnp.where(valid_T[:, None], expert_TA, weights[0].shape[0])
-  return swiglu(x_TD, expert_TA, gating_TA, weights), jnp.zeros(())
-
-
-def _exchanged(
-  x_TD,
-  expert_TA,
-  gating_TA,
-  valid_T,
-  weights,
-  swiglu: Callable,
-  axes: tuple[str, ...],
-  shards: int,
-  capacity_factor: float,
-):
-  """Applies experts that are sharded over devices; runs inside shard_map.
-
-  Each device reserves `capacity` slots for the pairs of each other device:
-  capacity_factor times their mean number, or all that are possible if it is 0.
-  Pairs beyond it are dropped.
-
-  Args:
-    x_TD, expert_TA, gating_TA, valid_T: This device's tokens.
-    weights: The experts of this device.
-    swiglu: experts.swiglu with its options bound.
-    axes, shards: Mesh axes of the experts, and the number of devices.
-    capacity_factor: See ModelConfig.
-
-  Returns:
-    y_TD, and the number of this device's pairs that were dropped.
-  """
-  (T, A), D = expert_TA.shape, x_TD.shape[-1]
-  local_experts = weights[0].shape[0]
-  capacity = T * min(A, local_experts)  # The most that could be needed.
-  if capacity_factor:
-    capacity = min(math.ceil(capacity_factor * (T * A / shards)), capacity)
-  num_experts = shards * local_experts
-  expert_p = jnp.where(valid_T[:, None], expert_TA, num_experts).reshape(-1)
-  order = experts.sorted_pairs(expert_p, num_experts)
-  target = expert_p[order] // local_experts  # `shards` for pairs of padding.
-  slot, dropped = _send_slots(target, shards, capacity)
-
-  def slots(empty, pair_value):  # `empty` is the value of an unused slot.
-    unused = jnp.full(shards * capacity, empty, pair_value.dtype)
-    return unused.at[slot].set(pair_value, mode='drop')
-
-  exchange = partial(
-    jax.lax.all_to_all, axis_name=axes, split_axis=0, concat_axis=0, tiled=True
-  )
-  received_sD = exchange(
-    x_TD.at[slots(T, order // A)].get(mode='fill', fill_value=0)
-  )
-  out_sD = swiglu(
-    received_sD,
-    exchange(slots(local_experts, expert_p[order] % local_experts))[:, None],
-    exchange(slots(0, gating_TA.reshape(-1)[order]))[:, None],
-    weights,
-  )
-  slot_p = jnp.zeros(T * A, jnp.int32).at[order].set(slot)
-  pair_out_pD = exchange(out_sD).at[slot_p].get(mode='fill', fill_value=0)
-  y_TD = pair_out_pD.reshape(T, A, D).sum(1, dtype=quant.wide(x_TD.dtype))
-  return y_TD.astype(x_TD.dtype), dropped
-
-
-def _send_slots(target_p, shards: int, capacity: int):
-  """Assigns pairs, sorted by target device, to slots of the send buffer.
-
-  Args:
-    target_p: The device that each pair goes to; `shards` for none.
-    shards: Number of devices.
-    capacity: Slots per target device.
-
-  Returns:
-    The slot of each pair, shards · capacity for a pair that is not sent; and
-    the number of pairs beyond capacity, a float32 scalar.
-  """
-  count = jnp.bincount(target_p, length=shards + 1)
-  start = jnp.cumsum(count) - count
-  rank_p = jnp.arange(target_p.shape[0]) - start[target_p]
-  is_sent_p = (target_p < shards) & (rank_p < capacity)
-  slot_p = jnp.where(is_sent_p, target_p * capacity + rank_p, shards * capacity)
-  dropped = jnp.sum((target_p < shards) & ~is_sent_p)
-  return slot_p, dropped.astype(jnp.float32)
-
-
 class MoE(nn.Module):
   """A layer of routed and shared experts (DeepSeekMoE)."""
 
@@ -284,7 +190,7 @@ class MoE(nn.Module):
     else:
       expert_BTA = replay_BTA.astype(jnp.int32)
       gating_BTA = gating_weights(affinity_BTE, expert_BTA, c)
-    y_BTD, dropped = _dispatched(
+    y_BTD, dropped = dispatch.dispatched(
       x_BTD, expert_BTA, gating_BTA, counted_BT, weights, c, self.layout
     )
     if c.n_shared_experts:
@@ -295,92 +201,6 @@ class MoE(nn.Module):
       affinity_BTE, expert_BTA, counted_BT, balance_BT, prefix_BT
     )
     return y_BTD, Routing(load_E, aux_loss, dropped, expert_BTA)
-
-
-def _swiglu(config: ModelConfig, layout: Layout) -> Callable:
-  """Returns experts.swiglu with the options for these devices bound."""
-  native = config.fp8 and quant.has_unit(layout.device)
-  dispatch = config.moe_dispatch
-  if dispatch == 'auto':
-    blocks = native or layout.platform == 'cpu'
-    dispatch = 'blocks' if blocks else 'ragged'
-  return partial(
-    experts.swiglu,
-    dispatch=dispatch,
-    fp8=config.fp8,
-    units=layout.alone() if native else None,
-  )
-
-
-def _flattened(function, swiglu: Callable, x, expert, gating, valid, *weights):
-  """Calls _local or _exchanged with batch and sequence as one axis."""
-  rows = x.shape[0] * x.shape[1]
-  y, dropped = function(
-    x.reshape(rows, -1),
-    expert.reshape(rows, -1),
-    gating.reshape(rows, -1),
-    valid.reshape(rows),
-    weights,
-    swiglu,
-  )
-  return y.reshape(x.shape), dropped
-
-
-def _dispatched(
-  x_BTD,
-  expert_BTA,
-  gating_BTA,
-  valid_BT,
-  weights,
-  config: ModelConfig,
-  layout: Layout,
-):
-  """Sums the routed experts' outputs over each token's experts.
-
-  Returns:
-    y_BTD, and the number of (token, expert) pairs dropped on all devices.
-  """
-  swiglu = _swiglu(config, layout)
-  if layout.mesh.size == 1:
-    return _flattened(
-      _local, swiglu, x_BTD, expert_BTA, gating_BTA, valid_BT, *weights
-    )
-
-  tokens = layout.fitting_spec(x_BTD.shape[:2], 'Bt')
-  axes = layout.weight_axes('E')
-  shards, split_I = layout.weight_parts('E'), layout.weight_axes('I')
-  function = (
-    _local
-    if shards == 1
-    else partial(
-      _exchanged,
-      axes=axes,
-      shards=shards,
-      capacity_factor=config.capacity_factor,
-    )
-  )
-  # If an axis does not divide the tokens, each of its devices sends them all.
-  copies = layout.mesh.size / layout.parts(tokens)
-
-  def on_device(x, expert, gating, valid, gate_EDI, up_EDI, down_EID):
-    if split_I:
-      gather = partial(jax.lax.all_gather, axis_name=split_I, tiled=True)
-      gate_EDI, up_EDI = gather(gate_EDI, axis=2), gather(up_EDI, axis=2)
-      down_EID = gather(down_EID, axis=1)
-    y, dropped = _flattened(
-      function, swiglu, x, expert, gating, valid, gate_EDI, up_EDI, down_EID
-    )
-    return y, jax.lax.psum(dropped, layout.mesh.axis_names) / copies
-
-  spec = jax.sharding.PartitionSpec
-  by_weight = [layout.weight_spec(letters) for letters in ('EdI', 'EdI', 'EId')]
-  return jax.shard_map(
-    on_device,
-    mesh=layout.mesh,
-    in_specs=(spec(*tokens, None),) * 3 + (tokens, *by_weight),
-    out_specs=(spec(*tokens, None), spec()),
-    check_vma=False,
-  )(x_BTD, expert_BTA, gating_BTA, valid_BT, *weights)
 
 
 BIAS_PATHS = {

@@ -1,5 +1,7 @@
 """Routing, dispatch and balancing against NumPy."""
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
+from r1jax.model import dispatch as expert_dispatch
 from r1jax.model import moe
 from r1jax.sharding import Layout, make_mesh
 from tests.conftest import one_device, small_config
@@ -165,9 +168,17 @@ def _moe_layer(shape, **changes):
   ],
   ids=str,
 )
-@pytest.mark.parametrize('dispatch', ['blocks', 'ragged'])
-def test_expert_parallelism_is_exact(shape, dispatch):
-  """Output, load and all gradients agree when experts are sharded."""
+@pytest.mark.parametrize(
+  'dispatch, gathers',
+  [('blocks', False), ('ragged', False), ('blocks', True), ('ragged', True)],
+)
+def test_expert_parallelism_is_exact(monkeypatch, shape, dispatch, gathers):
+  """Output, load and all gradients agree when experts are sharded.
+
+  That holds where pairs are sent to their experts, and where each device reads
+  all tokens.
+  """
+  monkeypatch.setattr(expert_dispatch, '_gathers', lambda *_: gathers)
   want = _moe_layer(dict(data=1), moe_dispatch=dispatch)
   got = _moe_layer(shape, moe_dispatch=dispatch)
   assert got[1].dropped == 0
@@ -176,6 +187,27 @@ def test_expert_parallelism_is_exact(shape, dispatch):
     got,
     want,
   )
+
+
+@pytest.mark.parametrize(
+  'tokens, group, shards, experts, gathers',
+  [
+    (4, 32, 256, 1, True),  # DeepSeek-V3 decodes on 1,024 chips.
+    (4, 8, 8, 1, False),  # Slots are no more than tokens.
+    (64, 1, 8, 4, True),  # All devices have the same tokens.
+  ],
+)
+def test_few_tokens_are_read_by_all(tokens, group, shards, experts, gathers):
+  config = small_config(
+    num_experts_per_tok=8, n_routed_experts=256, n_group=1, topk_group=1
+  )
+  sent = 2 * shards * tokens * min(8, experts)
+  assert (sent > 2 * tokens * group) == gathers  # In float32.
+  assert (
+    expert_dispatch._gathers(tokens, group, shards, experts, config) == gathers
+  )
+  capped = dataclasses.replace(config, capacity_factor=1.25)
+  assert not expert_dispatch._gathers(tokens, group, shards, experts, capped)
 
 
 def test_a_capacity_drops_and_counts():
