@@ -95,16 +95,47 @@ def mesh_sizes(shape: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
-  """Creates a mesh of the given devices, or of all; see mesh_sizes."""
+  """Creates a mesh of the given devices, or of all; see mesh_sizes.
+
+  On several TPU slices the axis `data` runs over them: the network between
+  slices is slow, and data parallelism asks least of it.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices, or `data` is
+      not a multiple of the number of slices.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(shape, len(devices))
+  slices = num_slices(devices)
+  if sizes['data'] % slices:
+    raise UserError(
+      f'mesh: data = {sizes["data"]} does not divide over the {slices} slices; '
+      'make it a multiple of them'
+    )
   # Splitting torus axes allows tensor = 2, less than any axis of a pod.
-  return Mesh(
-    mesh_utils.create_device_mesh(
+  if slices > 1:
+    within = sizes | {'data': sizes['data'] // slices}
+    across = dict.fromkeys(MESH_AXES, 1) | {'data': slices}
+    array = mesh_utils.create_hybrid_device_mesh(
+      tuple(within.values()),
+      tuple(across.values()),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  else:
+    array = mesh_utils.create_device_mesh(
       tuple(sizes.values()), devices, allow_split_physical_axes=True
-    ),
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    )
+  return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def num_slices(devices) -> int:
+  """Returns the number of TPU slices that devices belong to; 1 for others."""
+  return len(
+    {
+      getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0
+      for device in devices
+    }
   )
 
 

@@ -1,72 +1,100 @@
-"""Compiles updates ahead of time for an absent TPU slice: `r1jax aot`.
+"""Compiles the programs of a training step for an absent slice: `r1jax aot`.
 
-XLA's TPU compiler (package libtpu) needs a description of the slice, not the
-slice itself. Its memory report covers one program alone: a GRPO update does not
-include the reference policy or the sampler, nor PPO's policy update the critic.
+Each program is compiled without allocating an array. The compiler tells its
+memory, and the compiled text what it moves; see traffic.py. A report is kept in
+the user's cache, under the program, the slice and the compiler: the same
+question is answered from there.
 """
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
-import os
+import hashlib
+from importlib import metadata
+import json
 from pathlib import Path
 import re
 import resource
-import sys
 import tempfile
-import threading
 import time
+from typing import Any
 
 import jax
+import numpy as np
 
-from r1jax.config.schema.run import RunConfig
-from r1jax.errors import UserError
-from r1jax.launch import flops, info
-from r1jax.runs import stage_list
-from r1jax.sharding import Layout, make_mesh
-from r1jax.stages import memory
-from r1jax.stages.stage import Update
+from r1jax import files
+from r1jax.chips import Chip
+from r1jax.launch import flops, hlo, info, traffic
+from r1jax.stages.stage import Program, ProgramKind
 
-# High-bandwidth memory of one device, bytes; Google Cloud's documentation.
-HBM_BYTES = {'v4': 32 << 30, 'v5e': 16 << 30, 'v5p': 95 << 30, 'v6e': 32 << 30}
-DOES_NOT_FIT = 3  # Exit code.
 _REASON_CHARS = 240  # Longer compiler messages are cut.
-# Lines of libtpu's logger, and what it writes before and behind them.
-_LOG_LINE = re.compile(
-  rb'[IWE]\d{4} \d\d:\d\d:|WARNING: Logging before InitGoogle|'
-  rb'=== Source Location Trace|\S+\.(cc|h):\d+$|Failed to find host bounds'
-)
+_FORMAT = 1  # Of the kept reports; another one is not read.
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """The cost of one call.
+
+  Attributes:
+    flops: FLOPs of matrix products of all devices, by kind; see flops.count.
+    hbm_bytes: Bytes that one device moves to and from its HBM; see traffic.py.
+    ici_bytes, dcn_bytes: Bytes that one device sends within its slice, and to
+      other slices.
+    ici_secs, dcn_secs: Seconds that these take at the bandwidth of the links
+      which a group of devices can use at once.
+  """
+
+  flops: dict[str, float]
+  hbm_bytes: float
+  ici_bytes: float
+  dcn_bytes: float
+  ici_secs: float
+  dcn_secs: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """The compiler's report about one update.
+  """The compiler's report about one program.
 
   Attributes:
-    tokens: Tokens over all devices: of one update, or of one microbatch where
-      their number depends on the data, as the FLOPs below.
-    arguments_bytes: Bytes of state and batch on one device.
+    label, kind, tokens, row_tokens, microbatches, beside: As in Program.
+    arguments_bytes: Bytes of its arguments on one device.
     temporaries_bytes: Bytes beside the arguments on one device.
-    peak_bytes: Maximum bytes in use at once on one device.
-    matmul_flops: FLOPs of all devices, by kind; see flops.count.
-    model_flops: 6 · active parameters · tokens, which leaves out the attention
-      core and MTP modules.
-    attention_flops: Minimum FLOPs of the attention core: scores and weighted
-      sums over the tokens that a causal mask leaves, times three for the
-      gradient.
+    peak_bytes: Maximum bytes in use at once on one device, by this program.
+    cost: The cost of a call with one microbatch, or at the longest context.
+    fixed: The part of the cost that does not depend on the number of
+      microbatches or the length of the context.
+    collectives: Bytes that one device sends in such a call, by kind, number of
+      devices in a group, and link.
+    model_flops: 6 · active parameters · tokens of an update, and 2 · active
+      parameters · tokens elsewhere; without the attention core and MTP modules.
+    attention_flops: Minimum FLOPs of the attention core of such tokens: scores
+      and weighted sums over what a causal mask leaves of a row, times three for
+      a gradient.
     compile_secs: Wall time of tracing and compiling.
-    host_bytes: Peak memory of this process.
+    host_bytes: Peak memory of the process that compiled it.
   """
 
+  label: str
+  kind: ProgramKind
   tokens: int
+  row_tokens: int
+  microbatches: int
+  beside: dict[str, int]
   arguments_bytes: int
   temporaries_bytes: int
   peak_bytes: int
-  matmul_flops: dict[str, float]
+  cost: Cost
+  fixed: Cost
+  collectives: list[tuple[str, int, str, float]]
   model_flops: float
   attention_flops: float
   compile_secs: float
   host_bytes: int
+
+  @property
+  def together_bytes(self) -> int:
+    """Peak bytes of one device with all that else is in memory."""
+    return self.peak_bytes + sum(self.beside.values())
 
 
 class DoesNotFit(Exception):
@@ -81,92 +109,60 @@ class DoesNotFit(Exception):
     self.buffers = buffers
 
 
-@contextlib.contextmanager
-def quiet_compiler() -> Iterator[None]:
-  """Keeps log lines of libtpu from stderr, unless what is within fails.
-
-  It logs complaints about a TPU that is not there, which is what one asked for.
-  Everything else that is written to stderr is passed on at once.
-  """
-  sys.stderr.flush()
-  kept: list[bytes] = []
-  reader, writer = os.pipe()
-  stderr = os.dup(2)
-
-  def forward():
-    with open(reader, 'rb') as lines:
-      for line in lines:
-        if _LOG_LINE.match(line):
-          kept.append(line)
-        else:
-          os.write(stderr, line)
-
-  thread = threading.Thread(target=forward, daemon=True)
-  thread.start()
-  os.dup2(writer, 2)
-  os.close(writer)
-  failed = True
-  try:
-    yield
-    failed = False
-  except (DoesNotFit, UserError):  # They say what is wrong themselves.
-    failed = False
-    raise
-  finally:
-    sys.stderr.flush()
-    os.dup2(stderr, 2)  # Closes the pipe, which ends the thread.
-    thread.join()
-    if failed:
-      os.write(stderr, b''.join(kept))
-    os.close(stderr)
-
-
-def topology(name: str):
-  """Returns the devices of an absent slice, such as 'v5p:8x8x16'.
-
-  Raises:
-    UserError: There is no such slice, or libtpu is not installed.
-  """
-  # The compiler must not query a metadata server or lock a local TPU.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  # It asks for the hosts of a slice, and complains where there is none.
-  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  chip = name.split(':')[0]
-  if chip not in HBM_BYTES or not re.fullmatch(r'\w+:\d+x\d+(x\d+)?', name):
-    raise UserError(
-      f'aot: {name!r} is no topology; give one of '
-      f'{", ".join(HBM_BYTES)} and its shape, for example v5p:8x8x16'
-    )
-  try:
-    import libtpu  # noqa: F401
-  except ImportError as error:
-    raise UserError(
-      'aot: the compiler is not installed; in the checkout: '
-      "pip install -e '.[tpu]'"
-    ) from error
-  from jax.experimental import topologies
-
-  try:
-    return topologies.get_topology_desc(name, 'tpu').devices
-  except Exception as error:
-    reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-    raise UserError(f'aot: the compiler has no {name} ({reason})') from error
-
-
-def compile_update(update: Update) -> Compiled:
+def compile_program(
+  program: Program, chip: Chip, place: str, cache: bool = True
+) -> Compiled:
   """Compiles one program without allocating any array.
 
+  Args:
+    program: The program.
+    chip: The chip of its devices.
+    place: The name of the slices, of which the report is kept.
+    cache: Whether a kept report is taken, and this one is kept.
+
   Raises:
-    DoesNotFit: The program needs more memory than a chip has.
+    DoesNotFit: the program needs more memory than a chip has.
   """
   began = time.monotonic()
-  traced = update.step.trace(*update.arguments)
-  counted = flops.count(traced.jaxpr.jaxpr)
+  traced = program.function.trace(*program.arguments, **program.keywords)
+  jaxpr = traced.jaxpr.jaxpr
+  counted = [flops.count(jaxpr, share) for share in (0.0, 1.0)]
   lowered = traced.lower()
+  kept = _kept_path(f'{counted}\n{lowered.as_text()}', place)
+  if cache and (report := _read(kept, program)):
+    return report
+  compiled, text = _compile(lowered)
+  module, devices = hlo.Module(text), _devices(program)
+  costs = []
+  for share, each in zip((0.0, 1.0), counted):
+    moved = traffic.count(module, unknown_trips=share, fill=share)
+    costs.append(_cost(each, moved, devices, chip))
+  if program.microbatches > 1 or program.kind is ProgramKind.UPDATE:
+    # Their only loop of unknown length is over microbatches, which multiply.
+    costs[0] = dataclasses.replace(
+      costs[0], flops=dict.fromkeys(costs[1].flops, 0.0)
+    )
+  report = _report(program, compiled.memory_analysis(), costs, moved, devices)
+  report = dataclasses.replace(
+    report,
+    compile_secs=time.monotonic() - began,
+    host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+  )
+  if cache:
+    _keep(kept, report)
+  return report
+
+
+def _compile(lowered) -> tuple[Any, str]:
+  """Returns the compiled program and its text.
+
+  The compiler's dump is read, since it cannot print all programs later.
+  """
   with tempfile.TemporaryDirectory() as folder:
     try:
-      compiled = lowered.compile(compiler_options={'xla_dump_to': folder})
+      compiled = lowered.compile(
+        compiler_options={'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+      )
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
@@ -174,25 +170,100 @@ def compile_update(update: Update) -> Compiled:
       raise DoesNotFit(
         ' '.join(str(error).split())[:_REASON_CHARS], _largest_buffers(folder)
       ) from error
-  memory, sizes = compiled.memory_analysis(), info.count(update.model.config)
-  T = update.tokens
-  tokens = update.rows * T
+    texts = [
+      path
+      for path in Path(folder).glob('*after_optimizations.txt')
+      if not path.name.startswith('module_0000.reduce')
+    ]
+    if not texts:  # An entry of JAX's own cache: nothing was compiled.
+      return compiled, compiled.as_text()
+    return compiled, max(
+      texts, key=lambda path: path.stat().st_size
+    ).read_text()
+
+
+def _devices(program: Program) -> list:
+  """The devices in the order in which compiled programs number them."""
+  return list(program.model.layout.mesh.devices.flat)
+
+
+def _cost(
+  counted: dict[str, float], moved: traffic.Traffic, devices: list, chip: Chip
+) -> Cost:
+  size, secs = {'ici': 0.0, 'dcn': 0.0}, {'ici': 0.0, 'dcn': 0.0}
+  for collective, sent in moved.sent_bytes.items():
+    link, bandwidth = _link([devices[i] for i in collective.group], chip)
+    size[link] += sent
+    secs[link] += sent / bandwidth
+  return Cost(
+    flops=counted,
+    hbm_bytes=moved.hbm_bytes,
+    ici_bytes=size['ici'],
+    dcn_bytes=size['dcn'],
+    ici_secs=secs['ici'],
+    dcn_secs=secs['dcn'],
+  )
+
+
+def _link(group: list, chip: Chip) -> tuple[str, float]:
+  """The network of a group of devices, and bytes a second of one of them.
+
+  Each axis of the torus along which the group extends has two links a chip.
+  """
+  if len({getattr(device, 'slice_index', 0) for device in group}) > 1:
+    return 'dcn', (chip.dcn_bytes_per_sec or np.nan) / chip.devices
+  coords = np.array([getattr(device, 'coords', (0,)) for device in group])
+  axes = int((coords.max(0) > coords.min(0)).sum())
+  links = min(2 * max(axes, 1), chip.ici_links)
+  bandwidth = chip.ici_bytes_per_sec * links / chip.ici_links
+  return 'ici', bandwidth / chip.devices
+
+
+def _report(
+  program: Program, memory, costs: list[Cost], moved, devices: list
+) -> Compiled:
+  sizes = info.count(program.model.config)
+  tokens, training = program.tokens, program.kind is ProgramKind.UPDATE
+  collectives: dict[tuple[str, int, str], float] = {}
+  for collective, sent in moved.sent_bytes.items():
+    slices = {getattr(devices[i], 'slice_index', 0) for i in collective.group}
+    key = (
+      collective.kind,
+      len(collective.group),
+      'dcn' if len(slices) > 1 else 'ici',
+    )
+    collectives[key] = collectives.get(key, 0.0) + sent
+  decodes = program.kind in (ProgramKind.PREFILL, ProgramKind.DECODE)
+  context = program.row_tokens if decodes else (program.row_tokens + 1) / 2
   return Compiled(
+    label=program.label,
+    kind=program.kind,
     tokens=tokens,
+    row_tokens=program.row_tokens,
+    microbatches=program.microbatches,
+    beside=dict(program.beside),
     arguments_bytes=memory.argument_size_in_bytes,
     temporaries_bytes=memory.temp_size_in_bytes,
     peak_bytes=memory.peak_memory_in_bytes,
-    matmul_flops=counted,
-    model_flops=6.0 * sizes.active * tokens,
-    attention_flops=3.0 * sizes.attention_flops * tokens * (T + 1) / 2,
-    compile_secs=time.monotonic() - began,
-    host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    cost=costs[1],
+    fixed=costs[0],
+    collectives=sorted(
+      [(*key, sent) for key, sent in collectives.items()],
+      key=lambda row: -row[-1],
+    ),
+    model_flops=(6.0 if training else 2.0) * sizes.active * tokens,
+    attention_flops=(3.0 if training else 1.0)
+    * sizes.attention_flops
+    * tokens
+    * context,
+    compile_secs=0.0,
+    host_bytes=0,
   )
 
 
 def _largest_buffers(folder: str) -> list[str]:
   """Lines of the compiler's report: '49.00GiB  bf16[1,3670016,7168]'."""
-  reports = sorted(Path(folder).glob('*jit_step*memory-usage-report.txt'))
+  reports = sorted(Path(folder).glob('*memory-usage-report.txt'))
   if not reports:
     return []
   rows = re.findall(
@@ -201,68 +272,44 @@ def _largest_buffers(folder: str) -> list[str]:
   return [f'{size:>10}  {shapes.strip()[:100]}' for size, shapes in rows[:12]]
 
 
-def show(config: RunConfig, name: str) -> int:
-  """Compiles all updates of a config and prints a table for each.
-
-  Args:
-    config: The config of one run.
-    name: The slice, such as 'v5p:8x8x16'.
-
-  Returns:
-    The exit code: 0, or DOES_NOT_FIT.
-  """
-  with quiet_compiler():
-    devices = topology(name)
-  layout = Layout(make_mesh(dataclasses.asdict(config.mesh), devices))
-  limit, GB = HBM_BYTES[name.split(':')[0]], 1e9
-  stage = stage_list.stage_class(config.stages[-1])
-  config = memory.chosen(config, layout, [stage], int(memory.SHARE * limit))
-  for update in stage_list.updates(config, layout):
-    try:
-      with quiet_compiler():
-        report = compile_update(update)
-    except DoesNotFit as error:
-      print(f'{name}: {error}\nthe largest buffers are')
-      print('\n'.join(error.buffers))
-      return DOES_NOT_FIT
-    print(
-      f'{name}: {len(devices)} devices; one {update.label} '
-      + (
-        f'microbatch of {report.tokens:,} tokens, of which an update has at '
-        f'most {update.microbatches}'
-        if update.microbatches > 1
-        else f'update of {report.tokens:,} tokens'
-      )
-    )
-    print(f'  arguments     {report.arguments_bytes / GB:8.2f} GB a device')
-    print(f'  temporaries   {report.temporaries_bytes / GB:8.2f} GB')
-    print(
-      f'  peak          {report.peak_bytes / GB:8.2f} GB of {limit / GB:.1f} GB'
-    )
-    print('\n'.join(_flop_rows(report)))
-    print(
-      f'  compiled in   {report.compile_secs:.0f} s, with '
-      f'{report.host_bytes / GB:.1f} GB of host memory'
-    )
-  return 0
-
-
-def _flop_rows(report: Compiled) -> list[str]:
-  """Table rows of matrix products and attention, relative to their minimum."""
-  core = report.matmul_flops['kernel']
-  matmul = sum(report.matmul_flops.values()) - core
-  rows = [
-    f'  matmul FLOPs  {matmul:.3e} = {matmul / report.model_flops:.2f} × '
-    f'6·N_active·tokens ({report.model_flops:.3e})'
+def _kept_path(program: str, place: str) -> Path:
+  """The path of the report about a program."""
+  versions = [
+    f'{name} {_version(name)}' for name in ('jax', 'jaxlib', 'libtpu')
   ]
-  must = f'3 × causal scores and mixing ({report.attention_flops:.3e})'
-  if not core:
-    return rows + [
-      f'    attention   at least {must},',
-      '                among them: it runs in no kernels',
-    ]
-  return rows + [
-    f'    attention   {core:.3e} = {core / report.attention_flops:.2f} × '
-    f'{must},',
-    '                not among them: in kernels, masked blocks counted too',
+  counting = [
+    hashlib.sha256(Path(module.__file__ or '').read_bytes()).hexdigest()
+    for module in (hlo, traffic)
   ]
+  key = '\n'.join([program, place, str(_FORMAT), *versions, *counting])
+  name = hashlib.sha256(key.encode()).hexdigest()[:32]
+  return files.user_cache() / 'aot' / f'{name}.json'
+
+
+def _version(package: str) -> str:
+  with contextlib.suppress(metadata.PackageNotFoundError):
+    return metadata.version(package)
+  return 'none'
+
+
+def _read(path: Path, program: Program) -> Compiled | None:
+  """The report that is kept; None without one, or with a broken one."""
+  try:
+    kept = json.loads(path.read_text())
+    kept |= {
+      'kind': program.kind,
+      'label': program.label,
+      'beside': dict(program.beside),
+      'cost': Cost(**kept['cost']),
+      'fixed': Cost(**kept['fixed']),
+      'collectives': [tuple(row) for row in kept['collectives']],
+    }
+    return Compiled(**kept)
+  except (OSError, ValueError, TypeError, KeyError):
+    return None
+
+
+def _keep(path: Path, report: Compiled):
+  with contextlib.suppress(OSError):  # It is compiled again next time.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, json.dumps(dataclasses.asdict(report)).encode())

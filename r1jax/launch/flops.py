@@ -3,9 +3,9 @@
 XLA's own count includes a scanned layer once. Here the body of a scan counts
 once an iteration, and a shard_map once a device. The length of a while loop is
 known to the data alone: its body counts as often as its name scope says
-(`jax.named_scope('loop_4.5')` → 4.5 times), else the most iterations that its
-condition states; if it states none, as the loop over the microbatches of an RL
-update, it counts once. Only matrix products are counted; everything else is
+(`jax.named_scope('loop_4.5')` → 4.5 times; 'upto_8' → the given share of 8
+times), else the most iterations that its condition states; if it states none,
+as the loop over the microbatches of an RL update, it counts once. Only matrix products are counted; everything else is
 small beside them.
 """
 
@@ -16,15 +16,20 @@ from typing import Any
 from jax.extend import core
 import numpy as np
 
-_LOOP = re.compile(r'\bloop_(\d+(\.\d+)?)')
+_FILLED = re.compile(r'\bfilled_(\d\.\d+)')
+_LOOP = re.compile(r'\b(loop|upto)_(\d+(?:\.\d+)?)')
 
 
-def count(jaxpr: core.Jaxpr) -> dict[str, float]:
+def count(jaxpr: core.Jaxpr, fill: float = 1.0) -> dict[str, float]:
   """Returns the FLOPs of all devices together, by kind.
 
+  Args:
+    jaxpr: The program.
+    fill: The share of its iterations that a loop of at most so many runs.
+
   Returns:
-    A dict of 'dense', ordinary matrix products; 'grouped', ragged products,
-    padding rows included; and 'kernel', products in Pallas kernels over their
+    A dict of 'dense', ordinary matrix products; 'grouped', ragged products over
+    the rows that even loads fill, as their name scope says (`filled_0.8`); and 'kernel', products in Pallas kernels over their
     whole grid, blocks that a causal mask skips included.
   """
   total = {'dense': 0.0, 'grouped': 0.0, 'kernel': 0.0}
@@ -33,13 +38,14 @@ def count(jaxpr: core.Jaxpr) -> dict[str, float]:
     if name == 'dot_general':
       total['dense'] += _dot(eqn)
     elif name.startswith('ragged_dot'):
-      total['grouped'] += _ragged(eqn)
+      filled = _FILLED.search(str(eqn.source_info.name_stack))
+      total['grouped'] += _ragged(eqn) * (float(filled[1]) if filled else 1)
     elif name == 'scan':
       times = eqn.params['length']
     elif name == 'while':
       scope = _LOOP.search(str(eqn.source_info.name_stack))
       times = (
-        float(scope[1])
+        float(scope[2]) * (fill if scope[1] == 'upto' else 1)
         if scope
         else _max_iterations(eqn.params['cond_jaxpr'].jaxpr)
       )
@@ -48,7 +54,7 @@ def count(jaxpr: core.Jaxpr) -> dict[str, float]:
     elif name == 'pallas_call':
       times, kind = math.prod(eqn.params['grid_mapping'].grid), 'kernel'
     for inner in _inner(eqn.params):
-      for key, flops in count(inner).items():
+      for key, flops in count(inner, fill).items():
         total[kind or key] += times * flops
   return total
 

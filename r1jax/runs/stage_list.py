@@ -6,7 +6,7 @@ from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.sharding import Layout
-from r1jax.stages.stage import Kind, Stage, Update
+from r1jax.stages.stage import Kind, Program, Stage, Update
 
 
 def stage_class(name: str) -> type[Stage]:
@@ -66,3 +66,8 @@ def leaves(config: RunConfig) -> Kind:
 def updates(config: RunConfig, layout: Layout) -> list[Update]:
   """Returns the programs of one training step of a run's last stage."""
   return stage_class(config.stages[-1]).update(config, layout)
+
+
+def programs(config: RunConfig, layout: Layout) -> list[Program]:
+  """Returns all large programs of a step of a run's last stage, in order."""
+  return stage_class(config.stages[-1]).programs(config, layout)

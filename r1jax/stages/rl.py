@@ -22,7 +22,14 @@ from r1jax.evaluate import evaluator, unanswered
 from r1jax.graders import code_grader, dispatch
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, RLBatch, Rollout
 from r1jax.rollout import assemble
-from r1jax.stages import collect, critic, report, rl_metrics, rl_update
+from r1jax.stages import (
+  collect,
+  critic,
+  report,
+  rl_metrics,
+  rl_programs,
+  rl_update,
+)
 from r1jax.stages.build import packing, reward_models, sampler
 from r1jax.stages.build import parts as build
 from r1jax.stages.build.prompts import prompt_files
@@ -161,6 +168,11 @@ class RL(TrainedStage):
   def update(cls, config, layout, *, num_updates=1000):
     """Returns the programs of one update; see Stage.update."""
     return rl_update.updates(config, layout, num_updates)
+
+  @classmethod
+  def programs(cls, config, layout):
+    """Returns the programs of an RL step; see Stage.programs."""
+    return rl_programs.of_step(config, layout)
 
   def resources(self):
     return dispatch.shutdown_on_exit()  # Its worker processes.

@@ -80,7 +80,7 @@ def updates(
     else None
   )
   num_rows = shape.max_microbatches * shape.microbatch_rows
-  batch = _batch(layout, num_rows, shape, uses_values)
+  batch = abstract_batch(layout, num_rows, shape, uses_values)
   size = shape.microbatch_rows, shape.row_tokens, shape.max_microbatches
   step = make_policy_step(config, model, tx, shape, loss)
   label = 'PPO policy' if uses_values else 'GRPO'
@@ -95,10 +95,17 @@ def updates(
   return found
 
 
-def _batch(
+def abstract_batch(
   layout: Layout, num_rows: int, shape: RowShape, uses_values: bool
 ) -> RLBatch:
-  """Returns a minibatch as shapes and shardings."""
+  """Returns rows of samples as shapes and shardings.
+
+  Args:
+    layout: The mesh.
+    num_rows: Rows of all microbatches together.
+    shape: The shape of the rows.
+    uses_values: Whether the batch holds values and returns.
+  """
   array = arrays(layout, num_rows, shape.row_tokens)
   numbers = lambda: array('BT', jnp.float32)
   ids = lambda: array('BT', jnp.int32)

@@ -83,6 +83,47 @@ class Update:
   accumulation_steps: int = 1
 
 
+class ProgramKind(enum.StrEnum):
+  """The task of a program in a training step."""
+
+  RELAYOUT = 'relayout'  # Makes the parameters to sample with.
+  PREFILL = 'prefill'
+  DECODE = 'decode'
+  SCORE = 'score'  # Log-probabilities or values of a whole batch.
+  UPDATE = 'update'
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A jitted program of a training step, to compile ahead.
+
+  Attributes:
+    label: Its result, for people: 'GRPO update'.
+    kind: Its task in a step.
+    model: The network that it runs.
+    function: The jitted function.
+    arguments: Its arguments, abstract arrays with shardings.
+    tokens: Tokens that all devices compute in one call; where the number of
+      microbatches depends on the data, in one of each update that a call has.
+    row_tokens: Columns of a row.
+    microbatches: The largest number of microbatches of an update.
+    keywords: Its static arguments.
+    beside: Bytes on one device of what is in memory during a call and is none
+      of its arguments, by name.
+  """
+
+  label: str
+  kind: ProgramKind
+  model: Transformer
+  function: Any
+  arguments: tuple[Any, ...]
+  tokens: int
+  row_tokens: int
+  microbatches: int = 1
+  keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  beside: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
 class Stage(abc.ABC):
   """One stage of a run.
 
@@ -153,6 +194,21 @@ class Stage(abc.ABC):
     """
     del config, layout, options
     raise UserError(f'aot: the stage {cls.name!r} trains nothing')
+
+  @classmethod
+  def programs(cls, config: RunConfig, layout: Layout) -> list[Program]:
+    """Returns all large programs of one training step, in their order.
+
+    These are its updates, unless a stage says otherwise.
+
+    Args:
+      config: The run.
+      layout: The mesh and its tables; its devices need not be there.
+
+    Raises:
+      UserError: the stage trains nothing, or a batch does not divide.
+    """
+    return [as_program(update) for update in cls.update(config, layout)]
 
   @classmethod
   def cache_file(cls, config: RunConfig) -> Path | None:
@@ -229,6 +285,23 @@ class Stage(abc.ABC):
     """
     del directory, params
     return None
+
+
+def as_program(
+  update: Update, beside: Mapping[str, int] | None = None
+) -> Program:
+  """Returns an update as a program; see Program.beside."""
+  return Program(
+    label=f'{update.label} update',
+    kind=ProgramKind.UPDATE,
+    model=update.model,
+    function=update.step,
+    arguments=update.arguments,
+    tokens=update.rows * update.tokens,
+    row_tokens=update.tokens,
+    microbatches=update.microbatches,
+    beside=beside or {},
+  )
 
 
 def save_weights(

@@ -1,4 +1,4 @@
-"""FLOPs counted from jaxprs, and the compile for an absent slice."""
+"""Programs compiled for an absent slice, and what is printed of them."""
 
 import contextlib
 import os
@@ -8,121 +8,20 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 import pytest
 
+from r1jax import chips
 from r1jax.cli import main
 from r1jax.config import algorithms
 from r1jax.errors import UserError
-from r1jax.launch import aot, flops
-from r1jax.model import blocked, kernels
+from r1jax.launch import aot, aot_report, topology
+from r1jax.model import blocked
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import memory
+from r1jax.stages.stage import ProgramKind
 from tests.configs import small
 from tests.conftest import ROOT, one_device, run_config
-
-
-def test_products_in_scans_count_as_often_as_they_run():
-  w = jnp.ones((3, 4, 4))
-
-  @jax.jit
-  def run(x):
-    return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
-
-  assert flops.of(run, jnp.ones((5, 4)))['dense'] == 3 * 2 * 5 * 4 * 4
-
-
-def test_products_in_a_loop_count_as_often_as_they_may_run():
-  w = jnp.ones((4, 4))
-
-  @jax.jit
-  def run(x, times):
-    return jax.lax.while_loop(
-      lambda state: (state[0] < times) & (state[0] < 7),
-      lambda state: (state[0] + 1, state[1] @ w),
-      (0, x),
-    )[1]
-
-  assert flops.of(run, jnp.ones((5, 4)), 3)['dense'] == 7 * 2 * 5 * 4 * 4
-
-
-def test_a_gradient_costs_two_more_products_and_remat_a_third():
-  def loss(w, x):
-    return jnp.sum(jnp.tanh(x @ w))
-
-  args = jnp.ones((4, 6)), jnp.ones((5, 4))
-  once = 2 * 5 * 4 * 6
-  both = jax.jit(jax.grad(loss, (0, 1)))
-  assert flops.of(both, *args)['dense'] == 3 * once
-  again = jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))
-  assert flops.of(again, *args)['dense'] == 4 * once
-
-
-def test_every_device_of_a_shard_map_counts():
-  mesh = make_mesh(dict(data=8))
-  split = PartitionSpec('data')
-
-  @jax.jit
-  def run(x, w):
-    return jax.shard_map(
-      lambda x, w: x @ w,
-      mesh=mesh,
-      in_specs=(split, PartitionSpec()),
-      out_specs=split,
-      check_vma=False,
-    )(x, w)
-
-  assert flops.of(run, jnp.ones((16, 4)), jnp.ones((4, 6)))['dense'] == (
-    2 * 16 * 4 * 6
-  )
-
-
-def test_grouped_products_and_their_gradients_count_by_row():
-  def loss(x, w):
-    return jnp.sum(jax.lax.ragged_dot(x, w, jnp.array([3, 2])) ** 2)
-
-  found = flops.of(
-    jax.jit(jax.grad(loss, (0, 1))), jnp.ones((5, 4)), jnp.ones((2, 4, 6))
-  )
-  assert found['grouped'] == 3 * 2 * 5 * 4 * 6
-
-
-def test_a_kernel_counts_its_whole_grid_forward_and_backward():
-  """Splash: two products forward, five backward, masked blocks among them."""
-  B, T, N, H, U = 2, 1024, 3, 192, 128
-  q = jnp.ones((B, T, N, H))
-  v = jnp.ones((B, T, N, U))
-  segment = jnp.ones((B, T), jnp.int32)
-
-  def mix(q, k, v):
-    return kernels.attend(q, k, v, segment, 1.0, one_device(), 'splash').sum()
-
-  forward = 2 * B * N * T * T * (H + U)
-  backward = 2 * B * N * T * T * (3 * H + 2 * U)
-  assert flops.of(jax.jit(mix), q, q, v)['kernel'] == forward
-  assert flops.of(jax.jit(jax.grad(mix, (0, 1, 2))), q, q, v)['kernel'] == (
-    forward + backward
-  )
-
-
-def test_a_loop_counts_as_often_as_its_scope_says():
-  """A row of one segment visits the lower triangle of 4 × 4 blocks of 64."""
-  B, T, N, H, U = 3, 256, 2, 8, 4
-  q = jnp.ones((B, T, N, H))
-  v = jnp.ones((B, T, N, U))
-  segment = jnp.ones((B, T), jnp.int32)
-
-  def mix(q, k, v):
-    return kernels.attend(q, k, v, segment, 1.0, one_device(), 'blocked').sum()
-
-  pairs = B * N * (4 * 5 // 2) * 64**2
-  forward = 2 * pairs * (H + U)
-  assert flops.of(jax.jit(mix), q, q, v)['dense'] == forward
-  assert flops.of(jax.jit(jax.grad(mix, (0, 1, 2))), q, q, v)['dense'] == (
-    forward + 2 * pairs * (3 * H + 2 * U)
-  )
 
 
 def _small(**changes):
@@ -140,8 +39,9 @@ def _small(**changes):
 def _compiled(config):
   layout = Layout(make_mesh(config.mesh, jax.devices()))
   return [
-    aot.compile_update(update)
-    for update in stage_list.updates(run_config(config), layout)
+    aot.compile_program(program, chips.CHIPS['v5p'], 'these', cache=False)
+    for program in stage_list.programs(run_config(config), layout)
+    if program.kind is ProgramKind.UPDATE
   ]
 
 
@@ -186,7 +86,7 @@ def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
   core = (
     2 * rows * m.num_hidden_layers * N * t * t * ((J + U) + (3 * J + 2 * U))
   )
-  assert found.matmul_flops == dict(dense=products + core, grouped=0, kernel=0)
+  assert found.cost.flops == dict(dense=products + core, grouped=0, kernel=0)
   norms = m.hidden_size + m.num_hidden_layers * (
     2 * m.hidden_size + m.q_lora_rank + m.kv_lora_rank
   )  # N counts them too.
@@ -211,7 +111,7 @@ Total bytes: 61462150656 (57.24GiB)
 
 def _aot(capsys, monkeypatch, *args):
   """The command with these devices as the slice: exit code and output."""
-  monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
+  monkeypatch.setattr(topology, 'devices', lambda name, slices: jax.devices())
   try:
     main.run(
       [
@@ -240,10 +140,10 @@ def test_what_does_not_fit_exits_with_3_and_names_the_buffers(
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
   code, printed = _aot(capsys, monkeypatch)
-  assert code == aot.DOES_NOT_FIT == 3
+  assert code == aot_report.DOES_NOT_FIT == 3
   reason, *rest = printed.splitlines()
   assert reason.startswith(
-    'v5p:2x2x2: RESOURCE_EXHAUSTED: E1001: Ran out of vmem for %splash. xx'
+    'v5p:2x2x2: weights to sample with: RESOURCE_EXHAUSTED: E1001: Ran out of vmem for %splash. xx'
   )
   assert len(reason) < 300
   assert rest == [
@@ -279,30 +179,51 @@ def _table(printed: str) -> dict[str, list[float]]:
 def test_the_table_sets_each_flop_count_beside_its_yardstick(
   capsys, monkeypatch, kernel
 ):
-  monkeypatch.setattr(
-    aot,
-    'compile_update',
-    lambda update: aot.Compiled(
+  cost = aot.Cost(
+    flops=dict(dense=1e16, grouped=5e15, kernel=kernel),
+    hbm_bytes=3e12,
+    ici_bytes=6e9,
+    dcn_bytes=0.0,
+    ici_secs=0.01,
+    dcn_secs=0.0,
+  )
+
+  def compiled(program, chip, place, cache):
+    assert (chip.name, place, cache) == ('v5p', 'v5p:2x2x2', True)
+    return aot.Compiled(
+      label=program.label,
+      kind=program.kind,
       tokens=4_194_304,
+      row_tokens=1024,
+      microbatches=1,
+      beside={'reference policy': 10**9},
       arguments_bytes=2 * 10**9,
       temporaries_bytes=5 * 10**9,
       peak_bytes=6 * 10**9,
-      matmul_flops=dict(dense=1e16, grouped=5e15, kernel=kernel),
+      cost=cost,
+      fixed=cost,
+      collectives=[('all-gather', 8, 'ici', 6e9)],
       model_flops=1e16,
       attention_flops=2e15,
       compile_secs=3.0,
       host_bytes=10**9,
-    ),
-  )
-  code, printed = _aot(capsys, monkeypatch)
+    )
+
+  monkeypatch.setattr(aot, 'compile_program', compiled)
+  code, printed = _aot(capsys, monkeypatch, '--programs=update')
   rows = _table(printed)
   assert code == 0
   assert printed.startswith(
-    'v5p:2x2x2: 8 devices; one GRPO update of 4,194,304 tokens\n'
+    'v5p:2x2x2: 8 devices; GRPO update: 4,194,304 tokens\n'
   )
   assert rows['arguments'] == [2] and rows['temporaries'] == [5]
   assert rows['peak'] == [6, 102.0]
+  assert rows['together'] == [7, 1]
   assert rows['matmul FLOPs'] == [1.5e16, 1.5, 1e16]
+  assert rows['HBM traffic'] == [3000] and rows['ICI'] == [6, 8]
+  # 1.5e16 (+ 8e15) FLOPs at 459e12 a second and chip, 3e12 bytes at 2765e9.
+  compute = round((1.5e16 + kernel) / 8 / 459e12 * 1e3)
+  assert rows['at least'] == [compute, compute, 1085, 10]
   if kernel:
     assert rows['attention'] == [8e15, 4, 3, 2e15]
     assert 'not among them' in printed
@@ -320,7 +241,7 @@ def test_the_table_sets_each_flop_count_beside_its_yardstick(
     (
       'v5e:2x2',
       40_000_000,
-      aot.DOES_NOT_FIT,
+      aot_report.DOES_NOT_FIT,
       ['Ran out of memory on HBM', 'GiB  ', ',40000000]'],
     ),
   ],
@@ -367,7 +288,7 @@ def test_the_tpu_compiler_says_whether_it_fits(
 @pytest.mark.parametrize('name', ['v9:2x2', 'v5p', 'v5p:8', 'v5p:8x8x'])
 def test_a_wrong_topology_is_named(name):
   with pytest.raises(UserError, match='v5p:8x8x16'):
-    aot.topology(name)
+    topology.devices(name)
 
 
 def test_without_the_compiler_the_fix_is_named():
@@ -416,10 +337,11 @@ def test_other_stages_are_compiled_too(
   capsys, monkeypatch, config, kinds, tokens
 ):
   """What the command prints of each program, on these devices."""
-  monkeypatch.setattr(aot, 'topology', lambda name: jax.devices())
-  assert aot.show(run_config(config), 'v5p:2x2x2') == 0
+  monkeypatch.setattr(topology, 'devices', lambda name, slices: jax.devices())
+  request = aot_report.Request('v5p:2x2x2', kinds=('update',), cache=False)
+  assert aot_report.show(run_config(config), request) == 0
   printed = capsys.readouterr().out
-  found = re.findall(r'devices; one (.*) update of ([\d,]+) tokens', printed)
+  found = re.findall(r'devices; (.*) update: ([\d,]+) tokens', printed)
   assert [kind for kind, _ in found] == kinds
   for _, count in found:
     assert tokens in (None, int(count.replace(',', '')))
@@ -461,7 +383,7 @@ _COMPLAINT = (
 )
 def test_what_libtpu_logs_of_an_absent_tpu_is_not_shown(capfd, error, shown):
   with contextlib.suppress(aot.DoesNotFit, UserError, RuntimeError):
-    with aot.quiet_compiler():
+    with topology.quiet_compiler(aot.DoesNotFit):
       os.write(2, _COMPLAINT.encode())
       print('a warning of a library', file=sys.stderr)
       if error:

@@ -1,5 +1,6 @@
-"""r1jax aot: compiles a config's update for a TPU slice that is not there."""
+"""r1jax aot: compiles the programs of a step for TPU slices that are not there."""
 
+from pathlib import Path
 import sys
 
 from absl import flags
@@ -10,16 +11,56 @@ KIND = 'stage'
 
 
 def define_flags(values: flags.FlagValues):
-  """Defines --topology."""
+  """Defines the slice, the programs, and the lengths of samples."""
   flags.DEFINE_string(
-    'topology', 'v5p:8x8x16', 'Chip and shape of the slice.', flag_values=values
+    'topology', 'v5p:8x8x16', 'Chip and shape of a slice.', flag_values=values
+  )
+  flags.DEFINE_integer('slices', 1, 'Number of slices.', flag_values=values)
+  flags.DEFINE_list(
+    'programs',
+    [],
+    'Kinds of programs: relayout, prefill, decode, score, update; by default '
+    'all.',
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'prompt_tokens',
+    None,
+    'Mean tokens of a prompt; by default the most that the config allows.',
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_float(
+    'completion_tokens',
+    None,
+    'Mean tokens of a completion; by default the most that the config allows.',
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_string('json', None, 'File to write to.', flag_values=values)
+  flags.DEFINE_bool(
+    'cache',
+    True,
+    'Whether to use reports of earlier calls.',
+    flag_values=values,
   )
 
 
 def run(config: RunConfig, values: flags.FlagValues):
-  """Prints memory and FLOPs; exits with 3 if the program does not fit."""
-  from r1jax.launch import aot
+  """Prints memory, cost and time; exits with 3 if a program does not fit."""
+  from r1jax.launch import aot_report
 
-  code = aot.show(config, values.topology)
+  code = aot_report.show(
+    config,
+    aot_report.Request(
+      topology=values.topology,
+      slices=values.slices,
+      kinds=tuple(values.programs),
+      prompt_tokens=values.prompt_tokens,
+      completion_tokens=values.completion_tokens,
+      json=Path(values.json) if values.json else None,
+      cache=values.cache,
+    ),
+  )
   if code:
     sys.exit(code)
