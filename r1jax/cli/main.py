@@ -44,15 +44,16 @@ commands:
                                                   r1jax config --help KEY
   docs           write the page of all keys:      [--out=DIR]
   info           count parameters, FLOPs and memory
-  aot            compile for a TPU slice that is not there:
+  aot            compile a step for TPU slices that are not there:
                                                   --topology=v5p:8x8x16
+  plan           propose meshes for so many chips: --chip=v5p --chips=1024
   decontaminate  list training questions that occur in an evaluation set
   import-hf      Hugging Face checkpoint to r1jax weights:
                                                   r1jax import-hf DIR --out=OUT
   export-hf      r1jax weights to a Hugging Face checkpoint:
                                                   r1jax export-hf SOURCE --out=DIR
 
-For a pipeline, eval, sample, info, aot and decontaminate take --stage=STAGE.
+For a pipeline, eval, sample, info, aot, plan and decontaminate take --stage=STAGE.
 `r1jax COMMAND --help` shows the flags of a command, and `r1jax config --help`
 the keys of a config. Without --workdir, train and pipeline write to
 runs/<name of the config>, and eval and sample read the weights of config.init.
@@ -77,6 +78,7 @@ COMMANDS = (
   'docs',
   'info',
   'aot',
+  'plan',
   'decontaminate',
   'import-hf',
   'export-hf',

@@ -16,7 +16,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.launch import aot, roofline, topology
 from r1jax.launch.aot import Compiled
-from r1jax.launch.roofline import Lengths, Share
+from r1jax.launch.roofline import Share
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import memory
@@ -209,18 +209,9 @@ def _step(
   if not any(report.kind is ProgramKind.DECODE for report in reports):
     return []
   c = config.rl
-  lengths = Lengths(
-    request.prompt_tokens or config.data.max_prompt_tokens,
-    request.completion_tokens or c.max_new_tokens,
+  lengths = roofline.lengths_of(
+    config, request.prompt_tokens, request.completion_tokens
   )
-  if lengths.prompt > config.data.max_prompt_tokens or (
-    lengths.completion > c.max_new_tokens
-  ):
-    raise UserError(
-      f'the mean lengths {lengths.prompt:g} + {lengths.completion:g} exceed '
-      f'data.max_prompt_tokens = {config.data.max_prompt_tokens} or '
-      f'rl.max_new_tokens = {c.max_new_tokens}'
-    )
   shares = roofline.step(config, reports, lengths, chip, devices)
   samples = c.prompts_per_step * c.group_size
   print(

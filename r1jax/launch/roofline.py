@@ -11,6 +11,7 @@ import math
 
 from r1jax.chips import Chip
 from r1jax.config.schema.run import RunConfig
+from r1jax.errors import UserError
 from r1jax.launch.aot import Compiled, Cost
 from r1jax.stages.build import sampler
 from r1jax.stages.stage import ProgramKind
@@ -29,6 +30,11 @@ class Times:
   def bound(self) -> float:
     """Seconds at the least, if all parts overlap."""
     return max(self.compute, self.hbm, self.ici, self.dcn)
+
+  @property
+  def total(self) -> float:
+    """Seconds if nothing overlaps."""
+    return sum(dataclasses.astuple(self))
 
   @property
   def limit(self) -> str:
@@ -51,6 +57,25 @@ class Lengths:
 
   prompt: float
   completion: float
+
+
+def lengths_of(
+  config: RunConfig, prompt: float | None, completion: float | None
+) -> Lengths:
+  """Returns mean lengths, by default the longest that a config allows.
+
+  Raises:
+    UserError: a length exceeds what the config allows.
+  """
+  longest = config.data.max_prompt_tokens, config.rl.max_new_tokens
+  lengths = Lengths(prompt or longest[0], completion or longest[1])
+  if lengths.prompt > longest[0] or lengths.completion > longest[1]:
+    raise UserError(
+      f'the mean lengths {lengths.prompt:g} + {lengths.completion:g} exceed '
+      f'data.max_prompt_tokens = {longest[0]} or rl.max_new_tokens = '
+      f'{longest[1]}'
+    )
+  return lengths
 
 
 @dataclasses.dataclass(frozen=True)
