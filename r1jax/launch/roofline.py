@@ -97,11 +97,14 @@ class Share:
 
 
 def of_cost(cost: Cost, chip: Chip, devices: int) -> Times:
-  """Returns the seconds of a cost on so many devices of a chip."""
+  """Returns the seconds of a cost on so many devices of a chip.
+
+  A causal mask leaves half of the grid of an attention kernel, which is all
+  that counts here.
+  """
+  flops = sum(cost.flops.values()) - cost.flops['kernel'] / 2
   return Times(
-    compute=sum(cost.flops.values())
-    / devices
-    / (chip.bf16_flops / chip.devices),
+    compute=flops / devices / (chip.bf16_flops / chip.devices),
     hbm=cost.hbm_bytes / (chip.hbm_bytes_per_sec / chip.devices),
     ici=cost.ici_secs,
     dcn=cost.dcn_secs,

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from r1jax import processes
 from r1jax.errors import UserError
 from r1jax.model.parameters import (
   cast_to_compute,
@@ -23,11 +24,12 @@ from r1jax.model.parameters import (
 )
 from r1jax.model.transformer import Transformer
 from r1jax.records import PromptBatch, Rollout
-from r1jax.rollout import assemble, sizes
+from r1jax.rollout import assemble, hosts, saved_completions, sizes
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 from r1jax.rollout.session import Session
 from r1jax.rollout.sizes import EngineConfig
+from r1jax.sharding import Layout
 
 
 class Engine:
@@ -42,7 +44,8 @@ class Engine:
   Attributes:
     config: Sizes.
     detokenize: Function from token ids to text, or None.
-    layout: The decoding layout on the mesh.
+    layout: The decoding layout, on the mesh of all devices or of this host's.
+    by_host: Whether it is that of this host's.
     num_shards: Shards of the batch on the mesh; each has its own block pool.
     max_num_seqs: Sequences of one shard that decode at once.
     max_blocks_per_seq: W, see EngineConfig.
@@ -82,13 +85,18 @@ class Engine:
         'rollout: speculative needs an MTP module, but '
         'model.num_nextn_predict_layers is 0'
       )
-    self.layout = layout = model.layout.decoding()
+    self.by_host = hosts.is_by_host(model.layout, config.scope)
+    if self.by_host:
+      self.layout = layout = hosts.host_layout(model.layout)
+      config = config.of_one_process(jax.process_count())
+    else:
+      self.layout = layout = model.layout.decoding()
     self.num_shards = layout.size('B')
     self.max_num_seqs = -(-config.max_num_seqs // self.num_shards)
     self.max_blocks_per_seq = config.max_blocks_per_seq
     self.num_blocks = config.num_blocks(self.num_shards)
     if check_memory:
-      required = sizes.memory_per_device(model, model.layout, config)
+      required = sizes.memory_per_device(model, model.layout, config, layout)
       sizes.check_memory(layout, required)
     # The model that samples has no capacity, so no (token, expert) pair is
     # dropped, and a sample does not depend on the others in its batch.
@@ -98,13 +106,20 @@ class Engine:
       config=dataclasses.replace(model.config, capacity_factor=0.0),
     )
     self.programs = sizes.programs(self.model, config, record_routing)
-    self.param_shardings = self._decoding_shardings(model)
+    self._trained = model
+    self.param_shardings = self._decoding_shardings(model, layout)
     self._compile_later()
 
   def _compile_later(self):
     """Makes the jitted programs, which are compiled by their first calls."""
+    # By host the copies are made first where the weights are, and then sent.
     self.relayout = jax.jit(
-      self._decoding_params, out_shardings=self.param_shardings
+      self._decoding_params,
+      out_shardings=self._decoding_shardings(
+        self._trained, self._trained.layout
+      )
+      if self.by_host
+      else self.param_shardings,
     )
     self._init_kv_cache = jax.jit(
       self._empty_kv_cache, out_shardings=self.kv_cache_formats()
@@ -121,9 +136,9 @@ class Engine:
       out_shardings=self._output_shardings(),
     )
 
-  def _decoding_shardings(self, model: Transformer):
+  def _decoding_shardings(self, model: Transformer, layout: Layout):
     """Returns the shardings of decoding parameters, as their layers lie."""
-    stacked = parameter_shardings(model, self.layout)
+    stacked = parameter_shardings(model, layout)
     if self.model.scan_layers:
       return stacked
     return unstack_layers(model.config, stacked, _layer_sharding)
@@ -136,14 +151,32 @@ class Engine:
   def run(self, params, requests: Sequence[Request]) -> list[Completion]:
     """Completes all requests; returns their completions in the same order.
 
+    By host each process completes every n-th request and is told the others.
+
     Raises:
       UserError: a request cannot be served; see `validate`.
     """
     session = self.session(params)
-    completions = [session.submit(request) for request in requests]
+    completions = [Completion(request) for request in requests]
+    own = range(len(requests))
+    if self.shares_work:
+      own = own[jax.process_index() :: jax.process_count()]
+    for i in own:
+      session.submit(requests[i], completions[i])
     for _ in session:
       pass
+    if self.shares_work:
+      told = hosts.tell_all(
+        {i: saved_completions.to_json(completions[i]) for i in own}
+      )
+      for i, saved in told.items():
+        saved_completions.restore(completions[i], saved)
     return completions
+
+  @property
+  def shares_work(self) -> bool:
+    """Whether other processes complete a part of the requests."""
+    return self.by_host and processes.several()
 
   def speculative_metrics(
     self, completions: Sequence[Completion]
@@ -183,7 +216,11 @@ class Engine:
       )
     ):
       return params
-    return self.relayout(params)
+    if not self.by_host:
+      return self.relayout(params)
+    return hosts.to_host(
+      self.relayout(params), self.param_shardings, self._trained.layout.mesh
+    )
 
   def _decoding_params(self, params):
     params = cast_to_compute(self.model.config, params)

@@ -4,14 +4,15 @@ A step ends when enough of its groups are complete; the others continue in the
 next step with the tokens that they have generated (Kimi k1.5, section 2.6.2).
 """
 
-import base64
 from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from r1jax.records import Message, Prompt
+from r1jax.rollout import hosts, saved_completions
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
@@ -81,8 +82,13 @@ def complete_groups(
   groups: Sequence[Group],
   num_complete: int,
   on_complete: Callable[[Group], None] = lambda _: None,
+  expected: Callable[[Group], float] = lambda _: 1.0,
 ) -> tuple[list[Group], list[Group]]:
   """Generates until so many of the groups are complete.
+
+  By host each process completes its share of them, and is told the others at
+  the end. Which groups are complete then depends on the number of hosts, unless
+  all are to be completed; their samples do not.
 
   Args:
     engine: The rollout engine.
@@ -91,12 +97,36 @@ def complete_groups(
     groups: Groups, oldest first.
     num_complete: Number of groups to complete.
     on_complete: Called with each group as soon as it is complete, while others
-      are still generated.
+      are still generated; by host with this process's own groups alone.
+    expected: Tokens that are expected of a group; the same in all processes.
 
   Returns:
     The first `num_complete` groups that are complete, and all others as they
     stand.
   """
+  if engine.shares_work:
+    earlier = [group for group in groups if group.complete]
+    for group in earlier[jax.process_index() :: jax.process_count()]:
+      on_complete(group)
+    own, quota = _own_share(groups, num_complete, expected)
+    _run(engine, params, policy_version, own, quota, on_complete)
+    _tell_all(groups, own)
+  else:
+    _run(engine, params, policy_version, groups, num_complete, on_complete)
+  complete = [group for group in groups if group.complete][:num_complete]
+  taken = set(map(id, complete))
+  return complete, [group for group in groups if id(group) not in taken]
+
+
+def _run(
+  engine: Engine,
+  params,
+  policy_version: int,
+  groups: Sequence[Group],
+  num_complete: int,
+  on_complete: Callable[[Group], None],
+):
+  """Generates in this process until so many of the groups are complete."""
   session = engine.session(params, policy_version)
   group_of = {}
   for group in groups:
@@ -117,18 +147,37 @@ def complete_groups(
       for group in [group_of[completion]]
     }
     newly_complete = [group for group in touched.values() if group.complete]
-  complete = [group for group in groups if group.complete][:num_complete]
-  taken = set(map(id, complete))
-  return complete, [group for group in groups if id(group) not in taken]
 
 
-_COUNTS = ('decode_steps', 'draft_tokens', 'accepted_tokens', 'draft_control')
-_LISTS = (
-  ('tokens', np.int32),
-  ('logp', np.float32),
-  ('model_logp', np.float32),
-  ('policy_version', np.int32),
-)
+def _own_share(
+  groups: Sequence[Group], num_complete: int, expected: Callable[[Group], float]
+) -> tuple[list[Group], int]:
+  """Returns this process's groups, and how many of them it completes.
+
+  Groups that are complete already need no work.
+  """
+  open_groups = [group for group in groups if not group.complete]
+  wanted = num_complete - (len(groups) - len(open_groups))
+  count, here = jax.process_count(), jax.process_index()
+  host_of = hosts.share_out([expected(group) for group in open_groups], count)
+  quota = hosts.quotas(host_of, count, max(wanted, 0))[here]
+  return [g for g, host in zip(open_groups, host_of) if host == here], quota
+
+
+def _tell_all(groups: Sequence[Group], own: Sequence[Group]):
+  """Exchanges what the processes have sampled of their groups."""
+  mine = set(map(id, own))
+  told = hosts.tell_all(
+    {
+      i: [saved_completions.to_json(c) for c in group.completions]
+      for i, group in enumerate(groups)
+      if id(group) in mine
+    }
+  )
+  for i, saved in told.items():
+    if id(groups[i]) not in mine:
+      for completion, each in zip(groups[i].completions, saved):
+        saved_completions.restore(completion, each)
 
 
 def serialize_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -169,21 +218,8 @@ def deserialize_groups(
 
 
 def _serialize(c: Completion) -> dict[str, Any]:
-  saved: dict[str, Any] = {
-    name: _to_base64(np.asarray(getattr(c, name), dtype))
-    for name, dtype in _LISTS
-  }
-  saved |= {name: getattr(c, name) for name in _COUNTS}
-  if c.prompt_experts is not None:
-    experts = np.asarray(c.experts, np.uint16)
-    saved |= {
-      'prompt_experts': _to_base64(c.prompt_experts),
-      'experts': _to_base64(experts),
-      'layers': list(experts.shape[1:]),
-    }
-  return saved | {
+  return saved_completions.to_json(c) | {
     'key': c.request.key.tolist(),
-    'finish_reason': c.finish_reason,
     'name': list(c.request.name),
   }
 
@@ -199,23 +235,5 @@ def _deserialize(
       key=np.array(saved['key'], np.uint32),
     )
   )
-  for name, dtype in _LISTS:
-    setattr(c, name, _from_base64(saved[name], dtype).tolist())
-  for name in (*_COUNTS, 'finish_reason'):
-    setattr(c, name, saved[name])
-  c.draft_control = tuple(c.draft_control)  # JSON has lists alone.
-  if 'layers' in saved:
-    shape = -1, *saved['layers']
-    c.prompt_experts = _from_base64(saved['prompt_experts'], np.uint16).reshape(
-      shape
-    )
-    c.experts = list(_from_base64(saved['experts'], np.uint16).reshape(shape))
+  saved_completions.restore(c, saved)
   return c
-
-
-def _to_base64(array: np.ndarray) -> str:
-  return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-
-
-def _from_base64(text: str, dtype) -> np.ndarray:
-  return np.frombuffer(base64.b64decode(text), dtype)

@@ -42,6 +42,14 @@ class EngineConfig(RolloutConfig):
     """
     return -(-self.max_model_len // self.block_size) + 1
 
+  def of_one_process(self, processes: int) -> 'EngineConfig':
+    """Returns the sizes of one of so many processes that share the work."""
+    return dataclasses.replace(
+      self,
+      max_num_seqs=-(-self.max_num_seqs // processes),
+      kv_cache_tokens=-(-self.kv_cache_tokens // processes),
+    )
+
   def num_blocks(self, num_shards: int) -> int:
     """Returns the number of blocks of each shard's pool, block 0 among them.
 
@@ -62,7 +70,10 @@ class EngineConfig(RolloutConfig):
 
 
 def memory_per_device(
-  model: Transformer, layout: Layout, config: EngineConfig
+  model: Transformer,
+  layout: Layout,
+  config: EngineConfig,
+  decoding: Layout | None = None,
 ) -> dict[str, int]:
   """Returns the bytes that sampling needs on one device, by purpose.
 
@@ -74,8 +85,9 @@ def memory_per_device(
     model: The model that is sampled from.
     layout: Its training layout; the mesh may be abstract.
     config: Sizes.
+    decoding: Its layout to sample with; by default on the same mesh.
   """
-  decoding = layout.decoding()
+  decoding = decoding or layout.decoding()
   boxes = traverse_util.flatten_dict(parameter_shapes(model))
 
   def weight_bytes(layout: Layout, itemsize: Callable[[str], int]) -> int:
@@ -90,6 +102,7 @@ def memory_per_device(
   shared = (
     model.config.compute_dtype == jnp.float32
     and not should_unroll(model)
+    and decoding.mesh == layout.mesh
     and all(
       layout.weight_parts(box.names) == decoding.weight_parts(box.names)
       for box in boxes.values()

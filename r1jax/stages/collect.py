@@ -21,7 +21,7 @@ from r1jax.errors import UserError
 from r1jax.records import Prompt, PromptBatch, ScoredRollout
 from r1jax.rewards import environment, multihost
 from r1jax.rewards.reward_manager import RewardManager
-from r1jax.rollout import assemble, groups
+from r1jax.rollout import assemble, groups, hosts
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.groups import Group
 from r1jax.rollout.scheduler import Completion
@@ -104,12 +104,14 @@ class Collector:
     )
     self._start = self._stream.get_state()
     self._partial: list[Group] = []  # Groups that an earlier step has started.
+    self._lengths = hosts.LengthHistory()
     self._ahead: _Ahead | None = None
 
   def begin(self):
     """Goes back to the first prompt."""
     self._stream.set_state(self._start)
     self._partial, self._ahead = [], None
+    self._lengths = hosts.LengthHistory()
 
   def get_state(self) -> dict:
     """Returns its position as JSON, for a checkpoint."""
@@ -118,7 +120,7 @@ class Collector:
         self._ahead.position if self._ahead else self._stream.get_state()
       ),
       'partial_groups': groups.serialize_groups(self._partial),
-    }
+    } | ({'lengths': self._lengths.get_state()} if self._engine.by_host else {})
 
   def set_state(self, state: dict):
     """Continues where another collector was.
@@ -133,6 +135,7 @@ class Collector:
       )
     self._stream.set_state(state['prompts'])
     self._ahead = None
+    self._lengths.set_state(state.get('lengths', ()))
     self._partial = groups.deserialize_groups(
       state['partial_groups'],
       self._sampling,
@@ -244,7 +247,7 @@ class Collector:
     scored_of: dict[int, futures.Future] = {}  # Groups scored in this process.
 
     def score(group: Group):  # While other groups are sampled.
-      local = multihost.is_local(len(texts_of))
+      local = self._engine.shares_work or multihost.is_local(len(texts_of))
       texts_of[id(group)] = self._scorer.submit(self._texts, group)
       if local:
         scored_of[id(group)] = self._scorer.submit(
@@ -252,9 +255,15 @@ class Collector:
         )
 
     complete, self._partial = groups.complete_groups(
-      self._engine, params, step, self._partial, num_groups, score
+      self._engine, params, step, self._partial, num_groups, score, self._tokens
     )
     watch.lap('rollout')
+    for group in complete:
+      if id(group) not in texts_of:  # Another process has sampled it.
+        texts_of[id(group)] = self._scorer.submit(self._texts, group)
+      if self._engine.by_host:
+        tokens = [len(c.tokens) for c in group.completions]
+        self._lengths.see(group.prompt.id, sum(tokens) / len(tokens))
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
     scored = multihost.gather_scores(
       [texts_of[id(group)].result() for group in complete],
@@ -265,6 +274,15 @@ class Collector:
     )
     watch.lap('reward')
     return complete, scored.split(self._config.group_size)
+
+  def _tokens(self, group: Group) -> float:
+    """Returns the tokens that are expected to be sampled yet of a group."""
+    mean = self._lengths.expected(group.prompt.id)
+    return sum(
+      max(mean - len(c.tokens), 1.0)
+      for c in group.completions
+      if not c.finish_reason
+    )
 
   def _texts(self, group: Group) -> list[str]:
     return assemble.completion_texts(

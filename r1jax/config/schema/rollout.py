@@ -20,8 +20,15 @@ class RolloutConfig(Section):
 
   max_num_seqs: int = key(
     512,
-    'Sequences that decode at once, where so many are requested.',
+    'Sequences that decode at once, where so many are requested; over all hosts.',
     at_least=1,
+  )
+  scope: str = key(
+    'global',
+    "'global': all processes decode together over the whole mesh, as a model "
+    "needs that fits no host; 'host': each process decodes its share of the "
+    'groups on its own devices, which hold a whole copy of the weights.',
+    choices=('global', 'host'),
   )
   block_size: int = key(
     16, 'Tokens of a block of the KV cache.', unit='tokens', at_least=1
