@@ -24,6 +24,10 @@ _FREE = frozenset(
   'replica-id iota copy-done async-done async-update opt-barrier domain '
   'get-dimension-size add-dependency'.split()
 )
+# Instructions that keep all numbers of their operand, one by one.
+_MOVES = frozenset(
+  ('bitcast', 'reshape', 'copy', 'convert', 'transpose', 'parameter')
+)
 COLLECTIVES = (
   'all-gather',
   'all-reduce',
@@ -166,30 +170,48 @@ class _Counter:
   def _sliced(self, computation: str, name: str) -> float | None:
     """The bytes of the slices that a fusion reads of a value; None for all.
 
-    In fusions intermediate shapes have no memory space: all of them count.
+    A fusion computes only what it needs: of a value that is converted or moved
+    and then sliced, the slices are read.
     """
+    numbers, to_root = self._read(computation, name)
+    if to_root:
+      return None
+    shape = self._module.instructions(computation)[name].shape
+    whole = _numbers_of(shape)
+    return numbers * _bytes(shape, every=True) / whole if whole else 0.0
+
+  def _read(self, computation: str, name: str) -> tuple[float, bool]:
+    """How many numbers of a value are read in slices, and if all are anyway."""
     total = 0.0
+    root = self._module.root(computation).name
+    if name == root:
+      return 0.0, True
     for user in self._module.users(computation, name):
       if user.opcode in ('dynamic-slice', 'slice', 'gather'):
         if name in user.operands[1:]:
-          return None  # It is an index.
-        total += _bytes(user.shape, every=True)
-      elif user.opcode in ('bitcast', 'reshape', 'fusion'):
-        inner, value = computation, user.name
-        if user.opcode == 'fusion':
-          (inner, *_) = hlo.called(user)
-          value = next(
-            parameter.name
-            for parameter in _parameters(self._module.instructions(inner))
-            if user.operands[int(parameter.rest)] == name
-          )
-        part = self._sliced(inner, value)
-        if part is None:
-          return None
+          return 0.0, True  # It is an index.
+        total += _numbers_of(user.shape)
+        continue
+      if user.opcode == 'fusion':
+        (inner, *_) = hlo.called(user)
+        parameter = next(
+          x.name
+          for x in _parameters(self._module.instructions(inner))
+          if user.operands[int(x.rest)] == name
+        )
+        part, passes = self._read(inner, parameter)
         total += part
-      else:
-        return None
-    return total
+        if not passes:
+          continue
+        if self._module.root(inner).opcode not in _MOVES:
+          return 0.0, True
+      elif user.opcode not in _MOVES:
+        return 0.0, True
+      part, to_root = self._read(computation, user.name)
+      if to_root:
+        return 0.0, True
+      total += part
+    return total, False
 
 
 def _sizes(shape: str, every: bool = False) -> Iterator[float]:
@@ -207,6 +229,14 @@ def _sizes(shape: str, every: bool = False) -> Iterator[float]:
 
 def _bytes(shape: str, every: bool = False) -> float:
   return sum(_sizes(shape, every))
+
+
+def _numbers_of(shape: str) -> int:
+  """How many numbers the arrays in a shape's text have."""
+  return sum(
+    math.prod(int(x) for x in dims.split(',') if x)
+    for _, dims, _ in _ARRAY.findall(shape)
+  )
 
 
 def _first_bytes(shape: str) -> float:

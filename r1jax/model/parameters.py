@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config.schema.model import ModelConfig
+from r1jax.model.int8_weights import Int8Weight
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout
 
@@ -50,9 +51,17 @@ def unstack_layers(config: ModelConfig, params, take=lambda x, layer: x[layer]):
 
 
 def cast_to_compute(config: ModelConfig, params):
-  """Casts parameters to the dtypes that the forward pass computes with."""
+  """Casts parameters to the dtypes that the forward pass computes with.
+
+  Weights in 8 bits stay as they are.
+  """
+  rounded = lambda x: isinstance(x, Int8Weight)
   return jax.tree_util.tree_map_with_path(
-    lambda path, x: x.astype(param_compute_dtype(config, path[-1].key)), params
+    lambda path, x: (
+      x if rounded(x) else x.astype(param_compute_dtype(config, path[-1].key))
+    ),
+    params,
+    is_leaf=rounded,
   )
 
 

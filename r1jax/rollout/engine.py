@@ -17,8 +17,10 @@ import numpy as np
 
 from r1jax import processes
 from r1jax.errors import UserError
+from r1jax.model import int8_weights
 from r1jax.model.parameters import (
   cast_to_compute,
+  parameter_shapes,
   parameter_shardings,
   unstack_layers,
 )
@@ -116,7 +118,7 @@ class Engine:
     self.relayout = jax.jit(
       self._decoding_params,
       out_shardings=self._decoding_shardings(
-        self._trained, self._trained.layout
+        self._trained, self._trained.layout.decoding()
       )
       if self.by_host
       else self.param_shardings,
@@ -139,6 +141,8 @@ class Engine:
   def _decoding_shardings(self, model: Transformer, layout: Layout):
     """Returns the shardings of decoding parameters, as their layers lie."""
     stacked = parameter_shardings(model, layout)
+    if self.config.weights_int8:
+      stacked = int8_weights.shardings(stacked, parameter_shapes(model))
     if self.model.scan_layers:
       return stacked
     return unstack_layers(model.config, stacked, _layer_sharding)
@@ -205,16 +209,7 @@ class Engine:
     Parameters that already are as the programs take them, such as those that
     an earlier call returned, are not copied.
     """
-    target = jax.eval_shape(self._decoding_params, params)
-    structure: Any = jax.tree.structure(self.param_shardings)
-    if structure == jax.tree.structure(params) and all(
-      x.dtype == like.dtype
-      and isinstance(x, jax.Array)
-      and x.sharding.is_equivalent_to(sharding, x.ndim)
-      for x, like, sharding in zip(
-        *map(jax.tree.leaves, (params, target, self.param_shardings))
-      )
-    ):
+    if self._is_prepared(params):
       return params
     if not self.by_host:
       return self.relayout(params)
@@ -222,7 +217,31 @@ class Engine:
       self.relayout(params), self.param_shardings, self._trained.layout.mesh
     )
 
+  def _is_prepared(self, params) -> bool:
+    """Whether parameters are as the programs take them."""
+    structure: Any = jax.tree.structure(self.param_shardings)
+    if structure != jax.tree.structure(params):
+      return False
+    # Only prepared parameters have weights in 8 bits.
+    target = (
+      params
+      if self.config.weights_int8
+      else jax.eval_shape(self._decoding_params, params)
+    )
+    return all(
+      x.dtype == like.dtype
+      and isinstance(x, jax.Array)
+      and x.sharding.is_equivalent_to(sharding, x.ndim)
+      for x, like, sharding in zip(
+        *map(jax.tree.leaves, (params, target, self.param_shardings))
+      )
+    )
+
   def _decoding_params(self, params):
+    if self.config.weights_int8:
+      params = int8_weights.quantized(
+        params, parameter_shapes(self._trained), self._trained.layout.decoding()
+      )
     params = cast_to_compute(self.model.config, params)
     if self.model.scan_layers:
       return params

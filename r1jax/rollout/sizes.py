@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from r1jax.config.field import key
 from r1jax.config.schema.rollout import RolloutConfig
 from r1jax.errors import UserError
+from r1jax.model import int8_weights
 from r1jax.model.parameters import param_compute_dtype, parameter_shapes
 from r1jax.model.transformer import Transformer
 from r1jax.rollout import speculative
@@ -90,17 +91,23 @@ def memory_per_device(
   decoding = decoding or layout.decoding()
   boxes = traverse_util.flatten_dict(parameter_shapes(model))
 
-  def weight_bytes(layout: Layout, itemsize: Callable[[str], int]) -> int:
+  def weight_bytes(layout: Layout, itemsize: Callable) -> int:
     return sum(
-      itemsize(path[-1])
-      * math.prod(box.value.shape)
+      int(itemsize(path, box) * math.prod(box.value.shape))
       // layout.weight_parts(box.names)
       for path, box in boxes.items()
     )
 
+  def sampled_itemsize(path, box) -> float:
+    plain = param_compute_dtype(model.config, path[-1]).itemsize
+    if not config.weights_int8:
+      return plain
+    return int8_weights.bytes_of(path, box, layout.decoding(), plain)
+
   # The decoding layout drops axes of the training one and adds none.
   shared = (
     model.config.compute_dtype == jnp.float32
+    and not config.weights_int8
     and not should_unroll(model)
     and decoding.mesh == layout.mesh
     and all(
@@ -112,14 +119,12 @@ def memory_per_device(
   num_blocks = config.num_blocks(num_shards) * num_shards
   pools = programs(model, config, record_routing=False)
   kv_cache = jax.eval_shape(lambda: pools.init_kv_cache(num_blocks))
-  dtype = model.config.compute_dtype
+  dtype = 'int8' if config.weights_int8 else model.config.compute_dtype
   return {
-    'weights as trained, float32': weight_bytes(layout, lambda name: 4),
+    'weights as trained, float32': weight_bytes(layout, lambda *_: 4),
     f'weights as sampled, {dtype}': 0
     if shared
-    else weight_bytes(
-      decoding, lambda name: param_compute_dtype(model.config, name).itemsize
-    ),
+    else weight_bytes(decoding, sampled_itemsize),
     'cache': sum(
       math.prod(x.shape)
       * x.dtype.itemsize

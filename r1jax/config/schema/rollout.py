@@ -13,7 +13,7 @@ from r1jax.config.schema.section import Problem, Section
 class RolloutConfig(Section):
   """Sizes of the rollout engine.
 
-  Samples do not depend on these sizes, except for `kv_cache_int8` and those of
+  Samples do not depend on these sizes, except for those in 8 bits and those of
   speculative decoding: `speculative` and the keys after it, and `max_num_seqs`
   by its comparison with the last of them.
   """
@@ -54,6 +54,13 @@ class RolloutConfig(Section):
     'Whether the KV cache is kept in 8 bits. The policy that samples is then '
     "near the model, not the same: rl.old_logp_source = 'recompute' and rollout_is "
     'correct it.',
+  )
+  weights_int8: bool = key(
+    False,
+    'Whether weights are sampled from in 8 bits, with a scale for each block of '
+    '128: half of the memory that decoding reads. The policy that samples is '
+    "then near the model, not the same: rl.old_logp_source = 'recompute' and "
+    'rollout_is correct it.',
   )
   speculative: bool = key(
     False,
