@@ -56,7 +56,7 @@ class Compiled:
   """The compiler's report about one program.
 
   Attributes:
-    label, kind, tokens, row_tokens, microbatches, beside: As in Program.
+    label, kind, tokens, row_tokens, microbatches, beside: See Program.
     arguments_bytes: Bytes of its arguments on one device.
     temporaries_bytes: Bytes beside the arguments on one device.
     peak_bytes: Maximum bytes in use at once on one device, by this program.

@@ -94,7 +94,7 @@ def propose(
     if shapes.divide(layout):
       update = _update_times(config, shapes, layout, lengths, chip)
       decode = _decode_times(config, shapes, layout, lengths, chip)
-      # Of equally fast meshes the one that reads and sends least comes first.
+      # The one that reads and sends least comes first of equally fast ones.
       order = update.bound + decode.bound, update.total + decode.total
       estimates.append((order, mesh, update, decode))
   if not estimates:

@@ -1,4 +1,4 @@
-"""Weights in 8 bits, to sample with: half of the memory that decoding reads.
+"""Weights in 8 bits, to sample with: half of the memory of bfloat16.
 
 A weight matrix is rounded to int8 with a float32 scale for each block of up to
 128 numbers along its last axis but one, as V3's FP8 weights have one for each

@@ -114,7 +114,7 @@ class Engine:
 
   def _compile_later(self):
     """Makes the jitted programs, which are compiled by their first calls."""
-    # By host the copies are made first where the weights are, and then sent.
+    # Copies for each host are made where the weights are, and then sent.
     self.relayout = jax.jit(
       self._decoding_params,
       out_shardings=self._decoding_shardings(
@@ -155,7 +155,8 @@ class Engine:
   def run(self, params, requests: Sequence[Request]) -> list[Completion]:
     """Completes all requests; returns their completions in the same order.
 
-    By host each process completes every n-th request and is told the others.
+    If processes share the work, each completes every n-th request and is
+    told the others.
 
     Raises:
       UserError: a request cannot be served; see `validate`.

@@ -86,8 +86,8 @@ def complete_groups(
 ) -> tuple[list[Group], list[Group]]:
   """Generates until so many of the groups are complete.
 
-  By host each process completes its share of them, and is told the others at
-  the end. Which groups are complete then depends on the number of hosts, unless
+  If processes share the work, each completes its share of the groups, and is
+  told the others at the end. Which groups are complete then depends on the number of hosts, unless
   all are to be completed; their samples do not.
 
   Args:

@@ -1,7 +1,6 @@
 """Rollouts by host: each process samples on the devices of its own host.
 
-Where a model fits the devices of one host, its processes need not decode in
-lockstep. At the beginning of a step every host receives a whole copy of the
+Processes need not decode in lockstep if a model fits the devices of one host. At the beginning of a step every host receives a whole copy of the
 weights by one exchange. The groups are shared out by the lengths that are
 expected of them, each process completes its own, and at the end all tell each
 other what they have sampled. A sample is the same wherever it is drawn: it

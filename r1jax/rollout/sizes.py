@@ -104,17 +104,7 @@ def memory_per_device(
       return plain
     return int8_weights.bytes_of(path, box, layout.decoding(), plain)
 
-  # The decoding layout drops axes of the training one and adds none.
-  shared = (
-    model.config.compute_dtype == jnp.float32
-    and not config.weights_int8
-    and not should_unroll(model)
-    and decoding.mesh == layout.mesh
-    and all(
-      layout.weight_parts(box.names) == decoding.weight_parts(box.names)
-      for box in boxes.values()
-    )
-  )
+  shared = _is_shared(model, layout, decoding, config)
   num_shards = decoding.size('B')
   num_blocks = config.num_blocks(num_shards) * num_shards
   pools = programs(model, config, record_routing=False)
@@ -132,6 +122,25 @@ def memory_per_device(
       for x in jax.tree.leaves(kv_cache)
     ),
   }
+
+
+def _is_shared(
+  model: Transformer, layout: Layout, decoding: Layout, config: EngineConfig
+) -> bool:
+  """Whether the weights as trained are those that are sampled from."""
+  # The decoding layout drops axes of the training one and adds none.
+  return (
+    model.config.compute_dtype == jnp.float32
+    and not config.weights_int8
+    and not should_unroll(model)
+    and decoding.mesh == layout.mesh
+    and all(
+      layout.weight_parts(box.names) == decoding.weight_parts(box.names)
+      for box in jax.tree.leaves(
+        parameter_shapes(model), is_leaf=lambda x: hasattr(x, 'names')
+      )
+    )
+  )
 
 
 def programs(

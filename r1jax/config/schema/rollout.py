@@ -58,7 +58,7 @@ class RolloutConfig(Section):
   weights_int8: bool = key(
     False,
     'Whether weights are sampled from in 8 bits, with a scale for each block of '
-    '128: half of the memory that decoding reads. The policy that samples is '
+    '128: they take half of the memory of bfloat16. The policy that samples is '
     "then near the model, not the same: rl.old_logp_source = 'recompute' and "
     'rollout_is correct it.',
   )
