@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'r1jax'
 # no circles. The registry imports the package's own names by a string, when one
 # is first looked up: that is how a lower room reaches what a higher one adds.
 LAYERS = (
-  ('errors', 'files', 'interrupts', 'message', 'source_files'),
+  ('chips', 'errors', 'files', 'interrupts', 'message', 'source_files'),
   ('records', 'compilation_cache', 'processes'),
   ('episode',),
   ('registry',),
