@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from r1jax.records import Message, Prompt
-from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
+from r1jax.rollout.session import Session
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,9 +75,7 @@ def drop_stale(
 
 
 def complete_groups(
-  engine: Engine,
-  params,
-  policy_version: int,
+  session: Session,
   groups: Sequence[Group],
   num_complete: int,
   on_complete: Callable[[Group], None] = lambda _: None,
@@ -85,9 +83,7 @@ def complete_groups(
   """Generates until so many of the groups are complete.
 
   Args:
-    engine: The rollout engine.
-    params: The policy's parameters.
-    policy_version: The policy's version.
+    session: An empty session of the rollout engine.
     groups: Groups, oldest first.
     num_complete: Number of groups to complete.
     on_complete: Called with each group as soon as it is complete, while others
@@ -97,7 +93,6 @@ def complete_groups(
     The first `num_complete` groups that are complete, and all others as they
     stand.
   """
-  session = engine.session(params, policy_version)
   group_of = {}
   for group in groups:
     for completion in group.completions:

@@ -68,8 +68,12 @@ def test_groups_that_an_old_policy_began_are_dropped():
 
 def test_a_step_ends_when_enough_groups_are_complete(small):
   params, _, engine = small
-  everything, _ = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 6)
-  complete, rest = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 2)
+  everything, _ = groups.complete_groups(
+    engine.session(params, 1), _open(_IDS)[0], 6
+  )
+  complete, rest = groups.complete_groups(
+    engine.session(params, 1), _open(_IDS)[0], 2
+  )
   assert len(complete) == 2 and len(rest) == 4
   assert all(group.complete for group in complete)
   assert not all(group.complete for group in rest)
@@ -90,13 +94,15 @@ def test_a_step_ends_when_enough_groups_are_complete(small):
 def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
   """Through JSON, and under another policy: equal in every number."""
   params, moved, engine = small
-  complete, rest = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 1)
+  complete, rest = groups.complete_groups(
+    engine.session(params, 1), _open(_IDS)[0], 1
+  )
   saved = json.loads(json.dumps(groups.serialize_groups(rest)))
   again = groups.deserialize_groups(
     saved, _HOW, lambda prompt: _IDS[prompt.text]
   )
-  want, none = groups.complete_groups(engine, moved, 2, rest, 5)
-  got, _ = groups.complete_groups(engine, moved, 2, again, 5)
+  want, none = groups.complete_groups(engine.session(moved, 2), rest, 5)
+  got, _ = groups.complete_groups(engine.session(moved, 2), again, 5)
   assert len(want) == 5 and not none
   assert {
     version
@@ -118,8 +124,8 @@ def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
 def test_ages_count_from_the_policy_of_the_step(small):
   params, moved, engine = small
   opened, batch = _open(_IDS)
-  _, rest = groups.complete_groups(engine, params, 4, opened, 1)
-  complete, _ = groups.complete_groups(engine, moved, 6, rest, 5)
+  _, rest = groups.complete_groups(engine.session(params, 4), opened, 1)
+  complete, _ = groups.complete_groups(engine.session(moved, 6), rest, 5)
   made = [c for group in complete for c in group.completions]
   some = jax.tree.map(lambda x: x[:5], batch)
   rollout = assemble.build_rollout(some, 2, made, policy_version=6)
