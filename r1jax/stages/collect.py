@@ -278,11 +278,13 @@ class Collector:
         )
 
     started = [(group, _lengths(group)) for group in self._partial]
+    began = time.monotonic()
     session = self._engine.session(params, step)
+    waited = time.monotonic() - began  # The weights come from all devices.
     complete, self._partial = groups.complete_groups(
       session, self._partial, num_groups, score
     )
-    rollout_secs = watch.lap('rollout') - session.device_secs
+    rollout_secs = watch.lap('rollout') - session.device_secs - waited
     began = time.monotonic()
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
     texts = [texts_of[id(group)].result() for group in complete]

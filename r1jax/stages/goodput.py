@@ -19,7 +19,7 @@ from r1jax.train.metrics import COMPILE, Stopwatch
 FILE = 'goodput.json'
 # The parts of a step that move the run on, and those of all other time.
 PRODUCTIVE = ('rollout', 'reward', 'reference', UPDATE, 'host')
-_BADPUT = ('setup', COMPILE, 'evaluation', 'save', 'waiting', 'lost', 'other')
+BADPUT = ('setup', COMPILE, 'evaluation', 'save', 'waiting', 'lost', 'other')
 _KEPT_STEPS = 64  # Accounts of so many checkpoints are kept.
 
 
@@ -92,7 +92,7 @@ class Goodput:
     total = sum(self._secs.values())
     if not total:
       return {}
-    secs = {part: self._secs.get(part, 0.0) for part in PRODUCTIVE + _BADPUT}
+    secs = {part: self._secs.get(part, 0.0) for part in PRODUCTIVE + BADPUT}
     found = {f'goodput/{part}': each / total for part, each in secs.items()}
     productive = sum(secs[part] for part in PRODUCTIVE)
     return found | {'goodput': productive / total}

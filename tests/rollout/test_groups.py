@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax.model import model_flops
 from r1jax.records import Message, Prompt, PromptBatch
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine, EngineConfig
@@ -64,6 +65,33 @@ def test_groups_that_an_old_policy_began_are_dropped():
   for most, left in ((0, [0, 1, 2]), (2, [1, 2]), (4, [0, 1, 2])):
     kept, dropped = groups.drop_stale(opened, 7, most)
     assert kept == [opened[i] for i in left] and dropped == 3 - len(left)
+
+
+def test_model_flops_count_the_tokens_that_the_engine_computes(small):
+  """Of groups that begin and that go on; a partial block is computed again."""
+  params, moved, engine = small
+  open_groups = _open(_IDS)[0]
+  for version, policy, num_complete in ((1, params, 2), (2, moved, 4)):
+    session = engine.session(policy, version)
+    before = [[len(t) for t in _tokens([group])] for group in open_groups]
+    steps = [[c.decode_steps for c in g.completions] for g in open_groups]
+    complete, rest = groups.complete_groups(session, open_groups, num_complete)
+    counts = model_flops.total(
+      model_flops.counts_of_samples(3, zip(lengths, map(len, _tokens([group]))))
+      for group, lengths in zip(open_groups, before)
+    )
+    decoded = sum(
+      completion.decode_steps - earlier
+      for group, each in zip(open_groups, steps)
+      for completion, earlier in zip(group.completions, each)
+    )
+    assert counts.predicted_tokens == decoded
+    computed = session.prefilled_tokens + decoded
+    # A prompt's last tokens, less than a block, are read by each completion.
+    most = computed - counts.tokens
+    assert 0 <= most <= len(open_groups) * engine.config.block_size
+    assert 0 < session.device_secs
+    open_groups = rest
 
 
 def test_a_step_ends_when_enough_groups_are_complete(small):

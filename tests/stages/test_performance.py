@@ -1,14 +1,18 @@
 """Throughput and MFU by hand, on chips that are not here."""
 
+import re
 from types import SimpleNamespace
 
 import jax
 import pytest
 
 from r1jax.stages import performance
+from r1jax.stages.goodput import BADPUT, PRODUCTIVE
 from r1jax.stages.performance import Hardware, Performance, Work
+from r1jax.stages.stragglers import Stragglers
 from r1jax.stages.trainer import StepOutput
 from r1jax.train import metrics
+from tests.conftest import ROOT
 
 
 def _devices(kind, count):
@@ -117,3 +121,26 @@ def test_memory_is_of_the_fullest_device_that_tells(monkeypatch):
   assert found == {'memory/peak_gb': 12.0, 'memory/peak_frac': 0.75}
   monkeypatch.setattr(jax, 'local_devices', lambda: [device()])
   assert list(metrics.memory()) == ['memory/host_peak_gb']
+
+
+def test_every_metric_of_performance_is_documented(on_chips):
+  measured = on_chips('TPU v5p')
+  parts = ('rollout', 'reward', 'host', 'reference', 'data', 'update')
+  measured.add(
+    StepOutput(
+      None,
+      {},
+      {'tokens': 1, 'completions': 1},
+      dict.fromkeys((*parts, 'compile'), 1.0),
+      work={'rollout': Work(1, 1), 'update': Work(1, 1)},
+    )
+  )
+  stragglers = Stragglers('rl')
+  stragglers.add(1, [dict.fromkeys(parts, 1.0)] * 2, 1.0)
+  names = {*measured.shown(1.0), *stragglers.metrics(), 'goodput'}
+  names |= {f'goodput/{part}' for part in (*PRODUCTIVE, *BADPUT)}
+  names |= {'memory/peak_gb', 'memory/peak_frac', 'memory/host_peak_gb'}
+  text = (ROOT / 'docs/metrics.md').read_text()
+  told = set(re.findall(r'`([\w/<>]+)`', text))
+  told |= {name.replace('<part>', part) for name in told for part in parts}
+  assert names - told == set()

@@ -130,8 +130,8 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
   _trained(config, whole)
   write = MetricsWriter.write
 
-  def dies(self, step, values, speed=None):
-    write(self, step, values, speed)
+  def dies(self, step, values):
+    write(self, step, values)
     if step == 3:
       raise _Killed
 
