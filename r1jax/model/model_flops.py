@@ -172,7 +172,7 @@ def count(config: ModelConfig) -> Info:
 
 
 def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
-  layout = Layout(make_mesh({}, jax.devices()[:1]))
+  layout = Layout(make_mesh({}, jax.local_devices()[:1]))
   return traverse_util.flatten_dict(
     parameters.parameter_shapes(Transformer(config, layout)), sep='/'
   )
