@@ -223,7 +223,7 @@ class Layout:
     An abstract mesh has none: the first one of this machine stands for them.
     """
     if isinstance(self.mesh, AbstractMesh):
-      return jax.devices()[0]
+      return jax.local_devices()[0]
     return self.mesh.local_devices[0]
 
   @property

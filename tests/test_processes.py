@@ -49,7 +49,7 @@ def test_a_step_that_differs_is_named_with_both_values(other):
 
   other(one_ulp)
   with pytest.raises(UserError, match='step 3: processes differ in loss: 0.5'):
-    agreement.check_step(3, {'loss': 0.5, 'grad_norm': 1.0}, {'row': 7}, 0)
+    agreement.check_step(3, {'loss': 0.5, 'grad_norm': 1.0}, {'row': 7}, 0, {})
 
 
 def test_positions_that_differ_are_refused(other):
@@ -59,16 +59,23 @@ def test_positions_that_differ_are_refused(other):
     )
   )
   with pytest.raises(UserError, match='differ in position of the data'):
-    agreement.check_step(3, {'loss': 0.5}, {'row': 7}, 0)
+    agreement.check_step(3, {'loss': 0.5}, {'row': 7}, 0, {})
 
 
 def test_a_signal_of_any_process_reaches_all(other):
   other(lambda told: told | {'signum': 15})
-  assert agreement.check_step(3, {'loss': 0.5}, {'row': 7}, 0) == 15
+  agreed = agreement.check_step(3, {'loss': 0.5}, {'row': 7}, 0, {})
+  assert agreed.signum == 15
+
+
+def test_the_own_time_of_each_process_may_differ(other):
+  other(lambda told: told | {'own_secs': {'host': 3.0}})
+  agreed = agreement.check_step(3, {'loss': 0.5}, {}, 0, {'host': 1.0})
+  assert agreed == (0, [{'host': 1.0}, {'host': 3.0}])
 
 
 def test_one_process_has_nothing_to_ask():
-  assert agreement.check_step(3, {}, {}, 2) == 2
+  assert agreement.check_step(3, {}, {}, 2, {}) == (2, [{}])
   assert processes.from_first(lambda: {'a': 1}) == {'a': 1}
   with pytest.raises(ValueError), processes.agreed():
     raise ValueError
@@ -76,4 +83,4 @@ def test_one_process_has_nothing_to_ask():
 
 def test_nan_is_the_same_in_all_processes(other):
   other(lambda told: told)
-  assert agreement.check_step(1, {'loss': float('nan')}, {}, 0) == 0
+  assert agreement.check_step(1, {'loss': float('nan')}, {}, 0, {}).signum == 0

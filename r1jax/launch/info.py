@@ -1,91 +1,24 @@
 """Counts the parameters, FLOPs and memory of a config: `r1jax info`."""
 
 import dataclasses
-import math
 from pathlib import Path
 
-from flax import linen as nn
-from flax import traverse_util
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from r1jax.checkpoints import convert
 from r1jax.config.load import model_config
-from r1jax.config.schema.model import REMAT_POLICIES, ModelConfig
+from r1jax.config.schema.model import REMAT_POLICIES
 from r1jax.config.schema.preferences import PackedConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
-from r1jax.model import parameters
+from r1jax.model.model_flops import count
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
 from r1jax.stages import memory
 from r1jax.stages.build import sampler
 from r1jax.stages.stage import Network
-
-
-@dataclasses.dataclass(frozen=True)
-class Info:
-  """Counts for one architecture.
-
-  MTP modules are counted apart, as in published sizes: the policy is the same
-  without them.
-
-  Attributes:
-    total: Number of parameters, without routing biases.
-    active: Number of parameters that one token uses: its num_experts_per_tok
-      experts and the shared ones. The embedding lookup is not counted.
-    mtp: Number of parameters of the MTP modules, in neither of the two.
-    cache_bytes: Bytes of cache a token, in the compute dtype.
-    forward_flops: FLOPs of a token's matrix products, without the attention
-      core.
-    attention_flops: FLOPs of the attention core for one token and each token
-      of its context: scores and weighted sums, over all layers.
-  """
-
-  total: int
-  active: int
-  mtp: int
-  cache_bytes: int
-  forward_flops: int
-  attention_flops: int
-
-
-def count(config: ModelConfig) -> Info:
-  """Counts parameters, cache and FLOPs of an architecture."""
-  total = active = mtp = 0
-  for name, box in _parameters(config).items():
-    if name.endswith('ffn/bias'):
-      continue
-    size = math.prod(box.value.shape)
-    if name.startswith('mtp/'):
-      mtp += size
-      continue
-    total += size
-    if name == 'embedding' and not config.tie_word_embeddings:
-      continue  # A lookup, not a matrix product.
-    if 'E' in box.names:
-      size = size // config.n_routed_experts * config.num_experts_per_tok
-    active += size
-  if config.attention == 'mla':
-    head = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
-  else:
-    head = 2 * config.head_dim
-  return Info(
-    total=total,
-    active=active,
-    mtp=mtp,
-    cache_bytes=(
-      config.num_hidden_layers
-      * config.cache_width
-      * config.compute_dtype.itemsize
-    ),
-    forward_flops=2 * active,
-    attention_flops=2
-    * config.num_hidden_layers
-    * config.num_attention_heads
-    * head,
-  )
 
 
 def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
@@ -263,12 +196,6 @@ def _update_rows(
         (f'    model.remat = {remat!r}{mark}', f'{size:,}', _short(size, 'B'))
       )
   return rows
-
-
-def _parameters(config: ModelConfig) -> dict[str, nn.Partitioned]:
-  return traverse_util.flatten_dict(
-    parameters.parameter_shapes(memory.on_one_device(config)), sep='/'
-  )
 
 
 def _size(parameters: float) -> str:

@@ -6,6 +6,7 @@ next step with the tokens that they have generated (Kimi k1.5, section 2.6.2).
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -13,9 +14,9 @@ import numpy as np
 
 from r1jax.records import Message, Prompt
 from r1jax.rollout import hosts, saved_completions
-from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
+from r1jax.rollout.session import Session
 
 
 @dataclasses.dataclass(eq=False)
@@ -76,9 +77,7 @@ def drop_stale(
 
 
 def complete_groups(
-  engine: Engine,
-  params,
-  policy_version: int,
+  session: Session,
   groups: Sequence[Group],
   num_complete: int,
   on_complete: Callable[[Group], None] = lambda _: None,
@@ -87,13 +86,11 @@ def complete_groups(
   """Generates until so many of the groups are complete.
 
   If processes share the work, each completes its share of the groups, and is
-  told the others at the end. Which groups are complete then depends on the number of hosts, unless
-  all are to be completed; their samples do not.
+  told the others at the end. Which groups are complete then depends on the
+  number of hosts, unless all are to be completed; their samples do not.
 
   Args:
-    engine: The rollout engine.
-    params: The policy's parameters.
-    policy_version: The policy's version.
+    session: An empty session of the rollout engine.
     groups: Groups, oldest first.
     num_complete: Number of groups to complete.
     on_complete: Called with each group as soon as it is complete, while others
@@ -104,30 +101,30 @@ def complete_groups(
     The first `num_complete` groups that are complete, and all others as they
     stand.
   """
-  if engine.shares_work:
+  if session.shares_work:
     earlier = [group for group in groups if group.complete]
     for group in earlier[jax.process_index() :: jax.process_count()]:
       on_complete(group)
     own, quota = _own_share(groups, num_complete, expected)
-    _run(engine, params, policy_version, own, quota, on_complete)
+    _run(session, own, quota, on_complete)
+    began = time.monotonic()
     _tell_all(groups, own)
+    # What waits for other processes is no work of this one.
+    session.device_secs += time.monotonic() - began
   else:
-    _run(engine, params, policy_version, groups, num_complete, on_complete)
+    _run(session, groups, num_complete, on_complete)
   complete = [group for group in groups if group.complete][:num_complete]
   taken = set(map(id, complete))
   return complete, [group for group in groups if id(group) not in taken]
 
 
 def _run(
-  engine: Engine,
-  params,
-  policy_version: int,
+  session: Session,
   groups: Sequence[Group],
   num_complete: int,
   on_complete: Callable[[Group], None],
 ):
   """Generates in this process until so many of the groups are complete."""
-  session = engine.session(params, policy_version)
   group_of = {}
   for group in groups:
     for completion in group.completions:

@@ -1,7 +1,9 @@
 """The loop between host and device that runs requests under one policy."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import itertools
+import time
 from typing import Any
 
 import jax
@@ -33,6 +35,8 @@ class Session:
     decode_steps: Forward passes of the decode program so far.
     prefilled_tokens: Tokens prefilled so far, those of preempted sequences
       that were computed again among them.
+    device_secs: Seconds so far in which the host ran a program, or waited for
+      it; the rest is the host's own work.
   """
 
   def __init__(self, engine, params, policy_version: int):
@@ -57,6 +61,7 @@ class Session:
     self._features = sampling.SamplingFeatures()
     self.decode_steps = 0
     self.prefilled_tokens = 0
+    self.device_secs = 0.0
 
   def submit(
     self, request: Request, partial: Completion | None = None
@@ -80,6 +85,11 @@ class Session:
     self._features = sampling.SamplingFeatures(*widest)
     self._scheduler.submit(completion)
     return completion
+
+  @property
+  def shares_work(self) -> bool:
+    """Whether other processes complete a part of the requests."""
+    return self._engine.shares_work
 
   @property
   def num_preemptions(self) -> int:
@@ -135,11 +145,12 @@ class Session:
       block_tables = self._block_tables(
         [job and _prefill_table(job, block_size) for job in rows]
       )
-      self._kv_cache, experts_BTLA = self._engine.prefill(
-        self._params, self._kv_cache, block_tables, tokens_BT, count_B
-      )
-      if experts_BTLA is not None:
-        experts_BTLA = np.asarray(experts_BTLA)
+      with self._on_device():
+        self._kv_cache, experts_BTLA = self._engine.prefill(
+          self._params, self._kv_cache, block_tables, tokens_BT, count_B
+        )
+        if experts_BTLA is not None:
+          experts_BTLA = np.asarray(experts_BTLA)
       for b, job in enumerate(rows):
         if job is None:
           continue
@@ -164,27 +175,39 @@ class Session:
       if features.penalty
       else None,
     )
-    self._kv_cache, output = engine.decode(
-      self._params,
-      self._kv_cache,
-      self._block_tables(
-        [
-          seq
-          and (seq.blocks, [b.num_tokens for b in seq.blocks], seq.next_slot)
-          for seq in rows
-        ]
-      ),
-      metadata,
-      np.array([c.last_token if c else 0 for c in completions], np.int32),
-      speculative.build_control(
-        [c.draft_control if c else () for c in completions],
-        engine.programs.max_drafts,
-      ),
-      num_top_logprobs=min(
-        features.num_top_logprobs, engine.model.config.vocab_size
-      ),
+    block_tables = self._block_tables(
+      [
+        seq and (seq.blocks, [b.num_tokens for b in seq.blocks], seq.next_slot)
+        for seq in rows
+      ]
     )
-    return jax.tree.map(np.asarray, output)
+    last_token_B = np.array(
+      [c.last_token if c else 0 for c in completions], np.int32
+    )
+    control = speculative.build_control(
+      [c.draft_control if c else () for c in completions],
+      engine.programs.max_drafts,
+    )
+    with self._on_device():
+      self._kv_cache, output = engine.decode(
+        self._params,
+        self._kv_cache,
+        block_tables,
+        metadata,
+        last_token_B,
+        control,
+        num_top_logprobs=min(
+          features.num_top_logprobs, engine.model.config.vocab_size
+        ),
+      )
+      return jax.tree.map(np.asarray, output)
+
+  @contextlib.contextmanager
+  def _on_device(self):
+    """Counts the time within as device_secs."""
+    began = time.monotonic()
+    yield
+    self.device_secs += time.monotonic() - began
 
   def _block_tables(self, tables) -> cache.BlockTables:
     """Builds the block table of a batch.

@@ -5,9 +5,11 @@
 Groups are scored while others are sampled.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -18,6 +20,8 @@ from r1jax.data import batching, splits
 from r1jax.data.text import conversation
 from r1jax.episode import Episode, Turn
 from r1jax.errors import UserError
+from r1jax.model import model_flops
+from r1jax.model.model_flops import TokenCounts
 from r1jax.records import Prompt, PromptBatch, ScoredRollout
 from r1jax.rewards import environment, multihost
 from r1jax.rewards.reward_manager import RewardManager
@@ -32,6 +36,25 @@ from r1jax.train.metrics import Stopwatch
 
 
 @dataclasses.dataclass(frozen=True)
+class Effort:
+  """The tokens and the time that it took to sample and score groups.
+
+  Attributes:
+    counts: Tokens that were computed to sample, of groups that still go on too.
+    own_secs: Seconds in which this process worked alone, without waiting for a
+      device or another process: 'rollout' and 'reward'.
+  """
+
+  counts: TokenCounts = TokenCounts(0, 0, 0)
+  own_secs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def __add__(self, other: 'Effort') -> 'Effort':
+    own_secs = Counter(self.own_secs)
+    own_secs.update(other.own_secs)
+    return Effort(model_flops.total([self.counts, other.counts]), own_secs)
+
+
+@dataclasses.dataclass(frozen=True)
 class CollectedGroups:
   """The P groups of G completions that a step trains on.
 
@@ -42,6 +65,7 @@ class CollectedGroups:
     scored: Their rewards.
     counts_B: bool, False where a group only fills the batch.
     metrics: Metrics of the choice of groups.
+    effort: The tokens and the time that it took.
   """
 
   prompts: list[Prompt]
@@ -50,6 +74,7 @@ class CollectedGroups:
   scored: ScoredRollout
   counts_B: np.ndarray
   metrics: dict[str, float]
+  effort: Effort
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +129,14 @@ class Collector:
     )
     self._start = self._stream.get_state()
     self._partial: list[Group] = []  # Groups that an earlier step has started.
-    self._lengths = hosts.LengthHistory()
+    self._history = hosts.LengthHistory()
     self._ahead: _Ahead | None = None
 
   def begin(self):
     """Goes back to the first prompt."""
     self._stream.set_state(self._start)
     self._partial, self._ahead = [], None
-    self._lengths = hosts.LengthHistory()
+    self._history = hosts.LengthHistory()
 
   def get_state(self) -> dict:
     """Returns its position as JSON, for a checkpoint."""
@@ -120,7 +145,7 @@ class Collector:
         self._ahead.position if self._ahead else self._stream.get_state()
       ),
       'partial_groups': groups.serialize_groups(self._partial),
-    } | ({'lengths': self._lengths.get_state()} if self._engine.by_host else {})
+    } | ({'lengths': self._history.get_state()} if self._engine.by_host else {})
 
   def set_state(self, state: dict):
     """Continues where another collector was.
@@ -135,7 +160,7 @@ class Collector:
       )
     self._stream.set_state(state['prompts'])
     self._ahead = None
-    self._lengths.set_state(state.get('lengths', ()))
+    self._history.set_state(state.get('lengths', ()))
     self._partial = groups.deserialize_groups(
       state['partial_groups'],
       self._sampling,
@@ -163,17 +188,17 @@ class Collector:
       self._partial, step, c.max_staleness
     )
     self._start_groups(step, key, self._in_flight)
-    chosen: list[Group] = []
-    unvaried: list[Group] = []
+    effort, chosen, unvaried = Effort(), list[Group](), list[Group]()
     scored_of: dict[int, ScoredRollout] = {}
     rounds = c.dynamic_sampling_max_rounds if c.dynamic_sampling else 1
     for round_ in range(rounds):
       if round_:  # A prompt that comes again is not sampled as before.
         round_key = jax.random.fold_in(key, round_)
         self._start_groups(step, round_key, wanted - len(chosen))
-      complete, scored = self._complete(
+      complete, scored, spent = self._complete(
         params, step, wanted - len(chosen), watch
       )
+      effort += spent
       scored_of |= zip(map(id, complete), scored)
       for group in complete:
         varied = not c.dynamic_sampling or _is_varied(scored_of[id(group)])
@@ -199,6 +224,7 @@ class Collector:
       ),
       counts_B=np.repeat(counts_P, c.group_size),
       metrics=metrics,
+      effort=effort,
     )
 
   def _tokenised(self, prompts_P: Sequence[Prompt]) -> PromptBatch:
@@ -241,8 +267,8 @@ class Collector:
 
   def _complete(
     self, params, step: int, num_groups: int, watch: Stopwatch
-  ) -> tuple[list[Group], list[ScoredRollout]]:
-    """Returns the next groups that are complete, and their scores."""
+  ) -> tuple[list[Group], list[ScoredRollout], Effort]:
+    """Returns the next groups that are complete, their scores, and the effort."""
     texts_of: dict[int, futures.Future] = {}
     scored_of: dict[int, futures.Future] = {}  # Groups scored in this process.
 
@@ -254,30 +280,47 @@ class Collector:
           self._score, group, texts_of[id(group)]
         )
 
+    started = [(group, _lengths(group)) for group in self._partial]
+    began = time.monotonic()
+    session = self._engine.session(params, step)
+    waited = time.monotonic() - began  # The weights come from all devices.
     complete, self._partial = groups.complete_groups(
-      self._engine, params, step, self._partial, num_groups, score, self._tokens
+      session, self._partial, num_groups, score, self._expected_tokens
     )
-    watch.lap('rollout')
+    rollout_secs = watch.lap('rollout') - session.device_secs - waited
+    began = time.monotonic()
     for group in complete:
       if id(group) not in texts_of:  # Another process has sampled it.
         texts_of[id(group)] = self._scorer.submit(self._texts, group)
       if self._engine.by_host:
         tokens = [len(c.tokens) for c in group.completions]
-        self._lengths.see(group.prompt.id, sum(tokens) / len(tokens))
+        self._history.see(group.prompt.id, sum(tokens) / len(tokens))
     own = [i for i, group in enumerate(complete) if id(group) in scored_of]
-    scored = multihost.gather_scores(
-      [texts_of[id(group)].result() for group in complete],
-      own,
-      lambda: ScoredRollout.concatenate(
-        [scored_of[id(complete[i])].result() for i in own]
-      ),
-    )
-    watch.lap('reward')
-    return complete, scored.split(self._config.group_size)
+    texts = [texts_of[id(group)].result() for group in complete]
+    own_secs = time.monotonic() - began
 
-  def _tokens(self, group: Group) -> float:
+    def own_scores() -> ScoredRollout:
+      nonlocal own_secs
+      found = [scored_of[id(complete[i])].result() for i in own]
+      own_secs = time.monotonic() - began
+      return ScoredRollout.concatenate(found)
+
+    scored = multihost.gather_scores(texts, own, own_scores)
+    watch.lap('reward')
+    effort = Effort(
+      model_flops.total(
+        model_flops.counts_of_samples(
+          len(group.completions[0].request.prompt), zip(before, _lengths(group))
+        )
+        for group, before in started
+      ),
+      {'rollout': max(rollout_secs, 0.0), 'reward': own_secs},
+    )
+    return complete, scored.split(self._config.group_size), effort
+
+  def _expected_tokens(self, group: Group) -> float:
     """Returns the tokens that are expected to be sampled yet of a group."""
-    mean = self._lengths.expected(group.prompt.id)
+    mean = self._history.expected(group.prompt.id)
     return sum(
       max(mean - len(c.tokens), 1.0)
       for c in group.completions
@@ -323,6 +366,11 @@ class Collector:
       conversation.parse_tools(prompt.fields.get('tools')),
     )
     return dataclasses.replace(prompt, messages=messages, text=text)
+
+
+def _lengths(group: Group) -> list[int]:
+  """Returns the tokens of its completions so far."""
+  return [len(completion.tokens) for completion in group.completions]
 
 
 def _is_varied(scored: ScoredRollout) -> bool:

@@ -19,6 +19,8 @@ from r1jax.config.load import model_config
 from r1jax.config.schema.model import RUN_DEFAULTS, ModelConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
+from r1jax.model import model_flops
+from r1jax.model.model_flops import TokenCounts
 from r1jax.model.transformer import Transformer
 from r1jax.records import RLBatch
 from r1jax.stages.build import packing
@@ -78,6 +80,11 @@ class Critic:
     del batch
     return state, {}
 
+  def flops(self, counts: TokenCounts) -> float:
+    """Returns the model FLOPs of values and of its own update of a batch."""
+    del counts
+    return 0.0
+
 
 class _ValueCritic(Critic, abc.ABC):
   """Advantages come from values, by generalised advantage estimation."""
@@ -86,6 +93,7 @@ class _ValueCritic(Critic, abc.ABC):
     c = config.rl
     shape = packing.row_shape(config, model.layout)
     self._values = value_step.values(model, shape)
+    self.info = model_flops.count(model.config)
     penalty = c.kl_coef if c.kl_in_reward else 0.0
 
     @jax.jit
@@ -138,6 +146,9 @@ class SharedCritic(_ValueCritic):
   def _values_of(self, params, state, batch):
     return self._values(params, batch)
 
+  def flops(self, counts):
+    return self.info.forward(counts._replace(predicted_tokens=0))
+
 
 class SeparateCritic(_ValueCritic):
   """A transformer beside the policy, with an optimizer of its own."""
@@ -181,6 +192,10 @@ class SeparateCritic(_ValueCritic):
 
   def update(self, state, batch):
     return self._update(state, batch)
+
+  def flops(self, counts):
+    counts = counts._replace(predicted_tokens=0)  # Values need no output head.
+    return self.info.forward(counts) + self.info.training(counts)
 
   def _values_of(self, params, state, batch):
     # The critic routes tokens itself, so recorded experts are dropped.

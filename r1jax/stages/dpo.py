@@ -37,6 +37,7 @@ class DPO(PreferenceStage):
     'dpo.eval_data': (Kind.PREFERENCE_DATA,),
   }
   untrained = _UNTRAINED
+  predicts = True
 
   def __init__(self, config: RunConfig, parts: build.Parts):
     c = config.dpo
@@ -105,6 +106,10 @@ class DPO(PreferenceStage):
 
   def update_on(self, state: Any, batch: Any) -> tuple[Any, dict]:
     return self._update.step(state, batch, self._base_params)
+
+  def update_flops(self, counts):
+    """Returns the model FLOPs of the policy's update and of the reference."""
+    return self.info.training(counts) + self.info.forward(counts)
 
   def policy(self, state: Any) -> Any:
     return state.train.params

@@ -185,7 +185,7 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
 
 def on_one_device(config: ModelConfig) -> Transformer:
   """Returns the model on the first device, to count what it has."""
-  return Transformer(config, Layout(make_mesh({}, jax.devices()[:1])))
+  return Transformer(config, Layout(make_mesh({}, jax.local_devices()[:1])))
 
 
 def device_bytes(layout: Layout) -> int:

@@ -11,16 +11,19 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.training import PretrainConfig, SFTConfig
 from r1jax.data import batching
 from r1jax.errors import UserError
+from r1jax.model import model_flops
 from r1jax.model.transformer import Transformer
 from r1jax.records import TokenBatch
 from r1jax.sharding import Layout
 from r1jax.stages import report
 from r1jax.stages.build import parts as build
 from r1jax.stages.build.abstract import arrays, train_state_of
+from r1jax.stages.performance import UPDATE, Work
 from r1jax.stages.stage import Network, Update
 from r1jax.stages.trainer import StepOutput, TrainedStage
 from r1jax.train import mtp_loss, optimizer, supervised_step
 from r1jax.train import state as train_state
+from r1jax.train.metrics import Stopwatch
 
 
 class NextTokenStage(TrainedStage):
@@ -43,6 +46,10 @@ class NextTokenStage(TrainedStage):
     build.check_warmup(config, self.name, self.num_steps)
     self._corpus = corpus
     self._model = parts.model
+    self.fp8 = config.model.fp8
+    self._info = model_flops.count(config.model)
+    teacher = distillation and distillation.teacher
+    self._teacher_info = teacher and model_flops.count(teacher.config)
     self._tx = optimizer.make(c.optimizer, self.num_steps)
     (self._update,) = self.update(
       config,
@@ -131,10 +138,24 @@ class NextTokenStage(TrainedStage):
 
   def train_step(self, state: Any, step: int, data: Any) -> StepOutput:
     del step
+    watch = Stopwatch()
     batch = next(data)
+    data_secs = {'data': watch.lap('data')}
     state, metrics = self._update.step(state, batch, self._teacher_params)
+    counts = model_flops.counts_of_rows(
+      batch.segment_BT, batch.position_BT, batch.weight_BT > 0
+    )
+    flops = self._info.training(counts)
+    if self._teacher_info:
+      flops += self._teacher_info.forward(counts)
+    watch.lap(UPDATE)  # The device may still be at it.
     return StepOutput(
-      state, metrics, {'tokens': float((batch.weight_BT > 0).sum())}
+      state,
+      metrics,
+      {'tokens': float(counts.predicted_tokens)},
+      secs={name: s for name, s in watch.secs.items() if name != UPDATE},
+      own_secs=data_secs,
+      work={UPDATE: Work(counts.tokens, flops)},
     )
 
   def policy(self, state: Any) -> Any:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,17 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.data import batching, sample_packing
 from r1jax.data.sample_packing import RowShape
 from r1jax.errors import UserError
+from r1jax.model import model_flops
+from r1jax.model.model_flops import TokenCounts
 from r1jax.records import PackedRows
 from r1jax.stages import report
 from r1jax.stages.build import parts as build
+from r1jax.stages.performance import UPDATE, Work
 from r1jax.stages.stage import Network
 from r1jax.stages.trainer import StepOutput, TrainedStage
 from r1jax.train import optimizer
 from r1jax.train import state as train_state
+from r1jax.train.metrics import Stopwatch
 
 
 class PackedStage(TrainedStage):
@@ -28,9 +32,12 @@ class PackedStage(TrainedStage):
 
   Attributes:
     untrained: Parts of the model that get no gradient.
+    predicts: Whether tokens are predicted, as by a policy; else the output head
+      is not used.
   """
 
   untrained: tuple[str, ...]
+  predicts: ClassVar[bool] = False
 
   def __init__(
     self, config: RunConfig, parts: build.Parts, datasets: Any, shape: RowShape
@@ -50,6 +57,8 @@ class PackedStage(TrainedStage):
     build.check_warmup(config, self.name, self.num_steps)
     self._config, self._datasets, self._model = c, datasets, parts.model
     self._shape = shape
+    self.fp8 = config.model.fp8
+    self.info = model_flops.count(config.model)
     self._tx = optimizer.make(
       c.optimizer, self.num_steps, untrained=self.untrained
     )
@@ -92,12 +101,28 @@ class PackedStage(TrainedStage):
 
   def train_step(self, state: Any, step: int, data: Any) -> StepOutput:
     del step
+    watch = Stopwatch()
     batch = next(data)
+    data_secs = {'data': watch.lap('data')}
     state, metrics = self.update_on(state, batch)
-    metrics['packing/efficiency'] = sample_packing.efficiency(
-      self.rows(batch), self._shape
+    rows = self.rows(batch)
+    metrics['packing/efficiency'] = sample_packing.efficiency(rows, self._shape)
+    counts = model_flops.counts_of_rows(
+      rows.segment_BT, rows.position_BT, rows.mask_BT & self.predicts
     )
-    return StepOutput(state, metrics, {})
+    watch.lap(UPDATE)  # The device may still be at it.
+    return StepOutput(
+      state,
+      metrics,
+      {},
+      secs={name: s for name, s in watch.secs.items() if name != UPDATE},
+      own_secs=data_secs,
+      work={UPDATE: Work(counts.tokens, self.update_flops(counts))},
+    )
+
+  def update_flops(self, counts: TokenCounts) -> float:
+    """Returns the model FLOPs of an update on so many tokens."""
+    return self.info.training(counts)
 
   @abc.abstractmethod
   def update_on(self, state: Any, batch: Any) -> tuple[Any, dict]:

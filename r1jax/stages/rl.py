@@ -20,6 +20,7 @@ from r1jax.data import sample_packing
 from r1jax.errors import UserError
 from r1jax.evaluate import evaluator, unanswered
 from r1jax.graders import code_grader, dispatch
+from r1jax.model import model_flops
 from r1jax.records import FINISH_LENGTH, FINISH_STOP, RLBatch, Rollout
 from r1jax.rollout import assemble
 from r1jax.stages import (
@@ -33,6 +34,7 @@ from r1jax.stages import (
 from r1jax.stages.build import packing, reward_models, sampler
 from r1jax.stages.build import parts as build
 from r1jax.stages.build.prompts import prompt_files
+from r1jax.stages.performance import UPDATE, Work
 from r1jax.stages.stage import Kind, Network
 from r1jax.stages.trainer import StepOutput, TrainedStage
 from r1jax.train import policy_step
@@ -80,6 +82,8 @@ class RL(TrainedStage):
     self.save_steps, self.eval_steps = c.save_steps, c.eval_steps
     self.save_total_limit = c.save_total_limit
     self.updates_per_step = c.num_minibatches
+    self.fp8 = config.model.fp8
+    self._info = model_flops.count(config.model)
     self._parts, self._eval_samples = parts, config.eval.num_samples
     rl_update.check_rl(config, parts.model.layout)
     self._engine = engine = sampler.engine(config, parts)
@@ -248,7 +252,7 @@ class RL(TrainedStage):
     drafts = self._engine.speculative_metrics(group.completions)
     values |= {f'rollout/{name}': value for name, value in drafts.items()}
     values |= jax.device_get(metrics)
-    watch.lap('update')
+    watch.lap(UPDATE)
     if not c.kl_coef:
       values.pop('kl', None)
     rows = evaluator.sample_records(
@@ -260,8 +264,26 @@ class RL(TrainedStage):
       'tokens': sum(row['tokens'] for row in rows),
       'completions': len(rows),
     }
+    work = self._work(step, group.effort, batch)
     watch.lap('host')
-    return StepOutput(state, values, counts, watch.secs)
+    own_secs = {**group.effort.own_secs, 'host': watch.secs['host']}
+    return StepOutput(state, values, counts, watch.secs, own_secs, work)
+
+  def _work(
+    self, step: int, effort: collect.Effort, batch: RLBatch
+  ) -> dict[str, Work]:
+    """Returns the tokens and model FLOPs of the parts of a step."""
+    counts = model_flops.counts_of_rows(
+      batch.segment_BT, batch.position_BT, batch.mask_BT
+    )
+    flops = self._critic.flops(counts)
+    if step > self._critic.warmup_steps:
+      flops += self._info.training(counts)
+    sampled = effort.counts
+    return {
+      'rollout': Work(sampled.predicted_tokens, self._info.forward(sampled)),
+      UPDATE: Work(counts.tokens, flops),
+    }
 
   def _with_advantages(
     self,

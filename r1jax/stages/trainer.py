@@ -9,27 +9,27 @@ from its newest checkpoint and ends with the same numbers, bit for bit.
 import abc
 from collections.abc import Mapping
 import contextlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import jax
-
 from r1jax import interrupts, processes
 from r1jax.errors import Diverged
-from r1jax.stages import agreement, ending
+from r1jax.stages import agreement, ending, performance
 from r1jax.stages.divergence import DivergenceGuard
+from r1jax.stages.goodput import Goodput
 from r1jax.stages.line import Line
+from r1jax.stages.loop import Loop, Step
+from r1jax.stages.performance import Performance, Work
 from r1jax.stages.profile import Profiler, Steps
 from r1jax.stages.stage import Stage, save_weights
-from r1jax.train.metrics import (
-  TENSORBOARD,
-  MetricsWriter,
-  Progress,
-  peak_memory,
-)
+from r1jax.stages.stragglers import Stragglers
+from r1jax.train.metrics import TENSORBOARD, MetricsWriter, Progress
 
 if TYPE_CHECKING:
   from r1jax.train.checkpoint import Checkpointer
+
+_log = logging.getLogger(__name__)
 
 
 class StepOutput(NamedTuple):
@@ -39,14 +39,19 @@ class StepOutput(NamedTuple):
     state: The state after the step.
     metrics: Numbers by name, on the device or on the host.
     counts: Amounts processed, for the speed: {'tokens': 4096}.
-    secs: Seconds of the parts of the step, {'update': 1.5}; {} where they are
-      not measured.
+    secs: Seconds of the parts of the step, {'rollout': 1.5}; what they leave of
+      the step is the update, unless that is among them.
+    own_secs: Seconds in which this process worked alone, without waiting for a
+      device or another process, by part.
+    work: Tokens and model FLOPs of the parts.
   """
 
   state: Any
   metrics: dict[str, Any]
   counts: dict[str, float]
   secs: Mapping[str, float] = {}
+  own_secs: Mapping[str, float] = {}
+  work: Mapping[str, Work] = {}
 
 
 class TrainedStage(Stage):
@@ -62,6 +67,7 @@ class TrainedStage(Stage):
     save_total_limit: Number of checkpoints that are kept.
     updates_per_step: Updates of a network in one step.
     profile_steps: Steps to profile; None for none.
+    fp8: Whether it computes products in FP8.
     likelihoods: Whether its loss is a mean of negative log-likelihoods, which
       is how a loss that explodes is known.
   """
@@ -75,6 +81,7 @@ class TrainedStage(Stage):
   eval_steps: int = 0
   save_total_limit: int
   updates_per_step: int = 1
+  fp8: bool = False
   likelihoods: ClassVar[bool] = False
   on_hosts: ClassVar[bool] = True
   profile_steps: Steps | None = None
@@ -119,7 +126,8 @@ class TrainedStage(Stage):
 
     Args:
       values: Metrics of the line.
-      speed: Amounts a second; {} for the line of a step before a resume.
+      speed: Metrics of performance.jsonl; {} for the line of a step before a
+        resume.
     """
     shown = {}
     if 'loss' in values:
@@ -175,6 +183,7 @@ class Trainer:
     self._stage, self._directory = stage, directory
     self._own = processes.own_folder(directory)
     self._shown: dict[str, str] = {}
+    self._goodput = Goodput(self._own)
     self._profiler = Profiler(stage.profile_steps, self._own / TENSORBOARD)
 
   def run(self, params: Any, metadata: dict) -> Path:
@@ -195,6 +204,10 @@ class Trainer:
         step = ending.latest_step(directory)
         stand = f' (the checkpoint of step {step} stands)' if step else ''
         raise Diverged(f'{error}{stand}') from error
+      self._goodput.lap('save')  # Checkpoints that are still being written.
+      self._goodput.write()
+      if summary := self._goodput.summary():
+        _log.info('%s: %s', stage.name, summary)
       processes.from_first(lambda: stage.report(directory))
       return save_weights(  # Last: it says that all is there.
         directory,
@@ -212,6 +225,7 @@ class Trainer:
       interrupts.deferred(patient=processes.several()) as deferral,
     ):
       restored = checkpoints.restore(stage.abstract_state(params))
+      self._goodput.resume(restored[0] if restored else 0)
       start, line = 0, Line()
       if restored:
         start, line = restored[0], Line(**restored[2]['line'])
@@ -237,8 +251,17 @@ class Trainer:
           guard.set_state(restored[2]['guard'])
         else:  # A new run, or a checkpoint from before guards were in it.
           guard.begin(stage.policy(state))
-        last = _Step(start, state, data.get_state(), line)
-        loop = _Loop(last, data, checkpoints, writer, progress, guard)
+        loop = Loop(
+          last=Step(start, state, data.get_state(), line),
+          data=data,
+          checkpoints=checkpoints,
+          writer=writer,
+          progress=progress,
+          guard=guard,
+          performance=Performance(stage.fp8),
+          stragglers=Stragglers(stage.name),
+        )
+        self._goodput.lap('setup')
         progress.step_secs()
         try:
           if line.is_due:
@@ -254,31 +277,57 @@ class Trainer:
           raise
     return loop.last.state
 
-  def _step(self, step: int, loop: '_Loop', deferral: interrupts.Deferral):
+  def _step(self, step: int, loop: Loop, deferral: interrupts.Deferral):
     """Trains a step, and logs, evaluates and saves what is due after it."""
-    stage, guard = self._stage, loop.guard
+    stage, guard, goodput = self._stage, loop.guard, self._goodput
+    goodput.lap('other')
     output = stage.train_step(loop.last.state, step, loop.data)
+    secs = goodput.step(output.secs)
     # One assignment: a signal never meets a step with another one's position.
-    loop.last = _Step(
+    loop.last = Step(
       step,
       output.state,
       loop.data.get_state(),
       loop.last.line.after(output.metrics),
     )
-    loop.speed.add(output)
+    loop.performance.add(output)
     guard.add(step, output.metrics)
-    self._log(loop)
-    stops = agreement.check_step(
-      step, output.metrics, loop.last.position, deferral.check()
+    shown = self._log(loop)
+    goodput.lap('other')
+    agreed = agreement.check_step(
+      step,
+      output.metrics,
+      loop.last.position,
+      deferral.check(),
+      output.own_secs,
     )
+    goodput.lap('waiting')
+    loop.stragglers.add(step, agreed.own_secs, secs)
+    stops = agreed.signum
     saves = self._due(stage.save_steps, step) or stops
     if saves or guard.is_due or step == stage.num_steps:
       guard.check(stage.policy(output.state))
     if saves and guard.lost < 2:  # A step that learnt nothing is not kept.
-      with loop.speed.untimed(output.state, loop.progress):
+      with self._untimed(loop, 'save'):
         loop.save()
+      goodput.saved(step)
+    if shown:
+      loop.writer.write_performance(
+        step, shown | goodput.shares() | loop.stragglers.metrics()
+      )
+      loop.stragglers.clear()
+    if shown or saves:
+      goodput.write()
     if stops and step < stage.num_steps:
       deferral.stop(stops)
+
+  @contextlib.contextmanager
+  def _untimed(self, loop: Loop, part: str):
+    """Leaves what is done within out of the speed; it has its own part."""
+    with loop.performance.untimed(loop.last.state, loop.progress):
+      self._goodput.lap(performance.UPDATE)
+      yield
+      self._goodput.lap(part)
 
   def _initialise(
     self, params: Any, writer: MetricsWriter, progress: Progress
@@ -288,7 +337,9 @@ class Trainer:
     state = stage.init_state(params)
     if stage.eval_steps:
       progress.log('compiles, and evaluates the initial weights')
+      self._goodput.lap('setup')
       values = stage.evaluate(state, 0, self._own)
+      self._goodput.lap('evaluation')
       writer.write(0, values)
       self._shown = stage.headline(values)
       if self._shown:
@@ -296,138 +347,33 @@ class Trainer:
         progress.log(f'starts at {shown}')
     return state
 
-  def _log(self, loop: '_Loop'):
-    """Writes the last step's line and evaluates, where the step asks for it."""
+  def _log(self, loop: Loop) -> dict[str, float]:
+    """Writes the last step's line and evaluates, where the step asks for it.
+
+    Returns:
+      Speed, times and memory of the steps since the last line; {} without one.
+    """
     stage, (step, state, _, line) = self._stage, loop.last
-    values, speed = {}, {}
+    values, shown = {}, {}
     logs = self._due(stage.logging_steps, step)
     evaluates = stage.eval_steps and self._due(stage.eval_steps, step)
     if logs:
       values = line.values() | stage.extra_metrics(state)
-      speed = loop.speed.shown(loop.progress.step_secs())
-      loop.speed.clear()
+      self._goodput.lap(performance.UPDATE)  # The metrics come after it.
+      shown = loop.performance.shown(loop.progress.step_secs())
+      loop.performance.clear()
     if evaluates:
-      with loop.speed.untimed(state, loop.progress):
+      with self._untimed(loop, 'evaluation'):
         found = stage.evaluate(state, step, self._own)
       values |= found
       self._shown = stage.headline(found)
     if values:
-      loop.writer.write(step, values, speed)
-      shown = stage.progress_numbers(values, speed)
-      loop.progress.update(step, shown | self._shown, keep=bool(evaluates))
+      loop.writer.write(step, values)
+      numbers = stage.progress_numbers(values, shown)
+      numbers |= performance.progress_numbers(shown)
+      loop.progress.update(step, numbers | self._shown, keep=bool(evaluates))
     loop.last = loop.last._replace(line=line.logged(logs))
+    return shown
 
   def _due(self, every: int, step: int) -> bool:
     return step % every == 0 or step == self._stage.num_steps
-
-
-class _Step(NamedTuple):
-  """A whole step, as a checkpoint holds it.
-
-  Attributes:
-    step: The step.
-    state: The state after it.
-    position: The position of the data behind it.
-    line: Metrics up to it that are in no line yet.
-  """
-
-  step: int
-  state: Any
-  position: dict
-  line: Line
-
-
-class _Loop:
-  """The things that all steps of a training run share.
-
-  Attributes:
-    last: The last whole step.
-    data: The data, at the position of the next step.
-    checkpoints, writer, progress: They save and show steps.
-    guard: It stops a run that diverges.
-    speed: What was processed since the last line.
-  """
-
-  def __init__(
-    self,
-    last: _Step,
-    data: Any,
-    checkpoints: 'Checkpointer',
-    writer: MetricsWriter,
-    progress: Progress,
-    guard: DivergenceGuard,
-  ):
-    self.last, self.data = last, data
-    self.checkpoints, self.writer = checkpoints, writer
-    self.progress, self.guard, self.speed = progress, guard, _Speed()
-
-  def save(self):
-    """Starts to save the last whole step."""
-    step, state, position, line = self.last
-    self.checkpoints.save(
-      step,
-      state,
-      {
-        'data': position,
-        'line': line.get_state(),
-        'guard': self.guard.get_state(),
-      },
-    )
-
-  def save_if_there(self):
-    """Saves the last whole step, if its state is still there.
-
-    An update consumes its state: within one, there is nothing to save.
-    """
-    consumed = any(
-      leaf.is_deleted()
-      for leaf in jax.tree.leaves(self.last.state)
-      if isinstance(leaf, jax.Array)
-    )
-    if self.last.step and not consumed:
-      self.save()
-
-
-class _Speed:
-  """What was processed since the last line of metrics.jsonl, and its cost."""
-
-  def __init__(self):
-    self.clear()
-
-  def clear(self):
-    self._counts: dict[str, float] = {}
-    self._parts: dict[str, float] = {}
-    self._steps = 0
-    self._secs = 0.0
-
-  def add(self, output: StepOutput):
-    for name, count in output.counts.items():
-      self._counts[name] = self._counts.get(name, 0.0) + count
-    for name, secs in output.secs.items():
-      self._parts[name] = self._parts.get(name, 0.0) + secs
-    self._steps += 1
-
-  def shown(self, secs: float) -> dict[str, float]:
-    """Returns what was processed a second, a step's seconds, and the memory.
-
-    Args:
-      secs: Time of the last steps, without what `untimed` left out.
-    """
-    return (
-      {
-        f'speed/{name}_per_sec': count / (self._secs + secs)
-        for name, count in self._counts.items()
-      }
-      | {
-        f'time/{name}': part / self._steps for name, part in self._parts.items()
-      }
-      | {'memory/peak_gb': peak_memory() / 1e9}
-    )
-
-  @contextlib.contextmanager
-  def untimed(self, state: Any, progress: Progress):
-    """Leaves what is done within out of the speed, which is of steps alone."""
-    jax.block_until_ready(state)
-    self._secs += progress.step_secs()
-    yield
-    progress.step_secs()

@@ -1,9 +1,11 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard, and one live progress line.
+"""Metrics of a run: two files of lines, TensorBoard, and a live progress line.
 
-metrics.jsonl holds only numbers that a rerun repeats bit for bit. Speed differs
-between runs, so it is written to TensorBoard and the progress line only.
+metrics.jsonl holds only numbers that a rerun repeats bit for bit. Times, speed
+and memory differ between runs and are in performance.jsonl. TensorBoard has
+both.
 """
 
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import math
@@ -20,11 +22,15 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from r1jax import compile_time
+
 TENSORBOARD = 'tensorboard'  # The folder of its files.
+PERFORMANCE = 'performance.jsonl'
+COMPILE = 'compile'  # The part of a step in which programs are built.
 
 
 def read(path: Path) -> list[dict]:
-  """Returns the complete lines of a metrics.jsonl; [] if there is no file."""
+  """Returns the complete lines of a file of metrics; [] if there is none."""
   if not path.exists():
     return []
   lines = path.read_text().split('\n')[:-1]  # A torn last line has no '\n'.
@@ -35,36 +41,32 @@ class MetricsWriter:
   """Writes one JSON line per step, and the same to TensorBoard."""
 
   def __init__(self, directory: Path, last_step: int | None):
-    """Opens metrics.jsonl.
+    """Opens metrics.jsonl and performance.jsonl.
 
     Args:
-      directory: Its folder.
-      last_step: Later lines of an earlier run are removed; None for all.
+      directory: Their folder.
+      last_step: Later lines of an earlier run are removed from metrics.jsonl;
+        None for all. What performance.jsonl tells has happened: it keeps them.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / 'metrics.jsonl'
     first = 0 if last_step is None else last_step + 1
-    kept = [row for row in read(path) if row['step'] < first]
-    partial = path.with_suffix('.partial')
-    partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    partial.replace(path)
-    self._file = open(path, 'a')
+    self._metrics = _Lines(
+      directory / 'metrics.jsonl', lambda row: row['step'] < first
+    )
+    self._performance = _Lines(directory / PERFORMANCE, lambda row: True)
     self._tensorboard = _TensorBoard(directory / TENSORBOARD, first)
 
-  def write(
-    self,
-    step: int,
-    values: dict[str, float],
-    speed: dict[str, float] | None = None,
-  ):
-    """Writes the metrics of a step; `speed` goes to TensorBoard only."""
-    row = {'step': step} | {
-      name: float(value) if math.isfinite(value) else None  # JSON has no NaN.
-      for name, value in sorted(values.items())
-    }
-    self._file.write(json.dumps(row, allow_nan=False) + '\n')
-    self._file.flush()
-    self._tensorboard.write(step, values | (speed or {}))
+  def write(self, step: int, values: Mapping[str, float]):
+    """Writes the metrics of a step."""
+    self._metrics.write({'step': step} | _finite(values))
+    self._tensorboard.write(step, values)
+
+  def write_performance(self, step: int, values: Mapping[str, float]):
+    """Writes times, speed and memory of the steps up to one."""
+    self._performance.write(
+      {'step': step, 'unix_time': time.time()} | _finite(values)
+    )
+    self._tensorboard.write(step, values)
 
   def __enter__(self):
     return self
@@ -72,9 +74,36 @@ class MetricsWriter:
   def __exit__(self, kind, *_):
     # What is closed after an error may fail for the same reason.
     ignored = (OSError,) if kind else ()
-    for file in (self._file, self._tensorboard):
+    for file in (self._metrics, self._performance, self._tensorboard):
       with contextlib.suppress(*ignored):
         file.close()
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+  """Returns metrics in order of their names; JSON has no NaN, but null."""
+  return {
+    name: float(value) if math.isfinite(value) else None
+    for name, value in sorted(values.items())
+  }
+
+
+class _Lines:
+  """A file of JSON lines that goes on where an earlier run has ended."""
+
+  def __init__(self, path: Path, keep: Callable[[dict], bool]):
+    """Opens the file, without a torn last line and the lines not to keep."""
+    kept = filter(keep, read(path))
+    partial = path.with_suffix('.partial')
+    partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    partial.replace(path)
+    self._file = open(path, 'a')
+
+  def write(self, row: dict):
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
+    self._file.flush()
+
+  def close(self):
+    self._file.close()
 
 
 class _TensorBoard:
@@ -92,7 +121,7 @@ class _TensorBoard:
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(first_step, session_log=start)
 
-  def write(self, step: int, values: dict[str, float]):
+  def write(self, step: int, values: Mapping[str, float]):
     for name, value in values.items():
       self._write(step, summary=summary.scalar(name, float(value)))
     self._events.flush()
@@ -110,32 +139,52 @@ class Stopwatch:
   """Divides the time of a step between its parts.
 
   Attributes:
-    secs: Seconds by part. Their sum is the time since the start.
+    secs: Seconds by part. Their sum is the time since the start. The time in
+      which programs are built is a part of its own, in whichever it falls.
   """
 
   def __init__(self):
     self.secs: dict[str, float] = {}
-    self._last = time.monotonic()
+    self._compile = compile_time.clock()
+    self._last, self._compiled = time.monotonic(), self._compile.secs
 
-  def lap(self, part: str):
-    """Adds the seconds since the last lap to a part."""
-    now = time.monotonic()
-    self.secs[part] = self.secs.get(part, 0.0) + now - self._last
-    self._last = now
+  def lap(self, part: str) -> float:
+    """Adds the seconds since the last lap to a part, and returns them."""
+    now, compiled = time.monotonic(), self._compile.secs
+    secs = now - self._last
+    # Another thread may have built programs meanwhile.
+    building = min(max(compiled - self._compiled, 0.0), secs)
+    self._add(COMPILE, building)
+    self._add(part, secs - building)
+    self._last, self._compiled = now, compiled
+    return secs - building
+
+  def _add(self, part: str, secs: float):
+    if secs or part != COMPILE:
+      self.secs[part] = self.secs.get(part, 0.0) + secs
 
 
-def peak_memory() -> int:
-  """Returns the most bytes that were in use at once so far.
+def memory() -> dict[str, float]:
+  """Returns the most memory that was in use at once so far.
 
-  They are those of the fullest of this process's devices; on a CPU, those of
-  the process, with its programs and libraries.
+  Returns:
+    memory/peak_gb: On the fullest of this process's devices, in 10⁹ bytes.
+    memory/peak_frac: The share of that device's memory that JAX may take.
+    memory/host_peak_gb: In this process, with its programs and libraries.
+    The first two are left out where a device does not tell, as a CPU.
   """
-  stats = [device.memory_stats() or {} for device in jax.local_devices()]
-  peaks = [each['peak_bytes_in_use'] for each in stats if each]
-  if peaks:
-    return max(peaks)
   unit = 1 if sys.platform == 'darwin' else 1024  # Linux counts kibibytes.
-  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  host = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  found = {'memory/host_peak_gb': host / 1e9}
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [each for each in stats if 'peak_bytes_in_use' in each]
+  if peaks:
+    fullest = max(peaks, key=lambda each: each['peak_bytes_in_use'])
+    peak = fullest['peak_bytes_in_use']
+    found['memory/peak_gb'] = peak / 1e9
+    if limit := fullest.get('bytes_limit'):
+      found['memory/peak_frac'] = peak / limit
+  return found
 
 
 class Progress:

@@ -7,12 +7,14 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from r1jax.checkpoints.storage import SafetensorsReader
+from r1jax.train import metrics
 from tests import compiler
 from tests.conftest import ROOT
 from tests.stages.conftest import command
@@ -29,8 +31,19 @@ def _free_port() -> int:
     return free.getsockname()[1]
 
 
+def _started(code: str | None, *args) -> list[str]:
+  """Returns a command, before which a process runs some code."""
+  if not code:
+    return command(*args)
+  lines = f'{code}\nfrom r1jax.cli import main\nmain.main()'
+  return [sys.executable, '-c', lines, *args]
+
+
 class _Run:
-  """Processes of one command, each with `devices` devices."""
+  """Processes of one command, each with `devices` devices.
+
+  The flags `own` and the lines of Python `code` are those of single processes.
+  """
 
   def __init__(
     self,
@@ -42,6 +55,7 @@ class _Run:
     processes=2,
     devices=1,
     own=None,
+    code=None,
   ):
     address = f'localhost:{_free_port()}'
     flags = (
@@ -58,7 +72,8 @@ class _Run:
     )
     self.processes = [
       subprocess.Popen(
-        command(
+        _started(
+          (code or {}).get(i),
           name,
           config,
           f'--workdir={workdir}',
@@ -178,6 +193,49 @@ def test_each_process_writes_its_own_part(uninterrupted):
   assert own.read_text() == (uninterrupted / 'rl' / 'metrics.jsonl').read_text()
   assert (uninterrupted / 'logs' / 'process_1.txt').read_text()
   assert not (uninterrupted / 'logs' / 'process_0.txt').exists()
+
+
+def test_both_processes_know_the_times_of_both(uninterrupted):
+  rl = uninterrupted / 'rl'
+  first, second = (
+    metrics.read(folder / 'performance.jsonl')
+    for folder in (rl, rl / 'processes' / '1')
+  )
+  assert [line['step'] for line in first] == [1, 2, 3, 4, 5, 6]
+  of_hosts = lambda line: {
+    name: value for name, value in line.items() if name.startswith('host/')
+  }
+  for ours, theirs in zip(first, second, strict=True):
+    assert of_hosts(ours) == of_hosts(theirs)
+    for part in ('', 'rollout_', 'reward_', 'host_'):
+      assert 0 < ours[f'host/{part}time_mean'] <= ours[f'host/{part}time_max']
+      assert ours[f'host/{part}slowest'] in (0, 1)
+    shares = [v for name, v in ours.items() if name.startswith('goodput/')]
+    assert sum(shares) == pytest.approx(1)
+    assert ours['perf/update_tokens_per_sec_per_chip'] > 0
+
+
+# Advantages and packing of one host take a second more than those of another.
+_SLOW = """
+import time
+from r1jax.data import sample_packing
+pack = sample_packing.pack
+sample_packing.pack = lambda *args: (time.sleep(1.0), pack(*args))[1]
+"""
+
+
+def test_a_slow_host_is_named(environment, tmp_path):
+  # Each process predicts memory on a device of its own.
+  args = *_SHARDED, '--config.model.remat=auto'
+  run = _Run(environment, tmp_path / 'run', *args, code={1: _SLOW})
+  outputs = [process.communicate(timeout=600) for process in run.processes]
+  assert [process.returncode for process in run.processes] == [0, 0]
+  assert re.search(
+    r'rl: process 1 was the slowest host of steps \d to \d', outputs[0][1]
+  )
+  last = metrics.read(tmp_path / 'run/rl/performance.jsonl')[-1]
+  assert last['host/slowest'] == last['host/host_slowest'] == 1
+  assert last['host/host_time_max'] > 1
 
 
 @pytest.mark.parametrize(

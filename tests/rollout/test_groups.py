@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax.model import model_flops
 from r1jax.records import Message, Prompt, PromptBatch
 from r1jax.rollout import assemble, groups
 from r1jax.rollout.engine import Engine
@@ -67,10 +68,41 @@ def test_groups_that_an_old_policy_began_are_dropped():
     assert kept == [opened[i] for i in left] and dropped == 3 - len(left)
 
 
+def test_model_flops_count_the_tokens_that_the_engine_computes(small):
+  """Of groups that begin and that go on; a partial block is computed again."""
+  params, moved, engine = small
+  open_groups = _open(_IDS)[0]
+  for version, policy, num_complete in ((1, params, 2), (2, moved, 4)):
+    session = engine.session(policy, version)
+    before = [[len(t) for t in _tokens([group])] for group in open_groups]
+    steps = [[c.decode_steps for c in g.completions] for g in open_groups]
+    complete, rest = groups.complete_groups(session, open_groups, num_complete)
+    counts = model_flops.total(
+      model_flops.counts_of_samples(3, zip(lengths, map(len, _tokens([group]))))
+      for group, lengths in zip(open_groups, before)
+    )
+    decoded = sum(
+      completion.decode_steps - earlier
+      for group, each in zip(open_groups, steps)
+      for completion, earlier in zip(group.completions, each)
+    )
+    assert counts.predicted_tokens == decoded
+    computed = session.prefilled_tokens + decoded
+    # A prompt's last tokens, less than a block, are read by each completion.
+    most = computed - counts.tokens
+    assert 0 <= most <= len(open_groups) * engine.config.block_size
+    assert 0 < session.device_secs
+    open_groups = rest
+
+
 def test_a_step_ends_when_enough_groups_are_complete(small):
   params, _, engine = small
-  everything, _ = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 6)
-  complete, rest = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 2)
+  everything, _ = groups.complete_groups(
+    engine.session(params, 1), _open(_IDS)[0], 6
+  )
+  complete, rest = groups.complete_groups(
+    engine.session(params, 1), _open(_IDS)[0], 2
+  )
   assert len(complete) == 2 and len(rest) == 4
   assert all(group.complete for group in complete)
   assert not all(group.complete for group in rest)
@@ -91,13 +123,15 @@ def test_a_step_ends_when_enough_groups_are_complete(small):
 def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
   """Through JSON, and under another policy: equal in every number."""
   params, moved, engine = small
-  complete, rest = groups.complete_groups(engine, params, 1, _open(_IDS)[0], 1)
+  complete, rest = groups.complete_groups(
+    engine.session(params, 1), _open(_IDS)[0], 1
+  )
   saved = json.loads(json.dumps(groups.serialize_groups(rest)))
   again = groups.deserialize_groups(
     saved, _HOW, lambda prompt: _IDS[prompt.text]
   )
-  want, none = groups.complete_groups(engine, moved, 2, rest, 5)
-  got, _ = groups.complete_groups(engine, moved, 2, again, 5)
+  want, none = groups.complete_groups(engine.session(moved, 2), rest, 5)
+  got, _ = groups.complete_groups(engine.session(moved, 2), again, 5)
   assert len(want) == 5 and not none
   assert {
     version
@@ -119,8 +153,8 @@ def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
 def test_ages_count_from_the_policy_of_the_step(small):
   params, moved, engine = small
   opened, batch = _open(_IDS)
-  _, rest = groups.complete_groups(engine, params, 4, opened, 1)
-  complete, _ = groups.complete_groups(engine, moved, 6, rest, 5)
+  _, rest = groups.complete_groups(engine.session(params, 4), opened, 1)
+  complete, _ = groups.complete_groups(engine.session(moved, 6), rest, 5)
   made = [c for group in complete for c in group.completions]
   some = jax.tree.map(lambda x: x[:5], batch)
   rollout = assemble.build_rollout(some, 2, made, policy_version=6)

@@ -1,5 +1,6 @@
 """PPO as a stage: whole runs, resumed runs, initial critics, refused configs."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from r1jax.checkpoints import weights
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
+from r1jax.model import model_flops
 from r1jax.model.parameters import init_params
 from r1jax.model.transformer import Transformer
 from r1jax.runs import run as runs_run
@@ -128,6 +130,32 @@ def test_a_critic_begins_as_the_policy_or_as_its_file(tmp_path):
   assert jax.tree.map(kind, state) == jax.tree.map(
     kind, separate.abstract_state()
   )
+
+
+@pytest.mark.parametrize(
+  'values, passes',
+  [
+    (dict(), 1 + 3),  # Values, and an update of its own.
+    (
+      dict(
+        model__scalar_head=True,
+        rl__ppo__critic='shared',
+        rl__ppo__critic_warmup_steps=0,
+      ),
+      1,  # The update is the policy's.
+    ),
+    (dict(rl__adv_estimator='grpo', rl__group_size=2), 0),
+  ],
+)
+def test_the_work_of_a_critic(values, passes):
+  """Values need no output head."""
+  config = run_config(_config(**values))
+  parts = build.parts(config)
+  counts = model_flops.TokenCounts(10, 55, 7)
+  found = critic.make_critic(config, parts).flops(counts)
+  info = model_flops.count(dataclasses.replace(config.model, scalar_head=True))
+  forward = 2 * (info.active - info.head) * 10 + info.attention_flops * 55
+  assert found == passes * forward
 
 
 @pytest.mark.parametrize(

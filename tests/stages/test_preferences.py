@@ -12,11 +12,13 @@ from r1jax.config.load import load, to_config_dict
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, splits
 from r1jax.errors import UserError
-from r1jax.runs import inputs, lineage, run, validate
+from r1jax.model import model_flops
+from r1jax.runs import inputs, lineage, run, stage_list, validate
 from r1jax.runs.pipeline_config import load_pipeline
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import reward_models
 from r1jax.stages.dpo import DPO
+from r1jax.train import metrics
 from r1jax.train.metrics import MetricsWriter
 from tests.configs import small, small_judged
 from tests.conftest import run_config
@@ -57,6 +59,32 @@ def _config(stage: str, **changes):
 
 def _trained(config, workdir):
   return run.train(run_config(config), str(workdir))
+
+
+@pytest.mark.parametrize('stage, passes', [('dpo', 4), ('reward_model', 3)])
+def test_the_work_of_an_update(stage, passes):
+  """DPO: a reference beside the update; a reward model has no output head."""
+  config = run_config(_config(stage))
+  parts = build.parts(config)
+  params = run.base_params(config, parts)
+  made = stage_list.stage_class(stage)(config, parts)
+  made._base_params = params
+  work = made.train_step(made.init_state(params), 1, made.data()).work['update']
+  rows = made.rows(next(made.data()))
+  used_BT = rows.segment_BT > 0
+  lengths = [
+    int((rows.segment_BT[b] == segment).sum())
+    for b in range(len(used_BT))
+    for segment in range(1, rows.segment_BT[b].max() + 1)
+  ]
+  info = model_flops.count(config.model)
+  head_tokens = int(rows.mask_BT.sum()) if stage == 'dpo' else 0
+  assert work.tokens == sum(lengths)
+  assert work.flops == passes * (
+    2 * (info.active - info.head) * sum(lengths)
+    + 2 * info.head * head_tokens
+    + info.attention_flops * sum(n * (n + 1) // 2 for n in lengths)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -130,8 +158,8 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
   _trained(config, whole)
   write = MetricsWriter.write
 
-  def dies(self, step, values, speed=None):
-    write(self, step, values, speed)
+  def dies(self, step, values):
+    write(self, step, values)
     if step == 3:
       raise _Killed
 
@@ -145,6 +173,9 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, stage, changes):
     assert (cut / stage / name).read_bytes() == (
       whole / stage / name
     ).read_bytes()
+  for line in metrics.read(whole / stage / 'performance.jsonl'):
+    assert line['perf/update_tokens_per_sec_per_chip'] > 0
+    assert 0 <= line['time/data'] and 0 < line['time/update']
   last = rows(whole, stage)[-1]
   assert last['skipped_updates'] == 0
   assert 0.2 < last['packing/efficiency'] <= 1

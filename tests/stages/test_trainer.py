@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import logging
 import os
 
 import jax.numpy as jnp
 import pytest
 
+from r1jax import compile_time
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.errors import DiskFull, Diverged
 from r1jax.train import metrics
@@ -43,22 +45,69 @@ def test_skipped_updates_are_summed_between_two_lines(tmp_path):
   assert [line['critic/skipped_updates'] for line in lines] == [4, 2]
 
 
-def test_speed_is_that_of_the_steps_alone(tmp_path, monkeypatch):
-  """Three tokens and a second a step; an evaluation takes 100 seconds."""
-  clock, speeds = Clock(), []
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that moves only when it is told to, and no time to compile."""
+  clock = Clock()
+  built = compile_time.CompileClock()
   monkeypatch.setattr(metrics, 'time', clock)
-  write = metrics.MetricsWriter.write
+  monkeypatch.setattr(compile_time, 'clock', lambda: built)
+  return clock
 
-  def record(self, step, values, speed=None):
-    speeds.append(dict(speed) if speed else speed)
-    if speed:
-      assert 0 < speeds[-1].pop('memory/peak_gb') < 1e3
-    write(self, step, values, speed)
 
-  monkeypatch.setattr(metrics.MetricsWriter, 'write', record)
+def _performance(tmp_path) -> list[dict]:
+  """The lines of performance.jsonl, without the memory."""
+  lines = metrics.read(tmp_path / 'toy/performance.jsonl')
+  for line in lines:
+    assert 0 < line.pop('memory/host_peak_gb') < 1e3
+    assert 'memory/peak_gb' not in line  # A CPU does not tell.
+  return lines
+
+
+def test_speed_is_that_of_the_steps_alone(tmp_path, clock):
+  """Three tokens and a second a step; an evaluation takes 100 seconds."""
   train(tmp_path, eval_steps=3, logging_steps=2, clock=clock)
-  per_sec = {'speed/tokens_per_sec': 3.0}
-  assert speeds == [None, per_sec, {}, per_sec, per_sec]
+  lines = _performance(tmp_path)
+  assert [line['step'] for line in lines] == [2, 4, 5]
+  for line in lines:
+    assert line['speed/tokens_per_sec'] == 3
+    assert line['time/update'] == 1
+
+
+def test_goodput_is_the_share_of_the_steps(tmp_path, clock):
+  train(tmp_path, eval_steps=3, logging_steps=2, clock=clock)
+  lines = _performance(tmp_path)
+  shares = [
+    (line['goodput'], line['goodput/evaluation'], line['unix_time'])
+    for line in lines
+  ]
+  want = [(2, 100, 102), (4, 200, 204), (5, 300, 305)]
+  assert shares == [(s / all_, e / all_, all_) for s, e, all_ in want]
+  for line in lines:
+    parts = [v for name, v in line.items() if name.startswith('goodput/')]
+    assert sum(parts) == pytest.approx(1)
+    assert line['goodput/update'] == line['goodput']
+
+
+def test_a_run_says_its_goodput_at_the_end(tmp_path, clock, caplog):
+  with caplog.at_level(logging.INFO, 'r1jax'):
+    train(tmp_path, eval_steps=3, clock=clock)
+  assert 'toy: goodput 2% of 0:05:05: evaluation 98%, update 2%' in caplog.text
+
+
+def test_steps_that_a_kill_repeats_are_lost(tmp_path, clock):
+  """Killed in step 4 after the checkpoint of step 2: step 3 is made twice."""
+
+  def kill():
+    raise RuntimeError('killed')
+
+  with pytest.raises(RuntimeError, match='killed'):
+    train(tmp_path, at_step={4: kill}, clock=clock)
+  train(tmp_path, clock=clock)
+  lines = _performance(tmp_path)
+  assert [line['step'] for line in lines] == [1, 2, 3, 3, 4, 5]
+  last = lines[-1]
+  assert last['goodput/lost'] == 1 / 6 and last['goodput'] == 5 / 6
 
 
 def test_the_weights_are_written_last_with_their_metadata(tmp_path):

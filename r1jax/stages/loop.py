@@ -1,0 +1,80 @@
+"""The state of a training loop: its last step, and what all steps share."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+
+from r1jax.stages.divergence import DivergenceGuard
+from r1jax.stages.line import Line
+from r1jax.stages.performance import Performance
+from r1jax.stages.stragglers import Stragglers
+from r1jax.train.metrics import MetricsWriter, Progress
+
+if TYPE_CHECKING:
+  from r1jax.train.checkpoint import Checkpointer
+
+
+class Step(NamedTuple):
+  """A whole step, as a checkpoint holds it.
+
+  Attributes:
+    step: The step.
+    state: The state after it.
+    position: The position of the data behind it.
+    line: Metrics up to it that are in no line yet.
+  """
+
+  step: int
+  state: Any
+  position: dict
+  line: Line
+
+
+@dataclasses.dataclass(kw_only=True)
+class Loop:
+  """The things that all steps of a training run share.
+
+  Attributes:
+    last: The last whole step.
+    data: The data, at the position of the next step.
+    checkpoints, writer, progress: They save and show steps.
+    guard: It stops a run that diverges.
+    performance, stragglers: Speed, and the own time of each host, since the
+      last line of performance.jsonl.
+  """
+
+  last: Step
+  data: Any
+  checkpoints: 'Checkpointer'
+  writer: MetricsWriter
+  progress: Progress
+  guard: DivergenceGuard
+  performance: Performance
+  stragglers: Stragglers
+
+  def save(self):
+    """Starts to save the last whole step."""
+    step, state, position, line = self.last
+    self.checkpoints.save(
+      step,
+      state,
+      {
+        'data': position,
+        'line': line.get_state(),
+        'guard': self.guard.get_state(),
+      },
+    )
+
+  def save_if_there(self):
+    """Saves the last whole step, if its state is still there.
+
+    An update consumes its state: within one, there is nothing to save.
+    """
+    consumed = any(
+      leaf.is_deleted()
+      for leaf in jax.tree.leaves(self.last.state)
+      if isinstance(leaf, jax.Array)
+    )
+    if self.last.step and not consumed:
+      self.save()
