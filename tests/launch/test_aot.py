@@ -127,7 +127,7 @@ def test_a_loop_counts_as_often_as_its_scope_says():
 
 def _small(**changes):
   config = small.get_config()
-  config.mesh = dict(data=2, fsdp=2, tensor=1, expert=2)
+  config.mesh.update(data=2, fsdp=2, tensor=1, expert=2)
   config.rl.prompts_per_step = 8
   # One row a sample.
   config.rl.row_tokens = (
