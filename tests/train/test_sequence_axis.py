@@ -42,11 +42,11 @@ _BALANCING = LoadBalancingConfig(
 )
 _GAE = GAEConfig()
 _PROMPT, _OWN, _SAMPLES, _GROUP, _ROW = 9, 7, 16, 4, 40
-# A row holds a prompt with its four samples, and the four devices of a row hold
-# parts of them: 8 + 4 · (1 + 1 + 7) tokens at most, in quarters of ten.
+# Samples share all but two tokens of their prompt; a row has room for three of
+# the longest, of 7 + 3 · (2 + 7) tokens. Four devices hold ten tokens of it each.
 _SHAPE = RowShape(
   row_tokens=_ROW,
-  microbatch_rows=2,
+  microbatch_rows=4,
   num_updates=1,
   num_samples=_SAMPLES,
   max_sample_tokens=_PROMPT + _OWN,
@@ -59,12 +59,9 @@ _MLA = small_config(
   num_nextn_predict_layers=1,
   scalar_head=True,
 )
+# Tokens of three documents and of padding in each row of a corpus.
+_LENGTHS = [[7, 13, 20, 0], [10, 10, 10, 10], [25, 1, 9, 5], [38, 1, 1, 0]]
 _GQA = dense_config(scalar_head=True)  # Four heads, two key-value heads.
-_MESHES = [
-  dict(sequence=4, data=2),
-  dict(sequence=2, tensor=2, expert=2),
-  dict(sequence=2, fsdp=2, expert=2),
-]
 
 
 def _corpus(model, params) -> tuple:
@@ -93,9 +90,6 @@ def _corpus(model, params) -> tuple:
     )
 
   return step, batch
-
-
-_LENGTHS = [[7, 13, 20, 0], [10, 10, 10, 10], [25, 1, 9, 5], [38, 1, 1, 0]]
 
 
 def _rollout() -> Rollout:
@@ -265,21 +259,29 @@ def _check(algorithm, config, mesh, one_device):
   _assert_equal(_updated(algorithm, *wide), one_device(algorithm, config))
 
 
+def test_documents_over_the_devices_of_a_row(one_device):
+  """Grouped-query attention: each device has a head, and its keys' copy."""
+  _check(_corpus, _GQA, dict(sequence=2, tensor=2, data=2), one_device)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('mesh', _MESHES, ids=str)
-@pytest.mark.parametrize('algorithm', [_corpus, _grpo, _ppo])
-def test_latent_attention_experts_and_mtp(algorithm, mesh, one_device):
-  """Loss, all metrics, all gradients of pretraining, GRPO and PPO."""
-  _check(algorithm, _MLA, mesh, one_device)
+@pytest.mark.parametrize('algorithm', [_grpo, _ppo])
+def test_grouped_query_attention(algorithm, one_device):
+  _check(algorithm, _GQA, dict(sequence=4, fsdp=2), one_device)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'mesh',
-  [dict(sequence=4, fsdp=2), dict(sequence=2, tensor=2, data=2)],
+  'algorithm, mesh',
+  [
+    (_corpus, dict(sequence=4, data=2)),
+    (_corpus, dict(sequence=2, tensor=2, expert=2)),
+    (_grpo, dict(sequence=4, data=2)),
+    (_grpo, dict(sequence=2, tensor=2, expert=2)),
+    (_ppo, dict(sequence=2, fsdp=2, expert=2)),
+  ],
   ids=str,
 )
-@pytest.mark.parametrize('algorithm', [_corpus, _grpo, _ppo])
-def test_grouped_query_attention(algorithm, mesh, one_device):
-  """Each of four devices has one head, and a copy of a key-value head."""
-  _check(algorithm, _GQA, mesh, one_device)
+def test_latent_attention_experts_and_mtp(algorithm, mesh, one_device):
+  """Loss, all metrics, all gradients of pretraining, GRPO and PPO."""
+  _check(algorithm, _MLA, mesh, one_device)
