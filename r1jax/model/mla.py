@@ -85,7 +85,9 @@ class MLA(nn.Module):
   def _expanded(self, c_BTC, up_CNX):
     """Expands the latents of whole rows: [B, T, C] → [B, T, N, X]."""
     if self.layout.size('T') > 1:
-      # Else each device would expand its shard of C for all heads.
+      # Else each device would expand its shard of C for all heads. XLA has no
+      # single exchange from there to shards of heads, so C is gathered first.
+      up_CNX = self.layout.constrain(up_CNX, '_NX')
       up_CNX = self.layout.constrain(up_CNX, '_nX')
     return self.layout.constrain(self.times(c_BTC, up_CNX), 'B_nX')
 
