@@ -40,5 +40,5 @@ def get_config(size: str = '7b'):
   )
   config.rl.optimizer.update(learning_rate=1e-6)
   config.rollout.update(max_num_seqs=256)
-  config.mesh = dict(data=1, fsdp=-1, tensor=tensor, expert=1)
+  config.mesh.update(data=1, fsdp=-1, tensor=tensor)
   return config

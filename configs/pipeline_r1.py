@@ -130,7 +130,7 @@ def _distilled(
   to a tenth (section 2.4)."""
   config = _sft(weights, ('@rejection_sampled',))
   config.model = model | dict(max_position_embeddings=32768 + 1024)
-  config.mesh = dict(data=1, fsdp=64, tensor=tensor, expert=1)
+  config.mesh.update(data=1, fsdp=64, tensor=tensor, expert=1)
   config.tokenizer.source = tokenizer
   config.sft.update(batch_size=64)
   config.sft.optimizer.learning_rate = learning_rate
@@ -172,7 +172,7 @@ def _qwen_32b_zero() -> ConfigDict:
   thousand updates; 47.0 on AIME against 72.6 distilled."""
   config = _rl('weights/qwen2.5-32b', 650)
   config.model = models.qwen2_5_32b()
-  config.mesh = dict(data=1, fsdp=64, tensor=2, expert=1)
+  config.mesh.update(data=1, fsdp=64, tensor=2, expert=1)
   config.tokenizer.source = _QWEN
   config.data.update(
     template='r1_zero', response_format='think_answer', response_prefix=''

@@ -30,7 +30,7 @@ def v3(kind: str, init: str) -> ConfigDict:
   config.model.capacity_factor = 1.25
   # Rows lie over the eight chips of `tensor`: 128 rows at once on 1,024 chips, each
   # of several samples. One expert a device: 256 lie over expert × tensor.
-  config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
+  config.mesh.update(data=-1, fsdp=4, tensor=8, expert=32)
   config.tokenizer.source = TOKENIZER
   config.data.task = 'aime24'
   config.data.mixture = ('math:0.8', 'mbpp:0.2')

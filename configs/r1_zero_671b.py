@@ -45,5 +45,5 @@ def get_config():
   config.model.capacity_factor = 1.25
   config.rl.max_new_tokens = 32768
   # One expert a device: 256 of them lie over expert × tensor.
-  config.mesh = dict(data=-1, fsdp=4, tensor=8, expert=32)
+  config.mesh.update(data=-1, fsdp=4, tensor=8, expert=32)
   return config

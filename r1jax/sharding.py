@@ -22,36 +22,53 @@ from jax.sharding import (
 
 from r1jax.errors import UserError
 
-MESH_AXES = ('data', 'fsdp', 'tensor', 'expert')
+MESH_AXES = ('data', 'fsdp', 'sequence', 'tensor', 'expert')
 
 _Axes = tuple[tuple[str, tuple[str, ...]], ...]
 
 # A lower-case letter stands for the same dimension as its capital where that is
-# not sharded. The exception is 't', the tokens of an activation between layers.
+# not sharded. The exceptions are three letters of activations: 't', the tokens
+# between layers; 'n', the heads in the attention core; and 'k', the shards of
+# all tokens in algos/token_chunks.py.
 #
-# Training: the batch is sharded over data, fsdp and expert, so weights are
-# gathered over the last two when they are used. Routed experts are not
-# gathered: E is sharded over expert × tensor, and tokens are sent to them.
-# Within a layer heads and FFN width are sharded over tensor; between layers the
-# sequence is ('t', sequence parallelism).
+# Training: the rows of a batch are sharded over data, fsdp and expert, and the
+# tokens of each row over sequence, so weights are gathered over the last three
+# when they are used. Routed experts are not gathered: E is sharded over
+# expert × tensor, and tokens are sent to them. Within a layer heads and FFN
+# width are sharded over tensor; between layers the tokens are ('t', Megatron's
+# sequence parallelism). The attention core sees whole rows, so there the heads
+# are sharded over sequence too ('n'); see model/kernels.py.
 TRAIN_WEIGHTS: _Axes = (
   ('V', ('tensor',)),
-  ('D', ('fsdp', 'expert')),
-  ('Q', ('fsdp', 'expert')),
-  ('C', ('fsdp', 'expert')),
+  ('D', ('fsdp', 'sequence', 'expert')),
+  ('Q', ('fsdp', 'sequence', 'expert')),
+  ('C', ('fsdp', 'sequence', 'expert')),
   ('N', ('tensor',)),
   ('K', ('tensor',)),
   ('F', ('tensor',)),
   ('E', ('expert', 'tensor')),
-  ('I', ('fsdp',)),
+  ('I', ('fsdp', 'sequence')),
 )
-# Decoding: weights are not sharded over fsdp, so that a step gathers none.
+# Decoding: weights are not sharded over fsdp, so that a step gathers none. It
+# computes one token of a sequence at a time: the devices of the axis sequence
+# hold other sequences, as those of data do.
 DECODE_WEIGHTS: _Axes = tuple(
   (letter, axes) for letter, axes in TRAIN_WEIGHTS if letter not in 'DQCI'
 )
-ACTIVATIONS: _Axes = (
+TRAIN_ACTIVATIONS: _Axes = (
   ('B', ('data', 'fsdp', 'expert')),
-  ('Y', ('data', 'fsdp', 'expert')),
+  ('T', ('sequence',)),
+  ('t', ('sequence', 'tensor')),
+  ('k', ('data', 'fsdp', 'expert', 'sequence')),
+  ('N', ('tensor',)),
+  ('n', ('tensor', 'sequence')),
+  ('K', ('tensor',)),
+  ('F', ('tensor',)),
+  ('V', ('tensor',)),
+)
+DECODE_ACTIVATIONS: _Axes = (
+  ('B', ('data', 'fsdp', 'sequence', 'expert')),
+  ('Y', ('data', 'fsdp', 'sequence', 'expert')),
   ('t', ('tensor',)),
   ('N', ('tensor',)),
   ('K', ('tensor',)),
@@ -153,7 +170,7 @@ class Layout:
 
   mesh: Mesh | AbstractMesh
   weights: _Axes = TRAIN_WEIGHTS
-  activations: _Axes = ACTIVATIONS
+  activations: _Axes = TRAIN_ACTIVATIONS
 
   def weight_spec(self, letters: str | tuple) -> PartitionSpec:
     """Returns the PartitionSpec of a weight with these dimensions."""
@@ -192,7 +209,9 @@ class Layout:
 
   def decoding(self) -> 'Layout':
     """Returns the layout for decoding, on the same mesh."""
-    return dataclasses.replace(self, weights=DECODE_WEIGHTS)
+    return dataclasses.replace(
+      self, weights=DECODE_WEIGHTS, activations=DECODE_ACTIVATIONS
+    )
 
   def size(self, letter: str) -> int:
     """Returns the number of shards of an activation's dimension."""
@@ -257,6 +276,30 @@ class Layout:
           f'mesh: {name} has {letter} = {size}, which does not divide over '
           f'{" × ".join(axes)} = {parts}; change mesh in the config'
         )
+
+  def check_row(self, key: str, tokens: int):
+    """Checks that the mesh divides the tokens of a row.
+
+    Args:
+      key: The key of the length, for the error message.
+      tokens: Tokens of a row.
+
+    Raises:
+      UserError: rows are sharded over the axis sequence, and this one cannot
+        be.
+    """
+    if tokens % self.row_multiple:
+      raise UserError(
+        f"{key} = {tokens} tokens do not divide over the mesh's "
+        f'{" × ".join(self.activation_axes("t"))} = {self.row_multiple}; '
+        f'make it {-(-tokens // self.row_multiple) * self.row_multiple}, or '
+        'change mesh'
+      )
+
+  @property
+  def row_multiple(self) -> int:
+    """The number that divides the tokens of every row; 1 if rows are whole."""
+    return self.size('t') if self.size('T') > 1 else 1
 
 
 def _spec(letters: str | tuple, table: _Axes) -> PartitionSpec:

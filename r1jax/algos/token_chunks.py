@@ -7,7 +7,8 @@ reverse, so its gradient is written here: another loop over the same chunks.
 
 Dimensions of this module:
 
-  k  shards of the batch; no token leaves its shard
+  k  shards of the batch, of its rows and of their tokens; no token leaves its
+     shard
   n  tokens of a shard
   c  tokens of a chunk of a shard
   m  tokens of a chunk of all shards, k·c
@@ -62,10 +63,13 @@ def map_token_chunks(
   """
   B, T = projections[0][0].shape[:2]
   devices = layout.mesh.size if layout else 1
-  shards = layout.size('B') if layout else 1
-  if B % shards:  # Then the batch is not sharded: see Layout.fitting_spec.
-    shards = 1
-  tokens = B // shards * T
+  row_shards, token_shards = (
+    # A dimension that does not divide is not sharded: see Layout.fitting_spec.
+    layout.size(letter) if layout and size % layout.size(letter) == 0 else 1
+    for letter, size in (('B', B), ('T', T))
+  )
+  shards = row_shards * token_shards
+  tokens = B * T // shards
   if chunk_tokens:
     limit = max(chunk_tokens // shards, 1)
     chunk = min(limit, tokens)
@@ -74,7 +78,12 @@ def map_token_chunks(
     limit = max(MAX_CHUNK_LOGITS // logits * devices // shards, 1)
     chunk = chunk_size(tokens, limit)
   plan = _Plan(
-    shards, tokens, chunk, limit >= tokens, layout if devices > 1 else None
+    row_shards,
+    token_shards,
+    tokens,
+    chunk,
+    limit >= tokens,
+    layout if devices > 1 else None,
   )
   return _map(function, plan, tuple(projections), tuple(arrays), mask_BT)
 
@@ -110,18 +119,25 @@ class _Plan:
   """The static sizes of a map.
 
   Attributes:
-    shards: Number of shards, k.
+    row_shards: Number of shards of the rows.
+    token_shards: Number of shards of the tokens of a row.
     tokens: Tokens of a shard, n.
     chunk: Tokens of a chunk of a shard, c.
     keep_logits: Whether the forward pass stores logits for the backward pass.
     layout: The mesh layout; None for one device.
   """
 
-  shards: int
+  row_shards: int
+  token_shards: int
   tokens: int
   chunk: int
   keep_logits: bool
   layout: Layout | None
+
+  @property
+  def shards(self) -> int:
+    """Number of shards, k."""
+    return self.row_shards * self.token_shards
 
   @property
   def max_chunks(self) -> int:
@@ -132,10 +148,31 @@ class _Plan:
 
   def flat(self, x):
     """Reshapes [B, T, …] to [k, n, …]."""
-    rest = '_' * (x.ndim - 2)
-    x = self.constrain(x, 'BT' + rest)
-    x = x.reshape(self.shards, self.tokens, *x.shape[2:])
-    return self.constrain(x, 'Bn' + rest)
+    (B, T), rest = x.shape[:2], x.shape[2:]
+    x = self.constrain(x, 'BT' + '_' * len(rest))
+    if self.token_shards > 1:
+      x = x.reshape(
+        self.row_shards,
+        B // self.row_shards,
+        self.token_shards,
+        T // self.token_shards,
+        *rest,
+      ).swapaxes(1, 2)
+    x = x.reshape(self.shards, self.tokens, *rest)
+    return self.constrain(x, 'k_' + '_' * len(rest))
+
+  def rows(self, x, shape: tuple[int, int]):
+    """Reshapes [k, n, …] to [B, T, …] of this B and T, the inverse of flat."""
+    (B, T), rest = shape, x.shape[2:]
+    if self.token_shards > 1:
+      x = x.reshape(
+        self.row_shards,
+        self.token_shards,
+        B // self.row_shards,
+        T // self.token_shards,
+        *rest,
+      ).swapaxes(1, 2)
+    return self.constrain(x.reshape(B, T, *rest), 'BT' + '_' * len(rest))
 
   def split(self, x):
     """Reshapes [m, …] to [k, c, …]."""
@@ -144,7 +181,7 @@ class _Plan:
   def zeros(self, like, letters: str = ''):
     """Returns zeros [k, n, …] for all chunks of arrays [m, …] like this one."""
     shape = self.shards, self.max_chunks * self.chunk, *like.shape[1:]
-    return self.constrain(jnp.zeros(shape, like.dtype), 'Bn' + letters)
+    return self.constrain(jnp.zeros(shape, like.dtype), 'k_' + letters)
 
   def get(self, buffer, i):
     """Reads chunk i, [m, …], of a buffer [k, n, …]."""
@@ -205,10 +242,9 @@ class _Order(NamedTuple):
 
     return take
 
-  def restored(self, x, shape: tuple[int, ...]):
+  def restored(self, plan: _Plan, x, shape: tuple[int, int]):
     """Returns [B, T, …] of all chunks [k, n, …], 0 where no token counts."""
-    x = _where(self.mask_kn, _gather(x, self.rank_kn))
-    return x.reshape(*shape, *x.shape[2:])
+    return plan.rows(_where(self.mask_kn, _gather(x, self.rank_kn)), shape)
 
 
 def _order(plan: _Plan, mask_BT) -> _Order:
@@ -270,7 +306,7 @@ def _forward(
     [plan.zeros(x, 'V') for x in logits],
   )
   outputs, logits = plan.loop(order.count_k, body, buffers)
-  return tuple(order.restored(x, shape) for x in outputs), logits
+  return tuple(order.restored(plan, x, shape) for x in outputs), logits
 
 
 def _flat(plan: _Plan, projections, arrays):
@@ -336,7 +372,7 @@ def _map_bwd(function: Callable, plan: _Plan, residuals, cotangents):
   def finished(grads, head_DV):
     hidden, head = grads
     if hidden is not None:
-      hidden = order.restored(hidden, shape)
+      hidden = order.restored(plan, hidden, shape)
     if head is not None:
       head = jnp.sum(head, 0).astype(head_DV.dtype)
     return hidden, head
@@ -363,7 +399,7 @@ def _zero_grads(
     hidden = plan.zeros(hidden_BTD[0], '_')
   if want_head:
     head = jnp.zeros((plan.shards, *head_DV.shape), jnp.float32)
-    head = plan.constrain(head, 'B_V')
+    head = plan.constrain(head, 'k_V')
   return hidden, head
 
 

@@ -148,8 +148,8 @@ class _Shapes:
   def divide(self, layout: Layout) -> bool:
     """Whether the mesh divides the parameters, and uses all of its axes."""
     c = self.config
-    tensor, expert = layout.mesh.shape['tensor'], layout.mesh.shape['expert']
-    if c.num_attention_heads % tensor or (expert > 1 and not c.num_moe_layers):
+    heads, expert = layout.size('n'), layout.mesh.shape['expert']
+    if c.num_attention_heads % heads or (expert > 1 and not c.num_moe_layers):
       return False
     try:
       for name, box in self._boxes.items():
@@ -195,6 +195,7 @@ def _update_times(
   sequence = lengths.prompt + lengths.completion
   tokens = c.prompts_per_step * c.group_size * sequence
   group, tensor = layout.size('B'), layout.mesh.shape['tensor']
+  sequence_shards = layout.size('T')
   # A device group computes at least a row of the longest sample at once.
   longest = config.data.max_prompt_tokens + c.max_new_tokens
   passes = max(tokens / group / max(longest, 1), c.num_minibatches)
@@ -207,19 +208,31 @@ def _update_times(
   )
   hbm = passes * _WEIGHT_PASSES * shapes.held(layout.decoding()) * item
   ici = passes * _WEIGHT_PASSES * shapes.received(layout) * item
+  of_device = tokens / group / sequence_shards  # Before tensor divides it.
   if tensor > 1:
-    row = tokens / group * m.hidden_size * item * (1 - 1 / tensor)
+    row = of_device * m.hidden_size * item * (1 - 1 / tensor)
     ici += _SEQUENCE_COLLECTIVES * m.num_hidden_layers * row
   shards = layout.weight_parts('E')
   if m.num_moe_layers and shards > 1:
-    pairs = tokens / group / tensor * m.num_experts_per_tok
+    pairs = of_device / tensor * m.num_experts_per_tok
     pairs *= (m.capacity_factor or 1) * (1 - 1 / shards)
     ici += _EXCHANGES * m.num_moe_layers * pairs * m.hidden_size * item
+  if sequence_shards > 1:  # Shards of rows for shards of heads, and back.
+    heads = m.num_attention_heads * _head_width(m) / tensor
+    ici += 4 * _WEIGHT_PASSES * m.num_hidden_layers * of_device * heads * item
   # Gradients are summed over the replicas of a parameter, once an update.
   replicas = layout.mesh.shape['data']
   if replicas > 1:
     ici += c.num_minibatches * 2 * 4 * shapes.held(layout)
   return _times(flops, hbm, ici, layout, chip)
+
+
+def _head_width(model: ModelConfig) -> float:
+  """Numbers of a query and of an output of a head, in the mean."""
+  if model.attention == 'mla':
+    query = model.qk_nope_head_dim + model.qk_rope_head_dim
+    return (query + model.v_head_dim) / 2
+  return model.head_dim
 
 
 def _decode_times(
@@ -232,7 +245,8 @@ def _decode_times(
   """The forward passes that sample a step's completions, all rows in use."""
   c, m, counts = config.rl, config.model, shapes.info
   samples = sampler.groups_in_flight(config) * c.group_size
-  group, tensor = layout.size('B'), layout.mesh.shape['tensor']
+  group = layout.decoding().size('B')
+  tensor = layout.mesh.shape['tensor']
   rows = -(-sampler.engine_config(config).max_num_seqs // group)
   at_once = rows * group
   passes = samples * lengths.completion / at_once

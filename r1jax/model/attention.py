@@ -74,9 +74,10 @@ class GQA(nn.Module):
 
   def __call__(self, x_BTD, position_BT, segment_BT, prefix_BT=None):
     """Attends causally within segments and prefixes; returns [B, T, D]."""
-    k_BTKH, v_BTKH = jnp.split(self.entry(x_BTD, position_BT), 2, -1)
+    entry_BTKX = self.entry(x_BTD, position_BT)
+    k_BTKH, v_BTKH = jnp.split(self.layout.constrain(entry_BTKX, 'BTKX'), 2, -1)
     mix_BTNH = attend(
-      self.query(x_BTD, position_BT),
+      self.layout.constrain(self.query(x_BTD, position_BT), 'BTNH'),
       k_BTKH,
       v_BTKH,
       segment_BT,

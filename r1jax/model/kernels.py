@@ -9,9 +9,18 @@ keys that no query of a block may see, so its cost follows the sum of the
 squared segment lengths. 'splash' and 'flash' skip what causality hides, which
 is known when they are compiled, and nothing else: segment ids mask scores
 within the blocks that they compute, so a row costs T²/2 whatever its segments.
+
+On a mesh a device computes whole rows for some of the heads. Where the axis
+`sequence` shards rows between the layers, an all-to-all exchanges shards of rows
+for shards of heads, and another one brings the result back (DeepSpeed Ulysses,
+arXiv 2309.14509): no kernel knows of it, every device has the same number of
+blocks to compute, whatever the segments, and nothing is computed twice. MLA
+gathers its latent instead of exchanging the longer keys and values, and expands
+it for the heads of the device alone.
 """
 
 from functools import partial
+import math
 
 import jax
 from jax.experimental.pallas.ops.gpu import attention as flash
@@ -19,6 +28,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from r1jax.errors import UserError
 from r1jax.model import blocked, quant
 from r1jax.model.blocked import NEG_INF
 from r1jax.sharding import Layout
@@ -62,6 +72,7 @@ def attend(
 
   Raises:
     ValueError: prefix_BT is given to a kernel that knows segments alone.
+    UserError: see check_heads.
   """
   if kernel == 'auto':
     kernel = _best(layout.platform, q_BTNH.dtype)
@@ -72,16 +83,56 @@ def attend(
       f'prefix_BT: the attention kernel {kernel!r} knows equality of segments '
       "alone; set model.attention_kernel = 'blocked'"
     )
-  qkv = [layout.constrain(x, 'BTNH') for x in (q_BTNH, k_BTKH, v_BTKU)]
+  qkv = _whole_rows(q_BTNH, k_BTKH, v_BTKU, layout)
   rows = (segment_BT,) if prefix_BT is None else (segment_BT, prefix_BT)
   if kernel == 'plain':
-    return _plain(*qkv, *rows, scale=scale)
+    return layout.constrain(_plain(*qkv, *rows, scale=scale), 'BTNH')
   function = {
     'blocked': partial(_blocked, in_turn=layout.platform == 'cpu'),
     'flash': partial(_flash, interpret=layout.platform != 'gpu'),
     'splash': partial(_splash, interpret=layout.platform != 'tpu'),
   }[kernel]
-  return _on_each_device(partial(function, scale=scale), qkv, rows, layout)
+  mix_BTNU = _on_each_device(partial(function, scale=scale), qkv, rows, layout)
+  return layout.constrain(mix_BTNU, 'BTNH')
+
+
+def check_heads(heads: int, layout: Layout):
+  """Checks that every device computes the attention of as many heads.
+
+  Args:
+    heads: N.
+    layout: The mesh.
+
+  Raises:
+    UserError: rows are sharded over the axis sequence, and the mesh does not
+      divide the heads.
+  """
+  parts = layout.size('n')
+  if layout.size('T') > 1 and heads % parts:
+    raise UserError(
+      f'mesh: model.num_attention_heads = {heads} do not divide over '
+      f'{" × ".join(layout.activation_axes("n"))} = {parts}, and each device '
+      'computes the attention of as many heads; change mesh in the config'
+    )
+
+
+def _whole_rows(q_BTNH, k_BTKH, v_BTKU, layout: Layout):
+  """Lays out queries, keys and values with whole rows of heads on a device.
+
+  Key-value heads that are fewer than the shards of heads are repeated first, so
+  that each shard has those of its queries and no others: with four shards, the
+  heads [a, b] become [a, a, b, b].
+  """
+  check_heads(q_BTNH.shape[2], layout)
+  K = k_BTKH.shape[2]
+  copies = math.lcm(K, layout.size('n')) // K
+  if layout.size('T') > 1 and copies > 1:
+    # The shards of rows are kept, so that only copies that are used travel.
+    k_BTKH, v_BTKU = (
+      layout.constrain(jnp.repeat(x, copies, axis=2), 'BTNH')
+      for x in (k_BTKH, v_BTKU)
+    )
+  return [layout.constrain(x, 'B_nH') for x in (q_BTNH, k_BTKH, v_BTKU)]
 
 
 def sees_prefixes(kernel: str, platform: str, dtype) -> bool:
@@ -113,7 +164,7 @@ def _on_each_device(function, qkv, rows, layout: Layout):
   """
   if layout.mesh.size == 1:
     return function(*qkv, *rows)
-  heads = layout.fitting_spec(qkv[1].shape, 'BTNH')
+  heads = layout.fitting_spec(qkv[1].shape, 'B_nH')
   return jax.shard_map(
     function,
     mesh=layout.mesh,

@@ -82,22 +82,35 @@ class MLA(nn.Module):
       q = self.times(x, self.q_DNJ)
     return q[..., :H], rotate(q[..., H:], position[..., None], self.config.rope)
 
+  def _expanded(self, c_BTC, up_CNX):
+    """Expands the latents of whole rows: [B, T, C] → [B, T, N, X]."""
+    if self.layout.size('T') > 1:
+      # Else each device would expand its shard of C for all heads. XLA has no
+      # single exchange from there to shards of heads, so C is gathered first.
+      up_CNX = self.layout.constrain(up_CNX, '_NX')
+      up_CNX = self.layout.constrain(up_CNX, '_nX')
+    return self.layout.constrain(self.times(c_BTC, up_CNX), 'B_nX')
+
   def __call__(self, x_BTD, position_BT, segment_BT, prefix_BT=None):
     """Attends causally within segments and prefixes, in expanded form; returns
     [B, T, D].
     """
     C, N = self.config.kv_lora_rank, self.config.num_attention_heads
+    constrain = self.layout.constrain
     q_BTNH, q_rope_BTNR = self.query(x_BTD, position_BT)
-    latent_BTX = self._latent(x_BTD, position_BT)
+    latent_BTX = constrain(self._latent(x_BTD, position_BT), 'BTX')
+    # A device needs keys and values of all tokens for some of the heads. The
+    # latent is what is gathered: it is a fraction of their size.
+    latent_BTX = constrain(latent_BTX, 'B_X')
     c_BTC, k_rope_BTR = latent_BTX[..., :C], latent_BTX[..., C:]
     # Repeating the rotated key makes both parts of the score one product.
     q_BTNJ = jnp.concatenate([q_BTNH, q_rope_BTNR], -1)
     k_rope_BTNR = jnp.repeat(k_rope_BTR[:, :, None], N, axis=2)
-    k_BTNH = self.times(c_BTC, self.k_up_CNH)
+    k_BTNH = self._expanded(c_BTC, self.k_up_CNH)
     k_BTNJ = jnp.concatenate([k_BTNH, k_rope_BTNR], -1)
-    v_BTNU = self.times(c_BTC, self.v_up_CNU)
+    v_BTNU = self._expanded(c_BTC, self.v_up_CNU)
     mix_BTNU = attend(
-      q_BTNJ,
+      constrain(q_BTNJ, 'BTNJ'),
       k_BTNJ,
       v_BTNU,
       segment_BT,

@@ -25,7 +25,7 @@ from r1jax.config.run_conditions import PROMPT_STAGES
 from r1jax.config.schema.model import REMAT_POLICIES, ModelConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
-from r1jax.model import parameters
+from r1jax.model import kernels, parameters
 from r1jax.model.transformer import Transformer
 from r1jax.rollout import sizes
 from r1jax.sharding import Layout, make_mesh
@@ -75,7 +75,9 @@ def predict(update: Update, remat: str) -> Prediction:
     state=_device_bytes(update.arguments),
     gradients=gradients * (2 if update.microbatches * parts > 1 else 1),
     activations=activations // layout.size('t'),
-    logits=_logits_bytes(config, rows * update.tokens, layout),
+    logits=_logits_bytes(
+      config, rows * update.tokens // layout.size('T'), layout
+    ),
   )
 
 
@@ -173,8 +175,9 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
   """Returns the number of parameters on one device of a mesh.
 
   Raises:
-    UserError: the mesh does not divide a parameter.
+    UserError: the mesh does not divide a parameter, or the attention's heads.
   """
+  kernels.check_heads(config.num_attention_heads, layout)
   held = 0
   boxes = parameters.parameter_shapes(on_one_device(config))
   for name, box in traverse_util.flatten_dict(boxes, sep='/').items():

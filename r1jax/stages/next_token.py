@@ -91,6 +91,7 @@ class NextTokenStage(TrainedStage):
       c.gradient_accumulation_steps,
       layout,
     )
+    layout.check_row(f'{cls.name}.length_tokens', c.length_tokens)
     model = model or Transformer(config.model, layout)
     tx = optimizer.make(c.optimizer, num_updates)
     step = supervised_step.supervised(

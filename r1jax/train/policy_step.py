@@ -222,19 +222,21 @@ def next_token_logp(
 
   Both are float32, in nats, and 0 outside the batch's mask.
   """
-  logp, entropy = common.token_logp(
-    hidden_BTD[:, :-1],
+  # Tokens are shifted, and not hidden states: rows keep their length, which the
+  # mesh divides.
+  logp_BT, entropy_BT = common.token_logp(
+    hidden_BTD,
     output_head(model, params),
-    batch.tokens_BT[:, 1:],
+    shift(batch.tokens_BT, 1),
     temperature,
     layout=model.layout,
-    mask_BT=batch.mask_BT[:, 1:],
+    mask_BT=shift(batch.mask_BT, 1),
   )
 
-  def padded(x):
-    return jnp.pad(x, ((0, 0), (1, 0)))
+  def shift_back(x_BT):
+    return jnp.pad(x_BT[:, :-1], ((0, 0), (1, 0)))
 
-  return padded(logp), padded(entropy)
+  return shift_back(logp_BT), shift_back(entropy_BT)
 
 
 def token_inputs(batch: RLBatch):

@@ -24,6 +24,7 @@ _MESHES = {
   'data': dict(data=8),
   'mixed': dict(data=2, fsdp=2, tensor=2),
   'tensor': dict(tensor=8),
+  'sequence': dict(data=2, sequence=2, tensor=2),
 }
 
 
@@ -160,6 +161,7 @@ def test_tokens_do_not_leave_their_devices():
 
   nothing = {'all-gather': 0, 'all-to-all': 0, 'collective-permute': 0}
   assert collectives(dict(data=8)) == nothing
+  assert collectives(dict(data=4, sequence=2)) == nothing | {'all-gather': 1}
   assert collectives(dict(fsdp=8)) == nothing | {'all-gather': 1}
 
 

@@ -18,6 +18,7 @@ _SMALL = f'--config={ROOT}/tests/configs/small.py'
 
 # Tests see eight devices; every batch divides over them.
 _EIGHT = ('--config.mesh.data=8', '--config.rl.prompts_per_step=8')
+_ODD_ROWS = '--config.pretrain.length_tokens=127'
 
 
 def _refused(tmp_path, *args):
@@ -107,6 +108,14 @@ def _refused(tmp_path, *args):
     (
       ['--config.mesh.data=1', '--config.mesh.expert=8'],
       ['E = 4', 'expert × tensor = 8'],
+    ),
+    (
+      ['--config.mesh.data=4', '--config.mesh.sequence=2', _ODD_ROWS],
+      ['pretrain.length_tokens = 127', 'sequence × tensor = 2', 'make it 128'],
+    ),
+    (
+      ['--config.mesh.data=2', '--config.mesh.sequence=4'],
+      ['num_attention_heads = 2', 'tensor × sequence = 4'],
     ),
     (
       ['--config.rollout.max_num_seqs=0'],

@@ -16,7 +16,7 @@ def get_config():
     n_routed_experts=16,
     vocab_size=1024,
   )
-  config.mesh = dict(data=1, fsdp=2, tensor=1, expert=2)
+  config.mesh.update(data=1, fsdp=2, tensor=1, expert=2)
   config.data.max_prompt_tokens = 128
   config.rl.update(
     prompts_per_step=8, group_size=4, num_minibatches=8, max_new_tokens=128

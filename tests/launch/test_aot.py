@@ -26,7 +26,7 @@ from tests.conftest import ROOT, one_device, run_config
 
 def _small(**changes):
   config = small.get_config()
-  config.mesh = dict(data=2, fsdp=2, tensor=1, expert=2)
+  config.mesh.update(data=2, fsdp=2, tensor=1, expert=2)
   config.rl.prompts_per_step = 8
   # One row a sample.
   config.rl.row_tokens = (

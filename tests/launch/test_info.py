@@ -180,7 +180,7 @@ def test_info_of_a_stage_is_of_its_own_sequences(capsys, stage, tokens, trains):
 
 def test_info_shows_a_mesh_that_is_not_here(capsys):
   main.run(['info', '--config=r1_zero_671b', '--devices=1024'])
-  assert 'data 1 × fsdp 4 × tensor 8' in capsys.readouterr().out
+  assert 'data 1 × fsdp 4 × sequence 1 × tensor 8' in capsys.readouterr().out
   with pytest.raises(UserError, match='expert=3 does not make the 1024'):
     main.run(
       [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UserError
+from r1jax.launch import flops
 from r1jax.model import kernels
 from r1jax.model.kernels import attend
 from r1jax.rollout.engine import Engine
@@ -212,12 +213,71 @@ def test_a_kernel_that_cannot_see_a_prefix_is_named(kernel):
     attend(x, x, x, segment, 1.0, one_device(), kernel, -segment)
 
 
-@pytest.mark.parametrize('shared', [False, True], ids=['alone', 'prefix'])
-def test_a_fused_kernel_on_a_mesh_equals_one_device(shared):
-  layout = Layout(make_mesh(dict(data=2, tensor=4)))
-  prefix = jnp.ones((2, 90), jnp.int32) if shared else None
+_ROWS_ON_FOUR = dict(data=2, sequence=4)
+
+
+@pytest.mark.parametrize(
+  'kernel, mesh, kv_heads, shared',
+  [
+    ('blocked', dict(data=2, tensor=4), 4, False),
+    ('blocked', dict(data=2, tensor=4), 4, True),
+    ('blocked', _ROWS_ON_FOUR, 4, True),
+    ('blocked', _ROWS_ON_FOUR, 2, True),  # Each head is on two devices.
+    ('blocked', dict(data=2, sequence=2, tensor=2), 2, False),
+    ('splash', _ROWS_ON_FOUR, 2, False),
+    ('plain', _ROWS_ON_FOUR, 1, True),
+  ],
+  ids=str,
+)
+def test_a_kernel_on_a_mesh_equals_one_device(kernel, mesh, kv_heads, shared):
+  layout = Layout(make_mesh(mesh))
+  prefix = jnp.ones((2, 96), jnp.int32) if shared else None
   for one, eight in zip(
-    _attend_and_gradients('blocked', 4, 4, 90, one_device(), prefix),
-    _attend_and_gradients('blocked', 4, 4, 90, layout, prefix),
+    _attend_and_gradients('plain', 4, kv_heads, 96, one_device(), prefix),
+    _attend_and_gradients(kernel, 4, kv_heads, 96, layout, prefix),
   ):
     np.testing.assert_allclose(eight, one, atol=2e-5)
+
+
+def test_devices_that_share_rows_exchange_heads_and_gather_no_keys():
+  """And each has the products of its share: nothing is computed twice."""
+  layout = Layout(make_mesh(_ROWS_ON_FOUR))
+  B, T, N, K, H = 2, 256, 8, 2, 16
+  shapes = [
+    jax.ShapeDtypeStruct((B, T, n, H), jnp.float32, sharding=s)
+    for n, s in ((N, 'BTNH'), (K, 'BTKH'), (K, 'BTKH'))
+    for s in [layout.sharding(s)]
+  ]
+  segment = jnp.ones((B, T), jnp.int32)
+
+  def loss(layout, *qkv):
+    return attend(*qkv, segment, 0.2, layout, 'blocked').sum()
+
+  gradient = lambda layout: jax.jit(
+    jax.grad(lambda *qkv: loss(layout, *qkv), (0, 1, 2))
+  )
+  program = gradient(layout).lower(*shapes).compile().as_text()
+  assert program.count(' all-gather(') == 0
+  assert program.count(' all-to-all(') >= 3 + 3  # q, k, v and their gradients.
+  one = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes]
+  assert flops.of(gradient(layout), *shapes) == (
+    flops.of(gradient(one_device()), *one)
+  )
+
+
+@pytest.mark.parametrize(
+  'mesh, message',
+  [
+    (
+      dict(sequence=8),
+      'num_attention_heads = 4 do not divide over tensor × sequence = 8',
+    ),
+    (dict(sequence=4, tensor=2), 'tensor × sequence = 8'),
+  ],
+  ids=str,
+)
+def test_heads_that_do_not_divide_over_devices_of_a_row_are_named(
+  mesh, message
+):
+  with pytest.raises(UserError, match=message):
+    _attend_and_gradients('blocked', 4, 4, 96, Layout(make_mesh(mesh)))

@@ -61,7 +61,12 @@ def test_eight_devices_sample_what_one_does(config, sizes, atol):
 )
 @pytest.mark.parametrize(
   'mesh',
-  [dict(tensor=2, expert=2, fsdp=2), dict(data=8), dict(data=4, tensor=2)],
+  [
+    dict(tensor=2, expert=2, fsdp=2),
+    dict(data=8),
+    dict(data=4, tensor=2),
+    dict(data=2, sequence=2, tensor=2),
+  ],
   ids=str,
 )
 def test_the_memory_that_is_counted_is_what_a_device_holds(config, mesh):

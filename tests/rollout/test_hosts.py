@@ -78,7 +78,7 @@ def test_the_length_history_forgets_the_oldest_prompt(monkeypatch):
 )
 def test_a_host_keeps_tensor_and_expert_and_copies_the_rest(shape, own):
   layout = hosts.host_layout(Layout(make_mesh(shape)))
-  assert dict(layout.mesh.shape) == own | dict(fsdp=1)
+  assert dict(layout.mesh.shape) == own | dict(fsdp=1, sequence=1)
   assert not layout.weight_axes('D')
 
 

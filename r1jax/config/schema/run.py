@@ -35,6 +35,15 @@ class MeshConfig(Section):
 
   data: int = key(-1, 'Data-parallel replicas.', at_least=-1)
   fsdp: int = key(1, 'Shards of the weights and of the batch.', at_least=-1)
+  sequence: int = key(
+    1,
+    'Shards of the tokens of every row, in training and scoring, and of the '
+    'weights. Rows of attention are whole, each device with some of the heads: '
+    'tensor × sequence must divide model.num_attention_heads, and the tokens '
+    'of a row. Sampling has other sequences on these devices, as on those of '
+    'data.',
+    at_least=-1,
+  )
   tensor: int = key(1, 'Tensor parallelism.', at_least=-1)
   expert: int = key(
     1, 'Expert parallelism, and shards of the batch.', at_least=-1

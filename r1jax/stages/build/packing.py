@@ -102,13 +102,14 @@ def _row_shape(
     num_samples, num_updates: See RowShape.
     narrowest: Tokens of the narrowest rows, where the config leaves them open.
   """
-  shards = layout.size('B')
-  row_tokens = c.row_tokens or max(longest, narrowest)
+  shards, multiple = layout.size('B'), layout.row_multiple
+  row_tokens = c.row_tokens or _rounded(max(longest, narrowest), multiple)
   if row_tokens < longest:
     raise UserError(
       f'{name}.row_tokens = {row_tokens} is less than the longest {item} = '
       f'{longest} tokens; raise it, or leave it at 0'
     )
+  layout.check_row(f'{name}.row_tokens', row_tokens)
   if c.microbatch_tokens % (row_tokens * shards):
     axes = ' × '.join(layout.activation_axes('B'))
     raise UserError(
@@ -116,12 +117,13 @@ def _row_shape(
       f'{row_tokens * shards} tokens: a row of {row_tokens} for each of the '
       f"mesh's {axes} = {shards}; change it, or leave it at 0"
     )
-  widths = [row_tokens]
+  widths, narrowest = [row_tokens], _rounded(narrowest, multiple)
   while not c.row_tokens and 2 * narrowest <= widths[-1]:
     widths.insert(-1, narrowest)
     narrowest *= _WIDER
   of_update = -(-num_samples // num_updates // shards)  # Samples of a device.
   tokens = _CPU_TOKENS if _platform(layout) == 'cpu' else _DEVICE_TOKENS
+  tokens *= layout.size('T')  # So many devices share a row.
 
   def microbatch_rows(width: int) -> int:
     if c.microbatch_tokens:
@@ -138,6 +140,10 @@ def _row_shape(
     max_sample_tokens=longest,
     narrower=tuple(narrower),
   )
+
+
+def _rounded(tokens: int, multiple: int) -> int:
+  return -(-tokens // multiple) * multiple
 
 
 def _repeated_tokens(config: RunConfig, layout: Layout) -> int:

@@ -21,6 +21,7 @@ from r1jax.data.text import (
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError
+from r1jax.model import kernels
 from r1jax.model.parameters import parameter_shardings
 from r1jax.model.transformer import Transformer
 from r1jax.sharding import Layout, make_mesh
@@ -56,6 +57,7 @@ def parts(config: RunConfig) -> Parts:
   layout = Layout(make_mesh(dataclasses.asdict(config.mesh)))
   model = Transformer(config.model, layout)
   parameter_shardings(model, layout)
+  kernels.check_heads(config.model.num_attention_heads, layout)
   source = config.tokenizer.source
   if source not in tokenizer.BUILT_IN:
     source = str(readers.resolve(source))

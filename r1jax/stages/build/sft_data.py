@@ -37,6 +37,7 @@ def check(config: RunConfig, parts: build.Parts):
     c.gradient_accumulation_steps,
     parts.model.layout,
   )
+  parts.model.layout.check_row('sft.length_tokens', c.length_tokens)
   for name, count in mixture.parse(c.data).items():
     if name in registry.task and (not count or count != int(count)):
       raise UserError(f"sft: data: say how many of {name}, as in '{name}:1000'")

@@ -65,6 +65,26 @@ def test_every_device_has_rows():
   assert shape.microbatch_rows == 8
 
 
+def test_rows_divide_over_the_devices_that_share_them():
+  """Four devices a row here: two for its tokens, two for heads within."""
+  config = _config()
+  config = dataclasses.replace(
+    config,
+    rl=dataclasses.replace(config.rl, max_new_tokens=9001),
+    model=dataclasses.replace(config.model, max_position_embeddings=10_000),
+  )
+  layout = Layout(make_mesh(dict(data=2, sequence=2, tensor=2)))
+  shape = packing.row_shape(config, layout)
+  assert (shape.max_sample_tokens, shape.row_tokens) == (9025, 9028)
+  # Two devices compute 1,536 tokens each.
+  assert shape.narrower == ((1024, 6), (4096, 2))
+  fixed = dataclasses.replace(config.rl, row_tokens=9026)
+  with pytest.raises(UserError, match='rl.row_tokens = 9026 tokens do not div'):
+    packing.row_shape(dataclasses.replace(config, rl=fixed), layout)
+  whole = Layout(make_mesh(dict(data=2, tensor=4)))
+  assert packing.row_shape(config, whole).row_tokens == 9025
+
+
 def test_long_prompts_that_samples_share_make_longer_rows():
   """Prompts of at most 600 tokens: a row has room for four of them."""
   config = _config()
