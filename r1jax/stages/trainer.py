@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 
-from r1jax import interrupts, processes
+from r1jax import buckets, interrupts, processes
 from r1jax.errors import Diverged
 from r1jax.stages import agreement, ending
 from r1jax.stages.divergence import DivergenceGuard
@@ -152,7 +152,7 @@ class TrainedStage(Stage):
 
   def latest_params(self, directory: Path, params: Any) -> Any | None:
     """Returns the policy of the newest checkpoint; see Stage."""
-    if not (directory / ending.CHECKPOINTS).exists():
+    if not buckets.home(directory / ending.CHECKPOINTS).exists():
       return None
     with self.checkpoints(directory) as checkpoints:
       restored = checkpoints.restore(self.abstract_state(params))
@@ -174,6 +174,9 @@ class Trainer:
   def __init__(self, stage: TrainedStage, directory: Path):
     self._stage, self._directory = stage, directory
     self._own = processes.own_folder(directory)
+    if not processes.is_first():  # The first one's came with the run.
+      buckets.fetch(self._own)
+    self._pushes = buckets.Pushes(self._own)
     self._shown: dict[str, str] = {}
     self._profiler = Profiler(stage.profile_steps, self._own / TENSORBOARD)
 
@@ -238,7 +241,9 @@ class Trainer:
         else:  # A new run, or a checkpoint from before guards were in it.
           guard.begin(stage.policy(state))
         last = _Step(start, state, data.get_state(), line)
-        loop = _Loop(last, data, checkpoints, writer, progress, guard)
+        loop = _Loop(
+          last, data, checkpoints, writer, progress, guard, self._pushes
+        )
         progress.step_secs()
         try:
           if line.is_due:
@@ -268,6 +273,7 @@ class Trainer:
     loop.speed.add(output)
     guard.add(step, output.metrics)
     self._log(loop)
+    self._pushes.due()
     stops = agreement.check_step(
       step, output.metrics, loop.last.position, deferral.check()
     )
@@ -345,6 +351,7 @@ class _Loop:
     data: The data, at the position of the next step.
     checkpoints, writer, progress: They save and show steps.
     guard: It stops a run that diverges.
+    pushes: They keep the run's folder in its bucket up to date.
     speed: What was processed since the last line.
   """
 
@@ -356,7 +363,9 @@ class _Loop:
     writer: MetricsWriter,
     progress: Progress,
     guard: DivergenceGuard,
+    pushes: buckets.Pushes,
   ):
+    self.pushes = pushes
     self.last, self.data = last, data
     self.checkpoints, self.writer = checkpoints, writer
     self.progress, self.guard, self.speed = progress, guard, _Speed()
@@ -364,6 +373,8 @@ class _Loop:
   def save(self):
     """Starts to save the last whole step."""
     step, state, position, line = self.last
+    # First, so that the bucket has every line up to a checkpoint in it.
+    self.pushes.now()
     self.checkpoints.save(
       step,
       state,
