@@ -19,6 +19,7 @@ import sys
 import threading
 from urllib import parse
 
+BUCKET = re.compile(r'/storage/v1/b/([^/]+)')
 OBJECTS = re.compile(r'/(?:upload/|download/)?storage/v1/b/([^/]+)/o(?:/(.+))?')
 
 
@@ -79,6 +80,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.query = dict(parse.parse_qsl(url.query))
     if url.path.startswith('/batch'):
       return self._batch(body)
+    if match := BUCKET.fullmatch(url.path):  # Orbax asks if it has folders.
+      return self._json({'kind': 'storage#bucket', 'name': match[1]})
     match = OBJECTS.fullmatch(url.path)
     if not match:
       return self._fail(404, f'no such method: {url.path}')

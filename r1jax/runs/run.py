@@ -124,9 +124,10 @@ def _claim_inputs(place: Workdir, config: RunConfig):
 
 def _say_finished(place: Workdir, config: RunConfig, output: Path):
   """Says that a run is finished already, and how it ended."""
-  _log.info('%s is finished already; nothing to do', output.parent)
+  where = buckets.shown(output.parent)
+  _log.info('%s is finished already; nothing to do', where)
   if changed := inputs.changes(place.path, config):
-    _log.warning('%s was made of other data: %s', output.parent, changed)
+    _log.warning('%s was made of other data: %s', where, changed)
   lineage.write(place.path, config, output)  # If it was killed before.
   summary = output.parent / 'summary.txt'
   print(summary.read_text() if summary.exists() else '', end='')

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax
 
 from r1jax import buckets, interrupts, processes
-from r1jax.errors import Diverged
+from r1jax.errors import Diverged, UserError
 from r1jax.stages import agreement, ending
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
@@ -198,6 +198,9 @@ class Trainer:
         step = ending.latest_step(directory)
         stand = f' (the checkpoint of step {step} stands)' if step else ''
         raise Diverged(f'{error}{stand}') from error
+      finally:  # However it ends, its last lines are in the bucket.
+        with contextlib.suppress(UserError):
+          self._pushes.now()
       processes.from_first(lambda: stage.report(directory))
       return save_weights(  # Last: it says that all is there.
         directory,
