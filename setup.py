@@ -55,14 +55,19 @@ setuptools.setup(
       'pytest>=8,<10',
       'pytest-xdist>=3.6,<4',
       'pyarrow>=16,<25',
+      'gcsfs>=2026.4',
       'nbclient>=0.10,<0.12',
       'nbformat>=5.10,<6',
       'ipykernel>=6.29,<8',
     ],
     'notebooks': ['jupyterlab>=4.2,<5', 'ipykernel>=6.29,<8'],
     # Not by jax[tpu], which pins an older one: its compiler makes the
-    # gradient of ragged_dot as dear as a dense expansion.
-    'tpu': ['libtpu>=0.0.52,<0.1'],
+    # gradient of ragged_dot as dear as a dense expansion. JAX asks for the
+    # hosts of a slice with requests.
+    'tpu': ['libtpu>=0.0.52,<0.1', 'requests>=2.31,<3'],
+    # Buckets: gs:// for all that a run reads and writes, s3:// for what it reads.
+    'gcs': ['gcsfs>=2026.4'],
+    's3': ['s3fs>=2026.4'],
     # Another minor version of ruff formats otherwise.
     'dev': [
       'ruff==0.17.*',

@@ -14,7 +14,7 @@ import shutil
 
 import jax
 
-from r1jax import files
+from r1jax import buckets, files
 
 AUTO = 'auto'  # The folder in the user's cache.
 MAX_BYTES = 4 << 30  # Kept at the start of a run.
@@ -58,7 +58,7 @@ def enable(folder: str):
 
 def _prepared(folder: str) -> Path:
   """Makes a folder, removes what is too much in it and returns its path."""
-  place = default_folder() if folder == AUTO else Path(folder).expanduser()
+  place = default_folder() if folder == AUTO else buckets.local(folder)
   place.mkdir(parents=True, exist_ok=True)
   files.write_bytes(place / 'writable', b'')
   remove_oldest(place, MAX_BYTES)

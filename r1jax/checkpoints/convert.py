@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from r1jax import buckets
 from r1jax.checkpoints import (
   hf_config,
   hf_export,
@@ -40,7 +41,7 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
       (see hf_config.read_config and hf_import.read_tensors).
   """
   out = _empty_folder('import-hf', out)
-  folder = Path(folder).expanduser()
+  folder = buckets.given(folder)
   model_fields = hf_config.read_config(folder)
   tensors = hf_import.read_tensors(folder, model_config(model_fields))
   try:
@@ -83,7 +84,7 @@ def export_hf(
       or no Hugging Face family has it, or its tokenizer is missing.
   """
   out = _empty_folder('export-hf', out)
-  source = Path(source).expanduser()
+  source = buckets.given(source)
   if source.is_dir() and not any(
     (source / name).exists() for name in (SINGLE_FILE, INDEX_FILE)
   ):
@@ -146,7 +147,7 @@ def _nested(flat: dict, prefix: str) -> dict:
 
 def _empty_folder(command: str, out: Path) -> Path:
   """Checks the folder to write; removes what a killed conversion left in it."""
-  out = Path(out).expanduser()
+  out = buckets.local(out)
   if out.is_dir():
     for partial in out.glob('shard-*.partial'):
       partial.unlink()

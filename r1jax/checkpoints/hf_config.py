@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.checkpoints import hf_rope
 from r1jax.checkpoints.families import ModelFamily
 from r1jax.checkpoints.json_object import JsonObject
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> dict:
     UserError: The file is missing, its family or a feature is not supported,
       or a key is missing or has a wrong value.
   """
-  path = Path(folder).expanduser() / 'config.json'
+  path = buckets.given(folder) / 'config.json'
   try:
     values = json.loads(path.read_text())
   except OSError as error:

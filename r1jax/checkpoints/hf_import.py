@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from r1jax import buckets
 from r1jax.checkpoints import hf_config
 from r1jax.checkpoints.hf_mapping import (
   MappedParameter,
@@ -45,7 +46,7 @@ class HuggingFaceReader:
     Raises:
       UserError: See hf_config.read_config.
     """
-    self.path = Path(folder).expanduser()
+    self.path = buckets.given(folder)
     self._model_fields = hf_config.read_config(self.path)
     self.metadata = import_metadata(self._model_fields, self.path)
 
@@ -74,7 +75,7 @@ class HuggingFaceReader:
 
 def open_checkpoint(path: Path) -> SafetensorsReader | HuggingFaceReader:
   """Opens r1jax weights (a file or folder) or a Hugging Face folder."""
-  path = Path(path).expanduser()
+  path = buckets.given(path)
   reader = SafetensorsReader(path)
   return HuggingFaceReader(path) if is_hugging_face(reader) else reader
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import processors
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.config.schema.data import DataConfig, TokenizerConfig
 from r1jax.data import readers
 from r1jax.data.text import chat, prompting, tokenizer, tokenizer_files
@@ -154,7 +154,7 @@ def _tokenizer_files(text: Tokenizer) -> dict[str, bytes]:
       'tokenizer.json': text.to_json().encode(),
       SETTINGS: _json(settings | text.special_tokens),
     }
-  folder = Path(text.source).expanduser()
+  folder = buckets.given(text.source)
   files = {
     name: (folder / name).read_bytes()
     for name in tokenizer_files.present(folder)

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from r1jax import buckets
 from r1jax.errors import UserError
 
 SINGLE_FILE, INDEX_FILE = 'model.safetensors', 'model.safetensors.index.json'
@@ -66,7 +67,7 @@ class SafetensorsReader:
     Raises:
       UserError: A file is missing or broken; the message names it.
     """
-    self.path = Path(path).expanduser()
+    self.path = buckets.given(path)
     self._files: dict[Path, Any] = {}
     self._file_of: dict[str, Path] = {}
     self.shapes: dict[str, tuple[int, ...]] = {}

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import processes
+from r1jax import buckets, processes
 from r1jax.checkpoints import storage
 from r1jax.checkpoints.hf_import import HuggingFaceReader, open_checkpoint
 from r1jax.checkpoints.storage import SafetensorsReader
@@ -131,7 +131,7 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
       model; the message names the file and every key of config.model or
       tensor that differs.
   """
-  path = path.expanduser()
+  path = buckets.given(path)
   if not path.exists():
     raise UserError(f'weights: no file {path}')
   reader = open_checkpoint(path)

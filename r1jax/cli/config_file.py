@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from r1jax import configs, registry, source_files
+from r1jax import buckets, configs, registry, source_files
 from r1jax.config import effects
 from r1jax.config.field import walk
 from r1jax.config.keys import flatten
@@ -435,6 +435,6 @@ def select_stage(config: ConfigDict, values: flags.FlagValues) -> RunConfig:
           'the folder of the pipeline'
         )
     return run
-  pipeline_folder = Path(values.workdir).expanduser()
+  pipeline_folder = buckets.path(values.workdir)
   values['workdir'].value = str(pipeline_folder / values.stage)
   return pipeline_config.resolved(run, pipeline, pipeline_folder)

@@ -61,7 +61,8 @@ runs/<name of the config>, and eval and sample read the weights of config.init.
 On several hosts the same command runs on each. Slurm, GKE and TPU slices tell it
 how many there are; elsewhere give --coordinator=HOST:PORT of the first one,
 --num_processes=N and --process_id=0 … N−1. They wait for each other for 300
-seconds (--initialization_timeout). --workdir is a folder that all hosts share.
+seconds (--initialization_timeout). --workdir is a folder that all hosts share, or
+gs://BUCKET/PATH.
 
 exit codes: 0, or 2 (wrong input), 3 (aot: too large for the slice), 4 (training
 has diverged), 5 (the disk is full), 6 (another process of the run has ended),

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from r1jax import buckets
 from r1jax.errors import UserError
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
@@ -43,13 +44,11 @@ def resolve(path: str, suffixes: Sequence[str] = ('',)) -> Path:
     UserError: there is no such file or folder.
   """
   root = os.environ.get('R1JAX_DATA', '')
-  for candidate in (Path(path).expanduser(), Path(root) / path):
+  for candidate in _candidates(path):
     for suffix in suffixes:
-      full = (
-        candidate.with_name(candidate.name + suffix) if suffix else candidate
-      )
-      if full.exists():
-        return full
+      full = buckets.path(candidate.rstrip('/') + suffix)
+      if buckets.exists(full):
+        return buckets.fetch(full)
   raise UserError(
     f'data: no {path}'
     + (
@@ -58,6 +57,14 @@ def resolve(path: str, suffixes: Sequence[str] = ('',)) -> Path:
       else '; set R1JAX_DATA to the folder that holds it'
     )
   )
+
+
+def _candidates(path: str) -> tuple[str, ...]:
+  """Returns what a path may name: itself, and a file under $R1JAX_DATA."""
+  root = os.environ.get('R1JAX_DATA', '')
+  if not root or '://' in path or os.path.isabs(path):
+    return (path,)
+  return (path, os.path.join(root, path))
 
 
 def files(path: str) -> list[Path]:
@@ -72,9 +79,14 @@ def files(path: str) -> list[Path]:
     UserError: there are no files, or they seem to hold several splits.
   """
   if glob.has_magic(path) and not Path(path).exists():
-    for root in ('', os.environ.get('R1JAX_DATA', '')):
-      if matches := sorted(glob.glob(os.path.join(root, path))):
-        return list(map(Path, matches))
+    for pattern in _candidates(path):
+      if '://' in pattern:
+        urls = buckets.matches(buckets.path(pattern))
+        matches = list(map(buckets.given, urls))
+      else:
+        matches = list(map(Path, sorted(glob.glob(pattern))))
+      if matches:
+        return matches
     raise UserError(f'data: no file matches {path!r}, here or in R1JAX_DATA')
   full = resolve(path, ('', *SUFFIXES))
   return [full] if full.is_file() else _folder_files(full)

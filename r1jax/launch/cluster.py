@@ -113,7 +113,9 @@ def place(
     return Place('Slurm', method='slurm')
   if int(env.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
     return Place('Open MPI', method='ompi')
-  if ',' in env.get('TPU_WORKER_HOSTNAMES', ''):
+  slices = int(env.get('MEGASCALE_NUM_SLICES', 1))
+  hosts = env.get('TPU_WORKER_HOSTNAMES', '')
+  if ',' in hosts or (hosts and slices > 1):
     return Place('GKE', method='gketpu')
   if on_tpu and env.get('TPU_SKIP_MDS_QUERY') is None:
     return Place('the metadata of the TPU slice', method='gcetpu')

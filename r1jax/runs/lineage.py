@@ -14,7 +14,7 @@ from pathlib import Path
 import platform
 import subprocess
 
-from r1jax import files
+from r1jax import buckets, files
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.runs import inputs
@@ -63,7 +63,7 @@ def read(workdir: Path) -> dict | None:
   Raises:
     UserError: it is broken.
   """
-  path = workdir / FILE
+  path = buckets.fetch(workdir / FILE)
   try:
     record = json.loads(path.read_text())
     _check(record)
@@ -155,8 +155,9 @@ def tree(workdir: Path) -> str:
   Raises:
     UserError: there is no finished run in the folder.
   """
-  if not workdir.is_dir() or read(workdir) is None:
-    raise UserError(f'lineage: {workdir} is no folder of a finished run')
+  if read(workdir) is None:
+    where = buckets.shown(workdir)
+    raise UserError(f'lineage: {where} is no folder of a finished run')
   lines: list[str] = []
   _append_lines(workdir, workdir.resolve().parent, '', '', lines, set())
   return '\n'.join(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from r1jax import files, processes
+from r1jax import buckets, files, processes
 from r1jax.config import effects
 from r1jax.config.load import replace
 from r1jax.config.schema.run import RunConfig
@@ -17,6 +17,7 @@ from r1jax.evaluate.evaluator import Evaluator
 from r1jax.rollout.engine import Engine
 from r1jax.runs import run, stage_list, validate
 from r1jax.runs.pipeline_config import PipelineConfig, resolved
+from r1jax.runs.workdir import fetch
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import sampler
 from r1jax.stages.stage import Kind
@@ -45,9 +46,10 @@ def train(
     UserError: bad input, before anything runs; or a stage that was made again
       is another than a later one was made from.
   """
-  place = Path(workdir).expanduser()
+  place = buckets.path(workdir)
   suite = _EvaluationSuite(pipeline.evaluations)
   with processes.agreed():
+    fetch(place)
     names = chosen(pipeline, only, start)
     effects.check_all(pipeline.runs, given, evaluations(pipeline))
     validate.check(pipeline, place, names)
@@ -77,6 +79,7 @@ def train(
     if _leaves_policy(config):
       with validate.errors_of(name):
         suite.evaluate(concrete[name], folder)
+        processes.from_first(partial(buckets.push, folder))
     with processes.agreed():  # If this one was made again.
       validate.check_sources(pipeline, place)
   processes.from_first(lambda: _write_table(pipeline, place))
@@ -87,6 +90,7 @@ def _write_table(pipeline: PipelineConfig, place: Path):
   if text := table(pipeline, place):
     _write(place / 'table.md', text + '\n')
     print(text)
+    buckets.push(place / 'table.md')
 
 
 def _forget_old_evaluation(config: RunConfig, folder: Path):

@@ -11,7 +11,7 @@ import time
 
 import jax
 
-from r1jax import compilation_cache, processes, registry
+from r1jax import buckets, compilation_cache, processes, registry
 from r1jax.checkpoints import weights
 from r1jax.config import effects
 from r1jax.config.keys import flatten, record
@@ -78,6 +78,7 @@ def train(
   output = place.stage(stages[-1].name) / stages[-1].output
   if processes.from_first(output.exists):
     processes.from_first(lambda: _say_finished(place, config, output))
+    _push(place.path)
     return output
   processes.from_first(lambda: _claim_inputs(place, config))
   metadata = {'config': flatten(recorded)}
@@ -86,7 +87,9 @@ def train(
     if stage.leaves(config).is_weights and i + 1 < len(stages):
       params = weights.load(output, parts.model)
   processes.from_first(lambda: lineage.write(place.path, config, output))
-  _log.info('%s: done in %.0f s', place.path, time.monotonic() - began)
+  _push(place.path)
+  where = buckets.shown(place.path)
+  _log.info('%s: done in %.0f s', where, time.monotonic() - began)
   return output
 
 
@@ -116,13 +119,15 @@ def _claim(place: Workdir, config: RunConfig):
 def _claim_inputs(place: Workdir, config: RunConfig):
   inputs.claim(place.path, config)
   (place.path / lineage.FILE).unlink(missing_ok=True)
+  buckets.push(place.path)  # A run on another host reads whose folder it is.
 
 
 def _say_finished(place: Workdir, config: RunConfig, output: Path):
   """Says that a run is finished already, and how it ended."""
-  _log.info('%s is finished already; nothing to do', output.parent)
+  where = buckets.shown(output.parent)
+  _log.info('%s is finished already; nothing to do', where)
   if changed := inputs.changes(place.path, config):
-    _log.warning('%s was made of other data: %s', output.parent, changed)
+    _log.warning('%s was made of other data: %s', where, changed)
   lineage.write(place.path, config, output)  # If it was killed before.
   summary = output.parent / 'summary.txt'
   print(summary.read_text() if summary.exists() else '', end='')
@@ -191,7 +196,15 @@ def _run_stage(
       params = parameters.init_params(parts.model, jax.random.key(config.seed))
     stage.run(directory, params, metadata)
   processes.from_first(lambda: _keep(stage, path, kept))
+  _push(directory, stage.output)
   return path
+
+
+def _push(folder: Path, last: str = ''):
+  """Brings a folder of the run to its bucket, if it is in one."""
+  with processes.agreed():
+    own = processes.own_folder(folder)
+    buckets.push(own, last if own == folder else '')
 
 
 def _found(stage: Stage, kept: Path | None, path: Path) -> bool:
@@ -255,7 +268,7 @@ def trained_params(config: RunConfig, parts: build.Parts, workdir: str):
   Raises:
     UserError: it holds neither, or another model, tokenizer or template.
   """
-  place = Path(workdir).expanduser()
+  place = buckets.given(workdir)
   name, is_final = processes.from_first(lambda: _newest_policy(config, place))
   stage = stage_class(name)
   if is_final:
@@ -265,7 +278,8 @@ def trained_params(config: RunConfig, parts: build.Parts, workdir: str):
   )
   params = stage(config, parts).latest_params(place / name, shapes)
   if params is None:
-    raise UserError(f'workdir: {place} holds no whole checkpoint of {name} yet')
+    where = buckets.shown(place)
+    raise UserError(f'workdir: {where} holds no whole checkpoint of {name} yet')
   return params
 
 
@@ -276,7 +290,7 @@ def _newest_policy(config: RunConfig, place: Path) -> tuple[str, bool]:
     UserError: as trained_params.
   """
   if not (place / 'config.json').exists():
-    raise UserError(f'workdir: {place} holds no run of r1jax')
+    raise UserError(f'workdir: {buckets.shown(place)} holds no run of r1jax')
   compare(
     place,
     record(config),
@@ -300,6 +314,7 @@ def _newest_policy(config: RunConfig, place: Path) -> tuple[str, bool]:
   last = stage_class(names[-1]).leaves(config)
   if last is not Kind.POLICY:
     raise UserError(
-      f'workdir: {place} holds {last.value} of {names[-1]}, which is no policy'
+      f'workdir: {buckets.shown(place)} holds {last.value} of {names[-1]}, which '
+      'is no policy'
     )
-  raise UserError(f'workdir: {place} holds no weights yet')
+  raise UserError(f'workdir: {buckets.shown(place)} holds no weights yet')

@@ -8,13 +8,15 @@ from pathlib import Path
 import time
 import uuid
 
-from r1jax import files, processes
+from r1jax import buckets, files, processes
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 
 # Files that a kill may leave before there is a config.json.
 _OURS = ('.lock', 'config.partial')
 _SHOWN = 12  # Keys that a message lists: another experiment differs in most.
+# One of them is in every folder of a run or of a pipeline.
+_RECORDS = ('config.json', buckets.LOCK, '*/config.json')
 _ELSEWHERE = 'use another --workdir'
 _VISIBLE_SECS = 15.0  # Network file systems show a new file after a while.
 
@@ -56,7 +58,7 @@ def compare(
   if differ:
     more = f'; and {len(differ) - _SHOWN} more keys' * (len(differ) > _SHOWN)
     raise UserError(
-      f'workdir: {path} belongs to another config: '
+      f'workdir: {buckets.shown(path)} belongs to another config: '
       f'{"; ".join(differ[:_SHOWN])}{more}; {remedy}'
     )
 
@@ -83,16 +85,50 @@ def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
     UserError: it is a file, holds something else, or is of another config.
   """
   if path.exists() and not path.is_dir():
-    raise UserError(f'workdir: {path} is a file; use another --workdir')
+    raise UserError(
+      f'workdir: {buckets.shown(path)} is a file; use another --workdir'
+    )
   if (path / 'config.json').exists():
     compare(path, config, remedy=remedy)
   elif path.exists() and any(
     entry.name not in _OURS for entry in path.iterdir()
   ):
     raise UserError(
-      f'workdir: {path} is not empty and holds no run of r1jax; use '
+      f'workdir: {buckets.shown(path)} is not empty and holds no run of r1jax; use '
       'another --workdir'
     )
+
+
+def _place(path: str) -> Path:
+  """Returns a run's folder on this host.
+
+  Raises:
+    UserError: checkpoints cannot be written there.
+  """
+  place = buckets.path(path)
+  if (buckets.url(place) or '').startswith('s3://'):
+    raise UserError(
+      f'workdir: {path}: Orbax writes no checkpoints to s3://; use gs:// or a '
+      'folder'
+    )
+  return place
+
+
+def fetch(place: Path):
+  """Brings the files of a run here from its bucket, if it is in one.
+
+  Raises:
+    UserError: there is something else, which is not brought.
+  """
+  where = buckets.url(place)
+  if where is None or not buckets.exists(place):
+    return
+  if not any(buckets.matches(place, name) for name in _RECORDS):
+    raise UserError(
+      f'workdir: {where} holds other things than a run of r1jax; use another '
+      '--workdir'
+    )
+  buckets.fetch(place)
 
 
 class Workdir:
@@ -106,7 +142,7 @@ class Workdir:
   """
 
   def __init__(self, path: str, config: dict):
-    self.path = Path(path).expanduser()
+    self.path = _place(path)
     token = processes.from_first(lambda: self._claim(config))
     with processes.agreed():
       self._check_shared(token)
@@ -115,10 +151,11 @@ class Workdir:
   def _claim(self, config: dict) -> str:
     """Locks the directory; returns a text that its lock file holds now."""
     record = self.path / 'config.json'
+    fetch(self.path)
     check(self.path, config)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = open(self.path / '.lock', 'a')
+      self._lock = open(self.path / buckets.LOCK, 'a')
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       token = uuid.uuid4().hex
       self._lock.truncate(0)
@@ -127,7 +164,7 @@ class Workdir:
       os.fsync(self._lock.fileno())  # NFS shows it to other hosts now.
     except BlockingIOError as error:
       raise UserError(
-        f'workdir: another run is writing to {self.path}; wait for it or use '
+        f'workdir: another run is writing to {buckets.shown(self.path)}; wait for it or use '
         'another --workdir'
       ) from error
     except OSError as error:
@@ -138,6 +175,7 @@ class Workdir:
       partial = record.with_suffix('.partial')
       partial.write_text(json.dumps(config, indent=2) + '\n')
       partial.replace(record)
+    buckets.claim(self.path, token)
     return token
 
   def _check_shared(self, token: str):
@@ -145,11 +183,11 @@ class Workdir:
     deadline = time.monotonic() + _VISIBLE_SECS
     while processes.several():
       with contextlib.suppress(OSError):  # It is not there yet.
-        if (self.path / '.lock').read_text() == token:
+        if buckets.claimed(self.path) == token:
           return
       if time.monotonic() > deadline:
         raise UserError(
-          f'workdir: {self.path} of this host is not the folder that process 0 '
+          f'workdir: {buckets.shown(self.path)} of this host is not the folder that process 0 '
           'writes to; use one that all hosts share'
         )
       time.sleep(0.2)
@@ -172,7 +210,7 @@ class Workdir:
     changed = [name for name in digests if digests[name] != theirs.get(name)]
     if changed:
       raise UserError(
-        f'workdir: {self.path} began with another version of '
+        f'workdir: {buckets.shown(self.path)} began with another version of '
         f'{", ".join(changed)}; restore it, or {_ELSEWHERE}'
       )
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1jax import buckets
 from r1jax.algos import common, gae
 from r1jax.checkpoints import convert, weights
 from r1jax.checkpoints.storage import SafetensorsReader
@@ -265,7 +266,7 @@ def critic_model(config: RunConfig) -> ModelConfig:
 
 def critic_file(config: RunConfig) -> Path:
   """Returns the file of config.rl.ppo.critic_init; UserError without one."""
-  path = Path(config.rl.ppo.critic_init).expanduser()
+  path = buckets.given(config.rl.ppo.critic_init)
   if not path.exists():
     raise UserError(f'rl.ppo.critic_init: no file {path}')
   return path

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from r1jax import files
+from r1jax import buckets, files
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
@@ -104,6 +104,7 @@ class DatasetStage(Stage):
     partial = directory / PARTIAL
     done, rows, counts = resumed(partial)
     self._done = done
+    pushes = buckets.Pushes(directory)
     total, provenance = self.num_prompts, self.provenance()
     with (
       dispatch.shutdown_on_exit(),
@@ -123,6 +124,7 @@ class DatasetStage(Stage):
         counts.update(counted)
         self.check_counts(counts)
         append(file, found, end, counted)
+        pushes.due()
         self._done = end
         progress.update(
           end, self.progress_numbers(rows, counts), keep=end == total

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 import contextlib
 from pathlib import Path
+from typing import Any
 
-from r1jax import files
+from r1jax import buckets, files
 from r1jax.errors import DiskFull
 from r1jax.interrupts import Interrupted
 
 CHECKPOINTS = 'checkpoints'
+_COMMITTED = 'commit_success.txt'
 
 
 @contextlib.contextmanager
@@ -41,11 +43,24 @@ def explained(
 
 def latest_step(directory: Path) -> int | None:
   """Returns the step of the newest checkpoint in a stage's folder."""
-  folder = directory / CHECKPOINTS
+  folder = buckets.home(directory / CHECKPOINTS)
   if not folder.is_dir():
     return None
-  steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+  steps = [
+    int(place.name)
+    for place in folder.iterdir()
+    if place.name.isdigit() and _is_whole(place)
+  ]
   return max(steps, default=None)
+
+
+def _is_whole(checkpoint: Any) -> bool:
+  """Returns whether a checkpoint is finished.
+
+  A folder gets its name when it is. In a bucket it has it from the beginning,
+  and Orbax writes an object last that says so.
+  """
+  return isinstance(checkpoint, Path) or (checkpoint / _COMMITTED).exists()
 
 
 def kept_checkpoint(directory: Path) -> str:

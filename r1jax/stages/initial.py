@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 
@@ -23,7 +23,7 @@ def init_file(config: RunConfig) -> Path:
   if config.init == 'shipped':
     return SHIPPED_BASE
   if not names_stage(config.init):
-    return Path(config.init).expanduser()
+    return buckets.given(config.init)
   kept = registry.stage.get(config.init).cache_file(config)
   if kept is None:
     raise UserError(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from r1jax import buckets
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
 from r1jax.stages.performance import Performance
@@ -40,6 +41,7 @@ class Loop:
     data: The data, at the position of the next step.
     checkpoints, writer, progress: They save and show steps.
     guard: It stops a run that diverges.
+    pushes: They keep the run's folder in its bucket up to date.
     performance, stragglers: Speed, and the own time of each host, since the
       last line of performance.jsonl.
   """
@@ -52,10 +54,13 @@ class Loop:
   guard: DivergenceGuard
   performance: Performance
   stragglers: Stragglers
+  pushes: buckets.Pushes
 
   def save(self):
     """Starts to save the last whole step."""
     step, state, position, line = self.last
+    # First, so that the bucket has every line up to a checkpoint in it.
+    self.pushes.now()
     self.checkpoints.save(
       step,
       state,

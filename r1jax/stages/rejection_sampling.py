@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.sampled_data import RejectionSamplingConfig
 from r1jax.data import batching, mixture, splits
@@ -89,7 +89,7 @@ class RejectionSampler(DatasetStage):
     found = prompts.prompt_files(config, evaluates=False)
     found['rejection_sampling.extra_data'] = sft_data.files(c.extra_data)
     if c.reward_model:
-      found['rejection_sampling.reward_model'] = [Path(c.reward_model)]
+      found['rejection_sampling.reward_model'] = [buckets.given(c.reward_model)]
     return found
 
   @classmethod

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.algos import advantage, common, policy_loss
 from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
@@ -125,13 +125,13 @@ class RL(TrainedStage):
       key: [path] for key, path in cls.loaded_models(config).items()
     }
     if c.adv_estimator == 'gae' and c.ppo.critic_init:
-      found['rl.ppo.critic_init'] = [Path(c.ppo.critic_init)]
+      found['rl.ppo.critic_init'] = [buckets.given(c.ppo.critic_init)]
     return found
 
   @classmethod
   def loaded_models(cls, config: RunConfig) -> dict[str, Path]:
     return {
-      f'rl.reward_models.{name}': Path(file)
+      f'rl.reward_models.{name}': buckets.given(file)
       for name, file in reward_models.named_files(config).items()
     }
 

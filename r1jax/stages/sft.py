@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.checkpoints import weights
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.training import SFTConfig
@@ -29,7 +29,7 @@ class SFT(NextTokenStage):
       config, parts, sft_data.corpus(config, parts), distillation
     )
     self._teacher = distillation and distillation.teacher
-    self._teacher_file = Path(config.sft.teacher_model).expanduser()
+    self._teacher_file = buckets.given(config.sft.teacher_model)
 
   @classmethod
   def reads(cls, config: RunConfig) -> dict[str, list[Path]]:
@@ -40,7 +40,7 @@ class SFT(NextTokenStage):
   def loaded_models(cls, config: RunConfig) -> dict[str, Path]:
     if config.sft.teacher_model in ('', sft_data.STORED):
       return {}
-    return {'sft.teacher_model': Path(config.sft.teacher_model)}
+    return {'sft.teacher_model': buckets.given(config.sft.teacher_model)}
 
   @classmethod
   def check(cls, config, parts, missing):

@@ -13,8 +13,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from r1jax import interrupts, processes
-from r1jax.errors import Diverged
+from r1jax import buckets, interrupts, processes
+from r1jax.errors import Diverged, UserError
 from r1jax.stages import agreement, ending, performance
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.goodput import Goodput
@@ -160,7 +160,7 @@ class TrainedStage(Stage):
 
   def latest_params(self, directory: Path, params: Any) -> Any | None:
     """Returns the policy of the newest checkpoint; see Stage."""
-    if not (directory / ending.CHECKPOINTS).exists():
+    if not buckets.home(directory / ending.CHECKPOINTS).exists():
       return None
     with self.checkpoints(directory) as checkpoints:
       restored = checkpoints.restore(self.abstract_state(params))
@@ -182,6 +182,9 @@ class Trainer:
   def __init__(self, stage: TrainedStage, directory: Path):
     self._stage, self._directory = stage, directory
     self._own = processes.own_folder(directory)
+    if not processes.is_first():  # The first one's came with the run.
+      buckets.fetch(self._own)
+    self._pushes = buckets.Pushes(self._own)
     self._shown: dict[str, str] = {}
     self._goodput = Goodput(self._own)
     self._profiler = Profiler(stage.profile_steps, self._own / TENSORBOARD)
@@ -204,6 +207,9 @@ class Trainer:
         step = ending.latest_step(directory)
         stand = f' (the checkpoint of step {step} stands)' if step else ''
         raise Diverged(f'{error}{stand}') from error
+      finally:  # However it ends, its last lines are in the bucket.
+        with contextlib.suppress(UserError):
+          self._pushes.now()
       self._goodput.lap('save')  # Checkpoints that are still being written.
       self._goodput.write()
       if summary := self._goodput.summary():
@@ -260,6 +266,7 @@ class Trainer:
           guard=guard,
           performance=Performance(stage.fp8),
           stragglers=Stragglers(stage.name),
+          pushes=self._pushes,
         )
         self._goodput.lap('setup')
         progress.step_secs()
@@ -293,6 +300,7 @@ class Trainer:
     loop.performance.add(output)
     guard.add(step, output.metrics)
     shown = self._log(loop)
+    self._pushes.due()
     goodput.lap('other')
     agreed = agreement.check_step(
       step,

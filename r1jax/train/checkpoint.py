@@ -7,7 +7,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from r1jax import files, processes
+from r1jax import buckets, files, processes
 from r1jax.errors import UserError
 
 
@@ -32,7 +32,7 @@ class Checkpointer:
     self._directory = directory
     self._newest: int | None = None  # The step that was restored or saved last.
     self._manager = ocp.CheckpointManager(
-      directory.absolute(),
+      buckets.home(directory),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=save_total_limit, create=True
       ),

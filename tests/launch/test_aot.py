@@ -79,7 +79,7 @@ def test_flops_of_a_dense_update_are_those_of_paper_and_pencil():
     + 3 * m.hidden_size * m.intermediate_size
   )
   head = m.hidden_size * m.vocab_size
-  products = 6 * rows * (m.num_hidden_layers * T * layer + (T - 1) * head)
+  products = 6 * rows * T * (m.num_hidden_layers * layer + head)
   # One block of the blocked kernel: two products, and five for the gradient.
   t = blocked.block_tokens(T)
   assert T <= t < T + 8

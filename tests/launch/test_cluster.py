@@ -39,6 +39,12 @@ def test_flags_come_before_the_environment():
     ({'SLURM_STEP_NUM_TASKS': '2'}, False, 'Slurm', 'slurm'),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, False, 'Open MPI', 'ompi'),
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True, 'GKE', 'gketpu'),
+    (
+      {'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'},
+      True,
+      'GKE',
+      'gketpu',
+    ),
     ({}, True, 'the metadata of the TPU slice', 'gcetpu'),
   ],
 )

@@ -65,7 +65,7 @@ def test_eight_devices_sample_what_one_does(config, sizes, atol):
     dict(tensor=2, expert=2, fsdp=2),
     dict(data=8),
     dict(data=4, tensor=2),
-    dict(data=2, sequence=2, tensor=2),
+    dict(data=2, fsdp=2, sequence=2),
   ],
   ids=str,
 )

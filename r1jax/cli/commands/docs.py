@@ -1,9 +1,8 @@
 """r1jax docs: writes the page that explains every key of a config."""
 
-from pathlib import Path
-
 from absl import flags
 
+from r1jax import buckets
 from r1jax.errors import UserError
 
 KIND = 'plain'
@@ -21,7 +20,7 @@ def run(values: flags.FlagValues):
   """Writes config.md, which the schema in r1jax/config/schema/ declares."""
   from r1jax.config import reference
 
-  path = Path(values.out).expanduser() / 'config.md'
+  path = buckets.local(values.out) / 'config.md'
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(reference.page())

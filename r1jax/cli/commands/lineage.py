@@ -1,8 +1,8 @@
 """r1jax lineage: shows what a run was made from, as a tree."""
 
-from pathlib import Path
-
 from absl import flags
+
+from r1jax import buckets
 
 KIND = 'path'
 ARGUMENTS = 'RUN'
@@ -18,4 +18,4 @@ def run(folder: str, values: flags.FlagValues):
   del values
   from r1jax.runs import lineage
 
-  print(lineage.tree(Path(folder).expanduser()))
+  print(lineage.tree(buckets.path(folder)))

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import copy
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from r1jax import buckets
 from r1jax.data.text import tokenizer_files
 from r1jax.errors import UserError
 
@@ -327,7 +327,7 @@ def load(source: str) -> Tokenizer:
   """
   if source in BUILT_IN:
     return _character_tokenizer(source)
-  folder = Path(source).expanduser()
+  folder = buckets.given(source)
   if not tokenizer_files.has_tokenizer(folder):
     raise UserError(
       f'tokenizer: no tokenizer.json in {folder}; give the folder of a '

@@ -9,7 +9,7 @@ import json
 import logging
 from pathlib import Path
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.config.schema.data import DataConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import (
@@ -286,7 +286,7 @@ def show_overlap(config: RunConfig, out: str):
     print(decontaminate.summary(reports[-1]))
   if out:
     try:
-      Path(out).expanduser().write_text(
+      buckets.local(out).write_text(
         json.dumps(reports, indent=1, ensure_ascii=False) + '\n'
       )
     except OSError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from r1jax import processes
+from r1jax import buckets, processes
 from r1jax.checkpoints import convert, weights
 from r1jax.config.load import model_config
 from r1jax.config.schema.run import RunConfig
@@ -82,7 +82,7 @@ def load_process_reward_model(
 
 def _scoring(key: str, file: str, stage: str, kind: str) -> tuple[Path, dict]:
   """Returns a reward model's path, and how its metadata says it scores."""
-  path = Path(file).expanduser()
+  path = buckets.given(file)
   if not path.exists():
     raise UserError(
       f'{key}: no file {path}; give what the stage {stage} leaves'

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import logging
 from pathlib import Path
 
-from r1jax import registry
+from r1jax import buckets, registry
 from r1jax.algos import distill
 from r1jax.checkpoints import convert
 from r1jax.config.load import model_config
@@ -127,7 +127,7 @@ def distillation(
   soft = distill.SoftTargets(c.distillation_alpha, c.distillation_temperature)
   if c.teacher_model == STORED:
     return supervised_step.Distillation(soft)
-  path = Path(c.teacher_model).expanduser()
+  path = buckets.given(c.teacher_model)
   if not path.exists():
     raise UserError(
       f'sft: teacher_model: no file {path}; give weights of ours, or '
