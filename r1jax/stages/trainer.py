@@ -250,20 +250,13 @@ class Trainer:
           progress.log(f'goes on after step {start}')
         else:
           state = self._initialise(params, writer, progress)
-        guard = DivergenceGuard(
-          stage.name, stage.num_steps, stage.updates_per_step, stage.likelihoods
-        )
-        if restored and 'guard' in restored[2]:
-          guard.set_state(restored[2]['guard'])
-        else:  # A new run, or a checkpoint from before guards were in it.
-          guard.begin(stage.policy(state))
         loop = Loop(
           last=Step(start, state, data.get_state(), line),
           data=data,
           checkpoints=checkpoints,
           writer=writer,
           progress=progress,
-          guard=guard,
+          guard=self._guard(restored, state),
           performance=Performance(stage.fp8),
           stragglers=Stragglers(stage.name),
           pushes=self._pushes,
@@ -283,6 +276,18 @@ class Trainer:
             loop.save_if_there()
           raise
     return loop.last.state
+
+  def _guard(self, restored: Any, state: Any) -> DivergenceGuard:
+    """Returns the guard of a run that begins, or goes on."""
+    stage = self._stage
+    guard = DivergenceGuard(
+      stage.name, stage.num_steps, stage.updates_per_step, stage.likelihoods
+    )
+    if restored and 'guard' in restored[2]:
+      guard.set_state(restored[2]['guard'])
+    else:  # A new run, or a checkpoint from before guards were in it.
+      guard.begin(stage.policy(state))
+    return guard
 
   def _step(self, step: int, loop: Loop, deferral: interrupts.Deferral):
     """Trains a step, and logs, evaluates and saves what is due after it."""
