@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def digest(path: Path) -> str:
       if part.is_file()
     )
   )
+
+
+def json_digest(path: Path) -> str:
+  """Returns the SHA-256 of what a JSON file says, however it is laid out."""
+  return digest_of(json.dumps(json.loads(path.read_text()), sort_keys=True))
 
 
 def digest_of(text: str) -> str:

@@ -38,11 +38,7 @@ def write(workdir: Path, config: RunConfig, output: Path):
   known = inputs.recorded(workdir)
   lineage = {
     'stages': list(config.stages),
-    'config_sha256': files.digest_of(
-      json.dumps(
-        json.loads((workdir / 'config.json').read_text()), sort_keys=True
-      )
-    ),
+    'config_sha256': files.json_digest(workdir / 'config.json'),
     'commit': _commit(),
     'versions': _versions(),
     'inputs': {

@@ -20,13 +20,9 @@ from r1jax.stages import agreement, ending
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
 from r1jax.stages.profile import Profiler, Steps
+from r1jax.stages.speed import Speed
 from r1jax.stages.stage import Stage, save_weights
-from r1jax.train.metrics import (
-  TENSORBOARD,
-  MetricsWriter,
-  Progress,
-  peak_memory,
-)
+from r1jax.train.metrics import TENSORBOARD, MetricsWriter, Progress
 
 if TYPE_CHECKING:
   from r1jax.train.checkpoint import Checkpointer
@@ -59,7 +55,8 @@ class TrainedStage(Stage):
     num_steps: Number of training steps.
     logging_steps, save_steps: Steps between two lines, and two checkpoints.
     eval_steps: Steps between two evaluations; 0 for none.
-    save_total_limit: Number of checkpoints that are kept.
+    save_total_limit, keep_period, metric_for_best_model, greater_is_better: The
+      checkpoints that are kept; see TrainingConfig.
     updates_per_step: Updates of a network in one step.
     profile_steps: Steps to profile; None for none.
     likelihoods: Whether its loss is a mean of negative log-likelihoods, which
@@ -74,6 +71,9 @@ class TrainedStage(Stage):
   save_steps: int
   eval_steps: int = 0
   save_total_limit: int
+  keep_period: int = 0
+  metric_for_best_model: str = ''
+  greater_is_better: bool = True
   updates_per_step: int = 1
   likelihoods: ClassVar[bool] = False
   on_hosts: ClassVar[bool] = True
@@ -154,17 +154,28 @@ class TrainedStage(Stage):
     """Returns the policy of the newest checkpoint; see Stage."""
     if not (directory / ending.CHECKPOINTS).exists():
       return None
-    with self.checkpoints(directory) as checkpoints:
+    with self.checkpoints(directory, read_only=True) as checkpoints:
       restored = checkpoints.restore(self.abstract_state(params))
     return restored and self.policy(restored[1])
 
-  def checkpoints(self, directory: Path) -> 'Checkpointer':
+  def checkpoints(
+    self, directory: Path, read_only: bool = False
+  ) -> 'Checkpointer':
     """Opens the stage's checkpoints."""
     # Orbax takes long to import, and a command that only samples needs none.
-    from r1jax.train.checkpoint import Checkpointer
+    from r1jax.train.checkpoint import Checkpointer, Retention
 
     return Checkpointer(
-      directory / ending.CHECKPOINTS, self.save_total_limit, self.seed
+      directory / ending.CHECKPOINTS,
+      Retention(
+        self.save_total_limit,
+        self.keep_period,
+        self.metric_for_best_model,
+        self.greater_is_better,
+      ),
+      self.seed,
+      ending.config_digest(directory),
+      read_only,
     )
 
 
@@ -265,7 +276,7 @@ class Trainer:
       loop.data.get_state(),
       loop.last.line.after(output.metrics),
     )
-    loop.speed.add(output)
+    loop.speed.add(output.counts, output.secs)
     guard.add(step, output.metrics)
     self._log(loop)
     stops = agreement.check_step(
@@ -359,7 +370,7 @@ class _Loop:
   ):
     self.last, self.data = last, data
     self.checkpoints, self.writer = checkpoints, writer
-    self.progress, self.guard, self.speed = progress, guard, _Speed()
+    self.progress, self.guard, self.speed = progress, guard, Speed()
 
   def save(self):
     """Starts to save the last whole step."""
@@ -386,48 +397,3 @@ class _Loop:
     )
     if self.last.step and not consumed:
       self.save()
-
-
-class _Speed:
-  """What was processed since the last line of metrics.jsonl, and its cost."""
-
-  def __init__(self):
-    self.clear()
-
-  def clear(self):
-    self._counts: dict[str, float] = {}
-    self._parts: dict[str, float] = {}
-    self._steps = 0
-    self._secs = 0.0
-
-  def add(self, output: StepOutput):
-    for name, count in output.counts.items():
-      self._counts[name] = self._counts.get(name, 0.0) + count
-    for name, secs in output.secs.items():
-      self._parts[name] = self._parts.get(name, 0.0) + secs
-    self._steps += 1
-
-  def shown(self, secs: float) -> dict[str, float]:
-    """Returns what was processed a second, a step's seconds, and the memory.
-
-    Args:
-      secs: Time of the last steps, without what `untimed` left out.
-    """
-    return (
-      {
-        f'speed/{name}_per_sec': count / (self._secs + secs)
-        for name, count in self._counts.items()
-      }
-      | {
-        f'time/{name}': part / self._steps for name, part in self._parts.items()
-      }
-      | {'memory/peak_gb': peak_memory() / 1e9}
-    )
-
-  @contextlib.contextmanager
-  def untimed(self, state: Any, progress: Progress):
-    """Leaves what is done within out of the speed, which is of steps alone."""
-    jax.block_until_ready(state)
-    self._secs += progress.step_secs()
-    yield
-    progress.step_secs()
