@@ -84,7 +84,8 @@ def train(
   for i, stage in enumerate(stages):
     output = _run_stage(config, parts, stage, place, params, metadata)
     if stage.leaves(config).is_weights and i + 1 < len(stages):
-      params = weights.load(output, parts.model)
+      with processes.agreed():
+        params = weights.load(output, parts.model)
   processes.from_first(lambda: lineage.write(place.path, config, output))
   _log.info('%s: done in %.0f s', place.path, time.monotonic() - began)
   return output
@@ -115,6 +116,7 @@ def _claim(place: Workdir, config: RunConfig):
 
 def _claim_inputs(place: Workdir, config: RunConfig):
   inputs.claim(place.path, config)
+  lineage.check_inputs(place.path)
   (place.path / lineage.FILE).unlink(missing_ok=True)
 
 
@@ -259,7 +261,8 @@ def trained_params(config: RunConfig, parts: build.Parts, workdir: str):
   name, is_final = processes.from_first(lambda: _newest_policy(config, place))
   stage = stage_class(name)
   if is_final:
-    return weights.load(place / name / stage.output, parts.model)
+    with processes.agreed():
+      return weights.load(place / name / stage.output, parts.model)
   shapes = jax.eval_shape(
     lambda: parameters.init_params(parts.model, jax.random.key(0))
   )
