@@ -68,13 +68,18 @@ def train(
     },
     'pipelines',
   )
-  for name in names:
+  for name, after in zip(names, (*names[1:], '')):
     _log.info('--- %s ---', name)
     config, folder = pipeline.runs[name], place / name
     processes.from_first(partial(_forget_old_evaluation, config, folder))
     with validate.errors_of(name):
       run.train(concrete[name], str(folder), config)
-    if _leaves_policy(config):
+    evaluates = _leaves_policy(config) and suite.tasks
+    if follows := 'its evaluation' if evaluates else after:
+      processes.stop_if_asked(
+        f'{name} is finished, and the same command goes on with {follows}'
+      )
+    if evaluates:
       with validate.errors_of(name):
         suite.evaluate(concrete[name], folder)
     with processes.agreed():  # If this one was made again.
@@ -119,15 +124,18 @@ class _EvaluationSuite:
   """Evaluates the policies of a pipeline on its tasks.
 
   It keeps its compiled sampler while the models are alike.
+
+  Attributes:
+    tasks: The tasks.
   """
 
   def __init__(self, tasks: Sequence[str]):
-    self._tasks = tasks
+    self.tasks = tasks
     self._samplers: dict[str, tuple[build.Parts, Engine]] = {}
 
   def check(self, config: RunConfig, workdir: Path, finished: bool):
     """Refuses tasks on which the policy could not be evaluated."""
-    for task in self._missing(workdir) if finished else self._tasks:
+    for task in self._missing(workdir) if finished else self.tasks:
       self._evaluator(config, task)
 
   def evaluate(self, config: RunConfig, workdir: Path):
@@ -153,7 +161,7 @@ class _EvaluationSuite:
     results = measured(workdir / MEASURED)
     return [
       task
-      for task in self._tasks
+      for task in self.tasks
       if not any(_is_of(task, column) for column in results)
     ]
 

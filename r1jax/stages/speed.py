@@ -1,4 +1,4 @@
-"""What a training loop processes a second, without what is no step."""
+"""The speed of a training loop, which leaves out all that is no step."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -10,7 +10,7 @@ from r1jax.train.metrics import Progress, peak_memory
 
 
 class Speed:
-  """What was processed since the last line of metrics.jsonl, and its cost."""
+  """Counts and times of the steps since the last line of metrics.jsonl."""
 
   def __init__(self):
     self.clear()

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax
 
 from r1jax import interrupts, processes
-from r1jax.errors import Diverged
+from r1jax.config.schema.training import CheckpointConfig
+from r1jax.errors import Diverged, unknown
 from r1jax.stages import agreement, ending
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
@@ -55,8 +56,8 @@ class TrainedStage(Stage):
     num_steps: Number of training steps.
     logging_steps, save_steps: Steps between two lines, and two checkpoints.
     eval_steps: Steps between two evaluations; 0 for none.
-    save_total_limit, keep_period, metric_for_best_model, greater_is_better: The
-      checkpoints that are kept; see TrainingConfig.
+    save_total_limit, keep_period, metric_for_best_model, lower_is_better: The
+      checkpoints that are kept; see CheckpointConfig.
     updates_per_step: Updates of a network in one step.
     profile_steps: Steps to profile; None for none.
     likelihoods: Whether its loss is a mean of negative log-likelihoods, which
@@ -73,11 +74,19 @@ class TrainedStage(Stage):
   save_total_limit: int
   keep_period: int = 0
   metric_for_best_model: str = ''
-  greater_is_better: bool = True
+  lower_is_better: bool = False
   updates_per_step: int = 1
   likelihoods: ClassVar[bool] = False
   on_hosts: ClassVar[bool] = True
   profile_steps: Steps | None = None
+
+  def set_checkpoints(self, section: CheckpointConfig):
+    """Takes from its section which checkpoints are saved and kept."""
+    self.save_steps = section.save_steps
+    self.save_total_limit = section.save_total_limit
+    self.keep_period = section.keep_period
+    self.metric_for_best_model = section.metric_for_best_model
+    self.lower_is_better = section.lower_is_better
 
   @abc.abstractmethod
   def data(self) -> Any:
@@ -171,7 +180,7 @@ class TrainedStage(Stage):
         self.save_total_limit,
         self.keep_period,
         self.metric_for_best_model,
-        self.greater_is_better,
+        self.lower_is_better,
       ),
       self.seed,
       ending.config_digest(directory),
@@ -259,6 +268,7 @@ class Trainer:
             self._step(step, loop, deferral)
             self._profiler.after(step, loop.last.state)
           self._profiler.close()
+          self._tell_best(checkpoints, progress)
         except interrupts.Interrupted:
           if deferral.signum and not deferral.patient:
             loop.save_if_there()
@@ -287,9 +297,19 @@ class Trainer:
       guard.check(stage.policy(output.state))
     if saves and guard.lost < 2:  # A step that learnt nothing is not kept.
       with loop.speed.untimed(output.state, loop.progress):
-        loop.save()
+        loop.save(self._rating(step, loop.values))
     if stops and step < stage.num_steps:
       deferral.stop(stops)
+    # After the last step it ends what would follow.
+    deferral.signum = deferral.signum or stops
+
+  def _tell_best(self, checkpoints: 'Checkpointer', progress: Progress):
+    """Says which checkpoint is the best, where the config asks for it."""
+    if best := checkpoints.best():
+      progress.log(
+        f'has its best {self._stage.metric_for_best_model}, {best[1]:.4g}, in '
+        f'the checkpoint of step {best[0]}'
+      )
 
   def _initialise(
     self, params: Any, writer: MetricsWriter, progress: Progress
@@ -326,7 +346,22 @@ class Trainer:
       loop.writer.write(step, values, speed)
       shown = stage.progress_numbers(values, speed)
       loop.progress.update(step, shown | self._shown, keep=bool(evaluates))
+    loop.values = values
     loop.last = loop.last._replace(line=line.logged(logs))
+
+  def _rating(self, step: int, values: Mapping[str, float]) -> float | None:
+    """Returns the metric that says which checkpoint is the best, if any does.
+
+    Raises:
+      UserError: a step that is evaluated and logged does not have it.
+    """
+    stage = self._stage
+    name = stage.metric_for_best_model
+    if not name or name in values:
+      return values.get(name)
+    if step % stage.save_steps == 0:
+      raise unknown(f'{stage.name}.metric_for_best_model', name, values)
+    return None
 
   def _due(self, every: int, step: int) -> bool:
     return step % every == 0 or step == self._stage.num_steps
@@ -357,7 +392,10 @@ class _Loop:
     checkpoints, writer, progress: They save and show steps.
     guard: It stops a run that diverges.
     speed: What was processed since the last line.
+    values: Metrics of the last step's line; {} where it has none.
   """
+
+  values: Mapping[str, float] = {}
 
   def __init__(
     self,
@@ -372,8 +410,12 @@ class _Loop:
     self.checkpoints, self.writer = checkpoints, writer
     self.progress, self.guard, self.speed = progress, guard, Speed()
 
-  def save(self):
-    """Starts to save the last whole step."""
+  def save(self, rating: float | None = None):
+    """Starts to save the last whole step.
+
+    Args:
+      rating: The metric that says which checkpoint is the best, if known.
+    """
     step, state, position, line = self.last
     self.checkpoints.save(
       step,
@@ -383,6 +425,7 @@ class _Loop:
         'line': line.get_state(),
         'guard': self.guard.get_state(),
       },
+      rating,
     )
 
   def save_if_there(self):

@@ -48,13 +48,13 @@ class Retention:
     save_total_limit: The last so many.
     keep_period: Also those of all steps that are multiples of it; 0 for none.
     metric: Also the one with the best value of this metric; '' for none.
-    greater_is_better: Whether the best value is the largest.
+    lower_is_better: Whether the best value is the smallest.
   """
 
   save_total_limit: int
   keep_period: int = 0
   metric: str = ''
-  greater_is_better: bool = True
+  lower_is_better: bool = False
 
   def policy(self, values: Mapping[int, float]) -> policies.PreservationPolicy:
     """Returns what Orbax asks after each save.
@@ -66,25 +66,27 @@ class Retention:
     if self.keep_period:
       kept.append(policies.EveryNSteps(self.keep_period))
     if self.metric:
-      kept.append(_Best(values, 1 if self.greater_is_better else -1))
+      kept.append(_Best(values, self))
     return policies.AnyPreservationPolicy(kept)
+
+  def best(self, values: Mapping[int, float]) -> int | None:
+    """Returns the step with the best metric, of several the last."""
+    sign = -1 if self.lower_is_better else 1
+    rank = lambda step: (sign * values[step], step)
+    return max(values, key=rank, default=None)
 
 
 class _Best:
-  """Keeps the checkpoint with the best metric; of several, the last."""
+  """Keeps the checkpoint with the best metric."""
 
-  def __init__(self, values: Mapping[int, float], sign: int):
-    self._values, self._sign = values, sign
+  def __init__(self, values: Mapping[int, float], retention: Retention):
+    self._values, self._retention = values, retention
 
   def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
     del context
     steps = [each.step for each in checkpoints]
-    rated = [step for step in steps if step in self._values]
-    best = max(
-      rated,
-      key=lambda step: (self._sign * self._values[step], step),
-      default=None,
-    )
+    there = {k: v for k, v in self._values.items() if k in steps}
+    best = self._retention.best(there)
     return [step == best for step in steps]
 
 
@@ -146,7 +148,7 @@ class Checkpointer:
 
     Args:
       directory: The folder of the checkpoints, one folder for each step.
-      retention: Which of them are kept.
+      retention: It says which of them are kept.
       seed: The run's.
       run: The digest of its config, which its checkpoints have too; '' where
         there is none.
@@ -219,6 +221,11 @@ class Checkpointer:
         f'checkpoint: {self._directory} has a step after {step} already, which '
         'another run has saved; use another --workdir'
       )
+
+  def best(self) -> tuple[int, float] | None:
+    """Returns the step of the best checkpoint and its metric, if one has it."""
+    step = self._retention.best(self._values)
+    return None if step is None else (step, self._values[step])
 
   def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Restores the newest checkpoint that is whole; None if there is none.

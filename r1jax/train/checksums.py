@@ -25,7 +25,7 @@ from r1jax.records import Array
 # Odd numbers, so that a multiplication by one loses nothing modulo 2³².
 _AXES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0xD3A2646D)
 _SEEDS = (0x2545F491, 0x9E6C63D1)
-_MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)  # Of MurmurHash3's last step.
+_MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)  # MurmurHash3 ends with them.
 
 
 def of_tree(tree: Any) -> dict[str, dict]:

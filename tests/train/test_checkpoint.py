@@ -251,3 +251,31 @@ def test_a_restore_onto_another_mesh_has_the_same_checksums(copy):
   with _open(copy) as checkpoints:
     step, state, _ = checkpoints.restore(target)
   assert step == 4 and len(state['a'].sharding.device_set) == 4
+
+
+_VALUES = {1: 0.2, 2: 0.9, 3: 0.1, 4: float('nan'), 5: 0.3, 6: 0.9, 7: 0.2}
+
+
+@pytest.mark.parametrize(
+  'retention, kept',
+  [
+    (Retention(2), [6, 7]),
+    (Retention(1, keep_period=3), [3, 6, 7]),
+    (Retention(1, metric='eval/x'), [6, 7]),  # Of equal ones, the last.
+    (Retention(1, metric='eval/x', lower_is_better=True), [3, 7]),
+    (Retention(1, 5, 'eval/x', True), [3, 5, 7]),
+  ],
+)
+@pytest.mark.parametrize('resumed', [False, True])
+def test_the_last_the_best_and_every_so_many_are_kept(
+  tmp_path, retention, kept, resumed
+):
+  """A run that goes on knows the metrics of the checkpoints from before."""
+  parts = [[1, 2, 3], [4, 5], [6, 7]] if resumed else [range(1, 8)]
+  for steps in parts:
+    _save(tmp_path, *steps, values=_VALUES, retention=retention)
+  assert _steps(tmp_path) == kept
+  best = {False: (6, 0.9), True: (3, 0.1)}[retention.lower_is_better]
+  with _open(tmp_path, retention=retention) as checkpoints:
+    checkpoints.restore(_target())
+    assert checkpoints.best() == (best if retention.metric else None)
