@@ -278,6 +278,8 @@ class Checkpointer:
           folder, jax.process_index(), jax.process_count()
         )
       problems = sum(processes.exchange(problems), [])
+    elif not processes.from_first((folder / _HOST_FILE).exists):
+      problems = [f'{_HOST_FILE} is missing']  # As when a removal is cut off.
     if problems:
       return problems, None, {}
     host = self._restored(step, host=ocp.args.JsonRestore())['host']
