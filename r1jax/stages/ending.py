@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import os
 from pathlib import Path
 
 from r1jax import files
-from r1jax.errors import DiskFull
+from r1jax.errors import DiskFull, UserError
 from r1jax.interrupts import Interrupted
 
 CHECKPOINTS = 'checkpoints'
@@ -25,6 +26,7 @@ def explained(
   Raises:
     Interrupted: as raised within, with its `kept`.
     DiskFull: something within found no room to write.
+    UserError: a file in the folder may not be written.
   """
   try:
     yield
@@ -32,6 +34,11 @@ def explained(
     error.kept = f'{name}: {kept()}'
     raise
   except Exception as error:
+    if refusal := files.refusal(error, directory):
+      raise UserError(
+        f'{name}: cannot write to {refusal.filename} '
+        f'({os.strerror(refusal.errno or 0)}); {kept()}, once it may'
+      ) from error
     if not files.is_disk_full(error):
       raise
     raise DiskFull(

@@ -64,19 +64,32 @@ def described(tree: Any) -> dict[str, dict]:
 
 @jax.jit
 def _sums(arrays: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
-  first, second = _SEEDS
-  return {name: (_sum(x, first), _sum(x, second)) for name, x in arrays.items()}
+  return {name: _sum(x) for name, x in arrays.items()}
 
 
-def _sum(x: Array, seed: int) -> Array:
-  """Returns the uint32 sum of the hashes of an array's elements."""
-  bits = _bits(x)
+def _sum(x: Array) -> tuple[Array, Array]:
+  """Returns the uint32 sums of the hashes of an array's elements.
+
+  Both come from one reduction: compilers fuse what it reads into it, where two
+  sums over the same bits would each write them to memory first.
+  """
+  bits, zero = _bits(x), jnp.uint32(0)
+  hashes = tuple(_hash(bits, seed) for seed in _SEEDS)
+  return jax.lax.reduce(
+    hashes,
+    (zero, zero),
+    lambda one, other: (one[0] + other[0], one[1] + other[1]),
+    tuple(range(bits.ndim)),
+  )
+
+
+def _hash(bits: Array, seed: int) -> Array:
+  """Returns a hash of each element and its position, uint32."""
   position = jnp.full(bits.shape, seed, jnp.uint32)
   for axis in range(bits.ndim):
     index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     position += index * jnp.uint32(_AXES[axis % len(_AXES)])
-  hashed = bits ^ _mixed(position)
-  return jnp.sum(_mixed(hashed + jnp.uint32(seed)), dtype=jnp.uint32)
+  return _mixed((bits ^ _mixed(position)) + jnp.uint32(seed))
 
 
 def _mixed(x: Array) -> Array:

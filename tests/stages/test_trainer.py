@@ -145,6 +145,25 @@ def test_another_error_is_left_as_it_is(tmp_path):
     train(tmp_path, at_step={1: fail})
 
 
+@pytest.mark.parametrize('code', [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, code):
+  path = tmp_path / 'toy/checkpoints/4'
+
+  def refuse():
+    try:
+      raise OSError(code, os.strerror(code), str(path))
+    except OSError as error:
+      raise RuntimeError('a long story\nof a library') from error
+
+  with pytest.raises(UserError) as caught:
+    train(tmp_path, at_step={4: refuse})
+  message = str(caught.value)
+  assert message.startswith(
+    f'toy: cannot write to {path} ({os.strerror(code)})'
+  )
+  assert 'the checkpoint of step 2 is kept' in message and '\n' not in message
+
+
 _NAN, _INF = float('nan'), float('inf')
 
 

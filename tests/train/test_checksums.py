@@ -1,5 +1,7 @@
 """Checksums of arrays: every bit counts, and no mesh matters."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +108,15 @@ def test_the_sum_is_that_of_an_independent_count():
     ]
     sums.append(sum(terms) & wrapped)
   assert _checksum(numbers) == f'{sums[0]:08x}{sums[1]:08x}'
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_nothing_of_an_array_is_copied_or_gathered(dtype):
+  """It needs no memory beside a state that fills the devices."""
+  mesh = jax.make_mesh((8,), ('x',))
+  sharding = jax.NamedSharding(mesh, jax.P('x'))
+  array = jax.ShapeDtypeStruct((1024, 1024), dtype, sharding=sharding)
+  program = checksums._sums.lower({'x': array}).compile()
+  assert program.memory_analysis().temp_size_in_bytes < 10_000
+  shapes = re.findall(r'= u32\[([\d,]*)\]\S* all-gather', program.as_text())
+  assert set(shapes) <= {'8', '8,1'}  # The devices' sums.
