@@ -10,6 +10,7 @@ rows.json in --out, from which a study that was cut off goes on.
 """
 
 import argparse
+import collections
 from collections.abc import Callable
 import csv
 import dataclasses
@@ -108,8 +109,7 @@ class Bench:
     ended = self.train(folder)
     assert ended.code == 0, ended.line
     assert self.is_same(folder), 'the resumed run has other bytes'
-    found = re.search(r'goes on after step (\d+)', ended.output)
-    return f'resumed from step {found[1] if found else 0} to the same bytes'
+    return f'resumed from step {_start(ended)} to the same bytes'
 
 
 def _last_line(folder: Path) -> int:
@@ -122,41 +122,52 @@ def _last_line(folder: Path) -> int:
 
 
 def kill(bench: Bench) -> str:
-  """kill -9 at 30 seeded points, run after run, each resumed to its end."""
-  rng = random.Random(SEED)
-  names = [name for _ in range(KILLS) for name in PHASES]
-  kills: dict[str, int] = dict.fromkeys(PHASES, 0)
-  log, most, ends, folder, before = [], 0, 0, None, 0
-  while sum(kills.values()) < KILLS:
-    if folder is None:
-      folder, before = bench.fresh(f'killed_{ends}'), 0
-    phase = min(kills, key=lambda name: (kills[name], names.index(name)))
+  """kill -9 at 30 seeded points, run after run, each resumed to its end.
+
+  Each point is a phase, in turn, and a seeded number of times that the process
+  meets it. A study that was cut off goes on after the last kill.
+  """
+  record = bench.out / 'kills.json'
+  kills = json.loads(record.read_text()) if record.exists() else []
+  phases = list(PHASES)
+  while sum(each['killed'] for each in kills) < KILLS:
+    run = sum(not each['killed'] for each in kills)
+    if not kills or not kills[-1]['killed']:
+      bench.fresh(f'killed_{run}')
+    folder = bench.out / f'killed_{run}'
+    phase = phases[len(kills) % len(phases)]
+    rng = random.Random(f'{SEED}/{len(kills)}')
     count = rng.randint(1, PHASES[phase])
-    ended = bench.train(folder, fault=f'kill:{phase}:{count}')
-    found = re.search(r'goes on after step (\d+)', ended.output)
-    start = int(found[1]) if found else 0
-    if log:  # A save that was in flight may be lost, and one interval.
-      most = max(most, before - start)
-      assert before - start <= 2, f'{before - start} steps lost after {log[-1]}'
-    if ended.code == 0:  # It ended before it met the point so often.
-      assert bench.is_same(folder), f'other bytes after {log}'
-      folder, ends = None, ends + 1
-      kills[phase] += not log or log[-1] == f'{phase}: not met'
-      continue
-    assert ended.code == -9, ended.line
     before = _last_line(folder)
-    kills[phase] += 1
-    log.append(f'{phase} {count} in step {before + 1}')
-    print(f'  kill {sum(kills.values())}: {log[-1]}', flush=True)
-  if folder is not None:
-    bench.resumed(folder)
-    ends += 1
-  (bench.out / 'kills.txt').write_text('\n'.join(log) + '\n')
-  shown = ', '.join(f'{name} {count}' for name, count in kills.items())
+    ended = bench.train(folder, fault=f'kill:{phase}:{count}')
+    again = before - _start(ended)
+    assert again <= 2, f'{again} steps lost after {kills[-1]}'
+    killed = ended.code == -9
+    assert killed or ended.code == 0, ended.line
+    # A run that meets the point less often ends, and is compared.
+    assert killed or bench.is_same(folder), f'other bytes after {kills}'
+    step = _last_line(folder) + 1
+    kills.append(dict(phase=phase, count=count, step=step, killed=killed))
+    kills[-1]['again'] = again
+    record.write_text(json.dumps(kills, indent=1))
+    print(f'  kill {len(kills)}: {kills[-1]}', flush=True)
+  runs = sum(not each['killed'] for each in kills)
+  if kills[-1]['killed']:
+    bench.resumed(bench.out / f'killed_{runs}')
+    runs += 1
+  counts = collections.Counter(x['phase'] for x in kills if x['killed'])
+  shown = ', '.join(f'{name} {counts[name]}' for name in PHASES)
+  most = max(each['again'] for each in kills)
   return (
-    f'{len(log)} kills ({shown}); {ends} runs ended with the same bytes; at '
-    f'most {most} logged steps were made again, one checkpoint a step'
+    f'{KILLS} kills ({shown}); {runs} runs ended with the same bytes; at most '
+    f'{most} logged steps were made again, with a checkpoint a step'
   )
+
+
+def _start(ended: Ended) -> int:
+  """Returns the step that a run has gone on from; 0 for none."""
+  found = re.search(r'goes on after step (\d+)', ended.output)
+  return int(found[1]) if found else 0
 
 
 def _breaks(fault: str, code: int, text: str) -> Callable[[Bench], str]:
