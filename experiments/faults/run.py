@@ -480,6 +480,18 @@ def _checked(bench: Bench, check) -> tuple[str, str]:
     return str(error), 'FAILS'
 
 
+def write_results(rows: dict[str, dict[str, str]]):
+  """Writes results.csv, with the rows that were not run yet as such."""
+  with open(HERE / 'results.csv', 'w', newline='') as file:
+    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    for fault, injected, holds, check in ROWS:
+      if isinstance(check, str):
+        injected = f'{injected}: {check}'
+      values = (fault, injected, holds, '', 'not run')
+      writer.writerow(rows.get(fault) or dict(zip(COLUMNS, values)))
+
+
 def read_results() -> list[dict[str, str]]:
   """Returns the rows of results.csv."""
   with open(HERE / 'results.csv', newline='') as file:
@@ -515,10 +527,7 @@ def main():
     record.write_text(json.dumps(rows, indent=1))
     secs = time.monotonic() - began
     print(f'{verdict}: {fault}: {happened} ({secs:.0f} s)', flush=True)
-  with open(HERE / 'results.csv', 'w', newline='') as file:
-    writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows[row[0]] for row in ROWS if row[0] in rows)
+  write_results(rows)
   if any(row['verdict'] != 'holds' for row in rows.values()):
     sys.exit(1)
 
