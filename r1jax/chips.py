@@ -19,7 +19,7 @@ class Device(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """What a vendor publishes about one chip.
+  """The published figures of one chip.
 
   Attributes:
     name: The short name, and its key in CHIPS: 'v5p'.

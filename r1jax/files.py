@@ -1,7 +1,9 @@
 """Whole files: written at once, and digested; the user's cache."""
 
+from collections.abc import Iterator
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -43,6 +45,11 @@ def digest(path: Path) -> str:
   )
 
 
+def json_digest(path: Path) -> str:
+  """Returns the SHA-256 of what a JSON file says, however it is laid out."""
+  return digest_of(json.dumps(json.loads(path.read_text()), sort_keys=True))
+
+
 def digest_of(text: str) -> str:
   """Returns the SHA-256 of a text."""
   return hashlib.sha256(text.encode()).hexdigest()
@@ -50,10 +57,35 @@ def digest_of(text: str) -> str:
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = tuple(map(os.strerror, _FULL))
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
   """Returns whether an error, or one that led to it, is of a full disk."""
+  return any(
+    (isinstance(each, OSError) and each.errno in _FULL)
+    or any(text in str(each) for text in _FULL_TEXTS)
+    for each in _led_to(error)
+  )
+
+
+def refusal(error: BaseException, folder: Path) -> OSError | None:
+  """Returns the error of a path in a folder that may not be written to.
+
+  Args:
+    error: It, or one that it led to.
+    folder: The folder.
+  """
+  for each in _led_to(error):
+    if isinstance(each, OSError) and each.errno in _REFUSED and each.filename:
+      path = Path(os.fsdecode(each.filename)).absolute()
+      if path.is_relative_to(folder.absolute()):
+        return each
+  return None
+
+
+def _led_to(error: BaseException | None) -> Iterator[BaseException]:
+  """Yields an error and all that led to it."""
   seen: set[int] = set()
   queue = [error]
   while queue:
@@ -61,10 +93,6 @@ def is_disk_full(error: BaseException | None) -> bool:
     if each is None or id(each) in seen:
       continue
     seen.add(id(each))
-    if isinstance(each, OSError) and each.errno in _FULL:
-      return True
-    if any(text in str(each) for text in _FULL_TEXTS):
-      return True
+    yield each
     queue += [each.__cause__, each.__context__]
     queue += getattr(each, 'exceptions', ())  # An ExceptionGroup.
-  return False

@@ -55,6 +55,9 @@ class Deferral:
   Attributes:
     signum: The signal that came; 0 for none.
     patient: Whether it waits for the end of a step however long that takes.
+
+  A signal that comes when the work is all but done ends the command after it:
+  see `pending`.
   """
 
   def __init__(self, patient: bool):
@@ -81,6 +84,7 @@ class _State:
 
   def __init__(self):
     self.deferral: Deferral | None = None
+    self.pending = 0  # A signal that came in the last step of a deferral.
     self.raised = False
     self.resent = 0  # Signals that this module sends again.
     self.terminal: int | None = None  # What stderr was, if it is a file now.
@@ -127,11 +131,22 @@ def deferred(patient: bool = False) -> Iterator[Deferral]:
   outer, _state.deferral = _state.deferral, deferral
   try:
     yield deferral
+    _state.pending = deferral.check()
   finally:
     _state.deferral = outer
     signal.setitimer(signal.ITIMER_REAL, 0)
     for signum, handler in before.items():
       signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+def take_pending() -> int:
+  """Returns a signal that the work it came in has outlived, once; 0 for none.
+
+  A training loop that is in its last step when it is told to end finishes its
+  stage, which is little more. Whoever would begin the next one asks for it.
+  """
+  signum, _state.pending = _state.pending, 0
+  return signum
 
 
 def _handle(signum: int, frame):

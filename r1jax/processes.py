@@ -131,6 +131,21 @@ def agreed() -> Iterator[None]:
       raise elsewhere
 
 
+def stop_if_asked(kept: str):
+  """Ends the command where a signal came too late to end the work before.
+
+  Args:
+    kept: Text that says what is finished, and how to go on.
+
+  Raises:
+    Interrupted: in all processes, where any of them has met the signal.
+  """
+  if signum := max(exchange(interrupts.take_pending())):
+    error = interrupts.Interrupted(signum)
+    error.kept = kept
+    raise error
+
+
 def check_same(facts: Mapping[str, str], what: str):
   """Checks that facts are the same in all processes.
 

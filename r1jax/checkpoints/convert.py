@@ -11,6 +11,7 @@ from r1jax.checkpoints import (
   hf_import,
   hf_tokenizer,
   storage,
+  tensor_digests,
   weights,
 )
 from r1jax.checkpoints.storage import INDEX_FILE, SINGLE_FILE, SafetensorsReader
@@ -58,6 +59,7 @@ def import_hf(folder: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> bool:
     shard_bytes,
     storage.encode_metadata(hf_import.import_metadata(model_fields, folder)),
     copied,
+    digests=True,
   )
   return tokenizer_files.has_tokenizer(out)
 
@@ -95,6 +97,7 @@ def export_hf(
   reader = SafetensorsReader(source)
   if hf_import.is_hugging_face(reader):
     raise UserError(f'export-hf: {source} is a Hugging Face checkpoint already')
+  tensor_digests.check(reader.files)
   config = model_config(model_config_of(source))
   recorded = reader.metadata.get('config') or {}
   text = hf_tokenizer.export(source, recorded, tokenizer)

@@ -6,6 +6,7 @@ piece by piece, so that one piece at a time is in memory.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ import numpy as np
 import safetensors
 
 from r1jax import buckets
+from r1jax.checkpoints import tensor_digests
 from r1jax.errors import UserError
 
 SINGLE_FILE, INDEX_FILE = 'model.safetensors', 'model.safetensors.index.json'
@@ -90,6 +92,11 @@ class SafetensorsReader:
         'file, or it is broken'
       ) from error
     self._files[file] = opened
+
+  @property
+  def files(self) -> list[Path]:
+    """The files that were opened."""
+    return list(self._files)
 
   @property
   def metadata(self) -> dict:
@@ -199,6 +206,7 @@ def write(
   shard_bytes: int,
   metadata: Mapping[str, str],
   extra_files: Mapping[str, bytes] | None = None,
+  digests: bool = False,
 ):
   """Writes tensors into shards of at most `shard_bytes`, then their index.
 
@@ -211,6 +219,7 @@ def write(
     shard_bytes: Maximum size of a shard; a larger tensor has its own.
     metadata: Safetensors metadata of every shard; see encode_metadata.
     extra_files: Contents of other files in the folder, by relative path.
+    digests: Whether the files have digests; see tensor_digests.py.
 
   Raises:
     UserError: The folder or a file cannot be written.
@@ -220,7 +229,7 @@ def write(
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for i, shard in enumerate(shards, 1):
-      write_file(folder / _partial_name(i), shard, metadata)
+      write_file(folder / _partial_name(i), shard, metadata, digests)
     for name, content in (extra_files or {}).items():
       (folder / name).parent.mkdir(exist_ok=True)
       write_bytes(folder / name, content)
@@ -259,9 +268,19 @@ def _split(tensors: Sequence[LazyTensor], limit: int) -> list[list[LazyTensor]]:
 
 
 def write_file(
-  path: Path, tensors: Sequence[LazyTensor], metadata: Mapping[str, str]
+  path: Path,
+  tensors: Sequence[LazyTensor],
+  metadata: Mapping[str, str],
+  digests: bool = False,
 ):
-  """Writes one safetensors file: header length (8 bytes), header, numbers."""
+  """Writes one safetensors file: header length (8 bytes), header, numbers.
+
+  Args:
+    path: The file.
+    tensors: The tensors.
+    metadata: Safetensors metadata.
+    digests: Whether the header has the digest of each tensor.
+  """
   header: dict = {'__metadata__': dict(metadata)}
   end = 0
   # The widest dtype comes first, so that every offset is a multiple of the
@@ -273,8 +292,8 @@ def write_file(
       'shape': list(tensor.shape),
       'data_offsets': [start, end],
     }
-  text = json.dumps(header, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % 8)
+  found = tensor_digests.placeholder([t.name for t in tensors])
+  text = tensor_digests.encode(header, found if digests else None)
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for tensor in tensors:
@@ -282,18 +301,27 @@ def write_file(
         8 + len(text) + x for x in header[tensor.name]['data_offsets']
       )
       file.seek(start)
+      hasher = hashlib.sha256() if digests else None
       for read in tensor.pieces:
-        _write_array(file, read(), tensor.dtype)
+        _write_array(file, read(), tensor.dtype, hasher)
+      if hasher:
+        found[tensor.name] = hasher.hexdigest()
       assert file.tell() == end, (
         f'{tensor.name} has pieces that do not fill its shape'
       )
+    if digests:  # They are as long as the zeros in their place.
+      file.seek(8)
+      file.write(tensor_digests.sealed(header, found))
 
 
-def _write_array(file, array: np.ndarray, dtype: np.dtype):
+def _write_array(file, array: np.ndarray, dtype: np.dtype, hasher=None):
   for chunk in _chunks(array):
     # The array may be transposed.
     contiguous = np.ascontiguousarray(chunk, dtype)
-    file.write(contiguous.reshape(-1).view(np.uint8).data)
+    content = contiguous.reshape(-1).view(np.uint8).data
+    file.write(content)
+    if hasher:
+      hasher.update(content)
 
 
 def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:

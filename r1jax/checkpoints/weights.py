@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import buckets, processes
-from r1jax.checkpoints import storage
+from r1jax.checkpoints import storage, tensor_digests
 from r1jax.checkpoints.hf_import import HuggingFaceReader, open_checkpoint
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.keys import flatten
@@ -67,7 +67,9 @@ def save(path: Path, params, dtype: str, metadata: dict):
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_suffix('.partial')
-  storage.write_file(unfinished, tensors, storage.encode_metadata(metadata))
+  storage.write_file(
+    unfinished, tensors, storage.encode_metadata(metadata), digests=True
+  )
   unfinished.replace(path)
   processes.exchange(None)  # The others read it now.
 
@@ -118,7 +120,8 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
 
   Each device reads its own part, so that the host holds no more than that
   (Hugging Face folders: see HuggingFaceReader). A scalar head that the model
-  does not have is ignored.
+  does not have is ignored. Files of r1jax are checked against the digests in
+  them, each process a share of the tensors, so all processes of a run call it.
 
   Args:
     path: r1jax weights (a file or folder), or a Hugging Face folder.
@@ -135,6 +138,8 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   if not path.exists():
     raise UserError(f'weights: no file {path}')
   reader = open_checkpoint(path)
+  if isinstance(reader, SafetensorsReader):
+    tensor_digests.check(reader.files, jax.process_index(), jax.process_count())
   boxes = traverse_util.flatten_dict(
     parameters.parameter_shapes(model), sep='/'
   )

@@ -109,7 +109,7 @@ def complete_groups(
     _run(session, own, quota, on_complete)
     began = time.monotonic()
     _tell_all(groups, own)
-    # What waits for other processes is no work of this one.
+    # To wait for other processes is no work of this one.
     session.device_secs += time.monotonic() - began
   else:
     _run(session, groups, num_complete, on_complete)

@@ -38,11 +38,7 @@ def write(workdir: Path, config: RunConfig, output: Path):
   known = inputs.recorded(workdir)
   lineage = {
     'stages': list(config.stages),
-    'config_sha256': files.digest_of(
-      json.dumps(
-        json.loads((workdir / 'config.json').read_text()), sort_keys=True
-      )
-    ),
+    'config_sha256': files.json_digest(workdir / 'config.json'),
     'commit': _commit(),
     'versions': _versions(),
     'inputs': {
@@ -55,6 +51,29 @@ def write(workdir: Path, config: RunConfig, output: Path):
     },
   }
   files.write_text(record, json.dumps(lineage, indent=1) + '\n')
+
+
+def check_inputs(workdir: Path):
+  """Refuses inputs that are not what the runs that made them have left.
+
+  Args:
+    workdir: The folder of a run that has recorded its inputs.
+
+  Raises:
+    UserError: naming the file, and the run that made it.
+  """
+  for key, entry in inputs.recorded(workdir).items():
+    path = Path(entry['path'])
+    run = _run_of(path)
+    record = read(run) if run else None
+    if record is None or run is None:
+      continue
+    left = run / record['output']['path']
+    if left == path and record['output']['sha256'] != entry['sha256']:
+      raise UserError(
+        f'workdir: {key} ({path}) is not what {run} left, by its {FILE}; put '
+        f'that back, or remove {run} to make it again'
+      )
 
 
 def read(workdir: Path) -> dict | None:
@@ -94,16 +113,21 @@ def _check(record: dict):
 
 
 def _input(path: Path, workdir: Path, sha256: str) -> dict:
-  run = next(
-    (place for place in path.absolute().parents if (place / FILE).exists()),
-    None,
-  )
+  run = _run_of(path)
   relative = lambda place: os.path.relpath(place, workdir.absolute())
   return {
     'path': relative(path) if run else str(path),
     'sha256': sha256 or files.digest(path),
     'run': run and relative(run),
   }
+
+
+def _run_of(path: Path) -> Path | None:
+  """Returns the folder of the finished run that a file is in; None for none."""
+  return next(
+    (place for place in path.absolute().parents if (place / FILE).exists()),
+    None,
+  )
 
 
 def _commit() -> str | None:

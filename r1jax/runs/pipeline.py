@@ -70,19 +70,45 @@ def train(
     },
     'pipelines',
   )
-  for name in names:
-    _log.info('--- %s ---', name)
-    config, folder = pipeline.runs[name], place / name
-    processes.from_first(partial(_forget_old_evaluation, config, folder))
-    with validate.errors_of(name):
-      run.train(concrete[name], str(folder), config)
-    if _leaves_policy(config):
-      with validate.errors_of(name):
-        suite.evaluate(concrete[name], folder)
-        processes.from_first(partial(buckets.push, folder))
-    with processes.agreed():  # If this one was made again.
-      validate.check_sources(pipeline, place)
+  for name, after in zip(names, (*names[1:], '')):
+    _train_one(pipeline, place, name, concrete[name], suite, after)
   processes.from_first(lambda: _write_table(pipeline, place))
+
+
+def _train_one(
+  pipeline: PipelineConfig,
+  place: Path,
+  name: str,
+  concrete: RunConfig,
+  suite: '_EvaluationSuite',
+  after: str,
+):
+  """Trains one stage and evaluates it.
+
+  Args:
+    pipeline: The pipeline.
+    place: Its folder.
+    name: The stage.
+    concrete: Its config, with the paths of what it takes.
+    suite: The evaluations.
+    after: The stage that follows; '' for none.
+  """
+  _log.info('--- %s ---', name)
+  config, folder = pipeline.runs[name], place / name
+  processes.from_first(partial(_forget_old_evaluation, config, folder))
+  with validate.errors_of(name):
+    run.train(concrete, str(folder), config)
+  evaluates = _leaves_policy(config) and suite.tasks
+  if follows := 'its evaluation' if evaluates else after:
+    processes.stop_if_asked(
+      f'{name} is finished, and the same command goes on with {follows}'
+    )
+  if evaluates:
+    with validate.errors_of(name):
+      suite.evaluate(concrete, folder)
+      processes.from_first(partial(buckets.push, folder))
+  with processes.agreed():  # If this one was made again.
+    validate.check_sources(pipeline, place)
 
 
 def _write_table(pipeline: PipelineConfig, place: Path):
@@ -123,15 +149,18 @@ class _EvaluationSuite:
   """Evaluates the policies of a pipeline on its tasks.
 
   It keeps its compiled sampler while the models are alike.
+
+  Attributes:
+    tasks: The tasks.
   """
 
   def __init__(self, tasks: Sequence[str]):
-    self._tasks = tasks
+    self.tasks = tasks
     self._samplers: dict[str, tuple[build.Parts, Engine]] = {}
 
   def check(self, config: RunConfig, workdir: Path, finished: bool):
     """Refuses tasks on which the policy could not be evaluated."""
-    for task in self._missing(workdir) if finished else self._tasks:
+    for task in self._missing(workdir) if finished else self.tasks:
       self._evaluator(config, task)
 
   def evaluate(self, config: RunConfig, workdir: Path):
@@ -157,7 +186,7 @@ class _EvaluationSuite:
     results = measured(workdir / MEASURED)
     return [
       task
-      for task in self._tasks
+      for task in self.tasks
       if not any(_is_of(task, column) for column in results)
     ]
 

@@ -53,6 +53,8 @@ def train(
 
   Raises:
     UserError: bad input, before anything is written.
+    Interrupted: a signal came; after the last step of a stage, the stage is
+      finished first.
   """
   began = time.monotonic()
   with processes.agreed():
@@ -82,10 +84,7 @@ def train(
     return output
   processes.from_first(lambda: _claim_inputs(place, config))
   metadata = {'config': flatten(recorded)}
-  for i, stage in enumerate(stages):
-    output = _run_stage(config, parts, stage, place, params, metadata)
-    if stage.leaves(config).is_weights and i + 1 < len(stages):
-      params = weights.load(output, parts.model)
+  output = _run_stages(config, parts, stages, place, params, metadata)
   processes.from_first(lambda: lineage.write(place.path, config, output))
   _push(place.path)
   where = buckets.shown(place.path)
@@ -118,6 +117,7 @@ def _claim(place: Workdir, config: RunConfig):
 
 def _claim_inputs(place: Workdir, config: RunConfig):
   inputs.claim(place.path, config)
+  lineage.check_inputs(place.path)
   (place.path / lineage.FILE).unlink(missing_ok=True)
   buckets.push(place.path)  # A run on another host reads whose folder it is.
 
@@ -176,6 +176,35 @@ def check(config: RunConfig, missing: Collection[str] = ()):
       stage_class(name).check(config, parts, missing)
     else:
       stage_class(name)(config, parts)
+
+
+def _run_stages(
+  config: RunConfig,
+  parts: build.Parts,
+  stages: Sequence[Stage],
+  place: Workdir,
+  params,
+  metadata: dict,
+) -> Path:
+  """Runs each stage on the weights that the one before left.
+
+  Returns:
+    The output of the last stage.
+
+  Raises:
+    Interrupted: a signal came in the last step of a stage that others follow.
+  """
+  for i, stage in enumerate(stages):
+    output = _run_stage(config, parts, stage, place, params, metadata)
+    if i + 1 < len(stages):
+      processes.stop_if_asked(
+        f'{stage.name} is finished, and the same command goes on with '
+        f'{stages[i + 1].name}'
+      )
+    if stage.leaves(config).is_weights and i + 1 < len(stages):
+      with processes.agreed():
+        params = weights.load(output, parts.model)
+  return output
 
 
 def _run_stage(
@@ -272,7 +301,8 @@ def trained_params(config: RunConfig, parts: build.Parts, workdir: str):
   name, is_final = processes.from_first(lambda: _newest_policy(config, place))
   stage = stage_class(name)
   if is_final:
-    return weights.load(place / name / stage.output, parts.model)
+    with processes.agreed():
+      return weights.load(place / name / stage.output, parts.model)
   shapes = jax.eval_shape(
     lambda: parameters.init_params(parts.model, jax.random.key(0))
   )

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
 from r1jax import buckets, files
-from r1jax.errors import DiskFull
+from r1jax.errors import DiskFull, UserError
 from r1jax.interrupts import Interrupted
 
 CHECKPOINTS = 'checkpoints'
@@ -27,6 +28,7 @@ def explained(
   Raises:
     Interrupted: as raised within, with its `kept`.
     DiskFull: something within found no room to write.
+    UserError: a file in the folder may not be written.
   """
   try:
     yield
@@ -34,11 +36,25 @@ def explained(
     error.kept = f'{name}: {kept()}'
     raise
   except Exception as error:
+    if refusal := files.refusal(error, directory):
+      raise UserError(
+        f'{name}: cannot write to {refusal.filename} '
+        f'({os.strerror(refusal.errno or 0)}); {kept()}, once it may'
+      ) from error
     if not files.is_disk_full(error):
       raise
     raise DiskFull(
       f'{name}: the disk of {directory} is full; {kept()}, once there is room'
     ) from error
+
+
+def config_digest(directory: Path) -> str:
+  """Returns the digest of the config of the run that a stage's folder is in.
+
+  It is '' where there is no run, as for a stage that is used by itself.
+  """
+  record = directory.parent / 'config.json'
+  return files.json_digest(record) if record.exists() else ''
 
 
 def latest_step(directory: Path) -> int | None:

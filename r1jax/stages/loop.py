@@ -1,5 +1,6 @@
 """The state of a training loop: its last step, and what all steps share."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,7 @@ class Loop:
     pushes: They keep the run's folder in its bucket up to date.
     performance, stragglers: Speed, and the own time of each host, since the
       last line of performance.jsonl.
+    values: Metrics of the last step's line; {} where it has none.
   """
 
   last: Step
@@ -55,9 +57,14 @@ class Loop:
   performance: Performance
   stragglers: Stragglers
   pushes: buckets.Pushes
+  values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-  def save(self):
-    """Starts to save the last whole step."""
+  def save(self, rating: float | None = None):
+    """Starts to save the last whole step.
+
+    Args:
+      rating: The metric that says which checkpoint is the best, if known.
+    """
     step, state, position, line = self.last
     # First, so that the bucket has every line up to a checkpoint in it.
     self.pushes.now()
@@ -69,6 +76,7 @@ class Loop:
         'line': line.get_state(),
         'guard': self.guard.get_state(),
       },
+      rating,
     )
 
   def save_if_there(self):

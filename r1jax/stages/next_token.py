@@ -41,8 +41,8 @@ class NextTokenStage(TrainedStage):
   ):
     c = _section(config, self.name)
     self.seed, self.num_steps = config.seed, len(corpus)
-    self.logging_steps, self.save_steps = c.logging_steps, c.save_steps
-    self.save_total_limit = c.save_total_limit
+    self.logging_steps = c.logging_steps
+    self.set_checkpoints(c)
     build.check_warmup(config, self.name, self.num_steps)
     self._corpus = corpus
     self._model = parts.model

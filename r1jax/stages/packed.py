@@ -52,8 +52,8 @@ class PackedStage(TrainedStage):
     """
     c = self.section_of(config)
     self.seed, self.num_steps = config.seed, len(datasets.train)
-    self.logging_steps, self.save_steps = c.logging_steps, c.save_steps
-    self.eval_steps, self.save_total_limit = c.eval_steps, c.save_total_limit
+    self.logging_steps, self.eval_steps = c.logging_steps, c.eval_steps
+    self.set_checkpoints(c)
     build.check_warmup(config, self.name, self.num_steps)
     self._config, self._datasets, self._model = c, datasets, parts.model
     self._shape = shape

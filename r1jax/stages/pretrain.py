@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from r1jax import files, registry
+from r1jax.checkpoints import tensor_digests
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.training import PretrainConfig
@@ -37,7 +38,7 @@ class Pretrain(NextTokenStage):
   @classmethod
   def check_cached(cls, path: Path):
     try:
-      SafetensorsReader(path)
+      tensor_digests.check(SafetensorsReader(path).files)
     except UserError as error:
       raise UserError(
         f'pretrain: the base that was kept of this config is broken; remove '

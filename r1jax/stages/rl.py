@@ -79,8 +79,8 @@ class RL(TrainedStage):
   def __init__(self, config: RunConfig, parts: build.Parts):
     c = self._config = config.rl
     self.seed, self.num_steps = config.seed, c.max_steps
-    self.save_steps, self.eval_steps = c.save_steps, c.eval_steps
-    self.save_total_limit = c.save_total_limit
+    self.eval_steps = c.eval_steps
+    self.set_checkpoints(c)
     self.updates_per_step = c.num_minibatches
     self.fp8 = config.model.fp8
     self._info = model_flops.count(config.model)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from r1jax import buckets, interrupts, processes
-from r1jax.errors import Diverged, UserError
+from r1jax.config.schema.training import CheckpointConfig
+from r1jax.errors import Diverged, UserError, unknown
 from r1jax.stages import agreement, ending, performance
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.goodput import Goodput
@@ -64,7 +65,8 @@ class TrainedStage(Stage):
     num_steps: Number of training steps.
     logging_steps, save_steps: Steps between two lines, and two checkpoints.
     eval_steps: Steps between two evaluations; 0 for none.
-    save_total_limit: Number of checkpoints that are kept.
+    save_total_limit, keep_period, metric_for_best_model, lower_is_better: The
+      checkpoints that are kept; see CheckpointConfig.
     updates_per_step: Updates of a network in one step.
     profile_steps: Steps to profile; None for none.
     fp8: Whether it computes products in FP8.
@@ -80,11 +82,22 @@ class TrainedStage(Stage):
   save_steps: int
   eval_steps: int = 0
   save_total_limit: int
+  keep_period: int = 0
+  metric_for_best_model: str = ''
+  lower_is_better: bool = False
   updates_per_step: int = 1
   fp8: bool = False
   likelihoods: ClassVar[bool] = False
   on_hosts: ClassVar[bool] = True
   profile_steps: Steps | None = None
+
+  def set_checkpoints(self, section: CheckpointConfig):
+    """Takes from its section which checkpoints are saved and kept."""
+    self.save_steps = section.save_steps
+    self.save_total_limit = section.save_total_limit
+    self.keep_period = section.keep_period
+    self.metric_for_best_model = section.metric_for_best_model
+    self.lower_is_better = section.lower_is_better
 
   @abc.abstractmethod
   def data(self) -> Any:
@@ -162,17 +175,28 @@ class TrainedStage(Stage):
     """Returns the policy of the newest checkpoint; see Stage."""
     if not buckets.home(directory / ending.CHECKPOINTS).exists():
       return None
-    with self.checkpoints(directory) as checkpoints:
+    with self.checkpoints(directory, read_only=True) as checkpoints:
       restored = checkpoints.restore(self.abstract_state(params))
     return restored and self.policy(restored[1])
 
-  def checkpoints(self, directory: Path) -> 'Checkpointer':
+  def checkpoints(
+    self, directory: Path, read_only: bool = False
+  ) -> 'Checkpointer':
     """Opens the stage's checkpoints."""
     # Orbax takes long to import, and a command that only samples needs none.
-    from r1jax.train.checkpoint import Checkpointer
+    from r1jax.train.checkpoint import Checkpointer, Retention
 
     return Checkpointer(
-      directory / ending.CHECKPOINTS, self.save_total_limit, self.seed
+      directory / ending.CHECKPOINTS,
+      Retention(
+        self.save_total_limit,
+        self.keep_period,
+        self.metric_for_best_model,
+        self.lower_is_better,
+      ),
+      self.seed,
+      ending.config_digest(directory),
+      read_only,
     )
 
 
@@ -271,6 +295,7 @@ class Trainer:
             self._step(step, loop, deferral)
             self._profiler.after(step, loop.last.state)
           self._profiler.close()
+          self._tell_best(checkpoints, progress)
         except interrupts.Interrupted:
           if deferral.signum and not deferral.patient:
             loop.save_if_there()
@@ -322,7 +347,7 @@ class Trainer:
       guard.check(stage.policy(output.state))
     if saves and guard.lost < 2:  # A step that learnt nothing is not kept.
       with self._untimed(loop, 'save'):
-        loop.save()
+        loop.save(self._rating(step, loop.values))
       goodput.saved(step)
     if shown:
       loop.writer.write_performance(
@@ -333,6 +358,16 @@ class Trainer:
       goodput.write()
     if stops and step < stage.num_steps:
       deferral.stop(stops)
+    # After the last step it ends what would follow.
+    deferral.signum = deferral.signum or stops
+
+  def _tell_best(self, checkpoints: 'Checkpointer', progress: Progress):
+    """Says which checkpoint is the best, where the config asks for it."""
+    if best := checkpoints.best():
+      progress.log(
+        f'has its best {self._stage.metric_for_best_model}, {best[1]:.4g}, in '
+        f'the checkpoint of step {best[0]}'
+      )
 
   @contextlib.contextmanager
   def _untimed(self, loop: Loop, part: str):
@@ -385,8 +420,23 @@ class Trainer:
       numbers = stage.progress_numbers(values, shown)
       numbers |= performance.progress_numbers(shown)
       loop.progress.update(step, numbers | self._shown, keep=bool(evaluates))
+    loop.values = values
     loop.last = loop.last._replace(line=line.logged(logs))
     return shown
+
+  def _rating(self, step: int, values: Mapping[str, float]) -> float | None:
+    """Returns the metric that says which checkpoint is the best, if any does.
+
+    Raises:
+      UserError: a step that is evaluated and logged does not have it.
+    """
+    stage = self._stage
+    name = stage.metric_for_best_model
+    if not name or name in values:
+      return values.get(name)
+    if step % stage.save_steps == 0:
+      raise unknown(f'{stage.name}.metric_for_best_model', name, values)
+    return None
 
   def _due(self, every: int, step: int) -> bool:
     return step % every == 0 or step == self._stage.num_steps

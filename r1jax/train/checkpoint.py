@@ -1,14 +1,35 @@
-"""Checkpoints of training state, data position and seed, stored by Orbax."""
+"""Checkpoints of training state, data position and seed, stored by Orbax.
 
+A checkpoint is checked in two ways when it is read again. Its files have the
+SHA-256 that they were written with, which names the file that is broken
+(manifest.py); and its arrays, once they are on the devices, have the checksums
+that they had on the devices before the save (checksums.py), which covers what
+a hash of files cannot see: the way from a device to a file, and back. In a
+bucket, whose store keeps files whole, there are the checksums alone.
+"""
+
+from collections.abc import Mapping, Sequence
 import contextlib
+import dataclasses
+import json
 import logging
+import math
+import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from r1jax import buckets, files, processes
 from r1jax.errors import UserError
+from r1jax.train import checksums, manifest
+
+BROKEN = 'broken_checkpoints'
+_HOST_FILE = 'host/metadata'  # The file of the item `host`.
+_LEAVES, _SEED, _RUN, _VALUE = 'leaves', 'seed', 'config_sha256', 'best_metric'
+_log = logging.getLogger(__name__)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -20,6 +41,95 @@ def _is_news(record: logging.LogRecord) -> bool:
 logging.getLogger('absl').addFilter(_is_news)
 
 
+@dataclasses.dataclass(frozen=True)
+class Retention:
+  """The checkpoints that are kept when a new one is saved.
+
+  Attributes:
+    save_total_limit: The last so many.
+    keep_period: Also those of all steps that are multiples of it; 0 for none.
+    metric: Also the one with the best value of this metric; '' for none.
+    lower_is_better: Whether the best value is the smallest.
+  """
+
+  save_total_limit: int
+  keep_period: int = 0
+  metric: str = ''
+  lower_is_better: bool = False
+
+  def policy(self, values: Mapping[int, float]) -> policies.PreservationPolicy:
+    """Returns what Orbax asks after each save.
+
+    Args:
+      values: The metric by step; it changes while the run goes on.
+    """
+    kept = [policies.LatestN(self.save_total_limit)]
+    if self.keep_period:
+      kept.append(policies.EveryNSteps(self.keep_period))
+    if self.metric:
+      kept.append(_Best(values, self))
+    return policies.AnyPreservationPolicy(kept)
+
+  def best(self, values: Mapping[int, float]) -> int | None:
+    """Returns the step with the best metric, of several the last."""
+    sign = -1 if self.lower_is_better else 1
+    rank = lambda step: (sign * values[step], step)
+    return max(values, key=rank, default=None)
+
+
+class _Best:
+  """Keeps the checkpoint with the best metric."""
+
+  def __init__(self, values: Mapping[int, float], retention: Retention):
+    self._values, self._retention = values, retention
+
+  def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
+    del context
+    steps = [each.step for each in checkpoints]
+    there = {k: v for k, v in self._values.items() if k in steps}
+    best = self._retention.best(there)
+    return [step == best for step in steps]
+
+
+class _HashingHandler(ocp.StandardCheckpointHandler):
+  """Saves arrays as Orbax does, and hashes the files before they count.
+
+  Attributes:
+    root: The folder of the checkpoint that is being saved.
+  """
+
+  root: Path | None = None
+
+  async def async_save(self, directory, *args, **kwargs):
+    """Returns futures that are done when this process's files are hashed."""
+    self.root = Path(os.fspath(directory)).parent
+    futures = await super().async_save(directory, *args, **kwargs) or []
+    process = jax.process_index()
+    own = Path(os.fspath(directory)) / f'ocdbt.process_{process}'
+    return [_HashedFuture(futures, self.root, own, process)]
+
+  def write_list(self):
+    """Writes the list of all files; Orbax calls it in the first process."""
+    assert self.root is not None
+    manifest.write(self.root)
+
+
+class _HashedFuture:
+  """Waits for the writes of a process, then hashes what they have written."""
+
+  def __init__(self, writes: Sequence, root: Path, own: Path, process: int):
+    self._writes, self._args = writes, (root, own, process)
+
+  def result(self, timeout: float | None = None):
+    for write in self._writes:
+      write.result(timeout)
+    manifest.write_part(*self._args)
+
+  def cancel(self):
+    for write in self._writes:
+      write.cancel()
+
+
 class Checkpointer:
   """Saves checkpoints in the background, each of them atomically.
 
@@ -27,18 +137,63 @@ class Checkpointer:
   functions of (seed, step), so only the seed is stored.
   """
 
-  def __init__(self, directory: Path, save_total_limit: int, seed: int):
-    self._seed = seed
-    self._directory = directory
-    self._newest: int | None = None  # The step that was restored or saved last.
-    self._manager = ocp.CheckpointManager(
-      buckets.home(directory),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=save_total_limit, create=True
-      ),
-    )
+  def __init__(
+    self,
+    directory: Path,
+    retention: Retention,
+    seed: int,
+    run: str = '',
+    read_only: bool = False,
+  ):
+    """Stores the arguments; nothing is written yet.
 
-  def save(self, step: int, state: Any, host_state: dict[str, dict]):
+    Args:
+      directory: The folder of the checkpoints, one folder for each step.
+      retention: It says which of them are kept.
+      seed: The run's.
+      run: The digest of its config, which its checkpoints have too; '' where
+        there is none.
+      read_only: Whether another process may be writing to the folder.
+    """
+    self._directory, self._retention = directory, retention
+    self._home = buckets.home(directory)
+    self._in_bucket = buckets.url(directory) is not None
+    self._seed, self._run, self._read_only = seed, run, read_only
+    self._newest: int | None = None  # The step that was restored or saved last.
+    self._values: dict[int, float] = {}
+    self._opened: ocp.CheckpointManager | None = None
+
+  def _open(self) -> ocp.CheckpointManager:
+    """Returns Orbax's manager of the checkpoints that are there now."""
+    if self._opened is None:
+      hashing = None if self._in_bucket else _HashingHandler()
+      handler = hashing or ocp.StandardCheckpointHandler()
+      registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+      registry.add('state', ocp.args.StandardSave, handler)
+      registry.add('state', ocp.args.StandardRestore, handler)
+      options = ocp.CheckpointManagerOptions(
+        create=not self._read_only,
+        read_only=self._read_only,
+        # A save that a kill cut off would stay for ever.
+        cleanup_tmp_directories=not self._read_only,
+        lightweight_initialize=True,
+        preservation_policy=self._retention.policy(self._values),
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=hashing and hashing.write_list
+        ),
+      )
+      self._opened = ocp.CheckpointManager(
+        self._home, options=options, handler_registry=registry
+      )
+    return self._opened
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    host_state: dict[str, dict],
+    value: float | None = None,
+  ):
     """Starts to save a checkpoint, unless its step is saved already.
 
     Args:
@@ -46,20 +201,41 @@ class Checkpointer:
       state: The state after it.
       host_state: The data's position and what else the host keeps, as JSON by
         name.
+      value: The metric that says which checkpoint is the best, if it is known.
     """
     if step == self._newest:
       return
     self._newest = step
-    self._manager.save(
+    if value is not None and math.isfinite(value):
+      self._values[step] = value
+    host = host_state | {
+      _SEED: self._seed,
+      _RUN: self._run,
+      _VALUE: self._values.get(step),
+      _LEAVES: checksums.of_tree(state),
+    }
+    saved = self._open().save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        host=ocp.args.JsonSave(host_state | {'seed': self._seed}),
+        state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
       ),
     )
+    if not saved:
+      raise UserError(
+        f'checkpoint: {self._directory} has a step after {step} already, which '
+        'another run has saved; use another --workdir'
+      )
+
+  def best(self) -> tuple[int, float] | None:
+    """Returns the step of the best checkpoint and its metric, if one has it."""
+    step = self._retention.best(self._values)
+    return None if step is None else (step, self._values[step])
 
   def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """Restores the newest checkpoint; returns None if there is none.
+    """Restores the newest checkpoint that is whole; None if there is none.
+
+    Broken checkpoints are told of in a warning, and moved to a folder beside,
+    so that their steps can be saved again; in a read-only folder they stay.
 
     Args:
       target: The state as ShapeDtypeStructs with shardings.
@@ -68,31 +244,174 @@ class Checkpointer:
       The step, the state after it, and what the host kept, by name.
 
     Raises:
-      UserError: The checkpoint does not fit this state, or has another seed.
+      UserError: A checkpoint does not fit this state, or has another seed or
+        config; or all are broken.
     """
-    step = processes.from_first(self._manager.latest_step)
-    if step is None:
-      return None
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore()
-        ),
+    broken: dict[int, str] = {}
+    for step in processes.from_first(self._steps_from_last):
+      problems, state, host = self._read(step, target)
+      if not problems:
+        self._set_aside(broken, step)
+        self._newest = step
+        return step, state, host
+      broken[step] = manifest.shown(problems)
+    if broken:
+      every = '; '.join(f'step {step}: {text}' for step, text in broken.items())
+      raise UserError(
+        f'checkpoint: no checkpoint in {self._directory} is whole ({every}); '
+        'put one back from a copy, or move that folder away to begin again'
       )
+    if not self._read_only:
+      self._open()
+    return None
+
+  def _steps_from_last(self) -> list[int]:
+    if self._in_bucket:  # A folder there has its name before it is whole.
+      if not self._home.exists():
+        return []
+      return sorted(self._open().all_steps(read=True), reverse=True)
+    if not self._directory.is_dir():
+      return []
+    names = (path.name for path in self._directory.iterdir())
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+  def _read(self, step: int, target: Any) -> tuple[list[str], Any, dict]:
+    """Returns what is broken in a checkpoint, its state and host state."""
+    folder = self._directory / str(step)
+    has_list = not self._in_bucket and processes.from_first(
+      lambda: manifest.is_in(folder)
+    )
+    problems: list[str] = []
+    if self._in_bucket:
+      pass
+    elif has_list:
+      with processes.agreed():
+        problems = manifest.problems(
+          folder, jax.process_index(), jax.process_count()
+        )
+      problems = sum(processes.exchange(problems), [])
+    elif not processes.from_first((folder / _HOST_FILE).exists):
+      problems = [f'{_HOST_FILE} is missing']  # As when a removal is cut off.
+    if problems:
+      return problems, None, {}
+    host = self._restored(step, host=ocp.args.JsonRestore())['host']
+    leaves = host.pop(_LEAVES, None)
+    if leaves and not has_list and not self._in_bucket:
+      return [f'{manifest.FILE} is missing'], None, {}
+    self._check_owner(step, host)
+    if not leaves:
+      _log.warning(
+        'checkpoint: step %d in %s is of a version that kept no checksums; it '
+        'is used unchecked',
+        step,
+        self._directory,
+      )
+    elif texts := manifest.misfits(leaves, checksums.described(target)):
+      raise UserError(
+        f'checkpoint: step {step} in {self._directory} does not fit this run: '
+        f'{manifest.shown(texts)}; use the config that it was saved with'
+      )
+    state = self._restored(step, state=ocp.args.StandardRestore(target))
+    state = state['state']
+    if leaves:
+      problems = manifest.leaf_problems(checksums.of_tree(state), leaves)
+    return problems, state, host
+
+  def _restored(self, step: int, **items: Any) -> Any:
+    try:
+      return self._open().restore(step, args=ocp.args.Composite(**items))
     except Exception as error:
       reason = str(error).strip().splitlines()[0][:300]
       raise UserError(
         f'checkpoint: step {step} in {self._directory} does not restore '
         f'({reason}); remove that step to go on from the one before'
       ) from error
-    if restored['host']['seed'] != self._seed:
+
+  def _check_owner(self, step: int, host: Mapping[str, Any]):
+    """Refuses the checkpoint of another run."""
+    where = f'checkpoint: step {step} in {self._directory}'
+    if host[_SEED] != self._seed:
       raise UserError(
-        f'checkpoint: step {step} in {self._directory} has seed '
-        f'{restored["host"]["seed"]}, the config {self._seed}'
+        f'{where} has seed {host[_SEED]}, the config {self._seed}'
       )
-    self._newest = step
-    return step, restored['state'], restored['host']
+    if self._run and host.get(_RUN, self._run) != self._run:
+      raise UserError(
+        f'{where} was saved by a run with another config; put that of this run '
+        'back, or use another --workdir'
+      )
+
+  def _set_aside(self, broken: Mapping[int, str], good: int):
+    """Moves broken checkpoints away, and says so; reads the others' metric.
+
+    Raises:
+      UserError: they are in a bucket, where nothing is moved.
+    """
+    if broken and self._in_bucket and not self._read_only:
+      step, text = max(broken.items())
+      raise UserError(
+        f'checkpoint: step {step} in {self._home} is broken: {text}; move that '
+        f'folder away to go on from step {good}'
+      )
+    for step, text in broken.items():
+      where = 'it stays there'
+      if not self._read_only:
+        place = processes.from_first(lambda: self._moved(step))
+        where = f'it is in {place} now'
+      _log.warning(
+        'checkpoint: step %d in %s is broken: %s; %s, and the run goes on from '
+        'step %d, the last that is whole',
+        step,
+        self._directory,
+        text,
+        where,
+        good,
+      )
+    if broken:
+      self._close()  # It is opened again without them.
+    if self._retention.metric and not self._read_only:
+      self._values |= dict(processes.from_first(self._stored_values))
+
+  def _stored_values(self) -> list[tuple[int, float]]:
+    """Returns the metric of every checkpoint that has one, with its step."""
+    found = []
+    for step in self._steps_from_last():
+      try:
+        text = (self._home / str(step) / _HOST_FILE).read_text()
+        value = json.loads(text).get(_VALUE)
+      except (OSError, ValueError, AttributeError) as error:
+        _log.warning(
+          'checkpoint: step %d in %s does not say its %s (%s), and is not '
+          'compared with others',
+          step,
+          self._directory,
+          self._retention.metric,
+          error,
+        )
+        continue
+      if isinstance(value, (int, float)):
+        found.append((step, float(value)))
+    return found
+
+  def _moved(self, step: int) -> str:
+    """Moves a checkpoint out of the way; returns where it is."""
+    folder = self._directory.parent / BROKEN
+    names = (str(step), *(f'{step}_{i}' for i in range(2, 1000)))
+    place = next(
+      folder / name for name in names if not (folder / name).exists()
+    )
+    try:
+      folder.mkdir(exist_ok=True)
+      (self._directory / str(step)).rename(place)
+    except OSError as error:
+      raise UserError(
+        f'checkpoint: cannot move the broken step {step} to {place}: {error}'
+      ) from error
+    return str(place)
+
+  def _close(self):
+    opened, self._opened = self._opened, None
+    if opened is not None:
+      opened.close()
 
   def __enter__(self):
     return self
@@ -104,6 +423,7 @@ class Checkpointer:
     """
     ignored = (Exception,) if kind else ()
     with contextlib.suppress(*ignored):
-      self._manager.wait_until_finished()
+      if self._opened is not None:
+        self._opened.wait_until_finished()
     with contextlib.suppress(*ignored):
-      self._manager.close()
+      self._close()

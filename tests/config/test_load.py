@@ -11,7 +11,7 @@ from r1jax.config.schema.model import ModelConfig
 from r1jax.config.schema.rl import RLConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.config.schema.section import narrow
-from r1jax.config.schema.training import MTPConfig, OptimizerConfig
+from r1jax.config.schema.training import MTPConfig, OptimizerConfig, SFTConfig
 from r1jax.errors import UserError
 
 
@@ -102,6 +102,46 @@ def test_a_section_built_in_code_is_checked_too():
     ModelConfig(num_nextn_predict_layers=2, mtp_depth=3)
   with pytest.raises(UserError, match='group_size = 1 must be at least 2'):
     RLConfig(group_size=1)
+
+
+@pytest.mark.parametrize(
+  'section, changes, message',
+  [
+    (RLConfig, dict(keep_period=150), 'a multiple of save_steps = 100'),
+    (
+      RLConfig,
+      dict(metric_for_best_model='eval/pass@1', eval_steps=30),
+      'save_steps = 100 must be a multiple of eval_steps = 30',
+    ),
+    (
+      SFTConfig,
+      dict(metric_for_best_model='eval/loss'),
+      "is 'eval/loss', and this stage evaluates nothing",
+    ),
+    (
+      SFTConfig,
+      dict(metric_for_best_model='loss', logging_steps=7),
+      'save_steps = 500 must be a multiple of logging_steps = 7',
+    ),
+  ],
+)
+def test_checkpoints_that_could_not_be_kept_are_refused(
+  section, changes, message
+):
+  with pytest.raises(UserError, match=message):
+    section(**changes)
+
+
+@pytest.mark.parametrize(
+  'section, changes',
+  [
+    (RLConfig, dict(keep_period=300, metric_for_best_model='reward')),
+    (RLConfig, dict(metric_for_best_model='eval/pass@1', eval_steps=50)),
+    (SFTConfig, dict(metric_for_best_model='loss', lower_is_better=True)),
+  ],
+)
+def test_checkpoints_that_can_be_kept_are_accepted(section, changes):
+  assert section(**changes).metric_for_best_model in changes.values()
 
 
 def test_values_are_replaced_by_dotted_keys():

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -279,6 +280,29 @@ def test_a_killed_process_ends_all_and_the_run_resumes_bit_equal(
   want = (uninterrupted / 'rl' / 'model.safetensors').read_bytes()
   assert (workdir / 'rl' / 'model.safetensors').read_bytes() == want
   assert _metrics(workdir) == _metrics(uninterrupted)
+
+
+def test_all_processes_go_back_to_the_last_good_checkpoint(
+  environment, uninterrupted, tmp_path
+):
+  """One bit of the newest one is wrong, in what the second process wrote."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(uninterrupted, workdir)
+  (workdir / 'rl' / 'model.safetensors').unlink()
+  own = workdir / 'rl' / 'checkpoints' / '6' / 'state' / 'ocdbt.process_1' / 'd'
+  broken = max(own.iterdir(), key=lambda path: path.stat().st_size)
+  content = bytearray(broken.read_bytes())
+  content[len(content) // 2] ^= 1
+  broken.write_bytes(content)
+  run = _Run(environment, workdir, *_SHARDED)
+  errors = [process.communicate(timeout=600)[1] for process in run.processes]
+  assert [process.returncode for process in run.processes] == [0, 0]
+  assert f'{broken.name} has other bytes than were written' in errors[0]
+  assert 'goes on from step 4' in errors[0]
+  want = (uninterrupted / 'rl' / 'model.safetensors').read_bytes()
+  assert (workdir / 'rl' / 'model.safetensors').read_bytes() == want
+  assert _metrics(workdir) == _metrics(uninterrupted)
+  assert (workdir / 'rl' / 'broken_checkpoints' / '6').is_dir()
 
 
 _ONE, _TWO = dict(processes=1, devices=2), dict(processes=2, devices=1)

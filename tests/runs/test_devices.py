@@ -47,7 +47,7 @@ def test_devices_that_share_rows_train_as_those_that_do_not(
   for want, got in zip(*metrics, strict=True):
     assert got.keys() == want.keys()
     for key, value in want.items():
-      if not key.startswith(('time/', 'perf/', 'memory/')):
+      if not key.startswith('packing/'):  # As many rows as devices ask for.
         np.testing.assert_allclose(
           got[key], value, rtol=1e-5, atol=1e-5, err_msg=key
         )

@@ -6,7 +6,7 @@ import os
 import jax
 import pytest
 
-from r1jax import registry, sharding
+from r1jax import files, registry, sharding
 from r1jax.config.load import replace
 from r1jax.errors import UserError
 from r1jax.runs import inputs, lineage, pipeline, run
@@ -276,3 +276,27 @@ def test_a_finished_run_says_that_its_data_are_others_now(
   assert (
     lineage.read(tmp_path / 'run')['inputs']['reading.file']['sha256'] == sha256
   )
+
+
+def test_an_input_that_is_not_what_its_run_left_is_refused(config, tmp_path):
+  """The file was changed between the end of its run and the start of this."""
+  base, workdir = tmp_path / 'base', tmp_path / 'run'
+  workdir.mkdir()
+  inputs.claim(workdir, config)
+  output = base / 'model.safetensors'
+  record = {
+    'stages': ['sft'],
+    'config_sha256': '',
+    'commit': None,
+    'inputs': {},
+    'output': {'path': output.name, 'sha256': files.digest(output)},
+  }
+  (base / lineage.FILE).write_text(json.dumps(record))
+  lineage.check_inputs(workdir)
+  output.write_text('{ }')
+  (workdir / inputs.FILE).unlink()
+  inputs.claim(workdir, config)
+  with pytest.raises(
+    UserError, match='base is not what|is not what .*base left'
+  ):
+    lineage.check_inputs(workdir)

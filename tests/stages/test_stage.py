@@ -1,13 +1,15 @@
 """Every stage declares itself, and a plugin's stage runs as they do."""
 
 import dataclasses
+import os
 from pathlib import Path
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from r1jax import registry, sharding
+from r1jax import interrupts, registry, sharding
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.field import walk
 from r1jax.config.schema.model import ModelConfig
@@ -187,19 +189,51 @@ def plugin(tmp_path):
   registry.stage.forget(str(path.resolve()))
 
 
-def test_a_stage_of_a_plugin_runs(plugin, tmp_path, monkeypatch):
-  """After one of the package, whose weights it takes; nothing else changes."""
+@pytest.fixture
+def two_stages(plugin, tmp_path, monkeypatch):
+  """A run of one step of pre-training, and the stage of the plugin."""
   monkeypatch.setattr(
     build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
   )
   monkeypatch.setenv('R1JAX_CACHE', str(tmp_path / 'cache'))
-  config = dataclasses.replace(
+  return dataclasses.replace(
     _config('pretrain', **{'pretrain.max_steps': 1}),
     init='pretrain',
     stages=('pretrain', 'double'),
     plugins=(str(plugin),),
   )
+
+
+def test_sigterm_in_a_last_step_ends_the_run_before_the_next_stage(
+  two_stages, tmp_path, monkeypatch
+):
+  """The stage is finished; the same command goes on with the next one."""
   workdir = tmp_path / 'run'
+  pretrain = stage_list.stage_class('pretrain')
+  step = pretrain.train_step
+
+  def end(self, state, at, data):
+    assert at == self.num_steps
+    os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, state, at, data)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(pretrain, 'train_step', end)
+    patched.setattr(interrupts, '_STEP_SECS', 600.0)  # The step compiles.
+    with pytest.raises(interrupts.Interrupted) as caught:
+      run.train(two_stages, str(workdir))
+  assert caught.value.exit_code == 143
+  assert caught.value.kept == (
+    'pretrain is finished, and the same command goes on with double'
+  )
+  assert (workdir / 'pretrain/model.safetensors').exists()
+  assert not (workdir / 'double').exists()
+  assert run.train(two_stages, str(workdir)).exists()
+
+
+def test_a_stage_of_a_plugin_runs(two_stages, plugin, tmp_path):
+  """After one of the package, whose weights it takes; nothing else changes."""
+  config, workdir = two_stages, tmp_path / 'run'
   path = run.train(config, str(workdir))
   assert path == workdir / 'double/model.safetensors'
   assert stage_list.leaves(config) is Kind.POLICY

@@ -10,7 +10,7 @@ import pytest
 
 from r1jax import compile_time
 from r1jax.checkpoints.storage import SafetensorsReader
-from r1jax.errors import DiskFull, Diverged
+from r1jax.errors import DiskFull, Diverged, UserError
 from r1jax.train import metrics
 from tests.stages.conftest import rows
 from tests.stages.toy import Clock, Toy, assert_alike, train
@@ -194,6 +194,25 @@ def test_another_error_is_left_as_it_is(tmp_path):
     train(tmp_path, at_step={1: fail})
 
 
+@pytest.mark.parametrize('code', [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, code):
+  path = tmp_path / 'toy/checkpoints/4'
+
+  def refuse():
+    try:
+      raise OSError(code, os.strerror(code), str(path))
+    except OSError as error:
+      raise RuntimeError('a long story\nof a library') from error
+
+  with pytest.raises(UserError) as caught:
+    train(tmp_path, at_step={4: refuse})
+  message = str(caught.value)
+  assert message.startswith(
+    f'toy: cannot write to {path} ({os.strerror(code)})'
+  )
+  assert 'the checkpoint of step 2 is kept' in message and '\n' not in message
+
+
 _NAN, _INF = float('nan'), float('inf')
 
 
@@ -287,3 +306,27 @@ def test_updates_that_are_skipped_now_and_then_do_not_stop_a_run(
 ):
   _, path = train(tmp_path, num_steps=20, skipped=skipped)
   assert path.exists()
+
+
+def test_the_best_checkpoint_is_kept_and_told(tmp_path, capsys):
+  """The loss falls to step 4 and rises again; only the last one is kept too."""
+  train(
+    tmp_path,
+    num_steps=10,
+    losses={2: 3.0, 4: 1.0, 6: 5.0, 8: 2.0, 10: 9.0},
+    save_total_limit=1,
+    keep_period=6,
+    metric_for_best_model='loss',
+    lower_is_better=True,
+  )
+  kept = {p.name for p in (tmp_path / 'toy/checkpoints').iterdir()}
+  assert kept == {'4', '6', '10'}
+  assert 'has its best loss, 1, in the checkpoint of step 4' in (
+    capsys.readouterr().out
+  )
+
+
+def test_a_metric_that_no_step_has_is_named(tmp_path):
+  message = "toy.metric_for_best_model: unknown 'los'; did you mean 'loss'"
+  with pytest.raises(UserError, match=message):
+    train(tmp_path, metric_for_best_model='los')

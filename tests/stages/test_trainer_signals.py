@@ -7,7 +7,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from r1jax import interrupts
+from r1jax import interrupts, processes
 from tests.stages.conftest import rows
 from tests.stages.toy import Toy, assert_alike, train
 
@@ -167,9 +167,26 @@ def test_a_step_that_takes_long_leaves_what_there_was(
   assert 'there is no checkpoint yet' in caught.value.kept
 
 
-def test_sigterm_in_the_last_step_lets_the_run_finish(tmp_path):
+def test_sigterm_in_the_last_step_ends_what_would_follow(tmp_path):
+  """The stage is finished first; a signal is asked for once."""
   _, path = train(tmp_path, at_step={5: _send(signal.SIGTERM)})
   assert path.exists()
+  with pytest.raises(interrupts.Interrupted) as caught:
+    processes.stop_if_asked('toy is finished')
+  assert caught.value.exit_code == 143
+  assert caught.value.kept == 'toy is finished'
+  processes.stop_if_asked('toy is finished')
+
+
+def test_sigterm_in_the_last_evaluation_ends_what_would_follow(tmp_path):
+  train(tmp_path, eval_steps=3, at_evaluation={5: _send(signal.SIGTERM)})
+  with pytest.raises(interrupts.Interrupted):
+    processes.stop_if_asked('')
+
+
+def test_a_run_without_a_signal_goes_on(tmp_path):
+  train(tmp_path)
+  processes.stop_if_asked('')
 
 
 def test_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path):

@@ -9,6 +9,7 @@ from r1jax.config.run_conditions import experts, general_prompts, samples
 from r1jax.config.schema.rewards import RewardConfig
 from r1jax.config.schema.section import Problem, Section
 from r1jax.config.schema.training import (
+  CheckpointConfig,
   LoadBalancingConfig,
   OptimizerConfig,
   RowsConfig,
@@ -177,7 +178,13 @@ class PPOConfig(GAEConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class RLConfig(PolicyLossConfig, RewardConfig, RowsConfig, LoadBalancingConfig):
+class RLConfig(
+  PolicyLossConfig,
+  RewardConfig,
+  RowsConfig,
+  LoadBalancingConfig,
+  CheckpointConfig,
+):
   """Reinforcement learning, the stage `rl`. A step is a rollout and its updates.
 
   R1-Zero counts updates: 10,400 of 32 questions × 16 samples, made 8,192
@@ -317,9 +324,6 @@ class RLConfig(PolicyLossConfig, RewardConfig, RowsConfig, LoadBalancingConfig):
   )
   save_steps: int = key(
     100, 'Steps between two checkpoints.', unit='steps', at_least=1
-  )
-  save_total_limit: int = key(
-    2, 'Number of checkpoints that are kept.', at_least=1
   )
   num_logged_completions: int = key(
     8, 'Training completions that are saved at each evaluation.', at_least=0

@@ -89,16 +89,64 @@ class LoadBalancingConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig(LoadBalancingConfig):
-  """Keys of every stage that trains a model."""
+class CheckpointConfig(Section):
+  """Which checkpoints are saved, and which of them are kept."""
 
-  optimizer: OptimizerConfig = section(OptimizerConfig)
   save_steps: int = key(
     500, 'Steps between two checkpoints.', unit='steps', at_least=1
   )
   save_total_limit: int = key(
-    2, 'Number of checkpoints that are kept.', at_least=1
+    2, 'Number of the last checkpoints that are kept.', at_least=1
   )
+  keep_period: int = key(
+    0,
+    'The checkpoints of the steps that are multiples of it are kept for ever; '
+    '0 keeps none so.',
+    unit='steps',
+    at_least=0,
+  )
+  metric_for_best_model: str = key(
+    '',
+    'A metric of metrics.jsonl: the checkpoint with its best value so far is '
+    "kept too, such as 'eval/pass@1'. '' keeps none so.",
+  )
+  lower_is_better: bool = key(
+    False,
+    'Whether the best value is the smallest, as of a loss.',
+    only_if=is_set('metric_for_best_model'),
+  )
+
+  def conflicts(self) -> Iterator[Problem]:
+    yield from super().conflicts()
+    if self.keep_period % self.save_steps:
+      yield (
+        'keep_period',
+        f'must be a multiple of save_steps = {self.save_steps}: no other step '
+        'has a checkpoint',
+      )
+    if not self.metric_for_best_model:
+      return
+    evaluated = self.metric_for_best_model.startswith('eval/')
+    name = 'eval_steps' if evaluated else 'logging_steps'
+    every = getattr(self, name, 0 if evaluated else 1)
+    if not every:
+      yield (
+        'metric_for_best_model',
+        f'is {self.metric_for_best_model!r}, and this stage evaluates nothing',
+      )
+    elif self.save_steps % every:
+      yield (
+        'save_steps',
+        f'must be a multiple of {name} = {every}, so that every checkpoint has '
+        f'its {self.metric_for_best_model!r}',
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(LoadBalancingConfig, CheckpointConfig):
+  """Keys of every stage that trains a model."""
+
+  optimizer: OptimizerConfig = section(OptimizerConfig)
   logging_steps: int = key(
     10, 'Steps between two lines of metrics.jsonl.', unit='steps', at_least=1
   )
@@ -243,6 +291,7 @@ class SFTConfig(NextTokenConfig):
   )
 
   def conflicts(self) -> Iterator[Problem]:
+    yield from super().conflicts()
     if -1 < self.reasoning_loss_weight < 0:
       yield 'reasoning_loss_weight', 'must lie within [0, 1], or be -1'
     if not self.teacher_model and self.distillation_alpha:
