@@ -69,19 +69,20 @@ def is_disk_full(error: BaseException | None) -> bool:
   )
 
 
-def refusal(error: BaseException, folder: Path) -> OSError | None:
-  """Returns the error of a path in a folder that may not be written to.
+def refusal(error: BaseException, folder: Path) -> str:
+  """Returns why a path in a folder may not be written to; '' for no such error.
 
   Args:
     error: It, or one that it led to.
     folder: The folder.
   """
   for each in _led_to(error):
-    if isinstance(each, OSError) and each.errno in _REFUSED and each.filename:
-      path = Path(os.fsdecode(each.filename)).absolute()
-      if path.is_relative_to(folder.absolute()):
-        return each
-  return None
+    text = str(each)
+    for code in _REFUSED:  # Libraries in C++ tell the path in the text alone.
+      reason = os.strerror(code)
+      if reason in text and str(folder.absolute()) in text:
+        return reason
+  return ''
 
 
 def _led_to(error: BaseException | None) -> Iterator[BaseException]:

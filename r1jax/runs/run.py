@@ -1,6 +1,7 @@
 """Runs the stages of one config in order, each fed by the one before."""
 
 from collections.abc import Collection, Sequence
+import contextlib
 import dataclasses
 import json
 import logging
@@ -75,21 +76,21 @@ def train(
     _profile(stages[-1], profile_steps)
     params = None if stages[0].starts_fresh else base_params(config, parts)
   recorded = record(claimed or config)
-  place = Workdir(workdir, recorded)
-  processes.from_first(lambda: _claim(place, config))
-  output = place.stage(stages[-1].name) / stages[-1].output
-  if processes.from_first(output.exists):
-    processes.from_first(lambda: _say_finished(place, config, output))
+  with contextlib.closing(Workdir(workdir, recorded)) as place:
+    processes.from_first(lambda: _claim(place, config))
+    output = place.stage(stages[-1].name) / stages[-1].output
+    if processes.from_first(output.exists):
+      processes.from_first(lambda: _say_finished(place, config, output))
+      _push(place.path)
+      return output
+    processes.from_first(lambda: _claim_inputs(place, config))
+    metadata = {'config': flatten(recorded)}
+    output = _run_stages(config, parts, stages, place, params, metadata)
+    processes.from_first(lambda: lineage.write(place.path, config, output))
     _push(place.path)
+    where = buckets.shown(place.path)
+    _log.info('%s: done in %.0f s', where, time.monotonic() - began)
     return output
-  processes.from_first(lambda: _claim_inputs(place, config))
-  metadata = {'config': flatten(recorded)}
-  output = _run_stages(config, parts, stages, place, params, metadata)
-  processes.from_first(lambda: lineage.write(place.path, config, output))
-  _push(place.path)
-  where = buckets.shown(place.path)
-  _log.info('%s: done in %.0f s', where, time.monotonic() - began)
-  return output
 
 
 def _profile(stage: Stage, steps: Steps | None):

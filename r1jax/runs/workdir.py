@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import time
+from typing import IO
 import uuid
 
 from r1jax import buckets, files, processes
@@ -94,8 +95,8 @@ def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
     entry.name not in _OURS for entry in path.iterdir()
   ):
     raise UserError(
-      f'workdir: {buckets.shown(path)} is not empty and holds no run of r1jax; use '
-      'another --workdir'
+      f'workdir: {buckets.shown(path)} is not empty and holds no run of '
+      'r1jax; use another --workdir'
     )
 
 
@@ -143,10 +144,16 @@ class Workdir:
 
   def __init__(self, path: str, config: dict):
     self.path = _place(path)
+    self._lock: IO | None = None
     token = processes.from_first(lambda: self._claim(config))
     with processes.agreed():
       self._check_shared(token)
     processes.log_to(self.path / 'logs')
+
+  def close(self):
+    """Gives the directory free for another run."""
+    if self._lock is not None:
+      self._lock.close()
 
   def _claim(self, config: dict) -> str:
     """Locks the directory; returns a text that its lock file holds now."""
@@ -164,8 +171,8 @@ class Workdir:
       os.fsync(self._lock.fileno())  # NFS shows it to other hosts now.
     except BlockingIOError as error:
       raise UserError(
-        f'workdir: another run is writing to {buckets.shown(self.path)}; wait for it or use '
-        'another --workdir'
+        f'workdir: another run is writing to {buckets.shown(self.path)}; wait '
+        'for it or use another --workdir'
       ) from error
     except OSError as error:
       raise UserError(
@@ -187,8 +194,8 @@ class Workdir:
           return
       if time.monotonic() > deadline:
         raise UserError(
-          f'workdir: {buckets.shown(self.path)} of this host is not the folder that process 0 '
-          'writes to; use one that all hosts share'
+          f'workdir: {buckets.shown(self.path)} of this host is not the folder '
+          'that process 0 writes to; use one that all hosts share'
         )
       time.sleep(0.2)
 

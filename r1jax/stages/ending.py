@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,9 @@ def explained(
     error.kept = f'{name}: {kept()}'
     raise
   except Exception as error:
-    if refusal := files.refusal(error, directory):
+    if reason := files.refusal(error, directory):
       raise UserError(
-        f'{name}: cannot write to {refusal.filename} '
-        f'({os.strerror(refusal.errno or 0)}); {kept()}, once it may'
+        f'{name}: cannot write to {directory} ({reason}); {kept()}, once it may'
       ) from error
     if not files.is_disk_full(error):
       raise

@@ -29,6 +29,9 @@ from r1jax.train import checksums, manifest
 BROKEN = 'broken_checkpoints'
 _HOST_FILE = 'host/metadata'  # The file of the item `host`.
 _LEAVES, _SEED, _RUN, _VALUE = 'leaves', 'seed', 'config_sha256', 'best_metric'
+# Longest time of a save. Orbax measures it with the clock of the day: a clock
+# that is set right in the meantime must not end the run.
+_SAVE_SECS = 2 * 86400
 _log = logging.getLogger(__name__)
 
 
@@ -179,7 +182,8 @@ class Checkpointer:
         lightweight_initialize=True,
         preservation_policy=self._retention.policy(self._values),
         async_options=ocp.AsyncOptions(
-          post_finalization_callback=hashing and hashing.write_list
+          timeout_secs=_SAVE_SECS,
+          post_finalization_callback=hashing and hashing.write_list,
         ),
       )
       self._opened = ocp.CheckpointManager(

@@ -208,7 +208,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, code):
     train(tmp_path, at_step={4: refuse})
   message = str(caught.value)
   assert message.startswith(
-    f'toy: cannot write to {path} ({os.strerror(code)})'
+    f'toy: cannot write to {tmp_path}/toy ({os.strerror(code)}); '
   )
   assert 'the checkpoint of step 2 is kept' in message and '\n' not in message
 
