@@ -280,7 +280,7 @@ def test_grouped_query_attention(algorithm, one_device):
     (_grpo, dict(sequence=2, tensor=2, expert=2)),
     (_ppo, dict(sequence=2, fsdp=2, expert=2)),
   ],
-  ids=str,
+  ids=lambda value: getattr(value, '__name__', str(value)),
 )
 def test_latent_attention_experts_and_mtp(algorithm, mesh, one_device):
   """Loss, all metrics, all gradients of pretraining, GRPO and PPO."""
