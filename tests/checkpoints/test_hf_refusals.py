@@ -176,7 +176,8 @@ def test_export_lists_every_tensor_that_does_not_fit(shared, tmp_path):
   tensors = load_file(file)
   tensors['norm/scale'] = tensors['norm/scale'][:-1]
   del tensors['dense_layers/1/ffn/up']
-  save_file(tensors, file, metadata=SafetensorsReader(file).header)
+  metadata = encode_metadata(SafetensorsReader(file).metadata)
+  save_file(tensors, file, metadata=metadata)
   with pytest.raises(UserError, match='ffn/up; norm/scale of shape'):
     convert.export_hf(file, tmp_path / 'exported')
   assert not (tmp_path / 'exported').exists()
