@@ -74,8 +74,21 @@ def _requests(count: int = 5) -> list[Request]:
   ]
 
 
-@pytest.mark.parametrize('shape', [{}, dict(fsdp=2, tensor=2, expert=2)])
-@pytest.mark.parametrize('attention', ['mla', 'gqa'])
+@pytest.mark.parametrize(
+  'attention, shape',
+  [
+    ('mla', {}),
+    *(
+      pytest.param(attention, shape, marks=pytest.mark.slow)
+      for attention, shape in (
+        ('gqa', {}),
+        ('mla', dict(fsdp=2, tensor=2, expert=2)),
+        ('gqa', dict(fsdp=2, tensor=2, expert=2)),
+      )
+    ),
+  ],
+  ids=str,
+)
 def test_sampling_is_that_of_the_restored_weights(shape, attention):
   """Tokens and log-probabilities equal those of a model with these numbers."""
   changes = (

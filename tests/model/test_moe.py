@@ -170,7 +170,12 @@ def _moe_layer(shape, **changes):
 )
 @pytest.mark.parametrize(
   'dispatch, gathers',
-  [('blocks', False), ('ragged', False), ('blocks', True), ('ragged', True)],
+  [
+    ('blocks', False),
+    ('ragged', False),
+    ('blocks', True),
+    pytest.param('ragged', True, marks=pytest.mark.slow),
+  ],
 )
 def test_expert_parallelism_is_exact(monkeypatch, shape, dispatch, gathers):
   """Output, load and all gradients agree when experts are sharded.
