@@ -270,7 +270,7 @@ def _refused(*args: str) -> Callable[[Bench], str]:
     before = (folder / 'rl/metrics.jsonl').read_bytes()
     for arg in args:
       key = arg.removeprefix('--config.').split('=')[0]
-      ended = bench.train(folder, arg)
+      ended = bench.train(folder, *arg.split())
       assert ended.code == 2 and key in ended.line, ended.line
     assert (folder / 'rl/metrics.jsonl').read_bytes() == before
     return (
@@ -432,7 +432,7 @@ ROWS = [
       '--config.seed=1',
       '--config.mesh.data=1',
       '--config.model.dtype=bfloat16',
-      '--config.tokenizer.source=bilingual',
+      '--config.tokenizer.source=bilingual --config.model.vocab_size=138',
     ),
   ),
   (

@@ -1,6 +1,7 @@
 """Every stage declares itself, and a plugin's stage runs as they do."""
 
 import dataclasses
+import gc
 import os
 from pathlib import Path
 import signal
@@ -226,6 +227,8 @@ def test_sigterm_in_a_last_step_ends_the_run_before_the_next_stage(
   assert caught.value.kept == (
     'pretrain is finished, and the same command goes on with double'
   )
+  del caught  # Its frames hold the lock of the workdir.
+  gc.collect()
   assert (workdir / 'pretrain/model.safetensors').exists()
   assert not (workdir / 'double').exists()
   assert run.train(two_stages, str(workdir)).exists()
