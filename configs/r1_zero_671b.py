@@ -7,7 +7,7 @@ unpublished numbers are listed in r1jax/config/algorithms.py.
   r1jax aot --config=r1_zero_671b --topology=v5p:8x8x16
 
 It is for these two commands. A run needs more: imported weights in
-config.init, a tokenizer, questions, and a layout for sampling on several hosts.
+config.init, a tokenizer and questions.
 
 A microbatch is one packed row of 33,792 tokens for each of the 128 groups of
 eight chips that `tensor` makes. The 512 samples of an update fill four of them
@@ -16,11 +16,11 @@ if all are as long as they may be. Where lengths are exponential with a mean of
 mean of 64 draws (tests/launch/test_real_sizes.py). With tensor=2 there are 512 rows, one for each sample, and an
 update always costs what four microbatches cost.
 
-A microbatch peaks at 31.2 GB a chip of v5p:8x8x16 (95 GiB), float32 weights and
-moments, and costs 1.43 × 6·N_active·tokens in matrix products (attention's
+A microbatch peaks at 29.8 GB a chip of v5p:8x8x16 (95 GiB), float32 weights and
+moments, and costs 1.26 × 6·N_active·tokens in matrix products (attention's
 kernels, whose count includes masked blocks, are a row of their own). It compiles
-in six minutes of one core with 3.3 GB of host memory (libtpu 0.0.52). The
-reference policy, 2.7 GB a chip, is not among its arguments.
+in three to six minutes of one core with 3.8 GB of host memory (libtpu 0.0.52).
+All programs of a step are in experiments/aot.
 
 A first look at five layers, full width, on fewer chips:
 
