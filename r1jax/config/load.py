@@ -136,7 +136,9 @@ def _read(cls: type, values: Mapping, prefix: str, problems: list[str]):
   for name, spec in known.items():
     dotted, so_far = f'{prefix}{name}', len(problems)
     if name not in values:
-      problems.append(f'{dotted} is missing')
+      section = prefix.removesuffix('.')
+      hint = f'; change a section by config.{section}.update(…)' * bool(prefix)
+      problems.append(f'{dotted} is missing{hint}')
     elif spec.is_section:
       if isinstance(values[name], Mapping):
         fields[name] = _read(hints[name], values[name], f'{dotted}.', problems)

@@ -339,4 +339,4 @@ def show(
   )
   Console(width=120).print(table)
   best = ', '.join(f'{axis}={size}' for axis, size in plans[0].mesh.items())
-  print(f'config.mesh = dict({best})')
+  print(f'config.mesh.update({best})')

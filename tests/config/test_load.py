@@ -60,7 +60,9 @@ def test_unknown_missing_and_mistyped_keys_are_errors():
   text = str(raised.value)
   assert text.startswith('mine.py: ')
   assert 'rl.grup_size is unknown; did you mean rl.group_size?' in text
-  assert 'rl.group_size is missing' in text
+  assert (
+    'rl.group_size is missing; change a section by config.rl.update(…)' in text
+  )
   assert "rl.max_steps = '80' must be of type int" in text
   assert 'rollout.speculative = 1 must be of type bool' in text
   assert 'mesh must be a section, got 3' in text

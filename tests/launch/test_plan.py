@@ -117,7 +117,7 @@ def test_the_command_prints_a_mesh_to_copy(capsys):
   )
   printed = capsys.readouterr().out
   assert printed.startswith('8 v5e chips, 17.2 GB a device; ')
-  assert printed.splitlines()[-1].startswith('config.mesh = dict(data=')
+  assert printed.splitlines()[-1].startswith('config.mesh.update(data=')
 
 
 def test_mean_lengths_are_the_longest_by_default():
