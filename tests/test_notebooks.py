@@ -45,7 +45,7 @@ def execute(monkeypatch):
 
   def run(notebook) -> str:
     nbclient.NotebookClient(
-      notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}
+      notebook, timeout=900, resources={'metadata': {'path': str(ROOT)}}
     ).execute()
     return ''.join(
       output.get('text', '')
