@@ -28,7 +28,7 @@ def get_config(size: str = '7b'):
   config = base.get_config()
   config.stages = ('rl',)
   config.model = model()
-  # As in the distilled models' own files; their bases have other values.
+  # The distilled models' own files say so; their bases have other values.
   config.model.update(max_position_embeddings=131072, tie_word_embeddings=False)
   config.data.update(max_prompt_tokens=1024)
   config.rl.update(

@@ -1,4 +1,4 @@
-"""What the launch scripts share: their flags, and how a command runs.
+"""Flags of the launch scripts, and the way in which they run commands.
 
 A script needs Python 3.11 and the tool of its cloud or cluster, nothing of
 r1jax: it runs on a laptop. `--dry_run` prints what would run, in the form of a

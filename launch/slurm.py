@@ -27,8 +27,8 @@ _ACTIONS = (
   ('stop', 'send SIGTERM to the run, which saves a checkpoint'),
   ('delete', 'cancel the job'),
 )
-# Without B: it goes to the tasks of srun. Tasks are not killed when one of them
-# has ended: they end each other, and after SIGTERM all save together.
+# The signal goes to the tasks of srun, since it is given without B:. Tasks are
+# not killed when one of them has ended: they end each other, and after SIGTERM all save together.
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
@@ -118,7 +118,8 @@ def _act(shell: common.Shell, flags: argparse.Namespace, command: list[str]):
   elif flags.action == 'logs':
     shell.run('tail', '-n', '100', '-F', str(_file(flags.name, 'txt')))
   elif flags.action == 'stop':
-    # Without --batch it goes to the tasks, and the batch script waits for them.
+    # The signal goes to the tasks, since --batch is not given; the batch script
+    # waits for them.
     shell.run('touch', str(_file(flags.name, 'stopped')))
     shell.run('scancel', '--signal=TERM', f'--name={flags.name}', '--me')
   else:

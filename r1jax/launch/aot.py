@@ -27,7 +27,7 @@ from r1jax.launch import flops, hlo, info, traffic
 from r1jax.stages.stage import Program, ProgramKind
 
 _REASON_CHARS = 240  # Longer compiler messages are cut.
-_FORMAT = 1  # Of the kept reports; another one is not read.
+_FORMAT = 2  # A number that changes with the fields of kept reports.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Compiled:
 
   Attributes:
     label, kind, tokens, row_tokens, microbatches, beside: See Program.
+    devices: Number of devices that run it together.
+    passes: Forward passes that its minimum of FLOPs counts; a gradient is two.
     arguments_bytes: Bytes of its arguments on one device.
     temporaries_bytes: Bytes beside the arguments on one device.
     peak_bytes: Maximum bytes in use at once on one device, by this program.
@@ -64,12 +66,11 @@ class Compiled:
     fixed: The part of the cost that does not depend on the number of
       microbatches or the length of the context.
     collectives: Bytes that one device sends in such a call, by kind, number of
-      devices in a group, and link.
-    model_flops: 6 · active parameters · tokens of an update, and 2 · active
-      parameters · tokens elsewhere; without the attention core and MTP modules.
-    attention_flops: Minimum FLOPs of the attention core of such tokens: scores
-      and weighted sums over what a causal mask leaves of a row, times three for
-      a gradient.
+      devices in a group or of slices, and link.
+    model_flops: passes · 2 · active parameters · tokens, which leaves out the
+      attention core and MTP modules.
+    attention_flops: Minimum FLOPs of the attention core of such tokens: passes ·
+      scores and weighted sums over what a causal mask leaves of a row.
     compile_secs: Wall time of tracing and compiling.
     host_bytes: Peak memory of the process that compiled it.
   """
@@ -80,6 +81,8 @@ class Compiled:
   row_tokens: int
   microbatches: int
   beside: dict[str, int]
+  devices: int
+  passes: int
   arguments_bytes: int
   temporaries_bytes: int
   peak_bytes: int
@@ -132,12 +135,13 @@ def compile_program(
   if cache and (report := _read(kept, program)):
     return report
   compiled, text = _compile(lowered)
-  module, devices = hlo.Module(text), _devices(program)
+  # Compiled programs number the devices in this order.
+  module, devices = hlo.Module(text), list(_mesh(program).devices.flat)
   costs = []
   for share, each in zip((0.0, 1.0), counted):
     moved = traffic.count(module, unknown_trips=share, fill=share)
     costs.append(_cost(each, moved, devices, chip))
-  if program.microbatches > 1 or program.kind is ProgramKind.UPDATE:
+  if program.kind in (ProgramKind.SCORE, ProgramKind.UPDATE):
     # Their only loop of unknown length is over microbatches, which multiply.
     costs[0] = dataclasses.replace(
       costs[0], flops=dict.fromkeys(costs[1].flops, 0.0)
@@ -170,21 +174,14 @@ def _compile(lowered) -> tuple[Any, str]:
       raise DoesNotFit(
         ' '.join(str(error).split())[:_REASON_CHARS], _largest_buffers(folder)
       ) from error
-    texts = [
-      path
-      for path in Path(folder).glob('*after_optimizations.txt')
-      if not path.name.startswith('module_0000.reduce')
-    ]
+    texts = list(Path(folder).glob('*after_optimizations.txt'))
     if not texts:  # An entry of JAX's own cache: nothing was compiled.
       return compiled, compiled.as_text()
-    return compiled, max(
-      texts, key=lambda path: path.stat().st_size
-    ).read_text()
+    return compiled, texts[0].read_text()
 
 
-def _devices(program: Program) -> list:
-  """The devices in the order in which compiled programs number them."""
-  return list(program.model.layout.mesh.devices.flat)
+def _mesh(program: Program) -> Any:
+  return program.model.layout.mesh
 
 
 def _cost(
@@ -192,7 +189,7 @@ def _cost(
 ) -> Cost:
   size, secs = {'ici': 0.0, 'dcn': 0.0}, {'ici': 0.0, 'dcn': 0.0}
   for collective, sent in moved.sent_bytes.items():
-    link, bandwidth = _link([devices[i] for i in collective.group], chip)
+    link, bandwidth = _link(collective, devices, chip)
     size[link] += sent
     secs[link] += sent / bandwidth
   return Cost(
@@ -205,13 +202,17 @@ def _cost(
   )
 
 
-def _link(group: list, chip: Chip) -> tuple[str, float]:
-  """The network of a group of devices, and bytes a second of one of them.
+def _link(
+  collective: traffic.Collective, devices: list, chip: Chip
+) -> tuple[str, float]:
+  """The network of a collective, and bytes a second of one device.
 
-  Each axis of the torus along which the group extends has two links a chip.
+  Each axis of the torus along which a group extends has two links a chip.
   """
-  if len({getattr(device, 'slice_index', 0) for device in group}) > 1:
-    return 'dcn', (chip.dcn_bytes_per_sec or np.nan) / chip.devices
+  group = [devices[i] for i in collective.group]
+  if collective.slices > 1:
+    assert chip.dcn_bytes_per_sec, f'the network of {chip.name} is not known'
+    return 'dcn', chip.dcn_bytes_per_sec / chip.devices
   coords = np.array([getattr(device, 'coords', (0,)) for device in group])
   axes = int((coords.max(0) > coords.min(0)).sum())
   links = min(2 * max(axes, 1), chip.ici_links)
@@ -223,15 +224,14 @@ def _report(
   program: Program, memory, costs: list[Cost], moved, devices: list
 ) -> Compiled:
   sizes = info.count(program.model.config)
-  tokens, training = program.tokens, program.kind is ProgramKind.UPDATE
+  tokens = program.tokens
+  # A gradient costs two more.
+  passes = program.passes * (3 if program.kind is ProgramKind.UPDATE else 1)
   collectives: dict[tuple[str, int, str], float] = {}
   for collective, sent in moved.sent_bytes.items():
-    slices = {getattr(devices[i], 'slice_index', 0) for i in collective.group}
-    key = (
-      collective.kind,
-      len(collective.group),
-      'dcn' if len(slices) > 1 else 'ici',
-    )
+    across = collective.slices > 1
+    size = collective.slices if across else len(collective.group)
+    key = collective.kind, size, 'dcn' if across else 'ici'
     collectives[key] = collectives.get(key, 0.0) + sent
   decodes = program.kind in (ProgramKind.PREFILL, ProgramKind.DECODE)
   context = program.row_tokens if decodes else (program.row_tokens + 1) / 2
@@ -242,6 +242,8 @@ def _report(
     row_tokens=program.row_tokens,
     microbatches=program.microbatches,
     beside=dict(program.beside),
+    devices=len(devices),
+    passes=passes,
     arguments_bytes=memory.argument_size_in_bytes,
     temporaries_bytes=memory.temp_size_in_bytes,
     peak_bytes=memory.peak_memory_in_bytes,
@@ -251,11 +253,8 @@ def _report(
       [(*key, sent) for key, sent in collectives.items()],
       key=lambda row: -row[-1],
     ),
-    model_flops=(6.0 if training else 2.0) * sizes.active * tokens,
-    attention_flops=(3.0 if training else 1.0)
-    * sizes.attention_flops
-    * tokens
-    * context,
+    model_flops=2.0 * passes * sizes.active * tokens,
+    attention_flops=float(passes * sizes.attention_flops * tokens * context),
     compile_secs=0.0,
     host_bytes=0,
   )

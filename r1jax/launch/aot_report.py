@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import json
-import math
+import os
 from pathlib import Path
 
 import jax
@@ -16,7 +16,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.launch import aot, roofline, topology
 from r1jax.launch.aot import Compiled
-from r1jax.launch.roofline import Share
+from r1jax.launch.roofline import Lengths, Share
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import memory
@@ -51,9 +51,9 @@ class Request:
   @property
   def place(self) -> str:
     """The slices, for people: '2 × v5p:8x8x8'."""
-    return f'{self.slices} × {self.topology}' * (self.slices > 1) or (
-      self.topology
-    )
+    if self.slices == 1:
+      return self.topology
+    return f'{self.slices} × {self.topology}'
 
 
 def show(config: RunConfig, request: Request) -> int:
@@ -72,7 +72,14 @@ def show(config: RunConfig, request: Request) -> int:
       JSON file cannot be written.
   """
   chip = topology.chip_of(request.topology)
-  check_writable(request.json)
+  if request.slices > 1 and chip.dcn_bytes_per_sec is None:
+    raise UserError(
+      f'--slices: the bandwidth between slices of {chip.name} is not published'
+    )
+  _check_writable(request.json)
+  lengths = roofline.lengths_of(
+    config, request.prompt_tokens, request.completion_tokens
+  )
   with topology.quiet_compiler():
     devices = topology.devices(request.topology, request.slices)
   layout = Layout(make_mesh(dataclasses.asdict(config.mesh), devices))
@@ -92,10 +99,10 @@ def show(config: RunConfig, request: Request) -> int:
       print('\n'.join(error.buffers))
       return DOES_NOT_FIT
     reports.append(report)
-    print('\n'.join(_program_rows(report, request.place, len(devices), limit)))
-    print('\n'.join(_cost_rows(report, chip, len(devices))), flush=True)
+    print('\n'.join(_program_rows(report, request.place, limit)))
+    print('\n'.join(_cost_rows(report, chip)), flush=True)
     fits &= report.together_bytes <= limit
-  shares = _step(config, reports, request, chip, len(devices))
+  shares = _step(config, reports, lengths, chip, len(devices))
   if request.json:
     _write_json(request, reports, shares, len(devices))
   if not fits:
@@ -105,10 +112,10 @@ def show(config: RunConfig, request: Request) -> int:
   return 0 if fits else DOES_NOT_FIT
 
 
-def check_writable(path: Path | None):
+def _check_writable(path: Path | None):
   """Raises UserError where a file cannot be written."""
-  if path is not None and not path.expanduser().absolute().parent.is_dir():
-    raise UserError(f'--json: there is no folder {path.parent}')
+  if path is not None and not os.access(path.expanduser().parent, os.W_OK):
+    raise UserError(f'--json: no folder {path.parent} that may be written to')
 
 
 def _selected(programs: list[Program], kinds: Sequence[str]) -> list[Program]:
@@ -121,9 +128,7 @@ def _selected(programs: list[Program], kinds: Sequence[str]) -> list[Program]:
   return [x for x in programs if not kinds or str(x.kind) in kinds]
 
 
-def _program_rows(
-  report: Compiled, place: str, devices: int, limit: int
-) -> list[str]:
+def _program_rows(report: Compiled, place: str, limit: int) -> list[str]:
   """Rows of the size of a program and of its memory."""
   size = f'{report.tokens:,} tokens'
   if report.microbatches > 1:
@@ -133,7 +138,7 @@ def _program_rows(
     )
   gb = lambda name, size: f'  {name:<14}{size / _GB:8.2f} GB'
   rows = [
-    f'{place}: {devices} devices; {report.label}: {size}',
+    f'{place}: {report.devices} devices; {report.label}: {size}',
     gb('arguments', report.arguments_bytes) + ' a device',
     gb('temporaries', report.temporaries_bytes),
     gb('peak', report.peak_bytes) + f' of {limit / _GB:.1f} GB',
@@ -146,7 +151,7 @@ def _program_rows(
   return rows
 
 
-def _cost_rows(report: Compiled, chip: Chip, devices: int) -> list[str]:
+def _cost_rows(report: Compiled, chip: Chip) -> list[str]:
   """Rows of FLOPs beside their minimum, of traffic and of time."""
   rows = _flop_rows(report) if report.tokens else []
   rows.append(f'  HBM traffic   {report.cost.hbm_bytes / _GB:8.2f} GB a device')
@@ -156,7 +161,7 @@ def _cost_rows(report: Compiled, chip: Chip, devices: int) -> list[str]:
     )
   if rest := sum(row[-1] for row in report.collectives[4:]):
     rows.append(f'  the rest      {rest / _GB:8.2f} GB')
-  times = roofline.of_cost(report.cost, chip, devices)
+  times = roofline.of_cost(report.cost, chip, report.devices)
   parts = ', '.join(
     f'{name} {secs * 1e3:.4g}'
     for name, secs in dataclasses.asdict(times).items()
@@ -175,13 +180,13 @@ def _flop_rows(report: Compiled) -> list[str]:
   flops = report.cost.flops
   core = flops['kernel']
   matmul = sum(flops.values()) - core
-  training = report.kind is ProgramKind.UPDATE
-  each, times = (6, 3) if training else (2, 1)
   rows = [
     f'  matmul FLOPs  {matmul:.3e} = {matmul / report.model_flops:.2f} × '
-    f'{each}·N_active·tokens ({report.model_flops:.3e})'
+    f'{2 * report.passes}·N_active·tokens ({report.model_flops:.3e})'
   ]
-  what = f'{times} × causal scores and mixing ({report.attention_flops:.3e})'
+  what = (
+    f'{report.passes} × causal scores and mixing ({report.attention_flops:.3e})'
+  )
   if report.kind in (ProgramKind.PREFILL, ProgramKind.DECODE):
     return rows + [
       f'    attention   {report.attention_flops:.3e} of the tokens before, at '
@@ -201,7 +206,7 @@ def _flop_rows(report: Compiled) -> list[str]:
 def _step(
   config: RunConfig,
   reports: list[Compiled],
-  request: Request,
+  lengths: Lengths,
   chip: Chip,
   devices: int,
 ) -> list[Share]:
@@ -209,9 +214,6 @@ def _step(
   if not any(report.kind is ProgramKind.DECODE for report in reports):
     return []
   c = config.rl
-  lengths = roofline.lengths_of(
-    config, request.prompt_tokens, request.completion_tokens
-  )
   shares = roofline.step(config, reports, lengths, chip, devices)
   samples = c.prompts_per_step * c.group_size
   print(
@@ -268,19 +270,8 @@ def _write_json(
     ],
   }
   assert request.json is not None
-  text = json.dumps(_finite(content), indent=1)
+  text = json.dumps(content, indent=1, allow_nan=False)
   try:
     files.write_text(request.json.expanduser(), text + '\n')
   except OSError as error:
     raise UserError(f'--json: cannot write {request.json}: {error}') from error
-
-
-def _finite(value):
-  """The value with None for numbers that JSON does not have."""
-  if isinstance(value, dict):
-    return {key: _finite(x) for key, x in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_finite(x) for x in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value

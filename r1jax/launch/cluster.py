@@ -107,8 +107,8 @@ def place(
   for source, found in (('flags', flags), ('environment', from_env)):
     if found:
       return _given_place(source, found)
-  # Those of the step that srun starts: a batch script, or an interactive shell,
-  # is one process, however many tasks its job has.
+  # The tasks of the step that srun starts count: a batch script, or an
+  # interactive shell, is one process, however many tasks its job has.
   if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
     return Place('Slurm', method='slurm')
   if int(env.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:

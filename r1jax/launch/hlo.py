@@ -16,7 +16,8 @@ _CALLED = re.compile(
   r'%?([\w.-]+)'
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
-_SCOPE = re.compile(r'\b(loop|upto)_(\d+(?:\.\d+)?)/while')
+# At the end: the name of an outer loop is part of an inner one's.
+_SCOPE = re.compile(r'\b(loop|upto)_(\d+(?:\.\d+)?)/while$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +92,9 @@ class Module:
     return self._users[computation].get(name, [])
 
   def trips(self, loop: Instruction, unknown: float, fill: float) -> float:
-    """Returns how often the body of a while loop runs; see `traffic`."""
-    scope = _SCOPE.findall(op_name(loop))
-    # The name of an outer loop is part of an inner one's.
-    if scope and op_name(loop).rstrip('"').endswith(
-      f'{scope[-1][0]}_{scope[-1][1]}/while'
-    ):
-      kind, number = scope[-1]
-      return float(number) * (fill if kind == 'upto' else 1)
+    """Returns how often the body of a while loop runs; see traffic.count."""
+    if scope := _SCOPE.search(op_name(loop)):
+      return float(scope[2]) * (fill if scope[1] == 'upto' else 1)
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
       return float(known[1])
     condition = re.search(r'condition=%?([\w.-]+)', loop.rest)

@@ -14,6 +14,7 @@ from r1jax.config.schema.preferences import PackedConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model.model_flops import count
+from r1jax.rollout import hosts
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
 from r1jax.stages import memory
@@ -164,13 +165,21 @@ def _device_rows(config: RunConfig, devices: int) -> list[tuple[str, str, str]]:
     (
       f'  sampling, {sampler.engine_config(config).max_num_seqs} sequences in all',
       '',
-      '',
+      _as_global(config, layout),
     ),
     *(
       (f'    {name}', f'{size:,}', _short(size, 'B'))
       for name, size in sampling.items()
     ),
   ]
+
+
+def _as_global(config: RunConfig, layout: Layout) -> str:
+  """Says that sampling by host is counted on the whole mesh, where it is."""
+  scope = config.rollout.scope
+  if scope == 'host' and not hosts.is_by_host(layout, scope):
+    return "as with rollout.scope = 'global'"
+  return ''
 
 
 def _update_rows(

@@ -79,12 +79,17 @@ def propose(
     count: Number of meshes, at most.
 
   Raises:
-    UserError: the last stage is not rl, no mesh divides the model and the
+    UserError: the last stage is not rl or samples by host, no mesh divides the model and the
       batch, or none fits.
   """
   if config.stages[-1] != 'rl':
     raise UserError(
       f'plan: the last stage is {config.stages[-1]!r}; it plans the stage rl'
+    )
+  if config.rollout.scope == 'host':
+    raise UserError(
+      "plan: rollout.scope = 'host' is not planned; give "
+      '--config.rollout.scope=global, whose updates are the same'
     )
   devices, limit = chips * chip.devices, chip.hbm_bytes // chip.devices
   shapes = _Shapes(config.model)

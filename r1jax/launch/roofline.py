@@ -97,7 +97,7 @@ class Share:
 
 
 def of_cost(cost: Cost, chip: Chip, devices: int) -> Times:
-  """Returns the seconds of a cost on so many devices of a chip.
+  """Returns the seconds of a cost that so many devices of a chip share.
 
   A causal mask leaves half of the grid of an attention kernel, which is all
   that counts here.
@@ -111,12 +111,10 @@ def of_cost(cost: Cost, chip: Chip, devices: int) -> Times:
   )
 
 
-def call_times(
-  program: Compiled, units: float, chip: Chip, devices: int
-) -> Times:
+def call_times(program: Compiled, units: float, chip: Chip) -> Times:
   """Returns the seconds of one call; see Share.units."""
   whole, fixed = (
-    dataclasses.astuple(of_cost(cost, chip, devices))
+    dataclasses.astuple(of_cost(cost, chip, program.devices))
     for cost in (program.cost, program.fixed)
   )
   return Times(*(f + units * (w - f) for w, f in zip(whole, fixed)))
@@ -140,37 +138,36 @@ def step(
     programs: The programs of the step.
     lengths: Mean lengths of its samples.
     chip: The chip.
-    devices: Number of devices.
+    devices: Number of devices of the run. A program that fewer of them share
+      runs on all at once, each host on its own prompts.
   """
   shares = []
   for program in programs:
-    calls, units = _calls(config, program, lengths)
-    times = call_times(program, units, chip, devices) * calls
+    calls, units = _calls(config, program, lengths, devices)
+    times = call_times(program, units, chip) * calls
     shares.append(Share(program, calls, units, times))
   return shares
 
 
 def _calls(
-  config: RunConfig, program: Compiled, lengths: Lengths
+  config: RunConfig, program: Compiled, lengths: Lengths, devices: int
 ) -> tuple[float, float]:
   """Calls of a program in an RL step, and the units of each."""
   c, kind = config.rl, program.kind
+  at_once = program.tokens * devices / program.devices
   groups = sampler.groups_in_flight(config)
   context = program.row_tokens
   if kind is ProgramKind.RELAYOUT:
     return 1, 1.0
   if kind is ProgramKind.PREFILL:
     tokens = groups * lengths.prompt
-    return math.ceil(tokens / program.tokens), lengths.prompt / 2 / context
+    return math.ceil(tokens / at_once), lengths.prompt / 2 / context
   if kind is ProgramKind.DECODE:
     tokens = groups * c.group_size * lengths.completion
     mean_context = lengths.prompt + lengths.completion / 2
-    return tokens / program.tokens, mean_context / context
+    return tokens / at_once, mean_context / context
   total = (
     c.prompts_per_step * c.group_size * (lengths.prompt + lengths.completion)
   )
-  # The tokens of a microbatch; a pass over two policies counts them twice.
   calls = c.num_minibatches if kind is ProgramKind.UPDATE else 1
-  passes = 2 if '2 policies' in program.label else 1
-  size = program.tokens / passes
-  return calls, float(math.ceil(total / calls / size))
+  return calls, float(math.ceil(total / calls / at_once))

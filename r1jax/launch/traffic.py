@@ -28,6 +28,8 @@ _FREE = frozenset(
 _MOVES = frozenset(
   ('bitcast', 'reshape', 'copy', 'convert', 'transpose', 'parameter')
 )
+# On several slices XLA hands what goes between them to a runtime of its own.
+_BETWEEN_SLICES = '_xla_megascale_transfer_type'
 COLLECTIVES = (
   'all-gather',
   'all-reduce',
@@ -43,11 +45,13 @@ class Collective:
 
   Attributes:
     kind: One of COLLECTIVES.
-    group: Ids of the devices of one group.
+    group: Ids of the devices of one group, within a slice; () between slices.
+    slices: Number of slices that exchange; 1 within one.
   """
 
   kind: str
   group: tuple[int, ...]
+  slices: int = 1
 
 
 @dataclasses.dataclass
@@ -111,6 +115,9 @@ class _Counter:
       sent = _sent(kind, instruction, self._module.instructions(place), place)
       if sent is not None:
         total.sent_bytes[sent[0]] += sent[1]
+    elif opcode == 'send' and _BETWEEN_SLICES in instruction.rest:
+      key, size = _sent_to_slices(instruction, self._module.instructions(place))
+      total.sent_bytes[key] += size
     elif opcode == 'while':
       times = self._module.trips(instruction, self._unknown_trips, self._fill)
       for name in called:
@@ -289,9 +296,26 @@ def _sent(
     return None
   if kind == 'all-reduce' and 'all-reduce-scatter' in place:
     kind = 'reduce-scatter'  # A fusion that drops what a device does not need.
+  return Collective(kind, group), _factor(kind, n) * taken
+
+
+def _factor(kind: str, n: int) -> float:
+  """How often one of n devices sends what it has, or the shares of it."""
   share = (n - 1) / n
-  factor = {'all-gather': n * share, 'all-reduce': 2 * share}.get(kind, share)
-  return Collective(kind, group), factor * taken
+  return {'all-gather': n * share, 'all-reduce': 2 * share}.get(kind, share)
+
+
+def _sent_to_slices(
+  instruction: Instruction, there: dict[str, Instruction]
+) -> tuple[Collective, float]:
+  """The exchange of slices that a `send` to their runtime asks for, and bytes."""
+  kind = re.search(rf'{_BETWEEN_SLICES}="(\w+)"', instruction.rest)
+  target = re.search(r'_xla_megascale_target="\{([\d,]*)\}', instruction.rest)
+  if kind is None or target is None:
+    raise ValueError(f'a send to slices in an unknown form: {instruction.rest}')
+  name, slices = kind[1].lower().replace('_', '-'), len(target[1].split(','))
+  taken = _bytes(there[instruction.operands[0]].shape, every=True)
+  return Collective(name, (), slices), _factor(name, slices) * taken
 
 
 def _attribute(instruction: Instruction, name: str) -> str:

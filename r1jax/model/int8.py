@@ -3,6 +3,11 @@
 import jax.numpy as jnp
 
 
+def scale_of(largest):
+  """Returns the float32 scale with which the largest number becomes ±127."""
+  return jnp.where(largest == 0, 1.0, largest / 127)  # NaN stays NaN.
+
+
 def quantize(x, parts: tuple[int, int]):
   """Quantizes each part of x to int8.
 
@@ -20,7 +25,7 @@ def quantize(x, parts: tuple[int, int]):
     ],
     -1,
   )
-  scale = jnp.where(largest == 0, 1.0, largest / 127)  # NaN stays NaN.
+  scale = scale_of(largest)
   return scale, jnp.round(x / repeat_scales(scale, parts)).astype(jnp.int8)
 
 

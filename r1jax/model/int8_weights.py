@@ -14,6 +14,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.model import int8
 from r1jax.sharding import Layout
 
 _BLOCK = 128
@@ -65,8 +66,7 @@ def quantize(weight: jax.Array, block: int) -> Int8Weight:
   blocks = weight.astype(jnp.float32).reshape(
     *first, rows // block, block, last
   )
-  largest = jnp.abs(blocks).max(-2)
-  scale = jnp.where(largest == 0, 1.0, largest / 127)  # NaN stays NaN.
+  scale = int8.scale_of(jnp.abs(blocks).max(-2))
   rounded = jnp.round(blocks / scale[..., None, :])
   return Int8Weight(
     rounded=rounded.reshape(weight.shape).astype(jnp.int8), scale=scale

@@ -90,7 +90,7 @@ class Engine:
     self.by_host = hosts.is_by_host(model.layout, config.scope)
     if self.by_host:
       self.layout = layout = hosts.host_layout(model.layout)
-      config = config.of_one_process(jax.process_count())
+      config = config.of_one_process(hosts.num_hosts(model.layout))
     else:
       self.layout = layout = model.layout.decoding()
     self.num_shards = layout.size('B')
@@ -155,8 +155,8 @@ class Engine:
   def run(self, params, requests: Sequence[Request]) -> list[Completion]:
     """Completes all requests; returns their completions in the same order.
 
-    If processes share the work, each completes every n-th request and is
-    told the others.
+    If processes share the work, each completes an equal part of the requests,
+    side by side since neighbours share prompts, and is told the others.
 
     Raises:
       UserError: a request cannot be served; see `validate`.
@@ -165,7 +165,8 @@ class Engine:
     completions = [Completion(request) for request in requests]
     own = range(len(requests))
     if self.shares_work:
-      own = own[jax.process_index() :: jax.process_count()]
+      count, here = jax.process_count(), jax.process_index()
+      own = range(len(own) * here // count, len(own) * (here + 1) // count)
     for i in own:
       session.submit(requests[i], completions[i])
     for _ in session:

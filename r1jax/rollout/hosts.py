@@ -8,6 +8,8 @@ depends on the weights, its prompt and its key alone.
 """
 
 from collections.abc import Sequence
+import dataclasses
+import functools
 import json
 import math
 from typing import Any
@@ -37,7 +39,7 @@ def host_layout(layout: Layout) -> Layout:
   """
   mesh: Any = layout.mesh
   count = len(mesh.local_devices)
-  if count * len({d.process_index for d in mesh.devices.flat}) != mesh.size:
+  if count * num_hosts(layout) != mesh.size:
     raise UserError(
       "rollout.scope = 'host' needs as many devices in every process"
     )
@@ -46,7 +48,13 @@ def host_layout(layout: Layout) -> Layout:
   own = make_mesh(
     dict(data=-1, tensor=tensor, expert=expert), _own_devices(mesh)
   )
-  return Layout(own, layout.weights, layout.activations).decoding()
+  return dataclasses.replace(layout, mesh=own).decoding()
+
+
+def num_hosts(layout: Layout) -> int:
+  """Returns the number of processes that a mesh's devices belong to."""
+  mesh: Any = layout.mesh
+  return len({device.process_index for device in mesh.devices.flat})
 
 
 def is_by_host(layout: Layout, scope: str) -> bool:
@@ -89,6 +97,7 @@ def to_host(params: Any, shardings: Any, mesh: Any) -> Any:
   return jax.tree.map(own, spread, shardings)
 
 
+@functools.cache  # It is the same in every step.
 def _mesh_of_hosts(mesh: Mesh, local: Mesh) -> Mesh:
   """The meshes of all hosts side by side: an axis `hosts`, and MESH_AXES.
 
@@ -134,12 +143,8 @@ def quotas(host_of: Sequence[int], hosts: int, wanted: int) -> list[int]:
   """Returns how many of its groups each host completes, `wanted` in all."""
   has = [sum(host == h for host in host_of) for h in range(hosts)]
   parts = [count * wanted // max(len(host_of), 1) for count in has]
-  for host in sorted(range(hosts), key=lambda h: (parts[h] - has[h], h)):
-    if sum(parts) < wanted and parts[host] < has[host]:
-      parts[host] += 1
-  while sum(parts) < wanted:  # Rounding left more than one for a host.
-    host = max(range(hosts), key=lambda h: (has[h] - parts[h], -h))
-    parts[host] += 1
+  while sum(parts) < wanted:
+    parts[max(range(hosts), key=lambda h: (has[h] - parts[h], -h))] += 1
   return parts
 
 

@@ -27,7 +27,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import kernels, parameters
 from r1jax.model.transformer import Transformer
-from r1jax.rollout import sizes
+from r1jax.rollout import hosts, sizes
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build import sampler
 from r1jax.stages.build.abstract import params_of
@@ -70,9 +70,9 @@ def predict(update: Update, remat: str) -> Prediction:
   layers = config.num_hidden_layers + config.prediction_depth
   activations = kept + _layers_at_once(config, remat) * all_kept // layers
   state = update.arguments[0]
-  gradients = _device_bytes(getattr(state, 'train', state).params)
+  gradients = bytes_of_arrays(getattr(state, 'train', state).params)
   return Prediction(
-    state=_device_bytes(update.arguments),
+    state=bytes_of_arrays(update.arguments),
     gradients=gradients * (2 if update.microbatches * parts > 1 else 1),
     activations=activations // layout.size('t'),
     logits=_logits_bytes(
@@ -165,9 +165,16 @@ def chosen(
 
 
 def sampling_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
-  """Returns the bytes that sampling needs; see sizes.memory_per_device."""
+  """Returns the bytes that sampling needs; see sizes.memory_per_device.
+
+  An abstract mesh has no hosts: rollout.scope = 'host' counts as 'global' there.
+  """
+  own, decoding = sampler.engine_config(config), None
+  if hosts.is_by_host(layout, own.scope):
+    own = own.of_one_process(hosts.num_hosts(layout))
+    decoding = hosts.host_layout(layout)
   return sizes.memory_per_device(
-    on_one_device(config.model), layout, sampler.engine_config(config)
+    on_one_device(config.model), layout, own, decoding
   )
 
 
@@ -263,7 +270,7 @@ def _kept_bytes(
   return max(total, 0)
 
 
-def _device_bytes(tree: Any) -> int:
+def bytes_of_arrays(tree: Any) -> int:
   """Returns the bytes of abstract arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

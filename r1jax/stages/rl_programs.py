@@ -7,7 +7,6 @@ told what else is in memory while it runs.
 
 from collections.abc import Callable
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from r1jax.sharding import Layout
 from r1jax.stages import rl_update
 from r1jax.stages.build import packing, sampler
 from r1jax.stages.build.abstract import train_state_of
+from r1jax.stages.memory import bytes_of_arrays
 from r1jax.stages.stage import Program, ProgramKind, Update, as_program
 from r1jax.train import policy_step, value_step
 
@@ -34,14 +34,14 @@ def of_step(config: RunConfig, layout: Layout) -> list[Program]:
   model = Transformer(config.model, layout)
   train = train_state_of(model, rl_update.policy_optimizer(config, 1000))
   held = {
-    'weights': _bytes(train.params),
-    'optimizer': _bytes(train) - _bytes(train.params),
+    'weights': bytes_of_arrays(train.params),
+    'optimizer': bytes_of_arrays(train) - bytes_of_arrays(train.params),
   }
   if c.kl_coef:
-    held['reference policy'] = _bytes(train.params)
+    held['reference policy'] = bytes_of_arrays(train.params)
   updates = rl_update.updates(config, layout, 1000)
   if len(updates) > 1:
-    held['critic'] = _bytes(updates[1].arguments[0])
+    held['critic'] = bytes_of_arrays(updates[1].arguments[0])
   without = lambda *names: {k: v for k, v in held.items() if k not in names}
   programs = _sampling(config, model, train.params, held)
   programs += _scoring(config, model, train.params, without)
@@ -124,7 +124,8 @@ def _scoring(
       model=model,
       function=policy_step.token_logps(model, c.temperature, shape, count),
       arguments=(*[params] * count, _batch(config, layout, shape)),
-      tokens=_round_tokens(shape) * count,
+      tokens=_round_tokens(shape),
+      passes=count,
       row_tokens=shape.row_tokens,
       microbatches=shape.max_microbatches,
       beside=without(*given),
@@ -137,7 +138,7 @@ def _values(config: RunConfig, update: Update, held: dict[str, int]) -> Program:
   model = update.model
   shape = packing.row_shape(config, model.layout)
   separate = config.rl.ppo.critic == 'separate'
-  given = _bytes(update.arguments[0].params)
+  given = bytes_of_arrays(update.arguments[0].params)
   return Program(
     label='values',
     kind=ProgramKind.SCORE,
@@ -175,12 +176,4 @@ def _batch(config: RunConfig, layout: Layout, shape: RowShape) -> Any:
     adv_BT=None,
     old_logp_BT=None,
     ref_logp_BT=None,
-  )
-
-
-def _bytes(tree: Any) -> int:
-  """The bytes of abstract arrays on one device."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
   )

@@ -107,6 +107,7 @@ class Program:
       microbatches depends on the data, in one of each update that a call has.
     row_tokens: Columns of a row.
     microbatches: The largest number of microbatches of an update.
+    passes: Networks that run over each token.
     keywords: Its static arguments.
     beside: Bytes on one device of what is in memory during a call and is none
       of its arguments, by name.
@@ -120,6 +121,7 @@ class Program:
   tokens: int
   row_tokens: int
   microbatches: int = 1
+  passes: int = 1
   keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   beside: Mapping[str, int] = dataclasses.field(default_factory=dict)
 

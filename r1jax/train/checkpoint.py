@@ -281,21 +281,7 @@ class Checkpointer:
 
   def _read(self, step: int, target: Any) -> tuple[list[str], Any, dict]:
     """Returns what is broken in a checkpoint, its state and host state."""
-    folder = self._directory / str(step)
-    has_list = not self._in_bucket and processes.from_first(
-      lambda: manifest.is_in(folder)
-    )
-    problems: list[str] = []
-    if self._in_bucket:
-      pass
-    elif has_list:
-      with processes.agreed():
-        problems = manifest.problems(
-          folder, jax.process_index(), jax.process_count()
-        )
-      problems = sum(processes.exchange(problems), [])
-    elif not processes.from_first((folder / _HOST_FILE).exists):
-      problems = [f'{_HOST_FILE} is missing']  # As when a removal is cut off.
+    problems, has_list = self._file_problems(self._directory / str(step))
     if problems:
       return problems, None, {}
     host = self._restored(step, host=ocp.args.JsonRestore())['host']
@@ -320,6 +306,20 @@ class Checkpointer:
     if leaves:
       problems = manifest.leaf_problems(checksums.of_tree(state), leaves)
     return problems, state, host
+
+  def _file_problems(self, folder: Path) -> tuple[list[str], bool]:
+    """Returns what is wrong with the files of a checkpoint, and if it has a list."""
+    if self._in_bucket:
+      return [], False
+    if processes.from_first(lambda: manifest.is_in(folder)):
+      with processes.agreed():
+        problems = manifest.problems(
+          folder, jax.process_index(), jax.process_count()
+        )
+      return sum(processes.exchange(problems), []), True
+    if processes.from_first((folder / _HOST_FILE).exists):
+      return [], False
+    return [f'{_HOST_FILE} is missing'], False  # A removal was cut off.
 
   def _restored(self, step: int, **items: Any) -> Any:
     try:

@@ -1,6 +1,7 @@
 """Programs compiled for an absent slice, and what is printed of them."""
 
 import contextlib
+import json
 import os
 from pathlib import Path
 import re
@@ -197,6 +198,8 @@ def test_the_table_sets_each_flop_count_beside_its_yardstick(
       row_tokens=1024,
       microbatches=1,
       beside={'reference policy': 10**9},
+      devices=8,
+      passes=3,
       arguments_bytes=2 * 10**9,
       temporaries_bytes=5 * 10**9,
       peak_bytes=6 * 10**9,
@@ -348,6 +351,58 @@ def test_other_stages_are_compiled_too(
     assert tokens in (None, int(count.replace(',', '')))
   for row in re.findall(r'= ([\d.]+) × 6·N', printed):
     assert 0.5 < float(row) < 8  # A reference and small heads, at most.
+
+
+@pytest.mark.slow
+def test_all_programs_of_a_step_are_compiled_once(
+  capsys, monkeypatch, tmp_path
+):
+  """PPO with a separate critic has one of each kind, and a second call none."""
+  monkeypatch.setattr(topology, 'devices', lambda name, slices: jax.devices())
+  monkeypatch.setenv('R1JAX_CACHE', str(tmp_path))
+  config = _ppo(critic='separate')
+  config.rl.kl_coef = 0.1
+  config = run_config(config)
+  request = aot_report.Request('v5p:2x2x2', json=tmp_path / 'step.json')
+  assert aot_report.show(config, request) == 0
+  first = capsys.readouterr().out
+  labels = re.findall(r'^v5p:2x2x2: 8 devices; ([^:,]+)', first, re.M)
+  assert labels == [
+    'weights to sample with',
+    'prefill',
+    'decode',
+    'log-probs of a policy',
+    'values',
+    'PPO policy update',
+    'PPO critic update',
+  ]
+  found = json.loads((tmp_path / 'step.json').read_text())
+  for program in found['programs']:
+    assert program['together_bytes'] > program['peak_bytes'] > 0
+  calls = {share['program']: share['calls'] for share in found['step']}
+  c = config.rl
+  assert calls['PPO policy update'] == c.num_minibatches
+  samples = c.prompts_per_step * c.oversample * c.group_size
+  decoded = next(p for p in found['programs'] if p['kind'] == 'decode')
+  assert next(v for k, v in calls.items() if k.startswith('decode')) == (
+    samples * c.max_new_tokens / decoded['tokens']
+  )
+  monkeypatch.setattr(aot, '_compile', None)  # It is not called again.
+  assert aot_report.show(config, request) == 0
+  assert capsys.readouterr().out == first
+
+
+def test_a_wrong_question_costs_no_compile(monkeypatch, tmp_path):
+  monkeypatch.setattr(aot, 'compile_program', None)
+  config = run_config(_small())
+  for changes, message in (
+    (dict(topology='v4:2x2x2', slices=2), 'between slices of v4'),
+    (dict(completion_tokens=1e6), 'exceed data.max_prompt_tokens'),
+    (dict(json=tmp_path / 'none' / 'x.json'), 'no folder'),
+  ):
+    asked = dict(topology='v5p:2x2x2') | changes
+    with pytest.raises(UserError, match=message):
+      aot_report.show(config, aot_report.Request(**asked))
 
 
 def test_what_has_no_update_is_refused():

@@ -93,6 +93,18 @@ def test_a_wrong_question_is_named(args, message):
     main.run(['plan', '--config=tests/configs/small.py', *args])
 
 
+def test_sampling_by_host_is_not_planned():
+  with pytest.raises(UserError, match="rollout.scope = 'host' is not planned"):
+    main.run(
+      [
+        'plan',
+        '--config=tests/configs/small.py',
+        '--config.rollout.scope=host',
+        '--chips=8',
+      ]
+    )
+
+
 def test_a_stage_that_is_not_rl_is_refused():
   with pytest.raises(UserError, match="the last stage is 'sft'"):
     main.run(

@@ -244,7 +244,7 @@ def test_a_workload_runs_its_command(tools, tmp_path):
   folder, env = tools
   tool(folder, 'pip', '')
   tool(folder, 'r1jax', _PACKAGE)
-  # As in the manifest of XPK 1.16: a subshell of the command is waited for.
+  # XPK 1.16 writes a manifest that waits for a subshell of the command.
   text = 'command="${@: -1}"; bash -c "(${command#--command=}) & wait \\$!"'
   tool(folder, 'xpk', text)
   workdir = tmp_path / 'run'

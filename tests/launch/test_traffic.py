@@ -1,4 +1,4 @@
-"""What compiled programs move, counted from their text."""
+"""The traffic of compiled programs, counted from their text."""
 
 import glob
 from pathlib import Path
@@ -139,6 +139,26 @@ def test_fast_memory_and_what_is_changed_in_place_do_not_count():
   ((collective, sent),) = moved.sent_bytes.items()
   assert collective == traffic.Collective('all-gather', (0, 4, 1, 5))
   assert sent == 3 * row
+
+
+_BETWEEN = """HloModule jit_f
+
+ENTRY %main (a: f32[100]) -> f32[100] {
+  %a = f32[100]{0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[100]{0}, u32[]{:S(2)}, token[]) send(%a, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv = (f32[100]{0}, u32[]{:S(2)}, token[]) recv(%token), channel_id=1, is_host_transfer=true
+  %got = (f32[100]{0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %b = f32[100]{0} get-tuple-element(%got), index=0
+}
+"""
+
+
+def test_what_goes_between_slices_is_read_from_the_sends_to_their_runtime():
+  """As the compiler writes an all-reduce of four slices."""
+  sent = traffic.count(hlo.Module(_BETWEEN)).sent_bytes
+  assert sent == {traffic.Collective('all-reduce', (), 4): 2 * 3 / 4 * 400}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 
 from absl import flags
 
+from r1jax.cli import length_flags
 from r1jax.config.schema.run import RunConfig
 
 KIND = 'stage'
@@ -23,20 +24,7 @@ def define_flags(values: flags.FlagValues):
     'all.',
     flag_values=values,
   )
-  flags.DEFINE_float(
-    'prompt_tokens',
-    None,
-    'Mean tokens of a prompt; by default the most that the config allows.',
-    lower_bound=1,
-    flag_values=values,
-  )
-  flags.DEFINE_float(
-    'completion_tokens',
-    None,
-    'Mean tokens of a completion; by default the most that the config allows.',
-    lower_bound=1,
-    flag_values=values,
-  )
+  length_flags.define(values)
   flags.DEFINE_string('json', None, 'File to write to.', flag_values=values)
   flags.DEFINE_bool(
     'cache',

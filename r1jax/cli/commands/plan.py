@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from r1jax.cli import length_flags
 from r1jax.config.schema.run import RunConfig
 
 KIND = 'stage'
@@ -16,20 +17,7 @@ def define_flags(values: flags.FlagValues):
   flags.DEFINE_integer(
     'count', 5, 'Number of meshes to show.', lower_bound=1, flag_values=values
   )
-  flags.DEFINE_float(
-    'prompt_tokens',
-    None,
-    'Mean tokens of a prompt; by default the most that the config allows.',
-    lower_bound=1,
-    flag_values=values,
-  )
-  flags.DEFINE_float(
-    'completion_tokens',
-    None,
-    'Mean tokens of a completion; by default the most that the config allows.',
-    lower_bound=1,
-    flag_values=values,
-  )
+  length_flags.define(values)
 
 
 def run(config: RunConfig, values: flags.FlagValues):

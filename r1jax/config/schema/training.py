@@ -90,7 +90,7 @@ class LoadBalancingConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Section):
-  """Which checkpoints are saved, and which of them are kept."""
+  """Rules that say which checkpoints are saved, and which of them are kept."""
 
   save_steps: int = key(
     500, 'Steps between two checkpoints.', unit='steps', at_least=1
