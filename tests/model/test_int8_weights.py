@@ -10,11 +10,13 @@ import pytest
 from r1jax.model import int8_weights
 from r1jax.model.int8_weights import Int8Weight
 from r1jax.model.parameters import parameter_shapes
+from r1jax.model.transformer import Transformer
 from r1jax.rollout import sizes
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Request
 from r1jax.sharding import Layout, make_mesh
+from r1jax.stages.build.abstract import params_of
 from tests.conftest import make, one_device, small_config
 from tests.rollout.conftest import SIZES
 
@@ -43,9 +45,12 @@ def test_zeros_stay_zeros_and_nan_stays_nan():
 
 def test_matrices_are_rounded_and_nothing_else():
   config = small_config(num_nextn_predict_layers=1)
-  model, params = make(config)
+  model = Transformer(config, one_device())
   boxes = parameter_shapes(model)
-  rounded = int8_weights.quantized(params, boxes, model.layout)
+  rounded = jax.eval_shape(
+    lambda params: int8_weights.quantized(params, boxes, model.layout),
+    params_of(model),
+  )
   for path, leaf in jax.tree_util.tree_leaves_with_path(
     rounded, is_leaf=lambda x: isinstance(x, Int8Weight)
   ):

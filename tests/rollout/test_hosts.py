@@ -100,6 +100,7 @@ def _samples(scope: str, shape: dict) -> list[Completion]:
   return engine.run(params, requests)
 
 
+@pytest.mark.slow
 def test_samples_of_a_host_are_those_of_the_whole_mesh():
   shape = dict(data=1, fsdp=2, expert=2)
   for ours, theirs in zip(_samples('host', shape), _samples('global', shape)):
