@@ -1,5 +1,6 @@
 """Fixtures of all tests: virtual devices, a compilation cache, real data."""
 
+import logging
 import os
 from pathlib import Path
 import tempfile
@@ -47,6 +48,28 @@ def compilation_cache():
   )
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+  """Leaves r1jax's loggers as they were: a command in a test sets them up."""
+  names = [name for name in logging.root.manager.loggerDict if _ours(name)]
+  kept = {
+    name: (logger.level, logger.propagate, list(logger.handlers))
+    for name in ('r1jax', *names)
+    for logger in [logging.getLogger(name)]
+  }
+  yield
+  for name in filter(_ours, list(logging.root.manager.loggerDict)):
+    logger = logging.getLogger(name)
+    logger.level, logger.propagate, logger.handlers = kept.get(
+      name, (logging.NOTSET, True, [])
+    )
+  logging.getLogger('r1jax').manager._clear_cache()
+
+
+def _ours(name: str) -> bool:
+  return name == 'r1jax' or name.startswith('r1jax.')
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,6 @@ the layout sends between chips, each term in `_update_times` and
 from collections.abc import Iterator, Sequence
 import dataclasses
 import itertools
-import logging
 import math
 
 from flax import traverse_util
@@ -309,7 +308,6 @@ def show(
   config: RunConfig, chip: Chip, chips: int, lengths: Lengths, count: int
 ):
   """Prints the table of `r1jax plan`; see `propose`."""
-  logging.getLogger('r1jax.stages.memory').setLevel(logging.WARNING)
   plans = propose(config, chip, chips, lengths, count)
   table = Table(box=None, pad_edge=False)
   names = (
