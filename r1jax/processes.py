@@ -103,6 +103,39 @@ def from_first(make: Callable[[], Any]) -> Any:
   return exchange(value)[0]
 
 
+def from_holders(tree: Any, make: Callable[[], Any]) -> Any:
+  """Returns what the processes make that hold arrays, in all processes.
+
+  Where all processes hold a part of the arrays, each makes it itself; else they
+  are told what the first one has made.
+
+  Args:
+    tree: Arrays over the devices of the processes that hold them; the first
+      process is one of them. The others have their shapes alone.
+    make: Makes a value that is JSON.
+  """
+  if all_hold(tree):
+    return make()
+  return exchange(make() if is_held(tree) else None)[0]
+
+
+def is_held(tree: Any) -> bool:
+  """Whether this process holds arrays, as opposed to their shapes."""
+  return all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree))
+
+
+def all_hold(tree: Any) -> bool:
+  """Whether every process holds a part of arrays; the same in all of them."""
+  if not several():
+    return True
+  holders = {
+    device.process_index
+    for x in jax.tree.leaves(tree)
+    for device in x.sharding.device_set
+  }
+  return len(holders) == jax.process_count()
+
+
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
   """Ends in an error in all processes where it ends in one in any of them.

@@ -239,11 +239,17 @@ class Layout:
   def device(self) -> jax.Device:
     """The mesh's first device of this process, which represents all of them.
 
-    An abstract mesh has none: the first one of this machine stands for them.
+    The first one of this machine stands for those of an abstract mesh, and of
+    one on other hosts alone.
     """
-    if isinstance(self.mesh, AbstractMesh):
+    if isinstance(self.mesh, AbstractMesh) or not self.is_local:
       return jax.local_devices()[0]
     return self.mesh.local_devices[0]
+
+  @property
+  def is_local(self) -> bool:
+    """Whether the mesh has devices of this process."""
+    return isinstance(self.mesh, AbstractMesh) or bool(self.mesh.local_devices)
 
   @property
   def platform(self) -> str:

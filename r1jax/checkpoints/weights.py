@@ -46,7 +46,8 @@ def save(path: Path, params, dtype: str, metadata: dict):
 
   Args:
     path: The file; its folder is created.
-    params: Nested dict of arrays.
+    params: Nested dict of arrays; their shapes alone in a process that holds
+      no part of them.
     dtype: Dtype of the written tensors.
     metadata: JSON-ready; `metadata` below reads it back.
   """
@@ -59,9 +60,12 @@ def save(path: Path, params, dtype: str, metadata: dict):
       layer = layer_name(name, i)
       read_layer = partial(_whole, value, i)
       tensors.append(_lazy(layer, dtype, value.shape[1:], read_layer))
-  if not processes.is_first():  # It joins the same all-gathers, in this order.
-    for tensor in tensors:
-      for read in tensor.pieces:
+  if not processes.is_first():
+    holds_them = all(isinstance(x, jax.Array) for x in jax.tree.leaves(params))
+    for tensor in tensors if holds_them else []:
+      for (
+        read
+      ) in tensor.pieces:  # It joins the same all-gathers, in this order.
         read()
     processes.exchange(None)
     return
@@ -129,6 +133,10 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
     new_scalar: Initialise the scalar head at zero if the checkpoint has none,
       instead of refusing.
 
+  Returns:
+    Nested dicts of arrays; their shapes alone in a process whose devices are
+    not in the model's mesh.
+
   Raises:
     UserError: A file is missing or broken, or the checkpoint does not fit the
       model; the message names the file and every key of config.model or
@@ -155,6 +163,8 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   shardings = traverse_util.flatten_dict(
     parameters.parameter_shardings(model, model.layout), sep='/'
   )
+  if not model.layout.is_local:
+    return _abstract(shapes, dtypes, shardings)
   params = {
     name: jnp.zeros(shape, dtypes[name], device=shardings[name])
     if name in new
@@ -164,6 +174,17 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
     for name, shape in shapes.items()
   }
   return traverse_util.unflatten_dict(params, sep='/')
+
+
+def _abstract(shapes: Mapping, dtypes: Mapping, shardings: Mapping) -> dict:
+  """Returns parameters as ShapeDtypeStructs, nested."""
+  return traverse_util.unflatten_dict(
+    {
+      name: jax.ShapeDtypeStruct(shape, dtypes[name], sharding=shardings[name])
+      for name, shape in shapes.items()
+    },
+    sep='/',
+  )
 
 
 def _shard_loader(

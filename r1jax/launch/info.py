@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from jax.sharding import AbstractMesh
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +15,6 @@ from r1jax.config.schema.preferences import PackedConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model.model_flops import count
-from r1jax.rollout import hosts
 from r1jax.runs import stage_list
 from r1jax.sharding import Layout, make_mesh, mesh_sizes
 from r1jax.stages import memory
@@ -176,9 +176,11 @@ def _device_rows(config: RunConfig, devices: int) -> list[tuple[str, str, str]]:
 
 def _as_global(config: RunConfig, layout: Layout) -> str:
   """Says that sampling by host is counted on the whole mesh, where it is."""
-  scope = config.rollout.scope
-  if scope == 'host' and not hosts.is_by_host(layout, scope):
-    return "as with rollout.scope = 'global'"
+  c = config.rollout
+  if (c.scope == 'host' or c.sampling_devices) and isinstance(
+    layout.mesh, AbstractMesh
+  ):
+    return "as with rollout.scope = 'global' on all devices"
   return ''
 
 

@@ -123,7 +123,8 @@ def init_params(model: Transformer, key: jax.Array):
   """Initializes the parameters, directly in their shardings on the mesh.
 
   Returns:
-    Nested dicts of float32 arrays.
+    Nested dicts of float32 arrays; their shapes alone in a process whose
+    devices are not in the mesh.
   """
 
   def init(key):
@@ -133,4 +134,11 @@ def init_params(model: Transformer, key: jax.Array):
     )
 
   shardings = parameter_shardings(model, model.layout)
-  return jax.jit(init, out_shardings=shardings)(key)
+  initialised = jax.jit(init, out_shardings=shardings)
+  if not model.layout.is_local:
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      jax.eval_shape(init, key),
+      shardings,
+    )
+  return initialised(key)

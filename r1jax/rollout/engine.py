@@ -26,7 +26,7 @@ from r1jax.model.parameters import (
 )
 from r1jax.model.transformer import Transformer
 from r1jax.records import PromptBatch, Rollout
-from r1jax.rollout import assemble, hosts, saved_completions, sizes
+from r1jax.rollout import assemble, hosts, replicas, saved_completions, sizes
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 from r1jax.rollout.session import Session
@@ -47,7 +47,8 @@ class Engine:
     config: Sizes.
     detokenize: Function from token ids to text, or None.
     layout: The decoding layout, on the mesh of all devices or of this host's.
-    by_host: Whether it is that of this host's.
+    replicas: The copies of the policy that share the work.
+    by_host: Whether each host, or each few hosts, has a copy of its own.
     num_shards: Shards of the batch on the mesh; each has its own block pool.
     max_num_seqs: Sequences of one shard that decode at once.
     max_blocks_per_seq: W, see EngineConfig.
@@ -87,18 +88,18 @@ class Engine:
         'rollout: speculative needs an MTP module, but '
         'model.num_nextn_predict_layers is 0'
       )
-    self.by_host = hosts.is_by_host(model.layout, config.scope)
-    if self.by_host:
-      self.layout = layout = hosts.host_layout(model.layout)
-      config = config.of_one_process(hosts.num_hosts(model.layout))
-    else:
-      self.layout = layout = model.layout.decoding()
+    self.replicas = replicas.divide(model.layout, config)
+    self.by_host = config.scope == 'host'
+    self.layout = layout = self.replicas.layout
+    config = config.of_one_replica(len(self.replicas.layouts))
     self.num_shards = layout.size('B')
     self.max_num_seqs = -(-config.max_num_seqs // self.num_shards)
     self.max_blocks_per_seq = config.max_blocks_per_seq
     self.num_blocks = config.num_blocks(self.num_shards)
     if check_memory:
-      required = sizes.memory_per_device(model, model.layout, config, layout)
+      required = sizes.memory_per_device(
+        model, model.layout, config, layout, self.replicas.apart
+      )
       sizes.check_memory(layout, required)
     # The model that samples has no capacity, so no (token, expert) pair is
     # dropped, and a sample does not depend on the others in its batch.
@@ -114,13 +115,13 @@ class Engine:
 
   def _compile_later(self):
     """Makes the jitted programs, which are compiled by their first calls."""
-    # Copies for each host are made where the weights are, and then sent.
+    # Copies for other meshes are made where the weights are, and then sent.
     self.relayout = jax.jit(
       self._decoding_params,
       out_shardings=self._decoding_shardings(
         self._trained, self._trained.layout.decoding()
       )
-      if self.by_host
+      if self.replicas.are_copies
       else self.param_shardings,
     )
     self._init_kv_cache = jax.jit(
@@ -155,8 +156,8 @@ class Engine:
   def run(self, params, requests: Sequence[Request]) -> list[Completion]:
     """Completes all requests; returns their completions in the same order.
 
-    If processes share the work, each completes an equal part of the requests,
-    side by side since neighbours share prompts, and is told the others.
+    If replicas share the work, each completes an equal part of the requests,
+    side by side since neighbours share prompts, and all are told the others.
 
     Raises:
       UserError: a request cannot be served; see `validate`.
@@ -165,8 +166,11 @@ class Engine:
     completions = [Completion(request) for request in requests]
     own = range(len(requests))
     if self.shares_work:
-      count, here = jax.process_count(), jax.process_index()
-      own = range(len(own) * here // count, len(own) * (here + 1) // count)
+      count, here = len(self.replicas.layouts), self.replicas.own
+      own = range(0)
+      if here is not None:
+        first, end = (len(requests) * i // count for i in (here, here + 1))
+        own = range(first, end)
     for i in own:
       session.submit(requests[i], completions[i])
     for _ in session:
@@ -174,6 +178,8 @@ class Engine:
     if self.shares_work:
       told = hosts.tell_all(
         {i: saved_completions.to_json(completions[i]) for i in own}
+        if self.replicas.leads
+        else {}
       )
       for i, saved in told.items():
         saved_completions.restore(completions[i], saved)
@@ -182,7 +188,7 @@ class Engine:
   @property
   def shares_work(self) -> bool:
     """Whether other processes complete a part of the requests."""
-    return self.by_host and processes.several()
+    return processes.several() and not self.replicas.in_lockstep
 
   def speculative_metrics(
     self, completions: Sequence[Completion]
@@ -213,11 +219,13 @@ class Engine:
     """
     if self._is_prepared(params):
       return params
-    if not self.by_host:
+    if not self.replicas.are_copies:
       return self.relayout(params)
-    return hosts.to_host(
-      self.relayout(params), self.param_shardings, self._trained.layout.mesh
-    )
+    if self._trained.layout.is_local:
+      sampled = self.relayout(params)
+    else:
+      sampled = jax.eval_shape(self._decoding_params, params)
+    return replicas.send(sampled, self.param_shardings, self.replicas)
 
   def _is_prepared(self, params) -> bool:
     """Whether parameters are as the programs take them."""

@@ -9,11 +9,11 @@ import dataclasses
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from r1jax.records import Message, Prompt
 from r1jax.rollout import hosts, saved_completions
+from r1jax.rollout.replicas import Replicas
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
 from r1jax.rollout.session import Session
@@ -85,16 +85,17 @@ def complete_groups(
 ) -> tuple[list[Group], list[Group]]:
   """Generates until so many of the groups are complete.
 
-  If processes share the work, each completes its share of the groups, and is
-  told the others at the end. Which groups are complete then depends on the
-  number of hosts, unless all are to be completed; their samples do not.
+  If replicas share the work, each completes its share of the groups, and all
+  processes are told the others at the end. Which groups are complete then
+  depends on the number of replicas, unless all are to be completed; their
+  samples do not.
 
   Args:
     session: An empty session of the rollout engine.
     groups: Groups, oldest first.
     num_complete: Number of groups to complete.
     on_complete: Called with each group as soon as it is complete, while others
-      are still generated; by host with this process's own groups alone.
+      are still generated; with replicas only those of this process's own.
     expected: Tokens that are expected of a group; the same in all processes.
 
   Returns:
@@ -102,13 +103,16 @@ def complete_groups(
     stand.
   """
   if session.shares_work:
-    earlier = [group for group in groups if group.complete]
-    for group in earlier[jax.process_index() :: jax.process_count()]:
-      on_complete(group)
-    own, quota = _own_share(groups, num_complete, expected)
+    division = session.replicas
+    own, quota = list[Group](), 0
+    if division.own is not None:
+      earlier = [group for group in groups if group.complete]
+      for group in earlier[division.own :: len(division.layouts)]:
+        on_complete(group)
+      own, quota = _own_share(groups, num_complete, expected, division)
     _run(session, own, quota, on_complete)
     began = time.monotonic()
-    _tell_all(groups, own)
+    _tell_all(groups, own if division.leads else [])
     # To wait for other processes is no work of this one.
     session.device_secs += time.monotonic() - began
   else:
@@ -147,23 +151,26 @@ def _run(
 
 
 def _own_share(
-  groups: Sequence[Group], num_complete: int, expected: Callable[[Group], float]
+  groups: Sequence[Group],
+  num_complete: int,
+  expected: Callable[[Group], float],
+  division: Replicas,
 ) -> tuple[list[Group], int]:
-  """Returns this process's groups, and how many of them it completes.
+  """Returns the groups of this replica, and how many of them it completes.
 
   Groups that are complete already need no work.
   """
   open_groups = [group for group in groups if not group.complete]
   wanted = num_complete - (len(groups) - len(open_groups))
-  count, here = jax.process_count(), jax.process_index()
+  count, here = len(division.layouts), division.own
   host_of = hosts.share_out([expected(group) for group in open_groups], count)
-  quota = hosts.quotas(host_of, count, max(wanted, 0))[here]
+  quota = hosts.quotas(host_of, count, max(wanted, 0))[here or 0]
   return [g for g, host in zip(open_groups, host_of) if host == here], quota
 
 
 def _tell_all(groups: Sequence[Group], own: Sequence[Group]):
   """Exchanges what the processes have sampled of their groups."""
-  mine = set(map(id, own))
+  mine = set(map(id, own))  # Those that this process tells the others.
   told = hosts.tell_all(
     {
       i: [saved_completions.to_json(c) for c in group.completions]

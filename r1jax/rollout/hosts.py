@@ -1,121 +1,18 @@
-"""Rollouts by host: each process samples on the devices of its own host.
+"""Groups are shared out between hosts, which tell each other their samples.
 
-Processes need not decode in lockstep if a model fits the devices of one host. At the beginning of a step every host receives a whole copy of the
-weights by one exchange. The groups are shared out by the lengths that are
-expected of them, each process completes its own, and at the end all tell each
-other what they have sampled. A sample is the same wherever it is drawn: it
-depends on the weights, its prompt and its key alone.
+Where several replicas of the policy sample (replicas.py), groups are shared out
+by the lengths that are expected of them, each replica completes its own, and at
+the end all processes tell each other what was sampled. A sample is the same
+wherever it is drawn: it depends on the weights, its prompt and its key alone.
 """
 
 from collections.abc import Sequence
-import dataclasses
-import functools
 import json
-import math
 from typing import Any
 
-import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
-import numpy as np
-
 from r1jax import processes
-from r1jax.errors import UserError
-from r1jax.sharding import MESH_AXES, Layout, make_mesh
 
 _MAX_KNOWN = 65_536  # Prompts whose lengths are remembered.
-
-
-def host_layout(layout: Layout) -> Layout:
-  """Returns the decoding layout on the devices of this process alone.
-
-  Its axes `tensor` and `expert` are as long as in training, or as the devices
-  of a host allow; the rest is data parallel.
-
-  Args:
-    layout: The training layout, on the devices of all processes.
-
-  Raises:
-    UserError: processes have different numbers of devices.
-  """
-  mesh: Any = layout.mesh
-  count = len(mesh.local_devices)
-  if count * num_hosts(layout) != mesh.size:
-    raise UserError(
-      "rollout.scope = 'host' needs as many devices in every process"
-    )
-  tensor = math.gcd(mesh.shape['tensor'], count)
-  expert = math.gcd(mesh.shape['expert'], count // tensor)
-  own = make_mesh(
-    dict(data=-1, tensor=tensor, expert=expert), _own_devices(mesh)
-  )
-  return dataclasses.replace(layout, mesh=own).decoding()
-
-
-def num_hosts(layout: Layout) -> int:
-  """Returns the number of processes that a mesh's devices belong to."""
-  mesh: Any = layout.mesh
-  return len({device.process_index for device in mesh.devices.flat})
-
-
-def is_by_host(layout: Layout, scope: str) -> bool:
-  """Returns whether sampling has a mesh of its own on each host.
-
-  An abstract mesh has no hosts: what is counted on it is that of all devices.
-  """
-  return scope == 'host' and not isinstance(layout.mesh, AbstractMesh)
-
-
-def _own_devices(mesh: Mesh) -> list:
-  here = mesh.local_devices[0].process_index
-  return [d for d in mesh.devices.flat if d.process_index == here]
-
-
-def to_host(params: Any, shardings: Any, mesh: Any) -> Any:
-  """Returns a copy of global arrays on the devices of this process.
-
-  A collective operation: all processes receive their copies at once.
-
-  Args:
-    params: Arrays over the devices of all processes.
-    shardings: Their shardings on this process's mesh, see host_layout.
-    mesh: The mesh of all devices.
-  """
-  local: Mesh = jax.tree.leaves(shardings)[0].mesh
-  if not processes.several():
-    return jax.device_put(params, shardings)
-  everywhere = _mesh_of_hosts(mesh, local)
-  spread = jax.device_put(
-    params, jax.tree.map(lambda s: NamedSharding(everywhere, s.spec), shardings)
-  )
-
-  def own(x, sharding):
-    parts = {shard.device: shard.data for shard in x.addressable_shards}
-    return jax.make_array_from_single_device_arrays(
-      x.shape, sharding, [parts[device] for device in local.devices.flat]
-    )
-
-  return jax.tree.map(own, spread, shardings)
-
-
-@functools.cache  # It is the same in every step.
-def _mesh_of_hosts(mesh: Mesh, local: Mesh) -> Mesh:
-  """The meshes of all hosts side by side: an axis `hosts`, and MESH_AXES.
-
-  Each host's devices are in the order of its own mesh. Hosts of a pod have the
-  same number of devices in the same places, so this order is that of all.
-  """
-  of_host: dict[int, list] = {}
-  for device in mesh.devices.flat:
-    of_host.setdefault(device.process_index, []).append(device)
-  here = local.devices.flat[0].process_index
-  own = of_host[here]
-  order = [own.index(device) for device in local.devices.flat]
-  orders = processes.exchange(order)
-  devices = [
-    [of_host[host][i] for i in orders[host]] for host in sorted(of_host)
-  ]
-  array = np.array(devices).reshape(len(devices), *local.devices.shape)
-  return Mesh(array, ('hosts', *MESH_AXES))
 
 
 def share_out(expected: Sequence[float], hosts: int) -> list[int]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from r1jax.model import cache
-from r1jax.rollout import sampling, speculative
+from r1jax.rollout import replicas, sampling, speculative
 from r1jax.rollout.decode_state import DecodeOutput
 from r1jax.rollout.scheduler import (
   Completion,
@@ -40,16 +40,17 @@ class Session:
   """
 
   def __init__(self, engine, params, policy_version: int):
-    """Allocates an empty cache.
+    """Stores the arguments; its first step allocates an empty cache.
 
     Args:
       engine: The engine whose programs and sizes are used.
-      params: Parameters, as Engine.prepare_params returns them.
+      params: Parameters, as Engine.prepare_params returns them; None in a
+        process that does not sample.
       policy_version: Version of the policy; recorded with each token.
     """
     self._engine, self._params = engine, params
     self._policy_version = policy_version
-    self._kv_cache = engine.new_kv_cache()
+    self._kv_cache: Any = None  # A process without requests needs none.
     self._scheduler = Scheduler(
       engine.max_num_seqs,
       engine.num_shards,
@@ -92,6 +93,11 @@ class Session:
     return self._engine.shares_work
 
   @property
+  def replicas(self) -> replicas.Replicas:
+    """The copies of the policy that share the work."""
+    return self._engine.replicas
+
+  @property
   def num_preemptions(self) -> int:
     """How often a sequence has been preempted."""
     return self._scheduler.num_preemptions
@@ -106,6 +112,8 @@ class Session:
 
   def step(self) -> list[Completion]:
     """Prefills new requests and decodes once; returns what it finished."""
+    if self._kv_cache is None:
+      self._kv_cache = self._engine.new_kv_cache()
     self._prefill(self._scheduler.admit())
     self._scheduler.reserve()
     running = self._scheduler.running

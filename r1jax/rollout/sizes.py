@@ -43,12 +43,12 @@ class EngineConfig(RolloutConfig):
     """
     return -(-self.max_model_len // self.block_size) + 1
 
-  def of_one_process(self, processes: int) -> 'EngineConfig':
-    """Returns the sizes of one of so many processes that share the work."""
+  def of_one_replica(self, replicas: int) -> 'EngineConfig':
+    """Returns the sizes of one of so many replicas that share the work."""
     return dataclasses.replace(
       self,
-      max_num_seqs=-(-self.max_num_seqs // processes),
-      kv_cache_tokens=-(-self.kv_cache_tokens // processes),
+      max_num_seqs=-(-self.max_num_seqs // replicas),
+      kv_cache_tokens=-(-self.kv_cache_tokens // replicas),
     )
 
   def num_blocks(self, num_shards: int) -> int:
@@ -75,6 +75,7 @@ def memory_per_device(
   layout: Layout,
   config: EngineConfig,
   decoding: Layout | None = None,
+  apart: bool = False,
 ) -> dict[str, int]:
   """Returns the bytes that sampling needs on one device, by purpose.
 
@@ -87,6 +88,7 @@ def memory_per_device(
     layout: Its training layout; the mesh may be abstract.
     config: Sizes.
     decoding: Its layout to sample with; by default on the same mesh.
+    apart: Whether the devices that sample do not train.
   """
   decoding = decoding or layout.decoding()
   boxes = traverse_util.flatten_dict(parameter_shapes(model))
@@ -111,7 +113,9 @@ def memory_per_device(
   kv_cache = jax.eval_shape(lambda: pools.init_kv_cache(num_blocks))
   dtype = 'int8' if config.weights_int8 else model.config.compute_dtype
   return {
-    'weights as trained, float32': weight_bytes(layout, lambda *_: 4),
+    'weights as trained, float32': 0
+    if apart
+    else weight_bytes(layout, lambda *_: 4),
     f'weights as sampled, {dtype}': 0
     if shared
     else weight_bytes(decoding, sampled_itemsize),
@@ -206,6 +210,8 @@ def check_memory(layout: Layout, required: dict[str, int]):
     required: Bytes by purpose; see memory_per_device.
   """
   devices = layout.mesh.local_devices
+  if not devices:  # The processes that have them ask them.
+    return
   limit = (devices[0].memory_stats() or {}).get('bytes_limit')
   if limit is None:  # CPU devices share the host's memory.
     limit = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

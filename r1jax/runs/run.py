@@ -222,12 +222,24 @@ def _run_stage(
   if not processes.from_first(
     lambda: path.exists() or _found(stage, kept, path)
   ):
+    if config.rollout.sampling_devices and processes.several():
+      _check_apart(stage)
     if stage.starts_fresh:
       params = parameters.init_params(parts.model, jax.random.key(config.seed))
     stage.run(directory, params, metadata)
   processes.from_first(lambda: _keep(stage, path, kept))
   _push(directory, stage.output)
   return path
+
+
+def _check_apart(stage: Stage):
+  """Refuses a stage in which processes that only sample have no part."""
+  if not stage.samples_apart:
+    raise UserError(
+      f'rollout.sampling_devices: the stage {stage.name!r} has no work for '
+      'processes that only sample; make its output in a run without them '
+      'first, and name it as init'
+    )
 
 
 def _push(folder: Path, last: str = ''):

@@ -273,7 +273,7 @@ class Collector:
     scored_of: dict[int, futures.Future] = {}  # Groups scored in this process.
 
     def score(group: Group):  # While other groups are sampled.
-      local = self._engine.shares_work or multihost.is_local(len(texts_of))
+      local = self._engine.replicas.is_mine(len(texts_of))
       texts_of[id(group)] = self._scorer.submit(self._texts, group)
       if local:
         scored_of[id(group)] = self._scorer.submit(

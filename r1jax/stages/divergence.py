@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 
+from r1jax import processes
 from r1jax.errors import Diverged
 
 SKIPPED = 'skipped_updates'  # Also 'critic/skipped_updates'.
@@ -52,13 +53,12 @@ class DivergenceGuard:
     self._steps = 0
     self._likelihoods = likelihoods
     self._bound: float | None = None  # It stands after the first step.
-    self._norm = jax.jit(optax.tree.norm)
     self._first_norm = 0.0
     self.lost = 0
 
   def begin(self, params: Any):
     """Takes the parameters of the start."""
-    self._first_norm = float(self._norm(params))
+    self._first_norm = _norm(params)
 
   def get_state(self) -> dict:
     """Returns what it measures against and has counted, as JSON."""
@@ -113,7 +113,7 @@ class DivergenceGuard:
       at_end = step == self._num_steps and 2 * self.lost >= self._steps
       if too_many or at_end:
         raise Diverged(self._message(step))
-    growth = float(self._norm(params)) / max(self._first_norm, 1e-30)
+    growth = _norm(params) / max(self._first_norm, 1e-30)
     if pending and self._first_norm and not growth <= _FAR_NORM:
       raise Diverged(
         f'{self._name}: training has diverged: the norm of the parameters is '
@@ -143,3 +143,11 @@ class DivergenceGuard:
       f'lower {self._name}.optimizer.learning_rate or look at what was learnt '
       'from before, and begin in another --workdir'
     )
+
+
+_tree_norm = jax.jit(optax.tree.norm)
+
+
+def _norm(params: Any) -> float:
+  """Returns the norm of parameters, also where this process has only shapes."""
+  return processes.from_holders(params, lambda: float(_tree_norm(params)))

@@ -27,7 +27,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import kernels, parameters
 from r1jax.model.transformer import Transformer
-from r1jax.rollout import hosts, sizes
+from r1jax.rollout import replicas, sizes
 from r1jax.sharding import Layout, make_mesh
 from r1jax.stages.build import sampler
 from r1jax.stages.build.abstract import params_of
@@ -167,14 +167,16 @@ def chosen(
 def sampling_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
   """Returns the bytes that sampling needs; see sizes.memory_per_device.
 
-  An abstract mesh has no hosts: rollout.scope = 'host' counts as 'global' there.
+  An abstract mesh has no hosts: all of its devices count as one replica.
   """
-  own, decoding = sampler.engine_config(config), None
-  if hosts.is_by_host(layout, own.scope):
-    own = own.of_one_process(hosts.num_hosts(layout))
-    decoding = hosts.host_layout(layout)
+  own = sampler.engine_config(config)
+  division = replicas.divide(layout, own)
   return sizes.memory_per_device(
-    on_one_device(config.model), layout, own, decoding
+    on_one_device(config.model),
+    layout,
+    own.of_one_replica(len(division.layouts)),
+    division.layout,
+    division.apart,
   )
 
 

@@ -16,7 +16,7 @@ def _known_mean(x_B) -> float:
 
 
 def of_rollout(
-  scored: ScoredRollout, rollout: Rollout, varied_P, reasoning_end: str
+  scored: ScoredRollout, rollout: Rollout, reasoning_end: str
 ) -> dict[str, float]:
   """Returns metrics of a rollout and its rewards."""
   staleness = rollout.staleness_BT[rollout.mask_BT]
@@ -47,6 +47,5 @@ def of_rollout(
       'completions/self_correction': np.mean(self_corrections),
       'rollout/stale_token_frac': np.mean(staleness > 0),
       'rollout/max_staleness': np.max(staleness),
-      'frac_reward_zero_std': np.mean(~np.asarray(varied_P)),
     }
   )

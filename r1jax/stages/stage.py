@@ -138,6 +138,7 @@ class Stage(abc.ABC):
     starts_fresh: Whether it begins with random parameters instead of
       config.init's.
     on_hosts: Whether it runs in several processes, one on each host.
+    samples_apart: Whether processes whose devices only sample take part in it.
   """
 
   name: ClassVar[str]
@@ -146,6 +147,7 @@ class Stage(abc.ABC):
   output: ClassVar[str] = WEIGHTS
   starts_fresh: ClassVar[bool] = False
   on_hosts: ClassVar[bool] = False
+  samples_apart: ClassVar[bool] = False
 
   @classmethod
   def leaves(cls, config: RunConfig) -> Kind:

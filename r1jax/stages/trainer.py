@@ -69,6 +69,7 @@ class TrainedStage(Stage):
       checkpoints that are kept; see CheckpointConfig.
     updates_per_step: Updates of a network in one step.
     profile_steps: Steps to profile; None for none.
+    holders: The processes whose devices train; () if all of them do.
     fp8: Whether it computes products in FP8.
     likelihoods: Whether its loss is a mean of negative log-likelihoods, which
       is how a loss that explodes is known.
@@ -90,6 +91,7 @@ class TrainedStage(Stage):
   likelihoods: ClassVar[bool] = False
   on_hosts: ClassVar[bool] = True
   profile_steps: Steps | None = None
+  holders: tuple[int, ...] = ()
 
   def set_checkpoints(self, section: CheckpointConfig):
     """Takes from its section which checkpoints are saved and kept."""
@@ -184,7 +186,8 @@ class TrainedStage(Stage):
   ) -> 'Checkpointer':
     """Opens the stage's checkpoints."""
     # Orbax takes long to import, and a command that only samples needs none.
-    from r1jax.train.checkpoint import Checkpointer, Retention
+    from r1jax.train.checkpoint import Checkpointer
+    from r1jax.train.retention import Retention
 
     return Checkpointer(
       directory / ending.CHECKPOINTS,
@@ -197,6 +200,7 @@ class TrainedStage(Stage):
       self.seed,
       ending.config_digest(directory),
       read_only,
+      self.holders,
     )
 
 

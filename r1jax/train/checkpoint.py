@@ -8,9 +8,8 @@ a hash of files cannot see: the way from a device to a file, and back. In a
 bucket, whose store keeps files whole, there are the checksums alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
-import dataclasses
 import json
 import logging
 import math
@@ -20,11 +19,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from r1jax import buckets, files, processes
 from r1jax.errors import UserError
 from r1jax.train import checksums, manifest
+from r1jax.train.retention import Retention
 
 BROKEN = 'broken_checkpoints'
 _HOST_FILE = 'host/metadata'  # The file of the item `host`.
@@ -42,56 +41,6 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger('absl').addFilter(_is_news)
-
-
-@dataclasses.dataclass(frozen=True)
-class Retention:
-  """The checkpoints that are kept when a new one is saved.
-
-  Attributes:
-    save_total_limit: The last so many.
-    keep_period: Also those of all steps that are multiples of it; 0 for none.
-    metric: Also the one with the best value of this metric; '' for none.
-    lower_is_better: Whether the best value is the smallest.
-  """
-
-  save_total_limit: int
-  keep_period: int = 0
-  metric: str = ''
-  lower_is_better: bool = False
-
-  def policy(self, values: Mapping[int, float]) -> policies.PreservationPolicy:
-    """Returns what Orbax asks after each save.
-
-    Args:
-      values: The metric by step; it changes while the run goes on.
-    """
-    kept = [policies.LatestN(self.save_total_limit)]
-    if self.keep_period:
-      kept.append(policies.EveryNSteps(self.keep_period))
-    if self.metric:
-      kept.append(_Best(values, self))
-    return policies.AnyPreservationPolicy(kept)
-
-  def best(self, values: Mapping[int, float]) -> int | None:
-    """Returns the step with the best metric, of several the last."""
-    sign = -1 if self.lower_is_better else 1
-    rank = lambda step: (sign * values[step], step)
-    return max(values, key=rank, default=None)
-
-
-class _Best:
-  """Keeps the checkpoint with the best metric."""
-
-  def __init__(self, values: Mapping[int, float], retention: Retention):
-    self._values, self._retention = values, retention
-
-  def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
-    del context
-    steps = [each.step for each in checkpoints]
-    there = {k: v for k, v in self._values.items() if k in steps}
-    best = self._retention.best(there)
-    return [step == best for step in steps]
 
 
 class _HashingHandler(ocp.StandardCheckpointHandler):
@@ -147,6 +96,7 @@ class Checkpointer:
     seed: int,
     run: str = '',
     read_only: bool = False,
+    holders: Collection[int] = (),
   ):
     """Stores the arguments; nothing is written yet.
 
@@ -157,11 +107,15 @@ class Checkpointer:
       run: The digest of its config, which its checkpoints have too; '' where
         there is none.
       read_only: Whether another process may be writing to the folder.
+      holders: The processes that hold the state, the first one among them; ()
+        if all do. The others have its shapes alone, and write nothing.
     """
     self._directory, self._retention = directory, retention
     self._home = buckets.home(directory)
     self._in_bucket = buckets.url(directory) is not None
     self._seed, self._run, self._read_only = seed, run, read_only
+    self._holders = frozenset(holders)
+    self._holds = not holders or jax.process_index() in self._holders
     self._newest: int | None = None  # The step that was restored or saved last.
     self._values: dict[int, float] = {}
     self._opened: ocp.CheckpointManager | None = None
@@ -169,13 +123,23 @@ class Checkpointer:
   def _open(self) -> ocp.CheckpointManager:
     """Returns Orbax's manager of the checkpoints that are there now."""
     if self._opened is None:
-      hashing = None if self._in_bucket else _HashingHandler()
-      handler = hashing or ocp.StandardCheckpointHandler()
+      active = ocp.options.MultiprocessingOptions(
+        active_processes=set(self._holders) or None
+      )
+      make = (
+        ocp.StandardCheckpointHandler if self._in_bucket else _HashingHandler
+      )
+      handler = make(multiprocessing_options=active)
       registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
       registry.add('state', ocp.args.StandardSave, handler)
       registry.add('state', ocp.args.StandardRestore, handler)
+      if (
+        self._holders and not self._read_only
+      ):  # Orbax creates it for all alone.
+        self._home.mkdir(parents=True, exist_ok=True)
       options = ocp.CheckpointManagerOptions(
-        create=not self._read_only,
+        create=not self._read_only and not self._holders,
+        multiprocessing_options=active,
         read_only=self._read_only,
         # A save that a kill cut off would stay for ever.
         cleanup_tmp_directories=not self._read_only,
@@ -183,7 +147,7 @@ class Checkpointer:
         preservation_policy=self._retention.policy(self._values),
         async_options=ocp.AsyncOptions(
           timeout_secs=_SAVE_SECS,
-          post_finalization_callback=hashing and hashing.write_list,
+          post_finalization_callback=getattr(handler, 'write_list', None),
         ),
       )
       self._opened = ocp.CheckpointManager(
@@ -210,6 +174,8 @@ class Checkpointer:
     if step == self._newest:
       return
     self._newest = step
+    if not self._holds:
+      return
     if value is not None and math.isfinite(value):
       self._values[step] = value
     host = host_state | {
@@ -218,6 +184,8 @@ class Checkpointer:
       _VALUE: self._values.get(step),
       _LEAVES: checksums.of_tree(state),
     }
+    if len(self._holders) == 1:  # Orbax takes what one process holds as NumPy.
+      state = jax.device_get(state)
     saved = self._open().save(
       step,
       args=ocp.args.Composite(
@@ -265,7 +233,7 @@ class Checkpointer:
         f'checkpoint: no checkpoint in {self._directory} is whole ({every}); '
         'put one back from a copy, or move that folder away to begin again'
       )
-    if not self._read_only:
+    if not self._read_only and self._holds:
       self._open()
     return None
 
@@ -284,7 +252,7 @@ class Checkpointer:
     problems, has_list = self._file_problems(self._directory / str(step))
     if problems:
       return problems, None, {}
-    host = self._restored(step, host=ocp.args.JsonRestore())['host']
+    host = self._host_state(step)
     leaves = host.pop(_LEAVES, None)
     if leaves and not has_list and not self._in_bucket:
       return [f'{manifest.FILE} is missing'], None, {}
@@ -301,11 +269,32 @@ class Checkpointer:
         f'checkpoint: step {step} in {self._directory} does not fit this run: '
         f'{manifest.shown(texts)}; use the config that it was saved with'
       )
-    state = self._restored(step, state=ocp.args.StandardRestore(target))
-    state = state['state']
-    if leaves:
+    state = target
+    if self._holds:
+      state = self._restored(step, state=ocp.args.StandardRestore(target))
+      state = state['state']
+    if leaves and self._holds:
       problems = manifest.leaf_problems(checksums.of_tree(state), leaves)
+    if self._holders:
+      problems = processes.exchange(problems)[0]
     return problems, state, host
+
+  def _host_state(self, step: int) -> dict:
+    """Returns what the host kept, in all processes."""
+    if not self._holders:
+      return self._restored(step, host=ocp.args.JsonRestore())['host']
+
+    def read() -> dict:
+      path = self._home / str(step) / _HOST_FILE
+      try:
+        return json.loads(path.read_text())
+      except (OSError, ValueError) as error:
+        raise UserError(
+          f'checkpoint: step {step} in {self._directory} does not restore '
+          f'({error}); remove that step to go on from the one before'
+        ) from error
+
+    return processes.from_first(read)
 
   def _file_problems(self, folder: Path) -> tuple[list[str], bool]:
     """Returns what is wrong with the files of a checkpoint, and if it has a list."""

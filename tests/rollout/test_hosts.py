@@ -1,4 +1,4 @@
-"""Rollouts by host: how groups are shared out, and that samples are the same."""
+"""How groups are shared out, and that samples are the same on other meshes."""
 
 import dataclasses
 
@@ -68,25 +68,11 @@ def test_the_length_history_forgets_the_oldest_prompt(monkeypatch):
   assert [name for name, _ in history.get_state()] == ['a', 'c']
 
 
-@pytest.mark.parametrize(
-  'shape, own',
-  [
-    (dict(data=2, fsdp=2, expert=2), dict(data=4, tensor=1, expert=2)),
-    (dict(fsdp=8), dict(data=8, tensor=1, expert=1)),
-    (dict(tensor=2, fsdp=4), dict(data=4, tensor=2, expert=1)),
-  ],
-)
-def test_a_host_keeps_tensor_and_expert_and_copies_the_rest(shape, own):
-  layout = hosts.host_layout(Layout(make_mesh(shape)))
-  assert dict(layout.mesh.shape) == own | dict(fsdp=1, sequence=1)
-  assert not layout.weight_axes('D')
-
-
-def _samples(scope: str, shape: dict) -> list[Completion]:
+def _samples(shape: dict, **division) -> list[Completion]:
+  """Samples of the model on the first four devices, which train."""
   layout = Layout(make_mesh(shape, jax.devices()[:4]))
   model, params = make(small_config(), layout)
-  engine = Engine(model, dataclasses.replace(SIZES, scope=scope))
-  assert engine.by_host == (scope == 'host')
+  engine = Engine(model, dataclasses.replace(SIZES, **division))
   keys = jax.random.key_data(jax.random.split(jax.random.key(3), 6))
   requests = [
     Request(
@@ -101,15 +87,18 @@ def _samples(scope: str, shape: dict) -> list[Completion]:
 
 
 @pytest.mark.slow
-def test_samples_of_a_host_are_those_of_the_whole_mesh():
+@pytest.mark.parametrize(
+  'division', [dict(scope='host'), dict(sampling_devices=4)]
+)
+def test_samples_of_other_meshes_are_those_of_the_training_mesh(division):
   shape = dict(data=1, fsdp=2, expert=2)
-  for ours, theirs in zip(_samples('host', shape), _samples('global', shape)):
+  for ours, theirs in zip(_samples(shape, **division), _samples(shape)):
     assert ours.tokens == theirs.tokens
     np.testing.assert_allclose(ours.logp, theirs.logp, atol=1e-5)
 
 
 def test_a_completion_survives_json():
-  (whole, *_) = _samples('global', dict(data=4))
+  (whole, *_) = _samples(dict(data=4))
   other = Completion(whole.request)
   saved_completions.restore(other, saved_completions.to_json(whole))
   for field in dataclasses.fields(Completion):

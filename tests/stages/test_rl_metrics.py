@@ -39,7 +39,6 @@ def _metrics(scored: ScoredRollout) -> dict:
       length_B=ones[:, 0],
       group_B=0 * ones[:, 0],
     ),
-    [True],
     '</think>',
   )
 

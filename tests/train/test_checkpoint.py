@@ -12,7 +12,8 @@ import pytest
 from r1jax import files
 from r1jax.errors import UserError
 from r1jax.train import manifest
-from r1jax.train.checkpoint import BROKEN, Checkpointer, Retention
+from r1jax.train.checkpoint import BROKEN, Checkpointer
+from r1jax.train.retention import Retention
 
 _RUN = 'digest of a config'
 

@@ -30,6 +30,20 @@ class RolloutConfig(Section):
     'groups on its own devices, which hold a whole copy of the weights.',
     choices=('global', 'host'),
   )
+  replica_hosts: int = key(
+    1,
+    "Processes that decode together with scope = 'host', and hold one copy of "
+    'the weights, as a model needs that fits no single host.',
+    at_least=1,
+    only_if=one_of('scope', 'host').warned,
+  )
+  sampling_devices: int = key(
+    0,
+    'Devices that only sample, the last ones of the run; the mesh is of the '
+    'others, which only train. 0 if all devices do both. With several processes '
+    'a whole number of them samples.',
+    at_least=0,
+  )
   block_size: int = key(
     16, 'Tokens of a block of the KV cache.', unit='tokens', at_least=1
   )
