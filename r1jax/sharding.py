@@ -166,11 +166,13 @@ class Layout:
     mesh: The mesh, with the axes MESH_AXES.
     weights: Mesh axes of the letters of weights.
     activations: Mesh axes of the letters of activations.
+    sampling: Devices of the run that are not in the mesh, and only sample.
   """
 
   mesh: Mesh | AbstractMesh
   weights: _Axes = TRAIN_WEIGHTS
   activations: _Axes = TRAIN_ACTIVATIONS
+  sampling: tuple[jax.Device, ...] = ()
 
   def weight_spec(self, letters: str | tuple) -> PartitionSpec:
     """Returns the PartitionSpec of a weight with these dimensions."""

@@ -17,8 +17,8 @@ from r1jax.errors import UserError
 from r1jax.launch import aot, roofline, topology
 from r1jax.launch.aot import Compiled
 from r1jax.launch.roofline import Lengths, Share
+from r1jax.rollout import replicas
 from r1jax.runs import stage_list
-from r1jax.sharding import Layout, make_mesh
 from r1jax.stages import memory
 from r1jax.stages.stage import Program, ProgramKind
 
@@ -82,7 +82,9 @@ def show(config: RunConfig, request: Request) -> int:
   )
   with topology.quiet_compiler():
     devices = topology.devices(request.topology, request.slices)
-  layout = Layout(make_mesh(dataclasses.asdict(config.mesh), devices))
+  layout = replicas.training_layout(
+    dataclasses.asdict(config.mesh), config.rollout.sampling_devices, devices
+  )
   limit = chip.hbm_bytes // chip.devices
   stage = stage_list.stage_class(config.stages[-1])
   config = memory.chosen(config, layout, [stage], int(memory.SHARE * limit))
@@ -231,7 +233,7 @@ def _step(
       *(f'{secs:.3g}' for secs in times),
       f'{share.times.bound:.3g}',
     )
-  total = sum(share.times.bound for share in shares)
+  total = roofline.total(config, shares)
   table.add_row('  in all', *[''] * 5, f'{total:.3g}')
   Console(width=100).print(table)
   tokens = samples * (lengths.prompt + lengths.completion)

@@ -65,6 +65,24 @@ class Plan:
     return self.update.bound + self.decode.bound
 
 
+def _check(config: RunConfig):
+  """Refuses a run whose step is not planned."""
+  if config.stages[-1] != 'rl':
+    raise UserError(
+      f'plan: the last stage is {config.stages[-1]!r}; it plans the stage rl'
+    )
+  if config.rollout.scope == 'host':
+    raise UserError(
+      "plan: rollout.scope = 'host' is not planned; give "
+      '--config.rollout.scope=global, whose updates are the same'
+    )
+  if config.rollout.sampling_devices:
+    raise UserError(
+      'plan: rollout.sampling_devices is not planned; give '
+      '--config.rollout.sampling_devices=0 and the chips that train'
+    )
+
+
 def propose(
   config: RunConfig, chip: Chip, chips: int, lengths: Lengths, count: int
 ) -> list[Plan]:
@@ -78,18 +96,10 @@ def propose(
     count: Number of meshes, at most.
 
   Raises:
-    UserError: the last stage is not rl or samples by host, no mesh divides the model and the
-      batch, or none fits.
+    UserError: the last stage is not rl, or samples by host or on devices of
+      its own; no mesh divides the model and the batch, or none fits.
   """
-  if config.stages[-1] != 'rl':
-    raise UserError(
-      f'plan: the last stage is {config.stages[-1]!r}; it plans the stage rl'
-    )
-  if config.rollout.scope == 'host':
-    raise UserError(
-      "plan: rollout.scope = 'host' is not planned; give "
-      '--config.rollout.scope=global, whose updates are the same'
-    )
+  _check(config)
   devices, limit = chips * chip.devices, chip.hbm_bytes // chip.devices
   shapes = _Shapes(config.model)
   estimates = []

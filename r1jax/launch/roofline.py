@@ -78,6 +78,9 @@ def lengths_of(
   return lengths
 
 
+_SAMPLING = ProgramKind.PREFILL, ProgramKind.DECODE
+
+
 @dataclasses.dataclass(frozen=True)
 class Share:
   """The share of one program in a step.
@@ -154,6 +157,8 @@ def _calls(
 ) -> tuple[float, float]:
   """Calls of a program in an RL step, and the units of each."""
   c, kind = config.rl, program.kind
+  if apart := config.rollout.sampling_devices:
+    devices = apart if kind in _SAMPLING else devices - apart
   at_once = program.tokens * devices / program.devices
   groups = sampler.groups_in_flight(config)
   context = program.row_tokens
@@ -171,3 +176,18 @@ def _calls(
   )
   calls = c.num_minibatches if kind is ProgramKind.UPDATE else 1
   return calls, float(math.ceil(total / calls / at_once))
+
+
+def total(config: RunConfig, shares: Sequence[Share]) -> float:
+  """Returns the seconds of a step whose programs these are.
+
+  They follow each other, unless devices that only sample do so while the others
+  train.
+  """
+  sampling, training = (
+    sum(s.times.bound for s in shares if (s.program.kind in _SAMPLING) == which)
+    for which in (True, False)
+  )
+  if config.rollout.sampling_devices and config.rl.one_step_off_policy:
+    return max(sampling, training)
+  return sampling + training

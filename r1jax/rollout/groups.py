@@ -32,6 +32,20 @@ class Group:
     return all(c.finish_reason for c in self.completions)
 
 
+@dataclasses.dataclass(frozen=True)
+class Renewal:
+  """New weights for groups that are being generated.
+
+  Attributes:
+    share: The share of a process's groups that are complete before the others
+      go on with the new weights, in [0, 1].
+    session: Opens the session with these weights; called once in every process.
+  """
+
+  share: float
+  session: Callable[[], Session]
+
+
 def start_groups(
   prompts: Sequence[Prompt], requests: Sequence[Request], group_size: int
 ) -> list[Group]:
@@ -82,6 +96,7 @@ def complete_groups(
   num_complete: int,
   on_complete: Callable[[Group], None] = lambda _: None,
   expected: Callable[[Group], float] = lambda _: 1.0,
+  renewal: Renewal | None = None,
 ) -> tuple[list[Group], list[Group]]:
   """Generates until so many of the groups are complete.
 
@@ -94,9 +109,10 @@ def complete_groups(
     session: An empty session of the rollout engine.
     groups: Groups, oldest first.
     num_complete: Number of groups to complete.
-    on_complete: Called with each group as soon as it is complete, while others
-      are still generated; with replicas only those of this process's own.
+    on_complete: Called with each group as soon as it becomes complete, while
+      others are still generated; with replicas only those of this process's.
     expected: Tokens that are expected of a group; the same in all processes.
+    renewal: The new weights that groups in progress go on with; None for none.
 
   Returns:
     The first `num_complete` groups that are complete, and all others as they
@@ -106,17 +122,14 @@ def complete_groups(
     division = session.replicas
     own, quota = list[Group](), 0
     if division.own is not None:
-      earlier = [group for group in groups if group.complete]
-      for group in earlier[division.own :: len(division.layouts)]:
-        on_complete(group)
       own, quota = _own_share(groups, num_complete, expected, division)
-    _run(session, own, quota, on_complete)
+    _run(session, own, quota, on_complete, renewal)
     began = time.monotonic()
     _tell_all(groups, own if division.leads else [])
     # To wait for other processes is no work of this one.
     session.device_secs += time.monotonic() - began
   else:
-    _run(session, groups, num_complete, on_complete)
+    _run(session, groups, num_complete, on_complete, renewal)
   complete = [group for group in groups if group.complete][:num_complete]
   taken = set(map(id, complete))
   return complete, [group for group in groups if id(group) not in taken]
@@ -127,19 +140,21 @@ def _run(
   groups: Sequence[Group],
   num_complete: int,
   on_complete: Callable[[Group], None],
+  renewal: Renewal | None,
 ):
   """Generates in this process until so many of the groups are complete."""
-  group_of = {}
-  for group in groups:
-    for completion in group.completions:
-      if not completion.finish_reason:
-        group_of[session.submit(completion.request, completion)] = group
-  newly_complete = [group for group in groups if group.complete]
-  steps, count = iter(session), 0
+  group_of = {c: group for group in groups for c in group.completions}
+  _submit(session, groups)
+  count = sum(group.complete for group in groups)
+  steps, newer = iter(session), session
   while True:
-    for group in newly_complete:
-      on_complete(group)
-    count += len(newly_complete)
+    if renewal and count >= renewal.share * num_complete:
+      session.close()
+      began = time.monotonic()
+      newer, renewal = renewal.session(), None
+      newer.device_secs = session.device_secs + time.monotonic() - began
+      _submit(newer, groups)
+      steps = iter(newer)
     if count >= num_complete:
       break
     touched = {
@@ -147,7 +162,19 @@ def _run(
       for completion in next(steps)
       for group in [group_of[completion]]
     }
-    newly_complete = [group for group in touched.values() if group.complete]
+    for group in touched.values():
+      if group.complete:
+        count += 1
+        on_complete(group)
+  session.device_secs = newer.device_secs
+
+
+def _submit(session: Session, groups: Sequence[Group]):
+  """Hands all completions that are not finished to a session."""
+  for group in groups:
+    for completion in group.completions:
+      if not completion.finish_reason:
+        session.submit(completion.request, completion)
 
 
 def _own_share(

@@ -13,7 +13,7 @@ Replicas share out the work, and decode without waiting for each other. Weights
 come to all of them by one collective operation of all processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -101,19 +101,26 @@ class Replicas:
     return self.layouts[0].mesh == self.trained.mesh
 
 
-def training_devices(sampling_devices: int) -> list[Any]:
-  """Returns the devices that train: all but the last `sampling_devices`.
+def training_layout(
+  shape: Mapping[str, int],
+  sampling_devices: int,
+  devices: Sequence | None = None,
+) -> Layout:
+  """Returns the training layout of a run.
+
+  Args:
+    shape: Sizes by mesh axis, of the devices that train; see make_mesh.
+    sampling_devices: The last so many devices only sample.
+    devices: The devices of the run, by default all.
 
   Raises:
-    UserError: none is left, or a process would have devices of both kinds.
+    UserError: no device is left to train, a process would have devices of both
+      kinds, or the sizes do not multiply to the number of those that train.
   """
-  return _split(sampling_devices)[0]
-
-
-def _split(sampling_devices: int) -> tuple[list[Any], list[Any]]:
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  devices = list(jax.devices() if devices is None else devices)
   if not sampling_devices:
-    return jax.devices(), []
+    return Layout(make_mesh(shape, devices))
+  devices.sort(key=_order)
   if sampling_devices >= len(devices):
     raise UserError(
       f'rollout.sampling_devices = {sampling_devices} leaves none of the '
@@ -127,7 +134,11 @@ def _split(sampling_devices: int) -> tuple[list[Any], list[Any]]:
         f'rollout.sampling_devices = {sampling_devices}: a process trains or '
         f'samples with all of its {own} devices; give a multiple of them'
       )
-  return trained, sampled
+  return Layout(make_mesh(shape, trained), sampling=tuple(sampled))
+
+
+def _order(device: jax.Device) -> tuple[int, int]:
+  return device.process_index, device.id
 
 
 def divide(trained: Layout, c: RolloutConfig) -> Replicas:
@@ -136,18 +147,16 @@ def divide(trained: Layout, c: RolloutConfig) -> Replicas:
   An abstract mesh has no hosts: its replica is the whole mesh.
 
   Args:
-    trained: The training layout.
-    c: config.rollout, whose scope, replica_hosts and sampling_devices count.
+    trained: The training layout, which names devices that only sample.
+    c: config.rollout, whose scope and replica_hosts count.
 
   Raises:
     UserError: the devices do not divide.
   """
   if isinstance(trained.mesh, AbstractMesh):
     return Replicas((trained.decoding(),), ((0,),), trained)
-  apart = bool(c.sampling_devices)
-  devices = list(trained.mesh.devices.flat)
-  if apart:
-    devices = _split(c.sampling_devices)[1]
+  apart = bool(trained.sampling)
+  devices = list(trained.sampling or trained.mesh.devices.flat)
   processes = sorted({d.process_index for d in devices})
   if c.scope == 'global':
     layout = _decoding(trained, devices) if apart else trained.decoding()
@@ -281,7 +290,7 @@ def _rows_mesh(replicas: Replicas, with_trained: bool) -> Mesh:
   rows = [mesh.devices for mesh in meshes]
   if with_trained:
     mesh: Any = replicas.trained.mesh
-    devices = sorted(mesh.devices.flat, key=lambda d: (d.process_index, d.id))
+    devices = sorted(mesh.devices.flat, key=_order)
     trained = np.array(devices).reshape(_trained_rows(replicas), *rows[0].shape)
     rows = [*trained, *rows]
   return Mesh(np.stack(rows), (_ROWS, *MESH_AXES))

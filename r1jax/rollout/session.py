@@ -106,6 +106,10 @@ class Session:
     """Returns the completions that run or wait, the running ones first."""
     return self._scheduler.unfinished()
 
+  def close(self):
+    """Frees its cache; what it has not finished goes on in another session."""
+    self._kv_cache = self._params = None
+
   def __iter__(self) -> Iterator[list[Completion]]:
     while not self._scheduler.idle:
       yield self.step()

@@ -7,31 +7,33 @@ Groups are scored while others are sampled.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 import dataclasses
 import time
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from r1jax import registry
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import batching, splits
 from r1jax.data.text import conversation
-from r1jax.episode import Episode, Turn
 from r1jax.errors import UserError
 from r1jax.model import model_flops
 from r1jax.model.model_flops import TokenCounts
 from r1jax.records import Prompt, PromptBatch, ScoredRollout
-from r1jax.rewards import environment, multihost
+from r1jax.rewards import environment
 from r1jax.rewards.reward_manager import RewardManager
 from r1jax.rollout import assemble, groups, hosts
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.groups import Group
 from r1jax.rollout.scheduler import Completion
+from r1jax.rollout.session import Session
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import sampler
 from r1jax.stages.build.prompts import prompts
+from r1jax.stages.group_scores import GroupScores, episodes_of
 from r1jax.train.metrics import Stopwatch
 
 
@@ -113,7 +115,8 @@ class Collector:
     self._environment = environment.make(c.environment, reward)
     self._sampling = sampler.rl_sampling(config, parts)
     self._in_flight = sampler.groups_in_flight(config)
-    self._scorer = futures.ThreadPoolExecutor(1, 'scorer')
+    self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    self._scores = GroupScores(engine.replicas, self._texts, self._score)
     everything = first = prompts(
       config, parts.template, parts.tokenizer, splits.TRAIN
     )
@@ -131,12 +134,18 @@ class Collector:
     self._partial: list[Group] = []  # Groups that an earlier step has started.
     self._history = hosts.LengthHistory()
     self._ahead: _Ahead | None = None
+    self._session: Session | None = None  # It samples the next step's groups.
+    # The newest weights to sample with, and their version.
+    self._prepared: tuple[int, Any] | None = None
+    self._num_dropped = 0
 
   def begin(self):
     """Goes back to the first prompt."""
     self._stream.set_state(self._start)
-    self._partial, self._ahead = [], None
+    self._partial, self._ahead, self._num_dropped = [], None, 0
+    self._prepared = None
     self._history = hosts.LengthHistory()
+    self._scores.clear()
 
   def get_state(self) -> dict:
     """Returns its position as JSON, for a checkpoint."""
@@ -184,12 +193,11 @@ class Collector:
         not scored yet.
     """
     c, wanted = self._config, self._config.prompts_per_step
-    self._partial, num_dropped = groups.drop_stale(
-      self._partial, step, c.max_staleness
-    )
+    self._drop_stale(step)
     self._start_groups(step, key, self._in_flight)
     effort, chosen, unvaried = Effort(), list[Group](), list[Group]()
     scored_of: dict[int, ScoredRollout] = {}
+    num_dropped, self._num_dropped = self._num_dropped, 0
     rounds = c.dynamic_sampling_max_rounds if c.dynamic_sampling else 1
     for round_ in range(rounds):
       if round_:  # A prompt that comes again is not sampled as before.
@@ -227,6 +235,64 @@ class Collector:
       effort=effort,
     )
 
+  def begin_ahead(self, params, step: int, key: jax.Array):
+    """Makes ready to sample the groups of the next step under today's policy.
+
+    Args:
+      params: The policy's parameters that `step` begins with; its update may
+        consume them as soon as this returns.
+      step: The step that is being made.
+      key: The random key of the next one.
+    """
+    self._drop_stale(step + 1)
+    self._start_groups(step + 1, key, self._in_flight)
+    self._session = self._opened(params, step)
+
+  def sample_ahead(self, step: int, newer: Any, watch: Stopwatch) -> Effort:
+    """Samples what `begin_ahead` began; the next `collect` takes it.
+
+    Args:
+      step: The step that is being made.
+      newer: The policy's parameters after this step, which the devices may
+        still compute; they are used where rl.in_flight_renewal is below 1.
+      watch: Measures 'rollout'.
+    """
+    session, self._session = self._session, None
+    assert session is not None
+    self._scores.begin_others([g for g in self._partial if g.complete])
+    renewal = None
+    if self._config.in_flight_renewal < 1:
+      renewal = groups.Renewal(
+        self._config.in_flight_renewal, lambda: self._renewed(newer, step + 1)
+      )
+    return self._sample(
+      session, self._config.prompts_per_step, watch, renewal=renewal
+    )
+
+  def _opened(self, params, step: int) -> Session:
+    """Opens a session with the policy that a step begins with."""
+    kept, self._prepared = self._prepared, None
+    if kept and kept[0] == step:  # They were sent when they were new.
+      return Session(self._engine, kept[1], step)
+    return Session(self._engine, self._prepare(params), step)
+
+  def _renewed(self, params, step: int) -> Session:
+    """Opens a session with new weights, which the next step begins with."""
+    self._prepared = step, self._prepare(params)
+    return Session(self._engine, self._prepared[1], step)
+
+  def _prepare(self, params):
+    """Returns weights to sample with that no update consumes."""
+    if not self._engine.replicas.apart:
+      params = self._copy(params)
+    return self._engine.prepare_params(params)
+
+  def _drop_stale(self, step: int):
+    self._partial, count = groups.drop_stale(
+      self._partial, step, self._config.max_staleness
+    )
+    self._num_dropped += count
+
   def _tokenised(self, prompts_P: Sequence[Prompt]) -> PromptBatch:
     return batching.pad_prompts(
       prompts_P, self._tokenizer, self._max_prompt_tokens
@@ -246,6 +312,8 @@ class Collector:
   def _start_groups(self, step: int, key: jax.Array, num_in_flight: int):
     """Starts groups until so many are in flight."""
     missing = max(num_in_flight - len(self._partial), 0)
+    if not missing:
+      return
     ahead, self._ahead = self._ahead, None
     if ahead and (ahead.step, ahead.count) == (step, missing):
       prompts_P, batch = ahead.prompts, ahead.batch
@@ -269,54 +337,54 @@ class Collector:
     self, params, step: int, num_groups: int, watch: Stopwatch
   ) -> tuple[list[Group], list[ScoredRollout], Effort]:
     """Returns the next groups that are complete, their scores, and the effort."""
-    texts_of: dict[int, futures.Future] = {}
-    scored_of: dict[int, futures.Future] = {}  # Groups scored in this process.
-
-    def score(group: Group):  # While other groups are sampled.
-      local = self._engine.replicas.is_mine(len(texts_of))
-      texts_of[id(group)] = self._scorer.submit(self._texts, group)
-      if local:
-        scored_of[id(group)] = self._scorer.submit(
-          self._score, group, texts_of[id(group)]
-        )
-
-    started = [(group, _lengths(group)) for group in self._partial]
-    began = time.monotonic()
-    session = self._engine.session(params, step)
-    waited = time.monotonic() - began  # The weights come from all devices.
-    complete, self._partial = groups.complete_groups(
-      session, self._partial, num_groups, score, self._expected_tokens
-    )
-    rollout_secs = watch.lap('rollout') - session.device_secs - waited
-    began = time.monotonic()
-    for group in complete:
-      if id(group) not in texts_of:  # Another process has sampled it.
-        texts_of[id(group)] = self._scorer.submit(self._texts, group)
-      if self._engine.by_host:
-        tokens = [len(c.tokens) for c in group.completions]
-        self._history.see(group.prompt.id, sum(tokens) / len(tokens))
-    own = [i for i, group in enumerate(complete) if id(group) in scored_of]
-    texts = [texts_of[id(group)].result() for group in complete]
-    own_secs = time.monotonic() - began
-
-    def own_scores() -> ScoredRollout:
-      nonlocal own_secs
-      found = [scored_of[id(complete[i])].result() for i in own]
-      own_secs = time.monotonic() - began
-      return ScoredRollout.concatenate(found)
-
-    scored = multihost.gather_scores(texts, own, own_scores)
+    effort = Effort()
+    complete = [group for group in self._partial if group.complete]
+    self._scores.begin_others(complete)
+    if len(complete) < num_groups:
+      began = time.monotonic()
+      session = self._engine.session(params, step)
+      waited = time.monotonic() - began  # The weights come from all devices.
+      effort = self._sample(session, num_groups, watch, waited)
+    taken = [group for group in self._partial if group.complete][:num_groups]
+    ids = set(map(id, taken))
+    self._partial = [g for g in self._partial if id(g) not in ids]
+    if self._engine.by_host:
+      for group in taken:
+        self._history.see(group.prompt.id, float(np.mean(_lengths(group))))
+    scored, own_secs = self._scores.take(taken)
     watch.lap('reward')
-    effort = Effort(
+    return taken, scored, effort + Effort(own_secs={'reward': own_secs})
+
+  def _sample(
+    self,
+    session: Session,
+    num_groups: int,
+    watch: Stopwatch,
+    waited: float = 0.0,
+    renewal: groups.Renewal | None = None,
+  ) -> Effort:
+    """Samples until so many groups are complete, which come first then."""
+    started = [(group, _lengths(group)) for group in self._partial]
+    complete, rest = groups.complete_groups(
+      session,
+      self._partial,
+      num_groups,
+      self._scores.begin,
+      self._expected_tokens,
+      renewal,
+    )
+    self._partial = complete + rest
+    self._scores.know([group for group in self._partial if group.complete])
+    own_secs = watch.lap('rollout') - session.device_secs - waited
+    return Effort(
       model_flops.total(
         model_flops.counts_of_samples(
           len(group.completions[0].request.prompt), zip(before, _lengths(group))
         )
         for group, before in started
       ),
-      {'rollout': max(rollout_secs, 0.0), 'reward': own_secs},
+      {'rollout': max(own_secs, 0.0)},
     )
-    return complete, scored.split(self._config.group_size), effort
 
   def _expected_tokens(self, group: Group) -> float:
     """Returns the tokens that are expected to be sampled yet of a group."""
@@ -332,26 +400,9 @@ class Collector:
       group.completions, self._tokenizer.decode_batch
     )
 
-  def _score(self, group: Group, texts: futures.Future) -> ScoredRollout:
-    episodes = [
-      Episode(
-        prompt=group.prompt,
-        turns=(
-          Turn(
-            tokens=c.tokens,
-            sampled=True,
-            text=text,
-            logp=c.logp,
-            model_logp=c.model_logp,
-            policy_version=c.policy_version,
-          ),
-        ),
-        finish_reason=c.finish_reason or '',
-      )
-      for c, text in zip(group.completions, texts.result())
-    ]
+  def _score(self, group: Group, texts: list[str]) -> ScoredRollout:
     return environment.score(
-      self._config.environment, self._environment, episodes
+      self._config.environment, self._environment, episodes_of(group, texts)
     )
 
   def _started(self, prompt: Prompt) -> Prompt:

@@ -99,7 +99,7 @@ class Performance:
     for name, part in parts.items():
       found[f'time/{name}'] = part / self._steps
     for name, work in self._work.items():
-      found |= self._of_work(name, work, parts[name])
+      found |= self._of_work(name, work, parts.get(name, 0.0))
     return found | metrics.memory()
 
   def _of_work(self, name: str, work: Work, secs: float) -> dict[str, float]:

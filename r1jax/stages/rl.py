@@ -167,12 +167,23 @@ class RL(TrainedStage):
     rollout = assemble.build_rollout(
       group.batch, c.group_size, group.completions, step
     )
+    effort, ahead = (
+      group.effort,
+      step < self.num_steps and c.one_step_off_policy,
+    )
+    if ahead:
+      data.begin_ahead(params, step, self._key(_ROLLOUT, step + 1))
     learnt = None
     if self._parts.model.layout.is_local:
       learnt = self._learner.learn(state, group, rollout, step, watch)
       state = learnt.state
-    if step < self.num_steps:
-      data.prepare(step + 1)  # While the device updates, as what follows.
+    if ahead:
+      if self.holders and learnt:  # Others sample while this process waits.
+        jax.block_until_ready(learnt.computed)
+        watch.lap(UPDATE)
+      effort += data.sample_ahead(step, state.train.params, watch)
+    if step + ahead < self.num_steps:
+      data.prepare(step + 1 + ahead)  # While the device updates.
     values = self._values(group, rollout)
     values |= processes.from_holders(
       state.train.params, lambda: learnt.values() if learnt else {}
@@ -189,9 +200,9 @@ class RL(TrainedStage):
       'tokens': sum(row['tokens'] for row in rows),
       'completions': len(rows),
     }
-    work = self._work(step, group.effort, learnt and learnt.batch)
+    work = self._work(step, effort, learnt and learnt.batch)
     watch.lap('host')
-    own_secs = {**group.effort.own_secs, 'host': watch.secs['host']}
+    own_secs = {**effort.own_secs, 'host': watch.secs['host']}
     return StepOutput(state, values, counts, watch.secs, own_secs, work)
 
   def _values(

@@ -70,6 +70,8 @@ def _sampling(
     stop_token_ids=_STOP_TOKENS,
   )
   others = {k: v for k, v in held.items() if k != 'weights'}
+  if engine.replicas.apart:
+    held = {}  # The devices that sample hold nothing else.
   relayout = Program(
     label='weights to sample with',
     kind=ProgramKind.RELAYOUT,

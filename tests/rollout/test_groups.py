@@ -120,6 +120,38 @@ def test_a_step_ends_when_enough_groups_are_complete(small):
       assert got == want[: len(got)]
 
 
+def test_groups_in_progress_go_on_with_new_weights(small):
+  """As if a step had ended there, and the next one had gone on."""
+  params, moved, engine = small
+  first, rest = groups.complete_groups(
+    engine.session(params, 1), _open(_IDS)[0], 2
+  )
+  groups.complete_groups(engine.session(moved, 2), rest, len(rest))
+  want = {group.prompt.id: group for group in first + rest}
+  renewals = []
+
+  def newer():
+    renewals.append(1)
+    return engine.session(moved, 2)
+
+  got, none = groups.complete_groups(
+    engine.session(params, 1),
+    _open(_IDS)[0],
+    6,
+    renewal=groups.Renewal(2 / 6, newer),
+  )
+  assert len(got) == 6 and not none and renewals == [1]
+  versions = set()
+  for group in got:
+    for ours, theirs in zip(
+      group.completions, want[group.prompt.id].completions
+    ):
+      assert ours.tokens == theirs.tokens
+      assert ours.policy_version == theirs.policy_version
+      versions.add(tuple(dict.fromkeys(ours.policy_version)))
+  assert (1, 2) in versions
+
+
 def test_a_checkpoint_of_groups_goes_on_as_the_groups_do(small):
   """Through JSON, and under another policy: equal in every number."""
   params, moved, engine = small

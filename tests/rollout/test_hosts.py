@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.rollout import hosts, saved_completions
+from r1jax.rollout import hosts, replicas, saved_completions
 from r1jax.rollout.engine import Engine
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion, Request
-from r1jax.sharding import Layout, make_mesh
 from tests.conftest import make, small_config
 from tests.rollout.conftest import SIZES
 
@@ -70,9 +69,11 @@ def test_the_length_history_forgets_the_oldest_prompt(monkeypatch):
 
 def _samples(shape: dict, **division) -> list[Completion]:
   """Samples of the model on the first four devices, which train."""
-  layout = Layout(make_mesh(shape, jax.devices()[:4]))
+  config = dataclasses.replace(SIZES, **division)
+  devices = jax.devices()[: 4 + config.sampling_devices]
+  layout = replicas.training_layout(shape, config.sampling_devices, devices)
   model, params = make(small_config(), layout)
-  engine = Engine(model, dataclasses.replace(SIZES, **division))
+  engine = Engine(model, config)
   keys = jax.random.key_data(jax.random.split(jax.random.key(3), 6))
   requests = [
     Request(

@@ -7,13 +7,13 @@ import pytest
 from r1jax.config.schema.rollout import RolloutConfig
 from r1jax.errors import UserError
 from r1jax.rollout import replicas
-from r1jax.sharding import Layout, make_mesh
 from tests.conftest import make, small_config
 
 
-def _divided(shape: dict, count: int = 8, **division) -> replicas.Replicas:
-  layout = Layout(make_mesh(shape, jax.devices()[:count]))
-  return replicas.divide(layout, RolloutConfig(**division))
+def _divided(shape: dict, **division) -> replicas.Replicas:
+  config = RolloutConfig(**division)
+  layout = replicas.training_layout(shape, config.sampling_devices)
+  return replicas.divide(layout, config)
 
 
 @pytest.mark.parametrize(
@@ -38,46 +38,54 @@ def test_by_default_all_devices_decode_together_where_the_weights_are():
 
 
 @pytest.mark.parametrize(
-  'shape, count, sampling, own',
+  'shape, sampling, own',
   [
-    (dict(fsdp=4), 4, 4, dict(data=4, tensor=1)),
-    (dict(tensor=2, fsdp=3), 6, 2, dict(data=1, tensor=2)),
-    (dict(tensor=2, fsdp=2), 4, 1, dict(data=1, tensor=1)),
+    (dict(fsdp=4), 4, dict(data=4, tensor=1)),
+    (dict(tensor=2, fsdp=3), 2, dict(data=1, tensor=2)),
+    (dict(tensor=7), 1, dict(data=1, tensor=1)),
   ],
 )
-def test_devices_that_only_sample(shape, count, sampling, own, monkeypatch):
-  devices = jax.devices()[: count + sampling]
-  monkeypatch.setattr(jax, 'devices', lambda: devices)
-  assert replicas.training_devices(sampling) == devices[:count]
-  division = _divided(shape, count, sampling_devices=sampling)
-  mesh = division.layout.mesh
-  assert set(mesh.devices.flat) == set(devices[count:])
+def test_devices_that_only_sample(shape, sampling, own):
+  division = _divided(shape, sampling_devices=sampling)
+  mesh, count = division.layout.mesh, 8 - sampling
+  assert set(division.trained.mesh.devices.flat) == set(jax.devices()[:count])
+  assert set(mesh.devices.flat) == set(jax.devices()[count:])
   assert {name: mesh.shape[name] for name in own} == own
   assert division.apart and division.are_copies
 
 
 @pytest.mark.parametrize(
-  'count, sampling, message',
+  'sampling, message',
   [
-    (1, 8, 'leaves none of the 8 devices to train'),
-    (
-      5,
-      3,
-      'a copy of the weights lies on 3 devices, which do not divide the 5',
-    ),
+    (8, 'leaves none of the 8 devices to train'),
+    (3, 'a copy of the weights lies on 3 devices, which do not divide the 5'),
   ],
 )
-def test_devices_that_do_not_divide_are_refused(count, sampling, message):
+def test_devices_that_do_not_divide_are_refused(sampling, message):
   with pytest.raises(UserError, match=message):
-    _divided(dict(data=count), count, sampling_devices=sampling)
+    _divided(dict(data=-1), sampling_devices=sampling)
+
+
+class _Device:
+  """A device of another process, for which only its place counts."""
+
+  platform = 'cpu'
+
+  def __init__(self, number: int, process: int):
+    self.id, self.process_index = number, process
+
+
+def test_a_process_has_devices_of_one_kind():
+  devices = [_Device(i, i // 2) for i in range(6)]
+  with pytest.raises(UserError, match='with all of its 2 devices; give a mult'):
+    replicas.training_layout(dict(data=-1), 3, devices)
 
 
 def test_weights_arrive_as_they_were():
   """Sharded otherwise, in another order of devices, and bit for bit."""
-  devices = jax.devices()
-  layout = Layout(make_mesh(dict(fsdp=2, expert=2), devices[:4]))
+  layout = replicas.training_layout(dict(data=3, fsdp=2), 2)
   model, params = make(small_config(), layout)
-  division = replicas.divide(layout, RolloutConfig(sampling_devices=2))
+  division = replicas.divide(layout, RolloutConfig())
   target = jax.sharding.NamedSharding(
     division.layout.mesh, jax.sharding.PartitionSpec()
   )

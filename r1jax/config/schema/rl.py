@@ -210,6 +210,23 @@ class RLConfig(
     at_least=0,
     only_if=above('oversample', 1),
   )
+  one_step_off_policy: bool = key(
+    False,
+    'Whether the samples of a step are drawn under the policy that the step '
+    'before began with, while that step updates it: with '
+    'rollout.sampling_devices both take place at once. Tokens are then one step '
+    "old; rl.old_logp_source = 'recompute' and rollout_is correct it.",
+  )
+  in_flight_renewal: float = key(
+    1.0,
+    "The share of a process's groups that are complete when those in progress "
+    'go on under the policy that the step has made meanwhile (in-flight weight '
+    'updates, arXiv 2509.19128); 1 lets them end under the older one. The '
+    'samples then depend on the number of processes.',
+    at_least=0,
+    at_most=1,
+    only_if=is_set('one_step_off_policy'),
+  )
   dynamic_sampling: bool = key(
     False,
     'Whether only groups whose samples are not all right or all wrong are '

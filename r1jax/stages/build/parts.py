@@ -25,7 +25,7 @@ from r1jax.model import kernels
 from r1jax.model.parameters import parameter_shardings
 from r1jax.model.transformer import Transformer
 from r1jax.rollout import replicas
-from r1jax.sharding import Layout, make_mesh
+from r1jax.sharding import Layout
 from r1jax.stages.build import prompts
 
 _log = logging.getLogger(__name__)
@@ -55,8 +55,9 @@ def parts(config: RunConfig) -> Parts:
     UserError: the mesh, the model, the tokenizer or the data do not fit.
   """
   prompts.check(config.data)
-  devices = replicas.training_devices(config.rollout.sampling_devices)
-  layout = Layout(make_mesh(dataclasses.asdict(config.mesh), devices))
+  layout = replicas.training_layout(
+    dataclasses.asdict(config.mesh), config.rollout.sampling_devices
+  )
   model = Transformer(config.model, layout)
   parameter_shardings(model, layout)
   kernels.check_heads(config.model.num_attention_heads, layout)
