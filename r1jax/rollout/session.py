@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from r1jax.errors import UserError
 from r1jax.model import cache
 from r1jax.rollout import replicas, sampling, speculative
 from r1jax.rollout.decode_state import DecodeOutput
@@ -77,8 +78,14 @@ class Session:
       The completion, which grows as the session runs.
 
     Raises:
-      UserError: the request cannot be served; the other requests go on.
+      UserError: the request cannot be served, where the other requests go on;
+        or this process does not sample.
     """
+    if self._params is None:
+      raise UserError(
+        'rollout.sampling_devices: every process samples here, and this one '
+        'only trains; give --config.rollout.sampling_devices=0'
+      )
     self._engine.validate(request)
     completion = partial or Completion(request)
     needed = sampling.required_features([request.sampling_params])

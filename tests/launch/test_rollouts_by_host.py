@@ -26,14 +26,17 @@ def together(environment, tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('processes, devices', [(2, 2), (4, 1)])
+@pytest.mark.parametrize(
+  'processes, devices, replica_hosts', [(2, 2, 1), (4, 1, 1), (4, 1, 2)]
+)
 def test_rollouts_by_host_equal_those_of_one_process(
-  environment, together, tmp_path, processes, devices
+  environment, together, tmp_path, processes, devices, replica_hosts
 ):
   run = _Run(
     environment,
     tmp_path / 'run',
     *_BY_HOST,
+    f'--config.rollout.replica_hosts={replica_hosts}',
     processes=processes,
     devices=devices,
   )

@@ -8,6 +8,7 @@ import pytest
 
 from r1jax.errors import UserError
 from r1jax.rollout.engine import Engine
+from r1jax.rollout.session import Session
 from tests.conftest import forward
 from tests.rollout.conftest import (
   SIZES,
@@ -201,3 +202,10 @@ def test_a_pool_that_does_not_fit_is_refused_before_it_is_made(small):
     Engine(model, dataclasses.replace(SIZES, kv_cache_tokens=1 << 42))
   with pytest.raises(UserError, match='max_num_seqs = 0 must be at least 1'):
     dataclasses.replace(SIZES, max_num_seqs=0)
+
+
+def test_a_process_that_only_trains_says_so(small):
+  _, _, engine = small
+  session = Session(engine, None, 1)  # It has no weights to sample with.
+  with pytest.raises(UserError, match='this one only trains; give --config.ro'):
+    session.submit(request_of([9, 4]))
