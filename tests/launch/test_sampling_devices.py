@@ -16,6 +16,8 @@ _STEPS = (
   # All groups of a step are completed: else the choice depends on the hosts.
   '--config.rl.oversample=1.0',
   '--config.rl.prompts_per_step=8',
+  # Of 32 sequences, so that groups are complete one after another.
+  '--config.rollout.max_num_seqs=12',
   '--config.mesh.fsdp=2',
   '--config.mesh.data=1',
 )
