@@ -32,6 +32,7 @@ setuptools.setup(
     'chex>=0.1.89,<0.2',
     'flax>=0.12,<0.13',
     'grain>=0.2.10,<0.3',
+    'huggingface_hub>=0.30,<3',
     'jax>=0.8,<0.12',
     'jinja2>=3.1,<4',
     'matplotlib>=3.8,<4',

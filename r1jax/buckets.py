@@ -1,5 +1,8 @@
 """Files in buckets (gs://, s3://), each with a copy on this host.
 
+Inputs may also be in repositories of the Hugging Face hub (hf://), whose copies
+the hub's own cache keeps; see hub.py.
+
   gs://BUCKET/runs/zero  ⇔  $R1JAX_CACHE/buckets/gs/BUCKET/runs/zero
 
 The rest of the package works on the copy, so that it appends, maps and locks
@@ -21,7 +24,7 @@ import shutil
 import time
 from typing import Any
 
-from r1jax import files
+from r1jax import files, hub
 from r1jax.errors import UserError
 
 # Packages of each kind of bucket, which is also the name of an extra.
@@ -48,10 +51,13 @@ def path(text: str | os.PathLike) -> Path:
   if not match:
     return Path(text).expanduser()
   scheme, rest = match.groups()
+  if scheme == hub.SCHEME:
+    hub.place_of(text)
+    return _root() / scheme / rest.strip('/')
   if scheme not in _PACKAGES:
     raise UserError(
-      f'{text}: files are read and written in folders, gs:// and s3://, not '
-      f'{scheme}://'
+      f'{text}: files are read in folders, gs://, s3:// and hf://, and written '
+      f'in folders and gs://, not {scheme}://'
     )
   if '..' in rest.split('/') or '/' not in rest.strip('/'):
     raise UserError(f'{text}: give {scheme}://BUCKET/PATH')
@@ -109,12 +115,16 @@ def fetch(place: Path) -> Path:
   Copies of what is not in the bucket are removed. Where a run of this host
   writes to the folder, its copies are the newest, and nothing is fetched.
 
+  What is on the hub is in the hub's own cache, which is returned.
+
   Raises:
     UserError: the bucket cannot be read.
   """
   where = url(place)
   if where is None:
     return place
+  if is_on_hub(where):
+    return hub.fetch(where)
   with _errors('read', where), _alone(where):
     if not _is_held(place):
       store = _store(where)
@@ -130,8 +140,15 @@ def exists(place: Path) -> bool:
   where = url(place)
   if where is None:
     return place.exists()
+  if is_on_hub(where):
+    return hub.fetch(where).exists()
   with _errors('read', where):
     return _store(where).exists(where)
+
+
+def is_on_hub(where: str) -> bool:
+  """Whether a URL names a repository of the hub."""
+  return where.startswith(f'{hub.SCHEME}://')
 
 
 def matches(place: Path, pattern: str = '') -> list[str]:
@@ -143,6 +160,8 @@ def matches(place: Path, pattern: str = '') -> list[str]:
   """
   where = url(place / pattern)
   assert where is not None, f'{place} is in no bucket'
+  if is_on_hub(where):
+    return hub.matches(where)
   with _errors('read', where):
     scheme = where.partition('://')[0]
     return [f'{scheme}://{name}' for name in sorted(_store(where).glob(where))]

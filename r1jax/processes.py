@@ -106,8 +106,8 @@ def from_first(make: Callable[[], Any]) -> Any:
 def from_holders(tree: Any, make: Callable[[], Any]) -> Any:
   """Returns what the processes make that hold arrays, in all processes.
 
-  Where all processes hold a part of the arrays, each makes it itself; else they
-  are told what the first one has made.
+  Each makes it itself if all processes hold a part of the arrays; else they are
+  told what the first one has made.
 
   Args:
     tree: Arrays over the devices of the processes that hold them; the first

@@ -64,7 +64,7 @@ def test_files_of_a_disk_are_as_they_are(cache, tmp_path):
 @pytest.mark.parametrize(
   'url, error',
   [
-    ('hf://owner/model', 'folders, gs:// and s3://, not hf://'),
+    ('http://owner/model', 'written in folders and gs://, not http://'),
     ('https://a/b', 'not https://'),
     ('gs://bucket', 'give gs://BUCKET/PATH'),
     ('gs://bucket/../a', 'give gs://BUCKET/PATH'),

@@ -16,6 +16,7 @@ PACKAGE = ROOT / 'r1jax'
 # is first looked up: that is how a lower room reaches what a higher one adds.
 LAYERS = (
   ('chips', 'errors', 'files', 'interrupts', 'message', 'source_files'),
+  ('hub',),
   ('buckets',),
   ('records', 'compilation_cache', 'compile_time', 'processes'),
   ('episode',),

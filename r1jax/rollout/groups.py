@@ -197,7 +197,7 @@ def _own_share(
 
 def _tell_all(groups: Sequence[Group], own: Sequence[Group]):
   """Exchanges what the processes have sampled of their groups."""
-  mine = set(map(id, own))  # Those that this process tells the others.
+  mine = set(map(id, own))  # This process tells the others of these.
   told = hosts.tell_all(
     {
       i: [saved_completions.to_json(c) for c in group.completions]

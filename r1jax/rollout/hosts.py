@@ -1,8 +1,8 @@
 """Groups are shared out between hosts, which tell each other their samples.
 
-Where several replicas of the policy sample (replicas.py), groups are shared out
-by the lengths that are expected of them, each replica completes its own, and at
-the end all processes tell each other what was sampled. A sample is the same
+If several replicas of the policy sample (replicas.py), groups are shared out by
+the lengths that are expected of them, each replica completes its own, and at the
+end all processes tell each other what was sampled. A sample is the same
 wherever it is drawn: it depends on the weights, its prompt and its key alone.
 """
 

@@ -107,6 +107,10 @@ def _place(path: str) -> Path:
     UserError: checkpoints cannot be written there.
   """
   place = buckets.path(path)
+  if buckets.is_on_hub(path):
+    raise UserError(
+      f'workdir: {path}: runs are written to folders and gs://, not to the hub'
+    )
   if (buckets.url(place) or '').startswith('s3://'):
     raise UserError(
       f'workdir: {path}: Orbax writes no checkpoints to s3://; use gs:// or a '

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept when a new one is saved."""
+"""The choice of the checkpoints that are kept when a new one is saved."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
