@@ -1,8 +1,10 @@
 """A checkpoint from Hugging Face, to sample from or to evaluate.
 
   r1jax sample --config=imported:FOLDER --prompt='What is 7 + 5?'
+  r1jax sample --config=imported:hf://Qwen/Qwen2.5-0.5B-Instruct --prompt=7+5
 
-FOLDER is a Hugging Face checkpoint, or an output of `r1jax import-hf`. Its
+FOLDER is a Hugging Face checkpoint, an output of `r1jax import-hf`, or a
+repository of the Hugging Face hub, hf://OWNER/NAME[@REVISION]. Its
 tokenizer is used (change it with --config.tokenizer.source), and its chat
 template if it has one, otherwise R1-Zero's template. DeepSeek's models were
 trained with BOS before every text, but their tokenizer.json adds none: where no
@@ -17,8 +19,7 @@ longer prompts and completions set --config.data.max_prompt_tokens and
 --config.rl.max_new_tokens, within the model's context.
 """
 
-from pathlib import Path
-
+from r1jax import buckets
 from r1jax.checkpoints import convert
 from r1jax.config import base
 from r1jax.data.text import chat, tokenizer
@@ -33,7 +34,7 @@ def get_config(source: str = ''):
   config.model = convert.model_config_of(source)
   config.init = config.tokenizer.source = source
   has_tokenizer = any(
-    (Path(source).expanduser() / name).exists()
+    (buckets.given(source) / name).exists()
     for name in ('tokenizer.json', 'tokenizer.json.gz')
   )
   text = tokenizer.load(source) if has_tokenizer else None

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import subprocess
 
 import pytest
 
@@ -9,6 +10,8 @@ from r1jax import buckets, hub
 from r1jax.data import readers
 from r1jax.errors import UserError
 from tests import fake_hub
+from tests.checkpoints import test_imported
+from tests.stages.conftest import command
 
 _ROWS = [{'question': 'What is 2 + 3?', 'answer': '5'}]
 
@@ -94,3 +97,62 @@ def test_what_the_hub_does_not_have_is_one_line(served, url, message):
   served.gated.add('me/gated')
   with pytest.raises(UserError, match=message):
     buckets.given(url)
+
+
+_CONFIG = """
+from r1jax.configs import imported
+
+def get_config():
+  config = imported.get_config('hf://me/tiny')
+  config.data.update(
+    task='rows',
+    path='hf://datasets/me/sums/main/train-*.jsonl',
+    eval_path='hf://datasets/me/sums/main/train-0.jsonl',
+    answer_in='hashes',
+  )
+  return config
+"""
+
+
+@pytest.mark.slow
+def test_a_config_of_ten_lines_trains_a_model_of_the_hub(
+  served, environment, tmp_path
+):
+  test_imported._write_hf_folder(tmp_path / 'hf')
+  served.repositories['models', 'me/tiny'] = {
+    path.name: path.read_bytes() for path in (tmp_path / 'hf').iterdir()
+  }
+  rows = [
+    {'question': f'{n}+{n}', 'answer': f'{n}+{n} is\n#### {2 * n}'}
+    for n in range(1, 9)
+  ]
+  served.repositories['datasets', 'me/sums']['main/train-0.jsonl'] = '\n'.join(
+    map(json.dumps, rows)
+  ).encode()
+  served.repositories['datasets', 'me/sums'].pop('main/train-1.jsonl')
+  config = tmp_path / 'mine.py'
+  config.write_text(_CONFIG)
+  workdir = tmp_path / 'run'
+  outcome = subprocess.run(
+    command(
+      'train',
+      f'--config={config}',
+      f'--workdir={workdir}',
+      '--config.rl.max_steps=1',
+      '--config.rl.prompts_per_step=2',
+      '--config.rl.group_size=2',
+      '--config.rl.num_minibatches=1',
+      '--config.rl.max_new_tokens=16',
+      '--config.eval.num_problems=4',
+      '--config.eval.num_samples=2',
+      '--config.rollout.decode_steps=4',
+    ),
+    env=environment
+    | {'HF_ENDPOINT': served.url, 'HF_HUB_CACHE': str(tmp_path / 'hub')},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert outcome.returncode == 0, outcome.stderr
+  assert 'hf://me/tiny is commit ' in outcome.stdout
+  assert (workdir / 'rl' / 'model.safetensors').exists()

@@ -122,7 +122,7 @@ def model_config_of(source: str | Path) -> dict:
     UserError: The checkpoint does not describe its model, or lacks a field
       that determines what the weights mean.
   """
-  config = weights.metadata(Path(source)).get('config')
+  config = weights.metadata(buckets.given(source)).get('config')
   if not config:
     raise UserError(
       f'{source} does not say what model it holds; `r1jax import-hf` makes a '

@@ -30,15 +30,18 @@ def read(h: JsonObject, pairs: str) -> dict:
       '1 is supported'
     )
   mscale, mscale_all_dim = _mscales(scaling, kind == 'yarn', pairs)
+  original = RopeConfig().original_max_position_embeddings
+  if kind != 'default':  # Nothing else reads it.
+    original = scaling.count(
+      'original_max_position_embeddings',
+      default=h.count('max_position_embeddings'),
+    )
   return dict(
     rope_theta=(scaling if 'rope_theta' in scaling else h).number('rope_theta'),
     pairs=pairs,
     rope_type=kind,
     factor=scaling.number('factor', 1.0),
-    original_max_position_embeddings=scaling.count(
-      'original_max_position_embeddings',
-      default=h.count('max_position_embeddings'),
-    ),
+    original_max_position_embeddings=original,
     beta_fast=scaling.number('beta_fast', 32.0),
     beta_slow=scaling.number('beta_slow', 1.0),
     mscale=mscale,

@@ -122,7 +122,8 @@ def read(
     try:
       form = _form(source, row.fields)
       if row.fields is not None:
-        row = row._replace(fields=form.adapt(row.fields))
+        fields = form.adapt(row.fields)
+        row = row._replace(fields=_completed(row, fields, form))
       fields = _checked(row, form.fields, seen)
       if wanted and fields.get('split') != wanted:
         continue
@@ -136,6 +137,33 @@ def read(
   if not prompts and not quarantine.dropped:
     raise UserError(f'data: {files[0]} has no rows')
   return prompts
+
+
+def _completed(row: readers.Row, fields: dict, source: Source) -> dict:
+  """Returns fields with what a row leaves open: its id, its question, a text.
+
+  An id is the name of the file and the number of the row; the question of a
+  conversation is its last message of a user; numbers are texts where texts are
+  wanted.
+  """
+  made = dict(fields)
+  if 'id' in source.fields and made.get('id') is None:
+    made['id'] = '/'.join(row.where.split('/')[-2:])
+  if made.get(source.question) is None and made.get('messages'):
+    said = [m.content for m in source.messages(made) if m.role == 'user']
+    made[source.question] = said[-1] if said else None
+  for field in ('id', 'answer'):
+    if source.fields.get(field) is str:
+      made[field] = _as_text(made.get(field))
+  return made
+
+
+def _as_text(value: Any) -> Any:
+  """Returns a number as its text, 145.0 as '145'; anything else as it is."""
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return str(value) if is_number else value
 
 
 def _form(source: Source, fields: dict | None) -> Source:

@@ -4,6 +4,7 @@ Readers only report whether a row can be read. Its fields are declared in
 sources.py and validated by the modules that use them.
 """
 
+import codecs
 from collections.abc import Iterator, Sequence
 import glob
 import gzip
@@ -72,7 +73,7 @@ def files(path: str) -> list[Path]:
 
   Args:
     path: A file, with or without its suffix (.jsonl, .jsonl.gz, .parquet); a
-      folder that `Dataset.save_to_disk` wrote; a folder of shards; or a
+      file of one JSON array; a folder that `Dataset.save_to_disk` wrote; a folder of shards; or a
       pattern such as 'gsm8k/data/train-*.parquet'.
 
   Raises:
@@ -145,11 +146,32 @@ def rows(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def _json_lines(file: Path, lines) -> Iterator[Row]:
+  """Yields the rows of JSON lines, or of one array; blank lines are none."""
   try:
     for number, line in enumerate(lines, 1):
-      yield _json_line(f'{file}:{number}', line)
+      if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+        if line.lstrip().startswith(b'['):
+          yield from _array(file, line + lines.read())
+          return
+      if line.strip():
+        yield _json_line(f'{file}:{number}', line)
   except (OSError, EOFError) as error:  # A broken archive.
     raise UserError(f'data: cannot read {file}: {error}') from error
+
+
+def _array(file: Path, content: bytes) -> Iterator[Row]:
+  """Yields the rows of a JSON array, numbered from 1."""
+  try:
+    rows = json.loads(content.decode('utf-8'))
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'data: {file} is no JSON array: {error}') from error
+  for number, fields in enumerate(rows, 1):
+    where = f'{file}:{number}'
+    if isinstance(fields, dict):
+      yield Row(where, fields)
+    else:
+      yield Row(where, None, 'is not a JSON object')
 
 
 def _json_line(where: str, line: bytes) -> Row:

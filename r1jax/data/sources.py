@@ -82,6 +82,11 @@ class Source:
     Raises:
       UserError: the dataset has no such split.
     """
+    if not self.files:
+      raise UserError(
+        'data: name the files of your rows in --config.data.path and '
+        '--config.data.eval_path'
+      )
     if split not in self.files:
       raise UserError(
         f'data: {" and ".join(self.files.values())} is for evaluation only; '
@@ -227,6 +232,14 @@ _HH: dict[str, Any] = dict(
   origin='anthropics/hh-rlhf (MIT); its text may offend',
 )
 
+registry.dataset('rows')(
+  Source(
+    files={},
+    fields=_QA,
+    grader='math',
+    origin='rows of your own; see config.data.columns',
+  )
+)
 registry.dataset('gsm8k')(
   Source(
     files={TRAIN: 'math/gsm8k_train', HELD_OUT: 'math/gsm8k_test'},

@@ -129,12 +129,14 @@ def test_a_folder_that_could_mean_several_things_is_refused(tmp_path):
 # A line, and what is said of it.
 _POISON = {
   'broken': ('{', 'is not JSON'),
-  'blank': ('', 'is not JSON'),
   'deep': ('[' * 100_000, 'is not JSON'),
   'list': ('[1]', 'is not a JSON object'),
   'missing': ('{"id": "x", "question": "q"}', "str 'answer', got None"),
   'empty': ('{"id": "x", "question": " ", "answer": "1"}', "'question'"),
-  'type': ('{"id": "x", "question": "q", "answer": 3}', "'answer', got 3"),
+  'type': (
+    '{"id": "x", "question": "q", "answer": true}',
+    "'answer', got True",
+  ),
   'language': (
     '{"id": "x", "question": "q", "answer": "3", "language": 4}',
     "str 'language', got 4",
@@ -205,13 +207,13 @@ def test_quarantine_drops_what_it_may_and_tells_each_row(tmp_path):
   assert [p.id for p in prompts] == [row['id'] for row in _ROWS]
   total = len(_ROWS) + len(_POISON)
   message = quarantine.finish('mine', total)
-  assert message.startswith('data: quarantined 13 of 20 rows of mine: ')
-  assert '3 × is not JSON' in message
+  assert message.startswith('data: quarantined 12 of 19 rows of mine: ')
+  assert '2 × is not JSON' in message
   assert f'\n  {path}:4 is not JSON' in message  # Each with its line.
   assert len(message) < 5000  # Though one of them has a million characters.
   with pytest.raises(
     UserError,
-    match='13 of 20 rows of mine are bad, more '
+    match='12 of 19 rows of mine are bad, more '
     'than config.data.max_bad_row_share = 0.5 allows; the first: ',
   ):
     strict = Quarantine(0.5)

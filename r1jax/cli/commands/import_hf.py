@@ -23,12 +23,12 @@ def define_flags(values: flags.FlagValues):
 
 def run(folder: str, values: flags.FlagValues):
   """Converts, and prints how a config uses the result."""
-  from r1jax import registry
+  from r1jax import buckets, registry
   from r1jax.checkpoints import convert
 
   registry.load_plugins(values.plugins)
   out = values.out
-  has_tokenizer = convert.import_hf(Path(folder), Path(out))
+  has_tokenizer = convert.import_hf(buckets.given(folder), Path(out))
   print(f'import-hf: wrote {out}')
   hint = (
     f"In a config: config.model = convert.model_config_of('{out}') (from "

@@ -66,13 +66,30 @@ class DataConfig(Section):
   path: str = key(
     '',
     "Other files with a dataset's fields, instead of its own, to train on: "
-    'JSONL, Parquet, or a folder; relative to $R1JAX_DATA or to here.',
+    'JSONL, JSON, Parquet, a folder, or a pattern; relative to $R1JAX_DATA or to '
+    'here, or in a bucket or on the hub (hf://datasets/OWNER/NAME/PATH).',
     only_if=(dataset('data.task'), prompt_stage()),
   )
   eval_path: str = key(
     '',
     'The same, to evaluate on.',
     only_if=(dataset('data.task'), stage('rl').quiet),
+  )
+  columns: Mapping[str, str] = key(
+    {},
+    "The columns of these files, by the dataset's fields: {'question': "
+    "'problem', 'answer': 'solution'}. A text with braces, '{Body} {Question}', "
+    "is filled in. The field 'choices' has the options of a multiple-choice "
+    'question.',
+    only_if=(dataset('data.task'), prompt_stage()),
+  )
+  answer_in: str = key(
+    'whole',
+    "Where the answer is in its field: the 'whole' of it, behind the last "
+    "'####' ('hashes', as in GSM8K), or in the last \\boxed{} ('boxed', as in "
+    'MATH).',
+    choices=('whole', 'hashes', 'boxed'),
+    only_if=(dataset('data.task'), prompt_stage()),
   )
   mixture: tuple[str, ...] = key(
     (),

@@ -14,6 +14,7 @@ from r1jax.config.schema.data import DataConfig
 from r1jax.config.schema.run import RunConfig
 from r1jax.data import (
   batching,
+  columns,
   curriculum,
   datasets,
   decontaminate,
@@ -22,6 +23,7 @@ from r1jax.data import (
   splits,
 )
 from r1jax.data.quarantine import Quarantine
+from r1jax.data.sources import Source
 from r1jax.data.text.template import PromptTemplate
 from r1jax.data.text.tokenizer import Tokenizer
 from r1jax.errors import UserError, unknown
@@ -255,6 +257,14 @@ def training_path(data: DataConfig, name: str) -> str:
   return data.path if name == data.task and not data.mixture else ''
 
 
+def _source(data: DataConfig, name: str) -> Source:
+  """Returns a dataset, that of data.task with the columns of its files."""
+  source = registry.dataset.get(name)
+  if name != data.task:
+    return source
+  return columns.renamed(source, data.columns, data.answer_in)
+
+
 def overlap(data: DataConfig, name: str, rows: Sequence[Prompt]) -> dict:
   """Returns the report of decontaminating the rows of one training set."""
   evaluations = {
@@ -277,7 +287,7 @@ def show_overlap(config: RunConfig, out: str):
   reports = []
   for name in mixture.parse(data.mixture or (data.task,)):
     rows = datasets.read(
-      registry.dataset.get(name),
+      _source(data, name),
       splits.TRAIN,
       training_path(data, name),
       Quarantine(data.max_bad_row_share),
@@ -301,7 +311,7 @@ def _read(
   quarantine: Quarantine | None = None,
 ) -> list[Prompt]:
   """Returns the rows of a dataset that a registered grader can score."""
-  source = registry.dataset.get(name)
+  source = _source(data, name)
   rows = datasets.read(source, split, path, quarantine)
   if is_general(name):
     return [dataclasses.replace(row, source=datasets.GENERAL) for row in rows]
