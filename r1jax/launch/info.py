@@ -1,6 +1,7 @@
 """Counts the parameters, FLOPs and memory of a config: `r1jax info`."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from r1jax.sharding import Layout, make_mesh, mesh_sizes
 from r1jax.stages import memory
 from r1jax.stages.build import sampler
 from r1jax.stages.stage import Network
+from r1jax.train import optimizer
 
 
 def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
@@ -48,7 +50,10 @@ def training_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
     if network.optimizer:
       moments = network.optimizer.moment_dtype
       width = 2 if moments == 'bfloat16' else 4
-      parts[f'{prefix}Adam moments, {moments}'] = 2 * width * size
+      times = partial(optimizer.num_moments, network.optimizer)
+      count = memory.parameters_per_device(network.model, layout, times)
+      kind = 'Muon and Adam' if network.optimizer.name == 'muon' else 'Adam'
+      parts[f'{prefix}{kind} moments, {moments}'] = width * count
       gradients = max(gradients, 4 * size)
   if gradients:
     parts['gradients, float32'] = gradients

@@ -7,7 +7,7 @@ of what XLA allots. What devices exchange, such as tokens of experts, is not
 counted: `r1jax aot` asks the compiler itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import logging
@@ -180,8 +180,15 @@ def sampling_bytes(config: RunConfig, layout: Layout) -> dict[str, int]:
   )
 
 
-def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
+def parameters_per_device(
+  config: ModelConfig, layout: Layout, times: Callable[[str], int] = lambda _: 1
+) -> int:
   """Returns the number of parameters on one device of a mesh.
+
+  Args:
+    config: The model.
+    layout: The mesh and its tables.
+    times: How often a parameter counts, by its path.
 
   Raises:
     UserError: the mesh does not divide a parameter, or the attention's heads.
@@ -191,7 +198,8 @@ def parameters_per_device(config: ModelConfig, layout: Layout) -> int:
   boxes = parameters.parameter_shapes(on_one_device(config))
   for name, box in traverse_util.flatten_dict(boxes, sep='/').items():
     layout.check(name, box.value.shape, box.names)
-    held += math.prod(box.value.shape) // layout.weight_parts(box.names)
+    size = math.prod(box.value.shape) // layout.weight_parts(box.names)
+    held += times(name) * size
   return held
 
 

@@ -47,14 +47,19 @@ def shardings(model: Transformer, tx: Optimizer):
   abstract = jax.eval_shape(lambda p: create(p, tx), params)
   opt_state = optax.tree.map_params(
     tx,
-    lambda _, sharding: sharding,
+    lambda x, sharding: x if _is_masked(x) else sharding,
     abstract.opt_state,
     of_params,
     transform_non_params=lambda _: layout.replicated(),
+    is_leaf=_is_masked,  # One of several optimizers leaves this weight to others.
   )
   return TrainState(
     updates=layout.replicated(), params=of_params, opt_state=opt_state
   )
+
+
+def _is_masked(x) -> bool:
+  return isinstance(x, optax.MaskedNode)
 
 
 def abstract(params, tx: Optimizer, layout_of):

@@ -11,8 +11,14 @@ from r1jax.config.schema.section import Problem, Section
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
-  """AdamW with a warm-up schedule and gradient clipping."""
+  """AdamW or Muon with a warm-up schedule and gradient clipping."""
 
+  name: str = key(
+    'adamw',
+    "'adamw', or 'muon': matrices within layers are moved by their orthogonal "
+    'momentum (arXiv 2502.16982), all else by AdamW, with one learning rate.',
+    choices=('adamw', 'muon'),
+  )
   learning_rate: float = key(1e-6, 'Peak learning rate.', above=0)
   warmup_steps: int = key(
     0, 'Updates of the linear warm-up from 0.', unit='updates', at_least=0
@@ -36,6 +42,13 @@ class OptimizerConfig(Section):
   adam_beta2: float = key(
     0.95, 'Decay of the second moment.', at_least=0, below=1
   )
+  muon_momentum: float = key(
+    0.95,
+    'Decay of the momentum of Muon.',
+    at_least=0,
+    below=1,
+    only_if=one_of('name', 'muon'),
+  )
   weight_decay: float = key(
     0.1, 'Decoupled weight decay, on matrices only.', at_least=0
   )
@@ -47,7 +60,7 @@ class OptimizerConfig(Section):
   )
   moment_dtype: str = key(
     'float32',
-    "Type in which both moments are kept; 'bfloat16' as V3 (section 3.3).",
+    "Type in which the moments are kept; 'bfloat16' as V3 (section 3.3).",
     choices=('float32', 'bfloat16'),
   )
 
