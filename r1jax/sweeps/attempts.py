@@ -12,6 +12,7 @@ from pathlib import Path
 import time
 from typing import NamedTuple
 
+from r1jax import files
 from r1jax.runs import lineage
 from r1jax.train import metrics
 
@@ -43,8 +44,10 @@ def end(run: Path, exit_code: int):
 
 
 def _append(run: Path, line: dict):
-  with open(run / FILE, 'a') as file:
-    file.write(json.dumps(line) + '\n')
+  """Adds a line, and drops one that a kill has cut off."""
+  lines = [*metrics.read(run / FILE), line]
+  text = ''.join(json.dumps(each) + '\n' for each in lines)
+  files.write_text(run / FILE, text)
 
 
 def read(run: Path) -> list[Attempt]:

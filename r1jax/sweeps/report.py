@@ -221,11 +221,13 @@ def legend(
 ) -> str:
   """Returns what the columns mean, and which runs are not in them."""
   final = (
-    f'the mean of its last {last_lines} lines' if last_lines > 1 else 'final'
+    f'the mean of the last {last_lines} lines'
+    if last_lines > 1
+    else 'the final value'
   )
   said = [
-    f'Each metric is {final}: the mean over seeds, with its 95 % interval by '
-    "Student's t. Wall time is the mean of a run."
+    f"Metrics are means over seeds of {final} [95 % interval by Student's t]; "
+    'the wall time is the mean of a run.'
   ]
   if len(table) > 1:
     counts = {

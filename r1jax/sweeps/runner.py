@@ -6,7 +6,6 @@ checkpoints; the sweep waits for them.
 
 from collections.abc import Sequence
 import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -22,7 +21,8 @@ from r1jax.sweeps import attempts
 from r1jax.sweeps.grid import Point
 from r1jax.sweeps.plan import Sweep
 
-_PR_SET_PDEATHSIG = 1
+_PROGRAM = sys.executable, '-m', 'r1jax.cli.main'
+_EXEC = sys.executable, '-m', 'r1jax.sweeps.exec_run'
 _POLL_SECS = 0.1
 _log = logging.getLogger(__name__)
 
@@ -155,28 +155,17 @@ def _begin(
 ) -> _Going:
   """Starts a run in a process group of its own, on its share of the cores."""
   attempts.begin(folder, len(cores[slot]))
-  parent, share = os.getpid(), cores[slot] if len(cores) > 1 else []
-  libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
-
-  def prepare():
-    if share:
-      os.sched_setaffinity(0, share)
-    if libc is not None:  # It saves a checkpoint if the sweep is killed.
-      libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-      if os.getppid() != parent:
-        os._exit(1)
-
+  share = ','.join(map(str, cores[slot])) if len(cores) > 1 else ''
   try:
     with open(folder / attempts.LOG, 'a') as log:
       print('$ r1jax', *args, file=log, flush=True)
       process = subprocess.Popen(
-        [sys.executable, '-m', 'r1jax.cli.main', *args],
+        [*_EXEC, str(os.getpid()), share, *_PROGRAM, *args],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ | {'PYTHONUNBUFFERED': '1'},
         process_group=0,  # Ctrl-C in the terminal reaches the sweep alone.
-        preexec_fn=prepare,
       )
   except OSError as error:
     raise UserError(f'sweep: cannot start {name}: {error}') from error

@@ -276,8 +276,8 @@ def _show(sweep, out: Path, parallel: int):
 
   runs = sweep.run_folders(out)
   print(
-    f'{len(runs)} runs: {len(sweep.points)} grid points × {len(sweep.seeds)} '
-    f'seeds in {out}; {runner.shares_text(parallel)}'
+    f'{len(runs)} runs in {out} (grid points × seeds: {len(sweep.points)} × '
+    f'{len(sweep.seeds)}); {runner.shares_text(parallel)}'
   )
   for point, seed, folder in runs:
     done = ' (finished)' * attempts.is_finished(folder, sweep.stages)
