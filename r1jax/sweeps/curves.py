@@ -23,16 +23,24 @@ def over_seeds(
   Runs that are not finished count as far as they are, so that late steps may
   be of fewer seeds.
   """
-  found: dict[str, dict[int, Estimate]] = {}
-  for point in sweep.points:
-    values: dict[int, list[float]] = {}
-    for run in runs:
-      if run.point == point.name:
-        for step, value in run.curve(metric):
-          values.setdefault(step, []).append(value)
-    if values:
-      found[point.name] = {s: estimate(values[s]) for s in sorted(values)}
-  return found
+  found = {
+    point.name: over_runs(
+      [run.curve(metric) for run in runs if run.point == point.name]
+    )
+    for point in sweep.points
+  }
+  return {name: steps for name, steps in found.items() if steps}
+
+
+def over_runs(
+  curves: Sequence[Sequence[tuple[int, float]]],
+) -> dict[int, Estimate]:
+  """Returns the mean and interval at each step of curves, one for each seed."""
+  values: dict[int, list[float]] = {}
+  for curve in curves:
+    for step, value in curve:
+      values.setdefault(step, []).append(value)
+  return {step: estimate(values[step]) for step in sorted(values)}
 
 
 def write(

@@ -96,7 +96,8 @@ def read(out: Path) -> Sweep:
 def check(out: Path, sweep: Sweep):
   """Refuses a folder that holds something else than this sweep.
 
-  A sweep may be given more values and more seeds than it had before.
+  A sweep may be given more values and more seeds than it had before, and may
+  find folders of its grid points there, with runs that are not its own.
 
   Raises:
     UserError: It is a file, or holds other things, or another sweep.
@@ -104,7 +105,8 @@ def check(out: Path, sweep: Sweep):
   if out.exists() and not out.is_dir():
     raise UserError(f'--out: {out} is a file; {_ELSEWHERE}')
   if not (out / RECORD).exists():
-    if out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
+    known = {LOCK, *(point.name for point in sweep.points)}
+    if out.exists() and any(entry.name not in known for entry in out.iterdir()):
       raise UserError(
         f'--out: {out} is not empty and holds no sweep; {_ELSEWHERE}'
       )

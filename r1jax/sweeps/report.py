@@ -155,8 +155,8 @@ def write(
     if part
   )
   files.write_text(out / 'table.md', text + '\n')
-  files.write_text(out / 'table.csv', _csv(table_records(sweep, table)))
-  files.write_text(out / 'runs.csv', _csv(run_records(sweep, runs, last_lines)))
+  write_csv(out / 'table.csv', table_records(sweep, table))
+  write_csv(out / 'runs.csv', run_records(sweep, runs, last_lines))
   curves.write(sweep, runs, metrics, out)
   return text
 
@@ -309,9 +309,10 @@ def run_records(
   ]
 
 
-def _csv(records: Sequence[Mapping]) -> str:
+def write_csv(path: Path, records: Sequence[Mapping]):
+  """Writes records that have the same keys as the rows of a CSV file."""
   text = io.StringIO()
   writer = csv.DictWriter(text, list(records[0]), lineterminator='\n')
   writer.writeheader()
   writer.writerows(records)
-  return text.getvalue()
+  files.write_text(path, text.getvalue())

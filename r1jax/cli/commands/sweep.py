@@ -20,6 +20,7 @@ from r1jax.errors import UserError
 
 KIND = 'args'
 FAILED = 7  # The exit code where a run has failed.
+_REPORT_READS = 'it reads what is in --out'
 _REPORT_FLAGS = ('out', 'metric', 'baseline', 'last_lines', 'report')
 
 
@@ -95,7 +96,7 @@ def run(args: list[str]):
       f'usage: r1jax sweep --config=CONFIG --out=DIR [flags]\n{values.get_help()}'
     )
     return
-  if any(re.fullmatch('--?report(=.*)?', arg) for arg in args):
+  if any(re.fullmatch('--?report(=true)?', arg) for arg in args):
     _parse(values, args)
   else:
     config_file.load(values, holder, args)
@@ -110,16 +111,17 @@ def run(args: list[str]):
 
 def _parse(values: flags.FlagValues, args: list[str]):
   """Parses the flags of --report, which takes no config."""
+  names = [arg.lstrip('-').partition('=')[0] for arg in args]
+  if any(name.partition('.')[0] == 'config' for name in names):
+    raise UserError(f'sweep: --report takes no --config; {_REPORT_READS}')
   try:
     extra = values(['r1jax', *args])[1:]
-  except Exception as error:  # Flags and overrides raise errors of all kinds.
+  except flags.Error as error:
     raise UserError(f'sweep: {" ".join(str(error).split())}') from error
   others = [f'--{f}' for f in values if values[f].present]
   others = [f for f in others if f[2:] not in _REPORT_FLAGS] + extra
   if values.report and others:
-    raise UserError(
-      f'sweep: --report takes no {others[0]}; it reads what is in --out'
-    )
+    raise UserError(f'sweep: --report takes no {others[0]}; {_REPORT_READS}')
 
 
 def _report(out: Path, values: flags.FlagValues):
