@@ -3,8 +3,9 @@
   python experiments/process_rewards/run.py --out=runs/process --seeds=2
 
 Two policies are compared: the shipped base, and the same after eight steps of
-GRPO. Writes results.csv, tokens.csv and curves.png beside this file. Plain GRPO is a `r1jax sweep` over its steps; what begins with a policy
-is run for each.
+GRPO. Plain GRPO is a `r1jax sweep` over its steps; labels, reward models and
+searches follow for each policy. Writes results.csv, tokens.csv and curves.png
+beside this file.
 """
 
 import argparse

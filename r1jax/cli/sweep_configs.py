@@ -25,7 +25,7 @@ class PointConfig:
   """The config of a grid point, with the first seed.
 
   Attributes:
-    point: It.
+    point: The grid point.
     typed: The config.
   """
 

@@ -28,9 +28,9 @@ class Sweep:
 
   Attributes:
     command: The command of each run, 'train' or 'pipeline'.
-    config: What --config names: a shipped experiment, or the path of a file.
+    config: The value of --config: a shipped experiment, or the path of a file.
     overrides: Arguments that all runs have, '--config.KEY=VALUE'.
-    axes: What is varied.
+    axes: The keys that are varied, and their values.
     seeds: The seeds of each grid point.
     points: The grid points.
     stages: For `train` the stage that runs last; for `pipeline` the path of

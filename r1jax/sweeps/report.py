@@ -31,10 +31,10 @@ class Comparison:
   """A metric of one grid point.
 
   Attributes:
-    own: Over the seeds that have it.
+    own: The mean over the seeds that have it.
     difference: The paired difference to the baseline, over common seeds; None
       for the baseline itself.
-    p: Of that difference; None without a common seed.
+    p: The p value of that difference; None without a common seed.
   """
 
   own: Estimate
@@ -47,10 +47,10 @@ class Row:
   """A grid point in the table.
 
   Attributes:
-    point: It.
+    point: The grid point.
     finished: The number of runs that are finished.
-    metrics: By name.
-    wall_secs: Of the finished runs whose time is known.
+    metrics: Each metric by its name.
+    wall_secs: The mean time of the finished runs whose time is known.
   """
 
   point: Point

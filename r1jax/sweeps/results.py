@@ -21,7 +21,7 @@ _EVALUATED = ('pass@1', 'quality')  # The same, of a task in a pipeline.
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a run has left so far.
+  """The files of a run, as far as it has come.
 
   Attributes:
     point: The name of its grid point.

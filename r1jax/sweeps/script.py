@@ -37,8 +37,8 @@ def sweep(
   Args:
     out: The folder of all runs; those that are finished in it are not repeated.
     config: The name of a shipped experiment, or the path of a file.
-    grid: What --grid takes.
-    seeds: What --seeds takes.
+    grid: The values of --grid.
+    seeds: The value of --seeds.
     changes: Values of keys that all runs have, by dotted key.
     flags: Other arguments of the command.
 

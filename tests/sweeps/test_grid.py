@@ -1,9 +1,13 @@
 """Grids, seeds and baselines of a sweep: how they are read and named."""
 
+import re
+import shlex
+
 import pytest
 
 from r1jax.errors import UserError
 from r1jax.sweeps import grid
+from tests.conftest import ROOT
 
 
 def _points(*flags, name='tiny'):
@@ -179,3 +183,17 @@ def test_a_baseline_that_is_no_point(text, part):
   with pytest.raises(UserError) as caught:
     grid.find(text, points)
   assert part in str(caught.value)
+
+
+def test_the_grids_of_the_documentation_are_read():
+  text = (ROOT / 'docs/sweeps.md').read_text()
+  found = [
+    grid.parse_axis(shlex.split(span)[1])
+    for span in re.findall(r'^\| `(--grid .*?)` \|', text, re.M)
+  ]
+  assert [axis.values for axis in found] == [
+    (('4',), ('8',)),
+    (('("gsm8k","math")',), ('("gsm8k",)',)),
+    (('Hello, you',), ('Hi',), ('',)),
+    (('0', '0'), ('0.001', '40')),
+  ]
