@@ -122,8 +122,24 @@ def _load(args: list[str], point: Point, seed: int) -> PointConfig:
   return PointConfig(point, typed)
 
 
-def stages(typed: Typed) -> tuple[str, ...]:
-  """Returns the stages that a sweep reads, as Sweep.stages has them."""
+def stages(configs: Sequence[PointConfig]) -> tuple[str, ...]:
+  """Returns the stages that a sweep reads, as Sweep.stages has them.
+
+  Raises:
+    UserError: They are not the same for all grid points.
+  """
+  first, *others = configs
+  for other in others:
+    if _stages(other.typed) != _stages(first.typed):
+      raise UserError(
+        f'--grid: {first.point.name} ends with {_stages(first.typed)[-1]} and '
+        f'{other.point.name} with {_stages(other.typed)[-1]}; grid points must '
+        'run the same stages, so that their metrics are the same'
+      )
+  return _stages(first.typed)
+
+
+def _stages(typed: Typed) -> tuple[str, ...]:
   if isinstance(typed, RunConfig):
     return (typed.stages[-1],)
   return tuple(f'{name}/{typed.runs[name].stages[-1]}' for name in typed.stages)

@@ -74,6 +74,10 @@ def _refused(out, *args, config=_TOY) -> str:
       [_GRID, '--config.stages=("toy","pretrain")'],
       ['pretrain begins with random parameters'],
     ),
+    (
+      ['--grid=stages=("pretrain","toy"),("pretrain",)'],
+      ['ends with toy and', 'with pretrain; grid points must run the same'],
+    ),
     ([_GRID, '--config.mesh.tensor=3'], ['tensor=3', '8 devices']),
   ],
 )

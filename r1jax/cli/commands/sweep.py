@@ -222,7 +222,7 @@ def _planned(given: list[str], config_args: list[str], values):
     axes=axes,
     seeds=seeds,
     points=points,
-    stages=sweep_configs.stages(configs[0].typed),
+    stages=sweep_configs.stages(configs),
   )
   return sweep, configs
 
