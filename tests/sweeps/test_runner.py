@@ -1,7 +1,9 @@
 """Runs of a sweep as processes: short commands stand for those that train."""
 
 import os
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -155,3 +157,35 @@ def test_a_record_that_a_kill_has_cut_is_read(folder):
   attempts.end(place, 0)
   first, second = attempts.read(place)
   assert first == attempt and second.exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='a feature of Linux')
+def test_a_sweep_that_is_killed_ends_its_runs(tmp_path):
+  """The kernel sends them SIGTERM, on which they save and end."""
+  script = (
+    'import signal, sys, time\n'
+    'signal.signal(signal.SIGTERM, lambda *_: (print("saved"), sys.exit()))\n'
+    'print("ready", flush=True)\n'
+    'time.sleep(600)\n'
+  )
+  parent = (
+    'import os, subprocess, sys\n'
+    'with open(sys.argv[1], "w") as log:\n'
+    '  subprocess.Popen([sys.executable, "-m", "r1jax.sweeps.exec_run",'
+    ' str(os.getpid()), "", sys.executable, "-c", sys.argv[2]],'
+    ' stdout=log, process_group=0).wait()\n'
+  )
+  log = tmp_path / 'log'
+  process = subprocess.Popen([sys.executable, '-c', parent, str(log), script])
+  _wait_for('ready\n', log)
+  process.kill()
+  process.wait()
+  _wait_for('saved\n', log)
+
+
+def _wait_for(end: str, log):
+  for _ in range(600):
+    if log.exists() and log.read_text().endswith(end):
+      return
+    time.sleep(0.1)
+  raise AssertionError(f'{log} does not end with {end!r}')
