@@ -146,14 +146,8 @@ def write(
   runs = results.read(sweep, out)
   metrics = results.choose(runs, sweep, wanted)
   table = rows(sweep, runs, metrics, baseline, last_lines)
-  text = '\n\n'.join(
-    part
-    for part in (
-      markdown(sweep, table, metrics),
-      legend(sweep, runs, table, metrics, baseline, last_lines),
-    )
-    if part
-  )
+  said = legend(runs, table, metrics, baseline, last_lines)
+  text = f'{markdown(sweep, table, metrics)}\n\n{said}'
   files.write_text(out / 'table.md', text + '\n')
   write_csv(out / 'table.csv', table_records(sweep, table))
   write_csv(out / 'runs.csv', run_records(sweep, runs, last_lines))
@@ -212,7 +206,6 @@ def _number(value: float, form: str) -> str:
 
 
 def legend(
-  sweep: Sweep,
   runs: Sequence[Result],
   table: Sequence[Row],
   metrics: Sequence[str],
