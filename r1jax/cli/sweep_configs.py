@@ -16,7 +16,7 @@ from r1jax.runs.pipeline_config import PipelineConfig
 from r1jax.sweeps.grid import Point
 from r1jax.sweeps.plan import Sweep, folder
 
-_SHOWN = 2  # Grid points that an error lists.
+_SHOWN = 3  # Errors that are listed, and grid points of each.
 Typed = RunConfig | PipelineConfig
 
 
@@ -83,7 +83,7 @@ def _each_warning_once() -> Iterator[None]:
 
 
 def _for_each(points: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
-  """Does something for each point; raises one error for all that are wrong."""
+  """Does something for each point; raises one error for those that are wrong."""
   found: list[Any] = []
   wrong: dict[str, list[Point]] = {}
   for point in points:
@@ -92,12 +92,12 @@ def _for_each(points: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
     except UserError as error:
       wrong.setdefault(str(error), []).append(getattr(point, 'point', point))
   if wrong:
-    raise UserError(
-      '; '.join(
-        text if len(at) == len(points) else f'{text} (in {_listed(at)})'
-        for text, at in wrong.items()
-      )
-    )
+    texts = [
+      text if len(at) == len(points) else f'{text} (in {_listed(at)})'
+      for text, at in wrong.items()
+    ]
+    more = f'; and {len(texts) - _SHOWN} more errors' * (len(texts) > _SHOWN)
+    raise UserError('; '.join(texts[:_SHOWN]) + more)
   return found
 
 

@@ -40,6 +40,14 @@ def _refused(out, *args, config=_TOY) -> str:
       ['--grid', 'toy.width=1,0'],
       ['toy.width = 0', 'at least 1', '(in width=0)'],
     ),
+    (
+      ['--grid=toy.width=-5,-4,-3,-2,-1'],
+      [
+        '-5 must be',
+        '-3 must be',
+        'at least 1 (in width=-3); and 2 more errors',
+      ],
+    ),
     (['--grid=toy.width=1,x'], ['toy.width=x', '(in width=x)']),
     (
       ['--grid=toy.width=1,0', '--grid=rl.temperature=1,0'],
