@@ -31,7 +31,7 @@ LAYERS = (
   ('evaluate',),
   ('stages',),
   ('runs',),
-  ('configs', 'launch'),
+  ('sweeps', 'configs', 'launch'),
   ('cli',),
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 60

@@ -1,27 +1,24 @@
 """GRPO, PPO, DPO and group-robust DPO on one base; the language reward.
 
-  python experiments/algorithms/run.py --out=runs/algorithms --seeds=0,1,2
+  python experiments/algorithms/run.py --out=runs/algorithms --seeds=3
 
-Writes results.csv (a line a seed and algorithm) and curves.png beside this
-file. What is finished in --out is found again. With --r1=runs/r1, the --out of
-experiments/r1_tiny, the base and GRPO are taken from there: they are its base
-and its R1-Zero.
+Runs `r1jax sweep`, and writes results.csv (a line a seed and algorithm) and
+curves.png beside this file. What is finished in --out is found again. With
+--r1=runs/r1, the --out of experiments/r1_tiny, the base and GRPO are taken from
+there: they are its base and its R1-Zero.
 """
 
 import argparse
-import json
 from pathlib import Path
 import shutil
-import sys
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-import study
 
 from r1jax.configs import pipeline_algorithms_tiny
-from r1jax.train import metrics
+from r1jax.runs import pipeline
+from r1jax.sweeps import curves, grid, plan, report, script
+from r1jax.sweeps.results import Result
 
+HERE = Path(__file__).parent
+NAME = 'pipeline_algorithms_tiny'
 CONFIG = pipeline_algorithms_tiny.get_config()
 SAME = {'base': 'base', 'grpo': 'zero'}  # Here, and in experiments/r1_tiny.
 COLUMNS = ('pass@1', 'cons@8', 'format', 'language', 'completions/mean_length')
@@ -33,19 +30,19 @@ CURVES = {
 }
 
 
-def taken_over(r1: Path, place: Path):
-  """Copies finished stages of another study with the same configs and seed."""
-  secs = json.loads((r1 / 'secs.json').read_text())
-  for here, there in SAME.items():
-    if not (place / here).exists():
-      shutil.copytree(r1 / there, place / here)
-  if not (place / 'secs.json').exists():
-    (place / 'secs.json').write_text(
-      json.dumps({here: secs[there] for here, there in SAME.items()})
-    )
+DRAWN = 'eval/pass@1', 'eval/language', 'eval/completions/mean_length'
 
 
-def row(place: Path, stage: str, found: dict[str, float]) -> dict:
+def take_over(r1: list[Result], out: Path):
+  """Copies finished stages of another study with the same configs and seeds."""
+  for run in r1:
+    place = plan.folder(out, grid.Point(NAME, {}), run.seed)
+    for here, there in SAME.items():
+      if not (place / here).exists():
+        shutil.copytree(run.folder / there, place / here)
+
+
+def row(run: Result, stage: str, found: dict[str, float]) -> dict:
   """The numbers of one policy: in the mean of the groups, and of the worst."""
   group = [found[f'{task}/pass@1'] for task in CONFIG.evaluations]
   numbers = {
@@ -62,24 +59,28 @@ def row(place: Path, stage: str, found: dict[str, float]) -> dict:
     'explained variance': '',
   }
   if CONFIG[stage].stages[-1] == 'dpo':
-    last = [
-      line
-      for line in metrics.read(place / stage / 'dpo/metrics.jsonl')
-      if 'eval/accuracy' in line
-    ][-1]
     numbers |= {
-      'pair accuracy': round(last['eval/accuracy'], 4),
-      'worst pair accuracy': round(last['eval/worst_group'], 4),
+      'pair accuracy': round(run.value(f'{stage}/eval/accuracy'), 4),
+      'worst pair accuracy': round(run.value(f'{stage}/eval/worst_group'), 4),
     }
   if CONFIG[stage].stages[-1] == 'rl':
-    explained = [
-      line['critic/vf_explained_var']
-      for line in metrics.read(place / stage / 'rl/metrics.jsonl')
-      if 'critic/vf_explained_var' in line
-    ][-10:]
-    if explained:
-      numbers['explained variance'] = round(sum(explained) / len(explained), 3)
+    explained = run.value(f'{stage}/critic/vf_explained_var', 10)
+    if explained is not None:
+      numbers['explained variance'] = round(explained, 3)
   return numbers
+
+
+def stage_rows(run: Result, secs: dict[str, float]) -> list[dict]:
+  """Returns the row of each policy; `secs` are the times of the stages."""
+  rows = []
+  for stage in CONFIG.stages:
+    found = pipeline.measured(run.folder / stage / pipeline.MEASURED)
+    if found:
+      is_dpo = CONFIG[stage].stages[-1] == 'dpo'
+      time = secs[stage] + secs['pairs'] * is_dpo
+      first = {'commit': run.commit, 'seed': run.seed, 'stage': stage}
+      rows.append(first | {'secs': round(time, 1)} | row(run, stage, found))
+  return rows
 
 
 def main():
@@ -88,39 +89,32 @@ def main():
   )
   parser.add_argument('--out', required=True, type=Path)
   parser.add_argument('--r1', type=Path)
-  parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument('--seeds', default='3')
   args = parser.parse_args()
-  rows, curves = [], {name: [] for name in CURVES.values()}
-  for seed in map(int, args.seeds.split(',')):
-    place = args.out / f'seed{seed}'
-    if args.r1:
-      taken_over(args.r1 / f'seed{seed}', place)
-    secs = study.pipeline('pipeline_algorithms_tiny', place, seed)
-    found = study.evaluations(place, CONFIG.stages)
-    rows += [
-      {
-        'commit': study.commit(),
-        'seed': seed,
-        'stage': stage,
-        'secs': secs[stage]
-        + secs['pairs'] * (CONFIG[stage].stages[-1] == 'dpo'),
-      }
-      | row(place, stage, values)
-      for stage, values in found.items()
-    ]
-    for stage, name in CURVES.items():
-      curves[name].append(study.evaluated(place / stage))
-  study.write_csv(HERE / 'results.csv', rows)
-  study.plot(
-    HERE / 'curves.png',
+  r1 = []
+  if args.r1:
+    seeds = grid.parse_seeds(args.seeds)
+    r1 = [run for run in script.load(args.r1) if run.seed in seeds]
+  take_over(r1, args.out)
+  runs = script.sweep(args.out, NAME, seeds=args.seeds)
+  secs = {run.seed: dict(run.stage_secs) for run in runs}
+  for run in r1:
+    secs[run.seed] |= {
+      here: run.stage_secs[there] for here, there in SAME.items()
+    }
+  report.write_csv(
+    HERE / 'results.csv',
+    [line for run in runs for line in stage_rows(run, secs[run.seed])],
+  )
+  curves.draw(
     {
-      metric: curves
-      for metric in (
-        'eval/pass@1',
-        'eval/language',
-        'eval/completions/mean_length',
-      )
+      metric: {
+        name: curves.over_runs([run.curve(f'{stage}/{metric}') for run in runs])
+        for stage, name in CURVES.items()
+      }
+      for metric in DRAWN
     },
+    HERE / 'curves.png',
   )
 
 

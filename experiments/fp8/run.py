@@ -1,19 +1,19 @@
 """Loss of the same small model trained with BF16 and with FP8 products.
 
-  python experiments/fp8/run.py --out=runs/fp8 --seeds=0,1,2
+  python experiments/fp8/run.py --out=runs/fp8 --seeds=3
 
 DeepSeek-V3 section 3.3 and appendix B.1: the relative difference of the loss
-stays below 0.25 %. Writes results.csv and curves.png beside this file.
+stays below 0.25 %. Runs `r1jax sweep`, and writes results.csv and curves.png
+beside this file.
 """
 
+import argparse
 from pathlib import Path
-import sys
+import shutil
+
+from r1jax.sweeps import report, script
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-import study
-
 SIZE = {
   'pretrain.max_steps': 1500,
   'pretrain.logging_steps': 5,
@@ -26,37 +26,39 @@ SIZE = {
   'model.moe_intermediate_size': 128,
   'model.dtype': 'bfloat16',
 }
-VARIANTS = {'bf16': False, 'fp8': True}
 LATE = 40  # Lines that the final loss is the mean of: 200 steps.
 
 
 def main():
-  out, seeds = study.flags(__doc__)
-  runs = {name: {} for name in VARIANTS}
-  for name, fp8 in VARIANTS.items():
-    for seed in seeds:
-      lines, _ = study.pretrain(
-        'pretrain_tiny',
-        out / f'{name}_{seed}',
-        SIZE | {'seed': seed, 'model.fp8': fp8},
-      )
-      runs[name][seed] = lines
-  rows = []
-  for seed in seeds:
-    loss = {
-      name: study.smoothed([x['loss'] for x in of[seed]], LATE)
-      for name, of in runs.items()
-    }
-    rows.append(
-      {'commit': study.commit(), 'seed': seed}
-      | {f'loss_{name}': round(value, 5) for name, value in loss.items()}
-      | {'relative_difference': round(loss['fp8'] / loss['bf16'] - 1, 5)}
-    )
-  study.write_csv(HERE / 'results.csv', rows)
-  study.plot(
-    HERE / 'curves.png',
-    {'loss': {name: list(of.values()) for name, of in runs.items()}},
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument('--out', required=True, type=Path)
+  parser.add_argument('--seeds', default='3')
+  args = parser.parse_args()
+  runs = script.sweep(
+    args.out,
+    'pretrain_tiny',
+    grid=['model.fp8=False,True'],
+    seeds=args.seeds,
+    changes=SIZE,
+    flags=[f'--last_lines={LATE}'],
+  )
+  half = len(runs) // 2
+  rows = []
+  for bf16, fp8 in zip(runs[:half], runs[half:], strict=True):
+    before, after = (run.value('loss', LATE) for run in (bf16, fp8))
+    rows.append(
+      {
+        'commit': fp8.commit,
+        'seed': fp8.seed,
+        'loss_bf16': round(before, 5),
+        'loss_fp8': round(after, 5),
+        'relative_difference': round(after / before - 1, 5),
+      }
+    )
+  report.write_csv(HERE / 'results.csv', rows)
+  shutil.copy(args.out / 'curves.png', HERE / 'curves.png')
 
 
 if __name__ == '__main__':

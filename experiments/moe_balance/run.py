@@ -1,24 +1,26 @@
 """Load balance of experts: none, by a loss, by the selection bias.
 
-  python experiments/moe_balance/run.py --out=runs/balance --seeds=0,1,2
+  python experiments/moe_balance/run.py --out=runs/balance --seeds=3
 
 DeepSeek-V3 sections 2.1.2 and 4.5: the bias balances without a loss that the
-model pays for. Writes results.csv and curves.png beside this file.
+model pays for. Runs `r1jax sweep`, and writes results.csv and curves.png beside
+this file.
 """
 
+import argparse
 from pathlib import Path
-import sys
+import shutil
+
+from r1jax.sweeps import report, script
+from r1jax.sweeps.results import Result
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-import study
-
 VARIANTS = {  # Speed of the bias (γ), coefficient of the loss (α).
   'none': (0.0, 0.0),
   'loss': (0.0, 1e-2),
   'bias': (1e-3, 0.0),
 }
+KEYS = ('pretrain.routed_bias_update_rate', 'pretrain.router_aux_loss_coef')
 SIZE = {
   'pretrain.max_steps': 300,
   'pretrain.logging_steps': 5,
@@ -27,44 +29,53 @@ SIZE = {
   'model.topk_group': 1,
   'model.moe_intermediate_size': 32,
 }
+LATE = 10  # Lines that a final value is the mean of: 50 steps.
+
+
+def row(name: str, run: Result) -> dict:
+  late = run.lines['pretrain'][-LATE:]
+  return {
+    'commit': run.commit,
+    'variant': name,
+    'seed': run.seed,
+    'loss': round(run.value('loss', LATE), 4),
+    'max_violation': round(run.value('moe/max_violation', LATE), 3),
+    'min_entropy': round(min(x['moe/min_entropy'] for x in late), 4),
+    'dead_experts': max(x['moe/dead_experts'] for x in late),
+    'wall_secs': run.wall_secs and round(run.wall_secs),
+  }
 
 
 def main():
-  out, seeds = study.flags(__doc__)
-  rows, runs = [], {name: [] for name in VARIANTS}
-  for seed in seeds:
-    for name, (speed, loss) in VARIANTS.items():
-      lines, secs = study.pretrain(
-        'pretrain_tiny',
-        out / f'{name}_{seed}',
-        SIZE
-        | {
-          'seed': seed,
-          'pretrain.routed_bias_update_rate': speed,
-          'pretrain.router_aux_loss_coef': loss,
-        },
-      )
-      runs[name].append(lines)
-      late = lines[-10:]
-      rows.append(
-        {
-          'commit': study.commit(),
-          'variant': name,
-          'seed': seed,
-          'loss': round(study.smoothed([x['loss'] for x in lines], 10), 4),
-          'max_violation': round(
-            study.smoothed([x['moe/max_violation'] for x in lines], 10), 3
-          ),
-          'min_entropy': round(min(x['moe/min_entropy'] for x in late), 4),
-          'dead_experts': max(x['moe/dead_experts'] for x in late),
-          'wall_secs': round(secs),
-        }
-      )
-      study.write_csv(HERE / 'results.csv', rows)
-  study.plot(
-    HERE / 'curves.png',
-    {metric: runs for metric in ('moe/max_violation', 'loss')},
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument('--out', required=True, type=Path)
+  parser.add_argument('--seeds', default='3')
+  args = parser.parse_args()
+  values = ','.join(f'({speed},{loss})' for speed, loss in VARIANTS.values())
+  runs = script.sweep(
+    args.out,
+    'pretrain_tiny',
+    grid=[f'{",".join(KEYS)}={values}'],
+    seeds=args.seeds,
+    changes=SIZE,
+    flags=[
+      f'--last_lines={LATE}',
+      '--metric=moe/max_violation',
+      '--metric=loss',
+    ],
+  )
+  points = list(dict.fromkeys(run.point for run in runs))
+  name_of = dict(zip(points, VARIANTS, strict=True))
+  report.write_csv(
+    HERE / 'results.csv',
+    [
+      row(name_of[run.point], run)
+      for run in sorted(runs, key=lambda run: run.seed)
+    ],
+  )
+  shutil.copy(args.out / 'curves.png', HERE / 'curves.png')
 
 
 if __name__ == '__main__':

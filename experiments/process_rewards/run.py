@@ -1,11 +1,14 @@
 """Process rewards and tree search against plain RL, at equal generated tokens.
 
-  python experiments/process_rewards/run.py --out=runs/process --seeds=0,1
+  python experiments/process_rewards/run.py --out=runs/process --seeds=2
 
 Two policies are compared: the shipped base, and the same after eight steps of
-GRPO. Writes results.csv, tokens.csv and curves.png beside this file.
+GRPO. Plain GRPO is a `r1jax sweep` over its steps; labels, reward models and
+searches follow for each policy. Writes results.csv, tokens.csv and curves.png
+beside this file.
 """
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -18,7 +21,7 @@ import matplotlib
 matplotlib.use('Agg')
 from matplotlib import pyplot
 
-from experiments import study
+from r1jax.sweeps import report, script
 from r1jax.train import metrics
 
 HERE = Path(__file__).parent
@@ -29,12 +32,7 @@ SEARCHED = (8, 16, 32)  # Budgets, in the policy's completions.
 EARLY_STEPS, STEPS = 8, 30
 # Thoughts of the early policy are longer: fewer of them cost as much.
 PROMPTS = {'base': 96, 'early': 48}
-RL = {
-  'rl.max_steps': STEPS,
-  'rl.eval_steps': 3,
-  'rl.save_steps': STEPS,
-  'eval.num_samples': 4,
-}
+RL = {'rl.eval_steps': 3, 'rl.save_steps': STEPS, 'eval.num_samples': 4}
 
 
 def command(name: str, *args) -> str:
@@ -66,14 +64,6 @@ def evaluated(file: Path, changes: dict[str, object]) -> dict[str, float]:
     if line.startswith('eval/')
   ]
   return {name.removeprefix('eval/'): float(value) for name, value in pairs}
-
-
-def trained(place: Path, changes: dict[str, object]) -> list[dict]:
-  """The lines of a run of plain GRPO."""
-  command(
-    'train', f'--config={TINY}', f'--workdir={place}', *overrides(changes)
-  )
-  return metrics.read(place / 'rl' / 'metrics.jsonl')
 
 
 def judged(
@@ -238,21 +228,36 @@ def plot(rows: list[dict], runs: dict[str, list[dict]]):
 
 
 def main():
-  out, seeds = study.flags(__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--out', required=True, type=Path)
+  parser.add_argument('--seeds', default='2')
+  args = parser.parse_args()
+  out = args.out
   rows, runs, totals = [], {}, []
-  commit = study.commit()
-  for seed in seeds:
+  trained = script.sweep(
+    out / 'grpo',
+    TINY,
+    grid=[f'rl.max_steps={EARLY_STEPS},{STEPS}'],
+    seeds=args.seeds,
+    changes=RL,
+  )
+  half = len(trained) // 2
+  for early, late in zip(trained[:half], trained[half:], strict=True):
+    seed, plain = late.seed, late.lines['rl']
     place = out / f'seed{seed}'
-    early = place / 'early_rl'
-    trained(early, RL | {'seed': seed, 'rl.max_steps': EARLY_STEPS})
-    plain = trained(place / 'plain', RL | {'seed': seed})
     found = policy_rows(
       out, 'base', 'shipped', seed, ('labels', 'prm', 'policy')
     )
     found += policy_rows(
-      out, 'early', early / 'rl/model.safetensors', seed, ('labels', 'prm')
+      out,
+      'early',
+      str(early.folder / 'rl/model.safetensors'),
+      seed,
+      ('labels', 'prm'),
     )
-    before = metrics.read(early / 'rl/metrics.jsonl')
+    before = early.lines['rl']
     spent = {
       'base': 0.0,
       'early': 512
@@ -271,7 +276,7 @@ def main():
       )
       totals.append(
         {
-          'commit': commit,
+          'commit': late.commit,
           'seed': seed,
           'policy': policy,
           'training_tokens': round(tokens),
@@ -298,7 +303,7 @@ def main():
     }
     rows += found
   for name, table in (('tokens', rows), ('results', totals)):
-    study.write_csv(
+    report.write_csv(
       HERE / f'{name}.csv',
       [
         {

@@ -1,21 +1,21 @@
 """The whole of R1 in miniature, with several seeds: what each stage is worth.
 
-  python experiments/r1_tiny/run.py --out=runs/r1 --seeds=0,1,2
+  python experiments/r1_tiny/run.py --out=runs/r1 --seeds=3
 
-Writes results.csv (a line a seed and stage), claims.csv and curves.png beside
-this file. A pipeline that is finished in --out is found again.
+Runs `r1jax sweep`, and writes results.csv (a line a seed and stage), claims.csv
+and curves.png beside this file. A pipeline that is finished in --out is found
+again.
 """
 
+import argparse
 from pathlib import Path
-import sys
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-import study
 
 from r1jax.configs import pipeline_r1_tiny
+from r1jax.runs import pipeline
+from r1jax.sweeps import curves, report, script
+from r1jax.sweeps.results import Result
 
+HERE = Path(__file__).parent
 CONFIG = pipeline_r1_tiny.get_config()
 TASKS = CONFIG.evaluations
 COLUMNS = (
@@ -28,52 +28,71 @@ COLUMNS = (
 )
 
 
-def main():
-  out, seeds = study.flags(__doc__)
-  rows, claims, curves = [], [], {'R1-Zero': [], 'from a cold start': []}
-  for seed in seeds:
-    place = out / f'seed{seed}'
-    secs = study.pipeline('pipeline_r1_tiny', place, seed)
-    found = study.evaluations(place, CONFIG.stages)
-    rows += [
-      {
-        'commit': study.commit(),
-        'seed': seed,
-        'stage': stage,
-        'secs': secs[stage],
-      }
-      | {
-        f'{task}/{column}': round(values[f'{task}/{column}'], 4)
-        if f'{task}/{column}' in values
-        else ''
-        for task in TASKS
-        for column in COLUMNS
-      }
-      for stage, values in found.items()
-    ]
-    zero, reasoning = (
-      study.evaluated(place / stage) for stage in ('zero', 'reasoning')
-    )
-    curves['R1-Zero'].append(zero)
-    curves['from a cold start'].append(reasoning)
-    claims.append({'seed': seed} | _claims(found, secs, zero, reasoning))
-  study.write_csv(HERE / 'results.csv', rows)
-  study.write_csv(HERE / 'claims.csv', claims)
-  study.plot(
-    HERE / 'curves.png',
+CURVES = {'R1-Zero': 'zero', 'from a cold start': 'reasoning'}
+DRAWN = 'eval/pass@1', 'eval/language', 'eval/completions/mean_length'
+
+
+def evaluations(run: Result) -> dict[str, dict[str, float]]:
+  """Returns the evaluation of each stage that leaves a policy, in order."""
+  found = {
+    stage: pipeline.measured(run.folder / stage / pipeline.MEASURED)
+    for stage in CONFIG.stages
+  }
+  return {stage: values for stage, values in found.items() if values}
+
+
+def stage_rows(run: Result) -> list[dict]:
+  return [
     {
-      metric: curves
-      for metric in (
-        'eval/pass@1',
-        'eval/language',
-        'eval/completions/mean_length',
-      )
+      'commit': run.commit,
+      'seed': run.seed,
+      'stage': stage,
+      'secs': round(run.stage_secs[stage], 1),
+    }
+    | {
+      f'{task}/{column}': round(values[f'{task}/{column}'], 4)
+      if f'{task}/{column}' in values
+      else ''
+      for task in TASKS
+      for column in COLUMNS
+    }
+    for stage, values in evaluations(run).items()
+  ]
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--out', required=True, type=Path)
+  parser.add_argument('--seeds', default='3')
+  args = parser.parse_args()
+  runs = script.sweep(args.out, 'pipeline_r1_tiny', seeds=args.seeds)
+  report.write_csv(
+    HERE / 'results.csv', [row for run in runs for row in stage_rows(run)]
+  )
+  report.write_csv(
+    HERE / 'claims.csv', [{'seed': run.seed} | _claims(run) for run in runs]
+  )
+  curves.draw(
+    {
+      metric: {
+        name: curves.over_runs([run.curve(f'{stage}/{metric}') for run in runs])
+        for name, stage in CURVES.items()
+      }
+      for metric in DRAWN
     },
+    HERE / 'curves.png',
   )
 
 
-def _claims(found, secs, zero: list[dict], reasoning: list[dict]) -> dict:
+def _claims(run: Result) -> dict:
   """Returns the numbers of this run for each claim of the paper."""
+  found, secs = evaluations(run), run.stage_secs
+  zero, reasoning = (
+    [line for line in run.lines[f'{stage}/rl'] if 'eval/pass@1' in line]
+    for stage in CURVES.values()
+  )
   first, last = zero[0], zero[-1]
   reached = [
     line['step']
@@ -104,7 +123,7 @@ def _claims(found, secs, zero: list[dict], reasoning: list[dict]) -> dict:
     'student distilled secs': round(
       secs['distillation_data'] + secs['student'], 1
     ),
-    'student by RL secs': secs['student_rl'],
+    'student by RL secs': round(secs['student_rl'], 1),
     'pipeline secs': round(sum(secs.values())),
   }
 

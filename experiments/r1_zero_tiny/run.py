@@ -1,22 +1,19 @@
-"""Runs the miniature with several seeds and tabulates them.
+"""R1-Zero in miniature, with several seeds: each before and after training.
 
-  python experiments/r1_zero_tiny/run.py --out=runs/study --seeds=0,1,2
+  python experiments/r1_zero_tiny/run.py --out=runs/study --seeds=3
 
-Writes results.csv and the first seed's curves.png beside this file.
+Runs `r1jax sweep`; a run that is finished in --out is found again. Writes
+results.csv and the first seed's curves.png beside this file.
 """
 
 import argparse
-import csv
 from pathlib import Path
 import shutil
-import subprocess
-import sys
-import time
 
-from r1jax.train import metrics
+from r1jax.sweeps import report, script
+from r1jax.sweeps.results import Result
 
 HERE = Path(__file__).parent
-CONFIG = 'r1_zero_tiny'
 COLUMNS = {
   'pass@1': 'eval/pass@1',
   'cons@8': 'eval/cons@8',
@@ -26,54 +23,32 @@ COLUMNS = {
 }
 
 
+def row(run: Result) -> dict:
+  accuracy = run.curve('eval/pass@1')
+  numbers = {
+    'commit': run.commit,
+    'seed': run.seed,
+    'steps': run.lines['rl'][-1]['step'],
+    'wall_secs': run.wall_secs and round(run.wall_secs),
+  }
+  for name, key in COLUMNS.items():
+    (_, before), *_, (_, after) = run.curve(key)
+    numbers[f'{name}_before'] = round(before, 4)
+    numbers[f'{name}_after'] = round(after, 4)
+  reached = [step for step, value in accuracy if value >= 0.9]
+  return numbers | {'steps_to_0.9': reached[0] if reached else ''}
+
+
 def main():
-  flags = argparse.ArgumentParser(description=__doc__)
-  flags.add_argument('--out', required=True)
-  flags.add_argument('--seeds', default='0,1,2')
-  args = flags.parse_args()
-  commit = subprocess.run(
-    ['git', 'describe', '--always', '--dirty'],
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout.strip()
-  rows = []
-  for seed in args.seeds.split(','):
-    workdir = Path(args.out) / f'seed{seed}'
-    began = time.monotonic()
-    subprocess.run(
-      [
-        sys.executable,
-        '-m',
-        'r1jax.cli.main',
-        'train',
-        f'--config={CONFIG}',
-        f'--workdir={workdir}',
-        f'--config.seed={seed}',
-      ],
-      check=True,
-    )
-    secs = time.monotonic() - began
-    lines = metrics.read(workdir / 'rl' / 'metrics.jsonl')
-    evals = [line for line in lines if 'eval/pass@1' in line]
-    row = {
-      'commit': commit,
-      'seed': seed,
-      'steps': lines[-1]['step'],
-      'wall_secs': round(secs),
-    }
-    for name, key in COLUMNS.items():
-      row[f'{name}_before'] = round(evals[0][key], 4)
-      row[f'{name}_after'] = round(evals[-1][key], 4)
-    reached = [e['step'] for e in evals if e['eval/pass@1'] >= 0.9]
-    row['steps_to_0.9'] = reached[0] if reached else ''
-    rows.append(row)
-  with open(HERE / 'results.csv', 'w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-  first = Path(args.out) / f'seed{args.seeds.split(",")[0]}'
-  shutil.copy(first / 'rl' / 'curves.png', HERE / 'curves.png')
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--out', required=True, type=Path)
+  parser.add_argument('--seeds', default='3')
+  args = parser.parse_args()
+  runs = script.sweep(args.out, 'r1_zero_tiny', seeds=args.seeds)
+  report.write_csv(HERE / 'results.csv', [row(run) for run in runs])
+  shutil.copy(runs[0].folder / 'rl/curves.png', HERE / 'curves.png')
 
 
 if __name__ == '__main__':

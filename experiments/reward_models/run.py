@@ -1,63 +1,56 @@
 """Reward models, against chance and against what needs no model.
 
-  R1JAX_DATA=data python experiments/reward_models/run.py --out=runs/judges
+  R1JAX_DATA=data python experiments/reward_models/run.py --out=runs/judges --seeds=1
 
 Four of them: helpful and safe, each on the synthetic task `manners` and on half
 of the test file of hh-rlhf, the other half of which is held out. Of the real
 text a BPE of 2,048 tokens is learnt from the training half, and the last 128
-tokens of prompt and response are read. Writes results.csv.
+tokens of prompt and response are read. Runs `r1jax sweep` for either text, and writes
+results.csv.
 """
 
+import argparse
 import json
 from pathlib import Path
-import subprocess
-import sys
-import time
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-import study
-
 from r1jax import registry
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
 from r1jax.data import preferences, readers, splits
 from r1jax.data.text import response_formats
-from r1jax.train import metrics
+from r1jax.sweeps import report, script
+from r1jax.sweeps.results import Result
 
+HERE = Path(__file__).parent
 CONFIG = 'reward_tiny'
 SHARE, VOCAB = 0.5, 2048
 FILES = {
   'helpful': 'pref/hh_helpful_base_test',
   'safe': 'pref/hh_harmless_base_test',
 }
+# The reward model of safety reads the thought too.
+MAX_TOKENS = {'helpful': 64, 'safe': 96}
+HH = {
+  'reward_model.eval_share': SHARE,
+  'reward_model.max_eval_rows': 0,
+  'reward_model.num_train_epochs': 2,
+  'reward_model.batch_size': 32,
+  'reward_model.eval_steps': 1000,
+  'reward_model.max_tokens': 128,
+  'reward_model.truncate_long': True,
+  'data.max_bad_row_share': 0.02,
+  'model.vocab_size': VOCAB,
+  'model.initializer_range': 0.02,
+  'reward_model.optimizer.learning_rate': 1e-3,
+}
+MANNERS = SyntheticPreferencesConfig(0.4, 8.0)
 _BRIEF = registry.template.get('r1_zero_brief')
 
 
-def trained(workdir: Path, changes: dict[str, object]) -> tuple[dict, float]:
-  """The last evaluation, and seconds."""
-  began = time.monotonic()
-  subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'r1jax.cli.main',
-      'train',
-      f'--config={CONFIG}',
-      f'--workdir={workdir}',
-      *(f'--config.{key}={value}' for key, value in changes.items()),
-    ],
-    check=True,
-  )
-  lines = metrics.read(workdir / 'reward_model' / 'metrics.jsonl')
-  return lines[-1], time.monotonic() - began
-
-
-def bayes(how: preferences.Synthetic, seed: int, count: int) -> float:
+def bayes(how: SyntheticPreferencesConfig, seed: int, count: int) -> float:
   """The accuracy of one who knows every chance: the mean of the larger."""
   parser, chances = response_formats.ResponseParser(), []
   for row in preferences.synthetic_pairs(
@@ -117,98 +110,83 @@ def length_wins(path: str) -> tuple[float, float, int]:
   return float(pairs), float(single), len(held)
 
 
-def main():
-  out, seeds = study.flags(__doc__)
-  rows, commit = [], study.commit()
+def row(name: str, run: Result, **baselines) -> dict:
+  """The last evaluation of a reward model, with its 95 % interval."""
+  accuracy = run.value('eval/accuracy')
+  half = 1.96 * run.value('eval/accuracy_stderr')
+  return {
+    'commit': run.commit,
+    'model': name,
+    'seed': run.seed,
+    'accuracy': round(accuracy, 4),
+    'low': round(accuracy - half, 4),
+    'high': round(accuracy + half, 4),
+    'loss': round(run.value('loss'), 4),
+    **baselines,
+    'wall_secs': run.wall_secs and round(run.wall_secs),
+  }
 
-  def add_row(name, seed, last, secs, **baselines):
-    half = 1.96 * last['eval/accuracy_stderr']
-    accuracy = last['eval/accuracy']
-    rows.append(
-      {
-        'commit': commit,
-        'model': name,
-        'seed': seed,
-        'accuracy': round(accuracy, 4),
-        'low': round(accuracy - half, 4),
-        'high': round(accuracy + half, 4),
-        'loss': round(last['loss'], 4),
-        **baselines,
-        'wall_secs': round(secs),
-      }
+
+def manners_row(kind: str, run: Result) -> dict:
+  if kind == 'helpful':
+    plain, best = 0.5, bayes(MANNERS, run.seed, 1024)
+  else:
+    responses = preferences.synthetic_responses(
+      MANNERS, _BRIEF, splits.HELD_OUT, run.seed, 1024
     )
-    print(rows[-1], flush=True)
+    safe = np.mean([each.safe for each in responses])
+    plain, best = round(float(max(safe, 1 - safe)), 4), 1.0
+  return row(
+    f'manners, {kind}', run, baseline=plain, best=round(best, 4), pairs=1024
+  )
 
-  for seed in seeds:
-    for kind in FILES:
-      changes = {'seed': seed, 'reward_model.kind': kind}
-      if kind == 'safe':  # It reads the thought too.
-        changes['reward_model.max_tokens'] = 96
-      last, secs = trained(out / f'manners_{kind}_{seed}', changes)
-      if kind == 'helpful':
-        best = bayes(SyntheticPreferencesConfig(0.4, 8.0), seed, 1024)
-        plain = 0.5
-      else:
-        best, safe = (
-          1.0,
-          np.mean(
-            [
-              row.safe
-              for row in preferences.synthetic_responses(
-                SyntheticPreferencesConfig(0.4, 8.0),
-                _BRIEF,
-                splits.HELD_OUT,
-                seed,
-                1024,
-              )
-            ]
-          ),
-        )
-        plain = round(float(max(safe, 1 - safe)), 4)
-      add_row(
-        f'manners, {kind}',
-        seed,
-        last,
-        secs,
-        baseline=plain,
-        best=round(best, 4),
-        pairs=1024,
-      )
-  for seed in seeds:
-    for kind, path in FILES.items():
-      folder = out / f'bpe_{kind}'
-      bpe(path, folder)
-      last, secs = trained(
-        out / f'hh_{kind}_{seed}',
-        {
-          'seed': seed,
-          'reward_model.kind': kind,
-          'reward_model.data': f'("{path}",)',
-          'reward_model.eval_share': SHARE,
-          'reward_model.max_eval_rows': 0,
-          'reward_model.num_train_epochs': 2,
-          'reward_model.batch_size': 32,
-          'reward_model.eval_steps': 1000,
-          'reward_model.max_tokens': 128,
-          'reward_model.truncate_long': True,
-          'data.max_bad_row_share': 0.02,
-          'model.vocab_size': VOCAB,
-          'model.initializer_range': 0.02,
-          'reward_model.optimizer.learning_rate': 1e-3,
-          'tokenizer.source': folder,
-        },
-      )
-      pairs, single, count = length_wins(path)
-      add_row(
-        f'hh-rlhf, {kind}',
-        seed,
-        last,
-        secs,
-        baseline=round(pairs if kind == 'helpful' else single, 4),
-        best='',
-        pairs=count,
-      )
-  study.write_csv(HERE / 'results.csv', rows)
+
+def hh_row(kind: str, run: Result) -> dict:
+  pairs, single, count = length_wins(FILES[kind])
+  baseline = round(pairs if kind == 'helpful' else single, 4)
+  return row(f'hh-rlhf, {kind}', run, baseline=baseline, best='', pairs=count)
+
+
+def by_kind(runs: list[Result]) -> list[tuple[str, Result]]:
+  """Returns runs with their kind, a seed after another."""
+  half = len(runs) // 2
+  found = [('helpful', run) for run in runs[:half]]
+  found += [('safe', run) for run in runs[half:]]
+  return sorted(found, key=lambda each: each[1].seed)
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--out', required=True, type=Path)
+  parser.add_argument('--seeds', default='3')
+  args = parser.parse_args()
+  kinds = ','.join(f'({kind},{n})' for kind, n in MAX_TOKENS.items())
+  manners = script.sweep(
+    args.out / 'manners',
+    CONFIG,
+    grid=[f'reward_model.kind,reward_model.max_tokens={kinds}'],
+    seeds=args.seeds,
+  )
+  for kind, path in FILES.items():
+    bpe(path, args.out / f'bpe_{kind}')
+  sources = ','.join(
+    f'({kind},("{path}",),"{args.out / f"bpe_{kind}"}")'
+    for kind, path in FILES.items()
+  )
+  hh = script.sweep(
+    args.out / 'hh',
+    CONFIG,
+    grid=[f'reward_model.kind,reward_model.data,tokenizer.source={sources}'],
+    seeds=args.seeds,
+    changes=HH,
+  )
+  report.write_csv(
+    HERE / 'results.csv',
+    [manners_row(*each) for each in by_kind(manners)]
+    + [hh_row(*each) for each in by_kind(hh)],
+  )
 
 
 if __name__ == '__main__':

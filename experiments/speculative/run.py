@@ -1,6 +1,6 @@
 """Speculative decoding with the MTP module, on the miniature.
 
-  python experiments/speculative/run.py --out=runs/speculative --seeds=0
+  python experiments/speculative/run.py --out=runs/speculative --seeds=1
 
 Measures a base with one MTP module, and its R1-Zero that trains the module
 further, at temperature 1 and greedily: how many drafts are accepted at each
@@ -14,19 +14,13 @@ the experiment asks for it. DeepSeek-V3 section 5.4.3 has 85 to 90 % and 1.8
 times the tokens a second with one draft. Writes results.csv.
 """
 
+import argparse
 import dataclasses
-import itertools
 import os
 from pathlib import Path
-import subprocess
-import sys
 import time
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
 import jax
-import study
 
 from r1jax.config.load import load
 from r1jax.config.schema.run import RunConfig
@@ -35,7 +29,10 @@ from r1jax.rollout.engine import Engine
 from r1jax.runs import run
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import sampler
+from r1jax.sweeps import report, script
+from r1jax.sweeps.results import Result
 
+HERE = Path(__file__).parent
 BASE, CONFIG = 'pretrain_tiny', 'r1_zero_tiny'
 SIZE = {
   'model.num_nextn_predict_layers': 1,
@@ -52,25 +49,6 @@ EVAL = {
 DEPTHS = 1, 3  # Tokens ahead that the module is trained to predict.
 DRAFTS = 0, 1, 3  # Most drafts of a pass; 0 is plain decoding.
 TURNS = 4
-
-
-def train(name: str, workdir: Path, changes: dict[str, object]):
-  """Runs `r1jax train` in a process of its own."""
-  overrides = [f'--config.{key}={value}' for key, value in changes.items()]
-  subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'r1jax.cli.main',
-      'train',
-      f'--config={name}',
-      f'--workdir={workdir}',
-      *overrides,
-    ],
-    check=True,
-    stdout=subprocess.DEVNULL,
-    env=os.environ | {'R1JAX_CACHE': str(workdir.parent / 'cache')},
-  )
 
 
 def config_of(changes: dict[str, object]) -> RunConfig:
@@ -130,42 +108,63 @@ def row_of(values: dict[str, float], plain: dict[str, float]) -> dict:
   }
 
 
-def main():
-  out, seeds = study.flags(__doc__)
+def rows_of(base: Result, policy: Result, depth: int) -> list[dict]:
+  """Evaluates a base and its R1-Zero, with and without drafts."""
+  sizes = SIZE | {'seed': base.seed, 'model.mtp_depth': depth}
+  # The engines, and their compiled programs, serve both policies.
+  config = config_of(sizes | EVAL)
+  parts = build.parts(config)
+  engines = {k: sampler.engine(drafting(config, k), parts) for k in DRAFTS}
   rows = []
-  for seed, depth in itertools.product(seeds, DEPTHS):
-    base, policy = (
-      out / f'{name}_depth_{depth}_{seed}' for name in ('base', 'policy')
-    )
-    sizes = SIZE | {'seed': seed, 'model.mtp_depth': depth}
-    train(BASE, base, sizes)
-    train(CONFIG, policy, sizes | RL)
-    # The engines, and their compiled programs, serve all policies.
-    config = config_of(sizes | EVAL)
-    parts = build.parts(config)
-    engines = {k: sampler.engine(drafting(config, k), parts) for k in DRAFTS}
-    for name, workdir in (('base', base), ('after R1-Zero', policy)):
-      for temperature in (1.0, 0.0):
-        found = evaluated(
-          config_of(sizes | EVAL | {'eval.temperature': temperature}),
-          parts,
-          engines,
-          workdir,
+  for name, trained in (('base', base), ('after R1-Zero', policy)):
+    for temperature in (1.0, 0.0):
+      found = evaluated(
+        config_of(sizes | EVAL | {'eval.temperature': temperature}),
+        parts,
+        engines,
+        trained.folder,
+      )
+      for num_drafts in DRAFTS[1:]:
+        measured = row_of(found[num_drafts], found[0])
+        rows.append(
+          {
+            'commit': trained.commit,
+            'seed': trained.seed,
+            'depth': depth,
+            'policy': name,
+            'temperature': temperature,
+            'drafts': num_drafts,
+          }
+          | {key: round(value, 4) for key, value in measured.items()}
         )
-        for num_drafts in DRAFTS[1:]:
-          measured = row_of(found[num_drafts], found[0])
-          rows.append(
-            {
-              'commit': study.commit(),
-              'seed': seed,
-              'depth': depth,
-              'policy': name,
-              'temperature': temperature,
-              'drafts': num_drafts,
-            }
-            | {key: round(value, 4) for key, value in measured.items()}
-          )
-        study.write_csv(HERE / 'results.csv', rows)
+  return rows
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--out', required=True, type=Path)
+  parser.add_argument('--seeds', default='3')
+  args = parser.parse_args()
+  # R1-Zero finds its base there, which the first sweep leaves.
+  os.environ['R1JAX_CACHE'] = str(args.out / 'cache')
+  grid = [f'model.mtp_depth={",".join(map(str, DEPTHS))}']
+  bases, policies = (
+    script.sweep(
+      args.out / folder, config, grid=grid, seeds=args.seeds, changes=changes
+    )
+    for folder, config, changes in (
+      ('base', BASE, SIZE),
+      ('policy', CONFIG, SIZE | RL),
+    )
+  )
+  depths = [depth for depth in DEPTHS for _ in range(len(bases) // len(DEPTHS))]
+  trained = zip(bases, policies, depths, strict=True)
+  rows = []
+  for base, policy, depth in sorted(trained, key=lambda each: each[0].seed):
+    rows += rows_of(base, policy, depth)
+    report.write_csv(HERE / 'results.csv', rows)
 
 
 if __name__ == '__main__':

@@ -33,15 +33,19 @@ def normalized(args: list[str]) -> list[str]:
   Raises:
     UserError: No shipped experiment has this name.
   """
-  for i, arg in enumerate(args[:-1]):
-    if arg in _CONFIG_FLAGS:
-      args = [*args[:i], f'{arg}={args[i + 1]}', *args[i + 2 :]]
-      break
   return [
     f'{flag}={_located(value)}' if flag in _CONFIG_FLAGS and equals else arg
-    for arg in args
+    for arg in joined(args)
     for flag, equals, value in [arg.partition('=')]
   ]
+
+
+def joined(args: list[str]) -> list[str]:
+  """Rewrites `--config FILE` to `--config=FILE`."""
+  for i, arg in enumerate(args[:-1]):
+    if arg in _CONFIG_FLAGS:
+      return [*args[:i], f'{arg}={args[i + 1]}', *args[i + 2 :]]
+  return args
 
 
 def _located(value: str) -> str:
@@ -120,7 +124,7 @@ def load(values: flags.FlagValues, holder, args: list[str]) -> ConfigDict:
   Raises:
     UserError: The file is missing or fails, or a flag, key or value is wrong.
   """
-  file = _config_argument(args)
+  file = config_argument(args)
   config = _loaded(file, args)
   _check_overrides(config, args)
   values['config'].parser = _LoadedConfig(config)
@@ -245,8 +249,12 @@ def _plugins(config: ConfigDict, run: str, args: list[str]) -> tuple[str, ...]:
   return tuple(map(str, config.get('plugins', ())))
 
 
-def _config_argument(args: list[str]) -> str:
-  """The value of --config."""
+def config_argument(args: list[str]) -> str:
+  """Returns the value of --config.
+
+  Raises:
+    UserError: It is not given.
+  """
   given = [
     value
     for arg in args
@@ -368,7 +376,7 @@ def help_class(args: list[str]) -> type[RunConfig]:
   """
   if not any(arg.partition('=')[0] in _CONFIG_FLAGS for arg in args):
     return RunConfig
-  config = _loaded(_config_argument(args), args)
+  config = _loaded(config_argument(args), args)
   runs = [''] if 'model' in config else [f'{n}.' for n in config.get('stages')]
   plugins = [name for run in runs for name in _plugins(config, run, args)]
   if not plugins:

@@ -9,6 +9,7 @@ Each command is a module of r1jax/cli/commands with `define_flags(values)`,
   stage   It takes the config of one run, or a stage of a pipeline (--stage).
   path    It takes a path instead of a config: `run(path, values)`.
   plain   It takes neither: `run(values)`.
+  args    It reads its arguments itself: `run(args)`.
 
 Nothing heavy is imported before a command runs: errors and help are fast.
 """
@@ -37,6 +38,9 @@ commands:
                                                   [--profile_steps=FIRST:LAST]
   pipeline       run a pipeline of configs:       [--workdir=DIR]
                                                   [--only=STAGE | --from=STAGE]
+  sweep          run a config for a grid of keys and several seeds:
+                                                  --out=DIR --seeds=3
+                                                  --grid rl.group_size=4,8
   lineage        show where a run came from:      r1jax lineage RUN
   eval           pass@1, best of n, tree search:  [--workdir=DIR]
   sample         complete prompts:                [--workdir=DIR] --prompt=TEXT
@@ -65,13 +69,14 @@ seconds (--initialization_timeout). --workdir is a folder that all hosts share, 
 gs://BUCKET/PATH.
 
 exit codes: 0, or 2 (wrong input), 3 (aot: too large for the slice), 4 (training
-has diverged), 5 (the disk is full), 6 (another process of the run has ended),
-130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
+has diverged), 5 (the disk is full), 6 (another process of the run has ended), 7
+(sweep: a run has failed), 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
 A command that a signal or a full disk ends says what it has kept.
 """
 COMMANDS = (
   'train',
   'pipeline',
+  'sweep',
   'lineage',
   'eval',
   'sample',
@@ -113,7 +118,9 @@ def run(argv: list[str]):
     )
   module = name.replace('-', '_')
   command = importlib.import_module(f'r1jax.cli.commands.{module}')
-  if command.KIND in ('path', 'plain'):
+  if command.KIND == 'args':
+    command.run(args)
+  elif command.KIND in ('path', 'plain'):
     _run_without_config(name, command, args)
   else:
     _run_on_config(name, command, args)
@@ -228,7 +235,7 @@ def main():
 
 def _unsaid_hint() -> str:
   """Says how to go on where no stage was running."""
-  if sys.argv[1:2] in (['train'], ['pipeline']):
+  if sys.argv[1:2] in (['train'], ['pipeline'], ['sweep']):
     return 'the same command goes on from what is finished'
   return 'nothing was changed'
 

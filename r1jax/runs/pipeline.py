@@ -52,16 +52,7 @@ def train(
     fetch(place)
     names = chosen(pipeline, only, start)
     effects.check_all(pipeline.runs, given, evaluations(pipeline))
-    validate.check(pipeline, place, names)
-    table(pipeline, place)  # A broken record is an error before anything runs.
-    concrete = {
-      name: resolved(pipeline.runs[name], pipeline, place) for name in names
-    }
-    for name in names:
-      if _leaves_policy(concrete[name]):
-        with validate.errors_of(name):
-          finished = stage_list.output(concrete[name], place / name).exists()
-          suite.check(concrete[name], place / name, finished)
+    concrete = check(pipeline, place, names, suite)
   processes.check_same(
     {
       'stages': repr(names),
@@ -73,6 +64,40 @@ def train(
   for name, after in zip(names, (*names[1:], '')):
     _train_one(pipeline, place, name, concrete[name], suite, after)
   processes.from_first(lambda: _write_table(pipeline, place))
+
+
+def check(
+  pipeline: PipelineConfig,
+  place: Path,
+  names: Sequence[str],
+  suite: '_EvaluationSuite | None' = None,
+) -> dict[str, RunConfig]:
+  """Refuses what `train` would refuse before it begins.
+
+  Args:
+    pipeline: The pipeline.
+    place: Its folder.
+    names: The stages to run.
+    suite: The evaluations, whose compiled sampler is kept; by default new ones.
+
+  Returns:
+    The config of each of these stages, with the paths of what it takes.
+
+  Raises:
+    UserError: naming the stage and key.
+  """
+  suite = suite or _EvaluationSuite(pipeline.evaluations)
+  validate.check(pipeline, place, names)
+  table(pipeline, place)  # A broken record is an error before anything runs.
+  concrete = {
+    name: resolved(pipeline.runs[name], pipeline, place) for name in names
+  }
+  for name in names:
+    if _leaves_policy(concrete[name]):
+      with validate.errors_of(name):
+        finished = stage_list.output(concrete[name], place / name).exists()
+        suite.check(concrete[name], place / name, finished)
+  return concrete
 
 
 def _train_one(

@@ -13,8 +13,9 @@ from r1jax import buckets, files, processes
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError
 
-# Files that a kill may leave before there is a config.json.
-_OURS = ('.lock', 'config.partial')
+# Files that a kill may leave before there is a config.json, and those that a
+# sweep writes before the run begins.
+_OURS = ('.lock', 'config.partial', 'sweep.jsonl', 'sweep.log')
 _SHOWN = 12  # Keys that a message lists: another experiment differs in most.
 # One of them is in every folder of a run or of a pipeline.
 _RECORDS = ('config.json', buckets.LOCK, '*/config.json')
