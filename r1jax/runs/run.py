@@ -68,8 +68,6 @@ def train(
     compilation_cache.enable(config.compilation_cache_dir)
     parts = build.parts(config)
     classes = [stage_class(name) for name in running(config)]
-    for one in classes:
-      _check_processes(one)
   parts = _with_remat(config, parts, classes)
   with processes.agreed():
     stages = [stage(config, parts) for stage in classes]
@@ -101,15 +99,6 @@ def _profile(stage: Stage, steps: Steps | None):
     raise UserError(f'--profile_steps: {stage.name!r} has no training loop')
   Profiler(steps, Path()).check(stage.name, 0, stage.num_steps)
   stage.profile_steps = steps
-
-
-def _check_processes(stage: type[Stage]):
-  """Refuses a stage that several processes would not make as one does."""
-  if processes.several() and not stage.on_hosts:
-    raise UserError(
-      f'stages: {stage.name!r} runs in one process so far, and there are '
-      f'{jax.process_count()}; run it on one host, in a workdir of its own'
-    )
 
 
 def _claim(place: Workdir, config: RunConfig):
@@ -162,8 +151,6 @@ def check(config: RunConfig, missing: Collection[str] = ()):
   check_names(config)
   parts = build.parts(config)
   names = running(config)
-  for name in names:
-    _check_processes(stage_class(name))
   fresh = stage_class(names[0]).starts_fresh
   # Another run may still make the base of this config.
   if (

@@ -5,27 +5,53 @@
 A kill loses no chunk that was finished. The partial file holds a chunk's rows
 and then a marker, {"done": prompts so far, "counts": of the chunk}; a chunk
 without its marker is made again.
+
+Several processes share a chunk. Process i mod N grades the completions of
+prompt i and makes its rows, and with rollout.scope = 'host' samples them too.
+The first process has the rows of all, in the order of the prompts, and writes.
 """
 
 import abc
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from r1jax import buckets, files
+from r1jax import buckets, files, interrupts, processes
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 from r1jax.records import Prompt
+from r1jax.rewards import multihost
+from r1jax.rollout import hosts
+from r1jax.rollout.engine import Engine
+from r1jax.rollout.session import Session
 from r1jax.stages import ending, initial
 from r1jax.stages.stage import Stage
 from r1jax.train.metrics import Progress
 
 PARTIAL, REPORT = 'partial.jsonl', 'report.json'
 _ENDLESS = 1 << 30  # A synthetic task has more prompts than this.
+_PROMPTS_AT_ONCE = 16  # Prompts whose rows are in one message to the others.
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRows:
+  """The result of a prompt's completions; all of it is JSON.
+
+  Attributes:
+    rows: Rows in the order that their completions were sampled in.
+    counts: Numbers to be summed for the report.
+    rejected: Responses that may be the rejected ones of pairs.
+  """
+
+  rows: list[dict]
+  counts: dict[str, int]
+  rejected: list[str] = dataclasses.field(default_factory=list)
 
 
 class DatasetStage(Stage):
@@ -36,25 +62,60 @@ class DatasetStage(Stage):
     prompts: The training prompts.
     num_prompts: How many of them are used, from the first.
     prompts_per_chunk: Prompts between two saves.
+    engine: Samples the completions.
   """
 
   seed: int
   prompts: Sequence[Prompt]
   num_prompts: int
   prompts_per_chunk: int
+  engine: Engine
   _done: int = 0  # Prompts whose rows are on the disk.
 
   @abc.abstractmethod
-  def sample_chunk(
-    self, params: Any, prompts: Sequence[Prompt], rows: Sequence[dict]
-  ) -> tuple[list[dict], dict[str, int]]:
-    """Returns the rows of some prompts, and counts to be summed.
+  def sample(
+    self, session: Session, prompts: Sequence[Prompt], indices: Sequence[int]
+  ) -> Any:
+    """Samples completions of some prompts of a chunk.
 
     Args:
-      params: The policy's.
+      session: An empty session with the policy.
       prompts: The chunk.
+      indices: The prompts to sample for; prompts of one id are not separated.
+
+    Returns:
+      The value for `make_rows`.
+    """
+
+  @abc.abstractmethod
+  def make_rows(
+    self, prompts: Sequence[Prompt], sampled: Any, indices: Sequence[int]
+  ) -> list[PromptRows]:
+    """Grades what was sampled for some prompts, and makes their rows.
+
+    Args:
+      prompts: The chunk.
+      sampled: Completions of these prompts and maybe others; see `sample`.
+      indices: The prompts.
+
+    Returns:
+      The rows of each of these prompts, in their order.
+    """
+
+  def join_rows(
+    self, found: Sequence[PromptRows], rows: Sequence[dict]
+  ) -> tuple[list[dict], dict[str, int]]:
+    """Returns the rows of a chunk, and counts to be summed.
+
+    Args:
+      found: The rows of each of its prompts.
       rows: All rows before it.
     """
+    del rows
+    counts: Counter[str] = Counter()
+    for each in found:
+      counts.update(each.counts)
+    return [row for each in found for row in each.rows], dict(counts)
 
   @abc.abstractmethod
   def finish(
@@ -88,9 +149,17 @@ class DatasetStage(Stage):
       UserError: no row is left.
     """
     del metadata
-    directory.mkdir(parents=True, exist_ok=True)
-    with ending.explained(self.name, directory, self._kept):
-      return self._sample_all(directory, params)
+    writer = _Writer(self, directory)
+    with (
+      ending.explained(self.name, directory, self._kept),
+      contextlib.closing(writer),
+      dispatch.shutdown_on_exit(),
+      _deferred() as deferral,
+    ):
+      self._done = processes.from_first(writer.open)
+      self._sample_all(writer, params, deferral)
+      processes.from_first(writer.finish)
+    return directory / self.output
 
   def _kept(self) -> str:
     if not self._done:
@@ -100,44 +169,142 @@ class DatasetStage(Stage):
       'the same command goes on after them'
     )
 
-  def _sample_all(self, directory: Path, params: Any) -> Path:
-    partial = directory / PARTIAL
-    done, rows, counts = resumed(partial)
-    self._done = done
-    pushes = buckets.Pushes(directory)
-    total, provenance = self.num_prompts, self.provenance()
-    with (
-      dispatch.shutdown_on_exit(),
-      open(partial, 'a') as file,
-      Progress(self.name, done, total, print_steps=1) as progress,
-    ):
-      if done:
-        progress.log(f'goes on after prompt {done}')
-      for start in range(done, total, self.prompts_per_chunk):
-        end = min(start + self.prompts_per_chunk, total)
-        chunk = [self.prompts[i] for i in range(start, end)]
-        found, counted = self.sample_chunk(params, chunk, rows)
-        found = [
-          row | {'provenance': provenance | row['provenance']} for row in found
-        ]
-        rows += found
-        counts.update(counted)
-        self.check_counts(counts)
-        append(file, found, end, counted)
-        pushes.due()
+  def _sample_all(
+    self, writer: '_Writer', params: Any, deferral: interrupts.Deferral | None
+  ):
+    """Samples the chunks that are left; each is saved before the next."""
+    total = self.num_prompts
+    params = self.engine.prepare_params(params)
+    with Progress(self.name, self._done, total, print_steps=1) as progress:
+      if self._done:
+        progress.log(f'goes on after prompt {self._done}')
+      while self._done < total:
+        end = min(self._done + self.prompts_per_chunk, total)
+        chunk = [self.prompts[i] for i in range(self._done, end)]
+        found = self._sample_chunk(params, chunk)
+        shown = processes.from_first(lambda: writer.save(found, end))
         self._done = end
-        progress.update(
-          end, self.progress_numbers(rows, counts), keep=end == total
-        )
-    rows, report, line = self.finish(rows, counts)
+        progress.update(end, shown, keep=end == total)
+        _stop_if_asked(deferral, end == total)
+
+  def _sample_chunk(
+    self, params: Any, prompts: Sequence[Prompt]
+  ) -> list[PromptRows]:
+    """Returns the rows of each prompt; [] in processes after the first."""
+    own, everything = _own_share(prompts), range(len(prompts))
+    if self.engine.shares_work:
+      with processes.agreed():
+        sampled = self.sample(self.engine.session(params), prompts, own)
+    else:  # All processes decode together.
+      sampled = self.sample(self.engine.session(params), prompts, everything)
+    with processes.agreed():
+      found = self.make_rows(prompts, sampled, own)
+    return _gather(dict(zip(own, found, strict=True)), len(prompts))
+
+
+class _Writer:
+  """The rows so far, and the file that keeps them; the first process has them.
+
+  Its methods are called by the first process alone, but for `close`.
+  """
+
+  def __init__(self, stage: DatasetStage, directory: Path):
+    self._stage, self._directory = stage, directory
+    self._rows: list[dict] = []
+    self._counts: Counter[str] = Counter()
+    self._file: TextIO | None = None
+
+  def open(self) -> int:
+    """Reads what an earlier run has kept; returns its number of prompts."""
+    self._directory.mkdir(parents=True, exist_ok=True)
+    partial = self._directory / PARTIAL
+    done, self._rows, self._counts = resumed(partial)
+    self._file = open(partial, 'a')
+    self._pushes = buckets.Pushes(self._directory)
+    self._provenance = self._stage.provenance()
+    return done
+
+  def save(self, found: Sequence[PromptRows], end: int) -> dict[str, str]:
+    """Adds a chunk, which ends before a prompt; returns numbers to show."""
+    assert self._file is not None
+    rows, counts = self._stage.join_rows(found, self._rows)
+    rows = [
+      row | {'provenance': self._provenance | row['provenance']} for row in rows
+    ]
+    self._rows += rows
+    self._counts.update(counts)
+    self._stage.check_counts(self._counts)
+    append(self._file, rows, end, counts)
+    self._pushes.due()
+    return self._stage.progress_numbers(self._rows, self._counts)
+
+  def finish(self):
+    """Writes the report and the dataset, and removes the partial file."""
+    stage, directory = self._stage, self._directory
+    rows, report, line = stage.finish(self._rows, self._counts)
     files.write_text(directory / REPORT, json.dumps(report, indent=1) + '\n')
     if not rows:
       raise UserError(line)
-    path = directory / self.output
-    write_rows(path, rows)
-    partial.unlink()
+    write_rows(directory / stage.output, rows)
+    (directory / PARTIAL).unlink()
     print(line)
-    return path
+
+  def close(self):
+    """Closes the file."""
+    if self._file is not None:
+      self._file.close()
+
+
+def _own_share(prompts: Sequence[Prompt]) -> list[int]:
+  """Returns the prompts of this process; those of one id stay together.
+
+  Of the ids a b a c d, process 0 of 2 has a and c: [0, 2, 3].
+  """
+  number = {
+    name: i for i, name in enumerate(dict.fromkeys(p.id for p in prompts))
+  }
+  return [i for i, p in enumerate(prompts) if multihost.is_local(number[p.id])]
+
+
+def _gather(own: Mapping[int, PromptRows], count: int) -> list[PromptRows]:
+  """Returns the rows of each prompt in the first process; elsewhere [].
+
+  Args:
+    own: The rows of this process, by their prompts' numbers.
+    count: The number of prompts of all processes.
+  """
+  if not processes.several():
+    return [own[i] for i in range(count)]
+  found: dict[int, dict] = {}
+  for start in range(0, count, _PROMPTS_AT_ONCE):
+    numbers = range(start, min(start + _PROMPTS_AT_ONCE, count))
+    part = hosts.tell_all({i: vars(own[i]) for i in numbers if i in own})
+    if processes.is_first():
+      found |= part
+  return [PromptRows(**found[i]) for i in sorted(found)]
+
+
+def _deferred() -> contextlib.AbstractContextManager:
+  """Lets several processes end together, after a chunk.
+
+  One process ends at once: all chunks that are finished are saved.
+  """
+  if processes.several():
+    return interrupts.deferred(patient=True)
+  return contextlib.nullcontext()
+
+
+def _stop_if_asked(deferral: interrupts.Deferral | None, is_last: bool):
+  """Ends all processes after a chunk, where a signal has come to any of them.
+
+  After the last chunk it ends the run once the dataset is written.
+  """
+  if deferral is None:
+    return
+  signum = max(processes.exchange(deferral.check()))
+  if signum and not is_last:
+    deferral.stop(signum)
+  deferral.signum = signum
 
 
 def num_prompts(stage: str, wanted: int, prompts: Sequence[Prompt]) -> int:

@@ -10,10 +10,10 @@ and report.json, with the tokens that it took.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,10 +31,12 @@ from r1jax.rollout import assemble, continuation
 from r1jax.rollout.continuation import Prefix
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion
+from r1jax.rollout.session import Session
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import prompts, sampler
 from r1jax.stages.dataset_stage import (
   DatasetStage,
+  PromptRows,
   checkpoint_name,
   num_prompts,
 )
@@ -44,6 +46,10 @@ from r1jax.stages.stage import Kind
 _THOUGHTS, _CONTINUATIONS = range(2)
 
 
+# Identifies the beginning of a thought: its prompt's id, and its tokens.
+_Key = tuple[str, tuple[int, ...]]
+
+
 class _Thought(NamedTuple):
   """A completion, and where its steps end.
 
@@ -51,21 +57,35 @@ class _Thought(NamedTuple):
     prompt: The prompt.
     sample: Its number among the prompt's completions.
     start: The prompt's tokens, with no token sampled yet.
-    tokens: Completion tokens, the stop token among them.
+    completion: The completion; its tokens have the stop token among them.
     ends: For each step, the number of tokens until its end.
-    correct: Whether the answer is right.
   """
 
   prompt: Prompt
   sample: int
   start: Prefix
-  tokens: tuple[int, ...]
+  completion: Completion
   ends: list[int]
-  correct: bool
 
-  def until(self, end: int) -> Prefix:
-    """Returns the beginning of the thought, as a context to continue."""
-    return self.start._replace(tokens=self.tokens[:end])
+  def beginnings(self) -> dict[_Key, Prefix]:
+    """Returns the thought until the end of each step but the last."""
+    tokens = tuple(self.completion.tokens)
+    return {
+      (self.prompt.id, tokens[:end]): self.start._replace(tokens=tokens[:end])
+      for end in self.ends[:-1]
+    }
+
+
+class _Sampled(NamedTuple):
+  """The thoughts of a chunk, and how they might have gone on.
+
+  Attributes:
+    thoughts: The thoughts of each prompt, by its number in the chunk.
+    continued: The continuations of each beginning of a thought.
+  """
+
+  thoughts: dict[int, list[_Thought]]
+  continued: dict[_Key, list[Completion]]
 
 
 @registry.stage('label_steps')
@@ -87,7 +107,7 @@ class LabelSteps(DatasetStage):
     self._splitter = steps.make_splitter(
       config.data.step_delimiter, parts.parser, parts.tokenizer
     )
-    self._engine = sampler.engine(config, parts)
+    self.engine = sampler.engine(config, parts)
     self._sampling = SamplingParams(
       max_new_tokens=config.rl.max_new_tokens,
       temperature=c.temperature,
@@ -143,88 +163,147 @@ class LabelSteps(DatasetStage):
   def progress_numbers(self, rows, counts) -> dict[str, str]:
     return {'steps': f'{counts["steps"]}'}
 
-  def sample_chunk(
-    self, params: Any, prompts: Sequence[Prompt], rows: Sequence[dict]
-  ) -> tuple[list[dict], dict[str, int]]:
-    del rows
+  def sample(
+    self, session: Session, prompts: Sequence[Prompt], indices: Sequence[int]
+  ) -> _Sampled:
+    """Returns thoughts, and continuations of their beginnings."""
     c, key = self._config, jax.random.key(self.seed)
-    session = self._engine.session(params)
-    batch = batching.pad_prompts(
-      prompts, self._parts.tokenizer, self._run.data.max_prompt_tokens
+    thoughts = self._sample_thoughts(
+      session, prompts, indices, jax.random.fold_in(key, _THOUGHTS)
     )
-    completions = continuation.generate(
-      session,
-      assemble.build_requests(
-        batch, c.num_samples, self._sampling, jax.random.fold_in(key, _THOUGHTS)
-      ),
-    )
-    thoughts = self._thoughts(prompts, batch.id_P, completions)
-    beginnings: dict[tuple, tuple[Prompt, Prefix]] = {}  # Each of them once.
-    for thought in thoughts:
-      for end in thought.ends[:-1]:
-        context = thought.until(end)
-        key_of = thought.prompt.id, context.tokens
-        beginnings[key_of] = thought.prompt, context
-    contexts = [context for _, context in beginnings.values()]
+    contexts: dict[_Key, Prefix] = {}  # Each of them once.
+    for group in thoughts.values():
+      for thought in group:
+        contexts |= thought.beginnings()
+    n = c.num_continuations
     continued = continuation.generate(
       session,
       continuation.build_requests(
-        contexts,
-        [self._remaining(context) for context in contexts],
-        c.num_continuations,
+        list(contexts.values()),
+        [self._remaining(context) for context in contexts.values()],
+        n,
         jax.random.fold_in(key, _CONTINUATIONS),
       ),
     )
-    counts = self._count_right(list(beginnings.values()), continued)
-    right = dict(zip(beginnings, counts))
-    rows = [self._row(thought, right) for thought in thoughts if thought.ends]
-    return rows, {
-      'thoughts': len(thoughts),
-      'empty': len(thoughts) - len(rows),
-      'divided': sum(self._splitter.has_delimiter(t.tokens) for t in thoughts),
-      'steps': sum(len(t.ends) for t in thoughts),
-      'continued': len(beginnings),
-      'thought_tokens': sum(len(c.tokens) for c in completions),
-      'continuation_tokens': sum(len(c.tokens) for c in continued),
-    }
+    return _Sampled(
+      thoughts,
+      {name: continued[i * n : (i + 1) * n] for i, name in enumerate(contexts)},
+    )
+
+  def _sample_thoughts(
+    self,
+    session: Session,
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    key: jax.Array,
+  ) -> dict[int, list[_Thought]]:
+    """Returns the thoughts of some prompts, by their number in the chunk."""
+    n = self._config.num_samples
+    batch = batching.pad_prompts(
+      prompts, self._parts.tokenizer, self._run.data.max_prompt_tokens
+    )
+    requests = assemble.build_requests(batch, n, self._sampling, key)
+    completions = continuation.generate(
+      session, [requests[p * n + i] for p in indices for i in range(n)]
+    )
+    thoughts: dict[int, list[_Thought]] = {p: [] for p in indices}
+    for b, completion in enumerate(completions):
+      p = indices[b // n]
+      thoughts[p].append(
+        _Thought(
+          prompts[p],
+          b % n,
+          Prefix(int(batch.id_P[p]), completion.request.prompt),
+          completion,
+          self._splitter.step_ends(completion.tokens),
+        )
+      )
+    return thoughts
 
   def _remaining(self, context: Prefix) -> SamplingParams:
     """Returns the sampling of a continuation, with the tokens that are left."""
     left = self._sampling.max_new_tokens - len(context.tokens)
     return dataclasses.replace(self._sampling, max_new_tokens=left)
 
-  def _thoughts(
-    self, prompts: Sequence[Prompt], id_P, completions: Sequence[Completion]
-  ) -> list[_Thought]:
-    G = self._config.num_samples
+  def make_rows(
+    self, prompts: Sequence[Prompt], sampled: _Sampled, indices: Sequence[int]
+  ) -> list[PromptRows]:
+    """Returns a row for each thought with steps; see DatasetStage."""
+    thoughts = [t for p in indices for t in sampled.thoughts[p]]
     correct = self._correct(
-      [prompts[b // G] for b in range(len(completions))], completions
+      [thought.prompt for thought in thoughts],
+      [thought.completion for thought in thoughts],
     )
+    # A beginning counts for the first prompt that has it.
+    prompt_of: dict[_Key, int] = {}
+    for p in indices:
+      for thought in sampled.thoughts[p]:
+        for name in thought.beginnings():
+          prompt_of.setdefault(name, p)
+    continued = {name: sampled.continued[name] for name in prompt_of}
+    right = self._count_right(
+      [prompts[p] for p in prompt_of.values()], continued
+    )
+    n = self._config.num_samples
     return [
-      _Thought(
-        prompts[b // G],
-        b % G,
-        Prefix(int(id_P[b // G]), completion.request.prompt),
-        tuple(completion.tokens),
-        self._splitter.step_ends(completion.tokens),
-        correct[b],
+      PromptRows(
+        [
+          self._row(thought, is_correct, right)
+          for thought, is_correct in zip(
+            sampled.thoughts[p], correct[i * n : (i + 1) * n]
+          )
+          if thought.ends
+        ],
+        self._counts(
+          sampled.thoughts[p],
+          [continued[name] for name in prompt_of if prompt_of[name] == p],
+        ),
       )
-      for b, completion in enumerate(completions)
+      for i, p in enumerate(indices)
     ]
+
+  def _counts(
+    self,
+    thoughts: Sequence[_Thought],
+    continued: Sequence[Sequence[Completion]],
+  ) -> dict[str, int]:
+    """Returns the numbers of a prompt for the report."""
+    completions = [thought.completion for thought in thoughts]
+    return {
+      'thoughts': len(thoughts),
+      'empty': sum(not thought.ends for thought in thoughts),
+      'divided': sum(
+        self._splitter.has_delimiter(c.tokens) for c in completions
+      ),
+      'steps': sum(len(thought.ends) for thought in thoughts),
+      'continued': len(continued),
+      'thought_tokens': sum(len(c.tokens) for c in completions),
+      'continuation_tokens': sum(
+        len(c.tokens) for each in continued for c in each
+      ),
+    }
 
   def _count_right(
     self,
-    beginnings: Sequence[tuple[Prompt, Prefix]],
-    continued: Sequence[Completion],
-  ) -> list[int]:
-    """Returns how many continuations of each context are right."""
+    prompts: Sequence[Prompt],
+    continued: Mapping[_Key, Sequence[Completion]],
+  ) -> dict[_Key, int]:
+    """Returns how many continuations of each beginning are right.
+
+    Args:
+      prompts: The prompt of each beginning.
+      continued: The continuations of each beginning.
+    """
     n = self._config.num_continuations
     correct = self._correct(
-      [beginnings[b // n][0] for b in range(len(continued))],
-      continued,
-      [beginnings[b // n][1].tokens for b in range(len(continued))],
+      [prompt for prompt in prompts for _ in range(n)],
+      [c for each in continued.values() for c in each],
+      [tokens for _, tokens in continued for _ in range(n)],
     )
-    return [sum(correct[i * n : (i + 1) * n]) for i in range(len(beginnings))]
+    return {
+      name: sum(correct[i * n : (i + 1) * n])
+      for i, name in enumerate(continued)
+    }
 
   def _correct(
     self,
@@ -251,14 +330,13 @@ class LabelSteps(DatasetStage):
       for completion, verdict in zip(completions, verdicts)
     ]
 
-  def _row(self, thought: _Thought, right: dict[tuple, int]) -> dict:
+  def _row(
+    self, thought: _Thought, correct: bool, right: Mapping[_Key, int]
+  ) -> dict:
     """Returns a row; the last step has no continuation, but is right or not."""
-    n = self._config.num_continuations
-    prompt = thought.prompt
-    tokens = self._splitter.without_stop_token(thought.tokens)
-    counts = [
-      right[prompt.id, thought.tokens[:end]] for end in thought.ends[:-1]
-    ]
+    n, prompt = self._config.num_continuations, thought.prompt
+    tokens = self._splitter.without_stop_token(thought.completion.tokens)
+    counts = [right[name] for name in thought.beginnings()]
     return {
       'id': f'{prompt.id}-{thought.sample}',
       'question': prompt.question,
@@ -268,8 +346,8 @@ class LabelSteps(DatasetStage):
       'completion': self._parts.tokenizer.decode(tokens),
       'tokens': list(tokens),
       'ends': thought.ends,
-      'right': [*counts, n * thought.correct],
+      'right': [*counts, n * correct],
       'continuations': n,
-      'correct': thought.correct,
+      'correct': correct,
       'provenance': {'prompt': prompt.id, 'sample': thought.sample},
     }

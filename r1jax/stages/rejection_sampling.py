@@ -11,7 +11,6 @@ the same prompt that is wrong or malformed; its group is the prompt's grader.
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,13 +27,15 @@ from r1jax.graders import dispatch
 from r1jax.graders.verdict import Verdict
 from r1jax.records import Demonstration, Prompt, TopLogprobs
 from r1jax.rewards import language, repetition
-from r1jax.rollout import assemble
+from r1jax.rollout import assemble, continuation
 from r1jax.rollout.sampling import SamplingParams
 from r1jax.rollout.scheduler import Completion
+from r1jax.rollout.session import Session
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import prompts, reward_models, sampler, sft_data
 from r1jax.stages.dataset_stage import (
   DatasetStage,
+  PromptRows,
   checkpoint_name,
   num_prompts,
 )
@@ -64,7 +65,7 @@ class RejectionSampler(DatasetStage):
       config, parts.template, parts.tokenizer, splits.TRAIN
     )
     self.num_prompts = num_prompts(self.name, c.num_prompts, self.prompts)
-    self._engine = sampler.engine(config, parts)
+    self.engine = sampler.engine(config, parts)
     self._sampling = _sampling(config, parts)
     self._score = reward_models.of_rejection_sampling(config, parts)
     self._extra_rows = _extra_rows(config, parts)
@@ -115,36 +116,58 @@ class RejectionSampler(DatasetStage):
       'temperature': c.temperature,
     }
 
-  def sample_chunk(
-    self, params: Any, prompts: Sequence[Prompt], rows: Sequence[dict]
-  ) -> tuple[list[dict], dict[str, int]]:
-    """Returns accepted rows of some prompts, and what each filter dropped."""
-    c, key = self._config, jax.random.key(self.seed)
-    response = 'chosen' if c.pairs else 'response'
-    seen = {(row['question'], row[response]) for row in rows}
+  def sample(
+    self, session: Session, prompts: Sequence[Prompt], indices: Sequence[int]
+  ) -> dict[int, list[Completion]]:
+    """Returns the completions of each prompt; see DatasetStage."""
+    n, key = self._config.num_samples, jax.random.key(self.seed)
     batch = batching.pad_prompts(
       prompts, self._parts.tokenizer, self._run.data.max_prompt_tokens
     )
-    completions = self._engine.run(
-      params, assemble.build_requests(batch, c.num_samples, self._sampling, key)
+    requests = assemble.build_requests(batch, n, self._sampling, key)
+    completions = continuation.generate(
+      session, [requests[p * n + i] for p in indices for i in range(n)]
     )
-    texts = assemble.completion_texts(
-      completions, self._parts.tokenizer.decode_batch
-    )
-    dropped: Counter = Counter()
+    return {p: completions[i * n : (i + 1) * n] for i, p in enumerate(indices)}
+
+  def make_rows(
+    self,
+    prompts: Sequence[Prompt],
+    sampled: dict[int, list[Completion]],
+    indices: Sequence[int],
+  ) -> list[PromptRows]:
+    """Returns rows that pass every filter but the last, and what they drop."""
+    return [self._filter(prompts[p], sampled[p]) for p in indices]
+
+  def join_rows(
+    self, found: Sequence[PromptRows], rows: Sequence[dict]
+  ) -> tuple[list[dict], dict[str, int]]:
+    """Returns accepted rows of some prompts, and what each filter dropped.
+
+    Whether a response was kept before is known here, where all rows are.
+    """
+    c = self._config
+    response = 'chosen' if c.pairs else 'response'
+    seen = {(row['question'], row[response]) for row in rows}
+    dropped: Counter[str] = Counter()
     accepted = []
-    for p, prompt in enumerate(prompts):
-      group = slice(p * c.num_samples, (p + 1) * c.num_samples)
-      good, rejected = self._filter(
-        prompt, completions[group], texts[group], dropped, seen
-      )
+    for each in found:
+      dropped.update(each.counts)
+      good = []
+      for row in each.rows:
+        text = row['question'], row['response']
+        if c.deduplicate and text in seen:
+          dropped['deduplicate'] += 1
+          continue
+        seen.add(text)
+        good.append(row)
       if c.sort_by_score:
         good.sort(
           key=lambda row: -row['provenance']['scores'].get('model', 0.0)
         )
       if c.pairs:
-        dropped['unpaired'] += max(0, len(good) - len(rejected))
-        good = list(map(_pair, good, rejected))
+        dropped['unpaired'] += max(0, len(good) - len(each.rejected))
+        good = list(map(_pair, good, each.rejected))
       dropped['max_per_prompt'] += len(good[c.max_per_prompt :])
       accepted += good[: c.max_per_prompt]
     return accepted, {name: n for name, n in dropped.items() if n}
@@ -179,31 +202,28 @@ class RejectionSampler(DatasetStage):
     return {'accepted': f'{len(rows)}'}
 
   def _filter(
-    self,
-    prompt: Prompt,
-    completions: Sequence[Completion],
-    texts: Sequence[str],
-    dropped: Counter,
-    seen: set[tuple[str, str]],
-  ) -> tuple[list[dict], list[str]]:
-    """Returns rows that pass every filter, and rejected responses."""
+    self, prompt: Prompt, completions: Sequence[Completion]
+  ) -> PromptRows:
+    """Returns rows of a prompt, and its rejected responses without repeats."""
+    texts = assemble.completion_texts(
+      completions, self._parts.tokenizer.decode_batch
+    )
     scores = self._scores(prompt, texts)
-    rejected: dict = {}
+    rejected: dict[str, None] = {}
+    dropped: Counter[str] = Counter()
     rows = []  # In the order that they were sampled in.
     for sample, (completion, text) in enumerate(zip(completions, texts)):
       score = {name: values[sample] for name, values in scores.items()}
       response = self._response(text)
-      repeated = (prompt.question, response) in seen
       readable = self._readable(prompt, completion, text)
-      reason = self._reason(score, completion, text, readable, repeated)
-      if reason:
-        dropped[reason] += 1
-        if reason in _REJECTED:
-          rejected[response] = None
+      reason = self._reason(score, completion, text, readable)
+      if not reason:
+        rows.append(self._row(prompt, completion, response, sample, score))
         continue
-      seen.add((prompt.question, response))
-      rows.append(self._row(prompt, completion, response, sample, score))
-    return rows, list(rejected)
+      dropped[reason] += 1
+      if reason in _REJECTED:
+        rejected[response] = None
+    return PromptRows(rows, dropped, list(rejected))
 
   def _row(
     self,
@@ -261,9 +281,11 @@ class RejectionSampler(DatasetStage):
     completion: Completion,
     text: str,
     readable: bool,
-    repeated: bool,
   ) -> str:
-    """Returns the first filter that drops a completion, or ''."""
+    """Returns the first filter that drops a completion, or ''.
+
+    What was kept before is dropped later; see join_rows.
+    """
     c = self._config
     filters = (
       ('truncated', completion.finish_reason != 'stop'),
@@ -278,7 +300,6 @@ class RejectionSampler(DatasetStage):
         any(part in text for part in c.forbidden_substrings),
       ),
       ('min_score', score.get('model', c.min_score) < c.min_score),
-      ('deduplicate', c.deduplicate and repeated),
     )
     return next((name for name, drops in filters if drops), '')
 

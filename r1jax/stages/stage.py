@@ -137,7 +137,6 @@ class Stage(abc.ABC):
     output: The file that it leaves; it is there when all is done.
     starts_fresh: Whether it begins with random parameters instead of
       config.init's.
-    on_hosts: Whether it runs in several processes, one on each host.
     samples_apart: Whether processes whose devices only sample take part in it.
   """
 
@@ -146,7 +145,6 @@ class Stage(abc.ABC):
   takes: ClassVar[Mapping[str, tuple[Kind, ...]]] = {}
   output: ClassVar[str] = WEIGHTS
   starts_fresh: ClassVar[bool] = False
-  on_hosts: ClassVar[bool] = False
   samples_apart: ClassVar[bool] = False
 
   @classmethod
@@ -269,6 +267,9 @@ class Stage(abc.ABC):
   @abc.abstractmethod
   def run(self, directory: Path, params: Any, metadata: dict) -> Path:
     """Does its work, or goes on with it after a kill.
+
+    Every process of a run calls it, one on each host: what is the same in all
+    of them is written by the first one alone; see r1jax/processes.py.
 
     Args:
       directory: Its own folder.

@@ -89,7 +89,6 @@ class TrainedStage(Stage):
   updates_per_step: int = 1
   fp8: bool = False
   likelihoods: ClassVar[bool] = False
-  on_hosts: ClassVar[bool] = True
   profile_steps: Steps | None = None
   holders: tuple[int, ...] = ()
 
