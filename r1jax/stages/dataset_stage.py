@@ -250,9 +250,13 @@ class _Writer:
     print(line)
 
   def close(self):
-    """Closes the file."""
-    if self._file is not None:
-      self._file.close()
+    """Closes the file; what is kept for the same command goes to the bucket."""
+    if self._file is None:
+      return
+    self._file.close()
+    if (self._directory / PARTIAL).exists():
+      with contextlib.suppress(UserError):
+        self._pushes.now()
 
 
 def _own_share(prompts: Sequence[Prompt]) -> list[int]:
@@ -304,7 +308,7 @@ def _stop_if_asked(deferral: interrupts.Deferral | None, is_last: bool):
   signum = max(processes.exchange(deferral.check()))
   if signum and not is_last:
     deferral.stop(signum)
-  deferral.signum = signum
+  deferral.signum = deferral.signum or signum
 
 
 def num_prompts(stage: str, wanted: int, prompts: Sequence[Prompt]) -> int:

@@ -1,11 +1,15 @@
 """Datasets that several processes sample together equal that of one process."""
 
+import base64
 from collections.abc import Callable
 import json
 from pathlib import Path
+import re
+import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -15,20 +19,22 @@ from tests.stages.conftest import run as run_alone
 pytestmark = pytest.mark.slow
 
 _SMALL = f'--config={ROOT}/tests/configs/small.py'
+_VOCABULARY = '--config.model.vocab_size=106'  # Every id has a text.
 _REJECTION_SAMPLING = (
+  _VOCABULARY,
   '--config.stages=("rejection_sampling",)',
-  '--config.rl.max_new_tokens=40',
+  '--config.rl.max_new_tokens=60',
   '--config.rejection_sampling.num_prompts=14',
-  '--config.rejection_sampling.num_samples=3',
+  '--config.rejection_sampling.num_samples=4',
   '--config.rejection_sampling.prompts_per_chunk=5',  # Four in the last one.
   '--config.rejection_sampling.require_correct=False',
   '--config.rejection_sampling.require_format=False',
-  '--config.rejection_sampling.max_per_prompt=2',
   '--config.rejection_sampling.top_logprobs=4',
 )
 _LABEL_STEPS = (
+  _VOCABULARY,
   '--config.stages=("label_steps",)',
-  '--config.rl.max_new_tokens=40',
+  '--config.rl.max_new_tokens=60',
   '--config.label_steps.num_prompts=10',
   '--config.label_steps.num_samples=3',
   '--config.label_steps.num_continuations=2',
@@ -38,23 +44,17 @@ _STAGES = {
   'rejection_sampling': (_REJECTION_SAMPLING, 'accepted.jsonl'),
   'label_steps': (_LABEL_STEPS, 'steps.jsonl'),
 }
-_GLOBAL, _BY_HOST = (
-  ('--config.mesh.fsdp=2', '--config.mesh.data=-1'),
-  (
-    '--config.rollout.scope=host',
-    '--config.mesh.fsdp=2',
-    '--config.mesh.data=-1',
-  ),
-)
+_MESH = '--config.mesh.fsdp=2', '--config.mesh.data=-1'
+_SCOPES = {'global': _MESH, 'host': (*_MESH, '--config.rollout.scope=host')}
 
-# Each process writes how many answers it grades, and how many it samples.
+# A process writes how many answers it grades, and how many it samples.
 _COUNT = """
 from r1jax.graders import dispatch
 from r1jax.rollout.session import Session
 
 def counted(name, number, function):
   def call(*args, **kwargs):
-    with open(f'{folder}/{name}_{process}', 'a') as file:
+    with open('{folder}/' + name, 'a') as file:
       print(number(*args), file=file)
     return function(*args, **kwargs)
   return call
@@ -62,69 +62,244 @@ def counted(name, number, function):
 dispatch.verdicts = counted('graded', len, dispatch.verdicts)
 Session.submit = counted('sampled', lambda *_: 1, Session.submit)
 """
+# Chunks take so long that the second one is interrupted.
+_SLOW = """
+import time
+from r1jax.stages.rejection_sampling import RejectionSampler
+make_rows = RejectionSampler.make_rows
+RejectionSampler.make_rows = lambda *args: (time.sleep(3), make_rows(*args))[1]
+"""
+_BROKEN_GRADER = """
+from r1jax.graders import dispatch
+def verdicts(items):
+  raise RuntimeError('it broke')
+dispatch.verdicts = verdicts
+"""
+_BROKEN_SAMPLER = """
+from r1jax.rollout import continuation
+def generate(session, requests):
+  raise RuntimeError('it broke')
+continuation.generate = generate
+"""
+_FULL_DISK = """
+import errno, os
+from r1jax.stages import dataset_stage
+append = dataset_stage.append
+def full(file, rows, done, counts):
+  if done > 5:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  append(file, rows, done, counts)
+dataset_stage.append = full
+"""
 
 
 @pytest.fixture(scope='module')
 def base(environment, tmp_path_factory) -> str:
   """The flag of weights to sample from."""
   workdir = tmp_path_factory.mktemp('base') / 'run'
-  flags = f'--workdir={workdir}', '--config.stages=("pretrain",)'
-  run_alone(environment, 'train', _SMALL, *flags)
+  flags = '--config.stages=("pretrain",)', _VOCABULARY
+  run_alone(environment, 'train', _SMALL, f'--workdir={workdir}', *flags)
   return f'--config.init={workdir}/pretrain/model.safetensors'
 
 
 @pytest.fixture(scope='module')
-def alone(environment, base, tmp_path_factory) -> Callable[..., Path]:
-  """Returns the folder of a stage that one process has run, on some devices."""
-  finished: dict[tuple, Path] = {}
+def finished(environment, base, tmp_path_factory) -> Callable[..., Path]:
+  """Returns the folder of the run of a stage, and of its counts."""
+  folders: dict[tuple, Path] = {}
 
-  def folder(stage: str, devices: int = 2) -> Path:
-    if (stage, devices) not in finished:
-      workdir = tmp_path_factory.mktemp('alone') / 'run'
+  def folder(
+    stage: str, scope: str = 'global', processes: int = 1, devices: int = 2
+  ) -> Path:
+    key = stage, scope, processes, devices
+    if key not in folders:
+      place = tmp_path_factory.mktemp(stage)
+      counts = [place / f'counts_{i}' for i in range(processes)]
+      for each in counts:
+        each.mkdir()
       run = _Run(
         environment,
-        workdir,
+        place / 'run',
         base,
         *_STAGES[stage][0],
-        *_GLOBAL,
-        processes=1,
+        *_SCOPES[scope],
+        processes=processes,
         devices=devices,
+        code={i: _COUNT.format(folder=each) for i, each in enumerate(counts)},
       )
-      assert run.ended()[0][0] == 0
-      finished[stage, devices] = workdir / stage
-    return finished[stage, devices]
+      assert [code for code, _ in run.ended()] == [0] * processes
+      folders[key] = place
+    return folders[key]
 
   return folder
 
 
-def _assert_same_dataset(got: Path, want: Path):
-  for name in (_STAGES[want.name][1], 'report.json'):
-    assert (got / name).read_bytes() == (want / name).read_bytes(), name
-  assert not (got / 'partial.jsonl').exists()
-  assert not (got / 'processes').exists()  # The first process writes all.
+def _teachers(rows: list[dict]) -> list[np.ndarray]:
+  """Takes the top log-probabilities out of rows."""
+  return [
+    np.frombuffer(base64.b64decode(row.pop('teacher')['logp']), '<f4')
+    for row in rows
+  ]
 
 
-def _rows(folder: Path) -> list[dict]:
-  text = (folder / _STAGES[folder.name][1]).read_text()
-  return list(map(json.loads, text.splitlines()))
+def _rows(path: Path) -> list[dict]:
+  return list(map(json.loads, path.read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+  'stage, scope, processes',
+  [
+    ('rejection_sampling', 'global', 2),
+    ('rejection_sampling', 'host', 2),
+    ('label_steps', 'global', 2),
+    ('label_steps', 'host', 2),
+  ],
+)
+def test_several_processes_write_the_dataset_of_one(
+  finished, stage, scope, processes
+):
+  """Where all decode together, byte for byte; else but for the rounding of
+  log-probabilities, since a host has other sequences in its batch."""
+  want = finished(stage, devices=processes) / 'run' / stage
+  got = finished(stage, scope, processes, devices=1) / 'run' / stage
+  # Only the first process writes, and nothing is left over.
+  name = _STAGES[stage][1]
+  assert {path.name for path in got.iterdir()} == {name, 'report.json'}
+  assert (got / 'report.json').read_bytes() == (
+    want / 'report.json'
+  ).read_bytes()
+  ours, theirs = _rows(got / name), _rows(want / name)
+  assert len(ours) > 10
+  if scope == 'global':
+    assert (got / name).read_bytes() == (want / name).read_bytes()
+  if stage == 'rejection_sampling':
+    for a, b in zip(_teachers(ours), _teachers(theirs), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5)
+  assert ours == theirs
 
 
 @pytest.mark.parametrize('stage', _STAGES)
-@pytest.mark.parametrize('scope', [_GLOBAL, _BY_HOST], ids=['global', 'host'])
-@pytest.mark.parametrize('processes, devices', [(2, 1), (2, 2), (4, 1)])
-def test_several_processes_write_the_dataset_of_one(
-  environment, base, alone, tmp_path, stage, scope, processes, devices
+@pytest.mark.parametrize('scope', _SCOPES)
+def test_each_process_does_its_share(finished, stage, scope):
+  def total(name: str, folder: Path) -> int:
+    return sum(map(int, (folder / name).read_text().split()))
+
+  alone = finished(stage) / 'counts_0'
+  place = finished(stage, scope, 2, devices=1)
+  both = [place / 'counts_0', place / 'counts_1']
+  graded = [total('graded', folder) for folder in both]
+  assert sum(graded) == total('graded', alone)
+  sampled = [total('sampled', folder) for folder in both]
+  if scope == 'global':  # Every process decodes all of them.
+    assert sampled == [total('sampled', alone)] * 2
+  else:
+    assert sum(sampled) == total('sampled', alone)
+  for parts in (graded, sampled):
+    assert min(parts) > sum(parts) / 4
+
+
+def _await_chunk(workdir: Path, run: _Run):
+  """Waits until the rows of the first chunk are on the disk."""
+  partial = workdir / 'rejection_sampling/partial.jsonl'
+  deadline = time.monotonic() + 300
+  while not (partial.exists() and '"done": 5' in partial.read_text()):
+    assert time.monotonic() < deadline
+    assert all(process.poll() is None for process in run.processes)
+    time.sleep(0.05)
+
+
+def _assert_goes_on(environment, base, workdir: Path, want: Path, **sizes):
+  """Runs the same command to its end, and compares what it leaves."""
+  run = _Run(environment, workdir, base, *_REJECTION_SAMPLING, *_MESH, **sizes)
+  outputs = [process.communicate(timeout=600) for process in run.processes]
+  assert {process.returncode for process in run.processes} == {0}, outputs
+  assert 'rejection_sampling goes on after prompt' in outputs[0][0]
+  for name in ('accepted.jsonl', 'report.json'):
+    name = f'rejection_sampling/{name}'
+    assert (workdir / name).read_bytes() == (want / name).read_bytes(), name
+  assert not (workdir / 'rejection_sampling/partial.jsonl').exists()
+
+
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(
+  environment, base, finished, tmp_path
+):
+  want, workdir = finished('rejection_sampling') / 'run', tmp_path / 'run'
+  slow = {0: _SLOW, 1: _SLOW}
+  run = _Run(
+    environment, workdir, base, *_REJECTION_SAMPLING, *_MESH, code=slow
+  )
+  _await_chunk(workdir, run)
+  run.processes[0].kill()  # The one that writes.
+  code, line = run.ended(60)[1]
+  assert code == 6
+  assert line.startswith('r1jax: process 0 has ended: it was killed')
+  _assert_goes_on(environment, base, workdir, want)
+
+
+def test_sigterm_to_one_ends_all_after_the_chunk(
+  environment, base, finished, tmp_path
+):
+  """One process goes on where two have ended."""
+  want, workdir = finished('rejection_sampling') / 'run', tmp_path / 'run'
+  slow = {0: _SLOW, 1: _SLOW}
+  run = _Run(
+    environment, workdir, base, *_REJECTION_SAMPLING, *_MESH, code=slow
+  )
+  _await_chunk(workdir, run)
+  run.processes[1].send_signal(signal.SIGTERM)
+  for code, line in run.ended(60):
+    assert code == 143
+    assert re.search(r'the rows of (5|10) of 14 prompts are kept', line), line
+  _assert_goes_on(environment, base, workdir, want, processes=1, devices=2)
+
+
+def test_a_full_disk_of_the_first_process_ends_all(environment, base, tmp_path):
+  workdir, code = tmp_path / 'run', {0: _FULL_DISK}
+  run = _Run(
+    environment, workdir, base, *_REJECTION_SAMPLING, *_MESH, code=code
+  )
+  for code, line in run.ended():
+    assert code == 5
+    assert re.search(
+      'is full; the rows of 5 of 14 prompts are kept, and the same', line
+    ), line
+  assert not list(workdir.rglob('accepted.jsonl'))
+
+
+@pytest.mark.parametrize(
+  'scope, broken',
+  [('global', _BROKEN_GRADER), ('host', _BROKEN_SAMPLER)],
+  ids=['grader', 'sampler'],
+)
+def test_an_error_in_one_process_ends_all(
+  environment, base, tmp_path, scope, broken
 ):
   run = _Run(
     environment,
     tmp_path / 'run',
     base,
-    *_STAGES[stage][0],
-    *scope,
-    processes=processes,
-    devices=devices,
+    *_REJECTION_SAMPLING,
+    *_SCOPES[scope],
+    code={1: broken},
   )
-  assert [code for code, _ in run.ended()] == [0] * processes
-  want = alone(stage, processes * devices)
-  assert len(_rows(want)) > 10
-  _assert_same_dataset(tmp_path / 'run' / stage, want)
+  first, second = run.ended()
+  assert first == (1, 'r1jax: process 1: RuntimeError: it broke')
+  assert second == (1, 'r1jax: RuntimeError: it broke')
+  assert not list((tmp_path / 'run').rglob('accepted.jsonl'))
+
+
+def test_a_whole_pipeline_runs_in_two_processes(environment, tmp_path):
+  """Its dataset is what one process samples from the same weights."""
+  args = dict(
+    name='pipeline', config=f'--config={ROOT}/tests/configs/small_pipeline.py'
+  )
+  two, one = tmp_path / 'two', tmp_path / 'one'
+  run = _Run(environment, two, '--config.evaluations=()', **args)
+  assert [code for code, _ in run.ended()] == [0, 0]
+  for name in ('base', 'cold_start', 'reasoning'):
+    shutil.copytree(two / name, one / name)
+  alone = _Run(environment, one, '--only=kept', **args, processes=1, devices=2)
+  assert alone.ended()[0][0] == 0
+  for name in ('accepted.jsonl', 'report.json'):
+    name = f'kept/rejection_sampling/{name}'
+    assert (two / name).read_bytes() == (one / name).read_bytes(), name
+  assert (two / 'student/sft/model.safetensors').exists()

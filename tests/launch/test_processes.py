@@ -158,35 +158,41 @@ def test_two_processes_equal_one(environment, uninterrupted, tmp_path):
 def test_reward_models_of_a_pipeline_score_in_every_process(
   environment, tmp_path
 ):
-  """Pre-training, reward models, DPO and RL on their scores."""
+  """Pre-training, reward models, DPO, RL on their scores, and a dataset that
+  is sorted by them."""
   args = dict(
     name='pipeline', config=f'--config={ROOT}/tests/configs/small_judged.py'
   )
-  flags = (
-    '--config.stages=("base","helpful","safe","liked","reasoning")',
-    '--config.evaluations=("arithmetic",)',
-  )
-  two = _Run(environment, tmp_path / 'two', *flags, **args)
+  evaluations = '--config.evaluations=("arithmetic",)'
+  two = _Run(environment, tmp_path / 'two', evaluations, **args)
   assert [code for code, _ in two.ended()] == [0, 0]
-  one = _Run(
-    environment, tmp_path / 'one', *flags, **args, processes=1, devices=2
-  )
+  alone = args | dict(processes=1, devices=2)
+  stages = '--config.stages=("base","helpful","safe","liked","reasoning")'
+  one = _Run(environment, tmp_path / 'one', stages, evaluations, **alone)
   assert one.ended()[0][0] == 0
   _assert_same_metrics(tmp_path / 'two/reasoning', tmp_path / 'one/reasoning')
   table = (tmp_path / 'two/table.md').read_text()
   assert table == (tmp_path / 'one/table.md').read_text()
-
-
-def test_a_stage_that_writes_data_is_refused(environment, tmp_path):
-  run = _Run(
-    environment,
-    tmp_path,
-    name='pipeline',
-    config=f'--config={ROOT}/tests/configs/small_judged.py',
+  # The last stage again, of the same weights.
+  shutil.copytree(
+    tmp_path / 'two', tmp_path / 'again', ignore=lambda *_: ['kept']
   )
-  for code, line in run.ended(120):
-    assert code == 2
-    assert "'rejection_sampling' runs in one process so far" in line
+  again = _Run(
+    environment, tmp_path / 'again', evaluations, '--only=kept', **alone
+  )
+  assert again.ended()[0][0] == 0
+  ours, theirs = (
+    _kept_rows(tmp_path / name / 'kept') for name in ('two', 'again')
+  )
+  for a, b in zip(ours, theirs, strict=True):
+    scores = [row['provenance'].pop('scores') for row in (a, b)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+  assert ours == theirs and ours
+
+
+def _kept_rows(workdir: Path) -> list[dict]:
+  text = (workdir / 'rejection_sampling' / 'accepted.jsonl').read_text()
+  return list(map(json.loads, text.splitlines()))
 
 
 def test_each_process_writes_its_own_part(uninterrupted):

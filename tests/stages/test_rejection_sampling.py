@@ -52,7 +52,15 @@ class _Engine:
     self._tokenizer, self._answers = tokenizer, iter(answers)
     self._kinds = kinds
 
-  def run(self, params, requests):
+  shares_work = False
+
+  def prepare_params(self, params):
+    return params
+
+  def session(self, params):
+    return _Session(self)
+
+  def complete(self, requests):
     kinds = self._kinds
     self._kinds = kinds[len(requests) :]
     return [
@@ -74,13 +82,30 @@ class _Engine:
     )
 
 
+class _Session:
+  """Completes all requests once they are submitted."""
+
+  def __init__(self, engine):
+    self._engine, self._submitted = engine, []
+
+  def submit(self, request):
+    self._submitted.append(Completion(request=request))
+    return self._submitted[-1]
+
+  def __iter__(self):
+    done = self._engine.complete([c.request for c in self._submitted])
+    for completion, each in zip(self._submitted, done, strict=True):
+      vars(completion).update(vars(each))
+    yield self._submitted
+
+
 def _rejection_sampling(tmp_path, kinds, **changes):
   """The pairs, read as DPO reads them; the answers; the report."""
   config = run_config(_config(**changes))
   parts = build.parts(config)
   stage = RejectionSampler(config, parts)
   prompts = [stage.prompts[i] for i in range(3)]
-  stage._engine = _Engine(
+  stage.engine = _Engine(
     parts.tokenizer, [prompt.answer for prompt in prompts], sum(kinds, [])
   )
   path = stage.run(tmp_path, None, {})
@@ -162,7 +187,7 @@ def test_a_prompt_in_pairs_goes_on_after_a_kill(tmp_path):
   config = run_config(_config())
   parts = build.parts(config)
   stage = RejectionSampler(config, parts)
-  stage._engine = _Engine(parts.tokenizer, [stage.prompts[2].answer], kinds[2])
+  stage.engine = _Engine(parts.tokenizer, [stage.prompts[2].answer], kinds[2])
   stage.run(cut, None, {})
   assert (cut / 'accepted.jsonl').read_text() == (
     whole / 'accepted.jsonl'
