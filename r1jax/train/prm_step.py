@@ -28,7 +28,8 @@ class _Totals(NamedTuple):
 def probabilities(model: Transformer, shape: RowShape) -> Callable:
   """Returns probability(params, PackedRows) → float32 [B, T], jitted.
 
-  An entry is the probability that the thought up to this token ends well.
+  An entry is the probability that the thought up to this token ends well; every
+  process of a run has all of them.
   """
   of_rows = make_step.map_packed(
     model,
@@ -37,7 +38,10 @@ def probabilities(model: Transformer, shape: RowShape) -> Callable:
       packed_step.token_scores(model, params, rows)[0]
     ),
   )
-  return jax.jit(lambda params, rows: of_rows(rows, params))
+  return jax.jit(
+    lambda params, rows: of_rows(rows, params),
+    out_shardings=model.layout.replicated(),
+  )
 
 
 def process_reward_model(

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from r1jax.train import metrics
 from tests.conftest import ROOT
 from tests.launch.test_processes import _Run
 from tests.stages.conftest import run as run_alone
@@ -287,19 +288,64 @@ def test_an_error_in_one_process_ends_all(
   assert not list((tmp_path / 'run').rglob('accepted.jsonl'))
 
 
-def test_a_whole_pipeline_runs_in_two_processes(environment, tmp_path):
-  """Its dataset is what one process samples from the same weights."""
-  args = dict(
-    name='pipeline', config=f'--config={ROOT}/tests/configs/small_pipeline.py'
-  )
+def _run_twice(
+  environment, tmp_path, config: str, copied, flags, only=()
+) -> list[Path]:
+  """Runs a pipeline in two processes, and in one from some of its stages.
+
+  Args:
+    environment: The environment of the processes.
+    tmp_path: A folder for both.
+    config: Name of the pipeline's file.
+    copied: The stages that the one process takes from the two.
+    flags: Flags of both.
+    only: Flags of the one process.
+  """
   two, one = tmp_path / 'two', tmp_path / 'one'
-  run = _Run(environment, two, '--config.evaluations=()', **args)
+  options = dict(
+    name='pipeline', config=f'--config={ROOT}/tests/configs/{config}.py'
+  )
+  flags = (*flags, '--config.evaluations=()')
+  run = _Run(environment, two, *flags, **options)
   assert [code for code, _ in run.ended()] == [0, 0]
-  for name in ('base', 'cold_start', 'reasoning'):
+  for name in copied:
     shutil.copytree(two / name, one / name)
-  alone = _Run(environment, one, '--only=kept', **args, processes=1, devices=2)
+  alone = _Run(
+    environment, one, *flags, *only, **options, processes=1, devices=2
+  )
   assert alone.ended()[0][0] == 0
+  return [two, one]
+
+
+def test_a_pipeline_with_rejection_sampling_runs_in_two_processes(
+  environment, tmp_path
+):
+  """The dataset is that of one process, and a student learns from it."""
+  copied = 'base', 'cold_start', 'reasoning'
+  two, one = _run_twice(
+    environment, tmp_path, 'small_pipeline', copied, (), ['--only=kept']
+  )
   for name in ('accepted.jsonl', 'report.json'):
     name = f'kept/rejection_sampling/{name}'
     assert (two / name).read_bytes() == (one / name).read_bytes(), name
   assert (two / 'student/sft/model.safetensors').exists()
+
+
+def test_a_pipeline_with_labelled_steps_runs_in_two_processes(
+  environment, tmp_path
+):
+  """The labels are those of one process, and so is a model that learns them."""
+  stages = ['--config.stages=("base","labels","prm")']
+  two, one = _run_twice(
+    environment, tmp_path, 'small_process', ['base'], stages
+  )
+  for name in ('steps.jsonl', 'report.json'):
+    name = f'labels/label_steps/{name}'
+    assert (two / name).read_bytes() == (one / name).read_bytes(), name
+  ours, theirs = (
+    metrics.read(folder / 'prm/prm/metrics.jsonl') for folder in (two, one)
+  )
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.keys() == b.keys()
+    for name, value in b.items():
+      assert a[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
