@@ -6,8 +6,14 @@ A kill loses no chunk that was finished. The partial file holds a chunk's rows
 and then a marker, {"done": prompts so far, "counts": of the chunk}; a chunk
 without its marker is made again.
 
-Several processes share a chunk. Process i mod N grades the completions of
-prompt i and makes its rows, and with rollout.scope = 'host' samples them too.
+Several processes share a chunk. The prompts are dealt out to the replicas of the
+policy (rollout/replicas.py), which sample their completions, and those of a
+replica to its processes, which grade the completions and make the rows:
+
+  prompts                    0  1  2  3
+  one replica of two         both sample all; they grade 0 2 | 1 3
+  two replicas of one each   they sample and grade 0 2 | 1 3
+
 The first process has the rows of all, in the order of the prompts, and writes.
 """
 
@@ -26,9 +32,9 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.graders import dispatch
 from r1jax.records import Prompt
-from r1jax.rewards import multihost
 from r1jax.rollout import hosts
 from r1jax.rollout.engine import Engine
+from r1jax.rollout.replicas import Replicas
 from r1jax.rollout.session import Session
 from r1jax.stages import ending, initial
 from r1jax.stages.stage import Stage
@@ -191,15 +197,17 @@ class DatasetStage(Stage):
     self, params: Any, prompts: Sequence[Prompt]
   ) -> list[PromptRows]:
     """Returns the rows of each prompt; [] in processes after the first."""
-    own, everything = _own_share(prompts), range(len(prompts))
-    if self.engine.shares_work:
-      with processes.agreed():
-        sampled = self.sample(self.engine.session(params), prompts, own)
-    else:  # All processes decode together.
-      sampled = self.sample(self.engine.session(params), prompts, everything)
+    replicas = self.engine.replicas
+    sampled_here, graded_here = _shares(prompts, replicas)
+    # Processes that decode together cannot tell each other of errors meanwhile.
+    alone = processes.several() and len(replicas.members[0]) == 1
+    with processes.agreed() if alone else contextlib.nullcontext():
+      session = self.engine.session(params)
+      sampled = self.sample(session, prompts, sampled_here)
+      del session  # Its cache is as large as what follows may need.
     with processes.agreed():
-      found = self.make_rows(prompts, sampled, own)
-    return _gather(dict(zip(own, found, strict=True)), len(prompts))
+      found = self.make_rows(prompts, sampled, graded_here)
+    return _gather(dict(zip(graded_here, found, strict=True)), len(prompts))
 
 
 class _Writer:
@@ -259,15 +267,25 @@ class _Writer:
         self._pushes.now()
 
 
-def _own_share(prompts: Sequence[Prompt]) -> list[int]:
-  """Returns the prompts of this process; those of one id stay together.
+def _shares(
+  prompts: Sequence[Prompt], replicas: Replicas
+) -> tuple[list[int], list[int]]:
+  """Returns the prompts to sample and to grade here; an id is not divided.
 
-  Of the ids a b a c d, process 0 of 2 has a and c: [0, 2, 3].
+  Of the ids a b a c d, the first of two replicas has a and c: [0, 2, 3].
   """
   number = {
     name: i for i, name in enumerate(dict.fromkeys(p.id for p in prompts))
   }
-  return [i for i, p in enumerate(prompts) if multihost.is_local(number[p.id])]
+  count = len(replicas.layouts)
+  sampled, graded = list[int](), list[int]()
+  for i, prompt in enumerate(prompts):
+    turn, replica = divmod(number[prompt.id], count)
+    if replica == replicas.own:
+      sampled.append(i)
+      if replicas.is_mine(turn):
+        graded.append(i)
+  return sampled, graded
 
 
 def _gather(own: Mapping[int, PromptRows], count: int) -> list[PromptRows]:

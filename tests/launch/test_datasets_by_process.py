@@ -46,7 +46,12 @@ _STAGES = {
   'label_steps': (_LABEL_STEPS, 'steps.jsonl'),
 }
 _MESH = '--config.mesh.fsdp=2', '--config.mesh.data=-1'
-_SCOPES = {'global': _MESH, 'host': (*_MESH, '--config.rollout.scope=host')}
+_BY_HOST = *_MESH, '--config.rollout.scope=host'
+_SCOPES = {
+  'global': _MESH,
+  'host': _BY_HOST,
+  'two hosts': (*_BY_HOST, '--config.rollout.replica_hosts=2'),
+}
 
 # A process writes how many answers it grades, and how many it samples.
 _COUNT = """
@@ -151,6 +156,7 @@ def _rows(path: Path) -> list[dict]:
   [
     ('rejection_sampling', 'global', 2),
     ('rejection_sampling', 'host', 2),
+    ('rejection_sampling', 'two hosts', 4),
     ('label_steps', 'global', 2),
     ('label_steps', 'host', 2),
   ],
@@ -179,7 +185,7 @@ def test_several_processes_write_the_dataset_of_one(
 
 
 @pytest.mark.parametrize('stage', _STAGES)
-@pytest.mark.parametrize('scope', _SCOPES)
+@pytest.mark.parametrize('scope', ['global', 'host'])
 def test_each_process_does_its_share(finished, stage, scope):
   def total(name: str, folder: Path) -> int:
     return sum(map(int, (folder / name).read_text().split()))

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from r1jax import buckets, processes, sharding
-from r1jax.rewards import multihost
+from r1jax import buckets, processes
+from r1jax.rollout import replicas
+from r1jax.rollout.replicas import Replicas
 from r1jax.rollout.scheduler import Completion
 from r1jax.stages import dataset_stage
 from r1jax.stages.build import parts as build
@@ -16,7 +16,7 @@ from r1jax.stages.dataset_stage import PromptRows
 from r1jax.stages.label_steps import LabelSteps
 from r1jax.stages.rejection_sampling import RejectionSampler
 from tests.configs import small_process
-from tests.conftest import run_config
+from tests.conftest import one_device, run_config
 
 _STAGES = {'rejection_sampling': RejectionSampler, 'label_steps': LabelSteps}
 
@@ -25,7 +25,7 @@ _STAGES = {'rejection_sampling': RejectionSampler, 'label_steps': LabelSteps}
 def alone(monkeypatch):
   """One device, in this process."""
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
 
 
@@ -60,33 +60,33 @@ def _stage(name: str):
   return _STAGES[name](config, parts), _Session(parts.tokenizer)
 
 
-def _as_process(monkeypatch, index: int, count: int):
-  monkeypatch.setattr(multihost.jax, 'process_index', lambda: index)
-  monkeypatch.setattr(multihost.jax, 'process_count', lambda: count)
+def _replicas(*members) -> Replicas:
+  layout = one_device()
+  return Replicas((layout,) * len(members), members, layout)
 
 
 @pytest.mark.parametrize('name', _STAGES)
-@pytest.mark.parametrize('by_host', [False, True])
-@pytest.mark.parametrize('count', [2, 3])
-def test_shares_join_to_what_one_process_makes(
-  monkeypatch, name, by_host, count
-):
+@pytest.mark.parametrize(
+  'members', [[(0, 1)], [(0,), (1,)], [(0,), (1,), (2,)], [(0, 1), (2, 3)]]
+)
+def test_shares_join_to_what_one_process_makes(monkeypatch, name, members):
   """Also where a prompt occurs again, which gets other samples."""
   stage, session = _stage(name)
   prompts = [stage.prompts[i] for i in (0, 1, 0, 2, 3, 1, 0)]
   everything = range(len(prompts))
-  sampled = stage.sample(session, prompts, everything)
-  want = stage.make_rows(prompts, sampled, everything)
+  want = stage.make_rows(
+    prompts, stage.sample(session, prompts, everything), everything
+  )
   found: dict[int, PromptRows] = {}
-  for process in range(count):
-    with monkeypatch.context() as patched:
-      _as_process(patched, process, count)
-      own = dataset_stage._own_share(prompts)
-    if by_host:
-      sampled = stage.sample(session, prompts, own)
-    rows = stage.make_rows(prompts, sampled, own)
-    assert not found.keys() & set(own)
-    found |= zip(own, rows, strict=True)
+  for process in sum(members, ()):
+    monkeypatch.setattr(replicas.jax, 'process_index', lambda: process)
+    sampled_here, graded_here = dataset_stage._shares(
+      prompts, _replicas(*members)
+    )
+    assert len(graded_here) < len(prompts) and not found.keys() & graded_here
+    sampled = stage.sample(session, prompts, sampled_here)
+    rows = stage.make_rows(prompts, sampled, graded_here)
+    found |= zip(graded_here, rows, strict=True)
   assert [found[i] for i in everything] == want
   assert sum(len(each.rows) for each in want) > len(prompts)
   told = json.loads(json.dumps([vars(each) for each in want]))
@@ -137,8 +137,8 @@ def test_rows_that_are_kept_go_to_the_bucket_however_it_ends(
   monkeypatch.setattr(buckets, 'push', lambda folder: pushed.append(folder))
   stage, session = _stage('rejection_sampling')
   stage.engine = dataclasses.make_dataclass(
-    'Engine', ['prepare_params', 'session', 'shares_work']
-  )(lambda params: params, lambda params: session, False)
+    'Engine', ['prepare_params', 'session', 'replicas']
+  )(lambda params: params, lambda params: session, _replicas((0,)))
   stage.prompts_per_chunk = 4
   make_rows = stage.make_rows
 

@@ -2,12 +2,11 @@
 
 import json
 
-import jax
 import pytest
 
-from r1jax import sharding
 from r1jax.data import preferences
 from r1jax.errors import UserError
+from r1jax.rollout.replicas import Replicas
 from r1jax.rollout.scheduler import Completion
 from r1jax.runs import compatibility, run, validate
 from r1jax.runs.pipeline_config import load_pipeline
@@ -15,7 +14,7 @@ from r1jax.stages.build import parts as build
 from r1jax.stages.dpo import DPO
 from r1jax.stages.rejection_sampling import RejectionSampler
 from tests.configs import small, small_judged
-from tests.conftest import run_config
+from tests.conftest import one_device, run_config
 
 RIGHT, WRONG, MALFORMED, TRUNCATED = 'right', 'wrong', 'malformed', 'truncated'
 
@@ -24,7 +23,7 @@ RIGHT, WRONG, MALFORMED, TRUNCATED = 'right', 'wrong', 'malformed', 'truncated'
 def alone(monkeypatch):
   """One device, in this process."""
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
 
 
@@ -52,7 +51,9 @@ class _Engine:
     self._tokenizer, self._answers = tokenizer, iter(answers)
     self._kinds = kinds
 
-  shares_work = False
+  @property
+  def replicas(self):
+    return Replicas((one_device(),), ((0,),), one_device())
 
   def prepare_params(self, params):
     return params
