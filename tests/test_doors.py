@@ -7,11 +7,10 @@ and a stage that the package does not know.
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from r1jax import registry, sharding
+from r1jax import registry
 from r1jax.checkpoints import hf_config
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.load import load, to_config_dict
@@ -26,7 +25,7 @@ from r1jax.graders import dispatch
 from r1jax.runs import run
 from r1jax.stages.build import parts as build
 from tests.configs import small
-from tests.conftest import ROOT
+from tests.conftest import ROOT, one_device
 from tests.test_extending import EXAMPLES
 
 # Where the package's own ones are registered: what a new built-in one changes.
@@ -158,7 +157,7 @@ def _config(files):
 @pytest.mark.slow
 def test_one_run_with_a_plugin_of_every_kind(plugins, tmp_path, monkeypatch):
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
   monkeypatch.setenv('R1JAX_CACHE', str(tmp_path / 'cache'))
   config = load(_config(plugins(*_ONE_RUN)), RunConfig)
@@ -203,7 +202,7 @@ def test_an_unknown_name_is_found_before_anything_is_written(
   key, value, message, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
   config = small.get_config()
   config.update_from_flattened_dict({key: value})

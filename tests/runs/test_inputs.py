@@ -3,17 +3,16 @@
 import json
 import os
 
-import jax
 import pytest
 
-from r1jax import files, registry, sharding
+from r1jax import files, registry
 from r1jax.config.load import replace
 from r1jax.errors import UserError
 from r1jax.runs import inputs, lineage, pipeline, run
 from r1jax.runs.pipeline_config import PipelineConfig
 from r1jax.stages.build import parts as build
 from tests.configs import small
-from tests.conftest import run_config
+from tests.conftest import one_device, run_config
 
 _ROWS = [
   {'id': str(i), 'question': f'{i}+1', 'response': f'<think>\n{i}</think>'}
@@ -210,7 +209,7 @@ def reading(tmp_path, monkeypatch):
   """
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
   (tmp_path / 'stage.py').write_text(_PLUGIN)
   (tmp_path / 'helper.py').write_text('FAIL = True\n')

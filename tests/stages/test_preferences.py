@@ -2,11 +2,9 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from r1jax import sharding
 from r1jax.checkpoints import weights
 from r1jax.config.load import load, to_config_dict
 from r1jax.config.schema.preferences import SyntheticPreferencesConfig
@@ -21,7 +19,7 @@ from r1jax.stages.dpo import DPO
 from r1jax.train import metrics
 from r1jax.train.metrics import MetricsWriter
 from tests.configs import small, small_judged
-from tests.conftest import run_config
+from tests.conftest import one_device, run_config
 from tests.stages.conftest import rows
 from tests.stages.conftest import run as process
 
@@ -30,7 +28,7 @@ from tests.stages.conftest import run as process
 def alone(monkeypatch):
   """One device, in this process."""
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
 
 
@@ -91,9 +89,7 @@ def test_the_work_of_an_update(stage, passes):
 def reward_model(tmp_path_factory):
   """A trained reward model: its config, workdir and file."""
   patch = pytest.MonkeyPatch()
-  patch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
-  )
+  patch.setattr(build.replicas, 'training_layout', lambda *_: one_device())
   config = _config('reward_model')
   workdir = tmp_path_factory.mktemp('runs') / 'helpful'
   weights_file = _trained(config, workdir)

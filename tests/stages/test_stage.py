@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import interrupts, registry, sharding
+from r1jax import interrupts, registry
 from r1jax.checkpoints.storage import SafetensorsReader
 from r1jax.config.field import walk
 from r1jax.config.schema.model import ModelConfig
@@ -138,7 +138,7 @@ def test_an_advantage_estimator_of_a_plugin_takes_the_place_of_grpo_s(
   monkeypatch,
 ):
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
 
   @registry.adv_estimator('plain')
@@ -150,7 +150,7 @@ def test_an_advantage_estimator_of_a_plugin_takes_the_place_of_grpo_s(
     stage = stage_list.stage_class('rl')(config, build.parts(config))
   finally:
     registry.adv_estimator.forget(str(Path(__file__).resolve()))
-  assert stage._adv_estimator is plain
+  assert stage._learner._adv_estimator is plain
 
 
 _PLUGIN = '''
@@ -194,7 +194,7 @@ def plugin(tmp_path):
 def two_stages(plugin, tmp_path, monkeypatch):
   """A run of one step of pre-training, and the stage of the plugin."""
   monkeypatch.setattr(
-    build, 'make_mesh', lambda sizes: sharding.make_mesh({}, jax.devices()[:1])
+    build.replicas, 'training_layout', lambda *_: one_device()
   )
   monkeypatch.setenv('R1JAX_CACHE', str(tmp_path / 'cache'))
   return dataclasses.replace(
