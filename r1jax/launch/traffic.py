@@ -309,12 +309,18 @@ def _sent_to_slices(
   instruction: Instruction, there: dict[str, Instruction]
 ) -> tuple[Collective, float]:
   """The exchange of slices that a `send` to their runtime asks for, and bytes."""
+  taken = _bytes(there[instruction.operands[0]].shape, every=True)
   kind = re.search(rf'{_BETWEEN_SLICES}="(\w+)"', instruction.rest)
+  if (
+    kind and kind[1] == 'ONE_TO_ONE'
+  ):  # Each device sends to one of another slice.
+    return Collective('collective-permute', (), 2), taken
   target = re.search(r'_xla_megascale_target="\{([\d,]*)\}', instruction.rest)
   if kind is None or target is None:
-    raise ValueError(f'a send to slices in an unknown form: {instruction.rest}')
+    raise ValueError(
+      f'a send to slices in an unknown form: {instruction.rest[:500]}'
+    )
   name, slices = kind[1].lower().replace('_', '-'), len(target[1].split(','))
-  taken = _bytes(there[instruction.operands[0]].shape, every=True)
   return Collective(name, (), slices), _factor(name, slices) * taken
 
 

@@ -2,6 +2,7 @@
 
 import glob
 from pathlib import Path
+import re
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,24 @@ def test_what_goes_between_slices_is_read_from_the_sends_to_their_runtime():
   """As the compiler writes an all-reduce of four slices."""
   sent = traffic.count(hlo.Module(_BETWEEN)).sent_bytes
   assert sent == {traffic.Collective('all-reduce', (), 4): 2 * 3 / 4 * 400}
+
+
+def test_a_send_to_one_device_of_another_slice_is_sent_once():
+  """As the compiler writes a permutation whose pairs lie in two slices."""
+  text = re.sub(
+    '_xla_megascale_reduce_operation.*"ALL_REDUCE"',
+    '_xla_megascale_target={{100000->200000},{200000->100000}},'
+    '_xla_megascale_transfer_type="ONE_TO_ONE"',
+    _BETWEEN,
+  )
+  sent = traffic.count(hlo.Module(text)).sent_bytes
+  assert sent == {traffic.Collective('collective-permute', (), 2): 400}
+
+
+def test_a_send_in_an_unknown_form_is_refused():
+  text = _BETWEEN.replace('_xla_megascale_target', 'other')
+  with pytest.raises(ValueError, match='a send to slices in an unknown form'):
+    traffic.count(hlo.Module(text))
 
 
 @pytest.mark.parametrize(
