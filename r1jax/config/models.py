@@ -106,6 +106,30 @@ def qwen2_5_math_7b() -> dict:
   )
 
 
+def qwen2_5_0_5b() -> dict:
+  """Qwen2.5-0.5B (config.json on the Hugging Face hub, as those below)."""
+  return _qwen2(
+    24,
+    896,
+    14,
+    2,
+    4864,
+    151936,
+    tie_word_embeddings=True,
+    max_position_embeddings=32768,
+  )
+
+
+def qwen2_5_1_5b() -> dict:
+  """Qwen2.5-1.5B."""
+  return _qwen2(28, 1536, 12, 2, 8960, 151936, tie_word_embeddings=True)
+
+
+def qwen2_5_7b() -> dict:
+  """Qwen2.5-7B."""
+  return _qwen2(28, 3584, 28, 4, 18944, 152064)
+
+
 def qwen2_5_14b() -> dict:
   """Qwen2.5-14B: the base of R1-Distill-Qwen-14B."""
   return _qwen2(48, 5120, 40, 8, 13824, 152064, rms_norm_eps=1e-5)
@@ -116,18 +140,29 @@ def qwen2_5_32b() -> dict:
   return _qwen2(64, 5120, 40, 8, 27648, 152064, rms_norm_eps=1e-5)
 
 
-def qwen3_8b() -> dict:
-  return _dense(
-    36,
-    4096,
-    32,
-    8,
-    12288,
-    151936,
+def _qwen3(*sizes: int, **changes) -> dict:
+  defaults: dict[str, Any] = dict(
+    head_dim=128,
     qk_norm=True,
     rope=rope(1e6, 'halves'),
     max_position_embeddings=40960,
   )
+  return _dense(*sizes, **defaults | changes)
+
+
+def qwen3_0_6b() -> dict:
+  """Qwen3-0.6B, whose heads are wider than hidden_size over their number."""
+  return _qwen3(28, 1024, 16, 8, 3072, 151936, tie_word_embeddings=True)
+
+
+def qwen3_1_7b() -> dict:
+  """Qwen3-1.7B."""
+  return _qwen3(28, 2048, 16, 8, 6144, 151936, tie_word_embeddings=True)
+
+
+def qwen3_8b() -> dict:
+  """Qwen3-8B."""
+  return _qwen3(36, 4096, 32, 8, 12288, 151936)
 
 
 def _llama3(*sizes: int, **changes) -> dict:
