@@ -115,7 +115,7 @@ def fetch(place: Path) -> Path:
   Copies of what is not in the bucket are removed. Where a run of this host
   writes to the folder, its copies are the newest, and nothing is fetched.
 
-  What is on the hub is in the hub's own cache, which is returned.
+  Files of the hub are in the hub's own cache, which is returned.
 
   Raises:
     UserError: the bucket cannot be read.

@@ -33,7 +33,7 @@ def renamed(
       a multiple-choice question: they are appended to the question, and the
       answer becomes the letter of the right one, whether the row gives its
       letter, its number from 0, or its text.
-    answer_in: Where the answer is in its field: the 'whole' of it, behind the
+    answer_in: The answer's place in its field: the 'whole' of it, behind the
       last '####' ('hashes'), or in the last \\boxed{} ('boxed').
   """
   if not columns and answer_in == 'whole':

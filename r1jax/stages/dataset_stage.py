@@ -272,7 +272,7 @@ def _shares(
 ) -> tuple[list[int], list[int]]:
   """Returns the prompts to sample and to grade here; an id is not divided.
 
-  Of the ids a b a c d, the first of two replicas has a and c: [0, 2, 3].
+  If the ids are a b a c d, the first of two replicas has a and c: [0, 2, 3].
   """
   number = {
     name: i for i, name in enumerate(dict.fromkeys(p.id for p in prompts))

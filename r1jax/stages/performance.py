@@ -23,10 +23,12 @@ class Work(NamedTuple):
   Attributes:
     tokens: Tokens that the part processes, without padding.
     flops: Model FLOPs, of all devices together.
+    share: The share of the run's devices that do it.
   """
 
   tokens: float
   flops: float
+  share: float = 1.0
 
 
 class Hardware(NamedTuple):
@@ -76,7 +78,9 @@ class Performance:
     _add(self._parts, output.secs)
     for name, work in output.work.items():
       before = self._work.get(name, Work(0, 0))
-      self._work[name] = Work(*map(sum, zip(before, work)))
+      self._work[name] = Work(
+        before.tokens + work.tokens, before.flops + work.flops, work.share
+      )
     self._steps += 1
 
   def shown(self, secs: float) -> dict[str, float]:
@@ -106,10 +110,11 @@ class Performance:
     if secs <= 0:
       return {}
     num_chips, peak_flops = self._hardware
+    num_chips *= work.share
     per_chip = f'perf/{name}_tokens_per_sec_per_chip'
     found = {per_chip: work.tokens / secs / num_chips}
     if peak_flops:
-      found[f'perf/{name}_mfu'] = work.flops / secs / peak_flops
+      found[f'perf/{name}_mfu'] = work.flops / secs / peak_flops / work.share
     return found
 
   @contextlib.contextmanager

@@ -284,7 +284,7 @@ class RejectionSampler(DatasetStage):
   ) -> str:
     """Returns the first filter that drops a completion, or ''.
 
-    What was kept before is dropped later; see join_rows.
+    Rows that were kept before are dropped later; see join_rows.
     """
     c = self._config
     filters = (

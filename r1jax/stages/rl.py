@@ -167,18 +167,18 @@ class RL(TrainedStage):
     rollout = assemble.build_rollout(
       group.batch, c.group_size, group.completions, step
     )
-    effort, ahead = (
-      group.effort,
-      step < self.num_steps and c.one_step_off_policy,
-    )
+    effort = group.effort
+    ahead = c.one_step_off_policy and step < self.num_steps
     if ahead:
       data.begin_ahead(params, step, self._key(_ROLLOUT, step + 1))
+    # Devices of this process sample while others of it train.
+    overlaps = bool(ahead and self._engine.replicas.apart and not self.holders)
     learnt = None
     if self._parts.model.layout.is_local:
       learnt = self._learner.learn(state, group, rollout, step, watch)
       state = learnt.state
     if ahead:
-      if self.holders and learnt:  # Others sample while this process waits.
+      if learnt and not overlaps:
         jax.block_until_ready(learnt.computed)
         watch.lap(UPDATE)
       effort += data.sample_ahead(step, state.train.params, watch)
@@ -200,7 +200,9 @@ class RL(TrainedStage):
       'tokens': sum(row['tokens'] for row in rows),
       'completions': len(rows),
     }
-    work = self._work(step, effort, learnt and learnt.batch)
+    # The update's own time is unknown if sampling overlaps it.
+    batch = learnt.batch if learnt and not overlaps else None
+    work = self._work(step, effort, batch)
     watch.lap('host')
     own_secs = {**effort.own_secs, 'host': watch.secs['host']}
     return StepOutput(state, values, counts, watch.secs, own_secs, work)
@@ -223,11 +225,16 @@ class RL(TrainedStage):
     Args:
       step: The step.
       effort: The work of sampling.
-      batch: The rows that were trained on; None in a process that only samples.
+      batch: The rows that were trained on; None if their time is not measured.
     """
-    sampled = effort.counts
+    sampled, apart = effort.counts, len(self._parts.model.layout.sampling)
+    share = apart / (apart + self._parts.model.layout.mesh.size)
     work = {
-      'rollout': Work(sampled.predicted_tokens, self._info.forward(sampled))
+      'rollout': Work(
+        sampled.predicted_tokens,
+        self._info.forward(sampled),
+        share if apart else 1.0,
+      )
     }
     if batch is None:
       return work
@@ -235,7 +242,7 @@ class RL(TrainedStage):
       batch.segment_BT, batch.position_BT, batch.mask_BT
     )
     flops = self._learner.flops(step, counts)
-    return work | {UPDATE: Work(counts.tokens, flops)}
+    return work | {UPDATE: Work(counts.tokens, flops, 1 - share)}
 
   def evaluate(self, state: RLState, step: int, directory: Path) -> dict:
     """Evaluates held-out problems and writes completions to samples/."""

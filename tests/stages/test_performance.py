@@ -80,6 +80,25 @@ def test_throughput_and_mfu_are_of_the_time_of_their_part(on_chips):
   assert measured.shown(1.0) == {}
 
 
+def test_devices_that_do_a_part_of_the_work_count_for_it_alone(on_chips):
+  """One of four devices samples, three train."""
+  measured = on_chips('TPU v5p')
+  step = StepOutput(
+    None,
+    {},
+    {'tokens': 60},
+    {'rollout': 3, 'update': 1},
+    work={'rollout': Work(60, 1e14, 1 / 4), 'update': Work(120, 1e15, 3 / 4)},
+  )
+  measured.add(step)
+  measured.add(step)
+  found = measured.shown(8.0)
+  assert found['perf/rollout_tokens_per_sec_per_chip'] == 60 / 3
+  assert found['perf/rollout_mfu'] == pytest.approx(1e14 / 3 / 459e12)
+  assert found['perf/update_tokens_per_sec_per_chip'] == 120 / 3
+  assert found['perf/update_mfu'] == pytest.approx(1e15 / (3 * 459e12))
+
+
 def test_an_update_that_goes_on_meanwhile_has_the_rest_of_the_time(on_chips):
   measured = on_chips('TPU v5p')
   measured.add(
