@@ -17,12 +17,14 @@ Nothing heavy is imported before a command runs: errors and help are fast.
 from collections.abc import Iterator
 import contextlib
 import importlib
+from importlib import metadata
 import logging
 import os
 import signal
 import sys
 import threading
 
+import r1jax
 from r1jax import files, interrupts
 from r1jax.errors import DiskFull, UserError
 from r1jax.launch import cluster
@@ -58,9 +60,10 @@ commands:
                                                   r1jax export-hf SOURCE --out=DIR
 
 For a pipeline, eval, sample, info, aot, plan and decontaminate take --stage=STAGE.
-`r1jax COMMAND --help` shows the flags of a command, and `r1jax config --help`
-the keys of a config. Without --workdir, train and pipeline write to
-runs/<name of the config>, and eval and sample read the weights of config.init.
+`r1jax COMMAND --help` shows the flags of a command, `r1jax config --help` the keys
+of a config, and `r1jax --version` what is installed. Without --workdir, train and
+pipeline write to runs/<name of the config>, and eval and sample read the weights
+of config.init.
 
 On several hosts the same command runs on each. Slurm, GKE and TPU slices tell it
 how many there are; elsewhere give --coordinator=HOST:PORT of the first one,
@@ -106,6 +109,10 @@ def run(argv: list[str]):
   """
   if not argv or argv[0] in (*_HELP_FLAGS, 'help'):
     print(USAGE, end='')
+    return
+  if argv == ['--version']:
+    versions = (f'{name} {metadata.version(name)}' for name in ('jax', 'flax'))
+    print(f'r1jax {r1jax.__version__}, {", ".join(versions)}')
     return
   name, args = argv[0], argv[1:]
   if name in _ON_HOSTS:

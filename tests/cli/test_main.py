@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import flax
+import jax
 import pytest
 
+import r1jax
 from r1jax.cli import config_file, main
 from r1jax.cli.commands import sample
 from r1jax.errors import UserError
@@ -410,3 +413,11 @@ def test_a_stage_is_the_pipeline_s_with_its_files_and_seed():
     _stage('--stage=reasoning', '--workdir=W', '--config.reasoning.init=@warm')
   # Its data are another stage's, which sampling from its base does not read.
   assert _stage('--stage=sft', file='configs/pipeline_r1.py')[1] == ''
+
+
+def test_version_names_the_package_and_what_it_runs_on(capsys):
+  main.run(['--version'])
+  assert capsys.readouterr().out == (
+    f'r1jax {r1jax.__version__}, jax {jax.__version__}, '
+    f'flax {flax.__version__}\n'
+  )
