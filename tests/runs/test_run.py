@@ -9,6 +9,7 @@ import time
 import pytest
 
 from r1jax.checkpoints import weights
+from r1jax.config import base
 from r1jax.config.keys import flatten
 from r1jax.configs import pretrain_tiny
 from r1jax.stages import initial
@@ -268,6 +269,7 @@ def test_other_data_are_refused_on_resume_and_nothing_is_lost(
 
 def test_the_shipped_base_was_made_by_its_config():
   config = flatten(pretrain_tiny.get_config().to_dict())
+  defaults = flatten(base.get_config().to_dict())
   made_by = weights.metadata(initial.SHIPPED_BASE)['config']
   for key, value in config.items():
     if (
@@ -275,4 +277,4 @@ def test_the_shipped_base_was_made_by_its_config():
       in ('model', 'tokenizer', 'corpus', 'pretrain', 'seed', 'stages')
       and key not in weights.RUNTIME_KEYS
     ):
-      assert made_by.get(key, value if not value else None) == value, key
+      assert made_by.get(key, defaults[key]) == value, key

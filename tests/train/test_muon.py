@@ -73,6 +73,7 @@ def test_each_matrix_moves_as_numpys(name, shape, matrices):
   np.testing.assert_allclose(matrices(got), want, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'config', [small_config(scalar_head=True), dense_config()]
 )
@@ -105,6 +106,7 @@ def test_embedding_heads_norms_and_biases_have_adamw(config):
       ), path
 
 
+@pytest.mark.slow
 def test_a_sharded_update_is_that_of_one_device():
   found = []
   for layout in (
@@ -124,6 +126,7 @@ def test_a_sharded_update_is_that_of_one_device():
     np.testing.assert_allclose(sharded, one, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_moments_may_be_bfloat16():
   _, params = make(small_config())
   tx = optimizer.make(dataclasses.replace(_CONFIG, moment_dtype='bfloat16'), 10)
