@@ -6,7 +6,7 @@ from pathlib import Path
 import tempfile
 import textwrap
 
-from tests import compiler
+from tests import compiler, exhaustive
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Eight virtual devices, before JAX starts; tests that need one use one.
@@ -37,6 +37,14 @@ from r1jax.sharding import Layout, make_mesh
 from r1jax.workers import plugin_pool
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items):
+  """Marks the tests that `.ci/run` leaves out."""
+  found = {item.nodeid: item for item in items}
+  for name in exhaustive.IDS:
+    if name in found:
+      found[name].add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -4,10 +4,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 import re
+import subprocess
+import sys
 import tokenize
 
 import pytest
 
+from tests import exhaustive
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / 'r1jax'
@@ -148,3 +151,14 @@ def test_docstrings_and_comments_are_sentences():
 )
 def test_a_module_is_in_its_room(module, room):
   assert _room(module) == room
+
+
+@pytest.mark.slow
+def test_the_tests_that_are_left_out_are_there():
+  """A test that was renamed would run, or never be missed."""
+  files = {name.partition('::')[0] for name in exhaustive.IDS}
+  command = [sys.executable, '-m', 'pytest', '-q', '--collect-only', '-m', '']
+  listed = subprocess.run(
+    [*command, *sorted(files)], cwd=ROOT, capture_output=True, text=True
+  ).stdout.splitlines()
+  assert set(listed) >= exhaustive.IDS
