@@ -1,8 +1,8 @@
 """Slow tests of further cases, which `.ci/run` leaves to `-m exhaustive`.
 
 Each of them is another case of a test that stays: one more value, loss, number
-of processes or moment of a kill. They are for a release, and for changes of what
-they test.
+of processes, way to start them or moment of a kill. They are for a release, and
+for changes of what they test.
 """
 
 _NAMES = {
@@ -22,11 +22,13 @@ _NAMES = {
     'test_a_pipeline_with_labelled_steps_runs_in_two_processes',
   ),
   'tests/launch/test_processes.py': (
+    'test_a_slow_host_is_named',
     'test_a_killed_process_ends_all_and_the_run_resumes_bit_equal[1]',
     'test_a_run_goes_on_in_another_number_of_processes[2 to 1]',
   ),
   'tests/launch/test_rollouts_by_host.py': (
     'test_rollouts_by_host_equal_those_of_one_process[4-1-1]',
+    'test_partial_rollouts_by_host_resume_bit_equal',
   ),
   'tests/launch/test_sampling_devices.py': (
     'test_they_equal_devices_that_do_both[flags0-global-1-4]',
@@ -34,12 +36,22 @@ _NAMES = {
   ),
   'tests/launch/test_scripts_hosts.py': (
     'test_a_job_that_is_stopped_is_not_queued_again',
+    'test_a_job_that_meets_its_time_limit_is_queued_again',
+  ),
+  'tests/rollout/test_engine_devices.py': (
+    'test_two_processes_of_two_devices_sample_what_one_device_does',
   ),
   'tests/rollout/test_speculative.py': (
     'test_samples_have_the_model_s_distribution[processed]',
   ),
+  'tests/runs/test_bucket_runs.py': (
+    'test_processes_on_two_hosts_share_a_bucket_alone',
+  ),
   'tests/runs/test_signals.py': (
     'test_ctrl_c_before_anything_is_saved_says_so[0.3]',
+  ),
+  'tests/stages/test_critic.py': (
+    'test_a_shared_trunk_runs_with_every_option_of_a_rollout',
   ),
   'tests/stages/test_memory.py': (
     'test_the_prediction_is_what_the_compiler_allots[attention-dense]',
