@@ -61,11 +61,9 @@ def save(path: Path, params, dtype: str, metadata: dict):
       read_layer = partial(_whole, value, i)
       tensors.append(_lazy(layer, dtype, value.shape[1:], read_layer))
   if not processes.is_first():
-    holds_them = all(isinstance(x, jax.Array) for x in jax.tree.leaves(params))
-    for tensor in tensors if holds_them else []:
-      for (
-        read
-      ) in tensor.pieces:  # It joins the same all-gathers, in this order.
+    # It joins the same all-gathers in this order, if it holds parts of them.
+    for tensor in tensors if processes.is_held(params) else []:
+      for read in tensor.pieces:
         read()
     processes.exchange(None)
     return

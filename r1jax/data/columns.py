@@ -29,10 +29,10 @@ def renamed(
     columns: The column of each field; or a text with columns in braces, which
       are filled in: '{Body} {Question}'. Fields that say how a row is read, such
       as `messages` and `grader`, are taken from columns that are named here
-      alone. The field `choices` has the options of
-      a multiple-choice question: they are appended to the question, and the
-      answer becomes the letter of the right one, whether the row gives its
-      letter, its number from 0, or its text.
+      alone. The field `choices` has the options of a multiple-choice question:
+      they are appended to the question, and the answer becomes the letter of
+      the right one, whether the row gives its letter, its number from 0, or
+      its text.
     answer_in: The answer's place in its field: the 'whole' of it, behind the
       last '####' ('hashes'), or in the last \\boxed{} ('boxed').
   """

@@ -73,8 +73,8 @@ def files(path: str) -> list[Path]:
 
   Args:
     path: A file, with or without its suffix (.jsonl, .jsonl.gz, .parquet); a
-      file of one JSON array; a folder that `Dataset.save_to_disk` wrote; a folder of shards; or a
-      pattern such as 'gsm8k/data/train-*.parquet'.
+      file of one JSON array; a folder that `Dataset.save_to_disk` wrote; a
+      folder of shards; or a pattern such as 'gsm8k/data/train-*.parquet'.
 
   Raises:
     UserError: there are no files, or they seem to hold several splits.

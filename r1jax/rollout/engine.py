@@ -46,7 +46,7 @@ class Engine:
   Attributes:
     config: Sizes.
     detokenize: Function from token ids to text, or None.
-    layout: The decoding layout, on the mesh of all devices or of this host's.
+    layout: The decoding layout of this process's replica.
     replicas: The copies of the policy that share the work.
     by_host: Whether each host, or each few hosts, has a copy of its own.
     num_shards: Shards of the batch on the mesh; each has its own block pool.

@@ -153,7 +153,9 @@ def chosen(
       if not network.optimizer
     )
     if stage.name in PROMPT_STAGES:
-      of_others += sum(list(sampling_bytes(config, layout).values())[1:])
+      _, copy, cache = sampling_bytes(config, layout).values()
+      # Devices that only sample have the cache; the others send the copy.
+      of_others += copy if layout.sampling else copy + cache
     held = max(held, of_others)
   remat = choose(updates, limit - held)
   _log.info(

@@ -133,9 +133,8 @@ class Checkpointer:
       registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
       registry.add('state', ocp.args.StandardSave, handler)
       registry.add('state', ocp.args.StandardRestore, handler)
-      if (
-        self._holders and not self._read_only
-      ):  # Orbax creates it for all alone.
+      if self._holders and not self._read_only:
+        # Orbax creates a folder only where all processes take part.
         self._home.mkdir(parents=True, exist_ok=True)
       options = ocp.CheckpointManagerOptions(
         create=not self._read_only and not self._holders,

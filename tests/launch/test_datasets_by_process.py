@@ -164,8 +164,11 @@ def _rows(path: Path) -> list[dict]:
 def test_several_processes_write_the_dataset_of_one(
   finished, stage, scope, processes
 ):
-  """Where all decode together, byte for byte; else but for the rounding of
-  log-probabilities, since a host has other sequences in its batch."""
+  """The bytes are the same if all processes decode together.
+
+  A host that decodes alone has other sequences in its batch, which rounds
+  log-probabilities otherwise.
+  """
   want = finished(stage, devices=processes) / 'run' / stage
   got = finished(stage, scope, processes, devices=1) / 'run' / stage
   # Only the first process writes, and nothing is left over.

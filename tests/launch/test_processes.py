@@ -268,6 +268,21 @@ def _await(path: Path, run: _Run):
     time.sleep(0.1)
 
 
+def _assert_a_killed_run_resumes(environment, folder: Path, *flags):
+  """Kills two processes after step 2; they leave the weights of a whole run."""
+  whole = _Run(environment, folder / 'whole', *flags, devices=2)
+  assert [code for code, _ in whole.ended()] == [0, 0]
+  part = _Run(environment, folder / 'part', *flags, devices=2)
+  _await(folder / 'part/rl/checkpoints/2/commit_success.txt', part)
+  part.kill()
+  part.ended(60)
+  again = _Run(environment, folder / 'part', *flags, devices=2)
+  assert [code for code, _ in again.ended()] == [0, 0]
+  weights = 'rl/model.safetensors'
+  want = (folder / 'whole' / weights).read_bytes()
+  assert (folder / 'part' / weights).read_bytes() == want
+
+
 @pytest.mark.parametrize('killed', [0, 1])
 def test_a_killed_process_ends_all_and_the_run_resumes_bit_equal(
   environment, uninterrupted, tmp_path, killed

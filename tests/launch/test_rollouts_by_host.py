@@ -2,7 +2,11 @@
 
 import pytest
 
-from tests.launch.test_processes import _assert_same_metrics, _await, _Run
+from tests.launch.test_processes import (
+  _assert_a_killed_run_resumes,
+  _assert_same_metrics,
+  _Run,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -52,14 +56,4 @@ def test_partial_rollouts_by_host_resume_bit_equal(environment, tmp_path):
     '--config.rl.oversample=1.5',
     '--config.rl.save_steps=1',
   )
-  whole = _Run(environment, tmp_path / 'whole', *flags, devices=2)
-  assert [code for code, _ in whole.ended()] == [0, 0]
-  part = _Run(environment, tmp_path / 'part', *flags, devices=2)
-  saved = tmp_path / 'part' / 'rl' / 'checkpoints' / '2' / 'commit_success.txt'
-  _await(saved, part)
-  part.kill()
-  part.ended(60)
-  again = _Run(environment, tmp_path / 'part', *flags, devices=2)
-  assert [code for code, _ in again.ended()] == [0, 0]
-  want = (tmp_path / 'whole' / 'rl' / 'model.safetensors').read_bytes()
-  assert (tmp_path / 'part' / 'rl' / 'model.safetensors').read_bytes() == want
+  _assert_a_killed_run_resumes(environment, tmp_path, *flags)

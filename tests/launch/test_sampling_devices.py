@@ -3,8 +3,8 @@
 import pytest
 
 from tests.launch.test_processes import (
+  _assert_a_killed_run_resumes,
   _assert_same_metrics,
-  _await,
   _metrics,
   _Run,
 )
@@ -16,7 +16,7 @@ _STEPS = (
   # All groups of a step are completed: else the choice depends on the hosts.
   '--config.rl.oversample=1.0',
   '--config.rl.prompts_per_step=8',
-  # Of 32 sequences, so that groups are complete one after another.
+  # A step has 32 sequences: groups are complete one after another.
   '--config.rollout.max_num_seqs=12',
   '--config.mesh.fsdp=2',
   '--config.mesh.data=1',
@@ -89,17 +89,7 @@ def test_samples_drawn_ahead_survive_a_kill(environment, tmp_path):
     '--config.rl.oversample=1.5',
     '--config.rl.save_steps=1',
   )
-  whole = _Run(environment, tmp_path / 'whole', *flags, devices=2)
-  assert [code for code, _ in whole.ended()] == [0, 0]
-  part = _Run(environment, tmp_path / 'part', *flags, devices=2)
-  saved = tmp_path / 'part' / 'rl' / 'checkpoints' / '2' / 'commit_success.txt'
-  _await(saved, part)
-  part.kill()
-  part.ended(60)
-  again = _Run(environment, tmp_path / 'part', *flags, devices=2)
-  assert [code for code, _ in again.ended()] == [0, 0]
-  want = (tmp_path / 'whole' / 'rl' / 'model.safetensors').read_bytes()
-  assert (tmp_path / 'part' / 'rl' / 'model.safetensors').read_bytes() == want
+  _assert_a_killed_run_resumes(environment, tmp_path, *flags)
 
 
 def test_a_stage_that_samples_nothing_is_refused(environment, tmp_path):

@@ -157,13 +157,13 @@ ENTRY %main (a: f32[100]) -> f32[100] {
 
 
 def test_what_goes_between_slices_is_read_from_the_sends_to_their_runtime():
-  """As the compiler writes an all-reduce of four slices."""
+  """The text is an all-reduce of four slices as the compiler writes it."""
   sent = traffic.count(hlo.Module(_BETWEEN)).sent_bytes
   assert sent == {traffic.Collective('all-reduce', (), 4): 2 * 3 / 4 * 400}
 
 
 def test_a_send_to_one_device_of_another_slice_is_sent_once():
-  """As the compiler writes a permutation whose pairs lie in two slices."""
+  """The text is a permutation whose pairs lie in two slices."""
   text = re.sub(
     '_xla_megascale_reduce_operation.*"ALL_REDUCE"',
     '_xla_megascale_target={{100000->200000},{200000->100000}},'

@@ -121,7 +121,7 @@ def test_a_step_ends_when_enough_groups_are_complete(small):
 
 
 def test_groups_in_progress_go_on_with_new_weights(small):
-  """As if a step had ended there, and the next one had gone on."""
+  """The samples are those of a step that ends there, and a next one."""
   params, moved, engine = small
   first, rest = groups.complete_groups(
     engine.session(params, 1), _open(_IDS)[0], 2
