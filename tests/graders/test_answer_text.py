@@ -56,7 +56,7 @@ def test_finding_it_takes_linear_time(text):
   began = time.process_time()
   answer_text.extract_answer(text)
   answer_text.candidates(text)
-  assert time.process_time() - began < 3
+  assert time.process_time() - began < 60  # A quadratic search takes hours.
 
 
 @pytest.mark.parametrize(

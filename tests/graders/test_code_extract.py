@@ -217,4 +217,6 @@ def test_a_program_alone_stays_as_it_is(program):
 def test_no_answer_takes_long(text):
   start = time.process_time()
   find_program(text * (100_000 // len(text)), 'f')
-  assert time.process_time() - start < 3
+  assert (
+    time.process_time() - start < 60
+  )  # A quadratic search takes far longer.

@@ -80,6 +80,7 @@ def test_samples_are_one_step_old(together):
   assert first == 0 and all(0 < share < 1 for share in others)
 
 
+@pytest.mark.usefixtures('together')  # It trains their base model.
 def test_samples_drawn_ahead_survive_a_kill(environment, tmp_path):
   """Groups are unfinished too, and go on under the next policy."""
   flags = (

@@ -158,4 +158,4 @@ def test_long_texts_take_linear_time():
   began = time.process_time()
   for unit in ('a', '哈', 'a ', '\u200b', '\u0e34'):
     repetition(unit * (40_000 // len(unit)), 4)
-  assert time.process_time() - began < 5
+  assert time.process_time() - began < 60  # A quadratic count takes far longer.

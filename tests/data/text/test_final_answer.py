@@ -173,4 +173,4 @@ def test_an_answer_that_was_found_is_found_again():
 def test_a_hostile_text_takes_linear_time(unit):
   began = time.process_time()
   final_answer.stated(unit * (300_000 // len(unit)))
-  assert time.process_time() - began < 2  # A quadratic search takes minutes.
+  assert time.process_time() - began < 30  # A quadratic search takes minutes.
