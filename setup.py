@@ -42,6 +42,7 @@ setuptools.setup(
     'optax>=0.2.5,<0.3',
     'orbax-checkpoint>=0.11.20,<0.13',
     'py3langid>=0.4,<0.5',
+    'pyarrow>=16,<25',
     'pyyaml>=6,<7',
     'rich>=13,<16',
     'safetensors>=0.8,<0.9',
@@ -49,13 +50,11 @@ setuptools.setup(
     'tokenizers>=0.21,<0.24',
   ],
   extras_require={
-    'data': ['pyarrow>=16,<25'],
     'test': [
       'math-verify[antlr4-13-2]>=0.8,<0.10',
       'sympy>=1.12,<2',
       'pytest>=8,<10',
       'pytest-xdist>=3.6,<4',
-      'pyarrow>=16,<25',
       'gcsfs>=2026.4',
       'nbclient>=0.10,<0.12',
       'nbformat>=5.10,<6',

@@ -8,7 +8,7 @@ The sizes are qwen2.5-0.5b, -1.5b and -7b, qwen2.5-math-1.5b and -7b, qwen3-0.6b
 -1.7b and -8b, and llama-3.1-8b, which is gated: accept its terms and set
 HF_TOKEN. They are base models, trained with R1-Zero's template. Weights, moments
 and batch are shared by all devices that there are; the small ones fit eight
-chips of v5e, the large ones sixteen. The data need the extra 'data'. Other
+chips of v5e, the large ones sixteen.  Other
 models: docs/data.md.
 """
 

@@ -11,6 +11,9 @@ Each command is a module of r1jax/cli/commands with `define_flags(values)`,
   plain   It takes neither: `run(values)`.
   args    It reads its arguments itself: `run(args)`.
 
+A command of the first two kinds may define `rewritten(args)`, which replaces
+short forms of its arguments.
+
 Nothing heavy is imported before a command runs: errors and help are fast.
 """
 
@@ -45,6 +48,8 @@ commands:
                                                   --grid rl.group_size=4,8
   lineage        show where a run came from:      r1jax lineage RUN
   eval           pass@1, best of n, tree search:  [--workdir=DIR]
+                 or whole suites: --suite=math500,aime24 [--model=hf://…] [--out=DIR]
+  compare        two evaluations of the same problems: r1jax compare A B
   sample         complete prompts:                [--workdir=DIR] --prompt=TEXT
   config         print a config with all keys, or what a key means:
                                                   r1jax config --help KEY
@@ -82,6 +87,7 @@ COMMANDS = (
   'sweep',
   'lineage',
   'eval',
+  'compare',
   'sample',
   'config',
   'docs',
@@ -136,6 +142,8 @@ def run(argv: list[str]):
 def _run_on_config(name: str, command, args: list[str]):
   from r1jax.cli import config_file
 
+  if hasattr(command, 'rewritten'):
+    args = command.rewritten(args)
   args = config_file.normalized(args)
   values, holder = config_file.config_flags_of(args)
   command.define_flags(values)

@@ -202,8 +202,7 @@ def _numbered(file: Path, batches) -> Iterator[Row]:
 
 
 def _parquet(file: Path):
-  _pyarrow(file)
-  from pyarrow import parquet
+  from pyarrow import parquet  # It takes long, and JSONL needs none.
 
   with parquet.ParquetFile(file) as opened:
     yield from opened.iter_batches()
@@ -211,18 +210,7 @@ def _parquet(file: Path):
 
 def _arrow(file: Path):
   """Yields record batches of Arrow's stream format, which `datasets` writes."""
-  pyarrow = _pyarrow(file)
+  import pyarrow
+
   with pyarrow.memory_map(str(file)) as source:
     yield from pyarrow.ipc.open_stream(source)
-
-
-def _pyarrow(file: Path):
-  """Imports pyarrow, an optional dependency; `file` is what needs it."""
-  try:
-    import pyarrow
-  except ImportError as error:
-    raise UserError(
-      f"data: {file} needs pyarrow; install the extra 'data': "
-      "pip install 'r1jax[data]'"
-    ) from error
-  return pyarrow

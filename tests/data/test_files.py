@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import sys
 
 import pytest
 
@@ -90,13 +89,6 @@ def test_every_form_reads_alike(tmp_path, write):
   assert {p.source for p in prompts} == {'math'}
   file, number = prompts[-1].where.rsplit(':', 1)
   assert file.startswith(str(tmp_path)) and int(number) in (2, 3, 4, 7)
-
-
-def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
-  (tmp_path / 'rows.parquet').write_bytes(b'PAR1')
-  monkeypatch.setitem(sys.modules, 'pyarrow', None)
-  with pytest.raises(UserError, match=r"extra 'data': .*r1jax\[data\]"):
-    _read(tmp_path / 'rows.parquet')
 
 
 @pytest.mark.parametrize('name', ['rows.parquet', 'rows.arrow'])

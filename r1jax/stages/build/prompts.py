@@ -242,6 +242,22 @@ class _PromptSource:
     )
 
 
+def suite_rows(name: str, quarantine: Quarantine) -> list[Prompt]:
+  """Returns all held-out rows of a dataset that can be read and graded.
+
+  Args:
+    name: A registered dataset.
+    quarantine: Takes the other rows.
+
+  Raises:
+    UserError: the dataset is missing, or has no rule that grades it.
+  """
+  if is_general(name):
+    raise UserError(f'--suite: {name} has no rule that grades its answers')
+  rows = _read(DataConfig(), name, splits.HELD_OUT, '', quarantine)
+  return _check_gold(rows, quarantine)
+
+
 def check(data: DataConfig):
   """Refuses a config.data that names a source that is not there."""
   known = [*registry.dataset, *registry.task]
