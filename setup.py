@@ -60,6 +60,7 @@ setuptools.setup(
       'nbformat>=5.10,<6',
       'ipykernel>=6.29,<8',
     ],
+    'lm_eval': ['lm_eval>=0.4.13,<0.5'],
     'notebooks': ['jupyterlab>=4.2,<5', 'ipykernel>=6.29,<8'],
     # Not by jax[tpu], which pins an older one: its compiler makes the
     # gradient of ragged_dot as dear as a dense expansion. JAX asks for the

@@ -50,6 +50,7 @@ commands:
   eval           pass@1, best of n, tree search:  [--workdir=DIR]
                  or whole suites: --suite=math500,aime24 [--model=hf://…] [--out=DIR]
   compare        two evaluations of the same problems: r1jax compare A B
+  lm-eval        lm-evaluation-harness on a policy: r1jax lm-eval --tasks …
   sample         complete prompts:                [--workdir=DIR] --prompt=TEXT
   config         print a config with all keys, or what a key means:
                                                   r1jax config --help KEY
@@ -88,6 +89,7 @@ COMMANDS = (
   'lineage',
   'eval',
   'compare',
+  'lm-eval',
   'sample',
   'config',
   'docs',
