@@ -8,6 +8,7 @@ from r1jax import registry
 from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.sources import Source
+from r1jax.data.splits import HELD_OUT
 from r1jax.data.tasks.task import problem_at
 from r1jax.data.text import conversation
 from r1jax.data.text.template import PromptTemplate
@@ -111,10 +112,12 @@ def read(
   except UserError as error:
     if path or split not in source.files:
       raise
-    raise UserError(
-      f'{error}; get it from {source.origin}, as rows of '
-      f'{", ".join(source.fields)}'
-    ) from error
+    where = (
+      f'get it from {source.origin}, as rows of {", ".join(source.fields)}'
+    )
+    if source.hub and split == HELD_OUT:
+      where = f'set data.eval_path={source.hub}, or get it from {source.origin}'
+    raise UserError(f'{error}; {where}') from error
   wanted = None if path else source.split_names.get(split)
   prompts: list[Prompt] = []
   seen: dict[str, str] = {}
@@ -122,6 +125,8 @@ def read(
     try:
       form = _form(source, row.fields)
       if row.fields is not None:
+        if not form.keep(row.fields):
+          continue
         fields = form.adapt(row.fields)
         row = row._replace(fields=_completed(row, fields, form))
       fields = _checked(row, form.fields, seen)
