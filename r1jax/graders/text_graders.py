@@ -37,7 +37,7 @@ def gold_problem(grader: str, gold: str) -> str:
   return ''
 
 
-def _graded(grade: Callable[[str, str], Verdict]):
+def batch_grader(grade: Callable[[str, str], Verdict]):
   """Returns the batch grader of a function from an answer and a gold answer."""
 
   def grader(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
@@ -218,4 +218,4 @@ for _name, _grade in (
   ('yes_no', _truth),
   ('word_list', _word_list),
 ):
-  registry.grader(_name, batch=True)(_graded(_grade))
+  registry.grader(_name, batch=True)(batch_grader(_grade))
