@@ -20,6 +20,7 @@ from r1jax.graders import (
   answer_text,
   code_grader,
   grid_grader,  # noqa: F401 (registers its grader)
+  ifeval_grader,
   math_grader,
   plugin_grader,
   text_graders,  # noqa: F401 (registers its graders)
@@ -147,6 +148,7 @@ def shutdown():
   """Stops the worker processes and the sandbox; `grade` starts them again."""
   math_grader.shutdown()
   code_grader.shutdown()
+  ifeval_grader.shutdown()
   plugin_pool.shutdown()
 
 

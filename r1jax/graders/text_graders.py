@@ -18,6 +18,7 @@ import unicodedata
 
 from r1jax import registry
 from r1jax.data.text import final_answer
+from r1jax.graders import instructions
 from r1jax.graders.verdict import Grade, Verdict
 
 Pair = tuple[str | None, str]
@@ -30,6 +31,8 @@ def gold_problem(grader: str, gold: str) -> str:
   """Returns why a grader cannot read a gold answer; '' if it can."""
   if grader == 'choice' and not choices(gold):
     return 'needs a letter from A to J, such as C or (C)'
+  if grader == 'ifeval':
+    return instructions.gold_problem(gold)
   if grader == 'yes_no' and _yes_no(gold) is None:
     return 'needs yes or no, or true or false'
   if grader in ('text', 'word_list') and not all(map(words, _golds(gold))):
