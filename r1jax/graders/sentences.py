@@ -3,34 +3,37 @@
 IFEval counts the sentences of Punkt (Kiss and Strunk 2006, Computational
 Linguistics 32) and the words in capitals of the Penn Treebank tokenizer. Here
 are rules of the same kind without their data: a sentence ends at . ? or ! before
-a space, but not behind a common abbreviation or an initial, unless a word that
-often opens a sentence follows.
+a space, but not behind a common abbreviation, an ellipsis or an initial, unless a
+word that often opens a sentence follows.
 """
 
 import re
 
-# Titles, which stand before a name, and abbreviations that may end a sentence.
-_TITLES = frozenset(
-  'mr mrs ms dr prof st gen col capt cpt lt sgt rev hon gov maj vs e.g i.e cf'
-  ' approx vol fig mt'.split()
-)
+# Abbreviations that Punkt learned from news. It did not learn e.g., i.e. and
+# etc., which end a sentence for it, and so they do here.
 _ABBREVIATIONS = frozenset(
-  'sr jr inc ltd co corp bros etc al ca dept est ph.d m.d b.a m.a u.s u.k u.n d.c'
-  ' a.m p.m jan feb mar apr jun jul aug sep sept oct nov dec ft ave blvd rd'.split()
+  'mr mrs ms dr prof st gen col lt sen rep maj vs sr jr inc ltd co corp bros ph.d'
+  ' u.s u.k u.n d.c a.m p.m jan feb aug sep sept oct nov dec ft ave'.split()
 )
-# Words behind an abbreviation that are more likely to open a sentence.
+# Words that open a sentence behind an abbreviation or an ellipsis, and further
+# ones that do so behind a single letter, which else is an initial: J. Smith.
 _OPENERS = frozenset(
-  'the he she it they we i you this that these those there in on at but and so if'
-  ' when however a an his her their our my what who how why'.split()
+  'the he it they i this these there in but so if when however her here yes'.split()
 )
-_TOKEN = re.compile(r'\S+')
-_CLOSERS = '"\'”’)]}*_'
+_COMMON = _OPENERS | frozenset(
+  'she we you that those on at and a an his their our my what who how why now then'
+  ' as after for no'.split()
+)
+_CLOSERS = '"\'”’)]}_'
+# A sentence ends before an asterisk, so that a last '**' is one of its own.
+_MARK = re.compile(r'(?<=[.?!])\*')
+_OPENING = '"\'“‘([{*_'
 _INITIAL = re.compile(r'[^\W\d_]')
 
 
 def num_sentences(text: str) -> int:
   """Returns the number of sentences of a text; 0 for a blank one."""
-  tokens = _TOKEN.findall(text)
+  tokens = _MARK.sub(' *', text).split()
   ends = sum(map(_ends_sentence, tokens, tokens[1:]))
   return ends + bool(tokens)
 
@@ -41,15 +44,15 @@ def _ends_sentence(token: str, following: str) -> bool:
     return False
   if bare[-1] != '.':
     return True
-  opens = following.lstrip('"\'“‘([{*_')[:1].isupper()
-  word = bare[:-1].lstrip('"\'“‘([{*_').lower()
-  if bare.endswith('..'):  # An ellipsis goes on before a small letter.
-    return opens
-  if word in _TITLES or (_INITIAL.fullmatch(word) and word != 'i'):  # J. Smith
-    return False
-  if word in _ABBREVIATIONS:
-    return opens and following.strip('"\'“‘([{,.').lower() in _OPENERS
-  return True
+  word = bare[:-1].lstrip(_OPENING).lower()
+  following = following.strip(_OPENING + ',')
+  if not (bare.endswith('..') or word in _ABBREVIATIONS):
+    names = _COMMON if _INITIAL.fullmatch(word) else None
+  else:
+    names = _OPENERS
+  if names is None:
+    return True
+  return following[:1].isupper() and following.lower() in names
 
 
 def words(text: str) -> list[str]:

@@ -238,10 +238,13 @@ def test_accuracies_of_prompts_and_instructions():
   [
     ('', 0),
     ('no end', 1),
+    ('**One.** Two', 2),
+    ('One **two.**', 2),  # As Punkt counts.
     ('One. Two. Three', 3),
     ('What?! Yes... no. Well... So be it.', 4),
     ('It is 3.14 or 2. Then 5.', 2),
-    ('See e.g. Dr. Who, Jr. at 5 p.m. today.', 1),
+    ('See Dr. Who, Jr. at 5 p.m. Nobody else was there.', 1),
+    ('It was plan B. She left with J. Smith.', 2),
     ('It opens at 5 p.m. The doors are blue.', 2),
     ('"Stop!" he said. (He did not.) Then left.', 4),
   ],
