@@ -1,9 +1,9 @@
 """Multiple choice: options in an order of their own for each problem.
 
-  What is red? [ruby, jade, onyx], the first is right
+  A red gem? [ruby, jade, onyx], the first is right
 → Answer the following multiple-choice question … one of A, B or C.
 
-  What is red?
+  A red gem?
 
   A) onyx
   B) ruby
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import hashlib
 import string
 
-LETTERS = string.ascii_uppercase[:10]  # Those that the grader `choice` reads.
+LETTERS = string.ascii_uppercase[:10]  # The grader `choice` reads no others.
 _SEED = 0
 
 
@@ -67,7 +67,7 @@ def multiple_choice(
       f'has {right!r:.100} as its right option, of {len(options)}'
     )
   shown = order(len(options), name)
-  *others, last = LETTERS[: len(options)]
+  *others, last = list(LETTERS[: len(options)])
   lines = [
     f'{letter}) {str(options[index]).strip()}'
     for letter, index in zip(LETTERS, shown)

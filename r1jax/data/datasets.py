@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
 from typing import Any
 
-from r1jax import registry
+from r1jax import hub, registry
 from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.sources import Source
@@ -112,12 +113,7 @@ def read(
   except UserError as error:
     if path or split not in source.files:
       raise
-    where = (
-      f'get it from {source.origin}, as rows of {", ".join(source.fields)}'
-    )
-    if source.hub and split == HELD_OUT:
-      where = f'set data.eval_path={source.hub}, or get it from {source.origin}'
-    raise UserError(f'{error}; {where}') from error
+    raise UserError(f'{error}; {_where_to_get(source, split)}') from error
   wanted = None if path else source.split_names.get(split)
   prompts: list[Prompt] = []
   seen: dict[str, str] = {}
@@ -142,6 +138,22 @@ def read(
   if not prompts and not quarantine.dropped:
     raise UserError(f'data: {files[0]} has no rows')
   return prompts
+
+
+def _where_to_get(source: Source, split: str) -> str:
+  """Returns what a person does who lacks the files of a dataset."""
+  if not source.hub or split != HELD_OUT:
+    return f'get it from {source.origin}, as rows of {", ".join(source.fields)}'
+  place = hub.place_of(source.hub)
+  include = f" --include='{place.path}'" if place.path else ''
+  folder = os.path.join(
+    os.environ.get('R1JAX_DATA') or '$R1JAX_DATA', source.path(split)
+  )
+  return (
+    f'get {source.origin} by `hf download --repo-type=dataset '
+    f'{place.repository}{include} --local-dir={folder}`, or set '
+    f'data.eval_path={source.hub}'
+  )
 
 
 def _completed(row: readers.Row, fields: dict, source: Source) -> dict:

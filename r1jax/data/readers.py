@@ -110,7 +110,9 @@ def _folder_files(folder: Path) -> list[Path]:
       raise UserError(
         f'data: cannot read {folder}/state.json: {error!r}'
       ) from error
-  for parent in (folder, folder / 'data'):  # The hub keeps shards in data/.
+  # The hub keeps shards in data/, or in a folder with the name of a config.
+  folders = [p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.']
+  for parent in (folder, folder / 'data', *folders[: len(folders) == 1]):
     shards = sorted(p for p in parent.glob('*') if p.name.endswith(SUFFIXES))
     kinds = {s for s in SUFFIXES if any(p.name.endswith(s) for p in shards)}
     mixed = {p.name.split('-')[0].split('.')[0] for p in shards} & _SPLITS

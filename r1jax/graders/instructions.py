@@ -258,8 +258,8 @@ def _title(text: str) -> bool:
 
 
 def _two_responses(text: str) -> bool:
-  pieces = _pieces(text, '******')
-  return bool(pieces) and len({p.strip() for p in pieces}) == len(pieces) == 2
+  pieces = _pieces(text, '******') or []
+  return len({piece.strip() for piece in pieces}) == len(pieces) == 2
 
 
 def _repeats(text: str, prompt_to_repeat: str) -> bool:

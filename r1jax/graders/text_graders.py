@@ -217,8 +217,9 @@ def _word_list(answer: str, gold: str) -> Verdict:
 
 for _name, _grade in (
   ('text', _text),
-  ('choice', choice),
   ('yes_no', _truth),
   ('word_list', _word_list),
 ):
   registry.grader(_name, batch=True)(batch_grader(_grade))
+# A letter needs no box, even where the format of other answers is one.
+registry.grader('choice', batch=True, whole_response=True)(batch_grader(choice))

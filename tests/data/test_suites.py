@@ -4,6 +4,7 @@ import base64
 from collections import Counter
 import csv
 import json
+from pathlib import Path
 import pickle
 import zlib
 
@@ -247,6 +248,15 @@ def test_a_suite_that_is_absent_says_where_it_is(monkeypatch, tmp_path, name):
     datasets.read(registry.dataset.get(name), splits.HELD_OUT)
   message = str(error.value)
   assert '\n' not in message and 'data.eval_path=hf://datasets/' in message
+  # The command that it names puts the files where they are found.
+  folder = Path(message.partition('--local-dir=')[2].partition('`')[0])
+  pattern = registry.dataset.get(name).hub.split('/', 5)[5:]
+  file = folder / (*pattern, 'data/test-0.parquet')[0].replace('*', '-0')
+  file.parent.mkdir(parents=True)
+  file.touch()
+  assert readers.files(registry.dataset.get(name).path(splits.HELD_OUT)) == [
+    file
+  ]
 
 
 def test_a_folder_of_csv_files_is_read(tmp_path):

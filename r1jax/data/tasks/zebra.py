@@ -24,7 +24,7 @@ from r1jax.data.tasks import grid_solver
 from r1jax.data.tasks.grid_solver import Clue, Value
 from r1jax.data.tasks.task import Problem, Task
 
-_ALL_SIZES = list(itertools.product(range(2, 7), repeat=2))
+_ALL_SIZES = [(n, m) for n in range(2, 7) for m in range(2, 7)]
 # Attributes, how their values are called in clues, and the values.
 _ATTRIBUTES = {
   'name': ('{}', 'Ann Ben Carl Dora Eva Finn Gina Hugo Ida Jack Kim Leo'),
