@@ -150,9 +150,9 @@ def _where_to_get(source: Source, split: str) -> str:
     os.environ.get('R1JAX_DATA') or '$R1JAX_DATA', source.path(split)
   )
   return (
-    f'get {source.origin} by `hf download --repo-type=dataset '
-    f'{place.repository}{include} --local-dir={folder}`, or set '
-    f'data.eval_path={source.hub}'
+    'get it from the hub by `hf download --repo-type=dataset '
+    f'{place.repository}{include} --local-dir={folder}` ({source.origin}), or '
+    f'set data.eval_path={source.hub}'
   )
 
 
