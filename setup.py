@@ -50,11 +50,13 @@ setuptools.setup(
     'tokenizers>=0.21,<0.24',
   ],
   extras_require={
+    'ifeval': ['langdetect>=1.0.9,<2'],
     'test': [
       'math-verify[antlr4-13-2]>=0.8,<0.10',
       'sympy>=1.12,<2',
       'pytest>=8,<10',
       'pytest-xdist>=3.6,<4',
+      'langdetect>=1.0.9,<2',
       'gcsfs>=2026.4',
       'nbclient>=0.10,<0.12',
       'nbformat>=5.10,<6',

@@ -196,7 +196,7 @@ def _calling_file() -> str:
 reward = Registry('reward', 'r1jax.rewards.parts')
 grader = Registry('grader', 'r1jax.graders.dispatch')
 task = Registry('task', 'r1jax.data.tasks.all')
-dataset = Registry('dataset', 'r1jax.data.sources')
+dataset = Registry('dataset', 'r1jax.data.suites')
 response_format = Registry(
   'response format', 'r1jax.data.text.response_formats'
 )

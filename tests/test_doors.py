@@ -33,7 +33,7 @@ _BUILT_IN = (
   ('task', 'arithmetic', 'data/tasks/arithmetic.py'),
   ('task', 'countdown', 'data/tasks/countdown.py'),
   ('task', 'manners', 'data/tasks/manners.py'),
-  ('dataset', 'gsm8k', 'data/sources.py'),
+  ('dataset', 'gsm8k', 'data/suites.py'),
   ('response_format', 'think', 'data/text/response_formats.py'),
   ('template', 'r1_zero', 'data/text/template.py'),
   ('adv_estimator', 'rloo', 'algos/advantage.py'),
@@ -93,6 +93,19 @@ def test_a_dataset_from_a_jsonl(plugins, tmp_path):
   [first, _] = datasets.read(source, splits.TRAIN)
   assert (first.question, first.answer, first.source) == ('1+1', '2', 'math')
   with pytest.raises(UserError, match='riddles_test.jsonl.*written by hand'):
+    datasets.read(source, splits.HELD_OUT)
+
+
+def test_a_benchmark(plugins, tmp_path):
+  plugins('gems')
+  row = {'key': 'g1', 'stem': 'Red?', 'options': ['ruby', 'jade'], 'right': 0}
+  path = tmp_path / 'gems.jsonl'
+  path.write_text(json.dumps(row))
+  source = registry.dataset.get('gems')
+  [prompt] = datasets.read(source, splits.HELD_OUT, str(path))
+  assert f'{prompt.answer}) ruby' in prompt.question
+  path.unlink()
+  with pytest.raises(UserError, match='hf download .* mine/gems --include'):
     datasets.read(source, splits.HELD_OUT)
 
 

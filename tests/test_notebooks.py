@@ -28,6 +28,7 @@ _PRINTED = (
   '1.00  5, if you please',
   'held_out  max ',
   'legs: How many legs have two cats? 8 (graded by math)',
+  'A) ruby\nB) jade\n→ A',
   "Parsed(reasoning='2 and 3', answer='5', errors=0",
   'batch_mean [',
   'unclipped [[0.5 1.  1.5]]',

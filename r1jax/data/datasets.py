@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
 from typing import Any
 
-from r1jax import registry
+from r1jax import hub, registry
 from r1jax.data import readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.sources import Source
+from r1jax.data.splits import HELD_OUT
 from r1jax.data.tasks.task import problem_at
 from r1jax.data.text import conversation
 from r1jax.data.text.template import PromptTemplate
@@ -111,10 +113,7 @@ def read(
   except UserError as error:
     if path or split not in source.files:
       raise
-    raise UserError(
-      f'{error}; get it from {source.origin}, as rows of '
-      f'{", ".join(source.fields)}'
-    ) from error
+    raise UserError(f'{error}; {_where_to_get(source, split)}') from error
   wanted = None if path else source.split_names.get(split)
   prompts: list[Prompt] = []
   seen: dict[str, str] = {}
@@ -122,6 +121,8 @@ def read(
     try:
       form = _form(source, row.fields)
       if row.fields is not None:
+        if not form.keep(row.fields):
+          continue
         fields = form.adapt(row.fields)
         row = row._replace(fields=_completed(row, fields, form))
       fields = _checked(row, form.fields, seen)
@@ -137,6 +138,22 @@ def read(
   if not prompts and not quarantine.dropped:
     raise UserError(f'data: {files[0]} has no rows')
   return prompts
+
+
+def _where_to_get(source: Source, split: str) -> str:
+  """Returns what a person does who lacks the files of a dataset."""
+  if not source.hub or split != HELD_OUT:
+    return f'get it from {source.origin}, as rows of {", ".join(source.fields)}'
+  place = hub.place_of(source.hub)
+  include = f" --include='{place.path}'" if place.path else ''
+  folder = os.path.join(
+    os.environ.get('R1JAX_DATA') or '$R1JAX_DATA', source.path(split)
+  )
+  return (
+    'get it from the hub by `hf download --repo-type=dataset '
+    f'{place.repository}{include} --local-dir={folder}` ({source.origin}), or '
+    f'set data.eval_path={source.hub}'
+  )
 
 
 def _completed(row: readers.Row, fields: dict, source: Source) -> dict:

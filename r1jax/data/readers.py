@@ -1,4 +1,4 @@
-"""Reads rows of JSON lines, Parquet, and folders saved by `datasets`.
+"""Reads rows of JSON lines, Parquet, CSV, and folders saved by `datasets`.
 
 Readers only report whether a row can be read. Its fields are declared in
 sources.py and validated by the modules that use them.
@@ -6,6 +6,7 @@ sources.py and validated by the modules that use them.
 
 import codecs
 from collections.abc import Iterator, Sequence
+import csv
 import glob
 import gzip
 import json
@@ -16,15 +17,15 @@ from typing import NamedTuple
 from r1jax import buckets
 from r1jax.errors import UserError
 
-SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
+SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet', '.csv')
 
 
 class Row(NamedTuple):
   """One row of a file.
 
   Attributes:
-    where: 'file:number'; the number counts lines, or rows of Parquet and Arrow
-      files, from 1.
+    where: 'file:number'; the number counts lines, or rows of Parquet, Arrow and
+      CSV files, from 1.
     fields: The row's fields by name; None if it cannot be read.
     problem: Why the row cannot be read; '' if it can.
   """
@@ -72,8 +73,8 @@ def files(path: str) -> list[Path]:
   """Returns the files that a path names, in order.
 
   Args:
-    path: A file, with or without its suffix (.jsonl, .jsonl.gz, .parquet); a
-      file of one JSON array; a folder that `Dataset.save_to_disk` wrote; a
+    path: A file, with or without its suffix (.jsonl, .jsonl.gz, .parquet,
+      .csv); a file of one JSON array; a folder that `Dataset.save_to_disk` wrote; a
       folder of shards; or a pattern such as 'gsm8k/data/train-*.parquet'.
 
   Raises:
@@ -109,7 +110,9 @@ def _folder_files(folder: Path) -> list[Path]:
       raise UserError(
         f'data: cannot read {folder}/state.json: {error!r}'
       ) from error
-  for parent in (folder, folder / 'data'):  # The hub keeps shards in data/.
+  # The hub keeps shards in data/, or in a folder with the name of a config.
+  folders = [p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.']
+  for parent in (folder, folder / 'data', *folders[: len(folders) == 1]):
     shards = sorted(p for p in parent.glob('*') if p.name.endswith(SUFFIXES))
     kinds = {s for s in SUFFIXES if any(p.name.endswith(s) for p in shards)}
     mixed = {p.name.split('-')[0].split('.')[0] for p in shards} & _SPLITS
@@ -137,6 +140,8 @@ def rows(paths: Sequence[Path]) -> Iterator[Row]:
       yield from _numbered(file, _parquet(file))
     elif name.endswith('.arrow'):
       yield from _numbered(file, _arrow(file))
+    elif name.endswith('.csv'):
+      yield from _csv(file)
     elif name.endswith('.gz'):
       with gzip.open(file) as lines:
         yield from _json_lines(file, lines)
@@ -185,6 +190,27 @@ def _json_line(where: str, line: bytes) -> Row:
   if not isinstance(fields, dict):
     return Row(where, None, 'is not a JSON object')
   return Row(where, fields)
+
+
+def _csv(file: Path) -> Iterator[Row]:
+  """Yields the rows of a CSV file, whose first row names the columns.
+
+  All values are texts. The numbers count rows, since a text in quotes may have
+  several lines.
+  """
+  number = 0
+  try:
+    with open(file, encoding='utf-8-sig', newline='') as lines:
+      for number, fields in enumerate(csv.DictReader(lines, strict=True), 1):
+        where = f'{file}:{number}'
+        if None in fields or None in fields.values():
+          yield Row(where, None, 'has not as many values as the first row')
+        else:
+          yield Row(where, fields)
+  except (OSError, ValueError, csv.Error) as error:
+    raise UserError(
+      f'data: cannot read {file} after row {number}: {error}'
+    ) from error
 
 
 def _numbered(file: Path, batches) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Datasets by name: their files, fields, graders and origins.
 
-None of them comes with the package. The environment variable R1JAX_DATA names
+None of them comes with the package; suites.py has those of benchmarks. The environment variable R1JAX_DATA names
 the folder that holds them; paths are relative to it and may lack the suffix of
 a JSONL or Parquet file, or name a folder of either; see readers.files.
 
@@ -62,6 +62,10 @@ class Source:
     adapt: Function from a row as it is shared to one with the fields above;
       raises ValueError for a row that it cannot read.
     hidden: Fields, with their answers, that rewards and logs do not see.
+    keep: Function from a row as it is shared to whether it belongs to the
+      dataset; raises ValueError for a row that does not say.
+    hub: URL of the held-out rows on the Hugging Face hub; '' if they are not
+      there.
   """
 
   files: Mapping[str, str]
@@ -75,6 +79,8 @@ class Source:
   language: str = 'en'
   adapt: Callable[[dict], dict] = lambda row: row
   hidden: tuple[str, ...] = ()
+  keep: Callable[[dict], bool] = lambda row: True
+  hub: str = ''
 
   def path(self, split: str) -> str:
     """Returns the path of a split.
@@ -240,44 +246,12 @@ registry.dataset('rows')(
     origin='rows of your own; see config.data.columns',
   )
 )
-registry.dataset('gsm8k')(
-  Source(
-    files={TRAIN: 'math/gsm8k_train', HELD_OUT: 'math/gsm8k_test'},
-    fields=_QA,
-    grader='math',
-    origin='openai/grade-school-math (MIT)',
-  )
-)
 registry.dataset('math')(
   Source(
     files={TRAIN: 'math/math_train12k', HELD_OUT: 'math/math500'},
     fields=_QA,
     grader='math',
     origin='hendrycks/math, split as in openai/prm800k (MIT)',
-  )
-)
-registry.dataset('math500')(
-  Source(
-    files={HELD_OUT: 'math/math500'},
-    fields=_QA,
-    grader='math',
-    origin='openai/prm800k, prm800k/math_splits (MIT)',
-  )
-)
-registry.dataset('aime24')(
-  Source(
-    files={HELD_OUT: 'math/aime24'},
-    fields=_QA,
-    grader='math',
-    origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)',
-  )
-)
-registry.dataset('amc23')(
-  Source(
-    files={HELD_OUT: 'math/amc23'},
-    fields=_QA,
-    grader='math',
-    origin='QwenLM/Qwen2.5-Math, evaluation/data (problems © MAA)',
   )
 )
 # Not the endless synthetic task countdown of data/tasks, which is smaller.
@@ -301,6 +275,7 @@ registry.dataset('humaneval')(
     question='prompt',
     adapt=_humaneval_row,
     answer=_tests(code_sources.humaneval),
+    hub='hf://datasets/openai/openai_humaneval/openai_humaneval/test-*.parquet',
     origin='openai/human-eval (MIT)',
   )
 )
@@ -312,6 +287,7 @@ registry.dataset('mbpp')(
     grader='code',
     adapt=_mbpp_row,
     answer=_tests(code_sources.mbpp),
+    hub='hf://datasets/google-research-datasets/mbpp/full/test-*.parquet',
     origin='google-research/google-research, mbpp (CC BY 4.0)',
   )
 )
@@ -322,17 +298,23 @@ _PROGRAMS: dict[str, Any] = dict(
   adapt=adapt_program_row,
   hidden=('tests',),
 )
-for _name, _splits, _origin in (
-  ('livecodebench', [HELD_OUT], 'livecodebench/code_generation_lite'),
-  ('apps', [TRAIN, HELD_OUT], 'hendrycks/apps (MIT)'),
-  ('taco', [TRAIN, HELD_OUT], 'BAAI/TACO (Apache-2.0)'),
+for _name, _splits, _hub, _origin in (
+  (
+    'livecodebench',
+    [HELD_OUT],
+    'hf://datasets/livecodebench/code_generation_lite/test*.jsonl',
+    'livecodebench/code_generation_lite (CC; problems © their contests)',
+  ),
+  ('apps', [TRAIN, HELD_OUT], '', 'hendrycks/apps (MIT)'),
+  ('taco', [TRAIN, HELD_OUT], '', 'BAAI/TACO (Apache-2.0)'),
   (
     'code_contests',
     [TRAIN, HELD_OUT],
+    '',
     'google-deepmind/code_contests (CC BY 4.0)',
   ),
   # Rows of any of these forms, or with a field `tests`.
-  ('code', [TRAIN, HELD_OUT], 'rows of your own with a field tests'),
+  ('code', [TRAIN, HELD_OUT], '', 'rows of your own with a field tests'),
 ):
   registry.dataset(_name)(
     Source(
@@ -340,6 +322,7 @@ for _name, _splits, _origin in (
         split: f'code/{_name}_{"train" if split == TRAIN else "test"}'
         for split in _splits
       },
+      hub=_hub,
       origin=_origin,
       **_PROGRAMS,
     )

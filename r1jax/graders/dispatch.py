@@ -14,10 +14,13 @@ import json
 import re
 
 from r1jax import registry
+from r1jax.data.text.response_formats import Parsed
 from r1jax.data.text.tokenizer import UNKNOWN
 from r1jax.graders import (
   answer_text,
   code_grader,
+  grid_grader,  # noqa: F401 (registers its grader)
+  ifeval_grader,
   math_grader,
   plugin_grader,
   text_graders,  # noqa: F401 (registers its graders)
@@ -64,6 +67,19 @@ def final_answer(answer: str | None, source: str) -> str:
   text = (answer or '').strip()
   extract = registry.grader.origin(source).options.get('final_answer')
   return extract(text) if extract and text else text
+
+
+def graded_text(parsed: Parsed, source: str) -> str | None:
+  """Returns the part of a completion that goes to its grader; None for none.
+
+  That is its answer, but the whole response behind the reasoning for graders
+  that look for something else in it, such as a program, in formats that find a
+  short answer in the response.
+  """
+  origin = registry.grader.origin(source)
+  if origin.options.get('whole_response'):
+    return parsed.response
+  return parsed.answer
 
 
 def compares_answers(source: str, gold: str) -> bool:
@@ -119,7 +135,7 @@ def _mathematics(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
   return list(map(_full_grade, math_grader.grade(pairs)))
 
 
-@registry.grader('code', batch=True, gold_is_answer=False)
+@registry.grader('code', batch=True, gold_is_answer=False, whole_response=True)
 def _program(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
   return code_grader.grade(pairs, partial)
 
@@ -132,6 +148,7 @@ def shutdown():
   """Stops the worker processes and the sandbox; `grade` starts them again."""
   math_grader.shutdown()
   code_grader.shutdown()
+  ifeval_grader.shutdown()
   plugin_pool.shutdown()
 
 

@@ -18,6 +18,7 @@ import unicodedata
 
 from r1jax import registry
 from r1jax.data.text import final_answer
+from r1jax.graders import instructions
 from r1jax.graders.verdict import Grade, Verdict
 
 Pair = tuple[str | None, str]
@@ -30,6 +31,8 @@ def gold_problem(grader: str, gold: str) -> str:
   """Returns why a grader cannot read a gold answer; '' if it can."""
   if grader == 'choice' and not choices(gold):
     return 'needs a letter from A to J, such as C or (C)'
+  if grader == 'ifeval':
+    return instructions.gold_problem(gold)
   if grader == 'yes_no' and _yes_no(gold) is None:
     return 'needs yes or no, or true or false'
   if grader in ('text', 'word_list') and not all(map(words, _golds(gold))):
@@ -37,7 +40,7 @@ def gold_problem(grader: str, gold: str) -> str:
   return ''
 
 
-def _graded(grade: Callable[[str, str], Verdict]):
+def batch_grader(grade: Callable[[str, str], Verdict]):
   """Returns the batch grader of a function from an answer and a gold answer."""
 
   def grader(pairs: Sequence[Pair], partial: bool) -> list[Grade]:
@@ -214,8 +217,9 @@ def _word_list(answer: str, gold: str) -> Verdict:
 
 for _name, _grade in (
   ('text', _text),
-  ('choice', choice),
   ('yes_no', _truth),
   ('word_list', _word_list),
 ):
-  registry.grader(_name, batch=True)(_graded(_grade))
+  registry.grader(_name, batch=True)(batch_grader(_grade))
+# A letter needs no box, even where the format of other answers is one.
+registry.grader('choice', batch=True, whole_response=True)(batch_grader(choice))

@@ -138,7 +138,11 @@ class RewardManager:
     parsed = [self._parser.parse(text) for text in texts]
     verified = [b for b, p in enumerate(prompt_of) if p.source != GENERAL]
     items = [
-      (parsed[b].answer, prompt_of[b].answer, prompt_of[b].source)
+      (
+        dispatch.graded_text(parsed[b], prompt_of[b].source),
+        prompt_of[b].answer,
+        prompt_of[b].source,
+      )
       for b in verified
     ]
     grades = dict(

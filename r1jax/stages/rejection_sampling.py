@@ -266,7 +266,14 @@ class RejectionSampler(DatasetStage):
     }
     if prompt.source != GENERAL:
       verdicts = dispatch.verdicts(
-        [(response.answer, prompt.answer, prompt.source) for response in parsed]
+        [
+          (
+            dispatch.graded_text(response, prompt.source),
+            prompt.answer,
+            prompt.source,
+          )
+          for response in parsed
+        ]
       )
       found['correct'] = [float(v is Verdict.CORRECT) for v in verdicts]
     if self._score:

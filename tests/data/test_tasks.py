@@ -26,15 +26,20 @@ _CLEAN = CorpusConfig(
 )
 
 
-@pytest.mark.parametrize('task', sorted(registry.task))
+# The tasks of all sizes of zebra puzzles are the same code; see test_zebra.py.
+_TASKS = sorted(name for name in registry.task if 'zebra_' not in name)
+
+
+@pytest.mark.parametrize('task', _TASKS)
 def test_problems_are_a_function_of_seed_and_index(task):
-  one = [problem_at(task, splits.TRAIN, 3, i) for i in range(50)]
-  two = [problem_at(task, splits.TRAIN, 3, i) for i in reversed(range(50))]
+  count = 5 if task == 'zebra' else 50
+  one = [problem_at(task, splits.TRAIN, 3, i) for i in range(count)]
+  two = [problem_at(task, splits.TRAIN, 3, i) for i in reversed(range(count))]
   assert one == two[::-1]
-  assert one != [problem_at(task, splits.TRAIN, 4, i) for i in range(50)]
+  assert one != [problem_at(task, splits.TRAIN, 4, i) for i in range(count)]
 
 
-@pytest.mark.parametrize('task', sorted(registry.task))
+@pytest.mark.parametrize('task', [x for x in _TASKS if x != 'zebra'])
 def test_train_and_held_out_never_meet(task):
   rng = np.random.default_rng(0)
   train = {

@@ -63,110 +63,106 @@ def _with_model(args: Sequence[str]) -> list[str]:
 
 def register():
   """Adds `r1jax` to the models of lm_eval, also for use from Python."""
+  from lm_eval.api.model import LM
   from lm_eval.api.registry import model_registry
 
   if NAME not in model_registry:
-    model_registry.register(NAME, target=_model_class())
+    model_registry.register(NAME, target=type('R1jaxLM', (Policy, LM), {}))
 
 
-def _model_class() -> type:
-  """Returns the harness's view of a policy; it is made where lm_eval is."""
-  from lm_eval import utils
-  from lm_eval.api.model import LM
-  from lm_eval.models.utils import normalize_gen_kwargs
+class Policy:
+  """A policy of r1jax, with the methods of a model of lm-evaluation-harness."""
 
-  class R1jaxLM(LM):
-    """A policy of r1jax as a model of lm-evaluation-harness."""
+  def __init__(
+    self,
+    config: str = '',
+    workdir: str = '',
+    max_gen_toks: int = _MAX_GEN_TOKS,
+    seed: int = 0,
+    **others,
+  ):
+    """Loads the policy.
 
-    def __init__(
-      self,
-      config: str = '',
-      workdir: str = '',
-      max_gen_toks: int = _MAX_GEN_TOKS,
-      seed: int = 0,
-      **others,
-    ):
-      """Loads the policy.
+    Args:
+      config: A config by name or file, as --config of r1jax.
+      workdir: The folder of a run; '' for the weights of config.init.
+      max_gen_toks: Tokens of a completion where a task names no number.
+      seed: Seed of tasks that sample.
+      others: Keys of the config with their values; and batch_size and
+        device, which the harness gives every model and which have no effect:
+        batches follow from config.rollout, and the devices are JAX's.
+    """
+    super().__init__()
+    overrides = {
+      key: value for key, value in others.items() if key not in _HARNESS_ARGS
+    }
+    self._max_gen_toks, self._seed = int(max_gen_toks), int(seed)
+    self._text, self._template, self._tokenizer_name = _loaded(
+      config, workdir, self._max_gen_toks, overrides
+    )
 
-      Args:
-        config: A config by name or file, as --config of r1jax.
-        workdir: The folder of a run; '' for the weights of config.init.
-        max_gen_toks: Tokens of a completion where a task names no number.
-        seed: Seed of tasks that sample.
-        others: Keys of the config with their values; and batch_size and
-          device, which the harness gives every model and which have no effect:
-          batches follow from config.rollout, and the devices are JAX's.
-      """
-      super().__init__()
-      overrides = {
-        key: value for key, value in others.items() if key not in _HARNESS_ARGS
-      }
-      self._max_gen_toks, self._seed = int(max_gen_toks), int(seed)
-      self._text, self._template, self._tokenizer_name = _loaded(
-        config, workdir, self._max_gen_toks, overrides
-      )
+  def loglikelihood(self, requests, disable_tqdm=False):
+    """Scores (context, continuation) pairs."""
+    del disable_tqdm
+    pairs = [self._text.pair(*request.args) for request in requests]
+    return list(map(tuple, self._text.score(pairs)))
 
-    def loglikelihood(self, requests, disable_tqdm=False):
-      """Scores (context, continuation) pairs."""
-      del disable_tqdm
-      pairs = [self._text.pair(*request.args) for request in requests]
-      return list(map(tuple, self._text.score(pairs)))
+  def loglikelihood_rolling(self, requests, disable_tqdm=False):
+    """Scores whole texts, in windows of the model's context."""
+    del disable_tqdm
+    return [self._rolling(*request.args) for request in requests]
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
-      """Scores whole texts, in windows of the model's context."""
-      del disable_tqdm
-      return [self._rolling(*request.args) for request in requests]
+  def _rolling(self, text: str) -> float:
+    from lm_eval import utils
 
-    def _rolling(self, text: str) -> float:
-      from r1jax.evaluate.text_model import TokenPair
+    from r1jax.evaluate.text_model import TokenPair
 
-      windows = utils.get_rolling_token_windows(
-        self._text.tokenizer.encode(text),
-        self._text.prefix_id,
-        self._text.max_length - 1,
-        1,
-      )
-      pairs = [
-        TokenPair(*utils.make_disjoint_window(window)) for window in windows
-      ]
-      return sum(score.logp for score in self._text.score(pairs))
+    windows = utils.get_rolling_token_windows(
+      self._text.tokenizer.encode(text),
+      self._text.prefix_id,
+      self._text.max_length - 1,
+      1,
+    )
+    pairs = [
+      TokenPair(*utils.make_disjoint_window(window)) for window in windows
+    ]
+    return sum(score.logp for score in self._text.score(pairs))
 
-    def generate_until(self, requests, disable_tqdm=False):
-      """Completes contexts up to stop strings."""
-      import jax
+  def generate_until(self, requests, disable_tqdm=False):
+    """Completes contexts up to stop strings."""
+    import jax
+    from lm_eval.models.utils import normalize_gen_kwargs
 
-      from r1jax.evaluate.text_model import Prompted
+    from r1jax.evaluate.text_model import Prompted
 
-      del disable_tqdm
-      return self._text.complete(
-        [
-          Prompted(
-            context,
-            _sampling(
-              normalize_gen_kwargs(kwargs, self._max_gen_toks),
-              self._text.tokenizer.stop_ids,
-            ),
-          )
-          for context, kwargs in (request.args for request in requests)
-        ],
-        jax.random.key(self._seed),
-      )
+    del disable_tqdm
+    return self._text.complete(
+      [
+        Prompted(
+          context,
+          _sampling(
+            normalize_gen_kwargs(kwargs, self._max_gen_toks),
+            self._text.tokenizer.stop_ids,
+          ),
+        )
+        for context, kwargs in (request.args for request in requests)
+      ],
+      jax.random.key(self._seed),
+    )
 
-    def apply_chat_template(self, chat_history, add_generation_prompt=True):
-      """Renders messages by the template of the config."""
-      return _rendered(self._template, chat_history, add_generation_prompt)
+  def apply_chat_template(self, chat_history, add_generation_prompt=True):
+    """Renders messages by the template of the config."""
+    return _rendered(self._template, chat_history, add_generation_prompt)
 
-    @property
-    def tokenizer_name(self) -> str:
-      """The tokenizer's source, a part of the names of the harness's caches."""
-      return self._tokenizer_name
+  @property
+  def tokenizer_name(self) -> str:
+    """The tokenizer's source, a part of the names of the harness's caches."""
+    return self._tokenizer_name
 
-    def chat_template(self, chat_template=False):
-      """Returns the name of the template, which the harness keeps."""
-      del chat_template
-      return type(self._template).__name__
-
-  return R1jaxLM
+  def chat_template(self, chat_template=False):
+    """Returns the name of the template, which the harness keeps."""
+    del chat_template
+    return type(self._template).__name__
 
 
 def _loaded(

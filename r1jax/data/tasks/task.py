@@ -1,14 +1,15 @@
 """Synthetic verifiable tasks: endless, seeded, split by content.
 
 A problem is a pure function of (task, split, seed, index). Training and
-held-out problems never overlap, whatever the seed, since a hash of the question
-assigns it to one split. Tasks are registered by name:
+held-out problems never overlap, whatever the seed, since a hash of the question,
+or of the solution, assigns it to one split. Tasks are registered by name:
 
   registry.task('largest')(Task(sample_problem, grader='arithmetic'))
 """
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,10 @@ class Task:
     grader: Name of the grader of its answers; '' for the task's own name.
     general: Whether the task is general data, in DeepSeek's sense: no rule
       verifies its answers.
+    sample_solution: Samples the solution of a problem, for tasks whose problems
+      are dear to make: its text then decides the split, and only problems of
+      the wanted split are made. None if the question decides.
+    pose: Makes the problem of a solution; goes with sample_solution.
   """
 
   sample_problem: Callable[[np.random.Generator], Problem]
@@ -74,6 +79,8 @@ class Task:
   gold_answer: Callable[[Problem], str] = _gold_answer
   grader: str = ''
   general: bool = False
+  sample_solution: Callable[[np.random.Generator], Any] | None = None
+  pose: Callable[[np.random.Generator, Any], Problem] | None = None
 
   def sample_wrong_answer(
     self, rng: np.random.Generator, problem: Problem
@@ -102,8 +109,13 @@ def problem_at(task: str, split: str, seed: int, index: int) -> Problem:
 
 def sample_problem(rng: np.random.Generator, task: str, split: str) -> Problem:
   """Samples a problem of one split of a registered task."""
-  sample = registry.task.get(task).sample_problem
-  problem = sample(rng)
+  definition = registry.task.get(task)
+  if definition.sample_solution:
+    solution = definition.sample_solution(rng)
+    while split_of(str(solution)) != split:
+      solution = definition.sample_solution(rng)
+    return definition.pose(rng, solution)
+  problem = definition.sample_problem(rng)
   while split_of(problem.question) != split:
-    problem = sample(rng)
+    problem = definition.sample_problem(rng)
   return problem
