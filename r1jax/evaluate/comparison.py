@@ -34,8 +34,8 @@ class Flip:
 class Comparison:
   """Two policies on one suite.
 
-  A policy solves a problem if its most frequent answer is right; with one
-  completion of each problem, if that one is.
+  A policy solves a problem if its most frequent answer is right; where there are
+  no votes, if at least half of its completions are.
 
   Attributes:
     suite: The suite.
@@ -97,8 +97,10 @@ def compare(one: SuiteResult, other: SuiteResult) -> Comparison:
 
 
 def _solved(found: SuiteResult) -> np.ndarray:
-  key = 'consensus' if found.num_samples > 1 else 'correct'
-  return np.array([bool(problem[key]) for problem in found.problems])
+  if found.consensus:
+    return np.array([problem['consensus'] for problem in found.problems])
+  correct_P = np.array([problem['correct'] for problem in found.problems])
+  return correct_P >= found.num_samples / 2
 
 
 def _difference(suite: str, ids: Sequence[str], others: Sequence[str]) -> str:

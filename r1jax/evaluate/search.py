@@ -308,10 +308,10 @@ class TreeSearch:
       texts = self._problems.tokenizer.decode_batch(
         [self._splitter.without_stop_token(tokens) for tokens in completions]
       )
-      n = len(texts)
+      n, parse = len(texts), self._problems.parser.parse
       votes.append(
         vote.votes_of(
-          [self._problems.parser.parse(text).answer for text in texts],
+          [dispatch.graded_text(parse(text), prompt.source) for text in texts],
           [prompt.source] * n,
           [prompt.answer] * n,
           [None] * n,
@@ -341,7 +341,11 @@ class TreeSearch:
     )
     verdicts = dispatch.verdicts(
       [
-        (problems.parser.parse(text).answer, prompt.answer, prompt.source)
+        (
+          dispatch.graded_text(problems.parser.parse(text), prompt.source),
+          prompt.answer,
+          prompt.source,
+        )
         for (p, _), text in zip(completions, texts)
         for prompt in [problems.prompts[p]]
       ]

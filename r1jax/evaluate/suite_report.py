@@ -6,6 +6,7 @@ made again, and checked, without the model.
 
 from collections.abc import Sequence
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from r1jax.data.text.response_formats import ResponseParser
 from r1jax.evaluate.evaluator import divisors, pass_at_k_metrics
 from r1jax.evaluate.intervals import Interval, bootstrap
 from r1jax.evaluate.vote import majority_correct
+from r1jax.graders import ifeval_grader, instructions
 from r1jax.graders.verdict import Verdict
+
+IFEVAL = 'ifeval'
+_WITHOUT_VOTES = {'code', IFEVAL}  # Graders of programs and of whole texts.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +35,16 @@ class SuiteResult:
     pass_at_1: Mean over problems of the share of right completions.
     pass_at_k: Unbiased pass@k by k, for every divisor of the samples.
     consensus: cons@k: share of the problems whose most frequent answer is
-      right, by what the grader calls equal; None if k = 1.
+      right, by what the grader calls equal; None if k = 1, and where answers
+      are programs or texts, which have no votes.
     format: Share of completions in the response format.
     truncated: Share cut off at the limit of tokens.
     unparsable: Share in which the grader found no answer.
     unscorable: Share on which the grader failed; they count as wrong.
     mean_tokens: Mean tokens of a completion.
     problems: One {'id', 'correct', 'consensus'} a problem: right completions,
-      and whether the most frequent answer is right.
+      and whether the most frequent answer is right, or None.
+    more: Further numbers of the suite; for IFEval its four accuracies.
   """
 
   suite: str
@@ -54,6 +61,7 @@ class SuiteResult:
   unscorable: float
   mean_tokens: float
   problems: list[dict[str, Any]]
+  more: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict:
     """Returns it as JSON, with intervals as {'mean', 'low', 'high'}."""
@@ -103,9 +111,15 @@ def result(
   correct_PG = np.array(
     [[r['verdict'] == Verdict.CORRECT for r in group] for group in groups]
   )
-  voted = majority_correct(groups, parser)
+  votes = k > 1 and not {r['source'] for r in records} & _WITHOUT_VOTES
+  voted: list = (
+    majority_correct(groups, parser) if votes else [None] * len(groups)
+  )
   metrics = pass_at_k_metrics(correct_PG, divisors(k))
   mean = lambda values: float(np.mean(list(values)))
+  responses = [
+    (r['answer'], r['gold']) for r in records if r['source'] == IFEVAL
+  ]
   return SuiteResult(
     suite=suite,
     num_problems=len(groups),
@@ -114,17 +128,49 @@ def result(
     num_samples=k,
     pass_at_1=bootstrap(correct_PG.mean(1)),
     pass_at_k={n: metrics[f'eval/pass@{n}'] for n in divisors(k)},
-    consensus=bootstrap(voted) if k > 1 else None,
+    consensus=bootstrap(voted) if votes else None,
     format=mean(r['format'] for r in records),
     truncated=mean(r['truncated'] for r in records),
     unparsable=mean(r['verdict'] == Verdict.UNPARSABLE for r in records),
     unscorable=mean(r['accuracy'] is None for r in records),
     mean_tokens=mean(r['tokens'] for r in records),
     problems=[
-      {'id': g[0]['id'], 'correct': int(n), 'consensus': bool(vote)}
+      {
+        'id': g[0]['id'],
+        'correct': int(n),
+        'consensus': bool(vote) if votes else None,
+      }
       for g, n, vote in zip(groups, correct_PG.sum(1), voted)
     ],
+    more=_instruction_accuracies(responses) if responses else {},
   )
+
+
+def _instruction_accuracies(
+  responses: Sequence[tuple[str | None, str]],
+) -> dict[str, float]:
+  """Returns IFEval's four accuracies; a response that was not read follows none.
+
+  Args:
+    responses: Each with its gold answer.
+  """
+  checked = []
+  for (_, gold), outcome in zip(responses, ifeval_grader.check(responses)):
+    if isinstance(outcome, Verdict):
+      count = len(json.loads(gold)['instruction_id_list'])
+      outcome = instructions.Followed((False,) * count, (False,) * count)
+    checked.append(outcome)
+  return instructions.accuracies(checked)
+
+
+def notes(results: Sequence[SuiteResult]) -> list[str]:
+  """Returns a line for each suite that has further numbers."""
+  return [
+    f'{r.suite}: '
+    + ', '.join(f'{name} {value:.3f}' for name, value in r.more.items())
+    for r in results
+    if r.more
+  ]
 
 
 _COLUMNS = (

@@ -291,7 +291,8 @@ class _Keeper:
     ]
     records = sample_records(prompts, scored, lengths, stops)
     for (s, p, g), prompt, record in zip(names, prompts, records, strict=True):
-      answer = reader.parser.parse(record['completion']).answer
+      parsed = reader.parser.parse(record['completion'])
+      answer = dispatch.graded_text(parsed, prompt.source)
       yield (
         s,
         record

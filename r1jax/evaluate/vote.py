@@ -55,7 +55,7 @@ class Poll:
     self._groups = groups
     self._votes = [
       votes_of(
-        [parser.parse(record['completion']).answer for record in records],
+        [_graded_text(record, parser) for record in records],
         [record.get('source', 'math') for record in records],
         [record.get('gold', '') for record in records],
         [record['verdict'] for record in records],
@@ -89,6 +89,14 @@ class Poll:
       is not None
     )
     return bool(verdicts) and verdicts.most_common(1)[0][0] == Verdict.CORRECT
+
+
+def _graded_text(record: dict, parser: ResponseParser) -> str | None:
+  source = record.get('source', 'math')
+  parsed = parser.parse(record['completion'])
+  if source == GENERAL:
+    return parsed.answer
+  return dispatch.graded_text(parsed, source)
 
 
 def majority_correct(

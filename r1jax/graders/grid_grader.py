@@ -64,6 +64,12 @@ def _zebra(answer: str, gold: str) -> Verdict:
   return Verdict.CORRECT if right else Verdict.WRONG
 
 
-registry.grader('zebra', batch=True, whole_response=True)(
+def _final(answer: str) -> str:
+  """Returns the grid of an answer in one form, for votes; '' without one."""
+  found = grid(answer)
+  return json.dumps(found, sort_keys=True) if found else ''
+
+
+registry.grader('zebra', batch=True, whole_response=True, final_answer=_final)(
   text_graders.batch_grader(_zebra)
 )

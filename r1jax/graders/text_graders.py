@@ -154,6 +154,14 @@ _DENIED = re.compile(
 )
 
 
+def choice_vote(answer: str) -> str:
+  """Returns what an answer of multiple choice votes for: its letters.
+
+  An answer that names no letter votes for what it states, as words.
+  """
+  return ', '.join(choices(answer)) or words(_statements(answer)[0])
+
+
 def choice(answer: str, gold: str) -> Verdict:
   """Compares the letters that two answers choose, or the text of an option."""
   wanted, chosen = choices(gold), choices(answer)
@@ -222,4 +230,6 @@ for _name, _grade in (
 ):
   registry.grader(_name, batch=True)(batch_grader(_grade))
 # A letter needs no box, even where the format of other answers is one.
-registry.grader('choice', batch=True, whole_response=True)(batch_grader(choice))
+registry.grader(
+  'choice', batch=True, whole_response=True, final_answer=choice_vote
+)(batch_grader(choice))

@@ -210,7 +210,8 @@ def _report(
     'speed': dataclasses.asdict(speed),
   }
   files.write_text(path, json.dumps(whole, indent=1) + '\n')
-  rows = suite_report.table(list(results.values()))
+  whole_results = list(results.values())
+  rows = suite_report.table(whole_results)
   files.write_text(folder / TABLE, suite_report.markdown(rows))
   stored_by_suite = {
     name: _records(folder, name, each.num_samples, each.num_problems)
@@ -219,7 +220,9 @@ def _report(
   files.write_text(
     folder / PAGE, suite_page.page(record, rows, stored_by_suite)
   )
-  print(suite_report.aligned(rows))
+  print(
+    '\n'.join([suite_report.aligned(rows), *suite_report.notes(whole_results)])
+  )
   if speed.completions:
     print(
       f'eval: {speed.completions} completions of {speed.tokens} tokens in '

@@ -319,9 +319,14 @@ class LabelSteps(DatasetStage):
         for prefix, completion in zip(prefixes, completions)
       ]
     )
+    parse = self._parts.parser.parse
     verdicts = dispatch.verdicts(
       [
-        (self._parts.parser.parse(text).answer, prompt.answer, prompt.source)
+        (
+          dispatch.graded_text(parse(text), prompt.source),
+          prompt.answer,
+          prompt.source,
+        )
         for text, prompt in zip(texts, prompts)
       ]
     )

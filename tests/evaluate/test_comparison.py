@@ -1,14 +1,17 @@
 """Paired comparison of two evaluations."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from r1jax import registry
 from r1jax.data.text.response_formats import ResponseParser
 from r1jax.errors import UserError
 from r1jax.evaluate import comparison, suite_report
 from r1jax.evaluate.intervals import mcnemar_p
+from r1jax.graders import dispatch
 from tests.evaluate.test_stored import record
 
 
@@ -67,3 +70,56 @@ def test_other_problems_are_refused():
   one, other = _result([1, 1]), _result([1, 1, 1])
   with pytest.raises(UserError, match='has 2 problems and the second 3.*p2'):
     comparison.compare(one, other)
+
+
+@pytest.mark.parametrize(
+  'source,gold,texts,want',
+  [
+    # Two completions name C in different words, and one names B.
+    ('choice', 'C', ('It is (C).', 'B', 'C. Paris, as said'), True),
+    ('choice', 'C', ('It is (B).', 'B', 'C. Paris, as said'), False),
+    (
+      'zebra',
+      '{"House 1": {"name": "Ann"}}',
+      (
+        '{"House 1": {"name": "Bob"}}',
+        'So: {"house 1": {"Name": "ann"}}',
+        '{"solution": {"House 1": {"name": "Ann"}}}',
+      ),
+      True,
+    ),
+  ],
+)
+def test_votes_are_for_what_an_answer_says_not_for_its_words(
+  source, gold, texts, want
+):
+  parser = ResponseParser(registry.response_format.get('think'))
+  records = [
+    record(0, g, completion=f'<think></think>{text}', source=source, gold=gold)
+    | {'verdict': str(dispatch.verdicts([(text, gold, source)])[0])}
+    for g, text in enumerate(texts)
+  ]
+  found = suite_report.result('s', records, parser, 3)
+  assert found.problems[0]['consensus'] is want
+
+
+def test_instructions_have_four_accuracies_and_no_votes():
+  gold = json.dumps(
+    {
+      'instruction_id_list': [
+        'punctuation:no_comma',
+        'detectable_format:title',
+      ],
+      'kwargs': [{}, {}],
+    }
+  )
+  records = [
+    record(0, g, completion=text, answer=text, source='ifeval', gold=gold)
+    for g, text in enumerate(['<<A title>> so', 'one, two', '', 'Capital'])
+  ]
+  with dispatch.shutdown_on_exit():
+    found = suite_report.result('ifeval', records, ResponseParser(), 4)
+  assert found.consensus is None
+  assert found.more['prompt_strict'] == 1 / 4
+  assert found.more['instruction_strict'] == (2 + 0 + 0 + 1) / 8
+  assert 'prompt_strict 0.250' in suite_report.notes([found])[0]

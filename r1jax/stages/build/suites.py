@@ -45,7 +45,12 @@ def problems(
   rows = prompts.suite_rows(suite.dataset, quarantine)
   dropped = quarantine.dropped
   available = len(rows) + len(dropped)
-  quarantine.finish(suite.dataset, available)
+  if len(dropped) > _MAX_BAD_SHARE * available:
+    where, why = dropped[0]
+    raise UserError(
+      f'--suite: {len(dropped)} of {available} rows of {suite.name} cannot be '
+      f'read or graded, too many to leave out; the first: {where} {why}'
+    )
   excluded = tuple(f'{where} {why}' for where, why in dropped)
   if num_problems > len(rows):
     raise UserError(
