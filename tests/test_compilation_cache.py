@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from r1jax import compilation_cache, files
-from r1jax.config import base, keys
+from r1jax.config import base
 from r1jax.errors import UserError
 from r1jax.runs import workdir
 from tests.conftest import run_config
@@ -129,13 +129,12 @@ def test_longest_unused_programs_go_first(tmp_path):
 def test_where_programs_are_kept_is_not_part_of_a_run(tmp_path):
   config = base.get_config()
   config.compilation_cache_dir = ''
-  record = keys.record(run_config(config))
-  workdir.Workdir(str(tmp_path), record)
+  workdir.Workdir(str(tmp_path), run_config(config))
   assert 'compilation_cache_dir' not in json.loads(
     (tmp_path / 'config.json').read_text()
   )
   config.compilation_cache_dir = str(Path('elsewhere'))
-  workdir.check(tmp_path, keys.record(run_config(config)))
+  workdir.check(tmp_path, run_config(config))
   config.seed = 1
   with pytest.raises(UserError, match='seed is 0 there and 1 here'):
-    workdir.check(tmp_path, keys.record(run_config(config)))
+    workdir.check(tmp_path, run_config(config))

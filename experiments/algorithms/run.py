@@ -13,7 +13,7 @@ from pathlib import Path
 import shutil
 
 from r1jax.configs import pipeline_algorithms_tiny
-from r1jax.runs import pipeline
+from r1jax.runs import pipeline, validate
 from r1jax.sweeps import curves, grid, plan, report, script
 from r1jax.sweeps.results import Result
 
@@ -74,7 +74,7 @@ def stage_rows(run: Result, secs: dict[str, float]) -> list[dict]:
   """Returns the row of each policy; `secs` are the times of the stages."""
   rows = []
   for stage in CONFIG.stages:
-    found = pipeline.measured(run.folder / stage / pipeline.MEASURED)
+    found = pipeline.measured(run.folder / stage / validate.MEASURED)
     if found:
       is_dpo = CONFIG[stage].stages[-1] == 'dpo'
       time = secs[stage] + secs['pairs'] * is_dpo

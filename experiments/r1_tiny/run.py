@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from r1jax.configs import pipeline_r1_tiny
-from r1jax.runs import pipeline
+from r1jax.runs import pipeline, validate
 from r1jax.sweeps import curves, report, script
 from r1jax.sweeps.results import Result
 
@@ -35,7 +35,7 @@ DRAWN = 'eval/pass@1', 'eval/language', 'eval/completions/mean_length'
 def evaluations(run: Result) -> dict[str, dict[str, float]]:
   """Returns the evaluation of each stage that leaves a policy, in order."""
   found = {
-    stage: pipeline.measured(run.folder / stage / pipeline.MEASURED)
+    stage: pipeline.measured(run.folder / stage / validate.MEASURED)
     for stage in CONFIG.stages
   }
   return {stage: values for stage, values in found.items() if values}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from r1jax.cli import config_file
-from r1jax.config import effects, keys
+from r1jax.config import effects
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
-from r1jax.runs import inputs, pipeline, pipeline_config, run, workdir
+from r1jax.runs import changes, inputs, pipeline, pipeline_config, run, workdir
 from r1jax.runs.pipeline_config import PipelineConfig
 from r1jax.sweeps.grid import Point
 from r1jax.sweeps.plan import Sweep, folder
@@ -165,12 +165,31 @@ def _check(each: PointConfig, sweep: Sweep, out: Path):
     typed = with_seed(each.typed, seed - sweep.seeds[0])
     remedy = f'remove {place} to make it again, or use another --out'
     if isinstance(typed, RunConfig):
-      workdir.check(place, keys.record(typed), remedy)
+      workdir.check(place, typed, remedy)
       if seed == sweep.seeds[0]:
         run.check(typed)
       inputs.check(place, typed)
     elif seed == sweep.seeds[0] or place.exists():
       pipeline.check(typed, place, typed.stages)
+
+
+def reopened(
+  configs: Sequence[PointConfig], sweep: Sweep, out: Path
+) -> set[Path]:
+  """Returns the folders of runs that have more steps to make than before."""
+  found = set()
+  for each in configs:
+    for seed in sweep.seeds:
+      place = folder(out, each.point, seed)
+      typed = with_seed(each.typed, seed - sweep.seeds[0])
+      runs = (
+        {place: typed}
+        if isinstance(typed, RunConfig)
+        else {place / name: run for name, run in typed.runs.items()}
+      )
+      if any(changes.reopens(*each) for each in runs.items()):
+        found.add(place)
+  return found
 
 
 def with_seed(typed: Typed, more: int) -> Typed:

@@ -13,6 +13,7 @@ page docs/config.md.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
+import enum
 import math
 import types
 import typing
@@ -21,6 +22,24 @@ from typing import Any
 from r1jax.config.conditions import Condition
 
 _SPEC = 'r1jax key'
+
+
+class Change(enum.Enum):
+  """The new values that a key may take in the folder of a run that goes on.
+
+  The values are what docs/config.md says of a key; runs/changes.py applies them.
+  """
+
+  NEVER = ''
+  FREE = 'It may change when a run goes on.'
+  STEPS = (
+    'It may grow when a run goes on, or shrink to what was done, if no schedule '
+    'ends with the last step.'
+  )
+  EPOCHS = (
+    'It may grow when a run goes on before its last step, if no schedule ends '
+    'with that.'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +66,7 @@ class Spec:
     recorded: Whether the key belongs to the record of a run, which a later one
       in the same folder must agree with. A key that no result depends on does
       not.
+    change: The new values that it may have in the folder of a run that goes on.
   """
 
   meaning: str = ''
@@ -64,6 +84,7 @@ class Spec:
   only_if: tuple[Condition, ...] = ()
   read_beyond_section: bool = False
   recorded: bool = True
+  change: Change = Change.NEVER
 
   def range_text(self) -> str:
     """The allowed values in words, such as 'at least 1'; '' for any."""

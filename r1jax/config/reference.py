@@ -56,9 +56,10 @@ def _entry(key: str, hint, spec: Spec, value) -> str:
 
 
 def _meaning(spec: Spec) -> str:
-  """Returns what a key means, and what it needs to have an effect."""
+  """Returns what a key means, what it needs, and whether it may change."""
   needs = '; '.join(dict.fromkeys(each.needs for each in spec.only_if))
-  return spec.meaning + (f' It needs {needs}.' if needs else '')
+  facts = (spec.meaning, needs and f'It needs {needs}.', spec.change.value)
+  return ' '.join(filter(None, facts))
 
 
 def page() -> str:

@@ -18,6 +18,7 @@ from r1jax import buckets, files
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.runs import inputs
+from r1jax.stages import run_record
 
 FILE = 'lineage.json'
 
@@ -211,6 +212,8 @@ def _append_lines(
     return
   seen.add(place)
   lines.append(line)
+  for entry in run_record.changes(workdir):
+    lines.append(f'{indent}  ~ {run_record.described(entry)}')
   for key, found in record['inputs'].items():
     if found['run'] is None:
       lines.append(f'{indent}  {key} ← {found["path"]} ({found["sha256"][:8]})')

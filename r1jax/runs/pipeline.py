@@ -15,14 +15,13 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, unknown
 from r1jax.evaluate.evaluator import Evaluator
 from r1jax.rollout.engine import Engine
-from r1jax.runs import run, stage_list, validate
+from r1jax.runs import changes, run, stage_list, validate
 from r1jax.runs.pipeline_config import PipelineConfig, resolved
 from r1jax.runs.workdir import fetch
 from r1jax.stages.build import parts as build
 from r1jax.stages.build import sampler
 from r1jax.stages.stage import Kind
 
-MEASURED = 'evaluation.json'
 _log = logging.getLogger(__name__)
 
 
@@ -146,8 +145,9 @@ def _write_table(pipeline: PipelineConfig, place: Path):
 
 def _forget_old_evaluation(config: RunConfig, folder: Path):
   """Removes the evaluation of a policy that is yet to be made again."""
-  if not stage_list.output(config, folder).exists():
-    (folder / MEASURED).unlink(missing_ok=True)
+  finished = stage_list.output(config, folder).exists()
+  if not finished or changes.reopens(folder, config):
+    (folder / validate.MEASURED).unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str):
@@ -193,7 +193,7 @@ class _EvaluationSuite:
     missing = processes.from_first(lambda: self._missing(workdir))
     if not missing:
       return
-    results = measured(workdir / MEASURED)
+    results = measured(workdir / validate.MEASURED)
     parts, _ = self._sampler(config)
     params = run.trained_params(config, parts, str(workdir))
     for task in missing:
@@ -205,10 +205,10 @@ class _EvaluationSuite:
         for key, value in report.metrics.items()
       }
     text = json.dumps(results, indent=1) + '\n'
-    processes.from_first(lambda: _write(workdir / MEASURED, text))
+    processes.from_first(lambda: _write(workdir / validate.MEASURED, text))
 
   def _missing(self, workdir: Path) -> list[str]:
-    results = measured(workdir / MEASURED)
+    results = measured(workdir / validate.MEASURED)
     return [
       task
       for task in self.tasks
@@ -317,7 +317,7 @@ def table(pipeline: PipelineConfig, place: Path) -> str:
   """Returns the evaluation of every policy as a Markdown table."""
   rows = []
   for name in pipeline.stages:
-    results = measured(place / name / MEASURED)
+    results = measured(place / name / validate.MEASURED)
     if any(
       _is_of(task, column)
       for task in pipeline.evaluations

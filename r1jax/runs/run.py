@@ -20,7 +20,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
-from r1jax.runs import agreement, inputs, lineage
+from r1jax.runs import agreement, changes, inputs, lineage
 from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
 from r1jax.stages import ending, initial, memory
@@ -73,16 +73,16 @@ def train(
     stages = [stage(config, parts) for stage in classes]
     _profile(stages[-1], profile_steps)
     params = None if stages[0].starts_fresh else base_params(config, parts)
-  recorded = record(claimed or config)
+  recorded = claimed or config
   with contextlib.closing(Workdir(workdir, recorded)) as place:
-    processes.from_first(lambda: _claim(place, config))
+    processes.from_first(lambda: _claim(place, config, recorded))
     output = place.stage(stages[-1].name) / stages[-1].output
     if processes.from_first(output.exists):
       processes.from_first(lambda: _say_finished(place, config, output))
       _push(place.path)
       return output
     processes.from_first(lambda: _claim_inputs(place, config))
-    metadata = {'config': flatten(recorded)}
+    metadata = {'config': flatten(record(recorded))}
     output = _run_stages(config, parts, stages, place, params, metadata)
     processes.from_first(lambda: lineage.write(place.path, config, output))
     _push(place.path)
@@ -101,8 +101,11 @@ def _profile(stage: Stage, steps: Steps | None):
   stage.profile_steps = steps
 
 
-def _claim(place: Workdir, config: RunConfig):
+def _claim(place: Workdir, config: RunConfig, recorded: RunConfig):
   place.claim_plugins({name: registry.digest(name) for name in config.plugins})
+  if changes.reopens(place.path, recorded):
+    (place.path / lineage.FILE).unlink(missing_ok=True)
+  changes.apply(place.path, recorded)
 
 
 def _claim_inputs(place: Workdir, config: RunConfig):
@@ -323,7 +326,7 @@ def _newest_policy(config: RunConfig, place: Path) -> tuple[str, bool]:
     raise UserError(f'workdir: {buckets.shown(place)} holds no run of r1jax')
   compare(
     place,
-    record(config),
+    config,
     (
       'model.',
       'tokenizer.',

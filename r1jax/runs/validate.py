@@ -6,16 +6,25 @@ import dataclasses
 from pathlib import Path
 
 from r1jax import files, registry
-from r1jax.config import keys
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError, named, unknown
-from r1jax.runs import compatibility, inputs, lineage, run, stage_list, workdir
+from r1jax.runs import (
+  changes,
+  compatibility,
+  inputs,
+  lineage,
+  run,
+  stage_list,
+  workdir,
+)
 from r1jax.runs.pipeline_config import (
   MARK,
   PipelineConfig,
   references,
   resolved,
 )
+
+MEASURED = 'evaluation.json'
 
 
 def check(pipeline: PipelineConfig, place: Path, names: Sequence[str]):
@@ -43,12 +52,14 @@ def check(pipeline: PipelineConfig, place: Path, names: Sequence[str]):
     for key, parent in parents[name].items():
       compatibility.check_fit(name, runs[name], key, parent, runs[parent])
   _check_folders(pipeline, place)
+  _check_grown(pipeline, place, parents)
   _check_outputs(pipeline, place, _with_ancestors(names, parents))
   check_sources(pipeline, place)
   done = {
     name
     for name in stages
     if stage_list.output(runs[name], place / name).exists()
+    and not changes.reopens(place / name, runs[name])
   }
   for name in names:
     missing = [
@@ -77,13 +88,44 @@ def _check_folders(pipeline: PipelineConfig, place: Path):
     raise UserError(f'pipeline: {place} is a file; use another --workdir')
   for name, config in pipeline.runs.items():
     workdir.check(
-      place / name,
-      keys.record(config),
-      f'{_remake(place / name)}, or use another --workdir',
+      place / name, config, f'{_remake(place / name)}, or use another --workdir'
     )
+    _check_evaluated(place / name, config)
     inner = stage_list.output(config, place / name).parent
     if inner.exists() and not inner.is_dir():
       raise UserError(f'pipeline: {inner} is a file; {_remake(place / name)}')
+
+
+def _check_evaluated(folder: Path, config: RunConfig):
+  """Refuses another evaluation than the one whose results are in a folder."""
+  measured = folder / MEASURED
+  if not measured.exists() or not (folder / 'config.json').exists():
+    return
+  for key, values in changes.found(folder, config, '').items():
+    if key.startswith('eval.'):
+      raise UserError(
+        f'pipeline: {changes.clause(key, *values)} for {measured}; remove that '
+        'file to evaluate again'
+      )
+
+
+def _check_grown(
+  pipeline: PipelineConfig, place: Path, parents: dict[str, dict[str, str]]
+):
+  """Refuses more steps of a stage whose output another one has begun with."""
+  for name, config in pipeline.runs.items():
+    if not changes.reopens(place / name, config):
+      continue
+    for child, references_of in parents.items():
+      if (
+        name in references_of.values()
+        and (place / child / inputs.FILE).exists()
+      ):
+        raise UserError(
+          f'pipeline: {name} has another number of steps than it had when '
+          f'{child} began with what it left; put that back, or '
+          f'{_remake(place / child)}'
+        )
 
 
 def _with_ancestors(

@@ -1,5 +1,6 @@
 """A run's directory: whose it is, and that only one process writes to it."""
 
+from collections.abc import Sequence
 import contextlib
 import fcntl
 import json
@@ -10,8 +11,10 @@ from typing import IO
 import uuid
 
 from r1jax import buckets, files, processes
-from r1jax.config.keys import flatten
+from r1jax.config.keys import record
+from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
+from r1jax.runs import changes
 
 # Files that a kill may leave before there is a config.json, and those that a
 # sweep writes before the run begins.
@@ -25,58 +28,40 @@ _VISIBLE_SECS = 15.0  # Network file systems show a new file after a while.
 
 def compare(
   path: Path,
-  config: dict,
-  sections: tuple[str, ...] = ('',),
+  config: RunConfig,
+  sections: tuple[str, ...],
   remedy: str = _ELSEWHERE,
 ):
-  """Checks that the run in `path` has this config.
-
-  A key that only one of them has is as if it were off there: versions add keys
-  that change nothing where they are False, 0 or empty.
+  """Checks that the run in `path` agrees with a config in some keys.
 
   Args:
     path: A workdir.
     config: The config that it should have been made with.
-    sections: Prefixes of the keys that matter; all of them by default.
+    sections: Prefixes of these keys.
     remedy: Advice for the error of a workdir of another config.
 
   Raises:
     UserError: naming the keys that differ, or the file if it is broken.
   """
-  record = path / 'config.json'
-  try:
-    theirs = flatten(json.loads(record.read_text()))
-  except (OSError, ValueError, AttributeError) as error:
-    raise UserError(
-      f'workdir: cannot read {record} ({error}), which says '
-      f'whose {path} is; {remedy}'
-    ) from error
-  ours = flatten(config)
-  differ = [
-    f'{key} is {_shown(theirs, key)} there and {_shown(ours, key)} here'
-    for key in sorted(theirs.keys() | ours.keys())
-    if key.startswith(sections) and not _alike(theirs, ours, key)
-  ]
-  if differ:
-    more = f'; and {len(differ) - _SHOWN} more keys' * (len(differ) > _SHOWN)
+  found = changes.found(path, config, remedy)
+  differ = {key: found[key] for key in found if key.startswith(sections)}
+  _refuse(path, [changes.clause(key, *differ[key]) for key in differ], remedy)
+
+
+def _refuse(path: Path, clauses: Sequence[str], remedy: str):
+  """Raises an error if there are clauses that say what is another config's."""
+  if clauses:
+    more = f'; and {len(clauses) - _SHOWN} more keys' * (len(clauses) > _SHOWN)
     raise UserError(
       f'workdir: {buckets.shown(path)} belongs to another config: '
-      f'{"; ".join(differ[:_SHOWN])}{more}; {remedy}'
+      f'{"; ".join(clauses[:_SHOWN])}{more}; {remedy}'
     )
 
 
-def _alike(theirs: dict, ours: dict, key: str) -> bool:
-  if key in theirs and key in ours:
-    return theirs[key] == ours[key]
-  return not (theirs.get(key) or ours.get(key))
-
-
-def _shown(config: dict, key: str) -> str:
-  return repr(config[key]) if key in config else 'absent'
-
-
-def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
+def check(path: Path, config: RunConfig, remedy: str = _ELSEWHERE):
   """Refuses a directory that a run with this config may not write to.
+
+  A run may go on there with other values of some keys; see runs/changes.py.
 
   Args:
     path: It need not exist.
@@ -91,7 +76,8 @@ def check(path: Path, config: dict, remedy: str = _ELSEWHERE):
       f'workdir: {buckets.shown(path)} is a file; use another --workdir'
     )
   if (path / 'config.json').exists():
-    compare(path, config, remedy=remedy)
+    differ = changes.found(path, config, remedy)
+    _refuse(path, changes.refusals(path, config, differ), remedy)
   elif path.exists() and any(
     entry.name not in _OURS for entry in path.iterdir()
   ):
@@ -147,7 +133,7 @@ class Workdir:
       and nothing in it was changed; or not all hosts see it.
   """
 
-  def __init__(self, path: str, config: dict):
+  def __init__(self, path: str, config: RunConfig):
     self.path = _place(path)
     self._lock: IO | None = None
     token = processes.from_first(lambda: self._claim(config))
@@ -160,9 +146,9 @@ class Workdir:
     if self._lock is not None:
       self._lock.close()
 
-  def _claim(self, config: dict) -> str:
+  def _claim(self, config: RunConfig) -> str:
     """Locks the directory; returns a text that its lock file holds now."""
-    record = self.path / 'config.json'
+    stands = self.path / 'config.json'
     fetch(self.path)
     check(self.path, config)
     try:
@@ -183,10 +169,10 @@ class Workdir:
       raise UserError(
         f'workdir: cannot write to {self.path}: {error}'
       ) from error
-    if not record.exists():
-      partial = record.with_suffix('.partial')
-      partial.write_text(json.dumps(config, indent=2) + '\n')
-      partial.replace(record)
+    if not stands.exists():
+      partial = stands.with_suffix('.partial')
+      partial.write_text(json.dumps(record(config), indent=2) + '\n')
+      partial.replace(stands)
     buckets.claim(self.path, token)
     return token
 
@@ -213,12 +199,12 @@ class Workdir:
     Raises:
       UserError: The run in this directory began with another version of one.
     """
-    record = self.path / 'plugins.json'
-    if not record.exists():
+    plugins = self.path / 'plugins.json'
+    if not plugins.exists():
       if digests:
-        files.write_text(record, json.dumps(digests, indent=1) + '\n')
+        files.write_text(plugins, json.dumps(digests, indent=1) + '\n')
       return
-    theirs = json.loads(record.read_text())
+    theirs = json.loads(plugins.read_text())
     changed = [name for name in digests if digests[name] != theirs.get(name)]
     if changed:
       raise UserError(

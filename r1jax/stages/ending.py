@@ -46,15 +46,6 @@ def explained(
     ) from error
 
 
-def config_digest(directory: Path) -> str:
-  """Returns the digest of the config of the run that a stage's folder is in.
-
-  It is '' where there is no run, as for a stage that is used by itself.
-  """
-  record = directory.parent / 'config.json'
-  return files.json_digest(record) if record.exists() else ''
-
-
 def latest_step(directory: Path) -> int | None:
   """Returns the step of the newest checkpoint in a stage's folder."""
   folder = buckets.home(directory / CHECKPOINTS)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from r1jax import buckets, interrupts, processes
 from r1jax.config.schema.training import CheckpointConfig
 from r1jax.errors import Diverged, UserError, unknown
-from r1jax.stages import agreement, ending, performance
+from r1jax.stages import agreement, ending, performance, run_record
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.goodput import Goodput
 from r1jax.stages.line import Line
@@ -197,7 +197,7 @@ class TrainedStage(Stage):
         self.lower_is_better,
       ),
       self.seed,
-      ending.config_digest(directory),
+      processes.from_first(lambda: run_record.config_digests(directory.parent)),
       read_only,
       self.holders,
     )

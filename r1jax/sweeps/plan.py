@@ -7,7 +7,7 @@ DIR/group_size=4/seed_0/sweep.jsonl   when it began and ended, and its exit code
 DIR/table.md, table.csv, runs.csv, curves.png, curves.csv
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import fcntl
@@ -15,6 +15,8 @@ import json
 from pathlib import Path
 
 from r1jax import files
+from r1jax.config.field import Change, walk
+from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.sweeps.grid import Axis, Point
 
@@ -96,8 +98,9 @@ def read(out: Path) -> Sweep:
 def check(out: Path, sweep: Sweep):
   """Refuses a folder that holds something else than this sweep.
 
-  A sweep may be given more values and more seeds than it had before, and may
-  find folders of its grid points there, with runs that are not its own.
+  A sweep may be given more values and more seeds than it had before, and other
+  values of keys with which its runs may go on. It may find folders of its grid
+  points there, with runs that are not its own.
 
   Raises:
     UserError: It is a file, or holds other things, or another sweep.
@@ -115,7 +118,7 @@ def check(out: Path, sweep: Sweep):
   for name, theirs, ours in (
     ('config', before.config, sweep.config),
     ('command', before.command, sweep.command),
-    ('overrides', sorted(before.overrides), sorted(sweep.overrides)),
+    ('overrides', _fixed(before.overrides), _fixed(sweep.overrides)),
     ('grid keys', _keys(before), _keys(sweep)),
     ('stages', before.stages, sweep.stages),
   ):
@@ -136,6 +139,20 @@ def check(out: Path, sweep: Sweep):
 
 def _keys(sweep: Sweep) -> list[str]:
   return [key for axis in sweep.axes for key in axis.keys]
+
+
+def _fixed(overrides: Sequence[str]) -> list[str]:
+  """Returns the overrides of keys with which no run could go on otherwise."""
+  free = {
+    name
+    for name, _, spec, _ in walk(RunConfig())
+    if spec.change is not Change.NEVER
+  }
+  return sorted(
+    arg
+    for arg in overrides
+    if arg.lstrip('-').removeprefix('config.').partition('=')[0] not in free
+  )
 
 
 def _shown(value) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1jax.config.keys import flatten
 from r1jax.errors import UserError, unknown
-from r1jax.runs import lineage, pipeline
+from r1jax.runs import lineage, pipeline, validate
 from r1jax.sweeps import attempts
 from r1jax.sweeps.plan import Sweep
 from r1jax.train import metrics
@@ -127,7 +127,7 @@ def _result(sweep: Sweep, point: str, seed: int, folder: Path) -> Result:
     final |= _numbers(folder / stage / 'report.json', _prefix(stage))
     if sweep.command == 'pipeline':
       measured = pipeline.measured(
-        folder / Path(stage).parent / pipeline.MEASURED
+        folder / Path(stage).parent / validate.MEASURED
       )
       final |= {f'{_prefix(stage)}{key}': v for key, v in measured.items()}
   state, note = _state(sweep, folder, past, lines)
@@ -204,7 +204,7 @@ def _stage_secs(
     place = folder / Path(stage).parent
     if not (place / lineage.FILE).exists():
       break
-    ends = (place / lineage.FILE, place / pipeline.MEASURED)
+    ends = (place / lineage.FILE, place / validate.MEASURED)
     end = max(path.stat().st_mtime for path in ends if path.exists())
     found[place.name] = attempts.overlap(past, start, end)
     start = max(start, end)

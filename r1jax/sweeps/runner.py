@@ -4,7 +4,7 @@ A signal that ends the sweep ends its runs too, by SIGTERM, so that they save
 checkpoints; the sweep waits for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import contextlib
 import dataclasses
 import logging
@@ -92,13 +92,16 @@ def shares_text(parallel: int) -> str:
   )
 
 
-def run_all(sweep: Sweep, out: Path, parallel: int) -> list[str]:
+def run_all(
+  sweep: Sweep, out: Path, parallel: int, reopened: Collection[Path] = ()
+) -> list[str]:
   """Runs all runs that are not finished.
 
   Args:
     sweep: The sweep, whose folder is claimed.
     out: Its folder.
     parallel: The number of runs that go on at once.
+    reopened: Folders of finished runs that have more steps to make.
 
   Returns:
     Names of the runs that failed, after the others have gone on.
@@ -108,7 +111,9 @@ def run_all(sweep: Sweep, out: Path, parallel: int) -> list[str]:
   """
   all_runs = sweep.run_folders(out)
   waiting = [
-    each for each in all_runs if not attempts.is_finished(each[2], sweep.stages)
+    each
+    for each in all_runs
+    if each[2] in reopened or not attempts.is_finished(each[2], sweep.stages)
   ]
   if finished := len(all_runs) - len(waiting):
     _log.info('%d of %d runs are finished already', finished, len(all_runs))

@@ -27,7 +27,8 @@ from r1jax.train.retention import Retention
 
 BROKEN = 'broken_checkpoints'
 _HOST_FILE = 'host/metadata'  # The file of the item `host`.
-_LEAVES, _SEED, _RUN, _VALUE = 'leaves', 'seed', 'config_sha256', 'best_metric'
+_LEAVES, _SEED, _RUN = 'leaves', 'seed', 'config_sha256'
+_VALUE, _METRIC = 'best_metric', 'best_metric_name'
 # Longest time of a save. Orbax measures it with the clock of the day: a clock
 # that is set right in the meantime must not end the run.
 _SAVE_SECS = 2 * 86400
@@ -94,7 +95,7 @@ class Checkpointer:
     directory: Path,
     retention: Retention,
     seed: int,
-    run: str = '',
+    runs: Sequence[str] = (),
     read_only: bool = False,
     holders: Collection[int] = (),
   ):
@@ -104,8 +105,8 @@ class Checkpointer:
       directory: The folder of the checkpoints, one folder for each step.
       retention: It says which of them are kept.
       seed: The run's.
-      run: The digest of its config, which its checkpoints have too; '' where
-        there is none.
+      runs: The digest of its config, which its checkpoints have too, and those
+        that it had before; () where there is none.
       read_only: Whether another process may be writing to the folder.
       holders: The processes that hold the state, the first one among them; ()
         if all do. The others have its shapes alone, and write nothing.
@@ -113,7 +114,7 @@ class Checkpointer:
     self._directory, self._retention = directory, retention
     self._home = buckets.home(directory)
     self._in_bucket = buckets.url(directory) is not None
-    self._seed, self._run, self._read_only = seed, run, read_only
+    self._seed, self._runs, self._read_only = seed, runs, read_only
     self._holders = frozenset(holders)
     self._holds = not holders or jax.process_index() in self._holders
     self._newest: int | None = None  # The step that was restored or saved last.
@@ -179,8 +180,9 @@ class Checkpointer:
       self._values[step] = value
     host = host_state | {
       _SEED: self._seed,
-      _RUN: self._run,
+      _RUN: self._runs[0] if self._runs else '',
       _VALUE: self._values.get(step),
+      _METRIC: self._retention.metric,
       _LEAVES: checksums.of_tree(state),
     }
     if len(self._holders) == 1:  # Orbax takes what one process holds as NumPy.
@@ -326,7 +328,7 @@ class Checkpointer:
       raise UserError(
         f'{where} has seed {host[_SEED]}, the config {self._seed}'
       )
-    if self._run and host.get(_RUN, self._run) != self._run:
+    if self._runs and host.get(_RUN, self._runs[0]) not in self._runs:
       raise UserError(
         f'{where} was saved by a run with another config; put that of this run '
         'back, or use another --workdir'
@@ -364,19 +366,24 @@ class Checkpointer:
       self._values |= dict(processes.from_first(self._stored_values))
 
   def _stored_values(self) -> list[tuple[int, float]]:
-    """Returns the metric of every checkpoint that has one, with its step."""
-    found = []
+    """Returns the metric of every checkpoint that has one, with its step.
+
+    A checkpoint that was saved when another metric decided has none.
+    """
+    found, metric = [], self._retention.metric
     for step in self._steps_from_last():
       try:
         text = (self._home / str(step) / _HOST_FILE).read_text()
-        value = json.loads(text).get(_VALUE)
+        host = json.loads(text)
+        named = host.get(_METRIC, metric) == metric
+        value = host.get(_VALUE) if named else None
       except (OSError, ValueError, AttributeError) as error:
         _log.warning(
           'checkpoint: step %d in %s does not say its %s (%s), and is not '
           'compared with others',
           step,
           self._directory,
-          self._retention.metric,
+          metric,
           error,
         )
         continue

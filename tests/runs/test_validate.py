@@ -6,7 +6,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import pytest
 
-from r1jax.config import keys
 from r1jax.errors import UserError
 from r1jax.runs import (
   compatibility,
@@ -336,7 +335,7 @@ def _finished(place: Path, *names: str) -> ConfigDict:
 
 def _claim(config: ConfigDict, place: Path, name: str):
   run = load_pipeline(config).runs[name]
-  workdir.Workdir(str(place / name), keys.record(run))
+  workdir.Workdir(str(place / name), run)
 
 
 def _make(config: ConfigDict, place: Path, name: str, content: bytes):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import registry
-from r1jax.config.field import key
+from r1jax.config.field import Change, key
 from r1jax.config.schema.section import Section
 from r1jax.stages.trainer import StepOutput, TrainedStage
 from tests.stages.toy import Stream
@@ -15,10 +15,12 @@ from tests.stages.toy import Stream
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig(Section):
-  num_steps: int = key(40, 'Number of steps.', at_least=1)
+  num_steps: int = key(40, 'Number of steps.', at_least=1, change=Change.STEPS)
   step_secs: float = key(0.1, 'Time that a step takes.', at_least=0)
   compiled_ops: int = key(0, 'Operations compiled at first.', at_least=0)
-  save_steps: int = key(5, 'Steps between two checkpoints.', at_least=1)
+  save_steps: int = key(
+    5, 'Steps between two checkpoints.', at_least=1, change=Change.FREE
+  )
   width: int = key(1, 'Numbers of the weight.', at_least=1)
 
 

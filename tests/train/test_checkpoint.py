@@ -35,7 +35,7 @@ def _target(**changes):
 
 def _open(place, limit=3, seed=0, run=_RUN, **options):
   retention = options.pop('retention', Retention(limit))
-  return Checkpointer(place / 'checkpoints', retention, seed, run, **options)
+  return Checkpointer(place / 'checkpoints', retention, seed, (run,), **options)
 
 
 def _save(place, *steps, values=None, **options):

@@ -162,7 +162,8 @@ def _sweep(given: list[str], args: list[str], out: Path, values):
     return
   _check_apart(given)
   with plan.claimed(out, sweep):
-    failed = runner.run_all(sweep, out, values.parallel)
+    reopened = sweep_configs.reopened(configs, sweep, out)
+    failed = runner.run_all(sweep, out, values.parallel, reopened)
     print(report.write(sweep, out, values.metric, baseline, values.last_lines))
   if failed:
     print(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 
 from r1jax.config.conditions import is_empty, is_set, names_file, names_task
-from r1jax.config.field import key, section
+from r1jax.config.field import Change, key, section
 from r1jax.config.schema.section import Problem, Section
 from r1jax.config.schema.training import (
   OptimizerConfig,
@@ -17,7 +17,9 @@ from r1jax.config.schema.training import (
 class PackedConfig(RowsConfig, TrainingConfig):
   """Keys of stages that learn from whole sequences, packed into rows."""
 
-  num_train_epochs: int = key(1, 'Passes over the data.', at_least=1)
+  num_train_epochs: int = key(
+    1, 'Passes over the data.', at_least=1, change=Change.EPOCHS
+  )
   max_tokens: int = key(
     8192, 'Longest prompt and response together.', unit='tokens', at_least=2
   )
@@ -26,6 +28,7 @@ class PackedConfig(RowsConfig, TrainingConfig):
     'Steps between two evaluations; also before the first and after the last.',
     unit='steps',
     at_least=1,
+    change=Change.FREE,
   )
 
   @property

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 
 from r1jax.config.conditions import above, is_empty, is_set, none_of, one_of
-from r1jax.config.field import key, section
+from r1jax.config.field import Change, key, section
 from r1jax.config.run_conditions import experts, general_prompts, samples
 from r1jax.config.schema.rewards import RewardConfig
 from r1jax.config.schema.section import Problem, Section
@@ -192,7 +192,9 @@ class RLConfig(
   updates.
   """
 
-  max_steps: int = key(650, 'Number of steps.', unit='steps', at_least=1)
+  max_steps: int = key(
+    650, 'Number of steps.', unit='steps', at_least=1, change=Change.STEPS
+  )
   prompts_per_step: int = key(512, 'Prompts of a step.', at_least=1)
   group_size: int = key(16, 'G, completions of each prompt.', at_least=1)
   oversample: float = key(
@@ -338,12 +340,20 @@ class RLConfig(
     'Steps between two evaluations; also before the first and after the last.',
     unit='steps',
     at_least=1,
+    change=Change.FREE,
   )
   save_steps: int = key(
-    100, 'Steps between two checkpoints.', unit='steps', at_least=1
+    100,
+    'Steps between two checkpoints.',
+    unit='steps',
+    at_least=1,
+    change=Change.FREE,
   )
   num_logged_completions: int = key(
-    8, 'Training completions that are saved at each evaluation.', at_least=0
+    8,
+    'Training completions that are saved at each evaluation.',
+    at_least=0,
+    change=Change.FREE,
   )
 
   def conflicts(self) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 
 from r1jax.config.conditions import above, is_set, one_of
-from r1jax.config.field import key, section
+from r1jax.config.field import Change, key, section
 from r1jax.config.run_conditions import evaluates, reads_prm, searches
 from r1jax.config.schema.section import Problem, Section
 
@@ -121,6 +121,7 @@ class MCTSConfig(Section):
     unit='tokens',
     at_least=1,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   max_step_tokens: int = key(
     1024,
@@ -128,6 +129,7 @@ class MCTSConfig(Section):
     unit='tokens',
     at_least=1,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   answer_reserve_tokens: int = key(
     32768,
@@ -136,18 +138,21 @@ class MCTSConfig(Section):
     unit='tokens',
     at_least=0,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   expansion_width: int = key(
     4,
     'Next steps that are sampled when a node is expanded.',
     at_least=1,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   c_puct: float = key(
     1.0,
     'Exploration constant of PUCT.',
     at_least=0,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   widening_alpha: float = key(
     0.5,
@@ -156,18 +161,21 @@ class MCTSConfig(Section):
     at_least=0,
     below=1,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   leaf_batch_size: int = key(
     1,
     'Nodes of a tree that are expanded in one iteration.',
     at_least=1,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   num_simulations: int = key(
     256,
     'Largest number of simulations of a tree.',
     at_least=1,
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   leaf_value: str = key(
     'step',
@@ -177,12 +185,14 @@ class MCTSConfig(Section):
     'reaches.',
     choices=('step', 'rollout', 'rule'),
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
   answer_selection: str = key(
     'visits',
     "Which answer is given: that of most 'visits', or of the highest 'value'.",
     choices=('visits', 'value'),
     only_if=(one_of('kind', 'mcts').quiet, searches()),
+    change=Change.FREE,
   )
 
 
@@ -197,9 +207,13 @@ class SearchConfig(MCTSConfig):
     "or tree search, 'mcts'.",
     choices=('none', 'vote', 'best_of_n', 'mcts'),
     only_if=searches(),
+    change=Change.FREE,
   )
   process_reward_model: str = key(
-    '', 'Weights that the stage prm left.', only_if=(reads_prm(), searches())
+    '',
+    'Weights that the stage prm left.',
+    only_if=(reads_prm(), searches()),
+    change=Change.FREE,
   )
 
 
@@ -208,22 +222,32 @@ class EvalConfig(Section):
   """How held-out problems are answered: `config.eval`."""
 
   num_problems: int = key(
-    128, 'Number of held-out problems.', at_least=1, only_if=evaluates()
+    128,
+    'Number of held-out problems.',
+    at_least=1,
+    only_if=evaluates(),
+    change=Change.FREE,
   )
   num_samples: int = key(
-    8, 'n, samples of each problem.', at_least=1, only_if=evaluates()
+    8,
+    'n, samples of each problem.',
+    at_least=1,
+    only_if=evaluates(),
+    change=Change.FREE,
   )
   pass_k: tuple[int, ...] = key(
     (),
     'Numbers k of pass@k, which is estimated without bias from all n samples '
     '(arXiv 2107.03374); () for every divisor of n.',
     only_if=evaluates(),
+    change=Change.FREE,
   )
   temperature: float = key(
     0.6,
     'Sampling temperature (DeepSeek-R1 section 3).',
     at_least=0,
     only_if=evaluates(),
+    change=Change.FREE,
   )
   top_p: float = key(
     0.95,
@@ -231,6 +255,7 @@ class EvalConfig(Section):
     above=0,
     at_most=1,
     only_if=(above('temperature', 0).quiet, evaluates()),
+    change=Change.FREE,
   )
   search: SearchConfig = section(SearchConfig)
 

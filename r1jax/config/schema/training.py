@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 
 from r1jax.config.conditions import is_set, none_of, one_of
-from r1jax.config.field import key, section
+from r1jax.config.field import Change, key, section
 from r1jax.config.run_conditions import experts
 from r1jax.config.schema.section import Problem, Section
 
@@ -106,10 +106,17 @@ class CheckpointConfig(Section):
   """Rules that say which checkpoints are saved, and which of them are kept."""
 
   save_steps: int = key(
-    500, 'Steps between two checkpoints.', unit='steps', at_least=1
+    500,
+    'Steps between two checkpoints.',
+    unit='steps',
+    at_least=1,
+    change=Change.FREE,
   )
   save_total_limit: int = key(
-    2, 'Number of the last checkpoints that are kept.', at_least=1
+    2,
+    'Number of the last checkpoints that are kept.',
+    at_least=1,
+    change=Change.FREE,
   )
   keep_period: int = key(
     0,
@@ -117,16 +124,19 @@ class CheckpointConfig(Section):
     '0 keeps none so.',
     unit='steps',
     at_least=0,
+    change=Change.FREE,
   )
   metric_for_best_model: str = key(
     '',
     'A metric of metrics.jsonl: the checkpoint with its best value so far is '
     "kept too, such as 'eval/pass@1'. '' keeps none so.",
+    change=Change.FREE,
   )
   lower_is_better: bool = key(
     False,
     'Whether the best value is the smallest, as of a loss.',
     only_if=is_set('metric_for_best_model'),
+    change=Change.FREE,
   )
 
   def conflicts(self) -> Iterator[Problem]:
@@ -161,7 +171,11 @@ class TrainingConfig(LoadBalancingConfig, CheckpointConfig):
 
   optimizer: OptimizerConfig = section(OptimizerConfig)
   logging_steps: int = key(
-    10, 'Steps between two lines of metrics.jsonl.', unit='steps', at_least=1
+    10,
+    'Steps between two lines of metrics.jsonl.',
+    unit='steps',
+    at_least=1,
+    change=Change.FREE,
   )
 
 
@@ -233,7 +247,9 @@ class PretrainConfig(NextTokenConfig):
   mtp: MTPConfig = section(
     MTPConfig, only_if=is_set('model.num_nextn_predict_layers').warned
   )
-  max_steps: int = key(2000, 'Number of steps.', unit='steps', at_least=1)
+  max_steps: int = key(
+    2000, 'Number of steps.', unit='steps', at_least=1, change=Change.STEPS
+  )
   batch_size: int = key(
     64, 'Rows of packed documents in a batch.', unit='rows', at_least=1
   )
@@ -268,7 +284,9 @@ class SFTConfig(NextTokenConfig):
     'Files of demonstrations (data/demonstrations.py), and synthetic tasks '
     "with a number of their documents, such as 'arithmetic:1000'.",
   )
-  num_train_epochs: int = key(2, 'Passes over the data.', at_least=1)
+  num_train_epochs: int = key(
+    2, 'Passes over the data.', at_least=1, change=Change.EPOCHS
+  )
   batch_size: int = key(
     128, 'Rows of packed documents in a batch.', unit='rows', at_least=1
   )
