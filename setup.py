@@ -79,6 +79,11 @@ setuptools.setup(
       'build>=1.2,<2',
     ],
     'docs': ['pdoc>=14,<17'],
+    # Trackers, for config.tracking: event files are written without an extra.
+    'tensorboard': ['tensorboard>=2.16,<3'],
+    'wandb': ['wandb>=0.19,<1'],
+    'mlflow': ['mlflow>=2.20,<4'],
+    'trackio': ['trackio>=0.40,<1'],
   },
   entry_points={'console_scripts': ['r1jax = r1jax.cli.main:main']},
 )

@@ -20,6 +20,12 @@ class Diverged(UserError):
   exit_code = 4
 
 
+class TooManySkipped(Diverged):
+  """A large share of the updates of the last steps was skipped."""
+
+  exit_code = 8
+
+
 class DiskFull(UserError):
   """There is no room to write to."""
 

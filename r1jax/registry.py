@@ -206,6 +206,7 @@ policy_loss = Registry('policy loss', 'r1jax.algos.policy_loss')
 model_family = Registry('model family', 'r1jax.checkpoints.families')
 stage = Registry('stage', 'r1jax.stages.all', names_objects=True)
 environment = Registry('environment', 'r1jax.rewards.environment')
+tracker = Registry('tracker', 'r1jax.tracking.trackers')
 
 KINDS = (
   reward,

@@ -154,7 +154,8 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   new = set()
   if new_scalar and _SCALAR_HEAD in shapes and _SCALAR_HEAD not in reader:
     new.add(_SCALAR_HEAD)
-  _check_config(reader, model.config)
+  stored = reader.metadata.get('config', {})
+  check_config(stored, model.config, f'weights: {reader.path}')
   _check_tensors(
     reader, {name: shape for name, shape in shapes.items() if name not in new}
   )
@@ -162,7 +163,7 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
     parameters.parameter_shardings(model, model.layout), sep='/'
   )
   if not model.layout.is_local:
-    return _abstract(shapes, dtypes, shardings)
+    return _nested(shapes, dtypes, shardings)
   params = {
     name: jnp.zeros(shape, dtypes[name], device=shardings[name])
     if name in new
@@ -174,7 +175,21 @@ def load(path: Path, model: Transformer, new_scalar: bool = False):
   return traverse_util.unflatten_dict(params, sep='/')
 
 
-def _abstract(shapes: Mapping, dtypes: Mapping, shardings: Mapping) -> dict:
+def abstract(model: Transformer) -> dict:
+  """Returns the parameters of a model as ShapeDtypeStructs, laid out on its mesh."""
+  boxes = traverse_util.flatten_dict(
+    parameters.parameter_shapes(model), sep='/'
+  )
+  return _nested(
+    {name: box.value.shape for name, box in boxes.items()},
+    {name: box.value.dtype for name, box in boxes.items()},
+    traverse_util.flatten_dict(
+      parameters.parameter_shardings(model, model.layout), sep='/'
+    ),
+  )
+
+
+def _nested(shapes: Mapping, dtypes: Mapping, shardings: Mapping) -> dict:
   """Returns parameters as ShapeDtypeStructs, nested."""
   return traverse_util.unflatten_dict(
     {
@@ -207,11 +222,17 @@ def _shard_loader(
   return load_shard
 
 
-def _check_config(
-  reader: SafetensorsReader | HuggingFaceReader, config: ModelConfig
-):
-  """Refuses weights that were made with another architecture."""
-  stored = reader.metadata.get('config', {})
+def check_config(stored: Mapping[str, Any], config: ModelConfig, where: str):
+  """Refuses weights that were made with another architecture.
+
+  Args:
+    stored: The flat config that they were made with, as far as it is known.
+    config: The model that they are for.
+    where: Names them in the error.
+
+  Raises:
+    UserError: naming every key of config.model that differs.
+  """
   expected = flatten({'model': dataclasses.asdict(config)})
   ignored = set(RUNTIME_KEYS)
   if {stored.get(_ROPE_TYPE), expected[_ROPE_TYPE]} == {'default'}:
@@ -226,9 +247,7 @@ def _check_config(
     if key in stored and stored[key] != value and key not in ignored
   ]
   if differences:
-    raise UserError(
-      f'weights: {reader.path} is of another model: {"; ".join(differences)}'
-    )
+    raise UserError(f'{where} is of another model: {"; ".join(differences)}')
 
 
 def _check_tensors(

@@ -79,7 +79,8 @@ gs://BUCKET/PATH.
 
 exit codes: 0, or 2 (wrong input), 3 (aot: too large for the slice), 4 (training
 has diverged), 5 (the disk is full), 6 (another process of the run has ended), 7
-(sweep: a run has failed), 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
+(sweep: a run has failed), 8 (too many updates were skipped), 130 (Ctrl-C), 143
+(SIGTERM), 129 (SIGHUP).
 A command that a signal or a full disk ends says what it has kept.
 """
 COMMANDS = (
@@ -200,7 +201,10 @@ def _run_without_config(name: str, command, args: list[str]):
 
 
 def _configure_logging():
-  """Prints messages of r1jax loggers: plain to stdout, warnings to stderr."""
+  """Prints messages of r1jax loggers: plain to stdout, warnings to stderr.
+
+  Messages about long waits go to stderr too: they are no results.
+  """
   logger = logging.getLogger('r1jax')
   logger.setLevel(logging.INFO)
   logger.propagate = False
@@ -210,6 +214,9 @@ def _configure_logging():
   warnings.setLevel(logging.WARNING)
   warnings.setFormatter(logging.Formatter('r1jax: %(message)s'))
   logger.handlers = [messages, warnings]
+  waiting = logging.getLogger('r1jax.waits')
+  waiting.propagate = False
+  waiting.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 def main():

@@ -69,7 +69,8 @@ def page() -> str:
     '',
     'This page is written by `r1jax docs` from `r1jax/config/schema/`. On the '
     'command line, `--config.KEY=VALUE` overrides a key and `r1jax config '
-    '--help KEY` prints its entry.',
+    '--help KEY` prints its entry. A key that may change in the folder of a '
+    'run says so; [runs.md](runs.md#what-may-change) has the rules.',
   ]
   tables: dict[str, list[str]] = {'': []}
   about = {'': ' '.join(first_sentence(RunConfig).split())}

@@ -1,6 +1,7 @@
 """Conditions of keys on a whole run: its stages, its sources and its model."""
 
 import dataclasses
+import re
 from typing import Any
 
 from r1jax import registry
@@ -356,6 +357,15 @@ def begins_with_init() -> Condition:
     lambda run, section: run.stages != ('pretrain',) or run.init == 'random',
     'a stage that begins with it, and pretrain begins with random parameters',
     ('.stages',),
+  )
+
+
+def begins_at_step() -> Condition:
+  """The key has an effect where `init` names a checkpoint of another run."""
+  return Condition(
+    lambda run, section: bool(re.search(r'@\d+$', run.init)),
+    "an init that names a step, such as 'runs/a@40'",
+    ('.init',),
   )
 
 

@@ -290,6 +290,7 @@ def sample_records(
     {
       'id': prompts[b // group_size].id,
       'question': prompts[b // group_size].question,
+      'prompt': prompts[b // group_size].text,
       'source': prompts[b // group_size].source,
       'gold': prompts[b // group_size].answer,
       'completion': text,

@@ -1,4 +1,4 @@
-"""What may change in the config of a run while its folder stays.
+"""The config of a run may change in some keys while its folder stays.
 
 Every key says so itself (config/field.py, Change): cadences, checkpoints that
 are kept and evaluations are free, and the number of steps may grow, so that the
@@ -83,7 +83,7 @@ def refusals(run: Path, config: RunConfig, differ: Differences) -> list[str]:
   Args:
     run: The folder of the run.
     config: The config that it is to go on with.
-    differ: What differs; see `found`.
+    differ: The keys that differ; see `found`.
 
   Returns:
     A clause for each, with its values and the reason.

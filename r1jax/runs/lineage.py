@@ -7,11 +7,13 @@
 Paths of other runs are relative, so that a folder of runs may be moved.
 """
 
+from collections.abc import Mapping
 from importlib import metadata
 import json
 import os
 from pathlib import Path
 import platform
+import re
 import subprocess
 
 from r1jax import buckets, files
@@ -218,9 +220,21 @@ def _append_lines(
     if found['run'] is None:
       lines.append(f'{indent}  {key} ← {found["path"]} ({found["sha256"][:8]})')
       continue
+    saved = re.search(r'/checkpoints/(\d+)/', found['path'])
+    label = f'{key} (step {saved[1]})' if saved else key
     _append_lines(
-      workdir / found['run'], beside, indent + '  ', key, lines, seen
+      workdir / found['run'], beside, indent + '  ', label, lines, seen
     )
     parent = read(workdir / found['run'])
-    if parent and parent['output']['sha256'] != found['sha256']:
+    if _is_output(found, parent) and (
+      parent['output']['sha256'] != found['sha256']
+    ):
       lines.append(f'{indent}    ! it was {found["sha256"][:8]} then')
+
+
+def _is_output(source: Mapping, parent: Mapping | None) -> bool:
+  """Returns whether an input is what its run has left, as opposed to a checkpoint."""
+  if parent is None:
+    return False
+  left = os.path.join(source['run'], parent['output']['path'])
+  return os.path.normpath(left) == os.path.normpath(source['path'])

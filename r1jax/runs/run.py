@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 import contextlib
 import dataclasses
+from functools import partial
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import time
 
 import jax
 
-from r1jax import buckets, compilation_cache, processes, registry
+from r1jax import buckets, compilation_cache, processes, registry, waits
 from r1jax.checkpoints import weights
 from r1jax.config import effects
 from r1jax.config.keys import flatten, record
@@ -20,7 +21,7 @@ from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.model import parameters
 from r1jax.model.transformer import Transformer
-from r1jax.runs import agreement, changes, inputs, lineage
+from r1jax.runs import agreement, changes, continued, inputs, lineage
 from r1jax.runs.stage_list import check_names, running, stage_class
 from r1jax.runs.workdir import Workdir, compare
 from r1jax.stages import ending, initial, memory
@@ -28,6 +29,7 @@ from r1jax.stages.build import parts as build
 from r1jax.stages.profile import Profiler, Steps
 from r1jax.stages.stage import Kind, Stage
 from r1jax.stages.trainer import TrainedStage
+from r1jax.tracking import trackers
 
 _log = logging.getLogger(__name__)
 
@@ -61,17 +63,20 @@ def train(
   with processes.agreed():
     registry.load_plugins(config.plugins)
     check_names(config)
+    trackers.check(config.tracking)
     if claimed is None:  # A pipeline has checked the keys of all its runs.
       effects.check(config, given)
   agreement.check(config)
   with processes.agreed():
     compilation_cache.enable(config.compilation_cache_dir)
+    waits.watch_compiles()
     parts = build.parts(config)
     classes = [stage_class(name) for name in running(config)]
   parts = _with_remat(config, parts, classes)
   with processes.agreed():
-    stages = [stage(config, parts) for stage in classes]
+    stages = [_built(stage, config, parts) for stage in classes]
     _profile(stages[-1], profile_steps)
+    _take_optimizer(config, stages[0])
     params = None if stages[0].starts_fresh else base_params(config, parts)
   recorded = claimed or config
   with contextlib.closing(Workdir(workdir, recorded)) as place:
@@ -91,6 +96,16 @@ def train(
     return output
 
 
+def _built(stage: type[Stage], config: RunConfig, parts: build.Parts) -> Stage:
+  """Returns a stage, which reads its data, with what all stages are given."""
+  with waits.told(f'reading what the stage {stage.name} learns from'):
+    built = stage(config, parts)
+  if isinstance(built, TrainedStage):
+    built.skipped_limit = config.skipped_updates
+    built.tracking = config.tracking
+  return built
+
+
 def _profile(stage: Stage, steps: Steps | None):
   """Sets the steps that a stage profiles, or refuses a stage without steps."""
   if steps is None:
@@ -99,6 +114,16 @@ def _profile(stage: Stage, steps: Steps | None):
     raise UserError(f'--profile_steps: {stage.name!r} has no training loop')
   Profiler(steps, Path()).check(stage.name, 0, stage.num_steps)
   stage.profile_steps = steps
+
+
+def _take_optimizer(config: RunConfig, stage: Stage):
+  """Lets the first stage begin with the optimizer of the checkpoint of `init`."""
+  saved = initial.saved_step(config.init) if config.init_optimizer else None
+  if saved is None:
+    return
+  if not isinstance(stage, TrainedStage):
+    raise UserError(f'init_optimizer: {stage.name!r} has no optimizer')
+  stage.change_first_state = partial(continued.with_optimizer, saved)
 
 
 def _claim(place: Workdir, config: RunConfig, recorded: RunConfig):
@@ -152,6 +177,7 @@ def check(config: RunConfig, missing: Collection[str] = ()):
   """
   registry.load_plugins(config.plugins)
   check_names(config)
+  trackers.check(config.tracking)
   parts = build.parts(config)
   names = running(config)
   fresh = stage_class(names[0]).starts_fresh
@@ -277,10 +303,16 @@ def base_params(config: RunConfig, parts: build.Parts):
   if config.init == 'random':
     return parameters.init_params(parts.model, jax.random.key(config.seed))
   _check_init(config)
-  return weights.load(initial.init_file(config), parts.model, new_scalar=True)
+  with waits.told(f'loading the weights of {config.init}'):
+    if saved := initial.saved_step(config.init):
+      return continued.load_params(saved, parts.model)
+    return weights.load(initial.init_file(config), parts.model, new_scalar=True)
 
 
 def _check_init(config: RunConfig):
+  if saved := initial.saved_step(config.init):
+    continued.check(config, saved)
+    return
   if config.init and initial.init_file(config).exists():
     return
   if initial.names_stage(config.init):

@@ -1,15 +1,19 @@
 """Stops a training run that diverges: its loss or its parameters explode."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import optax
 
 from r1jax import processes
+from r1jax.config.schema.training import SkippedUpdatesConfig
 from r1jax.errors import Diverged
+from r1jax.stages.skipped import SKIPPED, SkippedWindow
 
-SKIPPED = 'skipped_updates'  # Also 'critic/skipped_updates'.
+if TYPE_CHECKING:
+  from r1jax.stages.trainer import TrainedStage
+
 _MIN_STEPS, _MIN_UPDATES = 3, 10  # So many in a row are no accident.
 # A mean of negative log-likelihoods that is so many times the first one, and so
 # many nats, step after step, is of a model that no longer predicts anything.
@@ -38,6 +42,7 @@ class DivergenceGuard:
     num_steps: int,
     updates_per_step: int,
     likelihoods: bool = False,
+    skipped_limit: SkippedUpdatesConfig | None = None,
   ):
     """Stores the arguments.
 
@@ -46,6 +51,8 @@ class DivergenceGuard:
       num_steps: Its steps, counted from 1.
       updates_per_step: Updates of a network in each of them.
       likelihoods: Whether the loss is a mean of negative log-likelihoods.
+      skipped_limit: The largest share of updates that may be skipped; None for
+        no limit.
     """
     self._name, self._num_steps = name, num_steps
     self._updates_per_step = updates_per_step
@@ -54,6 +61,7 @@ class DivergenceGuard:
     self._likelihoods = likelihoods
     self._bound: float | None = None  # It stands after the first step.
     self._first_norm = 0.0
+    self._window = SkippedWindow(name, updates_per_step, skipped_limit)
     self.lost = 0
 
   def begin(self, params: Any):
@@ -67,12 +75,14 @@ class DivergenceGuard:
       'bound': self._bound,
       'steps': self._steps,
       'lost': self.lost,
+      'skipped': self._window.get_state(),
     }
 
   def set_state(self, state: dict):
     """Goes on as the guard of `get_state`, instead of `begin`."""
     self._first_norm, self._bound = state['first_norm'], state['bound']
     self._steps, self.lost = state['steps'], state['lost']
+    self._window.set_state(state.get('skipped', []))  # Older ones have none.
 
   def add(self, step: int, metrics: dict[str, Any]):
     """Takes the metrics of a step, which may still be on the device."""
@@ -97,6 +107,7 @@ class DivergenceGuard:
     Raises:
       Diverged: too many in a row are lost, or half of the whole run at its end;
         or the parameters have exploded.
+      TooManySkipped: too large a share of the updates was skipped.
     """
     pending, self._pending = self._pending, []
     for (step, _), values in zip(
@@ -113,6 +124,7 @@ class DivergenceGuard:
       at_end = step == self._num_steps and 2 * self.lost >= self._steps
       if too_many or at_end:
         raise Diverged(self._message(step))
+      self._window.add(step, values)
     growth = _norm(params) / max(self._first_norm, 1e-30)
     if pending and self._first_norm and not growth <= _FAR_NORM:
       raise Diverged(
@@ -143,6 +155,30 @@ class DivergenceGuard:
       f'lower {self._name}.optimizer.learning_rate or look at what was learnt '
       'from before, and begin in another --workdir'
     )
+
+
+def guard_of(
+  stage: 'TrainedStage', restored: Any, state: Any
+) -> DivergenceGuard:
+  """Returns the guard of a stage that begins, or goes on.
+
+  Args:
+    stage: The stage.
+    restored: The result of Checkpointer.restore; None for a new stage.
+    state: The state that it begins with, or goes on with.
+  """
+  guard = DivergenceGuard(
+    stage.name,
+    stage.num_steps,
+    stage.updates_per_step,
+    stage.likelihoods,
+    stage.skipped_limit,
+  )
+  if restored and 'guard' in restored[2]:
+    guard.set_state(restored[2]['guard'])
+  else:  # A new run, or a checkpoint from before guards were in it.
+    guard.begin(stage.policy(state))
+  return guard
 
 
 _tree_norm = jax.jit(optax.tree.norm)

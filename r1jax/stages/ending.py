@@ -48,15 +48,19 @@ def explained(
 
 def latest_step(directory: Path) -> int | None:
   """Returns the step of the newest checkpoint in a stage's folder."""
+  return max(saved_steps(directory), default=None)
+
+
+def saved_steps(directory: Path) -> list[int]:
+  """Returns the steps of the checkpoints in a stage's folder, in order."""
   folder = buckets.home(directory / CHECKPOINTS)
   if not folder.is_dir():
-    return None
-  steps = [
+    return []
+  return sorted(
     int(place.name)
     for place in folder.iterdir()
     if place.name.isdigit() and _is_whole(place)
-  ]
-  return max(steps, default=None)
+  )
 
 
 def _is_whole(checkpoint: Any) -> bool:

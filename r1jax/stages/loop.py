@@ -1,4 +1,4 @@
-"""The state of a training loop: its last step, and what all steps share."""
+"""The state of a training loop: its steps, and what they share."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,12 +9,34 @@ import jax
 from r1jax import buckets
 from r1jax.stages.divergence import DivergenceGuard
 from r1jax.stages.line import Line
-from r1jax.stages.performance import Performance
+from r1jax.stages.performance import Performance, Work
 from r1jax.stages.stragglers import Stragglers
 from r1jax.train.metrics import MetricsWriter, Progress
 
 if TYPE_CHECKING:
   from r1jax.train.checkpoint import Checkpointer
+
+
+class StepOutput(NamedTuple):
+  """The result of a training step.
+
+  Attributes:
+    state: The state after the step.
+    metrics: Numbers by name, on the device or on the host.
+    counts: Amounts processed, for the speed: {'tokens': 4096}.
+    secs: Seconds of the parts of the step, {'rollout': 1.5}; what they leave of
+      the step is the update, unless that is among them.
+    own_secs: Seconds in which this process worked alone, without waiting for a
+      device or another process, by part.
+    work: Tokens and model FLOPs of the parts.
+  """
+
+  state: Any
+  metrics: dict[str, Any]
+  counts: dict[str, float]
+  secs: Mapping[str, float] = {}
+  own_secs: Mapping[str, float] = {}
+  work: Mapping[str, Work] = {}
 
 
 class Step(NamedTuple):

@@ -11,7 +11,7 @@ from r1jax.train import metrics
 from r1jax.train.metrics import COMPILE
 
 if TYPE_CHECKING:
-  from r1jax.stages.trainer import StepOutput
+  from r1jax.stages.loop import StepOutput
 
 UPDATE = 'update'
 _SHOWN_COMPILE_SECS = 1.0  # The progress line leaves out less.

@@ -76,6 +76,7 @@ class RL(TrainedStage):
       config, parts, lambda step: self._key(_SHUFFLE, step)
     )
     self._train_rows: list[dict] = []
+    self._shown: list[dict] = []
     self._watch = unanswered.StepWatch(
       parts.parser, unanswered.Limit(c.max_new_tokens)
     )
@@ -247,6 +248,12 @@ class RL(TrainedStage):
   def evaluate(self, state: RLState, step: int, directory: Path) -> dict:
     """Evaluates held-out problems and writes completions to samples/."""
     report = self._evaluator.run(state.train.params, self._key(_EVAL, step))
+    num_shown = self._config.num_logged_completions
+    self._shown = [
+      {'kind': kind} | row
+      for kind, rows in (('eval', report.samples), ('train', self._train_rows))
+      for row in rows[:num_shown]
+    ]
     folder = directory / 'samples'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f'step_{step:06d}.jsonl', 'w') as file:
@@ -257,6 +264,9 @@ class RL(TrainedStage):
         for row in rows:
           file.write(json.dumps({'kind': kind} | row) + '\n')
     return report.metrics
+
+  def completions(self) -> list[dict]:
+    return self._shown
 
   def headline(self, values: dict) -> dict[str, str]:
     name = next(

@@ -10,6 +10,7 @@ step have.
 """
 
 from collections.abc import Mapping
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ def changes(run: Path) -> list[dict]:
       f'workdir: {path} is broken ({type(error).__name__}: {error}), which says '
       'how the config of the run has changed; use another --workdir'
     ) from error
+
+
+def stages(run: Path) -> tuple[str, ...]:
+  """Returns the stages of a run's config; () where there is no readable one."""
+  try:
+    return tuple(json.loads((run / CONFIG).read_text())['stages'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return ()
 
 
 def config_digests(run: Path) -> tuple[str, ...]:

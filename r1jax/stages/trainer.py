@@ -7,52 +7,30 @@ from its newest checkpoint and ends with the same numbers, bit for bit.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from r1jax import buckets, interrupts, processes
-from r1jax.config.schema.training import CheckpointConfig
+from r1jax import buckets, interrupts, processes, waits
+from r1jax.config.schema.training import CheckpointConfig, SkippedUpdatesConfig
 from r1jax.errors import Diverged, UserError, unknown
-from r1jax.stages import agreement, ending, performance, run_record
-from r1jax.stages.divergence import DivergenceGuard
+from r1jax.stages import agreement, divergence, ending, performance, run_record
 from r1jax.stages.goodput import Goodput
 from r1jax.stages.line import Line
-from r1jax.stages.loop import Loop, Step
-from r1jax.stages.performance import Performance, Work
+from r1jax.stages.loop import Loop, Step, StepOutput
+from r1jax.stages.performance import Performance
 from r1jax.stages.profile import Profiler, Steps
 from r1jax.stages.stage import Stage, save_weights
 from r1jax.stages.stragglers import Stragglers
-from r1jax.train.metrics import TENSORBOARD, MetricsWriter, Progress
+from r1jax.tracking import tensorboard, trackers
+from r1jax.train.metrics import MetricsWriter, Progress
 
 if TYPE_CHECKING:
   from r1jax.train.checkpoint import Checkpointer
 
 _log = logging.getLogger(__name__)
-
-
-class StepOutput(NamedTuple):
-  """The result of a training step.
-
-  Attributes:
-    state: The state after the step.
-    metrics: Numbers by name, on the device or on the host.
-    counts: Amounts processed, for the speed: {'tokens': 4096}.
-    secs: Seconds of the parts of the step, {'rollout': 1.5}; what they leave of
-      the step is the update, unless that is among them.
-    own_secs: Seconds in which this process worked alone, without waiting for a
-      device or another process, by part.
-    work: Tokens and model FLOPs of the parts.
-  """
-
-  state: Any
-  metrics: dict[str, Any]
-  counts: dict[str, float]
-  secs: Mapping[str, float] = {}
-  own_secs: Mapping[str, float] = {}
-  work: Mapping[str, Work] = {}
 
 
 class TrainedStage(Stage):
@@ -69,6 +47,9 @@ class TrainedStage(Stage):
       checkpoints that are kept; see CheckpointConfig.
     updates_per_step: Updates of a network in one step.
     profile_steps: Steps to profile; None for none.
+    change_first_state: Changes the state before the first step; None as it is.
+    skipped_limit: The share of updates that may be skipped; None for any.
+    tracking: The trackers that show its metrics; see r1jax/tracking.
     holders: The processes whose devices train; () if all of them do.
     fp8: Whether it computes products in FP8.
     likelihoods: Whether its loss is a mean of negative log-likelihoods, which
@@ -90,6 +71,9 @@ class TrainedStage(Stage):
   fp8: bool = False
   likelihoods: ClassVar[bool] = False
   profile_steps: Steps | None = None
+  change_first_state: Callable[[Any], Any] | None = None
+  skipped_limit: SkippedUpdatesConfig | None = None
+  tracking: tuple[str, ...] = ('tensorboard',)
   holders: tuple[int, ...] = ()
 
   def set_checkpoints(self, section: CheckpointConfig):
@@ -129,6 +113,10 @@ class TrainedStage(Stage):
     """Returns metrics of what is held out."""
     del state, step, directory
     return {}
+
+  def completions(self) -> Sequence[Mapping[str, Any]]:
+    """Returns completions of the last evaluation for trackers, as JSON rows."""
+    return ()
 
   def extra_metrics(self, state: Any) -> dict[str, float]:
     """Returns metrics of the state, read at each line."""
@@ -214,7 +202,9 @@ class Trainer:
     self._pushes = buckets.Pushes(self._own)
     self._shown: dict[str, str] = {}
     self._goodput = Goodput(self._own)
-    self._profiler = Profiler(stage.profile_steps, self._own / TENSORBOARD)
+    self._profiler = Profiler(
+      stage.profile_steps, self._own / tensorboard.FOLDER
+    )
 
   def run(self, params: Any, metadata: dict) -> Path:
     """Trains to the end and writes the weights; returns their path.
@@ -222,18 +212,18 @@ class Trainer:
     Raises:
       Interrupted: a signal came; after SIGTERM a checkpoint is saved, of the
         last step or, where that takes too long, of the one before.
-      Diverged: nothing was learnt of many steps in a row.
+      Diverged: nothing was learnt of many steps in a row, or of too many.
       DiskFull: a checkpoint or metrics found no room.
     """
     stage, directory = self._stage, self._directory
     kept = lambda: ending.kept_checkpoint(directory)
     with ending.explained(stage.name, directory, kept):
       try:
-        state = self._trained(params)
+        state = self._trained(params, metadata.get('config', {}))
       except Diverged as error:
         step = ending.latest_step(directory)
         stand = f' (the checkpoint of step {step} stands)' if step else ''
-        raise Diverged(f'{error}{stand}') from error
+        raise type(error)(f'{error}{stand}') from error
       finally:  # However it ends, its last lines are in the bucket.
         with contextlib.suppress(UserError):
           self._pushes.now()
@@ -242,22 +232,24 @@ class Trainer:
       if summary := self._goodput.summary():
         _log.info('%s: %s', stage.name, summary)
       processes.from_first(lambda: stage.report(directory))
-      return save_weights(  # Last: it says that all is there.
-        directory,
-        stage.policy(state),
-        metadata | stage.metadata(state),
-        stage.weights_dtype,
-      )
+      with waits.told(f'{stage.name}: writing its weights'):
+        return save_weights(  # Last: it says that all is there.
+          directory,
+          stage.policy(state),
+          metadata | stage.metadata(state),
+          stage.weights_dtype,
+        )
 
-  def _trained(self, params: Any) -> Any:
-    """Returns the state after the last step."""
+  def _trained(self, params: Any, config: Mapping[str, Any]) -> Any:
+    """Returns the state after the last step; trackers show the flat config."""
     stage, directory = self._stage, self._directory
     with (
       stage.resources(),
       stage.checkpoints(directory) as checkpoints,
       interrupts.deferred(patient=processes.several()) as deferral,
     ):
-      restored = checkpoints.restore(stage.abstract_state(params))
+      with waits.told(f'{stage.name}: reading its newest checkpoint'):
+        restored = checkpoints.restore(stage.abstract_state(params))
       self._goodput.resume(restored[0] if restored else 0)
       start, line = 0, Line()
       if restored:
@@ -265,7 +257,11 @@ class Trainer:
       self._profiler.check(stage.name, start, stage.num_steps)
       last_line = start - line.is_due if restored else None
       with (
-        MetricsWriter(self._own, last_line) as writer,
+        MetricsWriter(
+          self._own,
+          last_line,
+          trackers.opened(stage.tracking, directory, config, last_line),
+        ) as writer,
         Progress(
           stage.name, start, stage.num_steps, stage.print_steps
         ) as progress,
@@ -283,39 +279,36 @@ class Trainer:
           checkpoints=checkpoints,
           writer=writer,
           progress=progress,
-          guard=self._guard(restored, state),
+          guard=divergence.guard_of(stage, restored, state),
           performance=Performance(stage.fp8),
           stragglers=Stragglers(stage.name),
           pushes=self._pushes,
         )
         self._goodput.lap('setup')
         progress.step_secs()
-        try:
-          if line.is_due:
-            self._log(loop)
-          for step in range(start + 1, stage.num_steps + 1):
-            self._profiler.before(step)
-            self._step(step, loop, deferral)
-            self._profiler.after(step, loop.last.state)
-          self._profiler.close()
-          self._tell_best(checkpoints, progress)
-        except interrupts.Interrupted:
-          if deferral.signum and not deferral.patient:
-            loop.save_if_there()
-          raise
+        self._make_steps(loop, deferral)
     return loop.last.state
 
-  def _guard(self, restored: Any, state: Any) -> DivergenceGuard:
-    """Returns the guard of a run that begins, or goes on."""
-    stage = self._stage
-    guard = DivergenceGuard(
-      stage.name, stage.num_steps, stage.updates_per_step, stage.likelihoods
-    )
-    if restored and 'guard' in restored[2]:
-      guard.set_state(restored[2]['guard'])
-    else:  # A new run, or a checkpoint from before guards were in it.
-      guard.begin(stage.policy(state))
-    return guard
+  def _make_steps(self, loop: Loop, deferral: interrupts.Deferral):
+    """Trains all steps after the last whole one."""
+    stage, start = self._stage, loop.last.step
+    first = f'{stage.name}: making step {start + 1}, the first of this process'
+    try:
+      if loop.last.line.is_due:
+        self._log(loop)
+      for step in range(start + 1, stage.num_steps + 1):
+        self._profiler.before(step)
+        # The first one compiles; the progress line shows the others.
+        is_first = step == start + 1
+        with waits.told(first) if is_first else contextlib.nullcontext():
+          self._step(step, loop, deferral)
+        self._profiler.after(step, loop.last.state)
+      self._profiler.close()
+      self._tell_best(loop.checkpoints, loop.progress)
+    except interrupts.Interrupted:
+      if deferral.signum and not deferral.patient:
+        loop.save_if_there()
+      raise
 
   def _step(self, step: int, loop: Loop, deferral: interrupts.Deferral):
     """Trains a step, and logs, evaluates and saves what is due after it."""
@@ -386,17 +379,29 @@ class Trainer:
     """Returns the first state, after an evaluation where there are any."""
     stage = self._stage
     state = stage.init_state(params)
+    if stage.change_first_state:
+      state = stage.change_first_state(state)
     if stage.eval_steps:
       progress.log('compiles, and evaluates the initial weights')
       self._goodput.lap('setup')
-      values = stage.evaluate(state, 0, self._own)
+      values = self._evaluated(state, 0, writer)
       self._goodput.lap('evaluation')
       writer.write(0, values)
-      self._shown = stage.headline(values)
       if self._shown:
         shown = ', '.join(map(' '.join, self._shown.items()))
         progress.log(f'starts at {shown}')
     return state
+
+  def _evaluated(
+    self, state: Any, step: int, writer: MetricsWriter
+  ) -> dict[str, float]:
+    """Returns the metrics of what is held out, after a step; 0 for the start."""
+    stage = self._stage
+    with waits.told(f'{stage.name}: evaluating after step {step}'):
+      values = stage.evaluate(state, step, self._own)
+    writer.write_completions(step, stage.completions())
+    self._shown = stage.headline(values)
+    return values
 
   def _log(self, loop: Loop) -> dict[str, float]:
     """Writes the last step's line and evaluates, where the step asks for it.
@@ -415,9 +420,7 @@ class Trainer:
       loop.performance.clear()
     if evaluates:
       with self._untimed(loop, 'evaluation'):
-        found = stage.evaluate(state, step, self._own)
-      values |= found
-      self._shown = stage.headline(found)
+        values |= self._evaluated(state, step, loop.writer)
     if values:
       loop.writer.write(step, values)
       numbers = stage.progress_numbers(values, shown)

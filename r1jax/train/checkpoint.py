@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from r1jax import buckets, files, processes
+from r1jax import buckets, files, processes, waits
 from r1jax.errors import UserError
 from r1jax.train import checksums, manifest
 from r1jax.train.retention import Retention
@@ -423,6 +423,7 @@ class Checkpointer:
     ignored = (Exception,) if kind else ()
     with contextlib.suppress(*ignored):
       if self._opened is not None:
-        self._opened.wait_until_finished()
+        with waits.told('writing the last checkpoint'):
+          self._opened.wait_until_finished()
     with contextlib.suppress(*ignored):
       self._close()

@@ -1,11 +1,11 @@
-"""Metrics of a run: two files of lines, TensorBoard, and a live progress line.
+"""Metrics of a run: two files of lines, trackers, and a live progress line.
 
 metrics.jsonl holds only numbers that a rerun repeats bit for bit. Times, speed
-and memory differ between runs and are in performance.jsonl. TensorBoard has
-both.
+and memory differ between runs and are in performance.jsonl. TensorBoard and
+other trackers (r1jax/tracking) have both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import json
 import math
@@ -13,18 +13,16 @@ from pathlib import Path
 import resource
 import sys
 import time
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 from r1jax import compile_time
+from r1jax.tracking.trackers import Trackers
 
-TENSORBOARD = 'tensorboard'  # The folder of its files.
 PERFORMANCE = 'performance.jsonl'
 COMPILE = 'compile'  # The part of a step in which programs are built.
 
@@ -38,15 +36,18 @@ def read(path: Path) -> list[dict]:
 
 
 class MetricsWriter:
-  """Writes one JSON line per step, and the same to TensorBoard."""
+  """Writes one JSON line per step, and the same to trackers."""
 
-  def __init__(self, directory: Path, last_step: int | None):
+  def __init__(
+    self, directory: Path, last_step: int | None, trackers: Trackers
+  ):
     """Opens metrics.jsonl and performance.jsonl.
 
     Args:
       directory: Their folder.
       last_step: Later lines of an earlier run are removed from metrics.jsonl;
         None for all. What performance.jsonl tells has happened: it keeps them.
+      trackers: They show the same; closed with this.
     """
     directory.mkdir(parents=True, exist_ok=True)
     first = 0 if last_step is None else last_step + 1
@@ -54,19 +55,23 @@ class MetricsWriter:
       directory / 'metrics.jsonl', lambda row: row['step'] < first
     )
     self._performance = _Lines(directory / PERFORMANCE, lambda row: True)
-    self._tensorboard = _TensorBoard(directory / TENSORBOARD, first)
+    self._trackers = trackers
 
   def write(self, step: int, values: Mapping[str, float]):
     """Writes the metrics of a step."""
     self._metrics.write({'step': step} | _finite(values))
-    self._tensorboard.write(step, values)
+    self._trackers.write(step, values)
 
   def write_performance(self, step: int, values: Mapping[str, float]):
     """Writes times, speed and memory of the steps up to one."""
     self._performance.write(
       {'step': step, 'unix_time': time.time()} | _finite(values)
     )
-    self._tensorboard.write(step, values)
+    self._trackers.write(step, values)
+
+  def write_completions(self, step: int, rows: Sequence[Mapping[str, Any]]):
+    """Shows sample completions of a step; files of their own have more."""
+    self._trackers.write_completions(step, rows)
 
   def __enter__(self):
     return self
@@ -74,9 +79,13 @@ class MetricsWriter:
   def __exit__(self, kind, *_):
     # What is closed after an error may fail for the same reason.
     ignored = (OSError,) if kind else ()
-    for file in (self._metrics, self._performance, self._tensorboard):
+    for close in (
+      self._metrics.close,
+      self._performance.close,
+      lambda: self._trackers.close(failed=kind is not None),
+    ):
       with contextlib.suppress(*ignored):
-        file.close()
+        close()
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -104,35 +113,6 @@ class _Lines:
 
   def close(self):
     self._file.close()
-
-
-class _TensorBoard:
-  """Writes scalars to an event file of TensorBoard, in the calling thread.
-
-  The SummaryWriter of tensorboardX writes in a thread of its own: on a full
-  disk that thread ends, and the training then waits for it for ever.
-  """
-
-  def __init__(self, directory: Path, first_step: int):
-    """Opens a file; TensorBoard ignores earlier files from a step on."""
-    directory.mkdir(parents=True, exist_ok=True)
-    # Runs that go on within a second have a file each.
-    self._events = EventsWriter(str(directory / 'events'), f'.{first_step}')
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write(first_step, session_log=start)
-
-  def write(self, step: int, values: Mapping[str, float]):
-    for name, value in values.items():
-      self._write(step, summary=summary.scalar(name, float(value)))
-    self._events.flush()
-
-  def _write(self, step: int, **event):
-    self._events.write_event(
-      event_pb2.Event(wall_time=time.time(), step=step, **event)
-    )
-
-  def close(self):
-    self._events.close()
 
 
 class Stopwatch:

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 import dataclasses
 
-from r1jax.config.field import key, section
+from r1jax.config.field import Change, key, section
 from r1jax.config.run_conditions import (
   STAGES,
+  begins_at_step,
   begins_with_init,
   corpus,
   makes_base,
   samples,
   stage,
+  trains,
 )
 from r1jax.config.schema.data import CorpusConfig, DataConfig, TokenizerConfig
 from r1jax.config.schema.model import ModelConfig
@@ -26,7 +28,11 @@ from r1jax.config.schema.sampled_data import (
   RejectionSamplingConfig,
 )
 from r1jax.config.schema.section import Problem, Section
-from r1jax.config.schema.training import PretrainConfig, SFTConfig
+from r1jax.config.schema.training import (
+  PretrainConfig,
+  SFTConfig,
+  SkippedUpdatesConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +95,16 @@ class RunConfig(Section):
     "What the first stage starts from: 'shipped' with the package; "
     "'pretrain', made by the stage of that name or found where this config "
     "made it before; 'random'; weights of ours, a .safetensors file or a "
-    "folder that import-hf wrote; or a Hugging Face model's folder.",
+    "folder that import-hf wrote; a Hugging Face model's folder; or the "
+    "checkpoint that another run has saved at a step, 'runs/a@40', with the "
+    'folder of the run or of its stage.',
     only_if=begins_with_init(),
+  )
+  init_optimizer: bool = key(
+    False,
+    "Whether the first stage also takes the optimizer's moments from the "
+    'checkpoint that init names. Its learning-rate schedule begins anew.',
+    only_if=begins_at_step(),
   )
   compilation_cache_dir: str = key(
     'auto',
@@ -100,6 +114,18 @@ class RunConfig(Section):
     'Results do not depend on it.',
     recorded=False,
   )
+  tracking: tuple[str, ...] = key(
+    ('tensorboard',),
+    "What shows the metrics, the config and sample completions: 'tensorboard', "
+    'with files in the folder of each stage, and experiment trackers that are '
+    "extras of the package: 'wandb', 'mlflow', 'trackio'; or those of plugins. "
+    'Their own environment variables set their project and place.',
+    registered=('tracker',),
+    built_in=('wandb', 'mlflow', 'trackio'),
+    only_if=trains(),
+    change=Change.FREE,
+  )
+  skipped_updates: SkippedUpdatesConfig = section(SkippedUpdatesConfig)
   model: ModelConfig = section(
     ModelConfig, max_position_embeddings=1024 + 32768
   )

@@ -5,7 +5,7 @@ import dataclasses
 
 from r1jax.config.conditions import is_set, none_of, one_of
 from r1jax.config.field import Change, key, section
-from r1jax.config.run_conditions import experts
+from r1jax.config.run_conditions import experts, trains
 from r1jax.config.schema.section import Problem, Section
 
 
@@ -163,6 +163,33 @@ class CheckpointConfig(Section):
         f'must be a multiple of {name} = {every}, so that every checkpoint has '
         f'its {self.metric_for_best_model!r}',
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class SkippedUpdatesConfig(Section):
+  """The largest share of updates that may be skipped, in every trained stage.
+
+  An update is skipped if its gradient is not finite. Above this share the run
+  stops with exit code 8; its checkpoints stay.
+  """
+
+  max_frac: float = key(
+    0.5,
+    'Largest share over the last window_steps steps. A step whose loss is not '
+    'finite counts as wholly skipped. 1 for no limit.',
+    at_least=0,
+    at_most=1,
+    only_if=trains(),
+    change=Change.FREE,
+  )
+  window_steps: int = key(
+    50,
+    'Steps over which the share is taken; a shorter run is not stopped.',
+    unit='steps',
+    at_least=1,
+    only_if=trains(),
+    change=Change.FREE,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
