@@ -65,17 +65,25 @@ class Waits:
     for _, text in due:
       _log.info('still %s', text)
 
-  def compile_begins(self, event: str, _: float, fun_name: str = '', **__):
+  def compile_begins(self, event: str, value: float, **about: str | int):
     """Takes from JAX that it begins to build a program."""
+    del value  # It is the time.
     if event not in _EVENTS:
       return
     open_here = self._compiles.setdefault(threading.get_ident(), [])
+    name = str(about.get('fun_name', ''))
+    name = name.removeprefix('jit(').removesuffix(')')
     # A function that is traced within another one is told of as that one is.
-    number = 0 if open_here else self.begin(f'{_EVENTS[event]} {fun_name}')
+    number = (
+      0
+      if open_here
+      else self.begin(f'{_EVENTS[event]} {about.get("fun_name", "")}')
+    )
     open_here.append(number)
 
-  def compile_ends(self, event: str, _: float, **__):
+  def compile_ends(self, event: str, duration_secs: float, **about: str | int):
     """Takes from JAX that it has built a program."""
+    del duration_secs, about
     open_here = self._compiles.get(threading.get_ident())
     if event in _EVENTS and open_here:
       self.end(open_here.pop())

@@ -149,11 +149,9 @@ def apply(run: Path, config: RunConfig):
     'config_sha256': files.json_digest(run / run_record.CONFIG),
     'changed': differ,
   }
-  earlier = [
-    each  # One of this config was recorded before a kill, and never held.
-    for each in run_record.changes(run)
-    if each['config_sha256'] != entry['config_sha256']
-  ]
+  earlier = run_record.changes(run)
+  if earlier and earlier[-1]['config_sha256'] == entry['config_sha256']:
+    earlier.pop()  # It was recorded before a kill, and never held.
   files.write_text(
     run / run_record.CHANGES,
     ''.join(json.dumps(each) + '\n' for each in [*earlier, entry]),

@@ -226,15 +226,17 @@ def _append_lines(
       workdir / found['run'], beside, indent + '  ', label, lines, seen
     )
     parent = read(workdir / found['run'])
-    if _is_output(found, parent) and (
-      parent['output']['sha256'] != found['sha256']
-    ):
+    if parent and _is_another(found, parent):
       lines.append(f'{indent}    ! it was {found["sha256"][:8]} then')
 
 
-def _is_output(source: Mapping, parent: Mapping | None) -> bool:
-  """Returns whether an input is what its run has left, as opposed to a checkpoint."""
-  if parent is None:
-    return False
+def _is_another(source: Mapping, parent: Mapping) -> bool:
+  """Returns whether a run has left another output than the one that was read.
+
+  A checkpoint of the run is no output, and has a digest of its own.
+  """
   left = os.path.join(source['run'], parent['output']['path'])
-  return os.path.normpath(left) == os.path.normpath(source['path'])
+  return (
+    os.path.normpath(left) == os.path.normpath(source['path'])
+    and parent['output']['sha256'] != source['sha256']
+  )

@@ -52,8 +52,10 @@ class MLflow(Tracker):
     self._client.log_batch(self.id, metrics=metrics)
 
   def write_completions(self, step: int, rows: Sequence[Mapping[str, Any]]):
+    # A list is as good JSON as the dictionary that its annotation asks for.
+    completions: Any = [dict(row) for row in rows]
     self._client.log_dict(
-      self.id, [dict(row) for row in rows], f'completions/step_{step:06d}.json'
+      self.id, completions, f'completions/step_{step:06d}.json'
     )
 
   def close(self, failed: bool):

@@ -40,8 +40,8 @@ class Wandb(Tracker):
     self._run.log({'step': step} | numbers)
 
   def write_completions(self, step: int, rows: Sequence[Mapping[str, Any]]):
-    columns = list(rows[0])
-    data = [[row.get(name) for name in columns] for row in rows]
+    columns: list[str | int] = list(rows[0])
+    data = [[row.get(str(name)) for name in columns] for row in rows]
     table = self._table(columns=columns, data=data, allow_mixed_types=True)
     self._run.log({'step': step, 'completions': table})
 
