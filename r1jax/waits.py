@@ -74,11 +74,7 @@ class Waits:
     name = str(about.get('fun_name', ''))
     name = name.removeprefix('jit(').removesuffix(')')
     # A function that is traced within another one is told of as that one is.
-    number = (
-      0
-      if open_here
-      else self.begin(f'{_EVENTS[event]} {about.get("fun_name", "")}')
-    )
+    number = 0 if open_here else self.begin(f'{_EVENTS[event]} {name}')
     open_here.append(number)
 
   def compile_ends(self, event: str, duration_secs: float, **about: str | int):
