@@ -5,7 +5,6 @@ import os
 import pytest
 
 from r1jax import buckets
-from r1jax.config.schema.run import RunConfig
 from r1jax.data import readers
 from r1jax.errors import UserError
 from r1jax.runs import workdir
@@ -79,7 +78,7 @@ def test_other_urls_are_refused_by_name(cache, url, error):
 def test_what_is_not_supported_makes_no_folder(cache, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(UserError, match='no checkpoints to s3://'):
-    workdir.Workdir('s3://b/run', RunConfig())
+    workdir.Workdir('s3://b/run', {})
   with pytest.raises(UserError, match='a folder of this host alone'):
     buckets.local('gs://b/out')
   assert not list(tmp_path.iterdir())
@@ -130,7 +129,7 @@ def test_a_folder_of_a_bucket_becomes_as_its_copy_is(bucket):
 
 
 def test_a_run_whose_folder_another_one_claims_writes_no_more(bucket):
-  first = workdir.Workdir('gs://bucket/run', RunConfig())
+  first = workdir.Workdir('gs://bucket/run', {'seed': 0})
   (first.path / 'metrics.jsonl').write_text('1\n')
   buckets.push(first.path)
   buckets.claim(first.path, 'the token of a run on another host')
@@ -143,18 +142,18 @@ def test_a_run_whose_folder_another_one_claims_writes_no_more(bucket):
 def test_a_run_on_another_host_finds_what_the_first_has_left(
   bucket, tmp_path, monkeypatch
 ):
-  first = workdir.Workdir('gs://bucket/run', RunConfig())
+  first = workdir.Workdir('gs://bucket/run', {'seed': 0})
   buckets.push(first.path)
   monkeypatch.setenv('R1JAX_CACHE', str(tmp_path / 'other host'))
   with pytest.raises(UserError, match='belongs to another config: seed is 0'):
-    workdir.Workdir('gs://bucket/run', RunConfig(seed=1))
-  second = workdir.Workdir('gs://bucket/run', RunConfig())
+    workdir.Workdir('gs://bucket/run', {'seed': 1})
+  second = workdir.Workdir('gs://bucket/run', {'seed': 0})
   assert second.path != first.path
   assert (second.path / 'config.json').exists()
 
 
 def test_copies_of_a_run_that_is_going_on_here_are_left_alone(bucket):
-  run = workdir.Workdir('gs://bucket/run', RunConfig())
+  run = workdir.Workdir('gs://bucket/run', {'seed': 0})
   buckets.push(run.path)
   (run.path / 'metrics.jsonl').write_text('not pushed yet')
   assert (buckets.given('gs://bucket/run') / 'metrics.jsonl').exists()
@@ -163,7 +162,7 @@ def test_copies_of_a_run_that_is_going_on_here_are_left_alone(bucket):
 def test_a_folder_with_other_things_is_refused_and_not_brought(bucket, cache):
   bucket.put('data/rows.jsonl', '{}')
   with pytest.raises(UserError, match='holds other things than a run'):
-    workdir.Workdir('gs://bucket/data', RunConfig())
+    workdir.Workdir('gs://bucket/data', {})
   assert not (cache / 'buckets/gs/bucket/data/rows.jsonl').exists()
   assert list(bucket.all) == ['data/rows.jsonl']
 
@@ -171,7 +170,7 @@ def test_a_folder_with_other_things_is_refused_and_not_brought(bucket, cache):
 @pytest.mark.parametrize('name', ['locked', 'absent'])
 def test_a_bucket_that_cannot_be_written_to_is_one_line(bucket, name):
   with pytest.raises(UserError, match=f'cannot write to gs://{name}/run') as e:
-    workdir.Workdir(f'gs://{name}/run', RunConfig())
+    workdir.Workdir(f'gs://{name}/run', {})
   assert '\n' not in str(e.value)
 
 

@@ -57,14 +57,25 @@ def differences(theirs: Mapping, ours: Mapping) -> dict[str, tuple[Any, Any]]:
   }
 
 
-def found(run: Path, config: RunConfig, remedy: str) -> dict:
-  """Returns what differs between a run's record and a config.
+def record_of(config: RunConfig | Mapping) -> Mapping:
+  """Returns what config.json holds of a config; a mapping is a record itself."""
+  return config if isinstance(config, Mapping) else record(config)
+
+
+def found(run: Path, config: RunConfig | Mapping, remedy: str) -> dict:
+  """Returns what differs between the record in a folder and a config.
 
   A free key that the record lacks, as one of an older version does, does not
   differ if it has its default.
+
+  Args:
+    run: The folder of the run.
+    config: A config; or a record of something else, no key of which may change.
+    remedy: Advice for the error of a broken record.
   """
-  ours = flatten(record(config))
-  every = differences(recorded(run, remedy), ours)
+  every = differences(recorded(run, remedy), flatten(dict(record_of(config))))
+  if isinstance(config, Mapping):
+    return every
   defaults = flatten(record(type(config)()))
   return {
     key: values
@@ -77,7 +88,9 @@ def found(run: Path, config: RunConfig, remedy: str) -> dict:
   }
 
 
-def refusals(run: Path, config: RunConfig, differ: Differences) -> list[str]:
+def refusals(
+  run: Path, config: RunConfig | Mapping, differ: Differences
+) -> list[str]:
   """Says of each key that differs and may not why it may not.
 
   Args:
@@ -88,6 +101,8 @@ def refusals(run: Path, config: RunConfig, differ: Differences) -> list[str]:
   Returns:
     A clause for each, with its values and the reason.
   """
+  if isinstance(config, Mapping):
+    return [clause(key, *values) for key, values in differ.items()]
   texts = []
   for key, (old, new) in differ.items():
     text = clause(key, old, new)

@@ -1,6 +1,6 @@
 """A run's directory: whose it is, and that only one process writes to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import fcntl
 import json
@@ -11,7 +11,6 @@ from typing import IO
 import uuid
 
 from r1jax import buckets, files, processes
-from r1jax.config.keys import record
 from r1jax.config.schema.run import RunConfig
 from r1jax.errors import UserError
 from r1jax.runs import changes
@@ -58,14 +57,14 @@ def _refuse(path: Path, clauses: Sequence[str], remedy: str):
     )
 
 
-def check(path: Path, config: RunConfig, remedy: str = _ELSEWHERE):
+def check(path: Path, config: RunConfig | Mapping, remedy: str = _ELSEWHERE):
   """Refuses a directory that a run with this config may not write to.
 
   A run may go on there with other values of some keys; see runs/changes.py.
 
   Args:
     path: It need not exist.
-    config: The run's config.
+    config: The run's config, or a record of another kind.
     remedy: Advice for the error of a workdir of another config.
 
   Raises:
@@ -133,7 +132,7 @@ class Workdir:
       and nothing in it was changed; or not all hosts see it.
   """
 
-  def __init__(self, path: str, config: RunConfig):
+  def __init__(self, path: str, config: RunConfig | Mapping):
     self.path = _place(path)
     self._lock: IO | None = None
     token = processes.from_first(lambda: self._claim(config))
@@ -146,7 +145,7 @@ class Workdir:
     if self._lock is not None:
       self._lock.close()
 
-  def _claim(self, config: RunConfig) -> str:
+  def _claim(self, config: RunConfig | Mapping) -> str:
     """Locks the directory; returns a text that its lock file holds now."""
     stands = self.path / 'config.json'
     fetch(self.path)
@@ -171,7 +170,7 @@ class Workdir:
       ) from error
     if not stands.exists():
       partial = stands.with_suffix('.partial')
-      partial.write_text(json.dumps(record(config), indent=2) + '\n')
+      partial.write_text(json.dumps(changes.record_of(config), indent=2) + '\n')
       partial.replace(stands)
     buckets.claim(self.path, token)
     return token
