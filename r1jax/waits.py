@@ -88,11 +88,10 @@ class Waits:
 @functools.cache
 def _of_process() -> Waits:
   """Returns the waits of this process, which a thread tells of."""
-  made = Waits()
+  made, never = Waits(), threading.Event()
 
   def watch():
-    while True:
-      time.sleep(_POLL_SECS)
+    while not never.wait(_POLL_SECS):
       made.tell()
 
   threading.Thread(target=watch, name='waits', daemon=True).start()
