@@ -1,8 +1,8 @@
 """Slow tests of further cases, which `.ci/run` leaves to `-m exhaustive`.
 
-Each of them is another case of a test that stays: one more value, loss, number
-of processes, way to start them or moment of a kill. They are for a release, and
-for changes of what they test.
+Most of them are another case of a test that stays: one more value, loss, number
+of processes, way to start them or moment of a kill. The others take minutes
+each. They are for a release, and for changes of what they test.
 """
 
 _NAMES = {
@@ -13,6 +13,8 @@ _NAMES = {
     'test_each_fits_its_chips[qwen2.5-math-7b]',
     'test_each_fits_its_chips[qwen3-0.6b]',
     'test_each_fits_its_chips[llama-3.1-8b]',
+    'test_each_fits_its_chips[qwen3-8b]',
+    'test_each_fits_its_chips[qwen3-1.7b]',
   ),
   'tests/launch/test_datasets_by_process.py': (
     'test_several_processes_write_the_dataset_of_one[rejection_sampling-two hosts-4]',
@@ -26,37 +28,82 @@ _NAMES = {
     'test_an_error_in_one_process_ends_all[sampler]',
     'test_a_pipeline_with_rejection_sampling_runs_in_two_processes',
     'test_a_pipeline_with_labelled_steps_runs_in_two_processes',
+    'test_several_processes_write_the_dataset_of_one[rejection_sampling-host-2]',
+    'test_each_process_does_its_share[host-rejection_sampling]',
   ),
   'tests/launch/test_processes.py': (
     'test_a_slow_host_is_named',
     'test_all_processes_go_back_to_the_last_good_checkpoint',
     'test_a_killed_process_ends_all_and_the_run_resumes_bit_equal[1]',
     'test_a_run_goes_on_in_another_number_of_processes[2 to 1]',
+    'test_sigterm_to_one_saves_a_checkpoint_of_all',
+    'test_a_run_goes_on_in_another_number_of_processes[1 to 2]',
+    'test_both_processes_know_the_times_of_both',
+    'test_a_stopped_process_ends_the_others',
+    'test_two_processes_read_a_policy_as_one_does[sample-args1]',
   ),
   'tests/launch/test_rollouts_by_host.py': (
     'test_rollouts_by_host_equal_those_of_one_process[4-1-1]',
     'test_partial_rollouts_by_host_resume_bit_equal',
+    'test_rollouts_by_host_equal_those_of_one_process[4-1-2]',
   ),
   'tests/launch/test_sampling_devices.py': (
     'test_they_equal_devices_that_do_both[flags0-global-1-4]',
     'test_they_equal_devices_that_do_both[flags2-global-1-4]',
+    'test_they_equal_devices_that_do_both[flags3-host-4-1]',
+    'test_they_equal_devices_that_do_both[flags4-global-2-2]',
   ),
   'tests/launch/test_scripts_hosts.py': (
     'test_a_job_that_is_stopped_is_not_queued_again',
     'test_a_job_that_meets_its_time_limit_is_queued_again',
     'test_a_slice_is_preempted_and_resumed',
+    'test_a_host_goes_on_from_a_copy_of_an_earlier_session',
+  ),
+  'tests/model/test_gradients.py': (
+    'test_gradient_equals_finite_differences[dense]',
+  ),
+  'tests/model/test_int8_weights.py': (
+    'test_sampling_is_that_of_the_restored_weights[gqa-{}]',
+    "test_sampling_is_that_of_the_restored_weights[gqa-{'fsdp': 2, 'tensor': 2, 'expert': 2}]",
+  ),
+  'tests/model/test_moe.py': (
+    "test_expert_parallelism_is_exact[ragged-True-{'data': 4}]",
+    "test_expert_parallelism_is_exact[ragged-True-{'expert': 4}]",
+    "test_expert_parallelism_is_exact[ragged-True-{'tensor': 8}]",
+  ),
+  'tests/model/test_quant.py': (
+    'test_a_models_gradient_in_fp8_is_the_same_on_eight_devices[simulated]',
+  ),
+  'tests/model/test_transformer.py': (
+    'test_what_is_recomputed_changes_no_gradient[attention-gqa]',
+    'test_what_is_recomputed_changes_no_gradient[block-mla]',
+    'test_what_is_recomputed_changes_no_gradient[offload-gqa]',
+  ),
+  'tests/rollout/test_engine.py': (
+    'test_a_sample_does_not_depend_on_the_sampler_s_sizes[False]',
   ),
   'tests/rollout/test_engine_devices.py': (
     'test_two_processes_of_two_devices_sample_what_one_device_does',
   ),
+  'tests/rollout/test_hosts.py': (
+    'test_samples_of_other_meshes_are_those_of_the_training_mesh[division0]',
+  ),
   'tests/rollout/test_speculative.py': (
     'test_samples_have_the_model_s_distribution[processed]',
+    'test_a_completion_that_another_session_ends_is_the_same',
+    'test_blocks_hold_accepted_tokens_alone',
   ),
   'tests/runs/test_bucket_runs.py': (
     'test_processes_on_two_hosts_share_a_bucket_alone',
   ),
+  'tests/runs/test_devices.py': (
+    'test_devices_that_share_rows_train_as_those_that_do_not',
+  ),
   'tests/runs/test_signals.py': (
     'test_ctrl_c_before_anything_is_saved_says_so[0.3]',
+    'test_ctrl_c_before_anything_is_saved_says_so[0.0]',
+    'test_sigterm_saves_one_checkpoint_and_the_same_command_goes_on[1]',
+    'test_a_disk_that_metrics_fill_ends_the_run_too',
   ),
   'tests/stages/test_critic.py': (
     'test_a_shared_trunk_runs_with_every_option_of_a_rollout',
@@ -69,19 +116,31 @@ _NAMES = {
     'test_the_prediction_is_what_the_compiler_allots[none-large vocabulary]',
     'test_the_prediction_is_what_the_compiler_allots[block-experts]',
     'test_the_prediction_is_what_the_compiler_allots[block-large vocabulary]',
+    'test_the_prediction_is_what_the_compiler_allots[none-MTP of three tokens]',
+    'test_the_prediction_is_what_the_compiler_allots[attention-MTP of three tokens]',
+  ),
+  'tests/stages/test_preferences.py': (
+    'test_a_run_goes_on_bit_for_bit[dpo-changes1]',
   ),
   'tests/stages/test_prm.py': (
     'test_every_kind_of_evaluation_runs_and_counts_its_tokens[mcts-rollout]',
     'test_every_kind_of_evaluation_runs_and_counts_its_tokens[mcts-rule]',
+    'test_every_kind_of_evaluation_runs_and_counts_its_tokens[vote-step]',
   ),
   'tests/stages/test_task_runs.py': (
     'test_real_files_run_log_and_checkpoint[countdown]',
+    'test_synthetic_countdown_runs',
   ),
+  'tests/sweeps/test_end_to_end.py': ('test_a_sweep_that_was_ended_goes_on',),
   'tests/test_faults.py': (
     'test_a_run_that_is_killed_goes_on_to_the_same_bytes[position-2]',
     'test_a_run_that_is_killed_goes_on_to_the_same_bytes[files-2]',
     'test_a_run_that_is_killed_goes_on_to_the_same_bytes[rename-5]',
     'test_a_run_that_is_killed_goes_on_to_the_same_bytes[collection-1]',
+    'test_a_fault_of_the_list_holds[full disk during a save]',
+  ),
+  'tests/train/test_muon.py': (
+    'test_embedding_heads_norms_and_biases_have_adamw[config0]',
   ),
   'tests/train/test_packed_steps.py': (
     'test_packed_rows_are_the_update_of_one_row_a_sequence[ipo]',
@@ -96,12 +155,15 @@ _NAMES = {
     "test_packed_rows_are_the_update_of_one_row_a_sample[{'loss_agg_mode': 'seq-mean-token-mean', 'importance_sampling_level': 'sequence'}]",
     "test_packed_rows_are_the_update_of_one_row_a_sample[{'policy_loss': 'cispo', 'kl_estimator': 'k2', 'kl_importance_weighted': True}]",
     "test_eight_devices_equal_one[{'data': 2, 'fsdp': 2, 'tensor': 2}]",
+    "test_packed_rows_are_the_update_of_one_row_a_sample[{'loss_agg_mode': 'token-mean', 'kl_estimator': 'k1'}]",
+    "test_eight_devices_equal_one[{'fsdp': 2, 'expert': 4}]",
   ),
   'tests/train/test_sequence_axis.py': (
     'test_grouped_query_attention[_grpo]',
     "test_latent_attention_experts_and_mtp[_corpus-{'sequence': 2, 'tensor': 2, 'expert': 2}]",
     "test_latent_attention_experts_and_mtp[_corpus-{'sequence': 4, 'data': 2}]",
     "test_latent_attention_experts_and_mtp[_grpo-{'sequence': 2, 'tensor': 2, 'expert': 2}]",
+    "test_latent_attention_experts_and_mtp[_ppo-{'sequence': 2, 'fsdp': 2, 'expert': 2}]",
   ),
 }
 IDS = frozenset(

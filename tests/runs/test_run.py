@@ -194,6 +194,40 @@ def test_two_runs_on_one_workdir_are_refused(finished, environment):
 
 
 @pytest.mark.slow
+def test_a_suite_measures_the_final_weights_or_a_checkpoint(
+  finished, environment
+):
+  """The checkpoint of the last step holds the final weights."""
+  workdir, _ = finished
+  flags = (
+    SMALL,
+    f'--workdir={workdir}',
+    '--suite=arithmetic',
+    '--config.eval.num_problems=4',
+    '--config.eval.num_samples=2',
+  )
+  for step in ((), ('--step=6',)):
+    run(environment, 'eval', *flags, *step)
+  found = [
+    json.loads((workdir / name / 'config.json').read_text())
+    for name in ('suites', 'suites-6')
+  ]
+  assert found[0]['weights'] == found[1]['weights']
+  assert [each['policy'] for each in found] == [str(workdir), f'{workdir}@6']
+  parquet = 'arithmetic/completions.parquet'
+  same = [
+    (workdir / name / parquet).read_bytes() for name in ('suites', 'suites-6')
+  ]
+  assert same[0] == same[1]
+  missing = run(environment, 'eval', *flags, '--step=5', code=2).stderr
+  assert 'no checkpoint' in missing or 'step 5' in missing
+  printed = run(
+    environment, 'compare', str(workdir / 'suites'), str(workdir / 'suites-6')
+  ).stdout
+  assert '+0.000' in printed
+
+
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_a_code_of_its_own(environment, tmp_path):
   """Updates of 1e30: neither weights nor a checkpoint of them is left."""
   done = run(

@@ -4,6 +4,7 @@ r1jax eval --config=r1_zero_tiny --workdir=runs/zero
 r1jax eval --suite=math500,aime24 --model=hf://Qwen/Qwen2.5-Math-1.5B-Instruct
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def define_flags(values: flags.FlagValues):
     'numbers.',
     flag_values=values,
   )
+  flags.DEFINE_integer(
+    'step',
+    None,
+    'The step of --workdir whose checkpoint is measured; by default the final '
+    'weights, or the newest checkpoint.',
+    lower_bound=0,
+    flag_values=values,
+  )
   flags.DEFINE_string(
     'out',
     '',
@@ -61,6 +70,15 @@ def define_flags(values: flags.FlagValues):
     '--workdir, or runs/eval-NAME.',
     flag_values=values,
   )
+
+
+def _at_step(config: RunConfig, values: flags.FlagValues) -> RunConfig:
+  """Returns a config whose policy is a checkpoint of --workdir, with --step."""
+  if values.step is None:
+    return config
+  if not values.workdir:
+    raise UserError('eval: --step is a step of the run in --workdir; give both')
+  return dataclasses.replace(config, init=f'{values.workdir}@{values.step}')
 
 
 def run(config: RunConfig, values: flags.FlagValues):
@@ -76,11 +94,13 @@ def run(config: RunConfig, values: flags.FlagValues):
 
   wanted = suites.named(values.suite) if values.suite else ()
   _check_flags(config, values)
+  config = _at_step(config, values)
+  workdir = '' if values.step is not None else values.workdir
   compilation_cache.enable(config.compilation_cache_dir)
   agreement.check(config, reads_data=False)
   with processes.agreed():
     parts = build.parts(config)
-  load_params = lambda: policy.load_params(config, parts, values.workdir)
+  load_params = lambda: policy.load_params(config, parts, workdir)
   if wanted:
     given = config_file.given_keys(values)
     number = lambda key, value: value if key in given else 0
@@ -88,7 +108,7 @@ def run(config: RunConfig, values: flags.FlagValues):
       config,
       parts,
       load_params,
-      values.workdir or config.init,
+      workdir or config.init,
       values.out or _default_out(values),
       suite_evaluation.Wanted(
         wanted,
@@ -128,6 +148,7 @@ def _check_flags(config: RunConfig, values: flags.FlagValues):
 
 def _default_out(values: flags.FlagValues) -> str:
   if values.workdir:
-    return os.path.join(values.workdir, 'suites')
+    step = '' if values.step is None else f'-{values.step}'
+    return os.path.join(values.workdir, f'suites{step}')
   run = Path(config_file.default_workdir(values))
   return str(run.with_name(f'eval-{run.name}'))
