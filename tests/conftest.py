@@ -44,6 +44,7 @@ def pytest_collection_modifyitems(items):
   found = {item.nodeid: item for item in items}
   for name in exhaustive.IDS:
     if name in found:
+      found[name].add_marker(pytest.mark.slow)
       found[name].add_marker(pytest.mark.exhaustive)
 
 

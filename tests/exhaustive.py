@@ -1,4 +1,4 @@
-"""Slow tests of further cases, which `.ci/run` leaves to `-m exhaustive`.
+"""Tests of further cases, which `.ci/run` leaves to `-m exhaustive`.
 
 Most of them are another case of a test that stays: one more value, loss, number
 of processes, way to start them or moment of a kill. The others take minutes
@@ -6,6 +6,20 @@ each. They are for a release, and for changes of what they test.
 """
 
 _NAMES = {
+  'tests/algos/test_policy_loss.py': (
+    'test_chunked_logp_equals_the_whole[12]',
+  ),
+  'tests/checkpoints/test_hf.py': (
+    'test_cached_decoding_gives_the_reference_logits_token_by_token[deepseek_v3_yarn]',
+    'test_cached_decoding_gives_the_reference_logits_token_by_token[deepseek_v3_noqlora]',
+    'test_cached_decoding_gives_the_reference_logits_token_by_token[llama3]',
+    'test_loss_gradients_have_hf_gradient_norms[deepseek_v3_yarn]',
+    'test_loss_gradients_have_hf_gradient_norms[deepseek_v3_noqlora]',
+    'test_loss_gradients_have_hf_gradient_norms[llama3]',
+  ),
+  'tests/cli/test_config_file.py': (
+    'test_names_and_files_beside_a_folder_named_configs[checkout]',
+  ),
   'tests/configs/test_grpo_hub.py': (
     'test_each_fits_its_chips[qwen2.5-0.5b]',
     'test_each_fits_its_chips[qwen2.5-1.5b]',
@@ -31,6 +45,7 @@ _NAMES = {
     'test_several_processes_write_the_dataset_of_one[rejection_sampling-host-2]',
     'test_each_process_does_its_share[host-rejection_sampling]',
   ),
+  'tests/launch/test_info.py': ('test_info_prints_the_published_sizes[1]',),
   'tests/launch/test_processes.py': (
     'test_a_slow_host_is_named',
     'test_all_processes_go_back_to_the_last_good_checkpoint',
@@ -59,25 +74,43 @@ _NAMES = {
     'test_a_slice_is_preempted_and_resumed',
     'test_a_host_goes_on_from_a_copy_of_an_earlier_session',
   ),
+  'tests/model/test_attention.py': (
+    'test_an_8_bit_cache_is_near[gqa]',
+    'test_cached_decoding_equals_the_full_forward[gqa in fp8]',
+    'test_cached_decoding_equals_the_full_forward[mqa]',
+  ),
   'tests/model/test_gradients.py': (
     'test_gradient_equals_finite_differences[dense]',
   ),
   'tests/model/test_int8_weights.py': (
     'test_sampling_is_that_of_the_restored_weights[gqa-{}]',
     "test_sampling_is_that_of_the_restored_weights[gqa-{'fsdp': 2, 'tensor': 2, 'expert': 2}]",
+    'test_sampling_is_that_of_the_restored_weights[mla-{}]',
   ),
   'tests/model/test_moe.py': (
     "test_expert_parallelism_is_exact[ragged-True-{'data': 4}]",
     "test_expert_parallelism_is_exact[ragged-True-{'expert': 4}]",
     "test_expert_parallelism_is_exact[ragged-True-{'tensor': 8}]",
+    "test_expert_parallelism_is_exact[blocks-False-{'data': 4}]",
+  ),
+  'tests/model/test_mtp.py': (
+    'test_every_depth_equals_the_numpy_oracle[one module, applied three times]',
   ),
   'tests/model/test_quant.py': (
     'test_a_models_gradient_in_fp8_is_the_same_on_eight_devices[simulated]',
+    'test_a_model_in_fp8_is_near_and_not_the_same[gqa]',
+  ),
+  'tests/model/test_shared_prompt.py': (
+    'test_a_shared_prompt_equals_a_prompt_per_completion[mla-blocked]',
+    'test_a_shared_prompt_equals_a_prompt_per_completion[gqa-plain]',
   ),
   'tests/model/test_transformer.py': (
     'test_what_is_recomputed_changes_no_gradient[attention-gqa]',
     'test_what_is_recomputed_changes_no_gradient[block-mla]',
     'test_what_is_recomputed_changes_no_gradient[offload-gqa]',
+  ),
+  'tests/rewards/test_plugins.py': (
+    'test_a_sample_that_fails_costs_itself_alone[import time; time.sleep(60)-took more than 2 s]',
   ),
   'tests/rollout/test_engine.py': (
     'test_a_sample_does_not_depend_on_the_sampler_s_sizes[False]',
@@ -98,6 +131,9 @@ _NAMES = {
   ),
   'tests/runs/test_devices.py': (
     'test_devices_that_share_rows_train_as_those_that_do_not',
+  ),
+  'tests/runs/test_inputs.py': (
+    'test_a_run_that_resumes_on_other_data_is_refused[helper.py]',
   ),
   'tests/runs/test_signals.py': (
     'test_ctrl_c_before_anything_is_saved_says_so[0.3]',
@@ -121,6 +157,7 @@ _NAMES = {
   ),
   'tests/stages/test_preferences.py': (
     'test_a_run_goes_on_bit_for_bit[dpo-changes1]',
+    'test_the_work_of_an_update[dpo-4]',
   ),
   'tests/stages/test_prm.py': (
     'test_every_kind_of_evaluation_runs_and_counts_its_tokens[mcts-rollout]',
@@ -157,6 +194,7 @@ _NAMES = {
     "test_eight_devices_equal_one[{'data': 2, 'fsdp': 2, 'tensor': 2}]",
     "test_packed_rows_are_the_update_of_one_row_a_sample[{'loss_agg_mode': 'token-mean', 'kl_estimator': 'k1'}]",
     "test_eight_devices_equal_one[{'fsdp': 2, 'expert': 4}]",
+    'test_a_poisoned_batch_changes_nothing_and_is_counted[inf]',
   ),
   'tests/train/test_sequence_axis.py': (
     'test_grouped_query_attention[_grpo]',

@@ -118,6 +118,7 @@ def test_sample_reads_a_hugging_face_folder(environment, tmp_path):
   ] == [(heading, text) for heading, text, *_ in blocks(want)[:2]]
 
 
+@pytest.mark.slow
 def test_the_config_names_what_it_lacks(environment, tmp_path):
   done = run(environment, 'sample', '--config=imported', '--prompt=1', code=2)
   assert 'name the folder: --config=imported:FOLDER' in done.stderr

@@ -26,7 +26,9 @@ def oracle(shared, tmp_path_factory):
   folder = shared / 'oracle' / 'qwen2'
   imported = tmp_path_factory.mktemp('imported')
   convert.import_hf(folder, imported)
-  fields = hf_config.read_config(folder) | dict(dtype='float32', remat='none')
+  fields = hf_config.read_config(folder) | dict(
+    dtype='float32', remat='none', max_position_embeddings=128
+  )
   model = Transformer(from_dict(fields), one_device())
   engine = Engine(
     model,

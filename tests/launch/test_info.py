@@ -142,6 +142,7 @@ def _stage(name: str):
 @pytest.mark.parametrize(
   'stage,reference', [('reward_model', False), ('dpo', True)]
 )
+@pytest.mark.slow
 def test_info_counts_a_reference_where_there_is_one(capsys, stage, reference):
   main.run(
     [

@@ -89,6 +89,7 @@ def test_an_8_bit_cache_is_near(config, worst):
   assert {x.entry_LYKSX.dtype for x in pages.values()} == {jnp.dtype('int8')}
 
 
+@pytest.mark.slow
 def test_many_blocks_equal_one_block():
   """Logits do not depend on the block size or on the length of a call."""
   model, params = make(small_config())

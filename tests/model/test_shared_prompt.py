@@ -90,6 +90,7 @@ def test_a_shared_prompt_equals_a_prompt_per_completion(config, kernel):
   assert np.abs(alone[2] - got[0][2]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_mtp_sees_the_shared_prompt():
   """Compares the first completion, whose first token is next to the prompt.
 

@@ -465,6 +465,7 @@ def test_a_horizon_follows_the_acceptance_of_its_request():
   assert speculative.build_control([()], 0) is None
 
 
+@pytest.mark.slow
 def test_drafts_that_do_not_pay_are_off():
   """The sizes and the platform alone decide, and the metrics say so."""
   by_default = dataclasses.replace(_SIZES, speculative_max_num_seqs=0)

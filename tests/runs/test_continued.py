@@ -73,6 +73,7 @@ def runs(parts, tmp_path_factory):
 
 
 @pytest.mark.parametrize('folder', ['', '/rl', '/pretrain'])
+@pytest.mark.slow
 def test_it_has_the_weights_of_the_checkpoint(folder, runs, parts):
   saved = initial.saved_step(f'{runs}{folder}@40')
   assert saved.stage.name == (folder.strip('/') or 'rl')
@@ -81,6 +82,7 @@ def test_it_has_the_weights_of_the_checkpoint(folder, runs, parts):
 
 
 @pytest.mark.parametrize('stage', ['rl', 'pretrain'])
+@pytest.mark.slow
 def test_it_takes_the_moments_and_begins_the_schedule_anew(stage, runs, parts):
   saved = initial.saved_step(f'{runs}/{stage}@20')
   fresh = _state(parts, first=100)

@@ -245,6 +245,7 @@ def test_a_run_that_resumes_on_other_data_is_refused(reading, tmp_path, name):
   }
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_refused_before_any_stage_runs(reading, tmp_path):
   place = tmp_path / 'pipeline'
   stages = PipelineConfig(('one', 'two'), (), {'one': reading, 'two': reading})
@@ -259,6 +260,7 @@ def test_a_pipeline_is_refused_before_any_stage_runs(reading, tmp_path):
   pipeline.train(stages, str(place))
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_that_its_data_are_others_now(
   reading, tmp_path, caplog, monkeypatch
 ):

@@ -107,6 +107,7 @@ def _config(**values):
   return config
 
 
+@pytest.mark.slow
 def test_a_critic_begins_as_the_policy_or_as_its_file(tmp_path):
   """A file may hold a model of another size, whose head is kept."""
   config = run_config(_config())

@@ -139,6 +139,7 @@ def test_auto_needs_the_update_of_each_stage():
     memory.chosen(_config('auto'), one_device(), [Silent], 1 << 40)
 
 
+@pytest.mark.slow
 def test_info_shows_every_policy(capsys):
   main.run(['info', '--config=r1_zero_tiny', '--config.model.remat=auto'])
   printed = capsys.readouterr().out

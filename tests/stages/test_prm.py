@@ -357,6 +357,7 @@ def test_labels_that_cannot_be_made_are_refused(changes, message):
     run.check(_config('labels', **changes))
 
 
+@pytest.mark.slow
 def test_a_delimiter_that_never_occurs_is_refused_at_once(tmp_path):
   config = _config('labels', **{'data.step_delimiter': '~~~~'})
   made = _parts(config)

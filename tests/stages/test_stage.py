@@ -205,6 +205,7 @@ def two_stages(plugin, tmp_path, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_last_step_ends_the_run_before_the_next_stage(
   two_stages, tmp_path, monkeypatch
 ):
@@ -234,6 +235,7 @@ def test_sigterm_in_a_last_step_ends_the_run_before_the_next_stage(
   assert run.train(two_stages, str(workdir)).exists()
 
 
+@pytest.mark.slow
 def test_a_stage_of_a_plugin_runs(two_stages, plugin, tmp_path):
   """After one of the package, whose weights it takes; nothing else changes."""
   config, workdir = two_stages, tmp_path / 'run'

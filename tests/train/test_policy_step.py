@@ -228,6 +228,7 @@ def test_first_update_on_fresh_samples_has_ratio_one():
   assert metrics['kl'] > 0
 
 
+@pytest.mark.slow
 def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
   """Every third token is older, and its log-probability far off."""
   model, params = make(small_config())
@@ -245,6 +246,7 @@ def test_the_gap_to_the_sampler_is_of_this_policy_s_tokens():
     np.testing.assert_allclose(metrics[1][name], 0.5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_later_minibatches_are_off_policy():
   model, params = make(small_config())
   shape = _shape(num_updates=4, microbatch_rows=2)
@@ -256,6 +258,7 @@ def test_later_minibatches_are_off_policy():
   assert metrics['rollout_logp_diff/max'] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_that_of_the_last_update():
   """Linear warm-up over 8 updates; the last of four is the update number 3."""
   model, params = make(small_config())
@@ -319,6 +322,7 @@ def test_a_poisoned_batch_changes_nothing_and_is_counted(poison):
   assert state.updates == 0 and metrics['skipped_updates'] == 1
 
 
+@pytest.mark.slow
 def test_every_update_balances_the_experts():
   model, params = make(small_config())
   state, _ = _update(model, params, _rl_batch(model, params))

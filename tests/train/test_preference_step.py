@@ -155,6 +155,7 @@ def test_reward_models_equal_numpys():
   np.testing.assert_allclose(metrics['loss'], loss.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_fills_rows_and_batches_teaches_nothing():
   model, params = _model()
   batch = _pairs()

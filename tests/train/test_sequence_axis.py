@@ -259,6 +259,7 @@ def _check(algorithm, config, mesh, one_device):
   _assert_equal(_updated(algorithm, *wide), one_device(algorithm, config))
 
 
+@pytest.mark.slow
 def test_documents_over_the_devices_of_a_row(one_device):
   """Grouped-query attention: each device has a head, and its keys' copy."""
   _check(_corpus, _GQA, dict(sequence=2, tensor=2, data=2), one_device)

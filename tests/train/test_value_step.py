@@ -219,6 +219,7 @@ def test_packing_and_devices_do_not_change_a_critic():
   _assert_same(unpacked(split, _rollout(), value_BT), want_values[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_a_shared_trunk_is_one_loss_however_it_is_packed(dense):
   """Its ratio is 1 on fresh samples, and the value's loss is what is added."""
   model, params, batch = dense
