@@ -16,7 +16,7 @@ from r1jax.config import base, models
 from r1jax.errors import UserError
 
 # The repository, the architecture, and the shards of key-value heads.
-_SIZES = {
+SIZES = {
   'qwen2.5-0.5b': ('Qwen/Qwen2.5-0.5B', models.qwen2_5_0_5b, 1),
   'qwen2.5-1.5b': ('Qwen/Qwen2.5-1.5B', models.qwen2_5_1_5b, 1),
   'qwen2.5-7b': ('Qwen/Qwen2.5-7B', models.qwen2_5_7b, 4),
@@ -30,9 +30,9 @@ _SIZES = {
 
 
 def get_config(size: str = 'qwen2.5-0.5b'):
-  if size not in _SIZES:
-    raise UserError(f'--config=grpo_hub:SIZE: one of {", ".join(_SIZES)}')
-  repository, model, tensor = _SIZES[size]
+  if size not in SIZES:
+    raise UserError(f'--config=grpo_hub:SIZE: one of {", ".join(SIZES)}')
+  repository, model, tensor = SIZES[size]
   config = base.get_config()
   config.stages = ('rl',)
   config.model = model()

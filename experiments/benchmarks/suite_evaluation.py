@@ -39,9 +39,7 @@ def main(_):
   parts = build.parts(config)
   params = runs.base_params(config, parts)
   [suite] = suites.named(_SUITE.value)
-  found = [
-    build_suites.problems(suite, parts, _SAMPLES.value, _PROBLEMS.value)
-  ]
+  found = [build_suites.problems(suite, parts, _SAMPLES.value, _PROBLEMS.value)]
   config = build_suites.sized(config, found, parts)
   engine = sampler.engine(config, parts, found[0].num_completions)
   reader = build_suites.reader(config, parts)

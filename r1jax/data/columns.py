@@ -40,8 +40,7 @@ def renamed(
     return source
 
   def adapt(row: dict) -> dict:
-    fields = {name: row[name] for name in row if name not in _MEANINGFUL}
-    fields |= {name: _value(row, columns[name]) for name in columns}
+    fields = taken(row, columns)
     if columns.get('choices'):
       fields |= _multiple_choice(fields)
     if answer_in != 'whole':
@@ -49,6 +48,16 @@ def renamed(
     return source.adapt(fields)
 
   return dataclasses.replace(source, adapt=adapt)
+
+
+def taken(row: dict, columns: Mapping[str, str]) -> dict:
+  """Returns a row with fields of other columns; see `renamed`.
+
+  Raises:
+    ValueError: the row has no such column; the message lists those that it has.
+  """
+  fields = {name: row[name] for name in row if name not in _MEANINGFUL}
+  return fields | {name: _value(row, columns[name]) for name in columns}
 
 
 def _value(row: dict, column: str) -> Any:

@@ -1,17 +1,19 @@
 """Demonstrations: prompts with the responses to fine-tune on.
 
-A row of a file has an `id`, a `question` or `messages`, and a `response`, which
-may also be the last of the messages; it may have `tools`, and say
-`general: true`. The stage rejection_sampling writes such rows.
+A row of a file has a `question` or `messages`, and a `response`, which may also
+be the last of the messages; it may have an `id` (by default its file and number)
+and `tools`, and say `general: true`. The stage rejection_sampling writes such
+rows. config.sft.columns names other columns.
 """
 
 import base64
+from collections.abc import Mapping
 
 import numpy as np
 
 from r1jax import registry
 from r1jax.config.schema.data import CorpusConfig
-from r1jax.data import readers
+from r1jax.data import columns, readers
 from r1jax.data.quarantine import Quarantine
 from r1jax.data.tasks.corpus import sample_document
 from r1jax.data.text import conversation, openings, responses
@@ -26,6 +28,7 @@ def read(
   template: PromptTemplate,
   general: bool | None = None,
   quarantine: Quarantine | None = None,
+  named: Mapping[str, str] | None = None,
 ) -> list[Demonstration]:
   """Reads and validates the rows of an SFT dataset.
 
@@ -36,6 +39,7 @@ def read(
     general: Whether the rows are general data (no rule verifies the answers);
       None to read it from each row.
     quarantine: Takes malformed rows; without one, a malformed row is an error.
+    named: The columns of fields that have other names; see columns.renamed.
 
   Raises:
     UserError: a file is missing or has no rows, or a row is malformed; the
@@ -47,6 +51,8 @@ def read(
   seen: dict[str, str] = {}
   for row in readers.rows(files):
     try:
+      if row.fields is not None and named:
+        row = row._replace(fields=columns.taken(row.fields, named))
       demonstration = _demonstration(row, template, opening, general)
       id_ = demonstration.id
       if id_ in seen:
@@ -116,7 +122,7 @@ def _demonstration(
 ) -> Demonstration:
   if row.fields is None:
     raise ValueError(row.problem)
-  fields = row.fields
+  fields = _with_id(row.fields, row.where)
   turns: tuple[Message, ...] = ()
   if fields.get('messages'):
     turns = conversation.parse(fields['messages'])
@@ -154,6 +160,14 @@ def _demonstration(
     where=row.where,
     teacher=_decode_teacher(fields.get('teacher')),
   )
+
+
+def _with_id(fields: dict, where: str) -> dict:
+  """Returns fields with an id: a text, and by default the file and row."""
+  name = fields.get('id')
+  if name is None:
+    name = '/'.join(where.split('/')[-2:])
+  return fields | {'id': str(name) if type(name) is int else name}
 
 
 def _last_answer(turn: Message) -> str:

@@ -5,12 +5,14 @@ import pytest
 
 from r1jax import chips as tpus
 from r1jax.config import effects
-from r1jax.configs import grpo_hub
+from r1jax.configs import grpo_hub, sft_hub
 from r1jax.errors import UserError
 from r1jax.launch import info
 from r1jax.model.model_flops import count
+from r1jax.runs import stage_list
 from r1jax.sharding import Layout, mesh_sizes
 from r1jax.stages import memory, rl_update
+from r1jax.stages.build import parts as build
 from tests.conftest import run_config
 
 # The numbers of parameters that the hub shows, embeddings counted once, and the
@@ -59,7 +61,40 @@ def test_each_fits_its_chips(size):
   assert sampling + reference + kept['Adam moments, float32'] < limit
 
 
+def _fine_tuned(size: str):
+  run = run_config(sft_hub.get_config(size))
+  sizes = mesh_sizes(
+    dict(data=1, fsdp=-1, tensor=run.mesh.tensor), _SIZES[size][1]
+  )
+  mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  return run, Layout(mesh)
+
+
+@pytest.mark.parametrize('size', _SIZES)
+def test_sft_of_each_has_keys_of_effect_and_divides_over_its_chips(size):
+  run, layout = _fine_tuned(size)
+  effects.check(run)
+  c = run.sft
+  build.divides(
+    'sft.batch_size', c.batch_size, c.gradient_accumulation_steps, layout
+  )
+  assert c.length_tokens <= run.model.max_position_embeddings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'size, chip', [('qwen2.5-0.5b', 'v5e'), ('llama-3.1-8b', 'v6e')]
+)
+def test_sft_of_the_smallest_and_the_largest_fits(size, chip):
+  run, layout = _fine_tuned(size)
+  (update,) = stage_list.updates(run, layout)
+  limit = memory.SHARE * tpus.CHIPS[chip].hbm_bytes
+  assert memory.predict(update, 'block').total < limit
+
+
 def test_all_sizes_are_tested_and_another_one_is_refused():
-  assert set(grpo_hub._SIZES) == set(_SIZES)
+  assert set(grpo_hub.SIZES) == set(_SIZES)
   with pytest.raises(UserError, match='one of qwen2.5-0.5b, '):
     grpo_hub.get_config('gpt-5')
+  with pytest.raises(UserError, match='one of qwen2.5-0.5b, '):
+    sft_hub.get_config('gpt-5')

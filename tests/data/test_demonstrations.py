@@ -63,6 +63,33 @@ def test_conversations_keep_their_turns(tmp_path):
   assert found.messages[1].content == 'yes?'
 
 
+def test_rows_of_other_columns_have_ids_of_their_place(tmp_path):
+  """Columns that are not named stay what they are called, but for `messages`."""
+  path = _file(
+    tmp_path,
+    {'problem': '1+1', 'solution': '<think>a</think>2', 'messages': 'none'},
+    {'id': 7, 'problem': '1+2', 'solution': '3'},
+  )
+  named = {'question': 'problem', 'response': 'solution'}
+  first, second = demonstrations.read(path, _BRIEF, named=named)
+  assert (first.question, first.response) == ('1+1', '<think>a</think>2')
+  assert first.id.endswith('rows.jsonl:1') and second.id == '7'
+  with pytest.raises(UserError, match="no column 'answer'; it has problem, so"):
+    demonstrations.read(path, _BRIEF, named={'response': 'answer'})
+
+
+def test_a_conversation_of_another_column_ends_in_the_response(tmp_path):
+  turns = [
+    {'role': 'user', 'content': '1+1'},
+    {'role': 'assistant', 'content': '2'},
+  ]
+  path = _file(tmp_path, {'conversations': turns})
+  (found,) = demonstrations.read(
+    path, _BRIEF, named={'messages': 'conversations'}
+  )
+  assert found.response == '2' and '1+1' in found.prompt
+
+
 @pytest.mark.parametrize(
   'change, said',
   [

@@ -1,6 +1,6 @@
 """Keys that several training stages share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 
 from r1jax.config.conditions import is_set, none_of, one_of
@@ -310,6 +310,13 @@ class SFTConfig(NextTokenConfig):
     (),
     'Files of demonstrations (data/demonstrations.py), and synthetic tasks '
     "with a number of their documents, such as 'arithmetic:1000'.",
+  )
+  columns: Mapping[str, str] = key(
+    {},
+    "The columns of these files by field: {'question': 'problem', 'response': "
+    "'solution'}; {'messages': 'conversations'} where a row is a conversation "
+    'that ends in the response. A text with braces is filled in.',
+    only_if=is_set('data'),
   )
   num_train_epochs: int = key(
     2, 'Passes over the data.', at_least=1, change=Change.EPOCHS

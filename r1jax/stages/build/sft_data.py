@@ -70,7 +70,9 @@ def corpus(config: RunConfig, parts: build.Parts) -> packing.PackedBatches:
         name, config.corpus, parts.template, config.seed, int(count or 0)
       )
     else:
-      rows += demos.read(name, parts.template, quarantine=quarantine)
+      rows += demos.read(
+        name, parts.template, quarantine=quarantine, named=c.columns
+      )
   if not rows:
     raise UserError(f'sft: data: no rows in {", ".join(c.data)}')
   total = len(rows) + len(quarantine.dropped)
