@@ -68,6 +68,9 @@ _NAMES = {
     'test_they_equal_devices_that_do_both[flags3-host-4-1]',
     'test_they_equal_devices_that_do_both[flags4-global-2-2]',
   ),
+  'tests/launch/test_suites_by_process.py': (
+    'test_two_processes_leave_the_completions_of_one[global]',
+  ),
   'tests/launch/test_scripts_hosts.py': (
     'test_a_job_that_is_stopped_is_not_queued_again',
     'test_a_job_that_meets_its_time_limit_is_queued_again',
