@@ -83,15 +83,6 @@ def _rendered(
   ]
 
 
-def max_prompt_tokens(found: Sequence[Problems], parts: Parts) -> int:
-  """Returns the tokens of the longest prompt of all suites."""
-  return max(
-    len(parts.tokenizer.encode_prompt(prompt.text))
-    for each in found
-    for prompt in each.prompts
-  )
-
-
 def sized(
   config: RunConfig, found: Sequence[Problems], parts: Parts, max_new: int = 0
 ) -> RunConfig:
@@ -107,12 +98,16 @@ def sized(
   Raises:
     UserError: the model's context is too short for the prompts, or for max_new.
   """
-  width = max_prompt_tokens(found, parts)
+  width, longest = max(
+    (len(parts.tokenizer.encode_prompt(prompt.text)), prompt.id)
+    for each in found
+    for prompt in each.prompts
+  )
   context = config.model.max_position_embeddings
   if width >= context:
     raise UserError(
-      f'--suite: a prompt has {width} tokens, and the context of the model '
-      f'only {context} (config.model.max_position_embeddings)'
+      f'--suite: the prompt of {longest} has {width} tokens, and the context of '
+      f'the model only {context} (config.model.max_position_embeddings)'
     )
   return dataclasses.replace(
     config,
