@@ -1,4 +1,4 @@
-"""What takes more than five seconds is told of once."""
+"""Work that takes more than five seconds is told of once."""
 
 import logging
 import threading

@@ -27,7 +27,7 @@ def page(
   """Returns the page.
 
   Args:
-    evaluation: What was measured and how, by name.
+    evaluation: The policy and the settings that it was measured with, by name.
     rows: The table of results, the names of its columns first.
     suites: The stored completions of each suite.
     max_chars: Characters of completions, at most; the page says how many

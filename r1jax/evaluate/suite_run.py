@@ -72,14 +72,12 @@ class Reader:
     tokenizer: Encodes prompts and decodes completions.
     parser: Finds the answer in a completion.
     reward: Grades by rules alone.
-    max_prompt_tokens: Tokens of the longest prompt.
     sampling: How tokens are sampled.
   """
 
   tokenizer: Tokenizer
   parser: ResponseParser
   reward: RewardManager
-  max_prompt_tokens: int
   sampling: SamplingParams
 
 
@@ -139,9 +137,9 @@ class SuiteRun:
       self._todo += left
 
   def _requests(self, s: int, each: Problems, key) -> list[Request]:
-    batch = batching.pad_prompts(
-      each.prompts, self._reader.tokenizer, self._reader.max_prompt_tokens
-    )
+    encode = self._reader.tokenizer.encode_prompt
+    width = max(len(encode(prompt.text)) for prompt in each.prompts)
+    batch = batching.pad_prompts(each.prompts, self._reader.tokenizer, width)
     return [
       dataclasses.replace(
         request, name=(s, *request.name), group=(s, request.group)

@@ -57,7 +57,7 @@ def followed(response: str, gold: str) -> Followed:
   """Checks a response.
 
   Args:
-    response: What follows the reasoning of a completion.
+    response: The text of a completion behind its reasoning.
     gold: JSON of instruction_id_list and kwargs, as data/suites.py writes it.
   """
   parsed = json.loads(gold)

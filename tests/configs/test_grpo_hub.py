@@ -30,9 +30,9 @@ _SIZES = {
 }
 
 
-def _made(size: str):
+def _made(size: str, configs=grpo_hub):
   """The run, and the layout on the chips that the docstring names."""
-  run = run_config(grpo_hub.get_config(size))
+  run = run_config(configs.get_config(size))
   sizes = mesh_sizes(
     dict(data=1, fsdp=-1, tensor=run.mesh.tensor), _SIZES[size][1]
   )
@@ -61,18 +61,9 @@ def test_each_fits_its_chips(size):
   assert sampling + reference + kept['Adam moments, float32'] < limit
 
 
-def _fine_tuned(size: str):
-  run = run_config(sft_hub.get_config(size))
-  sizes = mesh_sizes(
-    dict(data=1, fsdp=-1, tensor=run.mesh.tensor), _SIZES[size][1]
-  )
-  mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
-  return run, Layout(mesh)
-
-
 @pytest.mark.parametrize('size', _SIZES)
 def test_sft_of_each_has_keys_of_effect_and_divides_over_its_chips(size):
-  run, layout = _fine_tuned(size)
+  run, layout = _made(size, sft_hub)
   effects.check(run)
   c = run.sft
   build.divides(
@@ -86,7 +77,7 @@ def test_sft_of_each_has_keys_of_effect_and_divides_over_its_chips(size):
   'size, chip', [('qwen2.5-0.5b', 'v5e'), ('llama-3.1-8b', 'v6e')]
 )
 def test_sft_of_the_smallest_and_the_largest_fits(size, chip):
-  run, layout = _fine_tuned(size)
+  run, layout = _made(size, sft_hub)
   (update,) = stage_list.updates(run, layout)
   limit = memory.SHARE * tpus.CHIPS[chip].hbm_bytes
   assert memory.predict(update, 'block').total < limit

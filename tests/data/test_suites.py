@@ -141,7 +141,7 @@ def test_gpqa_is_read_from_its_csv_file(tmp_path):
     assert head.endswith('one of A, B, C or D.')
     assert question == 'Which gem, "usually",\nis red?'
     assert f'{prompt.answer}) ruby' in options and len(options) == 4
-    # What says which option is right is not among the fields.
+    # No field tells a reward which option is right.
     assert set(prompt.fields) == {'id', 'question', 'answer', 'category'}
   path.write_text('Question,Correct Answer\nonly one value\n')
   with pytest.raises(UserError, match='not as many values as the first row'):
@@ -168,7 +168,7 @@ def test_mmlu_pro_has_up_to_ten_options_and_drops_fillers(tmp_path):
 
 def test_the_order_of_options_is_a_function_of_seed_and_id():
   names = [f'p{i}' for i in range(4000)]
-  # As sha256sum orders the texts 0/p0/0 to 0/p0/3.
+  # This is the order of the hashes that sha256sum prints for 0/p0/0 to 0/p0/3.
   assert choices.order(4, 'p0') == [2, 3, 1, 0]
   assert any(
     choices.order(4, name, seed=1) != choices.order(4, name)

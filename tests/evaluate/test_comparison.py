@@ -35,7 +35,7 @@ def test_the_numbers_of_a_suite():
   found = _result([2, 1, 0, 0])
   assert found.pass_at_1.mean == pytest.approx(3 / 8)
   assert found.pass_at_k == {1: pytest.approx(3 / 8), 2: pytest.approx(1 / 2)}
-  # Of one right and one wrong answer the first is elected.
+  # Where a right and a wrong answer have one vote each, the first is elected.
   assert found.consensus.mean == 0.5
   assert [p['correct'] for p in found.problems] == [2, 1, 0, 0]
   again = suite_report.SuiteResult.from_json(found.to_json())

@@ -75,7 +75,7 @@ def _problems(name='arithmetic', count=5, k=3):
 def _reader():
   parser = ResponseParser()
   reward = RewardManager({}, {}, parser, RewardOptions(64, 0, 4, 1.0))
-  return suite_run.Reader(_TEXT, parser, reward, 16, _SAMPLING)
+  return suite_run.Reader(_TEXT, parser, reward, _SAMPLING)
 
 
 def _answer(request) -> str:

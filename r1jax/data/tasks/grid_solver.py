@@ -14,8 +14,8 @@ import functools
 Value = tuple[int, int]
 Solution = Mapping[Value, int]
 
-# What is true of the houses of a clue's values. The last argument is the number
-# that unary clues and distances have.
+# Each relation says whether a clue holds for the houses of its values. The last
+# argument is the number that unary clues and distances have.
 RELATIONS: dict[str, Callable[[int, int, int], bool]] = {
   'at': lambda x, _, house: x == house,
   'not_at': lambda x, _, house: x != house,

@@ -129,6 +129,5 @@ def reader(config: RunConfig, parts: Parts) -> Reader:
     parts.tokenizer,
     parts.parser,
     RewardManager({}, {}, parts.parser, sampler.reward_options(config)),
-    config.data.max_prompt_tokens,
     sampler.eval_sampling(config, parts),
   )
